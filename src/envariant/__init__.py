@@ -1,0 +1,52 @@
+"""Envariant: train models on data that comes in environments, and tell honestly whether they hold.
+
+The public names live here. They are looked up when first used, so that importing the package, or asking
+the command line for help, loads neither PyTorch nor anything else that takes time.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from envariant import algorithms, data, models, published, reporting, schedules, tasks
+    from envariant.environments import Environment, EnvironmentSet, EnvironmentSource
+    from envariant.errors import EnvariantError
+    from envariant.training import TrainingResult, train
+
+_MODULES = ("algorithms", "data", "models", "published", "reporting", "schedules", "tasks")
+_NAMES = {
+    "Environment": "environments",
+    "EnvironmentSet": "environments",
+    "EnvironmentSource": "environments",
+    "EnvariantError": "errors",
+    "TrainingResult": "training",
+    "train": "training",
+}
+
+__all__ = [
+    "EnvariantError",
+    "Environment",
+    "EnvironmentSet",
+    "EnvironmentSource",
+    "TrainingResult",
+    "algorithms",
+    "data",
+    "models",
+    "published",
+    "reporting",
+    "schedules",
+    "tasks",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"envariant.{name}")
+    if name in _NAMES:
+        return getattr(import_module(f"envariant.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'envariant' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,117 @@
+"""An algorithm made of parts: any weighting with any penalties and any gradient combination.
+
+The one thing worth explaining is how a penalty that couples environments, such as the variance of their
+risks, meets a rule that wants one gradient an environment, such as AND-mask. By the chain rule the
+gradient of the whole loss is a sum over environments, ∇L = Σ_e (∂L/∂z_e)(∂z_e/∂θ), z_e being what the
+model gives for the rows of e. So L is differentiated once with respect to the outputs, and each
+environment's share is carried back through the model on its own. For the mean risk, E times that share is
+exactly g_e = ∇R_e; for everything else it is the natural extension, and every combination is possible.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp
+
+from envariant.algorithms.contract import (
+    Algorithm,
+    Combination,
+    Forward,
+    Metrics,
+    Parameters,
+    Part,
+    Penalty,
+    State,
+    Weighting,
+)
+from envariant.algorithms.gradients.mean import MeanGradient
+from envariant.algorithms.weightings.mean import Mean
+from envariant.environments import EnvironmentBatch
+from envariant.errors import EnvariantError
+from envariant.schedules import Schedule
+
+
+@final
+@dataclass(frozen=True)
+class Composition(Algorithm):
+    """L = [ weighting(R) + Σ_k c_k(t)·P_k + l2·‖θ‖² ] / divisor, its gradient combined over environments.
+
+    Attributes:
+        weighting: risks to one risk.
+        penalties: each with its coefficient.
+        combination: gradients of the environments to one gradient.
+        l2: weight of the squared norm of all parameters *inside* the loss, as in the IRM code. It is no
+            environment's evidence, so its gradient is added after the combination.
+        rescale: divide the whole loss by the largest coefficient once that exceeds 1, as the IRM and REx
+            code do, to keep gradients in range.
+    """
+
+    weighting: Weighting = field(default_factory=Mean)
+    penalties: tuple[Penalty, ...] = ()
+    combination: Combination = field(default_factory=MeanGradient)
+    l2: float = 0.0
+    rescale: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.l2 >= 0:
+            raise EnvariantError(f"Composition: l2 must be at least 0; got {self.l2:g}")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Weighting, penalties and combination, in order."""
+        return (self.weighting, *self.penalties, self.combination)
+
+    @property
+    def minimum_environments(self) -> int:
+        return max(part.minimum_environments for part in self.parts)
+
+    @property
+    def needs_features(self) -> bool:
+        return any(part.needs_features for part in self.parts)
+
+    def init(self, params: Parameters, environments: int) -> State:
+        return {str(i): part.init(params, environments) for i, part in enumerate(self.parts)}
+
+    def gradients(
+        self, forward: Forward, params: Parameters, batch: EnvironmentBatch, state: State, step: int
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        divisor = self._divisor(step)
+
+        def loss(features: Tensor, logits: Tensor) -> tuple[Tensor, tuple[State, Metrics]]:
+            predicted = batch.predicted(features, logits)
+            states: dict[str, Any] = dict(state)
+            total, states["0"] = self.weighting.risk(predicted, state["0"], step)
+            metrics = {"risk": total.detach()}
+            for key, part in enumerate(self.penalties, start=1):
+                value, states[str(key)] = part.penalty(predicted, state[str(key)])
+                total = total + part.coefficient(step) * value
+                metrics[f"{part.name} penalty"] = value.detach()
+            return total / divisor, (states, metrics)
+
+        # Environments go through the model one at a time only if their gradients are wanted apart.
+        apart = not isinstance(self.combination, MeanGradient)
+        pieces = batch.split(batch.inputs) if apart else (batch.inputs,)
+        outputs, pullbacks = zip(
+            *(vjp(lambda p, x=x: forward(p, x), params) for x in pieces), strict=True
+        )
+        features, logits = (torch.cat(output) for output in zip(*outputs, strict=True))
+        cotangents, (states, metrics) = grad(loss, argnums=(0, 1), has_aux=True)(features, logits)
+        if apart:
+            shares = zip(*map(batch.split, cotangents), strict=True)
+            each = [pull(share)[0] for pull, share in zip(pullbacks, shares, strict=True)]
+            stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in params}
+            gradient = self.combination.combine(stacked)
+        else:
+            (gradient,) = pullbacks[0](cotangents)
+        decay = 2 * self.l2 / divisor
+        return {name: g + decay * params[name] for name, g in gradient.items()}, states, metrics
+
+    def _divisor(self, step: int) -> float:
+        coefficients = [
+            part.coefficient(step)
+            for part in self.parts
+            if isinstance(getattr(part, "coefficient", None), Schedule)
+        ]
+        return max(1.0, *coefficients) if self.rescale and coefficients else 1.0

@@ -1,0 +1,51 @@
+"""AND-mask: move a weight only where the environments agree which way it should go."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, final
+
+from torch import Tensor
+
+from envariant.algorithms.contract import Combination
+from envariant.errors import EnvariantError
+from envariant.search_space import Choice, Uniform
+
+
+@final
+@dataclass(frozen=True)
+class AndMask(Combination):
+    """mask · ḡ with mask = 1[|mean_e sign(g_e)| ≥ τ], entry by entry. Parascandolo et al. 2020.
+
+    An optimizer's weight decay acts after the mask: masked weights still decay.
+
+    Attributes:
+        threshold: τ in [0, 1]. 0 keeps every entry; 1 only those where all environments agree.
+        mean: what the mask multiplies: the arithmetic mean of the gradients or their geometric mean,
+            sign(ḡ)·exp((1/E) Σ_e log(|g_e| + 1e-10)).
+        inverse_sparsity: divide each tensor by the share of its entries that the mask keeps.
+    """
+
+    name: ClassVar[str] = "and-mask"
+    paper: ClassVar[str] = "Parascandolo et al. 2020, arXiv 2009.00329"
+    minimum_environments: ClassVar[int] = 2
+    threshold: Annotated[float, Uniform(0.5, 1.0)] = 1.0
+    mean: Annotated[Literal["arithmetic", "geometric"], Choice(("arithmetic", "geometric"))] = "arithmetic"
+    inverse_sparsity: Annotated[bool, Choice((True, False))] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise EnvariantError(f"AndMask: threshold must lie in [0, 1]; got {self.threshold:g}")
+        if self.mean not in ("arithmetic", "geometric"):
+            raise EnvariantError(f"AndMask: mean must be arithmetic or geometric; got {self.mean!r}")
+
+    def combine(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._combine(gradient) for name, gradient in gradients.items()}
+
+    def _combine(self, gradients: Tensor) -> Tensor:
+        # The tolerance keeps rounding of τ = k/E from deciding.
+        mask = (gradients.sign().mean(dim=0).abs() >= self.threshold - 1e-6).to(gradients.dtype)
+        combined = gradients.mean(dim=0)
+        if self.mean == "geometric":
+            combined = combined.sign() * (gradients.abs() + 1e-10).log().mean(dim=0).exp()
+        combined = mask * combined
+        return combined / (1e-10 + mask.mean()) if self.inverse_sparsity else combined

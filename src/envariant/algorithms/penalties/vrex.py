@@ -1,0 +1,35 @@
+"""V-REx: a predictor whose risk is the same in every environment cannot lean on what varies between them."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+from torch import Tensor
+
+from envariant.algorithms.contract import Penalty, State
+from envariant.environments import PredictedBatch
+from envariant.schedules import Schedule, Step, schedule
+from envariant.search_space import LogUniform
+
+
+@final
+@dataclass(frozen=True)
+class VREx(Penalty):
+    """Var_e(R_e), with divisor E. Krueger et al. 2021, eq. 8.
+
+    Attributes:
+        coefficient: β.
+        pairwise: the form of the REx code, Σ_{e<f} (R_e − R_f)² = E²·Var: for two environments 4·Var.
+    """
+
+    name: ClassVar[str] = "vrex"
+    paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"
+    minimum_environments: ClassVar[int] = 2
+    coefficient: Annotated[Schedule, LogUniform(1e2, 1e6)] = Step(1.0, 1e4, at=100)
+    pairwise: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "coefficient", schedule(self.coefficient))
+
+    def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
+        variance = predicted.risks.var(correction=0)
+        return variance * (len(predicted.risks) ** 2 if self.pairwise else 1), state

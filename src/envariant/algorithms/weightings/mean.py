@@ -1,0 +1,34 @@
+"""The mean risk: what empirical risk minimization minimises, and the starting point of all others."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from envariant.algorithms.contract import State, Weighting
+from envariant.environments import PredictedBatch
+from envariant.errors import EnvariantError
+from envariant.search_space import Choice
+
+
+@final
+@dataclass(frozen=True)
+class Mean(Weighting):
+    """R̄ = (1/E) Σ_e R_e, or the mean over all rows: the same where environments are of one size.
+
+    Attributes:
+        over: "environments" gives a small hospital the weight of a large one; "rows" weighs by size.
+    """
+
+    name: ClassVar[str] = "mean"
+    paper: ClassVar[str] = "Vapnik 1998"
+    over: Annotated[Literal["environments", "rows"], Choice(("environments", "rows"))] = "environments"
+
+    def __post_init__(self) -> None:
+        if self.over not in ("environments", "rows"):
+            raise EnvariantError(f"Mean: over must be environments or rows; got {self.over!r}")
+
+    def risk(self, predicted: PredictedBatch, state: State, step: int) -> tuple[Tensor, State]:
+        del step
+        return torch.mean(predicted.risks if self.over == "environments" else predicted.losses), state

@@ -1,0 +1,42 @@
+"""MM-REx: the worst of all affine combinations of the risks, which reaches beyond the worst environment."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+from torch import Tensor
+
+from envariant.algorithms.contract import State, Weighting
+from envariant.environments import PredictedBatch
+from envariant.schedules import Constant, Schedule, Step, schedule
+from envariant.search_space import LogUniform
+
+
+@final
+@dataclass(frozen=True)
+class MMREx(Weighting):
+    """max over Σλ_e = 1, λ_e ≥ λ_min of Σ_e λ_e R_e = R̄ + κ·(max_e R_e − R̄), with κ = 1 − E·λ_min.
+
+    κ = 0 is ERM, κ = 1 the worst risk (risk interpolation), κ > 1 extrapolates. Krueger et al., eq. 4–5.
+
+    Attributes:
+        coefficient: κ. The REx code's weight c on |R_1 − R_2| is κ = c for two environments.
+    """
+
+    name: ClassVar[str] = "mm-rex"
+    paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"
+    minimum_environments: ClassVar[int] = 2
+    coefficient: Annotated[Schedule, LogUniform(1e2, 1e6)] = Step(1.0, 1e4, at=100)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "coefficient", schedule(self.coefficient))
+
+    @classmethod
+    def with_minimum_weight(cls, minimum: float, environments: int) -> "MMREx":
+        """The paper's form: no environment's weight λ_e falls below `minimum` (at most 1/E)."""
+        return cls(Constant(1 - environments * minimum))
+
+    def risk(self, predicted: PredictedBatch, state: State, step: int) -> tuple[Tensor, State]:
+        risks = predicted.risks
+        # Indexing by argmax gives a tie to the lowest index, where max would share the gradient.
+        worst = risks.gather(0, risks.detach().argmax().reshape(1))[0]
+        return risks.mean() + self.coefficient(step) * (worst - risks.mean()), state

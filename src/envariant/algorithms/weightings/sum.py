@@ -1,0 +1,26 @@
+"""The sum of the risks, as the V-REx paper writes its objective.
+
+Beside a penalty it is not the mean in disguise: with E environments the penalty weighs E times less.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from envariant.algorithms.contract import State, Weighting
+from envariant.environments import PredictedBatch
+
+
+@final
+@dataclass(frozen=True)
+class Sum(Weighting):
+    """Σ_e R_e."""
+
+    name: ClassVar[str] = "sum"
+    paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"
+
+    def risk(self, predicted: PredictedBatch, state: State, step: int) -> tuple[Tensor, State]:
+        del step
+        return torch.sum(predicted.risks), state

@@ -1,0 +1,122 @@
+"""The construction behind every colored-digit set: noisy labels from shapes, misleading colours from labels.
+
+A digit's shape says s (its group of five). The label is y = s ⊕ Bern(label noise), the colour
+c = y ⊕ Bern(flip), and colour c is the channel that holds the digit. Within an environment colour may
+predict the label better than shape does; only shape keeps its word in the next one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from envariant.environments import Environment
+
+
+@final
+@dataclass(frozen=True)
+class Theory:
+    """What can be known of one environment beforehand, for balanced classes.
+
+    Attributes:
+        shape_only: accuracy of the best rule that sees only the shape, 1 − label noise.
+        colour_only: accuracy of the rule "the label is the colour", 1 − flip.
+        bayes: accuracy of the best rule of this environment that sees both.
+        bayes_risk: its risk in nats, the entropy of the label given shape and colour.
+    """
+
+    shape_only: float
+    colour_only: float
+    bayes: float
+    bayes_risk: float
+
+
+def theory(label_noise: float, flip: float) -> Theory:
+    """Closed forms by Bayes' rule; given the label, shape and colour are independent."""
+    q, e = label_noise, flip
+    agree = (1 - q) * (1 - e) + q * e
+    # P(y = 1 | s = 1, c = 1) and P(y = 1 | s = 1, c = 0), each with the probability of its case.
+    cases = (
+        (agree, (1 - q) * (1 - e) / agree if agree else 0.5),
+        (1 - agree, (1 - q) * e / (1 - agree) if agree < 1 else 0.5),
+    )
+    return Theory(
+        shape_only=1 - q,
+        colour_only=1 - e,
+        bayes=sum(weight * max(p, 1 - p) for weight, p in cases),
+        bayes_risk=sum(weight * entropy(p) for weight, p in cases),
+    )
+
+
+def entropy(p: float) -> float:
+    """Binary entropy in nats."""
+    return float(-sum(x * np.log(x) for x in (p, 1 - p) if x > 0))
+
+
+def paint(
+    name: str,
+    images: Float[Tensor, "rows height width"],
+    digits: Int[Tensor, " rows"],
+    shape: Bool[Tensor, " rows"],
+    *,
+    flipped_label: Bool[Tensor, " rows"],
+    flipped_colour: Bool[Tensor, " rows"],
+) -> Environment:
+    """One environment from gray digits and the outcomes of its two coins per row.
+
+    Args:
+        name: of the environment.
+        images: ink in [0, 1].
+        digits: 0 … 9.
+        shape: s, what the shape says of the label.
+        flipped_label: where label noise struck.
+        flipped_colour: where the colour was flipped.
+
+    Returns:
+        Inputs `[rows, 2, height, width]` with the digit in channel c and zeros in the other, targets y,
+        and the attributes digit, shape and colour.
+    """
+    label = shape ^ flipped_label
+    colour = label ^ flipped_colour
+    inputs = torch.zeros(len(images), 2, *images.shape[1:])
+    inputs[torch.arange(len(images)), colour.long()] = images
+    attributes = {"digit": digits, "shape": shape.long(), "colour": colour.long()}
+    return Environment(name, inputs, label.float(), attributes)
+
+
+def grayscale(environment: Environment) -> Environment:
+    """The same rows with both colours added up, so that no model can see which it was: the oracle's data."""
+    gray = environment.inputs.sum(dim=1, keepdim=True)
+    return Environment(environment.name, gray, environment.targets, environment.attributes)
+
+
+def as_rgb(environment: Environment, mean: float, deviation: float) -> Environment:
+    """Red, green and an empty blue channel, standardised as the "thirds" data are at loading."""
+    rgb = torch.zeros(len(environment), 3, *environment.inputs.shape[2:])
+    rgb[:, :2] = (environment.inputs - mean) / deviation
+    return Environment(environment.name, rgb, environment.targets, environment.attributes)
+
+
+def uniforms(rows: int, generator: torch.Generator) -> Float[Tensor, " rows"]:
+    """Float32 uniforms in [0, 1), in the order in which the IRM code draws them."""
+    return torch.rand(rows, generator=generator)
+
+
+def ink(images: UInt8[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
+    """Images of `size` pixels a side by keeping every k-th row and column from the first, scaled to [0, 1]."""
+    stride = images.shape[1] // size
+    return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
+
+
+def agreements(environment: Environment) -> Mapping[str, float]:
+    """Shares of rows on which the label agrees with the colour and with the shape, and of label 1."""
+    label = environment.targets.long()
+    return {
+        "colour": float((environment.attributes["colour"] == label).float().mean()),
+        "shape": float((environment.attributes["shape"] == label).float().mean()),
+        "label 1": float(label.float().mean()),
+    }

@@ -1,0 +1,265 @@
+"""The words that every room of the house speaks: environments, sets of them, and batches of their rows.
+
+An environment is a name and rows drawn from one distribution: a hospital, a year, a camera, a colour
+bias. Which environments are trained on and which are held out is *not* part of them; it is decided by
+each experiment. Sizes may differ everywhere, because real data are uneven.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from envariant.errors import EnvariantError, unknown_name
+from envariant.tasks import Task
+
+
+@final
+@dataclass(frozen=True)
+class Environment:
+    """A name and its rows.
+
+    Attributes:
+        name: what people call it.
+        inputs: `[rows, *input_shape]`, float32.
+        targets: `[rows]`, as the task wants them.
+        attributes: more that is known of each row, `[rows]` each, such as its digit and colour. Models
+            never see it; figures and diagnostics do.
+    """
+
+    name: str
+    inputs: Float[Tensor, "rows *input_shape"]
+    targets: Shaped[Tensor, " rows"]
+    attributes: Mapping[str, Shaped[Tensor, " rows"]] = field(default_factory=dict[str, Tensor])
+
+    def __post_init__(self) -> None:
+        rows = len(self.inputs)
+        if rows == 0:
+            raise EnvariantError(f"environment '{self.name}': has no rows; leave it out")
+        if self.targets.shape != (rows,):
+            raise EnvariantError(
+                f"environment '{self.name}': {rows} rows of inputs need targets of shape ({rows},); "
+                f"got {tuple(self.targets.shape)}"
+            )
+        bad = ~torch.isfinite(self.inputs).flatten(1).all(dim=1)
+        if bool(bad.any()):
+            raise EnvariantError(
+                f"environment '{self.name}': inputs hold NaN or infinity in {int(bad.sum())} of {rows} rows "
+                f"(first: row {int(bad.nonzero()[0])}); fill in or remove them"
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def rows(self, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the rows at `index`, or of all: the one way to an environment's rows."""
+        if index is None:
+            return self.inputs, self.targets
+        return self.inputs[index], self.targets[index]
+
+
+@final
+@dataclass(frozen=True)
+class Suggestion:
+    """What the protocol of some data uses for one algorithm, so that a bare command repeats the paper.
+
+    Attributes:
+        hyperparameters: of the algorithm, by name.
+        model, optimizer: as written on the command line.
+        steps: optimizer updates.
+        batch_size: rows of each environment a step; None is all of them.
+        source: where these settings come from.
+    """
+
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    model: str = "mlp(hidden=64)"
+    optimizer: str = "adam"
+    steps: int = 500
+    learning_rate: float = 1e-3
+    batch_size: int | None = None
+    source: str = "the library's general defaults"
+
+
+class EnvironmentSource(ABC):
+    """Something environments can be drawn from: a construction with a seed, or a fixed set."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The text that names this source on the command line and in stored results."""
+
+    @abstractmethod
+    def draw(self, seed: int) -> "EnvironmentSet":
+        """The environments of one data draw; the same seed gives the same bits."""
+
+    def suggestion(self, algorithm: str) -> Suggestion:
+        """Settings that suit these data and the algorithm of that name."""
+        del algorithm
+        return Suggestion()
+
+
+@final
+@dataclass(frozen=True)
+class Known:
+    """What theory says about a set, in the task's metric: guessing, and the best invariant predictor."""
+
+    chance: float | None = None
+    optimum: float | None = None
+
+
+@final
+@dataclass(frozen=True)
+class EnvironmentSet(EnvironmentSource):
+    """Environments that share a task and an input shape.
+
+    A set is also a source: one that draws itself whatever the seed.
+
+    Attributes:
+        label: the name of the set.
+        environments: in a fixed order.
+        task: what is predicted.
+        test: names of the environments held out unless an experiment says otherwise.
+        known: what theory says.
+    """
+
+    label: str
+    environments: tuple[Environment, ...]
+    task: Task
+    test: tuple[str, ...] = ()
+    known: Known = Known()
+
+    def __post_init__(self) -> None:
+        if not self.environments:
+            raise EnvariantError(f"{self.label}: has no environments")
+        repeated = {name for name in self.names if self.names.count(name) > 1}
+        if repeated:
+            raise EnvariantError(f"{self.label}: environment name '{sorted(repeated)[0]}' is used twice")
+        for environment in self.environments:
+            if environment.inputs.shape[1:] != self.input_shape:
+                raise EnvariantError(
+                    f"{self.label}: environment '{environment.name}' has inputs of shape "
+                    f"{tuple(environment.inputs.shape[1:])}, '{self.names[0]}' has {tuple(self.input_shape)}"
+                )
+        cast = tuple(
+            Environment(e.name, e.inputs, self.task.cast(e.targets, f"environment '{e.name}'"), e.attributes)
+            for e in self.environments
+        )
+        object.__setattr__(self, "environments", cast)
+        self.roles(self.test)
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The environments' names, in order."""
+        return tuple(environment.name for environment in self.environments)
+
+    @property
+    def input_shape(self) -> torch.Size:
+        """The shape of one row of inputs."""
+        return self.environments[0].inputs.shape[1:]
+
+    def draw(self, seed: int) -> "EnvironmentSet":
+        del seed
+        return self
+
+    def __getitem__(self, name: str) -> Environment:
+        for environment in self.environments:
+            if environment.name == name:
+                return environment
+        raise unknown_name("environment", name, self.names, where=self.label)
+
+    def roles(self, test: Sequence[str] | None = None) -> dict[str, str]:
+        """Every environment's role, "train" or "test", in order.
+
+        Args:
+            test: names to hold out; None holds out the set's own default.
+
+        Raises:
+            EnvariantError: a name is unknown, or nothing is left to train on.
+        """
+        held_out = self.test if test is None else tuple(test)
+        for name in held_out:
+            if name not in self.names:
+                raise unknown_name("environment", name, self.names, where=self.label)
+        if set(held_out) >= set(self.names):
+            raise EnvariantError(f"{self.label}: all environments are held out; none is left to train on")
+        return {name: "test" if name in held_out else "train" for name in self.names}
+
+
+@final
+@dataclass(frozen=True)
+class EnvironmentBatch:
+    """Rows of several environments laid end to end, environment by environment.
+
+    Attributes:
+        inputs: `[rows, *input_shape]`.
+        targets: `[rows]`.
+        sizes: rows of each environment, in order; they may differ.
+        task: what is predicted.
+    """
+
+    inputs: Shaped[Tensor, "rows *input_shape"]
+    targets: Shaped[Tensor, " rows"]
+    sizes: tuple[int, ...]
+    task: Task
+
+    def to(self, device: torch.device) -> "EnvironmentBatch":
+        """The batch on a device."""
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+    def split(self, values: Shaped[Tensor, "rows *shape"]) -> tuple[Tensor, ...]:
+        """`values`, one tensor an environment."""
+        return values.split(self.sizes)
+
+    def per_environment_mean(
+        self, values: Float[Tensor, "rows *shape"]
+    ) -> Float[Tensor, "environments *shape"]:
+        """The mean of `values` over the rows of each environment: the one way to a risk per environment."""
+        if len(set(self.sizes)) == 1:
+            # Equal sizes need no gather: a reshape, which costs nothing and vectorises.
+            return values.reshape(len(self.sizes), self.sizes[0], *values.shape[1:]).mean(dim=1)
+        return torch.stack([part.mean(dim=0) for part in self.split(values)])
+
+    def predicted(self, features: Float[Tensor, "rows width"], logits: Float[Tensor, "rows *c"]) -> "PredictedBatch":
+        """The batch together with what a model says of it."""
+        losses = self.task.losses(logits, self.targets)
+        return PredictedBatch(self, features, logits, losses, self.per_environment_mean(losses))
+
+
+@final
+@dataclass(frozen=True)
+class PredictedBatch:
+    """A batch and what the model made of it: all that a weighting or a penalty may look at.
+
+    Attributes:
+        batch: the rows.
+        features: `[rows, width]`, what the featurizer gives and the head reads.
+        logits: `[rows]` or `[rows, classes]`.
+        losses: `[rows]`, in nats or squared units of the target.
+        risks: `[environments]`, the mean loss of each environment.
+    """
+
+    batch: EnvironmentBatch
+    features: Float[Tensor, "rows width"]
+    logits: Float[Tensor, "rows *c"]
+    losses: Float[Tensor, " rows"]
+    risks: Float[Tensor, " environments"]
+
+    def multiplier_derivatives(self) -> Float[Tensor, " rows"]:
+        """Every row's derivative of its loss with respect to a multiplier of its logits, at 1."""
+        return self.batch.task.multiplier_derivatives(self.logits, self.batch.targets)
+
+
+def collate(rows: Sequence[tuple[Tensor, Tensor]], task: Task) -> EnvironmentBatch:
+    """One batch from the rows of each environment, in order."""
+    inputs, targets = zip(*rows, strict=True)
+    return EnvironmentBatch(
+        torch.cat(inputs), torch.cat(targets), tuple(len(part) for part in targets), task
+    )

@@ -1,0 +1,27 @@
+"""Networks, each a frozen description that builds a featurizer and a head for the shapes at hand."""
+
+from envariant import specs
+from envariant.errors import unknown_name
+from envariant.models.contract import FeaturizerAndHead, ModelFamily
+from envariant.models.lenet import LeNet
+from envariant.models.linear import Linear
+from envariant.models.mlp import MLP
+from envariant.models.mnist_cnn import MNISTCNN
+
+MODELS: dict[str, type[ModelFamily]] = {cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN)}
+
+
+def model_family(text: str) -> ModelFamily:
+    """The family that a string such as `mlp(hidden=390)` names.
+
+    Raises:
+        EnvariantError: there is no such family, or it has no such setting.
+    """
+    spec = specs.parse(text)
+    cls = MODELS.get(spec.name)
+    if cls is None:
+        raise unknown_name("model", spec.name, MODELS)
+    return cls(**specs.fill(cls, spec))
+
+
+__all__ = ["MLP", "MNISTCNN", "MODELS", "FeaturizerAndHead", "LeNet", "Linear", "ModelFamily", "model_family"]

@@ -1,0 +1,37 @@
+"""LeNet as the course report draws it: three convolutions, two poolings, two fully connected layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import nn
+
+from envariant.errors import EnvariantError
+from envariant.models.contract import FeaturizerAndHead, ModelFamily
+
+
+@final
+@dataclass(frozen=True)
+class LeNet(ModelFamily):
+    """conv 6@5×5, pool, conv 16@5×5, pool, conv 120 over what is left, fully connected 84, then the head.
+
+    LeCun et al. 1998 (LeNet-5) with ReLU and max pooling. On 28×28 images the third convolution is the
+    original's 5×5; on smaller ones it spans the map that remains.
+    """
+
+    name: ClassVar[str] = "lenet"
+
+    def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
+        if len(input_shape) != 3 or input_shape[1] != input_shape[2] or input_shape[1] < 12:
+            raise EnvariantError(
+                f"lenet: needs square images of at least 12×12, channels first; "
+                f"got inputs of shape {tuple(input_shape)} (an mlp takes any shape)"
+            )
+        left = (input_shape[1] // 2 - 4) // 2
+        featurizer = nn.Sequential(
+            nn.Conv2d(input_shape[0], 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 120, left), nn.ReLU(), nn.Flatten(),
+            nn.Linear(120, 84), nn.ReLU(),
+        )  # fmt: skip
+        return FeaturizerAndHead(featurizer, nn.Linear(84, outputs))

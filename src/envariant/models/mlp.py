@@ -1,0 +1,45 @@
+"""A multilayer perceptron of any depth and width; by default that of the IRM paper's Colored MNIST."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, final
+
+from torch import nn
+
+from envariant.errors import EnvariantError
+from envariant.models.contract import FeaturizerAndHead, ModelFamily, xavier_linear
+
+
+@final
+@dataclass(frozen=True)
+class MLP(ModelFamily):
+    """Flatten, then `depth` hidden layers with ReLU (the featurizer), then one linear layer (the head).
+
+    Xavier-uniform weights, zero biases. Arjovsky et al. 2019 use hidden=390, depth=2.
+
+    Attributes:
+        hidden: the width of every hidden layer, or a tuple with the width of each.
+        depth: hidden layers; ignored where `hidden` is a tuple.
+    """
+
+    name: ClassVar[str] = "mlp"
+    hidden: int | tuple[int, ...] = 390
+    depth: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.widths or any(not isinstance(w, int) or w < 1 for w in self.widths):  # pyright: ignore[reportUnnecessaryIsInstance] -- it comes from a string
+            raise EnvariantError(f"mlp: hidden widths must be whole numbers from 1; got {self.hidden}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The width of each hidden layer."""
+        return self.hidden if isinstance(self.hidden, tuple) else (self.hidden,) * self.depth
+
+    def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
+        widths = (math.prod(input_shape), *self.widths)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for wide, narrow in pairwise(widths):
+            layers += [xavier_linear(wide, narrow), nn.ReLU()]
+        return FeaturizerAndHead(nn.Sequential(*layers), xavier_linear(widths[-1], outputs))

@@ -1,0 +1,112 @@
+"""Where a hyperparameter may be searched, declared in its own type.
+
+`coefficient: Annotated[float, LogUniform(1e2, 1e6)] = 1e4` says in one place what the value is, what it
+is by default and where a random search may look. Nothing else in the house keeps a list of ranges.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Any, final, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from envariant.errors import EnvariantError
+
+
+class Range(ABC):
+    """A distribution from which a random search draws one value."""
+
+    @abstractmethod
+    def draw(self, generator: np.random.Generator) -> Any:
+        """One value; all randomness comes from `generator`."""
+
+
+@final
+@dataclass(frozen=True)
+class Uniform(Range):
+    """Uniform on [low, high)."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _ordered(self, self.low, self.high)
+
+    def draw(self, generator: np.random.Generator) -> float:
+        return float(generator.uniform(self.low, self.high))
+
+    def __str__(self) -> str:
+        return f"{self.low:g} … {self.high:g}"
+
+
+@final
+@dataclass(frozen=True)
+class LogUniform(Range):
+    """Uniform in the logarithm on [low, high); both positive."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _ordered(self, self.low, self.high)
+        if self.low <= 0:
+            raise EnvariantError(f"LogUniform: low must be positive; got {self.low:g}")
+
+    def draw(self, generator: np.random.Generator) -> float:
+        return math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
+
+    def __str__(self) -> str:
+        return f"{self.low:g} … {self.high:g}, log"
+
+
+@final
+@dataclass(frozen=True)
+class UniformInteger(Range):
+    """A whole number from low to high, both included."""
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        _ordered(self, self.low, self.high + 1)
+
+    def draw(self, generator: np.random.Generator) -> int:
+        return int(generator.integers(self.low, self.high + 1))
+
+    def __str__(self) -> str:
+        return f"{self.low} … {self.high}, whole"
+
+
+@final
+@dataclass(frozen=True)
+class Choice(Range):
+    """One of the listed values, each as likely."""
+
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise EnvariantError("Choice: needs at least one value")
+
+    def draw(self, generator: np.random.Generator) -> Any:
+        return self.values[int(generator.integers(len(self.values)))]
+
+    def __str__(self) -> str:
+        return " | ".join(str(value) for value in self.values)
+
+
+def ranges(cls: type[Any]) -> dict[str, Range]:
+    """The declared range of every field of a class that declares one, by field name."""
+    found: dict[str, Range] = {}
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            declared = [extra for extra in get_args(hint)[1:] if isinstance(extra, Range)]
+            if declared:
+                found[name] = declared[0]
+    return found
+
+
+def _ordered(where: Range, low: float, high: float) -> None:
+    if not low < high:
+        raise EnvariantError(f"{type(where).__name__}: low must lie below high; got {low:g}, {high:g}")

@@ -1,0 +1,135 @@
+"""The little language in which things are named with their settings: `poly(k=1, p=3, after=190)`.
+
+Schedules, models, algorithms and data sets are written this way on the command line, in stored results
+and in Python. Python's own parser reads the arguments, so numbers, strings, tuples and nested calls mean
+what a reader expects; nothing is ever evaluated.
+"""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast, final
+
+from envariant.errors import EnvariantError, unknown_name
+
+# A name may hold hyphens, plus signs and a protocol after a colon: "and-mask", "erm++", "colored-mnist:irm".
+_CALL = re.compile(r"\s*(?P<name>[A-Za-z][\w+:-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
+
+
+@final
+@dataclass(frozen=True)
+class Spec:
+    """A name with positional and keyword arguments; arguments may be specs themselves."""
+
+    name: str
+    positional: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __str__(self) -> str:
+        arguments = [format_value(value) for value in self.positional]
+        arguments += [f"{key}={format_value(value)}" for key, value in self.keywords.items()]
+        return f"{self.name}({', '.join(arguments)})" if arguments else self.name
+
+
+def parse(text: str) -> Spec:
+    """Reads `name` or `name(1, key=value, …)`.
+
+    Raises:
+        EnvariantError: the text is not of that form.
+    """
+    match = _CALL.fullmatch(text)
+    if match is None:
+        raise EnvariantError(f"cannot read '{text}': expected name or name(key=value, …)")
+    try:
+        # The name may not be a Python name, so only the arguments go through the parser.
+        call = ast.parse(f"_({match['arguments'] or ''})", mode="eval").body
+    except SyntaxError:
+        raise EnvariantError(f"cannot read '{text}': expected name(key=value, …)") from None
+    if not isinstance(call, ast.Call):
+        raise EnvariantError(f"cannot read '{text}': expected one name(key=value, …)")
+    spec = cast(Spec, _value(call, text))
+    return Spec(match["name"], spec.positional, spec.keywords)
+
+
+def parse_value(text: str) -> Any:
+    """Reads one value as typed after `--set key=`: a number, true, false, none, a word or a spec."""
+    try:
+        return _value(ast.parse(text.strip(), mode="eval").body, text)
+    except SyntaxError:
+        # Not Python, so a name with a hyphen, or a call of one.
+        spec = parse(text)
+        return spec if spec.positional or spec.keywords else spec.name
+
+
+def format_value(value: Any) -> str:
+    """The text that `parse_value` reads back as `value`."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, float):
+        # %.12g writes 10000 for 1e4 and keeps every digit a person would type.
+        short = f"{value:.12g}"
+        return short if float(short) == value else repr(value)
+    if isinstance(value, tuple):
+        items = cast(tuple[Any, ...], value)
+        return f"({', '.join(map(format_value, items))}{',' if len(items) == 1 else ''})"
+    return str(value)
+
+
+def fill(cls: type[Any], spec: Spec, positional: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Matches a spec's arguments with the fields of a dataclass; the caller builds it.
+
+    Args:
+        cls: the dataclass.
+        spec: the arguments.
+        positional: the fields that may be given without a key, in order; None means all.
+
+    Raises:
+        EnvariantError: an unknown or repeated key, or too many arguments.
+    """
+    names = tuple(f.name for f in dataclasses.fields(cls) if f.init)
+    order = names if positional is None else positional
+    if len(spec.positional) > len(order):
+        raise EnvariantError(
+            f"{spec.name}: takes at most {len(order)} values without a key; got {len(spec.positional)}"
+        )
+    arguments = dict(zip(order, spec.positional, strict=False))
+    for key, value in spec.keywords.items():
+        if key not in names:
+            raise unknown_name("setting", key, names, where=spec.name)
+        if key in arguments:
+            raise EnvariantError(f"{spec.name}: '{key}' is given twice")
+        arguments[key] = value
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.init
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - arguments.keys()):
+        raise EnvariantError(f"{spec.name}: needs {', '.join(missing)}, as in {spec.name}({missing[0]}=…)")
+    return arguments
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.Name(id=name):
+            # Words a shell user types: true, none, mean. Python's spellings are constants already.
+            return {"true": True, "false": False, "none": None, "inf": float("inf")}.get(name, name)
+        case ast.Tuple(elts=items) | ast.List(elts=items):
+            return tuple(_value(item, text) for item in items)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+            named = {k.arg: _value(k.value, text) for k in keywords if k.arg is not None}
+            if len(named) == len(keywords):
+                return Spec(name, tuple(_value(a, text) for a in args), named)
+        case _:
+            pass
+    raise EnvariantError(
+        f"cannot read '{text}': expected numbers, words, tuples or name(key=value, …)"
+    )

@@ -1,0 +1,71 @@
+"""Data augmentation on whole batches of images: random rotation, shear and scaling, one draw a row."""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float
+from torch import Tensor
+
+from envariant import specs
+from envariant.errors import EnvariantError, unknown_name
+
+
+@final
+@dataclass(frozen=True)
+class RandomAffine:
+    """Each image is rotated, sheared and scaled about its centre, bilinear, filled with its corner pixel.
+
+    Attributes:
+        rotation: largest angle, degrees, either way.
+        shear: largest shear angle along x, degrees, either way.
+        scale: largest relative change of size: 0.2 gives factors from 0.8 to 1.2.
+    """
+
+    rotation: float = 15.0
+    shear: float = 10.0
+    scale: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rotation <= 180 and 0 <= self.shear < 90 and 0 <= self.scale < 1):
+            raise EnvariantError(
+                "affine: rotation must lie in [0, 180], shear in [0, 90), scale in [0, 1); "
+                f"got {self.rotation:g}, {self.shear:g}, {self.scale:g}"
+            )
+
+    def __call__(
+        self, images: Float[Tensor, "rows channels height width"], generator: torch.Generator
+    ) -> Float[Tensor, "rows channels height width"]:
+        """Augmented copies; all randomness comes from `generator`."""
+        if images.dim() != 4:
+            raise EnvariantError(
+                f"affine: needs images, channels first; got inputs of shape {tuple(images.shape[1:])}"
+            )
+        draws = torch.rand(3, len(images), generator=generator).to(images.device) * 2 - 1
+        angle = draws[0] * math.radians(self.rotation)
+        shear = torch.tan(draws[1] * math.radians(self.shear))
+        # The grid says where each output pixel is read from, so the factor is inverted.
+        scale = 1 / (1 + draws[2] * self.scale)
+        cos, sin, zero = angle.cos() * scale, angle.sin() * scale, torch.zeros_like(angle)
+        first = torch.stack([cos, cos * shear - sin, zero], dim=1)
+        second = torch.stack([sin, sin * shear + cos, zero], dim=1)
+        grid = F.affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
+        # Standardised images have a background other than 0: move it to 0, sample, move it back.
+        corner = images[:, :, :1, :1].float()
+        return F.grid_sample(images.float() - corner, grid, align_corners=False) + corner
+
+
+def augmentation(text: str | None) -> RandomAffine | None:
+    """The augmentation that a string such as `affine(rotation=15)` names; none for None.
+
+    Raises:
+        EnvariantError: there is no such augmentation, or it has no such setting.
+    """
+    if text is None:
+        return None
+    spec = specs.parse(text)
+    if spec.name != "affine":
+        raise unknown_name("augmentation", spec.name, ("affine",))
+    return RandomAffine(**specs.fill(RandomAffine, spec))

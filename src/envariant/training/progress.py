@@ -1,0 +1,69 @@
+"""Live progress on a terminal: replicas, steps, remaining time and the newest score of every environment."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from envariant.training.engine import Evaluated, Stepped
+
+
+class Watcher(Protocol):
+    """Something that looks at the engine's events."""
+
+    def __call__(self, event: Stepped | Evaluated) -> None: ...
+
+
+@final
+class _Display:
+    def __init__(self, bars: Progress, task: TaskID, steps: int, metric: str) -> None:
+        self._bars, self._task, self._steps, self._metric = bars, task, steps, metric
+        self._done: dict[int, int] = {}
+
+    def __call__(self, event: Stepped | Evaluated) -> None:
+        reached = event.step
+        if isinstance(event, Evaluated):
+            scores = [row for row in event.rows if row.metric == self._metric]
+            text = "  ".join(f"{row.environment} {row.value:.3f}" for row in scores)
+            self._bars.update(self._task, scores=f"replica {event.replica}: {text}")
+            if event.finished:
+                # A replica that stopped early has no steps left.
+                reached = self._steps
+        self._done[event.replica] = reached
+        self._bars.update(self._task, completed=sum(self._done.values()))
+
+
+@contextmanager
+def watching(
+    label: str, replicas: int, steps: int, metric: str, show: bool | None
+) -> Iterator[Watcher]:
+    """A watcher that draws on standard error.
+
+    Args:
+        label: what is being done.
+        replicas, steps: how much there is to do.
+        metric: whose newest values are shown.
+        show: None shows on a terminal only.
+    """
+    console = Console(stderr=True)
+    visible = sys.stderr.isatty() if show is None else show
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("[dim]{task.fields[scores]}"),
+    )
+    with Progress(*columns, console=console, disable=not visible) as bars:
+        task = bars.add_task(label, total=replicas * steps, scores="")
+        yield _Display(bars, task, steps, metric)

@@ -1,0 +1,51 @@
+"""What a result must remember about where it came from: versions, machine, threads, command."""
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("envariant", "torch", "numpy", "scipy", "pandas", "scikit-learn", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package whose numbers enter a result."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def hardware(device: torch.device) -> dict[str, str | int]:
+    """The processor, its cores and the threads that PyTorch uses."""
+    found: dict[str, str | int] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        found["accelerator"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def command() -> str:
+    """The command line that started this process, without the folder of the program."""
+    program, *arguments = sys.argv or [""]
+    return shlex.join([Path(program).name or "python", *arguments])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    facts: Mapping[str, str] = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
+    named = facts.get("model name") or platform.processor() or platform.machine()
+    native = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in facts.get("flags", "").split()]
+    return f"{named} ({', '.join(native)})" if native else named

@@ -1,0 +1,122 @@
+"""What a run was: its settings and its provenance, as stored in `run.json` and shown in every report."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from pydantic import TypeAdapter, ValidationError
+
+from envariant.errors import EnvariantError
+from envariant.training.replicas import Seeds
+
+SCHEMA = 1
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run's numbers, as text and numbers.
+
+    Attributes:
+        data, algorithm, model, optimizer, augmentation: as written on the command line.
+        hyperparameters: of the algorithm, every one.
+        steps: updates of each replica.
+        batch_size: rows of each training environment a step; None is all of them.
+        learning_rate, weight_decay: of the optimizer.
+        evaluate_every: steps between measurements.
+        test_environments: names of those held out.
+        replicas: how many.
+        seed: from which every replica's three seeds follow.
+        precision: of the matrix products.
+        device: where it ran.
+        threads: of PyTorch; rounding depends on them.
+        source: where the defaults that were used come from.
+    """
+
+    data: str
+    algorithm: str
+    hyperparameters: Mapping[str, Any]
+    model: str
+    optimizer: str
+    steps: int
+    batch_size: int | None
+    learning_rate: float
+    weight_decay: float
+    evaluate_every: int
+    augmentation: str | None
+    test_environments: tuple[str, ...]
+    replicas: int
+    seed: int
+    precision: str
+    device: str
+    threads: int
+    source: str
+
+
+@final
+@dataclass(frozen=True)
+class Record:
+    """A run's settings and where they were used.
+
+    Attributes:
+        settings: what decides the numbers.
+        metric, higher_is_better: of the task.
+        chance, optimum: what theory says, in the metric; None where it says nothing.
+        roles: "train" or "test" by environment, in order.
+        sizes: rows by environment.
+        fingerprint: a digest of the first replica's data.
+        seeds: of each replica.
+        versions, hardware, command: where the numbers were made.
+    """
+
+    settings: Settings
+    metric: str
+    higher_is_better: bool
+    chance: float | None
+    optimum: float | None
+    roles: Mapping[str, str]
+    sizes: Mapping[str, int]
+    fingerprint: str
+    seeds: tuple[Seeds, ...]
+    versions: Mapping[str, str]
+    hardware: Mapping[str, str | int]
+    command: str
+    schema: int = field(default=SCHEMA)
+
+
+_RECORD = TypeAdapter(Record)
+
+
+def write(record: Record, path: Path) -> None:
+    """Stores a record; the file is whole or absent."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read(path: Path) -> Record:
+    """The stored record.
+
+    Raises:
+        EnvariantError: there is none, or it is damaged, or of another version.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        raise EnvariantError(
+            f"{path.parent}: holds no run (no {path.name}); give a folder that `train --out` wrote"
+        ) from None
+    try:
+        record = _RECORD.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise EnvariantError(f"{path}: is damaged at '{place}': {first['msg']}") from None
+    if record.schema != SCHEMA:
+        raise EnvariantError(
+            f"{path}: has schema {record.schema}, this version reads {SCHEMA}; train it again"
+        )
+    return record

@@ -1,0 +1,60 @@
+"""A replica is one training run inside a batch of runs: its own data draw, initial weights and settings.
+
+Three seeds, not one: two algorithms compared at replica k see the same data draw and, with one model, the
+same initial weights and batches, so that what differs between them is the algorithm.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from envariant.algorithms.contract import Algorithm
+
+
+@final
+@dataclass(frozen=True)
+class Seeds:
+    """Where a replica's randomness comes from; each below 2³²."""
+
+    data: int
+    initialisation: int
+    order: int
+
+    @classmethod
+    def of(cls, seed: int, replica: int) -> "Seeds":
+        """Seeds that depend on the run's seed and the replica's number and on nothing else."""
+        data, initialisation, order = np.random.SeedSequence([seed, replica]).generate_state(3)
+        return cls(int(data), int(initialisation), int(order))
+
+    def at(self, step: int) -> int:
+        """A seed for the random numbers of one step (rows, augmentation, dropout).
+
+        Counting instead of carrying a generator's state means that a resumed run, or one in other
+        company, draws the same numbers. The mixing is splitmix64's.
+        """
+        mask = (1 << 64) - 1
+        z = (self.order + 0x9E3779B97F4A7C15 * (step + 1)) & mask
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        # torch takes seeds as signed 64-bit numbers.
+        return (z ^ (z >> 31)) >> 1
+
+
+@final
+@dataclass(frozen=True)
+class Replica:
+    """What one replica does its own way; everything else is in the plan that all share.
+
+    Attributes:
+        index: its number, from 0.
+        seeds: of its data draw, initial weights and batch order.
+        algorithm: with this replica's hyperparameters.
+        learning_rate, weight_decay: of the optimizer.
+    """
+
+    index: int
+    seeds: Seeds
+    algorithm: Algorithm
+    learning_rate: float
+    weight_decay: float

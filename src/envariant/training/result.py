@@ -1,0 +1,161 @@
+"""What came out of a run: its history, a summary by environment, and the trained models."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import pandas as pd
+
+from envariant.training import history, run_folder
+from envariant.training.checkpoint import Checkpoint
+from envariant.training.history import BATCH, HistoryRow
+from envariant.training.record import Record
+
+WORST = "worst"
+"""The summary's last line: in each replica, the environment with the worst score."""
+
+
+@final
+@dataclass(frozen=True)
+class Spread:
+    """One number measured in every replica.
+
+    Attributes:
+        values: one a replica that finished.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean; NaN where there is none."""
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation with divisor n − 1; None with fewer than two replicas."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def plain(self) -> dict[str, Any]:
+        """The numbers as JSON wants them."""
+        return {"mean": self.mean, "sd": self.sd, "values": list(self.values)}
+
+
+@final
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run.
+
+    Attributes:
+        record: what the run was, and where its numbers were made.
+        rows: everything measured.
+        checkpoints: each replica's last state.
+    """
+
+    record: Record
+    rows: Sequence[HistoryRow] = field(repr=False)
+    checkpoints: Mapping[int, Checkpoint] = field(repr=False)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "TrainingResult":
+        """A run stored by `train(…, out=folder)`, as far as it has come.
+
+        Raises:
+            EnvariantError: the folder holds no run, or a damaged one.
+        """
+        return cls(*run_folder.load(Path(folder)))
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Everything measured: columns replica, step, environment, split, metric, value."""
+        return history.frame(self.rows)
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why a replica stopped early, by its number."""
+        return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
+
+    @property
+    def finished(self) -> tuple[int, ...]:
+        """The replicas that made all their steps; only they enter a summary."""
+        steps = self.record.settings.steps
+        return tuple(
+            k for k, c in sorted(self.checkpoints.items()) if c.step == steps and c.failure is None
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training and measuring, all replicas together."""
+        return sum(c.seconds for c in self.checkpoints.values())
+
+    def final(self, environment: str, metric: str) -> Spread:
+        """The last value of a metric in an environment, over the finished replicas."""
+        last = {
+            (row.replica, row.environment, row.metric): row.value
+            for row in self.rows
+            if row.step == self.record.settings.steps and row.split != BATCH
+        }
+        return Spread(tuple(last[replica, environment, metric] for replica in self.finished))
+
+    def worst(self) -> tuple[Spread, tuple[str, ...]]:
+        """In each finished replica the worst environment's score, and which one it was."""
+        metric, worst = self.record.metric, min if self.record.higher_is_better else max
+        scores = {name: self.final(name, metric).values for name in self.record.roles}
+        places = tuple(
+            worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished))
+        )
+        return Spread(tuple(scores[name][k] for k, name in enumerate(places))), places
+
+    def summary(self) -> pd.DataFrame:
+        """A line an environment and one for the worst: means and standard deviations (n − 1) over replicas."""
+        metric = self.record.metric
+        lines: dict[str, dict[str, Any]] = {}
+        for name, role in self.record.roles.items():
+            score, loss = self.final(name, metric), self.final(name, "loss")
+            lines[name] = {
+                "role": role,
+                metric: score.mean,
+                f"{metric} sd": score.sd,
+                "loss": loss.mean,
+                "loss sd": loss.sd,
+                "replicas": len(score.values),
+            }
+        worst, places = self.worst()
+        lines[WORST] = {
+            "role": "/".join(dict.fromkeys(places)),
+            metric: worst.mean,
+            f"{metric} sd": worst.sd,
+            "replicas": len(worst.values),
+        }
+        frame = pd.DataFrame.from_dict(lines, orient="index")
+        frame.index.name = "environment"
+        return frame
+
+    def plain(self) -> dict[str, Any]:
+        """One object for `--json`: scores by environment, the worst, settings, versions, seconds."""
+        record, metric = self.record, self.record.metric
+        worst, places = self.worst()
+        return {
+            "algorithm": record.settings.algorithm,
+            "data": record.settings.data,
+            "replicas": record.settings.replicas,
+            "environments": {
+                name: {
+                    "role": role,
+                    metric: self.final(name, metric).plain(),
+                    "loss": self.final(name, "loss").plain(),
+                }
+                for name, role in record.roles.items()
+            },
+            "worst": {metric: worst.plain(), "environments": list(places)},
+            "failures": {str(k): reason for k, reason in self.failures.items()},
+            "settings": asdict(record.settings),
+            "seeds": [asdict(seeds) for seeds in record.seeds],
+            "versions": dict(record.versions),
+            "hardware": dict(record.hardware),
+            "command": record.command,
+            "seconds": round(self.seconds, 2),
+        }

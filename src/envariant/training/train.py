@@ -1,0 +1,280 @@
+"""`train`: names and objects in, a result out. Everything not given is what the data and algorithm suggest."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, final
+
+import torch
+from torch import nn
+
+from envariant import data as sources
+from envariant import specs
+from envariant.algorithms import recipe, settings_of
+from envariant.algorithms.composition import Composition
+from envariant.algorithms.contract import Algorithm
+from envariant.environments import EnvironmentSet, EnvironmentSource, Suggestion
+from envariant.errors import EnvariantError
+from envariant.models import ModelFamily, model_family
+from envariant.training import engine, provenance
+from envariant.training.augmentation import augmentation as augmentation_named
+from envariant.training.checkpoint import Checkpoint
+from envariant.training.engine import Evaluated, Plan
+from envariant.training.history import HistoryRow
+from envariant.training.network import ModelBuilder
+from envariant.training.optimizers import optimizer_family
+from envariant.training.progress import watching
+from envariant.training.record import Record, Settings
+from envariant.training.replicas import Replica, Seeds
+from envariant.training.result import TrainingResult
+from envariant.training.run_folder import RunFolder
+
+ModelLike = str | ModelFamily | nn.Module | Callable[[], nn.Module]
+
+
+def train(
+    data: EnvironmentSource | str,
+    algorithm: Algorithm | str = "erm",
+    *,
+    hyperparameters: Mapping[str, Any] | None = None,
+    model: ModelLike | None = None,
+    steps: int | None = None,
+    replicas: int = 1,
+    seed: int = 0,
+    batch_size: int | Literal["full"] | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float = 0.0,
+    optimizer: str | None = None,
+    precision: str = "auto",
+    test_environments: Sequence[str] | None = None,
+    evaluate_every: int | None = None,
+    augmentation: str | None = None,
+    device: str = "auto",
+    out: Path | str | None = None,
+    progress: bool | None = None,
+) -> TrainingResult:
+    """Trains replicas of one algorithm on environments and measures each environment as it goes.
+
+    Args:
+        data: a source, a set, or a name such as `colored-mnist:domainbed`.
+        algorithm: a recipe such as `irm` or `irm(l2=0.001)`, or an algorithm of your own.
+        hyperparameters: changes to a recipe's settings; they win over those in `algorithm`.
+        model: a name such as `mlp(hidden=390)`; a function without arguments that returns a new module,
+            drawn anew for each replica; or a module, from whose weights every replica starts.
+        steps: optimizer updates of each replica.
+        replicas: how many runs, each with its own data draw, initial weights and batches.
+        seed: from which all of them follow.
+        batch_size: rows of each training environment a step, drawn with replacement; "full" is all rows.
+        learning_rate, weight_decay, optimizer: as in `adam`, `adamw`, `sgd(momentum=0.9)`.
+        precision: of matrix products: "float32", "bfloat16", or "auto", which takes bfloat16 where the
+            processor multiplies it natively and the model is large enough.
+        test_environments: names to hold out; None holds out what the data suggest.
+        evaluate_every: steps between measurements; None gives about 25 of them.
+        augmentation: `affine(rotation=15, shear=10, scale=0.2)` for random affine maps of images.
+        device: "cpu", "cuda" or "auto".
+        out: a folder to store the run in as it goes; the same call again continues it.
+        progress: whether to draw progress; None does so on a terminal.
+
+    Returns:
+        The result; replicas whose loss became infinite or NaN are in `failures`.
+
+    Raises:
+        EnvariantError: something does not fit; the message says what and how to mend it.
+
+    Example:
+        >>> import envariant
+        >>> result = envariant.train("colored-digits", "erm", steps=20, replicas=2)
+        >>> result.summary().loc["worst", "replicas"]
+        2
+    """
+    source = sources.source(data) if isinstance(data, str) else data
+    chosen = _Chosen.of(algorithm, hyperparameters or {}, source)
+    suggestion = chosen.suggestion
+    rate = suggestion.learning_rate if learning_rate is None else learning_rate
+    plan = Plan(
+        model=_builder(model or suggestion.model),
+        optimizer=optimizer_family(optimizer or suggestion.optimizer),
+        steps=_at_least("steps", 1, suggestion.steps if steps is None else steps),
+        batch_size=_rows(suggestion.batch_size if batch_size is None else batch_size),
+        evaluate_every=1,
+        precision=precision,
+        augmentation=augmentation_named(augmentation),
+        test=None if test_environments is None else tuple(test_environments),
+        device=_device(device),
+    )
+    every = max(1, round(plan.steps / 25)) if evaluate_every is None else evaluate_every
+    _at_least("evaluate-every", 1, every)
+    _at_least("replicas", 1, replicas)
+    _at_least("seed", 0, seed)
+    if not rate > 0 or weight_decay < 0:
+        raise EnvariantError(
+            f"learning rate must exceed 0 and weight decay be at least 0; got {rate:g}, {weight_decay:g}"
+        )
+    runs = [
+        Replica(k, Seeds.of(seed, k), chosen.algorithm, rate, weight_decay) for k in range(replicas)
+    ]
+
+    first = source.draw(runs[0].seeds.data)
+    roles = first.roles(plan.test)
+    _check_environments(chosen, first, roles)
+    network = engine.network(first, runs[0], plan)
+    plan = Plan(**{**vars(plan), "evaluate_every": every, "precision": network.precision})
+    settings = Settings(
+        data=source.name,
+        algorithm=chosen.name,
+        hyperparameters=chosen.hyperparameters,
+        model=_model_name(model or suggestion.model),
+        optimizer=optimizer or suggestion.optimizer,
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        learning_rate=rate,
+        weight_decay=weight_decay,
+        evaluate_every=every,
+        augmentation=augmentation,
+        test_environments=tuple(name for name, role in roles.items() if role == "test"),
+        replicas=replicas,
+        seed=seed,
+        precision=plan.precision,
+        device=str(plan.device),
+        threads=torch.get_num_threads(),
+        source=suggestion.source,
+    )
+    record = Record(
+        settings=settings,
+        metric=first.task.metric,
+        higher_is_better=first.task.higher_is_better,
+        chance=first.known.chance if first.known.chance is not None else first.task.chance,
+        optimum=first.known.optimum,
+        roles=roles,
+        sizes={e.name: len(e) for e in first.environments},
+        fingerprint=_fingerprint(first),
+        seeds=tuple(run.seeds for run in runs),
+        versions=provenance.versions(),
+        hardware=provenance.hardware(plan.device),
+        command=provenance.command(),
+    )
+    return _collect(source, runs, plan, record, out, progress)
+
+
+def _collect(
+    source: EnvironmentSource,
+    runs: Sequence[Replica],
+    plan: Plan,
+    record: Record,
+    out: Path | str | None,
+    progress: bool | None,
+) -> TrainingResult:
+    """Reads the engine's events: stores, shows and gathers them."""
+    folder = None if out is None else RunFolder(Path(out), record)
+    rows: list[HistoryRow] = [] if folder is None else list(folder.rows)
+    last: dict[int, Checkpoint] = {} if folder is None else dict(folder.resume)
+    try:
+        label = f"{record.settings.algorithm} on {record.settings.data}"
+        with watching(label, len(runs), plan.steps, record.metric, progress) as watch:
+            for event in engine.run(source, runs, plan, dict(last)):
+                watch(event)
+                if isinstance(event, Evaluated):
+                    rows += event.rows
+                    last[event.replica] = event.checkpoint
+                    if folder is not None:
+                        folder.store(event)
+    finally:
+        if folder is not None:
+            folder.close()
+    return TrainingResult(record, rows, last)
+
+
+@final
+@dataclass(frozen=True)
+class _Chosen:
+    """An algorithm with its name, all its settings, and what the data suggest for it."""
+
+    name: str
+    algorithm: Algorithm
+    hyperparameters: Mapping[str, Any]
+    suggestion: Suggestion
+
+    @classmethod
+    def of(
+        cls, wanted: Algorithm | str, changes: Mapping[str, Any], source: EnvironmentSource
+    ) -> "_Chosen":
+        if isinstance(wanted, Algorithm):
+            if changes:
+                raise EnvariantError("hyperparameters: belong to named recipes; set yours in the object")
+            name = repr(wanted)
+            return cls(name, wanted, {}, source.suggestion(name))
+        spec = specs.parse(wanted)
+        if spec.positional:
+            raise EnvariantError(f"{spec.name}: settings need a key, as in {spec.name}(l2=0.001)")
+        suggestion = source.suggestion(spec.name)
+        known = recipe(spec.name)
+        built = known.build({**suggestion.hyperparameters, **spec.keywords, **changes})
+        return cls(spec.name, built, settings_of(spec.name, cast(Composition, built)), suggestion)
+
+
+def _check_environments(
+    chosen: _Chosen, environments: EnvironmentSet, roles: Mapping[str, str]
+) -> None:
+    training = [name for name, role in roles.items() if role == "train"]
+    needed = chosen.algorithm.minimum_environments
+    if len(training) < needed:
+        raise EnvariantError(
+            f"{chosen.name}: needs at least {needed} training environments, to see what holds in all of "
+            f"them; '{environments.name}' leaves {len(training)} ({', '.join(training)}). "
+            f"Hold out fewer, or use erm"
+        )
+
+
+def _builder(model: ModelLike) -> ModelBuilder:
+    if isinstance(model, str):
+        model = model_family(model)
+    if isinstance(model, ModelFamily):
+        return model.build
+    if isinstance(model, nn.Module):
+        module = model
+        return lambda _shape, _outputs: copy.deepcopy(module)
+    function = model
+    return lambda _shape, _outputs: function()
+
+
+def _model_name(model: ModelLike) -> str:
+    if isinstance(model, str):
+        return model
+    if isinstance(model, nn.Module | ModelFamily):
+        return type(model).__name__ if isinstance(model, nn.Module) else repr(model)
+    return getattr(model, "__qualname__", repr(model))
+
+
+def _rows(size: int | str | None) -> int | None:
+    if size is None or size == "full":
+        return None
+    if not isinstance(size, int):
+        raise EnvariantError(f"batch size must be a whole number or full; got '{size}'")
+    return _at_least("batch size", 1, size)
+
+
+def _at_least(what: str, least: int, value: int) -> int:
+    if value < least:
+        raise EnvariantError(f"{what} must be at least {least}; got {value}")
+    return value
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise EnvariantError(f"device must be auto, cpu or cuda; got '{name}'")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise EnvariantError("device: this PyTorch sees no CUDA device; use cpu")
+    return torch.device(name)
+
+
+def _fingerprint(environments: EnvironmentSet) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for environment in environments.environments:
+        digest.update(environment.name.encode())
+        for part in environment.rows():
+            digest.update(part.contiguous().numpy())
+    return digest.hexdigest()

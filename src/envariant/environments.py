@@ -227,7 +227,9 @@ class EnvironmentBatch:
             return values.reshape(len(self.sizes), self.sizes[0], *values.shape[1:]).mean(dim=1)
         return torch.stack([part.mean(dim=0) for part in self.split(values)])
 
-    def predicted(self, features: Float[Tensor, "rows width"], logits: Float[Tensor, "rows *c"]) -> "PredictedBatch":
+    def predicted(
+        self, features: Float[Tensor, "rows width"], logits: Float[Tensor, "rows *c"]
+    ) -> "PredictedBatch":
         """The batch together with what a model says of it."""
         losses = self.task.losses(logits, self.targets)
         return PredictedBatch(self, features, logits, losses, self.per_environment_mean(losses))
@@ -260,6 +262,4 @@ class PredictedBatch:
 def collate(rows: Sequence[tuple[Tensor, Tensor]], task: Task) -> EnvironmentBatch:
     """One batch from the rows of each environment, in order."""
     inputs, targets = zip(*rows, strict=True)
-    return EnvironmentBatch(
-        torch.cat(inputs), torch.cat(targets), tuple(len(part) for part in targets), task
-    )
+    return EnvironmentBatch(torch.cat(inputs), torch.cat(targets), tuple(len(part) for part in targets), task)

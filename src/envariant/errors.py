@@ -25,6 +25,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     place = f"{where}: " if where else ""
-    return EnvariantError(
-        f"{place}unknown {kind} '{name}'; {hint}known: {', '.join(names) or 'none'}"
-    )
+    return EnvariantError(f"{place}unknown {kind} '{name}'; {hint}known: {', '.join(names) or 'none'}")

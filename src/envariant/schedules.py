@@ -41,7 +41,13 @@ class Schedule(ABC):
                     raise EnvariantError(f"{self.name}: {key} must lie within ±{CAP:g}; got {number}")
 
     def __str__(self) -> str:
-        return str(Spec(self.name, (), {f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self))}))
+        return str(
+            Spec(
+                self.name,
+                (),
+                {f.name: getattr(self, f.name) for f in dataclasses.fields(cast("Any", self))},
+            )
+        )
 
 
 @final

@@ -49,7 +49,7 @@ def parse(text: str) -> Spec:
         raise EnvariantError(f"cannot read '{text}': expected name(key=value, …)") from None
     if not isinstance(call, ast.Call):
         raise EnvariantError(f"cannot read '{text}': expected one name(key=value, …)")
-    spec = cast(Spec, _value(call, text))
+    spec = cast("Spec", _value(call, text))
     return Spec(match["name"], spec.positional, spec.keywords)
 
 
@@ -72,7 +72,7 @@ def format_value(value: Any) -> str:
         short = f"{value:.12g}"
         return short if float(short) == value else repr(value)
     if isinstance(value, tuple):
-        items = cast(tuple[Any, ...], value)
+        items = cast("tuple[Any, ...]", value)
         return f"({', '.join(map(format_value, items))}{',' if len(items) == 1 else ''})"
     return str(value)
 
@@ -104,9 +104,7 @@ def fill(cls: type[Any], spec: Spec, positional: tuple[str, ...] | None = None) 
     required = {
         f.name
         for f in dataclasses.fields(cls)
-        if f.init
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
+        if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
     if missing := sorted(required - arguments.keys()):
         raise EnvariantError(f"{spec.name}: needs {', '.join(missing)}, as in {spec.name}({missing[0]}=…)")
@@ -130,6 +128,4 @@ def _value(node: ast.expr, text: str) -> Any:
                 return Spec(name, tuple(_value(a, text) for a in args), named)
         case _:
             pass
-    raise EnvariantError(
-        f"cannot read '{text}': expected numbers, words, tuples or name(key=value, …)"
-    )
+    raise EnvariantError(f"cannot read '{text}': expected numbers, words, tuples or name(key=value, …)")

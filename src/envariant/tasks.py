@@ -35,18 +35,22 @@ class Task(ABC):
         """What guessing with equal odds reaches in the metric; None where that has no meaning."""
 
     @abstractmethod
-    def losses(self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    def losses(
+        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]
+    ) -> Float[Tensor, " rows"]:
         """The loss of every row: natural-log likelihood in nats, or the squared error."""
 
     @abstractmethod
     def multiplier_derivatives(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
-        """d_i = ∂ℓ_i(s·z_i)/∂s at s = 1, in closed form: Σ_c ∂ℓ_i/∂z_ic · z_ic, differentiable in z."""
+        """d_i = ∂ℓ_i(s·z_i)/∂s at s = 1 in closed form, Σ_c ∂ℓ_i/∂z_ic · z_ic; differentiable in z."""
 
     @abstractmethod
-    def scores(self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-        """Every row's share of the metric: 1 for a right class and 0 for a wrong one, or the squared error."""
+    def scores(
+        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]
+    ) -> Float[Tensor, " rows"]:
+        """Every row's share of the metric: 1 for a right class, 0 for a wrong one; or the squared error."""
 
     @abstractmethod
     def cast(self, targets: Shaped[Tensor, " rows"], where: str) -> Shaped[Tensor, " rows"]:
@@ -79,9 +83,7 @@ class Binary(Task):
         return 0.5
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(
-            logits, targets.to(logits.dtype), reduction="none"
-        )
+        return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
 
     def multiplier_derivatives(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (torch.sigmoid(logits) - targets) * logits

@@ -8,6 +8,7 @@ environment's share is carried back through the model on its own. For the mean r
 exactly g_e = ∇R_e; for everything else it is the natural extension, and every combination is possible.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -30,7 +31,6 @@ from envariant.algorithms.gradients.mean import MeanGradient
 from envariant.algorithms.weightings.mean import Mean
 from envariant.environments import EnvironmentBatch
 from envariant.errors import EnvariantError
-from envariant.schedules import Schedule
 
 
 @final
@@ -77,7 +77,7 @@ class Composition(Algorithm):
     def gradients(
         self, forward: Forward, params: Parameters, batch: EnvironmentBatch, state: State, step: int
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        divisor = self._divisor(step)
+        divisor = max(1.0, *(part.factor(step) for part in self.parts)) if self.rescale else 1.0
 
         def loss(features: Tensor, logits: Tensor) -> tuple[Tensor, tuple[State, Metrics]]:
             predicted = batch.predicted(features, logits)
@@ -86,16 +86,14 @@ class Composition(Algorithm):
             metrics = {"risk": total.detach()}
             for key, part in enumerate(self.penalties, start=1):
                 value, states[str(key)] = part.penalty(predicted, state[str(key)])
-                total = total + part.coefficient(step) * value
+                total = total + part.factor(step) * value
                 metrics[f"{part.name} penalty"] = value.detach()
             return total / divisor, (states, metrics)
 
         # Environments go through the model one at a time only if their gradients are wanted apart.
         apart = not isinstance(self.combination, MeanGradient)
         pieces = batch.split(batch.inputs) if apart else (batch.inputs,)
-        outputs, pullbacks = zip(
-            *(vjp(lambda p, x=x: forward(p, x), params) for x in pieces), strict=True
-        )
+        outputs, pullbacks = zip(*(vjp(_on(forward, piece), params) for piece in pieces), strict=True)
         features, logits = (torch.cat(output) for output in zip(*outputs, strict=True))
         cotangents, (states, metrics) = grad(loss, argnums=(0, 1), has_aux=True)(features, logits)
         if apart:
@@ -108,10 +106,6 @@ class Composition(Algorithm):
         decay = 2 * self.l2 / divisor
         return {name: g + decay * params[name] for name, g in gradient.items()}, states, metrics
 
-    def _divisor(self, step: int) -> float:
-        coefficients = [
-            part.coefficient(step)
-            for part in self.parts
-            if isinstance(getattr(part, "coefficient", None), Schedule)
-        ]
-        return max(1.0, *coefficients) if self.rescale and coefficients else 1.0
+
+def _on(forward: Forward, inputs: Tensor) -> Callable[[Parameters], tuple[Tensor, Tensor]]:
+    return lambda params: forward(params, inputs)

@@ -1,4 +1,4 @@
-"""What an algorithm is: one pure function from a batch to gradients, and the three kinds of part it is made of.
+"""What an algorithm is: one pure function from a batch to gradients, and three kinds of part to make it of.
 
 An algorithm keeps no state of its own, draws no global random numbers and never branches in Python on a
 hyperparameter's value, so that an engine may run many replicas of it as one program. Most algorithms are
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from envariant.environments import EnvironmentBatch, PredictedBatch
-from envariant.schedules import Schedule
+from envariant.schedules import Schedule, schedule
 
 Parameters = Mapping[str, Tensor]
 """A model's parameters by name; gradients have the same keys and shapes."""
@@ -96,6 +96,11 @@ class Part(ABC):
         del params, environments
         return {}
 
+    def factor(self, step: int) -> float:
+        """By how much the part multiplies what it measures; the loss may be divided by the largest."""
+        del step
+        return 1.0
+
 
 class Weighting(Part):
     """How the risks of the environments become one risk."""
@@ -109,6 +114,13 @@ class Penalty(Part):
     """A scalar that is 0 when the environments agree in some sense, times a coefficient schedule."""
 
     coefficient: Schedule
+
+    def __post_init__(self) -> None:
+        # Numbers and strings are welcome where a schedule is wanted.
+        object.__setattr__(self, "coefficient", schedule(self.coefficient))
+
+    def factor(self, step: int) -> float:
+        return self.coefficient(step)
 
     @abstractmethod
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:

@@ -82,7 +82,7 @@ class Recipe:
 
         def changed(part: Part) -> Any:
             new = {k: _typed(self.name, part, k, v) for k, v in changes.get(part.name, {}).items()}
-            return dataclasses.replace(cast(Any, part), **new) if new else part
+            return dataclasses.replace(cast("Any", part), **new) if new else part
 
         return dataclasses.replace(
             self.default,
@@ -145,7 +145,7 @@ def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
 
 
 def _fields(part: Part) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cast(Any, part))
+    return dataclasses.fields(cast("Any", part))
 
 
 def _typed(where: str, owner: object, key: str, value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from envariant import specs
 from envariant.data.colored_digits import ColoredDigits
 from envariant.data.colored_mnist import ColoredMNIST
+from envariant.data.coloring import ColoredSource, Facts
 from envariant.environments import EnvironmentSource
 from envariant.errors import EnvariantError, unknown_name
 
@@ -71,6 +72,8 @@ __all__ = [
     "NAMES",
     "ColoredDigits",
     "ColoredMNIST",
+    "ColoredSource",
+    "Facts",
     "colored_digits",
     "colored_mnist",
     "source",

@@ -4,7 +4,7 @@ Offline and tiny, for tests and first tries: 8×8 images, three environments of 
 """
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ from sklearn.datasets import load_digits
 
 from envariant.data import coloring
 from envariant.data.colored_mnist import Flips, check_chances
-from envariant.environments import EnvironmentSet, EnvironmentSource, Known, Suggestion
+from envariant.environments import Environment, EnvironmentSet, Known, Suggestion
 from envariant.specs import Spec
 from envariant.tasks import Binary
 
 
 @final
 @dataclass(frozen=True)
-class ColoredDigits(EnvironmentSource):
+class ColoredDigits(coloring.ColoredSource):
     """Colored digits; every data draw shuffles, relabels and recolours anew.
 
     Attributes:
@@ -37,27 +37,30 @@ class ColoredDigits(EnvironmentSource):
 
     def __post_init__(self) -> None:
         check_chances(self.base, "label_noise", (self.label_noise,))
-        check_chances(self.base, "flips", (*self.train_flips, *self.test_flips))
+        check_chances(self.base, "flips", self.flips)
 
     @property
     def name(self) -> str:
         usual = ColoredDigits(gray=self.gray)
         changed = {
-            f.name: value
-            for f in fields(self)
-            if (value := getattr(self, f.name)) != getattr(usual, f.name)
+            f.name: value for f in fields(self) if (value := getattr(self, f.name)) != getattr(usual, f.name)
         }
         return str(Spec(f"{self.base}{'-grayscale' if self.gray else ''}", (), changed))
 
+    @property
+    def flips(self) -> Flips:
+        """Of all environments, in order."""
+        return (*self.train_flips, *self.test_flips)
+
     def draw(self, seed: int) -> EnvironmentSet:
-        bunch = load_digits()
+        # Typed as a pair, which it is only with return_X_y.
+        bunch: Any = load_digits()
         order = np.random.RandomState(seed).permutation(len(bunch.target))
         generator = torch.Generator().manual_seed(seed)
-        flips = (*self.train_flips, *self.test_flips)
-        names = [f"flip-{flip:g}" for flip in flips]
-        environments = []
-        for i, (name, flip) in enumerate(zip(names, flips, strict=True)):
-            index = order[i :: len(flips)]
+        names = [f"flip-{flip:g}" for flip in self.flips]
+        environments: list[Environment] = []
+        for i, (name, flip) in enumerate(zip(names, self.flips, strict=True)):
+            index = order[i :: len(names)]
             number = torch.from_numpy(bunch.target[index].astype(np.int64))
             environment = coloring.paint(
                 name,
@@ -73,7 +76,11 @@ class ColoredDigits(EnvironmentSource):
         return EnvironmentSet(self.name, tuple(environments), Binary(), held_out, known)
 
     def suggestion(self, algorithm: str) -> Suggestion:
-        coefficient = {"irm": "step(1, 1e3, at=60)", "vrex": "step(1, 1e3, at=60)", "mm-rex": "step(1, 1e3, at=60)"}
+        coefficient = {
+            "irm": "step(1, 1e3, at=60)",
+            "vrex": "step(1, 1e3, at=60)",
+            "mm-rex": "step(1, 1e3, at=60)",
+        }
         chosen = coefficient.get(algorithm)
         return Suggestion(
             {"l2": 1e-3} | ({"coefficient": chosen} if chosen else {}),

@@ -20,7 +20,6 @@ from envariant.data import coloring, mnist
 from envariant.environments import (
     Environment,
     EnvironmentSet,
-    EnvironmentSource,
     Known,
     Suggestion,
 )
@@ -34,7 +33,7 @@ Flips = tuple[float, ...]
 
 @final
 @dataclass(frozen=True)
-class ColoredMNIST(EnvironmentSource):
+class ColoredMNIST(coloring.ColoredSource):
     """Colored MNIST; every data draw shuffles, relabels and recolours anew.
 
     Attributes:

@@ -5,7 +5,8 @@ c = y ⊕ Bern(flip), and colour c is the channel that holds the digit. Within a
 predict the label better than shape does; only shape keeps its word in the next one.
 """
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from envariant.environments import Environment
+from envariant.environments import Environment, EnvironmentSet, EnvironmentSource
 
 
 @final
@@ -107,16 +108,66 @@ def uniforms(rows: int, generator: torch.Generator) -> Float[Tensor, " rows"]:
 
 
 def ink(images: UInt8[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
-    """Images of `size` pixels a side by keeping every k-th row and column from the first, scaled to [0, 1]."""
+    """Images of `size` pixels a side, by keeping every k-th row and column, scaled to [0, 1]."""
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
 
 
-def agreements(environment: Environment) -> Mapping[str, float]:
-    """Shares of rows on which the label agrees with the colour and with the shape, and of label 1."""
-    label = environment.targets.long()
-    return {
-        "colour": float((environment.attributes["colour"] == label).float().mean()),
-        "shape": float((environment.attributes["shape"] == label).float().mean()),
-        "label 1": float(label.float().mean()),
-    }
+@final
+@dataclass(frozen=True)
+class Facts:
+    """What one drawn environment holds, beside what theory says of it.
+
+    Attributes:
+        environment, role: its name, and "train" or "test" by default.
+        rows: how many.
+        label_one: share of rows with label 1.
+        colour_agreement, shape_agreement: share of rows whose label is the colour, and what shape says.
+        theory: the closed forms.
+    """
+
+    environment: str
+    role: str
+    rows: int
+    label_one: float
+    colour_agreement: float
+    shape_agreement: float
+    theory: Theory
+
+
+class ColoredSource(EnvironmentSource):
+    """A source whose environments are painted digits.
+
+    Attributes:
+        label_noise: chance that a label is not what the shape says.
+    """
+
+    label_noise: float
+
+    @property
+    @abstractmethod
+    def flips(self) -> tuple[float, ...]:
+        """The chance, in each environment, that the colour is not the label."""
+
+    def facts(self, drawn: EnvironmentSet) -> Sequence[Facts]:
+        """What a draw of this source holds, environment by environment."""
+        roles = drawn.roles()
+        found: list[Facts] = []
+        for environment, flip in zip(drawn.environments, self.flips, strict=True):
+            label = environment.targets.long()
+
+            def share(agrees: Tensor) -> float:
+                return float(agrees.double().mean())
+
+            found.append(
+                Facts(
+                    environment.name,
+                    roles[environment.name],
+                    len(environment),
+                    share(label == 1),
+                    share(environment.attributes["colour"] == label),
+                    share(environment.attributes["shape"] == label),
+                    theory(self.label_noise, flip),
+                )
+            )
+        return found

@@ -24,4 +24,13 @@ def model_family(text: str) -> ModelFamily:
     return cls(**specs.fill(cls, spec))
 
 
-__all__ = ["MLP", "MNISTCNN", "MODELS", "FeaturizerAndHead", "LeNet", "Linear", "ModelFamily", "model_family"]
+__all__ = [
+    "MLP",
+    "MNISTCNN",
+    "MODELS",
+    "FeaturizerAndHead",
+    "LeNet",
+    "Linear",
+    "ModelFamily",
+    "model_family",
+]

@@ -5,11 +5,10 @@ rows of a step, augmentation) follows from seeds and the step's number.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import safetensors
 from safetensors.torch import load_file, save_file
@@ -66,9 +65,9 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     # pair a new file with an old one.
     header = json.dumps(side)
     save_file(tensors, partial := path.with_suffix(".partial"), metadata={"checkpoint": header})
-    os.replace(partial, path)
+    partial.replace(path)
     partial.write_text(json.dumps(side, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path.with_suffix(".json"))
+    partial.replace(path.with_suffix(".json"))
 
 
 def load(folder: Path, replica: int) -> Checkpoint | None:
@@ -82,11 +81,9 @@ def load(folder: Path, replica: int) -> Checkpoint | None:
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            side = json.loads(file.metadata()["checkpoint"])
-        groups = _nested(load_file(path))
-        return Checkpoint(
-            **side, **{group: cast(dict[str, Any], groups.get(group, {})) for group in _GROUPS}
-        )
+            side: dict[str, Any] = json.loads(file.metadata()["checkpoint"])
+        groups: dict[str, Any] = dict.fromkeys(_GROUPS, {}) | _nested(load_file(path))
+        return Checkpoint(**side, **groups)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError):
         raise EnvariantError(f"{path}: is not a checkpoint; remove it to train this replica anew") from None
 

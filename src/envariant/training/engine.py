@@ -113,9 +113,7 @@ def network(environments: EnvironmentSet, replica: Replica, plan: Plan) -> Netwo
     exact = precision.resolve(plan.precision, plan.device, module, task)
     needs_features = replica.algorithm.needs_features
     try:
-        return Network(
-            module, task, exact, plan.device, needs_features=needs_features, input_shape=shape
-        )
+        return Network(module, task, exact, plan.device, needs_features=needs_features, input_shape=shape)
     except RuntimeError as error:
         raise EnvariantError(
             f"model: cannot take inputs of shape {tuple(shape)} ({str(error).splitlines()[0]})"
@@ -139,16 +137,14 @@ def _run_one(
         buffers = {name: checkpoint.buffers[name].to(plan.device) for name in buffers}
         state = _merged(state, checkpoint.algorithm)
         first = checkpoint.step
-    optimizer = plan.optimizer.build(
-        list(params.values()), replica.learning_rate, replica.weight_decay
-    )
+    optimizer = plan.optimizer.build(list(params.values()), replica.learning_rate, replica.weight_decay)
     if checkpoint is not None:
         _load_optimizer(optimizer, list(params), checkpoint.optimizer)
 
-    def forward(p: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
         # Differentiation must not see running statistics change, so it gets copies to spoil.
         spoiled = {name: buffer.clone() for name, buffer in buffers.items()}
-        return net.forward(p, spoiled, inputs, training=True)
+        return net.forward(params, spoiled, inputs, training=True)
 
     def measured(step: int, metrics: Metrics) -> Evaluated:
         rows = [
@@ -157,8 +153,7 @@ def _run_one(
             for row in _evaluate(net, params, buffers, e, roles[e.name], replica.index, step)
         ]
         rows += [
-            HistoryRow(replica.index, step, "*", BATCH, name, float(value))
-            for name, value in metrics.items()
+            HistoryRow(replica.index, step, "*", BATCH, name, float(value)) for name, value in metrics.items()
         ]
         failure = _failure(rows, step, plan)
         return Evaluated(
@@ -191,9 +186,7 @@ def _run_one(
             if plan.augmentation is not None:
                 augmented = plan.augmentation(batch.inputs, torch.default_generator)
                 batch = replace(batch, inputs=augmented)
-            gradients, state, metrics = replica.algorithm.gradients(
-                forward, params, batch, state, step
-            )
+            gradients, state, metrics = replica.algorithm.gradients(forward, params, batch, state, step)
             if buffers:
                 with torch.no_grad():
                     net.forward(params, buffers, batch.inputs, training=True)
@@ -256,9 +249,7 @@ def _failure(rows: Sequence[HistoryRow], step: int, plan: Plan) -> str | None:
     )
 
 
-def _optimizer_state(
-    optimizer: torch.optim.Optimizer, names: Sequence[str]
-) -> dict[str, dict[str, Tensor]]:
+def _optimizer_state(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
     states: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
     return {
         names[i]: {key: value for key, value in state.items() if isinstance(value, Tensor)}

@@ -4,7 +4,7 @@ A full batch goes through the model a few thousand rows at a time and the output
 before the loss; autograd then walks back block by block and activations stay in the processor's cache.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import final
 
@@ -25,7 +25,7 @@ _BLOCK_ROWS = (64, 5000)
 
 
 @contextmanager
-def private_random_numbers(seed: int) -> Iterator[None]:
+def private_random_numbers(seed: int) -> Generator[None]:
     """Seeds PyTorch's default generator for the block and puts it back as it was.
 
     Modules draw initial weights and dropout from that generator; nobody else should notice.

@@ -3,7 +3,7 @@
 Parameters, optimizer state, losses and penalties are float32 either way.
 """
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ def resolve(wanted: str, device: torch.device, model: nn.Module, task: Task) -> 
         EnvariantError: `wanted` is none of the three.
     """
     if wanted in ("float32", "bfloat16"):
-        return cast(Precision, wanted)
+        return wanted
     if wanted != "auto":
         raise EnvariantError(f"precision must be auto, float32 or bfloat16; got '{wanted}'")
     large = any(p.dim() >= 2 and p.numel() >= 128 * 128 for p in model.parameters())

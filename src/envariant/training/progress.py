@@ -1,7 +1,7 @@
 """Live progress on a terminal: replicas, steps, remaining time and the newest score of every environment."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol, final
 
@@ -44,14 +44,13 @@ class _Display:
 
 
 @contextmanager
-def watching(
-    label: str, replicas: int, steps: int, metric: str, show: bool | None
-) -> Iterator[Watcher]:
+def watching(label: str, replicas: int, steps: int, metric: str, show: bool | None) -> Generator[Watcher]:
     """A watcher that draws on standard error.
 
     Args:
         label: what is being done.
-        replicas, steps: how much there is to do.
+        replicas: how many there are.
+        steps: of each.
         metric: whose newest values are shown.
         show: None shows on a terminal only.
     """

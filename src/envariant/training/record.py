@@ -1,7 +1,6 @@
 """What a run was: its settings and its provenance, as stored in `run.json` and shown in every report."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -94,7 +93,7 @@ def write(record: Record, path: Path) -> None:
     """Stores a record; the file is whole or absent."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def read(path: Path) -> Record:

@@ -82,9 +82,7 @@ class TrainingResult:
     def finished(self) -> tuple[int, ...]:
         """The replicas that made all their steps; only they enter a summary."""
         steps = self.record.settings.steps
-        return tuple(
-            k for k, c in sorted(self.checkpoints.items()) if c.step == steps and c.failure is None
-        )
+        return tuple(k for k, c in sorted(self.checkpoints.items()) if c.step == steps and c.failure is None)
 
     @property
     def seconds(self) -> float:
@@ -110,7 +108,7 @@ class TrainingResult:
         return Spread(tuple(scores[name][k] for k, name in enumerate(places))), places
 
     def summary(self) -> pd.DataFrame:
-        """A line an environment and one for the worst: means and standard deviations (n − 1) over replicas."""
+        """A line an environment and one for the worst: mean and standard deviation (n − 1) over replicas."""
         metric = self.record.metric
         lines: dict[str, dict[str, Any]] = {}
         for name, role in self.record.roles.items():

@@ -1,11 +1,11 @@
-"""`train`: names and objects in, a result out. Everything not given is what the data and algorithm suggest."""
+"""`train`: names and objects in, a result out; what is not given is what data and algorithm suggest."""
 
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, final
 
 import torch
 from torch import nn
@@ -13,7 +13,6 @@ from torch import nn
 from envariant import data as sources
 from envariant import specs
 from envariant.algorithms import recipe, settings_of
-from envariant.algorithms.composition import Composition
 from envariant.algorithms.contract import Algorithm
 from envariant.environments import EnvironmentSet, EnvironmentSource, Suggestion
 from envariant.errors import EnvariantError
@@ -67,7 +66,9 @@ def train(
         replicas: how many runs, each with its own data draw, initial weights and batches.
         seed: from which all of them follow.
         batch_size: rows of each training environment a step, drawn with replacement; "full" is all rows.
-        learning_rate, weight_decay, optimizer: as in `adam`, `adamw`, `sgd(momentum=0.9)`.
+        learning_rate: of the optimizer.
+        weight_decay: of the optimizer; it acts after any mask on gradients.
+        optimizer: `adam`, `adamw` or `sgd(momentum=0.9)`.
         precision: of matrix products: "float32", "bfloat16", or "auto", which takes bfloat16 where the
             processor multiplies it natively and the model is large enough.
         test_environments: names to hold out; None holds out what the data suggest.
@@ -112,15 +113,13 @@ def train(
         raise EnvariantError(
             f"learning rate must exceed 0 and weight decay be at least 0; got {rate:g}, {weight_decay:g}"
         )
-    runs = [
-        Replica(k, Seeds.of(seed, k), chosen.algorithm, rate, weight_decay) for k in range(replicas)
-    ]
+    runs = [Replica(k, Seeds.of(seed, k), chosen.algorithm, rate, weight_decay) for k in range(replicas)]
 
     first = source.draw(runs[0].seeds.data)
     roles = first.roles(plan.test)
     _check_environments(chosen, first, roles)
     network = engine.network(first, runs[0], plan)
-    plan = Plan(**{**vars(plan), "evaluate_every": every, "precision": network.precision})
+    plan = replace(plan, evaluate_every=every, precision=network.precision)
     settings = Settings(
         data=source.name,
         algorithm=chosen.name,
@@ -197,9 +196,7 @@ class _Chosen:
     suggestion: Suggestion
 
     @classmethod
-    def of(
-        cls, wanted: Algorithm | str, changes: Mapping[str, Any], source: EnvironmentSource
-    ) -> "_Chosen":
+    def of(cls, wanted: Algorithm | str, changes: Mapping[str, Any], source: EnvironmentSource) -> "_Chosen":
         if isinstance(wanted, Algorithm):
             if changes:
                 raise EnvariantError("hyperparameters: belong to named recipes; set yours in the object")
@@ -211,12 +208,10 @@ class _Chosen:
         suggestion = source.suggestion(spec.name)
         known = recipe(spec.name)
         built = known.build({**suggestion.hyperparameters, **spec.keywords, **changes})
-        return cls(spec.name, built, settings_of(spec.name, cast(Composition, built)), suggestion)
+        return cls(spec.name, built, settings_of(spec.name, built), suggestion)
 
 
-def _check_environments(
-    chosen: _Chosen, environments: EnvironmentSet, roles: Mapping[str, str]
-) -> None:
+def _check_environments(chosen: _Chosen, environments: EnvironmentSet, roles: Mapping[str, str]) -> None:
     training = [name for name, role in roles.items() if role == "train"]
     needed = chosen.algorithm.minimum_environments
     if len(training) < needed:
@@ -276,5 +271,5 @@ def _fingerprint(environments: EnvironmentSet) -> str:
     for environment in environments.environments:
         digest.update(environment.name.encode())
         for part in environment.rows():
-            digest.update(part.contiguous().numpy())
+            digest.update(part.contiguous().numpy().tobytes())
     return digest.hexdigest()

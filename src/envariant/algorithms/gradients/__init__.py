@@ -1,0 +1,1 @@
+"""Gradient combinations: the gradients of the environments become one gradient."""

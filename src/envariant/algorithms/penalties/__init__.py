@@ -1,0 +1,1 @@
+"""Penalties: scalars that are 0 when the environments agree."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from envariant.algorithms.contract import Penalty, State
 from envariant.environments import PredictedBatch
-from envariant.schedules import Schedule, Step, schedule
+from envariant.schedules import Schedule, Step
 from envariant.search_space import LogUniform
 
 
@@ -26,9 +26,6 @@ class VREx(Penalty):
     minimum_environments: ClassVar[int] = 2
     coefficient: Annotated[Schedule, LogUniform(1e2, 1e6)] = Step(1.0, 1e4, at=100)
     pairwise: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "coefficient", schedule(self.coefficient))
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         variance = predicted.risks.var(correction=0)

@@ -1,0 +1,1 @@
+"""Risk weightings: the risks of the environments become one risk."""

@@ -35,6 +35,9 @@ class MMREx(Weighting):
         """The paper's form: no environment's weight λ_e falls below `minimum` (at most 1/E)."""
         return cls(Constant(1 - environments * minimum))
 
+    def factor(self, step: int) -> float:
+        return self.coefficient(step)
+
     def risk(self, predicted: PredictedBatch, state: State, step: int) -> tuple[Tensor, State]:
         risks = predicted.risks
         # Indexing by argmax gives a tie to the lowest index, where max would share the gradient.

@@ -1,0 +1,101 @@
+"""`envariant data`: fetch what has to be fetched, and look at the environments before training on them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+data = App(name="data", help="Fetch data, and look at environments.", help_format="plaintext")
+
+
+@data.command
+def fetch(
+    name: Literal["mnist"] = "mnist",
+    *,
+    mnist: Path | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Fetch MNIST into the cache and prove it: four files, four digests.
+
+    Parameters
+    ----------
+    name
+        What to fetch.
+    mnist
+        A folder that already holds the files; they are only checked.
+    json
+        Print one JSON object instead of text.
+    """
+    del name
+    from rich.console import Console
+
+    from envariant.cli.show import print_json, print_lines
+    from envariant.data import mnist as files
+
+    remarks = Console(stderr=True, highlight=False, markup=False)
+    digits = files.load(mnist, report=lambda line: remarks.print(line, style="dim"))
+    digests = files.digests(digits)
+    if json:
+        print_json({"source": digits.source, "md5": digests})
+        return
+    lines = [f"{digest}  {file}" for file, digest in digests.items()]
+    rows = len(digits.train_images) + len(digits.test_images)
+    print_lines([*lines, f"{rows:,} digits from {digits.source}; all four digests match"])
+
+
+@data.command
+def show(
+    name: str = "colored-mnist",
+    *,
+    seed: int = 0,
+    out: Annotated[Path | None, Parameter(alias="-o")] = None,
+    mnist: Path | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Show a colored data set: digits of every environment, counts, agreements, and what theory says.
+
+    Parameters
+    ----------
+    name
+        Such as colored-mnist:thirds or colored-digits.
+    seed
+        Of the data draw.
+    out
+        The picture, .png or .svg; by default the name of the data set with .png.
+    mnist
+        A folder with the MNIST files, if they are not to be fetched.
+    json
+        Print one JSON object instead of a table.
+    """
+    from dataclasses import asdict
+
+    from envariant import data as sources
+    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.errors import EnvariantError
+    from envariant.reporting import figures, tables
+
+    source = sources.source(name, folder=mnist)
+    if not isinstance(source, sources.ColoredSource):
+        raise EnvariantError(f"data show: '{name}' has no colours to show")
+    drawn = source.draw(seed)
+    facts = source.facts(drawn)
+    path = out or Path(name.partition("(")[0].replace(":", "-") + ".png")
+    if path.suffix not in (".png", ".svg"):
+        raise EnvariantError(f"{path}: a picture's name must end in .png or .svg")
+    try:
+        figures.save(figures.overview(drawn, facts), path)
+    except OSError as error:
+        raise EnvariantError(f"{path}: cannot be written ({error.strerror or error})") from None
+    if json:
+        print_json(
+            {
+                "data": source.name,
+                "seed": seed,
+                "picture": str(path),
+                "environments": [asdict(f) for f in facts],
+            }
+        )
+        return
+    print_lines([f"{source.name}, seed {seed}"])
+    print_table(tables.facts(facts))
+    print_lines([f"\nwrote {path}"])

@@ -1,0 +1,38 @@
+"""`envariant report`: stored runs, one offline HTML page."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def report(
+    *runs: Path,
+    out: Annotated[Path, Parameter(alias="-o")] = Path("report.html"),
+    title: str = "What each algorithm learned",
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write one HTML page about stored runs.
+
+    Parameters
+    ----------
+    runs
+        Folders that `envariant train --out` wrote.
+    out
+        The page.
+    title
+        Its heading.
+    json
+        Print the runs as one JSON object as well.
+    """
+    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.reporting import page, tables
+    from envariant.training import TrainingResult
+
+    results = [TrainingResult.load(run) for run in runs]
+    page.write(results, out, title)
+    if json:
+        print_json({"page": str(out), "runs": [result.plain() for result in results]})
+    else:
+        print_table(tables.scores(results))
+        print_lines([f"\nwrote {out}"])

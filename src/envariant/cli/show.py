@@ -1,0 +1,70 @@
+"""How results look on a terminal: tables for people, one JSON object for programs."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from envariant.reporting import page, tables
+from envariant.reporting.figures import title
+from envariant.reporting.tables import TextTable
+from envariant.training import TrainingResult
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output; a number that is not finite becomes null."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def print_table(table: TextTable) -> None:
+    """A table and its notes on standard output."""
+    console = _console()
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, name in enumerate(table.header):
+        drawn.add_column(name, justify="right" if column else "left", overflow="fold")
+    for line in table.lines:
+        drawn.add_row(*line)
+    console.print(drawn)
+    for note in table.notes:
+        console.print(note, style="dim")
+
+
+def print_result(result: TrainingResult, out: Path | None) -> None:
+    """One run: its scores, a sentence, what failed, and where it is stored."""
+    print_table(tables.scores([result]))
+    console = _console()
+    console.print(f"\n{title(result)}: {page.verdict(result)}")
+    for replica, reason in result.failures.items():
+        console.print(f"replica {replica} stopped: {reason}", style="red")
+    settings = result.record.settings
+    console.print(
+        f"{settings.model}, {settings.steps} steps, {settings.precision}, {result.seconds:.1f} s"
+        + (f"; stored in {out}" if out else ""),
+        style="dim",
+    )
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Plain lines on standard output."""
+    for line in lines:
+        _console().print(line)
+
+
+def _console() -> Console:
+    # A pipe has no width: give it one in which tables keep their lines.
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, highlight=False, markup=False, soft_wrap=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in cast("list[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

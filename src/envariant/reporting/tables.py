@@ -1,0 +1,132 @@
+"""The tables, made once for the terminal and the page: every environment, the worst, spread, replicas."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from envariant.data import Facts
+from envariant.reporting.comparison import published_for
+from envariant.reporting.figures import title
+from envariant.specs import format_value
+from envariant.training import Spread, TrainingResult
+
+NONE = "–"
+
+
+@final
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text: the first column names the line, the others hold numbers.
+
+    Attributes:
+        header: a name a column.
+        lines: as many entries each as the header has.
+        notes: what the numbers are.
+    """
+
+    header: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def scores(results: Sequence[TrainingResult]) -> TextTable:
+    """A line a run: its score in every environment, the worst, and the published figures if there are any."""
+    environments = dict.fromkeys(
+        (name, role) for result in results for name, role in result.record.roles.items()
+    )
+    beside = [published_for(result) for result in results]
+    some = any(beside)
+    metric = results[0].record.metric
+    header = [metric, *(f"{name} ({role})" for name, role in environments), "worst", "replicas"]
+    header += ["published train", "published test"] if some else []
+    lines: list[tuple[str, ...]] = []
+    for result, row in zip(results, beside, strict=True):
+        roles = result.record.roles
+        cells = [
+            spread(result.final(name, metric)) if roles.get(name) == role else NONE
+            for name, role in environments
+        ]
+        worst, _ = result.worst()
+        line = [title(result), *cells, spread(worst), _replicas(result)]
+        if some:
+            line += [NONE, NONE] if row is None else [_pair(row.train), _pair(row.test)]
+        lines.append(tuple(line))
+    notes = [
+        "± is the standard deviation over replicas (divisor n − 1); each replica has its own data draw, "
+        "initial weights and batches. A single replica has no ±.",
+        "worst: in each replica the environment with the worst score, then the mean over replicas.",
+    ]
+    notes += dict.fromkeys(
+        f"published: {row.source.title}; ± is {row.spread}." for row in beside if row is not None
+    )
+    return TextTable(tuple(header), tuple(lines), tuple(notes))
+
+
+def settings(results: Sequence[TrainingResult]) -> TextTable:
+    """A column a run: everything that decided its numbers."""
+    columns = [
+        {
+            "data": s.data,
+            **{f"{s.algorithm}: {key}": format_value(v) for key, v in s.hyperparameters.items()},
+            "model": s.model,
+            "optimizer": s.optimizer,
+            "learning rate": format_value(s.learning_rate),
+            "weight decay": format_value(s.weight_decay),
+            "steps": str(s.steps),
+            "rows a step and environment": "all" if s.batch_size is None else str(s.batch_size),
+            "augmentation": s.augmentation or "none",
+            "precision": s.precision,
+            "seed": str(s.seed),
+            "settings from": s.source,
+        }
+        for s in (result.record.settings for result in results)
+    ]
+    columns = [{k.split(": ")[-1]: v for k, v in column.items()} for column in columns]
+    names = dict.fromkeys(key for column in columns for key in column)
+    lines = tuple((name, *(column.get(name, NONE) for column in columns)) for name in names)
+    return TextTable(("setting", *map(title, results)), lines)
+
+
+def facts(found: Sequence[Facts]) -> TextTable:
+    """A line an environment: what it holds, and what the simplest and the best rules reach in it."""
+    header = (
+        "environment", "role", "rows", "label 1", "colour = label", "shape = label",
+        "colour only", "shape only", "Bayes (both)",
+    )  # fmt: skip
+    lines = tuple(
+        (
+            fact.environment,
+            fact.role,
+            f"{fact.rows:,}",
+            f"{fact.label_one:.3f}",
+            f"{fact.colour_agreement:.3f}",
+            f"{fact.shape_agreement:.3f}",
+            f"{fact.theory.colour_only:.3f}",
+            f"{fact.theory.shape_only:.3f}",
+            f"{fact.theory.bayes:.3f}",
+        )
+        for fact in found
+    )
+    notes = (
+        "label 1, colour = label, shape = label: shares of this draw's rows.",
+        "colour only (guess the colour), shape only, Bayes (the environment's own best rule with both): "
+        "accuracies in theory. Only shape only is the same everywhere.",
+    )
+    return TextTable(header, lines, notes)
+
+
+def spread(values: Spread, digits: int = 3) -> str:
+    """`0.669 ± 0.025`, without the ± for a single replica, a dash for none."""
+    if not values.values:
+        return NONE
+    return _pair((values.mean, values.sd), digits)
+
+
+def _pair(pair: tuple[float, float | None], digits: int = 3) -> str:
+    mean, deviation = pair
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def _replicas(result: TrainingResult) -> str:
+    finished, wanted = len(result.finished), result.record.settings.replicas
+    return str(wanted) if finished == wanted else f"{finished} of {wanted}"

@@ -44,17 +44,41 @@ class RandomAffine:
                 f"affine: needs images, channels first; got inputs of shape {tuple(images.shape[1:])}"
             )
         draws = torch.rand(3, len(images), generator=generator).to(images.device) * 2 - 1
-        angle = draws[0] * math.radians(self.rotation)
-        shear = torch.tan(draws[1] * math.radians(self.shear))
-        # The grid says where each output pixel is read from, so the factor is inverted.
-        scale = 1 / (1 + draws[2] * self.scale)
-        cos, sin, zero = angle.cos() * scale, angle.sin() * scale, torch.zeros_like(angle)
-        first = torch.stack([cos, cos * shear - sin, zero], dim=1)
-        second = torch.stack([sin, sin * shear + cos, zero], dim=1)
-        grid = F.affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
-        # Standardised images have a background other than 0: move it to 0, sample, move it back.
-        corner = images[:, :, :1, :1].float()
-        return F.grid_sample(images.float() - corner, grid, align_corners=False) + corner
+        return warp(
+            images,
+            draws[0] * math.radians(self.rotation),
+            draws[1] * math.radians(self.shear),
+            1 + draws[2] * self.scale,
+        )
+
+
+def warp(
+    images: Float[Tensor, "rows channels height width"],
+    angle: Float[Tensor, " rows"],
+    shear: Float[Tensor, " rows"],
+    scale: Float[Tensor, " rows"],
+) -> Float[Tensor, "rows channels height width"]:
+    """Images scaled, sheared along x and then rotated about their centre, each by its own amount.
+
+    Args:
+        images: square or not; bilinear interpolation, filled with each channel's first pixel.
+        angle: radians, counter-clockwise.
+        shear: radians; positive leans the top to the right.
+        scale: factors; 2 doubles the size.
+    """
+    cos, sin, lean, zero = angle.cos(), angle.sin(), torch.tan(shear), torch.zeros_like(angle)
+    # The grid says where an output pixel is read from, so it is the inverse map: turn back, lean back,
+    # shrink. Rows of the image count downwards, hence the signs.
+    first = torch.stack([cos + lean * sin, lean * cos - sin, zero], dim=1)
+    second = torch.stack([sin, cos, zero], dim=1)
+    inverse = torch.stack([first, second], dim=1) / scale[:, None, None]
+    height, width = images.shape[2:]
+    # The grid's unit is half the image, of the width along x and of the height along y.
+    ratio = torch.tensor([[1.0, height / width, 1.0], [width / height, 1.0, 1.0]], device=images.device)
+    grid = F.affine_grid(inverse * ratio, list(images.shape), align_corners=False)
+    # Standardised images have a background other than 0: move it to 0, sample, move it back.
+    corner = images[:, :, :1, :1].float()
+    return F.grid_sample(images.float() - corner, grid, align_corners=False) + corner
 
 
 def augmentation(text: str | None) -> RandomAffine | None:

@@ -82,7 +82,7 @@ def load(folder: Path, replica: int) -> Checkpoint | None:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             side: dict[str, Any] = json.loads(file.metadata()["checkpoint"])
-        groups: dict[str, Any] = dict.fromkeys(_GROUPS, {}) | _nested(load_file(path))
+        groups: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(load_file(path))
         return Checkpoint(**side, **groups)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError):
         raise EnvariantError(f"{path}: is not a checkpoint; remove it to train this replica anew") from None

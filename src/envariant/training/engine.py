@@ -25,6 +25,7 @@ from envariant.environments import (
 from envariant.errors import EnvariantError
 from envariant.tasks import Task
 from envariant.training import precision
+from envariant.training.allocator import keep_freed_memory
 from envariant.training.augmentation import RandomAffine
 from envariant.training.checkpoint import Checkpoint
 from envariant.training.history import BATCH, HistoryRow
@@ -99,6 +100,7 @@ def run(
     Raises:
         EnvariantError: the data, the model and the algorithm do not fit one another.
     """
+    keep_freed_memory()
     for replica in replicas:
         checkpoint = resume.get(replica.index)
         if checkpoint is None or (checkpoint.step < plan.steps and checkpoint.failure is None):

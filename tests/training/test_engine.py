@@ -1,0 +1,287 @@
+"""The engine against a plain loop, against itself, and against what users do to it."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import envariant
+from envariant.algorithms import Composition
+from envariant.data import colored_digits
+from envariant.environments import Environment, EnvironmentSet
+from envariant.errors import EnvariantError
+from envariant.models import model_family
+from envariant.tasks import Binary, Multiclass, Regression
+from envariant.training import Replica, Seeds, engine
+from envariant.training.engine import Evaluated, Plan
+from envariant.training.network import private_random_numbers
+from envariant.training.optimizers import optimizer_family
+
+QUICK = {"steps": 12, "evaluate_every": 4, "precision": "float32"}
+
+
+def rows(result, **wanted):
+    return [r for r in result.rows if all(getattr(r, k) == v for k, v in wanted.items())]
+
+
+def plan(**changes) -> Plan:
+    return replace(
+        Plan(
+            model=model_family("mlp(hidden=16)").build,
+            optimizer=optimizer_family("adam"),
+            steps=10,
+            batch_size=None,
+            evaluate_every=5,
+            precision="float32",
+            augmentation=None,
+            test=None,
+            device=torch.device("cpu"),
+        ),
+        **changes,
+    )
+
+
+def test_irm_equals_a_plain_loop_written_as_the_papers_code_describes_it():
+    """Scalar multiplier, double backward, one pass an environment, torch's own Adam: same numbers."""
+    seeds = Seeds.of(0, 0)
+    drawn = colored_digits().draw(seeds.data)
+    with private_random_numbers(seeds.initialisation):
+        model = model_family("mlp(hidden=32)").build(drawn.input_shape, 1)
+    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for step in range(30):
+        risks, penalties = [], []
+        for name in ("flip-0.2", "flip-0.1"):
+            inputs, targets = drawn[name].rows()
+            scale = torch.ones((), requires_grad=True)
+            risk = F.binary_cross_entropy_with_logits(model(inputs)[:, 0] * scale, targets)
+            (slope,) = torch.autograd.grad(risk, [scale], create_graph=True)
+            risks.append(risk)
+            penalties.append(slope**2)
+        weight = 1.0 if step < 10 else 500.0
+        l2 = 1e-3 * sum(p.norm() ** 2 for p in model.parameters())
+        loss = sum(risks) / 2 + l2 + weight * sum(penalties) / 2
+        loss = loss / weight if weight > 1 else loss
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        inputs, targets = drawn["flip-0.9"].rows()
+        losses.append(F.binary_cross_entropy_with_logits(model(inputs)[:, 0], targets).item())
+
+    ours = envariant.train(
+        colored_digits(),
+        "irm(coefficient=step(1, 500, at=10), l2=1e-3, rescale=true)",
+        model="mlp(hidden=32)",
+        learning_rate=3e-3,
+        steps=30,
+        evaluate_every=1,
+        precision="float32",
+    )
+    measured = [r.value for r in rows(ours, environment="flip-0.9", metric="loss")][1:]
+    assert measured == pytest.approx(losses, rel=2e-4)
+
+
+def test_the_same_call_gives_the_same_bits_and_another_seed_does_not():
+    first, second, other = (
+        envariant.train("colored-digits", "irm", seed=seed, replicas=2, **QUICK) for seed in (3, 3, 4)
+    )
+    assert first.rows == second.rows
+    assert first.rows != other.rows
+    assert all(torch.equal(first.checkpoints[k].params[n], v) for k in (0, 1) for n, v in second.checkpoints[k].params.items())
+
+
+def test_a_replica_does_not_depend_on_its_company():
+    alone = envariant.train("colored-digits", "vrex", replicas=1, batch_size=32, **QUICK)
+    together = envariant.train("colored-digits", "vrex", replicas=3, batch_size=32, **QUICK)
+    assert rows(together, replica=0) == alone.rows
+    assert {r.value for r in rows(together, replica=1)} != {r.value for r in rows(together, replica=2)}
+
+
+def test_algorithms_are_compared_on_the_same_data_and_initial_weights():
+    erm, irm = (
+        envariant.train("colored-digits", a, replicas=2, model="mlp(hidden=8)", **QUICK) for a in ("erm", "irm")
+    )
+    assert erm.record.seeds == irm.record.seeds
+    assert erm.record.fingerprint == irm.record.fingerprint
+    assert rows(erm, step=0) == rows(irm, step=0)
+    assert rows(erm, step=12, metric="loss") != rows(irm, step=12, metric="loss")
+
+
+def test_training_leaves_the_global_random_numbers_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    envariant.train("colored-digits", "erm", batch_size=16, augmentation="affine", **QUICK)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_replica_that_becomes_infinite_is_stopped_and_named_and_the_others_keep_their_bits():
+    erm = Composition()
+    good = [Replica(k, Seeds.of(0, k), erm, 0.01, 0.0) for k in (0, 2)]
+    bad = Replica(1, Seeds.of(0, 1), erm, 1e30, 0.0)
+    shared = plan(optimizer=optimizer_family("sgd"))
+
+    def outcome(replicas):
+        events = engine.run(colored_digits(), replicas, shared, {})
+        measured = [e for e in events if isinstance(e, Evaluated)]
+        return [r for e in measured for r in e.rows], {e.replica: e.checkpoint for e in measured}
+
+    clean, _ = outcome(good)
+    mixed, last = outcome([good[0], bad, good[1]])
+    assert [r for r in mixed if r.replica != 1] == clean
+    assert last[1].step < shared.steps
+    assert "flip-0.2" in last[1].failure
+    assert "learning rate" in last[1].failure
+    assert last[0].failure is None
+
+
+def test_failed_replicas_are_reported_and_kept_out_of_the_summary():
+    result = envariant.train("colored-digits", "erm", optimizer="sgd", learning_rate=1e30, replicas=2, **QUICK)
+    assert set(result.failures) == {0, 1}
+    assert result.finished == ()
+    assert result.summary().loc["flip-0.9", "replicas"] == 0
+    assert math.isnan(result.plain()["worst"]["accuracy"]["mean"])
+
+
+class PlainNet(nn.Module):
+    """No featurizer, no head; dropout and batch norm, as users have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(2 * 8 * 8, 16)
+        self.norm = nn.BatchNorm1d(16)
+        self.drop = nn.Dropout(0.3)
+        self.last = nn.Linear(16, 1)
+
+    def forward(self, x):
+        return self.last(self.drop(torch.relu(self.norm(self.first(x.flatten(1))))))
+
+
+@pytest.mark.parametrize("algorithm", ["irm", "and-mask"])
+def test_any_module_of_the_users_own_trains_and_its_running_statistics_follow(algorithm):
+    first, second = (
+        envariant.train("colored-digits", algorithm, model=PlainNet, replicas=2, **QUICK) for _ in range(2)
+    )
+    assert first.rows == second.rows, "dropout draws from the replica's own numbers"
+    buffers = first.checkpoints[0].buffers
+    assert int(buffers["norm.num_batches_tracked"]) == 12
+    assert not torch.equal(buffers["norm.running_mean"], torch.zeros(16))
+    inits = [rows(first, step=0, replica=k, metric="loss") for k in (0, 1)]
+    assert [r.value for r in inits[0]] != [r.value for r in inits[1]]
+
+
+def test_running_statistics_match_pytorchs_own_training():
+    """Batch norm trained by the engine and by a plain loop: the same statistics.
+
+    No bias before the norm: its gradient is rounding noise, which Adam would blow up to full steps.
+    """
+    seeds = Seeds.of(0, 0)
+    drawn = colored_digits().draw(seeds.data)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(128, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+    result = envariant.train(drawn, "erm", model=module, steps=5, learning_rate=0.01, precision="float32")
+    inputs = torch.cat([drawn[n].inputs for n in ("flip-0.2", "flip-0.1")])
+    targets = torch.cat([drawn[n].targets for n in ("flip-0.2", "flip-0.1")])
+    adam = torch.optim.Adam(module.parameters(), lr=0.01)
+    for _ in range(5):
+        adam.zero_grad()
+        F.binary_cross_entropy_with_logits(module(inputs)[:, 0], targets).backward()
+        adam.step()
+    for name, buffer in module.named_buffers():
+        torch.testing.assert_close(result.checkpoints[0].buffers[name], buffer, rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_instance_is_where_every_replica_starts_and_is_not_touched():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(128, 1))
+    before = module[1].weight.detach().clone()
+    drawn = colored_digits().draw(0)
+    result = envariant.train(drawn, "erm", model=module, replicas=2, **QUICK)
+    assert [r.value for r in rows(result, step=0, replica=0)] == [r.value for r in rows(result, step=0, replica=1)]
+    assert torch.equal(module[1].weight, before)
+
+
+def uneven(task, outputs) -> EnvironmentSet:
+    generator = torch.Generator().manual_seed(0)
+    weights, made = torch.randn(3, outputs, generator=generator), []
+    for name, n in (("a", 40), ("b", 95), ("c", 20)):
+        inputs = torch.randn(n, 3, generator=generator)
+        score = inputs @ weights
+        targets = score[:, 0] if outputs == 1 else score.argmax(dim=1)
+        targets = (targets > 0).float() if isinstance(task, Binary) else targets
+        made.append(Environment(name, inputs, targets))
+    return EnvironmentSet("made", tuple(made), task, test=("c",))
+
+
+@pytest.mark.parametrize("algorithm", list(envariant.algorithms.RECIPES))
+@pytest.mark.parametrize(("task", "outputs"), [(Binary(), 1), (Multiclass(3), 3), (Regression(), 1)])
+@pytest.mark.parametrize("batch_size", ["full", 16])
+def test_every_algorithm_learns_on_every_task_with_uneven_environments(algorithm, task, outputs, batch_size):
+    settings = {} if algorithm in ("erm", "and-mask") else {"coefficient": 0.1}
+    result = envariant.train(
+        uneven(task, outputs), algorithm, hyperparameters=settings, model="linear",
+        steps=150, learning_rate=0.03, batch_size=batch_size, evaluate_every=150,
+    )  # fmt: skip
+    for name in ("a", "b"):
+        start, end = (r.value for r in rows(result, environment=name, metric="loss"))
+        assert end < 0.8 * start
+    assert result.record.sizes == {"a": 40, "b": 95, "c": 20}
+
+
+def test_any_environment_can_be_held_out():
+    result = envariant.train("colored-digits", "erm", test_environments=["flip-0.1"], **QUICK)
+    assert result.record.roles == {"flip-0.2": "train", "flip-0.1": "test", "flip-0.9": "train"}
+    assert {r.environment for r in rows(result, split="test")} == {"flip-0.1"}
+
+
+def test_bfloat16_stays_near_float32():
+    exact, fast = (
+        envariant.train("colored-digits", "irm", model="mlp(hidden=128)", steps=40, precision=p)
+        for p in ("float32", "bfloat16")
+    )
+    assert fast.record.settings.precision == "bfloat16"
+    assert fast.checkpoints[0].params["head.weight"].dtype == torch.float32
+    for name in exact.record.roles:
+        a, b = (r.final(name, "accuracy").mean for r in (exact, fast))
+        assert a == pytest.approx(b, abs=0.04)
+
+
+def test_evaluation_sees_whole_environments_at_the_steps_asked_for():
+    result = envariant.train("colored-digits", "erm", steps=10, evaluate_every=4)
+    assert sorted({r.step for r in result.rows}) == [0, 4, 8, 10]
+    drawn = colored_digits().draw(result.record.seeds[0].data)
+    module = model_family("mlp(hidden=64)").build(drawn.input_shape, 1)
+    module.load_state_dict(dict(result.checkpoints[0].params))
+    inputs, targets = drawn["flip-0.9"].rows()
+    accuracy = ((module(inputs)[:, 0] > 0) == (targets > 0.5)).double().mean()
+    assert result.final("flip-0.9", "accuracy").values == (pytest.approx(float(accuracy)),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"algorithm": "imr"}, "did you mean 'irm'"),
+        ({"data": "colored-digts"}, "did you mean 'colored-digits'"),
+        ({"algorithm": "irm", "test_environments": ["flip-0.1", "flip-0.9"]}, "irm: needs at least 2 training"),
+        ({"test_environments": ["flip-0.8"]}, "unknown environment 'flip-0.8'"),
+        ({"test_environments": ["flip-0.2", "flip-0.1", "flip-0.9"]}, "none is left to train on"),
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"replicas": 0}, "replicas must be at least 1"),
+        ({"batch_size": 0}, "batch size must be at least 1"),
+        ({"learning_rate": -1.0}, "learning rate must exceed 0"),
+        ({"precision": "half"}, "precision must be auto, float32 or bfloat16"),
+        ({"optimizer": "adm"}, "did you mean 'adam'"),
+        ({"model": "lenett"}, "did you mean 'lenet'"),
+        ({"model": "lenet"}, "needs square images of at least 12×12"),
+        ({"model": lambda: nn.Linear(3, 1)}, "model: cannot take inputs of shape (2, 8, 8)"),
+        ({"augmentation": "afine"}, "did you mean 'affine'"),
+        ({"algorithm": "and-mask(threshold=1.7)"}, "AndMask: threshold must lie in [0, 1]; got 1.7"),
+        ({"algorithm": "irm(coeficient=3)"}, "did you mean 'coefficient'"),
+    ],
+)  # fmt: skip
+def test_wrong_input_gets_one_clear_error(arguments, message):
+    call = {"data": "colored-digits", "algorithm": "erm", "steps": 1} | arguments
+    with pytest.raises(EnvariantError) as error:
+        envariant.train(**call)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

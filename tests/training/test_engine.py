@@ -90,7 +90,11 @@ def test_the_same_call_gives_the_same_bits_and_another_seed_does_not():
     )
     assert first.rows == second.rows
     assert first.rows != other.rows
-    assert all(torch.equal(first.checkpoints[k].params[n], v) for k in (0, 1) for n, v in second.checkpoints[k].params.items())
+    assert all(
+        torch.equal(first.checkpoints[k].params[n], v)
+        for k in (0, 1)
+        for n, v in second.checkpoints[k].params.items()
+    )
 
 
 def test_a_replica_does_not_depend_on_its_company():
@@ -102,7 +106,8 @@ def test_a_replica_does_not_depend_on_its_company():
 
 def test_algorithms_are_compared_on_the_same_data_and_initial_weights():
     erm, irm = (
-        envariant.train("colored-digits", a, replicas=2, model="mlp(hidden=8)", **QUICK) for a in ("erm", "irm")
+        envariant.train("colored-digits", a, replicas=2, model="mlp(hidden=8)", **QUICK)
+        for a in ("erm", "irm")
     )
     assert erm.record.seeds == irm.record.seeds
     assert erm.record.fingerprint == irm.record.fingerprint
@@ -138,7 +143,9 @@ def test_a_replica_that_becomes_infinite_is_stopped_and_named_and_the_others_kee
 
 
 def test_failed_replicas_are_reported_and_kept_out_of_the_summary():
-    result = envariant.train("colored-digits", "erm", optimizer="sgd", learning_rate=1e30, replicas=2, **QUICK)
+    result = envariant.train(
+        "colored-digits", "erm", optimizer="sgd", learning_rate=1e30, replicas=2, **QUICK
+    )
     assert set(result.failures) == {0, 1}
     assert result.finished == ()
     assert result.summary().loc["flip-0.9", "replicas"] == 0
@@ -179,7 +186,9 @@ def test_running_statistics_match_pytorchs_own_training():
     """
     seeds = Seeds.of(0, 0)
     drawn = colored_digits().draw(seeds.data)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(128, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+    module = nn.Sequential(
+        nn.Flatten(), nn.Linear(128, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)
+    )
     result = envariant.train(drawn, "erm", model=module, steps=5, learning_rate=0.01, precision="float32")
     inputs = torch.cat([drawn[n].inputs for n in ("flip-0.2", "flip-0.1")])
     targets = torch.cat([drawn[n].targets for n in ("flip-0.2", "flip-0.1")])
@@ -197,7 +206,9 @@ def test_a_module_instance_is_where_every_replica_starts_and_is_not_touched():
     before = module[1].weight.detach().clone()
     drawn = colored_digits().draw(0)
     result = envariant.train(drawn, "erm", model=module, replicas=2, **QUICK)
-    assert [r.value for r in rows(result, step=0, replica=0)] == [r.value for r in rows(result, step=0, replica=1)]
+    assert [r.value for r in rows(result, step=0, replica=0)] == [
+        r.value for r in rows(result, step=0, replica=1)
+    ]
     assert torch.equal(module[1].weight, before)
 
 

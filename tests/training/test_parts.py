@@ -34,7 +34,12 @@ def test_seeds_are_separate_repeatable_and_fit_their_generators(seed, replica, s
 
 
 def test_neighbouring_seeds_and_replicas_share_nothing():
-    found = {(s.data, s.initialisation, s.order) for seed in range(20) for k in range(20) for s in [Seeds.of(seed, k)]}
+    found = {
+        (s.data, s.initialisation, s.order)
+        for seed in range(20)
+        for k in range(20)
+        for s in [Seeds.of(seed, k)]
+    }
     assert len(found) == 400
 
 

@@ -102,7 +102,9 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path, change, words)
     envariant.train("colored-digits", "erm", steps=5, out=tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(EnvariantError, match="holds a run with other settings") as error:
-        envariant.train(**({"data": "colored-digits", "algorithm": "erm", "steps": 5, "out": tmp_path} | change))
+        envariant.train(
+            **({"data": "colored-digits", "algorithm": "erm", "steps": 5, "out": tmp_path} | change)
+        )
     assert words in str(error.value)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 

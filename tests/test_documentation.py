@@ -1,0 +1,45 @@
+"""The documentation is run: every Python block of README and CONTRIBUTING, every command's spelling."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_python_blocks_run_in_order(name):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    namespace: dict[str, object] = {"__name__": "documentation"}
+    for block in blocks:
+        exec(compile(block, name, "exec"), namespace)
+
+
+def test_every_option_the_readme_uses_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^envariant (.+?)(?:\s+#.*)?$", text, re.MULTILINE)
+    assert len(lines) >= 6
+    for line in lines:
+        command = line.split()[: 2 if line.startswith("data") else 1]
+        done = subprocess.run(
+            [sys.executable, "-c", "from envariant.cli import main; main()", *command, "--help"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        for option in re.findall(r"(?<= )--?[a-z][a-z-]*", line):
+            assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", done.stdout), (line, option)
+
+
+def test_the_tree_in_the_readme_is_the_tree_there_is():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text[text.index("src/envariant/\n") :].split("```")[0]
+    named = set(re.findall(r"^  (\S+)", tree, re.MULTILINE))
+    there = {
+        p.name + ("/" if p.is_dir() else "")
+        for p in (ROOT / "src" / "envariant").iterdir()
+        if not p.name.startswith(("__", "py.typed"))
+    }
+    assert named == there

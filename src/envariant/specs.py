@@ -77,6 +77,23 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
+def describe(name: str, instance: object, usual: object) -> str:
+    """The text that names a dataclass: `name`, and in brackets the fields in which it is not the usual one.
+
+    Args:
+        name: under which it is found.
+        instance: the dataclass to describe.
+        usual: one of the same class, built from the name alone.
+    """
+    fields = dataclasses.fields(cast("Any", instance))
+    changed = {
+        f.name: getattr(instance, f.name)
+        for f in fields
+        if f.compare and getattr(instance, f.name) != getattr(usual, f.name)
+    }
+    return str(Spec(name, (), changed))
+
+
 def fill(cls: type[Any], spec: Spec, positional: tuple[str, ...] | None = None) -> dict[str, Any]:
     """Matches a spec's arguments with the fields of a dataclass; the caller builds it.
 

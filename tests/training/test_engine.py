@@ -261,8 +261,7 @@ def test_evaluation_sees_whole_environments_at_the_steps_asked_for():
     result = envariant.train("colored-digits", "erm", steps=10, evaluate_every=4)
     assert sorted({r.step for r in result.rows}) == [0, 4, 8, 10]
     drawn = colored_digits().draw(result.record.seeds[0].data)
-    module = model_family("mlp(hidden=64)").build(drawn.input_shape, 1)
-    module.load_state_dict(dict(result.checkpoints[0].params))
+    module = result.model(0)
     inputs, targets = drawn["flip-0.9"].rows()
     accuracy = ((module(inputs)[:, 0] > 0) == (targets > 0.5)).double().mean()
     assert result.final("flip-0.9", "accuracy").values == (pytest.approx(float(accuracy)),)
@@ -296,3 +295,23 @@ def test_wrong_input_gets_one_clear_error(arguments, message):
         envariant.train(**call)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_trained_model_can_be_had_back_unless_only_its_maker_can_build_it():
+    result = envariant.train("colored-digits", "erm", steps=2)
+    inputs = torch.rand(5, 2, 8, 8)
+    module = result.model(0)
+    assert module(inputs).shape == (5, 1)
+    assert not module.training
+    with pytest.raises(EnvariantError, match="replica 3: is not in this run"):
+        result.model(3)
+    own = envariant.train("colored-digits", "erm", model=PlainNet, steps=2)
+    with pytest.raises(EnvariantError, match="into a module of your own"):
+        own.model(0)
+    again = PlainNet()
+    again.load_state_dict({**own.checkpoints[0].params, **own.checkpoints[0].buffers})
+
+
+def test_a_held_out_flip_may_repeat_a_training_one():
+    source = colored_digits(test_flips=(0.9, 0.1))
+    assert source.draw(0).names == ("flip-0.2", "flip-0.1", "flip-0.9", "test-flip-0.1")

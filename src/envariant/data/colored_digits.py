@@ -3,17 +3,17 @@
 Offline and tiny, for tests and first tries: 8×8 images, three environments of 599.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
+from envariant import specs
 from envariant.data import coloring
 from envariant.data.colored_mnist import Flips, check_chances
 from envariant.environments import Environment, EnvironmentSet, Known, Suggestion
-from envariant.specs import Spec
 from envariant.tasks import Binary
 
 
@@ -37,15 +37,13 @@ class ColoredDigits(coloring.ColoredSource):
 
     def __post_init__(self) -> None:
         check_chances(self.base, "label_noise", (self.label_noise,))
-        check_chances(self.base, "flips", self.flips)
+        check_chances(self.base, "train_flips", self.train_flips)
+        check_chances(self.base, "test_flips", self.test_flips)
 
     @property
     def name(self) -> str:
-        usual = ColoredDigits(gray=self.gray)
-        changed = {
-            f.name: value for f in fields(self) if (value := getattr(self, f.name)) != getattr(usual, f.name)
-        }
-        return str(Spec(f"{self.base}{'-grayscale' if self.gray else ''}", (), changed))
+        base = f"{self.base}{'-grayscale' if self.gray else ''}"
+        return specs.describe(base, self, ColoredDigits(gray=self.gray))
 
     @property
     def flips(self) -> Flips:
@@ -57,7 +55,7 @@ class ColoredDigits(coloring.ColoredSource):
         bunch: Any = load_digits()
         order = np.random.RandomState(seed).permutation(len(bunch.target))
         generator = torch.Generator().manual_seed(seed)
-        names = [f"flip-{flip:g}" for flip in self.flips]
+        names = coloring.flip_names(self.train_flips, self.test_flips)
         environments: list[Environment] = []
         for i, (name, flip) in enumerate(zip(names, self.flips, strict=True)):
             index = order[i :: len(names)]

@@ -7,7 +7,7 @@ each program's own order of random numbers, so that fixtures made with it come o
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 
-from envariant import published
+from envariant import published, specs
 from envariant.data import coloring, mnist
 from envariant.environments import (
     Environment,
@@ -25,7 +25,6 @@ from envariant.environments import (
 )
 from envariant.errors import EnvariantError, unknown_name
 from envariant.schedules import Step
-from envariant.specs import Spec
 from envariant.tasks import Binary
 
 Flips = tuple[float, ...]
@@ -71,15 +70,7 @@ class ColoredMNIST(coloring.ColoredSource):
     @property
     def name(self) -> str:
         base = f"{self.base}{'-grayscale' if self.gray else ''}:{self.protocol}"
-        usual = ColoredMNIST(self.protocol)
-        changed = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.compare
-            and f.name not in ("protocol", "gray")
-            and getattr(self, f.name) != getattr(usual, f.name)
-        }
-        return str(Spec(base, (), changed))
+        return specs.describe(base, self, ColoredMNIST(self.protocol, gray=self.gray))
 
     @property
     def flips(self) -> Flips:
@@ -133,7 +124,7 @@ def _draw_irm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Drawn:
     ways = len(source.train_flips)
     rows = [order[i::ways] for i in range(ways)]
     rows += [np.arange(50_000, 60_000)] * len(source.test_flips)
-    names = [f"flip-{flip:g}" for flip in source.flips]
+    names = coloring.flip_names(source.train_flips, source.test_flips)
     environments = tuple(
         _painted(source, name, digits.train_images, digits.train_labels, index, flip, generator)
         for name, index, flip in zip(names, rows, source.flips, strict=True)

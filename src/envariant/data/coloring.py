@@ -58,6 +58,14 @@ def entropy(p: float) -> float:
     return float(-sum(x * np.log(x) for x in (p, 1 - p) if x > 0))
 
 
+def flip_names(train: Sequence[float], test: Sequence[float]) -> list[str]:
+    """Names such as `flip-0.2`; a held-out flip that is trained on as well is called `test-flip-0.2`."""
+    return [
+        *(f"flip-{flip:g}" for flip in train),
+        *(f"{'test-' if flip in train else ''}flip-{flip:g}" for flip in test),
+    ]
+
+
 def paint(
     name: str,
     images: Float[Tensor, "rows height width"],

@@ -12,6 +12,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from envariant import specs
+
 
 @final
 class FeaturizerAndHead(nn.Module):
@@ -35,6 +37,9 @@ class ModelFamily(ABC):
     """A frozen description of a network that fits itself to the shapes it is given."""
 
     name: ClassVar[str]
+
+    def __str__(self) -> str:
+        return specs.describe(self.name, self, type(self)())
 
     @abstractmethod
     def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:

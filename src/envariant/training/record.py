@@ -64,6 +64,8 @@ class Record:
         settings: what decides the numbers.
         metric, higher_is_better: of the task.
         chance, optimum: what theory says, in the metric; None where it says nothing.
+        input_shape: of one row.
+        outputs: numbers a model gives per row.
         roles: "train" or "test" by environment, in order.
         sizes: rows by environment.
         fingerprint: a digest of the first replica's data.
@@ -76,6 +78,8 @@ class Record:
     higher_is_better: bool
     chance: float | None
     optimum: float | None
+    input_shape: tuple[int, ...]
+    outputs: int
     roles: Mapping[str, str]
     sizes: Mapping[str, int]
     fingerprint: str

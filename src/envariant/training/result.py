@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, final
 
 import pandas as pd
+from torch import nn
 
+from envariant.errors import EnvariantError
+from envariant.models import model_family
 from envariant.training import history, run_folder
 from envariant.training.checkpoint import Checkpoint
 from envariant.training.history import BATCH, HistoryRow
@@ -106,6 +109,28 @@ class TrainingResult:
             worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished))
         )
         return Spread(tuple(scores[name][k] for k, name in enumerate(places))), places
+
+    def model(self, replica: int = 0) -> nn.Module:
+        """The trained network of one replica, in evaluation mode.
+
+        Raises:
+            EnvariantError: there is no such replica, or the network was the user's own and has no name by
+                which it could be built again.
+        """
+        saved = self.checkpoints.get(replica)
+        if saved is None:
+            raise EnvariantError(f"replica {replica}: is not in this run; it has {len(self.checkpoints)}")
+        record = self.record
+        try:
+            family = model_family(record.settings.model)
+        except EnvariantError:
+            raise EnvariantError(
+                f"model '{record.settings.model}': is not one of the library's; load "
+                f"result.checkpoints[{replica}].params and .buffers into a module of your own"
+            ) from None
+        module = family.build(record.input_shape, record.outputs)
+        module.load_state_dict({**saved.params, **saved.buffers})
+        return module.eval()
 
     def summary(self) -> pd.DataFrame:
         """A line an environment and one for the worst: mean and standard deviation (n − 1) over replicas."""

@@ -146,6 +146,8 @@ def train(
         higher_is_better=first.task.higher_is_better,
         chance=first.known.chance if first.known.chance is not None else first.task.chance,
         optimum=first.known.optimum,
+        input_shape=tuple(first.input_shape),
+        outputs=first.task.outputs,
         roles=roles,
         sizes={e.name: len(e) for e in first.environments},
         fingerprint=_fingerprint(first),
@@ -238,7 +240,7 @@ def _model_name(model: ModelLike) -> str:
     if isinstance(model, str):
         return model
     if isinstance(model, nn.Module | ModelFamily):
-        return type(model).__name__ if isinstance(model, nn.Module) else repr(model)
+        return type(model).__name__ if isinstance(model, nn.Module) else str(model)
     return getattr(model, "__qualname__", repr(model))
 
 

@@ -94,20 +94,28 @@ def describe(name: str, instance: object, usual: object) -> str:
     return str(Spec(name, (), changed))
 
 
-def fill(cls: type[Any], spec: Spec, positional: tuple[str, ...] | None = None) -> dict[str, Any]:
+def fill(
+    cls: type[Any],
+    spec: Spec,
+    positional: tuple[str, ...] | None = None,
+    hidden: tuple[str, ...] = (),
+) -> dict[str, Any]:
     """Matches a spec's arguments with the fields of a dataclass; the caller builds it.
 
     Args:
         cls: the dataclass.
         spec: the arguments.
         positional: the fields that may be given without a key, in order; None means all.
+        hidden: fields that cannot be set this way.
 
     Raises:
         EnvariantError: an unknown or repeated key, or too many arguments.
     """
-    names = tuple(f.name for f in dataclasses.fields(cls) if f.init)
+    names = tuple(f.name for f in dataclasses.fields(cls) if f.init and f.name not in hidden)
     order = names if positional is None else positional
     if len(spec.positional) > len(order):
+        if not order:
+            raise EnvariantError(f"{spec.name}: settings need a key, as in {spec.name}({names[0]}=…)")
         raise EnvariantError(
             f"{spec.name}: takes at most {len(order)} values without a key; got {len(spec.positional)}"
         )

@@ -13,7 +13,9 @@ import torch
 
 import envariant
 from envariant import TrainingResult
+from envariant.environments import Environment, EnvironmentSet
 from envariant.errors import EnvariantError
+from envariant.tasks import Binary
 from envariant.training import checkpoint, run_folder
 from envariant.training.history import HistoryRow, read, write
 
@@ -84,8 +86,9 @@ def test_killed_with_sigkill_and_called_again_gives_the_same_bits(tmp_path):
 def test_a_finished_run_is_not_trained_again(tmp_path):
     first = envariant.train("colored-digits", "erm", steps=5, out=tmp_path)
     before = (tmp_path / "checkpoints" / "replica-000.safetensors").stat().st_mtime_ns
-    second = envariant.train("colored-digits", "erm", steps=5, out=tmp_path)
+    second = envariant.train("colored-digits", "erm", steps=5, out=tmp_path, progress=False)
     same(first, second)
+    assert second.record == first.record
     assert (tmp_path / "checkpoints" / "replica-000.safetensors").stat().st_mtime_ns == before
 
 
@@ -93,7 +96,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     ("change", "words"),
     [
         ({"steps": 6}, "steps 5, not 6"),
-        ({"seed": 1}, "data"),
+        ({"seed": 1}, "seed 0, not 1"),
         ({"learning_rate": 0.1}, "learning_rate"),
         ({"hyperparameters": {"l2": 0.5}}, "hyperparameters"),
     ],
@@ -156,3 +159,30 @@ def test_a_checkpoint_carries_nested_algorithm_state(tmp_path):
     assert checkpoint.load(tmp_path, 0) is None
     assert json.loads((tmp_path / "replica-002.json").read_text())["step"] == 7
     assert not list(Path(tmp_path).glob("*.partial"))
+
+
+def a_set(seed: int) -> EnvironmentSet:
+    generator = torch.Generator().manual_seed(seed)
+    made = tuple(
+        Environment(name, torch.randn(20, 2, generator=generator), torch.zeros(20)) for name in ("a", "b")
+    )
+    return EnvironmentSet("mine", made, Binary(), test=("b",))
+
+
+def test_other_data_under_the_same_name_are_noticed(tmp_path):
+    envariant.train(a_set(0), "erm", model="linear", steps=2, out=tmp_path)
+    envariant.train(a_set(0), "erm", model="linear", steps=2, out=tmp_path)
+    with pytest.raises(EnvariantError, match="other data under the same name"):
+        envariant.train(a_set(1), "erm", model="linear", steps=2, out=tmp_path)
+
+
+def test_an_unfinished_run_of_another_torch_does_not_go_on_but_a_finished_one_is_shown(tmp_path):
+    envariant.train("colored-digits", "erm", steps=2, out=tmp_path)
+    path = tmp_path / "run.json"
+    stored = json.loads(path.read_text())
+    stored["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(stored))
+    assert envariant.train("colored-digits", "erm", steps=2, out=tmp_path).record.versions["torch"] == "1.0"
+    (tmp_path / "checkpoints" / "replica-000.safetensors").unlink()
+    with pytest.raises(EnvariantError, match=r"torch 1\.0, not"):
+        envariant.train("colored-digits", "erm", steps=2, out=tmp_path)

@@ -1,7 +1,5 @@
 """Where environments come from, one file a source; `source(text)` finds one by its name."""
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,9 @@ def colored_digits(**settings: Any) -> ColoredDigits:
     return ColoredDigits(**settings)
 
 
-_SOURCES: dict[str, Callable[..., EnvironmentSource]] = {
-    "colored-mnist": ColoredMNIST,
-    "colored-mnist-grayscale": lambda *a, **k: ColoredMNIST(*a, **k, gray=True),
-    "colored-digits": ColoredDigits,
-    "colored-digits-grayscale": lambda *a, **k: ColoredDigits(*a, **k, gray=True),
+_GRAY = "-grayscale"
+_SOURCES: dict[str, type[ColoredMNIST] | type[ColoredDigits]] = {
+    cls.base: cls for cls in (ColoredMNIST, ColoredDigits)
 }
 
 NAMES: dict[str, str] = {
@@ -50,22 +46,21 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
     """
     spec = specs.parse(text)
     name, _, protocol = spec.name.partition(":")
-    if name not in _SOURCES:
-        raise unknown_name("data set", name, _SOURCES)
-    cls = ColoredMNIST if name.startswith(ColoredMNIST.base) else ColoredDigits
-    settings = specs.fill(cls, specs.Spec(spec.name, (), spec.keywords), positional=())
-    if spec.positional:
-        raise EnvariantError(f"{name}: settings need a key, as in {name}(label_noise=0.1)")
-    settings.pop("gray", None)
-    if protocol and cls is not ColoredMNIST:
-        raise EnvariantError(f"{name}: has no protocols; got ':{protocol}'")
-    if cls is ColoredMNIST:
-        settings = {"folder": folder} | settings | ({"protocol": protocol} if protocol else {})
-    for f in dataclasses.fields(cls):
+    if name not in NAMES:
+        raise unknown_name("data set", name, NAMES)
+    cls = _SOURCES[name.removesuffix(_GRAY)]
+    # What the name says already is no setting, nor is where the files lie.
+    settings = specs.fill(cls, spec, positional=(), hidden=("protocol", "gray", "folder"))
+    for key, value in settings.items():
         # A single flip is typed as a number, several as a tuple.
-        if f.name.endswith("flips") and isinstance(settings.get(f.name), int | float):
-            settings[f.name] = (settings[f.name],)
-    return _SOURCES[name](**settings)
+        if key.endswith("flips") and isinstance(value, int | float):
+            settings[key] = (value,)
+    gray = name.endswith(_GRAY)
+    if cls is ColoredDigits:
+        if protocol:
+            raise EnvariantError(f"{name}: has no protocols; got ':{protocol}'")
+        return ColoredDigits(**settings, gray=gray)
+    return ColoredMNIST(protocol or "irm", **settings, gray=gray, folder=folder)
 
 
 __all__ = [

@@ -108,10 +108,13 @@ def save(figure: Figure, path: Path) -> None:
 def _caption(axes: Axes, fact: Facts) -> None:
     axes.set_axis_off()
     place: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "ha": "left"}
-    axes.text(0, 0.74, fact.environment, fontsize=12, fontweight="bold", color=INK, **place)
-    axes.text(0, 0.46, f"{fact.role}, {fact.rows:,} rows", fontsize=9, color=MUTED, **place)
+    rules = fact.theory
+    axes.text(0, 0.82, fact.environment, fontsize=12, fontweight="bold", color=INK, **place)
+    axes.text(0, 0.58, f"{fact.role}, {fact.rows:,} rows", fontsize=9, color=MUTED, **place)
     agreement = f"colour = label in {fact.colour_agreement:.1%}"
-    axes.text(0, 0.22, agreement, fontsize=9, color=MUTED, **place)
+    axes.text(0, 0.38, agreement, fontsize=9, color=MUTED, **place)
+    best = f"colour {rules.colour_only:.0%}, shape {rules.shape_only:.0%}, both {rules.bayes:.0%}"
+    axes.text(0, 0.18, f"best by {best}", fontsize=9, color=MUTED, **place)
 
 
 def _digit(axes: Axes, environment: Environment, row: int) -> None:

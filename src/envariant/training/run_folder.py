@@ -5,7 +5,7 @@ other settings it refuses, so that nothing already computed is lost.
 """
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import final
 
@@ -30,6 +30,7 @@ class RunFolder:
         wanted: the run that is to be stored there.
 
     Attributes:
+        record: what the run is: as it was first stored, if it goes on.
         rows: history that is already there and still holds.
         resume: the checkpoint of each replica that has one.
 
@@ -39,6 +40,7 @@ class RunFolder:
 
     def __init__(self, path: Path, wanted: Record) -> None:
         self._path = path
+        self.record = wanted
         self.rows: list[HistoryRow] = []
         self.resume: dict[int, Checkpoint] = {}
         self._saved = time.monotonic()
@@ -48,7 +50,7 @@ class RunFolder:
                 self._continue(wanted)
             elif any(path.iterdir()):
                 raise EnvariantError(f"{path}: is not empty and holds no run; choose another folder")
-            record.write(wanted, path / "run.json")
+            record.write(self.record, path / "run.json")
             history.write(path / "history.csv", self.rows)
             self._history = (path / "history.csv").open("a", encoding="utf-8", newline="")
         except OSError as error:
@@ -68,8 +70,12 @@ class RunFolder:
         self._history.close()
 
     def _continue(self, wanted: Record) -> None:
-        stored, rows, self.resume = load(self._path)
-        if difference := _difference(stored, wanted):
+        self.record, rows, self.resume = load(self._path)
+        steps = wanted.settings.steps
+        unfinished = [k for k in range(wanted.settings.replicas) if k not in self.resume] or [
+            k for k, saved in self.resume.items() if saved.step < steps and saved.failure is None
+        ]
+        if difference := _difference(self.record, wanted, same_versions=bool(unfinished)):
             raise EnvariantError(
                 f"{self._path}: holds a run with other settings ({difference}); choose another folder"
             )
@@ -99,16 +105,18 @@ def load(path: Path) -> tuple[Record, list[HistoryRow], dict[int, Checkpoint]]:
     return stored, rows, found
 
 
-def _difference(stored: Record, wanted: Record) -> str:
+def _difference(stored: Record, wanted: Record, *, same_versions: bool) -> str:
     """The first setting that differs, in words; empty where none does."""
-    if stored.fingerprint != wanted.fingerprint:
-        return "other data under the same name" if stored.settings.data == wanted.settings.data else "data"
-    before, now = asdict(stored.settings), asdict(replace(wanted.settings))
+    before, now = asdict(stored.settings), asdict(wanted.settings)
+    if same_versions:
+        # What goes on under another version would not be the run that was begun.
+        before |= {"torch": stored.versions["torch"]}
+        now |= {"torch": wanted.versions["torch"]}
     for key, value in now.items():
         # JSON has no tuples, and where the defaults came from decides nothing.
         if key != "source" and _plain(before[key]) != _plain(value):
             return f"{key} {_plain(before[key])}, not {_plain(value)}"
-    return ""
+    return "" if stored.fingerprint == wanted.fingerprint else "other data under the same name"
 
 
 def _plain(value: object) -> object:

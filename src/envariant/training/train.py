@@ -169,6 +169,7 @@ def _collect(
 ) -> TrainingResult:
     """Reads the engine's events: stores, shows and gathers them."""
     folder = None if out is None else RunFolder(Path(out), record)
+    record = record if folder is None else folder.record
     rows: list[HistoryRow] = [] if folder is None else list(folder.rows)
     last: dict[int, Checkpoint] = {} if folder is None else dict(folder.resume)
     try:

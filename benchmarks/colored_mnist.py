@@ -3,14 +3,14 @@
     python benchmarks/colored_mnist.py [FOLDER]
 
 Runs are kept in FOLDER (default runs/colored-mnist) and continued if it was stopped; the table goes to
-benchmarks/colored_mnist.md, with the conditions under which it was made.
+benchmarks/colored_mnist.md, with the conditions under which it was made, and the curves to docs/.
 """
 
 import sys
 from pathlib import Path
 
 import envariant
-from envariant.reporting import tables
+from envariant.reporting import figures, tables
 from envariant.training import TrainingResult
 
 RUNS = (
@@ -51,6 +51,9 @@ def main() -> None:
         + f"\n- time of a replica, measuring included: {seconds}.\n- {conditions(results[0])}\n"
     )
     Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+    shown = [result for result, (_, algorithm) in zip(results, RUNS, strict=True) if algorithm != "mm-rex"]
+    curves = Path(__file__).parent.parent / "docs" / "colored-mnist-curves.svg"
+    figures.save(figures.curves(shown), curves)
     print(text)
 
 

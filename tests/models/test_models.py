@@ -1,0 +1,190 @@
+"""Model families: the networks that the papers name, for the shapes at hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from envariant.errors import EnvariantError
+from envariant.models import MLP, MNISTCNN, MODELS, LeNet, Linear, model_family
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def lenet_count(channels, size, outputs):
+    left = (size // 2 - 4) // 2
+    convolutions = 6 * (25 * channels + 1) + 16 * (25 * 6 + 1) + 120 * (left**2 * 16 + 1)
+    return convolutions + 84 * (120 + 1) + outputs * (84 + 1)
+
+
+def mnist_cnn_count(channels, outputs):
+    widths = (channels, 64, 128, 128, 128)
+    # A 3×3 kernel and a bias, then the scale and shift of the group norm.
+    pairs = zip(widths[:-1], widths[1:], strict=True)
+    return sum(b * (9 * a + 1) + 2 * b for a, b in pairs) + outputs * (128 + 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "outputs", "parameters"),
+    [
+        ("linear", (2, 14, 14), 1, 393),
+        ("linear", (7,), 3, 24),
+        ("mlp", (2, 14, 14), 1, 393 * 390 + 391 * 390 + 391),
+        ("mlp(hidden=256, depth=3)", (5,), 2, 6 * 256 + 2 * 257 * 256 + 257 * 2),
+        ("mlp(hidden=(8, 4))", (1, 3, 3), 1, 10 * 8 + 9 * 4 + 5),
+        ("lenet", (1, 28, 28), 10, 61_706),  # LeNet-5 as every textbook counts it.
+        ("lenet", (2, 14, 14), 1, lenet_count(2, 14, 1)),
+        ("lenet", (3, 28, 28), 2, lenet_count(3, 28, 2)),
+        ("lenet", (1, 12, 12), 1, lenet_count(1, 12, 1)),
+        ("mnist-cnn", (2, 28, 28), 2, mnist_cnn_count(2, 2)),
+        ("mnist-cnn", (3, 8, 8), 1, mnist_cnn_count(3, 1)),
+    ],
+)
+def test_parameters_are_counted_by_closed_form_and_outputs_have_their_shape(text, shape, outputs, parameters):
+    model = model_family(text).build(shape, outputs)
+    assert count(model) == parameters
+    assert model(torch.zeros(3, *shape)).shape == (3, outputs)
+
+
+@pytest.mark.parametrize("family", [Linear(), MLP()], ids=str)
+def test_linear_layers_are_xavier_uniform_with_zero_biases(family):
+    torch.manual_seed(0)
+    layers = [m for m in family.build((2, 14, 14), 10).modules() if isinstance(m, nn.Linear)]
+    assert layers
+    for layer in layers:
+        bound = math.sqrt(6 / (layer.in_features + layer.out_features))
+        largest = float(layer.weight.detach().abs().max())
+        assert 0.99 * bound < largest <= bound
+        assert float(layer.weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert not bool(layer.bias.any())
+
+
+def layers(model, *kinds):
+    return [m for m in model.modules() if isinstance(m, kinds)]
+
+
+def test_lenet_has_three_convolutions_two_poolings_and_two_fully_connected_layers():
+    model = LeNet().build((3, 28, 28), 1)
+    kinds = [type(m) for m in layers(model, nn.Conv2d, nn.MaxPool2d, nn.Linear)]
+    assert kinds == [nn.Conv2d, nn.MaxPool2d, nn.Conv2d, nn.MaxPool2d, nn.Conv2d, nn.Linear, nn.Linear]
+    assert [(c.out_channels, c.kernel_size) for c in layers(model, nn.Conv2d)] == [
+        (6, (5, 5)), (16, (5, 5)), (120, (5, 5)),
+    ]  # fmt: skip
+    assert [(m.in_features, m.out_features) for m in layers(model, nn.Linear)] == [(120, 84), (84, 1)]
+
+
+def test_mnist_cnn_is_domainbeds_list_of_layers():
+    model = MNISTCNN().build((2, 28, 28), 2)
+    convolutions = layers(model, nn.Conv2d)
+    assert [(c.in_channels, c.out_channels, c.stride[0]) for c in convolutions] == [
+        (2, 64, 1), (64, 128, 2), (128, 128, 1), (128, 128, 1),
+    ]  # fmt: skip
+    assert {(c.kernel_size, c.padding) for c in convolutions} == {((3, 3), (1, 1))}
+    assert [(n.num_groups, n.num_channels) for n in layers(model, nn.GroupNorm)] == [
+        (8, 64), (8, 128), (8, 128), (8, 128),
+    ]  # fmt: skip
+    order = [type(m) for m in model.featurizer]
+    assert order == [nn.Conv2d, nn.ReLU, nn.GroupNorm] * 4 + [nn.AdaptiveAvgPool2d, nn.Flatten]
+
+
+ALL = ["linear", "mlp(hidden=12)", "lenet", "mnist-cnn"]
+
+
+def test_every_family_is_tried():
+    assert {type(model_family(text)) for text in ALL} == set(MODELS.values())
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_featurizer_and_head_compose_to_the_output_and_features_are_flat(text):
+    model = model_family(text).build((2, 14, 14), 3)
+    images = torch.rand(5, 2, 14, 14, generator=torch.Generator().manual_seed(0))
+    features = model.featurizer(images)
+    assert features.shape == (5, model.head.in_features)
+    assert torch.equal(model.head(features), model(images))
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_the_same_torch_seed_gives_the_same_weights_and_another_does_not(text):
+    def weights(seed):
+        torch.manual_seed(seed)
+        return nn.utils.parameters_to_vector(model_family(text).build((2, 14, 14), 1).parameters())
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_no_row_of_a_batch_sees_another(text):
+    model = model_family(text).build((2, 14, 14), 1)
+    images = torch.rand(5, 2, 14, 14, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(images)[:1], model(images[:1]))
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        (Linear(), "linear"),
+        (MLP(), "mlp"),
+        (MLP(hidden=256), "mlp(hidden=256)"),
+        (MLP(256, 3), "mlp(hidden=256, depth=3)"),
+        (MLP(hidden=(8, 4)), "mlp(hidden=(8, 4))"),
+        (LeNet(), "lenet"),
+        (MNISTCNN(), "mnist-cnn"),
+    ],
+)
+def test_a_family_and_its_string_are_one(family, text):
+    assert str(family) == text
+    assert model_family(text) == family
+
+
+def test_settings_may_go_without_a_key():
+    assert model_family("mlp(64, 1)") == MLP(64, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lenett", "unknown model 'lenett'; did you mean 'lenet'? known: lenet, linear, mlp, mnist-cnn"),
+        ("mlp(hiden=3)", "mlp: unknown setting 'hiden'; did you mean 'hidden'? known: depth, hidden"),
+        ("mlp(hidden=0)", "mlp: hidden widths must be whole numbers from 1; got 0"),
+        ("mlp(hidden=())", "mlp: hidden widths must be whole numbers from 1; got ()"),
+        ("mlp(hidden=(3, wide))", "mlp: hidden widths must be whole numbers from 1; got (3, 'wide')"),
+        ("mlp(hidden=2.5)", "mlp: hidden widths must be whole numbers from 1; got 2.5"),
+        ("mlp(1, 2, 3)", "mlp: takes at most 2 values without a key; got 3"),
+    ],
+)
+def test_a_string_that_names_no_model_is_refused(text, message):
+    with pytest.raises(EnvariantError) as refusal:
+        model_family(text)
+    assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize("depth", ["0", "-1", "1.5", "deep"])
+def test_a_depth_that_is_no_whole_number_is_refused_by_its_own_name(depth):
+    with pytest.raises(EnvariantError, match=r"^mlp: depth must be"):
+        model_family(f"mlp(depth={depth})")
+
+
+def test_a_family_without_settings_takes_none():
+    with pytest.raises(EnvariantError, match=r"^lenet: "):
+        model_family("lenet(1)")
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 28), (1, 11, 11), (2, 14, 28)])
+def test_lenet_refuses_what_is_no_square_image_and_says_what_would_do(shape):
+    with pytest.raises(EnvariantError) as refusal:
+        LeNet().build(shape, 1)
+    assert str(refusal.value) == (
+        f"lenet: needs square images of at least 12×12, channels first; got inputs of shape {shape} "
+        "(an mlp takes any shape)"
+    )
+
+
+@pytest.mark.parametrize("shape", [(5,), (28, 28)])
+def test_mnist_cnn_refuses_what_is_no_image(shape):
+    with pytest.raises(EnvariantError) as refusal:
+        MNISTCNN().build(shape, 1)
+    assert str(refusal.value) == (f"mnist-cnn: needs images, channels first; got inputs of shape {shape}")

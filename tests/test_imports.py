@@ -1,0 +1,119 @@
+"""The package from outside: quick to import, open about its names, abstract or final, one way through."""
+
+import inspect
+import os
+import pkgutil
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import envariant
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(m.name for m in pkgutil.walk_packages(envariant.__path__, "envariant."))
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = ("torch", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "pydantic", "jaxtyping", "jinja2")
+    loaded = python("import sys, envariant; print(*{m.split('.')[0] for m in sys.modules})").split()
+    assert "envariant" in loaded
+    assert not set(heavy) & set(loaded)
+
+
+def test_importing_the_package_takes_less_than_half_a_second():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        python("import envariant")
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("name", envariant.__all__)
+def test_every_public_name_is_there_in_a_fresh_process(name):
+    if name in ("train", "reporting"):  # The two that load most; the rest are their parts.
+        assert python(f"from envariant import {name}; print(callable({name}))").strip() in ("True", "False")
+    assert getattr(envariant, name) is not None
+    assert name in dir(envariant)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="^module 'envariant' has no attribute 'trian'$"):
+        _ = envariant.trian
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if hasattr(import_module(m), "__all__")])
+def test_every_name_that_a_package_offers_is_there(name):
+    module = import_module(name)
+    assert [n for n in module.__all__ if not hasattr(module, n)] == []
+
+
+def classes():
+    for name in MODULES:
+        for _, cls in inspect.getmembers(import_module(name), inspect.isclass):
+            if cls.__module__ == name:
+                yield cls
+
+
+def test_every_class_is_abstract_or_final_and_not_both():
+    found = list(classes())
+    assert len(found) > 40
+    wrong = {
+        f"{cls.__module__}.{cls.__qualname__}"
+        for cls in found
+        if (inspect.isabstract(cls) or getattr(cls, "_is_protocol", False))
+        == getattr(cls, "__final__", False)
+    }
+    assert wrong == set()
+
+
+def test_no_class_extends_a_final_one():
+    extended = [
+        cls.__qualname__ for cls in classes() for base in cls.__mro__[1:] if base.__dict__.get("__final__")
+    ]
+    assert extended == []
+
+
+def test_imports_go_one_way_through_the_house(tmp_path):
+    checker = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run(
+        [checker, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 kept, 0 broken" in done.stdout
+
+
+def test_importing_every_module_leaves_pytorch_and_numpy_as_they_were():
+    code = f"""
+import random
+import numpy, torch
+
+def state():
+    numbers = numpy.random.get_state()
+    return (
+        torch.get_rng_state().tolist(), torch.get_default_dtype(), torch.is_grad_enabled(),
+        torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(), torch.initial_seed(),
+        numbers[1].tolist(), numbers[2], numpy.geterr(), random.getstate(),
+    )
+
+torch.manual_seed(7); numpy.random.seed(7); random.seed(7)
+before = state()
+for name in {MODULES}:
+    __import__(name)
+assert state() == before
+"""
+    python(code)

@@ -1,7 +1,34 @@
-"""What holds for every test: one thread a process."""
+"""What holds for every test: one thread a process, and annotations that are checked as they are written."""
 
 import os
 
 # Before PyTorch is imported, because it reads this once. The tests' matrices are tiny, and two processes
 # that spin waiting for each other's threads are some twenty times slower than one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from typing import Any
+
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+# These refuse wrong shapes in their own words, which the tests read.
+_OWN_WORDS = {"Environment.__init__", "RandomAffine.__call__"}
+# Annotated for bytes, and given the small digits too, which are floats.
+_UNTRUE = {"ink"}
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its annotations checked at every call, if they tell the shape of an array.
+
+    What tells no shape is left alone: names and settings come from users, and are refused in words.
+    """
+    shaped = any("jaxtyping." in repr(hint) for hint in function.__annotations__.values())
+    if not shaped or function.__qualname__ in _OWN_WORDS | _UNTRUE:
+        return function
+    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
+
+
+# For the whole package, while the tests run; users do not pay for it. Nothing may import the package
+# before this line.
+install_import_hook("envariant", "conftest.checked")

@@ -1,10 +1,11 @@
 """Ranges: every draw inside, every draw from the generator alone, every impossible range refused."""
 
+import math
 from typing import Annotated, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from envariant.errors import EnvariantError
@@ -28,6 +29,7 @@ def test_uniform_draws_lie_in_range(bounds, seed):
 
 
 @given(ordered(st.floats(1e-9, 1e9)), SEEDS)
+@example((1e6, math.nextafter(1e6, 2e6)), 0)
 def test_log_uniform_draws_lie_in_range(bounds, seed):
     assert all(bounds[0] <= value <= bounds[1] for value in draws(LogUniform(*bounds), seed))
 

@@ -117,7 +117,7 @@ def test_a_value_may_be_a_number_a_word_or_a_call_whose_name_has_hyphens(text, v
     ],
 )
 def test_nothing_is_ever_evaluated(read, attack, tmp_path):
-    with pytest.raises(EnvariantError, match="^cannot read "):
+    with pytest.raises(EnvariantError, match=r"^cannot read "):
         read(attack.format(tmp_path / "touched"))
     assert not (tmp_path / "touched").exists()
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch.autograd.functional import jacobian
 
 from envariant.errors import EnvariantError
@@ -110,7 +110,7 @@ def test_risks_and_irm_gradients_of_known_predictors_at_flips_0_1_and_0_2(logits
 
 def test_the_pooled_optimum_fails_where_the_colour_lies():
     risk = weights(0.9) @ Binary().losses(pooled_optimum(), Y)
-    assert float(risk) == pytest.approx(1.381330, abs=5e-7)
+    assert float(risk) == pytest.approx(1.381331, abs=5e-7)
     assert float(weights(0.9) @ Binary().scores(pooled_optimum(), Y).double()) == pytest.approx(0.1)
 
 

@@ -1,6 +1,7 @@
 """Model families: the networks that the papers name, for the shapes at hand."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,8 +24,7 @@ def lenet_count(channels, size, outputs):
 def mnist_cnn_count(channels, outputs):
     widths = (channels, 64, 128, 128, 128)
     # A 3×3 kernel and a bias, then the scale and shift of the group norm.
-    pairs = zip(widths[:-1], widths[1:], strict=True)
-    return sum(b * (9 * a + 1) + 2 * b for a, b in pairs) + outputs * (128 + 1)
+    return sum(b * (9 * a + 1) + 2 * b for a, b in pairwise(widths)) + outputs * (128 + 1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""IRM's penalty: the spec's numbers, the closed form against two differentiations, and its origin."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from envariant.algorithms import IRM, Composition
+from envariant.environments import EnvironmentBatch
+from envariant.tasks import Binary, Multiclass, Regression
+from helpers import PROBLEMS, predicted, vector
+
+ZB, YB = vector(0.5, -1.0, 2.0, 0.3), vector(1.0, 0.0, 0.0, 1.0)
+Z3 = torch.tensor([[1, -0.5, 0.2], [0.3, 0.8, -1], [-0.7, 0.1, 1.5], [0, 2, -0.4]], dtype=torch.float64)
+Y3 = torch.tensor([0, 1, 2, 0])
+
+
+def penalty(task, logits, targets, sizes=None):
+    return IRM(1.0).penalty(predicted(task, logits, targets, sizes or (len(logits),)), {})[0]
+
+
+def close(found, *expected):
+    torch.testing.assert_close(found, vector(*expected).reshape(found.shape), rtol=1e-5, atol=0)
+
+
+def test_the_specs_numbers_for_a_binary_environment():
+    one = predicted(Binary(), ZB, YB, (4,))
+    close(one.risks, 0.867155)
+    close(one.multiplier_derivatives(), -0.188770, -0.268941, 1.76159, -0.127667)
+    close(one.multiplier_derivatives().mean(), 0.294054)
+    close(penalty(Binary(), ZB, YB), 0.0864676)
+    close(
+        torch.func.grad(lambda z: penalty(Binary(), z, YB))(ZB), -0.0382327, 0.0106344, 0.160375, -0.0517858
+    )
+
+
+def test_the_specs_number_for_the_rescaled_loss():
+    """The composition gives gradients only, so its loss is summed up along the way from logits 0."""
+    algorithm = Composition(penalties=(IRM(1e4),), rescale=True)
+    batch = EnvironmentBatch(torch.zeros(4, 1, dtype=torch.float64), YB, (4,), Binary())
+    nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(40))
+
+    def slope_at(share):
+        def forward(params, inputs):
+            return inputs[:, :0], params["z"]
+
+        return algorithm.gradients(forward, {"z": share * ZB}, batch, algorithm.init({}, 1), 0)[0]["z"] @ ZB
+
+    along = sum(w / 2 * slope_at((t + 1) / 2) for t, w in zip(nodes, weights, strict=True))
+    close(math.log(2) / 1e4 + along, 0.0865543)
+
+
+def test_the_specs_numbers_for_three_classes():
+    close(predicted(Multiclass(3), Z3, Y3, (4,)).multiplier_derivatives().mean(), 0.103399)
+    close(penalty(Multiclass(3), Z3, Y3), 0.0106913)
+
+
+LOSSES = {
+    "binary": (Binary(), F.binary_cross_entropy_with_logits),
+    "multiclass": (Multiclass(3), F.cross_entropy),
+    "regression": (Regression(), F.mse_loss),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_closed_form_and_its_gradient_are_those_of_a_scalar_multiplier(name):
+    (task, loss), problem = LOSSES[name], PROBLEMS[name]
+    sizes, targets = problem.batch.sizes, problem.batch.targets
+    logits = problem.forward(problem.params, problem.batch.inputs)[1].requires_grad_()
+    slopes = []
+    for z, y in zip(logits.split(sizes), targets.split(sizes), strict=True):
+        multiplier = torch.ones((), dtype=torch.float64, requires_grad=True)
+        slopes += torch.autograd.grad(loss(multiplier * z, y), [multiplier], create_graph=True)
+    by_autograd = sum(s**2 for s in slopes) / len(slopes)
+    by_formula = penalty(task, logits, targets, sizes)
+    torch.testing.assert_close(by_formula, by_autograd, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(p, [logits])[0] for p in (by_formula, by_autograd)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_the_constant_predictor_has_no_penalty():
+    assert float(penalty(Binary(), torch.zeros(4, dtype=torch.float64), YB)) == 0.0
+    assert float(penalty(Multiclass(3), torch.full_like(Z3, 0.7), Y3)) < 1e-30
+
+
+def least_squares():
+    generator = torch.Generator().manual_seed(3)
+    phi = torch.randn(30, 4, generator=generator, dtype=torch.float64)
+    y = phi @ vector(1.0, -2.0, 0.5, 0.0) + torch.randn(30, generator=generator, dtype=torch.float64)
+    return phi, y
+
+
+def distance(phi, y, w):
+    """The report's D(Φ, w) = ‖ΦᵀY − ΦᵀΦw‖²."""
+    return (phi.T @ y - phi.T @ phi @ w).square().sum()
+
+
+def risk_gradient(phi, y, w):
+    batch = EnvironmentBatch(phi, y, (len(y),), Regression())
+    algorithm = Composition()
+    state = algorithm.init({"w": w}, 1)
+    return algorithm.gradients(lambda p, x: (x[:, :0], x @ p["w"]), {"w": w}, batch, state, 0)[0]["w"]
+
+
+def test_the_reports_distance_is_the_squared_half_gradient_of_least_squares():
+    """Step 5 of the report's derivation: D(w) = ‖½ ∂/∂w ‖Φw − Y‖²‖²; the risk is that norm over n."""
+    phi, y = least_squares()
+    w = vector(0.3, 0.1, -1.0, 2.0)
+    half = len(y) * risk_gradient(phi, y, w) / 2
+    torch.testing.assert_close(half.square().sum(), distance(phi, y, w), rtol=1e-12, atol=0)
+
+
+def test_the_reports_distance_vanishes_where_the_normal_equations_hold_and_only_there():
+    phi, y = least_squares()
+    best = torch.linalg.solve(phi.T @ phi, phi.T @ y)
+    assert float(distance(phi, y, best)) < 1e-20
+    assert float(risk_gradient(phi, y, best).norm()) < 1e-10
+    assert float(penalty(Regression(), phi @ best, y)) < 1e-20
+    assert float(distance(phi, y, best + 0.01)) > 1e-3
+    assert float(penalty(Regression(), phi @ (best + 0.01), y)) > 1e-7
+
+
+def test_the_penalty_is_the_reports_distance_at_the_multiplier_one():
+    phi, y = least_squares()
+    logits = phi @ vector(0.3, 0.1, -1.0, 2.0)
+    expected = distance(logits[:, None], y, vector(1.0)) * (2 / len(y)) ** 2
+    torch.testing.assert_close(penalty(Regression(), logits, y), expected, rtol=1e-12, atol=0)

@@ -1,0 +1,122 @@
+"""The named algorithms: what they are made of, how they are set and how their settings are stored."""
+
+import json
+
+import numpy as np
+import pytest
+
+from envariant.algorithms import (
+    IRM,
+    RECIPES,
+    AndMask,
+    Composition,
+    Mean,
+    MMREx,
+    Sum,
+    VREx,
+    recipe,
+    settings_of,
+)
+from envariant.errors import EnvariantError
+from envariant.schedules import Constant, Step
+
+every_recipe = pytest.mark.parametrize("name", RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("erm", Composition()),
+        ("irm", Composition(Mean(), (IRM(),), rescale=True)),
+        ("vrex", Composition(Sum(), (VREx(),), rescale=True)),
+        ("mm-rex", Composition(MMREx(), rescale=True)),
+        ("and-mask", Composition(combination=AndMask())),
+    ],
+)
+def test_a_recipe_is_its_parts(name, expected):
+    assert recipe(name).build({}) == expected
+
+
+def test_only_erm_means_anything_with_one_environment():
+    least = {name: r.default.minimum_environments for name, r in RECIPES.items()}
+    assert least == {"erm": 1, "irm": 2, "vrex": 2, "mm-rex": 2, "and-mask": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("erm", {"over": "environments | rows"}),
+        ("irm", {"coefficient": "100 … 1e+06, log"}),
+        ("vrex", {"coefficient": "100 … 1e+06, log", "pairwise": None}),
+        ("mm-rex", {"coefficient": "100 … 1e+06, log"}),
+        (
+            "and-mask",
+            {"threshold": "0.5 … 1", "mean": "arithmetic | geometric", "inverse_sparsity": "True | False"},
+        ),
+    ],
+)
+def test_settings_are_listed_with_their_ranges(name, expected):
+    listed = {h.name: h.range and str(h.range) for h in recipe(name).hyperparameters}
+    assert listed == expected | {"l2": None, "rescale": None}
+
+
+@every_recipe
+def test_a_recipe_says_what_it_is_and_where_it_comes_from(name):
+    assert recipe(name).summary.endswith(".")
+    assert "arXiv" in recipe(name).paper or name == "erm"
+
+
+@every_recipe
+def test_defaults_listed_are_the_defaults_built(name):
+    listed = {h.name: h.default for h in recipe(name).hyperparameters}
+    assert recipe(name).build(listed) == recipe(name).default
+
+
+@every_recipe
+def test_stored_settings_build_the_same_algorithm(name):
+    """Through JSON, as in a run's record, for settings drawn from the declared ranges."""
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        drawn = {h.name: h.range.draw(generator) for h in recipe(name).hyperparameters if h.range}
+        built = recipe(name).build({**drawn, "l2": 0.25, "rescale": True})
+        stored = json.loads(json.dumps(settings_of(name, built)))
+        assert stored.keys() == {h.name for h in recipe(name).hyperparameters}
+        assert recipe(name).build(stored) == built
+    built = recipe(name).build({})
+    assert recipe(name).build(settings_of(name, built)) == built
+
+
+def test_schedules_are_read_from_numbers_and_text_and_survive_storage():
+    for value, expected in [(30, Constant(30)), ("step(1, 1e4, at=190)", Step(1, 1e4, 190))]:
+        built = recipe("irm").build({"coefficient": value})
+        assert built.penalties[0].coefficient == expected
+        assert recipe("irm").build(settings_of("irm", built)) == built
+
+
+def test_a_setting_changes_its_own_part_and_nothing_else():
+    built = recipe("and-mask").build({"threshold": 1, "l2": 2})
+    assert built == Composition(combination=AndMask(1.0), l2=2.0)
+    assert isinstance(built.combination.threshold, float)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("imr", {}, "unknown algorithm 'imr'; did you mean 'irm'? known: and-mask, erm, irm, mm-rex, vrex"),
+        ("irm", {"coeficient": 3}, "irm: unknown setting 'coeficient'; did you mean 'coefficient'?"),
+        ("erm", {"quantile": 1.0}, "erm: unknown setting 'quantile'; known: l2, over, rescale"),
+        ("irm", {"rescale": 1}, "irm: rescale must be true or false; got 1"),
+        ("irm", {"l2": "big"}, "irm: l2 must be a number; got big"),
+        ("irm", {"l2": True}, "irm: l2 must be a number; got true"),
+        ("irm", {"l2": -1}, "Composition: l2 must be at least 0; got -1"),
+        ("irm", {"coefficient": "stpe(1, 2, at=3)"}, "unknown schedule 'stpe'; did you mean 'step'?"),
+        ("irm", {"coefficient": True}, "constant: value must be a number; got 'true'"),
+        ("and-mask", {"threshold": 1.7}, "AndMask: threshold must lie in [0, 1]; got 1.7"),
+        ("erm", {"over": "pixels"}, "Mean: over must be environments or rows; got 'pixels'"),
+    ],
+)
+def test_a_wrong_name_or_value_gets_one_clear_error(name, settings, message):
+    with pytest.raises(EnvariantError) as error:
+        recipe(name).build(settings)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,126 @@
+"""Sources by name: a name and its source are one, and what cannot be read is said with the mend."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envariant import data
+from envariant.algorithms import RECIPES
+from envariant.data import ColoredDigits, ColoredMNIST, source
+from envariant.environments import EnvironmentSource
+from envariant.errors import EnvariantError
+from envariant.models import model_family
+from envariant.training.optimizers import optimizer_family
+
+CHANCES = st.floats(0, 1)
+FLIPS = st.lists(CHANCES, min_size=1, max_size=3, unique=True).map(tuple)
+SOURCES = st.one_of(
+    st.builds(
+        ColoredMNIST,
+        st.sampled_from(["irm", "domainbed", "thirds"]),
+        label_noise=CHANCES,
+        train_flips=FLIPS | st.just(()),
+        test_flips=FLIPS | st.just(()),
+        size=st.sampled_from([None, 28, 14, 7]),
+        gray=st.booleans(),
+    ),
+    st.builds(ColoredDigits, label_noise=CHANCES, train_flips=FLIPS, test_flips=FLIPS, gray=st.booleans()),
+)
+
+
+@given(SOURCES)
+def test_a_source_is_found_again_by_its_name(x):
+    assert source(x.name) == x
+    assert source(x.name).name == x.name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("colored-mnist", ColoredMNIST()),
+        ("colored-mnist:irm", ColoredMNIST("irm")),
+        ("colored-mnist:thirds(size=14)", ColoredMNIST("thirds", size=14)),
+        ("colored-mnist(test_flips=0.5)", ColoredMNIST(test_flips=(0.5,))),
+        ("colored-mnist(test_flips=(0.1, 0.9))", ColoredMNIST(test_flips=(0.1, 0.9))),
+        ("colored-mnist-grayscale:domainbed", ColoredMNIST("domainbed", gray=True)),
+        ("colored-digits", ColoredDigits()),
+        ("colored-digits-grayscale(label_noise=0)", ColoredDigits(label_noise=0, gray=True)),
+    ],
+)
+def test_names_mean_what_they_say(text, expected):
+    assert source(text) == expected
+
+
+def test_only_what_is_unusual_is_written_in_a_name():
+    assert ColoredMNIST().name == "colored-mnist:irm"
+    assert ColoredMNIST("irm", train_flips=(0.2, 0.1), size=14).name == "colored-mnist:irm"
+    named = ColoredMNIST("thirds", label_noise=0.1, size=14, gray=True).name
+    assert named == "colored-mnist-grayscale:thirds(label_noise=0.1, size=14)"
+    assert ColoredDigits(test_flips=(0.5,)).name == "colored-digits(test_flips=(0.5,))"
+
+
+def test_where_the_files_lie_is_no_part_of_the_name(tmp_path):
+    there = source("colored-mnist", folder=tmp_path)
+    assert there == ColoredMNIST(folder=tmp_path) == ColoredMNIST()
+    assert there.folder == tmp_path
+    assert there.name == "colored-mnist:irm"
+
+
+def test_every_listed_name_is_a_source_whose_draws_bear_its_name():
+    for name in data.NAMES:
+        found = source(name)
+        assert isinstance(found, EnvironmentSource)
+        assert found.name.startswith(name)
+    assert source("colored-digits").draw(0).name == "colored-digits"
+
+
+@pytest.mark.parametrize("protocol", ["irm", "domainbed", "thirds"])
+@pytest.mark.parametrize("algorithm", RECIPES)
+@pytest.mark.parametrize("gray", [False, True])
+def test_every_suggestion_can_be_followed(protocol, algorithm, gray):
+    for x in (ColoredMNIST(protocol, gray=gray), ColoredDigits(gray=gray)):
+        found = x.suggestion(algorithm)
+        algorithm_built = RECIPES[algorithm].build(found.hyperparameters)
+        for key, value in found.hyperparameters.items():
+            if key == "l2":
+                assert algorithm_built.l2 == value
+        assert model_family(found.model)
+        assert optimizer_family(found.optimizer)
+        assert found.source
+
+
+KNOWN = "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-grayscale"
+SETTINGS = "known: label_noise, size, test_flips, train_flips"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colored-mnst", f"unknown data set 'colored-mnst'; did you mean 'colored-mnist'? {KNOWN}"),
+        ("colored-mnist:irn", "colored-mnist: unknown protocol 'irn'; did you mean 'irm'? "
+         "known: domainbed, irm, thirds"),
+        ("colored-mnist(lable_noise=0.1)", "colored-mnist: unknown setting 'lable_noise'; "
+         f"did you mean 'label_noise'? {SETTINGS}"),
+        ("colored-mnist(gray=true)", f"colored-mnist: unknown setting 'gray'; {SETTINGS}"),
+        ("colored-mnist(folder=here)", f"colored-mnist: unknown setting 'folder'; {SETTINGS}"),
+        ("colored-mnist(protocol=irm)", f"colored-mnist: unknown setting 'protocol'; {SETTINGS}"),
+        ("colored-mnist(0.1)", "colored-mnist: settings need a key, as in colored-mnist(label_noise=…)"),
+        ("colored-digits:irm", "colored-digits: has no protocols; got ':irm'"),
+        ("colored-digits(size=7)", "colored-digits: unknown setting 'size'; "
+         "known: label_noise, test_flips, train_flips"),
+        ("colored-digits(label_noise=2)", "colored-digits: label_noise must lie in [0, 1]; got 2"),
+    ],
+)  # fmt: skip
+def test_what_names_no_source_is_refused(text, message):
+    with pytest.raises(EnvariantError) as refusal:
+        source(text)
+    assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize("name", ["colored-mnist", "colored-digits"])
+@pytest.mark.parametrize(
+    "setting", ["label_noise=lots", "label_noise=none", "train_flips=few", "test_flips=(0.9, all)"]
+)
+def test_a_chance_that_is_no_number_is_refused_by_name(name, setting):
+    with pytest.raises(EnvariantError, match=rf"^{name}: {setting.split('=')[0]} must"):
+        source(f"{name}({setting})")

@@ -14,8 +14,6 @@ from jaxtyping import install_import_hook
 
 # These refuse wrong shapes in their own words, which the tests read.
 _OWN_WORDS = {"Environment.__init__", "RandomAffine.__call__"}
-# Annotated for bytes, and given the small digits too, which are floats.
-_UNTRUE = {"ink"}
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,7 +22,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     What tells no shape is left alone: names and settings come from users, and are refused in words.
     """
     shaped = any("jaxtyping." in repr(hint) for hint in function.__annotations__.values())
-    if not shaped or function.__qualname__ in _OWN_WORDS | _UNTRUE:
+    if not shaped or function.__qualname__ in _OWN_WORDS:
         return function
     return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from envariant.algorithms import Composition, Sum, recipe
+from envariant.algorithms import Composition, recipe
 from envariant.environments import EnvironmentBatch, PredictedBatch
 from envariant.tasks import Binary, Multiclass, Regression, Task
 
@@ -195,7 +195,7 @@ def _vrex(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
     def loss(p: Params) -> Tensor:
         r = problem.risks(p)
         variance = (r**2).sum() / 3 - (r.sum() / 3) ** 2
-        return (r.sum() + _L2 * _square_norm(p) + _LAMBDA * variance) / _LAMBDA
+        return (r.sum() / 3 + _L2 * _square_norm(p) + _LAMBDA * variance) / _LAMBDA
 
     return differentiate(loss, problem.params)
 
@@ -232,7 +232,7 @@ ENROLLED: dict[str, Enrolled] = {
         _WEIGHTED,
         _vrex,
         frozenset(_BOTH_ORDERS | {IDENTICAL, ONE_IS_ERM}),
-        at_zero=Composition(Sum()),
+        at_zero=Composition(),
         plain={"rescale": False},
     ),
     "mm-rex": Enrolled(

@@ -129,10 +129,10 @@ def test_the_cap_squared_fits_in_a_float32():
         ("step(1)", "step: needs after, at, as in step(after=…)"),
         ("step(1, 2, 3, 4)", "step: takes at most 3 values without a key; got 4"),
         ("step(1, 2, 3, at=3)", "step: 'at' is given twice"),
-        ("step(1, much, at=3)", "step: after must be a number; got 'much'"),
+        ("step(1, much, at=3)", "step: after must be a number; got much"),
         ("true", "constant: value must be a number; got 'true'"),
         ("none", "constant: value must be a number; got 'none'"),
-        ("constant(step(1, 2, at=3))", "constant: value must be a number; got 'step(1, 2, at=3)'"),
+        ("constant(step(1, 2, at=3))", "constant: value must be a number; got step(1, 2, at=3)"),
         ("inf", "constant: value must lie within ±1e+12; got inf"),
         ("-2e12", "constant: value must lie within ±1e+12; got -2000000000000.0"),
         ("stages(1, 2, at=(2, 3))", "stages: needs one rising switch step fewer than values; "

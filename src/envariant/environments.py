@@ -5,6 +5,7 @@ bias. Which environments are trained on and which are held out is *not* part of 
 each experiment. Sizes may differ everywhere, because real data are uneven.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,16 +18,19 @@ from torch import Tensor
 from envariant.errors import EnvariantError, unknown_name
 from envariant.tasks import Task
 
+RESERVED = frozenset({"worst", "*"})
+"""Names that no environment may have: tables and histories use them for something else."""
+
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Environment:
     """A name and its rows.
 
     Attributes:
-        name: what people call it.
-        inputs: `[rows, *input_shape]`, float32.
-        targets: `[rows]`, as the task wants them.
+        name: what people call it, on one line.
+        inputs: `[rows, *input_shape]`, at least two axes; numbers of any kind become float32.
+        targets: `[rows]`, numbers, as the task wants them.
         attributes: more that is known of each row, `[rows]` each, such as its digit and colour. Models
             never see it; figures and diagnostics do.
     """
@@ -37,18 +41,33 @@ class Environment:
     attributes: Mapping[str, Shaped[Tensor, " rows"]] = field(default_factory=dict[str, Tensor])
 
     def __post_init__(self) -> None:
+        where = f"environment '{self.name}'"
+        if not isinstance(self.name, str) or self.name in RESERVED or not self.name.isprintable():
+            raise EnvariantError(
+                f"{where}: a name must be one line of text and not {' or '.join(sorted(RESERVED))}"
+            )
+        inputs = _tensor(self.inputs, f"{where}: inputs")
+        if inputs.is_complex() or inputs.dim() < 2:
+            raise EnvariantError(
+                f"{where}: inputs must be real numbers of shape [rows, …]; got shape {tuple(inputs.shape)}"
+            )
+        object.__setattr__(self, "inputs", inputs.to(torch.float32))
+        object.__setattr__(self, "targets", _tensor(self.targets, f"{where}: targets"))
         rows = len(self.inputs)
         if rows == 0:
-            raise EnvariantError(f"environment '{self.name}': has no rows; leave it out")
+            raise EnvariantError(f"{where}: has no rows; leave it out")
         if self.targets.shape != (rows,):
             raise EnvariantError(
-                f"environment '{self.name}': {rows} rows of inputs need targets of shape ({rows},); "
+                f"{where}: {rows} rows of inputs need targets of shape ({rows},); "
                 f"got {tuple(self.targets.shape)}"
             )
+        for key, values in self.attributes.items():
+            if len(values) != rows:
+                raise EnvariantError(f"{where}: attribute '{key}' has {len(values)} values for {rows} rows")
         bad = ~torch.isfinite(self.inputs).flatten(1).all(dim=1)
         if bool(bad.any()):
             raise EnvariantError(
-                f"environment '{self.name}': inputs hold NaN or infinity in {int(bad.sum())} of {rows} rows "
+                f"{where}: inputs hold NaN or infinity in {int(bad.sum())} of {rows} rows "
                 f"(first: row {int(bad.nonzero()[0])}); fill in or remove them"
             )
 
@@ -112,7 +131,7 @@ class Known:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EnvironmentSet(EnvironmentSource):
     """Environments that share a task and an input shape.
 
@@ -133,6 +152,10 @@ class EnvironmentSet(EnvironmentSource):
     known: Known = Known()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.task, Task):
+            raise EnvariantError(
+                f"{self.label}: task must be Binary(), Multiclass(classes=…) or Regression()"
+            )
         if not self.environments:
             raise EnvariantError(f"{self.label}: has no environments")
         repeated = {name for name in self.names if self.names.count(name) > 1}
@@ -175,6 +198,15 @@ class EnvironmentSet(EnvironmentSource):
                 return environment
         raise unknown_name("environment", name, self.names, where=self.label)
 
+    def fingerprint(self) -> str:
+        """A digest of every name, input and target: the same for the same data, wherever they lie."""
+        digest = hashlib.blake2b(digest_size=16)
+        for environment in self.environments:
+            digest.update(environment.name.encode())
+            for part in environment.rows():
+                digest.update(part.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def roles(self, test: Sequence[str] | None = None) -> dict[str, str]:
         """Every environment's role, "train" or "test", in order.
 
@@ -184,7 +216,9 @@ class EnvironmentSet(EnvironmentSource):
         Raises:
             EnvariantError: a name is unknown, or nothing is left to train on.
         """
-        held_out = self.test if test is None else tuple(test)
+        held_out = self.test if test is None else test
+        if isinstance(held_out, str):
+            raise EnvariantError(f"{self.label}: names to hold out must be a tuple, as in ('{held_out}',)")
         for name in held_out:
             if name not in self.names:
                 raise unknown_name("environment", name, self.names, where=self.label)
@@ -194,7 +228,7 @@ class EnvironmentSet(EnvironmentSource):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EnvironmentBatch:
     """Rows of several environments laid end to end, environment by environment.
 
@@ -236,7 +270,7 @@ class EnvironmentBatch:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PredictedBatch:
     """A batch and what the model made of it: all that a weighting or a penalty may look at.
 
@@ -257,6 +291,15 @@ class PredictedBatch:
     def multiplier_derivatives(self) -> Float[Tensor, " rows"]:
         """Every row's derivative of its loss with respect to a multiplier of its logits, at 1."""
         return self.batch.task.multiplier_derivatives(self.logits, self.batch.targets)
+
+
+def _tensor(values: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise EnvariantError(
+            f"{what} must be numbers in a tensor, an array or a list; encode words as numbers first"
+        ) from None
 
 
 def collate(rows: Sequence[tuple[Tensor, Tensor]], task: Task) -> EnvironmentBatch:

@@ -6,8 +6,10 @@ to do. The command line prints that text and exits with 2; anything else is a bu
 
 import difflib
 from collections.abc import Iterable
+from typing import final
 
 
+@final
 class EnvariantError(Exception):
     """An input cannot be used. The message says what, where, and the mend."""
 
@@ -22,7 +24,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
         where: an optional place, such as "irm(…)", put before the message.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f"did you mean '{near[0]}'? " if near else ""
     place = f"{where}: " if where else ""
     return EnvariantError(f"{place}unknown {kind} '{name}'; {hint}known: {', '.join(names) or 'none'}")

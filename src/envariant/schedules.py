@@ -30,8 +30,15 @@ class Schedule(ABC):
         """The value at `step`, between -CAP and CAP."""
 
     def __post_init__(self) -> None:
-        for key, value in vars(self).items():
-            numbers: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+        for field in dataclasses.fields(cast("Any", self)):
+            key, value = field.name, getattr(self, field.name)
+            several = "tuple" in str(field.type)
+            if several != isinstance(value, tuple):
+                wanted = "several numbers" if several else "a number"
+                raise EnvariantError(
+                    f"{self.name}: {key} must be {wanted}; got {specs.format_value(value)!r}"
+                )
+            numbers: tuple[Any, ...] = value if several else (value,)
             for number in numbers:
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     raise EnvariantError(
@@ -124,7 +131,8 @@ class Linear(Schedule):
 
     def __call__(self, step: int) -> float:
         share = min(1.0, max(0.0, (step - self.after) / (self.until - self.after)))
-        return (1 - share) * self.start + share * self.end
+        value = (1 - share) * self.start + share * self.end
+        return min(CAP, max(-CAP, value))  # Rounding may step over the cap.
 
 
 @final

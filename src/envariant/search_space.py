@@ -54,7 +54,8 @@ class LogUniform(Range):
             raise EnvariantError(f"LogUniform: low must be positive; got {self.low:g}")
 
     def draw(self, generator: np.random.Generator) -> float:
-        return math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
+        value = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
+        return min(self.high, max(self.low, value))  # exp(log(x)) may miss x by a rounding.
 
     def __str__(self) -> str:
         return f"{self.low:g} … {self.high:g}, log"
@@ -69,7 +70,10 @@ class UniformInteger(Range):
     high: int
 
     def __post_init__(self) -> None:
-        _ordered(self, self.low, self.high + 1)
+        if self.low > self.high:
+            raise EnvariantError(
+                f"UniformInteger: low must not lie above high; got {self.low:g}, {self.high:g}"
+            )
 
     def draw(self, generator: np.random.Generator) -> int:
         return int(generator.integers(self.low, self.high + 1))
@@ -108,5 +112,7 @@ def ranges(cls: type[Any]) -> dict[str, Range]:
 
 
 def _ordered(where: Range, low: float, high: float) -> None:
+    if not math.isfinite(high - low) and low < high:
+        raise EnvariantError(f"{type(where).__name__}: low and high must be finite; got {low:g}, {high:g}")
     if not low < high:
         raise EnvariantError(f"{type(where).__name__}: low must lie below high; got {low:g}, {high:g}")

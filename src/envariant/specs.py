@@ -7,10 +7,11 @@ what a reader expects; nothing is ever evaluated.
 
 import ast
 import dataclasses
+import keyword
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast, final
+from typing import Any, Literal, cast, final, get_args, get_origin, get_type_hints
 
 from envariant.errors import EnvariantError, unknown_name
 
@@ -55,12 +56,15 @@ def parse(text: str) -> Spec:
 
 def parse_value(text: str) -> Any:
     """Reads one value as typed after `--set key=`: a number, true, false, none, a word or a spec."""
+    match = _CALL.fullmatch(text)
     try:
-        return _value(ast.parse(text.strip(), mode="eval").body, text)
+        if match is None or match["name"].isidentifier():
+            return _value(ast.parse(text.strip(), mode="eval").body, text)
     except SyntaxError:
-        # Not Python, so a name with a hyphen, or a call of one.
-        spec = parse(text)
-        return spec if spec.positional or spec.keywords else spec.name
+        pass
+    # Not Python's idea of a name: "mm-rex" would be a difference.
+    spec = parse(text)
+    return spec if spec.positional or spec.keywords else spec.name
 
 
 def format_value(value: Any) -> str:
@@ -74,6 +78,10 @@ def format_value(value: Any) -> str:
     if isinstance(value, tuple):
         items = cast("tuple[Any, ...]", value)
         return f"({', '.join(map(format_value, items))}{',' if len(items) == 1 else ''})"
+    if isinstance(value, str):
+        # Only a word stands bare: what would be read as something else is quoted.
+        bare = value.isidentifier() and not keyword.iskeyword(value) and parse_value(value) == value
+        return value if bare else repr(value)
     return str(value)
 
 
@@ -109,11 +117,13 @@ def fill(
         hidden: fields that cannot be set this way.
 
     Raises:
-        EnvariantError: an unknown or repeated key, or too many arguments.
+        EnvariantError: an unknown or repeated key, too many arguments, or a value of the wrong type.
     """
     names = tuple(f.name for f in dataclasses.fields(cls) if f.init and f.name not in hidden)
     order = names if positional is None else positional
     if len(spec.positional) > len(order):
+        if not names:
+            raise EnvariantError(f"{spec.name}: takes no settings")
         if not order:
             raise EnvariantError(f"{spec.name}: settings need a key, as in {spec.name}({names[0]}=…)")
         raise EnvariantError(
@@ -133,7 +143,48 @@ def fill(
     }
     if missing := sorted(required - arguments.keys()):
         raise EnvariantError(f"{spec.name}: needs {', '.join(missing)}, as in {spec.name}({missing[0]}=…)")
-    return arguments
+    return checked(cls, arguments, spec.name)
+
+
+def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings in the types that the fields of a class declare; a whole number may stand for a real one.
+
+    A field whose type is a class of ours is left to that class, which says more of what it wants.
+
+    Raises:
+        EnvariantError: a value has the wrong type; the message begins with `where`.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    hints = get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(hints[key], type) and hints[key].__module__.startswith("envariant."):
+            found[key] = value
+            continue
+        adapter = TypeAdapter(hints[key], config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+        try:
+            found[key] = adapter.validate_python(value)
+        except ValidationError:
+            if get_origin(hints[key]) is Literal:
+                choices = " or ".join(map(str, get_args(hints[key])))
+                raise EnvariantError(f"{where}: {key} must be {choices}; got {format_value(value)}") from None
+            wanted = _WANTED.get(str(hints[key]), _WANTED.get(getattr(hints[key], "__name__", ""), ""))
+            wanted = wanted or str(hints[key]).replace("typing.", "")
+            raise EnvariantError(f"{where}: {key} must be {wanted}; got {format_value(value)}") from None
+    return found
+
+
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a word",
+    "int | None": "a whole number",
+    "int | tuple[int, ...]": "a whole number or several in brackets",
+    "tuple[float, ...]": "numbers in brackets",
+    "tuple[int, ...]": "whole numbers in brackets",
+}
 
 
 def _value(node: ast.expr, text: str) -> Any:
@@ -142,6 +193,8 @@ def _value(node: ast.expr, text: str) -> Any:
             return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf")):
+            return -float("inf")
         case ast.Name(id=name):
             # Words a shell user types: true, none, mean. Python's spellings are constants already.
             return {"true": True, "false": False, "none": None, "inf": float("inf")}.get(name, name)

@@ -170,7 +170,7 @@ class Regression(Task):
     def cast(self, targets: Tensor, where: str) -> Tensor:
         if not bool(torch.isfinite(targets).all()):
             raise EnvariantError(f"{where}: targets hold NaN or infinity; remove those rows")
-        return targets if targets.is_floating_point() else targets.float()
+        return targets.float()
 
 
 def _sample(targets: Tensor) -> str:

@@ -78,6 +78,13 @@ def test_rounding_of_a_threshold_k_of_e_does_not_decide(environments, dtype):
         assert kept.tolist() == [j >= k for j in range(environments + 1)]
 
 
+@pytest.mark.parametrize(("typed", "kept"), [(0.666667, True), (0.66667, False)])
+def test_two_of_three_typed_to_six_digits_is_two_of_three(typed, kept):
+    """The tolerance of 1e-6 is for thresholds such as these, which lie a little above 2/3."""
+    found = combine(torch.stack([vector(1), vector(1), vector(0)]), typed)
+    assert bool(found != 0) is kept
+
+
 @given(
     arrays.arrays(float, st.tuples(st.integers(1, 7), st.integers(1, 5)), elements=st.integers(-3, 3)),
     st.integers(0, 84),
@@ -101,7 +108,7 @@ def test_a_threshold_out_of_range_is_refused(threshold, shown):
 
 
 def test_an_unknown_mean_is_refused():
-    with pytest.raises(EnvariantError, match="AndMask: mean must be arithmetic or geometric; got 'harmonic'"):
+    with pytest.raises(EnvariantError, match="AndMask: mean must be arithmetic or geometric; got harmonic"):
         AndMask(mean="harmonic")
 
 

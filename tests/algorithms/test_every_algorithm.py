@@ -7,6 +7,7 @@ import torch
 
 import helpers
 from envariant.algorithms import RECIPES, Composition
+from envariant.environments import EnvironmentBatch
 from helpers import (
     ENROLLED,
     IDENTICAL,
@@ -127,6 +128,30 @@ def test_a_stack_of_models_gets_what_each_gets_alone(name, problem):
     together = torch.func.vmap(lambda params: update(algorithm, problem, params=params))(stack)
     for k in range(3):
         alone = update(algorithm, problem, params={key: value[k] for key, value in stack.items()})
+        assert_same({key: value[k] for key, value in together.items()}, alone, 1e-12)
+
+
+@every_problem
+@every_algorithm
+def test_a_stack_of_replicas_may_have_data_of_their_own(name, problem):
+    """As the engine runs them: K models, each with its own draw of the rows."""
+    algorithm, batch = ENROLLED[name].built(name), problem.batch
+    flipped = problem.with_batch([(x.flip(0) + 1, y.flip(0)) for x, y in problem.environments()])
+    replicas = [problem, flipped]
+    params = {key: torch.stack([value, 0.5 * value]) for key, value in problem.params.items()}
+
+    def one(params, inputs, targets):
+        own = EnvironmentBatch(inputs, targets, batch.sizes, batch.task)
+        state = algorithm.init(params, len(batch.sizes))
+        return algorithm.gradients(problem.forward, params, own, state, 0)[0]
+
+    together = torch.func.vmap(one)(
+        params,
+        torch.stack([p.batch.inputs for p in replicas]),
+        torch.stack([p.batch.targets for p in replicas]),
+    )
+    for k, replica in enumerate(replicas):
+        alone = update(algorithm, replica, params={key: value[k] for key, value in params.items()})
         assert_same({key: value[k] for key, value in together.items()}, alone, 1e-12)
 
 

@@ -47,5 +47,5 @@ def test_the_mean_gradient_is_the_mean_of_gradients():
 
 
 def test_an_unknown_mean_is_refused():
-    with pytest.raises(EnvariantError, match="Mean: over must be environments or rows; got 'pixels'"):
+    with pytest.raises(EnvariantError, match="Mean: over must be environments or rows; got pixels"):
         Mean("pixels")

@@ -28,7 +28,7 @@ every_recipe = pytest.mark.parametrize("name", RECIPES)
     [
         ("erm", Composition()),
         ("irm", Composition(Mean(), (IRM(),), rescale=True)),
-        ("vrex", Composition(Sum(), (VREx(),), rescale=True)),
+        ("vrex", Composition(Mean(), (VREx(),), rescale=True)),
         ("mm-rex", Composition(MMREx(), rescale=True)),
         ("and-mask", Composition(combination=AndMask())),
     ],
@@ -45,13 +45,18 @@ def test_only_erm_means_anything_with_one_environment():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("erm", {"over": "environments | rows"}),
-        ("irm", {"coefficient": "100 … 1e+06, log"}),
-        ("vrex", {"coefficient": "100 … 1e+06, log", "pairwise": None}),
+        ("erm", {"weighting": "mean | rows | sum"}),
+        ("irm", {"coefficient": "100 … 1e+06, log", "weighting": "mean | rows | sum"}),
+        ("vrex", {"coefficient": "100 … 1e+06, log", "pairwise": None, "weighting": "mean | rows | sum"}),
         ("mm-rex", {"coefficient": "100 … 1e+06, log"}),
         (
             "and-mask",
-            {"threshold": "0.5 … 1", "mean": "arithmetic | geometric", "inverse_sparsity": "True | False"},
+            {
+                "threshold": "0.5 … 1",
+                "mean": "arithmetic | geometric",
+                "inverse_sparsity": "True | False",
+                "weighting": "mean | rows | sum",
+            },
         ),
     ],
 )
@@ -99,12 +104,19 @@ def test_a_setting_changes_its_own_part_and_nothing_else():
     assert isinstance(built.combination.threshold, float)
 
 
+@pytest.mark.parametrize(("word", "part"), [("mean", Mean()), ("rows", Mean("rows")), ("sum", Sum())])
+def test_a_weighting_is_named_by_a_word(word, part):
+    built = recipe("vrex").build({"weighting": word})
+    assert built == Composition(part, (VREx(),), rescale=True)
+    assert settings_of("vrex", built)["weighting"] == word
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
         ("imr", {}, "unknown algorithm 'imr'; did you mean 'irm'? known: and-mask, erm, irm, mm-rex, vrex"),
         ("irm", {"coeficient": 3}, "irm: unknown setting 'coeficient'; did you mean 'coefficient'?"),
-        ("erm", {"quantile": 1.0}, "erm: unknown setting 'quantile'; known: l2, over, rescale"),
+        ("erm", {"quantile": 1.0}, "erm: unknown setting 'quantile'; known: l2, rescale, weighting"),
         ("irm", {"rescale": 1}, "irm: rescale must be true or false; got 1"),
         ("irm", {"l2": "big"}, "irm: l2 must be a number; got big"),
         ("irm", {"l2": True}, "irm: l2 must be a number; got true"),
@@ -112,7 +124,11 @@ def test_a_setting_changes_its_own_part_and_nothing_else():
         ("irm", {"coefficient": "stpe(1, 2, at=3)"}, "unknown schedule 'stpe'; did you mean 'step'?"),
         ("irm", {"coefficient": True}, "constant: value must be a number; got 'true'"),
         ("and-mask", {"threshold": 1.7}, "AndMask: threshold must lie in [0, 1]; got 1.7"),
-        ("erm", {"over": "pixels"}, "Mean: over must be environments or rows; got 'pixels'"),
+        (
+            "erm",
+            {"weighting": "men"},
+            "erm: unknown weighting 'men'; did you mean 'mean'? known: mean, rows, sum",
+        ),
     ],
 )
 def test_a_wrong_name_or_value_gets_one_clear_error(name, settings, message):

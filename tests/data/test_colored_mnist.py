@@ -244,6 +244,13 @@ def test_several_test_flips_colour_the_same_ten_thousand_digits():
         assert not torch.equal(other.attributes["colour"], first.attributes["colour"])
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_held_out_flip_may_repeat_a_training_one(protocol):
+    drawn = ColoredMNIST(protocol, test_flips=(0.1,), size=7).draw(0)
+    assert list(drawn.roles().values()) == ["train", "train", "test"]
+    assert len(set(drawn.names)) == 3
+
+
 @pytest.mark.parametrize(
     ("protocol", "sizes"),
     [

@@ -12,6 +12,7 @@ from envariant import published
 from envariant.environments import Environment, EnvironmentSet, Known
 from envariant.errors import EnvariantError
 from envariant.reporting import comparison, figures, page, tables
+from envariant.reporting.labels import labels
 from envariant.tasks import Binary, Regression
 from envariant.training import HistoryRow, TrainingResult
 
@@ -42,8 +43,8 @@ def with_scores(result: TrainingResult, **scores: float) -> TrainingResult:
     [
         (0.85, 0.15, "worse than guessing"),
         (0.52, 0.51, "no better than guessing"),
-        (0.85, 0.60, "it loses 0.250"),
-        (0.60, 0.75, "leans against"),
+        (0.85, 0.60, ": 0.250 less"),
+        (0.60, 0.75, "better than in training"),
         (0.71, 0.69, "it holds"),
     ],
 )
@@ -63,16 +64,18 @@ def test_the_table_shows_each_environment_the_worst_the_spread_and_the_replicas(
     assert line[3] == f"{final.mean:.3f} ± {final.sd:.3f}"
     assert line[5] == "2"
     assert "divisor n − 1" in " ".join(table.notes)
-    assert [line[0] for line in table.lines] == ["erm", "vrex", "erm, grayscale oracle"]
+    assert [line[0] for line in table.lines] == ["erm", "vrex", "erm (grayscale oracle)"]
 
 
 def test_published_figures_stand_beside_runs_of_the_same_protocol_only(results):
     assert comparison.published_for(results[0]) is None
-    settings = dataclasses.replace(results[1].record.settings, data="colored-mnist:irm")
+    settings = dataclasses.replace(results[1].record.settings, data="colored-mnist:irm", changed=())
     real = dataclasses.replace(results[1], record=dataclasses.replace(results[1].record, settings=settings))
     found = comparison.published_for(real)
     mean, spread = published.table("rex_colored_mnist").fraction("V-REx", "test")
     assert found.test == (mean, spread)
+    other = dataclasses.replace(real.record, settings=dataclasses.replace(settings, changed=("steps",)))
+    assert comparison.published_for(dataclasses.replace(real, record=other)) is None
     assert tables.scores([real]).lines[0][-1] == f"{mean:.3f} ± {spread:.3f}"
     for data, algorithm in comparison._PUBLISHED:
         name, row = comparison._PUBLISHED[data, algorithm]
@@ -179,3 +182,15 @@ def test_a_history_row_is_typed():
     assert [f.name for f in dataclasses.fields(HistoryRow)] == [
         "replica", "step", "environment", "split", "metric", "value",
     ]  # fmt: skip
+
+
+def test_runs_are_told_apart_by_what_differs_between_them(results):
+    a, b = (envariant.train("colored-digits", f"and-mask(threshold={t})", steps=1) for t in (0.5, 1))
+    assert labels([a, b]) == ["and-mask, threshold=0.5", "and-mask, threshold=1"]
+    assert labels([results[0], a]) == ["erm", "and-mask"]
+
+
+def test_a_dollar_sign_in_a_name_begins_no_formula():
+    made = tuple(Environment(n, torch.randn(9, 2), torch.zeros(9)) for n in (r"$\frac$", "b"))
+    result = envariant.train(EnvironmentSet("x", made, Binary(), test=("b",)), "erm", model="linear", steps=1)
+    assert "<svg" in page.render([result], "x")

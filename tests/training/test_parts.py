@@ -152,8 +152,8 @@ def test_features_are_what_the_head_reads_and_are_left_out_where_nobody_looks():
         features, logits = n.forward(n.params, n.buffers, inputs, training=False)
         assert features.shape == (9, width)
         torch.testing.assert_close(logits, module(inputs)[:, 0])
-    plain, logits = net(needs_features=True).forward(net().params, {}, inputs, training=False)
-    torch.testing.assert_close(plain[:, 0], logits)
+    with pytest.raises(EnvariantError, match="needs the parts featurizer and head"):
+        net(needs_features=True)
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=0, max_size=6))
@@ -180,3 +180,27 @@ def test_the_summary_shows_every_environment_and_the_worst_of_each_replica():
     assert plain["environments"]["flip-0.9"]["role"] == "test"
     assert plain["environments"]["flip-0.9"]["accuracy"]["values"] == by_replica["flip-0.9"].tolist()
     assert {"algorithm", "data", "replicas", "worst", "settings", "versions", "seconds"} <= plain.keys()
+
+
+def test_frozen_weights_stay_frozen_even_under_weight_decay():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(128, 8), nn.ReLU(), nn.Linear(8, 1))
+    module[1].requires_grad_(False)
+    drawn = envariant.data.colored_digits().draw(0)
+    result = envariant.train(drawn, "erm", model=module, steps=5, weight_decay=0.1)
+    assert set(result.checkpoints[0].params) == {"3.weight", "3.bias"}
+    assert torch.equal(result.checkpoints[0].buffers["1.weight"], module[1].weight)
+    with pytest.raises(EnvariantError, match="has no parameters to train"):
+        envariant.train(drawn, "erm", model=module.requires_grad_(False), steps=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: None, "must be or make a torch.nn.Module; got NoneType"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), "must give 1 number"),
+        (lambda: nn.Sequential(nn.Flatten(0), nn.Linear(256, 1)), "must give 1 number"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_named(model, message):
+    with pytest.raises(EnvariantError, match=message):
+        envariant.train("colored-digits", "erm", model=model, steps=1)

@@ -186,3 +186,39 @@ def test_an_unfinished_run_of_another_torch_does_not_go_on_but_a_finished_one_is
     (tmp_path / "checkpoints" / "replica-000.safetensors").unlink()
     with pytest.raises(EnvariantError, match=r"torch 1\.0, not"):
         envariant.train("colored-digits", "erm", steps=2, out=tmp_path)
+
+
+def test_another_model_of_the_same_name_is_noticed(tmp_path):
+    small = torch.nn.Sequential(torch.nn.Linear(2, 1))
+    large = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+    envariant.train(a_set(0), "erm", model=small, steps=2, out=tmp_path)
+    with pytest.raises(EnvariantError, match="another model under the same name"):
+        envariant.train(a_set(0), "erm", model=large, steps=2, out=tmp_path)
+
+
+def test_a_checkpoint_without_its_measurements_is_trained_again(tmp_path):
+    first = envariant.train("colored-digits", "erm", steps=4, out=tmp_path)
+    write(tmp_path / "history.csv", [])
+    assert TrainingResult.load(tmp_path).finished == ()
+    same(first, envariant.train("colored-digits", "erm", steps=4, out=tmp_path))
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    first = envariant.train("colored-digits", "erm", steps=2, out=tmp_path)
+    held = run_folder.RunFolder(tmp_path, first.record)
+    with pytest.raises(EnvariantError, match="another process is training into it"):
+        envariant.train("colored-digits", "erm", steps=2, out=tmp_path)
+    held.close()
+    envariant.train("colored-digits", "erm", steps=2, out=tmp_path)
+
+
+def test_another_thread_count_shows_a_finished_run_and_refuses_an_unfinished_one(tmp_path):
+    envariant.train("colored-digits", "erm", steps=2, out=tmp_path)
+    path = tmp_path / "run.json"
+    stored = json.loads(path.read_text())
+    stored["settings"]["threads"] += 1
+    path.write_text(json.dumps(stored))
+    envariant.train("colored-digits", "erm", steps=2, out=tmp_path)
+    (tmp_path / "checkpoints" / "replica-000.safetensors").unlink()
+    with pytest.raises(EnvariantError, match="threads"):
+        envariant.train("colored-digits", "erm", steps=2, out=tmp_path)

@@ -8,6 +8,7 @@ environment's share is carried back through the model on its own. For the mean r
 exactly g_e = ∇R_e; for everything else it is the natural extension, and every combination is possible.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -55,13 +56,32 @@ class Composition(Algorithm):
     rescale: bool = False
 
     def __post_init__(self) -> None:
-        if not self.l2 >= 0:
+        wanted = {"weighting": Weighting, "combination": Combination}
+        for key, kind in wanted.items():
+            if not isinstance(getattr(self, key), kind):
+                raise EnvariantError(
+                    f"Composition: {key} must be a {kind.__name__}; got {getattr(self, key)!r} "
+                    f"(penalties go into penalties=(…,))"
+                )
+        if not isinstance(self.penalties, tuple) or not all(isinstance(p, Penalty) for p in self.penalties):
+            raise EnvariantError("Composition: penalties must be a tuple of penalties, as in (VREx(),)")
+        if not 0 <= self.l2 < math.inf:
             raise EnvariantError(f"Composition: l2 must be at least 0; got {self.l2:g}")
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """Weighting, penalties and combination, in order."""
         return (self.weighting, *self.penalties, self.combination)
+
+    @property
+    def telling_parts(self) -> tuple[Part, ...]:
+        """The parts that say something: a plain mean is left out, unless there is nothing else."""
+        said = tuple(part for part in self.parts if not isinstance(part, Mean | MeanGradient))
+        return said or (self.weighting,)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(part.name for part in self.telling_parts)
 
     @property
     def minimum_environments(self) -> int:

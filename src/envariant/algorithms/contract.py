@@ -37,9 +37,14 @@ class Algorithm(ABC):
     """One training rule: gradients in, state out.
 
     Attributes:
+        name: what it is called in tables and figures.
         minimum_environments: how many training environments it needs to mean anything.
         needs_features: whether it looks at what the head reads; if not, features have width 0.
     """
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
 
     @property
     @abstractmethod

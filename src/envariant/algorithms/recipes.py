@@ -7,21 +7,20 @@ its parts; nothing about them is written here again.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, cast, final, get_args, get_origin, get_type_hints
+from typing import Any, cast, final
 
 from envariant import specs
 from envariant.algorithms.composition import Composition
-from envariant.algorithms.contract import Part
+from envariant.algorithms.contract import Part, Weighting
 from envariant.algorithms.gradients.and_mask import AndMask
-from envariant.algorithms.gradients.mean import MeanGradient
 from envariant.algorithms.penalties.irm import IRM
 from envariant.algorithms.penalties.vrex import VREx
 from envariant.algorithms.weightings.mean import Mean
 from envariant.algorithms.weightings.mm_rex import MMREx
 from envariant.algorithms.weightings.sum import Sum
-from envariant.errors import EnvariantError, unknown_name
-from envariant.schedules import Schedule, schedule
-from envariant.search_space import Range, ranges
+from envariant.errors import unknown_name
+from envariant.schedules import Schedule
+from envariant.search_space import Choice, Range, ranges
 
 
 @final
@@ -47,8 +46,7 @@ class Recipe:
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts that say something: a plain mean is left out, unless there is nothing else."""
-        said = tuple(p for p in self.default.parts if not isinstance(p, Mean | MeanGradient))
-        return said or (self.default.weighting,)
+        return self.default.telling_parts
 
     @property
     def paper(self) -> str:
@@ -61,10 +59,14 @@ class Recipe:
         found = [
             Hyperparameter(f.name, part.name, getattr(part, f.name), ranges(type(part)).get(f.name))
             for part in self.parts
-            for f in _fields(part)
+            if part not in _WEIGHTINGS.values()
+            for f in dataclasses.fields(cast("Any", part))
         ]
-        loss = [Hyperparameter(key, "loss", getattr(self.default, key), None) for key in _LOSS_SETTINGS]
-        return (*found, *loss)
+        if self.default.weighting in _WEIGHTINGS.values():
+            usual = _weighting_name(self.default.weighting)
+            found.append(Hyperparameter("weighting", _LOSS, usual, Choice(tuple(_WEIGHTINGS))))
+        found += [Hyperparameter(key, _LOSS, getattr(self.default, key), None) for key in ("l2", "rescale")]
+        return tuple(found)
 
     def build(self, settings: Mapping[str, Any]) -> Composition:
         """The composition with some settings changed.
@@ -78,22 +80,30 @@ class Recipe:
             if key not in owners:
                 raise unknown_name("setting", key, owners, where=self.name)
             changes.setdefault(owners[key], {})[key] = value
-        loss = {k: _typed(self.name, self.default, k, v) for k, v in changes.pop("loss", {}).items()}
+        loss = changes.pop(_LOSS, {})
+        weighting = self.default.weighting
+        if "weighting" in loss:
+            name = loss.pop("weighting")
+            if name not in _WEIGHTINGS:
+                raise unknown_name("weighting", str(name), _WEIGHTINGS, where=self.name)
+            weighting = _WEIGHTINGS[name]
 
         def changed(part: Part) -> Any:
-            new = {k: _typed(self.name, part, k, v) for k, v in changes.get(part.name, {}).items()}
+            new = specs.checked(type(part), changes.get(part.name, {}), self.name)
             return dataclasses.replace(cast("Any", part), **new) if new else part
 
         return dataclasses.replace(
             self.default,
-            weighting=changed(self.default.weighting),
+            weighting=changed(weighting),
             penalties=tuple(map(changed, self.default.penalties)),
             combination=changed(self.default.combination),
-            **loss,
+            **specs.checked(Composition, loss, self.name),
         )
 
 
-_LOSS_SETTINGS = ("l2", "rescale")
+_LOSS = "loss"
+# Weightings without hyperparameters, which any penalty or combination may stand beside.
+_WEIGHTINGS: dict[str, Weighting] = {"mean": Mean(), "rows": Mean(over="rows"), "sum": Sum()}
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -107,7 +117,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "vrex",
             "Equal risk in every environment.",
-            Composition(Sum(), penalties=(VREx(),), rescale=True),
+            Composition(penalties=(VREx(),), rescale=True),
         ),
         Recipe(
             "mm-rex",
@@ -136,28 +146,16 @@ def recipe(name: str) -> Recipe:
 
 def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
     """Every hyperparameter of `algorithm` as a recipe names it, in a form that can be stored."""
-    parts = {part.name: part for part in algorithm.parts}
-    values = {
-        h.name: getattr(algorithm if h.part == "loss" else parts[h.part], h.name)
-        for h in recipe(name).hyperparameters
-    }
-    return {k: str(v) if isinstance(v, Schedule) else v for k, v in values.items()}
+    owners: dict[str, object] = {_LOSS: algorithm, **{part.name: part for part in algorithm.parts}}
+    values = {h.name: getattr(owners[h.part], h.name) for h in recipe(name).hyperparameters}
+    return {key: _stored(value) for key, value in values.items()}
 
 
-def _fields(part: Part) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cast("Any", part))
+def _stored(value: Any) -> Any:
+    if isinstance(value, Weighting):
+        return _weighting_name(value)
+    return str(value) if isinstance(value, Schedule) else value
 
 
-def _typed(where: str, owner: object, key: str, value: Any) -> Any:
-    """`value` in the type that the field declares."""
-    hint = get_type_hints(type(owner), include_extras=True)[key]
-    kind: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    if kind is Schedule:
-        return schedule(value)
-    if kind is bool and not isinstance(value, bool):
-        raise EnvariantError(f"{where}: {key} must be true or false; got {specs.format_value(value)}")
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise EnvariantError(f"{where}: {key} must be a number; got {specs.format_value(value)}")
-        return float(value)
-    return value
+def _weighting_name(weighting: Weighting) -> str:
+    return next(name for name, known in _WEIGHTINGS.items() if known == weighting)

@@ -1,18 +1,10 @@
 """`envariant algorithms`: what there is, what it is made of, and what can be set."""
 
-from typing import Annotated
-
-from cyclopts import Parameter
+from envariant.cli.options import Json
 
 
-def algorithms(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """List the algorithms: a sentence, parts, paper and hyperparameters of each.
-
-    Parameters
-    ----------
-    json
-        Print one JSON object instead of text.
-    """
+def algorithms(*, json: Json = False) -> None:
+    """List the algorithms: a sentence, parts, paper and hyperparameters of each."""
     from envariant.algorithms import RECIPES, Recipe
     from envariant.cli.show import print_json, print_lines
     from envariant.specs import format_value

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         errors.print(f"envariant: {error}", markup=False, style="red")
         sys.exit(2)
     except KeyboardInterrupt:
-        errors.print("envariant: interrupted; the same command with --out goes on", markup=False)
+        errors.print("envariant: interrupted; what --out has stored goes on with the same command")
         sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe, such as `head`, has seen enough.

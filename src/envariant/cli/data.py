@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from envariant.cli.options import Json, Mnist
+
 data = App(name="data", help="Fetch data, and look at environments.", help_format="plaintext")
 
 
@@ -12,8 +14,8 @@ data = App(name="data", help="Fetch data, and look at environments.", help_forma
 def fetch(
     name: Literal["mnist"] = "mnist",
     *,
-    mnist: Path | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    mnist: Mnist = None,
+    json: Json = False,
 ) -> None:
     """Fetch MNIST into the cache and prove it: four files, four digests.
 
@@ -21,10 +23,6 @@ def fetch(
     ----------
     name
         What to fetch.
-    mnist
-        A folder that already holds the files; they are only checked.
-    json
-        Print one JSON object instead of text.
     """
     del name
     from rich.console import Console
@@ -49,8 +47,8 @@ def show(
     *,
     seed: int = 0,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
-    mnist: Path | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    mnist: Mnist = None,
+    json: Json = False,
 ) -> None:
     """Show a colored data set: digits of every environment, counts, agreements, and what theory says.
 
@@ -62,10 +60,6 @@ def show(
         Of the data draw.
     out
         The picture, .png or .svg; by default the name of the data set with .png.
-    mnist
-        A folder with the MNIST files, if they are not to be fetched.
-    json
-        Print one JSON object instead of a table.
     """
     from dataclasses import asdict
 

@@ -5,23 +5,20 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-_RUNS = (
-    ("erm", "colored-mnist"),
-    ("irm", "colored-mnist"),
-    ("vrex", "colored-mnist"),
-    ("and-mask", "colored-mnist"),
-    ("erm", "colored-mnist-grayscale"),
-)
+from envariant.cli.options import Json, Mnist, Whole
+
+# Algorithm, and whether its data are gray.
+_RUNS = (("erm", False), ("irm", False), ("vrex", False), ("and-mask", False), ("erm", True))
 
 
 def demo(
     *,
     out: Annotated[Path, Parameter(alias="-o")] = Path("demo"),
-    replicas: int | None = None,
-    steps: int | None = None,
+    replicas: Whole | None = None,
+    steps: Whole | None = None,
     data: str = "colored-mnist",
-    mnist: Path | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    mnist: Mnist = None,
+    json: Json = False,
 ) -> None:
     """Train ERM, IRM, V-REx, AND-mask and the grayscale oracle on Colored MNIST; write one page.
 
@@ -37,36 +34,39 @@ def demo(
         Updates of each replica, instead of the papers'.
     data
         colored-mnist, or colored-digits for a try of some seconds.
-    mnist
-        A folder with the MNIST files, if they are not to be fetched.
-    json
-        Print one JSON object instead of a table.
     """
+    import sys
+    from dataclasses import replace
+
     import torch
 
     from envariant import data as sources
-    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.cli.show import exit_code, print_json, print_lines, print_table
+    from envariant.data import ColoredDigits, ColoredMNIST
+    from envariant.errors import EnvariantError
     from envariant.reporting import page, tables
-    from envariant.reporting.figures import title
+    from envariant.reporting.labels import title
     from envariant.training import TrainingResult, train
     from envariant.training.precision import native_bfloat16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = replicas or (2 if native_bfloat16(device) else 1)
+    if replicas is None:
+        replicas = 2 if native_bfloat16(device) else 1
+    source = sources.source(data, folder=mnist)
+    if not isinstance(source, ColoredMNIST | ColoredDigits):
+        raise EnvariantError(f"demo: '{data}' has no colours")
     results: list[TrainingResult] = []
-    for algorithm, usual in _RUNS:
-        name = usual.replace("colored-mnist", data)
-        folder = out / f"{algorithm}{'-grayscale' if 'grayscale' in name else ''}"
-        result = train(
-            sources.source(name, folder=mnist), algorithm, replicas=wanted, steps=steps, out=folder
-        )
+    for algorithm, gray in _RUNS:
+        folder = out / f"{algorithm}{'-grayscale' if gray else ''}"
+        result = train(replace(source, gray=gray), algorithm, replicas=replicas, steps=steps, out=folder)
         results.append(result)
         if not json:
             print_lines([f"{title(result)}: {page.verdict(result)}"])
     path = out / "report.html"
-    page.write(results, path, "Colored digits: what each algorithm learned")
+    page.write(results, path, "Colored digits: what each algorithm learned", mnist)
     if json:
         print_json({"page": str(path), "runs": [result.plain() for result in results]})
     else:
         print_table(tables.scores(results))
         print_lines([f"\nOpen {path} in a browser."])
+    sys.exit(exit_code(results))

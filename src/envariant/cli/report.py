@@ -5,12 +5,15 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from envariant.cli.options import Json, Mnist
+
 
 def report(
     *runs: Path,
     out: Annotated[Path, Parameter(alias="-o")] = Path("report.html"),
     title: str = "What each algorithm learned",
-    json: Annotated[bool, Parameter(negative="")] = False,
+    mnist: Mnist = None,
+    json: Json = False,
 ) -> None:
     """Write one HTML page about stored runs.
 
@@ -22,15 +25,13 @@ def report(
         The page.
     title
         Its heading.
-    json
-        Print the runs as one JSON object as well.
     """
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.reporting import page, tables
     from envariant.training import TrainingResult
 
     results = [TrainingResult.load(run) for run in runs]
-    page.write(results, out, title)
+    page.write(results, out, title, mnist)
     if json:
         print_json({"page": str(out), "runs": [result.plain() for result in results]})
     else:

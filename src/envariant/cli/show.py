@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from envariant.reporting import page, tables
-from envariant.reporting.figures import title
+from envariant.reporting.labels import title
 from envariant.reporting.tables import TextTable
 from envariant.training import TrainingResult
 
@@ -50,10 +50,14 @@ def print_result(result: TrainingResult, out: Path | None) -> None:
     )
 
 
+def exit_code(results: Sequence[TrainingResult]) -> int:
+    """0, or 1 if of some run no replica finished."""
+    return 0 if all(result.finished for result in results) else 1
+
+
 def print_lines(lines: Sequence[str]) -> None:
     """Plain lines on standard output."""
-    for line in lines:
-        _console().print(line)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
 def _console() -> Console:

@@ -1,11 +1,13 @@
 """`envariant train`: one algorithm, some replicas, every environment measured."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from envariant import specs
+from envariant.cli.options import Json, Mnist, Whole
 from envariant.errors import EnvariantError
 
 
@@ -15,21 +17,23 @@ def train(
     algorithm: Annotated[str, Parameter(alias="-a")] = "erm",
     set_: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
     model: str | None = None,
-    steps: int | None = None,
-    replicas: int = 1,
-    seed: int = 0,
+    steps: Whole | None = None,
+    replicas: Whole = 1,
+    seed: Whole = 0,
     batch_size: int | Literal["full"] | None = None,
     lr: float | None = None,
     weight_decay: float = 0.0,
     optimizer: str | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    test_environments: Annotated[tuple[str, ...] | None, Parameter(negative="")] = None,
-    evaluate_every: int | None = None,
+    test_environments: Annotated[
+        tuple[str, ...] | None, Parameter(negative="", allow_leading_hyphen=True)
+    ] = None,
+    evaluate_every: Whole | None = None,
     augmentation: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    mnist: Path | None = None,
+    mnist: Mnist = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
 ) -> None:
     """Train replicas of one algorithm and measure every environment.
 
@@ -70,15 +74,11 @@ def train(
         affine(rotation=15,shear=10,scale=0.2): random affine maps of training images.
     device
         Where to train.
-    mnist
-        A folder with the MNIST files, if they are not to be fetched.
     out
         A folder to store the run in; the same command again continues it.
-    json
-        Print one JSON object instead of a table.
     """
     from envariant import data as sources
-    from envariant.cli.show import print_json, print_result
+    from envariant.cli.show import exit_code, print_json, print_result
     from envariant.training import train as run
 
     result = run(
@@ -104,6 +104,7 @@ def train(
         print_json(result.plain())
     else:
         print_result(result, out)
+    sys.exit(exit_code([result]))
 
 
 def _assignments(texts: tuple[str, ...]) -> dict[str, object]:

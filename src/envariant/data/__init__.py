@@ -49,12 +49,14 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
     if name not in NAMES:
         raise unknown_name("data set", name, NAMES)
     cls = _SOURCES[name.removesuffix(_GRAY)]
+    # A single flip is typed as a number, several as a tuple.
+    keywords = {
+        key: (value,) if key.endswith("flips") and isinstance(value, int | float) else value
+        for key, value in spec.keywords.items()
+    }
+    spec = specs.Spec(spec.name, spec.positional, keywords)
     # What the name says already is no setting, nor is where the files lie.
     settings = specs.fill(cls, spec, positional=(), hidden=("protocol", "gray", "folder"))
-    for key, value in settings.items():
-        # A single flip is typed as a number, several as a tuple.
-        if key.endswith("flips") and isinstance(value, int | float):
-            settings[key] = (value,)
     gray = name.endswith(_GRAY)
     if cls is ColoredDigits:
         if protocol:

@@ -55,7 +55,7 @@ class ColoredDigits(coloring.ColoredSource):
         bunch: Any = load_digits()
         order = np.random.RandomState(seed).permutation(len(bunch.target))
         generator = torch.Generator().manual_seed(seed)
-        names = coloring.flip_names(self.train_flips, self.test_flips)
+        names = coloring.names(self.train_flips, self.test_flips)
         environments: list[Environment] = []
         for i, (name, flip) in enumerate(zip(names, self.flips, strict=True)):
             index = order[i :: len(names)]

@@ -60,7 +60,7 @@ class ColoredMNIST(coloring.ColoredSource):
             raise unknown_name("protocol", self.protocol, _PROTOCOLS, where=self.base)
         own = _PROTOCOLS[self.protocol]
         object.__setattr__(self, "train_flips", self.train_flips or own.train_flips)
-        object.__setattr__(self, "size", self.size or own.size)
+        object.__setattr__(self, "size", own.size if self.size is None else self.size)
         check_chances(self.base, "label_noise", (self.label_noise,))
         check_chances(self.base, "train_flips", self.train_flips)
         check_chances(self.base, "test_flips", self.test_flips)
@@ -101,7 +101,11 @@ def check_chances(where: str, key: str, values: Flips) -> None:
     Raises:
         EnvariantError: naming the first that is wrong.
     """
+    if not isinstance(values, tuple):
+        raise EnvariantError(f"{where}: {key} must be numbers in [0, 1]; got {values}")
     for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise EnvariantError(f"{where}: {key} must be numbers in [0, 1]; got {value}")
         if not 0 <= value <= 1:
             raise EnvariantError(f"{where}: {key} must lie in [0, 1]; got {value:g}")
     if len(set(values)) < len(values):
@@ -124,7 +128,7 @@ def _draw_irm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Drawn:
     ways = len(source.train_flips)
     rows = [order[i::ways] for i in range(ways)]
     rows += [np.arange(50_000, 60_000)] * len(source.test_flips)
-    names = coloring.flip_names(source.train_flips, source.test_flips)
+    names = coloring.names(source.train_flips, source.test_flips)
     environments = tuple(
         _painted(source, name, digits.train_images, digits.train_labels, index, flip, generator)
         for name, index, flip in zip(names, rows, source.flips, strict=True)
@@ -139,12 +143,17 @@ def _draw_domainbed(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Dra
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator).numpy()
     ways = len(source.flips)
-    names = [f"+{1 - f:.0%}" if f <= 0.5 else f"-{f:.0%}" for f in source.flips]
+    names = coloring.names(source.train_flips, source.test_flips, _agreement)
     environments = tuple(
         _painted(source, name, images, labels, order[i::ways], flip, generator)
         for i, (name, flip) in enumerate(zip(names, source.flips, strict=True))
     )
     return environments, tuple(names[len(source.train_flips) :])
+
+
+def _agreement(flip: float) -> str:
+    """DomainBed's name: how often colour and label agree, with a minus where they rather disagree."""
+    return f"+{100 - 100 * flip:.6g}%" if flip <= 0.5 else f"-{100 * flip:.6g}%"
 
 
 def _draw_thirds(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Drawn:
@@ -198,21 +207,13 @@ def _standardised(environment: Environment) -> Environment:
 
 
 def _suggest_irm(algorithm: str, gray: bool) -> Suggestion:
-    """The settings of the IRM and REx papers; where a paper has none, see `source`."""
+    """The settings of the IRM and REx papers; where a paper has none, ERM's."""
     paper = published.protocol("colored_mnist_irm")
-    steps = int(paper["steps"])
-    if gray:
-        return Suggestion(
-            {"l2": 0.0008602868865288383},
-            model="mlp(hidden=83)",
-            steps=101,
-            learning_rate=0.0028171488133821726,
-            source="IRM code: grayscale oracle",
-        )
     coefficient = Step(1.0, paper["penalty_weight"], at=paper["anneal_steps"])
     penalised: Mapping[str, Mapping[str, Any]] = {
         "irm": {"l2": paper["l2"]},
-        "vrex": {"l2": paper["l2"], "pairwise": True},
+        # The REx code's objective: the sum of the risks plus c·(R_1 − R_2)².
+        "vrex": {"l2": paper["l2"], "pairwise": True, "weighting": "sum"},
         # R_1 + R_2 + c|R_1 − R_2| is twice R̄ + c(max − R̄), and so is the l2 term beside it.
         "mm-rex": {"l2": paper["l2"] / 2},
     }
@@ -220,38 +221,41 @@ def _suggest_irm(algorithm: str, gray: bool) -> Suggestion:
         return Suggestion(
             {"coefficient": coefficient, **penalised[algorithm]},
             model=f"mlp(hidden={paper['hidden']})",
-            steps=steps,
+            steps=paper["steps"],
             learning_rate=paper["lr"],
             source="IRM paper, chosen there with a look at the test environment",
         )
+    baseline = paper["oracle_settings" if gray else "erm_settings"]
     return Suggestion(
-        {"l2": 0.001},
-        model="mlp(hidden=256)",
-        steps=steps,
-        learning_rate=0.001,
-        source="IRM code: ERM baseline",
+        {"l2": baseline["l2"]},
+        model=f"mlp(hidden={baseline['hidden']})",
+        steps=baseline["steps"],
+        learning_rate=baseline["lr"],
+        source=f"IRM code, {'grayscale oracle' if gray else 'ERM baseline'}",
     )
 
 
 def _suggest_domainbed(algorithm: str, gray: bool) -> Suggestion:
     del gray
-    annealed = {"coefficient": "step(1, 100, at=500)", "rescale": False}
-    settings: Mapping[str, Mapping[str, Any]] = {
-        "irm": annealed,
-        "vrex": {**annealed, "coefficient": "step(1, 10, at=500)"},
-    }
+    coefficients = {"irm": "step(1, 100, at=500)", "vrex": "step(1, 10, at=500)"}
+    chosen = coefficients.get(algorithm)
     return Suggestion(
-        settings.get(algorithm, {}),
+        {"coefficient": chosen, "rescale": False} if chosen else {},
         model="mnist-cnn",
         steps=5001,
         batch_size=64,
-        source="DomainBed defaults",
+        source="DomainBed defaults, with one logit, the whole batch in IRM's square and no optimizer reset",
     )
 
 
 def _suggest_thirds(algorithm: str, gray: bool) -> Suggestion:
     del algorithm, gray
-    return Suggestion(model="lenet", steps=1000, batch_size=256, source="course report: LeNet")
+    return Suggestion(
+        model="lenet",
+        steps=1000,
+        batch_size=256,
+        source="LeNet as in the course report; it states no steps, batch or rate",
+    )
 
 
 @final

@@ -6,13 +6,13 @@ predict the label better than shape does; only shape keeps its word in the next 
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from envariant.environments import Environment, EnvironmentSet, EnvironmentSource
@@ -58,12 +58,13 @@ def entropy(p: float) -> float:
     return float(-sum(x * np.log(x) for x in (p, 1 - p) if x > 0))
 
 
-def flip_names(train: Sequence[float], test: Sequence[float]) -> list[str]:
-    """Names such as `flip-0.2`; a held-out flip that is trained on as well is called `test-flip-0.2`."""
-    return [
-        *(f"flip-{flip:g}" for flip in train),
-        *(f"{'test-' if flip in train else ''}flip-{flip:g}" for flip in test),
-    ]
+def names(
+    train: Sequence[float],
+    test: Sequence[float],
+    name: Callable[[float], str] = "flip-{:g}".format,
+) -> list[str]:
+    """A name a flip, such as `flip-0.2`; a held-out flip that is trained on as well is `test-flip-0.2`."""
+    return [*map(name, train), *(f"{'test-' if flip in train else ''}{name(flip)}" for flip in test)]
 
 
 def paint(
@@ -115,7 +116,7 @@ def uniforms(rows: int, generator: torch.Generator) -> Float[Tensor, " rows"]:
     return torch.rand(rows, generator=generator)
 
 
-def ink(images: UInt8[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
+def ink(images: Num[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
     """Images of `size` pixels a side, by keeping every k-th row and column, scaled to [0, 1]."""
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)

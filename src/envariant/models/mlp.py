@@ -29,7 +29,9 @@ class MLP(ModelFamily):
     depth: int = 2
 
     def __post_init__(self) -> None:
-        if not self.widths or any(not isinstance(w, int) or w < 1 for w in self.widths):  # pyright: ignore[reportUnnecessaryIsInstance] -- it comes from a string
+        if not isinstance(self.depth, int) or self.depth < 1:
+            raise EnvariantError(f"mlp: depth must be a whole number from 1; got {self.depth}")
+        if not self.widths or any(not isinstance(w, int) or w < 1 for w in self.widths):
             raise EnvariantError(f"mlp: hidden widths must be whole numbers from 1; got {self.hidden}")
 
     @property

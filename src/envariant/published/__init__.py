@@ -49,7 +49,7 @@ class Table(BaseModel):
     columns: tuple[str, ...]
     spread_kind: str
     n_runs: int | None = None
-    higher_is_better: bool
+    higher_is_better: bool | None = None
     rows: Mapping[str, Row]
 
     def fraction(self, row: str, column: str) -> tuple[float, float | None]:

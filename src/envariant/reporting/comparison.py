@@ -35,8 +35,11 @@ class Published:
 
 
 def published_for(result: TrainingResult) -> Published | None:
-    """The published row for a run's data and algorithm, or None where there is none."""
+    """The published row for a run in the paper's own settings, or None where there is none."""
     settings = result.record.settings
+    if settings.changed:
+        # Another model, another number of steps, other environments held out: not what was published.
+        return None
     place = _PUBLISHED.get((settings.data, settings.algorithm))
     if place is None:
         return None

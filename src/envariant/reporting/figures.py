@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 
 from envariant.data import Facts
 from envariant.environments import Environment, EnvironmentSet
+from envariant.reporting.labels import labels
 from envariant.training import TrainingResult
 
 INK = "#1f2933"
@@ -64,8 +65,9 @@ def curves(results: Sequence[TrainingResult]) -> Figure:
     names = dict.fromkeys(name for result in results for name in result.record.roles)
     colours = dict(zip(names, TRAIN * len(names), strict=False))
     handles: dict[str, Line2D] = {}
-    for axes, result in zip(panels, results, strict=False):
+    for axes, result, label in zip(panels, results, labels(results), strict=False):
         handles |= _curve(axes, result, colours)
+        axes.set_title(_plain(label), fontsize=10.5, color=INK, loc="left", fontweight="bold")
     # One legend for all panels, above them: inside one it would hide a curve.
     figure.legend(
         handles.values(), handles.keys(), loc="outside upper left", ncols=4, frameon=False,
@@ -109,7 +111,7 @@ def _caption(axes: Axes, fact: Facts) -> None:
     axes.set_axis_off()
     place: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "ha": "left"}
     rules = fact.theory
-    axes.text(0, 0.82, fact.environment, fontsize=12, fontweight="bold", color=INK, **place)
+    axes.text(0, 0.82, _plain(fact.environment), fontsize=12, fontweight="bold", color=INK, **place)
     axes.text(0, 0.58, f"{fact.role}, {fact.rows:,} rows", fontsize=9, color=MUTED, **place)
     agreement = f"colour = label in {fact.colour_agreement:.1%}"
     axes.text(0, 0.38, agreement, fontsize=9, color=MUTED, **place)
@@ -147,17 +149,16 @@ def _curve(axes: Axes, result: TrainingResult, colours: Mapping[str, str]) -> di
         held_out = role == "test"
         colour = TEST if held_out and list(record.roles.values()).count("test") == 1 else colours[environment]
         _band(axes, scores, colour)
-        (handles[f"{environment} ({role})"],) = axes.plot(
+        (handles[_plain(f"{environment} ({role})")],) = axes.plot(
             scores.index, scores.mean(axis=1), "-" if held_out else ":", color=colour, lw=2
         )
     for value, name in ((record.chance, "chance"), (record.optimum, "optimum")):
         if value is not None:
             axes.axhline(value, color=MUTED, lw=0.8, ls=(0, (5, 3)), zorder=0)
             axes.text(
-                1.0, value, f"{name} {value:.0%} ", fontsize=7.5, color=MUTED, ha="right", va="bottom",
-                transform=axes.get_yaxis_transform(),
+                1.0, value, f"{name} {_amount(value, record.metric)} ", fontsize=7.5, color=MUTED,
+                ha="right", va="bottom", transform=axes.get_yaxis_transform(),
             )  # fmt: skip
-    axes.set_title(title(result), fontsize=11, color=INK, loc="left", fontweight="bold")
     axes.set_xlabel("step", fontsize=9, color=INK)
     if record.metric == "accuracy":
         axes.set_ylim(0, 1)
@@ -174,8 +175,10 @@ def _band(axes: Axes, scores: pd.DataFrame, colour: str) -> None:
         axes.fill_between(scores.index.to_numpy(), low, high, color=colour, alpha=0.15, lw=0)
 
 
-def title(result: TrainingResult) -> str:
-    """What a run is called in tables and figures: its algorithm, and that its data were gray."""
-    settings = result.record.settings
-    gray = "-grayscale" in settings.data
-    return f"{settings.algorithm}, grayscale oracle" if gray else settings.algorithm
+def _plain(text: str) -> str:
+    """The text as it stands: a dollar sign in a name begins no formula."""
+    return text.replace("$", r"\$")
+
+
+def _amount(value: float, metric: str) -> str:
+    return f"{value:.0%}" if metric == "accuracy" else f"{value:.3g}"

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import final
 
 from envariant.data import Facts
+from envariant.reporting import labels
 from envariant.reporting.comparison import published_for
-from envariant.reporting.figures import title
-from envariant.specs import format_value
 from envariant.training import Spread, TrainingResult
 
 NONE = "–"
@@ -40,14 +39,14 @@ def scores(results: Sequence[TrainingResult]) -> TextTable:
     header = [metric, *(f"{name} ({role})" for name, role in environments), "worst", "replicas"]
     header += ["published train", "published test"] if some else []
     lines: list[tuple[str, ...]] = []
-    for result, row in zip(results, beside, strict=True):
+    for label, result, row in zip(labels.labels(results), results, beside, strict=True):
         roles = result.record.roles
         cells = [
             spread(result.final(name, metric)) if roles.get(name) == role else NONE
             for name, role in environments
         ]
         worst, _ = result.worst()
-        line = [title(result), *cells, spread(worst), _replicas(result)]
+        line = [label, *cells, spread(worst), _replicas(result)]
         if some:
             line += [NONE, NONE] if row is None else [_pair(row.train), _pair(row.test)]
         lines.append(tuple(line))
@@ -57,34 +56,19 @@ def scores(results: Sequence[TrainingResult]) -> TextTable:
         "worst: in each replica the environment with the worst score, then the mean over replicas.",
     ]
     notes += dict.fromkeys(
-        f"published: {row.source.title}; ± is {row.spread}." for row in beside if row is not None
+        f"published: {row.source.title}; ± is {row.spread}. Shown beside runs in the paper's own settings."
+        for row in beside
+        if row is not None
     )
     return TextTable(tuple(header), tuple(lines), tuple(notes))
 
 
 def settings(results: Sequence[TrainingResult]) -> TextTable:
     """A column a run: everything that decided its numbers."""
-    columns = [
-        {
-            "data": s.data,
-            **{f"{s.algorithm}: {key}": format_value(v) for key, v in s.hyperparameters.items()},
-            "model": s.model,
-            "optimizer": s.optimizer,
-            "learning rate": format_value(s.learning_rate),
-            "weight decay": format_value(s.weight_decay),
-            "steps": str(s.steps),
-            "rows a step and environment": "all" if s.batch_size is None else str(s.batch_size),
-            "augmentation": s.augmentation or "none",
-            "precision": s.precision,
-            "seed": str(s.seed),
-            "settings from": s.source,
-        }
-        for s in (result.record.settings for result in results)
-    ]
-    columns = [{k.split(": ")[-1]: v for k, v in column.items()} for column in columns]
+    columns = [labels.settings(result) for result in results]
     names = dict.fromkeys(key for column in columns for key in column)
     lines = tuple((name, *(column.get(name, NONE) for column in columns)) for name in names)
-    return TextTable(("setting", *map(title, results)), lines)
+    return TextTable(("setting", *labels.labels(results)), lines)
 
 
 def facts(found: Sequence[Facts]) -> TextTable:

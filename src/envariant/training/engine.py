@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envariant.algorithms.contract import Metrics
 from envariant.environments import (
@@ -23,6 +23,7 @@ from envariant.environments import (
     collate,
 )
 from envariant.errors import EnvariantError
+from envariant.models import FeaturizerAndHead
 from envariant.tasks import Task
 from envariant.training import precision
 from envariant.training.allocator import keep_freed_memory
@@ -109,17 +110,18 @@ def run(
 
 def network(environments: EnvironmentSet, replica: Replica, plan: Plan) -> Network:
     """The replica's network with its initial weights."""
-    shape, task = environments.input_shape, environments.task
-    with private_random_numbers(replica.seeds.initialisation):
-        module = plan.model(shape, task.outputs)
-    exact = precision.resolve(plan.precision, plan.device, module, task)
-    needs_features = replica.algorithm.needs_features
-    try:
-        return Network(module, task, exact, plan.device, needs_features=needs_features, input_shape=shape)
-    except RuntimeError as error:
-        raise EnvariantError(
-            f"model: cannot take inputs of shape {tuple(shape)} ({str(error).splitlines()[0]})"
-        ) from error
+    with private_random_numbers(replica.seeds.initialisation, plan.device):
+        module: object = plan.model(environments.input_shape, environments.task.outputs)
+    if not isinstance(module, nn.Module):
+        raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
+    return Network(
+        module,
+        environments.task,
+        precision.resolve(plan.precision, plan.device, module, environments.task),
+        plan.device,
+        needs_features=replica.algorithm.needs_features,
+        input_shape=environments.input_shape,
+    )
 
 
 def _run_one(
@@ -137,7 +139,7 @@ def _run_one(
         _check_resumable(checkpoint, params)
         params = {name: checkpoint.params[name].to(plan.device) for name in params}
         buffers = {name: checkpoint.buffers[name].to(plan.device) for name in buffers}
-        state = _merged(state, checkpoint.algorithm)
+        state = _merged(state, checkpoint.algorithm, plan.device)
         first = checkpoint.step
     optimizer = plan.optimizer.build(list(params.values()), replica.learning_rate, replica.weight_decay)
     if checkpoint is not None:
@@ -145,7 +147,7 @@ def _run_one(
 
     def forward(params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
         # Differentiation must not see running statistics change, so it gets copies to spoil.
-        spoiled = {name: buffer.clone() for name, buffer in buffers.items()}
+        spoiled = {k: v.clone() if k in net.changing else v for k, v in buffers.items()}
         return net.forward(params, spoiled, inputs, training=True)
 
     def measured(step: int, metrics: Metrics) -> Evaluated:
@@ -183,13 +185,13 @@ def _run_one(
         if event.finished:
             return
     for step in range(first, plan.steps):
-        with private_random_numbers(replica.seeds.at(step)):
+        with private_random_numbers(replica.seeds.at(step), plan.device):
             batch = whole or _minibatch(training, net.task, plan, torch.default_generator)
             if plan.augmentation is not None:
                 augmented = plan.augmentation(batch.inputs, torch.default_generator)
                 batch = replace(batch, inputs=augmented)
             gradients, state, metrics = replica.algorithm.gradients(forward, params, batch, state, step)
-            if buffers:
+            if net.changing:
                 with torch.no_grad():
                     net.forward(params, buffers, batch.inputs, training=True)
         for name, parameter in params.items():
@@ -207,8 +209,9 @@ def _run_one(
 def _full_batch(training: Sequence[Environment], net: Network, plan: Plan) -> EnvironmentBatch:
     batch = collate([e.rows() for e in training], net.task)
     inputs = batch.inputs
-    if net.precision == "bfloat16" and plan.augmentation is None:
-        # The first layer would round them at every step to the same bits.
+    families = isinstance(net.module, FeaturizerAndHead)
+    if net.precision == "bfloat16" and plan.augmentation is None and families:
+        # All families begin with a product, which would round them at every step to the same bits.
         inputs = inputs.bfloat16()
     return replace(batch, inputs=inputs).to(plan.device)
 
@@ -277,8 +280,10 @@ def _check_resumable(checkpoint: Checkpoint, params: Mapping[str, Tensor]) -> No
         )
 
 
-def _merged(fresh: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(fresh: Mapping[str, Any], stored: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return {
-        key: _merged(value, stored.get(key, {})) if isinstance(value, Mapping) else stored[key]
+        key: _merged(value, stored.get(key, {}), device)
+        if isinstance(value, Mapping)
+        else stored[key].to(device)
         for key, value in fresh.items()
     }

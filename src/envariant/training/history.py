@@ -1,6 +1,7 @@
 """What was seen during training: one typed row a number, in the order in which it was seen."""
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
@@ -52,16 +53,18 @@ def append(file: IO[str], rows: Iterable[HistoryRow]) -> None:
 def read(path: Path) -> list[HistoryRow]:
     """The complete rows of a CSV file; a last line cut short by a kill is left out."""
     rows: list[HistoryRow] = []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes().decode("utf-8")
     complete = text[: text.rfind("\n") + 1]
-    for line in list(csv.reader(complete.splitlines()))[1:]:
+    for line in list(csv.reader(io.StringIO(complete, newline="")))[1:]:
         replica, step, environment, split, metric, value = line
         rows.append(HistoryRow(int(replica), int(step), environment, split, metric, float(value)))
     return rows
 
 
 def write(path: Path, rows: Iterable[HistoryRow]) -> None:
-    """A new CSV file with a header and the rows."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    """A new CSV file with a header and the rows; the file is whole, or as it was."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerow(COLUMNS)
         append(file, rows)
+    partial.replace(path)

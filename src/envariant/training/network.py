@@ -4,7 +4,8 @@ A full batch goes through the model a few thousand rows at a time and the output
 before the loss; autograd then walks back block by block and activations stay in the processor's cache.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import final
 
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from envariant.errors import EnvariantError
 from envariant.tasks import Task
 from envariant.training.precision import Precision
 
@@ -25,18 +27,22 @@ _BLOCK_ROWS = (64, 5000)
 
 
 @contextmanager
-def private_random_numbers(seed: int) -> Generator[None]:
-    """Seeds PyTorch's default generator for the block and puts it back as it was.
+def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
+    """Seeds PyTorch's default generators for the block and puts them back as they were.
 
-    Modules draw initial weights and dropout from that generator; nobody else should notice.
+    Modules draw initial weights and dropout from those; nobody else should notice.
     """
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(seed)
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    before = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
     try:
         yield
     finally:
-        generator.set_state(before)
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
 
 
 @final
@@ -51,10 +57,7 @@ class _FeaturesAndOutput(nn.Module):
             output = self.module(inputs)
             # Nobody looks at the features, so none are carried along: that would cost a copy a step.
             return output.new_zeros(len(output), 0), output
-        featurizer, head = (getattr(self.module, part, None) for part in ("featurizer", "head"))
-        if featurizer is None or head is None:
-            output = self.module(inputs)
-            return output, output
+        featurizer, head = (getattr(self.module, part) for part in ("featurizer", "head"))
         features = featurizer(inputs)
         return features, head(features)
 
@@ -64,12 +67,21 @@ class Network:
     """One architecture: pure forward passes, given parameters and buffers.
 
     Args:
-        module: any module; its own weights become `params` and are not touched again.
+        module: any module; its own weights are copied and not touched again.
         task: shapes the logits.
         precision: of the matrix products.
         device: where the numbers live.
         needs_features: whether anyone looks at what the head reads.
         input_shape: of one row.
+
+    Attributes:
+        params: what is trained: every parameter that asks for a gradient.
+        buffers: everything else of the module: running statistics, constants, frozen weights.
+        changing: names of the buffers that a training pass changes.
+
+    Raises:
+        EnvariantError: the module cannot take such inputs, does not give one row of outputs for each row
+            of inputs, or has nothing to train.
     """
 
     def __init__(
@@ -82,14 +94,25 @@ class Network:
         needs_features: bool,
         input_shape: Sequence[int],
     ) -> None:
-        self.module = module
+        self.module = module.to(device)
         self.task = task
         self.precision: Precision = precision
         self.device = device
-        self.params = _copies(module.named_parameters(), device)
-        self.buffers = _copies(module.named_buffers(), device)
+        named = dict(module.named_parameters())
+        self.params = {name: _copy(p, device) for name, p in named.items() if p.requires_grad}
+        frozen = {name: p for name, p in named.items() if not p.requires_grad}
+        self.buffers = {
+            name: _copy(value, device) for name, value in {**frozen, **dict(module.named_buffers())}.items()
+        }
+        if not self.params:
+            raise EnvariantError("model: has no parameters to train; at least one must require a gradient")
+        if needs_features and not all(hasattr(module, part) for part in ("featurizer", "head")):
+            raise EnvariantError(
+                "model: this algorithm looks at features, so the module needs the parts featurizer and head"
+            )
         self._both = _FeaturesAndOutput(module, needs_features).to(device)
-        self._block = _block_rows(module.to(device), torch.zeros(1, *input_shape, device=device))
+        self._block = _BLOCK_ROWS[0]
+        self.changing, self._block = self._probe(input_shape)
 
     def forward(
         self,
@@ -106,7 +129,7 @@ class Network:
         self._both.train(training)
         names = {f"module.{name}": value for name, value in (*params.items(), *buffers.items())}
         # A model with running statistics must see its whole batch at once: they are part of its answer.
-        rows = len(inputs) if training and buffers else self._block
+        rows = len(inputs) if training and self.changing else self._block
         # Casting weights anew for every block makes their gradients add up over blocks in float32.
         with torch.autocast(
             self.device.type,
@@ -118,26 +141,54 @@ class Network:
         features, raw = (torch.cat(parts).float() for parts in zip(*outputs, strict=True))
         return features, self.task.logits(raw)
 
+    def fingerprint(self) -> str:
+        """A digest of the architecture as it prints itself and of the weights before training."""
+        digest = hashlib.blake2b(repr(self.module).encode(), digest_size=16)
+        for name, value in (*self.params.items(), *self.buffers.items()):
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
-def _copies(named: Iterator[tuple[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-    return {name: value.detach().to(device, copy=True) for name, value in named}
+    def _probe(self, input_shape: Sequence[int]) -> tuple[frozenset[str], int]:
+        """One training pass over two rows: what it changes, and how many rows fit in `_BLOCK_BYTES`."""
+        inputs = torch.zeros(2, *input_shape, device=self.device)
+        # BatchNorm insists on differences.
+        inputs[1] = 1
+        buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        sizes: list[int] = [inputs.numel()]
+
+        def measure(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                sizes.append(output.numel())
+
+        leaves = [module for module in self.module.modules() if not list(module.children())]
+        hooks = [leaf.register_forward_hook(measure) for leaf in leaves]
+        try:
+            with torch.no_grad(), private_random_numbers(0, self.device):
+                names = {f"module.{k}": v for k, v in (*self.params.items(), *buffers.items())}
+                self._both.train(True)
+                output: object = functional_call(self._both, names, (inputs,))[1]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise EnvariantError(
+                f"model: cannot take inputs of shape {tuple(input_shape)} ({first})"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        wanted = {(2,), (2, 1)} if self.task.outputs == 1 else {(2, self.task.outputs)}
+        if not isinstance(output, Tensor) or tuple(output.shape) not in wanted:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise EnvariantError(
+                f"model: must give {self.task.outputs} number(s) a row for {self.task.name} data; "
+                f"two rows gave {got}"
+            )
+        changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
+        least, most = _BLOCK_ROWS
+        return frozenset(changed), max(least, min(most, _BLOCK_BYTES // (2 * sum(sizes))))
 
 
-def _block_rows(module: nn.Module, row: Tensor) -> int:
-    """Rows whose activations fit in `_BLOCK_BYTES`, from what every layer gives for one row."""
-    sizes: list[int] = [row.numel()]
-
-    def measure(_module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            sizes.append(output.numel())
-
-    hooks = [m.register_forward_hook(measure) for m in module.modules() if not list(m.children())]
-    try:
-        module.eval()
-        with torch.no_grad():
-            module(row)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    least, most = _BLOCK_ROWS
-    return max(least, min(most, _BLOCK_BYTES // (4 * sum(sizes))))
+def _copy(value: Tensor, device: torch.device) -> Tensor:
+    return value.detach().to(device, copy=True)

@@ -57,11 +57,11 @@ def watching(label: str, replicas: int, steps: int, metric: str, show: bool | No
     console = Console(stderr=True)
     visible = sys.stderr.isatty() if show is None else show
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("[dim]{task.fields[scores]}"),
+        TextColumn("{task.fields[scores]}", style="dim", markup=False),
     )
     with Progress(*columns, console=console, disable=not visible) as bars:
         task = bars.add_task(label, total=replicas * steps, scores="")

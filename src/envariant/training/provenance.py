@@ -33,9 +33,10 @@ def hardware(device: torch.device) -> dict[str, str | int]:
 
 
 def command() -> str:
-    """The command line that started this process, without the folder of the program."""
+    """The `envariant` command that started this process; empty under any other program."""
     program, *arguments = sys.argv or [""]
-    return shlex.join([Path(program).name or "python", *arguments])
+    # Other programs' arguments are none of our business, and a page is meant to be shared.
+    return shlex.join(["envariant", *arguments]) if Path(program).stem == "envariant" else ""
 
 
 def _processor() -> str:

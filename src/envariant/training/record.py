@@ -32,7 +32,8 @@ class Settings:
         precision: of the matrix products.
         device: where it ran.
         threads: of PyTorch; rounding depends on them.
-        source: where the defaults that were used come from.
+        source: where what was not given comes from.
+        changed: names of the settings that were given and differ from that source's.
     """
 
     data: str
@@ -53,6 +54,7 @@ class Settings:
     device: str
     threads: int
     source: str
+    changed: tuple[str, ...]
 
 
 @final
@@ -68,7 +70,7 @@ class Record:
         outputs: numbers a model gives per row.
         roles: "train" or "test" by environment, in order.
         sizes: rows by environment.
-        fingerprint: a digest of the first replica's data.
+        fingerprints: digests of the first replica's "data" and of its "model" before training.
         seeds: of each replica.
         versions, hardware, command: where the numbers were made.
     """
@@ -82,7 +84,7 @@ class Record:
     outputs: int
     roles: Mapping[str, str]
     sizes: Mapping[str, int]
-    fingerprint: str
+    fingerprints: Mapping[str, str]
     seeds: tuple[Seeds, ...]
     versions: Mapping[str, str]
     hardware: Mapping[str, str | int]
@@ -108,18 +110,26 @@ def read(path: Path) -> Record:
     """
     try:
         text = path.read_text(encoding="utf-8")
+        _check_schema(text, path)
     except OSError:
         raise EnvariantError(
             f"{path.parent}: holds no run (no {path.name}); give a folder that `train --out` wrote"
         ) from None
+    except UnicodeDecodeError:
+        raise EnvariantError(f"{path}: is damaged; it is not text") from None
     try:
-        record = _RECORD.validate_json(text)
+        return _RECORD.validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise EnvariantError(f"{path}: is damaged at '{place}': {first['msg']}") from None
-    if record.schema != SCHEMA:
-        raise EnvariantError(
-            f"{path}: has schema {record.schema}, this version reads {SCHEMA}; train it again"
-        )
-    return record
+
+
+def _check_schema(text: str, path: Path) -> None:
+    """Says first that a file is of another version, whatever else may not fit then."""
+    try:
+        found = json.loads(text).get("schema")
+    except (ValueError, AttributeError):
+        return
+    if found not in (None, SCHEMA):
+        raise EnvariantError(f"{path}: has schema {found}, this version reads {SCHEMA}; train it again")

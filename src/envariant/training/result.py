@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, final
 
 import pandas as pd
+import torch
 from torch import nn
 
-from envariant.errors import EnvariantError
+from envariant.errors import EnvariantError, unknown_name
 from envariant.models import model_family
 from envariant.training import history, run_folder
 from envariant.training.checkpoint import Checkpoint
 from envariant.training.history import BATCH, HistoryRow
+from envariant.training.network import private_random_numbers
 from envariant.training.record import Record
 
 WORST = "worst"
@@ -93,13 +95,22 @@ class TrainingResult:
         return sum(c.seconds for c in self.checkpoints.values())
 
     def final(self, environment: str, metric: str) -> Spread:
-        """The last value of a metric in an environment, over the finished replicas."""
+        """The last value of a metric in an environment, over the finished replicas.
+
+        Raises:
+            EnvariantError: there is no such environment or metric.
+        """
+        if environment not in self.record.roles:
+            raise unknown_name("environment", environment, self.record.roles)
+        if metric not in (known := (self.record.metric, "loss")):
+            raise unknown_name("metric", metric, known)
         last = {
-            (row.replica, row.environment, row.metric): row.value
+            row.replica: row.value
             for row in self.rows
-            if row.step == self.record.settings.steps and row.split != BATCH
+            if (row.step, row.environment, row.metric) == (self.record.settings.steps, environment, metric)
+            and row.split != BATCH
         }
-        return Spread(tuple(last[replica, environment, metric] for replica in self.finished))
+        return Spread(tuple(last[replica] for replica in self.finished))
 
     def worst(self) -> tuple[Spread, tuple[str, ...]]:
         """In each finished replica the worst environment's score, and which one it was."""
@@ -128,7 +139,8 @@ class TrainingResult:
                 f"model '{record.settings.model}': is not one of the library's; load "
                 f"result.checkpoints[{replica}].params and .buffers into a module of your own"
             ) from None
-        module = family.build(record.input_shape, record.outputs)
+        with private_random_numbers(0, torch.device("cpu")):
+            module = family.build(record.input_shape, record.outputs)
         module.load_state_dict({**saved.params, **saved.buffers})
         return module.eval()
 
@@ -165,6 +177,7 @@ class TrainingResult:
             "algorithm": record.settings.algorithm,
             "data": record.settings.data,
             "replicas": record.settings.replicas,
+            "finished": list(self.finished),
             "environments": {
                 name: {
                     "role": role,

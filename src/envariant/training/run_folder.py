@@ -5,9 +5,13 @@ other settings it refuses, so that nothing already computed is lost.
 """
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import final
+
+from filelock import FileLock, Timeout
 
 from envariant.errors import EnvariantError
 from envariant.training import checkpoint as checkpoints
@@ -17,7 +21,8 @@ from envariant.training.engine import Evaluated
 from envariant.training.history import HistoryRow
 from envariant.training.record import Record
 
-# Seconds between two checkpoints of a replica: what a kill may cost.
+_OTHER = {"data": "other data", "model": "another model"}
+# Seconds between two checkpoints, which are made where environments are measured.
 _PATIENCE = 10.0
 
 
@@ -44,30 +49,31 @@ class RunFolder:
         self.rows: list[HistoryRow] = []
         self.resume: dict[int, Checkpoint] = {}
         self._saved = time.monotonic()
-        try:
+        self._lock = FileLock(path / ".lock")
+        with _said_clearly(path):
             path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
             if (path / "run.json").exists():
                 self._continue(wanted)
-            elif any(path.iterdir()):
+            elif any(p.name != ".lock" and p.suffix != ".partial" for p in path.iterdir()):
                 raise EnvariantError(f"{path}: is not empty and holds no run; choose another folder")
-            record.write(self.record, path / "run.json")
-            history.write(path / "history.csv", self.rows)
+            else:
+                record.write(wanted, path / "run.json")
+                history.write(path / "history.csv", [])
             self._history = (path / "history.csv").open("a", encoding="utf-8", newline="")
-        except OSError as error:
-            raise EnvariantError(
-                f"{path}: cannot be written ({error.strerror or error}); choose another folder with --out"
-            ) from None
 
     def store(self, event: Evaluated) -> None:
         """Writes what was measured, and the replica's state if it is done or some seconds have passed."""
-        history.append(self._history, event.rows)
-        if event.finished or time.monotonic() - self._saved > _PATIENCE:
-            checkpoints.save(event.checkpoint, self._path / "checkpoints")
-            self._saved = time.monotonic()
+        with _said_clearly(self._path):
+            history.append(self._history, event.rows)
+            if event.finished or time.monotonic() - self._saved > _PATIENCE:
+                checkpoints.save(event.checkpoint, self._path / "checkpoints")
+                self._saved = time.monotonic()
 
     def close(self) -> None:
-        """Closes the history file."""
+        """Closes the history file and lets others have the folder."""
         self._history.close()
+        self._lock.release()
 
     def _continue(self, wanted: Record) -> None:
         self.record, rows, self.resume = load(self._path)
@@ -75,13 +81,28 @@ class RunFolder:
         unfinished = [k for k in range(wanted.settings.replicas) if k not in self.resume] or [
             k for k, saved in self.resume.items() if saved.step < steps and saved.failure is None
         ]
-        if difference := _difference(self.record, wanted, same_versions=bool(unfinished)):
+        if difference := _difference(self.record, wanted, unfinished=bool(unfinished)):
             raise EnvariantError(
                 f"{self._path}: holds a run with other settings ({difference}); choose another folder"
             )
         # Rows measured after the last checkpoint will be measured again.
         reached = {number: found.step for number, found in self.resume.items()}
         self.rows = [row for row in rows if row.step <= reached.get(row.replica, -1)]
+        if unfinished:
+            history.write(self._path / "history.csv", self.rows)
+
+
+@contextmanager
+def _said_clearly(path: Path) -> Generator[None]:
+    """Turns what the disk says into one line."""
+    try:
+        yield
+    except Timeout:
+        raise EnvariantError(f"{path}: another process is training into it; choose another folder") from None
+    except OSError as error:
+        raise EnvariantError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another folder with --out"
+        ) from None
 
 
 def load(path: Path) -> tuple[Record, list[HistoryRow], dict[int, Checkpoint]]:
@@ -97,26 +118,32 @@ def load(path: Path) -> tuple[Record, list[HistoryRow], dict[int, Checkpoint]]:
         rows = []
     except ValueError:
         raise EnvariantError(f"{path / 'history.csv'}: is damaged; train the run again") from None
+    measured = {(row.replica, row.step) for row in rows}
     found = {
         number: saved
         for number in range(stored.settings.replicas)
         if (saved := checkpoints.load(path / "checkpoints", number)) is not None
+        # A checkpoint whose measurements are lost is no use: that replica is trained again.
+        and (number, saved.step) in measured
     }
     return stored, rows, found
 
 
-def _difference(stored: Record, wanted: Record, *, same_versions: bool) -> str:
+def _difference(stored: Record, wanted: Record, *, unfinished: bool) -> str:
     """The first setting that differs, in words; empty where none does."""
     before, now = asdict(stored.settings), asdict(wanted.settings)
-    if same_versions:
-        # What goes on under another version would not be the run that was begun.
-        before |= {"torch": stored.versions["torch"]}
-        now |= {"torch": wanted.versions["torch"]}
+    if unfinished:
+        # What went on under another version would not be the run that was begun.
+        before |= stored.versions
+        now |= wanted.versions
+    decides_nothing = {"source", "changed"} | (set() if unfinished else {"device", "threads", "precision"})
     for key, value in now.items():
-        # JSON has no tuples, and where the defaults came from decides nothing.
-        if key != "source" and _plain(before[key]) != _plain(value):
-            return f"{key} {_plain(before[key])}, not {_plain(value)}"
-    return "" if stored.fingerprint == wanted.fingerprint else "other data under the same name"
+        if key not in decides_nothing and _plain(before.get(key)) != _plain(value):
+            return f"{key} {_plain(before.get(key))}, not {_plain(value)}"
+    for what, digest in wanted.fingerprints.items():
+        if stored.fingerprints.get(what) != digest:
+            return f"{_OTHER[what]} under the same name"
+    return ""
 
 
 def _plain(value: object) -> object:

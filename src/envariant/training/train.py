@@ -1,11 +1,12 @@
 """`train`: names and objects in, a result out; what is not given is what data and algorithm suggest."""
 
 import copy
-import hashlib
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, SupportsIndex, cast, final
 
 import torch
 from torch import nn
@@ -91,9 +92,14 @@ def train(
         2
     """
     source = sources.source(data) if isinstance(data, str) else data
+    if not isinstance(source, EnvironmentSource):
+        raise EnvariantError(
+            f"data must be a name, a source or an EnvironmentSet; got {type(source).__name__}"
+        )
     chosen = _Chosen.of(algorithm, hyperparameters or {}, source)
     suggestion = chosen.suggestion
-    rate = suggestion.learning_rate if learning_rate is None else learning_rate
+    rate = suggestion.learning_rate if learning_rate is None else float(learning_rate)
+    weight_decay = float(weight_decay)
     plan = Plan(
         model=_builder(model or suggestion.model),
         optimizer=optimizer_family(optimizer or suggestion.optimizer),
@@ -106,10 +112,12 @@ def train(
         device=_device(device),
     )
     every = max(1, round(plan.steps / 25)) if evaluate_every is None else evaluate_every
-    _at_least("evaluate-every", 1, every)
-    _at_least("replicas", 1, replicas)
-    _at_least("seed", 0, seed)
-    if not rate > 0 or weight_decay < 0:
+    every = _at_least("evaluate-every", 1, every)
+    replicas = _at_least("replicas", 1, replicas)
+    seed = _at_least("seed", 0, seed)
+    if seed >= 2**32:
+        raise EnvariantError(f"seed must lie below 2³²; got {seed}")
+    if not 0 < rate < math.inf or not 0 <= weight_decay < math.inf:
         raise EnvariantError(
             f"learning rate must exceed 0 and weight decay be at least 0; got {rate:g}, {weight_decay:g}"
         )
@@ -139,7 +147,9 @@ def train(
         device=str(plan.device),
         threads=torch.get_num_threads(),
         source=suggestion.source,
+        changed=(),
     )
+    settings = replace(settings, changed=_changed(settings, chosen, first))
     record = Record(
         settings=settings,
         metric=first.task.metric,
@@ -150,7 +160,10 @@ def train(
         outputs=first.task.outputs,
         roles=roles,
         sizes={e.name: len(e) for e in first.environments},
-        fingerprint=_fingerprint(first),
+        fingerprints={
+            "data": first.fingerprint(),
+            "model": network.fingerprint(),
+        },
         seeds=tuple(run.seeds for run in runs),
         versions=provenance.versions(),
         hardware=provenance.hardware(plan.device),
@@ -197,21 +210,27 @@ class _Chosen:
     algorithm: Algorithm
     hyperparameters: Mapping[str, Any]
     suggestion: Suggestion
+    suggested: Mapping[str, Any]
 
     @classmethod
     def of(cls, wanted: Algorithm | str, changes: Mapping[str, Any], source: EnvironmentSource) -> "_Chosen":
         if isinstance(wanted, Algorithm):
             if changes:
                 raise EnvariantError("hyperparameters: belong to named recipes; set yours in the object")
-            name = repr(wanted)
-            return cls(name, wanted, {}, source.suggestion(name))
+            return cls(wanted.name, wanted, {"as built": repr(wanted)}, source.suggestion(wanted.name), {})
+        if not isinstance(wanted, str):
+            raise EnvariantError(
+                "algorithm must be a name or an Algorithm, as in Composition(penalties=(IRM(),)); "
+                f"got {wanted!r}"
+            )
         spec = specs.parse(wanted)
         if spec.positional:
             raise EnvariantError(f"{spec.name}: settings need a key, as in {spec.name}(l2=0.001)")
-        suggestion = source.suggestion(spec.name)
-        known = recipe(spec.name)
+        known, suggestion = recipe(spec.name), source.suggestion(spec.name)
+        usual = known.build(suggestion.hyperparameters)
         built = known.build({**suggestion.hyperparameters, **spec.keywords, **changes})
-        return cls(spec.name, built, settings_of(spec.name, built), suggestion)
+        settings, suggested = (settings_of(spec.name, each) for each in (built, usual))
+        return cls(spec.name, built, settings, suggestion, suggested)
 
 
 def _check_environments(chosen: _Chosen, environments: EnvironmentSet, roles: Mapping[str, str]) -> None:
@@ -248,15 +267,17 @@ def _model_name(model: ModelLike) -> str:
 def _rows(size: int | str | None) -> int | None:
     if size is None or size == "full":
         return None
-    if not isinstance(size, int):
-        raise EnvariantError(f"batch size must be a whole number or full; got '{size}'")
     return _at_least("batch size", 1, size)
 
 
-def _at_least(what: str, least: int, value: int) -> int:
-    if value < least:
-        raise EnvariantError(f"{what} must be at least {least}; got {value}")
-    return value
+def _at_least(what: str, least: int, value: object) -> int:
+    try:
+        whole = operator.index(cast("SupportsIndex", value))
+    except TypeError:
+        raise EnvariantError(f"{what} must be a whole number; got {value!r}") from None
+    if whole < least:
+        raise EnvariantError(f"{what} must be at least {least}; got {whole}")
+    return whole
 
 
 def _device(name: str) -> torch.device:
@@ -269,10 +290,17 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _fingerprint(environments: EnvironmentSet) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for environment in environments.environments:
-        digest.update(environment.name.encode())
-        for part in environment.rows():
-            digest.update(part.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _changed(settings: Settings, chosen: _Chosen, environments: EnvironmentSet) -> tuple[str, ...]:
+    """Which settings are not those that the data suggest for this algorithm."""
+    suggested = {
+        "hyperparameters": chosen.suggested,
+        "model": chosen.suggestion.model,
+        "optimizer": chosen.suggestion.optimizer,
+        "steps": chosen.suggestion.steps,
+        "batch_size": chosen.suggestion.batch_size,
+        "learning_rate": chosen.suggestion.learning_rate,
+        "weight_decay": 0.0,
+        "augmentation": None,
+        "test_environments": environments.test,
+    }
+    return tuple(key for key, value in suggested.items() if getattr(settings, key) != value)

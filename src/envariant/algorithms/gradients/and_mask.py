@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, final
 
 from torch import Tensor
 
+from envariant import specs
 from envariant.algorithms.contract import Combination
 from envariant.errors import EnvariantError
 from envariant.search_space import Choice, Uniform
@@ -33,10 +34,9 @@ class AndMask(Combination):
     inverse_sparsity: Annotated[bool, Choice((True, False))] = True
 
     def __post_init__(self) -> None:
+        specs.checked(AndMask, vars(self), "AndMask")
         if not 0 <= self.threshold <= 1:
             raise EnvariantError(f"AndMask: threshold must lie in [0, 1]; got {self.threshold:g}")
-        if self.mean not in ("arithmetic", "geometric"):
-            raise EnvariantError(f"AndMask: mean must be arithmetic or geometric; got {self.mean!r}")
 
     def combine(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self._combine(gradient) for name, gradient in gradients.items()}

@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from envariant import specs
 from envariant.algorithms.contract import State, Weighting
 from envariant.environments import PredictedBatch
-from envariant.errors import EnvariantError
 from envariant.search_space import Choice
 
 
@@ -26,8 +26,7 @@ class Mean(Weighting):
     over: Annotated[Literal["environments", "rows"], Choice(("environments", "rows"))] = "environments"
 
     def __post_init__(self) -> None:
-        if self.over not in ("environments", "rows"):
-            raise EnvariantError(f"Mean: over must be environments or rows; got {self.over!r}")
+        specs.checked(Mean, vars(self), "Mean")
 
     def risk(self, predicted: PredictedBatch, state: State, step: int) -> tuple[Tensor, State]:
         del step

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from envariant.algorithms.contract import State, Weighting
 from envariant.environments import PredictedBatch
+from envariant.errors import EnvariantError
 from envariant.schedules import Constant, Schedule, Step, schedule
 from envariant.search_space import LogUniform
 
@@ -32,7 +33,13 @@ class MMREx(Weighting):
 
     @classmethod
     def with_minimum_weight(cls, minimum: float, environments: int) -> "MMREx":
-        """The paper's form: no environment's weight λ_e falls below `minimum` (at most 1/E)."""
+        """The paper's form: no environment's weight λ_e falls below `minimum`.
+
+        Raises:
+            EnvariantError: `minimum` exceeds 1/E, so that the weights cannot sum to 1.
+        """
+        if not environments * minimum <= 1 + 1e-9:
+            raise EnvariantError(f"MMREx: minimum must be at most 1/{environments}; got {minimum:g}")
         return cls(Constant(1 - environments * minimum))
 
     def factor(self, step: int) -> float:

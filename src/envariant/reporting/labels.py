@@ -1,0 +1,61 @@
+"""What runs are called beside one another: their algorithm, and whatever else tells them apart."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from envariant.specs import format_value
+from envariant.training import TrainingResult
+
+_LONGEST = 48
+
+
+def labels(results: Sequence[TrainingResult]) -> list[str]:
+    """A name for each run, as short as it can be: settings are named only where the runs differ in them."""
+    known = [settings(result) for result in results]
+    titles = [title(result) for result in results]
+    names = list(titles)
+    for key in dict.fromkeys(key for each in known for key in each):
+        if len(set(names)) == len(names):
+            break
+        for i, each in enumerate(known):
+            twins = [
+                j for j, name in enumerate(names) if j != i and name.split(", ")[0] == names[i].split(", ")[0]
+            ]
+            if any(known[j].get(key) != each.get(key) for j in twins) and key in each:
+                names[i] += f", {key}={each[key]}"
+    return [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
+
+
+def title(result: TrainingResult) -> str:
+    """The algorithm's name, and that the data were gray."""
+    gray = "-grayscale" in result.record.settings.data
+    return f"{result.record.settings.algorithm}{' (grayscale oracle)' if gray else ''}"
+
+
+def settings(result: TrainingResult) -> dict[str, str]:
+    """Everything that decided a run's numbers, as text, in the order in which people ask for it."""
+    s = result.record.settings
+    hyperparameters: Mapping[str, Any] = s.hyperparameters
+    return {
+        **{key: _text(value) for key, value in hyperparameters.items()},
+        "data": s.data,
+        "held out": ", ".join(s.test_environments) or "none",
+        "model": s.model,
+        "optimizer": s.optimizer,
+        "learning rate": _text(s.learning_rate),
+        "weight decay": _text(s.weight_decay),
+        "steps": str(s.steps),
+        "rows a step": "all" if s.batch_size is None else f"{s.batch_size} of each environment",
+        "augmentation": s.augmentation or "none",
+        "measured every": f"{s.evaluate_every} steps",
+        "replicas": str(s.replicas),
+        "seed": str(s.seed),
+        "precision": s.precision,
+        "device": f"{s.device}, {s.threads} threads",
+        "what was not given": s.source,
+        "changed from there": ", ".join(s.changed) or "nothing",
+    }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else format_value(value)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from envariant.algorithms import IRM, Composition
 from envariant.environments import EnvironmentBatch

@@ -1,6 +1,11 @@
-"""The published figures of Colored MNIST, protocol irm, from the bare commands: `make verify`."""
+"""The published figures of Colored MNIST, protocol irm, from the bare commands: `make verify`.
+
+Runs are kept in the folder that ENVARIANT_RUNS names, if it is set: benchmarks/colored_mnist.py makes its
+table from the same ones.
+"""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,6 +19,8 @@ def trained(data: str, algorithm: str, replicas: int = 3):
         sys.executable, "-c", "from envariant.cli import main; main()", "train", "--data", data,
         "--algorithm", algorithm, "--replicas", str(replicas), "--json",
     ]  # fmt: skip
+    if folder := os.environ.get("ENVARIANT_RUNS"):
+        command += ["--out", f"{folder}/{algorithm}-{data}"]
     output = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     means = {name: e["accuracy"]["mean"] for name, e in output["environments"].items()}
     print(algorithm, data, means, output["worst"]["accuracy"]["values"])

@@ -11,9 +11,11 @@ import keyword
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast, final, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, final, get_args, get_origin, get_type_hints
 
 from envariant.errors import EnvariantError, unknown_name
+
+T = TypeVar("T")
 
 # A name may hold hyphens, plus signs and a protocol after a colon: "and-mask", "erm++", "colored-mnist:irm".
 _CALL = re.compile(r"\s*(?P<name>[A-Za-z][\w+:-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
@@ -144,6 +146,19 @@ def fill(
     if missing := sorted(required - arguments.keys()):
         raise EnvariantError(f"{spec.name}: needs {', '.join(missing)}, as in {spec.name}({missing[0]}=…)")
     return checked(cls, arguments, spec.name)
+
+
+def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
+    """What a string such as `mlp(hidden=390)` names, out of the classes that are known by a name.
+
+    Raises:
+        EnvariantError: there is no such `kind` of thing, or it has no such setting.
+    """
+    spec = parse(text)
+    if spec.name not in known:
+        raise unknown_name(kind, spec.name, known)
+    cls = known[spec.name]
+    return cls(**fill(cls, spec))
 
 
 def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -204,3 +204,17 @@ def test_frozen_weights_stay_frozen_even_under_weight_decay():
 def test_a_model_that_does_not_fit_is_named(model, message):
     with pytest.raises(EnvariantError, match=message):
         envariant.train("colored-digits", "erm", model=model, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("adam(beta1=2)", "betas must lie in"),
+        ("sgd(nesterov=true)", "momentum must be at least 0, and above it for nesterov"),
+        ("sgd(momentum=-1)", "momentum must be at least 0"),
+        ("adam(beta1=a)", "beta1 must be a number"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_is_refused(text, message):
+    with pytest.raises(EnvariantError, match=message):
+        optimizer_family(text)

@@ -30,7 +30,7 @@ def fetch(
     from envariant.cli.show import print_json, print_lines
     from envariant.data import mnist as files
 
-    remarks = Console(stderr=True, highlight=False, markup=False)
+    remarks = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     digits = files.load(mnist, report=lambda line: remarks.print(line, style="dim"))
     digests = files.digests(digits)
     if json:

@@ -1,7 +1,6 @@
 """Networks, each a frozen description that builds a featurizer and a head for the shapes at hand."""
 
 from envariant import specs
-from envariant.errors import unknown_name
 from envariant.models.contract import FeaturizerAndHead, ModelFamily
 from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
@@ -17,11 +16,7 @@ def model_family(text: str) -> ModelFamily:
     Raises:
         EnvariantError: there is no such family, or it has no such setting.
     """
-    spec = specs.parse(text)
-    cls = MODELS.get(spec.name)
-    if cls is None:
-        raise unknown_name("model", spec.name, MODELS)
-    return cls(**specs.fill(cls, spec))
+    return specs.build("model", text, MODELS)
 
 
 __all__ = [

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from envariant import specs
-from envariant.errors import EnvariantError, unknown_name
+from envariant.errors import EnvariantError
 
 
 @final
@@ -87,9 +87,4 @@ def augmentation(text: str | None) -> RandomAffine | None:
     Raises:
         EnvariantError: there is no such augmentation, or it has no such setting.
     """
-    if text is None:
-        return None
-    spec = specs.parse(text)
-    if spec.name != "affine":
-        raise unknown_name("augmentation", spec.name, ("affine",))
-    return RandomAffine(**specs.fill(RandomAffine, spec))
+    return None if text is None else specs.build("augmentation", text, {"affine": RandomAffine})

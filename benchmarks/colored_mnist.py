@@ -41,14 +41,12 @@ def main() -> None:
         for data, algorithm in RUNS
     ]
     table = tables.scores(results)
-    times = [r.seconds / r.record.settings.replicas for r in results]
-    seconds = ", ".join(f"{line[0]} {time:.1f} s" for line, time in zip(table.lines, times, strict=True))
     text = (
         "# Colored MNIST, protocol irm\n\n"
         "`python benchmarks/colored_mnist.py`: the bare settings of `envariant train`, seed 0.\n\n"
         f"{markdown(table)}\n"
         + "\n".join(f"- {note}" for note in table.notes)
-        + f"\n- time of a replica, measuring included: {seconds}.\n- {conditions(results[0])}\n"
+        + f"\n- {conditions(results[0])}\n"
     )
     Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
     shown = [result for result, (_, algorithm) in zip(results, RUNS, strict=True) if algorithm != "mm-rex"]

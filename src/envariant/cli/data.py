@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from envariant.cli.options import Json, Mnist
+from envariant.cli.options import Json, Mnist, Whole
 
 data = App(name="data", help="Fetch data, and look at environments.", help_format="plaintext")
 
@@ -45,7 +45,7 @@ def fetch(
 def show(
     name: str = "colored-mnist",
     *,
-    seed: int = 0,
+    seed: Whole = 0,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     mnist: Mnist = None,
     json: Json = False,

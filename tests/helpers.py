@@ -210,6 +210,25 @@ def _mm_rex(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]
     return differentiate(loss, problem.params)
 
 
+def _iga(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
+    def loss(p: Params) -> Tensor:
+        leaves = {k: v if v.requires_grad else v.clone().requires_grad_() for k, v in p.items()}
+        each = [
+            torch.cat([
+                g.flatten()
+                for g in torch.autograd.grad(
+                    problem.environment_risk(leaves, e), list(leaves.values()), create_graph=True
+                )
+            ])
+            for e in range(3)
+        ]  # fmt: skip
+        # The sum of squared distances from the mean is that of all pairs, divided by their number.
+        pairs = sum(((each[e] - each[f]) ** 2).sum() for e in range(3) for f in range(e)) / 3
+        return problem.risks(leaves).sum() / 3 + _L2 * _square_norm(leaves) + _LAMBDA * pairs
+
+    return differentiate(loss, problem.params)
+
+
 def _and_mask(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
     each = [differentiate(lambda p, e=e: problem.environment_risk(p, e), problem.params) for e in range(3)]
     found: dict[str, Tensor] = {}
@@ -241,6 +260,9 @@ ENROLLED: dict[str, Enrolled] = {
         frozenset(_BOTH_ORDERS | {ONE_IS_ERM}),
         at_zero=Composition(),
         plain={"rescale": False},
+    ),
+    "iga": Enrolled(
+        _WEIGHTED, _iga, frozenset(_BOTH_ORDERS | {IDENTICAL, ONE_IS_ERM}), at_zero=Composition()
     ),
     "and-mask": Enrolled(
         {"threshold": 1.0, "l2": _L2},

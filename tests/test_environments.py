@@ -10,7 +10,7 @@ from envariant.environments import (
     EnvironmentBatch,
     EnvironmentSet,
     Known,
-    collate,
+    joined,
 )
 from envariant.errors import EnvariantError
 from envariant.tasks import Binary, Multiclass, Regression
@@ -123,17 +123,14 @@ def test_targets_that_the_task_does_not_allow_name_their_environment():
     )
 
 
-def test_collate_lays_environments_end_to_end_and_split_takes_them_apart():
+def test_a_batch_splits_into_its_environments():
     parts = [environment(rows=n).rows() for n in (2, 5, 1)]
-    batch = collate(parts, Binary())
-    assert batch.sizes == (2, 5, 1)
+    inputs, targets = (joined(rows) for rows in zip(*parts, strict=True))
+    batch = EnvironmentBatch(inputs, targets, (2, 5, 1), Binary())
     for whole, place in ((batch.inputs, 0), (batch.targets, 1)):
         for ours, part in zip(batch.split(whole), parts, strict=True):
             assert torch.equal(ours, part[place])
-    moved = batch.to(torch.device("meta"))
-    assert moved.inputs.is_meta
-    assert moved.targets.is_meta
-    assert moved.sizes == batch.sizes
+    assert joined([inputs]) is inputs
 
 
 @pytest.mark.parametrize("sizes", [(4, 4, 4), (1, 5, 2), (3,), (1, 1)])

@@ -8,7 +8,7 @@ each experiment. Sizes may differ everywhere, because real data are uneven.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -244,10 +244,6 @@ class EnvironmentBatch:
     sizes: tuple[int, ...]
     task: Task
 
-    def to(self, device: torch.device) -> "EnvironmentBatch":
-        """The batch on a device."""
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
-
     def split(self, values: Shaped[Tensor, "rows *shape"]) -> tuple[Tensor, ...]:
         """`values`, one tensor an environment."""
         return values.split(self.sizes)
@@ -302,7 +298,6 @@ def _tensor(values: Any, what: str) -> Tensor:
         ) from None
 
 
-def collate(rows: Sequence[tuple[Tensor, Tensor]], task: Task) -> EnvironmentBatch:
-    """One batch from the rows of each environment, in order."""
-    inputs, targets = zip(*rows, strict=True)
-    return EnvironmentBatch(torch.cat(inputs), torch.cat(targets), tuple(len(part) for part in targets), task)
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Rows laid end to end; a single part is returned as it is, for a copy would cost as much as a pass."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

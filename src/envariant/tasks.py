@@ -83,7 +83,9 @@ class Binary(Task):
         return 0.5
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+        # −log σ(±z) = log(1 + eᶻ) − y·z: half the operations of PyTorch's own form, each over all rows. From
+        # z = 40 on, 1 + eᶻ is eᶻ in every precision.
+        return F.softplus(logits, threshold=40.0) - targets * logits
 
     def multiplier_derivatives(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (torch.sigmoid(logits) - targets) * logits

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from envariant.algorithms import AndMask
 from envariant.errors import EnvariantError
-from envariant.training.optimizers import optimizer_family
+from envariant.training.optimizers import Updates, optimizer_family
 from helpers import vector
 
 G = torch.stack([vector(1, -2, 0.5, 0), vector(2, -1, -0.5, 0.3), vector(3, -3, 1, 0.1)])
@@ -115,10 +115,9 @@ def test_an_unknown_mean_is_refused():
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_weight_decay_acts_after_the_mask(weight_decay):
     """Adam's first step has length lr: a masked weight takes it towards 0 if it decays, and none if not."""
-    weights = vector(1, -1, 1, -1)
-    adam = optimizer_family("adam").build([weights], 0.01, weight_decay)
-    weights.grad = combine(G, 1)
-    adam.step()
+    weights = vector(1, -1, 1, -1)[None].float()
+    adam = Updates(optimizer_family("adam"), weights, [0.01], [weight_decay])
+    adam.apply(combine(G, 1)[None].float(), torch.tensor([True]))
     masked = vector(0.99, -0.99) if weight_decay else vector(1, -1)
-    torch.testing.assert_close(weights[2:], masked, rtol=1e-6, atol=0)
-    torch.testing.assert_close(weights[:2], vector(0.99, -0.99), rtol=1e-6, atol=0)
+    torch.testing.assert_close(weights[0, 2:], masked.float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(weights[0, :2], vector(0.99, -0.99).float(), rtol=1e-6, atol=0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from envariant.algorithms import (
+    IGA,
     IRM,
     AndMask,
     Composition,
@@ -28,7 +29,9 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLE
 @every_problem
 @pytest.mark.parametrize("extras", [{}, {"l2": 0.3, "rescale": True}], ids=["bare", "l2 and rescale"])
 @pytest.mark.parametrize("weighting", [Mean(), Mean("rows"), Sum(), MMREx(5.0)], ids=str)
-@pytest.mark.parametrize("penalties", [(), (VREx(7.0),), (IRM(7.0),), (VREx(2.0), IRM(9.0))], ids=str)
+@pytest.mark.parametrize(
+    "penalties", [(), (VREx(7.0),), (IRM(7.0),), (VREx(2.0), IRM(9.0)), (IGA(0.5), VREx(2.0))], ids=str
+)
 def test_gradients_taken_apart_and_averaged_are_the_gradient_of_the_whole(
     problem, weighting, penalties, extras
 ):

@@ -39,7 +39,7 @@ def test_a_recipe_is_its_parts(name, expected):
 
 def test_only_erm_means_anything_with_one_environment():
     least = {name: r.default.minimum_environments for name, r in RECIPES.items()}
-    assert least == {"erm": 1, "irm": 2, "vrex": 2, "mm-rex": 2, "and-mask": 2}
+    assert least == {"erm": 1, "irm": 2, "vrex": 2, "mm-rex": 2, "iga": 2, "and-mask": 2}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,11 @@ def test_a_weighting_is_named_by_a_word(word, part):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("imr", {}, "unknown algorithm 'imr'; did you mean 'irm'? known: and-mask, erm, irm, mm-rex, vrex"),
+        (
+            "imr",
+            {},
+            "unknown algorithm 'imr'; did you mean 'irm'? known: and-mask, erm, iga, irm, mm-rex, vrex",
+        ),
         ("irm", {"coeficient": 3}, "irm: unknown setting 'coeficient'; did you mean 'coefficient'?"),
         ("erm", {"quantile": 1.0}, "erm: unknown setting 'quantile'; known: l2, rescale, weighting"),
         ("irm", {"rescale": 1}, "irm: rescale must be true or false; got 1"),

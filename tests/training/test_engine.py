@@ -16,15 +16,21 @@ from envariant.errors import EnvariantError
 from envariant.models import model_family
 from envariant.tasks import Binary, Multiclass, Regression
 from envariant.training import Replica, Seeds, engine
-from envariant.training.engine import Evaluated, Plan
-from envariant.training.network import private_random_numbers
+from envariant.training.engine import Evaluated
+from envariant.training.execution import SEQUENTIAL, Execution
+from envariant.training.group import Plan
 from envariant.training.optimizers import optimizer_family
+from envariant.training.random_numbers import private_random_numbers
 
 QUICK = {"steps": 12, "evaluate_every": 4, "precision": "float32"}
 
 
 def rows(result, **wanted):
     return [r for r in result.rows if all(getattr(r, k) == v for k, v in wanted.items())]
+
+
+def sorted_rows(result):
+    return sorted(result.rows, key=lambda r: (r.replica, r.step))
 
 
 def plan(**changes) -> Plan:
@@ -100,7 +106,14 @@ def test_the_same_call_gives_the_same_bits_and_another_seed_does_not():
 def test_a_replica_does_not_depend_on_its_company():
     alone = envariant.train("colored-digits", "vrex", replicas=1, batch_size=32, **QUICK)
     together = envariant.train("colored-digits", "vrex", replicas=3, batch_size=32, **QUICK)
-    assert rows(together, replica=0) == alone.rows
+    assert rows(together, replica=0) == alone.rows, "one after another, bit for bit"
+    stacked = envariant.train(
+        "colored-digits", "vrex", replicas=3, batch_size=32, execution="stacked", **QUICK
+    )
+    assert stacked.record.execution.group == 3
+    for ours, theirs in zip(sorted_rows(stacked), sorted_rows(together), strict=True):
+        assert replace(ours, value=0.0) == replace(theirs, value=0.0)
+        assert ours.value == pytest.approx(theirs.value, rel=1e-4)
     assert {r.value for r in rows(together, replica=1)} != {r.value for r in rows(together, replica=2)}
 
 
@@ -128,18 +141,23 @@ def test_a_replica_that_becomes_infinite_is_stopped_and_named_and_the_others_kee
     bad = Replica(1, Seeds.of(0, 1), erm, 1e30, 0.0)
     shared = plan(optimizer=optimizer_family("sgd"))
 
-    def outcome(replicas):
-        events = engine.run(colored_digits(), replicas, shared, {})
+    def outcome(replicas, execution):
+        events = engine.run(colored_digits(), replicas, shared, execution)
         measured = [e for e in events if isinstance(e, Evaluated)]
-        return [r for e in measured for r in e.rows], {e.replica: e.checkpoint for e in measured}
+        states = {k: s for e in measured if e.finished for k, s in e.checkpoint().states().items()}
+        return sorted((r for e in measured for r in e.rows), key=lambda r: r.replica), states
 
-    clean, _ = outcome(good)
-    mixed, last = outcome([good[0], bad, good[1]])
-    assert [r for r in mixed if r.replica != 1] == clean
-    assert last[1].step < shared.steps
-    assert "flip-0.2" in last[1].failure
-    assert "learning rate" in last[1].failure
-    assert last[0].failure is None
+    stacked = Execution("stacked", 3, "")
+    for execution in (SEQUENTIAL, stacked):
+        harmless = Replica(1, bad.seeds, erm, 0.01, 0.0)
+        clean, _ = outcome([good[0], harmless, good[1]], execution)
+        mixed, last = outcome([good[0], bad, good[1]], execution)
+        assert [r for r in mixed if r.replica != 1] == [r for r in clean if r.replica != 1]
+        assert 0 < last[1].step < shared.steps
+        assert f"infinite or NaN at step {last[1].step}" in last[1].failure
+        assert "learning rate" in last[1].failure
+        assert last[0].failure is None
+        assert max(r.step for r in mixed if r.replica == 1) == last[1].step
 
 
 def test_failed_replicas_are_reported_and_kept_out_of_the_summary():

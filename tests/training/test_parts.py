@@ -17,7 +17,7 @@ from envariant.tasks import Binary, Regression
 from envariant.training import Seeds, Spread, network
 from envariant.training.augmentation import RandomAffine, augmentation, warp
 from envariant.training.network import Network
-from envariant.training.optimizers import optimizer_family
+from envariant.training.optimizers import Updates, optimizer_family
 from envariant.training.precision import native_bfloat16, resolve
 
 CPU = torch.device("cpu")
@@ -46,21 +46,52 @@ def test_neighbouring_seeds_and_replicas_share_nothing():
 @pytest.mark.parametrize(
     ("text", "reference"),
     [
-        ("adam", lambda p: torch.optim.Adam(p, 0.1, weight_decay=0.01)),
-        ("adam(epsilon=0.1)", lambda p: torch.optim.Adam(p, 0.1, eps=0.1, weight_decay=0.01)),
-        ("adamw", lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.01)),
-        ("sgd(momentum=0.9)", lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01)),
+        ("adam", lambda p, lr, wd: torch.optim.Adam(p, lr, weight_decay=wd)),
+        ("adam(epsilon=0.1)", lambda p, lr, wd: torch.optim.Adam(p, lr, eps=0.1, weight_decay=wd)),
+        ("adamw", lambda p, lr, wd: torch.optim.AdamW(p, lr, weight_decay=wd)),
+        ("sgd", lambda p, lr, wd: torch.optim.SGD(p, lr, weight_decay=wd)),
+        (
+            "sgd(momentum=0.9,nesterov=true)",
+            lambda p, lr, wd: torch.optim.SGD(p, lr, momentum=0.9, nesterov=True, weight_decay=wd),
+        ),
     ],
 )
-def test_optimizers_are_pytorchs(text, reference):
-    ours, theirs = torch.ones(5), torch.ones(5)
-    a, b = optimizer_family(text).build([ours], 0.1, 0.01), reference([theirs])
-    for step in range(4):
-        gradient = torch.arange(5.0) - step
-        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
-        a.step()
-        b.step()
-    torch.testing.assert_close(ours, theirs)
+def test_optimizers_are_pytorchs_for_every_replica_at_its_own_rate(text, reference):
+    rates, decays = [0.1, 0.003, 0.02], [0.0, 0.01, 0.3]
+    ours = torch.linspace(-2, 2, 15).view(3, 5)
+    theirs = list(ours.clone())
+    updates = Updates(optimizer_family(text), ours, rates, decays)
+    optimizers = [reference([p], lr, wd) for p, lr, wd in zip(theirs, rates, decays, strict=True)]
+    for step in range(6):
+        if step == 3:  # A copy goes on from the state of the first.
+            state = {key: value.clone() for key, value in updates.state().items()}
+            updates = Updates(optimizer_family(text), ours, rates, decays)
+            updates.load(state)
+        gradients = torch.sin(torch.arange(15.0) + step).view(3, 5)
+        updates.apply(gradients, torch.ones(3, dtype=torch.bool))
+        for k, optimizer in enumerate(optimizers):
+            theirs[k].grad = gradients[k].clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, torch.stack(theirs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["adam", "adamw", "sgd(momentum=0.9)"])
+def test_a_replica_that_is_not_alive_stands_still_and_the_others_do_not_notice(text):
+    def trained(alive):
+        params = torch.ones(3, 4)
+        updates = Updates(optimizer_family(text), params, [0.1] * 3, [0.1] * 3)
+        for step in range(4):
+            now = torch.tensor(alive) if step > 1 else torch.ones(3, dtype=torch.bool)
+            gradients = torch.arange(12.0).view(3, 4).cos() * now[:, None]
+            updates.apply(gradients, now)
+            if step == 1:
+                before = params.clone()
+        return before, params
+
+    _, undisturbed = trained([True, True, True])
+    before, params = trained([True, False, True])
+    assert torch.equal(params[1], before[1])
+    assert torch.equal(params[[0, 2]], undisturbed[[0, 2]])
 
 
 def test_auto_precision_is_careful():
@@ -78,13 +109,16 @@ def digits():
 
 def test_an_augmentation_of_nothing_changes_nothing():
     images = digits()
-    same = RandomAffine(0, 0, 0)(images, torch.Generator().manual_seed(0))
+    same = RandomAffine(0, 0, 0)(images, torch.rand(3, len(images)))
     torch.testing.assert_close(same, images, atol=1e-5, rtol=0)
 
 
-def test_augmentation_follows_its_generator_and_moves_every_image_its_own_way():
+def test_augmentation_follows_its_draws_and_moves_every_image_its_own_way():
     images = digits()[:1].expand(6, -1, -1, -1)
-    a, b, c = (RandomAffine()(images, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    a, b, c = (
+        RandomAffine()(images, torch.rand(3, 6, generator=torch.Generator().manual_seed(s)))
+        for s in (1, 1, 2)
+    )
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert len({tuple(image.flatten().tolist()) for image in a}) == 6
@@ -114,7 +148,9 @@ def test_the_warp_is_the_affine_map_it_says(height, width, angle, shear, scale):
 
 def test_the_background_of_standardised_images_stays_the_background():
     images = digits() - 0.42
-    warped = RandomAffine(45, 10, 0.3)(images, torch.Generator().manual_seed(0))
+    warped = RandomAffine(45, 10, 0.3)(
+        images, torch.rand(3, len(images), generator=torch.Generator().manual_seed(0))
+    )
     assert float(warped.min()) >= float(images.min()) - 1e-5
     assert float(warped[:, :, 0, 0].mean()) == pytest.approx(-0.42, abs=0.05)
 

@@ -38,8 +38,10 @@ def test_a_run_stored_is_the_run_read(tmp_path):
     assert not pickles
 
 
-def test_interrupted_at_any_step_and_called_again_gives_the_same_bits(tmp_path, monkeypatch):
-    whole = envariant.train("colored-digits", "irm", **LONG)
+@pytest.mark.parametrize("execution", ["sequential", "stacked"])
+def test_interrupted_at_any_step_and_called_again_gives_the_same_bits(tmp_path, monkeypatch, execution):
+    long = {**LONG, "execution": execution}
+    whole = envariant.train("colored-digits", "irm", **long)
     monkeypatch.setattr(run_folder, "_PATIENCE", 0.0)
 
     class Stop(Exception):
@@ -52,14 +54,14 @@ def test_interrupted_at_any_step_and_called_again_gives_the_same_bits(tmp_path, 
         nonlocal calls
         stored(self, event)
         calls += 1
-        if calls in (5, 19, 24):
+        if calls in (5, 12, 18):
             raise Stop
 
     monkeypatch.setattr(run_folder.RunFolder, "store", store)
     for _ in range(3):
         with pytest.raises(Stop):
-            envariant.train("colored-digits", "irm", out=tmp_path, **LONG)
-    same(whole, envariant.train("colored-digits", "irm", out=tmp_path, **LONG))
+            envariant.train("colored-digits", "irm", out=tmp_path, **long)
+    same(whole, envariant.train("colored-digits", "irm", out=tmp_path, **long))
     same(whole, TrainingResult.load(tmp_path))
 
 
@@ -148,16 +150,20 @@ def test_a_history_keeps_every_bit_and_forgives_a_cut_last_line(tmp_path):
 
 def test_a_checkpoint_carries_nested_algorithm_state(tmp_path):
     saved = checkpoint.Checkpoint(
-        2, 7, {"w": torch.randn(3)}, {}, {"w": {"exp_avg": torch.randn(3)}},
-        {"0": {"q": torch.arange(2.0)}, "1": {}}, None, 1.5,
+        (2, 3), 7, {"w": torch.randn(2, 3)}, {}, {"exp_avg": torch.randn(2, 3)},
+        {"0": {"q": torch.arange(4.0).view(2, 2)}, "1": {}}, {3: checkpoint.Failure(5, "why")}, 3.0,
     )  # fmt: skip
     checkpoint.save(saved, tmp_path)
-    found = checkpoint.load(tmp_path, 2)
-    assert (found.replica, found.step, found.seconds) == (2, 7, 1.5)
-    assert torch.equal(found.algorithm["0"]["q"], torch.arange(2.0))
-    assert torch.equal(found.optimizer["w"]["exp_avg"], saved.optimizer["w"]["exp_avg"])
-    assert checkpoint.load(tmp_path, 0) is None
-    assert json.loads((tmp_path / "replica-002.json").read_text())["step"] == 7
+    (found,) = checkpoint.load(tmp_path)
+    assert (found.replicas, found.step, found.seconds) == ((2, 3), 7, 3.0)
+    assert found.failures == saved.failures
+    assert torch.equal(found.algorithm["0"]["q"], saved.algorithm["0"]["q"])
+    assert torch.equal(found.optimizer["exp_avg"], saved.optimizer["exp_avg"])
+    states = found.states()
+    assert [(s.step, s.failure, s.seconds) for s in states.values()] == [(7, None, 1.5), (5, "why", 1.5)]
+    assert torch.equal(states[3].params["w"], saved.params["w"][1])
+    assert json.loads((tmp_path / "replicas-002-003.json").read_text())["step"] == 7
+    assert checkpoint.load(tmp_path / "nothing here") == []
     assert not list(Path(tmp_path).glob("*.partial"))
 
 

@@ -1,9 +1,18 @@
 """Training rules: parts (weightings, penalties, gradient combinations), compositions, named recipes."""
 
 from envariant.algorithms.composition import Composition
-from envariant.algorithms.contract import Algorithm, Combination, Forward, Part, Penalty, Weighting
+from envariant.algorithms.contract import (
+    Algorithm,
+    Combination,
+    Forward,
+    GradientPenalty,
+    Part,
+    Penalty,
+    Weighting,
+)
 from envariant.algorithms.gradients.and_mask import AndMask
 from envariant.algorithms.gradients.mean import MeanGradient
+from envariant.algorithms.penalties.iga import IGA
 from envariant.algorithms.penalties.irm import IRM
 from envariant.algorithms.penalties.vrex import VREx
 from envariant.algorithms.recipes import RECIPES, Hyperparameter, Recipe, recipe, settings_of
@@ -12,6 +21,7 @@ from envariant.algorithms.weightings.mm_rex import MMREx
 from envariant.algorithms.weightings.sum import Sum
 
 __all__ = [
+    "IGA",
     "IRM",
     "RECIPES",
     "Algorithm",
@@ -19,6 +29,7 @@ __all__ = [
     "Combination",
     "Composition",
     "Forward",
+    "GradientPenalty",
     "Hyperparameter",
     "MMREx",
     "Mean",

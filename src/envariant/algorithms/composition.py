@@ -6,21 +6,24 @@ gradient of the whole loss is a sum over environments, ∇L = Σ_e (∂L/∂z_e)
 model gives for the rows of e. So L is differentiated once with respect to the outputs, and each
 environment's share is carried back through the model on its own. For the mean risk, E times that share is
 exactly g_e = ∇R_e; for everything else it is the natural extension, and every combination is possible.
+A penalty on the gradients themselves goes the same way: ∇P = Σ_e (∂g_e/∂θ)ᵀ ∂P/∂g_e, a Hessian of each
+environment times a vector.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp
+from torch.func import grad, grad_and_value, vjp
 
 from envariant.algorithms.contract import (
     Algorithm,
     Combination,
     Forward,
+    GradientPenalty,
     Metrics,
     Parameters,
     Part,
@@ -30,7 +33,7 @@ from envariant.algorithms.contract import (
 )
 from envariant.algorithms.gradients.mean import MeanGradient
 from envariant.algorithms.weightings.mean import Mean
-from envariant.environments import EnvironmentBatch
+from envariant.environments import EnvironmentBatch, joined
 from envariant.errors import EnvariantError
 
 
@@ -50,7 +53,7 @@ class Composition(Algorithm):
     """
 
     weighting: Weighting = field(default_factory=Mean)
-    penalties: tuple[Penalty, ...] = ()
+    penalties: tuple[Penalty | GradientPenalty, ...] = ()
     combination: Combination = field(default_factory=MeanGradient)
     l2: float = 0.0
     rescale: bool = False
@@ -63,7 +66,9 @@ class Composition(Algorithm):
                     f"Composition: {key} must be a {kind.__name__}; got {getattr(self, key)!r} "
                     f"(penalties go into penalties=(…,))"
                 )
-        if not isinstance(self.penalties, tuple) or not all(isinstance(p, Penalty) for p in self.penalties):
+        if not isinstance(self.penalties, tuple) or not all(
+            isinstance(penalty, Penalty | GradientPenalty) for penalty in self.penalties
+        ):
             raise EnvariantError("Composition: penalties must be a tuple of penalties, as in (VREx(),)")
         if not 0 <= self.l2 < math.inf:
             raise EnvariantError(f"Composition: l2 must be at least 0; got {self.l2:g}")
@@ -97,7 +102,7 @@ class Composition(Algorithm):
     def gradients(
         self, forward: Forward, params: Parameters, batch: EnvironmentBatch, state: State, step: int
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        divisor = max(1.0, *(part.factor(step) for part in self.parts)) if self.rescale else 1.0
+        divisor = _largest([1.0, *(part.factor(step) for part in self.parts)]) if self.rescale else 1.0
 
         def loss(features: Tensor, logits: Tensor) -> tuple[Tensor, tuple[State, Metrics]]:
             predicted = batch.predicted(features, logits)
@@ -105,6 +110,8 @@ class Composition(Algorithm):
             total, states["0"] = self.weighting.risk(predicted, state["0"], step)
             metrics = {"risk": total.detach()}
             for key, part in enumerate(self.penalties, start=1):
+                if isinstance(part, GradientPenalty):
+                    continue
                 value, states[str(key)] = part.penalty(predicted, state[str(key)])
                 total = total + part.factor(step) * value
                 metrics[f"{part.name} penalty"] = value.detach()
@@ -114,17 +121,63 @@ class Composition(Algorithm):
         apart = not isinstance(self.combination, MeanGradient)
         pieces = batch.split(batch.inputs) if apart else (batch.inputs,)
         outputs, pullbacks = zip(*(vjp(_on(forward, piece), params) for piece in pieces), strict=True)
-        features, logits = (torch.cat(output) for output in zip(*outputs, strict=True))
+        features, logits = (joined(output) for output in zip(*outputs, strict=True))
         cotangents, (states, metrics) = grad(loss, argnums=(0, 1), has_aux=True)(features, logits)
         if apart:
             shares = zip(*map(batch.split, cotangents), strict=True)
             each = [pull(share)[0] for pull, share in zip(pullbacks, shares, strict=True)]
+        else:
+            each = [pullbacks[0](cotangents)[0]]
+        for key, part in enumerate(self.penalties, start=1):
+            if isinstance(part, GradientPenalty):
+                value, states[str(key)], terms = _of_gradients(part, forward, params, batch, state[str(key)])
+                metrics[f"{part.name} penalty"] = value
+                weight = part.factor(step) / divisor
+                terms = terms if apart else [_summed(terms)]
+                each = [
+                    {name: g + weight * term[name] for name, g in share.items()}
+                    for share, term in zip(each, terms, strict=True)
+                ]
+        if apart:
             stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in params}
             gradient = self.combination.combine(stacked)
         else:
-            (gradient,) = pullbacks[0](cotangents)
+            gradient = each[0]
         decay = 2 * self.l2 / divisor
         return {name: g + decay * params[name] for name, g in gradient.items()}, states, metrics
+
+
+def _of_gradients(
+    part: GradientPenalty, forward: Forward, params: Parameters, batch: EnvironmentBatch, state: State
+) -> tuple[Tensor, State, list[dict[str, Tensor]]]:
+    """A penalty on gradients, the new state, and each environment's share of the penalty's gradient."""
+
+    def risk_of(inputs: Tensor, targets: Tensor) -> Callable[[Parameters], Tensor]:
+        return lambda params: batch.task.losses(forward(params, inputs)[1], targets).mean()
+
+    rows = zip(batch.split(batch.inputs), batch.split(batch.targets), strict=True)
+    gradients, pullbacks = zip(*(vjp(grad(risk_of(*each)), params) for each in rows), strict=True)
+    stacked = {name: torch.stack([g[name] for g in gradients]) for name in params}
+    directions, (value, new) = grad_and_value(part.penalty, has_aux=True)(stacked, state)
+    shares = [
+        pull({name: direction[e] for name, direction in directions.items()})[0]
+        for e, pull in enumerate(pullbacks)
+    ]
+    return value.detach(), new, shares
+
+
+def _summed(shares: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([share[name] for share in shares]).sum(dim=0) for name in shares[0]}
+
+
+def _largest(factors: Sequence[float | Tensor]) -> Any:
+    """The largest factor, whether they are numbers or, one a replica, tensors."""
+    numbers = [factor for factor in factors if not isinstance(factor, Tensor)]
+    tensors = [factor for factor in factors if isinstance(factor, Tensor)]
+    largest: Any = max(numbers)
+    for factor in tensors:
+        largest = torch.clamp(factor, min=largest)
+    return largest
 
 
 def _on(forward: Forward, inputs: Tensor) -> Callable[[Parameters], tuple[Tensor, Tensor]]:

@@ -1,8 +1,9 @@
 """What an algorithm is: one pure function from a batch to gradients, and three kinds of part to make it of.
 
 An algorithm keeps no state of its own, draws no global random numbers and never branches in Python on a
-hyperparameter's value, so that an engine may run many replicas of it as one program. Most algorithms are
-compositions (see `composition.py`) of
+hyperparameter's value, so that an engine may run many replicas of it as one program: there its numbers,
+the step among them, are tensors that behave as numbers do. Most algorithms are compositions (see
+`composition.py`) of
 
     risk weighting  ×  penalties, each with a coefficient schedule  ×  gradient combination.
 """
@@ -115,8 +116,8 @@ class Weighting(Part):
         """One risk to minimise, and the new state."""
 
 
-class Penalty(Part):
-    """A scalar that is 0 when the environments agree in some sense, times a coefficient schedule."""
+class _WithCoefficient(Part, ABC):
+    """A part that is measured and then multiplied by a coefficient, which may follow a schedule."""
 
     coefficient: Schedule
 
@@ -127,9 +128,24 @@ class Penalty(Part):
     def factor(self, step: int) -> float:
         return self.coefficient(step)
 
+
+class Penalty(_WithCoefficient):
+    """A scalar that is 0 when the environments agree in some sense, times a coefficient schedule."""
+
     @abstractmethod
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
         """The penalty without its coefficient, and the new state."""
+
+
+class GradientPenalty(_WithCoefficient):
+    """A penalty that looks at the gradients of the environments' risks and not at predictions.
+
+    Its own gradient takes second derivatives; the composition sees to them.
+    """
+
+    @abstractmethod
+    def penalty(self, gradients: Mapping[str, Tensor], state: State) -> tuple[Float[Tensor, ""], State]:
+        """The penalty without its coefficient, from each `[environments, *shape]`, and the new state."""
 
 
 class Combination(Part):

@@ -13,6 +13,7 @@ from envariant import specs
 from envariant.algorithms.composition import Composition
 from envariant.algorithms.contract import Part, Weighting
 from envariant.algorithms.gradients.and_mask import AndMask
+from envariant.algorithms.penalties.iga import IGA
 from envariant.algorithms.penalties.irm import IRM
 from envariant.algorithms.penalties.vrex import VREx
 from envariant.algorithms.weightings.mean import Mean
@@ -123,6 +124,11 @@ RECIPES: dict[str, Recipe] = {
             "mm-rex",
             "Least worst risk over affine combinations of environments.",
             Composition(MMREx(), rescale=True),
+        ),
+        Recipe(
+            "iga",
+            "Gradients that agree from environment to environment.",
+            Composition(penalties=(IGA(),)),
         ),
         Recipe(
             "and-mask",

@@ -31,6 +31,9 @@ def train(
     evaluate_every: Whole | None = None,
     augmentation: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    execution: str = "auto",
+    memory: str | None = None,
+    compile_: Annotated[bool, Parameter(name="--compile", negative="")] = False,
     mnist: Mnist = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     json: Json = False,
@@ -74,6 +77,12 @@ def train(
         affine(rotation=15,shear=10,scale=0.2): random affine maps of training images.
     device
         Where to train.
+    execution
+        How many replicas train as one program: auto, sequential, stacked or stacked(group=50).
+    memory
+        The most that a stack of replicas may need, such as 8GB; half of what is free unless said.
+    compile_
+        Compile each program; takes some 20 seconds the first time, for long runs of small models.
     out
         A folder to store the run in; the same command again continues it.
     """
@@ -98,6 +107,9 @@ def train(
         evaluate_every=evaluate_every,
         augmentation=augmentation,
         device=device,
+        execution=execution,
+        memory=memory,
+        compile=compile_,
         out=out,
     )
     if json:

@@ -36,14 +36,19 @@ class RandomAffine:
             )
 
     def __call__(
-        self, images: Float[Tensor, "rows channels height width"], generator: torch.Generator
+        self, images: Float[Tensor, "rows channels height width"], draws: Float[Tensor, "3 rows"]
     ) -> Float[Tensor, "rows channels height width"]:
-        """Augmented copies; all randomness comes from `generator`."""
+        """Augmented copies.
+
+        Args:
+            images: to be augmented.
+            draws: three random numbers in [0, 1) for each image: for its angle, shear and size.
+        """
         if images.dim() != 4:
             raise EnvariantError(
                 f"affine: needs images, channels first; got inputs of shape {tuple(images.shape[1:])}"
             )
-        draws = torch.rand(3, len(images), generator=generator).to(images.device) * 2 - 1
+        draws = 2 * draws - 1
         return warp(
             images,
             draws[0] * math.radians(self.rotation),

@@ -1,16 +1,18 @@
-"""A replica's state between two steps: a safetensors file and a JSON side file, nothing pickled.
+"""The state of replicas that train together, between two steps: one safetensors file, nothing pickled.
 
 Training resumed from one gives the bits that an uninterrupted run gives, because everything else (data,
-rows of a step, augmentation) follows from seeds and the step's number.
+rows of a step, augmentation) follows from seeds and the step's number. What is not a tensor stands in the
+file's header, and once more beside it as JSON for people to read.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
 import safetensors
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,29 +21,89 @@ from envariant.errors import EnvariantError
 
 @final
 @dataclass(frozen=True)
-class Checkpoint:
-    """Everything that changes while a replica trains.
+class Failure:
+    """Why a replica stopped early.
 
     Attributes:
-        replica: its number.
-        step: updates made.
-        params, buffers: of the model, by name.
-        optimizer: PyTorch's state of each parameter, by parameter name and then by key.
-        algorithm: the algorithm's state.
-        failure: why training stopped early, or None.
-        seconds: spent training so far.
+        step: updates it had made.
+        reason: in words.
     """
 
-    replica: int
+    step: int
+    reason: str
+
+
+@final
+@dataclass(frozen=True)
+class ReplicaState:
+    """One replica's network, as far as it has come.
+
+    Attributes:
+        step: updates made.
+        params, buffers: of the model, by name.
+        failure: why training stopped early, or None.
+        seconds: spent on it; a group's time is shared out evenly.
+    """
+
     step: int
     params: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
-    optimizer: Mapping[str, Mapping[str, Tensor]]
+    failure: str | None
+    seconds: float
+
+
+@final
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that changes while a group of replicas trains.
+
+    Attributes:
+        replicas: their numbers, in the order of the tensors' first axis.
+        step: updates made by those that have not failed.
+        params, buffers: of the models, by name.
+        optimizer: what the update rule remembers, by PyTorch's names.
+        algorithm: the algorithm's state.
+        failures: of the replicas that stopped early.
+        seconds: spent on all of them so far.
+    """
+
+    replicas: tuple[int, ...]
+    step: int
+    params: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
     algorithm: Mapping[str, Any]
-    failure: str | None = None
-    seconds: float = 0.0
+    failures: Mapping[int, Failure]
+    seconds: float
+
+    def states(self) -> dict[int, ReplicaState]:
+        """Each replica by itself; the tensors are views of the group's."""
+        found: dict[int, ReplicaState] = {}
+        for k, index in enumerate(self.replicas):
+            failure = self.failures.get(index)
+            params, buffers = (
+                {name: value[k] for name, value in held.items()} for held in (self.params, self.buffers)
+            )
+            found[index] = ReplicaState(
+                self.step if failure is None else failure.step,
+                params,
+                buffers,
+                None if failure is None else failure.reason,
+                self.seconds / len(self.replicas),
+            )
+        return found
 
 
+@final
+@dataclass(frozen=True)
+class _Side:
+    replicas: tuple[int, ...]
+    step: int
+    failures: dict[int, Failure]
+    seconds: float
+
+
+_SIDE = TypeAdapter(_Side)
 _GROUPS = ("params", "buffers", "optimizer", "algorithm")
 _SEPARATOR = "/"
 
@@ -54,42 +116,46 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         for group in _GROUPS
         for key, value in _flat(getattr(checkpoint, group), group).items()
     }
-    side = {
-        "replica": checkpoint.replica,
-        "step": checkpoint.step,
-        "failure": checkpoint.failure,
-        "seconds": checkpoint.seconds,
-    }
-    path = _path(folder, checkpoint.replica)
-    # The side file goes into the tensors' header as well, so that a kill between the two writes cannot
-    # pair a new file with an old one.
-    header = json.dumps(side)
-    save_file(tensors, partial := path.with_suffix(".partial"), metadata={"checkpoint": header})
+    side = asdict(_Side(checkpoint.replicas, checkpoint.step, dict(checkpoint.failures), checkpoint.seconds))
+    path = folder / f"{_name(checkpoint.replicas)}.safetensors"
+    # The side file is in the tensors' header as well, so that a kill between the two writes cannot pair a
+    # new file with an old one.
+    save_file(tensors, partial := path.with_suffix(".partial"), metadata={"checkpoint": json.dumps(side)})
     partial.replace(path)
     partial.write_text(json.dumps(side, indent=2) + "\n", encoding="utf-8")
     partial.replace(path.with_suffix(".json"))
 
 
-def load(folder: Path, replica: int) -> Checkpoint | None:
-    """The replica's checkpoint, or None where there is none yet.
+def load(folder: Path) -> list[Checkpoint]:
+    """Every checkpoint of a folder, in the order of their replicas.
 
     Raises:
-        EnvariantError: the file is not a checkpoint.
+        EnvariantError: a file is not a checkpoint.
     """
-    path = _path(folder, replica)
-    if not path.exists():
-        return None
+    found = [_read(path) for path in folder.glob("replica*.safetensors")]
+    return sorted(found, key=lambda checkpoint: checkpoint.replicas)
+
+
+def _read(path: Path) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            side: dict[str, Any] = json.loads(file.metadata()["checkpoint"])
-        groups: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(load_file(path))
-        return Checkpoint(**side, **groups)
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError):
-        raise EnvariantError(f"{path}: is not a checkpoint; remove it to train this replica anew") from None
+            side = _SIDE.validate_json(file.metadata()["checkpoint"])
+        tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(load_file(path))
+    except (safetensors.SafetensorError, ValidationError, KeyError, TypeError):
+        raise EnvariantError(f"{path}: is not a checkpoint; remove it to train these replicas anew") from None
+    return Checkpoint(
+        replicas=side.replicas,
+        step=side.step,
+        failures=side.failures,
+        seconds=side.seconds,
+        **{group: tensors[group] for group in _GROUPS},
+    )
 
 
-def _path(folder: Path, replica: int) -> Path:
-    return folder / f"replica-{replica:03d}.safetensors"
+def _name(replicas: tuple[int, ...]) -> str:
+    if len(replicas) == 1:
+        return f"replica-{replicas[0]:03d}"
+    return f"replicas-{replicas[0]:03d}-{replicas[-1]:03d}"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:

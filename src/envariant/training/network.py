@@ -5,8 +5,7 @@ before the loss; autograd then walks back block by block and activations stay in
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 import torch
@@ -14,35 +13,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from envariant.environments import joined
 from envariant.errors import EnvariantError
 from envariant.tasks import Task
 from envariant.training.precision import Precision
+from envariant.training.random_numbers import private_random_numbers
 
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
 """`(input_shape, outputs) → module`, with weights drawn from PyTorch's default generator."""
 
 # Activations of one block, in bytes: about what the second- and third-level caches of one core hold.
 _BLOCK_BYTES = 40 * 2**20
-_BLOCK_ROWS = (64, 5000)
-
-
-@contextmanager
-def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
-    """Seeds PyTorch's default generators for the block and puts them back as they were.
-
-    Modules draw initial weights and dropout from those; nobody else should notice.
-    """
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    before = [generator.get_state() for generator in generators]
-    for generator in generators:
-        generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
+_BLOCK_ROWS = (64, 2**20)
 
 
 @final
@@ -78,6 +60,7 @@ class Network:
         params: what is trained: every parameter that asks for a gradient.
         buffers: everything else of the module: running statistics, constants, frozen weights.
         changing: names of the buffers that a training pass changes.
+        draws: whether a training pass draws random numbers, as dropout does.
 
     Raises:
         EnvariantError: the module cannot take such inputs, does not give one row of outputs for each row
@@ -98,12 +81,7 @@ class Network:
         self.task = task
         self.precision: Precision = precision
         self.device = device
-        named = dict(module.named_parameters())
-        self.params = {name: _copy(p, device) for name, p in named.items() if p.requires_grad}
-        frozen = {name: p for name, p in named.items() if not p.requires_grad}
-        self.buffers = {
-            name: _copy(value, device) for name, value in {**frozen, **dict(module.named_buffers())}.items()
-        }
+        self.params, self.buffers = self.weights(module)
         if not self.params:
             raise EnvariantError("model: has no parameters to train; at least one must require a gradient")
         if needs_features and not all(hasattr(module, part) for part in ("featurizer", "head")):
@@ -112,7 +90,17 @@ class Network:
             )
         self._both = _FeaturesAndOutput(module, needs_features).to(device)
         self._block = _BLOCK_ROWS[0]
-        self.changing, self._block = self._probe(input_shape)
+        self.changing, self.draws, self._block = self._probe(input_shape)
+
+    def weights(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Copies of what a module trains, and of everything else it holds."""
+        named = dict(module.named_parameters())
+        frozen = {name: p for name, p in named.items() if not p.requires_grad}
+        held = {**frozen, **dict(module.named_buffers())}
+        return (
+            {name: _copy(p, self.device) for name, p in named.items() if p.requires_grad},
+            {name: _copy(value, self.device) for name, value in held.items()},
+        )
 
     def forward(
         self,
@@ -121,15 +109,18 @@ class Network:
         inputs: Float[Tensor, "rows *input_shape"],
         *,
         training: bool,
+        replicas: int = 1,
     ) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows *c"]]:
         """Features (of width 0 where nobody needs them) and logits, float32.
 
-        Running statistics are updated in `buffers` in place if `training`.
+        Running statistics are updated in `buffers` in place if `training`. Row blocks are smaller where
+        `replicas` go through side by side, under `torch.func.vmap`.
         """
         self._both.train(training)
         names = {f"module.{name}": value for name, value in (*params.items(), *buffers.items())}
         # A model with running statistics must see its whole batch at once: they are part of its answer.
-        rows = len(inputs) if training and self.changing else self._block
+        rows = max(_BLOCK_ROWS[0], self._block // replicas)
+        rows = len(inputs) if training and self.changing else rows
         # Casting weights anew for every block makes their gradients add up over blocks in float32.
         with torch.autocast(
             self.device.type,
@@ -138,7 +129,7 @@ class Network:
             cache_enabled=False,
         ):
             outputs = [functional_call(self._both, names, (block,)) for block in inputs.split(rows)]
-        features, raw = (torch.cat(parts).float() for parts in zip(*outputs, strict=True))
+        features, raw = (joined(parts).float() for parts in zip(*outputs, strict=True))
         return features, self.task.logits(raw)
 
     def fingerprint(self) -> str:
@@ -149,8 +140,8 @@ class Network:
             digest.update(value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _probe(self, input_shape: Sequence[int]) -> tuple[frozenset[str], int]:
-        """One training pass over two rows: what it changes, and how many rows fit in `_BLOCK_BYTES`."""
+    def _probe(self, input_shape: Sequence[int]) -> tuple[frozenset[str], bool, int]:
+        """One training pass over two rows: what it changes and draws, and the rows of a block."""
         inputs = torch.zeros(2, *input_shape, device=self.device)
         # BatchNorm insists on differences.
         inputs[1] = 1
@@ -167,7 +158,10 @@ class Network:
             with torch.no_grad(), private_random_numbers(0, self.device):
                 names = {f"module.{k}": v for k, v in (*self.params.items(), *buffers.items())}
                 self._both.train(True)
+                generator = self._generator()
+                before = generator.get_state()
                 output: object = functional_call(self._both, names, (inputs,))[1]
+                draws = not torch.equal(before, generator.get_state())
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -187,7 +181,12 @@ class Network:
             )
         changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
         least, most = _BLOCK_ROWS
-        return frozenset(changed), max(least, min(most, _BLOCK_BYTES // (2 * sum(sizes))))
+        return frozenset(changed), draws, max(least, min(most, _BLOCK_BYTES // (2 * sum(sizes))))
+
+    def _generator(self) -> torch.Generator:
+        if self.device.type == "cuda":
+            return torch.cuda.default_generators[self.device.index or 0]
+        return torch.default_generator
 
 
 def _copy(value: Tensor, device: torch.device) -> Tensor:

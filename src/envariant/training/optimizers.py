@@ -1,11 +1,16 @@
-"""The optimizers, each a frozen description such as `adam` or `sgd(momentum=0.9)`; PyTorch does the work."""
+"""The optimizers, each a frozen description such as `adam` or `sgd(momentum=0.9)`; PyTorch does the work.
+
+All parameters of a replica lie end to end in one row of a matrix, so an update of any number of replicas
+is a handful of operations on one tensor.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from envariant import specs
@@ -13,15 +18,73 @@ from envariant.errors import EnvariantError
 
 
 class OptimizerFamily(ABC):
-    """A frozen description of an update rule; learning rate and weight decay belong to the replica."""
+    """A frozen description of an update rule; learning rate and weight decay belong to the replica.
+
+    Attributes:
+        name: as written on the command line.
+        decays_weights: whether weight decay shrinks the weights themselves; if not, it is added to the
+            gradient.
+    """
 
     name: ClassVar[str]
+    decays_weights: ClassVar[bool] = False
 
     @abstractmethod
-    def build(
-        self, params: Sequence[Tensor], learning_rate: float, weight_decay: float
-    ) -> torch.optim.Optimizer:
-        """An optimizer that updates `params` in place from their `.grad`."""
+    def build(self, params: Tensor) -> torch.optim.Optimizer:
+        """An optimizer with rate 1 and no decay, that updates `params` in place from their `.grad`."""
+
+
+@final
+class Updates:
+    """Moves the parameters of many replicas, each at a rate of its own.
+
+    PyTorch's fused optimizers take one rate for all they move. But their rules are all of the form
+    θ ← θ − rate · u(gradients so far), so one of them moves a zero vector at rate 1, what it has become is
+    −u, and every replica goes that way at its own rate; one whose rate is 0 stands still.
+
+    Args:
+        family: the rule.
+        params: `[replicas, numbers]`, updated in place.
+        rates, decays: learning rate and weight decay of each replica.
+    """
+
+    def __init__(
+        self,
+        family: OptimizerFamily,
+        params: Float[Tensor, "replicas numbers"],
+        rates: Sequence[float],
+        decays: Sequence[float],
+    ) -> None:
+        self._params, self._family = params, family
+        self._rates, self._decays = (
+            torch.tensor(values, device=params.device)[:, None] for values in (rates, decays)
+        )
+        self._decaying = any(decays)
+        self._moved = torch.zeros_like(params)
+        self._optimizer = family.build(self._moved)
+
+    def apply(self, gradients: Float[Tensor, "replicas numbers"], alive: Bool[Tensor, " replicas"]) -> None:
+        """One update of the replicas that are alive; the gradients of the others must be finite."""
+        rates = self._rates * alive[:, None]
+        if self._decaying and self._family.decays_weights:
+            self._params.mul_(1 - rates * self._decays)
+        elif self._decaying:
+            gradients = torch.addcmul(gradients, self._params, self._decays * alive[:, None])
+        self._moved.grad = gradients
+        self._optimizer.step()
+        self._params.addcmul_(self._moved, rates)
+        self._moved.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """What the rule remembers, by PyTorch's names: `[replicas, numbers]` each, or one number."""
+        states: Mapping[int, Mapping[str, Any]] = self._optimizer.state_dict()["state"]
+        return {key: value for key, value in states.get(0, {}).items() if isinstance(value, Tensor)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from what `state` returned."""
+        whole = self._optimizer.state_dict()
+        whole["state"] = {0: dict(state)} if state else {}
+        self._optimizer.load_state_dict(whole)
 
 
 @dataclass(frozen=True)
@@ -34,7 +97,6 @@ class _AdaptiveMoments(OptimizerFamily, ABC):
         epsilon: added to the square root; gradients far below it hardly move a weight.
     """
 
-    rule: ClassVar[type[torch.optim.Optimizer]]
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -46,17 +108,9 @@ class _AdaptiveMoments(OptimizerFamily, ABC):
                 f"got {self.beta1:g}, {self.beta2:g}, {self.epsilon:g}"
             )
 
-    def build(
-        self, params: Sequence[Tensor], learning_rate: float, weight_decay: float
-    ) -> torch.optim.Optimizer:
-        settings: dict[str, Any] = {
-            "lr": learning_rate,
-            "betas": (self.beta1, self.beta2),
-            "eps": self.epsilon,
-            "weight_decay": weight_decay,
-            "fused": True,
-        }
-        return self.rule(params, **settings)
+    def build(self, params: Tensor) -> torch.optim.Optimizer:
+        betas = (self.beta1, self.beta2)
+        return torch.optim.Adam([params], lr=1.0, betas=betas, eps=self.epsilon, fused=True)
 
 
 @final
@@ -65,7 +119,6 @@ class Adam(_AdaptiveMoments):
     """Adam; weight decay is added to the gradient, as in the IRM code and DomainBed. Kingma & Ba 2014."""
 
     name: ClassVar[str] = "adam"
-    rule: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
 
 
 @final
@@ -74,7 +127,7 @@ class AdamW(_AdaptiveMoments):
     """Adam with decay of the weights themselves, apart from the gradient. Loshchilov & Hutter 2017."""
 
     name: ClassVar[str] = "adamw"
-    rule: ClassVar[type[torch.optim.Optimizer]] = torch.optim.AdamW
+    decays_weights: ClassVar[bool] = True
 
 
 @final
@@ -92,17 +145,8 @@ class SGD(OptimizerFamily):
                 f"sgd: momentum must be at least 0, and above it for nesterov; got {self.momentum:g}"
             )
 
-    def build(
-        self, params: Sequence[Tensor], learning_rate: float, weight_decay: float
-    ) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            params,
-            learning_rate,
-            momentum=self.momentum,
-            weight_decay=weight_decay,
-            nesterov=self.nesterov,
-            fused=True,
-        )
+    def build(self, params: Tensor) -> torch.optim.Optimizer:
+        return torch.optim.SGD([params], lr=1.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)
 
 
 OPTIMIZERS: dict[str, type[OptimizerFamily]] = {cls.name: cls for cls in (Adam, AdamW, SGD)}

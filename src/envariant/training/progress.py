@@ -28,18 +28,20 @@ class Watcher(Protocol):
 class _Display:
     def __init__(self, bars: Progress, task: TaskID, steps: int, metric: str) -> None:
         self._bars, self._task, self._steps, self._metric = bars, task, steps, metric
-        self._done: dict[int, int] = {}
+        self._done: dict[tuple[int, ...], int] = {}
 
     def __call__(self, event: Stepped | Evaluated) -> None:
         reached = event.step
         if isinstance(event, Evaluated):
-            scores = [row for row in event.rows if row.metric == self._metric]
+            newest = max((row.replica for row in event.rows), default=None)
+            scores = [row for row in event.rows if row.metric == self._metric and row.replica == newest]
             text = "  ".join(f"{row.environment} {row.value:.3f}" for row in scores)
-            self._bars.update(self._task, scores=f"replica {event.replica}: {text}")
+            if text:
+                self._bars.update(self._task, scores=f"replica {newest}: {text}")
             if event.finished:
-                # A replica that stopped early has no steps left.
+                # Replicas that stopped early have no steps left.
                 reached = self._steps
-        self._done[event.replica] = reached
+        self._done[event.replicas] = reached * len(event.replicas)
         self._bars.update(self._task, completed=sum(self._done.values()))
 
 

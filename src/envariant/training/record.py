@@ -9,9 +9,10 @@ from typing import Any, final
 from pydantic import TypeAdapter, ValidationError
 
 from envariant.errors import EnvariantError
+from envariant.training.execution import Execution
 from envariant.training.replicas import Seeds
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @final
@@ -30,6 +31,8 @@ class Settings:
         replicas: how many.
         seed: from which every replica's three seeds follow.
         precision: of the matrix products.
+        execution: how replicas were to be run; the record says how they were.
+        compiled: whether programs were compiled.
         device: where it ran.
         threads: of PyTorch; rounding depends on them.
         source: where what was not given comes from.
@@ -51,6 +54,8 @@ class Settings:
     replicas: int
     seed: int
     precision: str
+    execution: str
+    compiled: bool
     device: str
     threads: int
     source: str
@@ -64,6 +69,7 @@ class Record:
 
     Attributes:
         settings: what decides the numbers.
+        execution: how replicas were run, and why so.
         metric, higher_is_better: of the task.
         chance, optimum: what theory says, in the metric; None where it says nothing.
         input_shape: of one row.
@@ -76,6 +82,7 @@ class Record:
     """
 
     settings: Settings
+    execution: Execution
     metric: str
     higher_is_better: bool
     chance: float | None

@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 
 from envariant.algorithms.contract import Algorithm
+from envariant.training.random_numbers import step_key
 
 
 @final
@@ -28,17 +29,13 @@ class Seeds:
         return cls(int(data), int(initialisation), int(order))
 
     def at(self, step: int) -> int:
-        """A seed for the random numbers of one step (rows, augmentation, dropout).
+        """A seed for what a module draws itself in one step, such as dropout.
 
         Counting instead of carrying a generator's state means that a resumed run, or one in other
-        company, draws the same numbers. The mixing is splitmix64's.
+        company, draws the same numbers.
         """
-        mask = (1 << 64) - 1
-        z = (self.order + 0x9E3779B97F4A7C15 * (step + 1)) & mask
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
         # torch takes seeds as signed 64-bit numbers.
-        return (z ^ (z >> 31)) >> 1
+        return step_key(self.order, step) >> 1
 
 
 @final

@@ -14,9 +14,9 @@ from torch import nn
 from envariant.errors import EnvariantError, unknown_name
 from envariant.models import model_family
 from envariant.training import history, run_folder
-from envariant.training.checkpoint import Checkpoint
+from envariant.training.checkpoint import ReplicaState
 from envariant.training.history import BATCH, HistoryRow
-from envariant.training.network import private_random_numbers
+from envariant.training.random_numbers import private_random_numbers
 from envariant.training.record import Record
 
 WORST = "worst"
@@ -62,7 +62,7 @@ class TrainingResult:
 
     record: Record
     rows: Sequence[HistoryRow] = field(repr=False)
-    checkpoints: Mapping[int, Checkpoint] = field(repr=False)
+    checkpoints: Mapping[int, ReplicaState] = field(repr=False)
 
     @classmethod
     def load(cls, folder: Path | str) -> "TrainingResult":
@@ -71,7 +71,8 @@ class TrainingResult:
         Raises:
             EnvariantError: the folder holds no run, or a damaged one.
         """
-        return cls(*run_folder.load(Path(folder)))
+        record, rows, saved = run_folder.load(Path(folder))
+        return cls(record, rows, {k: state for group in saved for k, state in group.states().items()})
 
     @property
     def history(self) -> pd.DataFrame:

@@ -17,7 +17,8 @@ from envariant.errors import EnvariantError
 from envariant.training import checkpoint as checkpoints
 from envariant.training import history, record
 from envariant.training.checkpoint import Checkpoint
-from envariant.training.engine import Evaluated
+from envariant.training.engine import Evaluated, is_done
+from envariant.training.execution import Execution
 from envariant.training.history import HistoryRow
 from envariant.training.record import Record
 
@@ -37,7 +38,7 @@ class RunFolder:
     Attributes:
         record: what the run is: as it was first stored, if it goes on.
         rows: history that is already there and still holds.
-        resume: the checkpoint of each replica that has one.
+        resume: the checkpoints of the groups of replicas that have one.
 
     Raises:
         EnvariantError: the folder cannot be written, or holds another run.
@@ -47,7 +48,7 @@ class RunFolder:
         self._path = path
         self.record = wanted
         self.rows: list[HistoryRow] = []
-        self.resume: dict[int, Checkpoint] = {}
+        self.resume: list[Checkpoint] = []
         self._saved = time.monotonic()
         self._lock = FileLock(path / ".lock")
         with _said_clearly(path):
@@ -63,11 +64,11 @@ class RunFolder:
             self._history = (path / "history.csv").open("a", encoding="utf-8", newline="")
 
     def store(self, event: Evaluated) -> None:
-        """Writes what was measured, and the replica's state if it is done or some seconds have passed."""
+        """Writes what was measured, and the replicas' state if they are done or some seconds have passed."""
         with _said_clearly(self._path):
             history.append(self._history, event.rows)
             if event.finished or time.monotonic() - self._saved > _PATIENCE:
-                checkpoints.save(event.checkpoint, self._path / "checkpoints")
+                checkpoints.save(event.checkpoint(), self._path / "checkpoints")
                 self._saved = time.monotonic()
 
     def close(self) -> None:
@@ -78,15 +79,16 @@ class RunFolder:
     def _continue(self, wanted: Record) -> None:
         self.record, rows, self.resume = load(self._path)
         steps = wanted.settings.steps
-        unfinished = [k for k in range(wanted.settings.replicas) if k not in self.resume] or [
-            k for k, saved in self.resume.items() if saved.step < steps and saved.failure is None
-        ]
-        if difference := _difference(self.record, wanted, unfinished=bool(unfinished)):
+        stored = {number for saved in self.resume for number in saved.replicas}
+        unfinished = len(stored) < wanted.settings.replicas or not all(
+            is_done(saved, steps) for saved in self.resume
+        )
+        if difference := _difference(self.record, wanted, unfinished=unfinished):
             raise EnvariantError(
                 f"{self._path}: holds a run with other settings ({difference}); choose another folder"
             )
         # Rows measured after the last checkpoint will be measured again.
-        reached = {number: found.step for number, found in self.resume.items()}
+        reached = {number: saved.step for saved in self.resume for number in saved.replicas}
         self.rows = [row for row in rows if row.step <= reached.get(row.replica, -1)]
         if unfinished:
             history.write(self._path / "history.csv", self.rows)
@@ -105,8 +107,8 @@ def _said_clearly(path: Path) -> Generator[None]:
         ) from None
 
 
-def load(path: Path) -> tuple[Record, list[HistoryRow], dict[int, Checkpoint]]:
-    """A stored run: what it was, what was measured, and the state of each replica so far.
+def load(path: Path) -> tuple[Record, list[HistoryRow], list[Checkpoint]]:
+    """A stored run: what it was, what was measured, and the state of its replicas so far.
 
     Raises:
         EnvariantError: the folder holds no run, or a damaged one.
@@ -119,14 +121,21 @@ def load(path: Path) -> tuple[Record, list[HistoryRow], dict[int, Checkpoint]]:
     except ValueError:
         raise EnvariantError(f"{path / 'history.csv'}: is damaged; train the run again") from None
     measured = {(row.replica, row.step) for row in rows}
-    found = {
-        number: saved
-        for number in range(stored.settings.replicas)
-        if (saved := checkpoints.load(path / "checkpoints", number)) is not None
-        # A checkpoint whose measurements are lost is no use: that replica is trained again.
-        and (number, saved.step) in measured
-    }
+    found = [
+        saved
+        for saved in checkpoints.load(path / "checkpoints")
+        # A checkpoint whose measurements are lost is no use: those replicas are trained again.
+        if all((number, state.step) in measured for number, state in saved.states().items())
+    ]
     return stored, rows, found
+
+
+def execution(path: Path) -> Execution | None:
+    """How the run stored there is executed; None where there is none yet, or none that can be read."""
+    try:
+        return record.read(path / "run.json").execution
+    except EnvariantError:
+        return None
 
 
 def _difference(stored: Record, wanted: Record, *, unfinished: bool) -> str:

@@ -18,11 +18,13 @@ from envariant.algorithms.contract import Algorithm
 from envariant.environments import EnvironmentSet, EnvironmentSource, Suggestion
 from envariant.errors import EnvariantError
 from envariant.models import ModelFamily, model_family
-from envariant.training import engine, provenance
+from envariant.training import engine, provenance, run_folder
 from envariant.training.augmentation import augmentation as augmentation_named
-from envariant.training.checkpoint import Checkpoint
-from envariant.training.engine import Evaluated, Plan
+from envariant.training.engine import Evaluated
+from envariant.training.execution import Wish, choose
+from envariant.training.group import Plan, network
 from envariant.training.history import HistoryRow
+from envariant.training.memory import parse as memory_in_bytes
 from envariant.training.network import ModelBuilder
 from envariant.training.optimizers import optimizer_family
 from envariant.training.progress import watching
@@ -52,6 +54,9 @@ def train(
     evaluate_every: int | None = None,
     augmentation: str | None = None,
     device: str = "auto",
+    execution: str = "auto",
+    memory: str | int | None = None,
+    compile: bool = False,  # noqa: A002
     out: Path | str | None = None,
     progress: bool | None = None,
 ) -> TrainingResult:
@@ -76,6 +81,12 @@ def train(
         evaluate_every: steps between measurements; None gives about 25 of them.
         augmentation: `affine(rotation=15, shear=10, scale=0.2)` for random affine maps of images.
         device: "cpu", "cuda" or "auto".
+        execution: how many replicas train as one program: `sequential` (one after another), `stacked`,
+            `stacked(group=50)`, or `auto`, which tries both for a few steps and stores its choice. A
+            replica's numbers do not depend on it beyond rounding.
+        memory: the most that a stack may need, as in `8GB`; None is half of what is free.
+        compile: whether to compile each program (`torch.compile`, some 20 seconds the first time): for
+            long runs of small models.
         out: a folder to store the run in as it goes; the same call again continues it.
         progress: whether to draw progress; None does so on a terminal.
 
@@ -110,7 +121,9 @@ def train(
         augmentation=augmentation_named(augmentation),
         test=None if test_environments is None else tuple(test_environments),
         device=_device(device),
+        compiled=compile,
     )
+    wish, budget = Wish.of(execution), memory_in_bytes(memory)
     every = max(1, round(plan.steps / 25)) if evaluate_every is None else evaluate_every
     every = _at_least("evaluate-every", 1, every)
     replicas = _at_least("replicas", 1, replicas)
@@ -126,8 +139,8 @@ def train(
     first = source.draw(runs[0].seeds.data)
     roles = first.roles(plan.test)
     _check_environments(chosen, first, roles)
-    network = engine.network(first, runs[0], plan)
-    plan = replace(plan, evaluate_every=every, precision=network.precision)
+    net = network(first, runs[0], plan)
+    plan = replace(plan, evaluate_every=every, precision=net.precision)
     settings = Settings(
         data=source.name,
         algorithm=chosen.name,
@@ -144,14 +157,19 @@ def train(
         replicas=replicas,
         seed=seed,
         precision=plan.precision,
+        execution=execution,
+        compiled=compile,
         device=str(plan.device),
         threads=torch.get_num_threads(),
         source=suggestion.source,
         changed=(),
     )
     settings = replace(settings, changed=_changed(settings, chosen, first))
+    # A run that goes on keeps to the execution it began with, so that its bits do not change.
+    begun = None if out is None else run_folder.execution(Path(out))
     record = Record(
         settings=settings,
+        execution=begun or choose(wish, source, runs, plan, budget),
         metric=first.task.metric,
         higher_is_better=first.task.higher_is_better,
         chance=first.known.chance if first.known.chance is not None else first.task.chance,
@@ -162,7 +180,7 @@ def train(
         sizes={e.name: len(e) for e in first.environments},
         fingerprints={
             "data": first.fingerprint(),
-            "model": network.fingerprint(),
+            "model": net.fingerprint(),
         },
         seeds=tuple(run.seeds for run in runs),
         versions=provenance.versions(),
@@ -184,21 +202,23 @@ def _collect(
     folder = None if out is None else RunFolder(Path(out), record)
     record = record if folder is None else folder.record
     rows: list[HistoryRow] = [] if folder is None else list(folder.rows)
-    last: dict[int, Checkpoint] = {} if folder is None else dict(folder.resume)
+    saved = [] if folder is None else folder.resume
+    states = {number: state for group in saved for number, state in group.states().items()}
     try:
         label = f"{record.settings.algorithm} on {record.settings.data}"
         with watching(label, len(runs), plan.steps, record.metric, progress) as watch:
-            for event in engine.run(source, runs, plan, dict(last)):
+            for event in engine.run(source, runs, plan, record.execution, saved):
                 watch(event)
                 if isinstance(event, Evaluated):
                     rows += event.rows
-                    last[event.replica] = event.checkpoint
+                    if event.finished:
+                        states |= event.checkpoint().states()
                     if folder is not None:
                         folder.store(event)
     finally:
         if folder is not None:
             folder.close()
-    return TrainingResult(record, rows, last)
+    return TrainingResult(record, rows, states)
 
 
 @final

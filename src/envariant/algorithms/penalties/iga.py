@@ -1,0 +1,32 @@
+"""IGA: where the environments' gradients agree, a step that helps one of them helps them all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+from torch import Tensor
+
+from envariant.algorithms.contract import GradientPenalty, State
+from envariant.schedules import Constant, Schedule
+from envariant.search_space import LogUniform
+
+
+@final
+@dataclass(frozen=True)
+class IGA(GradientPenalty):
+    """Σ_e ‖g_e − ḡ‖² over all parameters, g_e = ∇R_e: inter-environmental gradient alignment.
+
+    Koyama & Yamaguchi 2020 take the mean over environments: their λ is E times this coefficient.
+
+    Attributes:
+        coefficient: λ.
+    """
+
+    name: ClassVar[str] = "iga"
+    paper: ClassVar[str] = "Koyama & Yamaguchi 2020, arXiv 2008.01883"
+    minimum_environments: ClassVar[int] = 2
+    coefficient: Annotated[Schedule, LogUniform(1e1, 1e5)] = Constant(1e3)
+
+    def penalty(self, gradients: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
+        spreads = [(g - g.mean(dim=0)).square().sum() for g in gradients.values()]
+        return sum(spreads[1:], spreads[0]), state

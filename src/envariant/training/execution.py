@@ -1,0 +1,181 @@
+"""How many replicas train as one program: asked for, or found by a short measurement on the real shapes.
+
+A small model leaves a processor waiting for Python; a stack of them does not. A large one fills the
+caches by itself, and a stack of those is slower than one after another. So both are tried for a few steps
+and the faster one is taken. The numbers of a replica do not depend on it beyond rounding, but their last
+bits do, so the choice is stored with the result and a resumed run keeps to it.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+import torch
+
+from envariant import specs
+from envariant.environments import EnvironmentSource
+from envariant.errors import EnvariantError
+from envariant.training import memory
+from envariant.training.group import Group, Plan
+from envariant.training.replicas import Replica
+
+_MODES = ("auto", "sequential", "stacked")
+# Fewer steps than this, over all replicas, take about a second: less than choosing does.
+_FEW_STEPS = 2000
+# A step that alone takes longer than this on a CPU leaves Python's share, about 1 ms, out of account.
+_LONG_STEP = 0.02
+# Stacking must win by this much, so that noise does not decide.
+_MARGIN = 1.2
+# As many as tell how a stack fares; a full group may take long to build.
+_SAMPLE = 16
+_STEPS = 5
+
+
+@final
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for.
+
+    Attributes:
+        mode: auto, sequential or stacked.
+        group: the most replicas to a program; None is as many as fit in memory.
+    """
+
+    mode: str
+    group: int | None
+
+    @classmethod
+    def of(cls, text: str) -> "Wish":
+        """A wish from `auto`, `sequential`, `stacked` or `stacked(group=50)`.
+
+        Raises:
+            EnvariantError: it is none of these.
+        """
+        spec = specs.parse(text)
+        group = spec.keywords.get("group")
+        known = spec.name in _MODES and not spec.positional and spec.keywords.keys() <= {"group"}
+        whole = group is None or (isinstance(group, int) and not isinstance(group, bool) and group >= 1)
+        if not known or not whole or (group is not None and spec.name == "sequential"):
+            raise EnvariantError(
+                f"execution must be auto, sequential, stacked or stacked(group=50); got '{text}'"
+            )
+        return cls(spec.name, group)
+
+
+@final
+@dataclass(frozen=True)
+class Execution:
+    """How replicas are run.
+
+    Attributes:
+        mode: whether several make one program.
+        group: at most how many do.
+        reason: why.
+        bytes_predicted: that a group needs at its height; None where it was not looked at.
+    """
+
+    mode: Literal["sequential", "stacked"]
+    group: int
+    reason: str
+    bytes_predicted: int | None = None
+
+
+SEQUENTIAL = Execution("sequential", 1, "as asked for")
+
+
+def choose(
+    wish: Wish, source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan, budget: int | None
+) -> Execution:
+    """The execution that was wished for, or the faster one; a group fits in the budget.
+
+    Args:
+        wish: what was asked for.
+        source: where each replica draws its data.
+        replicas: what differs between them.
+        plan: what they share.
+        budget: bytes; None is half of what is available.
+
+    Raises:
+        EnvariantError: stacking was asked for and is not possible, or the budget is too small.
+    """
+    if wish.mode == "sequential":
+        return SEQUENTIAL
+    if len(replicas) == 1 and wish.mode == "auto":
+        return Execution("sequential", 1, "there is one replica")
+    if wish.mode == "auto" and len(replicas) * plan.steps < _FEW_STEPS:
+        return Execution("sequential", 1, f"{len(replicas)} × {plan.steps} steps are too few to gain from it")
+    alone = Group(source, replicas[:1], plan)
+    if alone.network.draws:
+        return _not_stackable(wish, "the model draws random numbers of its own, as dropout does")
+    alone_seconds = _seconds_a_step(alone)
+    del alone
+    if wish.mode == "auto" and plan.device.type == "cpu" and alone_seconds > _LONG_STEP:
+        return Execution(
+            "sequential", 1, f"one step alone takes {1e3 * alone_seconds:.0f} ms, so little is left to gain"
+        )
+    try:
+        need = _need(source, replicas, plan)
+    except EnvariantError as error:
+        return _not_stackable(wish, str(error).removeprefix("execution: "))
+    except RuntimeError as error:
+        return _not_stackable(wish, f"PyTorch cannot stack it ({str(error).splitlines()[0]})")
+    budget = memory.available(plan.device) // 2 if budget is None else budget
+    fit = need.fit(budget)
+    least = min(2, len(replicas))
+    if fit < (least if wish.mode == "stacked" else 1):
+        raise EnvariantError(
+            f"memory: {least} replicas need about {need.of(least) / 1e9:.3g} GB and {budget / 1e9:.3g} GB "
+            f"are allowed; raise --memory, or use --execution sequential"
+        )
+    most = min(fit, len(replicas) if wish.group is None else wish.group)
+    size = math.ceil(len(replicas) / math.ceil(len(replicas) / most))
+    stacked = Execution("stacked", size, "as asked for", need.of(size))
+    if wish.mode == "stacked":
+        return stacked
+    sample = min(size, _SAMPLE)
+    together_seconds = _seconds_a_step(Group(source, replicas[:sample], plan)) / sample
+    measured = (
+        f"a step of a replica takes {1e3 * alone_seconds:.3g} ms alone and {1e3 * together_seconds:.3g} ms "
+        f"in a stack of {sample}"
+    )
+    if together_seconds * _MARGIN < alone_seconds:
+        return replace(stacked, reason=measured)
+    return Execution("sequential", 1, measured)
+
+
+def _not_stackable(wish: Wish, reason: str) -> Execution:
+    if wish.mode == "stacked":
+        raise EnvariantError(f"execution: cannot be stacked, for {reason}; use sequential")
+    return Execution("sequential", 1, reason)
+
+
+def _seconds_a_step(group: Group) -> float:
+    """The quickest of a few steps, after one to warm up."""
+    group.advance()
+    seconds: list[float] = []
+    for _ in range(_STEPS):
+        started = time.perf_counter()
+        group.advance()
+        if group.device.type == "cuda":
+            torch.cuda.synchronize(group.device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def _need(source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan) -> memory.Need:
+    few = tuple(replicas[k % len(replicas)] for k in range(4))
+    plan = replace(plan, compiled=False)
+
+    def peaks(count: int) -> tuple[int, ...]:
+        group: list[Group] = []
+        return memory.peak_bytes(
+            lambda: group.append(Group(source, few[:count], plan)),
+            lambda: group[0].measure(),
+            # The optimizer's memory comes with the first step; the second draws no rows.
+            lambda: group[0].advance(),
+            lambda: group[0].advance(),
+        )
+
+    return memory.Need.measured(peaks)

@@ -1,0 +1,386 @@
+"""K replicas that train as one program: their data, parameters, state, and one step of all of them.
+
+A group knows nothing of disks, progress or defaults. Its replicas share a model's architecture and an
+algorithm's structure; they differ in seeds and in numbers. One that ceases to be finite stands still from
+then on and is reported with the step at which it happened; the others never notice.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from envariant.algorithms.hyperparameters import numbers, structure
+from envariant.environments import EnvironmentSet, EnvironmentSource
+from envariant.errors import EnvariantError
+from envariant.models import FeaturizerAndHead
+from envariant.schedules import Schedule
+from envariant.training import precision
+from envariant.training.augmentation import RandomAffine
+from envariant.training.batches import Batches, Rows
+from envariant.training.checkpoint import Checkpoint, Failure
+from envariant.training.history import BATCH, HistoryRow
+from envariant.training.network import ModelBuilder, Network
+from envariant.training.optimizers import OptimizerFamily, Updates
+from envariant.training.program import Given, Made, Program
+from envariant.training.random_numbers import private_random_numbers
+from envariant.training.replicas import Replica
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """What all replicas of a run share.
+
+    Attributes:
+        model: builds the network.
+        optimizer: the update rule.
+        steps: updates of each replica.
+        batch_size: rows of each training environment a step, drawn with replacement; None is all rows.
+        evaluate_every: steps between measurements; the first and the last step are measured anyway.
+        precision: "auto", "float32" or "bfloat16".
+        augmentation: of training inputs.
+        test: names of held-out environments; None is the data's own choice.
+        device: where to train.
+        compiled: whether to compile each program.
+    """
+
+    model: ModelBuilder
+    optimizer: OptimizerFamily
+    steps: int
+    batch_size: int | None
+    evaluate_every: int
+    precision: str
+    augmentation: RandomAffine | None
+    test: tuple[str, ...] | None
+    device: torch.device
+    compiled: bool = False
+
+
+@final
+class Group:
+    """Some replicas, ready for a step.
+
+    Args:
+        source: where each replica draws its data.
+        replicas: of one algorithm's structure.
+        plan: what they share.
+        checkpoint: to go on from, if any.
+        programs: those of earlier groups; this group's is looked up there, or put there.
+
+    Attributes:
+        step: updates made.
+        network: the architecture.
+
+    Raises:
+        EnvariantError: the data, the model and the algorithm do not fit one another, or the replicas
+            cannot lie side by side.
+    """
+
+    def __init__(
+        self,
+        source: EnvironmentSource,
+        replicas: Sequence[Replica],
+        plan: Plan,
+        checkpoint: Checkpoint | None = None,
+        programs: dict[Any, Program] | None = None,
+    ) -> None:
+        self._replicas, self._plan = tuple(replicas), plan
+        sets = [source.draw(replica.seeds.data) for replica in replicas]
+        self._roles = sets[0].roles(plan.test)
+        self._names = sets[0].names
+        self.network = net = network(sets[0], replicas[0], plan)
+        self._rows = Rows(sets, self._roles, plan.device)
+        whole = plan.batch_size is None and plan.augmentation is None
+        families = isinstance(net.module, FeaturizerAndHead)
+        self._batches = Batches(
+            self._rows,
+            [replica.seeds.order for replica in replicas],
+            plan.batch_size,
+            plan.augmentation,
+            # All families begin with a product, which would round the inputs at every step to these bits.
+            torch.bfloat16 if net.precision == "bfloat16" and whole and families else torch.float32,
+        )
+        self._params, self._views, self._buffers = self._weights(sets)
+        environments = len(self._rows.training)
+        self._state = _stacked(
+            [
+                replica.algorithm.init({name: v[k] for name, v in self._views.items()}, environments)
+                for k, replica in enumerate(replicas)
+            ]
+        )
+        self._updates = Updates(
+            plan.optimizer,
+            self._params,
+            [replica.learning_rate for replica in replicas],
+            [replica.weight_decay for replica in replicas],
+        )
+        self._numbers = _Numbers([replica.algorithm for replica in replicas], plan.device)
+        self._program = self._find_program({} if programs is None else programs)
+        self._alive = torch.ones(len(replicas), dtype=torch.bool, device=plan.device)
+        self._failed_at = torch.full((len(replicas),), -1, device=plan.device)
+        self._failures: dict[int, Failure] = {}
+        self._metrics: Tensor | None = None
+        self._measured_at = -1
+        self._started, self._spent = time.perf_counter(), 0.0
+        self.step = 0
+        if checkpoint is not None:
+            self._load(checkpoint)
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """Their numbers."""
+        return tuple(replica.index for replica in self._replicas)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they train."""
+        return self._plan.device
+
+    @property
+    def failed(self) -> bool:
+        """Whether no replica is left, as far as has been measured."""
+        return len(self._failures) == len(self._replicas)
+
+    def advance(self) -> None:
+        """One update of every replica that is alive."""
+        step = self.step
+        seed = self._replicas[0].seeds.at(step)
+        if self.network.draws:
+            with private_random_numbers(seed, self._plan.device):
+                made = self._program(self._given(step))
+        else:
+            made = self._program(self._given(step))
+        with torch.no_grad():
+            # Of a replica that fails, the metrics of the failing step are kept.
+            held = self._metrics
+            keep = self._alive[:, None]
+            self._metrics = made.metrics if held is None else torch.where(keep, made.metrics, held)
+            self._take(made)
+        self.step = step + 1
+
+    def measure(self) -> tuple[HistoryRow, ...]:
+        """Every environment's loss and score, for each replica that has not been reported as failed.
+
+        One that failed since the last time is measured once more, as it stood before the step that it
+        could not take.
+        """
+        reached = self._failed_at.tolist()
+        found = {
+            name: self._measured(name).tolist() for name in self._names
+        }  # environment → [replica][loss, score]
+        reported = [] if self._metrics is None else self._metrics.tolist()
+        rows: list[HistoryRow] = []
+        for k, replica in enumerate(self._replicas):
+            if replica.index in self._failures:
+                continue
+            at = self.step if reached[k] < 0 else reached[k]
+            own = [
+                HistoryRow(replica.index, at, name, self._roles[name], metric, value)
+                for name in self._names
+                for metric, value in zip(("loss", self.network.task.metric), found[name][k], strict=True)
+            ]
+            metrics = dict(zip(self._program.metrics, reported[k], strict=True)) if reported else {}
+            self._note_failure(replica.index, k, reached[k], own, metrics)
+            if at > self._measured_at:
+                rows += own
+                rows += [
+                    HistoryRow(replica.index, at, "*", BATCH, name, value) for name, value in metrics.items()
+                ]
+        self._measured_at = self.step
+        return tuple(rows)
+
+    def checkpoint(self) -> Checkpoint:
+        """Where the group stands; its tensors are the group's own and change with the next step."""
+        return Checkpoint(
+            self.replicas,
+            self.step,
+            self._views,
+            self._buffers,
+            self._updates.state(),
+            self._state,
+            dict(self._failures),
+            self._spent + time.perf_counter() - self._started,
+        )
+
+    def _given(self, step: int) -> Given:
+        inputs, targets = self._batches.at(step)
+        return Given(
+            self._views,
+            self._buffers,
+            self._state,
+            inputs,
+            targets,
+            self._numbers.at(step),
+            self._alive,
+            self._failed_at,
+            torch.tensor(step, device=self._plan.device),
+        )
+
+    def _take(self, made: Made) -> None:
+        self._updates.apply(made.gradients, made.alive)
+        self._buffers = {**self._buffers, **made.buffers}
+        self._state, self._alive, self._failed_at = made.state, made.alive, made.failed_at
+
+    def _measured(self, name: str) -> Tensor:
+        inputs, targets = self._rows.of([name])
+        net, replicas = self.network, len(self._replicas)
+
+        def loss_and_score(
+            params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor, targets: Tensor
+        ) -> Tensor:
+            _, logits = net.forward(params, buffers, inputs, training=False, replicas=replicas)
+            values = (net.task.losses(logits, targets), net.task.scores(logits, targets))
+            return torch.stack([value.double().mean() for value in values])
+
+        with torch.inference_mode():
+            if replicas == 1:
+                params, buffers = (
+                    {name: value[0] for name, value in held.items()} for held in (self._views, self._buffers)
+                )
+                return loss_and_score(params, buffers, inputs, targets)[None]
+            axis = self._rows.axis
+            return vmap(loss_and_score, in_dims=(0, 0, axis, axis))(
+                self._views, self._buffers, inputs, targets
+            )
+
+    def _note_failure(
+        self, index: int, k: int, failed_at: int, rows: Sequence[HistoryRow], metrics: Mapping[str, float]
+    ) -> None:
+        usual = "usual causes: the learning rate or a coefficient is too large"
+        lost = [row for row in rows if row.split == "train" and not math.isfinite(row.value)]
+        if failed_at >= 0:
+            seen = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+            where = f" ({seen})" if seen else ""
+            self._failures[index] = Failure(
+                failed_at, f"the gradient became infinite or NaN at step {failed_at}{where}; {usual}"
+            )
+        elif lost:
+            row = lost[0]
+            self._failures[index] = Failure(
+                row.step,
+                f"{row.metric} of '{row.environment}' became {row.value} by step {row.step}; {usual}",
+            )
+            self._alive[k] = False
+
+    def _weights(self, sets: Sequence[EnvironmentSet]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """All parameters, one row a replica; views of them by name; and stacked buffers."""
+        net = self.network
+        found = [(net.params, net.buffers)]
+        for drawn, replica in zip(sets[1:], self._replicas[1:], strict=True):
+            found.append(net.weights(_module(drawn, replica, self._plan)))
+        shapes = {name: value.shape for name, value in net.params.items()}
+        if any({name: value.shape for name, value in params.items()} != shapes for params, _ in found):
+            raise EnvariantError("execution: stacked replicas need one architecture; use sequential")
+        flat = torch.stack([torch.cat([value.flatten() for value in params.values()]) for params, _ in found])
+        parts = flat.split([shape.numel() for shape in shapes.values()], dim=1)
+        views = {
+            name: part.view(len(found), *shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+        return flat, views, {name: torch.stack([held[name] for _, held in found]) for name in net.buffers}
+
+    def _find_program(self, programs: dict[Any, Program]) -> Program:
+        net, first = self.network, self._replicas[0].algorithm
+        key = (
+            len(self._replicas),
+            structure(first),
+            self._batches.sizes,
+            self._batches.axes,
+            repr(net.module),
+        )
+        if key not in programs:
+            programs[key] = Program(
+                net,
+                first,
+                self._batches.sizes,
+                self._batches.axes,
+                len(self._replicas),
+                self._plan.steps,
+                compiled=self._plan.compiled,
+            )
+        return programs[key]
+
+    def _load(self, saved: Checkpoint) -> None:
+        device = self._plan.device
+        shapes = {name: value.shape for name, value in self._views.items()}
+        if {name: value.shape for name, value in saved.params.items()} != shapes:
+            raise EnvariantError(
+                f"replica {saved.replicas[0]}: its checkpoint holds another model; train into a new folder"
+            )
+        for name, view in self._views.items():
+            view.copy_(saved.params[name])
+        self._buffers = {name: saved.buffers[name].to(device) for name in self._buffers}
+        self._state = _merged(self._state, saved.algorithm, device)
+        self._updates.load({name: value.to(device) for name, value in saved.optimizer.items()})
+        self._failures = dict(saved.failures)
+        for k, index in enumerate(self.replicas):
+            if index in self._failures:
+                self._alive[k] = False
+                self._failed_at[k] = self._failures[index].step
+        self.step = self._measured_at = saved.step
+        self._spent = saved.seconds
+
+
+def network(environments: EnvironmentSet, replica: Replica, plan: Plan) -> Network:
+    """The replica's network with its initial weights."""
+    module = _module(environments, replica, plan)
+    return Network(
+        module,
+        environments.task,
+        precision.resolve(plan.precision, plan.device, module, environments.task),
+        plan.device,
+        needs_features=replica.algorithm.needs_features,
+        input_shape=environments.input_shape,
+    )
+
+
+def _module(environments: EnvironmentSet, replica: Replica, plan: Plan) -> nn.Module:
+    with private_random_numbers(replica.seeds.initialisation, plan.device):
+        module: object = plan.model(environments.input_shape, environments.task.outputs)
+    if not isinstance(module, nn.Module):
+        raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
+    return module
+
+
+@final
+class _Numbers:
+    """The hyperparameters of every replica at every step: `[replicas, numbers]`."""
+
+    def __init__(self, algorithms: Sequence[Any], device: torch.device) -> None:
+        table = [numbers(algorithm) for algorithm in algorithms]
+        # A thousand replicas may follow a handful of schedules: each is asked once a step.
+        distinct = list(dict.fromkeys(number for row in table for number in row))
+        places = {number: i for i, number in enumerate(distinct)}
+        self._distinct, self._device = distinct, device
+        self._index = torch.tensor([[places[number] for number in row] for row in table], dtype=torch.long)
+        self._values: list[float] | None = None
+        self._tensor = torch.empty(0)
+
+    def at(self, step: int) -> Tensor:
+        values = [n(step) if isinstance(n, Schedule) else n for n in self._distinct]
+        if values != self._values:
+            self._values = values
+            self._tensor = torch.tensor(values, dtype=torch.float32)[self._index].to(self._device)
+        return self._tensor
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return torch.stack(list(trees))
+    return {key: _stacked([tree[key] for tree in trees]) for key in first}
+
+
+def _merged(fresh: Mapping[str, Any], stored: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        key: _merged(value, stored.get(key, {}), device)
+        if isinstance(value, Mapping)
+        else stored[key].to(device)
+        for key, value in fresh.items()
+    }

@@ -1,0 +1,138 @@
+"""How much memory a piece of work needs at its height, and how much there is.
+
+Needs are counted, not guessed: while the work runs once on a small scale, every tensor that an operation
+makes is added to the tally and taken off when its storage dies. What kernels allocate inside themselves
+is not seen; it is small beside the tensors they return.
+"""
+
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from envariant.errors import EnvariantError
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def peak_bytes(*phases: Callable[[], Any]) -> tuple[int, ...]:
+    """The most that tensors hold at one time in each phase; what the phases return lives on to the end."""
+    kept: list[Any] = []
+    peaks: list[int] = []
+    with _Tally() as tally:
+        for phase in phases:
+            kept.append(phase())
+            peaks.append(tally.peak)
+            tally.peak = tally.live
+    return tuple(peaks)
+
+
+@final
+@dataclass(frozen=True)
+class Need:
+    """Bytes as a function of the number of replicas.
+
+    Attributes:
+        phases: for each phase of the work, what it takes whatever the number, and what each adds.
+    """
+
+    phases: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def measured(cls, peaks: Callable[[int], tuple[int, ...]]) -> "Need":
+        """From the peaks at two and at four replicas, in which everything is linear in their number."""
+        two, four = peaks(2), peaks(4)
+        each = [max(1, (b - a) // 2) for a, b in zip(two, four, strict=True)]
+        return cls(tuple((max(0, a - 2 * slope), slope) for a, slope in zip(two, each, strict=True)))
+
+    def of(self, replicas: int) -> int:
+        """What so many replicas need at their height."""
+        return max(fixed + replicas * each for fixed, each in self.phases)
+
+    def fit(self, budget: int) -> int:
+        """How many replicas fit."""
+        return max(0, min((budget - fixed) // each for fixed, each in self.phases))
+
+
+@final
+class _Tally(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self.live = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._count(result)
+        return result
+
+    def _count(self, result: Any) -> None:
+        if isinstance(result, tuple | list):
+            for part in result:
+                self._count(part)
+        elif isinstance(result, Tensor):
+            storage = result.untyped_storage()
+            # Views share a storage, and PyTorch gives back the same Python object for it while it lives.
+            if storage not in self._known:
+                self._known.add(storage)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._forget, storage.nbytes())
+
+    def _forget(self, size: int) -> None:
+        self.live -= size
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can still be had: of the device, or of this machine as far as this process may use it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [_linux_available(), _container_available()]
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def parse(text: str | int | None) -> int | None:
+    """Bytes from a number or a text such as `8GB` or `512 MiB`; None for None.
+
+    Raises:
+        EnvariantError: the text is no amount of memory.
+    """
+    if text is None or isinstance(text, int):
+        return text
+    letters = text.strip().upper().lstrip("0123456789. ")
+    number = text.strip()[: len(text.strip()) - len(letters)]
+    try:
+        amount = int(float(number) * _UNITS[letters or "B"])
+    except (ValueError, KeyError):
+        amount = 0
+    if amount <= 0:
+        raise EnvariantError(f"memory: expected an amount such as 8GB or 512MiB; got '{text}'")
+    return amount
+
+
+def _linux_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = dict(line.split(":", 1) for line in lines)
+        return int(found["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _container_available() -> int | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        most = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = (folder / "memory.current").read_text(encoding="ascii").strip()
+        return int(most) - int(used)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,225 @@
+"""One step of K replicas as one program: a list of tensor operations without Python between them.
+
+An algorithm is a pure function, so K replicas of it are the same function of stacked tensors
+(`torch.func.vmap`). What Python does to build a step, differentiating and stacking, is the same at every
+step; so it is done once, recorded, and from then on only the recorded operations run. They are the same
+operations on the same numbers, hence the same bits.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.func import vmap
+
+from envariant.algorithms.contract import Algorithm, Parameters, State
+from envariant.algorithms.hyperparameters import with_numbers
+from envariant.environments import EnvironmentBatch
+from envariant.training.batches import Axis
+from envariant.training.network import Network
+
+# Recording costs about what it saves in this many steps, most of it a first import.
+_WORTH_RECORDING = 2000
+
+
+@final
+@dataclass(frozen=True)
+class Given:
+    """What a step starts from; every tensor but `step` has the replicas along its first axis.
+
+    Attributes:
+        params, buffers: of the networks.
+        state: of the algorithm.
+        inputs, targets: of the batch; their axis of replicas is the program's `axes`.
+        numbers: the algorithm's hyperparameters at this step.
+        alive: which replicas have been finite so far.
+        failed_at: the step at which a replica ceased to be, else -1.
+        step: updates made.
+    """
+
+    params: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    state: State
+    inputs: Tensor
+    targets: Tensor
+    numbers: Float[Tensor, "replicas numbers"]
+    alive: Bool[Tensor, " replicas"]
+    failed_at: Int[Tensor, " replicas"]
+    step: Int[Tensor, ""]
+
+
+@final
+@dataclass(frozen=True)
+class Made:
+    """What a step makes.
+
+    Attributes:
+        gradients: all parameters end to end; 0 for replicas that are not alive.
+        buffers: those that a training pass changes.
+        state: of the algorithm.
+        metrics: in the order of the program's `metrics`.
+        alive, failed_at: brought up to date.
+    """
+
+    gradients: Float[Tensor, "replicas numbers"]
+    buffers: dict[str, Tensor]
+    state: State
+    metrics: Float[Tensor, "replicas metrics"]
+    alive: Bool[Tensor, " replicas"]
+    failed_at: Int[Tensor, " replicas"]
+
+
+Function = Callable[..., Any]
+
+
+@final
+class Program:
+    """The step of `replicas` replicas of one algorithm and one architecture.
+
+    Args:
+        net: the architecture.
+        algorithm: whose numbers are replaced by `Given.numbers`.
+        sizes: rows of each environment in a batch.
+        axes: of the replicas in inputs and targets.
+        replicas: how many; one alone is run without `vmap`.
+        calls: how often it will be called, which decides whether recording pays.
+        compiled: whether to compile the recorded operations (`torch.compile`).
+
+    Attributes:
+        metrics: names of the algorithm's metrics; known after the first call.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        algorithm: Algorithm,
+        sizes: tuple[int, ...],
+        axes: tuple[Axis, Axis],
+        replicas: int,
+        calls: int,
+        *,
+        compiled: bool,
+    ) -> None:
+        self._net, self._algorithm, self._sizes = net, algorithm, sizes
+        self._axes, self._replicas, self._compiled = axes, replicas, compiled
+        # What dropout draws depends on a global generator, and so it stays with Python.
+        self._record = (compiled or calls >= _WORTH_RECORDING) and not net.draws
+        self._recorded: Function | None = None
+        self.metrics: tuple[str, ...] = ()
+
+    def __call__(self, given: Given) -> Made:
+        """One step."""
+        arguments = (
+            dict(given.params),
+            dict(given.buffers),
+            given.state,
+            given.inputs,
+            given.targets,
+            given.numbers,
+            given.alive,
+            given.failed_at,
+            given.step,
+        )
+        with torch.no_grad():
+            if self._record:
+                self._record = False
+                self._recorded = self._recording(arguments)
+            step = self._stacked if self._recorded is None else self._recorded
+            gradients, *rest = step(*arguments)
+            if self._compiled and self._net.device.type == "cuda":
+                # A CUDA graph writes its results to the same place at the next step; gradients are used
+                # before that, everything else is kept.
+                rest = [each(torch.clone, tree) for tree in rest]
+            return Made(gradients, *rest)
+
+    def _stacked(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        state: State,
+        inputs: Tensor,
+        targets: Tensor,
+        numbers: Tensor,
+        alive: Tensor,
+        failed_at: Tensor,
+        step: Tensor,
+    ) -> tuple[Any, ...]:
+        replicas = (params, buffers, state)
+        if self._replicas == 1:
+            params, buffers, state = (each(_only, tree) for tree in replicas)
+            alone = self._one(params, buffers, state, inputs, targets, numbers[0], step)
+            gradients, changed, state, metrics = (each(_stack_of_one, tree) for tree in alone)
+        else:
+            many = vmap(self._one, in_dims=(0, 0, 0, *self._axes, 0, None))
+            gradients, changed, state, metrics = many(*replicas, inputs, targets, numbers, step)
+        total = gradients.sum(dim=1)
+        # Infinity less itself is NaN, so this is finiteness in two operations.
+        finite = (total - total) == 0
+        failed_at = torch.where(alive & ~finite, step, failed_at)
+        alive = alive & finite
+        gradients = torch.where(alive[:, None], gradients, 0)
+        return gradients, changed, state, metrics, alive, failed_at
+
+    def _one(
+        self,
+        params: Parameters,
+        buffers: Mapping[str, Tensor],
+        state: State,
+        inputs: Tensor,
+        targets: Tensor,
+        numbers: Tensor,
+        step: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], State, Tensor]:
+        net = self._net
+        algorithm = with_numbers(self._algorithm, numbers.unbind())
+        batch = EnvironmentBatch(inputs, targets, self._sizes, net.task)
+
+        def forward(params: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]:
+            # Differentiation must not see running statistics change, so it gets copies to spoil.
+            spoiled = {k: v.clone() if k in net.changing else v for k, v in buffers.items()}
+            return net.forward(params, spoiled, inputs, training=True, replicas=self._replicas)
+
+        gradients, state, metrics = algorithm.gradients(forward, params, batch, state, step)
+        self.metrics = tuple(metrics)
+        changed: dict[str, Tensor] = {}
+        if net.changing:
+            changed = {name: buffers[name].clone() for name in sorted(net.changing)}
+            with torch.no_grad():
+                net.forward(params, {**buffers, **changed}, inputs, training=True)
+        flat = torch.cat([gradients[name].flatten() for name in params])
+        reported = [value.to(flat.dtype).flatten() for value in metrics.values()]
+        return flat, changed, state, torch.cat(reported) if reported else flat.new_zeros(0)
+
+    def _recording(self, arguments: tuple[Any, ...]) -> Function | None:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        try:
+            recorded = make_fx(lambda *given: self._stacked(*given))(*arguments)
+        except Exception as error:
+            # An algorithm or a model of the user's own may do what cannot be recorded.
+            logging.getLogger(__name__).info("not recorded: %s", error)
+            return None
+        if not self._compiled:
+            return recorded
+        # Compilers make a program for each shape; ours never changes shape.
+        mode = "reduce-overhead" if self._net.device.type == "cuda" else None
+        return torch.compile(recorded, mode=mode, dynamic=False)
+
+
+def each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """A tree of nested mappings with every tensor changed."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    return {key: each(change, value) for key, value in tree.items()}
+
+
+def _only(stack: Tensor) -> Tensor:
+    return stack[0]
+
+
+def _stack_of_one(value: Tensor) -> Tensor:
+    return value[None]

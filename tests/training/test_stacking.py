@@ -1,0 +1,318 @@
+"""Stacked or one after another, recorded or not, alone or in company: the same numbers to rounding."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import envariant
+from envariant.algorithms import RECIPES, Algorithm, Composition, VREx, recipe
+from envariant.environments import Environment, EnvironmentSet
+from envariant.errors import EnvariantError
+from envariant.models import model_family
+from envariant.tasks import Binary, Multiclass, Regression
+from envariant.training import Replica, Seeds, engine, execution, memory, program
+from envariant.training.augmentation import RandomAffine
+from envariant.training.engine import Evaluated
+from envariant.training.execution import SEQUENTIAL, Execution, Wish
+from envariant.training.group import Group, Plan
+from envariant.training.optimizers import optimizer_family
+
+CPU = torch.device("cpu")
+STACKED = Execution("stacked", 100, "")
+# Two settings of each recipe, to lie side by side in one stack.
+SETTINGS = {
+    "erm": [{}, {"l2": 0.1}],
+    "irm": [{"coefficient": 2.0}, {"coefficient": "step(1, 50, at=3)", "l2": 0.01}],
+    "vrex": [{"coefficient": 3.0}, {"coefficient": "linear(0, 9, until=5)"}],
+    "mm-rex": [{"coefficient": 0.5}, {"coefficient": 2.0}],
+    "iga": [{"coefficient": 0.1}, {"coefficient": 1.0}],
+    "and-mask": [{"threshold": 1.0}, {"threshold": 0.0}],
+}
+
+
+def made(task, outputs, seed=0, sizes=(40, 95, 20)) -> EnvironmentSet:
+    generator = torch.Generator().manual_seed(seed)
+    weights, found = torch.randn(6, outputs, generator=generator), []
+    for name, n in zip("abc", sizes, strict=True):
+        inputs = torch.randn(n, 6, generator=generator)
+        score = inputs @ weights
+        targets = score[:, 0] if outputs == 1 else score.argmax(dim=1)
+        found.append(
+            Environment(name, inputs, (targets > 0).float() if isinstance(task, Binary) else targets)
+        )
+    return EnvironmentSet("made", tuple(found), task, test=("c",))
+
+
+def plan(model="mlp(hidden=8)", **changes) -> Plan:
+    build = model_family(model).build if isinstance(model, str) else model
+    standard = Plan(build, optimizer_family("adam"), 8, None, 4, "float32", None, None, CPU)
+    return replace(standard, **changes)
+
+
+def replicas(name, count=4, rates=(0.01, 0.003)):
+    settings = SETTINGS[name]
+    return [
+        Replica(k, Seeds.of(7, k), recipe(name).build(settings[k % 2]), rates[k % 2], 0.01 * (k % 3))
+        for k in range(count)
+    ]
+
+
+def outcome(source, members, shared, how):
+    """Every measured number by replica, and the last state of each."""
+    events = [e for e in engine.run(source, members, shared, how) if isinstance(e, Evaluated)]
+    rows = sorted((r for e in events for r in e.rows), key=lambda r: (r.replica, r.step))
+    return rows, {k: s for e in events if e.finished for k, s in e.checkpoint().states().items()}
+
+
+def assert_alike(ours, theirs, tolerance=2e-4):
+    assert len(ours[0]) == len(theirs[0])
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        assert replace(a, value=0.0) == replace(b, value=0.0)
+        assert a.value == pytest.approx(b.value, rel=tolerance, abs=1e-4), a
+    for k, state in theirs[1].items():
+        for name, value in state.params.items():
+            torch.testing.assert_close(ours[1][k].params[name], value, rtol=tolerance, atol=1e-4)
+
+
+def test_every_recipe_has_settings_here():
+    assert SETTINGS.keys() == RECIPES.keys()
+
+
+@pytest.mark.parametrize("batch_size", [None, 16])
+@pytest.mark.parametrize("task", [(Binary(), 1), (Multiclass(3), 3), (Regression(), 1)], ids=str)
+@pytest.mark.parametrize("name", RECIPES)
+def test_stacked_and_one_after_another_are_the_same_to_rounding(name, task, batch_size):
+    """Replicas with weights, rates, decays and hyperparameters of their own."""
+    shared, source = plan(batch_size=batch_size), made(*task)
+    together = outcome(source, replicas(name), shared, STACKED)
+    apart = outcome(source, replicas(name), shared, SEQUENTIAL)
+    assert_alike(together, apart)
+    values = {s.params["head.weight"].sum().item() for s in apart[1].values()}
+    assert len(values) == 4, "the replicas do differ"
+
+
+@pytest.mark.parametrize("name", ["irm", "and-mask"])
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_images_of_their_own_draw_and_augmentation_for_each_replica(name, batch_size):
+    shared = plan("lenet", batch_size=batch_size, augmentation=RandomAffine(), steps=4)
+    assert_alike(
+        outcome(Images(), replicas(name, 3), shared, STACKED),
+        outcome(Images(), replicas(name, 3), shared, SEQUENTIAL),
+        1e-3,
+    )
+
+
+class Images(envariant.EnvironmentSource):
+    """Small random images, drawn anew for every seed."""
+
+    name = "images"
+
+    def draw(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return EnvironmentSet(
+            "images",
+            tuple(
+                Environment(n, torch.rand(30, 1, 14, 14, generator=generator), torch.arange(30.0) % 2)
+                for n in "abc"
+            ),
+            Binary(),
+            test=("c",),
+        )
+
+
+def test_batch_norm_can_be_stacked_and_its_running_statistics_follow():
+    def build(_shape, _outputs):
+        return nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+
+    shared, source = plan(build), made(Binary(), 1)
+    ours = outcome(source, replicas("vrex", 3), shared, STACKED)
+    theirs = outcome(source, replicas("vrex", 3), shared, SEQUENTIAL)
+    assert_alike(ours, theirs)
+    for k in range(3):
+        for name, buffer in theirs[1][k].buffers.items():
+            torch.testing.assert_close(ours[1][k].buffers[name], buffer, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [SEQUENTIAL, STACKED], ids=["alone", "stacked"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recorded_program_gives_the_bits_of_the_unrecorded_one(name, how, monkeypatch):
+    shared, source = plan(batch_size=16), made(Binary(), 1)
+    plain = outcome(source, replicas(name), shared, how)
+    monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+    used = []
+    original = program.Program._recording
+    monkeypatch.setattr(
+        program.Program, "_recording", lambda self, given: used.append(original(self, given)) or used[-1]
+    )
+    recorded = outcome(source, replicas(name), shared, how)
+    assert used
+    assert None not in used, "it was recorded"
+    assert recorded[0] == plain[0]
+    for k, state in plain[1].items():
+        assert all(torch.equal(recorded[1][k].params[n], v) for n, v in state.params.items())
+
+
+class Branching(Algorithm):
+    """What a user may write without a thought of programs: a branch on the step, in Python."""
+
+    name, minimum_environments, needs_features = "branching", 1, False
+
+    def init(self, params, environments):
+        return {}
+
+    def gradients(self, forward, params, batch, state, step):
+        chosen = Composition(penalties=(VREx(9.0),)) if step >= 3 else Composition()
+        inner = chosen.init(params, 2)
+        gradients, _, metrics = chosen.gradients(forward, params, batch, inner, step)
+        return gradients, state, {"risk": metrics["risk"]}
+
+
+def test_an_algorithm_that_cannot_be_recorded_runs_as_it_is(monkeypatch):
+    one = Branching()
+    members = [Replica(k, Seeds.of(7, k), one, 0.01, 0.0) for k in range(3)]
+    shared, source = plan(), made(Binary(), 1)
+    plain = outcome(source, members, shared, SEQUENTIAL)
+    assert_alike(outcome(source, members, shared, STACKED), plain)
+    monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+    assert outcome(source, members, shared, SEQUENTIAL)[0] == plain[0]
+
+
+def test_row_blocks_do_not_change_a_stack(monkeypatch):
+    shared, source = plan(), made(Binary(), 1)
+    whole = outcome(source, replicas("irm"), shared, STACKED)
+    monkeypatch.setattr(envariant.training.network, "_BLOCK_ROWS", (7, 29))
+    assert_alike(outcome(source, replicas("irm"), shared, STACKED), whole)
+
+
+def test_members_of_different_structure_train_in_groups_of_their_own():
+    members = [replicas("irm", 5)[k] for k in (0, 1, 2)] + [
+        replace(r, index=r.index + 10) for r in replicas("erm", 4)
+    ]
+    found = engine.groups(members, 2)
+    assert [[r.index for r in g] for g in found] == [[0, 1], [2], [10, 11], [12, 13]]
+    balanced = engine.groups(replicas("erm", 10), 4)
+    assert sorted(len(g) for g in balanced) == [3, 3, 4]
+    rows, states = outcome(made(Binary(), 1), members, plan(), STACKED)
+    assert set(states) == {0, 1, 2, 10, 11, 12, 13}
+    assert {r.replica for r in rows} == set(states)
+
+
+def test_draws_of_different_sizes_cannot_be_stacked_and_the_mend_is_named():
+    class Uneven(envariant.EnvironmentSource):
+        name = "uneven"
+
+        def draw(self, seed):
+            return made(Binary(), 1, seed % 5, sizes=(30 + seed % 7, 20, 10))
+
+    with pytest.raises(EnvariantError, match="environments of the same sizes in every draw; use sequential"):
+        envariant.train(Uneven(), "erm", model="linear", steps=3, replicas=4, execution="stacked")
+    result = envariant.train(Uneven(), "erm", model="linear", steps=600, replicas=4)
+    assert result.record.execution.mode == "sequential"
+    assert "same sizes" in result.record.execution.reason
+
+
+def test_dropout_is_run_one_after_another():
+    def build():
+        return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    source = made(Binary(), 1)
+    with pytest.raises(EnvariantError, match="draws random numbers of its own, as dropout does; use sequen"):
+        envariant.train(source, "erm", model=build, steps=3, replicas=2, execution="stacked")
+    result = envariant.train(source, "erm", model=build, steps=1000, replicas=2)
+    assert "dropout" in result.record.execution.reason
+
+
+@pytest.mark.parametrize("name", ["erm", "irm", "and-mask"])
+@pytest.mark.parametrize("batch_size", [None, 64])
+@pytest.mark.parametrize("own_data", [False, True])
+def test_memory_is_predicted_within_a_fifth(name, batch_size, own_data):
+    """From two and four replicas to fifty."""
+    source = Images() if own_data else made(Binary(), 1, sizes=(400, 700, 300))
+    shared = plan(batch_size=batch_size)
+    members = [replace(r, index=k) for k, r in enumerate(replicas(name, 50))]
+    predicted = execution._need(source, members, shared).of(50)
+    group = []
+    found = memory.peak_bytes(
+        lambda: group.append(Group(source, members, shared)),
+        lambda: group[0].measure(),
+        lambda: group[0].advance(),
+        lambda: group[0].advance(),
+    )
+    assert predicted == pytest.approx(max(found), rel=0.2)
+
+
+def test_the_tally_counts_what_lives_at_one_time():
+    def work():
+        a = torch.ones(1000)
+        b = a + 1
+        del a
+        c = b.view(10, 100) * 2
+        return c.sum()
+
+    assert memory.peak_bytes(work, lambda: torch.zeros(10)) == (8000 + 4, 44)
+
+
+def test_a_small_budget_makes_smaller_groups_and_a_tiny_one_is_refused():
+    source, members, shared = made(Binary(), 1), replicas("irm", 20), plan()
+    need = execution._need(source, members, shared)
+    budget = need.of(7)
+    found = execution.choose(Wish.of("stacked"), source, members, shared, budget)
+    assert found.mode == "stacked"
+    assert found.group == 7
+    assert found.bytes_predicted == budget
+    with pytest.raises(EnvariantError, match="memory: 2 replicas need about .* GB and .* GB are allowed"):
+        execution.choose(Wish.of("stacked"), source, members, shared, need.of(1))
+
+
+def test_auto_takes_the_faster_one_and_says_why():
+    members, source = replicas("irm", 30), made(Binary(), 1)
+    found = execution.choose(Wish.of("auto"), source, members, plan(steps=1000, batch_size=16), None)
+    assert (found.mode, found.group) == ("stacked", 30)
+    assert "ms alone and" in found.reason
+    few = execution.choose(Wish.of("auto"), source, members, plan(steps=3), None)
+    assert (few.mode, few.group) == ("sequential", 1)
+    assert few.reason == "30 × 3 steps are too few to gain from it"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"execution": "stack"}, "execution must be auto, sequential, stacked or stacked(group=50)"),
+        ({"execution": "stacked(group=0)"}, "got 'stacked(group=0)'"),
+        ({"execution": "sequential(group=2)"}, "execution must be"),
+        ({"memory": "lots"}, "memory: expected an amount such as 8GB or 512MiB; got 'lots'"),
+        ({"memory": "0GB"}, "memory: expected an amount"),
+        ({"memory": "1KB", "execution": "stacked", "replicas": 2}, "raise --memory"),
+    ],
+)
+def test_wrong_wishes_get_one_clear_error(arguments, message):
+    with pytest.raises(EnvariantError) as error:
+        envariant.train(**{"data": "colored-digits", "algorithm": "erm", "steps": 1} | arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("8GB", 8 * 10**9), ("512 MiB", 2**29), ("1.5kb", 1500), (77, 77), (None, None)]
+)
+def test_amounts_of_memory(text, expected):
+    assert memory.parse(text) == expected
+
+
+def test_a_stack_goes_on_as_a_stack_and_another_wish_is_refused(tmp_path):
+    long = {"steps": 20, "replicas": 3, "evaluate_every": 5}
+    first = envariant.train("colored-digits", "irm", out=tmp_path, execution="stacked", **long)
+    assert first.record.execution.mode == "stacked"
+    assert (tmp_path / "checkpoints" / "replicas-000-002.safetensors").exists()
+    with pytest.raises(EnvariantError, match="execution stacked, not sequential"):
+        envariant.train("colored-digits", "irm", out=tmp_path, execution="sequential", **long)
+    assert envariant.TrainingResult.load(tmp_path).finished == (0, 1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_a_compiled_program_gives_the_same_numbers_to_rounding():
+    pytest.importorskip("torch._inductor")
+    shared, source = plan(batch_size=16, steps=4), made(Binary(), 1)
+    ours = outcome(source, replicas("irm"), replace(shared, compiled=True), STACKED)
+    assert_alike(ours, outcome(source, replicas("irm"), shared, STACKED))

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from envariant.cli.algorithms import algorithms
+from envariant.cli.bench import bench
 from envariant.cli.data import data
 from envariant.cli.demo import demo
 from envariant.cli.report import report
@@ -29,6 +30,7 @@ app.command(train)
 app.command(report)
 app.command(algorithms)
 app.command(data)
+app.command(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -44,8 +44,8 @@ def print_result(result: TrainingResult, out: Path | None) -> None:
         console.print(f"replica {replica} stopped: {reason}", style="red")
     settings = result.record.settings
     console.print(
-        f"{settings.model}, {settings.steps} steps, {settings.precision}, {result.seconds:.1f} s"
-        + (f"; stored in {out}" if out else ""),
+        f"{settings.model}, {settings.steps} steps, {settings.precision}, {_execution(result)}"
+        f"{result.seconds:.1f} s" + (f"; stored in {out}" if out else ""),
         style="dim",
     )
 
@@ -64,6 +64,11 @@ def _console() -> Console:
     # A pipe has no width: give it one in which tables keep their lines.
     width = None if sys.stdout.isatty() else 160
     return Console(width=width, highlight=False, markup=False, soft_wrap=False)
+
+
+def _execution(result: TrainingResult) -> str:
+    execution = result.record.execution
+    return f"in stacks of {execution.group}, " if execution.mode == "stacked" else ""
 
 
 def _finite(value: Any) -> Any:

@@ -54,9 +54,8 @@ class ModelFamily(ABC):
         """
 
 
-def xavier_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer with Xavier-uniform weights and zero biases, as in the IRM and REx code."""
-    layer = nn.Linear(inputs, outputs)
+def xavier(layer: nn.Linear) -> nn.Linear:
+    """The layer with Xavier-uniform weights and zero biases, as in the IRM and REx code."""
     with torch.no_grad():
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)

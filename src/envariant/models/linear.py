@@ -5,9 +5,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from envariant.models.contract import FeaturizerAndHead, ModelFamily, xavier_linear
+from envariant.models.contract import FeaturizerAndHead, ModelFamily, xavier
+
+
+@final
+class _Linear(nn.Linear):
+    """W x + b, written with the weights first.
+
+    Many such models on the same rows are then one matrix product under `vmap`, and not one each; for that
+    their weights have to lie side by side, hence the copy.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return (self.weight.clone(memory_format=torch.contiguous_format) @ input.T + self.bias[:, None]).T
 
 
 @final
@@ -18,4 +31,4 @@ class Linear(ModelFamily):
     name: ClassVar[str] = "linear"
 
     def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
-        return FeaturizerAndHead(nn.Flatten(), xavier_linear(math.prod(input_shape), outputs))
+        return FeaturizerAndHead(nn.Flatten(), xavier(_Linear(math.prod(input_shape), outputs)))

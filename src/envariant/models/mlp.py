@@ -9,7 +9,7 @@ from typing import ClassVar, final
 from torch import nn
 
 from envariant.errors import EnvariantError
-from envariant.models.contract import FeaturizerAndHead, ModelFamily, xavier_linear
+from envariant.models.contract import FeaturizerAndHead, ModelFamily, xavier
 
 
 @final
@@ -43,5 +43,5 @@ class MLP(ModelFamily):
         widths = (math.prod(input_shape), *self.widths)
         layers: list[nn.Module] = [nn.Flatten()]
         for wide, narrow in pairwise(widths):
-            layers += [xavier_linear(wide, narrow), nn.ReLU()]
-        return FeaturizerAndHead(nn.Sequential(*layers), xavier_linear(widths[-1], outputs))
+            layers += [xavier(nn.Linear(wide, narrow)), nn.ReLU()]
+        return FeaturizerAndHead(nn.Sequential(*layers), xavier(nn.Linear(widths[-1], outputs)))

@@ -52,6 +52,7 @@ def settings(result: TrainingResult) -> dict[str, str]:
         "seed": str(s.seed),
         "precision": s.precision,
         "device": f"{s.device}, {s.threads} threads",
+        "execution": _execution(result),
         "what was not given": s.source,
         "changed from there": ", ".join(s.changed) or "nothing",
     }
@@ -59,3 +60,9 @@ def settings(result: TrainingResult) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else format_value(value)
+
+
+def _execution(result: TrainingResult) -> str:
+    execution, compiled = result.record.execution, ", compiled" if result.record.settings.compiled else ""
+    how = f"stacks of {execution.group}" if execution.mode == "stacked" else "one after another"
+    return how + compiled

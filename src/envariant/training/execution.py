@@ -28,6 +28,11 @@ _FEW_STEPS = 2000
 _LONG_STEP = 0.02
 # Stacking must win by this much, so that noise does not decide.
 _MARGIN = 1.2
+# The C library's heap, told to keep what is freed (`allocator.py`), comes to hold up to
+# two and a half times what lives.
+HEAP = 2.5
+# A group that needs more than this leaves the caches; its replicas then cost more, not less.
+_COMFORTABLE = 64 * 2**20
 # As many as tell how a stack fares; a full group may take long to build.
 _SAMPLE = 16
 _STEPS = 5
@@ -40,7 +45,7 @@ class Wish:
 
     Attributes:
         mode: auto, sequential or stacked.
-        group: the most replicas to a program; None is as many as fit in memory.
+        group: the most replicas to a program; None is as many as are quick together.
     """
 
     mode: str
@@ -116,22 +121,24 @@ def choose(
             "sequential", 1, f"one step alone takes {1e3 * alone_seconds:.0f} ms, so little is left to gain"
         )
     try:
-        need = _need(source, replicas, plan)
+        needed = need(source, replicas, plan)
     except EnvariantError as error:
         return _not_stackable(wish, str(error).removeprefix("execution: "))
     except RuntimeError as error:
         return _not_stackable(wish, f"PyTorch cannot stack it ({str(error).splitlines()[0]})")
     budget = memory.available(plan.device) // 2 if budget is None else budget
-    fit = need.fit(budget)
+    holes = HEAP if plan.device.type == "cpu" else 1.0
+    fit = needed.fit(int(budget / holes), len(replicas))
     least = min(2, len(replicas))
     if fit < (least if wish.mode == "stacked" else 1):
         raise EnvariantError(
-            f"memory: {least} replicas need about {need.of(least) / 1e9:.3g} GB and {budget / 1e9:.3g} GB "
-            f"are allowed; raise --memory, or use --execution sequential"
+            f"memory: {least} replicas need about {holes * needed.of(least) / 1e9:.3g} GB and "
+            f"{budget / 1e9:.3g} GB are allowed; raise --memory, or use --execution sequential"
         )
-    most = min(fit, len(replicas) if wish.group is None else wish.group)
+    comfortable = max(2, needed.fit(_COMFORTABLE + needed.of(1), len(replicas)))
+    most = min(fit, len(replicas), comfortable if wish.group is None else wish.group)
     size = math.ceil(len(replicas) / math.ceil(len(replicas) / most))
-    stacked = Execution("stacked", size, "as asked for", need.of(size))
+    stacked = Execution("stacked", size, "as asked for", int(holes * needed.of(size)))
     if wish.mode == "stacked":
         return stacked
     sample = min(size, _SAMPLE)
@@ -164,18 +171,22 @@ def _seconds_a_step(group: Group) -> float:
     return min(seconds)
 
 
-def _need(source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan) -> memory.Need:
+def need(source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan) -> memory.Need:
+    """What a group of any size needs, told from groups of two and of four."""
     few = tuple(replicas[k % len(replicas)] for k in range(4))
-    plan = replace(plan, compiled=False)
+    measuring = Group(source, few[:1], plan).measuring
+    return memory.Need.measured(
+        lambda count: peaks(source, few[:count], plan), (float, measuring, float, float)
+    )
 
-    def peaks(count: int) -> tuple[int, ...]:
-        group: list[Group] = []
-        return memory.peak_bytes(
-            lambda: group.append(Group(source, few[:count], plan)),
-            lambda: group[0].measure(),
-            # The optimizer's memory comes with the first step; the second draws no rows.
-            lambda: group[0].advance(),
-            lambda: group[0].advance(),
-        )
 
-    return memory.Need.measured(peaks)
+def peaks(source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan) -> tuple[int, ...]:
+    """Bytes at the height of building a group, measuring it, its first step and its second."""
+    plan, group = replace(plan, compiled=False), list[Group]()
+    return memory.peak_bytes(
+        lambda: group.append(Group(source, replicas, plan)),
+        lambda: group[0].measure(),
+        # The optimizer's memory comes with the first step; the second draws no rows.
+        lambda: group[0].advance(),
+        lambda: group[0].advance(),
+    )

@@ -195,6 +195,10 @@ class Group:
         self._measured_at = self.step
         return tuple(rows)
 
+    def measuring(self, replicas: int) -> float:
+        """How many replicas' worth of the largest environment is measured at one time in a group so large."""
+        return replicas / self._blocks(max(self._rows.sizes.values()), replicas)
+
     def checkpoint(self) -> Checkpoint:
         """Where the group stands; its tensors are the group's own and change with the next step."""
         return Checkpoint(
@@ -228,26 +232,35 @@ class Group:
         self._state, self._alive, self._failed_at = made.state, made.alive, made.failed_at
 
     def _measured(self, name: str) -> Tensor:
+        """Mean loss and mean score of one environment: `[replicas, 2]`, float64."""
         inputs, targets = self._rows.of([name])
-        net, replicas = self.network, len(self._replicas)
+        net, replicas, axis = self.network, len(self._replicas), self._rows.axis
 
-        def loss_and_score(
+        def blockwise(
             params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor, targets: Tensor
         ) -> Tensor:
             _, logits = net.forward(params, buffers, inputs, training=False, replicas=replicas)
             values = (net.task.losses(logits, targets), net.task.scores(logits, targets))
-            return torch.stack([value.double().mean() for value in values])
+            return torch.stack([value.double().sum() for value in values])
 
+        params, buffers, sums = self._views, self._buffers, vmap(blockwise, in_dims=(0, 0, axis, axis))
+        if replicas == 1:
+            params, buffers = ({name: v[0] for name, v in held.items()} for held in (params, buffers))
+            sums = blockwise
+        total, rows, along = (
+            torch.zeros((), device=self.device),
+            self._rows.sizes[name],
+            0 if axis is None else 1,
+        )
+        # Block by block, so that nothing of the size of an environment is held for all replicas at once.
+        count = self._blocks(rows, replicas)
         with torch.inference_mode():
-            if replicas == 1:
-                params, buffers = (
-                    {name: value[0] for name, value in held.items()} for held in (self._views, self._buffers)
-                )
-                return loss_and_score(params, buffers, inputs, targets)[None]
-            axis = self._rows.axis
-            return vmap(loss_and_score, in_dims=(0, 0, axis, axis))(
-                self._views, self._buffers, inputs, targets
-            )
+            for block in zip(*(v.tensor_split(count, dim=along) for v in (inputs, targets)), strict=True):
+                total = total + sums(params, buffers, *block)
+        return (total / rows).view(replicas, 2)
+
+    def _blocks(self, rows: int, replicas: int) -> int:
+        return math.ceil(rows / self.network.rows_of_a_block(replicas))
 
     def _note_failure(
         self, index: int, k: int, failed_at: int, rows: Sequence[HistoryRow], metrics: Mapping[str, float]

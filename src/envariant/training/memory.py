@@ -5,9 +5,10 @@ makes is added to the tally and taken off when its storage dies. What kernels al
 is not seen; it is small beside the tensors they return.
 """
 
+import bisect
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -33,31 +34,38 @@ def peak_bytes(*phases: Callable[[], Any]) -> tuple[int, ...]:
     return tuple(peaks)
 
 
+Load = Callable[[int], float]
+"""How many replicas' worth of rows a phase holds at one time, for a number of replicas."""
+
+
 @final
 @dataclass(frozen=True)
 class Need:
-    """Bytes as a function of the number of replicas.
+    """Bytes of tensors as a function of the number of replicas; the phases come one after another.
 
     Attributes:
-        phases: for each phase of the work, what it takes whatever the number, and what each adds.
+        phases: of each, what it needs whatever the number, what each replica's rows add, and its load.
     """
 
-    phases: tuple[tuple[int, int], ...]
+    phases: tuple[tuple[int, float, Load], ...]
 
     @classmethod
-    def measured(cls, peaks: Callable[[int], tuple[int, ...]]) -> "Need":
-        """From the peaks at two and at four replicas, in which everything is linear in their number."""
-        two, four = peaks(2), peaks(4)
-        each = [max(1, (b - a) // 2) for a, b in zip(two, four, strict=True)]
-        return cls(tuple((max(0, a - 2 * slope), slope) for a, slope in zip(two, each, strict=True)))
+    def measured(cls, peaks: Callable[[int], tuple[int, ...]], loads: Sequence[Load]) -> "Need":
+        """From the peaks of each phase at two and at four replicas."""
+        phases: list[tuple[int, float, Load]] = []
+        for two, four, load in zip(peaks(2), peaks(4), loads, strict=True):
+            added = load(4) - load(2)
+            each = max(0.0, (four - two) / added) if added > 0 else 0.0
+            phases.append((max(0, round(two - load(2) * each)), each, load))
+        return cls(tuple(phases))
 
     def of(self, replicas: int) -> int:
         """What so many replicas need at their height."""
-        return max(fixed + replicas * each for fixed, each in self.phases)
+        return max(round(fixed + load(replicas) * each) for fixed, each, load in self.phases)
 
-    def fit(self, budget: int) -> int:
-        """How many replicas fit."""
-        return max(0, min((budget - fixed) // each for fixed, each in self.phases))
+    def fit(self, budget: int, most: int) -> int:
+        """How many replicas fit, up to `most`."""
+        return bisect.bisect_right(range(1, most + 1), budget, key=self.of)
 
 
 @final
@@ -78,7 +86,7 @@ class _Tally(TorchDispatchMode):
         if isinstance(result, tuple | list):
             for part in result:
                 self._count(part)
-        elif isinstance(result, Tensor):
+        elif type(result) is Tensor and result.device.type != "meta":
             storage = result.untyped_storage()
             # Views share a storage, and PyTorch gives back the same Python object for it while it lives.
             if storage not in self._known:

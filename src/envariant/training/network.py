@@ -5,6 +5,7 @@ before the loss; autograd then walks back block by block and activations stay in
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
@@ -22,8 +23,9 @@ from envariant.training.random_numbers import private_random_numbers
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
 """`(input_shape, outputs) → module`, with weights drawn from PyTorch's default generator."""
 
-# Activations of one block, in bytes: about what the second- and third-level caches of one core hold.
-_BLOCK_BYTES = 40 * 2**20
+# Activations of one block, in bytes of float32. Measured on full batches of a few architectures: smaller
+# blocks pay for casting weights and starting products, larger ones for leaving the caches.
+BLOCK_BYTES = 100 * 2**20
 _BLOCK_ROWS = (64, 2**20)
 
 
@@ -60,6 +62,7 @@ class Network:
         params: what is trained: every parameter that asks for a gradient.
         buffers: everything else of the module: running statistics, constants, frozen weights.
         changing: names of the buffers that a training pass changes.
+        width: numbers that its layers make of one row, about.
         draws: whether a training pass draws random numbers, as dropout does.
 
     Raises:
@@ -90,7 +93,9 @@ class Network:
             )
         self._both = _FeaturesAndOutput(module, needs_features).to(device)
         self._block = _BLOCK_ROWS[0]
-        self.changing, self.draws, self._block = self._probe(input_shape)
+        self.changing, self.draws, self.width = self._probe(input_shape)
+        least, most = _BLOCK_ROWS
+        self._block = max(least, min(most, BLOCK_BYTES // (4 * self.width)))
 
     def weights(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Copies of what a module trains, and of everything else it holds."""
@@ -119,8 +124,8 @@ class Network:
         self._both.train(training)
         names = {f"module.{name}": value for name, value in (*params.items(), *buffers.items())}
         # A model with running statistics must see its whole batch at once: they are part of its answer.
-        rows = max(_BLOCK_ROWS[0], self._block // replicas)
-        rows = len(inputs) if training and self.changing else rows
+        whole = training and self.changing
+        blocks = 1 if whole else math.ceil(len(inputs) / self.rows_of_a_block(replicas))
         # Casting weights anew for every block makes their gradients add up over blocks in float32.
         with torch.autocast(
             self.device.type,
@@ -128,9 +133,13 @@ class Network:
             enabled=self.precision == "bfloat16",
             cache_enabled=False,
         ):
-            outputs = [functional_call(self._both, names, (block,)) for block in inputs.split(rows)]
+            outputs = [functional_call(self._both, names, (block,)) for block in inputs.tensor_split(blocks)]
         features, raw = (joined(parts).float() for parts in zip(*outputs, strict=True))
         return features, self.task.logits(raw)
+
+    def rows_of_a_block(self, replicas: int) -> int:
+        """How many rows go through at a time where so many replicas go side by side."""
+        return max(_BLOCK_ROWS[0], self._block // replicas)
 
     def fingerprint(self) -> str:
         """A digest of the architecture as it prints itself and of the weights before training."""
@@ -141,7 +150,7 @@ class Network:
         return digest.hexdigest()
 
     def _probe(self, input_shape: Sequence[int]) -> tuple[frozenset[str], bool, int]:
-        """One training pass over two rows: what it changes and draws, and the rows of a block."""
+        """One training pass over two rows: what it changes and draws, and how wide it is."""
         inputs = torch.zeros(2, *input_shape, device=self.device)
         # BatchNorm insists on differences.
         inputs[1] = 1
@@ -180,8 +189,7 @@ class Network:
                 f"two rows gave {got}"
             )
         changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
-        least, most = _BLOCK_ROWS
-        return frozenset(changed), draws, max(least, min(most, _BLOCK_BYTES // (2 * sum(sizes))))
+        return frozenset(changed), draws, sum(sizes) // 2
 
     def _generator(self) -> torch.Generator:
         if self.device.type == "cuda":

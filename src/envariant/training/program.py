@@ -22,8 +22,11 @@ from envariant.environments import EnvironmentBatch
 from envariant.training.batches import Axis
 from envariant.training.network import Network
 
-# Recording costs about what it saves in this many steps, most of it a first import.
+# Recording costs about what it saves in this many steps: about a second, most of it a first import. A large
+# step counts for more, since without Python's bookkeeping less is held in memory: as one for each so many
+# numbers that it makes.
 _WORTH_RECORDING = 2000
+_LARGE_STEP = 2_000_000
 
 
 @final
@@ -107,7 +110,10 @@ class Program:
         self._net, self._algorithm, self._sizes = net, algorithm, sizes
         self._axes, self._replicas, self._compiled = axes, replicas, compiled
         # What dropout draws depends on a global generator, and so it stays with Python.
-        self._record = (compiled or calls >= _WORTH_RECORDING) and not net.draws
+        # Of one replica, whatever their number: a group of any size is run in the same way.
+        numbers = sum(sizes) * net.width
+        worth = calls * max(1, numbers // _LARGE_STEP) >= _WORTH_RECORDING
+        self._record = (compiled or worth) and not net.draws
         self._recorded: Function | None = None
         self.metrics: tuple[str, ...] = ()
 
@@ -198,7 +204,8 @@ class Program:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         try:
-            recorded = make_fx(lambda *given: self._stacked(*given))(*arguments)
+            # On tensors without numbers, so that recording takes neither their memory nor their time.
+            recorded = make_fx(lambda *given: self._stacked(*given), tracing_mode="fake")(*arguments)
         except Exception as error:
             # An algorithm or a model of the user's own may do what cannot be recorded.
             logging.getLogger(__name__).info("not recorded: %s", error)

@@ -190,6 +190,7 @@ class TrainingResult:
             "worst": {metric: worst.plain(), "environments": list(places)},
             "failures": {str(k): reason for k, reason in self.failures.items()},
             "settings": asdict(record.settings),
+            "execution": asdict(record.execution),
             "seeds": [asdict(seeds) for seeds in record.seeds],
             "versions": dict(record.versions),
             "hardware": dict(record.hardware),

@@ -1,0 +1,72 @@
+"""The bench: what it counts is what there is to count, and what it times is what runs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from envariant import benchmark
+from envariant.cli.app import main
+from envariant.errors import EnvariantError
+from envariant.training.precision import native_bfloat16
+
+SMALL = replace(benchmark.CASES["small-mlp"], rows=100, batch_size=8)
+
+
+def test_the_products_of_a_step_are_counted():
+    """Rows × (20·64 + 64·64 + 64) forwards, as many for the weights, and all but the first for the inputs."""
+    group = SMALL.group()
+    group.advance()
+    products = benchmark.products_of(group)
+    layers = [20 * 64, 64 * 64, 64]
+    rows = 3 * 8
+    assert products.flops == 2 * rows * (2 * sum(layers) + sum(layers[1:]))
+    products.again()
+
+
+def test_a_stack_has_as_many_products_as_its_replicas_together():
+    many = replace(SMALL, replicas=5).group()
+    alone = SMALL.group()
+    for group in (many, alone):
+        group.advance()
+    assert benchmark.products_of(many).flops == 5 * benchmark.products_of(alone).flops
+
+
+def test_a_measured_case_holds_together():
+    figure = benchmark.measure(replace(SMALL, replicas=3), 1e12, 2, torch.get_num_threads())
+    assert figure.seconds > 0
+    assert figure.rate == figure.flops / figure.seconds
+    assert 0 < figure.share_of_products < 1.5
+    assert figure.bytes_predicted == pytest.approx(figure.bytes_of_tensors, rel=0.2)
+    assert json.loads(json.dumps(figure.plain()))["seconds_per_replica"] == figure.seconds / 3
+
+
+def test_the_limit_is_above_any_shape_of_it():
+    limits = benchmark.limits(repeats=1)
+    assert limits["float32"] > 1e9
+    assert ("bfloat16" in limits) == native_bfloat16(torch.device("cpu"))
+
+
+def test_cases_are_found_by_name_and_those_the_machine_cannot_run_are_left_out(monkeypatch):
+    assert [case.name for case in benchmark.named(["linear"])] == ["linear"]
+    with pytest.raises(EnvariantError, match="did you mean 'small-mlp'"):
+        benchmark.named(["smal-mlp"])
+    monkeypatch.setattr(benchmark, "native_bfloat16", lambda device: False)
+    assert {case.precision for case in benchmark.named([])} == {"float32"}
+
+
+def test_bench_prints_a_table_or_one_json_object(capsys):
+    arguments = ["bench", "--case", "linear-x20", "--repeats", "1"]
+    main(arguments)
+    shown = capsys.readouterr().out
+    assert "linear-x20" in shown
+    assert "GFLOP/s in float32" in shown
+    main([*arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["cases"][0]["replicas"] == 20
+    assert found["limits"]["float32"] > 0
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--case", "lineer"])
+    assert stopped.value.code == 2
+    assert "did you mean 'linear'" in capsys.readouterr().err

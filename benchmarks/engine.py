@@ -1,6 +1,6 @@
 """The engine against the yardstick, on this machine, in one run: the tables of engine.md.
 
-Each ratio is measured in one process, the two sides in turn, medians of seven. It takes some ten minutes
+Each ratio is measured in one process, the two sides in turn, medians of fourteen. It takes some five minutes
 and must run alone: another process that multiplies matrices makes every figure here worthless.
 """
 
@@ -37,16 +37,19 @@ CNN = benchmark.CASES["mnist-cnn"]
 
 
 def in_turn(*works: Callable[[], object], warm: int = 2) -> list[float]:
-    """Median seconds of each, a repetition of one after a repetition of the other."""
-    for work in works:
-        for _ in range(warm):
-            work()
+    """Median seconds of each: some repetitions of one, then of the other, and the same again.
+
+    Not one after each of the other: a large step would leave a small one with cold caches.
+    """
     seconds: list[list[float]] = [[] for _ in works]
-    for _ in range(REPEATS):
+    for _ in range(2):
         for each, work in zip(seconds, works, strict=True):
-            started = time.perf_counter()
-            work()
-            each.append(time.perf_counter() - started)
+            for _ in range(warm):
+                work()
+            for _ in range(REPEATS):
+                started = time.perf_counter()
+                work()
+                each.append(time.perf_counter() - started)
     return [statistics.median(each) for each in seconds]
 
 
@@ -228,9 +231,61 @@ def start() -> list[dict[str, object]]:
     return [{"import torch s": torch_alone, "whole s": whole, "beyond s": whole - torch_alone}]
 
 
+def profile() -> list[dict[str, object]]:
+    """Where the time of a step goes: the largest operations, as shares of all time spent in operations."""
+    found = []
+    for name in ("irm-full-batch-bfloat16", "small-mlp-x100", "linear-x20", "mnist-cnn-bfloat16"):
+        group = benchmark.CASES[name].group()
+        for _ in range(3):
+            group.advance()
+        with torch.profiler.profile() as profiled:
+            for _ in range(5):
+                group.advance()
+        events = sorted(profiled.key_averages(), key=lambda event: -event.self_cpu_time_total)
+        whole = sum(event.self_cpu_time_total for event in events)
+        shares = [f"{e.key.removeprefix('aten::')} {e.self_cpu_time_total / whole:.0%}" for e in events[:8]]
+        found.append({"case": name, "largest operations": ", ".join(shares)})
+    return found
+
+
 PARTS = {
     "restart": restart, "small": small, "linear": linear, "cnn": cnn, "growth": growth, "start": start,
+    "profile": profile,
 }  # fmt: skip
+
+
+def written(found: dict[str, object]) -> str:
+    """The figures as Markdown."""
+    hardware, limits = found["hardware"], found["limits"]
+    lines = [
+        "# The engine, measured",
+        "",
+        "Made by `python benchmarks/engine.py`, which ran alone; medians, both sides measured in one run.",
+        "What it is measured against is [yardstick.py](yardstick.py): plain float32 loops as the papers have "
+        "them. The yardstick's full-batch step is taken before the allocator is set "
+        "(`training/allocator.py`), as users of the papers' code have it; with it set, see the table.",
+        "",
+        f"Machine: {', '.join(f'{key} {value}' for key, value in hardware.items())}; "
+        f"torch {found['versions']['torch']}. Matrix products, the best of several shapes: "
+        + ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in limits.items())
+        + ".",
+    ]
+    for name, work in PARTS.items():
+        if name not in found:
+            continue
+        table = found[name]
+        header = list(table[0])
+        summary, _, rest = (work.__doc__ or "").partition("\n")
+        lines += ["", f"## {name}", "", " ".join(f"{summary} {rest}".split()), ""]
+        lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+        lines += ["| " + " | ".join(_text(row[key]) for key in header) + " |" for row in table]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
@@ -244,6 +299,7 @@ def main() -> None:
     found["versions"] = provenance.versions()
     found["limits"] = benchmark.limits()
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (HERE / "engine.md").write_text(written(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

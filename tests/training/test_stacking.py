@@ -18,18 +18,10 @@ from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Execution, Wish
 from envariant.training.group import Plan
 from envariant.training.optimizers import optimizer_family
+from helpers import ENROLLED
 
 CPU = torch.device("cpu")
 STACKED = Execution("stacked", 100, "")
-# Two settings of each recipe, to lie side by side in one stack.
-SETTINGS = {
-    "erm": [{}, {"l2": 0.1}],
-    "irm": [{"coefficient": 2.0}, {"coefficient": "step(1, 50, at=3)", "l2": 0.01}],
-    "vrex": [{"coefficient": 3.0}, {"coefficient": "linear(0, 9, until=5)"}],
-    "mm-rex": [{"coefficient": 0.5}, {"coefficient": 2.0}],
-    "iga": [{"coefficient": 0.1}, {"coefficient": 1.0}],
-    "and-mask": [{"threshold": 1.0}, {"threshold": 0.0}],
-}
 
 
 def made(task, outputs, seed=0, sizes=(40, 95, 20)) -> EnvironmentSet:
@@ -51,10 +43,18 @@ def plan(model="mlp(hidden=8)", **changes) -> Plan:
     return replace(standard, **changes)
 
 
-def replicas(name, count=4, rates=(0.01, 0.003)):
-    settings = SETTINGS[name]
+def replicas(name, count=4, rates=(0.01, 0.003), **changes):
+    """Replicas of the settings under which the table of algorithms tests it, and of half of each number."""
+    row = ENROLLED[name].settings
+    settings = [row, {key: value / 2 for key, value in row.items()}]
     return [
-        Replica(k, Seeds.of(7, k), recipe(name).build(settings[k % 2]), rates[k % 2], 0.01 * (k % 3))
+        Replica(
+            k,
+            Seeds.of(7, k),
+            recipe(name).build({**settings[k % 2], **changes}),
+            rates[k % 2],
+            0.01 * (k % 3),
+        )
         for k in range(count)
     ]
 
@@ -76,8 +76,14 @@ def assert_alike(ours, theirs, tolerance=2e-4):
             torch.testing.assert_close(ours[1][k].params[name], value, rtol=tolerance, atol=1e-4)
 
 
-def test_every_recipe_has_settings_here():
-    assert SETTINGS.keys() == RECIPES.keys()
+def test_replicas_may_follow_different_schedules():
+    schedules = ["step(1, 50, at=3)", "linear(0, 9, until=5)", 4.0, "stages(1, 2, 3, at=(2, 4))"]
+    members = [
+        replace(member, algorithm=recipe("irm").build({"coefficient": schedule}))
+        for member, schedule in zip(replicas("irm"), schedules, strict=True)
+    ]
+    source = made(Binary(), 1)
+    assert_alike(outcome(source, members, plan(), STACKED), outcome(source, members, plan(), SEQUENTIAL))
 
 
 @pytest.mark.parametrize("batch_size", [None, 16])

@@ -54,6 +54,8 @@ def test_cases_are_found_by_name_and_those_the_machine_cannot_run_are_left_out(m
         benchmark.named(["smal-mlp"])
     monkeypatch.setattr(benchmark, "native_bfloat16", lambda device: False)
     assert {case.precision for case in benchmark.named([])} == {"float32"}
+    with pytest.raises(EnvariantError, match="this processor has no products in bfloat16"):
+        benchmark.named(["mnist-cnn-bfloat16"])
 
 
 def test_bench_prints_a_table_or_one_json_object(capsys):

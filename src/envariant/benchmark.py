@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from envariant.algorithms import recipe
 from envariant.environments import Environment, EnvironmentSet
-from envariant.errors import unknown_name
+from envariant.errors import EnvariantError, unknown_name
 from envariant.models import model_family
 from envariant.tasks import Binary
 from envariant.training.allocator import keep_freed_memory
@@ -216,12 +216,14 @@ def named(names: Sequence[str]) -> list[Case]:
     """The cases of those names; all that this machine can run where none is given.
 
     Raises:
-        EnvariantError: there is no such case.
+        EnvariantError: there is no such case, or this machine cannot run it.
     """
     for name in names:
         if name not in CASES:
             raise unknown_name("case", name, CASES)
     able = native_bfloat16(CPU)
+    if unable := [name for name in names if not able and CASES[name].precision == "bfloat16"]:
+        raise EnvariantError(f"case {unable[0]}: this processor has no products in bfloat16; choose another")
     return [CASES[n] for n in names] or [c for c in CASES.values() if able or c.precision != "bfloat16"]
 
 

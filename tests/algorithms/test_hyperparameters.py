@@ -56,6 +56,17 @@ def test_tensors_in_place_of_numbers_change_no_gradient(name, problem):
     assert numbers(algorithm) == numbers(ENROLLED[name].built(name)), "the original is as it was"
 
 
+def test_annotations_that_are_text_are_read_without_being_looked_up():
+    @dataclass(frozen=True)
+    class Elsewhere:
+        strength: "float"
+        ranged: "Annotated[float, NotThere]"
+        other: "NotThereEither" = None
+        either: "float | None" = None
+
+    assert numbers(Elsewhere(2.0, 3.0)) == (2.0, 3.0)
+
+
 def test_too_many_or_too_few_values_are_noticed():
     with pytest.raises(ValueError, match="more values"):
         with_numbers(Composition(), [torch.tensor(0.0)] * 2)

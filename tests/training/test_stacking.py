@@ -12,7 +12,7 @@ from envariant.environments import Environment, EnvironmentSet
 from envariant.errors import EnvariantError
 from envariant.models import model_family
 from envariant.tasks import Binary, Multiclass, Regression
-from envariant.training import Replica, Seeds, engine, execution, memory, program
+from envariant.training import Replica, Seeds, checkpoint, engine, execution, memory, program
 from envariant.training.augmentation import RandomAffine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Execution, Wish
@@ -160,6 +160,103 @@ def test_a_recorded_program_gives_the_bits_of_the_unrecorded_one(name, how, monk
         assert all(torch.equal(recorded[1][k].params[n], v) for n, v in state.params.items())
 
 
+class Remembering(Algorithm):
+    """ERM whose gradient is averaged over steps: an algorithm with a state."""
+
+    name, minimum_environments, needs_features = "remembering", 1, False
+
+    def __init__(self, initial=0.0):
+        self.initial = initial
+
+    def init(self, params, environments):
+        means = {name: torch.full_like(value, self.initial) for name, value in params.items()}
+        return {"means": means, "count": torch.zeros((), dtype=torch.long)}
+
+    def gradients(self, forward, params, batch, state, step):
+        erm = Composition()
+        fresh, _, metrics = erm.gradients(forward, params, batch, erm.init(params, 2), step)
+        means = {name: 0.8 * state["means"][name] + 0.2 * g for name, g in fresh.items()}
+        return means, {"means": means, "count": state["count"] + 1}, metrics
+
+
+def test_an_algorithms_state_is_stacked_recorded_stored_and_resumed(monkeypatch, tmp_path):
+    one, source = Remembering(), made(Binary(), 1)
+    members = [Replica(k, Seeds.of(7, k), one, 0.01, 0.0) for k in range(3)]
+    apart = outcome(source, members, plan(), SEQUENTIAL)
+    together = outcome(source, members, plan(), STACKED)
+    assert_alike(together, apart)
+    halfway = [
+        e.checkpoint()
+        for e in engine.run(source, members, plan(steps=4), STACKED)
+        if isinstance(e, Evaluated) and e.finished
+    ]
+    assert halfway[0].algorithm["count"].tolist() == [4, 4, 4]
+    checkpoint.save(halfway[0], tmp_path)
+    events = engine.run(source, members, plan(), STACKED, checkpoint.load(tmp_path))
+    resumed = [e for e in events if isinstance(e, Evaluated)][-1].checkpoint().states()
+    for k, state in together[1].items():
+        assert all(torch.equal(resumed[k].params[n], v) for n, v in state.params.items())
+    monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+    assert outcome(source, members, plan(), STACKED)[0] == together[0]
+
+
+def test_a_state_that_changes_its_keys_is_refused():
+    class Growing(Remembering):
+        def init(self, params, environments):
+            return {}
+
+        def gradients(self, forward, params, batch, state, step):
+            full = super().init(params, 2)
+            return super().gradients(forward, params, batch, full, step)
+
+    members = [Replica(0, Seeds.of(7, 0), Growing(), 0.01, 0.0)]
+    with pytest.raises(EnvariantError, match="its state must keep the keys and shapes that init gave it"):
+        outcome(made(Binary(), 1), members, plan(), SEQUENTIAL)
+
+
+def normed(shape, outputs):
+    return nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("how", [SEQUENTIAL, STACKED], ids=["alone", "stacked"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd(momentum=0.9)"])
+def test_a_replica_that_fails_stands_still_and_a_resumed_group_keeps_it_so(
+    how, optimizer, recorded, monkeypatch, tmp_path
+):
+    """At a rate without measure its weights become infinite; what is kept is how it stood before that."""
+    if recorded:
+        monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+    source = made(Binary(), 1)
+    shared = plan(normed, optimizer=optimizer_family(optimizer), evaluate_every=4)
+    algorithm = recipe("vrex").build({"coefficient": 1.0})
+    members = [Replica(k, Seeds.of(7, k), algorithm, 0.01, 0.1) for k in range(3)]
+    sick = replace(members[1], learning_rate=1e38, weight_decay=0.0)
+    clean = outcome(source, members, shared, how)
+    mixed = outcome(source, [members[0], sick, members[2]], shared, how)
+    assert [r for r in mixed[0] if r.replica != 1] == [r for r in clean[0] if r.replica != 1]
+    for k in (0, 2):
+        for kind in ("params", "buffers"):
+            ours, theirs = getattr(mixed[1][k], kind), getattr(clean[1][k], kind)
+            assert all(torch.equal(ours[n], v) for n, v in theirs.items())
+    failed = mixed[1][1]
+    assert failed.failure is not None
+    assert int(failed.buffers["1.num_batches_tracked"]) == failed.step
+    events = [
+        e
+        for e in engine.run(source, [members[0], sick, members[2]], replace(shared, steps=4), how)
+        if isinstance(e, Evaluated)
+    ]
+    for event in events:
+        if event.finished:
+            checkpoint.save(event.checkpoint(), tmp_path)
+    stored = checkpoint.load(tmp_path)
+    again = engine.run(source, [members[0], sick, members[2]], shared, how, stored)
+    resumed = {k: s for e in again if isinstance(e, Evaluated) for k, s in e.checkpoint().states().items()}
+    for k in (0, 2):
+        assert all(torch.equal(resumed[k].params[n], v) for n, v in mixed[1][k].params.items())
+
+
 class Branching(Algorithm):
     """What a user may write without a thought of programs: a branch on the step, in Python."""
 
@@ -212,11 +309,63 @@ def test_draws_of_different_sizes_cannot_be_stacked_and_the_mend_is_named():
         def draw(self, seed):
             return made(Binary(), 1, seed % 5, sizes=(30 + seed % 7, 20, 10))
 
-    with pytest.raises(EnvariantError, match="environments of the same sizes in every draw; use sequential"):
+    with pytest.raises(EnvariantError) as error:
         envariant.train(Uneven(), "erm", model="linear", steps=3, replicas=4, execution="stacked")
-    result = envariant.train(Uneven(), "erm", model="linear", steps=600, replicas=4)
-    assert result.record.execution.mode == "sequential"
-    assert "same sizes" in result.record.execution.reason
+    assert str(error.value) == (
+        "execution: these replicas cannot be stacked (environments differ in size from draw to draw); "
+        "use sequential"
+    )
+    found = execution.choose(Wish.of("auto"), Uneven(), replicas("erm"), plan(steps=600), None)
+    assert found.mode == "sequential"
+    assert found.reason == "environments differ in size from draw to draw"
+
+
+def test_a_group_that_turns_out_not_to_lie_side_by_side_trains_its_members_alone():
+    class Late(envariant.EnvironmentSource):
+        """The twentieth replica's draw is larger than the others: nobody looks that far beforehand."""
+
+        name = "late"
+
+        def draw(self, seed):
+            return made(Binary(), 1, 0, sizes=(31 if seed == Seeds.of(7, 19).data else 30, 20, 10))
+
+    members, shared = replicas("erm", 20), plan(steps=4)
+    rows, states = outcome(Late(), members, shared, Execution("stacked", 10, ""))
+    assert set(states) == set(range(20))
+    assert {k: s.failure for k, s in states.items()} == dict.fromkeys(range(20))
+    assert_alike((rows, states), outcome(Late(), members, shared, SEQUENTIAL))
+
+
+def test_models_that_differ_in_more_than_parameters_are_neither_stacked_nor_share_a_program(monkeypatch):
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.mix = nn.Linear(6, 1), torch.randn(6, 6)
+
+        def forward(self, x):
+            return self.last(x @ self.mix)
+
+    source, shared = made(Binary(), 1), plan(lambda shape, outputs: Hidden())
+    found = execution.choose(Wish.of("auto"), source, replicas("erm"), replace(shared, steps=600), None)
+    assert "register tensors as buffers" in found.reason
+    monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+    together = outcome(source, replicas("erm", 3), shared, SEQUENTIAL)
+    alone = outcome(source, replicas("erm", 3)[2:], shared, SEQUENTIAL)
+    assert [r for r in together[0] if r.replica == 2] == alone[0]
+
+
+def test_parameters_of_several_types_stay_what_they_are():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 1).double()
+
+        def forward(self, x):
+            return self.last(self.first(x).relu().double())
+
+    source, shared = made(Binary(), 1), plan(lambda shape, outputs: Mixed())
+    apart = outcome(source, replicas("irm", 3), shared, SEQUENTIAL)
+    assert_alike(outcome(source, replicas("irm", 3), shared, STACKED), apart)
 
 
 def test_dropout_is_run_one_after_another():
@@ -224,7 +373,7 @@ def test_dropout_is_run_one_after_another():
         return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 1))
 
     source = made(Binary(), 1)
-    with pytest.raises(EnvariantError, match="draws random numbers of its own, as dropout does; use sequen"):
+    with pytest.raises(EnvariantError, match="of its own, as dropout does\\); use sequential"):
         envariant.train(source, "erm", model=build, steps=3, replicas=2, execution="stacked")
     result = envariant.train(source, "erm", model=build, steps=1000, replicas=2)
     assert "dropout" in result.record.execution.reason
@@ -262,6 +411,9 @@ def test_a_small_budget_makes_smaller_groups_and_a_tiny_one_is_refused():
     assert found.mode == "stacked"
     assert found.group == 7
     assert budget - 3 <= found.bytes_predicted <= budget
+    found = execution.choose(Wish.of("auto"), source, members, replace(shared, steps=500), 1000)
+    assert found.mode == "sequential"
+    assert found.reason == "a stack does not fit in 1e-06 GB"
     with pytest.raises(EnvariantError, match="memory: 2 replicas need about .* GB and .* GB are allowed"):
         execution.choose(Wish.of("stacked"), source, members, shared, int(execution.HEAP * need.of(1)))
 
@@ -271,6 +423,10 @@ def test_auto_takes_the_faster_one_and_says_why():
     found = execution.choose(Wish.of("auto"), source, members, plan(steps=1000, batch_size=16), None)
     assert (found.mode, found.group) == ("stacked", 30)
     assert "ms alone and" in found.reason
+    members = [*members, *(replace(r, index=r.index + 30) for r in replicas("erm", 2))]
+    mixed = execution.choose(Wish.of("auto"), source, members, plan(steps=1000, batch_size=16), None)
+    assert (mixed.mode, mixed.group) == ("stacked", 30)
+    members = members[:30]
     few = execution.choose(Wish.of("auto"), source, members, plan(steps=3), None)
     assert (few.mode, few.group) == ("sequential", 1)
     assert few.reason == "30 × 3 steps are too few to gain from it"
@@ -284,6 +440,8 @@ def test_auto_takes_the_faster_one_and_says_why():
         ({"execution": "sequential(group=2)"}, "execution must be"),
         ({"memory": "lots"}, "memory: expected an amount such as 8GB or 512MiB; got 'lots'"),
         ({"memory": "0GB"}, "memory: expected an amount"),
+        ({"memory": -1}, "memory: expected an amount"),
+        ({"execution": "auto(group=5)"}, "execution must be"),
         ({"memory": "1KB", "execution": "stacked", "replicas": 2}, "raise --memory"),
     ],
 )
@@ -294,7 +452,8 @@ def test_wrong_wishes_get_one_clear_error(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("8GB", 8 * 10**9), ("512 MiB", 2**29), ("1.5kb", 1500), (77, 77), (None, None)]
+    ("text", "expected"),
+    [("8GB", 8 * 10**9), ("512 MiB", 2**29), ("1.5kb", 1500), (77, 77), (8e9, 8 * 10**9), (None, None)],
 )
 def test_amounts_of_memory(text, expected):
     assert memory.parse(text) == expected

@@ -57,7 +57,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def init(self, params: Parameters, environments: int) -> State:
-        """The state before the first step.
+        """The state before the first step; its keys and shapes stay what they are here.
 
         Args:
             params: the model's parameters.

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 from collections.abc import Hashable, Iterator, Sequence
 from functools import cache
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 from torch import Tensor
 
@@ -107,4 +107,11 @@ def _constant(value: Tensor) -> Constant:
 
 @cache
 def _float_fields(cls: type) -> frozenset[str]:
-    return frozenset(name for name, hint in get_type_hints(cls).items() if hint is float)
+    return frozenset(f.name for f in dataclasses.fields(cast("Any", cls)) if _is_float(f.type))
+
+
+def _is_float(hint: object) -> bool:
+    # Annotations may be text, in a user's module, and name what does not exist at run time.
+    if isinstance(hint, str):
+        return hint.replace(" ", "").startswith(("float", "Annotated[float,")) and "|" not in hint
+    return hint is float or (get_origin(hint) is Annotated and get_args(hint)[0] is float)

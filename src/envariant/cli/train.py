@@ -78,9 +78,11 @@ def train(
     device
         Where to train.
     execution
-        How many replicas train as one program: auto, sequential, stacked or stacked(group=50).
+        How many replicas train as one program: auto, sequential, stacked or stacked(group=50). Auto
+        tries for a few steps and says what it took; ask for that to repeat a run to the last bit.
     memory
-        The most that a stack of replicas may need, such as 8GB; half of what is free unless said.
+        The most that a stack of replicas may need, such as 8GB; half of what is free unless said. A run
+        that goes on keeps the stacks it began with.
     compile_
         Compile each program; takes some 20 seconds the first time, for long runs of small models.
     out

@@ -13,9 +13,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from envariant.environments import EnvironmentSet
-from envariant.errors import EnvariantError
 from envariant.training import random_numbers
 from envariant.training.augmentation import RandomAffine
+
+
+@final
+class StackingError(Exception):
+    """Why replicas cannot lie side by side."""
+
 
 Axis = int | None
 """Where the replicas lie in a tensor: axis 0, or None where all share it."""
@@ -41,7 +46,7 @@ class Rows:
         sizes: rows by environment.
 
     Raises:
-        EnvariantError: two replicas' environments differ in size, so that they cannot lie side by side.
+        StackingError: two replicas' environments differ in size, so that they cannot lie side by side.
     """
 
     def __init__(
@@ -55,10 +60,7 @@ class Rows:
         names = sorted(roles, key=lambda name: roles[name] != "train")
         self.sizes = {name: len(distinct[0][name]) for name in names}
         if any({n: len(drawn[n]) for n in names} != self.sizes for drawn in distinct):
-            raise EnvariantError(
-                "execution: stacked replicas need environments of the same sizes in every draw; "
-                "use sequential"
-            )
+            raise StackingError("environments differ in size from draw to draw")
         ends = list(accumulate(self.sizes.values()))
         self._places = {
             name: slice(end - self.sizes[name], end) for name, end in zip(names, ends, strict=True)

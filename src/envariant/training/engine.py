@@ -2,20 +2,18 @@
 
 It trains, measures and nothing else. Writing to disk, drawing progress and choosing defaults are the
 caller's business, who reads the events as they come; a caller that stops reading stops the training.
-How many replicas train as one program is told by an `Execution` and changes no number beyond rounding.
+How many replicas train as one program is told by an `Execution`; it changes no step beyond rounding.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, final
 
-from envariant.algorithms.hyperparameters import structure
 from envariant.environments import EnvironmentSource
 from envariant.training.allocator import keep_freed_memory
+from envariant.training.batches import StackingError
 from envariant.training.checkpoint import Checkpoint
-from envariant.training.execution import Execution
+from envariant.training.execution import Execution, groups
 from envariant.training.group import Group, Plan
 from envariant.training.history import HistoryRow
 from envariant.training.program import Program
@@ -74,27 +72,33 @@ def run(
     stored = {checkpoint.replicas: checkpoint for checkpoint in resume}
     programs: dict[Any, Program] = {}
     for members in groups(replicas, execution.group):
-        checkpoint = stored.get(tuple(replica.index for replica in members))
-        if checkpoint is None or not is_done(checkpoint, plan.steps):
-            yield from _train(Group(source, members, plan, checkpoint, programs), plan)
-
-
-def groups(replicas: Sequence[Replica], size: int) -> list[tuple[Replica, ...]]:
-    """Replicas that can train as one program, at most `size` at a time, in groups of about one size."""
-    alike: dict[Any, list[Replica]] = {}
-    for replica in replicas:
-        alike.setdefault(structure(replica.algorithm), []).append(replica)
-    found: list[tuple[Replica, ...]] = []
-    for members in alike.values():
-        parts = math.ceil(len(members) / size)
-        edges = [round(i * len(members) / parts) for i in range(parts + 1)]
-        found += [tuple(members[a:b]) for a, b in pairwise(edges)]
-    return found
+        for group in _groups(source, members, plan, stored, programs):
+            yield from _train(group, plan)
 
 
 def is_done(checkpoint: Checkpoint, steps: int) -> bool:
     """Whether there is nothing left to train."""
     return checkpoint.step >= steps or len(checkpoint.failures) == len(checkpoint.replicas)
+
+
+def _groups(
+    source: EnvironmentSource,
+    members: tuple[Replica, ...],
+    plan: Plan,
+    stored: Mapping[tuple[int, ...], Checkpoint],
+    programs: dict[Any, Program],
+) -> Iterator[Group]:
+    """The members as one group, or each alone where they turn out not to lie side by side."""
+    checkpoint = stored.get(tuple(replica.index for replica in members))
+    if checkpoint is not None and is_done(checkpoint, plan.steps):
+        return
+    try:
+        group = Group(source, members, plan, checkpoint, programs)
+    except StackingError:
+        for member in members:
+            yield from _groups(source, (member,), plan, stored, programs)
+    else:
+        yield group
 
 
 def _train(group: Group, plan: Plan) -> Iterator[Stepped | Evaluated]:

@@ -2,22 +2,26 @@
 
 A small model leaves a processor waiting for Python; a stack of them does not. A large one fills the
 caches by itself, and a stack of those is slower than one after another. So both are tried for a few steps
-and the faster one is taken. The numbers of a replica do not depend on it beyond rounding, but their last
-bits do, so the choice is stored with the result and a resumed run keeps to it.
+and the faster one is taken. A step of a replica is the same either way to rounding; but rounding grows over
+a long run, as it does under another number of threads. So the choice is stored with the result, a resumed
+run keeps to it, and whoever wants a run again to the last bit asks for it by name.
 """
 
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from itertools import pairwise
+from typing import Any, Literal, final
 
 import torch
 
 from envariant import specs
+from envariant.algorithms.hyperparameters import structure
 from envariant.environments import EnvironmentSource
 from envariant.errors import EnvariantError
 from envariant.training import memory
+from envariant.training.batches import StackingError
 from envariant.training.group import Group, Plan
 from envariant.training.replicas import Replica
 
@@ -62,7 +66,7 @@ class Wish:
         group = spec.keywords.get("group")
         known = spec.name in _MODES and not spec.positional and spec.keywords.keys() <= {"group"}
         whole = group is None or (isinstance(group, int) and not isinstance(group, bool) and group >= 1)
-        if not known or not whole or (group is not None and spec.name == "sequential"):
+        if not known or not whole or (group is not None and spec.name != "stacked"):
             raise EnvariantError(
                 f"execution must be auto, sequential, stacked or stacked(group=50); got '{text}'"
             )
@@ -107,8 +111,10 @@ def choose(
     """
     if wish.mode == "sequential":
         return SEQUENTIAL
+    # Those of one structure; what suits the most of them is done with all.
+    replicas, whole = max(groups(replicas, len(replicas)), key=len), len(replicas)
     if len(replicas) == 1 and wish.mode == "auto":
-        return Execution("sequential", 1, "there is one replica")
+        return Execution("sequential", 1, "there is one replica" if whole == 1 else "no two are alike")
     if wish.mode == "auto" and len(replicas) * plan.steps < _FEW_STEPS:
         return Execution("sequential", 1, f"{len(replicas)} × {plan.steps} steps are too few to gain from it")
     alone = Group(source, replicas[:1], plan)
@@ -120,28 +126,34 @@ def choose(
         return Execution(
             "sequential", 1, f"one step alone takes {1e3 * alone_seconds:.0f} ms, so little is left to gain"
         )
+    sample = min(len(replicas), _SAMPLE)
     try:
+        Group(source, replicas[:sample], plan)
         needed = need(source, replicas, plan)
-    except EnvariantError as error:
-        return _not_stackable(wish, str(error).removeprefix("execution: "))
+    except StackingError as error:
+        return _not_stackable(wish, str(error))
     except RuntimeError as error:
-        return _not_stackable(wish, f"PyTorch cannot stack it ({str(error).splitlines()[0]})")
+        return _not_stackable(wish, f"PyTorch cannot stack it: {str(error).splitlines()[0]}")
     budget = memory.available(plan.device) // 2 if budget is None else budget
     holes = HEAP if plan.device.type == "cpu" else 1.0
     fit = needed.fit(int(budget / holes), len(replicas))
     least = min(2, len(replicas))
-    if fit < (least if wish.mode == "stacked" else 1):
+    if fit < least and wish.mode == "auto":
+        return Execution("sequential", 1, f"a stack does not fit in {budget / 1e9:.3g} GB")
+    if fit < least:
         raise EnvariantError(
             f"memory: {least} replicas need about {holes * needed.of(least) / 1e9:.3g} GB and "
             f"{budget / 1e9:.3g} GB are allowed; raise --memory, or use --execution sequential"
         )
-    comfortable = max(2, needed.fit(_COMFORTABLE + needed.of(1), len(replicas)))
-    most = min(fit, len(replicas), comfortable if wish.group is None else wish.group)
+    quick = len(replicas)
+    if plan.device.type == "cpu":
+        quick = max(2, needed.fit(_COMFORTABLE + needed.of(1), len(replicas)))
+    most = min(fit, quick if wish.group is None else wish.group)
     size = math.ceil(len(replicas) / math.ceil(len(replicas) / most))
     stacked = Execution("stacked", size, "as asked for", int(holes * needed.of(size)))
     if wish.mode == "stacked":
         return stacked
-    sample = min(size, _SAMPLE)
+    sample = min(size, sample)
     together_seconds = _seconds_a_step(Group(source, replicas[:sample], plan)) / sample
     measured = (
         f"a step of a replica takes {1e3 * alone_seconds:.3g} ms alone and {1e3 * together_seconds:.3g} ms "
@@ -154,7 +166,7 @@ def choose(
 
 def _not_stackable(wish: Wish, reason: str) -> Execution:
     if wish.mode == "stacked":
-        raise EnvariantError(f"execution: cannot be stacked, for {reason}; use sequential")
+        raise EnvariantError(f"execution: these replicas cannot be stacked ({reason}); use sequential")
     return Execution("sequential", 1, reason)
 
 
@@ -174,9 +186,9 @@ def _seconds_a_step(group: Group) -> float:
 def need(source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan) -> memory.Need:
     """What a group of any size needs, told from groups of two and of four."""
     few = tuple(replicas[k % len(replicas)] for k in range(4))
-    measuring = Group(source, few[:1], plan).measuring
+    at_once = Group(source, few[:1], plan).measured_at_once
     return memory.Need.measured(
-        lambda count: peaks(source, few[:count], plan), (float, measuring, float, float)
+        lambda count: peaks(source, few[:count], plan), (float, at_once, float, float)
     )
 
 
@@ -190,3 +202,16 @@ def peaks(source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan) ->
         lambda: group[0].advance(),
         lambda: group[0].advance(),
     )
+
+
+def groups(replicas: Sequence[Replica], size: int) -> list[tuple[Replica, ...]]:
+    """Replicas that can train as one program, at most `size` at a time, in groups of about one size."""
+    alike: dict[Any, list[Replica]] = {}
+    for replica in replicas:
+        alike.setdefault(structure(replica.algorithm), []).append(replica)
+    found: list[tuple[Replica, ...]] = []
+    for members in alike.values():
+        parts = math.ceil(len(members) / size)
+        edges = [round(i * len(members) / parts) for i in range(parts + 1)]
+        found += [tuple(members[a:b]) for a, b in pairwise(edges)]
+    return found

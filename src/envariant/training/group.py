@@ -13,7 +13,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from envariant.algorithms.hyperparameters import numbers, structure
 from envariant.environments import EnvironmentSet, EnvironmentSource
@@ -22,12 +21,12 @@ from envariant.models import FeaturizerAndHead
 from envariant.schedules import Schedule
 from envariant.training import precision
 from envariant.training.augmentation import RandomAffine
-from envariant.training.batches import Batches, Rows
+from envariant.training.batches import Batches, Rows, StackingError
 from envariant.training.checkpoint import Checkpoint, Failure
 from envariant.training.history import BATCH, HistoryRow
-from envariant.training.network import ModelBuilder, Network
+from envariant.training.network import ModelBuilder, Network, constants
 from envariant.training.optimizers import OptimizerFamily, Updates
-from envariant.training.program import Given, Made, Program
+from envariant.training.program import Given, Made, Program, over_replicas
 from envariant.training.random_numbers import private_random_numbers
 from envariant.training.replicas import Replica
 
@@ -78,8 +77,8 @@ class Group:
         network: the architecture.
 
     Raises:
-        EnvariantError: the data, the model and the algorithm do not fit one another, or the replicas
-            cannot lie side by side.
+        EnvariantError: the data, the model and the algorithm do not fit one another.
+        StackingError: the replicas cannot lie side by side.
     """
 
     def __init__(
@@ -95,6 +94,7 @@ class Group:
         self._roles = sets[0].roles(plan.test)
         self._names = sets[0].names
         self.network = net = network(sets[0], replicas[0], plan)
+        self._constants = constants(net.module)
         self._rows = Rows(sets, self._roles, plan.device)
         whole = plan.batch_size is None and plan.augmentation is None
         families = isinstance(net.module, FeaturizerAndHead)
@@ -189,13 +189,13 @@ class Group:
             self._note_failure(replica.index, k, reached[k], own, metrics)
             if at > self._measured_at:
                 rows += own
-                rows += [
-                    HistoryRow(replica.index, at, "*", BATCH, name, value) for name, value in metrics.items()
-                ]
+                # Those of a step that failed are in the reason; they do not belong to where it stands.
+                reported_rows = metrics.items() if reached[k] < 0 else ()
+                rows += [HistoryRow(replica.index, at, "*", BATCH, name, v) for name, v in reported_rows]
         self._measured_at = self.step
         return tuple(rows)
 
-    def measuring(self, replicas: int) -> float:
+    def measured_at_once(self, replicas: int) -> float:
         """How many replicas' worth of the largest environment is measured at one time in a group so large."""
         return replicas / self._blocks(max(self._rows.sizes.values()), replicas)
 
@@ -243,10 +243,7 @@ class Group:
             values = (net.task.losses(logits, targets), net.task.scores(logits, targets))
             return torch.stack([value.double().sum() for value in values])
 
-        params, buffers, sums = self._views, self._buffers, vmap(blockwise, in_dims=(0, 0, axis, axis))
-        if replicas == 1:
-            params, buffers = ({name: v[0] for name, v in held.items()} for held in (params, buffers))
-            sums = blockwise
+        sums = over_replicas(blockwise, (0, 0, axis, axis), replicas)
         total, rows, along = (
             torch.zeros((), device=self.device),
             self._rows.sizes[name],
@@ -256,8 +253,8 @@ class Group:
         count = self._blocks(rows, replicas)
         with torch.inference_mode():
             for block in zip(*(v.tensor_split(count, dim=along) for v in (inputs, targets)), strict=True):
-                total = total + sums(params, buffers, *block)
-        return (total / rows).view(replicas, 2)
+                total = total + sums(self._views, self._buffers, *block)
+        return total / rows
 
     def _blocks(self, rows: int, replicas: int) -> int:
         return math.ceil(rows / self.network.rows_of_a_block(replicas))
@@ -286,10 +283,15 @@ class Group:
         net = self.network
         found = [(net.params, net.buffers)]
         for drawn, replica in zip(sets[1:], self._replicas[1:], strict=True):
-            found.append(net.weights(_module(drawn, replica, self._plan)))
+            module = _module(drawn, replica, self._plan)
+            if constants(module) != self._constants:
+                raise StackingError(
+                    "the models differ in more than parameters and buffers (register tensors as buffers)"
+                )
+            found.append(net.weights(module))
         shapes = {name: value.shape for name, value in net.params.items()}
         if any({name: value.shape for name, value in params.items()} != shapes for params, _ in found):
-            raise EnvariantError("execution: stacked replicas need one architecture; use sequential")
+            raise StackingError("the models differ in the shapes of their parameters")
         flat = torch.stack([torch.cat([value.flatten() for value in params.values()]) for params, _ in found])
         parts = flat.split([shape.numel() for shape in shapes.values()], dim=1)
         views = {
@@ -305,7 +307,7 @@ class Group:
             structure(first),
             self._batches.sizes,
             self._batches.axes,
-            repr(net.module),
+            self._constants,
         )
         if key not in programs:
             programs[key] = Program(

@@ -6,10 +6,12 @@ is not seen; it is small beside the tensors they return.
 """
 
 import bisect
+import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, final
 
@@ -65,7 +67,9 @@ class Need:
 
     def fit(self, budget: int, most: int) -> int:
         """How many replicas fit, up to `most`."""
-        return bisect.bisect_right(range(1, most + 1), budget, key=self.of)
+        # What is measured at one time may fall a little where blocks divide evenly; the height so far counts.
+        heights = list(accumulate((self.of(count) for count in range(1, most + 1)), max))
+        return bisect.bisect_right(heights, budget)
 
 
 @final
@@ -108,23 +112,23 @@ def available(device: torch.device) -> int:
     return min(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def parse(text: str | int | None) -> int | None:
+def parse(text: str | float | None) -> int | None:
     """Bytes from a number or a text such as `8GB` or `512 MiB`; None for None.
 
     Raises:
         EnvariantError: the text is no amount of memory.
     """
-    if text is None or isinstance(text, int):
-        return text
-    letters = text.strip().upper().lstrip("0123456789. ")
-    number = text.strip()[: len(text.strip()) - len(letters)]
+    if text is None:
+        return None
+    written = str(text).strip().upper()
+    letters = "" if isinstance(text, int | float) else written.lstrip("0123456789. ")
     try:
-        amount = int(float(number) * _UNITS[letters or "B"])
+        amount = float(written.removesuffix(letters)) * _UNITS[letters or "B"]
     except (ValueError, KeyError):
-        amount = 0
-    if amount <= 0:
+        amount = math.nan
+    if not 1 <= amount < math.inf:
         raise EnvariantError(f"memory: expected an amount such as 8GB or 512MiB; got '{text}'")
-    return amount
+    return int(amount)
 
 
 def _linux_available() -> int | None:

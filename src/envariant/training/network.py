@@ -85,6 +85,8 @@ class Network:
         self.precision: Precision = precision
         self.device = device
         self.params, self.buffers = self.weights(module)
+        # Where parameters of several types are kept side by side, each is used in its own.
+        self._types = {name: value.dtype for name, value in self.params.items()}
         if not self.params:
             raise EnvariantError("model: has no parameters to train; at least one must require a gradient")
         if needs_features and not all(hasattr(module, part) for part in ("featurizer", "head")):
@@ -122,7 +124,8 @@ class Network:
         `replicas` go through side by side, under `torch.func.vmap`.
         """
         self._both.train(training)
-        names = {f"module.{name}": value for name, value in (*params.items(), *buffers.items())}
+        own = {name: value.to(self._types[name]) for name, value in params.items()}
+        names = {f"module.{name}": value for name, value in (*own.items(), *buffers.items())}
         # A model with running statistics must see its whole batch at once: they are part of its answer.
         whole = training and self.changing
         blocks = 1 if whole else math.ceil(len(inputs) / self.rows_of_a_block(replicas))
@@ -195,6 +198,24 @@ class Network:
         if self.device.type == "cuda":
             return torch.cuda.default_generators[self.device.index or 0]
         return torch.default_generator
+
+
+def constants(module: nn.Module) -> str:
+    """A digest of what a module computes with besides parameters and buffers: its layers and attributes.
+
+    One program can serve two modules only if these are the same.
+    """
+    digest = hashlib.blake2b(repr(module).encode(), digest_size=16)
+    for name, part in module.named_modules():
+        for key, value in sorted(vars(part).items()):
+            if key.startswith("_") or key == "training":
+                continue
+            digest.update(f"{name}.{key}".encode())
+            if isinstance(value, Tensor):
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            elif isinstance(value, int | float | str | bytes | tuple | list | dict):
+                digest.update(repr(value).encode())
+    return digest.hexdigest()
 
 
 def _copy(value: Tensor, device: torch.device) -> Tensor:

@@ -40,7 +40,7 @@ class Updates:
 
     PyTorch's fused optimizers take one rate for all they move. But their rules are all of the form
     θ ← θ − rate · u(gradients so far), so one of them moves a zero vector at rate 1, what it has become is
-    −u, and every replica goes that way at its own rate; one whose rate is 0 stands still.
+    −u, and every replica goes that way at its own rate.
 
     Args:
         family: the rule.
@@ -64,16 +64,20 @@ class Updates:
         self._optimizer = family.build(self._moved)
 
     def apply(self, gradients: Float[Tensor, "replicas numbers"], alive: Bool[Tensor, " replicas"]) -> None:
-        """One update of the replicas that are alive; the gradients of the others must be finite."""
-        rates = self._rates * alive[:, None]
+        """One update of the replicas that are alive; the others' parameters stay as they are, bit for bit."""
+        # Looking costs nothing on a CPU; elsewhere it would wait for all that is under way.
+        everyone = alive.device.type == "cpu" and bool(alive.all())
+        before = None if everyone else self._params.clone()
         if self._decaying and self._family.decays_weights:
-            self._params.mul_(1 - rates * self._decays)
+            self._params.mul_(1 - self._rates * self._decays)
         elif self._decaying:
-            gradients = torch.addcmul(gradients, self._params, self._decays * alive[:, None])
+            gradients = torch.addcmul(gradients, self._params, self._decays)
         self._moved.grad = gradients
         self._optimizer.step()
-        self._params.addcmul_(self._moved, rates)
+        self._params.addcmul_(self._moved, self._rates)
         self._moved.zero_()
+        if before is not None:
+            self._params.copy_(torch.where(alive[:, None], self._params, before))
 
     def state(self) -> dict[str, Tensor]:
         """What the rule remembers, by PyTorch's names: `[replicas, numbers]` each, or one number."""

@@ -19,12 +19,12 @@ from torch.func import vmap
 from envariant.algorithms.contract import Algorithm, Parameters, State
 from envariant.algorithms.hyperparameters import with_numbers
 from envariant.environments import EnvironmentBatch
+from envariant.errors import EnvariantError
 from envariant.training.batches import Axis
 from envariant.training.network import Network
 
-# Recording costs about what it saves in this many steps: about a second, most of it a first import. A large
-# step counts for more, since without Python's bookkeeping less is held in memory: as one for each so many
-# numbers that it makes.
+# Recording takes about a second, most of it a first import, and saves about half a millisecond a step. Of a
+# step that makes many numbers it saves more, because less is held in memory: so much for each _LARGE_STEP.
 _WORTH_RECORDING = 2000
 _LARGE_STEP = 2_000_000
 
@@ -135,11 +135,11 @@ class Program:
                 self._record = False
                 self._recorded = self._recording(arguments)
             step = self._stacked if self._recorded is None else self._recorded
-            gradients, *rest = step(*arguments)
+            gradients, *rest = self._compiling(step, arguments) if self._compiled else step(*arguments)
             if self._compiled and self._net.device.type == "cuda":
                 # A CUDA graph writes its results to the same place at the next step; gradients are used
                 # before that, everything else is kept.
-                rest = [each(torch.clone, tree) for tree in rest]
+                rest = [_each(torch.clone, tree) for tree in rest]
             return Made(gradients, *rest)
 
     def _stacked(
@@ -154,21 +154,17 @@ class Program:
         failed_at: Tensor,
         step: Tensor,
     ) -> tuple[Any, ...]:
-        replicas = (params, buffers, state)
-        if self._replicas == 1:
-            params, buffers, state = (each(_only, tree) for tree in replicas)
-            alone = self._one(params, buffers, state, inputs, targets, numbers[0], step)
-            gradients, changed, state, metrics = (each(_stack_of_one, tree) for tree in alone)
-        else:
-            many = vmap(self._one, in_dims=(0, 0, 0, *self._axes, 0, None))
-            gradients, changed, state, metrics = many(*replicas, inputs, targets, numbers, step)
+        together = over_replicas(self._one, (0, 0, 0, *self._axes, 0, None), self._replicas)
+        gradients, changed, new, metrics = together(params, buffers, state, inputs, targets, numbers, step)
+        _check_state(state, new)
         total = gradients.sum(dim=1)
         # Infinity less itself is NaN, so this is finiteness in two operations.
         finite = (total - total) == 0
         failed_at = torch.where(alive & ~finite, step, failed_at)
         alive = alive & finite
         gradients = torch.where(alive[:, None], gradients, 0)
-        return gradients, changed, state, metrics, alive, failed_at
+        changed = _chosen(alive, changed, buffers)
+        return gradients, changed, _chosen(alive, new, state), metrics, alive, failed_at
 
     def _one(
         self,
@@ -200,12 +196,27 @@ class Program:
         reported = [value.to(flat.dtype).flatten() for value in metrics.values()]
         return flat, changed, state, torch.cat(reported) if reported else flat.new_zeros(0)
 
+    def _compiling(self, step: Function, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A step whose first call compiles it, which needs a compiler."""
+        try:
+            return step(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise EnvariantError(
+                f"compile: PyTorch could not compile the program ({first}); it needs a C++ compiler. "
+                f"Leave --compile out, or mend that"
+            ) from error
+
     def _recording(self, arguments: tuple[Any, ...]) -> Function | None:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         try:
             # On tensors without numbers, so that recording takes neither their memory nor their time.
             recorded = make_fx(lambda *given: self._stacked(*given), tracing_mode="fake")(*arguments)
+        except EnvariantError:
+            raise
         except Exception as error:
             # An algorithm or a model of the user's own may do what cannot be recorded.
             logging.getLogger(__name__).info("not recorded: %s", error)
@@ -217,11 +228,54 @@ class Program:
         return torch.compile(recorded, mode=mode, dynamic=False)
 
 
-def each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """A tree of nested mappings with every tensor changed."""
+def over_replicas(function: Function, axes: tuple[Axis, ...], replicas: int) -> Function:
+    """A function of one replica as a function of stacks of them.
+
+    Args:
+        function: of trees of tensors (nested mappings), returning one tree or a tuple of them.
+        axes: for each argument 0, if it has the replicas along its first axis, or None.
+        replicas: how many there are; one alone needs no `vmap`.
+    """
+    if replicas > 1:
+        return vmap(function, in_dims=axes)
+
+    def alone(*arguments: Any) -> Any:
+        given = (
+            _each(_only, argument) if axis == 0 else argument
+            for argument, axis in zip(arguments, axes, strict=True)
+        )
+        return _each(_stack_of_one, function(*given))
+
+    return alone
+
+
+def _each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return change(tree)
-    return {key: each(change, value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_each(change, value) for value in tree)
+    return {key: _each(change, value) for key, value in tree.items()}
+
+
+def _chosen(alive: Tensor, new: Any, old: Any) -> Any:
+    """The new tree where a replica is alive, the old one where it is not."""
+    if isinstance(new, Tensor):
+        return torch.where(alive.view(-1, *(1,) * (new.dim() - 1)), new, old)
+    return {key: _chosen(alive, value, old[key]) for key, value in new.items()}
+
+
+def _check_state(before: State, after: State) -> None:
+    if _shape(before) != _shape(after):
+        raise EnvariantError(
+            f"algorithm: its state must keep the keys and shapes that init gave it; "
+            f"got {_shape(after)} after {_shape(before)}"
+        )
+
+
+def _shape(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tuple(tree.shape)
+    return {key: _shape(value) for key, value in tree.items()}
 
 
 def _only(stack: Tensor) -> Tensor:

@@ -51,13 +51,11 @@ class RunFolder:
         self.resume: list[Checkpoint] = []
         self._saved = time.monotonic()
         self._lock = FileLock(path / ".lock")
+        prepare(path)
         with _said_clearly(path):
-            path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
             if (path / "run.json").exists():
                 self._continue(wanted)
-            elif any(p.name != ".lock" and p.suffix != ".partial" for p in path.iterdir()):
-                raise EnvariantError(f"{path}: is not empty and holds no run; choose another folder")
             else:
                 record.write(wanted, path / "run.json")
                 history.write(path / "history.csv", [])
@@ -130,12 +128,19 @@ def load(path: Path) -> tuple[Record, list[HistoryRow], list[Checkpoint]]:
     return stored, rows, found
 
 
-def execution(path: Path) -> Execution | None:
-    """How the run stored there is executed; None where there is none yet, or none that can be read."""
-    try:
-        return record.read(path / "run.json").execution
-    except EnvariantError:
-        return None
+def prepare(path: Path) -> Execution | None:
+    """Makes the folder if there is none; how the run stored there is executed, None if there is none yet.
+
+    Raises:
+        EnvariantError: the folder cannot be made, holds other things, or a damaged run.
+    """
+    with _said_clearly(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / "run.json").exists():
+            return record.read(path / "run.json").execution
+        if any(p.name != ".lock" and p.suffix != ".partial" for p in path.iterdir()):
+            raise EnvariantError(f"{path}: is not empty and holds no run; choose another folder")
+    return None
 
 
 def _difference(stored: Record, wanted: Record, *, unfinished: bool) -> str:

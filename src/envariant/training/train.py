@@ -55,7 +55,7 @@ def train(
     augmentation: str | None = None,
     device: str = "auto",
     execution: str = "auto",
-    memory: str | int | None = None,
+    memory: str | float | None = None,
     compile: bool = False,  # noqa: A002
     out: Path | str | None = None,
     progress: bool | None = None,
@@ -83,8 +83,10 @@ def train(
         device: "cpu", "cuda" or "auto".
         execution: how many replicas train as one program: `sequential` (one after another), `stacked`,
             `stacked(group=50)`, or `auto`, which tries both for a few steps and stores its choice. A
-            replica's numbers do not depend on it beyond rounding.
-        memory: the most that a stack may need, as in `8GB`; None is half of what is free.
+            replica's steps do not depend on it beyond rounding, which grows over long runs; to repeat a run
+            to the last bit, ask for what `record.execution` says.
+        memory: the most that a stack may need, as in `8GB`; None is half of what is free. A run that goes
+            on keeps the groups it began with.
         compile: whether to compile each program (`torch.compile`, some 20 seconds the first time): for
             long runs of small models.
         out: a folder to store the run in as it goes; the same call again continues it.
@@ -166,7 +168,7 @@ def train(
     )
     settings = replace(settings, changed=_changed(settings, chosen, first))
     # A run that goes on keeps to the execution it began with, so that its bits do not change.
-    begun = None if out is None else run_folder.execution(Path(out))
+    begun = None if out is None else run_folder.prepare(Path(out))
     record = Record(
         settings=settings,
         execution=begun or choose(wish, source, runs, plan, budget),
@@ -302,11 +304,14 @@ def _at_least(what: str, least: int, value: object) -> int:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise EnvariantError(f"device must be auto, cpu or cuda; got '{name}'")
     if name == "cuda" and not torch.cuda.is_available():
         raise EnvariantError("device: this PyTorch sees no CUDA device; use cpu")
+    if name == "cuda":
+        # Generators, which are needed first, exist only once CUDA has been started.
+        torch.cuda.init()
     return torch.device(name)
 
 

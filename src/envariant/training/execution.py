@@ -147,7 +147,9 @@ def choose(
         )
     quick = len(replicas)
     if plan.device.type == "cpu":
-        quick = max(2, needed.fit(_COMFORTABLE + needed.of(1), len(replicas)))
+        # Measuring has its own blocks and does not slow a step.
+        stepping = memory.Need(needed.phases[-2:])
+        quick = max(2, stepping.fit(_COMFORTABLE + stepping.of(1), len(replicas)))
     most = min(fit, quick if wish.group is None else wish.group)
     size = math.ceil(len(replicas) / math.ceil(len(replicas) / most))
     stacked = Execution("stacked", size, "as asked for", int(holes * needed.of(size)))

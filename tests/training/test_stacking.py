@@ -418,18 +418,35 @@ def test_a_small_budget_makes_smaller_groups_and_a_tiny_one_is_refused():
         execution.choose(Wish.of("stacked"), source, members, shared, int(execution.HEAP * need.of(1)))
 
 
-def test_auto_takes_the_faster_one_and_says_why():
+@pytest.mark.parametrize(
+    ("alone", "sixteen", "mode", "reason"),
+    [
+        (1e-3, 4e-3, "stacked", "takes 1 ms alone and 0.25 ms in a stack of 16"),
+        (1e-3, 15e-3, "sequential", "takes 1 ms alone and 0.938 ms in a stack of 16"),
+        (0.5, 0.1, "sequential", "one step alone takes 500 ms, so little is left to gain"),
+    ],
+)
+def test_auto_takes_the_faster_one_and_says_why(alone, sixteen, mode, reason, monkeypatch):
+    monkeypatch.setattr(
+        execution, "_seconds_a_step", lambda group: alone if len(group.replicas) == 1 else sixteen
+    )
     members, source = replicas("irm", 30), made(Binary(), 1)
     found = execution.choose(Wish.of("auto"), source, members, plan(steps=1000, batch_size=16), None)
-    assert (found.mode, found.group) == ("stacked", 30)
-    assert "ms alone and" in found.reason
-    members = [*members, *(replace(r, index=r.index + 30) for r in replicas("erm", 2))]
-    mixed = execution.choose(Wish.of("auto"), source, members, plan(steps=1000, batch_size=16), None)
-    assert (mixed.mode, mixed.group) == ("stacked", 30)
-    members = members[:30]
-    few = execution.choose(Wish.of("auto"), source, members, plan(steps=3), None)
-    assert (few.mode, few.group) == ("sequential", 1)
-    assert few.reason == "30 × 3 steps are too few to gain from it"
+    assert (found.mode, found.group) == (mode, 30 if mode == "stacked" else 1)
+    assert reason in found.reason
+
+
+def test_auto_does_not_measure_where_it_would_take_longer_than_training():
+    found = execution.choose(Wish.of("auto"), made(Binary(), 1), replicas("irm", 30), plan(steps=3), None)
+    assert (found.mode, found.group) == ("sequential", 1)
+    assert found.reason == "30 × 3 steps are too few to gain from it"
+
+
+def test_replicas_of_several_structures_are_judged_by_the_most_common_one(monkeypatch):
+    monkeypatch.setattr(execution, "_seconds_a_step", lambda group: 1e-3)
+    members = [*replicas("irm", 6), *(replace(r, index=r.index + 30) for r in replicas("erm", 2))]
+    mixed = execution.choose(Wish.of("auto"), made(Binary(), 1), members, plan(steps=1000), None)
+    assert (mixed.mode, mixed.group) == ("stacked", 6)
 
 
 @pytest.mark.parametrize(

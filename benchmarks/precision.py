@@ -1,6 +1,6 @@
 """Accuracy under bfloat16 beside float32: ten replicas each on Colored MNIST, in the papers' own settings.
 
-It takes hours; stopped, it goes on where it was. `python benchmarks/precision.py [--replicas 10] [FOLDER]`.
+It takes hours; stopped, it goes on where it was. `python benchmarks/precision.py [--replicas 10] [--only erm] [FOLDER]`.
 """
 
 import argparse
@@ -69,13 +69,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/precision"))
     parser.add_argument("--replicas", type=int, default=10)
+    parser.add_argument("--only", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
     parser.add_argument("--only-report", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     results: dict[str, dict[str, TrainingResult]] = {name: {} for name in ALGORITHMS}
     for name in ALGORITHMS:
         for precision in PRECISIONS:
             out = arguments.folder / f"{name}-{precision}"
-            if arguments.only_report:
+            if arguments.only_report or name not in arguments.only:
                 if (out / "run.json").exists():
                     results[name][precision] = TrainingResult.load(out)
                 continue

@@ -223,7 +223,7 @@ class Group:
             self._numbers.at(step),
             self._alive,
             self._failed_at,
-            torch.tensor(step, device=self._plan.device),
+            torch.full((), step, device=self._plan.device),
         )
 
     def _take(self, made: Made) -> None:

@@ -1,6 +1,6 @@
 """Accuracy under bfloat16 beside float32: ten replicas each on Colored MNIST, in the papers' own settings.
 
-It takes hours; stopped, it goes on where it was. `python benchmarks/precision.py [--replicas 10] [--only erm] [FOLDER]`.
+It takes hours; stopped, it goes on where it was. `python benchmarks/precision.py [--only erm] [FOLDER]`.
 """
 
 import argparse

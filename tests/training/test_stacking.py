@@ -59,9 +59,9 @@ def replicas(name, count=4, rates=(0.01, 0.003), **changes):
     ]
 
 
-def outcome(source, members, shared, how):
+def outcome(source, members, shared, how, resume=()):
     """Every measured number by replica, and the last state of each."""
-    events = [e for e in engine.run(source, members, shared, how) if isinstance(e, Evaluated)]
+    events = [e for e in engine.run(source, members, shared, how, resume) if isinstance(e, Evaluated)]
     rows = sorted((r for e in events for r in e.rows), key=lambda r: (r.replica, r.step))
     return rows, {k: s for e in events if e.finished for k, s in e.checkpoint().states().items()}
 
@@ -242,19 +242,32 @@ def test_a_replica_that_fails_stands_still_and_a_resumed_group_keeps_it_so(
     failed = mixed[1][1]
     assert failed.failure is not None
     assert int(failed.buffers["1.num_batches_tracked"]) == failed.step
-    events = [
-        e
-        for e in engine.run(source, [members[0], sick, members[2]], replace(shared, steps=4), how)
-        if isinstance(e, Evaluated)
-    ]
-    for event in events:
-        if event.finished:
-            checkpoint.save(event.checkpoint(), tmp_path)
-    stored = checkpoint.load(tmp_path)
-    again = engine.run(source, [members[0], sick, members[2]], shared, how, stored)
-    resumed = {k: s for e in again if isinstance(e, Evaluated) for k, s in e.checkpoint().states().items()}
-    for k in (0, 2):
-        assert all(torch.equal(resumed[k].params[n], v) for n, v in mixed[1][k].params.items())
+    assert_resumes_from_every_step(source, [members[0], sick, members[2]], shared, how, tmp_path)
+
+
+def assert_resumes_from_every_step(source, members, shared, how, folder):
+    """Stored after any update or measurement and gone on with: the same rows and the same bits."""
+    whole = outcome(source, members, shared, how)
+    places = []
+    for number, event in enumerate(engine.run(source, members, shared, how)):
+        checkpoint.save(event.checkpoint(), folder / str(number))
+        places.append(folder / str(number))
+    for place in places:
+        (stored,) = checkpoint.load(place)
+        rows, states = outcome(source, members, shared, how, [stored])
+        states |= stored.states() if engine.is_done(stored, shared.steps) else {}
+        known = {
+            k: stored.failures[k].step if k in stored.failures else stored.measured for k in stored.replicas
+        }
+        before = [r for r in whole[0] if r.step <= known.get(r.replica, -1)]
+        # As text, for in a replica that failed NaN is to be NaN again.
+        assert str(sorted([*before, *rows], key=lambda r: (r.replica, r.step))) == str(whole[0]), place
+        for k, state in whole[1].items():
+            assert states[k].failure == state.failure
+            for kind in ("params", "buffers"):
+                ours, theirs = getattr(states[k], kind), getattr(state, kind)
+                for name, value in theirs.items():
+                    torch.testing.assert_close(ours[name], value, rtol=0, atol=0, equal_nan=True)
 
 
 class Branching(Algorithm):

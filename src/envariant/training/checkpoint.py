@@ -60,19 +60,25 @@ class Checkpoint:
     Attributes:
         replicas: their numbers, in the order of the tensors' first axis.
         step: updates made by those that have not failed.
+        measured: the step at which they were last measured; -1 if they never were.
         params, buffers: of the models, by name.
         optimizer: what the update rule remembers, by PyTorch's names.
         algorithm: the algorithm's state.
-        failures: of the replicas that stopped early.
+        watch: what was seen of each replica in its last step: where it failed, and its metrics.
+        metrics: the names of those.
+        failures: of the replicas that stopped early, as far as they have been measured.
         seconds: spent on all of them so far.
     """
 
     replicas: tuple[int, ...]
     step: int
+    measured: int
     params: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     algorithm: Mapping[str, Any]
+    watch: Mapping[str, Tensor]
+    metrics: tuple[str, ...]
     failures: Mapping[int, Failure]
     seconds: float
 
@@ -99,12 +105,14 @@ class Checkpoint:
 class _Side:
     replicas: tuple[int, ...]
     step: int
+    measured: int
+    metrics: tuple[str, ...]
     failures: dict[int, Failure]
     seconds: float
 
 
 _SIDE = TypeAdapter(_Side)
-_GROUPS = ("params", "buffers", "optimizer", "algorithm")
+_GROUPS = ("params", "buffers", "optimizer", "algorithm", "watch")
 _SEPARATOR = "/"
 
 
@@ -116,7 +124,16 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         for group in _GROUPS
         for key, value in _flat(getattr(checkpoint, group), group).items()
     }
-    side = asdict(_Side(checkpoint.replicas, checkpoint.step, dict(checkpoint.failures), checkpoint.seconds))
+    side = asdict(
+        _Side(
+            checkpoint.replicas,
+            checkpoint.step,
+            checkpoint.measured,
+            checkpoint.metrics,
+            dict(checkpoint.failures),
+            checkpoint.seconds,
+        )
+    )
     path = folder / f"{_name(checkpoint.replicas)}.safetensors"
     # The side file is in the tensors' header as well, so that a kill between the two writes cannot pair a
     # new file with an old one.
@@ -146,6 +163,8 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(
         replicas=side.replicas,
         step=side.step,
+        measured=side.measured,
+        metrics=side.metrics,
         failures=side.failures,
         seconds=side.seconds,
         **{group: tensors[group] for group in _GROUPS},

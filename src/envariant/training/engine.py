@@ -23,10 +23,17 @@ from envariant.training.replicas import Replica
 @final
 @dataclass(frozen=True)
 class Stepped:
-    """One update of some replicas was made."""
+    """One update of some replicas was made.
+
+    Attributes:
+        replicas: their numbers.
+        step: updates made.
+        checkpoint: where they stand; valid until the next event is asked for.
+    """
 
     replicas: tuple[int, ...]
     step: int
+    checkpoint: Callable[[], Checkpoint]
 
 
 @final
@@ -78,7 +85,7 @@ def run(
 
 def is_done(checkpoint: Checkpoint, steps: int) -> bool:
     """Whether there is nothing left to train."""
-    return checkpoint.step >= steps or len(checkpoint.failures) == len(checkpoint.replicas)
+    return checkpoint.measured >= steps or len(checkpoint.failures) == len(checkpoint.replicas)
 
 
 def _groups(
@@ -102,19 +109,13 @@ def _groups(
 
 
 def _train(group: Group, plan: Plan) -> Iterator[Stepped | Evaluated]:
-    def measured() -> Evaluated:
-        rows = group.measure()
-        finished = group.failed or group.step == plan.steps
-        return Evaluated(group.replicas, group.step, rows, group.checkpoint, finished)
-
-    if group.step == 0:
-        yield (event := measured())
-        if event.finished:
-            return
-    while group.step < plan.steps:
-        group.advance()
-        yield Stepped(group.replicas, group.step)
-        if group.step % plan.evaluate_every == 0 or group.step == plan.steps:
-            yield (event := measured())
-            if event.finished:
+    while True:
+        due = group.step % plan.evaluate_every == 0 or group.step == plan.steps
+        if due and group.measured < group.step:
+            rows = group.measure()
+            finished = group.failed or group.step == plan.steps
+            yield Evaluated(group.replicas, group.step, rows, group.checkpoint, finished)
+            if finished:
                 return
+        group.advance()
+        yield Stepped(group.replicas, group.step, group.checkpoint)

@@ -74,6 +74,7 @@ class Group:
 
     Attributes:
         step: updates made.
+        measured: the step at which they were last measured; -1 if they never were.
         network: the architecture.
 
     Raises:
@@ -126,7 +127,8 @@ class Group:
         self._failed_at = torch.full((len(replicas),), -1, device=plan.device)
         self._failures: dict[int, Failure] = {}
         self._metrics: Tensor | None = None
-        self._measured_at = -1
+        self._metric_names: tuple[str, ...] = ()
+        self.measured = -1
         self._started, self._spent = time.perf_counter(), 0.0
         self.step = 0
         if checkpoint is not None:
@@ -161,6 +163,7 @@ class Group:
             held = self._metrics
             keep = self._alive[:, None]
             self._metrics = made.metrics if held is None else torch.where(keep, made.metrics, held)
+            self._metric_names = self._program.metrics
             self._take(made)
         self.step = step + 1
 
@@ -185,14 +188,14 @@ class Group:
                 for name in self._names
                 for metric, value in zip(("loss", self.network.task.metric), found[name][k], strict=True)
             ]
-            metrics = dict(zip(self._program.metrics, reported[k], strict=True)) if reported else {}
+            metrics = dict(zip(self._metric_names, reported[k], strict=True)) if reported else {}
             self._note_failure(replica.index, k, reached[k], own, metrics)
-            if at > self._measured_at:
+            if at > self.measured:
                 rows += own
                 # Those of a step that failed are in the reason; they do not belong to where it stands.
                 reported_rows = metrics.items() if reached[k] < 0 else ()
                 rows += [HistoryRow(replica.index, at, "*", BATCH, name, v) for name, v in reported_rows]
-        self._measured_at = self.step
+        self.measured = self.step
         return tuple(rows)
 
     def measured_at_once(self, replicas: int) -> float:
@@ -204,10 +207,13 @@ class Group:
         return Checkpoint(
             self.replicas,
             self.step,
+            self.measured,
             self._views,
             self._buffers,
             self._updates.state(),
             self._state,
+            {"failed_at": self._failed_at} | ({} if self._metrics is None else {"metrics": self._metrics}),
+            self._metric_names,
             dict(self._failures),
             self._spent + time.perf_counter() - self._started,
         )
@@ -334,11 +340,14 @@ class Group:
         self._state = _merged(self._state, saved.algorithm, device)
         self._updates.load({name: value.to(device) for name, value in saved.optimizer.items()})
         self._failures = dict(saved.failures)
+        self._failed_at = saved.watch["failed_at"].to(device)
+        self._metrics = saved.watch["metrics"].to(device) if "metrics" in saved.watch else None
+        self._metric_names = saved.metrics
+        self._alive = self._failed_at < 0
         for k, index in enumerate(self.replicas):
             if index in self._failures:
                 self._alive[k] = False
-                self._failed_at[k] = self._failures[index].step
-        self.step = self._measured_at = saved.step
+        self.step, self.measured = saved.step, saved.measured
         self._spent = saved.seconds
 
 

@@ -17,13 +17,13 @@ from envariant.errors import EnvariantError
 from envariant.training import checkpoint as checkpoints
 from envariant.training import history, record
 from envariant.training.checkpoint import Checkpoint
-from envariant.training.engine import Evaluated, is_done
+from envariant.training.engine import Evaluated, Stepped, is_done
 from envariant.training.execution import Execution
 from envariant.training.history import HistoryRow
 from envariant.training.record import Record
 
 _OTHER = {"data": "other data", "model": "another model"}
-# Seconds between two checkpoints, which are made where environments are measured.
+# Seconds between two checkpoints.
 _PATIENCE = 10.0
 
 
@@ -61,11 +61,16 @@ class RunFolder:
                 history.write(path / "history.csv", [])
             self._history = (path / "history.csv").open("a", encoding="utf-8", newline="")
 
-    def store(self, event: Evaluated) -> None:
+    def store(self, event: Stepped | Evaluated) -> None:
         """Writes what was measured, and the replicas' state if they are done or some seconds have passed."""
+        measured = isinstance(event, Evaluated)
+        done = measured and event.finished
+        if not measured and time.monotonic() - self._saved <= _PATIENCE:
+            return
         with _said_clearly(self._path):
-            history.append(self._history, event.rows)
-            if event.finished or time.monotonic() - self._saved > _PATIENCE:
+            if measured:
+                history.append(self._history, event.rows)
+            if done or time.monotonic() - self._saved > _PATIENCE:
                 checkpoints.save(event.checkpoint(), self._path / "checkpoints")
                 self._saved = time.monotonic()
 
@@ -86,7 +91,11 @@ class RunFolder:
                 f"{self._path}: holds a run with other settings ({difference}); choose another folder"
             )
         # Rows measured after the last checkpoint will be measured again.
-        reached = {number: saved.step for saved in self.resume for number in saved.replicas}
+        reached = {
+            number: saved.failures[number].step if number in saved.failures else saved.measured
+            for saved in self.resume
+            for number in saved.replicas
+        }
         self.rows = [row for row in rows if row.step <= reached.get(row.replica, -1)]
         if unfinished:
             history.write(self._path / "history.csv", self.rows)
@@ -123,7 +132,11 @@ def load(path: Path) -> tuple[Record, list[HistoryRow], list[Checkpoint]]:
         saved
         for saved in checkpoints.load(path / "checkpoints")
         # A checkpoint whose measurements are lost is no use: those replicas are trained again.
-        if all((number, state.step) in measured for number, state in saved.states().items())
+        if saved.measured < 0
+        or all(
+            (number, saved.failures[number].step if number in saved.failures else saved.measured) in measured
+            for number in saved.replicas
+        )
     ]
     return stored, rows, found
 

@@ -215,8 +215,8 @@ def _collect(
                     rows += event.rows
                     if event.finished:
                         states |= event.checkpoint().states()
-                    if folder is not None:
-                        folder.store(event)
+                if folder is not None:
+                    folder.store(event)
     finally:
         if folder is not None:
             folder.close()

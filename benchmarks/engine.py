@@ -24,7 +24,7 @@ from envariant.benchmark import Case
 from envariant.models import MNISTCNN
 from envariant.training import execution, provenance
 from envariant.training.allocator import keep_freed_memory
-from envariant.training.execution import Wish
+from envariant.training.execution import Stacked
 from envariant.training.group import Group
 from envariant.training.replicas import Replica, Seeds
 
@@ -198,9 +198,7 @@ def growth() -> list[dict[str, object]]:
     for base in (replace(LINEAR, rows=1_000), SMALL):
         for k in (1, 10, 100, 1000):
             whole = replace(base, replicas=k)
-            chosen = execution.choose(
-                Wish("stacked", None), whole.data(), whole.members(), whole.plan(), None
-            )
+            chosen = execution.choose(Stacked(), whole.data(), whole.members(), whole.plan(), None)
             case = replace(whole, name=f"{base.name}-x{k}", replicas=chosen.group)
             (figure,) = benchmark.measured([case], limits, REPEATS)
             found.append(

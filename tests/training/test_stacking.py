@@ -15,7 +15,7 @@ from envariant.tasks import Binary, Multiclass, Regression
 from envariant.training import Replica, Seeds, checkpoint, engine, execution, memory, program
 from envariant.training.augmentation import RandomAffine
 from envariant.training.engine import Evaluated
-from envariant.training.execution import SEQUENTIAL, Execution, Wish
+from envariant.training.execution import SEQUENTIAL, Auto, Execution, Stacked
 from envariant.training.group import Plan
 from envariant.training.optimizers import optimizer_family
 from helpers import ENROLLED
@@ -148,9 +148,9 @@ def test_a_recorded_program_gives_the_bits_of_the_unrecorded_one(name, how, monk
     plain = outcome(source, replicas(name), shared, how)
     monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
     used = []
-    original = program.Program._recording
+    original = program.Program._record
     monkeypatch.setattr(
-        program.Program, "_recording", lambda self, given: used.append(original(self, given)) or used[-1]
+        program.Program, "_record", lambda self, given: used.append(original(self, given)) or used[-1]
     )
     recorded = outcome(source, replicas(name), shared, how)
     assert used
@@ -256,10 +256,7 @@ def assert_resumes_from_every_step(source, members, shared, how, folder):
         (stored,) = checkpoint.load(place)
         rows, states = outcome(source, members, shared, how, [stored])
         states |= stored.states() if engine.is_done(stored, shared.steps) else {}
-        known = {
-            k: stored.failures[k].step if k in stored.failures else stored.measured for k in stored.replicas
-        }
-        before = [r for r in whole[0] if r.step <= known.get(r.replica, -1)]
+        before = [r for r in whole[0] if r.replica in stored.replicas and r.step <= stored.reached(r.replica)]
         # As text, for in a replica that failed NaN is to be NaN again.
         assert str(sorted([*before, *rows], key=lambda r: (r.replica, r.step))) == str(whole[0]), place
         for k, state in whole[1].items():
@@ -328,7 +325,7 @@ def test_draws_of_different_sizes_cannot_be_stacked_and_the_mend_is_named():
         "execution: these replicas cannot be stacked (environments differ in size from draw to draw); "
         "use sequential"
     )
-    found = execution.choose(Wish.of("auto"), Uneven(), replicas("erm"), plan(steps=600), None)
+    found = execution.choose(Auto(), Uneven(), replicas("erm"), plan(steps=600), None)
     assert found.mode == "sequential"
     assert found.reason == "environments differ in size from draw to draw"
 
@@ -359,7 +356,7 @@ def test_models_that_differ_in_more_than_parameters_are_neither_stacked_nor_shar
             return self.last(x @ self.mix)
 
     source, shared = made(Binary(), 1), plan(lambda shape, outputs: Hidden())
-    found = execution.choose(Wish.of("auto"), source, replicas("erm"), replace(shared, steps=600), None)
+    found = execution.choose(Auto(), source, replicas("erm"), replace(shared, steps=600), None)
     assert "register tensors as buffers" in found.reason
     monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
     together = outcome(source, replicas("erm", 3), shared, SEQUENTIAL)
@@ -420,15 +417,15 @@ def test_a_small_budget_makes_smaller_groups_and_a_tiny_one_is_refused():
     source, members, shared = made(Binary(), 1), replicas("irm", 20), plan()
     need = execution.need(source, members, shared)
     budget = int(execution.HEAP * need.of(7)) + 3
-    found = execution.choose(Wish.of("stacked"), source, members, shared, budget)
+    found = execution.choose(Stacked(), source, members, shared, budget)
     assert found.mode == "stacked"
     assert found.group == 7
     assert budget - 3 <= found.bytes_predicted <= budget
-    found = execution.choose(Wish.of("auto"), source, members, replace(shared, steps=500), 1000)
+    found = execution.choose(Auto(), source, members, replace(shared, steps=500), 1000)
     assert found.mode == "sequential"
     assert found.reason == "a stack does not fit in 1e-06 GB"
     with pytest.raises(EnvariantError, match="memory: 2 replicas need about .* GB and .* GB are allowed"):
-        execution.choose(Wish.of("stacked"), source, members, shared, int(execution.HEAP * need.of(1)))
+        execution.choose(Stacked(), source, members, shared, int(execution.HEAP * need.of(1)))
 
 
 @pytest.mark.parametrize(
@@ -444,13 +441,13 @@ def test_auto_takes_the_faster_one_and_says_why(alone, sixteen, mode, reason, mo
         execution, "_seconds_a_step", lambda group: alone if len(group.replicas) == 1 else sixteen
     )
     members, source = replicas("irm", 30), made(Binary(), 1)
-    found = execution.choose(Wish.of("auto"), source, members, plan(steps=1000, batch_size=16), None)
+    found = execution.choose(Auto(), source, members, plan(steps=1000, batch_size=16), None)
     assert (found.mode, found.group) == (mode, 30 if mode == "stacked" else 1)
     assert reason in found.reason
 
 
 def test_auto_does_not_measure_where_it_would_take_longer_than_training():
-    found = execution.choose(Wish.of("auto"), made(Binary(), 1), replicas("irm", 30), plan(steps=3), None)
+    found = execution.choose(Auto(), made(Binary(), 1), replicas("irm", 30), plan(steps=3), None)
     assert (found.mode, found.group) == ("sequential", 1)
     assert found.reason == "30 × 3 steps are too few to gain from it"
 
@@ -458,20 +455,21 @@ def test_auto_does_not_measure_where_it_would_take_longer_than_training():
 def test_replicas_of_several_structures_are_judged_by_the_most_common_one(monkeypatch):
     monkeypatch.setattr(execution, "_seconds_a_step", lambda group: 1e-3)
     members = [*replicas("irm", 6), *(replace(r, index=r.index + 30) for r in replicas("erm", 2))]
-    mixed = execution.choose(Wish.of("auto"), made(Binary(), 1), members, plan(steps=1000), None)
+    mixed = execution.choose(Auto(), made(Binary(), 1), members, plan(steps=1000), None)
     assert (mixed.mode, mixed.group) == ("stacked", 6)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"execution": "stack"}, "execution must be auto, sequential, stacked or stacked(group=50)"),
-        ({"execution": "stacked(group=0)"}, "got 'stacked(group=0)'"),
-        ({"execution": "sequential(group=2)"}, "execution must be"),
+        ({"execution": "stack"}, "unknown execution 'stack'; did you mean 'stacked'?"),
+        ({"execution": "stacked(group=0)"}, "stacked: group must be at least 1; got 0"),
+        ({"execution": "stacked(group=2.5)"}, "stacked: group must be a whole number; got 2.5"),
+        ({"execution": "sequential(group=2)"}, "unknown setting 'group'"),
         ({"memory": "lots"}, "memory: expected an amount such as 8GB or 512MiB; got 'lots'"),
         ({"memory": "0GB"}, "memory: expected an amount"),
         ({"memory": -1}, "memory: expected an amount"),
-        ({"execution": "auto(group=5)"}, "execution must be"),
+        ({"execution": "auto(group=5)"}, "unknown setting 'group'"),
         ({"memory": "1KB", "execution": "stacked", "replicas": 2}, "raise --memory"),
     ],
 )

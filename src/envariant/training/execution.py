@@ -25,7 +25,6 @@ from envariant.training.batches import StackingError
 from envariant.training.group import Group, Plan
 from envariant.training.replicas import Replica
 
-_MODES = ("auto", "sequential", "stacked")
 # Fewer steps than this, over all replicas, take about a second: less than choosing does.
 _FEW_STEPS = 2000
 # A step that alone takes longer than this on a CPU leaves Python's share, about 1 ms, out of account.
@@ -44,33 +43,45 @@ _STEPS = 5
 
 @final
 @dataclass(frozen=True)
-class Wish:
-    """What was asked for.
+class Auto:
+    """Whichever is faster."""
+
+
+@final
+@dataclass(frozen=True)
+class Sequential:
+    """One replica after another."""
+
+
+@final
+@dataclass(frozen=True)
+class Stacked:
+    """Several replicas to a program.
 
     Attributes:
-        mode: auto, sequential or stacked.
-        group: the most replicas to a program; None is as many as are quick together.
+        group: at most so many; None is as many as fit and are quick together.
     """
 
-    mode: str
-    group: int | None
+    group: int | None = None
 
-    @classmethod
-    def of(cls, text: str) -> "Wish":
-        """A wish from `auto`, `sequential`, `stacked` or `stacked(group=50)`.
+    def __post_init__(self) -> None:
+        if self.group is not None and self.group < 1:
+            raise EnvariantError(f"stacked: group must be at least 1; got {self.group}")
 
-        Raises:
-            EnvariantError: it is none of these.
-        """
-        spec = specs.parse(text)
-        group = spec.keywords.get("group")
-        known = spec.name in _MODES and not spec.positional and spec.keywords.keys() <= {"group"}
-        whole = group is None or (isinstance(group, int) and not isinstance(group, bool) and group >= 1)
-        if not known or not whole or (group is not None and spec.name != "stacked"):
-            raise EnvariantError(
-                f"execution must be auto, sequential, stacked or stacked(group=50); got '{text}'"
-            )
-        return cls(spec.name, group)
+
+Wish = Auto | Sequential | Stacked
+"""How replicas were asked to be run."""
+
+_WISHES: dict[str, type[Wish]] = {"auto": Auto, "sequential": Sequential, "stacked": Stacked}
+
+
+def wish(text: str) -> Wish:
+    """What `auto`, `sequential`, `stacked` or `stacked(group=50)` asks for.
+
+    Raises:
+        EnvariantError: it is none of these.
+    """
+    return specs.build("execution", text, _WISHES)
 
 
 @final
@@ -82,7 +93,8 @@ class Execution:
         mode: whether several make one program.
         group: at most how many do.
         reason: why.
-        bytes_predicted: that a group needs at its height; None where it was not looked at.
+        bytes_predicted: that a group needs at its height, holes in the heap allowed for; None where it was
+            not looked at.
     """
 
     mode: Literal["sequential", "stacked"]
@@ -95,12 +107,12 @@ SEQUENTIAL = Execution("sequential", 1, "as asked for")
 
 
 def choose(
-    wish: Wish, source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan, budget: int | None
+    wanted: Wish, source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan, budget: int | None
 ) -> Execution:
     """The execution that was wished for, or the faster one; a group fits in the budget.
 
     Args:
-        wish: what was asked for.
+        wanted: what was asked for.
         source: where each replica draws its data.
         replicas: what differs between them.
         plan: what they share.
@@ -109,36 +121,35 @@ def choose(
     Raises:
         EnvariantError: stacking was asked for and is not possible, or the budget is too small.
     """
-    if wish.mode == "sequential":
+    if isinstance(wanted, Sequential):
         return SEQUENTIAL
+    auto = isinstance(wanted, Auto)
     # Those of one structure; what suits the most of them is done with all.
     replicas, whole = max(groups(replicas, len(replicas)), key=len), len(replicas)
-    if len(replicas) == 1 and wish.mode == "auto":
+    if len(replicas) == 1 and auto:
         return Execution("sequential", 1, "there is one replica" if whole == 1 else "no two are alike")
-    if wish.mode == "auto" and len(replicas) * plan.steps < _FEW_STEPS:
+    if auto and len(replicas) * plan.steps < _FEW_STEPS:
         return Execution("sequential", 1, f"{len(replicas)} × {plan.steps} steps are too few to gain from it")
     alone = Group(source, replicas[:1], plan)
     if alone.network.draws:
-        return _not_stackable(wish, "the model draws random numbers of its own, as dropout does")
+        return _not_stackable(wanted, "the model draws random numbers of its own, as dropout does")
     alone_seconds = _seconds_a_step(alone)
     del alone
-    if wish.mode == "auto" and plan.device.type == "cpu" and alone_seconds > _LONG_STEP:
+    if auto and plan.device.type == "cpu" and alone_seconds > _LONG_STEP:
         return Execution(
             "sequential", 1, f"one step alone takes {1e3 * alone_seconds:.0f} ms, so little is left to gain"
         )
-    sample = min(len(replicas), _SAMPLE)
     try:
-        Group(source, replicas[:sample], plan)
         needed = need(source, replicas, plan)
     except StackingError as error:
-        return _not_stackable(wish, str(error))
+        return _not_stackable(wanted, str(error))
     except RuntimeError as error:
-        return _not_stackable(wish, f"PyTorch cannot stack it: {str(error).splitlines()[0]}")
+        return _not_stackable(wanted, f"PyTorch cannot stack it: {str(error).splitlines()[0]}")
     budget = memory.available(plan.device) // 2 if budget is None else budget
     holes = HEAP if plan.device.type == "cpu" else 1.0
     fit = needed.fit(int(budget / holes), len(replicas))
     least = min(2, len(replicas))
-    if fit < least and wish.mode == "auto":
+    if fit < least and auto:
         return Execution("sequential", 1, f"a stack does not fit in {budget / 1e9:.3g} GB")
     if fit < least:
         raise EnvariantError(
@@ -150,13 +161,17 @@ def choose(
         # Measuring has its own blocks and does not slow a step.
         stepping = memory.Need(needed.phases[-2:])
         quick = max(2, stepping.fit(_COMFORTABLE + stepping.of(1), len(replicas)))
-    most = min(fit, quick if wish.group is None else wish.group)
+    asked = wanted.group if isinstance(wanted, Stacked) else None
+    most = min(fit, quick if asked is None else asked)
     size = math.ceil(len(replicas) / math.ceil(len(replicas) / most))
     stacked = Execution("stacked", size, "as asked for", int(holes * needed.of(size)))
-    if wish.mode == "stacked":
+    if not auto:
         return stacked
-    sample = min(size, sample)
-    together_seconds = _seconds_a_step(Group(source, replicas[:sample], plan)) / sample
+    sample = min(size, _SAMPLE)
+    try:
+        together_seconds = _seconds_a_step(Group(source, replicas[:sample], plan)) / sample
+    except StackingError as error:
+        return _not_stackable(wanted, str(error))
     measured = (
         f"a step of a replica takes {1e3 * alone_seconds:.3g} ms alone and {1e3 * together_seconds:.3g} ms "
         f"in a stack of {sample}"
@@ -166,8 +181,8 @@ def choose(
     return Execution("sequential", 1, measured)
 
 
-def _not_stackable(wish: Wish, reason: str) -> Execution:
-    if wish.mode == "stacked":
+def _not_stackable(wanted: Wish, reason: str) -> Execution:
+    if isinstance(wanted, Stacked):
         raise EnvariantError(f"execution: these replicas cannot be stacked ({reason}); use sequential")
     return Execution("sequential", 1, reason)
 

@@ -6,7 +6,6 @@ is not seen; it is small beside the tensors they return.
 """
 
 import bisect
-import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from envariant.errors import EnvariantError
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_AMOUNT = TypeAdapter(ByteSize)
 
 
 def peak_bytes(*phases: Callable[[], Any]) -> tuple[int, ...]:
@@ -120,15 +120,13 @@ def parse(text: str | float | None) -> int | None:
     """
     if text is None:
         return None
-    written = str(text).strip().upper()
-    letters = "" if isinstance(text, int | float) else written.lstrip("0123456789. ")
     try:
-        amount = float(written.removesuffix(letters)) * _UNITS[letters or "B"]
-    except (ValueError, KeyError):
-        amount = math.nan
-    if not 1 <= amount < math.inf:
+        amount = int(_AMOUNT.validate_python(text))
+    except ValidationError:
+        amount = 0
+    if amount < 1:
         raise EnvariantError(f"memory: expected an amount such as 8GB or 512MiB; got '{text}'")
-    return int(amount)
+    return amount
 
 
 def _linux_available() -> int | None:

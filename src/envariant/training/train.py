@@ -21,7 +21,7 @@ from envariant.models import ModelFamily, model_family
 from envariant.training import engine, provenance, run_folder
 from envariant.training.augmentation import augmentation as augmentation_named
 from envariant.training.engine import Evaluated
-from envariant.training.execution import Wish, choose
+from envariant.training.execution import choose, wish
 from envariant.training.group import Plan, network
 from envariant.training.history import HistoryRow
 from envariant.training.memory import parse as memory_in_bytes
@@ -125,7 +125,7 @@ def train(
         device=_device(device),
         compiled=compile,
     )
-    wish, budget = Wish.of(execution), memory_in_bytes(memory)
+    wanted, budget = wish(execution), memory_in_bytes(memory)
     every = max(1, round(plan.steps / 25)) if evaluate_every is None else evaluate_every
     every = _at_least("evaluate-every", 1, every)
     replicas = _at_least("replicas", 1, replicas)
@@ -171,7 +171,7 @@ def train(
     begun = None if out is None else run_folder.prepare(Path(out))
     record = Record(
         settings=settings,
-        execution=begun or choose(wish, source, runs, plan, budget),
+        execution=begun or choose(wanted, source, runs, plan, budget),
         metric=first.task.metric,
         higher_is_better=first.task.higher_is_better,
         chance=first.known.chance if first.known.chance is not None else first.task.chance,

@@ -113,15 +113,13 @@ class Batches:
         self._rows, self._seeds, self._augmentation = rows, tuple(seeds), augmentation
         sizes = [rows.sizes[name] for name in rows.training]
         self.sizes = tuple(size if batch_size is None else batch_size for size in sizes)
-        alone = len(seeds) == 1
-        own: Axis = None if alone else 0
         self._inputs, self._targets = rows.of(rows.training)
         self._device = self._targets.device
         if batch_size is None:
             self._inputs = self._inputs.to(dtype)
-            self.axes = (rows.axis if augmentation is None else own, rows.axis)
+            self.axes = (rows.axis if augmentation is None else 0, rows.axis)
         else:
-            self.axes = (own, own)
+            self.axes = (0, 0)
         self._below: Tensor | None = None
         if batch_size is not None:
             starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
@@ -134,18 +132,13 @@ class Batches:
         """Inputs `[rows, *shape]` and targets `[rows]` of one step, with the replicas along their `axes`."""
         if self._below is None and self._augmentation is None:
             return self._inputs, self._targets
-        keys, index = self._numbers(step)
-        alone = len(self._seeds) == 1
-        inputs, targets = self._inputs, self._targets
-        if index is not None:
-            inputs, targets = self._rows.gather(index)
-            if alone:
-                inputs, targets = inputs[0], targets[0]
+        keys, index = self._draws(step)
+        inputs, targets = (self._inputs, self._targets) if index is None else self._rows.gather(index)
         if self._augmentation is not None:
             inputs = self._augmented(self._augmentation, inputs, keys)
         return inputs, targets
 
-    def _numbers(self, step: int) -> tuple[Tensor, Tensor | None]:
+    def _draws(self, step: int) -> tuple[Tensor, Tensor | None]:
         """The step's keys and row numbers, from a stretch of steps drawn at once."""
         count = len(self._seeds) * sum(self.sizes)
         stretch = max(1, _DRAWN_AT_ONCE // count)
@@ -160,8 +153,8 @@ class Batches:
 
     def _augmented(self, augmentation: RandomAffine, inputs: Tensor, keys: Tensor) -> Tensor:
         replicas, rows = len(keys), sum(self.sizes)
-        shape = inputs.shape[-3:] if inputs.dim() > 3 else inputs.shape[1:]
+        shape = self._inputs.shape[1 if self._rows.axis is None else 2 :]
         images = inputs.expand(replicas, rows, *shape).reshape(replicas * rows, *shape)
         draws = random_numbers.uniforms(keys, _AUGMENTATION, 3 * rows).view(replicas, 3, rows)
         augmented = augmentation(images, draws.transpose(0, 1).reshape(3, replicas * rows))
-        return augmented if replicas == 1 else augmented.unflatten(0, (replicas, rows))
+        return augmented.unflatten(0, (replicas, rows))

@@ -82,6 +82,10 @@ class Checkpoint:
     failures: Mapping[int, Failure]
     seconds: float
 
+    def reached(self, replica: int) -> int:
+        """The step at which that replica was last measured."""
+        return self.failures[replica].step if replica in self.failures else self.measured
+
     def states(self) -> dict[int, ReplicaState]:
         """Each replica by itself; the tensors are views of the group's."""
         found: dict[int, ReplicaState] = {}

@@ -8,6 +8,7 @@ then on and is reported with the step at which it happened; the others never not
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -95,7 +96,7 @@ class Group:
         self._roles = sets[0].roles(plan.test)
         self._names = sets[0].names
         self.network = net = network(sets[0], replicas[0], plan)
-        self._constants = constants(net.module)
+        self._draws, self._constants = net.draws, constants(net.module)
         self._rows = Rows(sets, self._roles, plan.device)
         whole = plan.batch_size is None and plan.augmentation is None
         families = isinstance(net.module, FeaturizerAndHead)
@@ -121,7 +122,7 @@ class Group:
             [replica.learning_rate for replica in replicas],
             [replica.weight_decay for replica in replicas],
         )
-        self._numbers = _Numbers([replica.algorithm for replica in replicas], plan.device)
+        self._numbers = _Hyperparameters([replica.algorithm for replica in replicas], plan.device)
         self._program = self._find_program({} if programs is None else programs)
         self._alive = torch.ones(len(replicas), dtype=torch.bool, device=plan.device)
         self._failed_at = torch.full((len(replicas),), -1, device=plan.device)
@@ -151,12 +152,9 @@ class Group:
 
     def advance(self) -> None:
         """One update of every replica that is alive."""
-        step = self.step
-        seed = self._replicas[0].seeds.at(step)
-        if self.network.draws:
-            with private_random_numbers(seed, self._plan.device):
-                made = self._program(self._given(step))
-        else:
+        step, first = self.step, self._replicas[0]
+        # A module that draws for itself trains alone.
+        with private_random_numbers(first.seeds.at(step), self.device) if self._draws else nullcontext():
             made = self._program(self._given(step))
         with torch.no_grad():
             # Of a replica that fails, the metrics of the failing step are kept.
@@ -174,9 +172,8 @@ class Group:
         could not take.
         """
         reached = self._failed_at.tolist()
-        found = {
-            name: self._measured(name).tolist() for name in self._names
-        }  # environment → [replica][loss, score]
+        # By environment, then by replica, loss and score.
+        found = {name: self._measured(name).tolist() for name in self._names}
         reported = [] if self._metrics is None else self._metrics.tolist()
         rows: list[HistoryRow] = []
         for k, replica in enumerate(self._replicas):
@@ -250,13 +247,10 @@ class Group:
             return torch.stack([value.double().sum() for value in values])
 
         sums = over_replicas(blockwise, (0, 0, axis, axis), replicas)
-        total, rows, along = (
-            torch.zeros((), device=self.device),
-            self._rows.sizes[name],
-            0 if axis is None else 1,
-        )
-        # Block by block, so that nothing of the size of an environment is held for all replicas at once.
+        rows, along = self._rows.sizes[name], 0 if axis is None else 1
         count = self._blocks(rows, replicas)
+        total = torch.zeros((), device=self.device)
+        # Block by block, so that nothing of the size of an environment is held for all replicas at once.
         with torch.inference_mode():
             for block in zip(*(v.tensor_split(count, dim=along) for v in (inputs, targets)), strict=True):
                 total = total + sums(self._views, self._buffers, *block)
@@ -373,7 +367,7 @@ def _module(environments: EnvironmentSet, replica: Replica, plan: Plan) -> nn.Mo
 
 
 @final
-class _Numbers:
+class _Hyperparameters:
     """The hyperparameters of every replica at every step: `[replicas, numbers]`."""
 
     def __init__(self, algorithms: Sequence[Any], device: torch.device) -> None:

@@ -18,7 +18,7 @@ from envariant.environments import joined
 from envariant.errors import EnvariantError
 from envariant.tasks import Task
 from envariant.training.precision import Precision
-from envariant.training.random_numbers import private_random_numbers
+from envariant.training.random_numbers import default_generator, private_random_numbers
 
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
 """`(input_shape, outputs) → module`, with weights drawn from PyTorch's default generator."""
@@ -170,7 +170,7 @@ class Network:
             with torch.no_grad(), private_random_numbers(0, self.device):
                 names = {f"module.{k}": v for k, v in (*self.params.items(), *buffers.items())}
                 self._both.train(True)
-                generator = self._generator()
+                generator = default_generator(self.device)
                 before = generator.get_state()
                 output: object = functional_call(self._both, names, (inputs,))[1]
                 draws = not torch.equal(before, generator.get_state())
@@ -193,11 +193,6 @@ class Network:
             )
         changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
         return frozenset(changed), draws, sum(sizes) // 2
-
-    def _generator(self) -> torch.Generator:
-        if self.device.type == "cuda":
-            return torch.cuda.default_generators[self.device.index or 0]
-        return torch.default_generator
 
 
 def constants(module: nn.Module) -> str:

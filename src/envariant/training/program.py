@@ -8,8 +8,7 @@ operations on the same numbers, hence the same bits.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,8 +29,7 @@ _LARGE_STEP = 2_000_000
 
 
 @final
-@dataclass(frozen=True)
-class Given:
+class Given(NamedTuple):
     """What a step starts from; every tensor but `step` has the replicas along its first axis.
 
     Attributes:
@@ -44,8 +42,8 @@ class Given:
         step: updates made.
     """
 
-    params: Mapping[str, Tensor]
-    buffers: Mapping[str, Tensor]
+    params: dict[str, Tensor]
+    buffers: dict[str, Tensor]
     state: State
     inputs: Tensor
     targets: Tensor
@@ -56,8 +54,7 @@ class Given:
 
 
 @final
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """What a step makes.
 
     Attributes:
@@ -109,51 +106,34 @@ class Program:
     ) -> None:
         self._net, self._algorithm, self._sizes = net, algorithm, sizes
         self._axes, self._replicas, self._compiled = axes, replicas, compiled
-        # What dropout draws depends on a global generator, and so it stays with Python.
         # Of one replica, whatever their number: a group of any size is run in the same way.
         numbers = sum(sizes) * net.width
         worth = calls * max(1, numbers // _LARGE_STEP) >= _WORTH_RECORDING
-        self._record = (compiled or worth) and not net.draws
+        # What dropout draws depends on a global generator, and so it stays with Python.
+        self._to_be_recorded = (compiled or worth) and not net.draws
         self._recorded: Function | None = None
         self.metrics: tuple[str, ...] = ()
 
     def __call__(self, given: Given) -> Made:
         """One step."""
-        arguments = (
-            dict(given.params),
-            dict(given.buffers),
-            given.state,
-            given.inputs,
-            given.targets,
-            given.numbers,
-            given.alive,
-            given.failed_at,
-            given.step,
-        )
         with torch.no_grad():
-            if self._record:
-                self._record = False
-                self._recorded = self._recording(arguments)
-            step = self._stacked if self._recorded is None else self._recorded
-            gradients, *rest = self._compiling(step, arguments) if self._compiled else step(*arguments)
-            if self._compiled and self._net.device.type == "cuda":
+            if self._to_be_recorded:
+                self._to_be_recorded = False
+                self._recorded = self._record(given)
+            if self._recorded is None:
+                return self._step(*given)
+            if not self._compiled:
+                return Made(*self._recorded(*given))
+            gradients, *rest = _compiling(self._recorded, given)
+            if self._net.device.type == "cuda":
                 # A CUDA graph writes its results to the same place at the next step; gradients are used
                 # before that, everything else is kept.
                 rest = [_each(torch.clone, tree) for tree in rest]
             return Made(gradients, *rest)
 
-    def _stacked(
-        self,
-        params: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        state: State,
-        inputs: Tensor,
-        targets: Tensor,
-        numbers: Tensor,
-        alive: Tensor,
-        failed_at: Tensor,
-        step: Tensor,
-    ) -> tuple[Any, ...]:
+    def _step(self, *given: Any) -> Made:
+        """What is recorded: all replicas, and which of them are still finite."""
+        params, buffers, state, inputs, targets, numbers, alive, failed_at, step = given
         together = over_replicas(self._one, (0, 0, 0, *self._axes, 0, None), self._replicas)
         gradients, changed, new, metrics = together(params, buffers, state, inputs, targets, numbers, step)
         _check_state(state, new)
@@ -163,8 +143,8 @@ class Program:
         failed_at = torch.where(alive & ~finite, step, failed_at)
         alive = alive & finite
         gradients = torch.where(alive[:, None], gradients, 0)
-        changed = _chosen(alive, changed, buffers)
-        return gradients, changed, _chosen(alive, new, state), metrics, alive, failed_at
+        changed, state = _chosen(alive, changed, buffers), _chosen(alive, new, state)
+        return Made(gradients, changed, state, metrics, alive, failed_at)
 
     def _one(
         self,
@@ -196,25 +176,12 @@ class Program:
         reported = [value.to(flat.dtype).flatten() for value in metrics.values()]
         return flat, changed, state, torch.cat(reported) if reported else flat.new_zeros(0)
 
-    def _compiling(self, step: Function, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A step whose first call compiles it, which needs a compiler."""
-        try:
-            return step(*arguments)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise EnvariantError(
-                f"compile: PyTorch could not compile the program ({first}); it needs a C++ compiler. "
-                f"Leave --compile out, or mend that"
-            ) from error
-
-    def _recording(self, arguments: tuple[Any, ...]) -> Function | None:
+    def _record(self, given: Given) -> Function | None:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         try:
             # On tensors without numbers, so that recording takes neither their memory nor their time.
-            recorded = make_fx(lambda *given: self._stacked(*given), tracing_mode="fake")(*arguments)
+            recorded = make_fx(lambda *given: tuple(self._step(*given)), tracing_mode="fake")(*given)
         except EnvariantError:
             raise
         except Exception as error:
@@ -226,6 +193,20 @@ class Program:
         # Compilers make a program for each shape; ours never changes shape.
         mode = "reduce-overhead" if self._net.device.type == "cuda" else None
         return torch.compile(recorded, mode=mode, dynamic=False)
+
+
+def _compiling(step: Function, given: Given) -> tuple[Any, ...]:
+    """A step whose first call compiles it, which needs a compiler."""
+    try:
+        return step(*given)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EnvariantError(
+            f"compile: PyTorch could not compile the program ({first}); it needs a C++ compiler. "
+            f"Leave --compile out, or mend that"
+        ) from error
 
 
 def over_replicas(function: Function, axes: tuple[Axis, ...], replicas: int) -> Function:

@@ -54,15 +54,21 @@ def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tenso
     return _shifted(_drawn(keys, stream, count), 40).float() * 2.0**-24
 
 
+def default_generator(device: torch.device) -> torch.Generator:
+    """The generator from which modules on a device draw, unless they are given another."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator
+
+
 @contextmanager
 def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
     """Seeds PyTorch's default generators for the block and puts them back as they were.
 
     Modules draw initial weights and dropout from those; nobody else should notice.
     """
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
+    # Weights may be drawn on the CPU whatever the device.
+    generators = list({id(g): g for g in (torch.default_generator, default_generator(device))}.values())
     before = [generator.get_state() for generator in generators]
     for generator in generators:
         generator.manual_seed(seed)

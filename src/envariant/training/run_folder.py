@@ -91,11 +91,7 @@ class RunFolder:
                 f"{self._path}: holds a run with other settings ({difference}); choose another folder"
             )
         # Rows measured after the last checkpoint will be measured again.
-        reached = {
-            number: saved.failures[number].step if number in saved.failures else saved.measured
-            for saved in self.resume
-            for number in saved.replicas
-        }
+        reached = {number: saved.reached(number) for saved in self.resume for number in saved.replicas}
         self.rows = [row for row in rows if row.step <= reached.get(row.replica, -1)]
         if unfinished:
             history.write(self._path / "history.csv", self.rows)
@@ -132,11 +128,7 @@ def load(path: Path) -> tuple[Record, list[HistoryRow], list[Checkpoint]]:
         saved
         for saved in checkpoints.load(path / "checkpoints")
         # A checkpoint whose measurements are lost is no use: those replicas are trained again.
-        if saved.measured < 0
-        or all(
-            (number, saved.failures[number].step if number in saved.failures else saved.measured) in measured
-            for number in saved.replicas
-        )
+        if all((number, saved.reached(number)) in measured for number in saved.replicas)
     ]
     return stored, rows, found
 

@@ -37,15 +37,22 @@ def test_a_measured_case_holds_together():
     figure = benchmark.measure(replace(SMALL, replicas=3), 1e12, 2, torch.get_num_threads())
     assert figure.seconds > 0
     assert figure.rate == figure.flops / figure.seconds
-    assert figure.share_of_products > 0
+    assert figure.share_of_products == figure.products_seconds / figure.seconds
     assert figure.bytes_predicted == pytest.approx(figure.bytes_of_tensors, rel=0.2)
     assert json.loads(json.dumps(figure.plain()))["seconds_per_replica"] == figure.seconds / 3
 
 
-def test_the_limit_is_above_any_shape_of_it():
+def test_limits_are_the_best_of_the_shapes_for_each_precision_the_processor_has(monkeypatch):
+    rates = {2048: 3.0, 8192: 7.0, 25_000: 5.0}
+    monkeypatch.setattr(benchmark, "_product_rate", lambda shape, dtype, repeats: rates[shape[0]])
     limits = benchmark.limits(repeats=1)
-    assert limits["float32"] > 1e9
+    assert limits["float32"] == 7.0
     assert ("bfloat16" in limits) == native_bfloat16(torch.device("cpu"))
+
+
+def test_a_rate_is_operations_by_seconds(monkeypatch):
+    monkeypatch.setattr(benchmark, "median_seconds", lambda work, repeats, warm: work() is None or 2.0)
+    assert benchmark._product_rate((3, 4, 5), torch.float32, 1) == 2 * 3 * 4 * 5 / 2.0
 
 
 def test_cases_are_found_by_name_and_those_the_machine_cannot_run_are_left_out(monkeypatch):

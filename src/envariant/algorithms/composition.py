@@ -13,7 +13,7 @@ environment times a vector.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ from envariant.algorithms.gradients.mean import MeanGradient
 from envariant.algorithms.weightings.mean import Mean
 from envariant.environments import EnvironmentBatch, joined
 from envariant.errors import EnvariantError
+
+P = TypeVar("P", Penalty, GradientPenalty)
 
 
 @final
@@ -96,6 +98,10 @@ class Composition(Algorithm):
     def needs_features(self) -> bool:
         return any(part.needs_features for part in self.parts)
 
+    def _numbered(self, kind: type[P]) -> list[tuple[int, P]]:
+        """The penalties of one kind, with their places among all parts."""
+        return [(i, part) for i, part in enumerate(self.penalties, start=1) if isinstance(part, kind)]
+
     def init(self, params: Parameters, environments: int) -> State:
         return {str(i): part.init(params, environments) for i, part in enumerate(self.parts)}
 
@@ -109,9 +115,7 @@ class Composition(Algorithm):
             states: dict[str, Any] = dict(state)
             total, states["0"] = self.weighting.risk(predicted, state["0"], step)
             metrics = {"risk": total.detach()}
-            for key, part in enumerate(self.penalties, start=1):
-                if isinstance(part, GradientPenalty):
-                    continue
+            for key, part in self._numbered(Penalty):
                 value, states[str(key)] = part.penalty(predicted, state[str(key)])
                 total = total + part.factor(step) * value
                 metrics[f"{part.name} penalty"] = value.detach()
@@ -128,16 +132,15 @@ class Composition(Algorithm):
             each = [pull(share)[0] for pull, share in zip(pullbacks, shares, strict=True)]
         else:
             each = [pullbacks[0](cotangents)[0]]
-        for key, part in enumerate(self.penalties, start=1):
-            if isinstance(part, GradientPenalty):
-                value, states[str(key)], terms = _of_gradients(part, forward, params, batch, state[str(key)])
-                metrics[f"{part.name} penalty"] = value
-                weight = part.factor(step) / divisor
-                terms = terms if apart else [_summed(terms)]
-                each = [
-                    {name: g + weight * term[name] for name, g in share.items()}
-                    for share, term in zip(each, terms, strict=True)
-                ]
+        for key, part in self._numbered(GradientPenalty):
+            value, states[str(key)], terms = _of_gradients(part, forward, params, batch, state[str(key)])
+            metrics[f"{part.name} penalty"] = value
+            weight = part.factor(step) / divisor
+            terms = terms if apart else [_summed(terms)]
+            each = [
+                {name: g + weight * term[name] for name, g in share.items()}
+                for share, term in zip(each, terms, strict=True)
+            ]
         if apart:
             stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in params}
             gradient = self.combination.combine(stacked)

@@ -4,13 +4,11 @@ It takes hours; stopped, it goes on where it was. `python benchmarks/precision.p
 """
 
 import argparse
-import math
 from pathlib import Path
-
-from scipy import stats
 
 import envariant
 from envariant import TrainingResult
+from envariant.statistics import interval
 from envariant.training import Spread
 
 HERE = Path(__file__).parent
@@ -19,21 +17,21 @@ PRECISIONS = ("bfloat16", "float32")
 PLACES = ("flip-0.2", "flip-0.1", "flip-0.9")
 
 
-def interval(spread: Spread) -> float:
-    """Half of the 95 % confidence interval of the mean (Student)."""
-    n = len(spread.values)
-    return float("nan") if n < 2 else stats.t.ppf(0.975, n - 1) * (spread.sd or 0.0) / math.sqrt(n)
+def half_width(spread: Spread) -> float:
+    """Half of the 95 % confidence interval of the mean."""
+    found = interval(spread.values)
+    return found.high - found.mean
 
 
 def line(name: str, results: dict[str, TrainingResult]) -> list[str]:
     cells = []
     for place in PLACES:
         spreads = [results[p].final(place, "accuracy") for p in PRECISIONS if p in results]
-        shown = [f"{s.mean:.4f} ± {interval(s):.4f} ({len(s.values)})" for s in spreads]
+        shown = [f"{s.mean:.4f} ± {half_width(s):.4f} ({len(s.values)})" for s in spreads]
         inside = ""
         if len(spreads) == 2:
             apart = abs(spreads[0].mean - spreads[1].mean)
-            inside = "yes" if apart <= min(map(interval, spreads)) else "no"
+            inside = "yes" if apart <= min(map(half_width, spreads)) else "no"
         cells += [*(shown + ["–"] * (2 - len(shown))), inside or "–"]
     return [name, *cells]
 
@@ -43,7 +41,7 @@ def written(results: dict[str, dict[str, TrainingResult]]) -> str:
         f"{place} {what}" for place in PLACES for what in ("bfloat16", "float32", "within")
     ]
     rows = [line(name, found) for name, found in results.items() if found]
-    some = next(iter(next(iter(results.values())).values()))
+    some = next(result for found in results.values() for result in found.values())
     return "\n".join(
         [
             "# bfloat16 beside float32",

@@ -194,3 +194,30 @@ def test_a_missing_label_is_refused(task):
 def test_one_class_is_no_problem_to_learn():
     with pytest.raises(EnvariantError, match=r"^Multiclass: classes must be at least 2; got 1$"):
         Multiclass(1)
+
+
+@pytest.mark.parametrize(
+    ("task", "targets", "outputs"),
+    [
+        (Binary(), torch.tensor([0.0, 1, 1, 1]), 1),
+        (Multiclass(3), torch.tensor([0, 1, 1, 2, 2, 2]), 3),
+        (Regression(), torch.tensor([1.0, 2, 6]), 1),
+    ],
+)
+def test_the_constant_loss_is_the_least_of_a_model_that_says_the_same_of_every_row(task, targets, outputs):
+    said = torch.zeros(outputs, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([said], max_iter=200, tolerance_grad=1e-12)
+
+    def loss():
+        optimizer.zero_grad()
+        same = said.expand(len(targets), outputs)
+        value = task.losses(same[:, 0] if outputs == 1 else same, targets).mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert task.constant_loss(targets) == pytest.approx(loss().item(), abs=1e-8)
+
+
+def test_the_constant_loss_of_one_class_is_zero():
+    assert Binary().constant_loss(torch.ones(5)) == 0

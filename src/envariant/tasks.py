@@ -53,6 +53,10 @@ class Task(ABC):
         """Every row's share of the metric: 1 for a right class, 0 for a wrong one; or the squared error."""
 
     @abstractmethod
+    def constant_loss(self, targets: Shaped[Tensor, " rows"]) -> float:
+        """The least mean loss of a model that says the same of every row: entropy of labels, or variance."""
+
+    @abstractmethod
     def cast(self, targets: Shaped[Tensor, " rows"], where: str) -> Shaped[Tensor, " rows"]:
         """The targets in the task's own type.
 
@@ -92,6 +96,9 @@ class Binary(Task):
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return ((logits > 0) == (targets > 0.5)).float()
+
+    def constant_loss(self, targets: Tensor) -> float:
+        return _entropy(torch.stack([(targets == k).double().mean() for k in (0, 1)]))
 
     def cast(self, targets: Tensor, where: str) -> Tensor:
         if not bool(((targets == 0) | (targets == 1)).all()):
@@ -134,6 +141,9 @@ class Multiclass(Task):
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits.argmax(dim=1) == targets).float()
 
+    def constant_loss(self, targets: Tensor) -> float:
+        return _entropy(torch.bincount(targets, minlength=self.classes).double() / len(targets))
+
     def cast(self, targets: Tensor, where: str) -> Tensor:
         whole = targets.long()
         if not bool(((whole == targets) & (whole >= 0) & (whole < self.classes)).all()):
@@ -169,10 +179,17 @@ class Regression(Task):
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return self.losses(logits, targets)
 
+    def constant_loss(self, targets: Tensor) -> float:
+        return float(targets.double().var(correction=0))
+
     def cast(self, targets: Tensor, where: str) -> Tensor:
         if not bool(torch.isfinite(targets).all()):
             raise EnvariantError(f"{where}: targets hold NaN or infinity; remove those rows")
         return targets.float()
+
+
+def _entropy(shares: Tensor) -> float:
+    return float(-torch.special.xlogy(shares, shares).sum())
 
 
 def _sample(targets: Tensor) -> str:

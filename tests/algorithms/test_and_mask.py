@@ -17,7 +17,7 @@ G = torch.stack([vector(1, -2, 0.5, 0), vector(2, -1, -0.5, 0.3), vector(3, -3, 
 
 
 def combine(gradients, threshold, mean="arithmetic", scaled=False):
-    return AndMask(threshold, mean, scaled).combine({"w": gradients})["w"]
+    return AndMask(threshold, mean, scaled).combine({"w": gradients}, {})[0]["w"]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,10 @@ def test_the_course_reports_example():
 
 
 def test_every_tensor_is_scaled_by_its_own_sparsity():
-    found = AndMask().combine({"half": G[:, :2], "all": G[:, :3], "none": G[:, 2:]})
+    found, state, told = AndMask().combine({"half": G[:, :2], "all": G[:, :3], "none": G[:, 2:]}, {})
+    assert state == {}
+    # Both of half, two of all, none of none; of all entries together.
+    assert told["and-mask kept"].item() == pytest.approx(4 / 7)
     torch.testing.assert_close(found["half"], vector(2, -2))
     torch.testing.assert_close(found["all"], vector(3, -3, 0))
     assert found["none"].tolist() == [0.0, 0.0]
@@ -117,7 +120,7 @@ def test_weight_decay_acts_after_the_mask(weight_decay):
     """Adam's first step has length lr: a masked weight takes it towards 0 if it decays, and none if not."""
     weights = vector(1, -1, 1, -1)[None].float()
     adam = Updates(optimizer_family("adam"), weights, [0.01], [weight_decay])
-    adam.apply(combine(G, 1)[None].float(), torch.tensor([True]))
+    adam.apply(combine(G, 1)[None].float(), torch.tensor([True]), 0)
     masked = vector(0.99, -0.99) if weight_decay else vector(1, -1)
     torch.testing.assert_close(weights[0, 2:], masked.float(), rtol=1e-6, atol=0)
     torch.testing.assert_close(weights[0, :2], vector(0.99, -0.99).float(), rtol=1e-6, atol=0)

@@ -128,13 +128,14 @@ def test_the_loss_is_divided_by_the_largest_factor_only_above_one_and_only_if_as
     assert_same(update(Composition(**small, rescale=True), problem), update(Composition(**small), problem), 0)
 
 
-def test_the_metrics_are_the_undivided_risk_and_penalties():
+def test_the_metrics_are_the_undivided_risk_and_penalties_and_each_coefficient():
     problem = PROBLEMS["binary"]
     algorithm = Composition(Sum(), (VREx(8.0),), rescale=True)
     state = algorithm.init(problem.params, 3)
     _, _, metrics = algorithm.gradients(problem.forward, problem.params, problem.batch, state, 0)
     risks = problem.risks(problem.params)
-    assert metrics.keys() == {"risk", "vrex penalty"}
+    assert metrics.keys() == {"risk", "vrex penalty", "vrex coefficient"}
+    assert metrics["vrex coefficient"].item() == 8
     torch.testing.assert_close(metrics["risk"], risks.sum())
     torch.testing.assert_close(metrics["vrex penalty"], risks.var(correction=0))
 

@@ -42,7 +42,7 @@ def test_the_sum_is_the_mean_times_the_number_of_environments(problem):
 
 
 def test_the_mean_gradient_is_the_mean_of_gradients():
-    found = MeanGradient().combine({"w": torch.stack([vector(1, -2), vector(3, 6)])})
+    found, _, _ = MeanGradient().combine({"w": torch.stack([vector(1, -2), vector(3, 6)])}, {})
     assert found["w"].tolist() == [2.0, 2.0]
 
 

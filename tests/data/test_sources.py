@@ -89,7 +89,10 @@ def test_every_suggestion_can_be_followed(protocol, algorithm, gray):
         assert found.source
 
 
-KNOWN = "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-grayscale"
+KNOWN = (
+    "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-channels, "
+    "colored-mnist-grayscale"
+)
 SETTINGS = "known: label_noise, size, test_flips, train_flips"
 
 
@@ -105,6 +108,8 @@ SETTINGS = "known: label_noise, size, test_flips, train_flips"
         ("colored-mnist(folder=here)", f"colored-mnist: unknown setting 'folder'; {SETTINGS}"),
         ("colored-mnist(protocol=irm)", f"colored-mnist: unknown setting 'protocol'; {SETTINGS}"),
         ("colored-mnist(0.1)", "colored-mnist: settings need a key, as in colored-mnist(label_noise=…)"),
+        ("colored-mnist-channels:irm", "colored-mnist-channels: has no protocols; got ':irm'"),
+        ("colored-mnist-channels(size=9)", "colored-mnist-channels: size must be 28, 14 or 7; got 9"),
         ("colored-digits:irm", "colored-digits: has no protocols; got ':irm'"),
         ("colored-digits(size=7)", "colored-digits: unknown setting 'size'; "
          "known: label_noise, test_flips, train_flips"),

@@ -68,7 +68,7 @@ def test_optimizers_are_pytorchs_for_every_replica_at_its_own_rate(text, referen
             updates = Updates(optimizer_family(text), ours, rates, decays)
             updates.load(state)
         gradients = torch.sin(torch.arange(15.0) + step).view(3, 5)
-        updates.apply(gradients, torch.ones(3, dtype=torch.bool))
+        updates.apply(gradients, torch.ones(3, dtype=torch.bool), step)
         for k, optimizer in enumerate(optimizers):
             theirs[k].grad = gradients[k].clone()
             optimizer.step()
@@ -83,7 +83,7 @@ def test_a_replica_that_is_not_alive_stands_still_and_the_others_do_not_notice(t
         for step in range(4):
             now = torch.tensor(alive) if step > 1 else torch.ones(3, dtype=torch.bool)
             gradients = torch.arange(12.0).view(3, 4).cos() * now[:, None]
-            updates.apply(gradients, now)
+            updates.apply(gradients, now, step)
             if step == 1:
                 before = params.clone()
         return before, params
@@ -92,6 +92,22 @@ def test_a_replica_that_is_not_alive_stands_still_and_the_others_do_not_notice(t
     before, params = trained([True, False, True])
     assert torch.equal(params[1], before[1])
     assert torch.equal(params[[0, 2]], undisturbed[[0, 2]])
+
+
+def test_adam_with_a_reset_is_a_new_adam_from_that_step_on():
+    def trained(text, steps):
+        for step in steps:
+            updates.apply(torch.sin(torch.arange(6.0) + step).view(2, 3), alive, step)
+
+    alive, ours, theirs = torch.ones(2, dtype=torch.bool), torch.ones(2, 3), torch.ones(2, 3)
+    updates = Updates(optimizer_family("adam(reset=3)"), ours, [0.1] * 2, [0.0] * 2)
+    trained(ours, range(6))
+    for steps in (range(3), range(3, 6)):
+        updates = Updates(optimizer_family("adam"), theirs, [0.1] * 2, [0.0] * 2)
+        trained(theirs, steps)
+    assert torch.equal(ours, theirs)
+    with pytest.raises(EnvariantError, match="adam: reset must be a step, or 0 for never; got -1"):
+        optimizer_family("adam(reset=-1)")
 
 
 def test_auto_precision_is_careful():

@@ -35,6 +35,7 @@ from envariant.algorithms.gradients.mean import MeanGradient
 from envariant.algorithms.weightings.mean import Mean
 from envariant.environments import EnvironmentBatch, joined
 from envariant.errors import EnvariantError
+from envariant.schedules import Schedule
 
 P = TypeVar("P", Penalty, GradientPenalty)
 
@@ -102,6 +103,11 @@ class Composition(Algorithm):
         """The penalties of one kind, with their places among all parts."""
         return [(i, part) for i, part in enumerate(self.penalties, start=1) if isinstance(part, kind)]
 
+    def _coefficients(self, step: int, like: Tensor) -> dict[str, Tensor]:
+        """What each coefficient is at this step: a number that follows a schedule is worth recording."""
+        parts = (part for part in self.parts if isinstance(getattr(part, "coefficient", None), Schedule))
+        return {f"{part.name} coefficient": like.new_zeros(()) + part.factor(step) for part in parts}
+
     def init(self, params: Parameters, environments: int) -> State:
         return {str(i): part.init(params, environments) for i, part in enumerate(self.parts)}
 
@@ -143,9 +149,12 @@ class Composition(Algorithm):
             ]
         if apart:
             stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in params}
-            gradient = self.combination.combine(stacked)
+            place = str(len(self.parts) - 1)
+            gradient, states[place], told = self.combination.combine(stacked, states[place])
+            metrics |= told
         else:
             gradient = each[0]
+        metrics |= self._coefficients(step, metrics["risk"])
         decay = 2 * self.l2 / divisor
         return {name: g + decay * params[name] for name, g in gradient.items()}, states, metrics
 

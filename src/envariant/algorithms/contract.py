@@ -152,5 +152,7 @@ class Combination(Part):
     """How the gradients of the environments become one gradient."""
 
     @abstractmethod
-    def combine(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One gradient from each `[environments, *shape]`, parameter tensor by parameter tensor."""
+    def combine(
+        self, gradients: Mapping[str, Tensor], state: State
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        """One gradient from each `[environments, *shape]`, the new state, and metrics."""

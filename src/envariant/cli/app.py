@@ -16,6 +16,7 @@ from envariant.cli.bench import bench
 from envariant.cli.data import data
 from envariant.cli.demo import demo
 from envariant.cli.report import report
+from envariant.cli.reproduce import reproduce
 from envariant.cli.train import train
 from envariant.errors import EnvariantError
 
@@ -28,6 +29,7 @@ app = App(
 app.command(demo)
 app.command(train)
 app.command(report)
+app.command(reproduce)
 app.command(algorithms)
 app.command(data)
 app.command(bench)

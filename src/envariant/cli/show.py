@@ -42,6 +42,8 @@ def print_result(result: TrainingResult, out: Path | None) -> None:
     console.print(f"\n{title(result)}: {page.verdict(result)}")
     for replica, reason in result.failures.items():
         console.print(f"replica {replica} stopped: {reason}", style="red")
+    for diagnosis in result.diagnoses:
+        console.print(str(diagnosis), style="yellow")
     settings = result.record.settings
     console.print(
         f"{settings.model}, {settings.steps} steps, {settings.precision}, {_execution(result)}"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from envariant import specs
+from envariant.data.color_channels import ColorChannels
 from envariant.data.colored_digits import ColoredDigits
 from envariant.data.colored_mnist import ColoredMNIST
 from envariant.data.coloring import ColoredSource, Facts
@@ -22,13 +23,14 @@ def colored_digits(**settings: Any) -> ColoredDigits:
 
 
 _GRAY = "-grayscale"
-_SOURCES: dict[str, type[ColoredMNIST] | type[ColoredDigits]] = {
-    cls.base: cls for cls in (ColoredMNIST, ColoredDigits)
+_SOURCES: dict[str, type[ColoredMNIST] | type[ColoredDigits] | type[ColorChannels]] = {
+    cls.base: cls for cls in (ColoredMNIST, ColoredDigits, ColorChannels)
 }
 
 NAMES: dict[str, str] = {
     "colored-mnist": "the real digits, protocols :irm (default), :domainbed and :thirds",
     "colored-mnist-grayscale": "the same with the colours added up: what the oracle sees",
+    "colored-mnist-channels": "the real digits with the colour channels as environments, as the report did",
     "colored-digits": "the same construction over scikit-learn's 1,797 digits: offline and tiny",
     "colored-digits-grayscale": "colored digits with the colours added up",
 }
@@ -58,15 +60,18 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
     # What the name says already is no setting, nor is where the files lie.
     settings = specs.fill(cls, spec, positional=(), hidden=("protocol", "gray", "folder"))
     gray = name.endswith(_GRAY)
+    if protocol and cls is not ColoredMNIST:
+        raise EnvariantError(f"{name}: has no protocols; got ':{protocol}'")
     if cls is ColoredDigits:
-        if protocol:
-            raise EnvariantError(f"{name}: has no protocols; got ':{protocol}'")
         return ColoredDigits(**settings, gray=gray)
+    if cls is ColorChannels:
+        return ColorChannels(**settings, folder=folder)
     return ColoredMNIST(protocol or "irm", **settings, gray=gray, folder=folder)
 
 
 __all__ = [
     "NAMES",
+    "ColorChannels",
     "ColoredDigits",
     "ColoredMNIST",
     "ColoredSource",

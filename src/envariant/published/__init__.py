@@ -81,6 +81,11 @@ def protocol(name: str) -> Mapping[str, Any]:
     return _entry("protocols", name)
 
 
+def course_report(section: str) -> Mapping[str, Any]:
+    """What the course report states in one of its sections; its curves are not in the text."""
+    return _entry("course_report", section)
+
+
 def _entry(kind: str, name: str) -> Any:
     entries = _everything()[kind]
     if name not in entries:

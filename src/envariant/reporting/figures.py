@@ -21,6 +21,7 @@ from envariant.data import Facts
 from envariant.environments import Environment, EnvironmentSet
 from envariant.reporting.labels import labels
 from envariant.training import TrainingResult
+from envariant.training.record import Record
 
 INK = "#1f2933"
 MUTED = "#7b8794"
@@ -51,23 +52,27 @@ def overview(drawn: EnvironmentSet, facts: Sequence[Facts], columns: int = 12) -
     return figure
 
 
-def curves(results: Sequence[TrainingResult]) -> Figure:
+def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> Figure:
     """The score over training, a panel a run: held-out environments solid, training ones dotted.
 
     Lines are means over replicas, bands reach from the worst replica to the best; chance and the best
     invariant predictor are drawn where they are known.
+
+    Args:
+        results: the runs.
+        names: of the panels; None names what the runs differ in.
     """
     columns = min(3, len(results))
     lines = -(-len(results) // columns)
     figure = Figure(figsize=(3.7 * columns + 0.4, 2.9 * lines + 0.2), layout="constrained")
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
     panels = list(grid.flat)
-    names = dict.fromkeys(name for result in results for name in result.record.roles)
-    colours = dict(zip(names, TRAIN * len(names), strict=False))
+    places = dict.fromkeys(name for result in results for name in result.record.roles)
+    colours = dict(zip(places, TRAIN * len(places), strict=False))
     handles: dict[str, Line2D] = {}
-    for axes, result, label in zip(panels, results, labels(results), strict=False):
+    for axes, result, label in zip(panels, results, names or labels(results), strict=False):
         handles |= _curve(axes, result, colours)
-        axes.set_title(_plain(label), fontsize=10.5, color=INK, loc="left", fontweight="bold")
+        axes.set_title(plain_text(label), fontsize=10.5, color=INK, loc="left", fontweight="bold")
     # One legend for all panels, above them: inside one it would hide a curve.
     figure.legend(
         handles.values(), handles.keys(), loc="outside upper left", ncols=4, frameon=False,
@@ -111,7 +116,7 @@ def _caption(axes: Axes, fact: Facts) -> None:
     axes.set_axis_off()
     place: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "ha": "left"}
     rules = fact.theory
-    axes.text(0, 0.82, _plain(fact.environment), fontsize=12, fontweight="bold", color=INK, **place)
+    axes.text(0, 0.82, plain_text(fact.environment), fontsize=12, fontweight="bold", color=INK, **place)
     axes.text(0, 0.58, f"{fact.role}, {fact.rows:,} rows", fontsize=9, color=MUTED, **place)
     agreement = f"colour = label in {fact.colour_agreement:.1%}"
     axes.text(0, 0.38, agreement, fontsize=9, color=MUTED, **place)
@@ -149,9 +154,18 @@ def _curve(axes: Axes, result: TrainingResult, colours: Mapping[str, str]) -> di
         held_out = role == "test"
         colour = TEST if held_out and list(record.roles.values()).count("test") == 1 else colours[environment]
         _band(axes, scores, colour)
-        (handles[_plain(f"{environment} ({role})")],) = axes.plot(
+        (handles[plain_text(f"{environment} ({role})")],) = axes.plot(
             scores.index, scores.mean(axis=1), "-" if held_out else ":", color=colour, lw=2
         )
+    references(axes, record)
+    axes.set_xlabel("step", fontsize=9, color=INK)
+    axes.margins(x=0.02)
+    quiet(axes)
+    return handles
+
+
+def references(axes: Axes, record: Record) -> None:
+    """Draws chance and the optimum where they are known; accuracies are shown from 0 to 1."""
     for value, name in ((record.chance, "chance"), (record.optimum, "optimum")):
         if value is not None:
             axes.axhline(value, color=MUTED, lw=0.8, ls=(0, (5, 3)), zorder=0)
@@ -159,14 +173,15 @@ def _curve(axes: Axes, result: TrainingResult, colours: Mapping[str, str]) -> di
                 1.0, value, f"{name} {_amount(value, record.metric)} ", fontsize=7.5, color=MUTED,
                 ha="right", va="bottom", transform=axes.get_yaxis_transform(),
             )  # fmt: skip
-    axes.set_xlabel("step", fontsize=9, color=INK)
     if record.metric == "accuracy":
         axes.set_ylim(0, 1)
-    axes.margins(x=0.02)
+
+
+def quiet(axes: Axes) -> None:
+    """Takes from the frame of a chart what says nothing."""
     axes.tick_params(labelsize=8, colors=MUTED)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#cbd2d9")
-    return handles
 
 
 def _band(axes: Axes, scores: pd.DataFrame, colour: str) -> None:
@@ -175,8 +190,8 @@ def _band(axes: Axes, scores: pd.DataFrame, colour: str) -> None:
         axes.fill_between(scores.index.to_numpy(), low, high, color=colour, alpha=0.15, lw=0)
 
 
-def _plain(text: str) -> str:
-    """The text as it stands: a dollar sign in a name begins no formula."""
+def plain_text(text: str) -> str:
+    """The text as it stands, in a figure: a dollar sign in a name begins no formula."""
     return text.replace("$", r"\$")
 
 

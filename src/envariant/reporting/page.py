@@ -4,12 +4,10 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
 from envariant import data
 from envariant.data import ColoredSource
 from envariant.errors import EnvariantError
-from envariant.reporting import figures, tables
+from envariant.reporting import figures, html, tables
 from envariant.reporting.labels import labels
 from envariant.training import TrainingResult
 
@@ -29,15 +27,9 @@ def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None =
         raise EnvariantError("report: needs at least one run")
     if len({result.record.metric for result in results}) > 1:
         raise EnvariantError("report: these runs have different metrics; report them apart")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("envariant.reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     names = labels(results)
-    return environment.get_template("page.html.j2").render(
+    return html.render(
+        "page.html.j2",
         heading=heading,
         verdicts=[(name, verdict(result)) for name, result in zip(names, results, strict=True)],
         scores=tables.scores(results),
@@ -54,16 +46,7 @@ def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Pa
     Raises:
         EnvariantError: it cannot be written there.
     """
-    if not path.name or path.is_dir():
-        raise EnvariantError(f"{path}: is a folder; give the page a name, as in report.html")
-    text = render(results, heading, mnist)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise EnvariantError(f"{path}: cannot be written ({error.strerror or error})") from None
+    html.write(render(results, heading, mnist), path)
 
 
 def verdict(result: TrainingResult) -> str:

@@ -28,8 +28,13 @@ class TextTable:
     notes: tuple[str, ...] = ()
 
 
-def scores(results: Sequence[TrainingResult]) -> TextTable:
-    """A line a run: its score in every environment, the worst, and the published figures if there are any."""
+def scores(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> TextTable:
+    """A line a run: its score in every environment, the worst, and the published figures if there are any.
+
+    Args:
+        results: the runs.
+        names: of the lines; None names what the runs differ in.
+    """
     environments = dict.fromkeys(
         (name, role) for result in results for name, role in result.record.roles.items()
     )
@@ -39,7 +44,7 @@ def scores(results: Sequence[TrainingResult]) -> TextTable:
     header = [metric, *(f"{name} ({role})" for name, role in environments), "worst", "replicas"]
     header += ["published train", "published test"] if some else []
     lines: list[tuple[str, ...]] = []
-    for label, result, row in zip(labels.labels(results), results, beside, strict=True):
+    for label, result, row in zip(names or labels.labels(results), results, beside, strict=True):
         roles = result.record.roles
         cells = [
             spread(result.final(name, metric)) if roles.get(name) == role else NONE

@@ -110,8 +110,7 @@ def _groups(
 
 def _train(group: Group, plan: Plan) -> Iterator[Stepped | Evaluated]:
     while True:
-        due = group.step % plan.evaluate_every == 0 or group.step == plan.steps
-        if due and group.measured < group.step:
+        if plan.measures_at(group.step) and group.measured < group.step:
             rows = group.measure()
             finished = group.failed or group.step == plan.steps
             yield Evaluated(group.replicas, group.step, rows, group.checkpoint, finished)

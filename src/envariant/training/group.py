@@ -24,7 +24,7 @@ from envariant.training import precision
 from envariant.training.augmentation import RandomAffine
 from envariant.training.batches import Batches, Rows, StackingError
 from envariant.training.checkpoint import Checkpoint, Failure
-from envariant.training.history import BATCH, HistoryRow
+from envariant.training.history import BATCH, GRADIENT_RMS, LOSS, OUTPUT_SD, HistoryRow
 from envariant.training.network import ModelBuilder, Network, constants
 from envariant.training.optimizers import OptimizerFamily, Updates
 from envariant.training.program import Given, Made, Program, over_replicas
@@ -60,6 +60,10 @@ class Plan:
     test: tuple[str, ...] | None
     device: torch.device
     compiled: bool = False
+
+    def measures_at(self, step: int) -> bool:
+        """Whether every environment is to be measured after so many updates."""
+        return step % self.evaluate_every == 0 or step == self.steps
 
 
 @final
@@ -128,6 +132,7 @@ class Group:
         self._failed_at = torch.full((len(replicas),), -1, device=plan.device)
         self._failures: dict[int, Failure] = {}
         self._metrics: Tensor | None = None
+        self._gradient_rms: Tensor | None = None
         self._metric_names: tuple[str, ...] = ()
         self.measured = -1
         self._started, self._spent = time.perf_counter(), 0.0
@@ -162,6 +167,8 @@ class Group:
             keep = self._alive[:, None]
             self._metrics = made.metrics if held is None else torch.where(keep, made.metrics, held)
             self._metric_names = self._program.metrics
+            if self._plan.measures_at(step + 1):
+                self._gradient_rms = made.gradients.square().mean(dim=1).sqrt()
             self._take(made)
         self.step = step + 1
 
@@ -172,9 +179,10 @@ class Group:
         could not take.
         """
         reached = self._failed_at.tolist()
-        # By environment, then by replica, loss and score.
+        # By environment, then by replica.
         found = {name: self._measured(name).tolist() for name in self._names}
         reported = [] if self._metrics is None else self._metrics.tolist()
+        sizes = [] if self._gradient_rms is None else self._gradient_rms.tolist()
         rows: list[HistoryRow] = []
         for k, replica in enumerate(self._replicas):
             if replica.index in self._failures:
@@ -183,15 +191,18 @@ class Group:
             own = [
                 HistoryRow(replica.index, at, name, self._roles[name], metric, value)
                 for name in self._names
-                for metric, value in zip(("loss", self.network.task.metric), found[name][k], strict=True)
+                for metric, value in zip(
+                    (LOSS, self.network.task.metric, OUTPUT_SD), found[name][k], strict=True
+                )
             ]
             metrics = dict(zip(self._metric_names, reported[k], strict=True)) if reported else {}
+            size = {GRADIENT_RMS: sizes[k]} if sizes else {}
             self._note_failure(replica.index, k, reached[k], own, metrics)
             if at > self.measured:
                 rows += own
                 # Those of a step that failed are in the reason; they do not belong to where it stands.
-                reported_rows = metrics.items() if reached[k] < 0 else ()
-                rows += [HistoryRow(replica.index, at, "*", BATCH, name, v) for name, v in reported_rows]
+                told = {**metrics, **size}.items() if reached[k] < 0 else ()
+                rows += [HistoryRow(replica.index, at, "*", BATCH, name, value) for name, value in told]
         self.measured = self.step
         return tuple(rows)
 
@@ -209,11 +220,15 @@ class Group:
             self._buffers,
             self._updates.state(),
             self._state,
-            {"failed_at": self._failed_at} | ({} if self._metrics is None else {"metrics": self._metrics}),
+            self._watch(),
             self._metric_names,
             dict(self._failures),
             self._spent + time.perf_counter() - self._started,
         )
+
+    def _watch(self) -> dict[str, Tensor]:
+        seen = {"metrics": self._metrics, "gradient_rms": self._gradient_rms}
+        return {"failed_at": self._failed_at, **{k: v for k, v in seen.items() if v is not None}}
 
     def _given(self, step: int) -> Given:
         inputs, targets = self._batches.at(step)
@@ -230,12 +245,12 @@ class Group:
         )
 
     def _take(self, made: Made) -> None:
-        self._updates.apply(made.gradients, made.alive)
+        self._updates.apply(made.gradients, made.alive, self.step)
         self._buffers = {**self._buffers, **made.buffers}
         self._state, self._alive, self._failed_at = made.state, made.alive, made.failed_at
 
     def _measured(self, name: str) -> Tensor:
-        """Mean loss and mean score of one environment: `[replicas, 2]`, float64."""
+        """Mean loss, mean score and spread of the output in one environment: `[replicas, 3]`, float64."""
         inputs, targets = self._rows.of([name])
         net, replicas, axis = self.network, len(self._replicas), self._rows.axis
 
@@ -244,7 +259,9 @@ class Group:
         ) -> Tensor:
             _, logits = net.forward(params, buffers, inputs, training=False, replicas=replicas)
             values = (net.task.losses(logits, targets), net.task.scores(logits, targets))
-            return torch.stack([value.double().sum() for value in values])
+            outputs = logits.double().reshape(len(logits), -1)
+            sums = torch.stack([value.double().sum() for value in values])
+            return torch.cat([sums, outputs.sum(dim=0), outputs.square().sum(dim=0)])
 
         sums = over_replicas(blockwise, (0, 0, axis, axis), replicas)
         rows, along = self._rows.sizes[name], 0 if axis is None else 1
@@ -254,7 +271,10 @@ class Group:
         with torch.inference_mode():
             for block in zip(*(v.tensor_split(count, dim=along) for v in (inputs, targets)), strict=True):
                 total = total + sums(self._views, self._buffers, *block)
-        return total / rows
+        means, outputs = total / rows, self.network.task.outputs
+        loss_and_score, first, second = means.split([2, outputs, outputs], dim=1)
+        variance = (second - first.square()).clamp(min=0).mean(dim=1, keepdim=True)
+        return torch.cat([loss_and_score, variance.sqrt()], dim=1)
 
     def _blocks(self, rows: int, replicas: int) -> int:
         return math.ceil(rows / self.network.rows_of_a_block(replicas))
@@ -336,6 +356,8 @@ class Group:
         self._failures = dict(saved.failures)
         self._failed_at = saved.watch["failed_at"].to(device)
         self._metrics = saved.watch["metrics"].to(device) if "metrics" in saved.watch else None
+        if "gradient_rms" in saved.watch:
+            self._gradient_rms = saved.watch["gradient_rms"].to(device)
         self._metric_names = saved.metrics
         self._alive = self._failed_at < 0
         for k, index in enumerate(self.replicas):

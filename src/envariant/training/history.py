@@ -12,6 +12,9 @@ import pandas as pd
 BATCH = "batch"
 """The split of numbers that the algorithm reports of its own batch, such as a penalty."""
 
+LOSS, OUTPUT_SD, GRADIENT_RMS = "loss", "output sd", "gradient rms"
+"""Metrics that every run has, beside its task's own."""
+
 
 @final
 @dataclass(frozen=True)
@@ -24,7 +27,10 @@ class HistoryRow:
         environment: whose rows were measured; "*" where it is all training environments together.
         split: "train" for environments trained on, "test" for held-out ones, "batch" for the algorithm's
             own report of its last step.
-        metric: "loss" (mean, nats or squared units), the task's metric, or a penalty's name.
+        metric: "loss" (mean, nats or squared units), the task's metric, "output sd" (how much what the
+            model gives differs from row to row: the standard deviation, over a model's outputs the root of
+            the mean square); in the split "batch", "gradient rms" (root mean square over all trained
+            numbers) and what the algorithm reports, such as a penalty.
         value: the number; accuracies are fractions of 1.
     """
 

@@ -33,6 +33,11 @@ class OptimizerFamily(ABC):
     def build(self, params: Tensor) -> torch.optim.Optimizer:
         """An optimizer with rate 1 and no decay, that updates `params` in place from their `.grad`."""
 
+    def forgets_at(self, step: int) -> bool:
+        """Whether the rule starts afresh before the update that follows `step` others."""
+        del step
+        return False
+
 
 @final
 class Updates:
@@ -63,8 +68,18 @@ class Updates:
         self._moved = torch.zeros_like(params)
         self._optimizer = family.build(self._moved)
 
-    def apply(self, gradients: Float[Tensor, "replicas numbers"], alive: Bool[Tensor, " replicas"]) -> None:
-        """One update of the replicas that are alive; the others' parameters stay as they are, bit for bit."""
+    def apply(
+        self, gradients: Float[Tensor, "replicas numbers"], alive: Bool[Tensor, " replicas"], step: int
+    ) -> None:
+        """One update of the replicas that are alive; the others' parameters stay as they are, bit for bit.
+
+        Args:
+            gradients: of every replica.
+            alive: which of them to move.
+            step: updates already made.
+        """
+        if self._family.forgets_at(step):
+            self.load({})
         # Looking costs nothing on a CPU; elsewhere it would wait for all that is under way.
         everyone = alive.device.type == "cpu" and bool(alive.all())
         before = None if everyone else self._params.clone()
@@ -99,11 +114,13 @@ class _AdaptiveMoments(OptimizerFamily, ABC):
         beta1: memory of the gradient's mean.
         beta2: memory of its square's.
         epsilon: added to the square root; gradients far below it hardly move a weight.
+        reset: the step at which both means start afresh, as where a coefficient jumps; 0 is never.
     """
 
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    reset: int = 0
 
     def __post_init__(self) -> None:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.epsilon >= 0):
@@ -111,6 +128,11 @@ class _AdaptiveMoments(OptimizerFamily, ABC):
                 f"{self.name}: betas must lie in [0, 1) and epsilon be at least 0; "
                 f"got {self.beta1:g}, {self.beta2:g}, {self.epsilon:g}"
             )
+        if self.reset < 0:
+            raise EnvariantError(f"{self.name}: reset must be a step, or 0 for never; got {self.reset}")
+
+    def forgets_at(self, step: int) -> bool:
+        return 0 < self.reset == step
 
     def build(self, params: Tensor) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)

@@ -12,7 +12,7 @@ from envariant.errors import EnvariantError
 from envariant.training.execution import Execution
 from envariant.training.replicas import Seeds
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @final
@@ -76,6 +76,7 @@ class Record:
         outputs: numbers a model gives per row.
         roles: "train" or "test" by environment, in order.
         sizes: rows by environment.
+        constant_loss: by environment, the least loss of a model that says the same of every row.
         fingerprints: digests of the first replica's "data" and of its "model" before training.
         seeds: of each replica.
         versions, hardware, command: where the numbers were made.
@@ -91,6 +92,7 @@ class Record:
     outputs: int
     roles: Mapping[str, str]
     sizes: Mapping[str, int]
+    constant_loss: Mapping[str, float]
     fingerprints: Mapping[str, str]
     seeds: tuple[Seeds, ...]
     versions: Mapping[str, str]

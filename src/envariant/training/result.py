@@ -15,7 +15,8 @@ from envariant.errors import EnvariantError, unknown_name
 from envariant.models import model_family
 from envariant.training import history, run_folder
 from envariant.training.checkpoint import ReplicaState
-from envariant.training.history import BATCH, HistoryRow
+from envariant.training.diagnostics import Diagnosis, diagnose
+from envariant.training.history import BATCH, LOSS, OUTPUT_SD, HistoryRow
 from envariant.training.random_numbers import private_random_numbers
 from envariant.training.record import Record
 
@@ -91,6 +92,11 @@ class TrainingResult:
         return tuple(k for k, c in sorted(self.checkpoints.items()) if c.step == steps and c.failure is None)
 
     @property
+    def diagnoses(self) -> tuple[Diagnosis, ...]:
+        """What looks wrong in the run, with its likely cause and the usual remedy."""
+        return diagnose(self.record, self.rows)
+
+    @property
     def seconds(self) -> float:
         """Time spent training and measuring, all replicas together."""
         return sum(c.seconds for c in self.checkpoints.values())
@@ -103,7 +109,7 @@ class TrainingResult:
         """
         if environment not in self.record.roles:
             raise unknown_name("environment", environment, self.record.roles)
-        if metric not in (known := (self.record.metric, "loss")):
+        if metric not in (known := (self.record.metric, LOSS, OUTPUT_SD)):
             raise unknown_name("metric", metric, known)
         last = {
             row.replica: row.value
@@ -189,6 +195,7 @@ class TrainingResult:
             },
             "worst": {metric: worst.plain(), "environments": list(places)},
             "failures": {str(k): reason for k, reason in self.failures.items()},
+            "diagnoses": [asdict(diagnosis) for diagnosis in self.diagnoses],
             "settings": asdict(record.settings),
             "execution": asdict(record.execution),
             "seeds": [asdict(seeds) for seeds in record.seeds],

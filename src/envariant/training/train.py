@@ -180,6 +180,7 @@ def train(
         outputs=first.task.outputs,
         roles=roles,
         sizes={e.name: len(e) for e in first.environments},
+        constant_loss={e.name: first.task.constant_loss(e.targets) for e in first.environments},
         fingerprints={
             "data": first.fingerprint(),
             "model": net.fingerprint(),

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, final
 
+import torch
 from torch import Tensor
 
 from envariant import specs
-from envariant.algorithms.contract import Combination
+from envariant.algorithms.contract import Combination, Metrics, State
 from envariant.errors import EnvariantError
 from envariant.search_space import Choice, Uniform
+
+KEPT = "and-mask kept"
+"""The metric that tells which share of all entries the mask keeps."""
 
 
 @final
@@ -38,12 +42,19 @@ class AndMask(Combination):
         if not 0 <= self.threshold <= 1:
             raise EnvariantError(f"AndMask: threshold must lie in [0, 1]; got {self.threshold:g}")
 
-    def combine(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: self._combine(gradient) for name, gradient in gradients.items()}
+    def combine(
+        self, gradients: Mapping[str, Tensor], state: State
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        masks = {name: self._mask(gradient) for name, gradient in gradients.items()}
+        combined = {name: self._combine(gradient, masks[name]) for name, gradient in gradients.items()}
+        kept = torch.stack([mask.sum() for mask in masks.values()]).sum()
+        return combined, state, {KEPT: kept / sum(mask.numel() for mask in masks.values())}
 
-    def _combine(self, gradients: Tensor) -> Tensor:
+    def _mask(self, gradients: Tensor) -> Tensor:
         # The tolerance keeps rounding of τ = k/E from deciding.
-        mask = (gradients.sign().mean(dim=0).abs() >= self.threshold - 1e-6).to(gradients.dtype)
+        return (gradients.sign().mean(dim=0).abs() >= self.threshold - 1e-6).to(gradients.dtype)
+
+    def _combine(self, gradients: Tensor, mask: Tensor) -> Tensor:
         combined = gradients.mean(dim=0)
         if self.mean == "geometric":
             combined = combined.sign() * (gradients.abs() + 1e-10).log().mean(dim=0).exp()

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from envariant.algorithms.contract import Combination
+from envariant.algorithms.contract import Combination, Metrics, State
 
 
 @final
@@ -17,5 +17,7 @@ class MeanGradient(Combination):
     name: ClassVar[str] = "mean-gradient"
     paper: ClassVar[str] = "Vapnik 1998"
 
-    def combine(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: gradient.mean(dim=0) for name, gradient in gradients.items()}
+    def combine(
+        self, gradients: Mapping[str, Tensor], state: State
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        return {name: gradient.mean(dim=0) for name, gradient in gradients.items()}, state, {}

@@ -1,0 +1,84 @@
+"""`envariant reproduce`: a published piece of work, tried again and judged by its numbers."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from envariant.cli.options import Json, Mnist
+
+
+def reproduce(
+    name: str | None = None,
+    *,
+    profile: Literal["quick", "full"] = "quick",
+    only: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
+    out: Annotated[Path | None, Parameter(alias="-o")] = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    list_: Annotated[bool, Parameter(name="--list", negative="")] = False,
+    mnist: Mnist = None,
+    json: Json = False,
+) -> None:
+    """Reproduce a published piece of work: every experiment, figure and claim, on one page.
+
+    Runs are stored as they go; the same command again goes on where it was.
+
+    Parameters
+    ----------
+    name
+        Such as sjtu-2023.
+    profile
+        quick, some minutes on two cores, with small networks and few replicas; or full, some hours.
+    only
+        Names of parts; the others are filled in from what is stored.
+    out
+        A folder for runs, page, tables and figures; by default reproductions/NAME-PROFILE.
+    resume
+        Insist on going on: refuse if nothing has been stored there yet.
+    list_
+        List what can be reproduced, and its parts.
+    """
+    from envariant.cli.show import print_json, print_lines
+    from envariant.errors import EnvariantError
+    from envariant.reproductions import NAMES, reproduction
+
+    if list_ or name is None:
+        known = {key: [part.name for part in reproduction(key).parts] for key in NAMES}
+        if json:
+            print_json({key: {"about": NAMES[key], "parts": parts} for key, parts in known.items()})
+        else:
+            print_lines([f"{key}  {NAMES[key]}\n  parts: {', '.join(parts)}" for key, parts in known.items()])
+        return
+    chosen = reproduction(name)
+    from rich.console import Console
+
+    from envariant.reproductions.publish import Section, perform
+
+    folder = out or Path("reproductions") / f"{name}-{profile}"
+    if resume and not (folder / "runs").is_dir():
+        raise EnvariantError(f"{folder}: nothing has been stored there to go on with; leave --resume out")
+    remarks = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    sections: list[Section] = []
+    for section in perform(
+        chosen, folder, profile, only=only, mnist=mnist, report=lambda line: remarks.print(line, style="dim")
+    ):
+        sections.append(section)
+        if not json:
+            print_lines([f"{section.part.name}: {section.count}"])
+            print_lines([f"  {claim.verdict}: {claim.text} ({claim.numbers})" for claim in section.claims])
+    if json:
+        print_json(
+            {
+                "page": str(folder / "report.html"),
+                "profile": profile,
+                "parts": {
+                    section.part.name: [
+                        {"claim": claim.text, "verdict": claim.verdict, "numbers": claim.numbers}
+                        for claim in section.claims
+                    ]
+                    for section in sections
+                },
+            }
+        )
+    else:
+        print_lines([f"\nOpen {folder / 'report.html'} in a browser."])

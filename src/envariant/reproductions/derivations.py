@@ -1,0 +1,179 @@
+"""The course report's mathematics, checked in numbers: IRMv1 for least squares, and AND-mask's two views.
+
+Everything is computed twice, by roads that share nothing: normal equations against automatic
+differentiation, a rule applied by hand against the library's own.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envariant.algorithms import IRM, AndMask
+from envariant.environments import EnvironmentBatch
+from envariant.tasks import Regression
+
+# The worked example of the report: the gradients of one 3×3 weight in three environments.
+EXAMPLE = (
+    ((0.5, 1.3, -2.1), (3.0, 3.4, -5.0), (-6.0, 3.5, -2.8)),
+    ((-1.0, 1.0, -2.0), (-3.0, 4.0, -5.0), (-6.0, 7.0, -8.0)),
+    ((0.0, 1.0, 2.0), (3.0, 4.0, 5.0), (6.0, 7.0, 8.0)),
+)
+EXAMPLE_THRESHOLD = 0.5
+
+
+@final
+@dataclass(frozen=True)
+class LeastSquares:
+    """One environment with a linear relation, rows × features, and three ways to the same number.
+
+    Attributes:
+        rows, features: of Φ(X).
+        best: ‖w*‖ of the least-squares solution, by the normal equations.
+        distance: D = ‖ΦᵀY − ΦᵀΦw‖² at w = 1.
+        gradient: ‖½ ∂/∂w ‖Φw − Y‖²‖² at w = 1, by automatic differentiation.
+        penalty: the library's IRM penalty of the predictions Φ·1 times (rows/2)²; None unless there is one
+            feature, where w is the multiplier that the penalty differentiates by.
+        at_best: D at w*, which is 0 but for rounding.
+    """
+
+    rows: int
+    features: int
+    best: float
+    distance: float
+    gradient: float
+    penalty: float | None
+    at_best: float
+
+    @property
+    def disagreement(self) -> float:
+        """The largest relative difference between the ways."""
+        others = [self.gradient] + ([] if self.penalty is None else [self.penalty])
+        return max(abs(other - self.distance) / self.distance for other in others)
+
+
+def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
+    """D(Φ, w = 1) by its definition, as a squared gradient, and as the library's penalty; float64."""
+    phi, y = _linear(rows, features, seed)
+    solution = torch.linalg.solve(phi.T @ phi, phi.T @ y)
+    ones = torch.ones(features, dtype=torch.float64, requires_grad=True)
+    risk = (phi @ ones - y).square().sum()
+    (slope,) = torch.autograd.grad(risk, [ones])
+    penalty = None
+    if features == 1:
+        batch = EnvironmentBatch(phi, y, (rows,), Regression())
+        predicted = batch.predicted(phi.new_zeros(rows, 0), phi[:, 0])
+        # The library's risk is a mean over rows, hence n; its derivative is not halved, hence 2.
+        penalty = float(IRM().penalty(predicted, {})[0]) * (rows / 2) ** 2
+    return LeastSquares(
+        rows,
+        features,
+        float(solution.norm()),
+        _distance(phi, y, ones.detach()),
+        float((slope / 2).square().sum()),
+        penalty,
+        _distance(phi, y, solution),
+    )
+
+
+def penalty_along(seed: int, reach: float = 2.0, count: int = 81) -> tuple[float, list[float], list[float]]:
+    """The best w of one environment with a single feature; places around it, and D at each."""
+    phi, y = _linear(200, 1, seed)
+    best = float((phi.T @ y) / (phi.T @ phi))
+    places = torch.linspace(best - reach, best + reach, count, dtype=torch.float64)
+    return best, places.tolist(), [_distance(phi, y, w[None]) for w in places]
+
+
+@final
+@dataclass(frozen=True)
+class Worked:
+    """The report's example, entry by entry.
+
+    Attributes:
+        agreement: mean of the signs over the three environments, `[3, 3]`.
+        mask: 1 where |agreement| reaches the threshold.
+        kept: which entries of the library's result are not 0.
+    """
+
+    agreement: tuple[tuple[float, ...], ...]
+    mask: tuple[tuple[int, ...], ...]
+    kept: tuple[tuple[int, ...], ...]
+
+    def lines(self) -> tuple[tuple[str, ...], ...]:
+        """As a table: entry, three gradients, mean sign, mask by hand, whether the library kept it."""
+        return tuple(
+            (
+                f"({row + 1}, {column + 1})",
+                *(f"{gradient[row][column]:g}" for gradient in EXAMPLE),
+                f"{self.agreement[row][column]:+.3f}",
+                str(self.mask[row][column]),
+                str(self.kept[row][column]),
+            )
+            for row in range(3)
+            for column in range(3)
+        )
+
+
+def worked_example() -> Worked:
+    """The mask by hand, and by the library's AND-mask."""
+    signs = np.sign(np.array(EXAMPLE)).mean(axis=0)
+    mask = (np.abs(signs) >= EXAMPLE_THRESHOLD).astype(int)
+    rule = AndMask(threshold=EXAMPLE_THRESHOLD, inverse_sparsity=False)
+    made = rule.combine({"w": torch.tensor(EXAMPLE, dtype=torch.float64)}, {})[0]["w"]
+    return Worked(_rows(signs.tolist()), _rows(mask.tolist()), _rows((made != 0).int().tolist()))
+
+
+@final
+@dataclass(frozen=True)
+class Hessians:
+    """Two quadratic losses with diagonal Hessians.
+
+    Attributes:
+        size: numbers on each diagonal.
+        ratio: how many times the larger of two entries exceeds the smaller, in the mean of the logarithm.
+        both: det(H_A∧B), H_A∧B being the geometric mean entry by entry.
+        mean: det(H_A+B), H_A+B being the arithmetic mean.
+    """
+
+    size: int
+    ratio: float
+    both: float
+    mean: float
+
+
+def hessians(size: int, unlike: float, seed: int) -> Hessians:
+    """A draw of two diagonals whose entries differ by factors of about exp(±unlike)."""
+    draws = np.random.default_rng(seed)
+    middle, apart = draws.normal(0, 0.5, size), draws.normal(0, unlike, size)
+    first, second = np.exp(middle + apart / 2), np.exp(middle - apart / 2)
+    return Hessians(
+        size,
+        float(np.exp(np.abs(apart).mean())),
+        float(np.prod(np.sqrt(first * second))),
+        float(np.prod((first + second) / 2)),
+    )
+
+
+def largest_ratio(draws: int, seed: int) -> float:
+    """The largest det(H_A∧B)/det(H_A+B) over random pairs of sizes 1 to 20; 1 only where both are alike."""
+    sizes = np.random.default_rng(seed).integers(1, 21, draws)
+    found = (hessians(int(size), 1.0, seed + i) for i, size in enumerate(sizes))
+    return max(h.both / h.mean for h in found if math.isfinite(h.mean))
+
+
+def _linear(rows: int, features: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    phi = torch.randn(rows, features, generator=generator, dtype=torch.float64)
+    truth = torch.randn(features, generator=generator, dtype=torch.float64)
+    return phi, phi @ truth + 0.3 * torch.randn(rows, generator=generator, dtype=torch.float64)
+
+
+def _distance(phi: Tensor, y: Tensor, w: Tensor) -> float:
+    return float((phi.T @ y - phi.T @ (phi @ w)).square().sum())
+
+
+def _rows(nested: list[list[Any]]) -> tuple[tuple[Any, ...], ...]:
+    return tuple(tuple(row) for row in nested)

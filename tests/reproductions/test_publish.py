@@ -1,0 +1,229 @@
+"""A reproduction as a user meets it: declared in a few lines, stopped and gone on with, on one page."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from matplotlib.figure import Figure
+
+from envariant.errors import EnvariantError
+from envariant.reporting.tables import TextTable
+from envariant.reproductions.contract import Claim, Listing, Picture, Reproduction, part
+from envariant.reproductions.lab import Lab, NotRunError, Run
+from envariant.reproductions.measures import at, compared, curves, gain, seen, swept, trend, unseen
+from envariant.reproductions.publish import perform
+
+ENVARIANT = [sys.executable, "-c", "from envariant.cli import main; main()"]
+DIGITS = Run("colored-digits", "erm", {"model": "mlp(hidden=4)", "steps": 6, "evaluate_every": 1})
+
+
+@part("first", "The <first> part")
+def first(lab):
+    """It says <b>this</b>.
+
+    And that.
+    """
+    runs = lab.sweep(
+        {f"l2 = {l2:g}": Run(DIGITS.data, f"erm(l2={l2:g})", DIGITS.settings) for l2 in (0.0, 0.1)}
+    )
+    yield from compared(runs, "Two runs & a caption.")
+    yield "A paragraph with <script>."
+    yield Claim("It holds.", unseen(runs["l2 = 0"]).mean > -1, "1 > 0")
+    yield Claim("It does not.", False, "0 < 1")
+
+
+@part("second", "The second part")
+def second(lab):
+    """It says more."""
+    run = lab.train(DIGITS.but(learning_rate=lab.pick(quick=0.1, full=0.2)))
+    yield Picture("dots", Figure(), "Nothing.", pixels=True)
+    yield Listing(
+        "table", TextTable(("a|b", "c"), (("x, y", f"{unseen(run).mean!r}"),), ("A note.",)), "A table"
+    )
+    yield Claim("Fine.", True, "")
+
+
+SMALL = Reproduction(
+    "small", "A small <reproduction>", "Lead.", {"quick": "little", "full": "all"}, (first, second)
+)
+
+
+def pages(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.rglob("*")) if p.suffix in (".csv", ".svg", ".md", ".html")
+            and "runs" not in p.parts}  # fmt: skip
+
+
+def test_the_page_has_every_part_in_order_and_escapes_what_it_is_given(tmp_path):
+    sections = list(perform(SMALL, tmp_path, "quick"))
+    assert [s.count for s in sections] == ["1 of 2 confirmed", "1 of 1 confirmed"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'<section id="([^"]+)">', page) == ["first", "second"]
+    assert "It says &lt;b&gt;this&lt;/b&gt;. And that." in page
+    assert "A small &lt;reproduction&gt;" in page
+    assert "<script" not in page
+    assert page.count("<svg") == 1
+    assert page.count("data:image/png;base64,") == 1
+    assert ">confirmed<" in page
+    assert ">not confirmed<" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing is fetched"
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "- **not confirmed**: It does not. (0 < 1)" in markdown
+    assert "| a\\|b | c |" in markdown
+    header, line = csv.reader(
+        (tmp_path / "tables" / "second-table.csv").read_text(encoding="utf-8").splitlines()
+    )
+    assert (header, line[0]) == (["a|b", "c"], "x, y")
+    for ending in ("png", "svg"):
+        assert (tmp_path / "figures" / f"first-runs-curves.{ending}").exists()
+
+
+def test_a_second_call_trains_nothing_and_writes_the_same(tmp_path):
+    list(perform(SMALL, tmp_path, "quick"))
+    before = pages(tmp_path)
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")}
+    assert len(times) == 6
+    lines = []
+    list(perform(SMALL, tmp_path, "quick", report=lines.append))
+    assert lines == ["part 1 of 2: first", "part 2 of 2: second"]
+    assert pages(tmp_path) == before
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")} == times
+
+
+def test_only_runs_what_is_asked_for_and_keeps_what_was_found(tmp_path):
+    lines = []
+    (section,) = perform(SMALL, tmp_path, "quick", only=["second"], report=lines.append)
+    assert section.part.name == "second"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "envariant reproduce small --only first" in page
+    assert not (tmp_path / "tables" / "first-runs-scores.csv").exists()
+    list(perform(SMALL, tmp_path, "quick", only=["first"], report=lines.append))
+    assert "Not run yet" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [line.partition(",")[0] for line in lines if line.startswith("run ")] == [
+        "run 1 of 2: erm(l2=0)",
+        "run 2 of 2: erm(l2=0.1)",
+    ]
+
+
+def test_an_unknown_part_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(EnvariantError, match="small: unknown part 'frist'; did you mean 'first'"):
+        list(perform(SMALL, tmp_path / "new", "quick", only=["frist"]))
+    assert not (tmp_path / "new").exists()
+
+
+def test_parts_that_ask_for_the_same_run_share_it_and_profiles_do_not(tmp_path):
+    lab = Lab(tmp_path, "quick")
+    assert lab.train(DIGITS) is lab.train(Run(DIGITS.data, DIGITS.algorithm, dict(DIGITS.settings)))
+    assert lab.train(DIGITS).record.settings.replicas == 2
+    assert Lab(tmp_path, "full").train(DIGITS).record.settings.replicas == 5
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_archive_trains_nothing(tmp_path):
+    archive = Lab(tmp_path, "quick", stored_only=True)
+    with pytest.raises(NotRunError):
+        archive.train(DIGITS)
+    Lab(tmp_path, "quick").train(DIGITS)
+    assert len(archive.train(DIGITS).finished) == 2
+
+
+def test_killed_with_sigkill_and_called_again_ends_with_the_same_tables(tmp_path):
+    """The small reproduction in a process of its own, with runs long enough to be killed in."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "from envariant.reproductions.contract import Reproduction, part\n"
+        "from envariant.reproductions.lab import Run\n"
+        "from envariant.reproductions.measures import compared\n"
+        "from envariant.reproductions.publish import perform\n"
+        "@part('only', 'Only')\n"
+        "def only(lab):\n"
+        "    'It says.'\n"
+        "    settings = {'model': 'mlp(hidden=8)', 'steps': 400, 'evaluate_every': 20}\n"
+        "    yield from compared(lab.sweep({a: Run('colored-digits', a, settings) for a in ('erm', 'irm', 'vrex')}), 'c')\n"
+        "small = Reproduction('s', 't', 'l', {'quick': 'q', 'full': 'f'}, (only,))\n"
+        "list(perform(small, Path(sys.argv[1]), 'quick'))\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, str(script)]
+    process = subprocess.Popen([*command, str(tmp_path / "killed")])
+    deadline, runs = time.monotonic() + 90, tmp_path / "killed" / "runs"
+    while time.monotonic() < deadline and not list(runs.glob("irm-*/history.csv")):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(list(runs.iterdir())) == 2, "killed within the second of three runs"
+    done = {p: p.stat().st_mtime_ns for p in runs.glob("erm-*/checkpoints/*.safetensors")}
+    assert len(done) == 2
+    for name in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], check=True)
+    assert all(p.stat().st_mtime_ns == written for p, written in done.items())
+    ours, whole = (pages(tmp_path / name) for name in ("killed", "whole"))
+    assert ours == whole
+    assert len(ours) >= 3
+
+
+def test_measures_are_what_a_loop_over_the_history_gives(tmp_path):
+    lab = Lab(tmp_path, "quick")
+    plain, decayed = lab.train(DIGITS), lab.train(Run(DIGITS.data, "erm(l2=0.5)", DIGITS.settings))
+    history = plain.history
+    own = history[(history.environment == "flip-0.9") & (history.metric == "accuracy")]
+    assert unseen(plain).mean == pytest.approx(own[own.step == 6].value.mean())
+    assert at(plain, 3).mean == pytest.approx(own[own.step == 3].value.mean())
+    other = decayed.history
+    last = other[(other.environment == "flip-0.9") & (other.metric == "accuracy") & (other.step == 6)]
+    expected = own[own.step == 6].value.to_numpy() - last.value.to_numpy()
+    assert gain(plain, decayed).mean == pytest.approx(expected.mean())
+    slopes = [100 * (g[g.step >= 5].value.diff().iloc[-1]) for _, g in own.groupby("replica")]
+    assert trend(plain, 5).mean == pytest.approx(sum(slopes) / 2)
+    train = history[(history.split == "train") & (history.metric == "loss") & (history.step == 6)]
+    assert seen(plain, "loss").mean == pytest.approx(train.value.mean())
+    assert curves(plain, "*", "risk")[0][0] == [1, 2, 3, 4, 5, 6]
+    chart, table = swept({1.0: plain, 2.0: decayed}, "x", "c")
+    assert chart.name == "sweep-chart"
+    assert [line[0] for line in table.table.lines] == ["x = 1", "x = 2"]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [*ENVARIANT, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_command_lists_what_it_knows():
+    done = run("reproduce", "--list")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("sjtu-2023")
+    assert "irm-stuck" in done.stdout
+    parts = json.loads(run("reproduce", "--list", "--json").stdout)["sjtu-2023"]["parts"]
+    assert parts[0] == "overview"
+    assert parts[-1] == "summary"
+
+
+def test_the_command_carries_out_a_part_that_needs_no_training(tmp_path):
+    done = run("reproduce", "sjtu-2023", "--only", "derivation", "--out", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [claim["verdict"] for claim in found["parts"]["derivation"]] == ["confirmed", "confirmed"]
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sjtu-2032"], "unknown reproduction 'sjtu-2032'; did you mean 'sjtu-2023'"),
+        (["sjtu-2023", "--only", "lennet"], "sjtu-2023: unknown part 'lennet'; did you mean 'lenet'"),
+        (["sjtu-2023", "--resume", "--out", "nowhere"], "nowhere: nothing has been stored there"),
+        (["sjtu-2023", "--profile", "fast"], "fast"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_two(arguments, words):
+    done = run("reproduce", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

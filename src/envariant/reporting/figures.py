@@ -64,7 +64,9 @@ def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None
     """
     columns = min(3, len(results))
     lines = -(-len(results) // columns)
-    figure = Figure(figsize=(3.7 * columns + 0.4, 2.9 * lines + 0.2), layout="constrained")
+    # One panel alone is wider, so that the legend above it has room.
+    width = 3.7 * columns + 0.4 if columns > 1 else 6.4
+    figure = Figure(figsize=(width, 2.9 * lines + 0.2), layout="constrained")
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
     panels = list(grid.flat)
     places = dict.fromkeys(name for result in results for name in result.record.roles)

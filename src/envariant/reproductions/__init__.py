@@ -1,5 +1,7 @@
 """Published results, each declared in one file: what was claimed, the runs, the figures, the verdicts."""
 
+from importlib import import_module
+
 from envariant.errors import unknown_name
 from envariant.reproductions.contract import Reproduction
 
@@ -16,10 +18,8 @@ def reproduction(name: str) -> Reproduction:
     """
     if name not in NAMES:
         raise unknown_name("reproduction", name, NAMES)
-    # Imported here, because a list of names should cost nothing.
-    from envariant.reproductions.sjtu_2023 import SJTU_2023
-
-    return {SJTU_2023.name: SJTU_2023}[name]
+    # Imported when asked for, because a list of names should cost nothing.
+    return import_module(f"{__name__}.{name.replace('-', '_')}").REPRODUCTION
 
 
 __all__ = ["NAMES", "Reproduction", "reproduction"]

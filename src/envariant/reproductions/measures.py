@@ -105,7 +105,7 @@ def swept(
 ) -> Iterator[Finding]:
     """The last scores of runs that differ in one setting, as a chart and as a table."""
     yield Picture(f"{name}-chart", charts.sweep(results, setting, scale), caption)
-    yield listed({f"{setting} = {value:g}": result for value, result in results.items()}, name)
+    yield listed({f"{setting} = {short(value)}": result for value, result in results.items()}, name)
 
 
 def listed(results: Mapping[str, TrainingResult], name: str = "runs", caption: str = "") -> Listing:
@@ -113,6 +113,11 @@ def listed(results: Mapping[str, TrainingResult], name: str = "runs", caption: s
     steps = " or ".join(dict.fromkeys(f"{r.record.settings.steps:,}" for r in results.values()))
     table = replace(tables.scores(list(results.values()), list(results)), notes=())
     return Listing(f"{name}-scores", table, caption or f"After {steps} steps")
+
+
+def short(value: float) -> str:
+    """A setting's value as people write it: 1e4 and not 1e+04."""
+    return (f"{value:g}" if abs(value) < 1e4 else f"{value:.2g}").replace("e+0", "e")
 
 
 def signed(found: Interval) -> str:

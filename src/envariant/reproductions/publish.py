@@ -80,13 +80,25 @@ def perform(
     wanted = [part for part in reproduction.parts if not only or part.name in only]
     lab = Lab(out / "runs", profile, mnist=mnist, report=report)
     archive = Lab(out / "runs", profile, mnist=mnist, stored_only=True)
-    found = {part.name: _stored(part, archive) for part in reproduction.parts if part not in wanted}
+    sections = {part.name: Section(part, (), done=False) for part in reproduction.parts}
+    sections |= {part.name: _stored(part, archive) for part in reproduction.parts if part not in wanted}
+    # Drawing takes longer than anything else here, so each section is drawn once.
+    drawn = {name: _drawn(section, out) for name, section in sections.items()}
     for i, part in enumerate(wanted):
         report(f"part {i + 1} of {len(wanted)}: {part.name}")
-        section = Section(part, tuple(part.find(lab)), done=True)
-        found[part.name] = section
-        sections = [found.get(p.name, Section(p, (), done=False)) for p in reproduction.parts]
-        _write(reproduction, profile, sections, {**archive.runs, **lab.runs}, out)
+        sections[part.name] = section = Section(part, tuple(part.find(lab)), done=True)
+        drawn[part.name] = _drawn(section, out)
+        runs = {**archive.runs, **lab.runs}
+        page = html.render(
+            "reproduction.html.j2",
+            reproduction=reproduction,
+            profile=profile,
+            sections=[(each, drawn[name]) for name, each in sections.items()],
+            runs=_runs(runs),
+            provenance=_provenance(runs),
+        )
+        html.write(page, out / "report.html")
+        html.write(_markdown(reproduction, list(sections.values()), profile), out / "report.md")
         yield section
 
 
@@ -98,65 +110,41 @@ def _stored(part: Part, archive: Lab) -> Section:
         return Section(part, (), done=False)
 
 
-def _write(
-    reproduction: Reproduction,
-    profile: Profile,
-    sections: Sequence[Section],
-    runs: Mapping[str, TrainingResult],
-    out: Path,
-) -> None:
+def _drawn(section: Section, out: Path) -> list[dict[str, Any]]:
+    """A section's findings as the page wants them; its figures and tables are written to files as well.
+
+    Raises:
+        EnvariantError: they cannot be written.
+    """
+    found: list[dict[str, Any]] = []
     try:
-        for section in sections:
-            for finding in section.findings:
-                if isinstance(finding, Picture):
-                    folder = out / "figures"
-                    folder.mkdir(parents=True, exist_ok=True)
-                    for ending in (".png", ".svg"):
-                        figures.save(finding.figure, folder / f"{section.part.name}-{finding.name}{ending}")
-                if isinstance(finding, Listing):
-                    folder = out / "tables"
-                    folder.mkdir(parents=True, exist_ok=True)
-                    path = folder / f"{section.part.name}-{finding.name}.csv"
+        for finding in section.findings:
+            match finding:
+                case Claim():
+                    found.append({"kind": "claim", "claim": finding})
+                case Listing():
+                    path = _place(out / "tables", section, finding.name, ".csv")
                     path.write_text(_csv(finding.table), encoding="utf-8")
+                    found.append({"kind": "table", "listing": finding})
+                case Picture():
+                    vector, pixels = figures.svg(finding.figure), figures.png(finding.figure, 130)
+                    _place(out / "figures", section, finding.name, ".svg").write_text(
+                        vector, encoding="utf-8"
+                    )
+                    _place(out / "figures", section, finding.name, ".png").write_bytes(pixels)
+                    data = f"data:image/png;base64,{base64.b64encode(pixels).decode('ascii')}"
+                    drawing = {"drawing": data if finding.pixels else vector, "caption": finding.caption}
+                    found.append({"kind": "png" if finding.pixels else "svg", **drawing})
+                case str():
+                    found.append({"kind": "text", "text": finding})
     except OSError as error:
         raise EnvariantError(f"{out}: cannot be written ({error.strerror or error})") from None
-    page = html.render(
-        "reproduction.html.j2",
-        name=reproduction.name,
-        title=reproduction.title,
-        lead=reproduction.lead,
-        profile=profile,
-        conditions=reproduction.conditions[profile],
-        sections=[
-            {
-                "part": section.part,
-                "count": section.count,
-                "done": section.done,
-                "findings": [_shown(finding) for finding in section.findings],
-            }
-            for section in sections
-        ],
-        runs=_runs(runs),
-        provenance=_provenance(runs),
-    )
-    html.write(page, out / "report.html")
-    html.write(_markdown(reproduction, sections, profile), out / "report.md")
+    return found
 
 
-def _shown(finding: Finding) -> dict[str, Any]:
-    """A finding as the template wants it."""
-    match finding:
-        case Claim():
-            return {"kind": "claim", "claim": finding}
-        case Listing():
-            return {"kind": "table", "listing": finding}
-        case Picture(pixels=True):
-            data = base64.b64encode(figures.png(finding.figure, 130)).decode("ascii")
-            return {"kind": "png", "picture": finding, "drawing": f"data:image/png;base64,{data}"}
-        case Picture():
-            return {"kind": "svg", "picture": finding, "drawing": figures.svg(finding.figure)}
-        case str():
-            return {"kind": "text", "text": finding}
+def _place(folder: Path, section: Section, name: str, ending: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{section.part.name}-{name}{ending}"
 
 
 def _markdown(reproduction: Reproduction, sections: Sequence[Section], profile: Profile) -> str:

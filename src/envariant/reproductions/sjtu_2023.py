@@ -26,6 +26,7 @@ from envariant.reproductions.measures import (
     mean_curve,
     risk_gap,
     seen,
+    short,
     signed,
     swept,
     training,
@@ -192,21 +193,24 @@ def irm_base(lab: Lab) -> Iterator[Finding]:
     But in the test it does not settle: it slowly falls.
     """
     steps = lab.pick(quick=1000, full=1500)
-    long, plain = lab.train(_irm(lab, _step(), steps=steps, evaluate_every=20)), lab.train(_lenet(lab))
-    yield from compared(
-        {f"IRM, {steps} steps": long}, f"Coefficient 1 until step {SWITCH}, then the paper's."
-    )
+    plain, longer = lab.train(_lenet(lab)), {"steps": steps, "evaluate_every": 20}
+    smaller = f"step(1, 1e4, at={SWITCH})"
+    runs = lab.sweep({"the paper's": _irm(lab, _step(), **longer), "1e4": _irm(lab, smaller, **longer)})
+    long = runs["the paper's"]
+    yield from compared(runs, f"Coefficient 1 until step {SWITCH}, then the paper's, {_step()}, or 1e4.")
     yield Claim(
         "Far above LeNet in the test.",
         unseen(long).low > unseen(plain).high,
         f"{unseen(long)}, LeNet {unseen(plain)}",
     )
-    slope, start = trend(long, 2 * SWITCH), at(long, 2 * SWITCH)
+    slopes = {name: trend(result, 2 * SWITCH) for name, result in runs.items()}
     yield Claim(
         "As training goes on, it loses test accuracy.",
-        slope.high < 0,
-        f"{signed(slope)} per 100 steps from step {2 * SWITCH}, where it is {start}, to step {steps}",
+        all(slope.high < 0 for slope in slopes.values()),
+        f"per 100 steps, from step {2 * SWITCH} to {steps}: "
+        + "; ".join(f"{name} {signed(slope)}" for name, slope in slopes.items()),
     )
+    yield f"At step {2 * SWITCH} the paper's has {at(long, 2 * SWITCH)}, at the end {unseen(long)}."
     yield from _diagnosed(long)
 
 
@@ -257,19 +261,20 @@ def irm_coefficient(lab: Lab) -> Iterator[Finding]:
     yield Claim(
         "Too small: training above the theoretical 75 %, test as LeNet's.",
         seen(small).mean > BOUND and unseen(small).mean < 0.4,
-        f"at {values[0]:g} training {seen(small)}, test {unseen(small)}",
+        f"at {short(values[0])} training {seen(small)}, test {unseen(small)}",
     )
-    good = [c for c, result in late.items() if unseen(result).mean > 0.6]
+    good = [short(c) for c, result in late.items() if unseen(result).mean > 0.6] or ["none"]
+    above = [short(c) for c, result in late.items() if seen(result).mean > BOUND] or ["none"]
     yield Claim(
         "In between lies a range that works.",
-        bool(good),
-        "test above 0.6 for " + (", ".join(f"{c:g}" for c in good) or "none") + " of those applied late",
+        good != ["none"],
+        f"applied late: training above 75 % up to {above[-1]}, test above 0.6 from {good[0]} to {good[-1]}",
     )
     chance = abs(seen(large, "loss").mean - LN2) < 5e-3
     yield Claim(
         "Too large: guessing at random.",
         chance and abs(unseen(large).mean - 0.5) < 0.1,
-        f"at {values[-1]:g} from the first step test {unseen(large)}, loss "
+        f"at {short(values[-1])} from the first step test {unseen(large)}, loss "
         f"{seen(large, 'loss').mean:.4f}; applied late and divided, test {unseen(late[values[-1]])}",
     )
 
@@ -523,7 +528,7 @@ def vrex(lab: Lab) -> Iterator[Finding]:
     report = float(published.course_report("vrex")["test_accuracy"])
     paper, _ = published.table("rex_colored_mnist").fraction("V-REx", "test")
     yield from swept(results, "β", f"β from step {SWITCH} on, 1 before it.", scale="symlog")
-    some = {f"β = {b:g}": results[b] for b in (0.0, 1e2, 1e4)}
+    some = {f"β = {short(b)}": results[b] for b in (0.0, 1e2, 1e4)}
     yield Picture("curves", figures.curves(list(some.values()), list(some)), "Three of them over training.")
     gaps = {b: risk_gap(result).mean for b, result in results.items()}
     chart = charts.lines(
@@ -535,13 +540,13 @@ def vrex(lab: Lab) -> Iterator[Finding]:
     yield Claim(
         "A very large β makes the risks equal.",
         gaps[largest] < gaps[0.0] / 5,
-        f"|R₁ − R₂| is {gaps[0.0]:.3f} at β = 0 and {gaps[largest]:.4f} at β = {largest:g}",
+        f"|R₁ − R₂| is {gaps[0.0]:.3f} at β = 0 and {gaps[largest]:.4f} at β = {short(largest)}",
     )
     best = max(results, key=lambda b: unseen(results[b]).mean)
     yield Claim(
         f"V-REx reaches 0.64, the report {report:g}, the paper {paper:.3f}.",
         unseen(results[best]).mean >= 0.64,
-        f"β = {best:g}: test {unseen(results[best])}",
+        f"β = {short(best)}: test {unseen(results[best])}",
     )
     ways = lab.sweep(
         {
@@ -557,7 +562,7 @@ def vrex(lab: Lab) -> Iterator[Finding]:
         }
     )
     yield listed(ways, "ways", f"What may have been different where {report:g} came out")
-    everything = ways | {f"β = {b:g}": result for b, result in results.items()}
+    everything = ways | {f"β = {short(b)}": result for b, result in results.items()}
     near = [name for name, result in everything.items() if abs(unseen(result).mean - report) < 0.1]
     yield (
         "The report states neither β nor a schedule, and prints IRM's penalty beside V-REx. Within 0.1 of "
@@ -593,7 +598,7 @@ def summary(lab: Lab) -> Iterator[Finding]:
         "IRM, one switch": (lab.train(_irm(lab, _step())), None, irm.fraction("IRM", "test")),
         "IRM, three stages": (lab.train(_stages(lab)), None, None),
         "IRM, best schedule": (lab.train(_best(lab)), None, None),
-        f"V-REx, β = {beta:g}": (betas[beta], reported, rex.fraction("V-REx", "test")),
+        f"V-REx, β = {short(beta)}": (betas[beta], reported, rex.fraction("V-REx", "test")),
         "grayscale oracle": (
             lab.train(Run(GRAY, "erm")), None, irm.fraction("ERM, grayscale model (oracle)", "test"),
         ),
@@ -659,7 +664,7 @@ def _diagnosed(result: TrainingResult) -> Iterator[str]:
         yield f"Diagnosis, as `envariant train` prints it: {diagnosis}"
 
 
-SJTU_2023 = Reproduction(
+REPRODUCTION = Reproduction(
     name="sjtu-2023",
     title="Out of distribution on Colored MNIST: a course report, reproduced",
     lead="In 2023 three students at Shanghai Jiao Tong University built Colored MNIST and tried LeNet, "

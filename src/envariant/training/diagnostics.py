@@ -17,12 +17,12 @@ from envariant.training.record import Record
 
 # Share of the constant predictor's loss within which a loss counts as the same, and how much the output of
 # such a model may differ from row to row.
-_SAME_LOSS, _FLAT_OUTPUT = 0.01, 0.1
+_SAME_LOSS, _FLAT_OUTPUT = 0.01, 0.25
 # Above the optimum by so much, a score is no accident of the draw.
 _BEYOND = 0.02
-# By how much a held-out score must have fallen from its peak. Curves are averaged over _NEIGHBOURS
-# measurements first: the peak of a noisy curve is always above its end.
-_DECAY, _NEIGHBOURS = 0.02, 3
+# By how much a held-out score must have fallen from its peak, which is one if it exceeds chance by _PEAK.
+# Curves are averaged over _NEIGHBOURS measurements first: a noisy curve's peak is always above its end.
+_DECAY, _NEIGHBOURS, _PEAK = 0.02, 3, 0.1
 # Adam divides by √v + ε, so gradients below a few ε no longer make steps of the learning rate's length.
 _SMALL_GRADIENT = 1e-7
 _LITTLE_KEPT = 0.01
@@ -135,7 +135,7 @@ def _decayed(record: Record, curves: Curves) -> str | None:
         step, peak = max(smooth, key=lambda point: point[1])
         end = smooth[-1][1]
         # A fall before anything held, as ERM's from chance, is no decay: there was no peak to speak of.
-        if peak - end > _DECAY and (record.chance is None or peak > record.chance + 2 * _DECAY):
+        if peak - end > _DECAY and (record.chance is None or peak > record.chance + _PEAK):
             return (
                 f"{record.metric} in '{name}' (held out) fell from {peak:.3f} near step {step} to {end:.3f}"
             )

@@ -1,0 +1,79 @@
+"""Charts draw the numbers they are given, at their places, with the lines people compare them with."""
+
+import numpy as np
+import pytest
+
+import envariant
+from envariant.reporting import charts, figures
+from envariant.statistics import interval
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return {
+        value: envariant.train(
+            "colored-digits",
+            f"erm(l2={value:g})",
+            model="mlp(hidden=4)",
+            steps=4,
+            replicas=2,
+            execution="sequential",
+        )
+        for value in (0.0, 1.0, 100.0)
+    }
+
+
+def drawn(axes, label):
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return line.get_xdata(), line.get_ydata()
+
+
+@pytest.mark.parametrize(("scale", "name"), [("linear", "linear"), ("symlog", "symlog")])
+def test_a_sweep_shows_every_environment_and_every_replica(runs, scale, name):
+    (axes,) = charts.sweep(runs, "l2 = $x$", scale).axes
+    assert axes.get_xscale() == name
+    for environment, role in (("flip-0.2", "train"), ("flip-0.1", "train"), ("flip-0.9", "test")):
+        x, y = drawn(axes, f"{environment} ({role})")
+        assert list(x) == list(runs)
+        assert list(y) == [run.final(environment, "accuracy").mean for run in runs.values()]
+    dots = sorted(y for line in axes.lines if line.get_marker() == "." for y in line.get_ydata())
+    values = [v for run in runs.values() for e in run.record.roles for v in run.final(e, "accuracy").values]
+    assert dots == sorted(values)
+    assert {text.get_text().split()[0] for text in axes.texts} == {"chance", "optimum"}
+    assert axes.get_xlabel() == r"l2 = \$x\$", "a dollar sign begins no formula"
+    assert figures.png(axes.figure)[:4] == b"\x89PNG"
+
+
+def test_a_ranking_shows_intervals_replicas_published_figures_and_marks():
+    bars = [
+        charts.Bar("IRM", (0.6, 0.7, 0.65), {"papers": 0.669}),
+        charts.Bar("V-REx", (0.5,), {"papers": 0.687, "report": 0.3}),
+    ]
+    (axes,) = charts.ranking(bars, "accuracy", {"chance": 0.5}).axes
+    found = interval(bars[0].values)
+    points = {(float(x), float(y)) for line in axes.lines for x, y in zip(*line.get_data(), strict=True)}
+    for value, place in (
+        (0.6, 0),
+        (0.7, 0),
+        (0.669, 0),
+        (0.5, 1),
+        (0.3, 1),
+        (0.687, 1),
+        (found.low, 0),
+        (found.high, 0),
+    ):
+        assert (value, place) in points
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["IRM", "V-REx"]
+    assert axes.yaxis_inverted(), "the first stands on top"
+    assert "chance 50%" in [text.get_text().strip() for text in axes.texts]
+
+
+def test_lines_are_the_numbers_on_the_scales_asked_for():
+    steps = np.arange(1, 5)
+    (axes,) = charts.lines(
+        {"a": (steps, steps**2), "b": (steps, steps**3)}, "step", "value", ("linear", "log"), {"ln 2": 0.693}
+    ).axes
+    assert axes.get_yscale() == "log"
+    x, y = drawn(axes, "b")
+    assert (list(x), list(y)) == ([1, 2, 3, 4], [1, 8, 27, 64])
+    assert [text.get_text() for text in axes.texts] == ["ln 2 "]

@@ -128,10 +128,9 @@ def _drawn(section: Section, out: Path) -> list[dict[str, Any]]:
                     found.append({"kind": "table", "listing": finding})
                 case Picture():
                     vector, pixels = figures.svg(finding.figure), figures.png(finding.figure, 130)
-                    _place(out / "figures", section, finding.name, ".svg").write_text(
-                        vector, encoding="utf-8"
-                    )
-                    _place(out / "figures", section, finding.name, ".png").write_bytes(pixels)
+                    stem = _place(out / "figures", section, finding.name, "")
+                    stem.with_suffix(".svg").write_text(vector, encoding="utf-8")
+                    stem.with_suffix(".png").write_bytes(pixels)
                     data = f"data:image/png;base64,{base64.b64encode(pixels).decode('ascii')}"
                     drawing = {"drawing": data if finding.pixels else vector, "caption": finding.caption}
                     found.append({"kind": "png" if finding.pixels else "svg", **drawing})

@@ -207,7 +207,7 @@ def irm_base(lab: Lab) -> Iterator[Finding]:
         slope.high < 0,
         f"{signed(slope)} per 100 steps from step {2 * SWITCH}, where it is {start}, to step {steps}",
     )
-    yield "With this coefficient it settles; a smaller one lets it fall, as the section on stalls and decay shows."
+    yield "With this coefficient it settles. A smaller one lets it fall: see the section on stalls and decay."
     yield from _diagnosed(long)
 
 

@@ -564,8 +564,8 @@ def vrex(lab: Lab) -> Iterator[Finding]:
     yield (
         "The report states neither β nor a schedule, and prints IRM's penalty beside V-REx. Within 0.1 of "
         f"its {report:g} come, of all runs here: {', '.join(near) or 'none'}. The last line of the table "
-        "is its own network and its own number of steps with a large β applied late: what was different "
-        "is the weight of the penalty and when it sets in, not the network."
+        "is its own network and its own number of steps with a large β applied late. So the network is not "
+        "the reason; the weight of the penalty, and when it sets in, may be."
     )
 
 

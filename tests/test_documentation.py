@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from envariant.algorithms import RECIPES, catalogue
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -43,3 +45,12 @@ def test_the_tree_in_the_readme_is_the_tree_there_is():
         if not p.name.startswith(("__", "py.typed"))
     }
     assert named == there
+
+
+def test_the_page_of_algorithms_is_what_the_parts_say():
+    """Made anew by `envariant algorithms --markdown > docs/algorithms.md`."""
+    page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    assert page == catalogue.markdown()
+    for each in map(catalogue.described, RECIPES.values()):
+        unsaid = [name for name, *_, meaning in each.settings if not meaning]
+        assert not unsaid, f"{each.name}: what {unsaid} mean is not among the attributes"

@@ -7,15 +7,16 @@ each experiment. Sizes may differ everywhere, because real data are uneven.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from envariant.errors import EnvariantError, unknown_name
+from envariant.now import START, Now
 from envariant.tasks import Task
 
 RESERVED = frozenset({"worst", "*"})
@@ -227,6 +228,10 @@ class EnvironmentSet(EnvironmentSource):
         return {name: "test" if name in held_out else "train" for name in self.names}
 
 
+Networks = Mapping[str, Callable[[Tensor], Tensor]]
+"""Networks that belong to an algorithm, not to the model, as functions of their inputs."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class EnvironmentBatch:
@@ -257,12 +262,24 @@ class EnvironmentBatch:
             return values.reshape(len(self.sizes), self.sizes[0], *values.shape[1:]).mean(dim=1)
         return torch.stack([part.mean(dim=0) for part in self.split(values)])
 
+    def environment_of_rows(self) -> Int[Tensor, " rows"]:
+        """The number of each row's environment."""
+        device = self.targets.device
+        return torch.arange(len(self.sizes), device=device).repeat_interleave(
+            torch.tensor(self.sizes, device=device), output_size=sum(self.sizes)
+        )
+
     def predicted(
-        self, features: Float[Tensor, "rows width"], logits: Float[Tensor, "rows *c"]
+        self,
+        features: Float[Tensor, "rows width"],
+        logits: Float[Tensor, "rows *c"],
+        now: Now = START,
+        networks: "Networks | None" = None,
     ) -> "PredictedBatch":
         """The batch together with what a model says of it."""
         losses = self.task.losses(logits, self.targets)
-        return PredictedBatch(self, features, logits, losses, self.per_environment_mean(losses))
+        risks = self.per_environment_mean(losses)
+        return PredictedBatch(self, features, logits, losses, risks, now, networks or {})
 
 
 @final
@@ -276,6 +293,8 @@ class PredictedBatch:
         logits: `[rows]` or `[rows, classes]`.
         losses: `[rows]`, in nats or squared units of the target.
         risks: `[environments]`, the mean loss of each environment.
+        now: the step, and its random numbers.
+        networks: those that the part who looks has of its own, as functions, by name.
     """
 
     batch: EnvironmentBatch
@@ -283,6 +302,8 @@ class PredictedBatch:
     logits: Float[Tensor, "rows *c"]
     losses: Float[Tensor, " rows"]
     risks: Float[Tensor, " environments"]
+    now: Now = START
+    networks: Networks = field(default_factory=dict[str, Callable[[Tensor], Tensor]])
 
     def multiplier_derivatives(self) -> Float[Tensor, " rows"]:
         """Every row's derivative of its loss with respect to a multiplier of its logits, at 1."""

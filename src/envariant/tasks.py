@@ -41,10 +41,27 @@ class Task(ABC):
         """The loss of every row: natural-log likelihood in nats, or the squared error."""
 
     @abstractmethod
+    def residuals(
+        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]
+    ) -> Float[Tensor, "rows *c"]:
+        """∂ℓ_i/∂z_i in closed form: probabilities less the truth, or twice the error; differentiable in z."""
+
     def multiplier_derivatives(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
         """d_i = ∂ℓ_i(s·z_i)/∂s at s = 1 in closed form, Σ_c ∂ℓ_i/∂z_ic · z_ic; differentiable in z."""
+        products = self.residuals(logits, targets) * logits
+        return products if self.outputs == 1 else products.sum(dim=1)
+
+    @abstractmethod
+    def confidence(
+        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """The probability of the class that is predicted, and 1 where it is right, else 0.
+
+        Raises:
+            EnvariantError: the task has no classes.
+        """
 
     @abstractmethod
     def scores(
@@ -91,8 +108,12 @@ class Binary(Task):
         # over all rows, and nothing cancels. From 40 on, 1 + e^z is e^z in every precision.
         return F.softplus((1 - 2 * targets) * logits, threshold=40.0)
 
-    def multiplier_derivatives(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return (torch.sigmoid(logits) - targets) * logits
+    def residuals(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.sigmoid(logits) - targets
+
+    def confidence(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        # σ(|z|) is max(p, 1 − p).
+        return torch.sigmoid(logits.abs()), ((logits > 0) == (targets > 0.5)).to(logits.dtype)
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return ((logits > 0) == (targets > 0.5)).float()
@@ -134,9 +155,13 @@ class Multiclass(Task):
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets, reduction="none")
 
-    def multiplier_derivatives(self, logits: Tensor, targets: Tensor) -> Tensor:
-        right = logits.gather(1, targets[:, None])[:, 0]
-        return (torch.softmax(logits, dim=1) * logits).sum(dim=1) - right
+    def residuals(self, logits: Tensor, targets: Tensor) -> Tensor:
+        right = targets[:, None] == torch.arange(self.classes, device=targets.device)
+        return torch.softmax(logits, dim=1) - right.to(logits.dtype)
+
+    def confidence(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        most, predicted = torch.softmax(logits, dim=1).max(dim=1)
+        return most, (predicted == targets).to(logits.dtype)
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits.argmax(dim=1) == targets).float()
@@ -173,8 +198,11 @@ class Regression(Task):
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits - targets).square()
 
-    def multiplier_derivatives(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return 2 * (logits - targets) * logits
+    def residuals(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return 2 * (logits - targets)
+
+    def confidence(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        raise EnvariantError("regression: a prediction has no confidence; leave clove out")
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return self.losses(logits, targets)

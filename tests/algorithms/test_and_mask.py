@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from envariant.algorithms import AndMask
 from envariant.errors import EnvariantError
+from envariant.now import START
 from envariant.training.optimizers import Updates, optimizer_family
-from helpers import vector
-
-G = torch.stack([vector(1, -2, 0.5, 0), vector(2, -1, -0.5, 0.3), vector(3, -3, 1, 0.1)])
+from helpers import G, vector
 
 
 def combine(gradients, threshold, mean="arithmetic", scaled=False):
-    return AndMask(threshold, mean, scaled).combine({"w": gradients}, {})[0]["w"]
+    return AndMask(threshold, mean, scaled).combine({"w": gradients}, {}, START)[0]["w"]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def test_the_course_reports_example():
 
 
 def test_every_tensor_is_scaled_by_its_own_sparsity():
-    found, state, told = AndMask().combine({"half": G[:, :2], "all": G[:, :3], "none": G[:, 2:]}, {})
+    found, state, told = AndMask().combine({"half": G[:, :2], "all": G[:, :3], "none": G[:, 2:]}, {}, START)
     assert state == {}
     # Both of half, two of all, none of none; of all entries together.
     assert told["and-mask kept"].item() == pytest.approx(4 / 7)
@@ -124,3 +123,26 @@ def test_weight_decay_acts_after_the_mask(weight_decay):
     masked = vector(0.99, -0.99) if weight_decay else vector(1, -1)
     torch.testing.assert_close(weights[0, 2:], masked.float(), rtol=1e-6, atol=0)
     torch.testing.assert_close(weights[0, :2], vector(0.99, -0.99).float(), rtol=1e-6, atol=0)
+
+
+def test_the_specs_numbers_for_the_form_of_the_linear_unit_tests():
+    """Squared error; rows of two environments; a step of rate 1 without decay."""
+    weight, bias = vector(0.5, -1.0), vector(0.1)
+    rows = [
+        (torch.tensor([[1, 0], [0, 1]], dtype=torch.float64), vector(1, 2)),
+        (torch.tensor([[1, 1], [-1, 2]], dtype=torch.float64), vector(-1, 1)),
+    ]
+    each = []
+    for x, y in rows:
+        residual = 2 * (x @ weight + bias - y) / len(y)
+        each.append({"weight": residual @ x, "bias": residual.sum()[None]})
+    torch.testing.assert_close(each[0]["weight"], vector(-0.4, -2.9))
+    torch.testing.assert_close(each[1]["weight"], vector(4, -6.2))
+    gradients = {name: torch.stack([g[name] for g in each]) for name in each[0]}
+
+    def step(threshold):
+        return AndMask(threshold, inverse_sparsity=False, strict=True).combine(gradients, {}, START)[0]
+
+    torch.testing.assert_close(step(0.9)["weight"], vector(0, -0.915459), rtol=1e-5, atol=0)
+    torch.testing.assert_close(step(0.9)["bias"], vector(-3.05), rtol=1e-5, atol=0)
+    assert not any(bool(g.any()) for g in step(1.0).values())

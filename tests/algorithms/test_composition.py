@@ -19,6 +19,7 @@ from envariant.algorithms import (
     Weighting,
 )
 from envariant.errors import EnvariantError
+from envariant.now import START, Now
 from envariant.schedules import Schedule, Step
 from helpers import PROBLEMS, assert_same, autograd, update
 
@@ -99,7 +100,7 @@ def test_the_irm_codes_objective(problem, step, weight):
         return loss / weight if weight > 1 else loss
 
     ours = Composition(penalties=(IRM(Step(1.0, 91257.0, at=190)),), l2=1.1e-3, rescale=True)
-    assert_same(update(ours, problem, step=step), autograd(objective, problem.params), 1e-11)
+    assert_same(update(ours, problem, now=Now.at(step)), autograd(objective, problem.params), 1e-11)
 
 
 @every_problem
@@ -114,7 +115,7 @@ def test_the_rex_codes_objective(problem, step, c):
         return (first + second + l2 + c * (first - second) ** 2) / max(1.0, c)
 
     ours = Composition(Sum(), (VREx(Step(1.0, 1e4, at=100), pairwise=True),), l2=1e-3, rescale=True)
-    assert_same(update(ours, two, step=step), autograd(objective, problem.params), 1e-11)
+    assert_same(update(ours, two, now=Now.at(step)), autograd(objective, problem.params), 1e-11)
 
 
 def test_the_loss_is_divided_by_the_largest_factor_only_above_one_and_only_if_asked():
@@ -131,8 +132,8 @@ def test_the_loss_is_divided_by_the_largest_factor_only_above_one_and_only_if_as
 def test_the_metrics_are_the_undivided_risk_and_penalties_and_each_coefficient():
     problem = PROBLEMS["binary"]
     algorithm = Composition(Sum(), (VREx(8.0),), rescale=True)
-    state = algorithm.init(problem.params, 3)
-    _, _, metrics = algorithm.gradients(problem.forward, problem.params, problem.batch, state, 0)
+    state = algorithm.init(problem.params, problem.setting)
+    _, _, metrics = algorithm.gradients(problem, problem.params, problem.batch, state, START)
     risks = problem.risks(problem.params)
     assert metrics.keys() == {"risk", "vrex penalty", "vrex coefficient"}
     assert metrics["vrex coefficient"].item() == 8
@@ -161,10 +162,10 @@ class Remembered(Weighting):
     name = "remembered"
     paper = "none"
 
-    def init(self, params, environments):
-        return {"calls": torch.zeros(environments, dtype=torch.float64)}
+    def init(self, params, setting):
+        return {"calls": torch.zeros(setting.environments, dtype=torch.float64)}
 
-    def risk(self, predicted, state, step):
+    def risk(self, predicted, state):
         calls = state["calls"] + 1
         return (calls * predicted.risks).mean(), {"calls": calls}
 
@@ -174,12 +175,12 @@ def test_a_part_of_ones_own_may_look_at_features_and_carry_a_state(combination):
     problem = PROBLEMS["regression"]
     algorithm = Composition(Remembered(), (FeatureSize("constant(3)"),), combination)
     assert (algorithm.needs_features, algorithm.minimum_environments) == (True, 3)
-    state = algorithm.init(problem.params, 3)
+    state = algorithm.init(problem.params, problem.setting)
     for call in (1, 2):
-        found, state, _ = algorithm.gradients(problem.forward, problem.params, problem.batch, state, call)
+        found, state, _ = algorithm.gradients(problem, problem.params, problem.batch, state, START)
         expected = autograd(
             lambda p, call=call: (
-                call * problem.risks(p).mean() + 3 * (problem.forward(p, problem.batch.inputs)[0] ** 2).mean()
+                call * problem.risks(p).mean() + 3 * (problem(p, problem.batch.inputs)[0] ** 2).mean()
             ),
             problem.params,
         )

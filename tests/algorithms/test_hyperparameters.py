@@ -7,8 +7,9 @@ import torch
 
 from envariant.algorithms import IRM, AndMask, Composition, VREx
 from envariant.algorithms.hyperparameters import numbers, structure, with_numbers
+from envariant.now import Now
 from envariant.schedules import Constant, Step
-from helpers import ENROLLED, PROBLEMS, assert_same, update
+from helpers import ENROLLED, assert_same, every_case, update
 
 
 def test_numbers_are_coefficients_thresholds_and_the_like_in_the_order_of_the_fields():
@@ -45,14 +46,13 @@ def test_an_algorithm_of_the_users_own_is_alike_only_with_itself_unless_its_fiel
     assert with_numbers(one, []) is one
 
 
-@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-@pytest.mark.parametrize("name", ENROLLED)
+@every_case()
 def test_tensors_in_place_of_numbers_change_no_gradient(name, problem):
     algorithm = ENROLLED[name].built(name)
-    step = 3
-    values = [n(step) if callable(n) else n for n in numbers(algorithm)]
+    problem, now = problem.with_networks_of(algorithm), Now.at(3)
+    values = [n(now.step) if callable(n) else n for n in numbers(algorithm)]
     changed = with_numbers(algorithm, [torch.tensor(v, dtype=torch.float64) for v in values])
-    assert_same(update(changed, problem, step=step), update(algorithm, problem, step=step), 1e-12)
+    assert_same(update(changed, problem, now=now), update(algorithm, problem, now=now), 1e-12)
     assert numbers(algorithm) == numbers(ENROLLED[name].built(name)), "the original is as it was"
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from envariant.algorithms import IGA, Composition
+from envariant.algorithms import IGA, Composition, Setting
 from envariant.environments import EnvironmentBatch
+from envariant.now import START
 from envariant.tasks import Binary, Multiclass
-from helpers import vector
+from helpers import Bare, vector
 
 X1, Y1 = [[1, 2], [0, 1], [-1, 1]], [0, 1, 1]
 X2, Y2 = [[2, 0], [1, -1], [0, 0.5]], [1, 0, 1]
@@ -22,8 +23,8 @@ def step(algorithm, task, params, rows):
         return inputs.new_zeros(len(inputs), 0), logits
 
     batch = EnvironmentBatch(inputs, targets, sizes, task)
-    state = algorithm.init(params, len(sizes))
-    gradients, _, metrics = algorithm.gradients(forward, params, batch, state, 0)
+    state = algorithm.init(params, Setting(len(sizes), batch.task))
+    gradients, _, metrics = algorithm.gradients(Bare(forward), params, batch, state, START)
     return gradients, metrics
 
 

@@ -1,5 +1,6 @@
 """IRM's penalty: the spec's numbers, the closed form against two differentiations, and its origin."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,22 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from envariant.algorithms import IRM, Composition
+from envariant.algorithms import IRM, Composition, Setting
 from envariant.environments import EnvironmentBatch
+from envariant.now import START
 from envariant.tasks import Binary, Multiclass, Regression
-from helpers import PROBLEMS, predicted, vector
+from helpers import PROBLEMS, Y3, Z3, Bare, close, predicted, vector
 
 ZB, YB = vector(0.5, -1.0, 2.0, 0.3), vector(1.0, 0.0, 0.0, 1.0)
-Z3 = torch.tensor([[1, -0.5, 0.2], [0.3, 0.8, -1], [-0.7, 0.1, 1.5], [0, 2, -0.4]], dtype=torch.float64)
-Y3 = torch.tensor([0, 1, 2, 0])
 
 
 def penalty(task, logits, targets, sizes=None):
     return IRM(1.0).penalty(predicted(task, logits, targets, sizes or (len(logits),)), {})[0]
-
-
-def close(found, *expected):
-    torch.testing.assert_close(found, vector(*expected).reshape(found.shape), rtol=1e-5, atol=0)
 
 
 def test_the_specs_numbers_for_a_binary_environment():
@@ -46,7 +42,12 @@ def test_the_specs_number_for_the_rescaled_loss():
         def forward(params, inputs):
             return inputs[:, :0], params["z"]
 
-        return algorithm.gradients(forward, {"z": share * ZB}, batch, algorithm.init({}, 1), 0)[0]["z"] @ ZB
+        return (
+            algorithm.gradients(
+                Bare(forward), {"z": share * ZB}, batch, algorithm.init({}, Setting(1, batch.task)), START
+            )[0]["z"]
+            @ ZB
+        )
 
     along = sum(w / 2 * slope_at((t + 1) / 2) for t, w in zip(nodes, weights, strict=True))
     close(math.log(2) / 1e4 + along, 0.0865543)
@@ -68,7 +69,7 @@ LOSSES = {
 def test_the_closed_form_and_its_gradient_are_those_of_a_scalar_multiplier(name):
     (task, loss), problem = LOSSES[name], PROBLEMS[name]
     sizes, targets = problem.batch.sizes, problem.batch.targets
-    logits = problem.forward(problem.params, problem.batch.inputs)[1].requires_grad_()
+    logits = problem(problem.params, problem.batch.inputs)[1].requires_grad_()
     slopes = []
     for z, y in zip(logits.split(sizes), targets.split(sizes), strict=True):
         multiplier = torch.ones((), dtype=torch.float64, requires_grad=True)
@@ -78,6 +79,49 @@ def test_the_closed_form_and_its_gradient_are_those_of_a_scalar_multiplier(name)
     torch.testing.assert_close(by_formula, by_autograd, rtol=1e-12, atol=0)
     gradients = [torch.autograd.grad(p, [logits])[0] for p in (by_formula, by_autograd)]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def halves(task, logits, targets, sizes=None):
+    part = IRM(1.0, form="halves")
+    return part.penalty(predicted(task, logits, targets, sizes or (len(logits),)), {})[0]
+
+
+def test_the_specs_numbers_for_half_batches():
+    two_classes = torch.stack([torch.zeros_like(ZB), ZB], dim=1)
+    close(halves(Multiclass(2), two_classes, YB.long()), -0.155949)
+    close(halves(Binary(), ZB, YB), -0.155949)
+    derivatives = predicted(Multiclass(3), Z3, Y3, (4,)).multiplier_derivatives()
+    close(derivatives[::2].mean(), -0.424486)
+    close(derivatives[1::2].mean(), 0.631284)
+    close(halves(Multiclass(3), Z3, Y3), -0.267971)
+
+
+def test_an_environment_of_one_row_has_no_half_batch_penalty():
+    assert float(halves(Binary(), ZB[:1], YB[:1])) == 0.0
+
+
+def test_half_batches_are_unbiased():
+    """Averaged over all equal splits: the squared mean less Var(d)/N (spec, properties)."""
+    d = predicted(Binary(), ZB, YB, (4,)).multiplier_derivatives()
+    orders = [torch.tensor(order) for order in itertools.permutations(range(4))]
+    mean = torch.stack([halves(Binary(), ZB[o], YB[o]) for o in orders]).mean()
+    torch.testing.assert_close(mean, d.mean() ** 2 - d.var() / 4, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "targets", "risk", "penalty"),
+    [(Binary(), (1, 0, 1, 0), 0.444623, 0.0327958), (Regression(), (1, -1, 0, -2), 0.1225, 0.458525)],
+)
+def test_the_specs_numbers_for_two_dummies(task, targets, risk, penalty):
+    rows = torch.tensor([[1, 0], [0, 1], [1, 1], [-1, 2]], dtype=torch.float64)
+    outputs = rows @ vector(0.5, -1.0) + 0.1
+    close(outputs, 0.6, -0.9, -0.4, -2.4)
+    seen = predicted(task, outputs, vector(*targets), (4,))
+    found = IRM(1.0, form="dummies").penalty(seen, {})[0]
+    close(seen.risks[0], risk)
+    close(found, penalty)
+    if task == Binary():
+        close(0.1 * seen.risks.mean() + 0.9 * found, 0.0739785)
 
 
 def test_the_constant_predictor_has_no_penalty():
@@ -100,8 +144,10 @@ def distance(phi, y, w):
 def risk_gradient(phi, y, w):
     batch = EnvironmentBatch(phi, y, (len(y),), Regression())
     algorithm = Composition()
-    state = algorithm.init({"w": w}, 1)
-    return algorithm.gradients(lambda p, x: (x[:, :0], x @ p["w"]), {"w": w}, batch, state, 0)[0]["w"]
+    state = algorithm.init({"w": w}, Setting(1, batch.task))
+    return algorithm.gradients(Bare(lambda p, x: (x[:, :0], x @ p["w"])), {"w": w}, batch, state, START)[0][
+        "w"
+    ]
 
 
 def test_the_reports_distance_is_the_squared_half_gradient_of_least_squares():

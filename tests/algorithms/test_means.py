@@ -5,12 +5,13 @@ import torch
 
 from envariant.algorithms import Composition, Mean, MeanGradient, Sum
 from envariant.errors import EnvariantError
+from envariant.now import START
 from envariant.tasks import Regression
 from helpers import PROBLEMS, assert_same, autograd, predicted, update, vector
 
 
 def risk(part, residuals, sizes):
-    return float(part.risk(predicted(Regression(), residuals, torch.zeros_like(residuals), sizes), {}, 0)[0])
+    return float(part.risk(predicted(Regression(), residuals, torch.zeros_like(residuals), sizes), {})[0])
 
 
 def test_environments_weigh_the_same_or_by_their_rows():
@@ -42,7 +43,7 @@ def test_the_sum_is_the_mean_times_the_number_of_environments(problem):
 
 
 def test_the_mean_gradient_is_the_mean_of_gradients():
-    found, _, _ = MeanGradient().combine({"w": torch.stack([vector(1, -2), vector(3, 6)])}, {})
+    found, _, _ = MeanGradient().combine({"w": torch.stack([vector(1, -2), vector(3, 6)])}, {}, START)
     assert found["w"].tolist() == [2.0, 2.0]
 
 

@@ -6,6 +6,7 @@ import scipy.optimize
 import torch
 
 from envariant.algorithms import MMREx
+from envariant.now import Now
 from envariant.schedules import Step
 from helpers import vector, with_risks
 
@@ -13,7 +14,7 @@ RISKS = vector(0.3, 0.5, 1.0)
 
 
 def risk(part, risks, step=0):
-    return part.risk(with_risks(risks), {}, step)[0]
+    return part.risk(with_risks(risks, Now.at(step)), {})[0]
 
 
 def weights(part, risks):

@@ -5,13 +5,18 @@ import json
 import numpy as np
 import pytest
 
+import envariant
 from envariant.algorithms import (
+    CORAL,
     IRM,
     RECIPES,
     AndMask,
     Composition,
+    GroupDRO,
+    InformationBottleneck,
     Mean,
     MMREx,
+    PCGrad,
     Sum,
     VREx,
     recipe,
@@ -37,16 +42,16 @@ def test_a_recipe_is_its_parts(name, expected):
     assert recipe(name).build({}) == expected
 
 
-def test_only_erm_means_anything_with_one_environment():
-    least = {name: r.default.minimum_environments for name, r in RECIPES.items()}
-    assert least == {"erm": 1, "irm": 2, "vrex": 2, "mm-rex": 2, "iga": 2, "and-mask": 2}
+def test_few_mean_anything_with_one_environment():
+    alone = {name for name, r in RECIPES.items() if r.default.minimum_environments == 1}
+    assert alone == {"erm", "sd", "ib-erm", "clove", "selfreg", "mixup", "rsc", "sagnet"}
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("erm", {"weighting": "mean | rows | sum"}),
-        ("irm", {"coefficient": "100 … 1e+06, log", "weighting": "mean | rows | sum"}),
+        ("irm", {"coefficient": "100 … 1e+06, log", "form": None, "weighting": "mean | rows | sum"}),
         ("vrex", {"coefficient": "100 … 1e+06, log", "pairwise": None, "weighting": "mean | rows | sum"}),
         ("mm-rex", {"coefficient": "100 … 1e+06, log"}),
         (
@@ -55,6 +60,7 @@ def test_only_erm_means_anything_with_one_environment():
                 "threshold": "0.5 … 1",
                 "mean": "arithmetic | geometric",
                 "inverse_sparsity": "True | False",
+                "strict": None,
                 "weighting": "mean | rows | sum",
             },
         ),
@@ -68,7 +74,7 @@ def test_settings_are_listed_with_their_ranges(name, expected):
 @every_recipe
 def test_a_recipe_says_what_it_is_and_where_it_comes_from(name):
     assert recipe(name).summary.endswith(".")
-    assert "arXiv" in recipe(name).paper or name == "erm"
+    assert "arXiv" in recipe(name).paper or name in ("erm", "mmd")
 
 
 @every_recipe
@@ -83,7 +89,9 @@ def test_stored_settings_build_the_same_algorithm(name):
     generator = np.random.default_rng(0)
     for _ in range(5):
         drawn = {h.name: h.range.draw(generator) for h in recipe(name).hyperparameters if h.range}
-        built = recipe(name).build({**drawn, "l2": 0.25, "rescale": True})
+        listed = {h.name for h in recipe(name).hyperparameters}
+        extras = {key: value for key, value in {"l2": 0.25, "rescale": True}.items() if key in listed}
+        built = recipe(name).build({**drawn, **extras})
         stored = json.loads(json.dumps(settings_of(name, built)))
         assert stored.keys() == {h.name for h in recipe(name).hyperparameters}
         assert recipe(name).build(stored) == built
@@ -117,7 +125,7 @@ def test_a_weighting_is_named_by_a_word(word, part):
         (
             "imr",
             {},
-            "unknown algorithm 'imr'; did you mean 'irm'? known: and-mask, erm, iga, irm, mm-rex, vrex",
+            "unknown algorithm 'imr'; did you mean 'irm'? known: and-mask, cad, causirl-coral,",
         ),
         ("irm", {"coeficient": 3}, "irm: unknown setting 'coeficient'; did you mean 'coefficient'?"),
         ("erm", {"quantile": 1.0}, "erm: unknown setting 'quantile'; known: l2, rescale, weighting"),
@@ -140,3 +148,63 @@ def test_a_wrong_name_or_value_gets_one_clear_error(name, settings, message):
         recipe(name).build(settings)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_two_settings_of_one_name_bear_the_names_of_their_parts():
+    built = recipe("ib-irm").build(
+        {"irm_coefficient": 7, "ib_coefficient": "step(0, 3, at=5)", "form": "halves"}
+    )
+    assert built.penalties == (IRM(7, form="halves"), InformationBottleneck("step(0, 3, at=5)"))
+    assert recipe("ib-irm").build(settings_of("ib-irm", built)) == built
+
+
+def test_names_add_up_as_typed():
+    known = recipe("vrex(coefficient=30) + and-mask(threshold=0.8)")
+    assert known.default == Composition(Mean(), (VREx(30),), AndMask(threshold=0.8), rescale=True)
+    assert known.name == "vrex + and-mask"
+    three = recipe("irm(coefficient=poly(k=1, p=3, after=190)) + coral(1.0) + groupdro")
+    assert three.default == Composition(
+        GroupDRO(), (IRM("poly(k=1, p=3, after=190)"), CORAL(1.0)), rescale=True
+    )
+    assert three.build({"irm_coefficient": 5}).penalties == (IRM(5), CORAL(1.0))
+    assert three.build(settings_of("irm + coral + groupdro", three.default)) == three.default
+
+
+def test_compositions_add_up_in_python():
+    assert Composition(penalties=(IRM(1),), l2=0.1) + Composition(combination=PCGrad()) == Composition(
+        Mean(), (IRM(1),), PCGrad(), l2=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "groupdro + eqrm",
+            "groupdro + eqrm: there can be one weighting, and both bring one (groupdro and eqrm)",
+        ),
+        (
+            "and-mask + pcgrad",
+            "and-mask + pcgrad: there can be one combination, and both bring one (and-mask and pcgrad)",
+        ),
+        ("irm + ib-irm", "irm + irm + ib: the penalty irm stands twice"),
+        ("vrex + corla", "unknown algorithm 'corla'; did you mean 'coral'?"),
+        ("vrex + coral(1, 2)", "coral: settings need a key, as in coral(l2=0.001)"),
+        ("coral(1, coefficient=2)", "coral: 'coefficient' is given twice"),
+        ("pcgrad(1)", "pcgrad: settings need a key"),
+        ("vrex + ", "cannot read"),
+    ],
+)
+def test_what_cannot_be_added_up_is_refused_and_why(text, message):
+    with pytest.raises(EnvariantError) as error:
+        recipe(text)
+    assert str(error.value).startswith(message)
+
+
+def test_a_sum_trains_with_what_is_suggested_for_its_first_term(tmp_path):
+    result = envariant.train(
+        "colored-digits", "vrex(coefficient=30) + and-mask(threshold=0.5)", steps=5, out=tmp_path / "run"
+    )
+    assert result.record.settings.algorithm == "vrex + and-mask"
+    assert result.record.settings.hyperparameters["coefficient"] == "30"
+    assert envariant.TrainingResult.load(tmp_path / "run").summary().loc["worst", "replicas"] == 1

@@ -4,6 +4,7 @@ import pytest
 
 from envariant.algorithms import recipe
 from envariant.data import ColoredMNIST
+from envariant.now import Now
 from helpers import PROBLEMS, assert_same, autograd, update
 
 L2, WEIGHT, ANNEAL = 0.00110794568, 91257.18613115903, 190
@@ -46,7 +47,7 @@ def rex_code_absolute(params, c):
 def test_protocol_irm_suggests_the_objective_of_the_irm_and_rex_code(algorithm, objective, times, step):
     c = WEIGHT if step >= ANNEAL else 1.0
     expected = autograd(lambda p: objective(p, c) / max(1.0, c), TWO.params)
-    found = update(suggested("irm", algorithm), TWO, step=step)
+    found = update(suggested("irm", algorithm), TWO, now=Now.at(step))
     assert_same({name: times * g for name, g in found.items()}, expected, 1e-9)
 
 
@@ -63,7 +64,9 @@ def test_protocol_domainbed_suggests_domainbeds_objective_for_vrex(step, after):
         risks = TWO.risks(params)
         return risks.mean() + (10 if after else 1) * risks.var(correction=0)
 
-    assert_same(update(suggested("domainbed", "vrex"), TWO, step=step), autograd(objective, TWO.params), 1e-9)
+    assert_same(
+        update(suggested("domainbed", "vrex"), TWO, now=Now.at(step)), autograd(objective, TWO.params), 1e-9
+    )
 
 
 @pytest.mark.parametrize(("step", "after"), [(499, False), (500, True)])
@@ -73,4 +76,6 @@ def test_protocol_domainbed_suggests_domainbeds_coefficient_for_irm(step, after)
     def objective(params):
         return TWO.risks(params).mean() + (100 if after else 1) * mean_square_slope(params)
 
-    assert_same(update(suggested("domainbed", "irm"), TWO, step=step), autograd(objective, TWO.params), 1e-9)
+    assert_same(
+        update(suggested("domainbed", "irm"), TWO, now=Now.at(step)), autograd(objective, TWO.params), 1e-9
+    )

@@ -17,7 +17,7 @@ def penalty(risks, **settings):
 
 def loss(weighting, part, risks):
     seen = with_risks(risks)
-    return float(weighting.risk(seen, {}, 0)[0] + part.factor(0) * part.penalty(seen, {})[0])
+    return float(weighting.risk(seen, {})[0] + part.factor(0) * part.penalty(seen, {})[0])
 
 
 @pytest.mark.parametrize(

@@ -89,15 +89,20 @@ def test_the_demo_on_small_digits_writes_its_page(tmp_path):
 def test_algorithms_are_listed_with_parts_papers_and_ranges():
     done = run("algorithms")
     assert done.returncode == 0
-    for word in ("erm", "irm", "vrex", "mm-rex", "and-mask", "arXiv 1907.02893", "threshold=1", "search"):
+    for word in ("erm", "irm", "vrex", "mm-rex", "and-mask", "gradient combination", "penalty"):
         assert word in done.stdout
+    one = run("algorithms", "and-mask").stdout
+    for word in ("mask · ḡ", "arXiv 2009.00329", "threshold=1", "search 0.5 … 1", "2 environments or more"):
+        assert word in one
     found = json.loads(run("algorithms", "--json").stdout)
-    assert found["irm"]["environments"] == 2
-    assert found["and-mask"]["hyperparameters"]["threshold"] == {
-        "part": "and-mask",
-        "default": "1",
-        "range": "0.5 … 1",
-    }
+    assert found["irm"]["needs"] == ["2 environments or more"]
+    threshold = found["and-mask"]["hyperparameters"]["threshold"]
+    assert (threshold["default"], threshold["range"]) == ("1", "0.5 … 1")
+    assert threshold["meaning"].startswith("τ in [0, 1].")
+    assert "vrex + and-mask: Equal risk" in run("algorithms", "vrex + and-mask").stdout
+    wrong = run("algorithms", "vrx")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "did you mean 'vrex'" in wrong.stderr
 
 
 def test_data_show_draws_and_counts(tmp_path):

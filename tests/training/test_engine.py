@@ -14,13 +14,14 @@ from envariant.data import colored_digits
 from envariant.environments import Environment, EnvironmentSet
 from envariant.errors import EnvariantError
 from envariant.models import model_family
-from envariant.tasks import Binary, Multiclass, Regression
+from envariant.random_numbers import private_random_numbers
+from envariant.tasks import Binary
 from envariant.training import Replica, Seeds, engine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Execution
 from envariant.training.group import Plan
 from envariant.training.optimizers import optimizer_family
-from envariant.training.random_numbers import private_random_numbers
+from helpers import ENROLLED, every_case
 
 QUICK = {"steps": 12, "evaluate_every": 4, "precision": "float32"}
 
@@ -242,14 +243,14 @@ def uneven(task, outputs) -> EnvironmentSet:
     return EnvironmentSet("made", tuple(made), task, test=("c",))
 
 
-@pytest.mark.parametrize("algorithm", list(envariant.algorithms.RECIPES))
-@pytest.mark.parametrize(("task", "outputs"), [(Binary(), 1), (Multiclass(3), 3), (Regression(), 1)])
-@pytest.mark.parametrize("batch_size", ["full", 16])
-def test_every_algorithm_learns_on_every_task_with_uneven_environments(algorithm, task, outputs, batch_size):
-    settings = {} if algorithm in ("erm", "and-mask") else {"coefficient": 0.1}
+@every_case()
+def test_every_algorithm_learns_on_every_task_with_uneven_environments(name, problem):
+    algorithm, row, task = name, ENROLLED[name], problem.task
+    settings = dict.fromkeys(row.zero, 0.1) if row.at_zero else {}
+    outputs = task.outputs
     result = envariant.train(
         uneven(task, outputs), algorithm, hyperparameters=settings, model="linear",
-        steps=150, learning_rate=0.03, batch_size=batch_size, evaluate_every=150,
+        steps=150, learning_rate=0.03, batch_size="full", evaluate_every=150,
     )  # fmt: skip
     for name in ("a", "b"):
         start, end = (r.value for r in rows(result, environment=name, metric="loss"))

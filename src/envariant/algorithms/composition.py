@@ -12,22 +12,25 @@ environment times a vector.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vjp
 
 from envariant.algorithms.contract import (
     Algorithm,
     Combination,
-    Forward,
     GradientPenalty,
     Metrics,
+    Model,
     Parameters,
     Part,
     Penalty,
+    Procedure,
+    Setting,
     State,
     Weighting,
 )
@@ -35,7 +38,9 @@ from envariant.algorithms.gradients.mean import MeanGradient
 from envariant.algorithms.weightings.mean import Mean
 from envariant.environments import EnvironmentBatch, joined
 from envariant.errors import EnvariantError
+from envariant.now import Now
 from envariant.schedules import Schedule
+from envariant.tasks import Regression
 
 P = TypeVar("P", Penalty, GradientPenalty)
 
@@ -53,6 +58,7 @@ class Composition(Algorithm):
             environment's evidence, so its gradient is added after the combination.
         rescale: divide the whole loss by the largest coefficient once that exceeds 1, as the IRM and REx
             code do, to keep gradients in range.
+        procedure: what makes the whole step in place of all these but l2, if anything does.
     """
 
     weighting: Weighting = field(default_factory=Mean)
@@ -60,6 +66,7 @@ class Composition(Algorithm):
     combination: Combination = field(default_factory=MeanGradient)
     l2: float = 0.0
     rescale: bool = False
+    procedure: Procedure | None = None
 
     def __post_init__(self) -> None:
         wanted = {"weighting": Weighting, "combination": Combination}
@@ -73,12 +80,53 @@ class Composition(Algorithm):
             isinstance(penalty, Penalty | GradientPenalty) for penalty in self.penalties
         ):
             raise EnvariantError("Composition: penalties must be a tuple of penalties, as in (VREx(),)")
+        if self.procedure is not None and replace(self, procedure=None, l2=0.0) != Composition():
+            raise EnvariantError(
+                f"{self.procedure.name}: is a procedure, which makes its own steps and takes no other parts"
+            )
         if not 0 <= self.l2 < math.inf:
             raise EnvariantError(f"Composition: l2 must be at least 0; got {self.l2:g}")
+
+    def __add__(self, other: object) -> "Composition":
+        """Both at once: their penalties together, and whichever weighting and combination is not a mean.
+
+        Raises:
+            EnvariantError: both bring a weighting or a combination, or a penalty twice.
+        """
+        if not isinstance(other, Composition):
+            raise EnvariantError(f"{self.name} + {getattr(other, 'name', other)}: only compositions add up")
+        for procedure in (self.procedure, other.procedure):
+            if procedure is not None:
+                raise EnvariantError(
+                    f"{self.name} + {other.name}: {procedure.name} is a procedure, which makes its own steps "
+                    f"and takes no other parts"
+                )
+        twice = {p.name for p in self.penalties} & {p.name for p in other.penalties}
+        if twice:
+            raise EnvariantError(f"{self.name} + {other.name}: the penalty {sorted(twice)[0]} stands twice")
+        return Composition(
+            self._either(other, "weighting", Mean()),
+            self.penalties + other.penalties,
+            self._either(other, "combination", MeanGradient()),
+            self._either(other, "l2", 0.0),
+            self.rescale or other.rescale,
+        )
+
+    def _either(self, other: "Composition", key: str, usual: Any) -> Any:
+        """The one of two settings that is not the usual one."""
+        own, theirs = getattr(self, key), getattr(other, key)
+        if own not in (usual, theirs) and theirs != usual:
+            names = " and ".join(getattr(value, "name", f"{value}") for value in (own, theirs))
+            raise EnvariantError(
+                f"{self.name} + {other.name}: there can be one {key}, and both bring one ({names})"
+            )
+        return theirs if own == usual else own
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """Weighting, penalties and combination, in order."""
+        if self.procedure is not None:
+            return (self.procedure,)
         return (self.weighting, *self.penalties, self.combination)
 
     @property
@@ -99,6 +147,17 @@ class Composition(Algorithm):
     def needs_features(self) -> bool:
         return any(part.needs_features for part in self.parts)
 
+    @property
+    def moves_itself(self) -> bool:
+        return self.procedure is not None and self.procedure.moves_itself
+
+    @property
+    def draws(self) -> bool:
+        return any(part.draws for part in self.parts)
+
+    def networks(self, setting: Setting) -> Mapping[str, nn.Module]:
+        return {name: net for part in self.parts for name, net in part.networks(setting).items()}
+
     def _numbered(self, kind: type[P]) -> list[tuple[int, P]]:
         """The penalties of one kind, with their places among all parts."""
         return [(i, part) for i, part in enumerate(self.penalties, start=1) if isinstance(part, kind)]
@@ -108,21 +167,33 @@ class Composition(Algorithm):
         parts = (part for part in self.parts if isinstance(getattr(part, "coefficient", None), Schedule))
         return {f"{part.name} coefficient": like.new_zeros(()) + part.factor(step) for part in parts}
 
-    def init(self, params: Parameters, environments: int) -> State:
-        return {str(i): part.init(params, environments) for i, part in enumerate(self.parts)}
+    def init(self, params: Parameters, setting: Setting) -> State:
+        for part in self.parts:
+            if part.needs_linear_head and not setting.linear_head:
+                raise EnvariantError(f"{part.name}: the model's head must be one linear layer")
+            if part.needs_classes and isinstance(setting.task, Regression):
+                raise EnvariantError(f"{part.name}: needs classes; the task is regression")
+        return {str(i): part.init(params, setting) for i, part in enumerate(self.parts)}
 
     def gradients(
-        self, forward: Forward, params: Parameters, batch: EnvironmentBatch, state: State, step: int
+        self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, now: Now
     ) -> tuple[dict[str, Tensor], State, Metrics]:
+        if self.procedure is not None:
+            return self._of_procedure(self.procedure, model, params, batch, state, now)
+        step, names = now.step, model.networks
         divisor = _largest([1.0, *(part.factor(step) for part in self.parts)]) if self.rescale else 1.0
+        # What belongs to the parts' own networks; the model's parameters act through its outputs alone.
+        own = {name: value for name, value in params.items() if name.split(".")[0] in names}
 
-        def loss(features: Tensor, logits: Tensor) -> tuple[Tensor, tuple[State, Metrics]]:
-            predicted = batch.predicted(features, logits)
+        def loss(features: Tensor, logits: Tensor, own: Parameters) -> tuple[Tensor, tuple[State, Metrics]]:
+            networks = {name: partial(model.network, name, own) for name in names}
+            predicted = batch.predicted(features, logits, now, networks)
             states: dict[str, Any] = dict(state)
-            total, states["0"] = self.weighting.risk(predicted, state["0"], step)
+            total, states["0"] = self.weighting.risk(predicted, state["0"])
             metrics = {"risk": total.detach()}
             for key, part in self._numbered(Penalty):
-                value, states[str(key)] = part.penalty(predicted, state[str(key)])
+                seen = replace(predicted, now=now.of_part(key))
+                value, states[str(key)] = part.penalty(seen, state[str(key)])
                 total = total + part.factor(step) * value
                 metrics[f"{part.name} penalty"] = value.detach()
             return total / divisor, (states, metrics)
@@ -130,16 +201,18 @@ class Composition(Algorithm):
         # Environments go through the model one at a time only if their gradients are wanted apart.
         apart = not isinstance(self.combination, MeanGradient)
         pieces = batch.split(batch.inputs) if apart else (batch.inputs,)
-        outputs, pullbacks = zip(*(vjp(_on(forward, piece), params) for piece in pieces), strict=True)
+        outputs, pullbacks = zip(*(vjp(_on(model, piece), params) for piece in pieces), strict=True)
         features, logits = (joined(output) for output in zip(*outputs, strict=True))
-        cotangents, (states, metrics) = grad(loss, argnums=(0, 1), has_aux=True)(features, logits)
+        (*cotangents, direct), (states, metrics) = grad(loss, argnums=(0, 1, 2), has_aux=True)(
+            features, logits, own
+        )
         if apart:
             shares = zip(*map(batch.split, cotangents), strict=True)
             each = [pull(share)[0] for pull, share in zip(pullbacks, shares, strict=True)]
         else:
-            each = [pullbacks[0](cotangents)[0]]
+            each = [pullbacks[0](tuple(cotangents))[0]]
         for key, part in self._numbered(GradientPenalty):
-            value, states[str(key)], terms = _of_gradients(part, forward, params, batch, state[str(key)])
+            value, states[str(key)], terms = _of_gradients(part, model, params, batch, state[str(key)])
             metrics[f"{part.name} penalty"] = value
             weight = part.factor(step) / divisor
             terms = terms if apart else [_summed(terms)]
@@ -148,24 +221,42 @@ class Composition(Algorithm):
                 for share, term in zip(each, terms, strict=True)
             ]
         if apart:
-            stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in params}
+            shared = [name for name in params if name not in own]
+            stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in shared}
             place = str(len(self.parts) - 1)
-            gradient, states[place], told = self.combination.combine(stacked, states[place])
+            own_turn = now.of_part(len(self.parts) - 1)
+            gradient, states[place], told = self.combination.combine(stacked, states[place], own_turn)
             metrics |= told
         else:
             gradient = each[0]
         metrics |= self._coefficients(step, metrics["risk"])
+        gradient = {**gradient, **direct}
         decay = 2 * self.l2 / divisor
-        return {name: g + decay * params[name] for name, g in gradient.items()}, states, metrics
+        return {name: gradient[name] + decay * value for name, value in params.items()}, states, metrics
+
+    def _of_procedure(
+        self,
+        procedure: Procedure,
+        model: Model,
+        params: Parameters,
+        batch: EnvironmentBatch,
+        state: State,
+        now: Now,
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        gradient, new, metrics = procedure.gradients(model, params, batch, state["0"], now)
+        # What moves itself moves at the run's rate; so does the decay.
+        decay = 2 * self.l2 * (now.learning_rate if procedure.moves_itself else 1.0)
+        found = {name: gradient[name] + decay * value for name, value in params.items()}
+        return found, {"0": new}, metrics
 
 
 def _of_gradients(
-    part: GradientPenalty, forward: Forward, params: Parameters, batch: EnvironmentBatch, state: State
+    part: GradientPenalty, model: Model, params: Parameters, batch: EnvironmentBatch, state: State
 ) -> tuple[Tensor, State, list[dict[str, Tensor]]]:
     """A penalty on gradients, the new state, and each environment's share of the penalty's gradient."""
 
     def risk_of(inputs: Tensor, targets: Tensor) -> Callable[[Parameters], Tensor]:
-        return lambda params: batch.task.losses(forward(params, inputs)[1], targets).mean()
+        return lambda params: batch.task.losses(model(params, inputs)[1], targets).mean()
 
     rows = zip(batch.split(batch.inputs), batch.split(batch.targets), strict=True)
     gradients, pullbacks = zip(*(vjp(grad(risk_of(*each)), params) for each in rows), strict=True)
@@ -192,5 +283,5 @@ def _largest(factors: Sequence[float | Tensor]) -> Any:
     return largest
 
 
-def _on(forward: Forward, inputs: Tensor) -> Callable[[Parameters], tuple[Tensor, Tensor]]:
-    return lambda params: forward(params, inputs)
+def _on(model: Model, inputs: Tensor) -> Callable[[Parameters], tuple[Tensor, Tensor]]:
+    return lambda params: model(params, inputs)

@@ -9,14 +9,17 @@ the step among them, are tensors that behave as numbers do. Most algorithms are 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, final
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from envariant.environments import EnvironmentBatch, PredictedBatch
+from envariant.now import Now
 from envariant.schedules import Schedule, schedule
+from envariant.tasks import Task
 
 Parameters = Mapping[str, Tensor]
 """A model's parameters by name; gradients have the same keys and shapes."""
@@ -28,10 +31,43 @@ Metrics = Mapping[str, Tensor]
 """Scalars worth recording, detached."""
 
 
-class Forward(Protocol):
-    """A model as a function of its parameters: `(params, inputs) → (features, logits)`."""
+@final
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same all through training.
+
+    Attributes:
+        environments: how many are trained on.
+        task: what is predicted.
+        features: numbers that the head reads for each row; 0 where nobody looks at them.
+        input_shape: of one row.
+        linear_head: whether the head is one linear layer.
+    """
+
+    environments: int
+    task: Task
+    features: int = 0
+    input_shape: Sequence[int] = ()
+    linear_head: bool = False
+
+
+class Model(Protocol):
+    """A model as a function of its parameters: `model(params, inputs) → (features, logits)`."""
+
+    @property
+    def networks(self) -> Sequence[str]:
+        """Names of the networks that belong to the algorithm."""
+        ...
 
     def __call__(self, params: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def head(self, params: Parameters, features: Tensor) -> Tensor:
+        """The logits of features."""
+        ...
+
+    def network(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
+        """What one of the algorithm's own networks makes of some inputs."""
+        ...
 
 
 class Algorithm(ABC):
@@ -41,6 +77,9 @@ class Algorithm(ABC):
         name: what it is called in tables and figures.
         minimum_environments: how many training environments it needs to mean anything.
         needs_features: whether it looks at what the head reads; if not, features have width 0.
+        draws: whether it draws random numbers.
+        moves_itself: whether what it returns is how far to move, θ ← θ − gradient, and not for the run's
+            optimizer to make steps of.
     """
 
     @property
@@ -55,27 +94,46 @@ class Algorithm(ABC):
     @abstractmethod
     def needs_features(self) -> bool: ...
 
+    @property
+    def draws(self) -> bool:
+        return False
+
+    @property
+    def moves_itself(self) -> bool:
+        return False
+
+    def networks(self, setting: Setting) -> Mapping[str, nn.Module]:
+        """Networks of the algorithm's own, by name, with weights from PyTorch's default generator.
+
+        Their parameters train with the model's, as `name.…` beside them.
+        """
+        del setting
+        return {}
+
     @abstractmethod
-    def init(self, params: Parameters, environments: int) -> State:
+    def init(self, params: Parameters, setting: Setting) -> State:
         """The state before the first step; its keys and shapes stay what they are here.
 
         Args:
-            params: the model's parameters.
-            environments: how many training environments there are.
+            params: of the model and of the algorithm's own networks.
+            setting: what stays the same.
+
+        Raises:
+            EnvariantError: the algorithm does not work in such a setting.
         """
 
     @abstractmethod
     def gradients(
-        self, forward: Forward, params: Parameters, batch: EnvironmentBatch, state: State, step: int
+        self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, now: Now
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         """One step's gradients, without side effects.
 
         Args:
-            forward: the model as a function.
-            params: its parameters.
+            model: as a function.
+            params: of the model and of the algorithm's own networks.
             batch: rows of every training environment.
             state: what `init` or the previous call returned.
-            step: updates already made; the first call has 0.
+            now: the step, its learning rate and its random numbers.
 
         Returns:
             Gradients with the keys of `params`, the new state, and metrics.
@@ -90,16 +148,27 @@ class Part(ABC):
         paper: authors, year and arXiv number or venue.
         minimum_environments: how many training environments it needs to mean anything.
         needs_features: whether it looks at what the head reads.
+        needs_linear_head: whether the head must be one linear layer.
+        needs_classes: whether it means nothing for regression.
+        draws: whether it draws random numbers.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     minimum_environments: ClassVar[int] = 1
     needs_features: ClassVar[bool] = False
+    needs_linear_head: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
 
-    def init(self, params: Parameters, environments: int) -> State:
+    def networks(self, setting: Setting) -> Mapping[str, nn.Module]:
+        """Networks of the part's own, as `Algorithm.networks`; most have none."""
+        del setting
+        return {}
+
+    def init(self, params: Parameters, setting: Setting) -> State:
         """The part's state before the first step; most have none."""
-        del params, environments
+        del params, setting
         return {}
 
     def factor(self, step: int) -> float:
@@ -112,7 +181,7 @@ class Weighting(Part):
     """How the risks of the environments become one risk."""
 
     @abstractmethod
-    def risk(self, predicted: PredictedBatch, state: State, step: int) -> tuple[Float[Tensor, ""], State]:
+    def risk(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
         """One risk to minimise, and the new state."""
 
 
@@ -148,11 +217,27 @@ class GradientPenalty(_WithCoefficient):
         """The penalty without its coefficient, from each `[environments, *shape]`, and the new state."""
 
 
+class Procedure(Part):
+    """A whole step that is no sum of risks and penalties: with inner steps, say, or data of its making.
+
+    Attributes:
+        moves_itself: whether it returns how far to move, and not a gradient for the run's optimizer.
+    """
+
+    moves_itself: ClassVar[bool] = False
+
+    @abstractmethod
+    def gradients(
+        self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, now: Now
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        """As `Algorithm.gradients`."""
+
+
 class Combination(Part):
     """How the gradients of the environments become one gradient."""
 
     @abstractmethod
     def combine(
-        self, gradients: Mapping[str, Tensor], state: State
+        self, gradients: Mapping[str, Tensor], state: State, now: Now
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         """One gradient from each `[environments, *shape]`, the new state, and metrics."""

@@ -1,25 +1,52 @@
 """The named algorithms: each a line or two that composes the parts.
 
-A recipe is a name, a sentence and a composition with its defaults. Its hyperparameters are the fields of
-its parts; nothing about them is written here again.
+A recipe is a name, a sentence and an algorithm with its defaults. Its hyperparameters are the fields of
+its parts; nothing about them is written here again. Recipes add up: `vrex + and-mask(threshold=0.8)`.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, cast, final
 
 from envariant import specs
 from envariant.algorithms.composition import Composition
 from envariant.algorithms.contract import Part, Weighting
 from envariant.algorithms.gradients.and_mask import AndMask
+from envariant.algorithms.gradients.pcgrad import PCGrad
+from envariant.algorithms.gradients.sand_mask import SandMask
+from envariant.algorithms.penalties.bottleneck import InformationBottleneck
+from envariant.algorithms.penalties.cad import CAD
+from envariant.algorithms.penalties.causirl import CausIRL
+from envariant.algorithms.penalties.clove import CLOvE
+from envariant.algorithms.penalties.coral import CORAL
+from envariant.algorithms.penalties.fishr import Fishr
 from envariant.algorithms.penalties.iga import IGA
 from envariant.algorithms.penalties.irm import IRM
+from envariant.algorithms.penalties.loss_variance import LossVariance
+from envariant.algorithms.penalties.mmd import MMD
+from envariant.algorithms.penalties.rdm import RDM
+from envariant.algorithms.penalties.sd import SpectralDecoupling
+from envariant.algorithms.penalties.selfreg import SelfReg
 from envariant.algorithms.penalties.vrex import VREx
+from envariant.algorithms.procedures.dann import DANN
+from envariant.algorithms.procedures.fish import Fish
+from envariant.algorithms.procedures.mixup import Mixup
+from envariant.algorithms.procedures.mldg import MLDG
+from envariant.algorithms.procedures.rsc import RSC
+from envariant.algorithms.procedures.sagnet import SagNet
+from envariant.algorithms.procedures.transfer import Transfer
+from envariant.algorithms.weightings.eqrm import EQRM
+from envariant.algorithms.weightings.group_dro import GroupDRO
 from envariant.algorithms.weightings.mean import Mean
 from envariant.algorithms.weightings.mm_rex import MMREx
 from envariant.algorithms.weightings.sum import Sum
-from envariant.errors import unknown_name
+from envariant.algorithms.weightings.worst import Worst
+from envariant.errors import EnvariantError, unknown_name
 from envariant.schedules import Schedule
 from envariant.search_space import Choice, Range, ranges
 
@@ -27,10 +54,19 @@ from envariant.search_space import Choice, Range, ranges
 @final
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One setting of a recipe: where it lives, what it is by default and where a search may look."""
+    """One setting of a recipe: where it lives, what it is by default and where a search may look.
+
+    Attributes:
+        name: of the setting; with the part's before it where two parts have one of the same name.
+        part: the part's name.
+        field: its name in the part.
+        default: what it is unless set.
+        range: where a search may look.
+    """
 
     name: str
     part: str
+    field: str
     default: Any
     range: Range | None
 
@@ -57,16 +93,24 @@ class Recipe:
     @property
     def hyperparameters(self) -> tuple[Hyperparameter, ...]:
         """Every setting, with default and range."""
+        settable = [part for part in self.parts if part not in _WEIGHTINGS.values()]
+        fields = [(part, f.name) for part in settable for f in dataclasses.fields(cast("Any", part))]
+        times = Counter(name for _, name in fields)
         found = [
-            Hyperparameter(f.name, part.name, getattr(part, f.name), ranges(type(part)).get(f.name))
-            for part in self.parts
-            if part not in _WEIGHTINGS.values()
-            for f in dataclasses.fields(cast("Any", part))
+            Hyperparameter(
+                name if times[name] == 1 else f"{part.name.replace('-', '_')}_{name}",
+                part.name,
+                name,
+                getattr(part, name),
+                ranges(type(part)).get(name),
+            )
+            for part, name in fields
         ]
-        if self.default.weighting in _WEIGHTINGS.values():
+        if self.default.procedure is None and self.default.weighting in _WEIGHTINGS.values():
             usual = _weighting_name(self.default.weighting)
-            found.append(Hyperparameter("weighting", _LOSS, usual, Choice(tuple(_WEIGHTINGS))))
-        found += [Hyperparameter(key, _LOSS, getattr(self.default, key), None) for key in ("l2", "rescale")]
+            found.append(Hyperparameter("weighting", _LOSS, "weighting", usual, Choice(tuple(_WEIGHTINGS))))
+        for key in ("l2", "rescale") if self.default.procedure is None else ("l2",):
+            found.append(Hyperparameter(key, _LOSS, key, getattr(self.default, key), None))
         return tuple(found)
 
     def build(self, settings: Mapping[str, Any]) -> Composition:
@@ -76,11 +120,11 @@ class Recipe:
             EnvariantError: a setting is unknown, or its value is not allowed.
         """
         changes: dict[str, dict[str, Any]] = {}
-        owners = {h.name: h.part for h in self.hyperparameters}
+        known = {h.name: h for h in self.hyperparameters}
         for key, value in settings.items():
-            if key not in owners:
-                raise unknown_name("setting", key, owners, where=self.name)
-            changes.setdefault(owners[key], {})[key] = value
+            if key not in known:
+                raise unknown_name("setting", key, known, where=self.name)
+            changes.setdefault(known[key].part, {})[known[key].field] = value
         loss = changes.pop(_LOSS, {})
         weighting = self.default.weighting
         if "weighting" in loss:
@@ -98,8 +142,28 @@ class Recipe:
             weighting=changed(weighting),
             penalties=tuple(map(changed, self.default.penalties)),
             combination=changed(self.default.combination),
+            procedure=None if self.default.procedure is None else changed(self.default.procedure),
             **specs.checked(Composition, loss, self.name),
         )
+
+    def own(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of some settings that belong to its parts, and not to the loss as a whole."""
+        parts = {h.name for h in self.hyperparameters if h.part != _LOSS}
+        return {key: value for key, value in settings.items() if key in parts}
+
+    def settings(self, spec: specs.Spec) -> dict[str, Any]:
+        """What a text such as `coral(1.0)` or `irm(l2=0.001)` sets; the first setting needs no key.
+
+        Raises:
+            EnvariantError: more than one value stands without a key, or one is given twice.
+        """
+        first = self.hyperparameters[0]
+        if len(spec.positional) > (first.part != _LOSS):
+            raise EnvariantError(f"{self.name}: settings need a key, as in {self.name}(l2=0.001)")
+        given = dict(zip([first.name], spec.positional, strict=False))
+        if repeated := given.keys() & spec.keywords.keys():
+            raise EnvariantError(f"{self.name}: '{repeated.pop()}' is given twice")
+        return {**given, **spec.keywords}
 
 
 _LOSS = "loss"
@@ -111,6 +175,22 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe("erm", "Least mean risk; environments are ignored.", Composition()),
         Recipe(
+            "groupdro",
+            "Least risk where it is largest: bad environments gain weight step by step.",
+            Composition(GroupDRO()),
+        ),
+        Recipe("eqrm", "Least quantile of the risks over environments.", Composition(EQRM())),
+        Recipe(
+            "mm-rex",
+            "Least worst risk over affine combinations of environments.",
+            Composition(MMREx(), rescale=True),
+        ),
+        Recipe(
+            "risk-interpolation",
+            "Least worst risk over mixtures of environments.",
+            Composition(Worst()),
+        ),
+        Recipe(
             "irm",
             "Features on which one classifier is optimal in every environment.",
             Composition(penalties=(IRM(),), rescale=True),
@@ -121,9 +201,39 @@ RECIPES: dict[str, Recipe] = {
             Composition(penalties=(VREx(),), rescale=True),
         ),
         Recipe(
-            "mm-rex",
-            "Least worst risk over affine combinations of environments.",
-            Composition(MMREx(), rescale=True),
+            "coral",
+            "Features with the same mean and covariance in every environment.",
+            Composition(penalties=(CORAL(),)),
+        ),
+        Recipe(
+            "mmd",
+            "Features with the same distribution in every environment.",
+            Composition(penalties=(MMD(),)),
+        ),
+        Recipe(
+            "causirl-coral",
+            "Features with one distribution in any mixture of environments, by CORAL's distance.",
+            Composition(penalties=(CausIRL(distance="coral"),)),
+        ),
+        Recipe(
+            "causirl-mmd",
+            "Features with one distribution in any mixture of environments, by kernels.",
+            Composition(penalties=(CausIRL(distance="mmd"),)),
+        ),
+        Recipe(
+            "sd",
+            "Small logits, so that one strong feature does not starve the others.",
+            Composition(penalties=(SpectralDecoupling(),)),
+        ),
+        Recipe(
+            "ib-erm",
+            "Features that vary little: an information bottleneck.",
+            Composition(penalties=(InformationBottleneck(),)),
+        ),
+        Recipe(
+            "ib-irm",
+            "Invariance, and an information bottleneck beside it.",
+            Composition(penalties=(IRM(), InformationBottleneck()), rescale=True),
         ),
         Recipe(
             "iga",
@@ -131,30 +241,141 @@ RECIPES: dict[str, Recipe] = {
             Composition(penalties=(IGA(),)),
         ),
         Recipe(
+            "fishr",
+            "Gradients of single rows that vary alike in every environment.",
+            Composition(penalties=(Fishr(),), rescale=True),
+        ),
+        Recipe(
+            "rdm",
+            "Losses spread in the worst environment as in all together.",
+            Composition(penalties=(RDM(), LossVariance())),
+        ),
+        Recipe(
+            "clove",
+            "Calibration in every environment at once.",
+            Composition(penalties=(CLOvE(),), rescale=True),
+        ),
+        Recipe(
+            "cad",
+            "Features from which the environment cannot be told, by contrast.",
+            Composition(penalties=(CAD(),)),
+        ),
+        Recipe(
+            "condcad",
+            "Features from which, within a class, the environment cannot be told.",
+            Composition(penalties=(CAD(conditional=True),)),
+        ),
+        Recipe(
+            "selfreg",
+            "Rows of one class predicted alike.",
+            Composition(penalties=(SelfReg(),)),
+        ),
+        Recipe(
             "and-mask",
             "Steps only along the weights on whose direction all environments agree.",
             Composition(combination=AndMask()),
+        ),
+        Recipe(
+            "sand-mask",
+            "Steps along the weights on which environments agree, in direction and in size.",
+            Composition(combination=SandMask()),
+        ),
+        Recipe(
+            "pcgrad",
+            "Steps that give up what environments pull apart.",
+            Composition(combination=PCGrad()),
+        ),
+        Recipe("mixup", "Rows half-way from one environment to another.", Composition(procedure=Mixup())),
+        Recipe(
+            "rsc",
+            "Predictions that do without the features they lean on most.",
+            Composition(procedure=RSC()),
+        ),
+        Recipe(
+            "mldg",
+            "Steps that help environments they were not made for.",
+            Composition(procedure=MLDG()),
+        ),
+        Recipe(
+            "fish",
+            "Environments one after another, so that their gradients agree.",
+            Composition(procedure=Fish()),
+        ),
+        Recipe(
+            "dann",
+            "Features from which a discriminator cannot tell the environment.",
+            Composition(procedure=DANN()),
+        ),
+        Recipe(
+            "cdann",
+            "Features from which, knowing the class, a discriminator cannot tell the environment.",
+            Composition(procedure=DANN(conditional=True)),
+        ),
+        Recipe(
+            "sagnet",
+            "Content learned under borrowed style, and style that says nothing.",
+            Composition(procedure=SagNet()),
+        ),
+        Recipe(
+            "transfer",
+            "Features on which no nearby head does better here than there.",
+            Composition(procedure=Transfer()),
         ),
     )
 }
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of that name.
+def recipe(text: str) -> Recipe:
+    """The recipe that a text such as `irm` or `vrex + and-mask(threshold=0.8)` names.
 
     Raises:
-        EnvariantError: there is none; the message suggests the nearest.
+        EnvariantError: there is none, the message suggests the nearest; or the algorithms do not add up.
     """
-    if name not in RECIPES:
-        raise unknown_name("algorithm", name, RECIPES)
-    return RECIPES[name]
+    found = terms(text)
+    return found[0][0] if len(found) == 1 else added(text, [known.build(given) for known, given in found])
+
+
+def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
+    """What is added up in `vrex + coral(1.0)`: for each term the recipe, and what is set in brackets.
+
+    Raises:
+        EnvariantError: a name or a setting is unknown.
+    """
+    found: list[tuple[Recipe, dict[str, Any]]] = []
+    for term in _terms(text):
+        spec = specs.parse(term)
+        if spec.name not in RECIPES:
+            raise unknown_name("algorithm", spec.name, RECIPES)
+        found.append((RECIPES[spec.name], RECIPES[spec.name].settings(spec)))
+    return found
+
+
+def added(text: str, built: Sequence[Composition]) -> Recipe:
+    """The recipe whose default is the sum of what was built for each term of a text.
+
+    Raises:
+        EnvariantError: the algorithms do not add up.
+    """
+    known = [term for term, _ in terms(text)]
+    summary = " ".join(each.summary for each in known)
+    return Recipe(" + ".join(each.name for each in known), summary, reduce(add, built))
 
 
 def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
     """Every hyperparameter of `algorithm` as a recipe names it, in a form that can be stored."""
     owners: dict[str, object] = {_LOSS: algorithm, **{part.name: part for part in algorithm.parts}}
-    values = {h.name: getattr(owners[h.part], h.name) for h in recipe(name).hyperparameters}
-    return {key: _stored(value) for key, value in values.items()}
+    return {h.name: _stored(getattr(owners[h.part], h.field)) for h in recipe(name).hyperparameters}
+
+
+def _terms(text: str) -> list[str]:
+    """What stands between the plus signs that are not in brackets and not part of a name such as erm++."""
+    pieces, depth, start = list[str](), 0, 0
+    for match in re.finditer(r"[()]|(?<=[\s)])\+(?=\s)", text):
+        depth += {"(": 1, ")": -1}.get(match[0], 0)
+        if match[0] == "+" and depth == 0:
+            pieces.append(text[start : match.start()])
+            start = match.end()
+    return [*pieces, text[start:]]
 
 
 def _stored(value: Any) -> Any:

@@ -1,40 +1,60 @@
 """`envariant algorithms`: what there is, what it is made of, and what can be set."""
 
+import sys
+import textwrap
+from typing import Annotated
+
+from cyclopts import Parameter
+
 from envariant.cli.options import Json
 
 
-def algorithms(*, json: Json = False) -> None:
-    """List the algorithms: a sentence, parts, paper and hyperparameters of each."""
-    from envariant.algorithms import RECIPES, Recipe
+def algorithms(
+    name: str | None = None,
+    /,
+    *,
+    markdown: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """List the algorithms, or tell of one: formula, parts, needs, paper, hyperparameters, an example.
+
+    Parameters
+    ----------
+    name
+        An algorithm, or a sum such as "vrex + and-mask".
+    markdown
+        Print the page of the documentation.
+    """
+    from envariant.algorithms import RECIPES, catalogue, recipe
+    from envariant.algorithms.catalogue import Described
     from envariant.cli.show import print_json, print_lines
-    from envariant.specs import format_value
 
-    def described(recipe: Recipe) -> dict[str, object]:
-        return {
-            "summary": recipe.summary,
-            "parts": [part.name for part in recipe.parts],
-            "paper": recipe.paper,
-            "environments": recipe.default.minimum_environments,
-            "hyperparameters": {
-                h.name: {
-                    "part": h.part,
-                    "default": format_value(h.default),
-                    "range": None if h.range is None else str(h.range),
-                }
-                for h in recipe.hyperparameters
-            },
-        }
+    def wrapped(label: str, text: str) -> list[str]:
+        return textwrap.wrap(text, 100, initial_indent=f"  {label:<8} ", subsequent_indent=" " * 11)
 
-    if json:
-        print_json({name: described(recipe) for name, recipe in RECIPES.items()})
+    def lines(each: Described) -> list[str]:
+        found = [f"{each.name}: {each.summary}"]
+        for part, kind, formula, remarks in each.parts:
+            found += wrapped("formula", f"{formula}  ({part}, {kind})")
+            found += wrapped("", remarks) if remarks else []
+        found += wrapped("needs", "; ".join(each.needs))
+        found += wrapped("paper", each.paper)
+        for setting, default, search, meaning in each.settings:
+            allowed = "" if search is None else f"   search {search}"
+            found.append(f"  --set    {setting}={default}{allowed}")
+            found += wrapped("", meaning) if meaning else []
+        return [*found, *wrapped("example", each.example)]
+
+    if markdown:
+        sys.stdout.write(catalogue.markdown())
         return
-    for name, recipe in RECIPES.items():
-        lines = [
-            f"{name}: {recipe.summary}",
-            f"  parts  {' + '.join(part.name for part in recipe.parts)}",
-            f"  paper  {recipe.paper}",
-        ]
-        for h in recipe.hyperparameters:
-            search = "" if h.range is None else f"   search {h.range}"
-            lines.append(f"  --set  {h.name}={format_value(h.default)}{search}")
-        print_lines([*lines, ""])
+    known = {name: recipe(name)} if name else RECIPES
+    shown = {key: catalogue.described(each) for key, each in known.items()}
+    if json:
+        print_json({key: each.plain() for key, each in shown.items()})
+    elif name:
+        print_lines(lines(shown[name]))
+    else:
+        width = max(map(len, shown))
+        print_lines([f"{key:<{width}}  {each.kind:<20}  {each.summary}" for key, each in shown.items()])
+        print_lines(["", "More of one: envariant algorithms NAME. Names add up: vrex + and-mask."])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from envariant.algorithms import IRM, AndMask
 from envariant.environments import EnvironmentBatch
+from envariant.now import START
 from envariant.tasks import Regression
 
 # The worked example of the report: the gradients of one 3×3 weight in three environments.
@@ -122,7 +123,7 @@ def worked_example() -> Worked:
     signs = np.sign(np.array(EXAMPLE)).mean(axis=0)
     mask = (np.abs(signs) >= EXAMPLE_THRESHOLD).astype(int)
     rule = AndMask(threshold=EXAMPLE_THRESHOLD, inverse_sparsity=False)
-    made = rule.combine({"w": torch.tensor(EXAMPLE, dtype=torch.float64)}, {})[0]["w"]
+    made = rule.combine({"w": torch.tensor(EXAMPLE, dtype=torch.float64)}, {}, START)[0]["w"]
     return Worked(_rows(signs.tolist()), _rows(mask.tolist()), _rows((made != 0).int().tolist()))
 
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from envariant import now, random_numbers
 from envariant.environments import EnvironmentSet
-from envariant.training import random_numbers
 from envariant.training.augmentation import RandomAffine
 
 
@@ -25,8 +25,6 @@ class StackingError(Exception):
 Axis = int | None
 """Where the replicas lie in a tensor: axis 0, or None where all share it."""
 
-# Streams of random numbers within a step.
-_ROWS, _AUGMENTATION = 0, 1
 # Numbers drawn at once: enough that drawing costs nothing beside a step, few enough to fit in a cache.
 _DRAWN_AT_ONCE = 2**16
 
@@ -138,16 +136,20 @@ class Batches:
             inputs = self._augmented(self._augmentation, inputs, keys)
         return inputs, targets
 
+    def keys(self, step: int) -> Int[Tensor, " replicas"]:
+        """Each replica's key of that step, from which an algorithm may draw."""
+        return self._draws(step)[0]
+
     def _draws(self, step: int) -> tuple[Tensor, Tensor | None]:
         """The step's keys and row numbers, from a stretch of steps drawn at once."""
-        count = len(self._seeds) * sum(self.sizes)
+        count = len(self._seeds) * (1 if self._below is None else sum(self.sizes))
         stretch = max(1, _DRAWN_AT_ONCE // count)
         first = step - step % stretch
         if first != self._first:
             self._first = first
             self._keys = random_numbers.step_keys(self._seeds, first, stretch, self._device)
             if self._below is not None:
-                self._drawn = random_numbers.integers(self._keys, _ROWS, self._below) + self._starts
+                self._drawn = random_numbers.integers(self._keys, now.ROWS, self._below) + self._starts
         place = step - first
         return self._keys[place], None if self._drawn is None else self._drawn[place]
 
@@ -155,6 +157,6 @@ class Batches:
         replicas, rows = len(keys), sum(self.sizes)
         shape = self._inputs.shape[1 if self._rows.axis is None else 2 :]
         images = inputs.expand(replicas, rows, *shape).reshape(replicas * rows, *shape)
-        draws = random_numbers.uniforms(keys, _AUGMENTATION, 3 * rows).view(replicas, 3, rows)
+        draws = random_numbers.uniforms(keys, now.AUGMENTATION, 3 * rows).view(replicas, 3, rows)
         augmented = augmentation(images, draws.transpose(0, 1).reshape(3, replicas * rows))
         return augmented.unflatten(0, (replicas, rows))

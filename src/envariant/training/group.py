@@ -15,10 +15,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from envariant.algorithms.contract import Setting
 from envariant.algorithms.hyperparameters import numbers, structure
 from envariant.environments import EnvironmentSet, EnvironmentSource
 from envariant.errors import EnvariantError
 from envariant.models import FeaturizerAndHead
+from envariant.random_numbers import mixed, private_random_numbers
 from envariant.schedules import Schedule
 from envariant.training import precision
 from envariant.training.augmentation import RandomAffine
@@ -26,9 +28,8 @@ from envariant.training.batches import Batches, Rows, StackingError
 from envariant.training.checkpoint import Checkpoint, Failure
 from envariant.training.history import BATCH, GRADIENT_RMS, LOSS, OUTPUT_SD, HistoryRow
 from envariant.training.network import ModelBuilder, Network, constants
-from envariant.training.optimizers import OptimizerFamily, Updates
+from envariant.training.optimizers import SGD, OptimizerFamily, Updates
 from envariant.training.program import Given, Made, Program, over_replicas
-from envariant.training.random_numbers import private_random_numbers
 from envariant.training.replicas import Replica
 
 
@@ -99,7 +100,7 @@ class Group:
         sets = [source.draw(replica.seeds.data) for replica in replicas]
         self._roles = sets[0].roles(plan.test)
         self._names = sets[0].names
-        self.network = net = network(sets[0], replicas[0], plan)
+        self.network, self._setting = net, setting = network(sets[0], replicas[0], plan)
         self._draws, self._constants = net.draws, constants(net.module)
         self._rows = Rows(sets, self._roles, plan.device)
         whole = plan.batch_size is None and plan.augmentation is None
@@ -113,23 +114,23 @@ class Group:
             torch.bfloat16 if net.precision == "bfloat16" and whole and families else torch.float32,
         )
         self._params, self._views, self._buffers = self._weights(sets)
-        environments = len(self._rows.training)
         self._state = _stacked(
             [
-                replica.algorithm.init({name: v[k] for name, v in self._views.items()}, environments)
+                replica.algorithm.init({name: v[k] for name, v in self._views.items()}, setting)
                 for k, replica in enumerate(replicas)
             ]
         )
-        self._updates = Updates(
-            plan.optimizer,
-            self._params,
-            [replica.learning_rate for replica in replicas],
-            [replica.weight_decay for replica in replicas],
-        )
+        rates, decays = zip(*((r.learning_rate, r.weight_decay) for r in replicas), strict=True)
+        self._rates = torch.tensor(rates, device=plan.device)
+        if replicas[0].algorithm.moves_itself:
+            self._updates = Updates(SGD(), self._params, [1.0] * len(replicas), [0.0] * len(replicas))
+        else:
+            self._updates = Updates(plan.optimizer, self._params, rates, decays)
         self._numbers = _Hyperparameters([replica.algorithm for replica in replicas], plan.device)
         self._program = self._find_program({} if programs is None else programs)
         self._alive = torch.ones(len(replicas), dtype=torch.bool, device=plan.device)
         self._failed_at = torch.full((len(replicas),), -1, device=plan.device)
+        self._no_keys = torch.zeros(len(replicas), dtype=torch.int64, device=plan.device)
         self._failures: dict[int, Failure] = {}
         self._metrics: Tensor | None = None
         self._gradient_rms: Tensor | None = None
@@ -239,6 +240,8 @@ class Group:
             inputs,
             targets,
             self._numbers.at(step),
+            self._batches.keys(step) if self._replicas[0].algorithm.draws else self._no_keys,
+            self._rates,
             self._alive,
             self._failed_at,
             torch.full((), step, device=self._plan.device),
@@ -308,7 +311,10 @@ class Group:
                 raise StackingError(
                     "the models differ in more than parameters and buffers (register tensors as buffers)"
                 )
-            found.append(net.weights(module))
+            params, buffers = net.weights(module)
+            found.append(
+                ({**params, **net.own_weights(_own(replica, self._setting, self._plan.device))}, buffers)
+            )
         shapes = {name: value.shape for name, value in net.params.items()}
         if any({name: value.shape for name, value in params.items()} != shapes for params, _ in found):
             raise StackingError("the models differ in the shapes of their parameters")
@@ -367,10 +373,10 @@ class Group:
         self._spent = saved.seconds
 
 
-def network(environments: EnvironmentSet, replica: Replica, plan: Plan) -> Network:
-    """The replica's network with its initial weights."""
+def network(environments: EnvironmentSet, replica: Replica, plan: Plan) -> tuple[Network, Setting]:
+    """The replica's network with its initial weights, and what the algorithm is told of it and the data."""
     module = _module(environments, replica, plan)
-    return Network(
+    net = Network(
         module,
         environments.task,
         precision.resolve(plan.precision, plan.device, module, environments.task),
@@ -378,6 +384,23 @@ def network(environments: EnvironmentSet, replica: Replica, plan: Plan) -> Netwo
         needs_features=replica.algorithm.needs_features,
         input_shape=environments.input_shape,
     )
+    roles = environments.roles(plan.test).values()
+    setting = Setting(
+        sum(role == "train" for role in roles),
+        environments.task,
+        net.features,
+        tuple(environments.input_shape),
+        net.linear_head,
+    )
+    net.adopt(_own(replica, setting, plan.device))
+    return net, setting
+
+
+def _own(replica: Replica, setting: Setting, device: torch.device) -> Mapping[str, nn.Module]:
+    """The networks that the replica's algorithm has of its own, with their initial weights."""
+    # Another seed than the model's, whose weights are then the same with any algorithm.
+    with private_random_numbers(mixed(replica.seeds.initialisation) >> 1, device):
+        return replica.algorithm.networks(setting)
 
 
 def _module(environments: EnvironmentSet, replica: Replica, plan: Plan) -> nn.Module:

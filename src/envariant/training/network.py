@@ -16,9 +16,9 @@ from torch.func import functional_call
 
 from envariant.environments import joined
 from envariant.errors import EnvariantError
+from envariant.random_numbers import default_generator, private_random_numbers
 from envariant.tasks import Task
 from envariant.training.precision import Precision
-from envariant.training.random_numbers import default_generator, private_random_numbers
 
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
 """`(input_shape, outputs) → module`, with weights drawn from PyTorch's default generator."""
@@ -63,6 +63,8 @@ class Network:
         buffers: everything else of the module: running statistics, constants, frozen weights.
         changing: names of the buffers that a training pass changes.
         width: numbers that its layers make of one row, about.
+        features: numbers that the head reads; 0 where nobody looks at them.
+        own: networks of the algorithm's own, by name, whose parameters are among `params`.
         draws: whether a training pass draws random numbers, as dropout does.
 
     Raises:
@@ -84,6 +86,7 @@ class Network:
         self.task = task
         self.precision: Precision = precision
         self.device = device
+        self.own: dict[str, nn.Module] = {}
         self.params, self.buffers = self.weights(module)
         # Where parameters of several types are kept side by side, each is used in its own.
         self._types = {name: value.dtype for name, value in self.params.items()}
@@ -95,9 +98,39 @@ class Network:
             )
         self._both = _FeaturesAndOutput(module, needs_features).to(device)
         self._block = _BLOCK_ROWS[0]
-        self.changing, self.draws, self.width = self._probe(input_shape)
+        self.changing, self.draws, self.width, self.features = self._probe(input_shape)
         least, most = _BLOCK_ROWS
         self._block = max(least, min(most, BLOCK_BYTES // (4 * self.width)))
+
+    @property
+    def linear_head(self) -> bool:
+        """Whether the head is one linear layer."""
+        return isinstance(getattr(self.module, "head", None), nn.Linear)
+
+    def adopt(self, own: Mapping[str, nn.Module]) -> None:
+        """Takes in networks of the algorithm's own, which train beside the model.
+
+        Raises:
+            EnvariantError: one holds buffers, or a part of the model has its name.
+        """
+        for name, network in own.items():
+            if hasattr(self.module, name) or list(network.buffers()):
+                raise EnvariantError(
+                    f"algorithm: its network '{name}' must have a name of its own and no buffers (running "
+                    f"statistics among them)"
+                )
+            self.own[name] = network.to(self.device)
+        added = self.own_weights(own)
+        self.params |= added
+        self._types |= {name: value.dtype for name, value in added.items()}
+
+    def own_weights(self, own: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """Copies of what such networks train, by the names under which they train here."""
+        return {
+            f"{name}.{key}": _copy(value, self.device)
+            for name, network in own.items()
+            for key, value in network.named_parameters()
+        }
 
     def weights(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Copies of what a module trains, and of everything else it holds."""
@@ -124,21 +157,38 @@ class Network:
         `replicas` go through side by side, under `torch.func.vmap`.
         """
         self._both.train(training)
-        own = {name: value.to(self._types[name]) for name, value in params.items()}
-        names = {f"module.{name}": value for name, value in (*own.items(), *buffers.items())}
+        held = self._part(params, "")
+        names = {f"module.{name}": value for name, value in (*held.items(), *buffers.items())}
         # A model with running statistics must see its whole batch at once: they are part of its answer.
         whole = training and self.changing
         blocks = 1 if whole else math.ceil(len(inputs) / self.rows_of_a_block(replicas))
         # Casting weights anew for every block makes their gradients add up over blocks in float32.
-        with torch.autocast(
+        with self._rounding():
+            outputs = [functional_call(self._both, names, (block,)) for block in inputs.tensor_split(blocks)]
+        features, raw = (joined(parts).float() for parts in zip(*outputs, strict=True))
+        return features, self.task.logits(raw)
+
+    def call(self, part: str, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """What the model's head, or a network of the algorithm's own, makes of some inputs, float32."""
+        module = self.own[part] if part in self.own else getattr(self.module, part)
+        with self._rounding():
+            return functional_call(module.train(), self._part(params, f"{part}."), (inputs,)).float()
+
+    def _part(self, params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """The parameters under a prefix, in the types in which they are used; under none, the model's."""
+        return {
+            name.removeprefix(prefix): value.to(self._types[name])
+            for name, value in params.items()
+            if (name.startswith(prefix) if prefix else name.split(".")[0] not in self.own)
+        }
+
+    def _rounding(self) -> torch.autocast:
+        return torch.autocast(
             self.device.type,
             torch.bfloat16,
             enabled=self.precision == "bfloat16",
             cache_enabled=False,
-        ):
-            outputs = [functional_call(self._both, names, (block,)) for block in inputs.tensor_split(blocks)]
-        features, raw = (joined(parts).float() for parts in zip(*outputs, strict=True))
-        return features, self.task.logits(raw)
+        )
 
     def rows_of_a_block(self, replicas: int) -> int:
         """How many rows go through at a time where so many replicas go side by side."""
@@ -152,8 +202,8 @@ class Network:
             digest.update(value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _probe(self, input_shape: Sequence[int]) -> tuple[frozenset[str], bool, int]:
-        """One training pass over two rows: what it changes and draws, and how wide it is."""
+    def _probe(self, input_shape: Sequence[int]) -> tuple[frozenset[str], bool, int, int]:
+        """One training pass over two rows: what it changes and draws, how wide it is, and its features."""
         inputs = torch.zeros(2, *input_shape, device=self.device)
         # BatchNorm insists on differences.
         inputs[1] = 1
@@ -172,7 +222,7 @@ class Network:
                 self._both.train(True)
                 generator = default_generator(self.device)
                 before = generator.get_state()
-                output: object = functional_call(self._both, names, (inputs,))[1]
+                features, output = functional_call(self._both, names, (inputs,))
                 draws = not torch.equal(before, generator.get_state())
         except torch.OutOfMemoryError:
             raise
@@ -192,7 +242,34 @@ class Network:
                 f"two rows gave {got}"
             )
         changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
-        return frozenset(changed), draws, sum(sizes) // 2
+        return frozenset(changed), draws, sum(sizes) // 2, features.shape[1]
+
+
+@final
+class PureModel:
+    """A network and its buffers as algorithms see them (`algorithms.contract.Model`): a pure function.
+
+    Args:
+        net: the network.
+        buffers: of this replica.
+        replicas: how many go through side by side.
+    """
+
+    def __init__(self, net: Network, buffers: Mapping[str, Tensor], replicas: int) -> None:
+        self._net, self._buffers, self._replicas = net, buffers, replicas
+        self.networks = tuple(net.own)
+
+    def __call__(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+        net = self._net
+        # Differentiation must not see running statistics change, so it gets copies to spoil.
+        spoiled = {k: v.clone() if k in net.changing else v for k, v in self._buffers.items()}
+        return net.forward(params, spoiled, inputs, training=True, replicas=self._replicas)
+
+    def head(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        return self._net.task.logits(self._net.call("head", params, features))
+
+    def network(self, name: str, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        return self._net.call(name, params, inputs)
 
 
 def constants(module: nn.Module) -> str:

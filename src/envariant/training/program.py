@@ -19,8 +19,9 @@ from envariant.algorithms.contract import Algorithm, Parameters, State
 from envariant.algorithms.hyperparameters import with_numbers
 from envariant.environments import EnvironmentBatch
 from envariant.errors import EnvariantError
+from envariant.now import Now
 from envariant.training.batches import Axis
-from envariant.training.network import Network
+from envariant.training.network import Network, PureModel
 
 # Recording takes about a second, most of it a first import, and saves about half a millisecond a step. Of a
 # step that makes many numbers it saves more, because less is held in memory: so much for each _LARGE_STEP.
@@ -37,6 +38,8 @@ class Given(NamedTuple):
         state: of the algorithm.
         inputs, targets: of the batch; their axis of replicas is the program's `axes`.
         numbers: the algorithm's hyperparameters at this step.
+        keys: of the step's random numbers.
+        rates: learning rates.
         alive: which replicas have been finite so far.
         failed_at: the step at which a replica ceased to be, else -1.
         step: updates made.
@@ -48,6 +51,8 @@ class Given(NamedTuple):
     inputs: Tensor
     targets: Tensor
     numbers: Float[Tensor, "replicas numbers"]
+    keys: Int[Tensor, " replicas"]
+    rates: Float[Tensor, " replicas"]
     alive: Bool[Tensor, " replicas"]
     failed_at: Int[Tensor, " replicas"]
     step: Int[Tensor, ""]
@@ -133,9 +138,11 @@ class Program:
 
     def _step(self, *given: Any) -> Made:
         """What is recorded: all replicas, and which of them are still finite."""
-        params, buffers, state, inputs, targets, numbers, alive, failed_at, step = given
-        together = over_replicas(self._one, (0, 0, 0, *self._axes, 0, None), self._replicas)
-        gradients, changed, new, metrics = together(params, buffers, state, inputs, targets, numbers, step)
+        params, buffers, state, inputs, targets, numbers, keys, rates, alive, failed_at, step = given
+        together = over_replicas(self._one, (0, 0, 0, *self._axes, 0, 0, 0, None), self._replicas)
+        gradients, changed, new, metrics = together(
+            params, buffers, state, inputs, targets, numbers, keys, rates, step
+        )
         _check_state(state, new)
         total = gradients.sum(dim=1)
         # Infinity less itself is NaN, so this is finiteness in two operations.
@@ -154,18 +161,16 @@ class Program:
         inputs: Tensor,
         targets: Tensor,
         numbers: Tensor,
+        key: Tensor,
+        rate: Tensor,
         step: Any,
     ) -> tuple[Tensor, dict[str, Tensor], State, Tensor]:
         net = self._net
         algorithm = with_numbers(self._algorithm, numbers.unbind())
         batch = EnvironmentBatch(inputs, targets, self._sizes, net.task)
 
-        def forward(params: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]:
-            # Differentiation must not see running statistics change, so it gets copies to spoil.
-            spoiled = {k: v.clone() if k in net.changing else v for k, v in buffers.items()}
-            return net.forward(params, spoiled, inputs, training=True, replicas=self._replicas)
-
-        gradients, state, metrics = algorithm.gradients(forward, params, batch, state, step)
+        model = PureModel(net, buffers, self._replicas)
+        gradients, state, metrics = algorithm.gradients(model, params, batch, state, Now(step, rate, key))
         self.metrics = tuple(metrics)
         changed: dict[str, Tensor] = {}
         if net.changing:

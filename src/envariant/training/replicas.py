@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 
 from envariant.algorithms.contract import Algorithm
-from envariant.training.random_numbers import step_key
+from envariant.random_numbers import step_key
 
 
 @final

@@ -13,11 +13,11 @@ from torch import nn
 
 from envariant.errors import EnvariantError, unknown_name
 from envariant.models import model_family
+from envariant.random_numbers import private_random_numbers
 from envariant.training import history, run_folder
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.diagnostics import Diagnosis, diagnose
 from envariant.training.history import BATCH, LOSS, OUTPUT_SD, HistoryRow
-from envariant.training.random_numbers import private_random_numbers
 from envariant.training.record import Record
 
 WORST = "worst"
@@ -148,7 +148,9 @@ class TrainingResult:
             ) from None
         with private_random_numbers(0, torch.device("cpu")):
             module = family.build(record.input_shape, record.outputs)
-        module.load_state_dict({**saved.params, **saved.buffers})
+        held = {**saved.params, **saved.buffers}
+        # Networks of the algorithm's own have done their work.
+        module.load_state_dict({name: held[name] for name in module.state_dict()})
         return module.eval()
 
     def summary(self) -> pd.DataFrame:

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from envariant import data as sources
-from envariant import specs
-from envariant.algorithms import recipe, settings_of
+from envariant.algorithms import recipes, settings_of
 from envariant.algorithms.contract import Algorithm
 from envariant.environments import EnvironmentSet, EnvironmentSource, Suggestion
 from envariant.errors import EnvariantError
@@ -141,7 +140,7 @@ def train(
     first = source.draw(runs[0].seeds.data)
     roles = first.roles(plan.test)
     _check_environments(chosen, first, roles)
-    net = network(first, runs[0], plan)
+    net, _ = network(first, runs[0], plan)
     plan = replace(plan, evaluate_every=every, precision=net.precision)
     settings = Settings(
         data=source.name,
@@ -246,14 +245,21 @@ class _Chosen:
                 "algorithm must be a name or an Algorithm, as in Composition(penalties=(IRM(),)); "
                 f"got {wanted!r}"
             )
-        spec = specs.parse(wanted)
-        if spec.positional:
-            raise EnvariantError(f"{spec.name}: settings need a key, as in {spec.name}(l2=0.001)")
-        known, suggestion = recipe(spec.name), source.suggestion(spec.name)
-        usual = known.build(suggestion.hyperparameters)
-        built = known.build({**suggestion.hyperparameters, **spec.keywords, **changes})
-        settings, suggested = (settings_of(spec.name, each) for each in (built, usual))
-        return cls(spec.name, built, settings, suggestion, suggested)
+        terms = recipes.terms(wanted)
+        suggestion = source.suggestion(terms[0][0].name)
+        # In a sum, what is suggested for the loss as a whole is what suits the first term.
+        usual = [suggestion.hyperparameters]
+        usual += [known.own(source.suggestion(known.name).hyperparameters) for known, _ in terms[1:]]
+        plain, given = (
+            recipes.added(
+                wanted,
+                [known.build({**s, **g}) for (known, g), s in zip(each, usual, strict=True)],
+            )
+            for each in ([(known, {}) for known, _ in terms], terms)
+        )
+        built = given.build(changes)
+        settings, suggested = (settings_of(given.name, each) for each in (built, plain.default))
+        return cls(given.name, built, settings, suggestion, suggested)
 
 
 def _check_environments(chosen: _Chosen, environments: EnvironmentSet, roles: Mapping[str, str]) -> None:

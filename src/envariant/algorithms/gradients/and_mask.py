@@ -10,6 +10,7 @@ from torch import Tensor
 from envariant import specs
 from envariant.algorithms.contract import Combination, Metrics, State
 from envariant.errors import EnvariantError
+from envariant.now import Now
 from envariant.search_space import Choice, Uniform
 
 KEPT = "and-mask kept"
@@ -28,6 +29,8 @@ class AndMask(Combination):
         mean: what the mask multiplies: the arithmetic mean of the gradients or their geometric mean,
             sign(ḡ)·exp((1/E) Σ_e log(|g_e| + 1e-10)).
         inverse_sparsity: divide each tensor by the share of its entries that the mask keeps.
+        strict: as in the linear unit tests: the agreement must exceed τ, and each environment's gradient of
+            the first tensor is brought to length 1. At τ = 1 nothing moves.
     """
 
     name: ClassVar[str] = "and-mask"
@@ -36,6 +39,7 @@ class AndMask(Combination):
     threshold: Annotated[float, Uniform(0.5, 1.0)] = 1.0
     mean: Annotated[Literal["arithmetic", "geometric"], Choice(("arithmetic", "geometric"))] = "arithmetic"
     inverse_sparsity: Annotated[bool, Choice((True, False))] = True
+    strict: bool = False
 
     def __post_init__(self) -> None:
         specs.checked(AndMask, vars(self), "AndMask")
@@ -43,16 +47,22 @@ class AndMask(Combination):
             raise EnvariantError(f"AndMask: threshold must lie in [0, 1]; got {self.threshold:g}")
 
     def combine(
-        self, gradients: Mapping[str, Tensor], state: State
+        self, gradients: Mapping[str, Tensor], state: State, now: Now
     ) -> tuple[dict[str, Tensor], State, Metrics]:
+        if self.strict:
+            first = next(iter(gradients))
+            norms = gradients[first].flatten(1).norm(dim=1)
+            shape = (-1, *(1,) * (gradients[first].dim() - 1))
+            gradients = {**gradients, first: gradients[first] / norms.view(shape).clamp(min=1e-30)}
         masks = {name: self._mask(gradient) for name, gradient in gradients.items()}
         combined = {name: self._combine(gradient, masks[name]) for name, gradient in gradients.items()}
         kept = torch.stack([mask.sum() for mask in masks.values()]).sum()
         return combined, state, {KEPT: kept / sum(mask.numel() for mask in masks.values())}
 
     def _mask(self, gradients: Tensor) -> Tensor:
+        agreement = gradients.sign().mean(dim=0).abs() - self.threshold
         # The tolerance keeps rounding of τ = k/E from deciding.
-        return (gradients.sign().mean(dim=0).abs() >= self.threshold - 1e-6).to(gradients.dtype)
+        return (agreement > 1e-6 if self.strict else agreement >= -1e-6).to(gradients.dtype)
 
     def _combine(self, gradients: Tensor, mask: Tensor) -> Tensor:
         combined = gradients.mean(dim=0)

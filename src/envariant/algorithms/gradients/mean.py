@@ -7,6 +7,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from envariant.algorithms.contract import Combination, Metrics, State
+from envariant.now import Now
 
 
 @final
@@ -18,6 +19,6 @@ class MeanGradient(Combination):
     paper: ClassVar[str] = "Vapnik 1998"
 
     def combine(
-        self, gradients: Mapping[str, Tensor], state: State
+        self, gradients: Mapping[str, Tensor], state: State, now: Now
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         return {name: gradient.mean(dim=0) for name, gradient in gradients.items()}, state, {}

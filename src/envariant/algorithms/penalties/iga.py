@@ -16,17 +16,21 @@ from envariant.search_space import LogUniform
 class IGA(GradientPenalty):
     """Σ_e ‖g_e − ḡ‖² over all parameters, g_e = ∇R_e: inter-environmental gradient alignment.
 
-    Koyama & Yamaguchi 2020 take the mean over environments: their λ is E times this coefficient.
+    Koyama & Yamaguchi 2020, eq. 8, take the mean over environments. Whether ḡ is differentiated makes no
+    difference: Σ_e (g_e − ḡ) is 0.
 
     Attributes:
         coefficient: λ.
+        average: the paper's mean over environments for the sum.
     """
 
     name: ClassVar[str] = "iga"
     paper: ClassVar[str] = "Koyama & Yamaguchi 2020, arXiv 2008.01883"
     minimum_environments: ClassVar[int] = 2
     coefficient: Annotated[Schedule, LogUniform(1e1, 1e5)] = Constant(1e3)
+    average: bool = False
 
     def penalty(self, gradients: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:
         spreads = [(g - g.mean(dim=0)).square().sum() for g in gradients.values()]
-        return sum(spreads[1:], spreads[0]), state
+        total = sum(spreads[1:], spreads[0])
+        return total / len(next(iter(gradients.values()))) if self.average else total, state

@@ -1,10 +1,12 @@
 """IRMv1: a representation is invariant if one classifier on top of it is optimal in every environment."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, final
+from typing import Annotated, ClassVar, Literal, final
 
+import torch
 from torch import Tensor
 
+from envariant import specs
 from envariant.algorithms.contract import Penalty, State
 from envariant.environments import PredictedBatch
 from envariant.schedules import Schedule, Step
@@ -22,13 +24,34 @@ class IRM(Penalty):
     Attributes:
         coefficient: λ. The constant predictor has no penalty, so a large λ from the first step on ends
             at chance; hence the schedule.
+        form: "squared" as above, for large batches; "halves" multiplies the slopes on even and on odd rows,
+            which is unbiased on small batches and may be negative (DomainBed); "dummies" adds the squared
+            slope in a constant added to all logits (Aubin et al. 2021).
     """
 
     name: ClassVar[str] = "irm"
     paper: ClassVar[str] = "Arjovsky, Bottou, Gulrajani, Lopez-Paz 2019, arXiv 1907.02893"
     minimum_environments: ClassVar[int] = 2
     coefficient: Annotated[Schedule, LogUniform(1e2, 1e6)] = Step(1.0, 1e4, at=100)
+    form: Literal["squared", "halves", "dummies"] = "squared"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        specs.checked(IRM, {"form": self.form}, "IRM")
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        slopes = predicted.batch.per_environment_mean(predicted.multiplier_derivatives())
-        return slopes.square().mean(), state
+        batch, derivatives = predicted.batch, predicted.multiplier_derivatives()
+        if self.form == "halves":
+            return torch.stack([_of_halves(d) for d in batch.split(derivatives)]).mean(), state
+        squares = batch.per_environment_mean(derivatives).square()
+        if self.form == "dummies":
+            residuals = batch.task.residuals(predicted.logits, batch.targets)
+            shifts = residuals.reshape(len(residuals), -1).sum(dim=1)
+            squares = squares + batch.per_environment_mean(shifts).square()
+        return squares.mean(), state
+
+
+def _of_halves(derivatives: Tensor) -> Tensor:
+    """The product of the means over even and over odd rows; 0 where there is one row."""
+    even, odd = derivatives[::2], derivatives[1::2]
+    return even.mean() * odd.mean() if len(odd) else derivatives.new_zeros(())

@@ -28,6 +28,5 @@ class Mean(Weighting):
     def __post_init__(self) -> None:
         specs.checked(Mean, vars(self), "Mean")
 
-    def risk(self, predicted: PredictedBatch, state: State, step: int) -> tuple[Tensor, State]:
-        del step
+    def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         return torch.mean(predicted.risks if self.over == "environments" else predicted.losses), state

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, final
 from torch import Tensor
 
 from envariant.algorithms.contract import State, Weighting
+from envariant.algorithms.weightings.worst import worst_of
 from envariant.environments import PredictedBatch
 from envariant.errors import EnvariantError
 from envariant.schedules import Constant, Schedule, Step, schedule
@@ -45,8 +46,7 @@ class MMREx(Weighting):
     def factor(self, step: int) -> float:
         return self.coefficient(step)
 
-    def risk(self, predicted: PredictedBatch, state: State, step: int) -> tuple[Tensor, State]:
+    def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         risks = predicted.risks
-        # Indexing by argmax gives a tie to the lowest index, where max would share the gradient.
-        worst = risks.gather(0, risks.detach().argmax().reshape(1))[0]
-        return risks.mean() + self.coefficient(step) * (worst - risks.mean()), state
+        beyond = worst_of(risks) - risks.mean()
+        return risks.mean() + self.coefficient(predicted.now.step) * beyond, state

@@ -21,6 +21,5 @@ class Sum(Weighting):
     name: ClassVar[str] = "sum"
     paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"
 
-    def risk(self, predicted: PredictedBatch, state: State, step: int) -> tuple[Tensor, State]:
-        del step
+    def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         return torch.sum(predicted.risks), state

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envariant.random_numbers import integers, mixed, step_key, step_keys, uniforms
 from envariant.training import Seeds
-from envariant.training.random_numbers import integers, mixed, step_key, step_keys, uniforms
 
 CPU = torch.device("cpu")
 GOLDEN = 0x9E3779B97F4A7C15

@@ -1,0 +1,34 @@
+"""The information bottleneck: features that vary little carry little that is spurious."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from envariant.algorithms.contract import Penalty, State
+from envariant.environments import PredictedBatch
+from envariant.schedules import Schedule, Step
+from envariant.search_space import LogUniform
+
+
+@final
+@dataclass(frozen=True)
+class InformationBottleneck(Penalty):
+    """(1/E) Σ_e mean_d Var_i(h_id), with divisor N_e − 1; 0 for an environment of one row. Ahuja et al. 2021.
+
+    Attributes:
+        coefficient: its weight.
+    """
+
+    name: ClassVar[str] = "ib"
+    paper: ClassVar[str] = "Ahuja et al. 2021, arXiv 2106.06607"
+    needs_features: ClassVar[bool] = True
+    coefficient: Annotated[Schedule, LogUniform(1e-1, 1e5)] = Step(0.0, 1e2, at=100)
+
+    def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
+        spreads = [
+            h.var(dim=0).mean() if len(h) > 1 else h.new_zeros(())
+            for h in predicted.batch.split(predicted.features)
+        ]
+        return torch.stack(spreads).mean(), state

@@ -1,0 +1,53 @@
+"""CLOvE: a model that is calibrated in every environment at once cannot lean on what varies between them."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from envariant.algorithms.contract import Penalty, State
+from envariant.algorithms.penalties import distances
+from envariant.environments import PredictedBatch
+from envariant.errors import EnvariantError
+from envariant.schedules import Schedule, Step
+from envariant.search_space import LogUniform
+
+
+@final
+@dataclass(frozen=True)
+class CLOvE(Penalty):
+    """(1/E) Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width). Wald et al. 2021.
+
+    f_i is the probability of the predicted class and c_i is 1 where it is right; c_i is a constant for
+    differentiation. The square of the maximum mean calibration error, not its root, whose slope at 0 is
+    infinite. There is none for regression.
+
+    Attributes:
+        coefficient: λ.
+        width: of the kernel, in probability.
+        rows: at most so many rows of each environment are compared, drawn anew at each step.
+    """
+
+    name: ClassVar[str] = "clove"
+    paper: ClassVar[str] = "Wald, Feder, Greenfeld, Shalit 2021, arXiv 2102.10395"
+    draws: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = True
+    coefficient: Annotated[Schedule, LogUniform(1e0, 1e5)] = Step(1.0, 1e4, at=100)
+    width: float = 0.4
+    rows: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.width > 0:
+            raise EnvariantError(f"CLOvE: width must exceed 0; got {self.width:g}")
+
+    def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
+        index, sizes = distances.few_rows(predicted, self.rows)
+        batch = predicted.batch
+        sure, right = batch.task.confidence(predicted.logits[index], batch.targets[index])
+        errors = [
+            (c - f) @ torch.exp(-(f[:, None] - f[None]).abs() / self.width) @ (c - f) / len(f) ** 2
+            for c, f in zip(right.split(sizes), sure.split(sizes), strict=True)
+        ]
+        return torch.stack(errors).mean(), state

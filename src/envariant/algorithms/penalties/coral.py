@@ -1,0 +1,38 @@
+"""CORAL: features whose mean and covariance are the same in every environment."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Annotated, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from envariant.algorithms.contract import Penalty, State
+from envariant.algorithms.penalties import distances
+from envariant.environments import PredictedBatch
+from envariant.schedules import Constant, Schedule
+from envariant.search_space import LogUniform
+
+
+@final
+@dataclass(frozen=True)
+class CORAL(Penalty):
+    """The mean over pairs of environments of mean_d (μ_e − μ_f)² + mean_dd' (C_e − C_f)². Sun & Saenko 2016.
+
+    Attributes:
+        coefficient: its weight.
+        means: whether the means count, as in DomainBed; without them it is the paper's ‖C_e − C_f‖²/(4D²).
+    """
+
+    name: ClassVar[str] = "coral"
+    paper: ClassVar[str] = "Sun & Saenko 2016, arXiv 1607.01719"
+    minimum_environments: ClassVar[int] = 2
+    needs_features: ClassVar[bool] = True
+    coefficient: Annotated[Schedule, LogUniform(1e-1, 1e1)] = Constant(1.0)
+    means: bool = True
+
+    def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
+        rows = distances.membership(predicted.batch.sizes, predicted.features)
+        pairs = combinations(rows, 2)
+        apart = [distances.coral(predicted.features, x, y, means=self.means) for x, y in pairs]
+        return torch.stack(apart).mean() if apart else predicted.features.new_zeros(()), state

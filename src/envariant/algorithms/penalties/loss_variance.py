@@ -1,0 +1,33 @@
+"""The second term of RDM: losses that vary little, over all rows and within the worst environment."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+from torch import Tensor
+
+from envariant.algorithms.contract import Penalty, State
+from envariant.algorithms.penalties.rdm import of_worst
+from envariant.environments import PredictedBatch
+from envariant.schedules import Schedule, Step
+from envariant.search_space import Uniform
+
+
+@final
+@dataclass(frozen=True)
+class LossVariance(Penalty):
+    """Var(L) + Var(L_worst), with divisor n − 1, L the row losses. Nguyen et al. 2023.
+
+    Attributes:
+        coefficient: its weight.
+    """
+
+    name: ClassVar[str] = "variance"
+    paper: ClassVar[str] = "Nguyen et al. 2023, arXiv 2310.18598"
+    coefficient: Annotated[Schedule, Uniform(0.001, 0.007)] = Step(0.0, 0.004, at=100)
+
+    def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
+        losses, worst = predicted.losses, of_worst(predicted)
+        count = worst.sum()
+        mean = (worst * losses).sum() / count
+        within = (worst * (losses - mean).square()).sum() / (count - 1).clamp(min=1)
+        return losses.var() + within, state

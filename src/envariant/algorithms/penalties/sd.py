@@ -1,0 +1,28 @@
+"""Spectral decoupling: small logits leave room for more than the first feature found."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+from torch import Tensor
+
+from envariant.algorithms.contract import Penalty, State
+from envariant.environments import PredictedBatch
+from envariant.schedules import Constant, Schedule
+from envariant.search_space import LogUniform
+
+
+@final
+@dataclass(frozen=True)
+class SpectralDecoupling(Penalty):
+    """The mean of the squared logits over all rows and classes. Pezeshki et al. 2020, eq. 16.
+
+    Attributes:
+        coefficient: its weight; the paper's λ/2, up to the number of classes.
+    """
+
+    name: ClassVar[str] = "sd"
+    paper: ClassVar[str] = "Pezeshki et al. 2020, arXiv 2011.09468"
+    coefficient: Annotated[Schedule, LogUniform(1e-5, 1e-1)] = Constant(0.1)
+
+    def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
+        return predicted.logits.square().mean(), state

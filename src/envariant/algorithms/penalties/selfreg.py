@@ -1,0 +1,80 @@
+"""SelfReg: rows of one class should be predicted alike, whatever the environment they come from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from envariant.algorithms.contract import Penalty, Setting, State
+from envariant.environments import PredictedBatch
+from envariant.schedules import Constant, Schedule
+from envariant.search_space import LogUniform
+
+_PROJECTION = "selfreg-projection"
+
+
+@final
+@dataclass(frozen=True)
+class SelfReg(Penalty):
+    """min(1, R)·{λ[d(o, o_ρ) + 0.3·d(h, q_ρ)] + (1 − λ)[d(o, mix o) + 0.3·d(h, mix q)]}. Kim et al. 2021.
+
+    o are logits, h features, q = P(h) a projection of them, d the mean squared difference, ρ and ρ' random
+    partners of the same class, mix v = λ·v_ρ + (1 − λ)·v_ρ' and λ ~ Beta(½, ½), one a step. In the released
+    code P is in no optimizer and stays random; here it trains with the model. With real targets a row's
+    partner is one with the same target, so regression is left as it is.
+
+    Attributes:
+        coefficient: its weight; 1 in the paper.
+    """
+
+    name: ClassVar[str] = "selfreg"
+    paper: ClassVar[str] = "Kim et al. 2021, arXiv 2104.09841"
+    needs_features: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    coefficient: Annotated[Schedule, LogUniform(1e-2, 1e1)] = Constant(1.0)
+
+    def networks(self, setting: Setting) -> Mapping[str, nn.Module]:
+        width = setting.features
+        hidden = width if width == 2048 else 2 * width
+        layers: list[nn.Module] = []
+        for wide, narrow in ((width, hidden), (hidden, hidden), (hidden, width)):
+            # Whatever a bias adds, the next layer takes off; and it is never asked outside of training.
+            normalised = nn.BatchNorm1d(narrow, track_running_stats=False)
+            layers += [nn.Linear(wide, narrow, bias=False), normalised, nn.ReLU()]
+        return {_PROJECTION: nn.Sequential(*layers[:-1])}
+
+    def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
+        now, like, targets = predicted.now, predicted.losses, predicted.batch.targets
+        projected = predicted.networks[_PROJECTION](predicted.features)
+        share = now.symmetric_beta(0.5, draw=2, like=like)
+        partners = [partner_of_same(targets, now.permutation(len(like), draw=d, like=like)) for d in (0, 1)]
+        return self.at(predicted, projected, share, partners[0], partners[1]), state
+
+    def at(
+        self, predicted: PredictedBatch, projected: Tensor, share: Tensor, first: Tensor, second: Tensor
+    ) -> Tensor:
+        """The penalty for given partners: `first[i]` and `second[i]` are the rows set beside row i."""
+        logits, features = predicted.logits, predicted.features
+
+        def apart(chosen: Tensor, q: Tensor) -> Tensor:
+            return (logits - chosen).square().mean() + 0.3 * (features - q).square().mean()
+
+        def mixed(values: Tensor) -> Tensor:
+            return share * values[first] + (1 - share) * values[second]
+
+        alone = apart(logits[first], projected[first])
+        together = apart(mixed(logits), mixed(projected))
+        held = predicted.losses.mean().detach().clamp(max=1)
+        return held * (share * alone + (1 - share) * together)
+
+
+def partner_of_same(targets: Tensor, order: Tensor) -> Tensor:
+    """For each row another of the same target, or itself: a permutation within every class.
+
+    Rows sorted by target in their own order, and in a random one, meet place by place.
+    """
+    own = targets.argsort(stable=True)
+    drawn = order[targets[order].argsort(stable=True)]
+    return torch.zeros_like(own).scatter(0, own, drawn)

@@ -1,0 +1,39 @@
+"""Adam as a pure function: PyTorch's, step by step; and the trees that procedures make of parameters."""
+
+import pytest
+import torch
+
+from envariant.algorithms.procedures import adam
+from helpers import vector
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9), (0.0, 0.9)])
+def test_it_is_pytorchs(betas):
+    params = {"a": vector(1, -2, 3), "b": vector(0.5), "still": vector(9)}
+    leaves = {name: params[name].clone().requires_grad_() for name in ("a", "b")}
+    theirs = torch.optim.Adam(leaves.values(), lr=0.1, betas=betas)
+    ours, memory = params, adam.moments({name: params[name] for name in ("a", "b")})
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(7):
+        for leaf in leaves.values():
+            leaf.grad = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+        theirs.step()
+        gradients = {name: leaf.grad for name, leaf in leaves.items()}
+        ours, memory = adam.step(ours, gradients, memory, 0.1, *betas)
+        for name, leaf in leaves.items():
+            torch.testing.assert_close(ours[name], leaf.detach(), rtol=1e-12, atol=1e-14)
+    assert ours["still"] is params["still"]
+
+
+def test_a_first_step_is_that_of_a_fresh_adam():
+    params, gradients = {"a": vector(1, 2)}, {"a": vector(3, -1e-9)}
+    expected, _ = adam.step(params, gradients, adam.moments(params), 0.1)
+    found = adam.first_step(gradients, 0.1)
+    torch.testing.assert_close(params["a"] - found["a"], expected["a"], rtol=1e-12, atol=0)
+
+
+def test_parameters_are_told_apart_by_the_first_word_of_their_names():
+    params = {"head.weight": vector(1), "head-two.weight": vector(2), "featurizer.1.bias": vector(3)}
+    assert list(adam.part(params, "head")) == ["head.weight"]
+    assert list(adam.without(params, ("head",))) == ["head-two.weight", "featurizer.1.bias"]
+    assert adam.slopes(lambda p: torch.zeros(()), {}) == {}

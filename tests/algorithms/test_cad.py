@@ -1,0 +1,42 @@
+"""CAD and CondCAD: the spec's contrasts."""
+
+import pytest
+import torch
+
+from envariant.algorithms import CAD
+from envariant.errors import EnvariantError
+from helpers import close
+
+Q = torch.tensor([[1, 0], [0.5, 1], [-1, 0.5], [0, 2], [1, 1]], dtype=torch.float64)
+LABELS, DOMAINS = torch.tensor([0, 0, 1, 0, 1]), torch.tensor([0, 1, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("conditional", "flipped", "normalised", "expected"),
+    [
+        (False, True, False, 2.85909),
+        (False, True, True, 2.09535),
+        (False, False, False, -8.57718),
+        (False, False, True, -3.33712),
+        (True, True, False, 0.00191867),
+        (True, True, True, 0.00328246),
+        (True, False, False, -17.8619),
+        (True, False, True, -9.59135),
+    ],
+)
+def test_the_specs_numbers(conditional, flipped, normalised, expected):
+    part = CAD(1.0, 0.1, conditional, flipped, normalised)
+    close(part.of_rows(Q, LABELS, DOMAINS), expected)
+
+
+def test_rows_that_have_nobody_leave_no_nan_in_the_gradient():
+    part = CAD(1.0)
+    found = torch.func.grad(lambda q: part.of_rows(q, LABELS, torch.zeros(5, dtype=torch.long)))(Q)
+    assert not bool(found.any())
+    lonely = torch.arange(5)
+    assert not bool(torch.func.grad(lambda q: part.of_rows(q, lonely, DOMAINS))(Q).any())
+
+
+def test_a_temperature_of_zero_is_refused():
+    with pytest.raises(EnvariantError, match="CAD: temperature must exceed 0; got 0"):
+        CAD(temperature=0.0)

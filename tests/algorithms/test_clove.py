@@ -1,0 +1,34 @@
+"""CLOvE: the spec's calibration errors."""
+
+import pytest
+import torch
+
+from envariant.algorithms import CLOvE, Composition, Setting
+from envariant.errors import EnvariantError
+from envariant.tasks import Binary, Regression
+from helpers import close, predicted, vector
+
+P, Y = vector(0.9, 0.6, 0.2, 0.7), vector(1, 0, 0, 1)
+SEEN = predicted(Binary(), torch.logit(P), Y, (4,))
+
+
+def test_the_specs_numbers():
+    sure, right = Binary().confidence(SEEN.logits, Y)
+    close(right, 1, 0, 1, 1)
+    close(sure, 0.9, 0.6, 0.8, 0.7)
+    close(CLOvE(1.0, width=0.4).penalty(SEEN, {})[0], 0.0111488)
+    close(CLOvE(1.0, width=0.2).penalty(SEEN, {})[0], 0.0178562)
+
+
+def test_it_has_a_gradient_also_where_a_prediction_is_undecided():
+    z = vector(0.0, 1.0)
+    found = torch.func.grad(lambda z: CLOvE(1.0).penalty(predicted(Binary(), z, Y[:2], (2,)), {})[0])(z)
+    assert bool(torch.isfinite(found).all())
+
+
+def test_regression_is_refused():
+    seen = predicted(Regression(), P, Y, (4,))
+    with pytest.raises(EnvariantError, match="regression: a prediction has no confidence"):
+        CLOvE().penalty(seen, {})
+    with pytest.raises(EnvariantError, match="clove: needs classes; the task is regression"):
+        Composition(penalties=(CLOvE(),)).init({}, Setting(2, Regression()))

@@ -1,0 +1,75 @@
+"""EQRM: the spec's quantiles and slopes, and the derivative by root finding."""
+
+import numpy as np
+import pytest
+import torch
+
+from envariant.algorithms import EQRM
+from envariant.errors import EnvariantError
+from envariant.now import Now
+from helpers import close, slopes_of_quantile, smooth_quantile, vector, with_risks
+
+R = (0.2, 0.5, 0.6, 1.1)
+
+
+def value_and_slopes(part, risks=R):
+    risks = vector(*risks).requires_grad_()
+    value = part.of_risks(risks)
+    return value.detach(), torch.autograd.grad(value, risks)[0]
+
+
+@pytest.mark.parametrize(
+    ("alpha", "loss", "brackets", "exact"),
+    [
+        (0.5, 0.575103, (0.583219, 0, 0, 0.416781), (0.135534, 0.357253, 0.377129, 0.130084)),
+        (0.75, 0.903113, (0.250943, -0.0482707, 0, 0.797327), (-0.0835564, 0.186897, 0.319898, 0.576761)),
+        (0.9, 1.20197, (-0.0521611, -0.0917159, 0, 1.14388), (-0.185033, 0.00988051, 0.117253, 1.05790)),
+    ],
+)
+def test_the_specs_numbers(alpha, loss, brackets, exact):
+    for slope, expected in (("brackets", brackets), ("exact", exact)):
+        value, slopes = value_and_slopes(EQRM(alpha, 0, slope))
+        close(value, loss)
+        torch.testing.assert_close(slopes, vector(*expected), rtol=1e-5, atol=1e-8)
+
+
+def test_the_log_form():
+    close(value_and_slopes(EQRM(-100.0, 0))[0], 4.85082)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.5, 0.75, 0.99])
+def test_the_quantile_and_its_exact_slopes_are_those_found_by_root_finding(alpha):
+    for risks in (R, (0.3, 0.31), (2.0, 0.1, 0.1)):
+        value, slopes = value_and_slopes(EQRM(alpha, 0, "exact"), risks)
+        torch.testing.assert_close(value, vector(smooth_quantile(list(risks), alpha))[0], rtol=1e-8, atol=0)
+        expected = vector(*slopes_of_quantile(list(risks), alpha))
+        torch.testing.assert_close(slopes, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_silvermans_bandwidth():
+    """k of the spec's 0.152703, which the median of a symmetric sample does not tell, another quantile does."""
+    value, _ = value_and_slopes(EQRM(0.75, 0, "exact", bandwidth="silverman"))
+    from scipy.stats import norm
+
+    share = np.mean([norm.cdf((float(value) - r) / 0.152703) for r in R])
+    assert abs(share - 0.75) < 1e-5
+
+
+@pytest.mark.parametrize("risks", [(0.7,), (0.7, 0.7, 0.7)])
+def test_where_risks_do_not_differ_it_is_their_mean(risks):
+    value, slopes = value_and_slopes(EQRM(0.9, 0), risks)
+    close(value, 0.7)
+    close(slopes, *[1 / len(risks)] * len(risks))
+
+
+def test_the_mean_risk_is_minimised_before():
+    part = EQRM(0.9, burn_in=5)
+    early, late = (float(part.risk(with_risks(vector(*R), Now.at(step)), {})[0]) for step in (4, 5))
+    assert early == pytest.approx(0.6)
+    assert late == pytest.approx(1.20197, rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 1.5])
+def test_a_quantile_outside_its_range_is_refused(alpha):
+    with pytest.raises(EnvariantError, match=r"EQRM: quantile must lie between 0 and 1"):
+        EQRM(alpha)

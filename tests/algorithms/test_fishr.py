@@ -1,0 +1,57 @@
+"""Fishr: the spec's variances and penalties with memory, and gradients of rows as PyTorch finds them."""
+
+import pytest
+import torch
+
+from envariant.algorithms import Composition, Fishr, Setting
+from envariant.errors import EnvariantError
+from envariant.tasks import Multiclass
+from helpers import LABELS_1, LABELS_2, M_BIAS, M_WEIGHT, X1, X2, close, predicted, vector
+
+TASK = Multiclass(2)
+ROWS, LABELS = torch.cat([X1, X2]), torch.cat([LABELS_1, LABELS_2])
+SEEN = predicted(TASK, ROWS @ M_WEIGHT.T + M_BIAS, LABELS, (3, 3), ROWS)
+START_OF = Fishr(1.0).init({"any": vector(0)}, Setting(2, TASK, features=2, linear_head=True))
+
+
+def test_the_specs_variances():
+    close(SEEN.risks.mean(), 0.643601)
+    found = Fishr(1.0).variances(SEEN)
+    close(found["weight"][0], 0.0753558, 0.604763, 0.0753558, 0.604763)
+    close(found["bias"][0], 0.214564, 0.214564)
+    close(found["weight"][1], 0.510295, 0.0166128, 0.510295, 0.0166128)
+    close(found["bias"][1], 0.171683, 0.171683)
+
+
+def test_the_specs_penalties_with_memory():
+    part, state = Fishr(1.0, memory=0.95), START_OF
+    for expected in (0.0447443, 0.170140, 0.364073):
+        value, state = part.penalty(SEEN, state)
+        close(value, expected)
+    for _ in range(600):
+        value, state = part.penalty(SEEN, state)
+    close(value, 17.8977)
+    close(Fishr(1.0, memory=0.0).penalty(SEEN, state)[0], 0.0447443)
+
+
+def test_the_closed_form_is_the_variance_of_every_rows_own_gradient():
+    def loss(head, h, y):
+        return TASK.losses((h @ head[0].T + head[1])[None], y[None])[0]
+
+    rows = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))((M_WEIGHT, M_BIAS), ROWS, LABELS)
+    for centred in (True, False):
+        found = Fishr(1.0, centred=centred).variances(SEEN)
+        for key, g in zip(("weight", "bias"), rows, strict=True):
+            for e, own in enumerate(g.split(3)):
+                expected = own.var(dim=0, correction=0) if centred else own.square().mean(dim=0)
+                torch.testing.assert_close(found[key][e], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_head_that_is_not_linear_is_refused():
+    with pytest.raises(EnvariantError, match="fishr: the model's head must be one linear layer"):
+        Composition(penalties=(Fishr(),)).init({"any": vector(0)}, Setting(2, TASK, features=2))
+
+
+def test_a_memory_of_one_is_refused():
+    with pytest.raises(EnvariantError, match=r"Fishr: memory must lie in \[0, 1\); got 1"):
+        Fishr(memory=1.0)

@@ -1,0 +1,33 @@
+"""PCGrad: what is given up, worked by hand."""
+
+import torch
+
+from envariant.algorithms import PCGrad
+from envariant.now import START, Now
+from helpers import close, vector
+
+
+def combined(*gradients, now=START):
+    return PCGrad().combine({"w": torch.stack(gradients)}, {}, now)[0]["w"]
+
+
+def test_two_that_conflict():
+    """(1, 0) and (−1, 1): each loses its part along the other: (½, ½) and (0, 1)."""
+    close(combined(vector(1, 0), vector(-1, 1)), 0.25, 0.75)
+
+
+def test_those_that_agree_are_averaged():
+    close(combined(vector(1, 0), vector(1, 1), vector(0, 2)), 2 / 3, 1)
+
+
+def test_opposites_and_nothing_leave_nothing():
+    close(combined(vector(1, -2), vector(-1, 2)), 0, 0)
+    close(combined(vector(0, 0), vector(0, 0)), 0, 0)
+
+
+def test_the_order_is_drawn():
+    found = {
+        tuple(combined(vector(1, 0), vector(-1, 1), vector(-1, -3), now=Now.at(step)).tolist())
+        for step in range(40)
+    }
+    assert len(found) > 1

@@ -1,0 +1,174 @@
+"""The procedures: the spec's numbers, and what none of them may do."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from envariant.algorithms import DANN, MLDG, RSC, Composition, Fish, Setting, VREx, recipe
+from envariant.algorithms.procedures.dann import class_weights
+from envariant.algorithms.procedures.mixup import mixed_risk
+from envariant.algorithms.procedures.sagnet import with_content_of, with_style_of
+from envariant.algorithms.procedures.transfer import gap_of, within
+from envariant.environments import EnvironmentBatch
+from envariant.errors import EnvariantError
+from envariant.now import Now
+from envariant.tasks import Multiclass, Regression
+from helpers import LABELS_A, LABELS_B, M_BIAS, M_WEIGHT, PROBLEMS, A, B, Bare, close, vector
+
+ROWS, LABELS = torch.cat([A, B]), torch.cat([LABELS_A, LABELS_B])
+BATCH = EnvironmentBatch(ROWS, LABELS, (3, 3), Multiclass(2))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Features as they are, linear heads and networks with the spec's weights."""
+
+    weight: torch.Tensor = M_WEIGHT
+    bias: torch.Tensor = M_BIAS
+    networks: tuple[str, ...] = ("dann-discriminator", "dann-embedding")
+
+    def __call__(self, params, inputs):
+        return inputs, self.head(params, inputs)
+
+    def head(self, params, features):
+        return features @ self.weight.T + self.bias
+
+    def network(self, name, params, inputs):
+        if name == "dann-embedding":
+            return torch.tensor([[0.1, 0.2], [-0.3, 0.4]], dtype=torch.float64)[inputs]
+        return inputs @ torch.tensor([[1, 0], [0, 0.5]], dtype=torch.float64) + vector(0, 0.1)
+
+
+def test_mixup():
+    model = Bare(lambda _, x: (x[:, :0], x))
+    close(mixed_risk(model, {}, BATCH, torch.tensor([1, 0]), vector(0.3, 0.3)), 0.997736)
+
+
+@pytest.mark.parametrize(
+    ("conditional", "entropy", "penalty", "whole", "generator"),
+    [
+        (False, 0.974404, 0.403401, 1.17610, -0.303614),
+        (True, 0.910154, 0.363448, 1.09188, -0.219388),
+    ],
+)
+def test_dann_and_cdann(conditional, entropy, penalty, whole, generator):
+    owners, model = BATCH.environment_of_rows(), Given()
+
+    def told(weight):
+        part = DANN(gradient_penalty=weight, conditional=conditional)
+        return part.discriminator_loss(model, {}, ROWS, LABELS, owners)
+
+    close(told(0.0), entropy)
+    close(told(1.0) - told(0.0), penalty)
+    close(told(0.5), whole)
+    risk = BATCH.task.losses(model.head({}, ROWS), LABELS).mean()
+    close(risk, 0.872490)
+    close(risk - told(0.5), generator)
+
+
+def test_cdanns_weights():
+    close(class_weights(torch.tensor([0, 0, 2])).double(), 1 / 6, 1 / 6, 1 / 3)
+
+
+def test_the_discriminator_and_the_model_take_turns():
+    """DomainBed's order: with k = 1 the model first, then in turn; with k = 2 discriminator first, then 2 to 1."""
+    problem = PROBLEMS["binary"]
+    for turns, expected in ((1, "MDMDMD"), (2, "DMDDMD")):
+        algorithm = Composition(procedure=DANN(turns=turns, width=8))
+        fitted = problem.with_networks_of(algorithm)
+        params, state, seen = fitted.params, algorithm.init(fitted.params, fitted.setting), ""
+        for step in range(6):
+            moved, state, _ = algorithm.gradients(fitted, params, fitted.batch, state, Now.at(step))
+            params = {name: value - moved[name] for name, value in params.items()}
+            who = {name.split(".")[0] for name, far in moved.items() if bool(far.any())}
+            seen += {("dann-discriminator",): "D", ("featurizer", "head"): "M"}[tuple(sorted(who))]
+        assert seen == expected
+        assert float(state["0"]["model"]["count"]) == seen.count("M")
+
+
+def test_transfer():
+    found = within({"w": torch.tensor([[3.0, 0], [0, 4]])}, {"w": torch.zeros(2, 2)}, 2.0)["w"]
+    close(found.double(), 1.2, 0, 0, 1.6)
+    inside = {"w": torch.tensor([[0.3, 0], [0, 0.4]])}
+    assert torch.equal(within(inside, {"w": torch.zeros(2, 2)}, 2.0)["w"], inside["w"])
+    logits = torch.tensor([[1, 0], [0, 1], [0, 0]], dtype=torch.float64)
+    batch = EnvironmentBatch(logits, torch.zeros(3, dtype=torch.long), (1, 1, 1), Multiclass(2))
+    plain = Given(torch.eye(2, dtype=torch.float64), vector(0, 0))
+    close(gap_of(plain, {}, logits, batch), 1.0)
+
+
+def test_rsc():
+    h = torch.tensor([[1, 2, 0.5], [0.2, -1, 1], [1.5, 0.1, 0.3]], dtype=torch.float64)
+    targets = torch.tensor([0, 1, 1])
+    weight = torch.tensor([[1, -0.5, 0.2], [-0.3, 0.8, 0.4]], dtype=torch.float64)
+    batch, model = EnvironmentBatch(h, targets, (3,), Multiclass(2)), Given(weight, vector(0, 0.1))
+    part, logits = RSC(), model.head({}, h)
+    muted = part.feature_mask(model, {}, h, batch)
+    close(muted, 0, 1, 1, 1, 0, 1, 1, 0, 1)
+    before, after = (torch.exp(-batch.task.losses(z, targets)) for z in (logits, model.head({}, h * muted)))
+    close(before - after, 0.125101, -0.289025, 0.0166893)
+    mask = part.mask(model, {}, h, logits, batch)
+    close(mask, 0, 1, 1, 1, 1, 1, 1, 1, 1)
+    close(batch.task.losses(logits, targets).mean(), 1.68173)
+    close(batch.task.losses(model.head({}, h * mask), targets).mean(), 2.06760)
+
+
+def test_sagnets_style_and_content():
+    rows = torch.tensor([[1, 2, 3, 6], [0, -1, 1, 4], [2, 2, 0, 0]], dtype=torch.float64)
+    order = torch.tensor([1, 2, 0])
+    close(
+        with_style_of(rows, order, vector(0.25, 0.5, 1)[:, None]),
+        *(-0.5, 0.5, 1.5, 4.5, 0.198216, -0.603568, 1, 3.40535, 2, 2, 0, 0),
+    )
+    content = (2, 1, 3, 6, 2.87082, 2.87082, -0.870824, -0.870824, -0.0690478, 0.465476, 1, 2.60357)
+    torch.testing.assert_close(
+        with_content_of(rows, order), vector(*content).reshape(3, 4), rtol=1e-5, atol=1e-6
+    )
+
+
+def quadratics(*centres):
+    """R_e(θ) = ½(θ − c_e)², as squared errors of one row an environment."""
+    half = 0.5**0.5
+    inputs = torch.full((len(centres), 1), half, dtype=torch.float64)
+    targets = half * vector(*centres)
+    batch = EnvironmentBatch(inputs, targets, (1,) * len(centres), Regression())
+    return Bare(lambda p, x: (x[:, :0], x[:, 0] * p["w"])), batch, {"w": vector(0)[0]}
+
+
+def test_fish():
+    model, batch, params = quadratics(1, 3)
+    part = Fish(meta_rate=0.5)
+    state = part.init(params, Setting(2, Regression()))
+    for expected in (0.0960930, 0.185065, 0.273543):
+        moved, state, _ = part.gradients(model, params, batch, state, Now.at(0, learning_rate=0.1))
+        params = {"w": params["w"] - moved["w"]}
+        close(params["w"], expected)
+
+
+@pytest.mark.parametrize(("held_out", "expected"), [(1, 0.0666667), (2, -1.3)])
+def test_mldg(held_out, expected):
+    model, batch, params = quadratics(1, 3, -2)
+    # A step whose random order is the one that is there.
+    steps = (Now.at(step, learning_rate=0.1) for step in range(100))
+    now = next(n for n in steps if n.permutation(3, like=params["w"]).tolist() == [0, 1, 2])
+    close(MLDG(1.0, held_out).gradients(model, params, batch, {}, now)[0]["w"], expected)
+
+
+def test_with_two_environments_mldg_holds_out_one():
+    model, batch, params = quadratics(1, 3)
+    found = MLDG(1.0, held_out=2).gradients(model, params, batch, {}, Now.at(0))[0]["w"]
+    assert float(found) != 0
+
+
+def test_a_procedure_takes_no_other_parts():
+    with pytest.raises(EnvariantError, match="fish: is a procedure, which makes its own steps and takes no"):
+        Composition(penalties=(VREx(),), procedure=Fish())
+    with pytest.raises(EnvariantError, match=r"fish \+ vrex: fish is a procedure, which makes its own steps"):
+        recipe("fish + vrex")
+
+
+@pytest.mark.parametrize("name", ["cdann", "rsc", "sagnet"])
+def test_what_needs_classes_says_so(name):
+    with pytest.raises(EnvariantError, match=r"needs classes; the task is regression"):
+        recipe(name).default.init({"any": vector(0)}, Setting(2, Regression(), features=3))

@@ -1,0 +1,23 @@
+"""RDM: the spec's numbers for both of its terms."""
+
+import torch
+
+from envariant.algorithms import RDM, LossVariance
+from envariant.algorithms.penalties.rdm import of_worst
+from envariant.tasks import Regression
+from helpers import close, predicted, vector
+
+LOSSES = vector(0.2, 0.5, 1.1, 0.1, 0.3, 0.4)
+SEEN = predicted(Regression(), LOSSES.sqrt(), torch.zeros_like(LOSSES), (3, 3))
+
+
+def test_the_specs_numbers():
+    assert of_worst(SEEN).tolist() == [1, 1, 1, 0, 0, 0]
+    close(RDM(1.0).penalty(SEEN, {})[0], 0.398454)
+    close(SEEN.losses.var(), 0.126667)
+    close(LossVariance(1.0).penalty(SEEN, {})[0], 0.336667)
+
+
+def test_one_environment_is_matched_with_itself():
+    alone = predicted(Regression(), LOSSES.sqrt(), torch.zeros_like(LOSSES), (6,))
+    close(RDM(1.0).penalty(alone, {})[0], 0.0)

@@ -1,0 +1,32 @@
+"""SelfReg: the spec's loss for given partners, and how partners are drawn."""
+
+import torch
+
+from envariant.algorithms import SelfReg
+from envariant.algorithms.penalties.selfreg import partner_of_same
+from envariant.now import Now
+from envariant.tasks import Multiclass
+from helpers import M_BIAS, M_WEIGHT, close, predicted, vector
+
+ROWS = torch.tensor([[1, 2], [0, 1], [2, 4], [3, 0], [1, 1]], dtype=torch.float64)
+LABELS = torch.tensor([0, 0, 1, 1, 1])
+
+
+def test_the_specs_numbers():
+    seen = predicted(Multiclass(2), ROWS @ M_WEIGHT.T + M_BIAS, LABELS, (5,), ROWS)
+    first, second = torch.tensor([1, 0, 4, 2, 3]), torch.tensor([0, 1, 3, 4, 2])
+    penalty = SelfReg().at(seen, ROWS, vector(0.3)[0], first, second)
+    close(seen.losses.mean(), 0.873431)
+    close(seen.losses.mean() + penalty, 2.04191)
+
+
+def test_partners_are_a_permutation_within_each_class_and_differ_from_step_to_step():
+    targets = torch.tensor([2, 0, 1, 0, 2, 2, 0])
+    seen = set()
+    for step in range(300):
+        order = Now.at(step).permutation(7, like=vector(0))
+        partner = partner_of_same(targets, order)
+        assert torch.equal(targets[partner], targets)
+        assert sorted(partner.tolist()) == list(range(7))
+        seen.add(tuple(partner.tolist()))
+    assert len(seen) == 36, "3! times 3! times 1!"

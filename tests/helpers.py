@@ -627,7 +627,7 @@ def _of_rows(problem: Problem, params: Params, e: int, rows: int) -> Tensor:
 def _mixup(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
     like, sizes = problem.batch.inputs, problem.batch.sizes
     order = START.permutation(3, like=like).tolist()
-    shares = [START.symmetric_beta(0.7, draw=1 + k, like=like) for k in range(3)]
+    shares = START.symmetric_beta(0.7, 3, draw=1, like=like)
 
     def loss(p: Params) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from envariant import random_numbers
+from envariant.errors import EnvariantError
 
 # Streams of random numbers within a step: the engine's own, then so many for each part of an algorithm.
 ROWS, AUGMENTATION = 0, 1
@@ -26,7 +27,7 @@ class Now:
     Attributes:
         step: updates already made; the first step has 0.
         learning_rate: of the run's optimizer.
-        key: from which the step's random numbers follow.
+        key: from which the step's random numbers follow; None for those who do not say that they draw.
         part: the number of the part that asks, so that no two draw the same numbers.
     """
 
@@ -50,12 +51,20 @@ class Now:
 
         Args:
             shape: empty for a single number.
-            draw: which of the part's draws, from 0; the same draw gives the same numbers.
+            draw: which of the part's draws, 0 to 15; the same draw gives the same numbers.
             like: whose type and device to take.
+
+        Raises:
+            EnvariantError: the algorithm does not say that it draws, so that it was given no key.
         """
+        if self.key is None:
+            raise EnvariantError("algorithm: draws random numbers; say so in the part, as draws = True")
         stream = _PARTS + self.part * _DRAWS + draw
-        key = torch.zeros((), dtype=torch.int64, device=like.device) if self.key is None else self.key
-        return random_numbers.uniforms(key, stream, math.prod(shape)).reshape(shape).to(like.dtype)
+        return (
+            random_numbers.uniforms(self.key.to(like.device), stream, math.prod(shape))
+            .reshape(shape)
+            .to(like.dtype)
+        )
 
     def normal(self, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
         """Standard normal numbers, from two uniform ones each (Box & Muller 1958)."""
@@ -67,14 +76,14 @@ class Now:
         """The numbers 0 … count − 1 in random order."""
         return self.uniform(count, draw=draw, like=like).argsort()
 
-    def symmetric_beta(self, alpha: Any, *, draw: int = 0, like: Tensor) -> Tensor:
-        """One number from Beta(α, α), from two uniform ones (Ulrich 1984, by way of Student's t)."""
-        size, angle = self.uniform(2, draw=draw, like=like)
+    def symmetric_beta(self, alpha: Any, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
+        """Numbers from Beta(α, α), from two uniform ones each (Ulrich 1984, by way of Student's t)."""
+        size, angle = self.uniform(2, *shape, draw=draw, like=like)
         cosine = torch.cos(2 * math.pi * angle)
         # As t² = ν(u^(−2/ν) − 1)·cos², written so that no power overflows where α is small.
         s = (1 - size).pow(1 / alpha)
         return 0.5 * (1 + (1 - s).sqrt() * cosine / (s + (1 - s) * cosine.square()).sqrt())
 
 
-START = Now()
+START = Now(key=torch.zeros((), dtype=torch.int64))
 """The first step, with a key of 0: for calling a part by hand."""

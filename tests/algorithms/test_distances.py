@@ -14,8 +14,11 @@ FIRST, SECOND = vector(1, 1, 1, 0, 0, 0), vector(0, 0, 0, 1, 1, 1)
 
 
 def test_the_specs_coral_distance():
-    close(distances.coral(ROWS, FIRST, SECOND), 2.875)
-    close(distances.coral(ROWS, FIRST, SECOND, means=False), 0.09375)
+    first, second = (distances.Moments.of(ROWS, chosen) for chosen in (FIRST, SECOND))
+    close(first.covariance, 1, -1, -1, 4)
+    close(second.covariance, 1, -1.5, -1.5, 3)
+    close(distances.coral(first, second), 2.875)
+    close(distances.coral(first, second, means=False), 0.09375)
     close(CORAL(1.0).penalty(two_environments(), {})[0], 2.875)
     close(CORAL(1.0, means=False).penalty(two_environments(), {})[0], 0.09375)
 

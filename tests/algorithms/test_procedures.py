@@ -161,6 +161,16 @@ def test_with_two_environments_mldg_holds_out_one():
     assert float(found) != 0
 
 
+def test_weights_of_what_moves_itself_decay_at_the_runs_rate():
+    model, batch, params = quadratics(1, 3)
+    params, setting, now = {"w": vector(2)[0]}, Setting(2, Regression()), Now.at(0, learning_rate=0.1)
+    plain, decayed = (
+        a.gradients(model, params, batch, a.init(params, setting), now)[0]["w"]
+        for a in (Composition(procedure=Fish(), l2=l2) for l2 in (0.0, 0.25))
+    )
+    close(decayed - plain, 0.1 * 2 * 0.25 * 2)
+
+
 def test_a_procedure_takes_no_other_parts():
     with pytest.raises(EnvariantError, match="fish: is a procedure, which makes its own steps and takes no"):
         Composition(penalties=(VREx(),), procedure=Fish())

@@ -1,7 +1,7 @@
 """The engine against a plain loop, against itself, and against what users do to it."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import envariant
-from envariant.algorithms import Composition
+from envariant.algorithms import Composition, Penalty
 from envariant.data import colored_digits
 from envariant.environments import Environment, EnvironmentSet
 from envariant.errors import EnvariantError
 from envariant.models import model_family
 from envariant.random_numbers import private_random_numbers
+from envariant.schedules import Constant, Schedule
 from envariant.tasks import Binary
 from envariant.training import Replica, Seeds, engine
 from envariant.training.engine import Evaluated
@@ -290,6 +291,8 @@ def test_evaluation_sees_whole_environments_at_the_steps_asked_for():
     ("arguments", "message"),
     [
         ({"algorithm": "imr"}, "did you mean 'irm'"),
+        ({"algorithm": "fish", "optimizer": "sgd"}, "fish: makes its own steps at the run's learning rate"),
+        ({"algorithm": "dann", "weight_decay": 0.1}, "leave optimizer and weight decay out"),
         ({"data": "colored-digts"}, "did you mean 'colored-digits'"),
         ({"algorithm": "irm", "test_environments": ["flip-0.1", "flip-0.9"]}, "irm: needs at least 2 training"),
         ({"test_environments": ["flip-0.8"]}, "unknown environment 'flip-0.8'"),
@@ -334,3 +337,58 @@ def test_a_trained_model_can_be_had_back_unless_only_its_maker_can_build_it():
 def test_a_held_out_flip_may_repeat_a_training_one():
     source = colored_digits(test_flips=(0.9, 0.1))
     assert source.draw(0).names == ("flip-0.2", "flip-0.1", "flip-0.9", "test-flip-0.1")
+
+
+def test_a_model_can_be_had_back_without_the_networks_that_only_trained_it():
+    result = envariant.train("colored-digits", "selfreg", model="mlp(hidden=8)", **QUICK)
+    held = result.checkpoints[0].params
+    assert any(name.startswith("selfreg-projection.") for name in held)
+    trained = result.model().state_dict()
+    assert trained
+    assert all(torch.equal(value, held[name]) for name, value in trained.items())
+
+
+def test_networks_of_an_algorithms_own_do_train_and_leave_the_models_first_weights_alone():
+    first = {}
+    for name in ("erm", "selfreg"):
+        result = envariant.train(
+            "colored-digits", name, model="mlp(hidden=8)", learning_rate=1e-12, steps=1, precision="float32"
+        )
+        first[name] = result.checkpoints[0].params
+    assert all(torch.allclose(value, first["selfreg"][name]) for name, value in first["erm"].items())
+    moved = envariant.train("colored-digits", "selfreg", model="mlp(hidden=8)", **QUICK).checkpoints[0].params
+    own = [name for name in moved if name.startswith("selfreg-projection.")]
+    assert all(not torch.equal(moved[name], first["selfreg"][name]) for name in own)
+
+
+@dataclass(frozen=True)
+class OwnNetwork(Penalty):
+    """A part of the user's own, with a network and a draw."""
+
+    network: nn.Module
+    called: str = "mine"
+    name, paper, needs_features = "own", "none", True
+    coefficient: Schedule = Constant(1.0)
+
+    def networks(self, setting):
+        return {self.called: self.network}
+
+    def penalty(self, predicted, state):
+        drawn = predicted.now.uniform(like=predicted.losses)
+        return drawn * predicted.networks[self.called](predicted.features).mean(), state
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            OwnNetwork(nn.Linear(8, 1), "head"),
+            "its network 'head' must have a name of its own and no buffers",
+        ),
+        (OwnNetwork(nn.Sequential(nn.Linear(8, 1), nn.BatchNorm1d(1))), "no buffers"),
+        (OwnNetwork(nn.Linear(8, 1)), "draws random numbers; say so in the part, as draws = True"),
+    ],
+)
+def test_a_part_of_ones_own_is_told_what_is_wrong_with_it(part, message):
+    with pytest.raises(EnvariantError, match=message):
+        envariant.train("colored-digits", Composition(penalties=(part,)), model="mlp(hidden=8)", **QUICK)

@@ -170,7 +170,8 @@ class Program:
         batch = EnvironmentBatch(inputs, targets, self._sizes, net.task)
 
         model = PureModel(net, buffers, self._replicas)
-        gradients, state, metrics = algorithm.gradients(model, params, batch, state, Now(step, rate, key))
+        now = Now(step, rate, key if algorithm.draws else None)
+        gradients, state, metrics = algorithm.gradients(model, params, batch, state, now)
         self.metrics = tuple(metrics)
         changed: dict[str, Tensor] = {}
         if net.changing:

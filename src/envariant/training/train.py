@@ -137,6 +137,12 @@ def train(
         )
     runs = [Replica(k, Seeds.of(seed, k), chosen.algorithm, rate, weight_decay) for k in range(replicas)]
 
+    if chosen.algorithm.moves_itself and (weight_decay or optimizer is not None):
+        raise EnvariantError(
+            f"{chosen.name}: makes its own steps at the run's learning rate; leave optimizer and weight "
+            f"decay out"
+        )
+
     first = source.draw(runs[0].seeds.data)
     roles = first.roles(plan.test)
     _check_environments(chosen, first, roles)

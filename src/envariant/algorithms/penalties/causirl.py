@@ -65,6 +65,6 @@ class CausIRL(Penalty):
         if self.distance == "mmd":
             apart = distances.squared_mmd(distances.kernel(features), first, second)
         else:
-            apart = distances.coral(features, first, second)
+            apart = distances.coral(*(distances.Moments.of(features, part) for part in (first, second)))
         enough = torch.minimum(first.sum(), second.sum()) >= 2
         return torch.where(enough, apart, 0.0)

@@ -32,7 +32,8 @@ class CORAL(Penalty):
     means: bool = True
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        rows = distances.membership(predicted.batch.sizes, predicted.features)
-        pairs = combinations(rows, 2)
-        apart = [distances.coral(predicted.features, x, y, means=self.means) for x, y in pairs]
+        each = [
+            distances.Moments.of(h, h.new_ones(len(h))) for h in predicted.batch.split(predicted.features)
+        ]
+        apart = [distances.coral(x, y, means=self.means) for x, y in combinations(each, 2)]
         return torch.stack(apart).mean() if apart else predicted.features.new_zeros(()), state

@@ -1,6 +1,8 @@
 """Distances between groups of rows, of which several penalties are made: CORAL's and MMD."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -11,25 +13,37 @@ from envariant.environments import PredictedBatch
 WIDE = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 """The γ of the kernels on features in DomainBed."""
 
+# The last of a part's draws, so that it has the others for itself.
+_ROWS_DRAW = 15
 
-def coral(
-    features: Float[Tensor, "rows width"],
-    first: Float[Tensor, " rows"],
-    second: Float[Tensor, " rows"],
-    *,
-    means: bool = True,
-) -> Float[Tensor, ""]:
-    """mean_d (μ_X − μ_Y)_d² + mean_dd' (C_X − C_Y)²_dd', C with divisor n − 1. Sun & Saenko 2016.
+
+@final
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean `[width]` and covariance `[width, width]`, with divisor n − 1, of some rows."""
+
+    mean: Float[Tensor, " width"]
+    covariance: Float[Tensor, "width width"]
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "rows width"], chosen: Float[Tensor, " rows"]) -> "Moments":
+        """Those of the rows at which `chosen` is 1; it is 0 at the others."""
+        count = chosen.sum()
+        mean = chosen @ rows / count.clamp(min=1)
+        centred = rows - mean
+        return cls(mean, centred.T @ (chosen[:, None] * centred) / (count - 1).clamp(min=1))
+
+
+def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tensor, ""]:
+    """mean_d (μ_X − μ_Y)_d² + mean_dd' (C_X − C_Y)²_dd'. Sun & Saenko 2016.
 
     Args:
-        features: of all rows.
-        first: 1 for the rows of X, 0 for the others.
-        second: 1 for the rows of Y, 0 for the others.
+        first: of X.
+        second: of Y.
         means: whether the means count; the paper leaves them out and divides by 4.
     """
-    (mean_x, cov_x), (mean_y, cov_y) = (_moments(features, weights) for weights in (first, second))
-    apart = (cov_x - cov_y).square().mean()
-    return (mean_x - mean_y).square().mean() + apart if means else apart / 4
+    apart = (first.covariance - second.covariance).square().mean()
+    return (first.mean - second.mean).square().mean() + apart if means else apart / 4
 
 
 def kernel(rows: Float[Tensor, "rows width"], gammas: Sequence[float] = WIDE) -> Float[Tensor, "rows rows"]:
@@ -63,25 +77,16 @@ def few_rows(predicted: PredictedBatch, most: int) -> tuple[Tensor, tuple[int, .
     What compares every pair of rows costs their square; a few hundred tell as much.
     """
     sizes = predicted.batch.sizes
-    starts = [sum(sizes[:e]) for e in range(len(sizes))]
-    drawn: list[Tensor] = []
-    for e, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        if size <= most:
-            drawn.append(torch.arange(start, start + size, device=predicted.losses.device))
-        else:
-            drawn.append(
-                start + predicted.now.permutation(size, draw=15 - e % 8, like=predicted.losses)[:most]
-            )
-    return torch.cat(drawn), tuple(min(size, most) for size in sizes)
+    places = torch.arange(sum(sizes), device=predicted.losses.device).split(sizes)
+    if max(sizes) > most:
+        drawn = predicted.now.uniform(sum(sizes), draw=_ROWS_DRAW, like=predicted.losses).split(sizes)
+        places = [
+            place if len(place) <= most else place[numbers.argsort()[:most]]
+            for place, numbers in zip(places, drawn, strict=True)
+        ]
+    return torch.cat(list(places)), tuple(min(size, most) for size in sizes)
 
 
 def membership(sizes: Sequence[int], like: Tensor) -> Float[Tensor, "environments rows"]:
     """For every environment 1 at its rows and 0 elsewhere, rows end to end."""
     return torch.block_diag(*(like.new_ones(1, size) for size in sizes))
-
-
-def _moments(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    count = weights.sum()
-    mean = weights @ rows / count.clamp(min=1)
-    centred = rows - mean
-    return mean, centred.T @ (weights[:, None] * centred) / (count - 1).clamp(min=1)

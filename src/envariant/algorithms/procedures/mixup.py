@@ -42,9 +42,7 @@ class Mixup(Procedure):
         like = next(iter(params.values()))
         environments = len(batch.sizes)
         order = now.permutation(environments, like=like)
-        shares = torch.stack(
-            [now.symmetric_beta(self.alpha, draw=1 + k % 15, like=like) for k in range(environments)]
-        )
+        shares = now.symmetric_beta(self.alpha, environments, draw=1, like=like)
 
         def mixed(params: Parameters) -> Tensor:
             return mixed_risk(model, params, batch, order, shares)

@@ -85,7 +85,10 @@ def _of_truth(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _quantile(values: Tensor, share: Any) -> Tensor:
-    """Along the last axis, linear between order statistics; the share may be a replica's own."""
+    """Along the last axis, linear between order statistics; the share may be a replica's own.
+
+    PyTorch's own refuses more than 16 million numbers, which a full batch of features has.
+    """
     ordered = values.sort(dim=-1).values
     count = values.shape[-1]
     place = torch.as_tensor(share, dtype=values.dtype, device=values.device) * (count - 1)

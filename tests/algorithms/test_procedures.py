@@ -57,7 +57,7 @@ def test_dann_and_cdann(conditional, entropy, penalty, whole, generator):
 
     def told(weight):
         part = DANN(gradient_penalty=weight, conditional=conditional)
-        return part.discriminator_loss(model, {}, ROWS, LABELS, owners)
+        return part.discriminator_loss(model, {}, ROWS, BATCH, owners)
 
     close(told(0.0), entropy)
     close(told(1.0) - told(0.0), penalty)
@@ -68,7 +68,7 @@ def test_dann_and_cdann(conditional, entropy, penalty, whole, generator):
 
 
 def test_cdanns_weights():
-    close(class_weights(torch.tensor([0, 0, 2])).double(), 1 / 6, 1 / 6, 1 / 3)
+    close(class_weights(torch.tensor([0, 0, 2]), 4).double(), 1 / 6, 1 / 6, 1 / 3)
 
 
 def test_the_discriminator_and_the_model_take_turns():

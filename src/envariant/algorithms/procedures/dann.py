@@ -16,6 +16,7 @@ from envariant.environments import EnvironmentBatch
 from envariant.errors import EnvariantError
 from envariant.now import Now
 from envariant.search_space import Choice, LogUniform, UniformInteger
+from envariant.tasks import Task
 
 _ADVERSARY, _EMBEDDING = "dann-discriminator", "dann-embedding"
 
@@ -68,7 +69,7 @@ class DANN(Procedure):
             _ADVERSARY: discriminator(setting.features, setting.environments, self.width, self.depth)
         }
         if self.conditional:
-            found[_EMBEDDING] = nn.Embedding(max(2, setting.task.outputs), setting.features)
+            found[_EMBEDDING] = nn.Embedding(_classes(setting.task), setting.features)
         return found
 
     def init(self, params: Parameters, setting: Setting) -> State:
@@ -87,14 +88,14 @@ class DANN(Procedure):
 
         def against(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             features, logits = model(rest, batch.inputs)
-            told = self.discriminator_loss(model, own, features, batch.targets, owners)
+            told = self.discriminator_loss(model, own, features, batch, owners)
             risk = batch.task.losses(logits, batch.targets).mean()
             return risk - self.weight * told, (features.detach(), risk.detach())
 
         toward, (_, (features, risk)) = grad_and_value(against, has_aux=True)(rest)
 
         def telling(own: Parameters) -> Tensor:
-            return self.discriminator_loss(model, own, features, batch.targets, owners)
+            return self.discriminator_loss(model, own, features, batch, owners)
 
         learned, told = grad_and_value(telling)(own)
         rate, beta1 = now.learning_rate, self.beta1
@@ -110,13 +111,13 @@ class DANN(Procedure):
         return adam.moved(params, ahead), new, {"risk": risk, "discriminator loss": told.detach()}
 
     def discriminator_loss(
-        self, model: Model, own: Parameters, features: Tensor, targets: Tensor, owners: Tensor
+        self, model: Model, own: Parameters, features: Tensor, batch: EnvironmentBatch, owners: Tensor
     ) -> Tensor:
         """L_D on some features whose rows come from the environments `owners`."""
         weights: Any = 1 / len(features)
         if self.conditional:
-            features = features + model.network(_EMBEDDING, own, targets.long())
-            weights = class_weights(targets).to(features.dtype)
+            features = features + model.network(_EMBEDDING, own, batch.targets.long())
+            weights = class_weights(batch.targets, _classes(batch.task)).to(features.dtype)
         losses = _cross_entropies(model, own, features, owners)
 
         def total(seen: Tensor) -> Tensor:
@@ -127,10 +128,16 @@ class DANN(Procedure):
         return (weights * losses).sum() + self.gradient_penalty * slopes.square().sum(dim=1).mean()
 
 
-def class_weights(targets: Tensor) -> Tensor:
+def class_weights(targets: Tensor, classes: int) -> Tensor:
     """1/(n_y·C') for a row of class y: n_y rows have it, and C' is the largest class here plus 1."""
-    same = (targets[:, None] == targets[None]).sum(dim=1)
-    return 1 / (same * (targets.max() + 1))
+    of_class = targets[:, None] == torch.arange(classes, device=targets.device)
+    counts = of_class.sum(dim=0)
+    return 1 / (counts[targets.long()] * (targets.max() + 1))
+
+
+def _classes(task: Task) -> int:
+    """A single logit has two."""
+    return max(2, task.outputs)
 
 
 def _cross_entropies(model: Model, own: Parameters, features: Tensor, owners: Tensor) -> Tensor:

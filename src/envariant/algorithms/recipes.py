@@ -19,7 +19,6 @@ from envariant.algorithms.contract import Part, Weighting
 from envariant.algorithms.gradients.and_mask import AndMask
 from envariant.algorithms.gradients.pcgrad import PCGrad
 from envariant.algorithms.gradients.sand_mask import SandMask
-from envariant.algorithms.inference.eiil import EIIL
 from envariant.algorithms.penalties.bottleneck import InformationBottleneck
 from envariant.algorithms.penalties.cad import CAD
 from envariant.algorithms.penalties.causirl import CausIRL
@@ -34,19 +33,13 @@ from envariant.algorithms.penalties.rdm import RDM
 from envariant.algorithms.penalties.sd import SpectralDecoupling
 from envariant.algorithms.penalties.selfreg import SelfReg
 from envariant.algorithms.penalties.vrex import VREx
-from envariant.algorithms.procedures.adrmx import ADRMX
-from envariant.algorithms.procedures.arm import ARM
 from envariant.algorithms.procedures.dann import DANN
-from envariant.algorithms.procedures.erm_plus import ERMPlus
 from envariant.algorithms.procedures.fish import Fish
 from envariant.algorithms.procedures.mixup import Mixup
 from envariant.algorithms.procedures.mldg import MLDG
-from envariant.algorithms.procedures.mtl import MTL
 from envariant.algorithms.procedures.rsc import RSC
 from envariant.algorithms.procedures.sagnet import SagNet
 from envariant.algorithms.procedures.transfer import Transfer
-from envariant.algorithms.procedures.trm import TRM
-from envariant.algorithms.procedures.urm import URM
 from envariant.algorithms.weightings.eqrm import EQRM
 from envariant.algorithms.weightings.group_dro import GroupDRO
 from envariant.algorithms.weightings.mean import Mean
@@ -150,7 +143,6 @@ class Recipe:
             penalties=tuple(map(changed, self.default.penalties)),
             combination=changed(self.default.combination),
             procedure=None if self.default.procedure is None else changed(self.default.procedure),
-            inference=None if self.default.inference is None else changed(self.default.inference),
             **specs.checked(Composition, loss, self.name),
         )
 
@@ -328,41 +320,6 @@ RECIPES: dict[str, Recipe] = {
             "transfer",
             "Features on which no nearby head does better here than there.",
             Composition(procedure=Transfer()),
-        ),
-        Recipe(
-            "mtl",
-            "A head that is told what its environment is like on average.",
-            Composition(procedure=MTL()),
-        ),
-        Recipe(
-            "arm",
-            "A model that is shown a summary of the rows around each row.",
-            Composition(procedure=ARM()),
-        ),
-        Recipe(
-            "trm",
-            "Features from which what is learned here transfers to there.",
-            Composition(procedure=TRM()),
-        ),
-        Recipe(
-            "adrmx",
-            "Features less those of the environment, remixed.",
-            Composition(procedure=ADRMX()),
-        ),
-        Recipe(
-            "erm++",
-            "Least mean risk, with a head that warms up first and the mean of the weights at the end.",
-            Composition(procedure=ERMPlus()),
-        ),
-        Recipe(
-            "urm",
-            "Features spread evenly, so that none is left out.",
-            Composition(procedure=URM()),
-        ),
-        Recipe(
-            "eiil",
-            "IRM on two environments found where a first model is right and where it is wrong.",
-            Composition(penalties=(IRM(),), rescale=True, inference=EIIL()),
         ),
     )
 }

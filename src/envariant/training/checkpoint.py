@@ -7,7 +7,7 @@ file's header, and once more beside it as JSON for people to read.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -40,7 +40,7 @@ class ReplicaState:
 
     Attributes:
         step: updates made.
-        params, buffers: of the model, by name, as they predict.
+        params, buffers: of the model, by name.
         failure: why training stopped early, or None.
         seconds: spent on it; a group's time is shared out evenly.
     """
@@ -68,7 +68,6 @@ class Checkpoint:
         metrics: the names of those.
         failures: of the replicas that stopped early, as far as they have been measured.
         seconds: spent on all of them so far.
-        predicting: the parameters that predict, where those are not the ones that train.
     """
 
     replicas: tuple[int, ...]
@@ -82,7 +81,6 @@ class Checkpoint:
     metrics: tuple[str, ...]
     failures: Mapping[int, Failure]
     seconds: float
-    predicting: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def reached(self, replica: int) -> int:
         """The step at which that replica was last measured."""
@@ -94,8 +92,7 @@ class Checkpoint:
         for k, index in enumerate(self.replicas):
             failure = self.failures.get(index)
             params, buffers = (
-                {name: value[k] for name, value in held.items()}
-                for held in (self.predicting or self.params, self.buffers)
+                {name: value[k] for name, value in held.items()} for held in (self.params, self.buffers)
             )
             found[index] = ReplicaState(
                 self.step if failure is None else failure.step,
@@ -119,7 +116,7 @@ class _Side:
 
 
 _SIDE = TypeAdapter(_Side)
-_GROUPS = ("params", "buffers", "optimizer", "algorithm", "watch", "predicting")
+_GROUPS = ("params", "buffers", "optimizer", "algorithm", "watch")
 _SEPARATOR = "/"
 
 

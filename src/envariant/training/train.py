@@ -15,7 +15,7 @@ from envariant import data as sources
 from envariant.algorithms import recipes, settings_of
 from envariant.algorithms.contract import Algorithm
 from envariant.environments import EnvironmentSet, EnvironmentSource, Suggestion
-from envariant.errors import EnvariantError, unknown_name
+from envariant.errors import EnvariantError
 from envariant.models import ModelFamily, model_family
 from envariant.training import engine, provenance, run_folder
 from envariant.training.augmentation import augmentation as augmentation_named
@@ -23,11 +23,9 @@ from envariant.training.engine import Evaluated
 from envariant.training.execution import choose, wish
 from envariant.training.group import Plan, network
 from envariant.training.history import HistoryRow
-from envariant.training.initialisers import initialiser_named
 from envariant.training.memory import parse as memory_in_bytes
 from envariant.training.network import ModelBuilder
 from envariant.training.optimizers import optimizer_family
-from envariant.training.preparation import prepared
 from envariant.training.progress import watching
 from envariant.training.record import Record, Settings
 from envariant.training.replicas import Replica, Seeds
@@ -54,8 +52,6 @@ def train(
     test_environments: Sequence[str] | None = None,
     evaluate_every: int | None = None,
     augmentation: str | None = None,
-    init: str | None = None,
-    freeze: str | None = None,
     device: str = "auto",
     execution: str = "auto",
     memory: str | float | None = None,
@@ -83,9 +79,6 @@ def train(
         test_environments: names to hold out; None holds out what the data suggest.
         evaluate_every: steps between measurements; None gives about 25 of them.
         augmentation: `affine(rotation=15, shear=10, scale=0.2)` for random affine maps of images.
-        init: what trains first, for the algorithm to start from: `erm(steps=100)`, or `rfc` for rich features
-            (Zhang, Lopez-Paz, Bottou 2022); None starts from freshly drawn weights.
-        freeze: "features" to train the head alone, on the features of `init`.
         device: "cpu", "cuda" or "auto".
         execution: how many replicas train as one program: `sequential` (one after another), `stacked`,
             `stacked(group=50)`, or `auto`, which tries both for a few steps and stores its choice. A
@@ -130,9 +123,7 @@ def train(
         test=None if test_environments is None else tuple(test_environments),
         device=_device(device),
         compiled=compile,
-        freeze=_frozen(freeze, init),
     )
-    initialiser = initialiser_named(init)
     wanted, budget = wish(execution), memory_in_bytes(memory)
     every = max(1, round(plan.steps / 25)) if evaluate_every is None else evaluate_every
     every = _at_least("evaluate-every", 1, every)
@@ -151,7 +142,6 @@ def train(
             f"{chosen.name}: makes its own steps at the run's learning rate; leave optimizer and weight "
             f"decay out"
         )
-    runs = [prepared(run, source, plan, initialiser) for run in runs]
 
     first = source.draw(runs[0].seeds.data)
     roles = first.roles(plan.test)
@@ -170,8 +160,6 @@ def train(
         weight_decay=weight_decay,
         evaluate_every=every,
         augmentation=augmentation,
-        init=init,
-        freeze=freeze,
         test_environments=tuple(name for name, role in roles.items() if role == "test"),
         replicas=replicas,
         seed=seed,
@@ -189,7 +177,6 @@ def train(
     record = Record(
         settings=settings,
         execution=begun or choose(wanted, source, runs, plan, budget),
-        task=first.task.name,
         metric=first.task.metric,
         higher_is_better=first.task.higher_is_better,
         chance=first.known.chance if first.known.chance is not None else first.task.chance,
@@ -326,16 +313,6 @@ def _at_least(what: str, least: int, value: object) -> int:
     if whole < least:
         raise EnvariantError(f"{what} must be at least {least}; got {whole}")
     return whole
-
-
-def _frozen(what: str | None, init: str | None) -> str | None:
-    if what not in (None, "features"):
-        raise unknown_name("freeze", what, ("features",))
-    if what is not None and init is None:
-        raise EnvariantError(
-            "freeze: features as they are drawn are of no use; give init as well, such as rfc"
-        )
-    return what
 
 
 def _device(name: str) -> torch.device:

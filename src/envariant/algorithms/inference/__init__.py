@@ -1,1 +1,0 @@
-"""What finds environments where none are given."""

@@ -35,17 +35,41 @@ ONE_IS_ERM = "one environment equals ERM"
 SHIFT = "a constant added to all logits of a row changes nothing with cross-entropy"
 
 
+class _Small(nn.Module):
+    """The network of the problems as a module, for algorithms that change or copy it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.featurizer = _TanhLinear(inputs, 4)
+        self.head = nn.Linear(4, outputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.featurizer(inputs))
+
+
+class _TanhLinear(nn.Linear):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.tanh(super().forward(inputs))
+
+
+def part_of(params: Params, name: str) -> dict[str, Tensor]:
+    """The parameters of one network, by their names in it."""
+    return {k.removeprefix(f"{name}."): v for k, v in params.items() if k.startswith(f"{name}.")}
+
+
 @dataclass(frozen=True)
 class Problem:
     """A batch, and a small smooth network as a pure function of its parameters: a `Model`.
 
-    `own` are an algorithm's own networks, whose parameters are then among `params`.
+    `own` are an algorithm's own networks, whose parameters are then among `params`. `module` is the same
+    network as the algorithm changed it, if it did.
     """
 
     task: Task
     batch: EnvironmentBatch
     params: Params
     own: Mapping[str, nn.Module] = field(default_factory=dict)
+    module: nn.Module | None = None
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -53,26 +77,48 @@ class Problem:
 
     @property
     def setting(self) -> Setting:
-        return Setting(len(self.batch.sizes), self.task, features=4, input_shape=(3,), linear_head=True)
+        return Setting(
+            len(self.batch.sizes),
+            self.task,
+            features=4,
+            input_shape=(3,),
+            linear_head=True,
+            build=lambda shape: _Small(shape[0], self.task.outputs),
+        )
 
     def __call__(self, params: Params, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        features = torch.tanh(inputs @ params["featurizer.weight"].T + params["featurizer.bias"])
+        if self.module is None:
+            features = torch.tanh(inputs @ params["featurizer.weight"].T + params["featurizer.bias"])
+        elif hasattr(self.module, "featurizer"):
+            features = self._part("featurizer", params, inputs)
+        else:
+            held = {name: params[name] for name, _ in self.module.named_parameters()}
+            return inputs[:, :0], self.task.logits(functional_call(self.module, held, (inputs,)))
         return features, self.head(params, features)
 
     def head(self, params: Params, features: Tensor) -> Tensor:
+        if self.module is not None:
+            return self.task.logits(self._part("head", params, features))
         return self.task.logits(features @ params["head.weight"].T + params["head.bias"])
 
+    def _part(self, name: str, params: Params, inputs: Tensor) -> Tensor:
+        return functional_call(self.module.get_submodule(name), part_of(params, name), (inputs,))
+
     def network(self, name: str, params: Params, inputs: Tensor) -> Tensor:
-        held = {k.removeprefix(f"{name}."): v for k, v in params.items() if k.startswith(f"{name}.")}
-        return functional_call(self.own[name], held, (inputs,))
+        return functional_call(self.own[name], part_of(params, name), (inputs,))
 
     def with_networks_of(self, algorithm: Composition) -> "Problem":
-        """The same problem, with the networks that the algorithm brings."""
+        """The same problem, with what the algorithm makes of the network and the networks that it brings."""
         with torch.random.fork_rng():
             torch.manual_seed(5)
+            plain = _Small(3, self.task.outputs).double()
+            plain.load_state_dict(self.params)
+            module = algorithm.adapted(plain, self.setting).double()
             own = {name: net.double() for name, net in algorithm.networks(self.setting).items()}
+        params = {name: value.detach() for name, value in module.named_parameters()}
         added = {f"{n}.{k}": v.detach() for n, net in own.items() for k, v in net.named_parameters()}
-        return replace(self, own=own, params={**self.params, **added})
+        changed = params.keys() != self.params.keys()
+        return replace(self, own=own, params={**params, **added}, module=module if changed else None)
 
     def losses(self, params: Params, e: int) -> Tensor:
         """The loss of every row of an environment, from the formulas and nothing of the package's."""
@@ -189,6 +235,9 @@ Y3 = torch.tensor([0, 1, 2, 0])
 X1, LABELS_1 = torch.tensor([[1, 2], [0, 1], [-1, 1]], dtype=torch.float64), torch.tensor([0, 1, 1])
 X2, LABELS_2 = torch.tensor([[2, 0], [1, -1], [0, 0.5]], dtype=torch.float64), torch.tensor([1, 0, 1])
 M_WEIGHT, M_BIAS = torch.tensor([[0.5, -0.2], [0.1, 0.3]], dtype=torch.float64), vector(0, 0.1)
+Q = torch.tensor([[1, 0], [0.5, 1], [-1, 0.5], [0, 2], [1, 1]], dtype=torch.float64)
+LABELS_Q, OWNERS_Q = torch.tensor([0, 0, 1, 0, 1]), torch.tensor([0, 1, 0, 0, 1])
+ZB, YB = torch.tensor([0.5, -1, 2, 0.3], dtype=torch.float64), vector(1, 0, 0, 1)
 G = torch.tensor([[1, -2, 0.5, 0], [2, -1, -0.5, 0.3], [3, -3, 1, 0.1]], dtype=torch.float64)
 
 
@@ -785,6 +834,190 @@ def _transfer(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
     return _moved(problem.params, {**there, **of(both, "featurizer")})
 
 
+def _affine(params: Params, name: str, inputs: Tensor) -> Tensor:
+    return inputs @ params[f"{name}.weight"].T + params[f"{name}.bias"]
+
+
+def _mtl(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
+    def loss(p: Params) -> Tensor:
+        total = _L2 * _square_norm(p)
+        for x, y in problem.environments():
+            h = torch.tanh(_affine(p, "featurizer", x))
+            # The first moving mean: what was there before is 0.
+            context = 0.8 * h.sum(dim=0, keepdim=True).repeat(len(h), 1) / len(h)
+            z = problem.task.logits(_affine(p, "head.linear", torch.cat([h, context], dim=1)))
+            total = total + problem.task.losses(z, y).mean()
+        return total
+
+    return differentiate(loss, problem.params)
+
+
+def _arm(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
+    def loss(p: Params) -> Tensor:
+        each = []
+        for x, y in problem.environments():
+            hidden = x
+            for layer in (1, 3):
+                hidden = _affine(p, f"context.{layer}", hidden).relu()
+            context = _affine(p, "context.5", hidden).mean() * torch.ones(len(x), 1, dtype=x.dtype)
+            h = torch.tanh(_affine(p, "model.featurizer", torch.cat([x, context], dim=1)))
+            each.append(problem.task.losses(problem.task.logits(_affine(p, "model.head", h)), y))
+        return torch.cat(each).mean() + _L2 * _square_norm(p)
+
+    return differentiate(loss, problem.params)
+
+
+def _erm_plus(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
+    """While the head warms up."""
+
+    def loss(p: Params) -> Tensor:
+        return torch.cat([problem.losses({**problem.params, **p}, e) for e in range(3)]).mean()
+
+    gradient = differentiate(loss, of(problem.params, "head"))
+    # At twice the run's rate Adam goes twice as far.
+    moved = _moved(problem.params, torch_adam(problem.params, gradient))
+    return {name: 2 * far for name, far in moved.items()}
+
+
+def _urm(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
+    batch, task, like = problem.batch, problem.task, problem.batch.inputs
+    rows, start, name = len(like), problem.params, "urm-discriminator"
+
+    def features(p: Params) -> Tensor:
+        return torch.tanh(torch.tanh(_affine(p, "featurizer.0", like)))
+
+    def answers(p: Params, values: Tensor) -> Tensor:
+        hidden = F.leaky_relu(_affine(p, f"{name}.0", values))
+        return _affine(p, f"{name}.4", F.leaky_relu(_affine(p, f"{name}.2", hidden))).flatten()
+
+    def entropy(z: Tensor, target: Tensor) -> Tensor:
+        return (F.softplus(z) - target * z).mean()
+
+    def blur(draw: int) -> Tensor:
+        return 0.2 * START.uniform(rows, draw=draw, like=like)
+
+    def model(p: Params) -> Tensor:
+        h = features(p)
+        risk = task.losses(task.logits(_affine(p, "head", h)), batch.targets).mean()
+        return risk + 0.3 * entropy(answers({**start, **p}, h), 1 - blur(0))
+
+    def discriminator(p: Params) -> Tensor:
+        noise = 2 * START.uniform(rows, 4, draw=1, like=like) - 1
+        own = entropy(answers(p, noise), 1 - blur(2))
+        return own + 0.3 * entropy(answers(p, features(start)), blur(3))
+
+    there = torch_adam(start, differentiate(model, of(start, "featurizer", "head")))
+    learned = torch_adam(start, differentiate(discriminator, of(start, name)))
+    return _moved(start, {**there, **of(learned, name)})
+
+
+def _trm(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
+    """With the Hessian of a head as a matrix and the inner descent as autograd makes it."""
+    task, start = problem.task, problem.params
+    names = [f"trm-head-{q}" for q in range(3)]
+    targets = [y for _, y in problem.environments()]
+    fixed = [h.detach() for h in problem.features(start)]
+
+    def risk(weight: Tensor, bias: Tensor, h: Tensor, i: int) -> Tensor:
+        return task.losses(task.logits(h @ weight.T + bias), targets[i]).mean()
+
+    heads = []
+    for q, name in enumerate(names):
+        head = [start[f"{name}.weight"], start[f"{name}.bias"]]
+        for _ in range(2):
+            leaves = [value.clone().requires_grad_() for value in head]
+            slopes = torch.autograd.grad(risk(*leaves, fixed[q], q), leaves)
+            head = [v - 0.1 * g for v, g in zip(head, slopes, strict=True)]
+        heads.append([value.detach() for value in head])
+
+    responses = []
+    for q, (weight, bias) in enumerate(heads):
+        leaf = weight.clone().requires_grad_()
+        away = sum(risk(leaf, bias, fixed[i], i) for i in range(3) if i != q) / 2
+        direction = torch.autograd.grad(away, [leaf])[0].flatten()
+        hessian = torch.autograd.functional.hessian(
+            lambda w, q=q, b=bias: risk(w.reshape(task.outputs, 4), b, fixed[q], q), weight.flatten()
+        )
+        step = torch.eye(len(hessian), dtype=hessian.dtype) - hessian
+        total = torch.zeros_like(direction)
+        for k in range(11):
+            total = total + torch.linalg.matrix_power(step, k) @ direction
+            # For squared errors the series diverges, and is cut off.
+            if float(total.max()) > 10:
+                break
+        responses.append(total.reshape(weight.shape))
+
+    def loss(p: Params) -> Tensor:
+        every = {**start, **p}
+        h = problem.features(every)
+        total = torch.cat([problem.losses(every, e) for e in range(3)]).mean()
+        for q, (weight, bias) in enumerate(heads):
+            leaf = weight.clone().requires_grad_()
+            slope = torch.autograd.grad(risk(leaf, bias, h[q], q), [leaf], create_graph=True)[0]
+            away = sum(risk(weight, bias, h[i], i) for i in range(3) if i != q) / 2
+            total = total + (away - 0.01 * (responses[q] * slope).sum()) / 3
+        return total
+
+    gradient = differentiate(loss, of(start, "featurizer", "head"))
+    there = torch_adam(start, gradient)
+    for name, (weight, bias) in zip(names, heads, strict=True):
+        there |= {f"{name}.weight": weight, f"{name}.bias": bias}
+    return _moved(start, there)
+
+
+def _adrmx(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
+    """The model's turn, which is the first if the discriminator takes one of two."""
+    batch, task, start = problem.batch, problem.task, problem.params
+    x, targets = batch.inputs, batch.targets.long().tolist()
+    owners = [e for e, size in enumerate(batch.sizes) for _ in range(size)]
+
+    def deep(p: Params, name: str, h: Tensor) -> Tensor:
+        for layer in (0, 2):
+            h = _affine(p, f"{name}.{layer}", h).relu()
+        return _affine(p, f"{name}.4", h)
+
+    def entropy(z: Tensor, classes: list[int]) -> Tensor:
+        return -z.log_softmax(dim=1)[range(len(z)), classes].mean()
+
+    def contrast(h: Tensor) -> Tensor:
+        unit = h / h.norm(dim=1, keepdim=True)
+        total, counted = torch.zeros((), dtype=h.dtype), 0
+        for i in range(len(h)):
+            e = torch.exp(unit @ unit[i] / 0.07) / 2
+            below = sum(e[k] for k in range(len(h)) if k != i) + 1e-5
+            alike = [k for k in range(len(h)) if k != i and targets[k] == targets[i]]
+            if alike:
+                counted += 1
+                total = total - sum(torch.log(e[k] / below + 1e-5) for k in alike) / len(alike)
+        return total / (counted + 1)
+
+    numbers = START.uniform(len(x), like=x).tolist()
+
+    def loss(p: Params) -> Tensor:
+        every = {**start, **p}
+        h = torch.tanh(_affine(every, "featurizer", x))
+        d = torch.tanh(_affine(every, "adrmx-environment", x))
+        c = h - d
+
+        def risk(name: str, v: Tensor, y: Tensor) -> Tensor:
+            return task.losses(task.logits(deep(every, name, v)), y).mean()
+
+        total = risk("head", h, batch.targets) + risk("adrmx-difference-head", c, batch.targets)
+        total = total + 0.7 * entropy(deep(every, "adrmx-environment-head", d), owners)
+        remixed = torch.zeros((), dtype=h.dtype)
+        for y in range(max(2, task.outputs)):
+            i, j = sorted((k for k in range(len(x)) if targets[k] == y), key=lambda k: numbers[k])[:2]
+            remixed = remixed + risk("head", (c[i] + d[j])[None], batch.targets[i : i + 1])
+        total = total + 0.4 * remixed / max(2, task.outputs)
+        total = total + 0.6 * (contrast(h) + contrast(c))
+        scores = problem.network("adrmx-discriminator", every, c)
+        return total - 0.75 * entropy(scores, owners)
+
+    rest = {k: v for k, v in start.items() if k.split(".")[0] != "adrmx-discriminator"}
+    gradient = differentiate(loss, rest)
+    return _moved(start, torch_adam(start, gradient, betas=(0.5, 0.9)))
+
+
 _ORDERS = {ORDER_OF_ENVIRONMENTS, ORDER_OF_ROWS}
 _USUAL = _ORDERS | {SHIFT}
 _WEIGHTED = {"coefficient": _LAMBDA, "l2": _L2}
@@ -855,6 +1088,26 @@ ENROLLED: dict[str, Enrolled] = {
     ),
     "sagnet": Enrolled({"weight": 0.4}, _sagnet, frozenset({SHIFT}), problems=("binary", "multiclass")),
     "transfer": Enrolled({"weight": 3.0}, _transfer, frozenset(_USUAL)),
+    "mtl": Enrolled({"memory": 0.8, "l2": _L2}, _mtl, frozenset(_USUAL)),
+    "arm": Enrolled({"width": 4, "l2": _L2}, _arm, frozenset(_USUAL)),
+    "trm": Enrolled(
+        {"warm_up": 0, "inner_steps": 2, "weight": 0.01}, _trm, frozenset({ORDER_OF_ROWS, SHIFT})
+    ),
+    "adrmx": Enrolled(
+        {"contrast": 0.6, "environment": 0.7, "remix": 0.4, "turns": 1, "depth": 2, "width": 8},
+        _adrmx,
+        frozenset({SHIFT}),
+        problems=("binary", "multiclass"),
+    ),
+    "erm++": Enrolled({"head_rate": 2.0, "average_from": 3}, _erm_plus, frozenset(_USUAL)),
+    "urm": Enrolled({"weight": 0.3, "width": 6, "smoothing": 0.2}, _urm, frozenset({SHIFT})),
+    "eiil": Enrolled(
+        # Few steps, so that the first model is not right everywhere.
+        {**_WEIGHTED, "reference_steps": 5},
+        _irm,
+        frozenset(_USUAL),
+        at_zero=Composition(),
+    ),
 }
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from envariant.errors import EnvariantError
+from envariant.errors import EnvariantError, unknown_name
 
 
 class Task(ABC):
@@ -214,6 +214,22 @@ class Regression(Task):
         if not bool(torch.isfinite(targets).all()):
             raise EnvariantError(f"{where}: targets hold NaN or infinity; remove those rows")
         return targets.float()
+
+
+def task_named(name: str, outputs: int) -> Task:
+    """The task of that name with so many outputs.
+
+    Raises:
+        EnvariantError: there is none.
+    """
+    known = {
+        Binary.name: Binary(),
+        Regression.name: Regression(),
+        Multiclass.name: Multiclass(max(2, outputs)),
+    }
+    if name not in known:
+        raise unknown_name("task", name, known)
+    return known[name]
 
 
 def _entropy(shares: Tensor) -> float:

@@ -5,10 +5,7 @@ import torch
 
 from envariant.algorithms import CAD
 from envariant.errors import EnvariantError
-from helpers import close
-
-Q = torch.tensor([[1, 0], [0.5, 1], [-1, 0.5], [0, 2], [1, 1]], dtype=torch.float64)
-LABELS, DOMAINS = torch.tensor([0, 0, 1, 0, 1]), torch.tensor([0, 1, 0, 0, 1])
+from helpers import LABELS_Q, OWNERS_Q, Q, close
 
 
 @pytest.mark.parametrize(
@@ -26,15 +23,15 @@ LABELS, DOMAINS = torch.tensor([0, 0, 1, 0, 1]), torch.tensor([0, 1, 0, 0, 1])
 )
 def test_the_specs_numbers(conditional, flipped, normalised, expected):
     part = CAD(1.0, 0.1, conditional, flipped, normalised)
-    close(part.of_rows(Q, LABELS, DOMAINS), expected)
+    close(part.of_rows(Q, LABELS_Q, OWNERS_Q), expected)
 
 
 def test_rows_that_have_nobody_leave_no_nan_in_the_gradient():
     part = CAD(1.0)
-    found = torch.func.grad(lambda q: part.of_rows(q, LABELS, torch.zeros(5, dtype=torch.long)))(Q)
+    found = torch.func.grad(lambda q: part.of_rows(q, LABELS_Q, torch.zeros(5, dtype=torch.long)))(Q)
     assert not bool(found.any())
     lonely = torch.arange(5)
-    assert not bool(torch.func.grad(lambda q: part.of_rows(q, lonely, DOMAINS))(Q).any())
+    assert not bool(torch.func.grad(lambda q: part.of_rows(q, lonely, OWNERS_Q))(Q).any())
 
 
 def test_a_temperature_of_zero_is_refused():

@@ -174,7 +174,7 @@ def test_a_constant_added_to_all_logits_of_a_row_changes_nothing_for_those_that_
             features, logits = super().__call__(params, inputs)
             return features, logits + 2 * inputs[:, :1]
 
-    shifted = Shifted(problem.task, problem.batch, problem.params, problem.own)
+    shifted = Shifted(**vars(problem))
     found, expected = update(algorithm, shifted), update(algorithm, problem)
     if SHIFT in ENROLLED[name].claims:
         assert_same(found, expected, 1e-12)

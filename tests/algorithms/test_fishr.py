@@ -47,9 +47,17 @@ def test_the_closed_form_is_the_variance_of_every_rows_own_gradient():
                 torch.testing.assert_close(found[key][e], expected, rtol=1e-12, atol=1e-14)
 
 
+def test_distances_may_be_summed_over_environments_and_entries():
+    v = Fishr(1.0).variances(SEEN)
+    each = [torch.cat([v[key][e].flatten() for key in ("weight", "bias")]) for e in (0, 1)]
+    found, _ = Fishr(1.0, memory=0.0, summed=True).penalty(SEEN, START_OF)
+    # Of two, each is half of the difference away from the mean.
+    torch.testing.assert_close(found, (each[0] - each[1]).square().sum() / 2)
+
+
 def test_a_head_that_is_not_linear_is_refused():
     with pytest.raises(EnvariantError, match="fishr: the model's head must be one linear layer"):
-        Composition(penalties=(Fishr(),)).init({"any": vector(0)}, Setting(2, TASK, features=2))
+        Composition(penalties=(Fishr(),)).adapted(torch.nn.Identity(), Setting(2, TASK, features=2))
 
 
 def test_a_memory_of_one_is_refused():

@@ -12,9 +12,7 @@ from envariant.algorithms import IRM, Composition, Setting
 from envariant.environments import EnvironmentBatch
 from envariant.now import START
 from envariant.tasks import Binary, Multiclass, Regression
-from helpers import PROBLEMS, Y3, Z3, Bare, close, predicted, vector
-
-ZB, YB = vector(0.5, -1.0, 2.0, 0.3), vector(1.0, 0.0, 0.0, 1.0)
+from helpers import PROBLEMS, Y3, YB, Z3, ZB, Bare, close, predicted, vector
 
 
 def penalty(task, logits, targets, sizes=None):

@@ -5,16 +5,51 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from envariant.algorithms import DANN, MLDG, RSC, Composition, Fish, Setting, VREx, recipe
+from envariant.algorithms import (
+    ADRMX,
+    DANN,
+    MLDG,
+    MTL,
+    RSC,
+    TRM,
+    Composition,
+    ERMPlus,
+    Fish,
+    Setting,
+    VREx,
+    recipe,
+)
+from envariant.algorithms.procedures.adrmx import contrast, pairs_within_classes
+from envariant.algorithms.procedures.context import ROWS as CONTEXT
+from envariant.algorithms.procedures.context import GroupMeans
 from envariant.algorithms.procedures.dann import class_weights
+from envariant.algorithms.procedures.erm_plus import running_mean
 from envariant.algorithms.procedures.mixup import mixed_risk
 from envariant.algorithms.procedures.sagnet import with_content_of, with_style_of
 from envariant.algorithms.procedures.transfer import gap_of, within
+from envariant.algorithms.procedures.trm import neumann
 from envariant.environments import EnvironmentBatch
 from envariant.errors import EnvariantError
 from envariant.now import Now
-from envariant.tasks import Multiclass, Regression
-from helpers import LABELS_A, LABELS_B, M_BIAS, M_WEIGHT, PROBLEMS, A, B, Bare, close, vector
+from envariant.tasks import Binary, Multiclass, Regression
+from helpers import (
+    LABELS_1,
+    LABELS_A,
+    LABELS_B,
+    LABELS_Q,
+    M_BIAS,
+    M_WEIGHT,
+    OWNERS_Q,
+    PROBLEMS,
+    X1,
+    A,
+    B,
+    Bare,
+    Q,
+    assert_same,
+    close,
+    vector,
+)
 
 ROWS, LABELS = torch.cat([A, B]), torch.cat([LABELS_A, LABELS_B])
 BATCH = EnvironmentBatch(ROWS, LABELS, (3, 3), Multiclass(2))
@@ -178,7 +213,136 @@ def test_a_procedure_takes_no_other_parts():
         recipe("fish + vrex")
 
 
-@pytest.mark.parametrize("name", ["cdann", "rsc", "sagnet"])
+def test_adrmxs_contrast():
+    close(contrast(Q, LABELS_Q, OWNERS_Q), 6.46941)
+    # Whoever has no other of its class is left out, and leaves no NaN in the gradient.
+    lonely = torch.arange(5)
+    assert float(contrast(Q, lonely, OWNERS_Q)) == 0
+    assert not bool(torch.func.grad(lambda q: contrast(q, lonely, OWNERS_Q))(Q).any())
+
+
+def test_adrmx_remixes_two_rows_of_each_class_that_has_two():
+    targets, numbers = torch.tensor([0, 1, 0, 0, 2, 1]), torch.tensor([0.9, 0.3, 0.2, 0.5, 0.1, 0.8])
+    first, second, met = pairs_within_classes(targets, numbers, Multiclass(3))
+    assert met.tolist() == [True, True, False]
+    assert [(int(i), int(j)) for i, j in zip(first[:2], second[:2], strict=True)] == [(2, 3), (1, 5)]
+
+
+def test_adrmxs_discriminator_takes_two_of_three_turns():
+    algorithm = Composition(procedure=ADRMX(depth=2, width=4))
+    fitted = PROBLEMS["binary"].with_networks_of(algorithm)
+    params, state, seen = fitted.params, algorithm.init(fitted.params, fitted.setting), ""
+    for step in range(6):
+        moved, state, _ = algorithm.gradients(fitted, params, fitted.batch, state, Now.at(step))
+        params = {name: value - moved[name] for name, value in params.items()}
+        who = {name.split(".")[0] for name, far in moved.items() if bool(far.any())}
+        seen += "D" if who == {"adrmx-discriminator"} else "M" * ("adrmx-discriminator" not in who)
+    # n = 1, …, 6 and n mod 3 < 2.
+    assert seen == "DMDDMD"
+
+
+class Means:
+    """Features of which a head reads nothing: all that moves is MTL's embedding."""
+
+    networks = ()
+
+    def __call__(self, params, inputs):
+        return inputs, inputs[:, 0] * params["w"]
+
+    def head(self, params, features):
+        return features[:, 0] * params["w"]
+
+
+def test_mtls_embedding():
+    part, params = MTL(memory=0.99), {"w": vector(0)[0]}
+    state = part.init(params, Setting(1, Regression(), features=2))
+    for rows, expected in (([[1, 3], [3, 1]], (1.98, 1.98)), ([[0, 0], [2, 0]], (1.0098, 0.0198))):
+        inputs = torch.tensor(rows, dtype=torch.float64)
+        batch = EnvironmentBatch(inputs, vector(0, 0), (2,), Regression())
+        _, state, _ = part.gradients(Means(), params, batch, state, Now.at(0))
+        close(state["embeddings"], *expected)
+
+
+def test_when_predicting_a_context_is_the_mean_over_neighbours():
+    means, values = GroupMeans(), torch.randn(2 * CONTEXT + 7, 3, dtype=torch.float64)
+    torch.testing.assert_close(means(values), values.mean(dim=0).expand_as(values))
+    found = means.eval()(values)
+    for start, end in ((0, CONTEXT), (CONTEXT, 2 * CONTEXT), (2 * CONTEXT, 2 * CONTEXT + 7)):
+        torch.testing.assert_close(found[start:end], values[start:end].mean(dim=0).expand(end - start, 3))
+
+
+def test_erm_plus_plus_predicts_with_the_mean_of_its_weights():
+    mean = {"w": vector(0)}
+    seen = []
+    for update in range(1, 604):
+        mean = running_mean(mean, {"w": vector(update)}, update, 600)
+        seen.append(float(mean["w"]))
+    close(vector(*seen[597:603]), 598, 599, 599.5, 600, 600.5, 601)
+    part, params = ERMPlus(average_from=1), {"head.w": vector(2)}
+    state = {**part.init(params, Setting(1, Regression())), "mean": {"head.w": vector(5)}}
+    assert part.predicting(params, state)["head.w"] == 5
+
+
+def test_erm_plus_plus_trains_its_head_alone_first():
+    algorithm = recipe("erm++").build({"head_steps": 2})
+    problem = PROBLEMS["binary"]
+    params, state, seen = problem.params, algorithm.init(problem.params, problem.setting), []
+    for step in range(5):
+        moved, state, _ = algorithm.gradients(problem, params, problem.batch, state, Now.at(step))
+        params = {name: value - moved[name] for name, value in params.items()}
+        seen.append({name.split(".")[0] for name, far in moved.items() if bool(far.any())})
+    # Everything trains once more than n updates were made.
+    assert seen == [{"head"}] * 3 + [{"featurizer", "head"}] * 2
+    assert [float(state["0"][kind]["count"]) for kind in ("head", "all")] == [3, 2]
+
+
+def test_trms_neumann_series():
+    def risk(weight):
+        return Multiclass(2).losses(X1 @ weight.T, LABELS_1).mean()
+
+    direction = vector(0.1, -0.2, 0.3, 0.05).reshape(2, 2)
+    close(neumann(risk, M_WEIGHT, direction), 1.91431, -0.910993, 2.48569, -0.739007)
+
+
+def test_trms_series_ends_with_the_first_sum_above_its_bound():
+    found = neumann(lambda w: -0.5 * (w**2).sum(), vector(1), vector(1))
+    close(found, 15)  # 1 + 2 + 4 + 8
+    close(neumann(lambda w: -0.5 * (w**2).sum(), vector(1), vector(11)), 11)
+
+
+def test_trm_is_erm_while_it_warms_up_and_then_fits_its_heads():
+    def moved(step):
+        algorithm = Composition(procedure=TRM(warm_up=3))
+        problem = PROBLEMS["binary"].with_networks_of(algorithm)
+        state = algorithm.init(problem.params, problem.setting)
+        found, after, _ = algorithm.gradients(problem, problem.params, problem.batch, state, Now.at(step))
+        return found, torch.equal(after["0"]["shares"], state["0"]["shares"])
+
+    problem = PROBLEMS["binary"]
+    plain = recipe("erm++").build({"head_steps": -1})
+    erm = plain.gradients(
+        problem, problem.params, problem.batch, plain.init(problem.params, problem.setting), Now.at(2)
+    )[0]
+    (warm, still), (after, also) = moved(2), moved(3)
+    assert_same({name: warm[name] for name in erm}, erm, 1e-12)
+    assert still
+    assert not also
+    assert not any(bool(warm[name].any()) for name in warm if name.startswith("trm-head"))
+    assert all(bool(after[name].any()) for name in after if name.startswith("trm-head"))
+
+
+@pytest.mark.parametrize("task", [Binary(), Regression()], ids=["binary", "regression"])
+def test_arms_context_network_is_left_alone_if_asked(task):
+    problem = PROBLEMS[task.name]
+    for trained in (True, False):
+        algorithm = recipe("arm").build({"trained": trained, "width": 4})
+        fitted = problem.with_networks_of(algorithm)
+        state = algorithm.init(fitted.params, fitted.setting)
+        found = algorithm.gradients(fitted, fitted.params, fitted.batch, state, Now.at(0))[0]
+        assert trained == any(bool(found[name].any()) for name in found if name.startswith("context."))
+
+
+@pytest.mark.parametrize("name", ["adrmx", "cdann", "rsc", "sagnet"])
 def test_what_needs_classes_says_so(name):
     with pytest.raises(EnvariantError, match=r"needs classes; the task is regression"):
         recipe(name).default.init({"any": vector(0)}, Setting(2, Regression(), features=3))

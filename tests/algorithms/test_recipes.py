@@ -1,9 +1,11 @@
 """The named algorithms: what they are made of, how they are set and how their settings are stored."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
+import torch
 
 import envariant
 from envariant.algorithms import (
@@ -19,6 +21,7 @@ from envariant.algorithms import (
     PCGrad,
     Sum,
     VREx,
+    all_recipes,
     recipe,
     settings_of,
 )
@@ -44,7 +47,9 @@ def test_a_recipe_is_its_parts(name, expected):
 
 def test_few_mean_anything_with_one_environment():
     alone = {name for name, r in RECIPES.items() if r.default.minimum_environments == 1}
-    assert alone == {"erm", "sd", "ib-erm", "clove", "selfreg", "mixup", "rsc", "sagnet"}
+    assert alone == {
+        "erm", "sd", "ib-erm", "clove", "selfreg", "mixup", "rsc", "sagnet", "mtl", "arm", "erm++", "urm", "eiil",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,7 @@ def test_settings_are_listed_with_their_ranges(name, expected):
 @every_recipe
 def test_a_recipe_says_what_it_is_and_where_it_comes_from(name):
     assert recipe(name).summary.endswith(".")
-    assert "arXiv" in recipe(name).paper or name in ("erm", "mmd")
+    assert "arXiv" in recipe(name).paper or name in ("erm", "mmd", "urm")
 
 
 @every_recipe
@@ -125,7 +130,7 @@ def test_a_weighting_is_named_by_a_word(word, part):
         (
             "imr",
             {},
-            "unknown algorithm 'imr'; did you mean 'irm'? known: and-mask, cad, causirl-coral,",
+            "unknown algorithm 'imr'; did you mean 'irm'? known: adrmx, and-mask, arm, cad,",
         ),
         ("irm", {"coeficient": 3}, "irm: unknown setting 'coeficient'; did you mean 'coefficient'?"),
         ("erm", {"quantile": 1.0}, "erm: unknown setting 'quantile'; known: l2, rescale, weighting"),
@@ -208,3 +213,60 @@ def test_a_sum_trains_with_what_is_suggested_for_its_first_term(tmp_path):
     assert result.record.settings.algorithm == "vrex + and-mask"
     assert result.record.settings.hyperparameters["coefficient"] == "30"
     assert envariant.TrainingResult.load(tmp_path / "run").summary().loc["worst", "replicas"] == 1
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Installs a package whose entry points are these, as an installer leaves it."""
+
+    def installed(code, **entries):
+        (tmp_path / "theirs.py").write_text(code)
+        info = tmp_path / "theirs-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+        lines = "\n".join(f"{name} = {place}" for name, place in entries.items())
+        (info / "entry_points.txt").write_text(f"[envariant.algorithms]\n{lines}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "theirs", raising=False)
+
+    return installed
+
+
+THEIRS = """
+from envariant.algorithms import Composition, Recipe, VREx
+
+gentle = Recipe("gentle", "V-REx with a small weight.", Composition(penalties=(VREx(0.5),)))
+other = Recipe("another", "Of another name.", Composition())
+number = 3
+"""
+
+
+def test_an_installed_package_brings_algorithms_of_its_own(package):
+    package(THEIRS, gentle="theirs:gentle")
+    assert recipe("gentle").default.penalties == (VREx(0.5),)
+    assert recipe("gentle(coefficient=2) + coral(1.0)").default.penalties[0] == VREx(2.0)
+    assert list(all_recipes()) == [*RECIPES, "gentle"]
+    result = envariant.train("colored-digits", "gentle", steps=3, model="linear")
+    assert result.record.settings.hyperparameters["coefficient"] == "0.5"
+    assert result.model(0)(torch.zeros(1, 2, 8, 8)).shape == (1, 1)
+    with pytest.raises(EnvariantError, match="did you mean 'gentle'"):
+        recipe("gentel")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("theirs:missing", "algorithm 'gentle': theirs:missing cannot be imported: module 'theirs' has no"),
+        (
+            "nowhere:gentle",
+            "algorithm 'gentle': nowhere:gentle cannot be imported: No module named 'nowhere'",
+        ),
+        ("theirs:number", "algorithm 'gentle': theirs:number must be a Recipe of that name; got 3"),
+        ("theirs:other", "must be a Recipe of that name; got Recipe\\(name='another'"),
+    ],
+)
+def test_what_a_package_brings_amiss_is_named(package, place, message):
+    package(THEIRS, gentle=place)
+    with pytest.raises(EnvariantError, match=message):
+        recipe("gentle")
+    assert recipe("irm"), "and does no harm to the rest"

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from envariant.cli import main
+
 ENVARIANT = [sys.executable, "-c", "from envariant.cli import main; main()"]
 TRAIN = ["train", "--data", "colored-digits", "--steps", "4"]
 
@@ -20,6 +22,22 @@ def run(*arguments, **options):
         check=False,
         **options,
     )
+
+
+@pytest.fixture
+def here(capsys):
+    """The same in this process, for a new one takes seconds to start: of each kind of test one starts some."""
+
+    def called(*arguments):
+        code = 0
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return called
 
 
 def test_help_is_fast_and_loads_no_torch():
@@ -65,16 +83,16 @@ def test_the_table_shows_every_environment_the_worst_and_the_replicas():
         assert word in done.stdout
 
 
-def test_runs_are_stored_and_reported(tmp_path):
+def test_runs_are_stored_and_reported(here, tmp_path):
     for algorithm in ("erm", "vrex"):
-        assert run(*TRAIN, "--algorithm", algorithm, "--out", tmp_path / algorithm).returncode == 0
+        assert here(*TRAIN, "--algorithm", algorithm, "--out", tmp_path / algorithm).returncode == 0
     page = tmp_path / "report.html"
-    done = run("report", tmp_path / "erm", tmp_path / "vrex", "-o", page)
+    done = here("report", tmp_path / "erm", tmp_path / "vrex", "-o", page)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert "vrex" in text
     assert "flip-0.9" in text
-    again = run("report", tmp_path / "erm", tmp_path / "vrex", "-o", page, "--json")
+    again = here("report", tmp_path / "erm", tmp_path / "vrex", "-o", page, "--json")
     assert [r["algorithm"] for r in json.loads(again.stdout)["runs"]] == ["erm", "vrex"]
 
 
@@ -86,33 +104,33 @@ def test_the_demo_on_small_digits_writes_its_page(tmp_path):
         assert word in text
 
 
-def test_algorithms_are_listed_with_parts_papers_and_ranges():
-    done = run("algorithms")
+def test_algorithms_are_listed_with_parts_papers_and_ranges(here):
+    done = here("algorithms")
     assert done.returncode == 0
     for word in ("erm", "irm", "vrex", "mm-rex", "and-mask", "gradient combination", "penalty"):
         assert word in done.stdout
-    one = run("algorithms", "and-mask").stdout
+    one = here("algorithms", "and-mask").stdout
     for word in ("mask · ḡ", "arXiv 2009.00329", "threshold=1", "search 0.5 … 1", "2 environments or more"):
         assert word in one
-    found = json.loads(run("algorithms", "--json").stdout)
+    found = json.loads(here("algorithms", "--json").stdout)
     assert found["irm"]["needs"] == ["2 environments or more"]
     threshold = found["and-mask"]["hyperparameters"]["threshold"]
     assert (threshold["default"], threshold["range"]) == ("1", "0.5 … 1")
     assert threshold["meaning"].startswith("τ in [0, 1].")
-    assert "vrex + and-mask: Equal risk" in run("algorithms", "vrex + and-mask").stdout
-    wrong = run("algorithms", "vrx")
+    assert "vrex + and-mask: Equal risk" in here("algorithms", "vrex + and-mask").stdout
+    wrong = here("algorithms", "vrx")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "did you mean 'vrex'" in wrong.stderr
 
 
-def test_data_show_draws_and_counts(tmp_path):
+def test_data_show_draws_and_counts(here, tmp_path):
     for ending, start in ((".png", b"\x89PNG"), (".svg", b"<svg")):
-        done = run("data", "show", "colored-digits", "-o", tmp_path / f"picture{ending}")
+        done = here("data", "show", "colored-digits", "-o", tmp_path / f"picture{ending}")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / f"picture{ending}").read_bytes().startswith(start)
     for word in ("599", "colour only", "shape only", "Bayes", "0.750", "0.900"):
         assert word in done.stdout
-    found = json.loads(run("data", "show", "colored-digits", "-o", tmp_path / "p.png", "--json").stdout)
+    found = json.loads(here("data", "show", "colored-digits", "-o", tmp_path / "p.png", "--json").stdout)
     assert found["environments"][2]["theory"]["colour_only"] == pytest.approx(0.1)
 
 
@@ -148,13 +166,20 @@ def test_data_fetch_proves_the_four_digests():
         (["data", "fetch", "mnist", "--mnist", "/nowhere"], "MNIST folder /nowhere"),
     ],
 )  # fmt: skip
-def test_wrong_input_is_one_clear_line_and_exit_code_2(arguments, message):
-    done = run(*arguments)
+def test_wrong_input_is_one_clear_line_and_exit_code_2(arguments, message, here):
+    done = here(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_so_it_is_in_a_process_of_its_own():
+    done = run(*TRAIN, "--algorithm", "imr")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip().splitlines() == [done.stderr.strip()]
+    assert "did you mean 'irm'" in done.stderr
 
 
 def test_a_reader_that_stops_reading_is_no_error():

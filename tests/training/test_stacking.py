@@ -87,19 +87,33 @@ def test_replicas_may_follow_different_schedules():
     assert_alike(outcome(source, members, plan(), STACKED), outcome(source, members, plan(), SEQUENTIAL))
 
 
-@pytest.mark.parametrize("batch_size", [None, 16])
 @every_case()
-def test_stacked_and_one_after_another_are_the_same_to_rounding(name, problem, batch_size):
+def test_stacked_and_one_after_another_are_the_same_to_rounding(name, problem):
     """Replicas with weights, rates, decays and hyperparameters of their own."""
     task = problem.task
+    batch_size = 16 if task.name == "multiclass" else None
     # Adam makes whole steps of an entry whose gradient is nothing but rounding (SelfReg has some).
     optimizer = optimizer_family("sgd" if name == "selfreg" else "adam")
     shared, source = plan(batch_size=batch_size, optimizer=optimizer), made(task, task.outputs)
     together = outcome(source, replicas(name), shared, STACKED)
     apart = outcome(source, replicas(name), shared, SEQUENTIAL)
     assert_alike(together, apart)
-    values = {s.params["head.weight"].sum().item() for s in apart[1].values()}
+    values = {sum(p.sum().item() for p in s.params.values()) for s in apart[1].values()}
     assert len(values) == 4, "the replicas do differ"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_algorithm_goes_on_from_its_checkpoint_bit_for_bit(name, tmp_path):
+    shared, source, members = plan(batch_size=16), made(Binary(), 1), replicas(name, 2)
+    whole = outcome(source, members, shared, STACKED)
+    for event in engine.run(source, members, shared, STACKED):
+        if (stored := event.checkpoint()).step == 4:
+            checkpoint.save(stored, tmp_path)
+            break
+    rows, states = outcome(source, members, shared, STACKED, checkpoint.load(tmp_path))
+    assert rows == [row for row in whole[0] if row.step >= 4]
+    for k, state in whole[1].items():
+        assert all(torch.equal(states[k].params[n], v) for n, v in state.params.items())
 
 
 @pytest.mark.parametrize("name", ["irm", "and-mask"])
@@ -221,9 +235,15 @@ def normed(shape, outputs):
     return nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
 
 
-@pytest.mark.parametrize("recorded", [False, True])
-@pytest.mark.parametrize("how", [SEQUENTIAL, STACKED], ids=["alone", "stacked"])
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd(momentum=0.9)"])
+@pytest.mark.parametrize(
+    ("optimizer", "how", "recorded"),
+    [
+        pytest.param("adam", SEQUENTIAL, False, id="adam-alone"),
+        pytest.param("adam", STACKED, True, id="adam-stacked-recorded"),
+        pytest.param("adamw", STACKED, False, id="adamw-stacked"),
+        pytest.param("sgd(momentum=0.9)", SEQUENTIAL, True, id="sgd-alone-recorded"),
+    ],
+)
 def test_a_replica_that_fails_stands_still_and_a_resumed_group_keeps_it_so(
     how, optimizer, recorded, monkeypatch, tmp_path
 ):

@@ -13,7 +13,15 @@ from typing import Any, cast, final
 
 from envariant import specs
 from envariant.algorithms.composition import Composition
-from envariant.algorithms.contract import Combination, GradientPenalty, Part, Penalty, Procedure, Weighting
+from envariant.algorithms.contract import (
+    Combination,
+    GradientPenalty,
+    Inference,
+    Part,
+    Penalty,
+    Procedure,
+    Weighting,
+)
 from envariant.algorithms.recipes import RECIPES, Recipe
 
 KINDS: Mapping[type[Part], str] = {
@@ -22,6 +30,7 @@ KINDS: Mapping[type[Part], str] = {
     GradientPenalty: "penalty on gradients",
     Combination: "gradient combination",
     Procedure: "procedure",
+    Inference: "inference of environments",
 }
 """What a part does, by its base class."""
 

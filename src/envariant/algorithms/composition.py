@@ -24,6 +24,7 @@ from envariant.algorithms.contract import (
     Algorithm,
     Combination,
     GradientPenalty,
+    Inference,
     Metrics,
     Model,
     Parameters,
@@ -59,6 +60,7 @@ class Composition(Algorithm):
         rescale: divide the whole loss by the largest coefficient once that exceeds 1, as the IRM and REx
             code do, to keep gradients in range.
         procedure: what makes the whole step in place of all these but l2, if anything does.
+        inference: what finds the environments to train on, if they are not the data's own.
     """
 
     weighting: Weighting = field(default_factory=Mean)
@@ -67,6 +69,7 @@ class Composition(Algorithm):
     l2: float = 0.0
     rescale: bool = False
     procedure: Procedure | None = None
+    inference: Inference | None = None
 
     def __post_init__(self) -> None:
         wanted = {"weighting": Weighting, "combination": Combination}
@@ -80,7 +83,10 @@ class Composition(Algorithm):
             isinstance(penalty, Penalty | GradientPenalty) for penalty in self.penalties
         ):
             raise EnvariantError("Composition: penalties must be a tuple of penalties, as in (VREx(),)")
-        if self.procedure is not None and replace(self, procedure=None, l2=0.0) != Composition():
+        if (
+            self.procedure is not None
+            and replace(self, procedure=None, inference=None, l2=0.0) != Composition()
+        ):
             raise EnvariantError(
                 f"{self.procedure.name}: is a procedure, which makes its own steps and takes no other parts"
             )
@@ -110,6 +116,7 @@ class Composition(Algorithm):
             self._either(other, "combination", MeanGradient()),
             self._either(other, "l2", 0.0),
             self.rescale or other.rescale,
+            inference=self._either(other, "inference", None),
         )
 
     def _either(self, other: "Composition", key: str, usual: Any) -> Any:
@@ -124,10 +131,11 @@ class Composition(Algorithm):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Weighting, penalties and combination, in order."""
+        """Weighting, penalties and combination, or the procedure; then what finds the environments."""
+        last = () if self.inference is None else (self.inference,)
         if self.procedure is not None:
-            return (self.procedure,)
-        return (self.weighting, *self.penalties, self.combination)
+            return (self.procedure, *last)
+        return (self.weighting, *self.penalties, self.combination, *last)
 
     @property
     def telling_parts(self) -> tuple[Part, ...]:
@@ -141,11 +149,16 @@ class Composition(Algorithm):
 
     @property
     def minimum_environments(self) -> int:
-        return max(part.minimum_environments for part in self.parts)
+        # Those that are found are always two.
+        return 1 if self.inference is not None else max(part.minimum_environments for part in self.parts)
 
     @property
     def needs_features(self) -> bool:
         return any(part.needs_features for part in self.parts)
+
+    @property
+    def finds_environments(self) -> Inference | None:
+        return self.inference
 
     @property
     def moves_itself(self) -> bool:
@@ -154,6 +167,18 @@ class Composition(Algorithm):
     @property
     def draws(self) -> bool:
         return any(part.draws for part in self.parts)
+
+    def adapted(self, module: nn.Module, setting: Setting) -> nn.Module:
+        if any(part.needs_linear_head for part in self.parts) and not setting.linear_head:
+            raise EnvariantError(f"{self.name}: the model's head must be one linear layer")
+        for part in self.parts:
+            module = part.adapted(module, setting)
+        return module
+
+    def predicting(self, params: Parameters, state: State) -> Parameters:
+        for i, part in enumerate(self.parts):
+            params = part.predicting(params, state[str(i)])
+        return params
 
     def networks(self, setting: Setting) -> Mapping[str, nn.Module]:
         return {name: net for part in self.parts for name, net in part.networks(setting).items()}
@@ -169,8 +194,6 @@ class Composition(Algorithm):
 
     def init(self, params: Parameters, setting: Setting) -> State:
         for part in self.parts:
-            if part.needs_linear_head and not setting.linear_head:
-                raise EnvariantError(f"{part.name}: the model's head must be one linear layer")
             if part.needs_classes and isinstance(setting.task, Regression):
                 raise EnvariantError(f"{part.name}: needs classes; the task is regression")
         return {str(i): part.init(params, setting) for i, part in enumerate(self.parts)}
@@ -223,8 +246,8 @@ class Composition(Algorithm):
         if apart:
             shared = [name for name in params if name not in own]
             stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in shared}
-            place = str(len(self.parts) - 1)
-            own_turn = now.of_part(len(self.parts) - 1)
+            place = str(len(self.penalties) + 1)
+            own_turn = now.of_part(len(self.penalties) + 1)
             gradient, states[place], told = self.combination.combine(stacked, states[place], own_turn)
             metrics |= told
         else:
@@ -247,7 +270,7 @@ class Composition(Algorithm):
         # What moves itself moves at the run's rate; so does the decay.
         decay = 2 * self.l2 * (now.learning_rate if procedure.moves_itself else 1.0)
         found = {name: gradient[name] + decay * value for name, value in params.items()}
-        return found, {"0": new}, metrics
+        return found, {**state, "0": new}, metrics
 
 
 def _of_gradients(

@@ -9,14 +9,15 @@ the step among them, are tensors that behave as numbers do. Most algorithms are 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, final
 
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from envariant.environments import EnvironmentBatch, PredictedBatch
+from envariant.errors import EnvariantError
 from envariant.now import Now
 from envariant.schedules import Schedule, schedule
 from envariant.tasks import Task
@@ -41,7 +42,8 @@ class Setting:
         task: what is predicted.
         features: numbers that the head reads for each row; 0 where nobody looks at them.
         input_shape: of one row.
-        linear_head: whether the head is one linear layer.
+        linear_head: whether the head, as the model came, is one linear layer.
+        build: one more model like the run's, newly drawn, for rows of some shape.
     """
 
     environments: int
@@ -49,6 +51,17 @@ class Setting:
     features: int = 0
     input_shape: Sequence[int] = ()
     linear_head: bool = False
+    build: Callable[[Sequence[int]], nn.Module] | None = None
+
+    def another(self, input_shape: Sequence[int] | None = None) -> nn.Module:
+        """A model like the run's, newly drawn; for rows of another shape if one is given.
+
+        Raises:
+            EnvariantError: the run has one model and no way to build another.
+        """
+        if self.build is None:
+            raise EnvariantError("model: this algorithm needs a second one; give a name or a function")
+        return self.build(self.input_shape if input_shape is None else input_shape)
 
 
 class Model(Protocol):
@@ -101,6 +114,29 @@ class Algorithm(ABC):
     @property
     def moves_itself(self) -> bool:
         return False
+
+    @property
+    def finds_environments(self) -> "Inference | None":
+        """What finds the environments to train on, if they are not the data's own."""
+        return None
+
+    def adapted(self, module: nn.Module, setting: Setting) -> nn.Module:
+        """The model as the algorithm trains it and predicts with it; most leave it as it is.
+
+        Args:
+            module: newly built, and the algorithm's to change.
+            setting: what stays the same; its `features` are not known yet.
+
+        Raises:
+            EnvariantError: the algorithm has no use for such a model.
+        """
+        del setting
+        return module
+
+    def predicting(self, params: Parameters, state: State) -> Parameters:
+        """The parameters to predict with; for most those that are trained."""
+        del state
+        return params
 
     def networks(self, setting: Setting) -> Mapping[str, nn.Module]:
         """Networks of the algorithm's own, by name, with weights from PyTorch's default generator.
@@ -160,6 +196,16 @@ class Part(ABC):
     needs_linear_head: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+
+    def adapted(self, module: nn.Module, setting: Setting) -> nn.Module:
+        """The model as the part wants it, as `Algorithm.adapted`; most leave it as it is."""
+        del setting
+        return module
+
+    def predicting(self, params: Parameters, state: State) -> Parameters:
+        """The parameters to predict with, as `Algorithm.predicting`."""
+        del state
+        return params
 
     def networks(self, setting: Setting) -> Mapping[str, nn.Module]:
         """Networks of the part's own, as `Algorithm.networks`; most have none."""
@@ -241,3 +287,34 @@ class Combination(Part):
         self, gradients: Mapping[str, Tensor], state: State, now: Now
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         """One gradient from each `[environments, *shape]`, the new state, and metrics."""
+
+
+class Inference(Part):
+    """How environments are found where none are given, before training: from a first model's answers.
+
+    Attributes:
+        count: how many are found.
+        reference_steps: that the first model trains; 0 is as many as the run.
+        reference_l2: weight of the squared norm in its loss.
+    """
+
+    count: ClassVar[int] = 2
+    reference_steps: int
+    reference_l2: float
+
+    @abstractmethod
+    def environments(
+        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"], task: Task
+    ) -> Int[Tensor, " rows"]:
+        """The number of each row's environment, from 0."""
+
+
+def featurizer_and_head(module: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
+    """The two parts of a model that an algorithm of that name wants to look at or change.
+
+    Raises:
+        EnvariantError: the model does not have them.
+    """
+    if not all(hasattr(module, part) for part in ("featurizer", "head")):
+        raise EnvariantError(f"{name}: the model needs the parts featurizer and head")
+    return module.get_submodule("featurizer"), module.get_submodule("head")

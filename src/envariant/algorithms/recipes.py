@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from importlib.metadata import EntryPoint, entry_points
 from operator import add
 from typing import Any, cast, final
 
@@ -19,6 +20,7 @@ from envariant.algorithms.contract import Part, Weighting
 from envariant.algorithms.gradients.and_mask import AndMask
 from envariant.algorithms.gradients.pcgrad import PCGrad
 from envariant.algorithms.gradients.sand_mask import SandMask
+from envariant.algorithms.inference.eiil import EIIL
 from envariant.algorithms.penalties.bottleneck import InformationBottleneck
 from envariant.algorithms.penalties.cad import CAD
 from envariant.algorithms.penalties.causirl import CausIRL
@@ -33,13 +35,19 @@ from envariant.algorithms.penalties.rdm import RDM
 from envariant.algorithms.penalties.sd import SpectralDecoupling
 from envariant.algorithms.penalties.selfreg import SelfReg
 from envariant.algorithms.penalties.vrex import VREx
+from envariant.algorithms.procedures.adrmx import ADRMX
+from envariant.algorithms.procedures.arm import ARM
 from envariant.algorithms.procedures.dann import DANN
+from envariant.algorithms.procedures.erm_plus import ERMPlus
 from envariant.algorithms.procedures.fish import Fish
 from envariant.algorithms.procedures.mixup import Mixup
 from envariant.algorithms.procedures.mldg import MLDG
+from envariant.algorithms.procedures.mtl import MTL
 from envariant.algorithms.procedures.rsc import RSC
 from envariant.algorithms.procedures.sagnet import SagNet
 from envariant.algorithms.procedures.transfer import Transfer
+from envariant.algorithms.procedures.trm import TRM
+from envariant.algorithms.procedures.urm import URM
 from envariant.algorithms.weightings.eqrm import EQRM
 from envariant.algorithms.weightings.group_dro import GroupDRO
 from envariant.algorithms.weightings.mean import Mean
@@ -49,6 +57,9 @@ from envariant.algorithms.weightings.worst import Worst
 from envariant.errors import EnvariantError, unknown_name
 from envariant.schedules import Schedule
 from envariant.search_space import Choice, Range, ranges
+
+ENTRY_POINTS = "envariant.algorithms"
+"""The group under which a package names recipes of its own, as `name = "module:recipe"`."""
 
 
 @final
@@ -143,6 +154,7 @@ class Recipe:
             penalties=tuple(map(changed, self.default.penalties)),
             combination=changed(self.default.combination),
             procedure=None if self.default.procedure is None else changed(self.default.procedure),
+            inference=None if self.default.inference is None else changed(self.default.inference),
             **specs.checked(Composition, loss, self.name),
         )
 
@@ -321,6 +333,41 @@ RECIPES: dict[str, Recipe] = {
             "Features on which no nearby head does better here than there.",
             Composition(procedure=Transfer()),
         ),
+        Recipe(
+            "mtl",
+            "A head that is told what its environment is like on average.",
+            Composition(procedure=MTL()),
+        ),
+        Recipe(
+            "arm",
+            "A model that is shown a summary of the rows around each row.",
+            Composition(procedure=ARM()),
+        ),
+        Recipe(
+            "trm",
+            "Features from which what is learned here transfers to there.",
+            Composition(procedure=TRM()),
+        ),
+        Recipe(
+            "adrmx",
+            "Features less those of the environment, remixed.",
+            Composition(procedure=ADRMX()),
+        ),
+        Recipe(
+            "erm++",
+            "Least mean risk, with a head that warms up first and the mean of the weights at the end.",
+            Composition(procedure=ERMPlus()),
+        ),
+        Recipe(
+            "urm",
+            "Features spread evenly, so that none is left out.",
+            Composition(procedure=URM()),
+        ),
+        Recipe(
+            "eiil",
+            "IRM on two environments found where a first model is right and where it is wrong.",
+            Composition(penalties=(IRM(),), rescale=True, inference=EIIL()),
+        ),
     )
 }
 
@@ -344,10 +391,37 @@ def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
     found: list[tuple[Recipe, dict[str, Any]]] = []
     for term in _terms(text):
         spec = specs.parse(term)
-        if spec.name not in RECIPES:
-            raise unknown_name("algorithm", spec.name, RECIPES)
-        found.append((RECIPES[spec.name], RECIPES[spec.name].settings(spec)))
+        known = RECIPES.get(spec.name) or _installed(spec.name)
+        found.append((known, known.settings(spec)))
     return found
+
+
+def all_recipes() -> dict[str, Recipe]:
+    """Every recipe by name, those that other installed packages bring among them.
+
+    Raises:
+        EnvariantError: what a package brings is no recipe.
+    """
+    return {**RECIPES, **{name: _installed(name) for name in _entry_points() if name not in RECIPES}}
+
+
+def _installed(name: str) -> Recipe:
+    """A recipe that another package brings; it is imported only when it is named."""
+    others = _entry_points()
+    if name not in others:
+        raise unknown_name("algorithm", name, (*RECIPES, *others))
+    place = others[name].value
+    try:
+        found = others[name].load()
+    except (ImportError, AttributeError) as error:
+        raise EnvariantError(f"algorithm '{name}': {place} cannot be imported: {error}") from error
+    if not isinstance(found, Recipe) or found.name != name:
+        raise EnvariantError(f"algorithm '{name}': {place} must be a Recipe of that name; got {found!r}")
+    return found
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
 
 
 def added(text: str, built: Sequence[Composition]) -> Recipe:

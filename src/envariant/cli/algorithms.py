@@ -25,7 +25,7 @@ def algorithms(
     markdown
         Print the page of the documentation.
     """
-    from envariant.algorithms import RECIPES, catalogue, recipe
+    from envariant.algorithms import all_recipes, catalogue, recipe
     from envariant.algorithms.catalogue import Described
     from envariant.cli.show import print_json, print_lines
 
@@ -48,7 +48,7 @@ def algorithms(
     if markdown:
         sys.stdout.write(catalogue.markdown())
         return
-    known = {name: recipe(name)} if name else RECIPES
+    known = {name: recipe(name)} if name else all_recipes()
     shown = {key: catalogue.described(each) for key, each in known.items()}
     if json:
         print_json({key: each.plain() for key, each in shown.items()})

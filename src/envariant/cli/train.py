@@ -30,6 +30,8 @@ def train(
     ] = None,
     evaluate_every: Whole | None = None,
     augmentation: str | None = None,
+    init: str | None = None,
+    freeze: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     execution: str = "auto",
     memory: str | None = None,
@@ -75,6 +77,10 @@ def train(
         Steps between measurements.
     augmentation
         affine(rotation=15,shear=10,scale=0.2): random affine maps of training images.
+    init
+        What trains first, for the algorithm to start from: erm, erm(steps=200), or rfc for rich features.
+    freeze
+        "features" trains the head alone, on the features of --init.
     device
         Where to train.
     execution
@@ -108,6 +114,8 @@ def train(
         test_environments=test_environments or None,
         evaluate_every=evaluate_every,
         augmentation=augmentation,
+        init=init,
+        freeze=freeze,
         device=device,
         execution=execution,
         memory=memory,

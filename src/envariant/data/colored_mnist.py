@@ -7,7 +7,7 @@ each program's own order of random numbers, so that fixtures made with it come o
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -216,6 +216,12 @@ def _suggest_irm(algorithm: str, gray: bool) -> Suggestion:
         "vrex": {"l2": paper["l2"], "pairwise": True, "weighting": "sum"},
         # R_1 + R_2 + c|R_1 − R_2| is twice R̄ + c(max − R̄), and so is the l2 term beside it.
         "mm-rex": {"l2": paper["l2"] / 2},
+        # The Fishr code on these data: variances of the newest rows alone, their distances summed.
+        "fishr": {"l2": paper["l2"], "memory": 0.0, "summed": True},
+        "eiil": {
+            "l2": paper["l2"],
+            "coefficient": replace(coefficient, after=paper["eiil_settings"]["penalty_weight"]),
+        },
     }
     if algorithm in penalised:
         return Suggestion(
@@ -225,6 +231,8 @@ def _suggest_irm(algorithm: str, gray: bool) -> Suggestion:
             learning_rate=paper["lr"],
             source="IRM paper, chosen there with a look at the test environment",
         )
+    if not gray and (found := _suggest_rfc(algorithm)) is not None:
+        return found
     baseline = paper["oracle_settings" if gray else "erm_settings"]
     return Suggestion(
         {"l2": baseline["l2"]},
@@ -232,6 +240,31 @@ def _suggest_irm(algorithm: str, gray: bool) -> Suggestion:
         steps=baseline["steps"],
         learning_rate=baseline["lr"],
         source=f"IRM code, {'grayscale oracle' if gray else 'ERM baseline'}",
+    )
+
+
+def _suggest_rfc(algorithm: str) -> Suggestion | None:
+    """Of penalties that the IRM and REx papers do not have, the settings of the RFC code.
+
+    It lists five weights and up to six lengths of the first stage; these are the middle weight, and the
+    length that its figure shows. Risks are summed there; P is a sum over environments where ours is a mean.
+    """
+    rfc = published.protocol("colored_mnist_rfc")
+    weights = {"sd": (2 * 100.0, 250), "iga": (1e4, 250), "clove": (2 * 1e4, 200)}
+    if algorithm not in weights:
+        return None
+    weight, at = weights[algorithm]
+    return Suggestion(
+        {
+            "coefficient": Step(1.0, weight, at=at),
+            "l2": 0.0 if algorithm == "clove" else rfc["l2"],
+            "weighting": "sum",
+            "rescale": True,
+        },
+        model="mlp(hidden=390)",
+        steps=1001,
+        learning_rate=5e-4,
+        source="RFC code, the middle of its weights",
     )
 
 

@@ -7,7 +7,7 @@ file's header, and once more beside it as JSON for people to read.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -40,7 +40,7 @@ class ReplicaState:
 
     Attributes:
         step: updates made.
-        params, buffers: of the model, by name.
+        params, buffers: of the model, by name, as they predict.
         failure: why training stopped early, or None.
         seconds: spent on it; a group's time is shared out evenly.
     """
@@ -68,6 +68,7 @@ class Checkpoint:
         metrics: the names of those.
         failures: of the replicas that stopped early, as far as they have been measured.
         seconds: spent on all of them so far.
+        predicting: the parameters that predict, where those are not the ones that train.
     """
 
     replicas: tuple[int, ...]
@@ -81,6 +82,7 @@ class Checkpoint:
     metrics: tuple[str, ...]
     failures: Mapping[int, Failure]
     seconds: float
+    predicting: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def reached(self, replica: int) -> int:
         """The step at which that replica was last measured."""
@@ -92,7 +94,8 @@ class Checkpoint:
         for k, index in enumerate(self.replicas):
             failure = self.failures.get(index)
             params, buffers = (
-                {name: value[k] for name, value in held.items()} for held in (self.params, self.buffers)
+                {name: value[k] for name, value in held.items()}
+                for held in (self.predicting or self.params, self.buffers)
             )
             found[index] = ReplicaState(
                 self.step if failure is None else failure.step,
@@ -116,7 +119,7 @@ class _Side:
 
 
 _SIDE = TypeAdapter(_Side)
-_GROUPS = ("params", "buffers", "optimizer", "algorithm", "watch")
+_GROUPS = ("params", "buffers", "optimizer", "algorithm", "watch", "predicting")
 _SEPARATOR = "/"
 
 
@@ -124,7 +127,8 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes the two files; a kill at any moment leaves the former pair or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        key: value.detach().contiguous()
+        # Copied where it stands in two places: what predicts may be part of the algorithm's state.
+        key: value.detach().clone() if group == "predicting" else value.detach().contiguous()
         for group in _GROUPS
         for key, value in _flat(getattr(checkpoint, group), group).items()
     }

@@ -9,13 +9,13 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from envariant.algorithms.contract import Setting
+from envariant.algorithms.contract import Setting, featurizer_and_head
 from envariant.algorithms.hyperparameters import numbers, structure
 from envariant.environments import EnvironmentSet, EnvironmentSource
 from envariant.errors import EnvariantError
@@ -49,6 +49,7 @@ class Plan:
         test: names of held-out environments; None is the data's own choice.
         device: where to train.
         compiled: whether to compile each program.
+        freeze: "features" to train the head alone.
     """
 
     model: ModelBuilder
@@ -61,6 +62,7 @@ class Plan:
     test: tuple[str, ...] | None
     device: torch.device
     compiled: bool = False
+    freeze: str | None = None
 
     def measures_at(self, step: int) -> bool:
         """Whether every environment is to be measured after so many updates."""
@@ -100,19 +102,25 @@ class Group:
         sets = [source.draw(replica.seeds.data) for replica in replicas]
         self._roles = sets[0].roles(plan.test)
         self._names = sets[0].names
-        self.network, self._setting = net, setting = network(sets[0], replicas[0], plan)
+        net, setting = network(sets[0], replicas[0], plan)
+        self.network = net
         self._draws, self._constants = net.draws, constants(net.module)
         self._rows = Rows(sets, self._roles, plan.device)
+        trained = self._rows
+        if any(replica.start.environments for replica in replicas):
+            found = [r.start.environments or drawn for r, drawn in zip(replicas, sets, strict=True)]
+            trained = Rows(found, found[0].roles(()), plan.device)
         whole = plan.batch_size is None and plan.augmentation is None
         families = isinstance(net.module, FeaturizerAndHead)
         self._batches = Batches(
-            self._rows,
+            trained,
             [replica.seeds.order for replica in replicas],
             plan.batch_size,
             plan.augmentation,
             # All families begin with a product, which would round the inputs at every step to these bits.
             torch.bfloat16 if net.precision == "bfloat16" and whole and families else torch.float32,
         )
+        self._setting = setting
         self._params, self._views, self._buffers = self._weights(sets)
         self._state = _stacked(
             [
@@ -209,7 +217,20 @@ class Group:
 
     def measured_at_once(self, replicas: int) -> float:
         """How many replicas' worth of the largest environment is measured at one time in a group so large."""
-        return replicas / self._blocks(max(self._rows.sizes.values()), replicas)
+        return replicas / len(self.network.blocks(max(self._rows.sizes.values()), replicas))
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """What each replica's model says of some rows, the same for all: logits `[replicas, rows, *c]`."""
+        replicas = len(self._replicas)
+
+        def of_block(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+            return self.network.forward(params, buffers, inputs, training=False, replicas=replicas)[1]
+
+        together = over_replicas(of_block, (0, 0, None), replicas)
+        with torch.inference_mode():
+            blocks = inputs.to(self.device).split(self.network.blocks(len(inputs), replicas))
+            found = [together(self._predicting(), self._buffers, block) for block in blocks]
+        return torch.cat(found, dim=1).clone()
 
     def checkpoint(self) -> Checkpoint:
         """Where the group stands; its tensors are the group's own and change with the next step."""
@@ -225,7 +246,13 @@ class Group:
             self._metric_names,
             dict(self._failures),
             self._spent + time.perf_counter() - self._started,
+            {} if (predicting := self._predicting()) is self._views else predicting,
         )
+
+    def _predicting(self) -> Mapping[str, Tensor]:
+        """The parameters that predict; for most algorithms those that are trained."""
+        algorithm = self._replicas[0].algorithm
+        return algorithm.predicting(self._views, self._state)
 
     def _watch(self) -> dict[str, Tensor]:
         seen = {"metrics": self._metrics, "gradient_rms": self._gradient_rms}
@@ -268,19 +295,16 @@ class Group:
 
         sums = over_replicas(blockwise, (0, 0, axis, axis), replicas)
         rows, along = self._rows.sizes[name], 0 if axis is None else 1
-        count = self._blocks(rows, replicas)
-        total = torch.zeros((), device=self.device)
+        blocks = net.blocks(rows, replicas)
+        total, params = torch.zeros((), device=self.device), self._predicting()
         # Block by block, so that nothing of the size of an environment is held for all replicas at once.
         with torch.inference_mode():
-            for block in zip(*(v.tensor_split(count, dim=along) for v in (inputs, targets)), strict=True):
-                total = total + sums(self._views, self._buffers, *block)
+            for block in zip(*(v.split(blocks, dim=along) for v in (inputs, targets)), strict=True):
+                total = total + sums(params, self._buffers, *block)
         means, outputs = total / rows, self.network.task.outputs
         loss_and_score, first, second = means.split([2, outputs, outputs], dim=1)
         variance = (second - first.square()).clamp(min=0).mean(dim=1, keepdim=True)
         return torch.cat([loss_and_score, variance.sqrt()], dim=1)
-
-    def _blocks(self, rows: int, replicas: int) -> int:
-        return math.ceil(rows / self.network.rows_of_a_block(replicas))
 
     def _note_failure(
         self, index: int, k: int, failed_at: int, rows: Sequence[HistoryRow], metrics: Mapping[str, float]
@@ -306,7 +330,7 @@ class Group:
         net = self.network
         found = [(net.params, net.buffers)]
         for drawn, replica in zip(sets[1:], self._replicas[1:], strict=True):
-            module = _module(drawn, replica, self._plan)
+            module, _ = _module(drawn, replica, self._plan)
             if constants(module) != self._constants:
                 raise StackingError(
                     "the models differ in more than parameters and buffers (register tensors as buffers)"
@@ -315,6 +339,10 @@ class Group:
             found.append(
                 ({**params, **net.own_weights(_own(replica, self._setting, self._plan.device))}, buffers)
             )
+        found = [
+            (_replaced(params, replica), _replaced(buffers, replica))
+            for (params, buffers), replica in zip(found, self._replicas, strict=True)
+        ]
         shapes = {name: value.shape for name, value in net.params.items()}
         if any({name: value.shape for name, value in params.items()} != shapes for params, _ in found):
             raise StackingError("the models differ in the shapes of their parameters")
@@ -375,7 +403,7 @@ class Group:
 
 def network(environments: EnvironmentSet, replica: Replica, plan: Plan) -> tuple[Network, Setting]:
     """The replica's network with its initial weights, and what the algorithm is told of it and the data."""
-    module = _module(environments, replica, plan)
+    module, setting = _module(environments, replica, plan)
     net = Network(
         module,
         environments.task,
@@ -384,14 +412,7 @@ def network(environments: EnvironmentSet, replica: Replica, plan: Plan) -> tuple
         needs_features=replica.algorithm.needs_features,
         input_shape=environments.input_shape,
     )
-    roles = environments.roles(plan.test).values()
-    setting = Setting(
-        sum(role == "train" for role in roles),
-        environments.task,
-        net.features,
-        tuple(environments.input_shape),
-        net.linear_head,
-    )
+    setting = replace(setting, features=net.features)
     net.adopt(_own(replica, setting, plan.device))
     return net, setting
 
@@ -403,12 +424,34 @@ def _own(replica: Replica, setting: Setting, device: torch.device) -> Mapping[st
         return replica.algorithm.networks(setting)
 
 
-def _module(environments: EnvironmentSet, replica: Replica, plan: Plan) -> nn.Module:
+def _module(environments: EnvironmentSet, replica: Replica, plan: Plan) -> tuple[nn.Module, Setting]:
+    """The model as the algorithm wants it, and what the algorithm may know beforehand."""
+    task = environments.task
     with private_random_numbers(replica.seeds.initialisation, plan.device):
-        module: object = plan.model(environments.input_shape, environments.task.outputs)
-    if not isinstance(module, nn.Module):
-        raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
-    return module
+        module: object = plan.model(environments.input_shape, task.outputs)
+        if not isinstance(module, nn.Module):
+            raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
+        roles, inference = environments.roles(plan.test).values(), replica.algorithm.finds_environments
+        setting = Setting(
+            sum(role == "train" for role in roles) if inference is None else inference.count,
+            task,
+            input_shape=tuple(environments.input_shape),
+            linear_head=isinstance(getattr(module, "head", None), nn.Linear),
+            build=lambda shape: plan.model(shape, task.outputs),
+        )
+        module = replica.algorithm.adapted(module, setting)
+    if plan.freeze is not None:
+        featurizer_and_head(module, "freeze")[0].requires_grad_(False)
+    return module, setting
+
+
+def _replaced(values: Mapping[str, Tensor], replica: Replica) -> dict[str, Tensor]:
+    """Freshly drawn weights, but for those from which the replica starts."""
+    given = replica.start.params
+    for name in values.keys() & given.keys():
+        if given[name].shape != values[name].shape:
+            raise EnvariantError(f"init: '{name}' has another shape in the model that is to start from it")
+    return {name: given[name].to(value) if name in given else value for name, value in values.items()}
 
 
 @final

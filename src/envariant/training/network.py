@@ -7,6 +7,7 @@ before the loss; autograd then walks back block by block and activations stay in
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -27,6 +28,9 @@ ModelBuilder = Callable[[Sequence[int], int], nn.Module]
 # blocks pay for casting weights and starting products, larger ones for leaving the caches.
 BLOCK_BYTES = 100 * 2**20
 _BLOCK_ROWS = (64, 2**20)
+
+TOGETHER = "rows_together"
+"""An attribute of modules whose answer for a row depends on its neighbours: of how many, when predicting."""
 
 
 @final
@@ -66,6 +70,7 @@ class Network:
         features: numbers that the head reads; 0 where nobody looks at them.
         own: networks of the algorithm's own, by name, whose parameters are among `params`.
         draws: whether a training pass draws random numbers, as dropout does.
+        together: rows that a prediction looks at side by side; 1 for most models.
 
     Raises:
         EnvariantError: the module cannot take such inputs, does not give one row of outputs for each row
@@ -97,15 +102,11 @@ class Network:
                 "model: this algorithm looks at features, so the module needs the parts featurizer and head"
             )
         self._both = _FeaturesAndOutput(module, needs_features).to(device)
+        self.together = max(getattr(part, TOGETHER, 1) for part in module.modules())
         self._block = _BLOCK_ROWS[0]
         self.changing, self.draws, self.width, self.features = self._probe(input_shape)
         least, most = _BLOCK_ROWS
         self._block = max(least, min(most, BLOCK_BYTES // (4 * self.width)))
-
-    @property
-    def linear_head(self) -> bool:
-        """Whether the head is one linear layer."""
-        return isinstance(getattr(self.module, "head", None), nn.Linear)
 
     def adopt(self, own: Mapping[str, nn.Module]) -> None:
         """Takes in networks of the algorithm's own, which train beside the model.
@@ -160,11 +161,11 @@ class Network:
         held = self._part(params, "")
         names = {f"module.{name}": value for name, value in (*held.items(), *buffers.items())}
         # A model with running statistics must see its whole batch at once: they are part of its answer.
-        whole = training and self.changing
-        blocks = 1 if whole else math.ceil(len(inputs) / self.rows_of_a_block(replicas))
+        whole = training and (self.changing or self.together > 1)
+        blocks = [len(inputs)] if whole else self.blocks(len(inputs), replicas)
         # Casting weights anew for every block makes their gradients add up over blocks in float32.
         with self._rounding():
-            outputs = [functional_call(self._both, names, (block,)) for block in inputs.tensor_split(blocks)]
+            outputs = [functional_call(self._both, names, (block,)) for block in inputs.split(blocks)]
         features, raw = (joined(parts).float() for parts in zip(*outputs, strict=True))
         return features, self.task.logits(raw)
 
@@ -192,7 +193,15 @@ class Network:
 
     def rows_of_a_block(self, replicas: int) -> int:
         """How many rows go through at a time where so many replicas go side by side."""
-        return max(_BLOCK_ROWS[0], self._block // replicas)
+        rows = max(_BLOCK_ROWS[0], self._block // replicas)
+        return max(self.together, rows - rows % self.together)
+
+    def blocks(self, rows: int, replicas: int) -> list[int]:
+        """Sizes of about equal blocks, in which no rows are parted that are looked at side by side."""
+        groups = math.ceil(rows / self.together)
+        parts = math.ceil(groups / (self.rows_of_a_block(replicas) // self.together))
+        edges = [min(rows, self.together * (i * groups // parts)) for i in range(parts + 1)]
+        return [end - start for start, end in pairwise(edges)]
 
     def fingerprint(self) -> str:
         """A digest of the architecture as it prints itself and of the weights before training."""

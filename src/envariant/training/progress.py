@@ -23,12 +23,25 @@ class Watcher(Protocol):
 
     def __call__(self, event: Stepped | Evaluated) -> None: ...
 
+    def preparing(self, replica: int, done: int, of: int) -> None:
+        """So many steps were made before that replica's first."""
+        ...
+
 
 @final
 class _Display:
     def __init__(self, bars: Progress, task: TaskID, steps: int, metric: str) -> None:
         self._bars, self._task, self._steps, self._metric = bars, task, steps, metric
         self._done: dict[tuple[int, ...], int] = {}
+        self._before: TaskID | None = None
+
+    def preparing(self, replica: int, done: int, of: int) -> None:
+        if self._before is None:
+            self._before = self._bars.add_task("before the first step", total=of, scores=f"replica {replica}")
+        self._bars.update(self._before, completed=done, scores=f"replica {replica}")
+        if done >= of:
+            self._bars.remove_task(self._before)
+            self._before = None
 
     def __call__(self, event: Stepped | Evaluated) -> None:
         reached = event.step

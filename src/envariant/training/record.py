@@ -12,7 +12,7 @@ from envariant.errors import EnvariantError
 from envariant.training.execution import Execution
 from envariant.training.replicas import Seeds
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @final
@@ -21,7 +21,7 @@ class Settings:
     """Everything that decides a run's numbers, as text and numbers.
 
     Attributes:
-        data, algorithm, model, optimizer, augmentation: as written on the command line.
+        data, algorithm, model, optimizer, augmentation, init, freeze: as written on the command line.
         hyperparameters: of the algorithm, every one.
         steps: updates of each replica.
         batch_size: rows of each training environment a step; None is all of them.
@@ -50,6 +50,8 @@ class Settings:
     weight_decay: float
     evaluate_every: int
     augmentation: str | None
+    init: str | None
+    freeze: str | None
     test_environments: tuple[str, ...]
     replicas: int
     seed: int
@@ -70,7 +72,7 @@ class Record:
     Attributes:
         settings: what decides the numbers.
         execution: how replicas were run, and why so.
-        metric, higher_is_better: of the task.
+        task, metric, higher_is_better: what is predicted, and how it is measured.
         chance, optimum: what theory says, in the metric; None where it says nothing.
         input_shape: of one row.
         outputs: numbers a model gives per row.
@@ -84,6 +86,7 @@ class Record:
 
     settings: Settings
     execution: Execution
+    task: str
     metric: str
     higher_is_better: bool
     chance: float | None

@@ -4,12 +4,16 @@ Three seeds, not one: two algorithms compared at replica k see the same data dra
 same initial weights and batches, so that what differs between them is the algorithm.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import final
 
 import numpy as np
+from torch import Tensor
 
 from envariant.algorithms.contract import Algorithm
+from envariant.environments import EnvironmentSet
 from envariant.random_numbers import step_key
 
 
@@ -39,6 +43,20 @@ class Seeds:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a replica starts.
+
+    Attributes:
+        params: of the model, by name; what is not among them is as freshly drawn.
+        environments: to train on, in place of those of its data draw.
+    """
+
+    params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    environments: EnvironmentSet | None = None
+
+
+@final
 @dataclass(frozen=True)
 class Replica:
     """What one replica does its own way; everything else is in the plan that all share.
@@ -48,6 +66,7 @@ class Replica:
         seeds: of its data draw, initial weights and batch order.
         algorithm: with this replica's hyperparameters.
         learning_rate, weight_decay: of the optimizer.
+        prepared: makes its start, which may take long; None is as freshly drawn.
     """
 
     index: int
@@ -55,3 +74,9 @@ class Replica:
     algorithm: Algorithm
     learning_rate: float
     weight_decay: float
+    prepared: Callable[[], Start] | None = field(default=None, compare=False)
+
+    @cached_property
+    def start(self) -> Start:
+        """Its start, made when it is first asked for."""
+        return Start() if self.prepared is None else self.prepared()

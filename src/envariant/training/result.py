@@ -11,9 +11,11 @@ import pandas as pd
 import torch
 from torch import nn
 
+from envariant.algorithms import Setting, recipe
 from envariant.errors import EnvariantError, unknown_name
-from envariant.models import model_family
+from envariant.models import ModelFamily, model_family
 from envariant.random_numbers import private_random_numbers
+from envariant.tasks import task_named
 from envariant.training import history, run_folder
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.diagnostics import Diagnosis, diagnose
@@ -147,11 +149,29 @@ class TrainingResult:
                 f"result.checkpoints[{replica}].params and .buffers into a module of your own"
             ) from None
         with private_random_numbers(0, torch.device("cpu")):
-            module = family.build(record.input_shape, record.outputs)
+            module = self._adapted(family)
         held = {**saved.params, **saved.buffers}
         # Networks of the algorithm's own have done their work.
         module.load_state_dict({name: held[name] for name in module.state_dict()})
         return module.eval()
+
+    def _adapted(self, family: ModelFamily) -> nn.Module:
+        """The model as the algorithm trained it."""
+        record, settings = self.record, self.record.settings
+        module = family.build(record.input_shape, record.outputs)
+        try:
+            known = recipe(settings.algorithm)
+        except EnvariantError:
+            # An algorithm of the user's own; if it changed the model, the weights will not fit.
+            return module
+        setting = Setting(
+            sum(role == "train" for role in record.roles.values()),
+            task_named(record.task, record.outputs),
+            input_shape=record.input_shape,
+            linear_head=isinstance(getattr(module, "head", None), nn.Linear),
+            build=lambda shape: family.build(shape, record.outputs),
+        )
+        return known.build(settings.hyperparameters).adapted(module, setting)
 
     def summary(self) -> pd.DataFrame:
         """A line an environment and one for the worst: mean and standard deviation (n − 1) over replicas."""

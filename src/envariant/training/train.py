@@ -15,7 +15,7 @@ from envariant import data as sources
 from envariant.algorithms import recipes, settings_of
 from envariant.algorithms.contract import Algorithm
 from envariant.environments import EnvironmentSet, EnvironmentSource, Suggestion
-from envariant.errors import EnvariantError
+from envariant.errors import EnvariantError, unknown_name
 from envariant.models import ModelFamily, model_family
 from envariant.training import engine, provenance, run_folder
 from envariant.training.augmentation import augmentation as augmentation_named
@@ -23,10 +23,12 @@ from envariant.training.engine import Evaluated
 from envariant.training.execution import choose, wish
 from envariant.training.group import Plan, network
 from envariant.training.history import HistoryRow
+from envariant.training.initialisers import initialiser_named
 from envariant.training.memory import parse as memory_in_bytes
 from envariant.training.network import ModelBuilder
 from envariant.training.optimizers import optimizer_family
-from envariant.training.progress import watching
+from envariant.training.preparation import prepared
+from envariant.training.progress import Watcher, watching
 from envariant.training.record import Record, Settings
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.result import TrainingResult
@@ -52,6 +54,8 @@ def train(
     test_environments: Sequence[str] | None = None,
     evaluate_every: int | None = None,
     augmentation: str | None = None,
+    init: str | None = None,
+    freeze: str | None = None,
     device: str = "auto",
     execution: str = "auto",
     memory: str | float | None = None,
@@ -79,6 +83,9 @@ def train(
         test_environments: names to hold out; None holds out what the data suggest.
         evaluate_every: steps between measurements; None gives about 25 of them.
         augmentation: `affine(rotation=15, shear=10, scale=0.2)` for random affine maps of images.
+        init: what trains first, for the algorithm to start from: `erm(steps=100)`, or `rfc` for rich features
+            (Zhang, Lopez-Paz, Bottou 2022); None starts from freshly drawn weights.
+        freeze: "features" to train the head alone, on the features of `init`.
         device: "cpu", "cuda" or "auto".
         execution: how many replicas train as one program: `sequential` (one after another), `stacked`,
             `stacked(group=50)`, or `auto`, which tries both for a few steps and stores its choice. A
@@ -123,7 +130,9 @@ def train(
         test=None if test_environments is None else tuple(test_environments),
         device=_device(device),
         compiled=compile,
+        freeze=_frozen(freeze, init),
     )
+    initialiser = initialiser_named(init)
     wanted, budget = wish(execution), memory_in_bytes(memory)
     every = max(1, round(plan.steps / 25)) if evaluate_every is None else evaluate_every
     every = _at_least("evaluate-every", 1, every)
@@ -160,6 +169,8 @@ def train(
         weight_decay=weight_decay,
         evaluate_every=every,
         augmentation=augmentation,
+        init=init,
+        freeze=freeze,
         test_environments=tuple(name for name, role in roles.items() if role == "test"),
         replicas=replicas,
         seed=seed,
@@ -174,28 +185,32 @@ def train(
     settings = replace(settings, changed=_changed(settings, chosen, first))
     # A run that goes on keeps to the execution it began with, so that its bits do not change.
     begun = None if out is None else run_folder.prepare(Path(out))
-    record = Record(
-        settings=settings,
-        execution=begun or choose(wanted, source, runs, plan, budget),
-        metric=first.task.metric,
-        higher_is_better=first.task.higher_is_better,
-        chance=first.known.chance if first.known.chance is not None else first.task.chance,
-        optimum=first.known.optimum,
-        input_shape=tuple(first.input_shape),
-        outputs=first.task.outputs,
-        roles=roles,
-        sizes={e.name: len(e) for e in first.environments},
-        constant_loss={e.name: first.task.constant_loss(e.targets) for e in first.environments},
-        fingerprints={
-            "data": first.fingerprint(),
-            "model": net.fingerprint(),
-        },
-        seeds=tuple(run.seeds for run in runs),
-        versions=provenance.versions(),
-        hardware=provenance.hardware(plan.device),
-        command=provenance.command(),
-    )
-    return _collect(source, runs, plan, record, out, progress)
+    label = f"{settings.algorithm} on {settings.data}"
+    with watching(label, len(runs), plan.steps, first.task.metric, progress) as watch:
+        runs = [prepared(run, source, plan, initialiser, watch.preparing) for run in runs]
+        record = Record(
+            settings=settings,
+            execution=begun or choose(wanted, source, runs, plan, budget),
+            task=first.task.name,
+            metric=first.task.metric,
+            higher_is_better=first.task.higher_is_better,
+            chance=first.known.chance if first.known.chance is not None else first.task.chance,
+            optimum=first.known.optimum,
+            input_shape=tuple(first.input_shape),
+            outputs=first.task.outputs,
+            roles=roles,
+            sizes={e.name: len(e) for e in first.environments},
+            constant_loss={e.name: first.task.constant_loss(e.targets) for e in first.environments},
+            fingerprints={
+                "data": first.fingerprint(),
+                "model": net.fingerprint(),
+            },
+            seeds=tuple(run.seeds for run in runs),
+            versions=provenance.versions(),
+            hardware=provenance.hardware(plan.device),
+            command=provenance.command(),
+        )
+        return _collect(source, runs, plan, record, out, watch)
 
 
 def _collect(
@@ -204,7 +219,7 @@ def _collect(
     plan: Plan,
     record: Record,
     out: Path | str | None,
-    progress: bool | None,
+    watch: Watcher,
 ) -> TrainingResult:
     """Reads the engine's events: stores, shows and gathers them."""
     folder = None if out is None else RunFolder(Path(out), record)
@@ -213,16 +228,14 @@ def _collect(
     saved = [] if folder is None else folder.resume
     states = {number: state for group in saved for number, state in group.states().items()}
     try:
-        label = f"{record.settings.algorithm} on {record.settings.data}"
-        with watching(label, len(runs), plan.steps, record.metric, progress) as watch:
-            for event in engine.run(source, runs, plan, record.execution, saved):
-                watch(event)
-                if isinstance(event, Evaluated):
-                    rows += event.rows
-                    if event.finished:
-                        states |= event.checkpoint().states()
-                if folder is not None:
-                    folder.store(event)
+        for event in engine.run(source, runs, plan, record.execution, saved):
+            watch(event)
+            if isinstance(event, Evaluated):
+                rows += event.rows
+                if event.finished:
+                    states |= event.checkpoint().states()
+            if folder is not None:
+                folder.store(event)
     finally:
         if folder is not None:
             folder.close()
@@ -313,6 +326,16 @@ def _at_least(what: str, least: int, value: object) -> int:
     if whole < least:
         raise EnvariantError(f"{what} must be at least {least}; got {whole}")
     return whole
+
+
+def _frozen(what: str | None, init: str | None) -> str | None:
+    if what not in (None, "features"):
+        raise unknown_name("freeze", what, ("features",))
+    if what is not None and init is None:
+        raise EnvariantError(
+            "freeze: features as they are drawn are of no use; give init as well, such as rfc"
+        )
+    return what
 
 
 def _device(name: str) -> torch.device:

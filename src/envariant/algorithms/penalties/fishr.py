@@ -25,9 +25,10 @@ class Fishr(Penalty):
     counts in full, and in the long run the penalty is 1/(1 − γ)² times that without memory.
 
     Attributes:
-        coefficient: λ; the code takes the mean over the K entries of the head, the paper the sum.
+        coefficient: λ; its range suits the means over environments and entries of the DomainBed code.
         memory: γ of the moving mean; 0 is none.
         centred: whether variances are about the mean; the RFC code takes plain second moments.
+        summed: over environments and entries, as in the paper and its Colored MNIST code, and no mean.
     """
 
     name: ClassVar[str] = "fishr"
@@ -38,6 +39,7 @@ class Fishr(Penalty):
     coefficient: Annotated[Schedule, LogUniform(1e1, 1e4)] = Step(0.0, 1e3, at=100)
     memory: Annotated[float, Uniform(0.9, 0.99)] = 0.95
     centred: bool = True
+    summed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,7 +57,8 @@ class Fishr(Penalty):
         new = {k: (gamma * state[k] + (1 - gamma) * v).detach() for k, v in newest.items()}
         used = [v + gamma / (1 - gamma) * state[k] for k, v in newest.items()]
         each = torch.cat([value.flatten(1) for value in used], dim=1)
-        return (each - each.mean(dim=0)).square().mean(), new
+        distances = (each - each.mean(dim=0)).square()
+        return distances.sum() if self.summed else distances.mean(), new
 
     def variances(self, predicted: PredictedBatch) -> Mapping[str, Tensor]:
         """Of the gradients of the head's weight `[environments, outputs, width]` and bias."""

@@ -1,0 +1,1 @@
+"""What finds environments where none are given."""

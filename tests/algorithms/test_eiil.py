@@ -1,0 +1,77 @@
+"""EIIL: the environments of the spec, by its closed form and by the paper's ascent."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import envariant
+from envariant.algorithms import EIIL, Composition, recipe
+from envariant.algorithms.inference.eiil import ascended, objective
+from envariant.errors import EnvariantError
+from envariant.tasks import Binary
+from helpers import YB, ZB, close, vector
+
+SLOPES = Binary().multiplier_derivatives(ZB, YB)
+
+
+def test_the_specs_partition_and_objective():
+    found = EIIL().environments(ZB, YB, Binary())
+    assert found.tolist() == [0, 0, 1, 0], "rows 1, 2, 4 are right and row 3 is wrong"
+    close(objective(found.double(), SLOPES), 0.107684)
+    # The best of all partitions, by trying each.
+    values = [objective(vector(*(float(k >> i & 1) for i in range(4))), SLOPES) for k in range(16)]
+    assert float(max(values)) == float(objective(found.double(), SLOPES))
+
+
+def test_the_papers_ascent_finds_it_from_three_random_starts():
+    for seed in range(3):
+        q = ascended(SLOPES, torch.Generator().manual_seed(seed))
+        # Which of the two is called the first is chance.
+        assert (q > 0.5).tolist() in ([False, False, True, False], [True, True, False, True])
+        close(objective((q > 0.5).double(), SLOPES), 0.107684)
+
+
+def test_a_first_model_that_is_right_everywhere_leaves_no_second_environment():
+    with pytest.raises(
+        EnvariantError, match="right everywhere, or wrong everywhere, so no second environment"
+    ):
+        envariant.train(_Easy(), "eiil", model="linear", steps=300, learning_rate=0.1)
+
+
+class _Easy(envariant.EnvironmentSource):
+    """Rows that one column tells apart."""
+
+    name = "easy"
+
+    def draw(self, seed):
+        del seed
+        inputs = torch.tensor([[-1.0], [1.0]]).repeat(20, 1)
+        one = envariant.Environment("a", inputs, (inputs[:, 0] > 0).float())
+        return envariant.EnvironmentSet("easy", (one, replace(one, name="b")), Binary(), test=("b",))
+
+
+def test_the_environments_are_those_on_which_a_first_model_is_right_and_wrong(tmp_path):
+    """One training environment suffices; the run goes on from where it was killed, bit for bit."""
+    how = {"steps": 24, "evaluate_every": 6, "replicas": 2, "seed": 3}
+    whole = envariant.train("colored-digits", "eiil(reference_steps=30)", out=tmp_path, **how)
+    assert whole.record.settings.algorithm == "eiil"
+    again = envariant.train("colored-digits", "eiil(reference_steps=30)", **how)
+    for k in whole.finished:
+        ours, theirs = (r.checkpoints[k].params for r in (whole, again))
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    # IRM on the environments that the data bring ends elsewhere.
+    other = envariant.train("colored-digits", "irm", **how)
+    assert any(
+        not torch.equal(whole.checkpoints[0].params[name], value)
+        for name, value in other.checkpoints[0].params.items()
+    )
+
+
+def test_what_is_inferred_goes_with_penalties_but_not_twice():
+    both = recipe("eiil + vrex(10)").default
+    assert isinstance(both, Composition)
+    assert both.finds_environments == EIIL()
+    assert both.minimum_environments == 1
+    with pytest.raises(EnvariantError):
+        recipe("eiil").build({"method": "ascend"})

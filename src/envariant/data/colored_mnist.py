@@ -263,6 +263,7 @@ def _suggest_rfc(algorithm: str) -> Suggestion | None:
         },
         model="mlp(hidden=390)",
         steps=1001,
+        batch_size=512 if algorithm == "clove" else None,
         learning_rate=5e-4,
         source="RFC code, the middle of its weights",
     )

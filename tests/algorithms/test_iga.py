@@ -7,7 +7,7 @@ from envariant.algorithms import IGA, Composition, Setting
 from envariant.environments import EnvironmentBatch
 from envariant.now import START
 from envariant.tasks import Binary, Multiclass
-from helpers import Bare, vector
+from helpers import Bare, close, vector
 
 X1, Y1 = [[1, 2], [0, 1], [-1, 1]], [0, 1, 1]
 X2, Y2 = [[2, 0], [1, -1], [0, 0.5]], [1, 0, 1]
@@ -30,6 +30,13 @@ def step(algorithm, task, params, rows):
 
 def test_the_specs_numbers_for_two_classes():
     params = {"W": torch.tensor([[0.5, -0.2], [0.1, 0.3]], dtype=torch.float64), "b": vector(0, 0.1)}
+    for rows, weight, bias in (
+        ((X1, Y1), (-0.312376, -0.237697, 0.312376, 0.237697), (-0.0149676, 0.0149676)),
+        ((X2, Y2), (0.342117, 0.172239, -0.342117, -0.172239), (0.257182, -0.257182)),
+    ):
+        own, _ = step(Composition(), Multiclass(2), params, [rows])
+        close(own["W"], *weight)
+        close(own["b"], *bias)
     gradients, metrics = step(
         Composition(penalties=(IGA(1000),)), Multiclass(2), params, [(X1, Y1), (X2, Y2)]
     )
@@ -43,6 +50,8 @@ def test_the_specs_numbers_for_two_classes():
 def test_the_specs_numbers_for_a_logistic_model():
     params = {"W": vector(0.5, -1)[None], "b": vector(0.1)}
     rows = [([[1, 0], [0, 1]], [1, 0]), ([[1, 1], [-1, 2]], [1, 0])]
+    risks = [float(step(Composition(), Binary(), params, [own])[1]["risk"]) for own in rows]
+    assert risks == pytest.approx([0.389321, 0.499926], rel=5e-6)
     gradients, metrics = step(Composition(penalties=(IGA(10),)), Binary(), params, rows)
     assert float(metrics["iga penalty"]) == pytest.approx(0.103797, rel=5e-6)
     torch.testing.assert_close(gradients["W"][0], vector(-0.416230, -0.931243), rtol=3e-6, atol=0)

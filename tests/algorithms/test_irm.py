@@ -107,16 +107,21 @@ def test_half_batches_are_unbiased():
 
 
 @pytest.mark.parametrize(
-    ("task", "targets", "risk", "penalty"),
-    [(Binary(), (1, 0, 1, 0), 0.444623, 0.0327958), (Regression(), (1, -1, 0, -2), 0.1225, 0.458525)],
+    ("task", "targets", "risk", "slopes", "penalty"),
+    [
+        (Binary(), (1, 0, 1, 0), 0.444623, (-0.108223, -0.145202), 0.0327958),
+        (Regression(), (1, -1, 0, -2), 0.1225, (0.395, -0.55), 0.458525),
+    ],
 )
-def test_the_specs_numbers_for_two_dummies(task, targets, risk, penalty):
+def test_the_specs_numbers_for_two_dummies(task, targets, risk, slopes, penalty):
     rows = torch.tensor([[1, 0], [0, 1], [1, 1], [-1, 2]], dtype=torch.float64)
     outputs = rows @ vector(0.5, -1.0) + 0.1
     close(outputs, 0.6, -0.9, -0.4, -2.4)
     seen = predicted(task, outputs, vector(*targets), (4,))
     found = IRM(1.0, form="dummies").penalty(seen, {})[0]
     close(seen.risks[0], risk)
+    by_dummy = torch.func.grad(lambda d: task.losses(d[0] * outputs + d[1], vector(*targets)).mean())
+    close(by_dummy(vector(1, 0)), *slopes)
     close(found, penalty)
     if task == Binary():
         close(0.1 * seen.risks.mean() + 0.9 * found, 0.0739785)

@@ -144,6 +144,7 @@ class EnvironmentSet(EnvironmentSource):
         task: what is predicted.
         test: names of the environments held out unless an experiment says otherwise.
         known: what theory says.
+        validation: names of those that are measured as training environments are, and not trained on.
     """
 
     label: str
@@ -151,6 +152,7 @@ class EnvironmentSet(EnvironmentSource):
     task: Task
     test: tuple[str, ...] = ()
     known: Known = Known()
+    validation: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.task, Task):
@@ -209,7 +211,7 @@ class EnvironmentSet(EnvironmentSource):
         return digest.hexdigest()
 
     def roles(self, test: Sequence[str] | None = None) -> dict[str, str]:
-        """Every environment's role, "train" or "test", in order.
+        """Every environment's role, "train", "validation" or "test", in order.
 
         Args:
             test: names to hold out; None holds out the set's own default.
@@ -223,9 +225,10 @@ class EnvironmentSet(EnvironmentSource):
         for name in held_out:
             if name not in self.names:
                 raise unknown_name("environment", name, self.names, where=self.label)
-        if set(held_out) >= set(self.names):
+        if {*held_out, *self.validation} >= set(self.names):
             raise EnvariantError(f"{self.label}: all environments are held out; none is left to train on")
-        return {name: "test" if name in held_out else "train" for name in self.names}
+        known = {**dict.fromkeys(self.validation, "validation"), **dict.fromkeys(held_out, "test")}
+        return {name: known.get(name, "train") for name in self.names}
 
 
 Networks = Mapping[str, Callable[[Tensor], Tensor]]

@@ -28,6 +28,7 @@ def train(
     test_environments: Annotated[
         tuple[str, ...] | None, Parameter(negative="", allow_leading_hyphen=True)
     ] = None,
+    hold_out: float = 0.0,
     evaluate_every: Whole | None = None,
     augmentation: str | None = None,
     init: str | None = None,
@@ -73,6 +74,8 @@ def train(
         Of matrix products; auto takes bfloat16 where the processor multiplies it natively.
     test_environments
         Names of environments to hold out; repeat it for more.
+    hold_out
+        Share of every training environment's rows that is measured and not trained on.
     evaluate_every
         Steps between measurements.
     augmentation
@@ -112,6 +115,7 @@ def train(
         optimizer=optimizer,
         precision=precision,
         test_environments=test_environments or None,
+        hold_out=hold_out,
         evaluate_every=evaluate_every,
         augmentation=augmentation,
         init=init,

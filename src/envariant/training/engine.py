@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from torch import Tensor
+
 from envariant.environments import EnvironmentSource
 from envariant.training.allocator import keep_freed_memory
 from envariant.training.batches import StackingError
@@ -47,6 +49,7 @@ class Evaluated:
         rows: what was measured.
         checkpoint: where they stand; valid until the next event is asked for.
         finished: whether these replicas are done, for good or ill.
+        answers: of an environment by name, each replica's logits and targets, `[replicas, rows, …]`.
     """
 
     replicas: tuple[int, ...]
@@ -54,6 +57,7 @@ class Evaluated:
     rows: tuple[HistoryRow, ...]
     checkpoint: Callable[[], Checkpoint]
     finished: bool
+    answers: Callable[[str], tuple[Tensor, Tensor]]
 
 
 def run(
@@ -113,7 +117,7 @@ def _train(group: Group, plan: Plan) -> Iterator[Stepped | Evaluated]:
         if plan.measures_at(group.step) and group.measured < group.step:
             rows = group.measure()
             finished = group.failed or group.step == plan.steps
-            yield Evaluated(group.replicas, group.step, rows, group.checkpoint, finished)
+            yield Evaluated(group.replicas, group.step, rows, group.checkpoint, finished, group.answers)
             if finished:
                 return
         group.advance()

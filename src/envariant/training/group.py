@@ -145,6 +145,8 @@ class Group:
         self._metric_names: tuple[str, ...] = ()
         self.measured = -1
         self._started, self._spent = time.perf_counter(), 0.0
+        # When the last step or measurement ended, so that two checkpoints of one state are the same.
+        self._ended = self._started
         self.step = 0
         if checkpoint is not None:
             self._load(checkpoint)
@@ -179,7 +181,7 @@ class Group:
             if self._plan.measures_at(step + 1):
                 self._gradient_rms = made.gradients.square().mean(dim=1).sqrt()
             self._take(made)
-        self.step = step + 1
+        self.step, self._ended = step + 1, time.perf_counter()
 
     def measure(self) -> tuple[HistoryRow, ...]:
         """Every environment's loss and score, for each replica that has not been reported as failed.
@@ -213,6 +215,7 @@ class Group:
                 told = {**metrics, **size}.items() if reached[k] < 0 else ()
                 rows += [HistoryRow(replica.index, at, "*", BATCH, name, value) for name, value in told]
         self.measured = self.step
+        self._ended = time.perf_counter()
         return tuple(rows)
 
     def measured_at_once(self, replicas: int) -> float:
@@ -221,14 +224,24 @@ class Group:
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """What each replica's model says of some rows, the same for all: logits `[replicas, rows, *c]`."""
-        replicas = len(self._replicas)
+        return self._logits(inputs.to(self.device), None)
+
+    def answers(self, name: str) -> tuple[Tensor, Tensor]:
+        """Logits and targets of each replica on its own rows of an environment: `[replicas, rows, …]`."""
+        inputs, targets = self._rows.of([name])
+        axis = self._rows.axis
+        own = targets.expand(len(self._replicas), -1) if axis is None else targets
+        return self._logits(inputs, axis), own
+
+    def _logits(self, inputs: Tensor, axis: int | None) -> Tensor:
+        replicas, along = len(self._replicas), 0 if axis is None else 1
 
         def of_block(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
             return self.network.forward(params, buffers, inputs, training=False, replicas=replicas)[1]
 
-        together = over_replicas(of_block, (0, 0, None), replicas)
+        together = over_replicas(of_block, (0, 0, axis), replicas)
         with torch.inference_mode():
-            blocks = inputs.to(self.device).split(self.network.blocks(len(inputs), replicas))
+            blocks = inputs.split(self.network.blocks(inputs.shape[along], replicas), dim=along)
             found = [together(self._predicting(), self._buffers, block) for block in blocks]
         return torch.cat(found, dim=1).clone()
 
@@ -245,7 +258,7 @@ class Group:
             self._watch(),
             self._metric_names,
             dict(self._failures),
-            self._spent + time.perf_counter() - self._started,
+            self._spent + self._ended - self._started,
             {} if (predicting := self._predicting()) is self._views else predicting,
         )
 

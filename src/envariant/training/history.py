@@ -25,7 +25,8 @@ class HistoryRow:
         replica: the run it belongs to.
         step: updates made before it was measured.
         environment: whose rows were measured; "*" where it is all training environments together.
-        split: "train" for environments trained on, "test" for held-out ones, "batch" for the algorithm's
+        split: "train" for environments trained on, "validation" for rows of them kept back, "test" for
+            held-out ones, "batch" for the algorithm's
             own report of its last step.
         metric: "loss" (mean, nats or squared units), the task's metric, "output sd" (how much what the
             model gives differs from row to row: the standard deviation, over a model's outputs the root of

@@ -12,7 +12,7 @@ from envariant.errors import EnvariantError
 from envariant.training.execution import Execution
 from envariant.training.replicas import Seeds
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @final
@@ -53,6 +53,7 @@ class Settings:
     init: str | None
     freeze: str | None
     test_environments: tuple[str, ...]
+    hold_out: float
     replicas: int
     seed: int
     precision: str
@@ -76,7 +77,7 @@ class Record:
         chance, optimum: what theory says, in the metric; None where it says nothing.
         input_shape: of one row.
         outputs: numbers a model gives per row.
-        roles: "train" or "test" by environment, in order.
+        roles: "train", "validation" or "test" by environment, in order.
         sizes: rows by environment.
         constant_loss: by environment, the least loss of a model that says the same of every row.
         fingerprints: digests of the first replica's "data" and of its "model" before training.

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from envariant.statistics import Interval, difference, interval, slope
+from envariant.statistics import (
+    Interval,
+    bootstrap,
+    difference,
+    friedman,
+    holm,
+    interquartile_mean,
+    interval,
+    probability_of_improvement,
+    signed_rank,
+    slope,
+)
 
 finite = st.floats(-1e3, 1e3)
 
@@ -62,3 +73,44 @@ def test_a_slope_needs_two_places():
 
 def test_an_interval_reads_as_people_write_it():
     assert str(Interval(0.66912, 0.6503, 0.688, 5)) == "0.669 [0.65, 0.688]"
+
+
+def test_a_bootstrap_interval_holds_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = [bootstrap(rng.normal(1.0, 2.0, 30).tolist(), seed=k).contains(1.0) for k in range(200)]
+    assert 0.88 <= np.mean(hits) <= 0.99
+    assert bootstrap([1.0, 2.0, 4.0]) == bootstrap([1.0, 2.0, 4.0])
+    assert bootstrap([3.0]).low == -math.inf
+
+
+def test_the_interquartile_mean_leaves_the_ends_out():
+    assert interquartile_mean([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1000.0]) == 3.5
+    assert math.isnan(interquartile_mean([]))
+
+
+def test_the_probability_of_improvement_counts_ties_half():
+    assert probability_of_improvement([1, 2, 3, 4], [0, 2, 4, 3]) == (1 + 0.5 + 0 + 1) / 4
+
+
+def test_signed_ranks_are_scipys_and_nothing_where_nothing_differs():
+    first, second = [0.9, 0.8, 0.85, 0.95, 0.7, 0.6], [0.5, 0.6, 0.55, 0.4, 0.65, 0.5]
+    assert signed_rank(first, second) == pytest.approx(2 / 2**6), "all six pairs point one way"
+    assert signed_rank(first, first) == 1.0
+
+
+def test_holms_correction_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_friedmans_ranks_and_the_critical_difference_of_demsar():
+    table = [[0.9, 0.8, 0.7]] * 4 + [[0.8, 0.9, 0.7]]
+    found = friedman(table)
+    assert found.ranks == pytest.approx((1.2, 1.8, 3.0))
+    # q of Demšar's table for three methods at 0.05 is 2.343.
+    assert found.critical_difference == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 5)), rel=1e-3)
+    assert found.p_value < 0.05
+    assert friedman([[1.0, 1.0, 1.0]] * 3).p_value == 1.0
+    with pytest.raises(ValueError, match="three methods and two places"):
+        friedman([[1.0, 2.0]])

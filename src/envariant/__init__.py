@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from envariant import algorithms, data, models, published, reporting, schedules, tasks
+    from envariant import algorithms, data, models, published, reporting, schedules, studies, tasks
     from envariant.environments import Environment, EnvironmentSet, EnvironmentSource
     from envariant.errors import EnvariantError
     from envariant.training import TrainingResult, train
 
-_MODULES = ("algorithms", "data", "models", "published", "reporting", "schedules", "tasks")
+_MODULES = ("algorithms", "data", "models", "published", "reporting", "schedules", "studies", "tasks")
 _NAMES = {
     "Environment": "environments",
     "EnvironmentSet": "environments",
@@ -35,6 +35,7 @@ __all__ = [
     "published",
     "reporting",
     "schedules",
+    "studies",
     "tasks",
     "train",
 ]

@@ -188,6 +188,17 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
+def reaching(course: Schedule, value: float) -> Schedule | None:
+    """The same course with another last value; None for one that grows without end."""
+    if isinstance(course, Constant):
+        return Constant(value)
+    if isinstance(course, Step):
+        return dataclasses.replace(course, after=value)
+    if isinstance(course, Stages):
+        return dataclasses.replace(course, values=(*course.values[:-1], value))
+    return dataclasses.replace(course, end=value) if isinstance(course, Linear) else None
+
+
 def schedule(value: "Schedule | Spec | str | float") -> Schedule:
     """A schedule from a schedule, a number or a string such as `poly(k=1, p=3, after=190)`.
 

@@ -17,6 +17,8 @@ from envariant.cli.data import data
 from envariant.cli.demo import demo
 from envariant.cli.report import report
 from envariant.cli.reproduce import reproduce
+from envariant.cli.runs import runs
+from envariant.cli.sweep import sweep
 from envariant.cli.train import train
 from envariant.errors import EnvariantError
 
@@ -28,6 +30,8 @@ app = App(
 )
 app.command(demo)
 app.command(train)
+app.command(sweep)
+app.command(runs)
 app.command(report)
 app.command(reproduce)
 app.command(algorithms)

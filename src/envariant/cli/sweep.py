@@ -1,0 +1,126 @@
+"""`envariant sweep`: a study, planned in full, trained, and read as one page."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from envariant.cli.options import Json, Whole
+
+Names = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
+
+
+def sweep(
+    file: Path | None = None,
+    *,
+    data: Names = (),
+    algorithms: Names = (),
+    name: str | None = None,
+    draws: Whole | None = None,
+    replicas: Whole | None = None,
+    held_out: str | None = None,
+    hold_out: float | None = None,
+    seed: Whole | None = None,
+    steps: Whole | None = None,
+    model: str | None = None,
+    out: Annotated[Path | None, Parameter(alias="-o")] = None,
+    workers: Whole = 1,
+    execution: str = "auto",
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Compare algorithms over draws of hyperparameters, replicas and held-out environments.
+
+    Runs are stored as they go; the same command again goes on where it was.
+
+    Parameters
+    ----------
+    file
+        A study as TOML; what is given as well on the command line wins.
+    data
+        Names of data sets.
+    algorithms
+        Such as erm irm "vrex + coral(1.0)".
+    name
+        Of the study.
+    draws
+        Of hyperparameters, of each algorithm; the first is what the data suggest.
+    replicas
+        Of each draw: the same data draws, weights and batches for all.
+    held_out
+        suggested by the data, each environment in turn, each-and-pairs, or a name.
+    hold_out
+        Share of every training environment's rows to choose by.
+    seed
+        From which draws and replicas follow.
+    steps
+        Of each run.
+    model
+        Of each run.
+    out
+        The study's folder; by default studies/NAME.
+    workers
+        Processes, which share the cores.
+    execution
+        How the runs of a batch are executed, as for train.
+    dry_run
+        Print what would be run and how long it would take.
+    """
+    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.errors import EnvariantError
+    from envariant.reporting import study as page
+    from envariant.studies import study as studies
+    from envariant.studies.executors import local
+    from envariant.studies.progress import watching
+    from envariant.studies.selection import SELECTIONS, select
+    from envariant.studies.store import Store
+
+    declared: dict[str, Any] = {} if file is None else studies.read(file).plain()
+    given = {
+        "data": data or None,
+        "algorithms": algorithms or None,
+        "name": name or (None if file is None or "name" in declared else file.stem),
+        "draws": draws,
+        "replicas": replicas,
+        "held_out": held_out if held_out in (None, "suggested", "each", "each-and-pairs") else [[held_out]],
+        "hold_out": hold_out,
+        "seed": seed,
+    }
+    declared |= {key: value for key, value in given.items() if value is not None}
+    extra = {key: value for key, value in (("steps", steps), ("model", model)) if value is not None}
+    declared["settings"] = {**declared.get("settings", {}), **extra}
+    if "data" not in declared or "algorithms" not in declared:
+        raise EnvariantError("sweep: name a study file, or give --data and --algorithms")
+    study = studies.of(declared, "sweep" if file is None else str(file))
+    folder = out or Path("studies") / study.name
+    if dry_run:
+        from envariant.studies.estimate import estimate
+
+        found = estimate(study)
+        if json:
+            print_json(found.plain())
+        else:
+            print_lines(found.lines())
+        return
+    with Store.begin(folder, study) as store:
+        left = store.counts()["planned"] + store.counts()["running"]
+    with watching(study.name, left) as told:
+        local.sweep(folder, execution=execution, workers=workers, told=told)
+    with Store(folder) as store:
+        page.write(store, folder / "report.html")
+        counts, table = store.counts(), store.table()
+    ways = [way() for way in SELECTIONS.values()]
+    pooled = {way.name: select(table, way, pooled=True) for way in ways}
+    if json:
+        print_json(
+            {
+                "folder": str(folder),
+                "page": str(folder / "report.html"),
+                "runs": counts,
+                "selections": {key: page.plain(found) for key, found in pooled.items()},
+            }
+        )
+    else:
+        print_table(page.summary(pooled, ways))
+        print_lines([f"\n{', '.join(f'{n} {state}' for state, n in counts.items() if n)}; "
+                     f"open {folder / 'report.html'} in a browser"])  # fmt: skip

@@ -1,0 +1,31 @@
+"""A study's numbers for other tools: one row a measured number, as CSV or Parquet."""
+
+from pathlib import Path
+
+from envariant.errors import EnvariantError
+from envariant.studies.store import Store
+
+
+def export(study: Path, out: Path) -> int:
+    """Writes every measured number beside what its run is; how many there were.
+
+    Raises:
+        EnvariantError: the file's ending is neither .csv nor .parquet, or it cannot be written.
+    """
+    if out.suffix not in (".csv", ".parquet"):
+        raise EnvariantError(f"{out}: must end in .csv or .parquet")
+    with Store(study) as store:
+        whole = store.history().merge(store.listing(), left_on="run", right_on="id").drop(columns="id")
+    partial = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".csv":
+            whole.to_csv(partial, index=False)
+        else:
+            whole.to_parquet(partial, index=False)
+        partial.replace(out)
+    except ImportError:
+        raise EnvariantError("export: Parquet needs pyarrow; pip install pyarrow, or write .csv") from None
+    except OSError as error:
+        raise EnvariantError(f"{out}: cannot be written ({error.strerror or error})") from None
+    return len(whole)

@@ -1,0 +1,463 @@
+"""What is known of a study: one SQLite file, written as results come, by one process or several.
+
+A run is planned, running, done or failed. Runs that train together are a batch; a batch belongs to whoever
+holds its lock, which a killed process lets go of, so that the next one goes on where it stopped.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import pandas as pd
+
+from envariant.errors import EnvariantError
+from envariant.studies.study import Draw, Run, Study, of
+from envariant.training.history import HistoryRow
+
+SCHEMA = 1
+FILE = "study.sqlite"
+STATES = ("planned", "running", "done", "failed")
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, data TEXT NOT NULL, held_out TEXT NOT NULL,
+    algorithm TEXT NOT NULL, draw INTEGER NOT NULL, replica INTEGER NOT NULL,
+    hyperparameters TEXT NOT NULL, learning_rate REAL NOT NULL, state TEXT NOT NULL DEFAULT 'planned',
+    error TEXT, seconds REAL, p_value REAL, batch INTEGER
+);
+CREATE INDEX IF NOT EXISTS runs_of_state ON runs (state, data, held_out, algorithm);
+CREATE INDEX IF NOT EXISTS runs_of_batch ON runs (batch);
+CREATE TABLE IF NOT EXISTS batches (
+    id INTEGER PRIMARY KEY, execution TEXT, metric TEXT, higher_is_better INTEGER, roles TEXT,
+    provenance TEXT, done INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS history (
+    run INTEGER NOT NULL, step INTEGER NOT NULL, environment INTEGER NOT NULL, split INTEGER NOT NULL,
+    metric INTEGER NOT NULL, value REAL, PRIMARY KEY (run, step, environment, metric)
+) WITHOUT ROWID;
+"""
+
+
+@final
+@dataclass(frozen=True)
+class Stored:
+    """A run as it is stored.
+
+    Attributes:
+        id: its number in the study.
+        run: what it is.
+    """
+
+    id: int
+    run: Run
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        id: of the run.
+        error: why it failed; None if it did not.
+        seconds: it took.
+        p_value: of the test of invariance on held-out rows; None where there is none.
+    """
+
+    id: int
+    error: str | None
+    seconds: float
+    p_value: float | None
+
+
+@final
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a batch once it is under way.
+
+    Attributes:
+        execution: how its runs are executed, as JSON.
+        metric: of the task.
+        higher_is_better: of the metric.
+        roles: by environment.
+        provenance: versions, hardware and command.
+    """
+
+    execution: Mapping[str, Any]
+    metric: str
+    higher_is_better: bool
+    roles: Mapping[str, str]
+    provenance: Mapping[str, Any]
+
+
+@final
+class Store:
+    """A study's file, open.
+
+    Args:
+        folder: of the study.
+
+    Raises:
+        EnvariantError: there is none, it is damaged, or of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / FILE
+        if not self.path.exists():
+            raise EnvariantError(f"{folder}: holds no study; `envariant sweep --out {folder}` begins one")
+        self._connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
+        with self._said_clearly():
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            found = self._connection.execute("SELECT value FROM facts WHERE name = 'schema'").fetchone()
+        if found is None or found[0] != str(SCHEMA):
+            raise EnvariantError(f"{self.path}: is of another version of envariant ({found and found[0]})")
+
+    @classmethod
+    def begin(cls, folder: Path, study: Study) -> "Store":
+        """Opens the study in a folder, or begins it; runs that are not there yet are planned.
+
+        Raises:
+            EnvariantError: the folder cannot be written, or holds runs made under other settings.
+        """
+        runs = study.runs()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            new = not (folder / FILE).exists()
+            with closing(sqlite3.connect(folder / FILE, timeout=60.0, isolation_level=None)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+                if new:
+                    connection.executescript(_TABLES)
+                    connection.execute("INSERT OR IGNORE INTO facts VALUES ('schema', ?)", (str(SCHEMA),))
+        except (OSError, sqlite3.Error) as error:
+            raise EnvariantError(f"{folder}: cannot hold a study ({error}); choose another folder") from None
+        store = cls(folder)
+        store._plan(study, runs)
+        return store
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._connection.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def study(self) -> Study:
+        """As it was declared last."""
+        return of(json.loads(self._fact("study")), str(self.path))
+
+    def counts(self) -> dict[str, int]:
+        """Runs by state."""
+        found = dict(self._rows("SELECT state, COUNT(*) FROM runs GROUP BY state"))
+        return {state: found.get(state, 0) for state in STATES}
+
+    def listing(self) -> pd.DataFrame:
+        """A line a run: what it is, its state and why it failed."""
+        with self._said_clearly():
+            return pd.read_sql_query(
+                "SELECT id, data, held_out, algorithm, draw, replica, state, error, seconds, p_value, "
+                "hyperparameters, learning_rate FROM runs ORDER BY id",
+                self._connection,
+            )
+
+    def history(self, runs: Sequence[int] | None = None) -> pd.DataFrame:
+        """Measured numbers: run, step, environment, split, metric, value; of some runs or of all."""
+        where = "" if runs is None else f"WHERE run IN ({', '.join(str(int(run)) for run in runs)})"
+        with self._said_clearly():
+            return pd.read_sql_query(
+                "SELECT run, step, e.name AS environment, s.name AS split, m.name AS metric, value "
+                "FROM history JOIN names e ON e.id = environment JOIN names s ON s.id = split "
+                f"JOIN names m ON m.id = metric {where} ORDER BY run, step, e.name, m.name",
+                self._connection,
+            )
+
+    def table(self) -> pd.DataFrame:
+        """What selection looks at: a line for every run and step that was measured, and for runs without.
+
+        Columns: run, data, held_out, algorithm, draw, replica, state, error, p_value, metric,
+        higher_is_better, step, validation (mean of the task's metric over held-out rows of the training
+        environments), test and test_worst (over the environments that are held out), and tests (of each of
+        them by name, as JSON).
+        """
+        ids = dict(self._rows("SELECT name, id FROM names"))
+        with self._said_clearly():
+            found = pd.read_sql_query(
+                "SELECT runs.id AS run, data, held_out, algorithm, draw, replica, state, error, p_value, "
+                "b.metric, higher_is_better, step, "
+                "AVG(CASE WHEN h.split = :validation THEN value END) AS validation, "
+                "AVG(CASE WHEN h.split = :test THEN value END) AS test, "
+                "MIN(CASE WHEN h.split = :test THEN value END) AS lowest, "
+                "MAX(CASE WHEN h.split = :test THEN value END) AS highest, "
+                "json_group_object(h.environment, value) FILTER (WHERE h.split = :test) AS tests "
+                "FROM runs LEFT JOIN batches b ON b.id = runs.batch "
+                "LEFT JOIN names m ON m.name = b.metric "
+                "LEFT JOIN history h ON h.run = runs.id AND h.metric = m.id "
+                "GROUP BY runs.id, step ORDER BY runs.id, step",
+                self._connection,
+                params={key: ids.get(key, -1) for key in ("validation", "test")},
+            )
+        found["tests"] = found["tests"].map(_by_name({str(number): name for name, number in ids.items()}))
+        numbers = ["validation", "test", "lowest", "highest", "p_value"]
+        found[numbers] = found[numbers].astype(float)
+        better = found["higher_is_better"].fillna(1).astype(bool)
+        found["test_worst"] = found["lowest"].where(better, found["highest"])
+        return found.drop(columns=["lowest", "highest"])
+
+    def provenance(self, run: int) -> dict[str, Any]:
+        """Where a run was made: versions, hardware, command; empty before it is under way."""
+        found = self._rows(
+            "SELECT provenance FROM batches b JOIN runs r ON r.batch = b.id WHERE r.id = ?", (run,)
+        )
+        return json.loads(found[0][0]) if found and found[0][0] else {}
+
+    def facts(self, batch: int) -> Facts | None:
+        """What is known of a batch; None before it is under way."""
+        found = self._rows(
+            "SELECT execution, metric, higher_is_better, roles, provenance FROM batches WHERE id = ?",
+            (batch,),
+        )
+        if not found or found[0][0] is None:
+            return None
+        execution, metric, better, roles, provenance = found[0]
+        return Facts(json.loads(execution), metric, bool(better), json.loads(roles), json.loads(provenance))
+
+    def unfinished(self) -> tuple[int, ...]:
+        """Batches that were begun and not brought to their end."""
+        return tuple(batch for (batch,) in self._rows("SELECT id FROM batches WHERE done = 0 ORDER BY id"))
+
+    def members(self, batch: int) -> tuple[Stored, ...]:
+        """The runs of a batch, in the order in which they train."""
+        return tuple(
+            map(_stored, self._rows(f"SELECT {_COLUMNS} FROM runs WHERE batch = ? ORDER BY id", (batch,)))
+        )
+
+    def claim(self, most: int | None = None) -> int | None:
+        """Makes a batch of planned runs that train as one, the earliest first; None if none is planned.
+
+        Args:
+            most: runs to a batch.
+        """
+        with self._writing() as write:
+            first = write(
+                "SELECT data, held_out, algorithm FROM runs WHERE state = 'planned' ORDER BY id LIMIT 1"
+            ).fetchone()
+            if first is None:
+                return None
+            batch = write("INSERT INTO batches DEFAULT VALUES").lastrowid
+            write(
+                "UPDATE runs SET state = 'running', batch = ? WHERE id IN (SELECT id FROM runs WHERE "
+                "state = 'planned' AND data = ? AND held_out = ? AND algorithm = ? ORDER BY id LIMIT ?)",
+                (batch, *first, -1 if most is None else most),
+            )
+        return batch
+
+    def under_way(self, batch: int, facts: Facts) -> None:
+        """Stores what is known of a batch now that it trains."""
+        with self._writing() as write:
+            write(
+                "UPDATE batches SET execution = ?, metric = ?, higher_is_better = ?, roles = ?, "
+                "provenance = ? WHERE id = ?",
+                (
+                    json.dumps(facts.execution),
+                    facts.metric,
+                    int(facts.higher_is_better),
+                    json.dumps(facts.roles),
+                    json.dumps(facts.provenance),
+                    batch,
+                ),
+            )
+            self._name(write, facts.metric)
+
+    def add(self, rows: Iterable[HistoryRow], outcomes: Iterable[Outcome] = ()) -> None:
+        """Stores what was measured, a row's replica being its run's number, and how runs ended."""
+        with self._writing() as write:
+            measured = [
+                (
+                    row.replica,
+                    row.step,
+                    self._name(write, row.environment),
+                    self._name(write, row.split),
+                    self._name(write, row.metric),
+                    # SQLite has no NaN.
+                    row.value if row.value == row.value else None,
+                )
+                for row in rows
+            ]
+            self._connection.executemany("INSERT OR REPLACE INTO history VALUES (?, ?, ?, ?, ?, ?)", measured)
+            for outcome in outcomes:
+                write(
+                    "UPDATE runs SET state = ?, error = ?, seconds = ?, p_value = ? WHERE id = ?",
+                    (
+                        "done" if outcome.error is None else "failed",
+                        outcome.error,
+                        outcome.seconds,
+                        outcome.p_value,
+                        outcome.id,
+                    ),
+                )
+
+    def keep(self, batch: int, reached: Mapping[int, int]) -> None:
+        """Of the runs of a batch that have not ended, keeps what was measured up to the step reached."""
+        with self._writing() as write:
+            for stored in self.members(batch):
+                write(
+                    "DELETE FROM history WHERE run = ? AND step > ? "
+                    "AND (SELECT state FROM runs WHERE id = run) = 'running'",
+                    (stored.id, reached.get(stored.id, -1)),
+                )
+
+    def finish(self, batch: int, error: str | None = None) -> None:
+        """A batch is at its end; what of it has not ended is failed for that reason."""
+        with self._writing() as write:
+            write("UPDATE batches SET done = 1 WHERE id = ?", (batch,))
+            write(
+                "UPDATE runs SET state = 'failed', error = ? WHERE batch = ? AND state = 'running'",
+                (error or "it did not come to its end", batch),
+            )
+
+    def forget(self, runs: Sequence[int], *, planned: bool) -> None:
+        """Forgets what runs have measured; they are planned anew, or no longer there.
+
+        Raises:
+            EnvariantError: one is unknown or is training.
+        """
+        known = dict(self._rows("SELECT id, state FROM runs"))
+        for run in runs:
+            if run not in known:
+                raise EnvariantError(f"{self.path}: holds no run {run}")
+            if known[run] == "running":
+                raise EnvariantError(f"run {run}: is training; wait for it, or stop the sweep first")
+        with self._writing() as write:
+            for run in runs:
+                write("DELETE FROM history WHERE run = ?", (run,))
+                write(
+                    "UPDATE runs SET state = 'planned', error = NULL, seconds = NULL, p_value = NULL, "
+                    "batch = NULL WHERE id = ?"
+                    if planned
+                    else "DELETE FROM runs WHERE id = ?",
+                    (run,),
+                )
+
+    def _plan(self, study: Study, runs: Sequence[Run]) -> None:
+        """Writes runs down that are not there yet; what is there must be what would be planned now."""
+        known = {
+            key: (json.loads(held), rate)
+            for key, held, rate in self._rows("SELECT key, hyperparameters, learning_rate FROM runs")
+        }
+        for run in runs:
+            there = known.get(run.key)
+            now = (json.loads(json.dumps(dict(run.draw.hyperparameters))), run.draw.learning_rate)
+            if there is not None and there != now:
+                raise EnvariantError(
+                    f"{self.folder}: holds {run.algorithm}, draw {run.draw.number}, with other "
+                    f"hyperparameters; a study keeps its seed and rate span, so choose another folder"
+                )
+        if (
+            known
+            and (before := self.study)
+            and (before.settings, before.hold_out, before.seed)
+            != (
+                study.settings,
+                study.hold_out,
+                study.seed,
+            )
+        ):
+            raise EnvariantError(
+                f"{self.folder}: holds runs made with other settings, seed or hold_out; choose another folder"
+            )
+        with self._writing() as write:
+            write("INSERT OR REPLACE INTO facts VALUES ('study', ?)", (json.dumps(study.plain()),))
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO runs (key, data, held_out, algorithm, draw, replica, hyperparameters, "
+                "learning_rate) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        run.key,
+                        run.data,
+                        json.dumps(run.held_out),
+                        run.algorithm,
+                        run.draw.number,
+                        run.replica,
+                        json.dumps(dict(run.draw.hyperparameters)),
+                        run.draw.learning_rate,
+                    )
+                    for run in runs
+                    if run.key not in known
+                ],
+            )
+
+    def _name(self, write: Any, name: str) -> int:
+        found = self._names.get(name)
+        if found is None:
+            write("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
+            found = self._names[name] = write("SELECT id FROM names WHERE name = ?", (name,)).fetchone()[0]
+        return found
+
+    def _fact(self, name: str) -> str:
+        return self._rows("SELECT value FROM facts WHERE name = ?", (name,))[0][0]
+
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._said_clearly():
+            return self._connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _writing(self) -> Generator[Any]:
+        """One transaction: all of it or nothing."""
+        # Names that a transaction brings are gone if it is.
+        self._names: dict[str, int] = {}
+        with self._said_clearly():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection.execute
+            except BaseException:
+                # A full disk has ended the transaction already.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _said_clearly(self) -> Generator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise EnvariantError(
+                f"{self.path}: {error}; no finished run is lost by this: free some space, or restore the "
+                f"file from a copy, and give the same command again"
+            ) from None
+
+
+def _by_name(names: Mapping[str, str]) -> Callable[[str | None], str]:
+    """Puts names for numbers in a small JSON object; there are few different ones."""
+
+    def named(text: str | None) -> str:
+        return json.dumps({names[key]: value for key, value in json.loads(text or "{}").items()})
+
+    return named
+
+
+_COLUMNS = "id, data, held_out, algorithm, draw, hyperparameters, learning_rate, replica"
+
+
+def _stored(row: tuple[Any, ...]) -> Stored:
+    number, data, held_out, algorithm, draw, hyperparameters, rate, replica = row
+    return Stored(
+        number,
+        Run(
+            data,
+            tuple(json.loads(held_out)),
+            algorithm,
+            Draw(draw, json.loads(hyperparameters), rate),
+            replica,
+        ),
+    )

@@ -1,0 +1,256 @@
+"""A study: data × held-out environments × algorithms × hyperparameter draws × replicas, declared once.
+
+It is planned in full before anything trains. What a run is follows from its place in the study alone, so
+that more algorithms or more draws leave the runs that are there as they are.
+"""
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from envariant import data as sources
+from envariant.algorithms import recipes
+from envariant.environments import EnvironmentSource
+from envariant.errors import EnvariantError, unknown_name
+from envariant.schedules import Schedule, reaching, schedule
+from envariant.search_space import LogUniform
+from envariant.training.assembly import Chosen
+
+SETTINGS = (
+    "model",
+    "steps",
+    "batch_size",
+    "weight_decay",
+    "optimizer",
+    "precision",
+    "evaluate_every",
+    "augmentation",
+    "init",
+    "freeze",
+    "device",
+    "compile",
+)
+"""What may be set for all runs alike, by the names that `envariant.train` gives its arguments."""
+
+HeldOut = Literal["suggested", "each", "each-and-pairs"] | tuple[tuple[str, ...], ...]
+
+
+@final
+@dataclass(frozen=True)
+class Draw:
+    """One choice of hyperparameters of an algorithm; the same for every replica.
+
+    Attributes:
+        number: 0 is what the data suggest.
+        hyperparameters: changes to what is suggested.
+        learning_rate: of the optimizer.
+    """
+
+    number: int
+    hyperparameters: Mapping[str, Any]
+    learning_rate: float
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """One replica of one draw of one algorithm, with some environments held out.
+
+    Attributes:
+        data: the name of a data set.
+        held_out: names of the environments that are not trained on.
+        algorithm: as typed.
+        draw: its hyperparameters.
+        replica: whose data draw, weights and batches it has.
+    """
+
+    data: str
+    held_out: tuple[str, ...]
+    algorithm: str
+    draw: Draw
+    replica: int
+
+    @property
+    def key(self) -> str:
+        """What names it in a study, as text."""
+        return json.dumps([self.data, self.held_out, self.algorithm, self.draw.number, self.replica])
+
+
+@final
+@dataclass(frozen=True)
+class Study:
+    """What is to be compared.
+
+    Attributes:
+        data: names of data sets.
+        algorithms: such as `irm` or `vrex + coral(1.0)`; what is set in brackets is not drawn.
+        name: of the study.
+        draws: of hyperparameters of each algorithm; the first is what the data suggest.
+        replicas: of each draw.
+        held_out: "suggested" by the data; "each" environment in turn; "each-and-pairs", which
+            leave-one-domain-out selection needs; or lists of names.
+        hold_out: share of every training environment's rows that selection looks at.
+        rate_span: learning rates are drawn from the suggested one divided by this to the same times this;
+            1 keeps it.
+        seed: from which draws and replicas follow.
+        settings: for all runs alike; see `SETTINGS`.
+
+    Raises:
+        EnvariantError: a name is unknown or a number makes no sense.
+    """
+
+    data: tuple[str, ...]
+    algorithms: tuple[str, ...]
+    name: str = "study"
+    draws: int = 1
+    replicas: int = 3
+    held_out: HeldOut = "suggested"
+    hold_out: float = 0.2
+    rate_span: float = 10**0.5
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        for key in ("draws", "replicas"):
+            if getattr(self, key) < 1:
+                raise EnvariantError(f"study: {key} must be at least 1; got {getattr(self, key)}")
+        for key in ("data", "algorithms"):
+            if not getattr(self, key):
+                raise EnvariantError(f"study: {key} names nothing; give at least one")
+        if not 0 < self.hold_out < 1:
+            raise EnvariantError(f"study: hold_out must lie above 0 and below 1; got {self.hold_out:g}")
+        if not self.rate_span >= 1:
+            raise EnvariantError(f"study: rate_span must be at least 1; got {self.rate_span:g}")
+        if not 0 <= self.seed < 2**32:
+            raise EnvariantError(f"study: seed must lie in [0, 2³²); got {self.seed}")
+        for key in self.settings:
+            if key not in SETTINGS:
+                raise unknown_name("setting", key, SETTINGS, where="study")
+        for text in self.algorithms:
+            recipes.recipe(text)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON or TOML would hold it."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def runs(self) -> tuple[Run, ...]:
+        """Every run, in the order of the declaration; the same each time.
+
+        Raises:
+            EnvariantError: a name is unknown, or an algorithm does not accept a draw.
+        """
+        found: list[Run] = []
+        for data in self.data:
+            source = sources.source(data)
+            places = self._places(source)
+            for algorithm in self.algorithms:
+                draws = self.draws_of(algorithm, source)
+                found += [
+                    Run(data, place, algorithm, draw, replica)
+                    for place, draw, replica in itertools.product(places, draws, range(self.replicas))
+                ]
+        return tuple(found)
+
+    def draws_of(self, algorithm: str, source: EnvironmentSource) -> tuple[Draw, ...]:
+        """The draws of one algorithm; fewer than asked for where it has nothing to draw."""
+        suggested = Chosen.of(algorithm, {}, source)
+        rate = suggested.suggestion.learning_rate
+        found = [Draw(0, {}, rate)]
+        for number in range(1, self.draws):
+            drawn = drawn_hyperparameters(algorithm, suggested, self.seed, number)
+            span = self.rate_span
+            mine = (
+                LogUniform(rate / span, rate * span).draw(_generator(self.seed, algorithm, number, "rate"))
+                if span > 1
+                else rate
+            )
+            found.append(Draw(number, drawn, mine))
+        return tuple({(json.dumps(d.hyperparameters), d.learning_rate): d for d in reversed(found)}.values())[
+            ::-1
+        ]
+
+    def _places(self, source: EnvironmentSource) -> list[tuple[str, ...]]:
+        drawn = source.draw(0)
+        if self.held_out == "suggested":
+            return [drawn.test]
+        if isinstance(self.held_out, tuple):
+            for names in self.held_out:
+                drawn.roles(names)
+            return list(self.held_out)
+        each = [(name,) for name in drawn.names]
+        pairs = list(itertools.combinations(drawn.names, 2)) if self.held_out == "each-and-pairs" else []
+        return each + [pair for pair in pairs if len(pair) < len(drawn.names)]
+
+
+def drawn_hyperparameters(algorithm: str, suggested: Chosen, seed: int, number: int) -> dict[str, Any]:
+    """Draw `number` of an algorithm: a value from the range of every hyperparameter that declares one.
+
+    Each follows from the seed, the algorithm, the number and its own name. Of a schedule the last value is
+    drawn. What the text sets in brackets stays, and so does what belongs to the loss as a whole.
+    """
+    fixed = {
+        (h.part, h.field)
+        for known, given in recipes.terms(algorithm)
+        for h in known.hyperparameters
+        if h.name in given
+    }
+    found: dict[str, Any] = {}
+    for h in recipes.recipe(algorithm).hyperparameters:
+        if h.range is None or h.part == "loss" or (h.part, h.field) in fixed:
+            continue
+        drawn = h.range.draw(_generator(seed, algorithm, number, h.name))
+        if not isinstance(h.default, Schedule):
+            found[h.name] = drawn
+        elif (course := reaching(schedule(suggested.hyperparameters[h.name]), drawn)) is not None:
+            found[h.name] = str(course)
+    return found
+
+
+def read(path: Path) -> Study:
+    """The study that a TOML file declares.
+
+    Raises:
+        EnvariantError: there is no such file, it is no TOML, or a key or value is not one of a study's.
+    """
+    try:
+        with path.open("rb") as file:
+            return of(tomllib.load(file), str(path))
+    except OSError as error:
+        raise EnvariantError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EnvariantError(f"{path}: is no TOML: {error}") from None
+
+
+def of(declared: Mapping[str, Any], where: str) -> Study:
+    """The study that a mapping declares, as a TOML file or a store holds it.
+
+    Raises:
+        EnvariantError: a key or value is not one of a study's.
+    """
+    known = [f.name for f in fields(Study)]
+    for key in declared:
+        if key not in known:
+            raise unknown_name("key", key, known, where=where)
+    try:
+        return _STUDY.validate_python(declared)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][:1])
+        raise EnvariantError(f"{where}: {place}: {first['msg'].lower()}; got {first['input']!r}") from None
+
+
+def _generator(*names: object) -> np.random.Generator:
+    """Random numbers that follow from these names alone."""
+    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))
+
+
+_STUDY = TypeAdapter(Study)

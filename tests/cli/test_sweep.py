@@ -1,0 +1,96 @@
+"""`envariant sweep` and `envariant runs`, as typed."""
+
+import json
+import subprocess
+
+import pandas as pd
+import pytest
+
+from envariant.cli import main
+
+SMALL = ["--data", "colored-digits", "--algorithms", "erm", "vrex", "--draws", "2", "--replicas", "2"]
+SHORT = ["--steps", "8", "--model", "linear"]
+
+
+@pytest.fixture
+def here(capsys):
+    def called(*arguments):
+        code = 0
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return called
+
+
+def test_a_sweep_is_planned_run_listed_shown_exported_and_retried(here, tmp_path):
+    folder = tmp_path / "study"
+    plan = json.loads(here("sweep", *SMALL, *SHORT, "-o", folder, "--dry-run", "--json").stdout)
+    assert plan["runs"] == 8
+    assert not folder.exists(), "a dry run writes nothing"
+    done = here("sweep", *SMALL, *SHORT, "-o", folder)
+    assert done.returncode == 0, done.stderr
+    for word in ("training-domain", "invariance", "oracle", "8 done", "report.html"):
+        assert word in done.stdout
+    assert done.stderr == "", "quiet when not on a terminal"
+    assert (folder / "report.html").exists()
+    again = json.loads(here("sweep", *SMALL, *SHORT, "-o", folder, "--json").stdout)
+    assert again["runs"] == {"planned": 0, "running": 0, "done": 8, "failed": 0}
+    assert len(again["selections"]["invariance"]["choices"]) == 2
+    listed = json.loads(here("runs", "list", folder, "--json").stdout)["runs"]
+    assert len(listed) == 8
+    assert here("runs", "list", folder, "--state", "failed").stdout == ""
+    shown = json.loads(here("runs", "show", folder, 3, "--json").stdout)
+    assert shown["id"] == 3
+    assert {"versions", "hardware"} <= shown["provenance"].keys()
+    assert "learning_rate" in here("runs", "show", folder, 3).stdout
+    for ending in ("csv", "parquet"):
+        wrote = here("runs", "export", folder, "-o", tmp_path / f"all.{ending}")
+        assert wrote.returncode == 0 or "pip install pyarrow" in wrote.stderr
+    whole = pd.read_csv(tmp_path / "all.csv")
+    assert len(whole[whole["run"] == 3]) == len(shown["history"])
+    assert set(whole["run"]) == set(range(1, 9))
+    assert here("runs", "retry", folder, 3).stdout == "1 runs planned anew\n"
+    assert here("runs", "rm", folder, 4).stdout == "1 runs removed\n"
+    assert len(json.loads(here("runs", "list", folder, "--json").stdout)["runs"]) == 7
+    back = json.loads(here("sweep", *SMALL, *SHORT, "-o", folder, "--json").stdout)
+    assert back["runs"]["done"] == 8
+    for name, found in back["selections"].items():
+        # A run that was removed comes back under another number.
+        for ours, theirs in zip(found["choices"], again["selections"][name]["choices"], strict=True):
+            assert {**ours, "run": 0} == {**theirs, "run": 0}
+
+
+def test_a_file_and_flags_that_win_over_it(here, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'data = ["colored-digits"]\nalgorithms = ["erm"]\nreplicas = 5\n[settings]\nmodel = "linear"\n'
+    )
+    plan = json.loads(here("sweep", file, "--replicas", 2, "--steps", 5, "--dry-run", "--json").stdout)
+    assert plan["runs"] == 2
+    assert plan["batches"][0]["steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep"], "name a study file, or give --data and --algorithms"),
+        (["sweep", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["sweep", *SMALL, "--held-out", "flip-9"], "unknown environment 'flip-9'"),
+        (["sweep", "--data", "colored-digits", "--algorithms", "imr"], "did you mean 'irm'"),
+        (["sweep", *SMALL, "--seed", "many"], "expected a whole number"),
+        (["sweep", *SMALL, "-o", "/dev/null/study"], "cannot hold a study"),
+        (["runs", "list", "nowhere"], "holds no study"),
+        (["runs", "retry", "nowhere"], "holds no study"),
+    ],
+)
+def test_wrong_input_is_one_clear_line_and_exit_code_2(here, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = here(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""

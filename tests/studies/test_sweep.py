@@ -1,0 +1,182 @@
+"""Sweeps on small digits: the runs that `train` makes, killed and gone on with, by one process or several."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+import envariant
+from envariant.data.hold_out import SUFFIX
+from envariant.errors import EnvariantError
+from envariant.studies import Store, Study, sweep
+from envariant.studies.comparison import compare
+from envariant.studies.estimate import estimate
+from envariant.studies.selection import TrainingValidation, select
+
+SETTINGS = {"steps": 30, "evaluate_every": 10, "model": "mlp(hidden=16)", "precision": "float32"}
+STUDY = Study(("colored-digits",), ("erm", "vrex"), draws=2, replicas=2, settings=SETTINGS)
+
+
+def swept(folder, study=STUDY, **how):
+    Store.begin(folder, study).close()
+    sweep(folder, execution="sequential", **how)
+    with Store(folder) as store:
+        return store.listing().drop(columns="seconds"), store.history()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *swept(folder)
+
+
+def same(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def test_a_run_of_a_study_is_the_run_that_the_same_words_train(whole):
+    folder, listed, history = whole
+    assert set(listed["state"]) == {"done"}
+    with Store(folder) as store:
+        drawn = store.listing().query("algorithm == 'vrex' and draw == 1 and replica == 1").iloc[0]
+    result = envariant.train(
+        "colored-digits", "vrex", hyperparameters=json.loads(drawn["hyperparameters"]),
+        learning_rate=drawn["learning_rate"], hold_out=0.2, replicas=2, execution="sequential", **SETTINGS,
+    )  # fmt: skip
+    ours = {
+        (r.step, r.environment, r.metric): r.value
+        for r in history[history["run"] == drawn["id"]].itertuples()
+    }
+    theirs = {(r.step, r.environment, r.metric): r.value for r in result.rows if r.replica == 1}
+    assert ours == theirs
+    assert {place for _, place, _ in ours} >= {"flip-0.1" + SUFFIX, "flip-0.9"}
+
+
+def test_stacked_in_one_process_or_apart_in_two_the_table_is_the_same(whole, tmp_path):
+    two = swept(tmp_path / "two", workers=2)
+    columns = ["batch"] if "batch" in two[0] else []
+    same((two[0].drop(columns=columns), two[1]), whole[1:])
+    folder = tmp_path / "stacked"
+    Store.begin(folder, STUDY).close()
+    sweep(folder, execution="stacked")
+    with Store(folder) as store:
+        stacked = store.history()
+        facts = store.facts(1)
+    assert facts.execution["mode"] == "stacked"
+    assert facts.execution["group"] == 4, "draws and replicas side by side"
+    pd.testing.assert_frame_equal(stacked, whole[2], rtol=2e-3, atol=2e-3)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from envariant.studies import executors, sweep
+from envariant.studies.executors import local
+local._PATIENCE = 0.0
+sweep(Path(sys.argv[1]), execution="sequential")
+"""
+
+
+def test_killed_three_times_and_called_again_ends_with_the_same_table(whole, tmp_path):
+    Store.begin(tmp_path, STUDY).close()
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    seen = []
+    for rows in (5, 100, 250):
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 90
+        with Store(tmp_path) as store:
+            while time.monotonic() < deadline and len(store.history()) < rows and process.poll() is None:
+                time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with Store(tmp_path) as store:
+            seen.append(store.counts()["done"])
+    assert seen == sorted(seen)
+    assert seen[-1] < 8, "it was killed before its end"
+    subprocess.run(command, check=True)
+    with Store(tmp_path) as store:
+        same((store.listing().drop(columns="seconds"), store.history()), whole[1:])
+
+
+def test_what_cannot_train_fails_with_its_reason_and_the_rest_goes_on(tmp_path):
+    held = (("flip-0.1", "flip-0.9"), ("flip-0.9",))
+    study = Study(("colored-digits",), ("vrex", "erm"), replicas=1, held_out=held, settings=SETTINGS)
+    listed, _ = swept(tmp_path, study)
+    states = {(r.algorithm, r.held_out): r.state for r in listed.itertuples()}
+    assert states.pop(("vrex", '["flip-0.1", "flip-0.9"]')) == "failed"
+    assert set(states.values()) == {"done"}
+    assert "vrex: needs at least 2 training environments" in listed["error"].dropna().iloc[0]
+    with Store(tmp_path) as store:
+        failed = int(listed.loc[listed["state"] == "failed", "id"].iloc[0])
+        store.forget([failed], planned=True)
+        assert store.counts()["planned"] == 1
+    sweep(tmp_path)
+    with Store(tmp_path) as store:
+        assert store.counts() == {"planned": 0, "running": 0, "done": 3, "failed": 1}
+
+
+def test_a_replica_that_becomes_infinite_is_a_failed_run_beside_its_neighbours(tmp_path):
+    study = Study(
+        ("colored-digits",),
+        ("erm",),
+        draws=2,
+        replicas=2,
+        rate_span=1e38,
+        settings={**SETTINGS, "optimizer": "sgd"},
+    )
+    listed, _ = swept(tmp_path, study)
+    assert "done" in set(listed["state"])
+    for error in listed["error"].dropna():
+        assert "infinite or NaN" in error or "became" in error
+
+
+def test_more_draws_train_only_what_is_new(whole, tmp_path):
+    small = Study(("colored-digits",), ("vrex",), draws=1, replicas=2, settings=SETTINGS)
+    before = swept(tmp_path, small)[1]
+    asked = []
+    larger = Study(("colored-digits",), ("vrex", "erm"), draws=2, replicas=2, settings=SETTINGS)
+    Store.begin(tmp_path, larger).close()
+    sweep(tmp_path, execution="sequential", told=lambda run, done, of: asked.append(run))
+    assert set(asked) & {1, 2} == set()
+    with Store(tmp_path) as store:
+        pd.testing.assert_frame_equal(store.history([1, 2]), before)
+        # The same runs as in the study that was planned at once, under other numbers.
+        ours, theirs = (
+            t.set_index(["algorithm", "draw", "replica"])["p_value"].sort_index()
+            for t in (store.listing(), whole[1])
+        )
+    pd.testing.assert_series_equal(ours, theirs)
+
+
+def test_the_plan_says_how_much_and_how_long():
+    found = estimate(STUDY)
+    assert [(b.algorithm, b.runs, b.steps) for b in found.batches] == [("erm", 4, 30), ("vrex", 4, 30)]
+    assert all(0 < b.seconds < 60 for b in found.batches)
+    assert found.lines()[-1].startswith("8 runs, about ")
+    held = (("flip-0.1", "flip-0.9"),)
+    wrong = estimate(Study(("colored-digits",), ("vrex",), held_out=held, settings=SETTINGS)).batches[0]
+    assert "needs at least 2 training environments" in wrong.problem
+
+
+def test_a_comparison_of_two_replicas_says_that_they_are_too_few(whole):
+    with Store(whole[0]) as store:
+        found = compare(select(store.table(), TrainingValidation()))
+    assert [row.algorithm for row in found.rows] == ["erm", "vrex"]
+    assert found.rows[0].gain is None
+    assert found.rows[1].gain.count == 2
+    assert found.verdict.startswith("No method can be told from ERM with 2 pairs")
+
+
+def test_wrong_wishes_are_refused_before_anything_trains(tmp_path):
+    Store.begin(tmp_path, STUDY).close()
+    with pytest.raises(EnvariantError, match="unknown execution 'stack'"):
+        sweep(tmp_path, execution="stack")
+    with pytest.raises(EnvariantError, match="workers must be at least 1; got 0"):
+        sweep(tmp_path, workers=0)
+    with pytest.raises(EnvariantError, match="holds no study"):
+        sweep(tmp_path / "nowhere")

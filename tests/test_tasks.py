@@ -36,7 +36,7 @@ REFERENCES = [
 TASKS = [task for task, _ in REFERENCES]
 
 
-@pytest.mark.parametrize(("task", "reference"), REFERENCES, ids=str)
+@pytest.mark.parametrize(("task", "reference"), REFERENCES, ids=map(str, TASKS))
 def test_losses_are_pytorchs_row_by_row(task, reference):
     logits, targets = problem(task)
     torch.testing.assert_close(task.losses(logits, targets), reference(logits, targets))

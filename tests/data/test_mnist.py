@@ -207,6 +207,7 @@ def test_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
         (b"\x1f\x8b rubbish", "t10k-labels-idx1-ubyte: damaged gzip"),
     ],
+    ids=["missing", "no IDX", "cut", "another file", "cut gzip", "no gzip"],
 )
 def test_improper_named_folder_is_an_error_and_nothing_is_fetched(
     tmp_path: Path, cache: Path, mirror: Server, content: bytes | None, defect: str

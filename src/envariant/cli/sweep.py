@@ -1,7 +1,7 @@
 """`envariant sweep`: a study, planned in full, trained, and read as one page."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -25,6 +25,8 @@ def sweep(
     model: str | None = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     workers: Whole = 1,
+    executor: Literal["local", "ray"] = "local",
+    address: str | None = None,
     execution: str = "auto",
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
@@ -61,6 +63,10 @@ def sweep(
         The study's folder; by default studies/NAME.
     workers
         Processes, which share the cores.
+    executor
+        local, or ray for a cluster: pip install "envariant[ray]".
+    address
+        Of the cluster.
     execution
         How the runs of a batch are executed, as for train.
     dry_run
@@ -105,7 +111,12 @@ def sweep(
     with Store.begin(folder, study) as store:
         left = store.counts()["planned"] + store.counts()["running"]
     with watching(study.name, left) as told:
-        local.sweep(folder, execution=execution, workers=workers, told=told)
+        if executor == "ray":
+            from envariant.studies.executors import ray
+
+            ray.sweep(folder, address=address, execution=execution, told=told)
+        else:
+            local.sweep(folder, execution=execution, workers=workers, told=told)
     with Store(folder) as store:
         page.write(store, folder / "report.html")
         counts, table = store.counts(), store.table()

@@ -1,0 +1,64 @@
+"""A study on a real cluster of three nodes, one of which is killed: the same table as without."""
+
+import time
+from threading import Thread
+
+import pandas as pd
+import pytest
+
+from envariant.errors import EnvariantError
+from envariant.studies import Store, Study, sweep
+from envariant.studies.executors import ray as on_ray
+
+SETTINGS = {"steps": 300, "evaluate_every": 100, "model": "mlp(hidden=16)", "precision": "float32"}
+STUDY = Study(("colored-digits",), ("erm", "vrex"), draws=3, replicas=2, settings=SETTINGS)
+
+
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+    Store.begin(tmp_path, STUDY).close()
+
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(on_ray, "import_module", missing)
+    with pytest.raises(EnvariantError, match=r"pip install 'envariant\[ray\]', or use --executor local"):
+        on_ray.sweep(tmp_path)
+
+
+@pytest.mark.verify
+@pytest.mark.filterwarnings("ignore")
+def test_a_node_is_killed_and_the_table_is_whole(tmp_path):
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    Store.begin(here, STUDY).close()
+    started = time.perf_counter()
+    sweep(here, execution="sequential")
+    alone = time.perf_counter() - started
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        Store.begin(there, STUDY).close()
+
+        def kill():
+            # Once the workers are busy.
+            time.sleep(6)
+            cluster.remove_node(nodes[0], allow_graceful=False)
+
+        killer = Thread(target=kill)
+        killer.start()
+        started = time.perf_counter()
+        on_ray.sweep(there, execution="sequential")
+        apart = time.perf_counter() - started
+        killer.join()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    print(f"alone {alone:.1f} s, three nodes of which one was killed {apart:.1f} s")
+    with Store(here) as one, Store(there) as other:
+        assert one.counts() == other.counts() == {"planned": 0, "running": 0, "done": 12, "failed": 0}
+        pd.testing.assert_frame_equal(one.history(), other.history(), check_exact=True)
+        columns = ["id", "algorithm", "draw", "replica", "state", "p_value"]
+        pd.testing.assert_frame_equal(one.listing()[columns], other.listing()[columns])

@@ -7,8 +7,8 @@ BIN := .venv/bin
 demo: .venv/installed          ## train five models on Colored MNIST and write demo/report.html
 	$(BIN)/envariant demo
 
-test: .venv/installed-dev      ## the whole suite
-	$(BIN)/python -m pytest
+test: .venv/installed-dev      ## the whole suite, a process for each core
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: .venv/installed-dev     ## lint, format, types, and the direction of imports
 	$(BIN)/ruff check

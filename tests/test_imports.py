@@ -5,7 +5,6 @@ import os
 import pkgutil
 import subprocess
 import sys
-import time
 from abc import ABC
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import envariant
+from helpers import cpu_of_children
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(m.name for m in pkgutil.walk_packages(envariant.__path__, "envariant."))
@@ -36,9 +36,9 @@ def test_importing_the_package_loads_nothing_heavy():
 def test_importing_the_package_takes_less_than_half_a_second():
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = cpu_of_children()
         python("import envariant")
-        seconds.append(time.perf_counter() - start)
+        seconds.append(cpu_of_children() - start)
     assert min(seconds) < 0.5
 
 

@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 # As in OoD-Bench: the features are what a small network ends in that tells the two apart.
 _FEATURES = 8
 _HIDDEN = 128
-_ROWS = 12_000
+_ROWS = 20_000
 # Where one density is so much smaller than the other, there is none of it.
 _ABSENT = 1e-3
 # From here on a shift is called one.

@@ -1,9 +1,13 @@
 """The engine against the yardstick, on this machine, in one run: the tables of engine.md.
 
-Each ratio is measured in one process, the two sides in turn, medians of fourteen. It takes some five minutes
-and must run alone: another process that multiplies matrices makes every figure here worthless.
+    python benchmarks/engine.py [--device cuda] [PART ...]
+
+On CUDA they go to engine_cuda.md. Each ratio is measured in one process, the two sides in turn, medians of
+fourteen. It takes some five minutes and must run alone: another process that multiplies matrices makes every
+figure here worthless.
 """
 
+import argparse
 import datetime
 import json
 import statistics
@@ -37,7 +41,7 @@ LINEAR = benchmark.CASES["linear"]
 CNN = benchmark.CASES["mnist-cnn"]
 
 
-def in_turn(*works: Callable[[], object], warm: int = 2) -> list[float]:
+def in_turn(device: torch.device, *works: Callable[[], object], warm: int = 2) -> list[float]:
     """Median seconds of each: some repetitions of one, then of the other, and the same again.
 
     Not one after each of the other: a large step would leave a small one with cold caches.
@@ -45,46 +49,47 @@ def in_turn(*works: Callable[[], object], warm: int = 2) -> list[float]:
     seconds: list[list[float]] = [[] for _ in works]
     for _ in range(2):
         for each, work in zip(seconds, works, strict=True):
-            for _ in range(warm):
-                work()
-            for _ in range(REPEATS):
-                started = time.perf_counter()
-                work()
-                each.append(time.perf_counter() - started)
+            each.extend(
+                benchmark.median_seconds(work, 1, device, warm if first else 0)
+                for first in [True] + [False] * (REPEATS - 1)
+            )
     return [statistics.median(each) for each in seconds]
 
 
 def rows(case: Case) -> list[yardstick.Rows]:
-    return [(e.inputs, e.targets) for e in case.data().environments]
+    return [(e.inputs.to(case.device), e.targets.to(case.device)) for e in case.data().environments]
 
 
-def restart() -> list[dict[str, object]]:
+def restart(device: torch.device) -> list[dict[str, object]]:
     """The paper's restart, computed from the medians of steps and measurements: 501 steps; the engine
     measures six times (60,000 rows), the yardstick at every step (10,000 rows).
     """
-    training = rows(FULL)
-    test = (torch.rand(10_000, 392), (torch.rand(10_000) > 0.5).float())
-    model = yardstick.mlp(392, 390)
+    full = replace(FULL, device=device.type)
+    training = rows(full)
+    test = (torch.rand(10_000, 392, device=device), (torch.rand(10_000, device=device) > 0.5).float())
+    model = yardstick.mlp(392, 390).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=4.9e-4)
 
     def plain() -> None:
         yardstick.irm_step(model, adam, training, 91_257.0, 1.1e-3, test)
 
     # Before the engine asks the allocator to keep freed memory, which would help the yardstick too.
-    (theirs,) = in_turn(plain)
+    (theirs,) = in_turn(device, plain)
     keep_freed_memory()
-    (helped,) = in_turn(plain)
+    (helped,) = in_turn(device, plain)
     found = []
     for name, case in (
-        ("bfloat16", replace(FULL, precision="bfloat16")),
-        ("bfloat16, compiled", replace(FULL, precision="bfloat16", compiled=True)),
-        ("float32", FULL),
+        ("bfloat16", replace(full, precision="bfloat16")),
+        ("bfloat16, compiled", replace(full, precision="bfloat16", compiled=True)),
+        *((("tf32", replace(full, precision="tf32")),) if device.type == "cuda" else ()),
+        ("float32", full),
     ):
         group = case.group()
-        (step,) = in_turn(group.advance)
-        (measure,) = in_turn(group.measure)
-        products = benchmark.products_of(group)
-        (alone,) = in_turn(products.again)
+        (step,) = in_turn(device, group.advance)
+        (measure,) = in_turn(device, group.measure)
+        # What is compiled has the same products, but they cannot be seen.
+        products = benchmark.products_of(replace(case, compiled=False).group())
+        (alone,) = in_turn(device, products.again)
         # It measures the training environments as well: 50,000 rows more than the yardstick.
         ours = step * STEPS + measure * MEASUREMENTS
         found.append(
@@ -105,15 +110,15 @@ def restart() -> list[dict[str, object]]:
     return found
 
 
-def small() -> list[dict[str, object]]:
+def small(device: torch.device) -> list[dict[str, object]]:
     """The tabular network: 100 replicas in one program against one after another, both Envariant's."""
     found = []
     for algorithm in ("erm", "irm", "and-mask"):
         for compiled in (False, True):
-            one = replace(SMALL, algorithm=algorithm)
+            one = replace(SMALL, algorithm=algorithm, device=device.type)
             many = replace(one, replicas=100, compiled=compiled)
             alone, together = one.group(), many.group()
-            a, b = in_turn(alone.advance, together.advance, warm=5)
+            a, b = in_turn(device, alone.advance, together.advance, warm=5)
             found.append(
                 {
                     "algorithm": algorithm,
@@ -126,11 +131,12 @@ def small() -> list[dict[str, object]]:
     return found
 
 
-def linear() -> list[dict[str, object]]:
+def linear(device: torch.device) -> list[dict[str, object]]:
     """Linear models: 20 replicas of hyperparameters that share the data, against plain eager loops."""
-    found, training = [], rows(LINEAR)
+    base = replace(LINEAR, device=device.type)
+    found, training = [], rows(base)
     for algorithm in ("erm", "irm", "and-mask", "iga"):
-        model = nn.Linear(10, 1)
+        model = nn.Linear(10, 1).to(device)
         adam = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
         settings = {"irm": "coefficient", "iga": "coefficient", "and-mask": "threshold"}.get(algorithm, "l2")
         members = [
@@ -144,10 +150,11 @@ def linear() -> list[dict[str, object]]:
             for k in range(20)
         ]
         for compiled in (False, True):
-            case = replace(LINEAR, compiled=compiled)
+            case = replace(base, compiled=compiled)
             together = Group(case.data(), members, case.plan())
-            alone = Group(case.data(), members[:1], LINEAR.plan())
+            alone = Group(case.data(), members[:1], base.plan())
             a, b, c = in_turn(
+                device,
                 lambda model=model, adam=adam, algorithm=algorithm: yardstick.linear_step(
                     model, adam, training, algorithm
                 ),
@@ -169,17 +176,18 @@ def linear() -> list[dict[str, object]]:
     return found
 
 
-def cnn() -> list[dict[str, object]]:
+def cnn(device: torch.device) -> list[dict[str, object]]:
     """DomainBed's network: a step of 2 × 64 rows, and 70,000 rows evaluated."""
-    case = replace(CNN, precision="bfloat16")
-    model = MNISTCNN().build((2, 28, 28), 1)
+    case = replace(CNN, precision="bfloat16", device=device.type)
+    model = MNISTCNN().build((2, 28, 28), 1).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=1e-3)
-    inputs, targets = torch.rand(128, 2, 28, 28), (torch.rand(128) > 0.5).float()
+    inputs = torch.rand(128, 2, 28, 28, device=device)
+    targets = (torch.rand(128, device=device) > 0.5).float()
     group = case.group()
-    theirs, ours = in_turn(lambda: yardstick.erm_step(model, adam, inputs, targets), group.advance)
+    theirs, ours = in_turn(device, lambda: yardstick.erm_step(model, adam, inputs, targets), group.advance)
     held = replace(case, environments=1, rows=7_000).group()
-    images = torch.rand(7_000, 2, 28, 28)
-    slow, fast = in_turn(lambda: yardstick.evaluate(model, images, 64), held.measure, warm=1)
+    images = torch.rand(7_000, 2, 28, 28, device=device)
+    slow, fast = in_turn(device, lambda: yardstick.evaluate(model, images, 64), held.measure, warm=1)
     return [
         {"what": "a step of 2×64 rows", "yardstick ms": 1e3 * theirs, "engine ms": 1e3 * ours,
          "ratio": theirs / ours},
@@ -188,19 +196,20 @@ def cnn() -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
-def growth() -> list[dict[str, object]]:
+def growth(device: torch.device) -> list[dict[str, object]]:
     """One, ten, a hundred, a thousand replicas, in the groups that the engine makes of them.
 
     Each in a process of its own. What the tensors take is predicted from groups of two and of four; what
     the process takes has the heap's holes on top.
     """
-    limits, found = benchmark.limits(), []
-    for base in (replace(LINEAR, rows=1_000), SMALL):
+    limits, found = benchmark.limits(device), []
+    for case in (replace(LINEAR, rows=1_000), SMALL):
+        base = replace(case, device=device.type)
         for k in (1, 10, 100, 1000):
             whole = replace(base, replicas=k)
             chosen = execution.choose(Stacked(), whole.data(), whole.members(), whole.plan(), None)
-            case = replace(whole, name=f"{base.name}-x{k}", replicas=chosen.group)
-            (figure,) = benchmark.measured([case], limits, REPEATS)
+            part = replace(whole, name=f"{base.name}-x{k}", replicas=chosen.group)
+            (figure,) = benchmark.measured([part], limits, REPEATS)
             found.append(
                 {
                     "case": base.name,
@@ -215,7 +224,7 @@ def growth() -> list[dict[str, object]]:
     return found
 
 
-def start() -> list[dict[str, object]]:
+def start(device: torch.device) -> list[dict[str, object]]:
     """`envariant train`, one step on colored digits, against importing torch alone."""
 
     def seconds(*command: str) -> float:
@@ -228,23 +237,25 @@ def start() -> list[dict[str, object]]:
 
     torch_alone = seconds("-c", "import torch")
     program = "from envariant.cli import main; main()"
-    whole = seconds("-c", program, "train", "--data", "colored-digits", "--steps", "1")
+    command = ("train", "--data", "colored-digits", "--steps", "1", "--device", device.type)
+    whole = seconds("-c", program, *command)
     return [{"import torch s": torch_alone, "whole s": whole, "beyond s": whole - torch_alone}]
 
 
-def profile() -> list[dict[str, object]]:
+def profile(device: torch.device) -> list[dict[str, object]]:
     """Where the time of a step goes: the largest operations, as shares of all time spent in operations."""
     found = []
     for name in ("irm-full-batch-bfloat16", "small-mlp-x100", "linear-x20", "mnist-cnn-bfloat16"):
-        group = benchmark.CASES[name].group()
+        group = replace(benchmark.CASES[name], device=device.type).group()
         for _ in range(3):
             group.advance()
         with torch.profiler.profile() as profiled:
             for _ in range(5):
                 group.advance()
-        events = sorted(profiled.key_averages(), key=lambda event: -event.self_cpu_time_total)
-        whole = sum(event.self_cpu_time_total for event in events)
-        shares = [f"{e.key.removeprefix('aten::')} {e.self_cpu_time_total / whole:.0%}" for e in events[:8]]
+        kept = f"self_{'device' if device.type == 'cuda' else 'cpu'}_time_total"
+        events = sorted(profiled.key_averages(), key=lambda event: -getattr(event, kept))
+        whole = sum(getattr(event, kept) for event in events)
+        shares = [f"{e.key.removeprefix('aten::')} {getattr(e, kept) / whole:.0%}" for e in events[:8]]
         found.append({"case": name, "largest operations": ", ".join(shares)})
     return found
 
@@ -292,17 +303,25 @@ def _text(value: object) -> str:
 
 def main() -> None:
     """Measures the parts named on the command line, or all, and keeps the others' last figures."""
-    path = HERE / "engine.json"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them unless said"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    stem = "engine" if device.type == "cpu" else "engine_cuda"
+    path = HERE / f"{stem}.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name in sys.argv[1:] or PARTS:
-        found[name] = PARTS[name]()
+    for name in arguments.parts or PARTS:
+        found[name] = PARTS[name](device)
         found.setdefault("measured", {})[name] = datetime.date.today().isoformat()
         print(name, json.dumps(found[name], indent=1))
-    found["hardware"] = provenance.hardware(torch.device("cpu"))
-    found["versions"] = provenance.versions()
-    found["limits"] = benchmark.limits()
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (HERE / "engine.md").write_text(written(found), encoding="utf-8")
+        found["hardware"] = provenance.hardware(device)
+        found["versions"] = provenance.versions()
+        found["limits"] = found.get("limits") or benchmark.limits(device)
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(written(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

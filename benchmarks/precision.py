@@ -68,13 +68,14 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/precision"))
     parser.add_argument("--replicas", type=int, default=10)
     parser.add_argument("--only", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--only-report", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     results: dict[str, dict[str, TrainingResult]] = {name: {} for name in ALGORITHMS}
     for name in ALGORITHMS:
         for precision in PRECISIONS:
             out = arguments.folder / f"{name}-{precision}"
-            if arguments.only_report or name not in arguments.only:
+            if arguments.only_report or name not in arguments.only or precision not in arguments.precisions:
                 if (out / "run.json").exists():
                     results[name][precision] = TrainingResult.load(out)
                 continue
@@ -82,7 +83,9 @@ def main() -> None:
                 "colored-mnist", name, precision=precision, replicas=arguments.replicas,
                 evaluate_every=100, out=out,
             )  # fmt: skip
-    (HERE / "precision.md").write_text(written(results), encoding="utf-8")
+    device = next(r for found in results.values() for r in found.values()).record.settings.device
+    page = "precision.md" if device == "cpu" else "precision_cuda.md"
+    (HERE / page).write_text(written(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def irm_step(
     risks, penalties = [], []
     for inputs, targets in training:
         logits = model(inputs)[:, 0]
-        scale = torch.ones((), requires_grad=True)
+        scale = torch.ones((), requires_grad=True, device=logits.device)
         risk = F.binary_cross_entropy_with_logits(logits * scale, targets)
         (slope,) = torch.autograd.grad(risk, [scale], create_graph=True)
         risks.append(risk)
@@ -62,7 +62,7 @@ def linear_step(
     for inputs, targets in training:
         logits = model(inputs)[:, 0]
         if algorithm == "irm":
-            scale = torch.ones((), requires_grad=True)
+            scale = torch.ones((), requires_grad=True, device=logits.device)
             risks.append(F.binary_cross_entropy_with_logits(logits * scale, targets))
             (slope,) = torch.autograd.grad(risks[-1], [scale], create_graph=True)
             penalties.append(slope.square())

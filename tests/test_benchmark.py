@@ -11,6 +11,7 @@ from envariant.cli.app import main
 from envariant.errors import EnvariantError
 from envariant.training.precision import native_bfloat16
 
+CPU = torch.device("cpu")
 SMALL = replace(benchmark.CASES["small-mlp"], rows=100, batch_size=8)
 
 
@@ -44,29 +45,31 @@ def test_a_measured_case_holds_together():
 
 def test_limits_are_the_best_of_the_shapes_for_each_precision_the_processor_has(monkeypatch):
     rates = {2048: 3.0, 8192: 7.0, 25_000: 5.0}
-    monkeypatch.setattr(benchmark, "_product_rate", lambda shape, dtype, repeats: rates[shape[0]])
-    limits = benchmark.limits(repeats=1)
+    monkeypatch.setattr(benchmark, "_product_rate", lambda shape, dtype, repeats, device: rates[shape[0]])
+    limits = benchmark.limits(CPU, repeats=1)
     assert limits["float32"] == 7.0
-    assert ("bfloat16" in limits) == native_bfloat16(torch.device("cpu"))
+    assert ("bfloat16" in limits) == native_bfloat16(CPU)
 
 
 def test_a_rate_is_operations_by_seconds(monkeypatch):
-    monkeypatch.setattr(benchmark, "median_seconds", lambda work, repeats, warm: work() is None or 2.0)
-    assert benchmark._product_rate((3, 4, 5), torch.float32, 1) == 2 * 3 * 4 * 5 / 2.0
+    monkeypatch.setattr(
+        benchmark, "median_seconds", lambda work, repeats, device, warm: work() is None or 2.0
+    )
+    assert benchmark._product_rate((3, 4, 5), torch.float32, 1, CPU) == 2 * 3 * 4 * 5 / 2.0
 
 
 def test_cases_are_found_by_name_and_those_the_machine_cannot_run_are_left_out(monkeypatch):
-    assert [case.name for case in benchmark.named(["linear"])] == ["linear"]
+    assert [case.name for case in benchmark.named(["linear"], CPU)] == ["linear"]
     with pytest.raises(EnvariantError, match="did you mean 'small-mlp'"):
-        benchmark.named(["smal-mlp"])
+        benchmark.named(["smal-mlp"], CPU)
     monkeypatch.setattr(benchmark, "native_bfloat16", lambda device: False)
-    assert {case.precision for case in benchmark.named([])} == {"float32"}
-    with pytest.raises(EnvariantError, match="this processor has no products in bfloat16"):
-        benchmark.named(["mnist-cnn-bfloat16"])
+    assert {case.precision for case in benchmark.named([], CPU)} == {"float32"}
+    with pytest.raises(EnvariantError, match="this device has no products in bfloat16"):
+        benchmark.named(["mnist-cnn-bfloat16"], CPU)
 
 
 def test_bench_prints_a_table_or_one_json_object(capsys):
-    arguments = ["bench", "--case", "linear-x20", "--repeats", "1"]
+    arguments = ["bench", "--case", "linear-x20", "--repeats", "1", "--device", "cpu"]
     main(arguments)
     shown = capsys.readouterr().out
     assert "linear-x20" in shown

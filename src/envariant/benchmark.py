@@ -28,7 +28,7 @@ from envariant.errors import EnvariantError, unknown_name
 from envariant.models import model_family
 from envariant.tasks import Binary
 from envariant.training.allocator import keep_freed_memory
-from envariant.training.execution import need, peaks
+from envariant.training.execution import finish, need, peaks
 from envariant.training.group import Group, Plan
 from envariant.training.optimizers import optimizer_family
 from envariant.training.precision import native_bfloat16
@@ -37,7 +37,6 @@ from envariant.training.replicas import Replica, Seeds
 _SEED = 0
 # Long enough that starting a case does not count, whatever it is.
 _STEPS = 10**6
-CPU = torch.device("cpu")
 
 
 @final
@@ -53,6 +52,7 @@ class Case:
         replicas: in one program.
         precision: of the products.
         compiled: whether the program is compiled.
+        device: "cpu" or "cuda".
     """
 
     name: str
@@ -66,6 +66,7 @@ class Case:
     replicas: int = 1
     precision: str = "float32"
     compiled: bool = False
+    device: str = "cpu"
 
     def group(self) -> Group:
         """The case, ready for a step."""
@@ -102,7 +103,7 @@ class Case:
             precision=self.precision,
             augmentation=None,
             test=None,
-            device=CPU,
+            device=torch.device(self.device),
             compiled=self.compiled,
         )
 
@@ -157,7 +158,7 @@ class Figure:
         products_seconds: what those products take alone, one after another, in their own shapes.
         limit: of the machine at that precision, in FLOP/s.
         bytes_measured: memory the process took beyond what it had before the case was built, holes in its
-            heap included.
+            heap included; on CUDA, of the device.
         bytes_of_tensors: the most that its tensors hold at one time, counted.
         bytes_predicted: what was expected of that, from groups of two and of four.
     """
@@ -202,18 +203,21 @@ class Figure:
         }
 
 
-def limits(repeats: int = 7) -> dict[str, float]:
-    """The machine's rate of matrix products by precision, in FLOP/s: the best of several shapes."""
+def limits(device: torch.device, repeats: int = 7) -> dict[str, float]:
+    """The device's rate of matrix products by precision, in FLOP/s: the best of several shapes."""
     keep_freed_memory()
-    wanted = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if native_bfloat16(CPU) else {})
-    shapes = ((2048, 2048, 2048), (8192, 512, 512), (25_000, 392, 390))
+    wanted = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if native_bfloat16(device) else {})
+    shapes = [(2048, 2048, 2048), (8192, 512, 512), (25_000, 392, 390)]
+    # A GPU is not filled by those.
+    shapes += [(8192, 8192, 8192)] if device.type == "cuda" else []
     return {
-        name: max(_product_rate(shape, dtype, repeats) for shape in shapes) for name, dtype in wanted.items()
+        name: max(_product_rate(shape, dtype, repeats, device) for shape in shapes)
+        for name, dtype in wanted.items()
     }
 
 
-def named(names: Sequence[str]) -> list[Case]:
-    """The cases of those names; all that this machine can run where none is given.
+def named(names: Sequence[str], device: torch.device) -> list[Case]:
+    """The cases of those names on a device; all that it can run where none is given.
 
     Raises:
         EnvariantError: there is no such case, or this machine cannot run it.
@@ -221,10 +225,11 @@ def named(names: Sequence[str]) -> list[Case]:
     for name in names:
         if name not in CASES:
             raise unknown_name("case", name, CASES)
-    able = native_bfloat16(CPU)
+    able = native_bfloat16(device)
     if unable := [name for name in names if not able and CASES[name].precision == "bfloat16"]:
-        raise EnvariantError(f"case {unable[0]}: this processor has no products in bfloat16; choose another")
-    return [CASES[n] for n in names] or [c for c in CASES.values() if able or c.precision != "bfloat16"]
+        raise EnvariantError(f"case {unable[0]}: this device has no products in bfloat16; choose another")
+    chosen = [CASES[n] for n in names] or [c for c in CASES.values() if able or c.precision != "bfloat16"]
+    return [replace(case, device=device.type) for case in chosen]
 
 
 def measured(cases: Sequence[Case], limit: dict[str, float], repeats: int = 15) -> Iterator[Figure]:
@@ -244,13 +249,13 @@ def measure(case: Case, limit: float, repeats: int, threads: int) -> Figure:
     # What PyTorch loads when it is first used is nobody's memory but its own.
     seconds_a_step(small.group(), 2)
     data, members, plan = case.data(), case.members(), case.plan()
-    before = _start_of_peak()
+    before = _start_of_peak(plan.device)
     group = Group(data, members, plan)
     group.measure()
     seconds = seconds_a_step(group, repeats)
-    taken = max(0, _peak_resident() - before)
-    products = products_of(group)
-    products_seconds = median_seconds(products.again, repeats)
+    taken = max(0, _peak(plan.device) - before)
+    products = products_of(replace(case, compiled=False).group() if case.compiled else group)
+    products_seconds = median_seconds(products.again, repeats, plan.device)
     alone = len(members) == 1
     counted = max(peaks(data, members, plan))
     predicted = counted if alone else need(data, members, plan).of(len(members))
@@ -272,18 +277,24 @@ def measure(case: Case, limit: float, repeats: int, threads: int) -> Figure:
 
 def seconds_a_step(group: Group, repeats: int) -> float:
     """The median of some steps, after three to warm up."""
-    return median_seconds(group.advance, repeats, warm=3)
+    return median_seconds(group.advance, repeats, group.device, warm=3)
 
 
-def median_seconds(work: Callable[[], Any], repeats: int, warm: int = 1) -> float:
-    """The median time of some repetitions."""
+def median_seconds(work: Callable[[], Any], repeats: int, device: torch.device, warm: int = 1) -> float:
+    """The median time of some repetitions, each waited for; on CUDA ten at a time.
+
+    A GPU is given work ahead of time; to wait for every step would measure the waiting.
+    """
     for _ in range(warm):
         work()
-    seconds: list[float] = []
+    finish(device)
+    at_once, seconds = 10 if device.type == "cuda" else 1, list[float]()
     for _ in range(repeats):
         started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
+        for _ in range(at_once):
+            work()
+        finish(device)
+        seconds.append((time.perf_counter() - started) / at_once)
     return statistics.median(seconds)
 
 
@@ -319,25 +330,32 @@ def products_of(group: Group) -> Products:
     return products
 
 
-def _product_rate(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int) -> float:
+def _product_rate(
+    shape: tuple[int, int, int], dtype: torch.dtype, repeats: int, device: torch.device
+) -> float:
     rows, inner, columns = shape
     generator = torch.Generator().manual_seed(_SEED)
-    a = torch.randn(rows, inner, generator=generator).to(dtype)
-    b = torch.randn(inner, columns, generator=generator).to(dtype)
-    return 2 * math.prod(shape) / median_seconds(lambda: a @ b, repeats, warm=2)
+    a = torch.randn(rows, inner, generator=generator).to(device, dtype)
+    b = torch.randn(inner, columns, generator=generator).to(device, dtype)
+    return 2 * math.prod(shape) / median_seconds(lambda: a @ b, repeats, device, warm=2)
 
 
-def _start_of_peak() -> int:
+def _start_of_peak(device: torch.device) -> int:
     """Bytes in use now, from which the peak is counted anew where the system allows that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return _peak_resident()
+        return _peak(device)
 
 
-def _peak_resident() -> int:
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -57,6 +57,8 @@ def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tenso
 def default_generator(device: torch.device) -> torch.Generator:
     """The generator from which modules on a device draw, unless they are given another."""
     if device.type == "cuda":
+        # They exist only once CUDA has been started.
+        torch.cuda.init()
         return torch.cuda.default_generators[device.index or 0]
     return torch.default_generator
 

@@ -1,7 +1,7 @@
 """`envariant bench`: what this machine can do, and how much of it the engine uses."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -13,6 +13,7 @@ def bench(
     *,
     case: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     repeats: Whole = 15,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     json: Json = False,
 ) -> None:
     """Measure matrix products on this machine, then steps of the standard cases.
@@ -25,7 +26,9 @@ def bench(
     case
         A case to measure, such as small-mlp-x100; repeat it for more. All of them unless said.
     repeats
-        Steps timed of each; the median is shown.
+        Steps timed of each, on CUDA ten times as many; the median is shown.
+    device
+        auto takes a CUDA GPU if there is one.
     """
     if repeats < 1:
         raise EnvariantError(f"repeats must be at least 1; got {repeats}")
@@ -36,9 +39,11 @@ def bench(
     from envariant.cli.show import print_json, print_table
     from envariant.reporting.tables import TextTable
     from envariant.training import provenance
+    from envariant.training.assembly import device_named
 
-    cases = benchmark.named(case)
-    limits = benchmark.limits()
+    where = device_named(device)
+    cases = benchmark.named(case, where)
+    limits = benchmark.limits(where)
     figures = list(
         track(
             benchmark.measured(cases, limits, repeats),
@@ -48,7 +53,7 @@ def bench(
             disable=not sys.stderr.isatty(),
         )
     )
-    hardware = provenance.hardware(benchmark.CPU)
+    hardware = provenance.hardware(where)
     if json:
         print_json(
             {

@@ -24,7 +24,7 @@ def train(
     lr: float | None = None,
     weight_decay: float = 0.0,
     optimizer: str | None = None,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "tf32"] = "auto",
     test_environments: Annotated[
         tuple[str, ...] | None, Parameter(negative="", allow_leading_hyphen=True)
     ] = None,
@@ -71,7 +71,7 @@ def train(
     optimizer
         adam, adamw or sgd(momentum=0.9).
     precision
-        Of matrix products; auto takes bfloat16 where the processor multiplies it natively.
+        Of matrix products; auto takes bfloat16 where the processor multiplies it natively; tf32 is for CUDA.
     test_environments
         Names of environments to hold out; repeat it for more.
     hold_out

@@ -156,7 +156,7 @@ def assembled(
         precision=precision,
         augmentation=augmentation_named(augmentation),
         test=test,
-        device=_device(device),
+        device=device_named(device),
         compiled=compile,
         freeze=_frozen(freeze, init),
     )
@@ -241,14 +241,16 @@ def _frozen(what: str | None, init: str | None) -> str | None:
     return what
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device that "cpu", "cuda" or "auto" names.
+
+    Raises:
+        EnvariantError: it is none of these, or there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise EnvariantError(f"device must be auto, cpu or cuda; got '{name}'")
     if name == "cuda" and not torch.cuda.is_available():
         raise EnvariantError("device: this PyTorch sees no CUDA device; use cpu")
-    if name == "cuda":
-        # Generators, which are needed first, exist only once CUDA has been started.
-        torch.cuda.init()
     return torch.device(name)

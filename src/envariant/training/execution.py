@@ -190,14 +190,20 @@ def _not_stackable(wanted: Wish, reason: str) -> Execution:
 def _seconds_a_step(group: Group) -> float:
     """The quickest of a few steps, after one to warm up."""
     group.advance()
+    finish(group.device)
     seconds: list[float] = []
     for _ in range(_STEPS):
         started = time.perf_counter()
         group.advance()
-        if group.device.type == "cuda":
-            torch.cuda.synchronize(group.device)
+        finish(group.device)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
+
+
+def finish(device: torch.device) -> None:
+    """Waits for what a device was given to do; a CPU has always done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def need(source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan) -> memory.Need:

@@ -8,7 +8,7 @@ then on and is reported with the step at which it happened; the others never not
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -44,7 +44,7 @@ class Plan:
         steps: updates of each replica.
         batch_size: rows of each training environment a step, drawn with replacement; None is all rows.
         evaluate_every: steps between measurements; the first and the last step are measured anyway.
-        precision: "auto", "float32" or "bfloat16".
+        precision: "auto", "float32", "bfloat16" or "tf32".
         augmentation: of training inputs.
         test: names of held-out environments; None is the data's own choice.
         device: where to train.
@@ -170,7 +170,8 @@ class Group:
         """One update of every replica that is alive."""
         step, first = self.step, self._replicas[0]
         # A module that draws for itself trains alone.
-        with private_random_numbers(first.seeds.at(step), self.device) if self._draws else nullcontext():
+        drawing = private_random_numbers(first.seeds.at(step), self.device) if self._draws else nullcontext()
+        with drawing, self._products():
             made = self._program(self._given(step))
         with torch.no_grad():
             # Of a replica that fails, the metrics of the failing step are kept.
@@ -191,7 +192,8 @@ class Group:
         """
         reached = self._failed_at.tolist()
         # By environment, then by replica.
-        found = {name: self._measured(name).tolist() for name in self._names}
+        with self._products():
+            found = {name: self._measured(name).tolist() for name in self._names}
         reported = [] if self._metrics is None else self._metrics.tolist()
         sizes = [] if self._gradient_rms is None else self._gradient_rms.tolist()
         rows: list[HistoryRow] = []
@@ -240,7 +242,7 @@ class Group:
             return self.network.forward(params, buffers, inputs, training=False, replicas=replicas)[1]
 
         together = over_replicas(of_block, (0, 0, axis), replicas)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._products():
             blocks = inputs.split(self.network.blocks(inputs.shape[along], replicas), dim=along)
             found = [together(self._predicting(), self._buffers, block) for block in blocks]
         return torch.cat(found, dim=1).clone()
@@ -261,6 +263,9 @@ class Group:
             self._spent + self._ended - self._started,
             {} if (predicting := self._predicting()) is self._views else predicting,
         )
+
+    def _products(self) -> AbstractContextManager[None]:
+        return precision.products(self.network.precision, self.device)
 
     def _predicting(self) -> Mapping[str, Tensor]:
         """The parameters that predict; for most algorithms those that are trained."""

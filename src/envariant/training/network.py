@@ -24,9 +24,10 @@ from envariant.training.precision import Precision
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
 """`(input_shape, outputs) → module`, with weights drawn from PyTorch's default generator."""
 
-# Activations of one block, in bytes of float32. Measured on full batches of a few architectures: smaller
-# blocks pay for casting weights and starting products, larger ones for leaving the caches.
-BLOCK_BYTES = 100 * 2**20
+# Activations of one block, in bytes of float32, by kind of device. Measured on full batches of a few
+# architectures: smaller blocks pay for casting weights and starting products, larger ones for leaving a
+# processor's caches. A GPU streams from its memory, and only has to be kept busy.
+BLOCK_BYTES = {"cpu": 100 * 2**20, "cuda": 2**30}
 _BLOCK_ROWS = (64, 2**20)
 
 TOGETHER = "rows_together"
@@ -106,7 +107,7 @@ class Network:
         self._block = _BLOCK_ROWS[0]
         self.changing, self.draws, self.width, self.features = self._probe(input_shape)
         least, most = _BLOCK_ROWS
-        self._block = max(least, min(most, BLOCK_BYTES // (4 * self.width)))
+        self._block = max(least, min(most, BLOCK_BYTES[device.type] // (4 * self.width)))
 
     def adopt(self, own: Mapping[str, nn.Module]) -> None:
         """Takes in networks of the algorithm's own, which train beside the model.

@@ -76,7 +76,7 @@ def fitting(replica: Replica, plan: Plan, stepped: Callable[[], None] = lambda: 
         if group.failed or state.failure is not None or not rows:
             raise EnvariantError(f"replica {replica.index}: before its first step, {state.failure}")
         weights = {**state.params, **state.buffers}
-        return Fitted(weights, lambda inputs: group.outputs(inputs)[0])
+        return Fitted(weights, lambda inputs: group.outputs(inputs)[0].to(inputs.device))
 
     return fit
 

@@ -67,8 +67,8 @@ def train(
         learning_rate: of the optimizer.
         weight_decay: of the optimizer; it acts after any mask on gradients.
         optimizer: `adam`, `adamw` or `sgd(momentum=0.9)`.
-        precision: of matrix products: "float32", "bfloat16", or "auto", which takes bfloat16 where the
-            processor multiplies it natively and the model is large enough.
+        precision: of matrix products: "float32", "bfloat16", "tf32" (on CUDA), or "auto", which takes
+            bfloat16 where the processor multiplies it natively and the model is large enough.
         test_environments: names to hold out; None holds out what the data suggest.
         hold_out: share of every training environment's rows that is measured and not trained on.
         evaluate_every: steps between measurements; None gives about 25 of them.

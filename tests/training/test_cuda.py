@@ -1,0 +1,110 @@
+"""On a GPU: the same numbers as on the processor to rounding, and from run to run the same bits.
+
+Skipped where there is none. The problems are those of the other tests; rounding differs because a GPU adds
+up in another order.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_stacking import made, outcome, plan, replicas
+
+import envariant
+from envariant.algorithms import RECIPES
+from envariant.tasks import Binary
+from envariant.training import checkpoint, engine, execution
+from envariant.training.engine import Evaluated
+from envariant.training.execution import SEQUENTIAL, Execution, Stacked
+from envariant.training.optimizers import optimizer_family
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+STACKED = Execution("stacked", 100, "")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def moved(members, shared, how):
+    """How far the parameters of each replica went, on the CPU."""
+    _, states = outcome(made(Binary(), 1), members, shared, how)
+    return {k: torch.cat([v.flatten().cpu() for v in s.params.values()]) for k, s in states.items()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_algorithm_trains_there_as_on_the_processor(name):
+    """Plain gradient descent, because Adam makes whole steps of what is nothing but rounding."""
+    shared = replace(plan(batch_size=16), optimizer=optimizer_family("sgd"), steps=4)
+    members = replicas(name, 3)
+    here = moved(members, shared, SEQUENTIAL)
+    for how in (SEQUENTIAL, STACKED):
+        there = moved(members, replace(shared, device=CUDA), how)
+        for k, expected in here.items():
+            torch.testing.assert_close(there[k], expected, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_twice_the_same_bits_and_again_from_a_checkpoint(name, tmp_path):
+    shared, source, members = plan(batch_size=16, device=CUDA), made(Binary(), 1), replicas(name, 2)
+    rows, states = outcome(source, members, shared, STACKED)
+    again, _ = outcome(source, members, shared, STACKED)
+    assert rows == again
+    for event in engine.run(source, members, shared, STACKED):
+        if (stored := event.checkpoint()).step == 4:
+            checkpoint.save(stored, tmp_path)
+            break
+    later, resumed = outcome(source, members, shared, STACKED, checkpoint.load(tmp_path))
+    assert later == [row for row in rows if row.step >= 4]
+    for k, state in states.items():
+        assert all(torch.equal(resumed[k].params[n], v) for n, v in state.params.items())
+
+
+# PyTorch's own compiler warns of parts of itself.
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+@pytest.mark.parametrize("name", ["erm", "irm", "and-mask"])
+def test_compiled_programs_are_cuda_graphs_and_give_the_same(name):
+    shared = replace(plan(batch_size=16, device=CUDA), optimizer=optimizer_family("sgd"), steps=12)
+    members = replicas(name, 3)
+    plain, compiled = (moved(members, replace(shared, compiled=c), STACKED) for c in (False, True))
+    for k, expected in plain.items():
+        torch.testing.assert_close(compiled[k], expected, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_every_precision_learns_and_leaves_pytorchs_settings_alone(precision):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    result = envariant.train(
+        "colored-digits", "erm", model="mnist-cnn", steps=30, precision=precision, device="cuda"
+    )
+    assert result.record.settings.precision == precision
+    assert result.final("flip-0.1", "accuracy").mean > 0.7
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_weights_to_start_from_and_inferred_environments_are_made_there():
+    short = {"steps": 4, "model": "mlp(hidden=16)", "batch_size": "full", "device": "cuda"}
+    rich = "rfc(first_steps=3, steps=3, synthesis_steps=3)"
+    for given in (("vrex", {"init": rich, "freeze": "features"}), ("eiil(reference_steps=5)", {})):
+        result = envariant.train("colored-digits", given[0], **given[1], **short)
+        assert len(result.finished) == 1
+        assert result.record.hardware["accelerator"]
+
+
+def test_memory_is_as_predicted():
+    shared = plan("mlp(hidden=256)", batch_size=256, device=CUDA)
+    source, members = made(Binary(), 1), replicas("irm", 24)
+    chosen = execution.choose(Stacked(), source, members, shared, None)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    list(engine.run(source, members, shared, chosen))
+    taken = torch.cuda.max_memory_allocated() - before
+    assert chosen.bytes_predicted is not None
+    assert taken == pytest.approx(chosen.bytes_predicted, rel=0.25)
+
+
+def test_one_that_fails_stands_still_and_the_others_do_not_notice():
+    source, shared = made(Binary(), 1), plan(device=CUDA)
+    healthy = replicas("irm", 3)
+    spoiled = [*healthy, replace(healthy[0], index=3, learning_rate=float("inf"))]
+    whole = [e for e in engine.run(source, spoiled, shared, STACKED) if isinstance(e, Evaluated)]
+    states = whole[-1].checkpoint().states()
+    assert states[3].failure is not None
+    assert all(states[k].failure is None for k in range(3))

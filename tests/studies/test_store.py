@@ -182,6 +182,15 @@ def test_thousands_of_runs_are_listed_and_selected_from_quickly(tmp_path):
     assert selected < 5.0
 
 
+@pytest.mark.verify
+def test_a_hundred_thousand_runs_are_listed_and_selected_from_quickly(tmp_path):
+    """Five million measurements in one file, a table of a hundred thousand runs."""
+    listed, selected = timed(tmp_path, 100_000)
+    print(f"listed in {listed:.2f} s, read and selected from in {selected:.2f} s")
+    assert listed < 1.0
+    assert selected < 5.0
+
+
 def timed(folder, count):
     """Seconds to list and to select from a store of so many runs of 50 rows."""
     with Store.begin(folder, Study(("colored-digits",), ("erm",))) as store:

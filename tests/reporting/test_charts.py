@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import envariant
-from envariant.reporting import charts, figures
-from envariant.statistics import interval
+from envariant.errors import EnvariantError
+from envariant.reporting import charts, figures, shift
+from envariant.statistics import Interval, interval
+from envariant.studies.shift import Shift
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +79,41 @@ def test_lines_are_the_numbers_on_the_scales_asked_for():
     x, y = drawn(axes, "b")
     assert (list(x), list(y)) == ([1, 2, 3, 4], [1, 8, 27, 64])
     assert [text.get_text() for text in axes.texts] == ["ln 2 "]
+
+
+def test_a_critical_difference_diagram_joins_what_noise_may_have_parted():
+    assert charts._within([1.0, 1.5, 2.9, 3.1], 1.0) == [(0, 1), (2, 3)]
+    assert charts._within([1.0, 1.5, 2.0, 3.5], 1.2) == [(0, 2)]
+    assert charts._within([1.0, 3.0], 1.0) == []
+    figure = charts.critical_difference(["b", "a", "c$"], [2.0, 1.2, 2.8], 1.0)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", r"c\$"]
+    marks = [tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+    assert marks == [(1.2,), (2.0,), (2.8,)]
+
+
+def test_environments_with_numbers_make_a_curve_and_others_do_not(runs):
+    assert shift._places(["flip-0.9", "flip-0.1", "other", "year 3"]) == {0.1: "flip-0.1", 0.9: "flip-0.9"}
+    assert shift._places(["a", "b"]) == {}
+    several = list(runs.values())
+    assert shift.can_be_ordered(several)
+    (axes,) = shift.curve(several).axes
+    curves = [line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 3]
+    assert len(curves) == len(several)
+    first = several[0]
+    assert list(curves[0].get_xdata()) == [0.1, 0.2, 0.9]
+    assert curves[0].get_ydata()[2] == pytest.approx(first.final("flip-0.9", "accuracy").mean)
+    with pytest.raises(EnvariantError, match="at least 3 of them"):
+        shift.curve([])
+
+
+def test_shift_is_a_point_for_each_pair_with_its_interval():
+    def around(mean):
+        return Interval(mean, mean - 0.1, mean + 0.1, 3)
+
+    found = Shift("a + b", "c", around(0.2), around(0.5), around(0.0), around(0.1))
+    (axes,) = shift.plane([found]).axes
+    assert [
+        tuple(map(float, (*m.get_xdata(), *m.get_ydata()))) for m in axes.lines if m.get_marker() == "o"
+    ] == [(0.2, 0.5)]
+    assert [text.get_text() for text in axes.texts] == ["diversity", "correlation", "both"]

@@ -1,11 +1,15 @@
 """`envariant data`: fetch what has to be fetched, and look at the environments before training on them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from envariant.cli.options import Json, Mnist, Whole
+from envariant.errors import EnvariantError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 data = App(name="data", help="Fetch data, and look at environments.", help_format="plaintext")
 
@@ -65,7 +69,6 @@ def show(
 
     from envariant import data as sources
     from envariant.cli.show import print_json, print_lines, print_table
-    from envariant.errors import EnvariantError
     from envariant.reporting import figures, tables
 
     source = sources.source(name, folder=mnist)
@@ -74,12 +77,8 @@ def show(
     drawn = source.draw(seed)
     facts = source.facts(drawn)
     path = out or Path(name.partition("(")[0].replace(":", "-") + ".png")
-    if path.suffix not in (".png", ".svg"):
-        raise EnvariantError(f"{path}: a picture's name must end in .png or .svg")
-    try:
-        figures.save(figures.overview(drawn, facts), path)
-    except OSError as error:
-        raise EnvariantError(f"{path}: cannot be written ({error.strerror or error})") from None
+    _check_picture(path)
+    _save(figures.overview(drawn, facts), path)
     if json:
         print_json(
             {
@@ -102,6 +101,7 @@ def shift(
     test_environments: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
     seed: Whole = 0,
     trials: Whole = 3,
+    out: Annotated[Path | None, Parameter(alias="-o")] = None,
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
@@ -119,6 +119,8 @@ def shift(
         Of the first trial.
     trials
         Each with a data draw and a network of its own.
+    out
+        A picture of it, PNG or SVG.
     """
     from dataclasses import asdict
 
@@ -127,8 +129,14 @@ def shift(
     from envariant.reporting.tables import TextTable
     from envariant.studies.shift import shifts
 
+    if out is not None:
+        _check_picture(out)
     source = sources.source(name, folder=mnist)
     found = shifts(source, test=test_environments or None, seed=seed, trials=trials)
+    if out is not None:
+        from envariant.reporting import shift as pictures
+
+        _save(pictures.plane(found), out)
     if json:
         print_json({"data": source.name, "shifts": [{**asdict(s), "kind": s.kind} for s in found]})
         return
@@ -151,3 +159,17 @@ def shift(
             ),
         )
     )
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix not in (".png", ".svg"):
+        raise EnvariantError(f"{path}: a picture's name must end in .png or .svg")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    from envariant.reporting import figures
+
+    try:
+        figures.save(figure, path)
+    except OSError as error:
+        raise EnvariantError(f"{path}: cannot be written ({error.strerror or error})") from None

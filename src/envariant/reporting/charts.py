@@ -110,6 +110,47 @@ def ranking(bars: Sequence[Bar], label: str, marks: Mapping[str, float]) -> Figu
     return figure
 
 
+def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: float) -> Figure:
+    """Mean ranks, the best on top; bars join those that lie less than the critical difference apart.
+
+    Args:
+        names: of the methods.
+        ranks: their mean ranks over places; 1 is best.
+        distance: from which on two ranks differ beyond noise. Demšar 2006.
+    """
+    order = sorted(range(len(names)), key=lambda k: ranks[k])
+    sorted_ranks = [ranks[k] for k in order]
+    groups = _within(sorted_ranks, distance)
+    figure = Figure(figsize=(7.4, 0.34 * len(names) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    for place, rank in enumerate(sorted_ranks):
+        axes.plot([1, rank], [place, place], color="#e4e7eb", lw=1, zorder=0)
+        axes.plot([rank], [place], "o", color=TEST, ms=7)
+    right = max(len(names), max(ranks) + 0.2)
+    for k, (first, last) in enumerate(groups):
+        x = right + 0.12 * (k + 1)
+        axes.plot([x, x], [first - 0.2, last + 0.2], color=TRAIN[0], lw=3, solid_capstyle="butt")
+    axes.plot([1, 1 + distance], [-1, -1], color=INK, lw=2, solid_capstyle="butt")
+    axes.text(1 + distance, -1, f"  critical difference {distance:.2f}", fontsize=8, color=INK, va="center")
+    axes.set_yticks(range(len(names)), [plain_text(names[k]) for k in order])
+    axes.set_ylim(len(names) - 0.4, -1.6)
+    axes.set_xlim(0.9, right + 0.12 * (len(groups) + 1))
+    axes.set_xlabel("mean rank; bars on the right join what noise may have parted", fontsize=9, color=INK)
+    quiet(axes)
+    axes.tick_params(axis="y", labelsize=9, colors=INK, length=0)
+    return figure
+
+
+def _within(ranks: Sequence[float], distance: float) -> list[tuple[int, int]]:
+    """The longest stretches of sorted ranks that span less than a distance, of two at least."""
+    found: list[tuple[int, int]] = []
+    for first, start in enumerate(ranks):
+        last = max(k for k, rank in enumerate(ranks) if rank - start < distance)
+        if last > first and not any(last <= end for _, end in found):
+            found.append((first, last))
+    return found
+
+
 def lines(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     across: str,

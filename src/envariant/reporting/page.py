@@ -7,7 +7,7 @@ from pathlib import Path
 from envariant import data
 from envariant.data import ColoredSource
 from envariant.errors import EnvariantError
-from envariant.reporting import figures, html, tables
+from envariant.reporting import figures, html, shift, tables
 from envariant.reporting.labels import labels
 from envariant.training import TrainingResult
 
@@ -34,6 +34,7 @@ def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None =
         verdicts=[(name, verdict(result)) for name, result in zip(names, results, strict=True)],
         scores=tables.scores(results),
         curves=figures.svg(figures.curves(results)),
+        shift_curve=figures.svg(shift.curve(results)) if shift.can_be_ordered(results) else "",
         overviews=_overviews(results, mnist),
         settings=tables.settings(results),
         runs=list(zip(names, results, strict=True)),

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from envariant import schedules
 from envariant.errors import EnvariantError
 from envariant.reporting import figures, html
-from envariant.reporting.charts import Bar, ranking
+from envariant.reporting.charts import Bar, critical_difference, ranking
 from envariant.reporting.figures import INK, MUTED, TEST, TRAIN, plain_text, quiet
 from envariant.reporting.tables import NONE, TextTable
 from envariant.statistics import Interval
@@ -53,6 +53,7 @@ def render(store: Store) -> str:
                 algorithms(compared[way.name]),
                 places(each[way.name]),
                 choices(pooled[way.name]),
+                _ranks(compared[way.name]),
             )
             for way in ways
         ],
@@ -170,6 +171,15 @@ def algorithms(comparison: Comparison) -> TextTable:
         "models",
     )
     return TextTable(header, tuple(lines), tuple(notes))
+
+
+def _ranks(comparison: Comparison) -> str:
+    """The diagram of mean ranks as SVG; empty where there are too few places for one."""
+    found = comparison.ranking
+    if found is None:
+        return ""
+    names = [row.algorithm for row in comparison.rows]
+    return figures.svg(critical_difference(names, found.ranks, found.critical_difference))
 
 
 def places(selected: Sequence[Selected]) -> TextTable:

@@ -32,7 +32,7 @@ _ROWS = 20_000
 # Where one density is so much smaller than the other, there is none of it.
 _ABSENT = 1e-3
 # From here on a shift is called one.
-_NOTABLE = 0.1
+NOTABLE = 0.1
 _LEAST = 40
 # Real targets are told apart by which fifth of all of them they are in.
 _BINS = 5
@@ -61,7 +61,7 @@ class Shift:
     @property
     def kind(self) -> str:
         """Which of the first two is there, in words."""
-        diverse, turned = self.diversity.mean >= _NOTABLE, self.correlation.mean >= _NOTABLE
+        diverse, turned = self.diversity.mean >= NOTABLE, self.correlation.mean >= NOTABLE
         if diverse and turned:
             return "both"
         return "diversity" if diverse else "correlation" if turned else "neither"

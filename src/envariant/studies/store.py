@@ -6,7 +6,7 @@ holds its lock, which a killed process lets go of, so that the next one goes on 
 
 import json
 import sqlite3
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,15 +198,15 @@ class Store:
                 "AVG(CASE WHEN h.split = :test THEN value END) AS test, "
                 "MIN(CASE WHEN h.split = :test THEN value END) AS lowest, "
                 "MAX(CASE WHEN h.split = :test THEN value END) AS highest, "
-                "json_group_object(h.environment, value) FILTER (WHERE h.split = :test) AS tests "
+                "json_group_object(e.name, value) FILTER (WHERE h.split = :test) AS tests "
                 "FROM runs LEFT JOIN batches b ON b.id = runs.batch "
                 "LEFT JOIN names m ON m.name = b.metric "
                 "LEFT JOIN history h ON h.run = runs.id AND h.metric = m.id "
+                "LEFT JOIN names e ON e.id = h.environment "
                 "GROUP BY runs.id, step ORDER BY runs.id, step",
                 self._connection,
                 params={key: ids.get(key, -1) for key in ("validation", "test")},
             )
-        found["tests"] = found["tests"].map(_by_name({str(number): name for name, number in ids.items()}))
         numbers = ["validation", "test", "lowest", "highest", "p_value"]
         found[numbers] = found[numbers].astype(float)
         better = found["higher_is_better"].fillna(1).astype(bool)
@@ -435,15 +435,6 @@ class Store:
                 f"{self.path}: {error}; no finished run is lost by this: free some space, or restore the "
                 f"file from a copy, and give the same command again"
             ) from None
-
-
-def _by_name(names: Mapping[str, str]) -> Callable[[str | None], str]:
-    """Puts names for numbers in a small JSON object; there are few different ones."""
-
-    def named(text: str | None) -> str:
-        return json.dumps({names[key]: value for key, value in json.loads(text or "{}").items()})
-
-    return named
 
 
 _COLUMNS = "id, data, held_out, algorithm, draw, hyperparameters, learning_rate, replica"

@@ -1,7 +1,7 @@
 """`envariant runs`: what a study holds, run by run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -119,6 +119,32 @@ def export(study: Path, *, out: Annotated[Path, Parameter(alias="-o")]) -> None:
     from envariant.studies.export import export as write
 
     print_lines([f"wrote {write(study, out)} rows to {out}"])
+
+
+@runs.command
+def track(
+    study: Path, *, to: Literal["tensorboard", "mlflow"], at: str | None = None, json: Json = False
+) -> None:
+    """Send runs that are done to TensorBoard or MLflow; those that were sent before are left alone.
+
+    Parameters
+    ----------
+    study
+        Its folder.
+    to
+        Which of the two; pip install "envariant[tracking]".
+    at
+        A folder for TensorBoard, by default one in the study's; a tracking address for MLflow, by default
+        what MLFLOW_TRACKING_URI says.
+    """
+    from envariant.cli.show import print_json, print_lines
+    from envariant.studies.trackers import track as send
+
+    sent, before = send(study, to, at)
+    if json:
+        print_json({"sent": sent, "before": before})
+    else:
+        print_lines([f"sent {sent} runs to {to}; {before} were there"])
 
 
 def _forget(study: Path, numbers: tuple[int, ...], failed: bool, *, planned: bool) -> None:

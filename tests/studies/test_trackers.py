@@ -1,0 +1,86 @@
+"""Runs sent to other tools: what arrives there, and that nothing is sent twice."""
+
+import sys
+
+import pytest
+
+from envariant.cli import main
+from envariant.errors import EnvariantError
+from envariant.studies import Store, Study, sweep
+from envariant.studies.trackers import _safe, track
+
+SETTINGS = {"steps": 6, "evaluate_every": 3, "model": "linear"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tracked")
+    study = Study(
+        ("colored-digits",), ("erm", "irm"), name="mine", draws=2, replicas=1, settings=SETTINGS
+    )  # fmt: skip
+    Store.begin(folder, study).close()
+    sweep(folder)
+    return folder
+
+
+def last(folder, run):
+    """The last number of each name in a run's history."""
+    with Store(folder) as store:
+        history = store.history([run])
+    rows = history.sort_values("step").to_dict("records")
+    return {
+        (r["metric"] if r["environment"] == "*" else f"{r['metric']}/{r['environment']}"): (
+            r["step"],
+            r["value"],
+        )
+        for r in rows
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_gets_every_number_once(folder, tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert track(folder, "tensorboard", str(tmp_path)) == (4, 0)
+    assert track(folder, "tensorboard", str(tmp_path)) == (0, 4)
+    with Store(folder) as store:
+        runs = [int(run) for run in store.listing()["id"]]
+    for run in runs:
+        read = EventAccumulator(str(tmp_path / f"run-{run:06d}"))
+        read.Reload()
+        expected = last(folder, run)
+        assert set(read.Tags()["scalars"]) == set(expected)
+        for name, (step, value) in expected.items():
+            found = read.Scalars(name)[-1]
+            assert found.step == step
+            assert found.value == pytest.approx(value, rel=1e-6)
+    # Half a run, as a kill leaves it, is sent anew.
+    (tmp_path / f"run-{runs[0]:06d}" / "whole").unlink()
+    main(["runs", "track", str(folder), "--to", "tensorboard", "--at", str(tmp_path), "--json"])
+    assert '"sent": 1' in capsys.readouterr().out
+    assert len(list((tmp_path / f"run-{runs[0]:06d}").glob("events.*"))) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_gets_every_number_once(folder, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    where = (tmp_path / "mlruns").as_uri()
+    assert track(folder, "mlflow", where) == (4, 0)
+    assert track(folder, "mlflow", where) == (0, 4)
+    client = mlflow.MlflowClient(where)
+    experiment = client.get_experiment_by_name("mine")
+    for each in client.search_runs([experiment.experiment_id]):
+        expected = last(folder, int(each.data.tags["envariant.run"]))
+        assert each.data.params["algorithm"] in ("erm", "irm")
+        assert each.data.metrics == pytest.approx({_safe(k): v for k, (_, v) in expected.items()})
+
+
+def test_what_is_missing_is_named_with_the_mend(folder, monkeypatch):
+    for name, module in (("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(EnvariantError, match=r'pip install "envariant\[tracking\]"'):
+            track(folder, name)
+    with pytest.raises(EnvariantError, match="did you mean 'mlflow'"):
+        track(folder, "mlflov")

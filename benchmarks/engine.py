@@ -87,7 +87,7 @@ def restart(device: torch.device) -> list[dict[str, object]]:
         group = case.group()
         (step,) = in_turn(device, group.advance)
         (measure,) = in_turn(device, group.measure)
-        # What is compiled has the same products, but they cannot be seen.
+        # What is compiled has the same products, but they cannot be seen there.
         products = benchmark.products_of(replace(case, compiled=False).group())
         (alone,) = in_turn(device, products.again)
         # It measures the training environments as well: 50,000 rows more than the yardstick.
@@ -313,13 +313,16 @@ def main() -> None:
     stem = "engine" if device.type == "cpu" else "engine_cuda"
     path = HERE / f"{stem}.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    conditions = {
+        "hardware": provenance.hardware(device),
+        "versions": provenance.versions(),
+        "limits": benchmark.limits(device),
+    }
     for name in arguments.parts or PARTS:
         found[name] = PARTS[name](device)
         found.setdefault("measured", {})[name] = datetime.date.today().isoformat()
         print(name, json.dumps(found[name], indent=1))
-        found["hardware"] = provenance.hardware(device)
-        found["versions"] = provenance.versions()
-        found["limits"] = found.get("limits") or benchmark.limits(device)
+        found |= conditions
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(written(found), encoding="utf-8")
 

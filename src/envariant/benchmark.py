@@ -254,7 +254,7 @@ def measure(case: Case, limit: float, repeats: int, threads: int) -> Figure:
     group.measure()
     seconds = seconds_a_step(group, repeats)
     taken = max(0, _peak(plan.device) - before)
-    products = products_of(replace(case, compiled=False).group() if case.compiled else group)
+    products = products_of(group)
     products_seconds = median_seconds(products.again, repeats, plan.device)
     alone = len(members) == 1
     counted = max(peaks(data, members, plan))
@@ -324,7 +324,11 @@ class Products(TorchDispatchMode):
 
 
 def products_of(group: Group) -> Products:
-    """The matrix products of the next step."""
+    """The matrix products of a step.
+
+    A first step may record the program as well, and would be counted twice; so one is made beforehand.
+    """
+    group.advance()
     with Products() as products:
         group.advance()
     return products

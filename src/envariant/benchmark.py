@@ -28,7 +28,7 @@ from envariant.errors import EnvariantError, unknown_name
 from envariant.models import model_family
 from envariant.tasks import Binary
 from envariant.training.allocator import keep_freed_memory
-from envariant.training.execution import finish, need, peaks
+from envariant.training.execution import wait_for, need, peaks
 from envariant.training.group import Group, Plan
 from envariant.training.optimizers import optimizer_family
 from envariant.training.precision import native_bfloat16
@@ -287,13 +287,13 @@ def median_seconds(work: Callable[[], Any], repeats: int, device: torch.device, 
     """
     for _ in range(warm):
         work()
-    finish(device)
+    wait_for(device)
     at_once, seconds = 10 if device.type == "cuda" else 1, list[float]()
     for _ in range(repeats):
         started = time.perf_counter()
         for _ in range(at_once):
             work()
-        finish(device)
+        wait_for(device)
         seconds.append((time.perf_counter() - started) / at_once)
     return statistics.median(seconds)
 

@@ -39,7 +39,6 @@ def last(folder, run):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_gets_every_number_once(folder, tmp_path, capsys):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert track(folder, "tensorboard", str(tmp_path)) == (4, 0)
@@ -64,17 +63,28 @@ def test_tensorboard_gets_every_number_once(folder, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_gets_every_number_once(folder, tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     where = (tmp_path / "mlruns").as_uri()
     assert track(folder, "mlflow", where) == (4, 0)
     assert track(folder, "mlflow", where) == (0, 4)
     client = mlflow.MlflowClient(where)
     experiment = client.get_experiment_by_name("mine")
-    for each in client.search_runs([experiment.experiment_id]):
+    found = client.search_runs([experiment.experiment_id])
+    assert len(found) == 4
+    for each in found:
         expected = last(folder, int(each.data.tags["envariant.run"]))
         assert each.data.params["algorithm"] in ("erm", "irm")
         assert each.data.metrics == pytest.approx({_safe(k): v for k, (_, v) in expected.items()})
+    # Half a run, as a kill leaves it, is replaced by the whole.
+    half = client.create_run(experiment.experiment_id, tags={"envariant.run": "1"})
+    client.delete_run(next(each for each in found if each.data.tags["envariant.run"] == "1").info.run_id)
+    assert track(folder, "mlflow", where) == (1, 3)
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(each.data.tags["envariant.run"] for each in runs) == ["1", "2", "3", "4"]
+    assert half.info.run_id not in [each.info.run_id for each in runs]
 
 
 def test_what_is_missing_is_named_with_the_mend(folder, monkeypatch):

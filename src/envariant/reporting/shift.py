@@ -48,7 +48,8 @@ def plane(shifts: Sequence[Shift]) -> Figure:
 def can_be_ordered(results: Sequence[TrainingResult]) -> bool:
     """Whether there are environments enough whose names end in numbers of one kind, to draw a curve."""
     roles = results[0].record.roles if results else {}
-    return len(_places(roles)) >= _LEAST and all(result.record.roles == roles for result in results)
+    _, places = _places(roles)
+    return len(places) >= _LEAST and all(result.record.roles == roles for result in results)
 
 
 def curve(results: Sequence[TrainingResult]) -> Figure:
@@ -66,7 +67,7 @@ def curve(results: Sequence[TrainingResult]) -> Figure:
             "their names"
         )
     record = results[0].record
-    places = _places(record.roles)
+    stem, places = _places(record.roles)
     figure = Figure(figsize=(7.4, 3.8), layout="constrained")
     axes = figure.subplots()
     for result, name, colour in zip(results, labels(results), (TEST, *TRAIN) * len(results), strict=False):
@@ -80,23 +81,21 @@ def curve(results: Sequence[TrainingResult]) -> Figure:
         if record.roles[place] == "train":
             axes.axvline(x, color="#e4e7eb", lw=6, zorder=-1)
     references(axes, record)
-    stem = next(iter(places.values()))[: -len(_number(next(iter(places.values()))))].rstrip("-_ ")
-    axes.set_xlabel(plain_text(f"{stem} (shaded: trained on)"), fontsize=9, color=INK)
+    axes.set_xlabel(plain_text(f"{stem.rstrip('-_ ')} (shaded: trained on)"), fontsize=9, color=INK)
     axes.set_ylabel(record.metric, color=INK)
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
     quiet(axes)
     return figure
 
 
-def _places(names: Iterable[str]) -> dict[float, str]:
-    """Environments by the number that ends their name, in order; of one beginning, the most frequent."""
+def _places(names: Iterable[str]) -> tuple[str, dict[float, str]]:
+    """Environments by the number that ends their name, in order, and how the names begin.
+
+    Of several beginnings, that which the most environments have.
+    """
     stems: dict[str, dict[float, str]] = {}
     for name in names:
-        if number := _number(name):
-            stems.setdefault(name[: -len(number)], {})[float(number)] = name
-    return dict(sorted(max(stems.values(), key=len, default={}).items()))
-
-
-def _number(name: str) -> str:
-    found = _NUMBER.search(name)
-    return found.group() if found else ""
+        if number := _NUMBER.search(name):
+            stems.setdefault(name[: number.start()], {})[float(number.group())] = name
+    stem, places = max(stems.items(), key=lambda found: len(found[1]), default=("", {}))
+    return stem, dict(sorted(places.items()))

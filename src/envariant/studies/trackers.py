@@ -7,9 +7,9 @@ it may be called while a sweep is going on, again and again.
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import pandas as pd
 
@@ -19,8 +19,6 @@ from envariant.studies.store import Store
 
 class Tracker(ABC):
     """Where runs are sent."""
-
-    name: ClassVar[str]
 
     @abstractmethod
     def has(self, run: int) -> bool:
@@ -42,21 +40,19 @@ class TensorBoard(Tracker):
     """A folder of event files, one below it for each run.
 
     Args:
-        study: name of the study.
-        where: the folder; by default `tensorboard` in the study's.
-        folder: of the study.
+        folder: made where it is not there.
+
+    Raises:
+        EnvariantError: TensorBoard is not installed.
     """
 
-    name: ClassVar[str] = "tensorboard"
-
-    def __init__(self, study: str, where: str | None, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise _missing("TensorBoard") from None
-        del study
         self._write: Any = SummaryWriter
-        self._folder = folder / "tensorboard" if where is None else Path(where)
+        self._folder = folder
 
     def has(self, run: int) -> bool:
         return (self._folder / _label(run) / _WHOLE).exists()
@@ -79,37 +75,41 @@ class TensorBoard(Tracker):
 
 @final
 class MLflow(Tracker):
-    """An experiment of the study's name at a tracking server.
+    """An experiment at a tracking server.
 
     Args:
-        study: name of the study.
-        where: the server's address; by default what `MLFLOW_TRACKING_URI` says.
-        folder: of the study.
+        experiment: its name; made where it is not there.
+        address: of the server; by default what `MLFLOW_TRACKING_URI` says.
+
+    Raises:
+        EnvariantError: MLflow is not installed, or the server refuses.
     """
 
-    name: ClassVar[str] = "mlflow"
-
-    def __init__(self, study: str, where: str | None, folder: Path) -> None:
+    def __init__(self, experiment: str, address: str | None) -> None:
         try:
             import mlflow  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise _missing("MLflow") from None
-        del folder
         self._mlflow: Any = mlflow
+        self._sent: set[int] = set()
         try:
-            self._client: Any = self._mlflow.MlflowClient(where)
-            experiment = self._client.get_experiment_by_name(study)
-            self._experiment = (
-                experiment.experiment_id if experiment else self._client.create_experiment(study)
-            )
-            found = self._client.search_runs([self._experiment], max_results=50_000)
+            self._client: Any = self._mlflow.MlflowClient(address)
+            known = self._client.get_experiment_by_name(experiment)
+            self._experiment = known.experiment_id if known else self._client.create_experiment(experiment)
+            page: Any = None
+            while page is None or page.token:
+                page = self._client.search_runs([self._experiment], page_token=page and page.token)
+                self._note(page)
         except self._mlflow.exceptions.MlflowException as error:
             raise _refused(error) from None
-        self._sent = {
-            int(each.data.tags[_TAG])
-            for each in found
-            if _TAG in each.data.tags and each.info.status == "FINISHED"
-        }
+
+    def _note(self, runs: Any) -> None:
+        """Takes down which runs are there; half of one, as a kill leaves it, makes room for the whole."""
+        for each in runs:
+            if _TAG in each.data.tags and each.info.status == "FINISHED":
+                self._sent.add(int(each.data.tags[_TAG]))
+            elif _TAG in each.data.tags:
+                self._client.delete_run(each.info.run_id)
 
     def has(self, run: int) -> bool:
         return run in self._sent
@@ -132,17 +132,21 @@ class MLflow(Tracker):
         self._sent.add(run)
 
 
-TRACKERS: dict[str, type[TensorBoard] | type[MLflow]] = {cls.name: cls for cls in (TensorBoard, MLflow)}
+TRACKERS: dict[str, Callable[[Store, str | None], Tracker]] = {
+    "tensorboard": lambda store, at: TensorBoard(Path(at) if at else store.folder / "tensorboard"),
+    "mlflow": lambda store, at: MLflow(store.study.name, at),
+}
+"""By name: of a study's store, and of where to send its runs, if that was said."""
 _TAG, _WHOLE, _AT_ONCE = "envariant.run", "whole", 1000
 
 
-def track(folder: Path, tracker: str, where: str | None = None) -> tuple[int, int]:
+def track(folder: Path, tracker: str, at: str | None = None) -> tuple[int, int]:
     """Sends every run that is done and was not sent before.
 
     Args:
         folder: of the study.
         tracker: "tensorboard" or "mlflow".
-        where: a folder for the first, a tracking address for the second.
+        at: a folder for the first, by default in the study's; a tracking address for the second.
 
     Returns:
         How many were sent now, and how many before.
@@ -154,7 +158,7 @@ def track(folder: Path, tracker: str, where: str | None = None) -> tuple[int, in
         raise unknown_name("tracker", tracker, TRACKERS)
     sent = before = 0
     with Store(folder) as store:
-        target: Tracker = TRACKERS[tracker](store.study.name, where, folder)
+        target = TRACKERS[tracker](store, at)
         listed = store.listing()
         for row in listed[listed["state"] == "done"].to_dict("records"):
             run = int(row["id"])

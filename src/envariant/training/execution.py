@@ -190,17 +190,17 @@ def _not_stackable(wanted: Wish, reason: str) -> Execution:
 def _seconds_a_step(group: Group) -> float:
     """The quickest of a few steps, after one to warm up."""
     group.advance()
-    finish(group.device)
+    wait_for(group.device)
     seconds: list[float] = []
     for _ in range(_STEPS):
         started = time.perf_counter()
         group.advance()
-        finish(group.device)
+        wait_for(group.device)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
 
 
-def finish(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     """Waits for what a device was given to do; a CPU has always done it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

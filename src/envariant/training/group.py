@@ -171,7 +171,7 @@ class Group:
         step, first = self.step, self._replicas[0]
         # A module that draws for itself trains alone.
         drawing = private_random_numbers(first.seeds.at(step), self.device) if self._draws else nullcontext()
-        with drawing, self._products():
+        with drawing, self._multiplying():
             made = self._program(self._given(step))
         with torch.no_grad():
             # Of a replica that fails, the metrics of the failing step are kept.
@@ -192,7 +192,7 @@ class Group:
         """
         reached = self._failed_at.tolist()
         # By environment, then by replica.
-        with self._products():
+        with self._multiplying():
             found = {name: self._measured(name).tolist() for name in self._names}
         reported = [] if self._metrics is None else self._metrics.tolist()
         sizes = [] if self._gradient_rms is None else self._gradient_rms.tolist()
@@ -242,7 +242,7 @@ class Group:
             return self.network.forward(params, buffers, inputs, training=False, replicas=replicas)[1]
 
         together = over_replicas(of_block, (0, 0, axis), replicas)
-        with torch.inference_mode(), self._products():
+        with torch.inference_mode(), self._multiplying():
             blocks = inputs.split(self.network.blocks(inputs.shape[along], replicas), dim=along)
             found = [together(self._predicting(), self._buffers, block) for block in blocks]
         return torch.cat(found, dim=1).clone()
@@ -264,8 +264,8 @@ class Group:
             {} if (predicting := self._predicting()) is self._views else predicting,
         )
 
-    def _products(self) -> AbstractContextManager[None]:
-        return precision.products(self.network.precision, self.device)
+    def _multiplying(self) -> AbstractContextManager[None]:
+        return precision.multiplying(self.network.precision, self.device)
 
     def _predicting(self) -> Mapping[str, Tensor]:
         """The parameters that predict; for most algorithms those that are trained."""

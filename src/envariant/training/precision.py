@@ -45,7 +45,7 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 @contextmanager
-def products(precision: Precision, device: torch.device) -> Generator[None]:
+def multiplying(precision: Precision, device: torch.device) -> Generator[None]:
     """Makes a GPU multiply for the block as the precision says; elsewhere there is nothing to set.
 
     PyTorch rounds the float32 convolutions of a GPU to TF32 unless it is told not to, and picks algorithms

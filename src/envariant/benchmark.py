@@ -28,9 +28,10 @@ from envariant.errors import EnvariantError, unknown_name
 from envariant.models import model_family
 from envariant.tasks import Binary
 from envariant.training.allocator import keep_freed_memory
-from envariant.training.execution import wait_for, need, peaks
-from envariant.training.group import Group, Plan
+from envariant.training.execution import need, peaks, wait_for
+from envariant.training.group import Group
 from envariant.training.optimizers import optimizer_family
+from envariant.training.plan import Plan
 from envariant.training.precision import native_bfloat16
 from envariant.training.replicas import Replica, Seeds
 

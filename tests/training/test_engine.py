@@ -20,8 +20,8 @@ from envariant.tasks import Binary
 from envariant.training import Replica, Seeds, engine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Execution
-from envariant.training.group import Plan
 from envariant.training.optimizers import optimizer_family
+from envariant.training.plan import Plan
 from helpers import ENROLLED, every_case
 
 QUICK = {"steps": 12, "evaluate_every": 4, "precision": "float32"}

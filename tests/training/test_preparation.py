@@ -14,9 +14,9 @@ from envariant.errors import EnvariantError
 from envariant.models import model_family
 from envariant.tasks import Binary, Multiclass, Regression
 from envariant.training import Replica, Seeds, run_folder
-from envariant.training.group import Plan, network
 from envariant.training.initialisers import RFC, balanced_rows, predictions
 from envariant.training.optimizers import optimizer_family
+from envariant.training.plan import Plan, network
 from envariant.training.preparation import fitting
 
 SHORT = {"model": "mlp(hidden=16)", "precision": "float32", "batch_size": "full", "learning_rate": 0.01}

@@ -16,8 +16,8 @@ from envariant.training import Replica, Seeds, checkpoint, engine, execution, me
 from envariant.training.augmentation import RandomAffine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Auto, Execution, Stacked
-from envariant.training.group import Plan
 from envariant.training.optimizers import optimizer_family
+from envariant.training.plan import Plan
 from helpers import ENROLLED, every_case
 
 CPU = torch.device("cpu")

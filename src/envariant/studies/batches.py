@@ -17,8 +17,8 @@ from envariant.training import engine, provenance
 from envariant.training.assembly import Assembly, assembled, check_environments
 from envariant.training.engine import Evaluated, Stepped
 from envariant.training.execution import Execution, Wish, choose
-from envariant.training.group import network
 from envariant.training.history import HistoryRow
+from envariant.training.plan import network
 from envariant.training.preparation import prepared
 from envariant.training.replicas import Replica, Seeds
 

@@ -21,10 +21,10 @@ from envariant.environments import EnvironmentSet, EnvironmentSource, Suggestion
 from envariant.errors import EnvariantError, unknown_name
 from envariant.models import ModelFamily, model_family
 from envariant.training.augmentation import augmentation as augmentation_named
-from envariant.training.group import Plan
 from envariant.training.initialisers import Initialiser, initialiser_named
 from envariant.training.network import ModelBuilder
 from envariant.training.optimizers import optimizer_family
+from envariant.training.plan import Plan
 from envariant.training.replicas import Replica, Seeds
 
 ModelLike = str | ModelFamily | nn.Module | Callable[[], nn.Module]

@@ -16,8 +16,9 @@ from envariant.training.allocator import keep_freed_memory
 from envariant.training.batches import StackingError
 from envariant.training.checkpoint import Checkpoint
 from envariant.training.execution import Execution, groups
-from envariant.training.group import Group, Plan
+from envariant.training.group import Group
 from envariant.training.history import HistoryRow
+from envariant.training.plan import Plan
 from envariant.training.program import Program
 from envariant.training.replicas import Replica
 

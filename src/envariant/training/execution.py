@@ -22,7 +22,8 @@ from envariant.environments import EnvironmentSource
 from envariant.errors import EnvariantError
 from envariant.training import memory
 from envariant.training.batches import StackingError
-from envariant.training.group import Group, Plan
+from envariant.training.group import Group
+from envariant.training.plan import Plan
 from envariant.training.replicas import Replica
 
 # Fewer steps than this, over all replicas, take about a second: less than choosing does.

@@ -9,64 +9,26 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from envariant.algorithms.contract import Setting, featurizer_and_head
 from envariant.algorithms.hyperparameters import numbers, structure
 from envariant.environments import EnvironmentSet, EnvironmentSource
 from envariant.errors import EnvariantError
 from envariant.models import FeaturizerAndHead
-from envariant.random_numbers import mixed, private_random_numbers
+from envariant.random_numbers import private_random_numbers
 from envariant.schedules import Schedule
 from envariant.training import precision
-from envariant.training.augmentation import RandomAffine
 from envariant.training.batches import Batches, Rows, StackingError
 from envariant.training.checkpoint import Checkpoint, Failure
 from envariant.training.history import BATCH, GRADIENT_RMS, LOSS, OUTPUT_SD, HistoryRow
-from envariant.training.network import ModelBuilder, Network, constants
-from envariant.training.optimizers import SGD, OptimizerFamily, Updates
+from envariant.training.network import constants
+from envariant.training.optimizers import SGD, Updates
+from envariant.training.plan import Plan, module_of, network, own_networks
 from envariant.training.program import Given, Made, Program, over_replicas
 from envariant.training.replicas import Replica
-
-
-@final
-@dataclass(frozen=True)
-class Plan:
-    """What all replicas of a run share.
-
-    Attributes:
-        model: builds the network.
-        optimizer: the update rule.
-        steps: updates of each replica.
-        batch_size: rows of each training environment a step, drawn with replacement; None is all rows.
-        evaluate_every: steps between measurements; the first and the last step are measured anyway.
-        precision: "auto", "float32", "bfloat16" or "tf32".
-        augmentation: of training inputs.
-        test: names of held-out environments; None is the data's own choice.
-        device: where to train.
-        compiled: whether to compile each program.
-        freeze: "features" to train the head alone.
-    """
-
-    model: ModelBuilder
-    optimizer: OptimizerFamily
-    steps: int
-    batch_size: int | None
-    evaluate_every: int
-    precision: str
-    augmentation: RandomAffine | None
-    test: tuple[str, ...] | None
-    device: torch.device
-    compiled: bool = False
-    freeze: str | None = None
-
-    def measures_at(self, step: int) -> bool:
-        """Whether every environment is to be measured after so many updates."""
-        return step % self.evaluate_every == 0 or step == self.steps
 
 
 @final
@@ -348,14 +310,17 @@ class Group:
         net = self.network
         found = [(net.params, net.buffers)]
         for drawn, replica in zip(sets[1:], self._replicas[1:], strict=True):
-            module, _ = _module(drawn, replica, self._plan)
+            module, _ = module_of(drawn, replica, self._plan)
             if constants(module) != self._constants:
                 raise StackingError(
                     "the models differ in more than parameters and buffers (register tensors as buffers)"
                 )
             params, buffers = net.weights(module)
             found.append(
-                ({**params, **net.own_weights(_own(replica, self._setting, self._plan.device))}, buffers)
+                (
+                    {**params, **net.own_weights(own_networks(replica, self._setting, self._plan.device))},
+                    buffers,
+                )
             )
         found = [
             (_replaced(params, replica), _replaced(buffers, replica))
@@ -417,50 +382,6 @@ class Group:
                 self._alive[k] = False
         self.step, self.measured = saved.step, saved.measured
         self._spent = saved.seconds
-
-
-def network(environments: EnvironmentSet, replica: Replica, plan: Plan) -> tuple[Network, Setting]:
-    """The replica's network with its initial weights, and what the algorithm is told of it and the data."""
-    module, setting = _module(environments, replica, plan)
-    net = Network(
-        module,
-        environments.task,
-        precision.resolve(plan.precision, plan.device, module, environments.task),
-        plan.device,
-        needs_features=replica.algorithm.needs_features,
-        input_shape=environments.input_shape,
-    )
-    setting = replace(setting, features=net.features)
-    net.adopt(_own(replica, setting, plan.device))
-    return net, setting
-
-
-def _own(replica: Replica, setting: Setting, device: torch.device) -> Mapping[str, nn.Module]:
-    """The networks that the replica's algorithm has of its own, with their initial weights."""
-    # Another seed than the model's, whose weights are then the same with any algorithm.
-    with private_random_numbers(mixed(replica.seeds.initialisation) >> 1, device):
-        return replica.algorithm.networks(setting)
-
-
-def _module(environments: EnvironmentSet, replica: Replica, plan: Plan) -> tuple[nn.Module, Setting]:
-    """The model as the algorithm wants it, and what the algorithm may know beforehand."""
-    task = environments.task
-    with private_random_numbers(replica.seeds.initialisation, plan.device):
-        module: object = plan.model(environments.input_shape, task.outputs)
-        if not isinstance(module, nn.Module):
-            raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
-        roles, inference = environments.roles(plan.test).values(), replica.algorithm.finds_environments
-        setting = Setting(
-            sum(role == "train" for role in roles) if inference is None else inference.count,
-            task,
-            input_shape=tuple(environments.input_shape),
-            linear_head=isinstance(getattr(module, "head", None), nn.Linear),
-            build=lambda shape: plan.model(shape, task.outputs),
-        )
-        module = replica.algorithm.adapted(module, setting)
-    if plan.freeze is not None:
-        featurizer_and_head(module, "freeze")[0].requires_grad_(False)
-    return module, setting
 
 
 def _replaced(values: Mapping[str, Tensor], replica: Replica) -> dict[str, Tensor]:

@@ -14,8 +14,9 @@ from envariant.algorithms import Composition, Mean
 from envariant.algorithms.contract import Inference
 from envariant.environments import Environment, EnvironmentSet, EnvironmentSource
 from envariant.errors import EnvariantError
-from envariant.training.group import Group, Plan
+from envariant.training.group import Group
 from envariant.training.initialisers import Fit, Fitted, Initialiser
+from envariant.training.plan import Plan
 from envariant.training.replicas import Replica, Start
 
 

@@ -14,9 +14,9 @@ from envariant.training import engine, provenance, run_folder
 from envariant.training.assembly import Chosen, ModelLike, assembled, at_least, check_environments
 from envariant.training.engine import Evaluated
 from envariant.training.execution import choose, wish
-from envariant.training.group import Plan, network
 from envariant.training.history import HistoryRow
 from envariant.training.memory import parse as memory_in_bytes
+from envariant.training.plan import Plan, network
 from envariant.training.preparation import prepared
 from envariant.training.progress import Watcher, watching
 from envariant.training.record import Record, Settings

@@ -138,9 +138,9 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
             "Made by `python benchmarks/algorithms.py`. Protocol `irm`: flip-0.2 and flip-0.1 are trained "
             "on, flip-0.9 is held out. Accuracy at the last step, mean ± standard deviation (divisor n − 1) "
             "over replicas; worst is of each replica's worst environment. No search, and no look at flip-0.9 "
-            "on our side; the settings of the IRM, REx, Fishr, EIIL and RFC codes were chosen with one. Where "
-            "a step on all rows costs too much, 512 of each environment are drawn. SD, IGA, IB-IRM and some "
-            "others had been run on 512 rows, with other figures, before they were run on all rows as here.",
+            "on our side; the settings of the IRM, REx, Fishr, EIIL and RFC codes were chosen with one. "
+            "Where a step on all rows costs too much, 512 of each environment are drawn. SD, IGA, IB-IRM and "
+            "some others had been run on 512 rows, with other figures, before they were run on all rows.",
             "",
             "An algorithm that only weighs, masks or aligns cannot see that the colour is spurious where it "
             "helps in both training environments: figures near 0.1 to 0.2 are expected of those, and none of "

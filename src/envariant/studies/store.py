@@ -190,23 +190,36 @@ class Store:
         them by name, as JSON).
         """
         ids = dict(self._rows("SELECT name, id FROM names"))
+        # What was measured is grouped by itself, in the order in which it lies on the disk: runs' texts
+        # carried along would cost as much again.
         with self._said_clearly():
-            found = pd.read_sql_query(
+            runs = pd.read_sql_query(
                 "SELECT runs.id AS run, data, held_out, algorithm, draw, replica, state, error, p_value, "
-                "b.metric, higher_is_better, step, "
-                "AVG(CASE WHEN h.split = :validation THEN value END) AS validation, "
-                "AVG(CASE WHEN h.split = :test THEN value END) AS test, "
-                "MIN(CASE WHEN h.split = :test THEN value END) AS lowest, "
-                "MAX(CASE WHEN h.split = :test THEN value END) AS highest, "
-                "json_group_object(e.name, value) FILTER (WHERE h.split = :test) AS tests "
-                "FROM runs LEFT JOIN batches b ON b.id = runs.batch "
-                "LEFT JOIN names m ON m.name = b.metric "
-                "LEFT JOIN history h ON h.run = runs.id AND h.metric = m.id "
-                "LEFT JOIN names e ON e.id = h.environment "
-                "GROUP BY runs.id, step ORDER BY runs.id, step",
+                "b.metric, higher_is_better FROM runs LEFT JOIN batches b ON b.id = runs.batch ORDER BY run",
                 self._connection,
-                params={key: ids.get(key, -1) for key in ("validation", "test")},
             )
+            measured = [
+                pd.read_sql_query(
+                    "SELECT run, :name AS metric, step, "
+                    "AVG(value) FILTER (WHERE split = :validation) AS validation, "
+                    "AVG(value) FILTER (WHERE split = :test) AS test, "
+                    "MIN(value) FILTER (WHERE split = :test) AS lowest, "
+                    "MAX(value) FILTER (WHERE split = :test) AS highest, "
+                    "json_group_object(e.name, value) FILTER (WHERE split = :test) AS tests "
+                    "FROM history h JOIN names e ON e.id = h.environment "
+                    "WHERE metric = :metric GROUP BY run, step ORDER BY run, step",
+                    self._connection,
+                    params={"name": name, "metric": ids[name]}
+                    | {key: ids.get(key, -1) for key in ("validation", "test")},
+                )
+                for name in runs["metric"].dropna().unique()
+            ]
+        nothing = (
+            runs[["run", "metric"]]
+            .head(0)
+            .assign(step=0, validation=0.0, test=0.0, lowest=0.0, highest=0.0, tests="")
+        )
+        found = runs.merge(pd.concat(measured or [nothing]), "left", ["run", "metric"])
         numbers = ["validation", "test", "lowest", "highest", "p_value"]
         found[numbers] = found[numbers].astype(float)
         better = found["higher_is_better"].fillna(1).astype(bool)

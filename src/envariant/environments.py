@@ -121,6 +121,15 @@ class EnvironmentSource(ABC):
         del algorithm
         return Suggestion()
 
+    def holding_out(self, test: Sequence[str] | None) -> "EnvironmentSource":
+        """The same data for an experiment that holds these environments out.
+
+        Where inputs are made from the data themselves, as columns are scaled, only what is trained on may
+        have a say in it; most sources are the same whatever is held out.
+        """
+        del test
+        return self
+
 
 @final
 @dataclass(frozen=True)

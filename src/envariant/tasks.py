@@ -181,11 +181,19 @@ class Multiclass(Task):
 @final
 @dataclass(frozen=True)
 class Regression(Task):
-    """Real targets, one output, squared error (f − y)² (not halved)."""
+    """Real targets, one output, squared error (f − y)² (not halved).
+
+    Attributes:
+        scale: how much one unit of the targets as they are trained on is in the unit people read the metric
+            in; for targets that were standardised, their standard deviation.
+        centre: what 0 of them is in that unit.
+    """
 
     name: ClassVar[str] = "regression"
     metric: ClassVar[str] = "squared error"
     higher_is_better: ClassVar[bool] = False
+    scale: float = 1.0
+    centre: float = 0.0
 
     @property
     def outputs(self) -> int:
@@ -205,7 +213,7 @@ class Regression(Task):
         raise EnvariantError("regression: a prediction has no confidence; leave clove out")
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return self.losses(logits, targets)
+        return self.losses(logits, targets) * self.scale**2
 
     def constant_loss(self, targets: Tensor) -> float:
         return float(targets.double().var(correction=0))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from envariant import specs
+from envariant.data import tables
 from envariant.data.color_channels import ColorChannels
 from envariant.data.colored_digits import ColoredDigits
 from envariant.data.colored_mnist import ColoredMNIST
@@ -47,6 +48,8 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
         EnvariantError: there is no such source, protocol or setting.
     """
     spec = specs.parse(text)
+    if spec.name == tables.NAME:
+        return tables.source(*spec.positional, **spec.keywords)
     name, _, protocol = spec.name.partition(":")
     if name not in NAMES:
         raise unknown_name("data set", name, NAMES)

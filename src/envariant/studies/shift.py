@@ -85,7 +85,7 @@ def shifts(
         raise EnvariantError(f"shift: trials must be at least 1; got {trials}")
     found: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
     for trial in range(seed, seed + trials):
-        drawn = source.draw(trial)
+        drawn = source.holding_out(test).draw(trial)
         if len(drawn.names) < 2:
             raise EnvariantError(f"{drawn.name}: shift lies between environments, and there is one")
         roles = drawn.roles(test)

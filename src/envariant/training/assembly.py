@@ -131,6 +131,7 @@ def assembled(
         raise EnvariantError(
             f"data must be a name, a source or an EnvironmentSet; got {type(source).__name__}"
         )
+    source = source.holding_out(test_environments)
     chosen = Chosen.of(algorithm, hyperparameters or {}, source)
     suggestion = chosen.suggestion
     rate = suggestion.learning_rate if learning_rate is None else float(learning_rate)

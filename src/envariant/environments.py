@@ -6,18 +6,21 @@ each experiment. Sizes may differ everywhere, because real data are uneven.
 """
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 from envariant.errors import EnvariantError, unknown_name
 from envariant.now import START, Now
-from envariant.tasks import Task
+from envariant.tasks import Binary, Multiclass, Regression, Task
 
 RESERVED = frozenset({"worst", "*"})
 """Names that no environment may have: tables and histories use them for something else."""
@@ -130,6 +133,11 @@ class EnvironmentSource(ABC):
         del test
         return self
 
+    @property
+    def columns(self) -> Mapping[str, slice]:
+        """Where the numbers of each column of a table lie among the inputs; empty where there are none."""
+        return {}
+
 
 @final
 @dataclass(frozen=True)
@@ -154,6 +162,7 @@ class EnvironmentSet(EnvironmentSource):
         test: names of the environments held out unless an experiment says otherwise.
         known: what theory says.
         validation: names of those that are measured as training environments are, and not trained on.
+        classes: what the targets' numbers stand for, in order; empty where they stand for themselves.
     """
 
     label: str
@@ -162,6 +171,7 @@ class EnvironmentSet(EnvironmentSource):
     test: tuple[str, ...] = ()
     known: Known = Known()
     validation: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.task, Task):
@@ -185,6 +195,127 @@ class EnvironmentSet(EnvironmentSource):
         )
         object.__setattr__(self, "environments", cast)
         self.roles(self.test)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        inputs: Any,
+        targets: Any,
+        environments: Any,
+        *,
+        task: Task | None = None,
+        label: str = "arrays",
+        test: Sequence[Any] = (),
+        names: Mapping[Any, str] | None = None,
+    ) -> "EnvironmentSet":
+        """A set from rows and a column that says where each of them came from.
+
+        Environments come in order: by number where their labels are numbers, else by text.
+
+        Args:
+            inputs: `[rows, …]`, numbers: an array, a tensor, a data frame or lists.
+            targets: `[rows]`. Two different values are a binary task; words, and whole numbers of which
+                at most 20 are different, are classes; everything else is a regression. Classes are
+                numbered in order, and `classes` of the set says which is which.
+            environments: `[rows]`, labels of any kind.
+            task: what is predicted, if not what the targets suggest; numbers are then taken as they are.
+            label: the name of the set.
+            test: labels of the environments held out by default.
+            names: what environments are called, by label; those left out are called by their label.
+
+        Raises:
+            EnvariantError: lengths differ, a value is missing, or inputs are no numbers.
+        """
+        rows = _tensor(inputs, f"{label}: inputs")
+        found, decided, classes = _targets(targets, task, label)
+        codes, labels = _labelled(_column(environments, f"{label}: environments"))
+        many = len(rows) if rows.dim() else 0
+        lengths = {"inputs": many, "targets": len(found), "environments": len(codes)}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{length} {what}" for what, length in lengths.items())
+            raise EnvariantError(f"{label}: a row needs one of each; got {told}")
+        called = {_text(key): name for key, name in (names or {}).items()}
+        for key in called:
+            if key not in labels:
+                raise unknown_name("environment", key, labels, where=label)
+        parts: list[Environment] = []
+        for code, text in enumerate(labels):
+            index = torch.from_numpy(np.flatnonzero(codes == code)).to(rows.device)
+            parts.append(Environment(called.get(text, text), rows[index], found[index.cpu()]))
+        held_out = tuple(called.get(text, text) for text in map(_text, _several(test)))
+        return cls(label, tuple(parts), decided, test=held_out, classes=classes)
+
+    @classmethod
+    def from_datasets(
+        cls,
+        datasets: Mapping[str, Any],
+        *,
+        task: Task | None = None,
+        label: str = "datasets",
+        test: Sequence[str] = (),
+    ) -> "EnvironmentSet":
+        """A set from PyTorch datasets, one an environment; each is read through once.
+
+        Args:
+            datasets: by the name of the environment; each item is an input and a target, and what follows
+                is left aside.
+            task: as in `from_arrays`.
+            label: the name of the set.
+            test: names of the environments held out by default.
+
+        Raises:
+            EnvariantError: a dataset is empty, or an item is no pair of numbers like those before it.
+        """
+        read = {name: _items(dataset, f"{label}: '{name}'") for name, dataset in datasets.items()}
+        if not read:
+            raise EnvariantError(f"{label}: has no environments")
+        together = [target for _, targets in read.values() for target in targets]
+        found, decided, classes = _targets(together, task, label)
+        sizes = [len(targets) for _, targets in read.values()]
+        parts = [
+            Environment(name, inputs, targets)
+            for (name, (inputs, _)), targets in zip(read.items(), found.split(sizes), strict=True)
+        ]
+        return cls(label, tuple(parts), decided, test=_several(test), classes=classes)
+
+    @classmethod
+    def from_huggingface(
+        cls,
+        dataset: Any,
+        *,
+        inputs: str | Sequence[str],
+        target: str,
+        environment: str,
+        task: Task | None = None,
+        label: str = "dataset",
+        test: Sequence[Any] = (),
+    ) -> "EnvironmentSet":
+        """A set from a Hugging Face dataset, or anything else that gives a column by its name.
+
+        Args:
+            dataset: of which `dataset[name]` is a column; a data frame or a dictionary will do.
+            inputs: the name of a column of numbers or arrays, or the names of several, laid side by side.
+            target: the name of the column to predict.
+            environment: the name of the column that says where a row came from.
+            task: as in `from_arrays`.
+            label: the name of the set.
+            test: labels of the environments held out by default.
+
+        Raises:
+            EnvariantError: there is no such column, or what `from_arrays` would say of it.
+        """
+        chosen = _several(inputs)
+        if not chosen:
+            raise EnvariantError(f"{label}: inputs must name a column")
+        columns = {name: _of_table(dataset, name, label) for name in (*chosen, target, environment)}
+        parts = [_tensor(columns[name], f"{label}: column '{name}'") for name in chosen]
+        flat = [part[:, None] if part.dim() == 1 else part for part in parts]
+        try:
+            rows = joined(flat, dim=1)
+        except (RuntimeError, IndexError):
+            shapes = ", ".join(f"'{name}' {tuple(p.shape)}" for name, p in zip(chosen, flat, strict=True))
+            raise EnvariantError(f"{label}: columns cannot lie side by side: {shapes}") from None
+        return cls.from_arrays(rows, columns[target], columns[environment], task=task, label=label, test=test)
 
     @property
     def name(self) -> str:
@@ -322,8 +453,155 @@ class PredictedBatch:
         return self.batch.task.multiplier_derivatives(self.logits, self.batch.targets)
 
 
+def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Different labels in the order people expect: by number if all are numbers, else by text."""
+    found = sorted(set(labels))
+    try:
+        numbers = [float(text) for text in found]
+    except ValueError:
+        return tuple(found)
+    return tuple(sorted(found, key=float)) if all(map(math.isfinite, numbers)) else tuple(found)
+
+
+# Whole numbers with more different values than this are a quantity and not a class.
+_MOST_CLASSES = 20
+
+
+def _targets(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task, tuple[str, ...]]:
+    """Targets as numbers, the task, and what the numbers stand for."""
+    column = _column(values, f"{label}: targets")
+    different = len(np.unique(column))
+    words = column.dtype.kind not in "biuf"
+    if task is None:
+        classes = different == 2 or words or (column.dtype.kind in "iub" and different <= _MOST_CLASSES)
+        if classes and different < 2:
+            raise EnvariantError(f"{label}: all targets are {_text(column[0])}; nothing is to be told apart")
+        if words and different > max(_MOST_CLASSES, len(column) // 2):
+            raise EnvariantError(
+                f"{label}: targets hold {different} different words in {len(column)} rows; give numbers, or "
+                f"say task=Multiclass({different}) if they are classes"
+            )
+        task = Regression() if not classes else Binary() if different == 2 else Multiclass(different)
+    else:
+        classes = words
+    if not classes:
+        # Unsigned numbers are not all known to PyTorch.
+        plain = column.astype(np.float64 if column.dtype.kind == "f" else np.int64)
+        return torch.from_numpy(plain), task, ()
+    codes, labels = _labelled(column)
+    most = 2 if isinstance(task, Binary) else task.outputs
+    if isinstance(task, Regression) or len(labels) > most:
+        shown = ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
+        wanted = "numbers" if isinstance(task, Regression) else f"at most {most} classes"
+        raise EnvariantError(f"{label}: {task.name} targets must be {wanted}; got {shown}")
+    return torch.from_numpy(codes), task, labels
+
+
+def _column(values: Any, what: str) -> NDArray[Any]:
+    """One value a row, none of them missing: numbers where they are numbers, else text."""
+    import pandas as pd
+
+    try:
+        values = _stacked(values)
+        if isinstance(values, Tensor):
+            values = values.detach().cpu()
+        column = np.asarray(values)
+        if column.dtype.kind in "US":
+            # Beside words a missing number would have become the word "nan".
+            column = np.asarray(values, dtype=object)
+    except (TypeError, ValueError, RuntimeError):
+        column = np.empty((0, 0))
+    if column.ndim == 2 and column.shape[1] == 1:
+        column = column[:, 0]
+    if column.ndim != 1 or column.dtype.kind == "c":
+        raise EnvariantError(f"{what} must hold one number or word a row; got shape {column.shape}")
+    if not len(column):
+        raise EnvariantError(f"{what} hold no rows")
+    missing = np.flatnonzero(pd.isna(column))
+    if len(missing):
+        raise EnvariantError(
+            f"{what} are missing in {len(missing)} of {len(column)} rows (first: row {missing[0]}); "
+            f"fill in or remove them"
+        )
+    if column.dtype.kind != "O":
+        return column
+    again = np.array(column.tolist())
+    return again if again.dtype.kind in "biuf" else np.array([_text(value) for value in column], dtype=str)
+
+
+def _labelled(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Of every row the number of its label, and the labels in order."""
+    found, places = np.unique(column, return_inverse=True)
+    texts = [_text(value) for value in found]
+    labels = in_order(texts)
+    number = {text: k for k, text in enumerate(labels)}
+    return np.array([number[text] for text in texts], dtype=np.int64)[places], labels
+
+
+def _several(names: Sequence[Any]) -> tuple[Any, ...]:
+    """Names from one or several: a single word is not its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower()
+    # 2019 and 2019.0 are one thing, whatever type a column had to have.
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _items(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
+    """All inputs of a dataset, stacked, and its targets."""
+    # PyTorch's datasets with a length need not say where they end when they are run through.
+    measured = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    items = (dataset[k] for k in range(len(dataset))) if measured else iter(dataset)
+    inputs: list[Tensor] = []
+    targets: list[Any] = []
+    for k, item in enumerate(items):
+        if not isinstance(item, tuple | list) or len(item) < 2:
+            raise EnvariantError(f"{where}: item {k} is no (input, target); got {type(item).__name__}")
+        if type(item[0]).__module__.startswith("PIL."):
+            raise EnvariantError(
+                f"{where}: item {k} is an image; give the dataset a transform that makes tensors of them"
+            )
+        row = _tensor(item[0], f"{where}: item {k}")
+        if inputs and row.shape != inputs[0].shape:
+            raise EnvariantError(
+                f"{where}: item {k} has shape {tuple(row.shape)}, those before it {tuple(inputs[0].shape)}"
+            )
+        inputs.append(row)
+        targets.append(item[1].item() if isinstance(item[1], Tensor) and item[1].numel() == 1 else item[1])
+    if not inputs:
+        raise EnvariantError(f"{where}: has no rows; leave it out")
+    rows = torch.stack(inputs)
+    return rows if rows.dim() > 1 else rows[:, None], targets
+
+
+def _of_table(table: Any, name: str, label: str) -> Any:
+    known = [str(key) for key in getattr(table, "column_names", None) or table.keys()]
+    if name not in known:
+        raise unknown_name("column", name, known, where=label)
+    column = table[name]
+    # Lists as they are stored; a column may be no list until it is run through.
+    return column if isinstance(column, Tensor) or hasattr(column, "__array__") else list(column)
+
+
+def _stacked(values: Any) -> Any:
+    """A list of tensors as one tensor; anything else as it is."""
+    first = values[0] if isinstance(values, list) and values else None
+    return torch.stack(values) if isinstance(first, Tensor) else values
+
+
 def _tensor(values: Any, what: str) -> Tensor:
     try:
+        values = _stacked(values)
+        if not isinstance(values, Tensor):
+            # By way of an array, because a data frame knows that way and lists of arrays are quick so; of
+            # an array that must not be written PyTorch wants a copy.
+            array = np.asarray(values)
+            values = array if array.flags.writeable else array.copy()
         return torch.as_tensor(values).detach()
     except (TypeError, ValueError, RuntimeError):
         raise EnvariantError(
@@ -331,6 +609,6 @@ def _tensor(values: Any, what: str) -> Tensor:
         ) from None
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
+def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Rows laid end to end; a single part is returned as it is, for a copy would cost as much as a pass."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)

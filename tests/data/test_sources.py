@@ -91,7 +91,7 @@ def test_every_suggestion_can_be_followed(protocol, algorithm, gray):
 
 KNOWN = (
     "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-channels, "
-    "colored-mnist-grayscale"
+    "colored-mnist-grayscale, image-folders, metadata-images, table, wilds"
 )
 SETTINGS = "known: label_noise, size, test_flips, train_flips"
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from envariant.errors import EnvariantError
-from envariant.models import MLP, MNISTCNN, MODELS, LeNet, Linear, model_family
+from envariant.models import MLP, MNISTCNN, MODELS, LeNet, Linear, Timm, model_family
 
 
 def count(model):
@@ -94,7 +94,8 @@ ALL = ["linear", "mlp(hidden=12)", "lenet", "mnist-cnn"]
 
 
 def test_every_family_is_tried():
-    assert {type(model_family(text)) for text in ALL} == set(MODELS.values())
+    # Networks of timm have a file of their own.
+    assert {*(type(model_family(text)) for text in ALL), Timm} == set(MODELS.values())
 
 
 @pytest.mark.parametrize("text", ALL)
@@ -147,7 +148,10 @@ def test_settings_may_go_without_a_key():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lenett", "unknown model 'lenett'; did you mean 'lenet'? known: lenet, linear, mlp, mnist-cnn"),
+        (
+            "lenett",
+            "unknown model 'lenett'; did you mean 'lenet'? known: lenet, linear, mlp, mnist-cnn, timm",
+        ),
         ("mlp(hiden=3)", "mlp: unknown setting 'hiden'; did you mean 'hidden'? known: depth, hidden"),
         ("mlp(hidden=0)", "mlp: hidden widths must be whole numbers from 1; got 0"),
         ("mlp(hidden=())", "mlp: hidden widths must be whole numbers from 1; got ()"),

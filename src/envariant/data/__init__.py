@@ -1,5 +1,7 @@
 """Where environments come from, one file a source; `source(text)` finds one by its name."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,9 @@ from envariant.data.color_channels import ColorChannels
 from envariant.data.colored_digits import ColoredDigits
 from envariant.data.colored_mnist import ColoredMNIST
 from envariant.data.coloring import ColoredSource, Facts
+from envariant.data.image_folders import ImageFolders
+from envariant.data.images import ImageSource
+from envariant.data.wilds import MetadataImages, Wilds
 from envariant.environments import EnvironmentSource
 from envariant.errors import EnvariantError, unknown_name
 
@@ -37,6 +42,22 @@ NAMES: dict[str, str] = {
 }
 
 
+def _images(cls: type[ImageSource], spec: specs.Spec) -> ImageSource:
+    # A single name is typed as a word, several as a tuple; a year is a name here, and no number.
+    test = spec.keywords.get("test", ())
+    names = tuple(map(str, test if isinstance(test, tuple) else (test,)))
+    return cls(
+        **specs.fill(cls, specs.Spec(spec.name, spec.positional, {**spec.keywords, "test": names}), ("root",))
+    )
+
+
+_OWN: dict[str, Callable[[specs.Spec], EnvironmentSource]] = {
+    tables.NAME: lambda spec: tables.source(*spec.positional, **spec.keywords),
+    **{cls.base: partial(_images, cls) for cls in (ImageFolders, MetadataImages, Wilds)},
+}
+"""Sources of files of one's own, by name: each is made of what stands in the brackets."""
+
+
 def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
     """The source that a string such as `colored-mnist:irm(label_noise=0.1)` names.
 
@@ -48,11 +69,11 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
         EnvariantError: there is no such source, protocol or setting.
     """
     spec = specs.parse(text)
-    if spec.name == tables.NAME:
-        return tables.source(*spec.positional, **spec.keywords)
+    if spec.name in _OWN:
+        return _OWN[spec.name](spec)
     name, _, protocol = spec.name.partition(":")
     if name not in NAMES:
-        raise unknown_name("data set", name, NAMES)
+        raise unknown_name("data set", name, (*NAMES, *_OWN))
     cls = _SOURCES[name.removesuffix(_GRAY)]
     # A single flip is typed as a number, several as a tuple.
     keywords = {
@@ -79,6 +100,9 @@ __all__ = [
     "ColoredMNIST",
     "ColoredSource",
     "Facts",
+    "ImageFolders",
+    "MetadataImages",
+    "Wilds",
     "colored_digits",
     "colored_mnist",
     "source",

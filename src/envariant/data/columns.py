@@ -128,6 +128,73 @@ def typed(name: str, pieces: Sequence[Piece]) -> Column:
     return _of_text(name, [_in_words(each) for each in pieces])
 
 
+def of_kind(name: str, found: Piece, kind: Kind, *, before: int = 0) -> Column:
+    """The column that a piece makes where its kind is known already, because a model has learned from it.
+
+    A category may arrive as numbers, a boolean as 0 and 1 or in words, a number or a date as text.
+
+    Args:
+        name: of the column.
+        found: some rows of it.
+        kind: what they must be.
+        before: rows that stand before these, for what is said of a wrong one.
+
+    Raises:
+        EnvariantError: a value is there and is not of that kind.
+    """
+    if found.kind == "date" and kind != "date" and not np.isnan(found.values).all():
+        raise EnvariantError(f"column '{name}': holds dates; the model learned from a {kind} of that name")
+    if kind == "category":
+        words = _in_words(found) if found.kind != "boolean" else _true_and_false(found)
+        gone = _absent(words.texts)
+        codes = np.where(gone[words.values], np.int32(-1), words.values)
+        return Column(name, "category", codes.astype(np.int32), words.texts)
+    if found.kind == "text":
+        table = np.append(_read_as(found.texts, kind), np.nan)
+        gone = _absent(found.texts)
+        wrong = np.flatnonzero((~np.isfinite(table) & ~gone)[found.values])
+        values = table[found.values]
+    else:
+        values = found.values
+        usable = found.kind == kind or (kind == "number" and found.kind == "boolean")
+        right = np.isin(values, (0, 1)) if kind == "boolean" else np.full(len(values), usable)
+        wrong = np.flatnonzero(~np.isnan(values) & ~right)
+    if len(wrong):
+        row = int(wrong[0])
+        value = found.texts[found.values[row]] if found.kind == "text" else f"{values[row]:g}"
+        raise EnvariantError(
+            f"column '{name}': holds '{value}' in row {before + row + 1}; the model learned from a {kind} of "
+            f"that name. Mend it, or leave it empty"
+        )
+    return Column(name, kind, _checked(name, values) if kind == "number" else values.astype(np.float32))
+
+
+def _read_as(texts: Sequence[str], kind: Kind) -> NDArray[np.float64]:
+    """What texts stand for; NaN where one is not of that kind."""
+    values = pd.Series(texts, dtype=object)
+    if kind == "date":
+        try:
+            return _days(pd.to_datetime(values, errors="coerce", format="mixed")).astype(np.float64)
+        except ValueError:
+            return np.full(len(texts), np.nan)
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
+    if kind == "number":
+        return numbers
+    small = [text.strip().lower() for text in texts]
+    said = [float(t[0] in "ty") if any(t in pair for pair in _TRUE_AND_FALSE) else np.nan for t in small]
+    return np.where(np.isin(numbers, (0, 1)), numbers, said)
+
+
+def _absent(texts: Sequence[str]) -> NDArray[np.bool_]:
+    """Which texts stand for no value; and one more, which does: code −1 looks up the last."""
+    return np.array([*(text.strip().lower() in ABSENT for text in texts), True], dtype=bool)
+
+
+def _true_and_false(found: Piece) -> Piece:
+    codes = np.where(np.isnan(found.values), -1, found.values).astype(np.int32)
+    return Piece("text", codes, ("False", "True"))
+
+
 def _in_words(found: Piece) -> Piece:
     if found.kind == "text":
         return found

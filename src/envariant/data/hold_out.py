@@ -3,7 +3,7 @@
 They become environments of their own beside those they come from, in the role "validation".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -42,6 +42,10 @@ class HeldOut(EnvironmentSource):
     def suggestion(self, algorithm: str) -> Suggestion:
         return self.source.suggestion(algorithm)
 
+    @property
+    def columns(self) -> Mapping[str, slice]:
+        return self.source.columns
+
     def draw(self, seed: int) -> EnvironmentSet:
         drawn = self.source.draw(seed)
         roles = drawn.roles(self.test)
@@ -61,6 +65,7 @@ class HeldOut(EnvironmentSource):
             test=tuple(name for name, role in roles.items() if role == "test"),
             validation=tuple(part.name for part in parts if part.name not in drawn.names),
             known=drawn.known,
+            classes=drawn.classes,
         )
 
     def _parted(self, environment: Environment, generator: torch.Generator) -> Iterator[Environment]:

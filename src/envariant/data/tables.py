@@ -7,6 +7,7 @@ account of what was done to it; what is learned from rows to encode them is lear
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from envariant import specs
 from envariant.data import columns as stored
-from envariant.data.columns import Column, Piece, piece, typed
+from envariant.data.columns import Column, Kind, Piece, of_kind, piece, typed
 from envariant.data.encoding import Encoder, fit
 from envariant.environments import Environment, EnvironmentSet, EnvironmentSource, Suggestion
 from envariant.errors import EnvariantError, unknown_name
@@ -165,6 +166,57 @@ def read(
     for name in list(grown):
         columns[name] = typed(name, grown.pop(name))
     return _table(label, columns, target, environment, task, exclude, least)
+
+
+def read_columns(
+    data: Any, kinds: Mapping[str, Kind], *, encoding: str = "utf-8"
+) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
+    """Columns of kinds that are known already, by name, a stretch of rows at a time; others are passed over.
+
+    Args:
+        data: as for `read`.
+        kinds: of the columns that are wanted.
+        encoding: of a text file.
+
+    Yields:
+        What names these rows (a pandas frame's own index, else their numbers from 0), and their columns; at
+        least one stretch, if of no rows.
+
+    Raises:
+        EnvariantError: the file cannot be read, a column is missing, or a value is not of its kind.
+    """
+    words = [name for name, kind in kinds.items() if kind == "category"]
+    label, parts, header = _pieces(data, encoding, words)
+    if lacking := [name for name in kinds if name not in header]:
+        raise _lacking(label, lacking, header)
+    named, before, some = isinstance(data, pd.DataFrame), 0, False
+    for part in parts:
+        index = part.index if named else pd.RangeIndex(before, before + len(part))
+        try:
+            columns = {
+                name: of_kind(name, piece(name, part[name]), kind, before=before)
+                for name, kind in kinds.items()
+            }
+        except EnvariantError as error:
+            raise EnvariantError(f"{label}: {error}") from None
+        yield index, columns
+        before, some = before + len(part), True
+    if not some:
+        empty = pd.Series([], dtype=object)
+        yield pd.RangeIndex(0), {n: of_kind(n, piece(n, empty), kind) for n, kind in kinds.items()}
+
+
+def _lacking(label: str, lacking: Sequence[str], header: Sequence[str]) -> EnvariantError:
+    small = {name.casefold(): name for name in header}
+    told: list[str] = []
+    for name in lacking[:5]:
+        near = get_close_matches(name.casefold(), small, n=1)
+        told.append(f"'{name}'" + (f" (did you mean '{small[near[0]]}'?)" if near else ""))
+    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+    return EnvariantError(
+        f"{label}: lacks column{'s' if len(lacking) > 1 else ''} {', '.join(told)}{more}; it holds "
+        f"{', '.join(header[:20]) or 'none'}{', …' if len(header) > 20 else ''}"
+    )
 
 
 def _table(
@@ -365,8 +417,13 @@ def _described(column: Column) -> str:
     return f"{column.kind}, standardised{gaps}"
 
 
-def _pieces(data: Any, encoding: str) -> tuple[str, Iterator[pd.DataFrame], list[str]]:
-    """What to call the table, its rows a stretch at a time, and the names of its columns."""
+def _pieces(
+    data: Any, encoding: str, words: Sequence[str] = ()
+) -> tuple[str, Iterator[pd.DataFrame], list[str]]:
+    """What to call the table, its rows a stretch at a time, and the names of its columns.
+
+    Columns named in `words` are read from a text file as they are written, numbers or not.
+    """
     if isinstance(data, str | Path):
         path = Path(data)
         if path.is_dir():
@@ -376,7 +433,7 @@ def _pieces(data: Any, encoding: str) -> tuple[str, Iterator[pd.DataFrame], list
         names = [suffix.lower() for suffix in path.suffixes]
         if ".parquet" in names:
             return (str(path), *_parquet(path))
-        return (str(path), *_text(path, encoding))
+        return (str(path), *_text(path, encoding, words))
     try:
         frame = narwhals.from_native(data, eager_only=True)
     except TypeError:
@@ -393,7 +450,7 @@ def _pieces(data: Any, encoding: str) -> tuple[str, Iterator[pd.DataFrame], list
     return "data frame", iter([whole.set_axis(header, axis=1)]), header
 
 
-def _text(path: Path, encoding: str) -> tuple[Iterator[pd.DataFrame], list[str]]:
+def _text(path: Path, encoding: str, words: Sequence[str]) -> tuple[Iterator[pd.DataFrame], list[str]]:
     try:
         options: dict[str, Any] = {"encoding": encoding, "skipinitialspace": True}
         # By itself and as text: as a header, the second of two equal names would be given another.
@@ -408,20 +465,23 @@ def _text(path: Path, encoding: str) -> tuple[Iterator[pd.DataFrame], list[str]]
             for k, name in enumerate(firsts[separator].iloc[0])
         ]
         _single(str(path), header)
-        found = pd.read_csv(
-            path, sep=separator, header=None, names=header, skiprows=1, chunksize=_AT_A_TIME,
-            index_col=False, low_memory=False, **options,
-        )  # fmt: skip
     except pd.errors.EmptyDataError:
         raise EnvariantError(f"{path}: is empty") from None
     except (UnicodeDecodeError, LookupError, pd.errors.ParserError, OSError, ValueError) as error:
         raise _unreadable(path, encoding, error) from None
-    return _said_clearly(path, encoding, cast("Iterator[pd.DataFrame]", found)), header
+    # As text, so that 03 stays 03.
+    options["dtype"] = {name: str for name in words if name in header}
+    options |= {"sep": separator, "names": header}
+    return _stretches(path, encoding, options), header
 
 
-def _said_clearly(path: Path, encoding: str, parts: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+def _stretches(path: Path, encoding: str, options: Mapping[str, Any]) -> Iterator[pd.DataFrame]:
     try:
-        yield from parts
+        # Opened when the first rows are asked for, so that no file stays open where none are.
+        with pd.read_csv(
+            path, header=None, skiprows=1, chunksize=_AT_A_TIME, index_col=False, low_memory=False, **options
+        ) as parts:
+            yield from cast("Iterator[pd.DataFrame]", parts)
     except (UnicodeDecodeError, pd.errors.ParserError, OSError, ValueError) as error:
         raise _unreadable(path, encoding, error) from None
 
@@ -486,7 +546,7 @@ class TableSource(EnvironmentSource):
         return Suggestion(
             _SUGGESTED.get(algorithm, {}),
             model="mlp(hidden=(32, 32))",
-            steps=_STEPS,
+            steps=STEPS,
             learning_rate=3e-3,
             batch_size=_BATCH,
             source="the library's defaults for tables",
@@ -495,6 +555,10 @@ class TableSource(EnvironmentSource):
     def draw(self, seed: int) -> EnvironmentSet:
         del seed
         return self._encoded()[1]
+
+    @property
+    def columns(self) -> Mapping[str, slice]:
+        return self.encoder.places
 
     @property
     def encoder(self) -> Encoder:
@@ -543,7 +607,7 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
         Environment(name, torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows]))
         for name, rows in zip(table.environments, np.split(order, ends[:-1]), strict=True)
     ]
-    return encoder, EnvironmentSet(label, tuple(environments), task, test=test)
+    return encoder, EnvironmentSet(label, tuple(environments), task, test=test, classes=table.classes)
 
 
 def source(path: str, target: str | None = None, environment: str | None = None, **more: Any) -> TableSource:
@@ -583,8 +647,9 @@ class _Side:
 
 _SIDE = TypeAdapter(_Side)
 
-_STEPS = 400
-_LATE = _STEPS // 4
+STEPS = 400
+"""Of each run."""
+_LATE = STEPS // 4
 _SUGGESTED: dict[str, dict[str, Any]] = {
     # A penalty from the first step on keeps a network from learning anything.
     "irm": {"coefficient": f"step(1, 100, at={_LATE})"},

@@ -6,8 +6,9 @@ from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
 from envariant.models.mlp import MLP
 from envariant.models.mnist_cnn import MNISTCNN
+from envariant.models.timm import Timm
 
-MODELS: dict[str, type[ModelFamily]] = {cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN)}
+MODELS: dict[str, type[ModelFamily]] = {cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm)}
 
 
 def model_family(text: str) -> ModelFamily:
@@ -27,5 +28,6 @@ __all__ = [
     "LeNet",
     "Linear",
     "ModelFamily",
+    "Timm",
     "model_family",
 ]

@@ -1,0 +1,94 @@
+"""Any image network of timm (PyTorch Image Models, Wightman 2019) as a featurizer, with a linear head.
+
+timm is asked for only when such a network is built: `pip install 'envariant[vision]'`.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, final
+
+import torch
+from torch import nn
+
+from envariant.errors import EnvariantError, unknown_name
+from envariant.models.contract import FeaturizerAndHead, ModelFamily
+
+
+@final
+@dataclass(frozen=True)
+class Timm(ModelFamily):
+    """A network of timm without its classifier, then one linear layer.
+
+    Any number of channels and any size will do that the network itself can take; those that are built for
+    one size are built for that of the images.
+
+    Attributes:
+        architecture: as timm calls it; in quotes where the name holds a dot.
+        pretrained: begin with the weights that timm fetches, for which it needs a connection or its cache.
+    """
+
+    name: ClassVar[str] = "timm"
+    architecture: str = "resnet18"
+    pretrained: bool = False
+
+    def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
+        if len(input_shape) != 3:
+            raise EnvariantError(
+                f"timm: needs images, channels first; got inputs of shape {tuple(input_shape)}"
+            )
+        backbone = self._backbone(_timm(), input_shape)
+        try:
+            with torch.no_grad():
+                # Measured and not looked up: not all that timm calls a width is what comes out. Without
+                # training, because running statistics are to begin as they are.
+                features = backbone.eval()(torch.zeros(1, *input_shape))
+        except Exception as error:
+            raise EnvariantError(
+                f"timm: {self.architecture} cannot take inputs of shape {tuple(input_shape)} "
+                f"({_first(error)})"
+            ) from None
+        return FeaturizerAndHead(backbone, nn.Linear(features.shape[1], outputs)).train()
+
+    def _backbone(self, timm: Any, input_shape: Sequence[int]) -> nn.Module:
+        if not timm.is_model(self.architecture):
+            known: list[str] = timm.list_models()
+            near = difflib.get_close_matches(self.architecture, known, n=5, cutoff=0.5)
+            # Not all of a thousand.
+            raise unknown_name("timm architecture", self.architecture, near or known[:5], where="timm")
+        usual = timm.get_pretrained_cfg(self.architecture)
+        fixed = {"img_size": tuple(input_shape[1:])} if getattr(usual, "fixed_input_size", False) else {}
+        try:
+            return timm.create_model(
+                self.architecture,
+                pretrained=self.pretrained,
+                num_classes=0,
+                in_chans=input_shape[0],
+                **fixed,
+            )
+        except Exception as error:
+            mend = "; is there a connection? pretrained=false needs none" if self.pretrained else ""
+            raise EnvariantError(
+                f"timm: {self.architecture} cannot be built for inputs of shape {tuple(input_shape)} "
+                f"({_first(error)}){mend}"
+            ) from None
+
+
+def _timm() -> Any:
+    try:
+        return import_module("timm")
+    except ImportError as error:
+        raise EnvariantError(
+            f"timm: cannot be imported ({_first(error)}); pip install 'envariant[vision]'"
+        ) from None
+    except (RuntimeError, OSError) as error:
+        # What torchvision says beside a PyTorch that it was not made for.
+        raise EnvariantError(
+            f"timm: cannot be imported ({_first(error)}); torchvision must fit torch: "
+            f"pip install --upgrade torch torchvision 'envariant[vision]'"
+        ) from None
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

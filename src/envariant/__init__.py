@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from envariant import algorithms, data, models, published, reporting, schedules, studies, tasks
+    from envariant.comparison import compare
+    from envariant.deployed import load_model
     from envariant.environments import Environment, EnvironmentSet, EnvironmentSource
     from envariant.errors import EnvariantError
+    from envariant.estimators import InvariantClassifier, InvariantRegressor
     from envariant.training import TrainingResult, train
 
 _MODULES = ("algorithms", "data", "models", "published", "reporting", "schedules", "studies", "tasks")
@@ -19,7 +22,11 @@ _NAMES = {
     "EnvironmentSet": "environments",
     "EnvironmentSource": "environments",
     "EnvariantError": "errors",
+    "InvariantClassifier": "estimators",
+    "InvariantRegressor": "estimators",
     "TrainingResult": "training",
+    "compare": "comparison",
+    "load_model": "deployed",
     "train": "training",
 }
 
@@ -28,9 +35,13 @@ __all__ = [
     "Environment",
     "EnvironmentSet",
     "EnvironmentSource",
+    "InvariantClassifier",
+    "InvariantRegressor",
     "TrainingResult",
     "algorithms",
+    "compare",
     "data",
+    "load_model",
     "models",
     "published",
     "reporting",

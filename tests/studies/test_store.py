@@ -40,8 +40,8 @@ def test_runs_are_planned_once_and_more_may_be_added(tmp_path):
     ("changes", "message"),
     [
         ({"seed": 1}, "with other hyperparameters; a study keeps its seed"),
-        ({"hold_out": 0.3}, "runs made with other settings, seed or hold_out"),
-        ({"settings": {"steps": 3}}, "runs made with other settings, seed or hold_out"),
+        ({"hold_out": 0.3}, "runs made with hold_out 0.2, not 0.3"),
+        ({"settings": {"steps": 3}}, "runs made with settings "),
     ],
 )
 def test_what_would_mix_other_runs_in_is_refused(tmp_path, changes, message):

@@ -13,8 +13,10 @@ from rich.console import Console
 
 from envariant.cli.algorithms import algorithms
 from envariant.cli.bench import bench
+from envariant.cli.compare import compare
 from envariant.cli.data import data
 from envariant.cli.demo import demo
+from envariant.cli.predict import predict
 from envariant.cli.report import report
 from envariant.cli.reproduce import reproduce
 from envariant.cli.runs import runs
@@ -29,8 +31,10 @@ app = App(
     help_format="plaintext",
 )
 app.command(demo)
+app.command(compare)
 app.command(train)
 app.command(sweep)
+app.command(predict)
 app.command(runs)
 app.command(report)
 app.command(reproduce)

@@ -3,13 +3,17 @@
 Whoever executes it, here or on another machine, is given plain data and gives plain data back.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
+
+import torch
 
 from envariant.environments import EnvironmentSet
+from envariant.studies import metrics, trees
 from envariant.studies.invariance import p_value
+from envariant.studies.measures import Ask, Measures
 from envariant.studies.store import Facts, Outcome, Stored
 from envariant.studies.study import Study
 from envariant.training import checkpoint as checkpoints
@@ -82,6 +86,9 @@ def perform(
     Raises:
         EnvariantError: the runs cannot train; the message says why.
     """
+    if batch.runs[0].run.algorithm == trees.NAME:
+        yield from _grown(batch)
+        return
     parts = [_assembly(batch.study, stored) for stored in batch.runs]
     first = parts[0]
     source = first.source
@@ -94,19 +101,13 @@ def perform(
     if first.initialiser is not None or runs[0].algorithm.finds_environments is not None:
         runs = [prepared(run, source, plan, first.initialiser, _untold) for run in runs]
     execution = known or choose(wanted, source, runs, plan, None)
-    came = {
-        "versions": provenance.versions(),
-        "hardware": provenance.hardware(plan.device),
-        "command": provenance.command(),
-        "precision": plan.precision,
-        "fingerprint": drawn.fingerprint(),
-    }
-    yield Update(Facts(asdict(execution), drawn.task.metric, drawn.task.higher_is_better, roles, came))
+    measures = _measures(batch.study, first, drawn, roles)
+    yield Update(_facts(measures, asdict(execution), plan.device, plan.precision))
     resume = [] if folder is None else checkpoints.load(folder)
     for event in engine.run(source, runs, plan, execution, resume):
         if isinstance(event, Evaluated):
-            outcomes = _outcomes(event, drawn, roles) if event.finished else ()
-            yield Update(None, event.rows, outcomes, event.step, event.replicas, event)
+            rows, outcomes = _measured(event, measures)
+            yield Update(None, rows, outcomes, event.step, event.replicas, event)
         else:
             yield Update(step=event.step, runs=event.replicas, event=event)
 
@@ -120,7 +121,8 @@ def _assembly(study: Study, stored: Stored) -> Assembly:
     run = stored.run
     return assembled(
         run.data,
-        run.algorithm,
+        # Trees train by themselves, on the same data.
+        "erm" if run.algorithm == trees.NAME else run.algorithm,
         hyperparameters=run.draw.hyperparameters,
         learning_rate=run.draw.learning_rate,
         test_environments=run.held_out,
@@ -133,20 +135,70 @@ def _replica(part: Assembly, stored: Stored, study: Study) -> Replica:
     return part.replica(stored.id, Seeds.of(study.seed, stored.run.replica))
 
 
-def _outcomes(event: Evaluated, drawn: EnvironmentSet, roles: Mapping[str, str]) -> tuple[Outcome, ...]:
+def _measures(study: Study, part: Assembly, drawn: EnvironmentSet, roles: Mapping[str, str]) -> Measures:
+    wanted = metrics.metric(study.metric or drawn.task.metric, drawn.task)
+    return Measures(drawn, roles, wanted, part.source.columns, study.details)
+
+
+def _facts(measures: Measures, execution: Mapping[str, Any], device: torch.device, precision: str) -> Facts:
+    came = {
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(device),
+        "command": provenance.command(),
+        "precision": precision,
+        "fingerprint": measures.drawn.fingerprint(),
+    }
+    return Facts(execution, measures.metric.name, measures.metric.higher_is_better, measures.roles, came)
+
+
+def _measured(event: Evaluated, measures: Measures) -> tuple[tuple[HistoryRow, ...], tuple[Outcome, ...]]:
+    """What was measured, and how runs ended if they did."""
     states = event.checkpoint().states()
-    kept = [name for name, role in roles.items() if role == "validation"]
-    answers = [tuple(part.double().cpu().numpy() for part in event.answers(name)) for name in kept]
-    found: list[Outcome] = []
-    for k, run in enumerate(event.replicas):
-        state = states[run]
-        p = (
-            None
-            if state.failure is not None or not kept
-            else p_value(drawn.task, [z[k] for z, _ in answers], [y[k] for _, y in answers])
-        )
-        found.append(Outcome(run, state.failure, state.seconds, p))
-    return tuple(found)
+    well = {run for run in event.replicas if states[run].failure is None}
+    also = measures.at(event.answers, event.replicas, event.step)
+    if not event.finished:
+        return (*event.rows, *_of(also, well)), ()
+    also += measures.reliance(event.answers, event.replicas, event.step)
+    outcomes = [
+        replace(outcome, error=states[outcome.id].failure, seconds=states[outcome.id].seconds)
+        for outcome in _ended(event.answers, event.replicas, well, measures)
+    ]
+    return (*event.rows, *_of(also, well)), tuple(outcomes)
+
+
+def _of(rows: Iterable[HistoryRow], runs: set[int]) -> list[HistoryRow]:
+    return [row for row in rows if row.replica in runs]
+
+
+def _ended(ask: Ask, runs: Sequence[int], well: set[int], measures: Measures) -> Iterator[Outcome]:
+    """Of every run the test of invariance and its answers, if it ended well."""
+    kept = [name for name, role in measures.roles.items() if role == "validation"]
+    said = [tuple(part.double().cpu().numpy() for part in ask(name)) for name in kept]
+    answers = measures.answers(ask, runs)
+    for k, run in enumerate(runs):
+        tested = run in well and kept
+        p = p_value(measures.drawn.task, [z[k] for z, _ in said], [y[k] for _, y in said]) if tested else None
+        yield Outcome(run, None, 0.0, p, answers[run] if run in well else ())
+
+
+def _grown(batch: Batch) -> Generator[Update]:
+    """Boosted trees, one run after another; nothing is left of one that was not brought to its end."""
+    part = _assembly(batch.study, batch.runs[0])
+    told = False
+    for stored in batch.runs:
+        seeds = Seeds.of(batch.study.seed, stored.run.replica)
+        drawn = part.source.draw(seeds.data)
+        roles = drawn.roles(part.plan.test)
+        measures = _measures(batch.study, part, drawn, roles)
+        if not told:
+            yield Update(_facts(measures, {"mode": "sequential"}, torch.device("cpu"), "float64"))
+            told = True
+        grown = trees.fit(drawn, roles, seeds.initialisation)
+        own, step = (stored.id,), grown.rounds
+        rows = [*grown.history(stored.id, roles), *measures.at(grown.answers, own, step)]
+        rows += measures.reliance(grown.answers, own, step)
+        (outcome,) = _ended(grown.answers, own, set(own), measures)
+        yield Update(None, tuple(rows), (replace(outcome, seconds=grown.seconds),), step, own)
 
 
 def _untold(replica: int, done: int, of: int) -> None:

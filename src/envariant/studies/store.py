@@ -8,17 +8,19 @@ import json
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import pandas as pd
 
 from envariant.errors import EnvariantError
+from envariant.studies.measures import Answers
 from envariant.studies.study import Draw, Run, Study, of
 from envariant.training.history import HistoryRow
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "study.sqlite"
 STATES = ("planned", "running", "done", "failed")
 
@@ -40,6 +42,10 @@ CREATE TABLE IF NOT EXISTS names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNI
 CREATE TABLE IF NOT EXISTS history (
     run INTEGER NOT NULL, step INTEGER NOT NULL, environment INTEGER NOT NULL, split INTEGER NOT NULL,
     metric INTEGER NOT NULL, value REAL, PRIMARY KEY (run, step, environment, metric)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (
+    run INTEGER NOT NULL, environment INTEGER NOT NULL, rows INTEGER NOT NULL, targets BLOB NOT NULL,
+    logits BLOB NOT NULL, PRIMARY KEY (run, environment)
 ) WITHOUT ROWID;
 """
 
@@ -68,12 +74,14 @@ class Outcome:
         error: why it failed; None if it did not.
         seconds: it took.
         p_value: of the test of invariance on held-out rows; None where there is none.
+        answers: on some rows of every environment that it did not train on.
     """
 
     id: int
     error: str | None
     seconds: float
     p_value: float | None
+    answers: tuple[Answers, ...] = field(default=(), repr=False)
 
 
 @final
@@ -180,6 +188,18 @@ class Store:
                 f"JOIN names m ON m.id = metric {where} ORDER BY run, step, e.name, m.name",
                 self._connection,
             )
+
+    def answers(self, run: int) -> dict[str, Answers]:
+        """What a run that is done says of some rows of each environment that it did not train on, by name."""
+        found: dict[str, Answers] = {}
+        for name, rows, targets, logits in self._rows(
+            "SELECT n.name, rows, targets, logits FROM answers JOIN names n ON n.id = environment "
+            "WHERE run = ? ORDER BY environment",
+            (run,),
+        ):
+            y, z = (np.frombuffer(part, dtype="<f4") for part in (targets, logits))
+            found[name] = Answers(name, rows, z if len(z) == len(y) else z.reshape(len(y), -1), y)
+        return found
 
     def table(self) -> pd.DataFrame:
         """What selection looks at: a line for every run and step that was measured, and for runs without.
@@ -318,6 +338,13 @@ class Store:
                         outcome.id,
                     ),
                 )
+                for said in outcome.answers:
+                    place = self._name(write, said.environment)
+                    parts = (np.asarray(part, dtype="<f4").tobytes() for part in (said.targets, said.logits))
+                    write(
+                        "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)",
+                        (outcome.id, place, said.of, *parts),
+                    )
 
     def keep(self, batch: int, reached: Mapping[int, int]) -> None:
         """Of the runs of a batch that have not ended, keeps what was measured up to the step reached."""
@@ -353,6 +380,7 @@ class Store:
         with self._writing() as write:
             for run in runs:
                 write("DELETE FROM history WHERE run = ?", (run,))
+                write("DELETE FROM answers WHERE run = ?", (run,))
                 write(
                     "UPDATE runs SET state = 'planned', error = NULL, seconds = NULL, p_value = NULL, "
                     "batch = NULL WHERE id = ?"
@@ -375,19 +403,8 @@ class Store:
                     f"{self.folder}: holds {run.algorithm}, draw {run.draw.number}, with other "
                     f"hyperparameters; a study keeps its seed and rate span, so choose another folder"
                 )
-        if (
-            known
-            and (before := self.study)
-            and (before.settings, before.hold_out, before.seed)
-            != (
-                study.settings,
-                study.hold_out,
-                study.seed,
-            )
-        ):
-            raise EnvariantError(
-                f"{self.folder}: holds runs made with other settings, seed or hold_out; choose another folder"
-            )
+        if known and (differs := _difference(self.study, study)):
+            raise EnvariantError(f"{self.folder}: holds runs made with {differs}; choose another folder")
         with self._writing() as write:
             write("INSERT OR REPLACE INTO facts VALUES ('study', ?)", (json.dumps(study.plain()),))
             self._connection.executemany(
@@ -448,6 +465,15 @@ class Store:
                 f"{self.path}: {error}; no finished run is lost by this: free some space, or restore the "
                 f"file from a copy, and give the same command again"
             ) from None
+
+
+def _difference(before: Study, now: Study) -> str:
+    """What all runs of a study share, where another study has it otherwise; empty where they agree."""
+    for key in ("settings", "seed", "hold_out", "metric", "details"):
+        there, here = getattr(before, key), getattr(now, key)
+        if there != here:
+            return f"{key} {there!r}, not {here!r}"
+    return ""
 
 
 _COLUMNS = "id, data, held_out, algorithm, draw, hyperparameters, learning_rate, replica"

@@ -22,6 +22,7 @@ from envariant.environments import EnvironmentSource
 from envariant.errors import EnvariantError, unknown_name
 from envariant.schedules import Schedule, reaching, schedule
 from envariant.search_space import LogUniform
+from envariant.studies import metrics, trees
 from envariant.training.assembly import Chosen
 
 SETTINGS = (
@@ -102,6 +103,8 @@ class Study:
             1 keeps it.
         seed: from which draws and replicas follow.
         settings: for all runs alike; see `SETTINGS`.
+        metric: in which runs are compared, such as AUROC; "" is the task's own.
+        details: whether each run's answers on some rows are kept, and what each column is worth is measured.
 
     Raises:
         EnvariantError: a name is unknown or a number makes no sense.
@@ -117,6 +120,8 @@ class Study:
     rate_span: float = 10**0.5
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    metric: str = ""
+    details: bool = False
 
     def __post_init__(self) -> None:
         for key in ("draws", "replicas"):
@@ -135,7 +140,10 @@ class Study:
             if key not in SETTINGS:
                 raise unknown_name("setting", key, SETTINGS, where="study")
         for text in self.algorithms:
-            recipes.recipe(text)
+            if text != trees.NAME:
+                recipes.recipe(text)
+        if self.metric and self.metric not in metrics.METRICS:
+            raise unknown_name("metric", self.metric, metrics.METRICS, where="study")
 
     def plain(self) -> dict[str, Any]:
         """As JSON or TOML would hold it."""
@@ -161,6 +169,8 @@ class Study:
 
     def draws_of(self, algorithm: str, source: EnvironmentSource) -> tuple[Draw, ...]:
         """The draws of one algorithm; fewer than asked for where it has nothing to draw."""
+        if algorithm == trees.NAME:
+            return (Draw(0, {}, trees.RATE),)
         suggested = Chosen.of(algorithm, {}, source)
         rate = suggested.suggestion.learning_rate
         found = [Draw(0, {}, rate)]

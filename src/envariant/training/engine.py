@@ -50,7 +50,8 @@ class Evaluated:
         rows: what was measured.
         checkpoint: where they stand; valid until the next event is asked for.
         finished: whether these replicas are done, for good or ill.
-        answers: of an environment by name, each replica's logits and targets, `[replicas, rows, …]`.
+        answers: of an environment by name, each replica's logits and targets, `[replicas, rows, …]`; of
+            some rows, and with their inputs changed, if asked (`Group.answers`).
     """
 
     replicas: tuple[int, ...]
@@ -58,7 +59,7 @@ class Evaluated:
     rows: tuple[HistoryRow, ...]
     checkpoint: Callable[[], Checkpoint]
     finished: bool
-    answers: Callable[[str], tuple[Tensor, Tensor]]
+    answers: Callable[..., tuple[Tensor, Tensor]]
 
 
 def run(

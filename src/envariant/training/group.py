@@ -7,7 +7,7 @@ then on and is reported with the step at which it happened; the others never not
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
@@ -29,6 +29,9 @@ from envariant.training.optimizers import SGD, Updates
 from envariant.training.plan import Plan, module_of, network, own_networks
 from envariant.training.program import Given, Made, Program, over_replicas
 from envariant.training.replicas import Replica
+
+Change = Callable[[Tensor], Tensor]
+"""Inputs `[…, rows, *shape]` to others of that shape."""
 
 
 @final
@@ -190,10 +193,22 @@ class Group:
         """What each replica's model says of some rows, the same for all: logits `[replicas, rows, *c]`."""
         return self._logits(inputs.to(self.device), None)
 
-    def answers(self, name: str) -> tuple[Tensor, Tensor]:
-        """Logits and targets of each replica on its own rows of an environment: `[replicas, rows, …]`."""
+    def answers(
+        self, name: str, rows: Tensor | None = None, change: Change | None = None, /
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and targets of each replica on its own rows of an environment: `[replicas, rows, …]`.
+
+        Args:
+            name: of the environment.
+            rows: numbers of those that are wanted; None is all.
+            change: of their inputs.
+        """
         inputs, targets = self._rows.of([name])
         axis = self._rows.axis
+        if rows is not None:
+            along, index = (0 if axis is None else 1), rows.to(targets.device)
+            inputs, targets = inputs.index_select(along, index), targets.index_select(along, index)
+        inputs = inputs if change is None else change(inputs)
         own = targets.expand(len(self._replicas), -1) if axis is None else targets
         return self._logits(inputs, axis), own
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from envariant.algorithms import Setting, recipe
 from envariant.errors import EnvariantError, unknown_name
-from envariant.models import ModelFamily, model_family
+from envariant.models import model_family
 from envariant.random_numbers import private_random_numbers
-from envariant.tasks import task_named
+from envariant.tasks import Task, task_named
 from envariant.training import history, run_folder
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.diagnostics import Diagnosis, diagnose
@@ -140,38 +140,26 @@ class TrainingResult:
         saved = self.checkpoints.get(replica)
         if saved is None:
             raise EnvariantError(f"replica {replica}: is not in this run; it has {len(self.checkpoints)}")
-        record = self.record
+        record, settings = self.record, self.record.settings
         try:
-            family = model_family(record.settings.model)
+            model_family(settings.model)
         except EnvariantError:
             raise EnvariantError(
-                f"model '{record.settings.model}': is not one of the library's; load "
+                f"model '{settings.model}': is not one of the library's; load "
                 f"result.checkpoints[{replica}].params and .buffers into a module of your own"
             ) from None
-        with private_random_numbers(0, torch.device("cpu")):
-            module = self._adapted(family)
+        module = rebuilt(
+            settings.model,
+            settings.algorithm,
+            settings.hyperparameters,
+            task_named(record.task, record.outputs),
+            record.input_shape,
+            sum(role == "train" for role in record.roles.values()),
+        )
         held = {**saved.params, **saved.buffers}
         # Networks of the algorithm's own have done their work.
         module.load_state_dict({name: held[name] for name in module.state_dict()})
         return module.eval()
-
-    def _adapted(self, family: ModelFamily) -> nn.Module:
-        """The model as the algorithm trained it."""
-        record, settings = self.record, self.record.settings
-        module = family.build(record.input_shape, record.outputs)
-        try:
-            known = recipe(settings.algorithm)
-        except EnvariantError:
-            # An algorithm of the user's own; if it changed the model, the weights will not fit.
-            return module
-        setting = Setting(
-            sum(role == "train" for role in record.roles.values()),
-            task_named(record.task, record.outputs),
-            input_shape=record.input_shape,
-            linear_head=isinstance(getattr(module, "head", None), nn.Linear),
-            build=lambda shape: family.build(shape, record.outputs),
-        )
-        return known.build(settings.hyperparameters).adapted(module, setting)
 
     def summary(self) -> pd.DataFrame:
         """A line an environment and one for the worst: mean and standard deviation (n − 1) over replicas."""
@@ -226,3 +214,42 @@ class TrainingResult:
             "command": record.command,
             "seconds": round(self.seconds, 2),
         }
+
+
+def rebuilt(
+    model: str,
+    algorithm: str,
+    hyperparameters: Mapping[str, Any],
+    task: Task,
+    input_shape: Sequence[int],
+    environments: int,
+) -> nn.Module:
+    """A network as an algorithm trained it, with weights of its own, for trained ones to be loaded into.
+
+    Args:
+        model: the family, as written on the command line.
+        algorithm: a recipe's name; under any other, the model is taken to be as its family builds it.
+        hyperparameters: of the algorithm.
+        task: which says how many outputs there are.
+        input_shape: of one row.
+        environments: how many were trained on.
+
+    Raises:
+        EnvariantError: the library has no such model.
+    """
+    family = model_family(model)
+    with private_random_numbers(0, torch.device("cpu")):
+        module = family.build(input_shape, task.outputs)
+        try:
+            known = recipe(algorithm)
+        except EnvariantError:
+            # An algorithm of the user's own; if it changed the model, the weights will not fit.
+            return module
+        setting = Setting(
+            environments,
+            task,
+            input_shape=input_shape,
+            linear_head=isinstance(getattr(module, "head", None), nn.Linear),
+            build=lambda shape: family.build(shape, task.outputs),
+        )
+        return known.build(hyperparameters).adapted(module, setting)

@@ -1,0 +1,5 @@
+"""One table, one question: does a model hold at a new place, does any method help, and what is to be done."""
+
+from envariant.comparison.answer import ALGORITHMS, ROWS, Answer, compare
+
+__all__ = ["ALGORITHMS", "ROWS", "Answer", "compare"]

@@ -1,0 +1,284 @@
+"""`compare`: a table in, an answer out. Every place is held out in its turn, and nothing peeks at it.
+
+What is trained is a study like any other, in a folder: killed and called again it goes on, and its runs can
+be looked at one by one. The answer is a page, a model and a paragraph.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import pandas as pd
+
+from envariant import specs
+from envariant.comparison import page, plan
+from envariant.comparison.evidence import Evidence, gather
+from envariant.comparison.stability import ColumnStability, stability
+from envariant.comparison.words import Verdict, drop, verdict
+from envariant.data import tables
+from envariant.data.tables import Line, TableSource
+from envariant.deployed import DeployedModel
+from envariant.errors import EnvariantError
+from envariant.statistics import interval
+from envariant.studies import trees
+from envariant.studies.comparison import BASELINE
+from envariant.studies.executors import local, ray
+from envariant.studies.progress import watching
+from envariant.studies.shift import Shift, between
+from envariant.studies.store import Store
+from envariant.studies.study import Study
+
+ALGORITHMS = (BASELINE, trees.NAME, "irm", "vrex", "groupdro", "coral")
+"""What is compared unless other names are given."""
+
+ROWS = 20_000
+"""Of each environment, that are compared on; the model that is kept learns from all."""
+
+# Of the time there is, for training; the rest is for what comes after.
+_SHARE = 0.75
+_TRIALS = 2
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a comparison found.
+
+    Attributes:
+        folder: where the study, the page and the model are.
+        target, environment: names of the two columns.
+        evidence: numbers.
+        words: the verdict.
+        columns: how stable each column's relation with the target is, the least stable first.
+        shifts: of each place against all others.
+        account: what was done to each column.
+        study: what was run.
+        seconds: it took, in all.
+    """
+
+    folder: Path
+    target: str
+    environment: str
+    evidence: Evidence
+    words: Verdict
+    columns: tuple[ColumnStability, ...]
+    shifts: Mapping[str, Shift]
+    account: tuple[Line, ...]
+    study: Study
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """One plain paragraph."""
+        return self.words.paragraph
+
+    @property
+    def recommended(self) -> str:
+        """The algorithm to use: `erm` where no other helps beyond noise."""
+        return self.words.recommended
+
+    @cached_property
+    def best_model(self) -> DeployedModel:
+        """The recommended algorithm's model, trained on all environments."""
+        return DeployedModel.load(self.folder / "model")
+
+    @property
+    def page(self) -> Path:
+        """The report."""
+        return self.folder / "report.html"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A line a method, a column a place that its models never saw, and the worst and the mean of them."""
+        lines = {
+            method: {
+                **{
+                    place: cells[place].score.mean if place in cells else np.nan
+                    for place in self.evidence.places
+                },
+                "worst": self.evidence.worst(method)[1].score.mean,
+                "mean": self.evidence.mean(method),
+            }
+            for method, cells in self.evidence.cells.items()
+        }
+        frame = pd.DataFrame.from_dict(lines, orient="index")
+        frame.index.name = self.evidence.metric.name
+        return frame
+
+    def plain(self) -> dict[str, Any]:
+        """One object for `--json`."""
+        found = self.evidence
+        return {
+            "verdict": self.verdict,
+            "recommended": self.recommended,
+            "next": list(self.words.next),
+            "metric": found.metric.name,
+            "methods": {
+                method: {
+                    place: {
+                        "score": asdict(cell.score),
+                        "inside": asdict(cell.inside),
+                        "drop": drop(found, cell)[0],
+                        "gain over erm": None if cell.gain is None else asdict(cell.gain),
+                        "p": cell.p_value,
+                    }
+                    for place, cell in cells.items()
+                }
+                for method, cells in found.cells.items()
+            },
+            "columns": [
+                {
+                    "column": c.column,
+                    "kind": c.kind,
+                    "slopes": dict(c.slopes),
+                    "p": c.p_value,
+                    "reliance": {
+                        method: asdict(own[c.column])
+                        for method, own in found.reliance.items()
+                        if c.column in own
+                    },
+                }
+                for c in self.columns
+            ],
+            "shifts": {
+                place: {
+                    "kind": s.kind,
+                    **{
+                        key: getattr(s, key).mean
+                        for key in ("diversity", "correlation", "label", "covariate")
+                    },
+                }
+                for place, s in self.shifts.items()
+            },
+            "account": [asdict(line) for line in self.account],
+            "missing": list(found.missing),
+            "folder": str(self.folder),
+            "page": str(self.page),
+            "seconds": round(self.seconds, 1),
+        }
+
+    def _repr_html_(self) -> str:
+        return page.fragment(self)
+
+
+def compare(
+    data: Any,
+    *,
+    target: str,
+    environment: str,
+    task: str | None = None,
+    algorithms: Sequence[str] = ALGORITHMS,
+    metric: str | None = None,
+    draws: int = 4,
+    replicas: int = 5,
+    exclude: Sequence[str] = (),
+    least: int = 50,
+    rows: int | None = ROWS,
+    budget: str | float | None = None,
+    seed: int = 0,
+    encoding: str = "utf-8",
+    executor: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    out: Path | str | None = None,
+) -> Answer:
+    """Whether performance drops at a place that was not trained on, and whether any method helps.
+
+    Each environment is held out in its turn (several at a time where there are more than 12), replicas of
+    every method are trained on the others, and each method's hyperparameters are chosen by invariance
+    selection on held-out rows of those others; nothing that chooses sees the place that is held out.
+
+    Args:
+        data: a path (.csv, .parquet) or a data frame of pandas, polars or Arrow.
+        target: the column to predict.
+        environment: the column that says where a row came from.
+        task: binary, multiclass or regression; None infers it.
+        algorithms: to compare; ERM is always among them.
+        metric: accuracy, balanced accuracy, AUROC, log loss, calibration error, RMSE or R²; None takes
+            accuracy for classes, AUROC where one of two is rarer than a fifth, RMSE for numbers.
+        draws: of hyperparameters of each algorithm.
+        replicas: of each draw.
+        exclude: columns that no model may look at.
+        least: rows that an environment needs; smaller ones are pooled.
+        rows: of each environment to compare on, drawn at random; None takes all.
+        budget: time there is, such as `10m`; more draws are tried as long as it lasts.
+        seed: from which everything that is drawn follows.
+        encoding: of a text file.
+        executor: local, or ray for a cluster.
+        address: of the cluster.
+        out: a folder; the same call again goes on there. None is a temporary one.
+
+    Returns:
+        The answer: `.verdict`, `.table`, `.best_model`, `.page`.
+
+    Raises:
+        EnvariantError: the table cannot be used; the message says why and what to do.
+    """
+    started = time.monotonic()
+    until = None if budget is None else started + _SHARE * plan.seconds_of(budget)
+    names = tuple(dict.fromkeys((BASELINE, *algorithms)))
+    whole = tables.read(data, target, environment, task=task, exclude=exclude, least=least, encoding=encoding)
+    folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
+    part = plan.thinned(whole, rows, seed)
+    stored = (folder / "table").resolve()
+    source = TableSource(part, "table")
+    wanted = plan.usual_metric(metric, part, source)
+    held_out = plan.places_at_a_time(part)
+    fit, left_out = plan.fitting(names, held_out, len(part.environments))
+    plan.keep(part, stored)
+    study = Study(
+        data=(str(specs.Spec(tables.NAME, (str(stored),))),),
+        algorithms=fit,
+        name=folder.name,
+        draws=draws,
+        replicas=replicas,
+        held_out=held_out,
+        seed=seed,
+        settings={"evaluate_every": tables.STEPS},
+        metric=wanted.name,
+        details=True,
+    )
+    complete = plan.staged(folder, study, until, _runner(folder, executor, address))
+    with Store(folder) as store:
+        found = gather(store, source.task, wanted, part.environments, complete)
+        study = store.study
+    found = replace(found, missing=(*left_out, *found.missing))
+    columns = stability(source.draw(0), source.columns)
+    shifts = _shifts(source, seed)
+    words = verdict(found, columns, shifts, target)
+    draw = study.draws_of(words.recommended, source)[found.draws[words.recommended]]
+    kept = plan.model(whole, words.recommended, dict(draw.hyperparameters), draw.learning_rate, seed)
+    kept.save(folder / "model")
+    spent = time.monotonic() - started
+    answer = Answer(folder, target, environment, found, words, columns, shifts, part.account, study, spent)
+    page.write(answer)
+    return answer
+
+
+def _runner(folder: Path, executor: str, address: str | None) -> plan.Run:
+    def run(left: int, until: float | None) -> None:
+        with watching(folder.name, left) as told:
+            if executor == "ray":
+                ray.sweep(folder, address=address, execution="stacked", told=told)
+            else:
+                local.sweep(folder, execution="stacked", told=told, until=until)
+
+    return run
+
+
+def _shifts(source: TableSource, seed: int) -> dict[str, Shift]:
+    """Of each environment against all others together; none where there are too few rows to say."""
+    drawn = source.draw(0)
+    found: dict[str, Shift] = {}
+    for environment in drawn.environments:
+        others = [each for each in drawn.environments if each is not environment]
+        with suppress(EnvariantError):
+            trials = [between(others, [environment], drawn.task, seed + k) for k in range(_TRIALS)]
+            parts = map(interval, zip(*trials, strict=True))
+            found[environment.name] = Shift("the others", environment.name, *parts)
+    return found

@@ -1,0 +1,149 @@
+"""Which columns tell the same of the target everywhere, and which tell one thing here and another there.
+
+For every column and environment, the slope of the target over the column, by itself; then whether the slopes
+differ by more than noise. A model that leans on a column whose slope turns will be wrong somewhere.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from envariant import statistics
+from envariant.environments import EnvironmentSet
+from envariant.tasks import Multiclass
+
+Array = NDArray[np.float64]
+
+LEVEL = 0.05
+NOTABLE = 0.15
+"""From this difference of two slopes on, in standard deviations of the target per one of the column."""
+
+
+@final
+@dataclass(frozen=True)
+class ColumnStability:
+    """One column's relation with the target.
+
+    Attributes:
+        column: its name.
+        slopes: by environment, in standard deviations of the target per one of the column; of a category's
+            or a multiclass target's numbers the direction in which they go together most. NaN where the
+            column does not vary.
+        errors: their standard errors.
+        p_value: of there being one slope for all (Cochran's Q), corrected by Holm for all columns.
+    """
+
+    column: str
+    slopes: Mapping[str, float]
+    errors: Mapping[str, float]
+    p_value: float
+
+    @property
+    def spread(self) -> float:
+        """The largest slope less the smallest."""
+        known = [slope for slope in self.slopes.values() if math.isfinite(slope)]
+        return max(known) - min(known) if known else 0.0
+
+    @property
+    def turns(self) -> bool:
+        """Whether it is beyond noise above 0 in one environment and below in another."""
+        sure = [
+            slope
+            for name, slope in self.slopes.items()
+            if math.isfinite(slope) and abs(slope) > 2.5 * self.errors[name]
+        ]
+        return bool(sure) and min(sure) < 0 < max(sure)
+
+    @property
+    def unstable(self) -> bool:
+        """Whether its slopes differ by more than noise, and by enough to matter."""
+        return self.p_value < LEVEL and self.spread >= NOTABLE
+
+    @property
+    def kind(self) -> str:
+        """In a word."""
+        if not self.unstable:
+            return "stable"
+        return "turns" if self.turns else "varies"
+
+
+def stability(drawn: EnvironmentSet, columns: Mapping[str, slice]) -> tuple[ColumnStability, ...]:
+    """Every column's relation with the target, the least stable first.
+
+    Args:
+        drawn: the environments.
+        columns: where each column's numbers lie among their inputs.
+    """
+    targets = [_targets(e.targets.double().numpy(), drawn) for e in drawn.environments]
+    found: list[tuple[str, Array, Array, float]] = []
+    for column, place in columns.items():
+        values = [e.inputs[:, place].double().numpy() for e in drawn.environments]
+        slopes, errors = _slopes(values, targets)
+        found.append((column, slopes, errors, _differ(slopes, errors)))
+    corrected = statistics.holm([p for *_, p in found])
+    each = [
+        ColumnStability(
+            column,
+            dict(zip(drawn.names, slopes.tolist(), strict=True)),
+            dict(zip(drawn.names, errors.tolist(), strict=True)),
+            p,
+        )
+        for (column, slopes, errors, _), p in zip(found, corrected, strict=True)
+    ]
+    return tuple(sorted(each, key=lambda c: (not c.unstable, -c.spread)))
+
+
+def _targets(values: Array, drawn: EnvironmentSet) -> Array:
+    if isinstance(drawn.task, Multiclass):
+        return (values[:, None] == np.arange(drawn.task.classes)).astype(np.float64)
+    return values[:, None]
+
+
+def _slopes(values: Sequence[Array], targets: Sequence[Array]) -> tuple[Array, Array]:
+    """By environment, with standard errors that hold where the noise is uneven (White 1980)."""
+    x = [v - v.mean(axis=0) for v in values]
+    y = [t - t.mean(axis=0) for t in targets]
+    x_scale, y_scale = _scale(x), _scale(y)
+    x, y = [v / x_scale for v in x], [t / y_scale for t in y]
+    together = [v.T @ t / len(v) for v, t in zip(x, y, strict=True)]
+    # The direction in which they go together most in all environments, whatever the sign.
+    along = _first(sum(c @ c.T for c in together))
+    across = _first(sum(c.T @ c for c in together))
+    slopes, errors = [], []
+    for v, t in zip(x, y, strict=True):
+        z, goal = v @ along, t @ across
+        power = float(z @ z)
+        if power <= 1e-9 * len(z):
+            slopes.append(math.nan)
+            errors.append(math.nan)
+            continue
+        slope = float(z @ goal) / power
+        slopes.append(slope)
+        errors.append(max(1e-12, math.sqrt(float(np.square(z * (goal - slope * z)).sum())) / power))
+    sign = -1.0 if np.nansum(slopes) < 0 and (x[0].shape[1] > 1 or y[0].shape[1] > 1) else 1.0
+    return sign * np.array(slopes), np.array(errors)
+
+
+def _scale(parts: Sequence[Array]) -> Array:
+    """The standard deviation within environments, each counting alike; 1 where there is none."""
+    spread = np.sqrt(np.mean([np.square(part).mean(axis=0) for part in parts], axis=0))
+    return np.where(spread > 1e-9, spread, 1.0)
+
+
+def _first(matrix: Any) -> Array:
+    return np.linalg.eigh(matrix)[1][:, -1]
+
+
+def _differ(slopes: Array, errors: Array) -> float:
+    """Cochran's Q: the p-value of all slopes being one."""
+    known = np.isfinite(slopes)
+    if known.sum() < 2:
+        return 1.0
+    weights = 1 / errors[known] ** 2
+    middle = (weights * slopes[known]).sum() / weights.sum()
+    return float(stats.chi2.sf((weights * np.square(slopes[known] - middle)).sum(), known.sum() - 1))

@@ -1,0 +1,108 @@
+"""Gradient-boosted trees beside the networks of a study, because people will compare with them anyway.
+
+They are trained on all training environments' rows together, know nothing of environments, and are measured
+in the same places on the same rows.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from torch import Tensor
+
+from envariant.environments import EnvironmentSet
+from envariant.tasks import Binary, Regression
+from envariant.training.group import Change
+from envariant.training.history import LOSS, HistoryRow
+
+NAME = "boosted-trees"
+"""As written among the algorithms of a study."""
+
+RATE = 0.1
+"""How much each tree takes back of what is left."""
+
+_ROUNDS = 200
+_MANY = 1_000
+# Beyond this, a probability of 1 is no number in a loss.
+_SURE = 15.0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """One fitted model, asked as networks are.
+
+    Attributes:
+        drawn: its environments.
+        fitted: scikit-learn's.
+        seconds: that fitting took.
+    """
+
+    drawn: EnvironmentSet
+    fitted: Any
+    seconds: float
+
+    @property
+    def rounds(self) -> int:
+        """Trees it has, by class if there are more than two."""
+        return int(self.fitted.n_iter_)
+
+    def answers(
+        self, name: str, rows: Tensor | None = None, change: Change | None = None, /
+    ) -> tuple[Tensor, Tensor]:
+        """As of a group of one replica: logits and targets, `[1, rows, …]`."""
+        inputs, targets = self.drawn[name].rows(rows)
+        inputs = inputs if change is None else change(inputs)
+        return self._logits(inputs)[None], targets[None]
+
+    def history(self, run: int, roles: dict[str, str]) -> Iterator[HistoryRow]:
+        """Loss and metric in every environment."""
+        task = self.drawn.task
+        for name, role in roles.items():
+            logits, targets = (part[0] for part in self.answers(name))
+            for metric, values in (
+                (LOSS, task.losses(logits, targets)),
+                (task.metric, task.scores(logits, targets)),
+            ):
+                yield HistoryRow(run, self.rounds, name, role, metric, float(values.double().mean()))
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        task, rows = self.drawn.task, inputs.flatten(1).numpy()
+        if isinstance(task, Regression):
+            return torch.from_numpy(self.fitted.predict(rows)).float()
+        known = np.clip(self.fitted.decision_function(rows), -_SURE, _SURE)
+        if isinstance(task, Binary):
+            return torch.from_numpy(known).float()
+        # A class that no training row has gets nothing.
+        classes = self.fitted.classes_.astype(int)
+        logits = np.full((len(rows), task.outputs), -_SURE)
+        if len(classes) == 2:
+            logits[:, classes[0]], logits[:, classes[1]] = -known / 2, known / 2
+        else:
+            logits[:, classes] = known
+        return torch.from_numpy(logits).float()
+
+
+def fit(drawn: EnvironmentSet, roles: dict[str, str], seed: int) -> Trees:
+    """Trees for the training environments' rows.
+
+    Args:
+        drawn: all environments.
+        roles: of them.
+        seed: of what is drawn at random.
+    """
+    training = [drawn[name] for name, role in roles.items() if role == "train"]
+    inputs = torch.cat([e.inputs for e in training]).flatten(1).numpy()
+    targets = torch.cat([e.targets for e in training]).numpy()
+    real = isinstance(drawn.task, Regression)
+    kind: Any = HistGradientBoostingRegressor if real else HistGradientBoostingClassifier
+    started = time.perf_counter()
+    # Stopped on a tenth of the training rows, if they are many: the rows held out are for choosing.
+    stops = len(targets) >= _MANY
+    fitted = kind(learning_rate=RATE, max_iter=_ROUNDS, early_stopping=stops, random_state=seed)
+    fitted.fit(inputs, targets)
+    return Trees(drawn, fitted, time.perf_counter() - started)

@@ -1,0 +1,136 @@
+"""`envariant predict` as a user meets it: a folder and a table in, predictions out, remarks beside them."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import envariant
+from envariant.cli import main
+from envariant.data import tables
+from envariant.data.tables import TableSource
+from envariant.deployed import DeployedModel
+
+
+def rows(count=300, seed=0, older=0.0):
+    draw = np.random.default_rng(seed)
+    site = draw.choice(["a", "b", "c"], count)
+    age = draw.normal(50 + older, 10, count).round(2)
+    ward = draw.choice(["<b>x</b>", "ü", "z"], count)
+    ill = np.where(age + draw.normal(0, 5, count) > 50 + older, "yes", "no")
+    return pd.DataFrame({"site": site, "age": age, "ward": ward, "ill": ill})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    source = TableSource(tables.read(rows(), "ill", "site"))
+    result = envariant.train(source, steps=20, test_environments=["c"], precision="float32")
+    folder = tmp_path_factory.mktemp("stored") / "model"
+    DeployedModel.of(source, result).save(folder)
+    return folder
+
+
+@pytest.fixture
+def here(capsys):
+    def called(*arguments):
+        code = 0
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return called
+
+
+@pytest.fixture
+def new(tmp_path):
+    def written(frame):
+        frame.to_csv(tmp_path / "new.csv", index=False)
+        return tmp_path / "new.csv"
+
+    return written
+
+
+def test_predictions_go_to_standard_output_as_csv(model, here, new):
+    path = new(rows(50, seed=1).drop(columns=["ill", "site"]))
+    done = here("predict", model, path)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = pd.read_csv(io.StringIO(done.stdout))
+    wanted = envariant.load_model(model).predict(path)
+    assert list(found.columns) == ["prediction", "P(false)", "P(true)"] == list(wanted.columns)
+    np.testing.assert_array_equal(found["P(true)"].astype(np.float32), wanted["P(true)"])
+
+
+def test_or_to_a_file_with_remarks_on_standard_error(model, here, new, tmp_path):
+    frame = rows(100, seed=1, older=30)
+    frame.loc[0, "ward"] = "<i>new</i>"
+    done = here("predict", model, new(frame), "-o", tmp_path / "out" / "predictions.csv")
+    assert (done.returncode, done.stdout) == (0, "")
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("envariant: New rows differ in age")
+    assert any(
+        "ward: 1 row with a category that training never saw ('<i>new</i>')" in line for line in others
+    )
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 100
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+
+
+def test_check_shows_every_column(model, here, new):
+    done = here("predict", model, new(rows(100, seed=1)), "--check")
+    assert done.returncode == 0
+    for word in ("age", "ward", "between training", "New rows resemble the training environments."):
+        assert word in done.stdout
+    assert "P(true)" not in done.stdout
+
+
+def test_json_is_one_object(model, here, new, tmp_path):
+    path = new(rows(30, seed=1, older=30))
+    found = json.loads(here("predict", model, path, "--json").stdout)
+    assert found["model"]["target"] == "ill"
+    assert found["drift"]["differing"] == ["age"]
+    assert len(found["predictions"]) == 30
+    assert set(found["predictions"][0]) == {"prediction", "P(false)", "P(true)"}
+    assert "predictions" not in json.loads(here("predict", model, path, "--check", "--json").stdout)
+    out = tmp_path / "p.csv"
+    assert json.loads(here("predict", model, path, "-o", out, "--json").stdout)["predictions"] == str(out)
+
+
+def test_no_rows_give_a_header(model, here, new):
+    done = here("predict", model, new(rows(30).iloc[:0]))
+    assert (done.returncode, done.stdout) == (0, "prediction,P(false),P(true)\n")
+
+
+def test_onnx_is_written(model, here, tmp_path):
+    pytest.importorskip("onnxscript")
+    done = here("predict", model, "--onnx", tmp_path / "net.onnx", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["onnx"] == str(tmp_path / "net.onnx")
+    assert (tmp_path / "net.json").exists()
+
+
+def test_wrong_input_is_one_clear_line_and_exit_code_2(model, here, new, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    path = new(rows(30))
+    renamed = tmp_path / "renamed.csv"
+    rows(30).rename(columns={"age": "Age"}).to_csv(renamed, index=False)
+    for arguments, message in (
+        ([tmp_path / "nowhere", path], "holds no model"),
+        ([model, renamed], "lacks column 'age' (did you mean 'Age'?)"),
+        ([model, tmp_path / "no.csv"], "there is no such file"),
+        ([model], "name a table to predict, or --onnx FILE"),
+        ([model, path, "-o", "x.parquet"], "must end in .csv"),
+        ([model, "--onnx", tmp_path / "x.onnx"], "pip install onnx onnxscript"),
+        ([model, path, "-o", "/dev/null/x.csv"], "cannot be written"),
+    ):
+        done = here("predict", *arguments)
+        assert done.returncode == 2, arguments
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert done.stdout == ""

@@ -189,12 +189,15 @@ class EnvironmentSet(EnvironmentSource):
                     f"{self.label}: environment '{environment.name}' has inputs of shape "
                     f"{tuple(environment.inputs.shape[1:])}, '{self.names[0]}' has {tuple(self.input_shape)}"
                 )
-        cast = tuple(
-            Environment(e.name, e.inputs, self.task.cast(e.targets, f"environment '{e.name}'"), e.attributes)
-            for e in self.environments
-        )
-        object.__setattr__(self, "environments", cast)
+        object.__setattr__(self, "environments", tuple(map(self._cast, self.environments)))
         self.roles(self.test)
+
+    def _cast(self, environment: Environment) -> Environment:
+        targets = self.task.cast(environment.targets, f"environment '{environment.name}'")
+        if targets is environment.targets:
+            # To make it anew would be to look at every number again.
+            return environment
+        return Environment(environment.name, environment.inputs, targets, environment.attributes)
 
     @classmethod
     def from_arrays(

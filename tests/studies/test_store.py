@@ -232,4 +232,4 @@ def timed(folder, count):
 def test_the_folder_of_a_store_is_only_opened_where_it_is(tmp_path):
     store = Store.begin(tmp_path, STUDY)
     store.close()
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", FILE]

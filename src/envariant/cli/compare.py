@@ -22,7 +22,7 @@ def compare(
     replicas: Whole = 5,
     exclude: Names = (),
     least: Whole = 50,
-    rows: Whole = 20_000,
+    rows: Whole = 5_000,
     budget: str | None = None,
     seed: Whole = 0,
     encoding: str = "utf-8",

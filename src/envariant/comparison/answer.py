@@ -19,6 +19,7 @@ import pandas as pd
 from envariant import specs
 from envariant.comparison import page, plan
 from envariant.comparison.evidence import Evidence, gather
+from envariant.comparison.plan import ALGORITHMS
 from envariant.comparison.stability import ColumnStability, stability
 from envariant.comparison.words import Verdict, drop, verdict
 from envariant.data import tables
@@ -26,18 +27,15 @@ from envariant.data.tables import Line, TableSource
 from envariant.deployed import DeployedModel
 from envariant.errors import EnvariantError
 from envariant.statistics import interval
-from envariant.studies import trees
 from envariant.studies.comparison import BASELINE
 from envariant.studies.executors import local, ray
 from envariant.studies.progress import watching
 from envariant.studies.shift import Shift, between
 from envariant.studies.store import Store
 from envariant.studies.study import Study
+from envariant.training.execution import Execution
 
-ALGORITHMS = (BASELINE, trees.NAME, "irm", "vrex", "groupdro", "coral")
-"""What is compared unless other names are given."""
-
-ROWS = 20_000
+ROWS = 5_000
 """Of each environment, that are compared on; the model that is kept learns from all."""
 
 # Of the time there is, for training; the rest is for what comes after.
@@ -243,7 +241,8 @@ def compare(
         metric=wanted.name,
         details=True,
     )
-    complete = plan.staged(folder, study, until, _runner(folder, executor, address))
+    execution = plan.execution(study, part, source)
+    complete = plan.staged(folder, study, until, _runner(folder, execution, executor, address))
     with Store(folder) as store:
         found = gather(store, source.task, wanted, part.environments, complete)
         study = store.study
@@ -260,13 +259,13 @@ def compare(
     return answer
 
 
-def _runner(folder: Path, executor: str, address: str | None) -> plan.Run:
+def _runner(folder: Path, execution: Execution | None, executor: str, address: str | None) -> plan.Run:
     def run(left: int, until: float | None) -> None:
         with watching(folder.name, left) as told:
             if executor == "ray":
-                ray.sweep(folder, address=address, execution="stacked", told=told)
+                ray.sweep(folder, address=address, told=told)
             else:
-                local.sweep(folder, execution="stacked", told=told, until=until)
+                local.sweep(folder, execution=execution or "auto", told=told, until=until)
 
     return run
 

@@ -14,11 +14,18 @@ from envariant.data.tables import Line, Table, TableSource
 from envariant.deployed import DeployedModel
 from envariant.errors import EnvariantError
 from envariant.studies import trees
+from envariant.studies.comparison import BASELINE
 from envariant.studies.metrics import METRICS, Metric, metric
 from envariant.studies.store import Store
 from envariant.studies.study import Study
 from envariant.training import train
+from envariant.training.execution import Execution
 
+ALGORITHMS = (BASELINE, trees.NAME, "irm", "vrex", "groupdro", "coral")
+"""What is compared unless other names are given."""
+
+# Inputs of replicas that train side by side, in bytes; training needs several times that.
+_SIDE_BY_SIDE = 4e8
 # More places than this are held out several at a time.
 _MOST_PLACES = 12
 _FOLDS = 10
@@ -152,6 +159,18 @@ def fitting(
             if needed[name] > left
         ),
     )
+
+
+def execution(study: Study, table: Table, source: TableSource) -> Execution | None:
+    """How runs are executed; None has it found out, which takes longer than small runs do.
+
+    The usual algorithms on a table's network stack well, and what their rows take is known.
+    """
+    if not set(study.algorithms) <= set(ALGORITHMS):
+        return None
+    each = 4.0 * len(table) * len(source.encoder.names)
+    group = max(1, min(study.draws * study.replicas, int(_SIDE_BY_SIDE / each)))
+    return Execution("stacked", group, "what the rows of a table take is known") if group > 1 else None
 
 
 Run = Callable[[int, float | None], None]

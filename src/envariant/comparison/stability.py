@@ -105,16 +105,22 @@ def _targets(values: Array, drawn: EnvironmentSet) -> Array:
 
 
 def _slopes(values: Sequence[Array], targets: Sequence[Array]) -> tuple[Array, Array]:
-    """By environment, with standard errors that hold where the noise is uneven (White 1980)."""
-    x = [v - v.mean(axis=0) for v in values]
-    y = [t - t.mean(axis=0) for t in targets]
-    x_scale, y_scale = _scale(x), _scale(y)
-    x, y = [v / x_scale for v in x], [t / y_scale for t in y]
-    together = [v.T @ t / len(v) for v, t in zip(x, y, strict=True)]
-    # The direction in which they go together most in all environments, whatever the sign.
-    along = _first(sum(c @ c.T for c in together))
-    across = _first(sum(c.T @ c for c in together))
-    slopes, errors = [], []
+    """By environment, with standard errors that hold where the noise is uneven (HC3, MacKinnon & White 1985).
+
+    Where a column or the target is several numbers, one half of the rows says in which direction they go
+    together, and the other half how much: a direction fits the rows that it was chosen by.
+    """
+    several = values[0].shape[1] > 1 or targets[0].shape[1] > 1
+    along, across = np.ones(1), np.ones(1)
+    if several:
+        x, y = _centred([v[::2] for v in values], [t[::2] for t in targets])
+        together = [v.T @ t / len(v) for v, t in zip(x, y, strict=True)]
+        # In which they go together most in all environments, whatever the sign.
+        along, across = _first(sum(c @ c.T for c in together)), _first(sum(c.T @ c for c in together))
+        values, targets = [v[1::2] for v in values], [t[1::2] for t in targets]
+    x, y = _centred(values, targets)
+    slopes: list[float] = []
+    errors: list[float] = []
     for v, t in zip(x, y, strict=True):
         z, goal = v @ along, t @ across
         power = float(z @ z)
@@ -124,9 +130,19 @@ def _slopes(values: Sequence[Array], targets: Sequence[Array]) -> tuple[Array, A
             continue
         slope = float(z @ goal) / power
         slopes.append(slope)
-        errors.append(max(1e-12, math.sqrt(float(np.square(z * (goal - slope * z)).sum())) / power))
-    sign = -1.0 if np.nansum(slopes) < 0 and (x[0].shape[1] > 1 or y[0].shape[1] > 1) else 1.0
+        leverage = np.minimum(1 / len(z) + z * z / power, 0.99)
+        left = (goal - slope * z) / (1 - leverage)
+        errors.append(max(1e-12, math.sqrt(float(np.square(z * left).sum())) / power))
+    # A direction has no sign of its own: more of it means more of the target in most places.
+    sign = -1.0 if several and np.nansum(slopes) < 0 else 1.0
     return sign * np.array(slopes), np.array(errors)
+
+
+def _centred(values: Sequence[Array], targets: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+    """Both without each environment's mean, in standard deviations within environments."""
+    x, y = ([part - part.mean(axis=0) for part in parts] for parts in (values, targets))
+    x_scale, y_scale = _scale(x), _scale(y)
+    return [part / x_scale for part in x], [part / y_scale for part in y]
 
 
 def _scale(parts: Sequence[Array]) -> Array:

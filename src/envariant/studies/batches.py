@@ -20,7 +20,7 @@ from envariant.training import checkpoint as checkpoints
 from envariant.training import engine, provenance
 from envariant.training.assembly import Assembly, assembled, check_environments
 from envariant.training.engine import Evaluated, Stepped
-from envariant.training.execution import Execution, Wish, choose
+from envariant.training.execution import SEQUENTIAL, Execution, Wish, choose
 from envariant.training.history import HistoryRow
 from envariant.training.plan import network
 from envariant.training.preparation import prepared
@@ -191,7 +191,7 @@ def _grown(batch: Batch) -> Generator[Update]:
         roles = drawn.roles(part.plan.test)
         measures = _measures(batch.study, part, drawn, roles)
         if not told:
-            yield Update(_facts(measures, {"mode": "sequential"}, torch.device("cpu"), "float64"))
+            yield Update(_facts(measures, asdict(SEQUENTIAL), torch.device("cpu"), "float64"))
             told = True
         grown = trees.fit(drawn, roles, seeds.initialisation)
         own, step = (stored.id,), grown.rounds

@@ -14,6 +14,7 @@ from typing import Any, final
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from envariant.errors import EnvariantError
 from envariant.studies.measures import Answers
@@ -137,12 +138,9 @@ class Store:
         runs = study.runs()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            new = not (folder / FILE).exists()
-            with closing(sqlite3.connect(folder / FILE, timeout=60.0, isolation_level=None)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-                if new:
-                    connection.executescript(_TABLES)
-                    connection.execute("INSERT OR IGNORE INTO facts VALUES ('schema', ?)", (str(SCHEMA),))
+            with FileLock(folder / ".lock"):
+                if not (folder / FILE).exists():
+                    _make(folder / FILE)
         except (OSError, sqlite3.Error) as error:
             raise EnvariantError(f"{folder}: cannot hold a study ({error}); choose another folder") from None
         store = cls(folder)
@@ -465,6 +463,17 @@ class Store:
                 f"{self.path}: {error}; no finished run is lost by this: free some space, or restore the "
                 f"file from a copy, and give the same command again"
             ) from None
+
+
+def _make(path: Path) -> None:
+    """A new file, whole from the moment it is there: whoever looks for it finds tables in it."""
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(_TABLES)
+        connection.execute("INSERT INTO facts VALUES ('schema', ?)", (str(SCHEMA),))
+    partial.replace(path)
 
 
 def _difference(before: Study, now: Study) -> str:

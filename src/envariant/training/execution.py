@@ -134,7 +134,7 @@ def choose(
     alone = Group(source, replicas[:1], plan)
     if alone.network.draws:
         return _not_stackable(wanted, "the model draws random numbers of its own, as dropout does")
-    alone_seconds = _seconds_a_step(alone)
+    alone_seconds = _seconds_a_step(alone) if auto else 0.0
     del alone
     if auto and plan.device.type == "cpu" and alone_seconds > _LONG_STEP:
         return Execution(

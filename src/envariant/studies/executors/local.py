@@ -5,7 +5,9 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 import torch
 from filelock import FileLock, Timeout
@@ -26,7 +28,7 @@ Told = Callable[[int, int, int], None]
 def sweep(
     folder: Path,
     *,
-    execution: str = "auto",
+    execution: str | Execution = "auto",
     workers: int = 1,
     told: Told | None = None,
     until: float | None = None,
@@ -35,7 +37,7 @@ def sweep(
 
     Args:
         folder: of the study.
-        execution: how runs of a batch are executed, as for `envariant.train`.
+        execution: how runs of a batch are executed, as for `envariant.train`; or known beforehand.
         workers: processes, which share the cores.
         told: hears of every step made in this process.
         until: when to stop, by `time.monotonic`; what is not done then goes on in the next call.
@@ -43,47 +45,53 @@ def sweep(
     Raises:
         EnvariantError: the store cannot be written.
     """
-    wish(execution)
+    if isinstance(execution, str):
+        wish(execution)
     if workers < 1:
         raise EnvariantError(f"workers must be at least 1; got {workers}")
     with Store(folder) as store:
         planned = store.counts()["planned"]
-    most = None if workers == 1 else max(1, -(-planned // workers))
+    how = _How(execution, None if workers == 1 else max(1, -(-planned // workers)), until)
     threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
-    others = [
-        context.Process(target=_apart, args=(folder, execution, most, threads, until))
-        for _ in range(workers - 1)
-    ]
+    others = [context.Process(target=_apart, args=(folder, how, threads)) for _ in range(workers - 1)]
     for other in others:
         other.start()
     try:
-        work(folder, execution, most, told, until)
+        _work(folder, how, told)
     finally:
         for other in others:
             other.join()
 
 
-def work(
-    folder: Path, execution: str, most: int | None, told: Told | None = None, until: float | None = None
-) -> None:
+@final
+@dataclass(frozen=True)
+class _How:
+    """What all processes of a sweep keep to: how runs are executed, how many to a batch, and until when."""
+
+    execution: str | Execution
+    most: int | None
+    until: float | None
+
+    @property
+    def over(self) -> bool:
+        return self.until is not None and time.monotonic() > self.until
+
+
+def _work(folder: Path, how: _How, told: Told | None = None) -> None:
     """Takes batches of the study in a folder until there is none that is not taken, or the time is over."""
     with Store(folder) as store:
         for batch in store.unfinished():
-            if not _over(until):
-                _locked(store, batch, execution, told, until)
-        while not _over(until) and (batch := store.claim(most)) is not None:
-            _locked(store, batch, execution, told, until)
+            if not how.over:
+                _locked(store, batch, how, told)
+        while not how.over and (batch := store.claim(how.most)) is not None:
+            _locked(store, batch, how, told)
 
 
-def _over(until: float | None) -> bool:
-    return until is not None and time.monotonic() > until
-
-
-def _apart(folder: Path, execution: str, most: int | None, threads: int, until: float | None) -> None:
+def _apart(folder: Path, how: _How, threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    work(folder, execution, most, None, until)
+    _work(folder, how)
 
 
 def place(store: Store, batch: int) -> Path:
@@ -91,21 +99,21 @@ def place(store: Store, batch: int) -> Path:
     return store.folder / "batches" / f"{batch:06d}"
 
 
-def _locked(store: Store, batch: int, execution: str, told: Told | None, until: float | None) -> None:
+def _locked(store: Store, batch: int, how: _How, told: Told | None) -> None:
     """Trains a batch, unless another process does."""
     folder = place(store, batch)
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(Timeout), FileLock(folder / ".lock", timeout=0):
         if batch in store.unfinished():
-            _train(store, batch, folder, execution, told, until)
+            _train(store, batch, folder, how, told)
 
 
-def _train(
-    store: Store, batch: int, folder: Path, execution: str, told: Told | None, until: float | None
-) -> None:
+def _train(store: Store, batch: int, folder: Path, how: _How, told: Told | None) -> None:
     members = store.members(batch)
     begun = store.facts(batch)
-    known = None if begun is None else Execution(**begun.execution)
+    given = how.execution if isinstance(how.execution, Execution) else None
+    wanted = wish("auto" if given is not None else str(how.execution))
+    known = given if begun is None else Execution(**begun.execution)
     study = store.study
     if not members:
         store.finish(batch)
@@ -115,14 +123,14 @@ def _train(
         steps = steps_of(whole)
         store.keep(batch, reached(folder))
         saved = time.monotonic()
-        for update in perform(whole, wish(execution), known, folder):
+        for update in perform(whole, wanted, known, folder):
             if update.facts is not None and begun is None:
                 store.under_way(batch, update.facts)
             saved = _store(store, update, folder, saved)
             if told is not None:
                 for run in update.runs:
                     told(run, steps if update.outcomes else update.step, steps)
-            if _over(until):
+            if how.over:
                 return
     except EnvariantError as error:
         store.finish(batch, str(error))

@@ -1,0 +1,119 @@
+"""From hand-made numbers to words: it recommends what the numbers bear out, and says so when that is nothing."""
+
+from dataclasses import replace
+
+import pytest
+
+from envariant.comparison.evidence import Cell, Evidence, Reliance
+from envariant.comparison.stability import ColumnStability
+from envariant.comparison.words import drop, verdict
+from envariant.statistics import Interval
+from envariant.studies import trees
+from envariant.studies.metrics import METRICS
+from envariant.studies.shift import Shift
+
+NONE = Interval(0.0, 0.0, 0.0, 3)
+
+
+def about(mean, half=0.02):
+    return Interval(mean, mean - half, mean + half, 5)
+
+
+def cell(score, inside, gain=None, p=None):
+    return Cell(about(score), about(inside), None if gain is None else about(gain), p)
+
+
+def evidence(cells, metric="accuracy", reliance=None):
+    places = tuple(next(iter(cells.values())))
+    return Evidence(METRICS[metric], places, cells, reliance or {}, dict.fromkeys(cells, 0), (), 5)
+
+
+FALLS = {
+    "erm": {"north": cell(0.85, 0.86), "city": cell(0.45, 0.70)},
+    "vrex": {"north": cell(0.78, 0.78, -0.07, 0.01), "city": cell(0.72, 0.72, 0.27, 0.001)},
+    "coral": {"north": cell(0.85, 0.86, 0.0, 1.0), "city": cell(0.50, 0.70, 0.05, 0.3)},
+    trees.NAME: {"north": cell(0.84, 0.86, -0.01, 1.0), "city": cell(0.44, 0.7, -0.01, 1.0)},
+}
+TURNS = ColumnStability("dose", {"north": 0.8, "city": -0.6}, {"north": 0.01, "city": 0.01}, 0.0)
+STEADY = ColumnStability("age", {"north": 0.5, "city": 0.5}, {"north": 0.01, "city": 0.01}, 1.0)
+LEANS = {"erm": {"dose": Reliance(0.1, 0.1, -0.2), "age": Reliance(0.1, 0.1, 0.1)}}
+
+
+def test_a_fall_a_method_that_helps_its_price_and_the_column():
+    found = verdict(evidence(FALLS, reliance=LEANS), [TURNS, STEADY], {}, "death")
+    assert found.recommended == "vrex"
+    for words in (
+        "An ordinary model (ERM) that predicts death gets worse at places that it was not trained on, at city: "
+        "accuracy 0.450, against 0.700 where rows of city were in training.",
+        "V-REx is better at city by 0.270, beyond noise (p = 0.001), and its own worst is city with 0.720: use V-REx.",
+        "It has its price: it is worse than ERM at north (0.070).",
+        "Gradient-boosted trees reach accuracy 0.440 at their worst place, city.",
+        "ERM leans on 'dose', whose relation with the target points one way in some places and the other way",
+    ):
+        assert words in found.paragraph
+    assert "age" not in found.paragraph
+    assert any("Find out why 'dose' means something else" in step for step in found.next)
+
+
+def test_a_gain_within_noise_is_no_reason_to_leave_erm():
+    noise = {**FALLS, "vrex": {"north": cell(0.85, 0.85, 0.0, 1.0), "city": cell(0.72, 0.72, 0.27, 0.2)}}
+    found = verdict(evidence(noise), [], {}, "death")
+    assert found.recommended == "erm"
+    assert (
+        "No method tried (V-REx, CORAL) helps beyond noise where ERM is worst, at city: stay with ERM."
+        in (found.paragraph)
+    )
+
+
+def test_a_method_that_helps_there_and_is_worse_elsewhere_than_erm_ever_was_is_not_recommended():
+    bad = {**FALLS, "vrex": {"north": cell(0.40, 0.4, -0.45, 0.001), "city": cell(0.72, 0.72, 0.27, 0.001)}}
+    assert verdict(evidence(bad), [], {}, "death").recommended == "erm"
+
+
+def test_a_method_that_is_missing_somewhere_is_not_recommended():
+    partial = {**FALLS, "vrex": {"city": FALLS["vrex"]["city"]}}
+    assert verdict(evidence(partial), [], {}, "death").recommended == "erm"
+
+
+def test_where_nothing_falls_it_says_so():
+    holds = {"erm": {"north": cell(0.85, 0.86), "city": cell(0.84, 0.85)}}
+    found = verdict(evidence(holds), [STEADY], {}, "death")
+    assert found.recommended == "erm"
+    assert "holds at places that it was not trained on: at the worst, city, it has accuracy 0.840." in (
+        found.paragraph
+    )
+    assert found.next == ("Nothing here calls for more than ERM; compare again when a new place is added.",)
+
+
+def test_trees_that_are_better_are_named_though_they_are_no_method_of_ours():
+    better = {
+        **FALLS,
+        trees.NAME: {"north": cell(0.84, 0.86, -0.01, 1.0), "city": cell(0.8, 0.8, 0.35, 0.001)},
+    }
+    found = verdict(evidence(better), [], {}, "death")
+    assert found.recommended == "vrex"
+    assert (
+        "Gradient-boosted trees do better still: accuracy 0.800 at their worst place, city."
+        in found.paragraph
+    )
+
+
+def test_of_errors_lower_is_better():
+    rmse = {
+        "erm": {"north": cell(1.0, 1.0), "city": cell(3.0, 1.5)},
+        "irm": {"north": cell(1.1, 1.1, -0.1, 0.5), "city": cell(1.6, 1.6, 1.4, 0.001)},
+    }
+    found = evidence(rmse, "RMSE")
+    assert drop(found, found.cells["erm"]["city"])[0] == pytest.approx(1.5)
+    assert found.worst("erm")[0] == "city"
+    said = verdict(found, [], {}, "price")
+    assert said.recommended == "irm"
+    assert "RMSE 3.000, against 1.500 where rows of city were in training" in said.paragraph
+
+
+def test_what_to_do_about_rows_that_occur_nowhere_else_and_too_few_rows():
+    wide = {"erm": {"north": replace(cell(0.8, 0.8), score=about(0.8, 0.2)), "city": cell(0.8, 0.8)}}
+    far = Shift("the others", "city", about(0.4), NONE, NONE, about(0.9))
+    steps = verdict(evidence(wide), [], {"city": far}, "death").next
+    assert any(step.startswith("Rows of city do not occur elsewhere (diversity shift)") for step in steps)
+    assert any(step.startswith("At north there are too few rows") for step in steps)

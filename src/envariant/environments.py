@@ -25,6 +25,9 @@ from envariant.tasks import Binary, Multiclass, Regression, Task
 RESERVED = frozenset({"worst", "*"})
 """Names that no environment may have: tables and histories use them for something else."""
 
+WEIGHT = "weight"
+"""An attribute of rows: how often each is drawn into minibatches, beside the others of its environment."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,13 @@ class Environment:
         for key, values in self.attributes.items():
             if len(values) != rows:
                 raise EnvariantError(f"{where}: attribute '{key}' has {len(values)} values for {rows} rows")
+        weights = self.attributes.get(WEIGHT)
+        if weights is not None and not bool(
+            (torch.isfinite(weights) & (weights >= 0)).all() & (weights > 0).any()
+        ):
+            raise EnvariantError(
+                f"{where}: weights must be at least 0 and not all 0; mend them or leave them out"
+            )
         bad = ~torch.isfinite(self.inputs).flatten(1).all(dim=1)
         if bool(bad.any()):
             raise EnvariantError(
@@ -349,7 +359,8 @@ class EnvironmentSet(EnvironmentSource):
         digest = hashlib.blake2b(digest_size=16)
         for environment in self.environments:
             digest.update(environment.name.encode())
-            for part in environment.rows():
+            weights = [environment.attributes[WEIGHT]] if WEIGHT in environment.attributes else []
+            for part in (*environment.rows(), *weights):
                 digest.update(part.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 

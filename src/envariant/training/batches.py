@@ -13,7 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from envariant import now, random_numbers
-from envariant.environments import EnvironmentSet
+from envariant.environments import WEIGHT, EnvironmentSet
+from envariant.errors import EnvariantError
 from envariant.training.augmentation import RandomAffine
 
 
@@ -42,6 +43,7 @@ class Rows:
         axis: of the replicas in what `of` returns.
         training: names of the training environments, in order.
         sizes: rows by environment.
+        chances: `[1 or replicas, training rows]`, where rows have weights: up to which number each is drawn.
 
     Raises:
         StackingError: two replicas' environments differ in size, so that they cannot lie side by side.
@@ -66,6 +68,21 @@ class Rows:
         rows = [[drawn[name].rows() for name in names] for drawn in distinct]
         inputs, targets = ([torch.cat([r[i] for r in each]) for each in rows] for i in (0, 1))
         self._inputs, self._targets = torch.stack(inputs).to(device), torch.stack(targets).to(device)
+        self.chances = self._chances(distinct, device)
+
+    def _chances(self, sets: Sequence[EnvironmentSet], device: torch.device) -> Tensor | None:
+        """Where each training row begins to be drawn: the k-th environment's chances fill k to k + 1."""
+        places = [[drawn[name] for name in self.training] for drawn in sets]
+        weighted = {WEIGHT in e.attributes for each in places for e in each}
+        if True not in weighted:
+            return None
+        if len(weighted) > 1:
+            raise EnvariantError("environments: rows of some have weights and rows of others have none")
+        ends: list[Tensor] = []
+        for each in places:
+            sums = [e.attributes[WEIGHT].double().cumsum(0) for e in each]
+            ends.append(torch.cat([k + (total / total[-1]) for k, total in enumerate(sums)]))
+        return torch.stack(ends).to(device)
 
     def of(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Inputs and targets of neighbouring environments, with the replicas along `axis`."""
@@ -123,6 +140,11 @@ class Batches:
             starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
             self._below = torch.tensor(sizes).repeat_interleave(batch_size).to(self._device)
             self._starts = torch.tensor(starts).repeat_interleave(batch_size).to(self._device)
+            self._owners = torch.arange(len(sizes)).repeat_interleave(batch_size).to(self._device)
+        elif rows.chances is not None:
+            raise EnvariantError(
+                "environments: rows have weights, which minibatches follow; give a batch size"
+            )
         self._first, self._keys = -1, torch.empty(0)
         self._drawn: Tensor | None = None
 
@@ -149,9 +171,23 @@ class Batches:
             self._first = first
             self._keys = random_numbers.step_keys(self._seeds, first, stretch, self._device)
             if self._below is not None:
-                self._drawn = random_numbers.integers(self._keys, now.ROWS, self._below) + self._starts
+                chances = self._rows.chances
+                self._drawn = (
+                    random_numbers.integers(self._keys, now.ROWS, self._below) + self._starts
+                    if chances is None
+                    else self._weighted(self._keys, chances, len(self._below))
+                )
         place = step - first
         return self._keys[place], None if self._drawn is None else self._drawn[place]
+
+    def _weighted(self, keys: Tensor, chances: Tensor, count: int) -> Tensor:
+        """Row numbers `[stretch, replicas, count]`, each as likely as its weight says."""
+        at = random_numbers.uniforms(keys, now.ROWS, count).double() + self._owners
+        stretch, replicas = keys.shape
+        # Each replica looks its own numbers up, where replicas have rows of their own.
+        own = at.transpose(0, 1).reshape(1 if len(chances) == 1 else replicas, -1)
+        found = torch.searchsorted(chances, own, right=True)
+        return found.view(replicas, stretch, count).transpose(0, 1)
 
     def _augmented(self, augmentation: RandomAffine, inputs: Tensor, keys: Tensor) -> Tensor:
         replicas, rows = len(keys), sum(self.sizes)

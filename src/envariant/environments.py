@@ -71,10 +71,8 @@ class Environment:
         for key, values in self.attributes.items():
             if len(values) != rows:
                 raise EnvariantError(f"{where}: attribute '{key}' has {len(values)} values for {rows} rows")
-        weights = self.attributes.get(WEIGHT)
-        if weights is not None and not bool(
-            (torch.isfinite(weights) & (weights >= 0)).all() & (weights > 0).any()
-        ):
+        weights = self.attributes.get(WEIGHT, torch.ones(1))
+        if not bool((torch.isfinite(weights) & (weights >= 0)).all()) or not bool(weights.any()):
             raise EnvariantError(
                 f"{where}: weights must be at least 0 and not all 0; mend them or leave them out"
             )

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 import envariant
-from envariant.data import tables
+from envariant.data import table_files, tables
 from envariant.data.drift import Sketch
 from envariant.data.tables import TableSource
 from envariant.deployed import SCHEMA, TENSORS, TEXT, DeployedModel, load_model
@@ -180,7 +180,7 @@ def test_order_of_columns_extra_columns_and_the_index(models, tmp_path):
 def test_a_file_is_read_in_stretches(models, tmp_path, monkeypatch):
     fresh = patients(1000, seed=2)
     fresh.to_csv(tmp_path / "new.csv", index=False)
-    monkeypatch.setattr(tables, "_AT_A_TIME", 64)
+    monkeypatch.setattr(table_files, "_AT_A_TIME", 64)
     frame, drift = models["died"].predict_and_compare(tmp_path / "new.csv")
     whole = models["died"].predict(fresh)
     assert frame.index.equals(whole.index)
@@ -406,7 +406,7 @@ def test_onnx_computes_the_same(target, models, tmp_path):
     model.to_onnx(tmp_path / "model.onnx")
     fresh = patients(300, seed=6)
     kinds = {c.name: c.kind for c in model.encoder.columns}
-    ((_, columns),) = tables.read_columns(fresh, kinds)
+    ((_, columns),) = table_files.read_columns(fresh, kinds)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     wanted = model.predict(fresh)
     for rows in (1, 300):

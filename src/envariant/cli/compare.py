@@ -21,6 +21,7 @@ def compare(
     draws: Whole = 4,
     replicas: Whole = 5,
     exclude: Names = (),
+    weights: str | None = None,
     least: Whole = 50,
     rows: Whole = 5_000,
     budget: str | None = None,
@@ -55,6 +56,8 @@ def compare(
         Of each draw: other weights, batches and held-out rows.
     exclude
         Columns that no model may look at.
+    weights
+        The column that says how often a row is drawn in training.
     least
         Rows that an environment needs; smaller ones are pooled.
     rows
@@ -87,6 +90,7 @@ def compare(
         draws=draws,
         replicas=replicas,
         exclude=exclude,
+        weights=weights,
         least=least,
         rows=rows,
         budget=budget,

@@ -21,6 +21,7 @@ def sweep(
     held_out: str | None = None,
     hold_out: float | None = None,
     seed: Whole | None = None,
+    metric: str | None = None,
     steps: Whole | None = None,
     model: str | None = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
@@ -55,6 +56,8 @@ def sweep(
         Share of every training environment's rows to choose by.
     seed
         From which draws and replicas follow.
+    metric
+        In which runs are compared, such as AUROC; by default the task's own.
     steps
         Of each run.
     model
@@ -91,6 +94,7 @@ def sweep(
         "held_out": held_out if held_out in (None, "suggested", "each", "each-and-pairs") else [[held_out]],
         "hold_out": hold_out,
         "seed": seed,
+        "metric": metric,
     }
     declared |= {key: value for key, value in given.items() if value is not None}
     extra = {key: value for key, value in (("steps", steps), ("model", model)) if value is not None}

@@ -4,7 +4,7 @@ What is learned from rows (medians, means, which categories are common) is learn
 environments alone, by scikit-learn, and kept as plain numbers that a file can hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -80,13 +80,6 @@ class ColumnEncoding:
         padded[np.arange(len(column)), table[column.values]] = 1
         out[:, :width] = padded[:, :width]
 
-    def unseen(self, column: Column) -> int:
-        """How many rows hold a category that has no column of its own and no others to be among."""
-        if self.kind != "category" or self.other:
-            return 0
-        known = np.array([category in self.categories for category in column.categories] + [True])
-        return int((~known[column.values]).sum())
-
 
 @final
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ class Encoder:
         return out
 
 
-def fit(columns: Sequence[Column]) -> Encoder:
+def fit(columns: Iterable[Column]) -> Encoder:
     """What the rows of these columns teach; columns that never vary among them are left out."""
     found = [_category(c) if c.kind == "category" else _number(c) for c in columns]
     return Encoder(tuple(encoding for encoding in found if encoding is not None))
@@ -137,14 +130,16 @@ def _number(column: Column) -> ColumnEncoding | None:
     imputer: Any = SimpleImputer(strategy="median").fit(values)
     scaler: Any = StandardScaler().fit(imputer.transform(values))
     centre, scale = float(scaler.mean_[0]), float(np.sqrt(scaler.var_[0]))
-    if scale <= 1e-7 * abs(centre) and not missing.any():
+    # Less than float32 can tell from nothing.
+    varies = scale > max(1e-7 * abs(centre), 1e-30)
+    if not varies and not missing.any():
         return None
     return ColumnEncoding(
         column.name,
         column.kind,
         fill=float(imputer.statistics_[0]),
         centre=centre,
-        scale=scale or 1.0,
+        scale=scale if varies else 1.0,
         indicator=bool(missing.any()),
     )
 

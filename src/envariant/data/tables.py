@@ -5,15 +5,13 @@ account of what was done to it; what is learned from rows to encode them is lear
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, final
 
-import narwhals
 import numpy as np
 import pandas as pd
 import torch
@@ -22,20 +20,27 @@ from pydantic import TypeAdapter, ValidationError
 
 from envariant import specs
 from envariant.data import columns as stored
-from envariant.data.columns import Column, Kind, Piece, of_kind, piece, typed
+from envariant.data.columns import Column, Piece, mixed, piece, typed
 from envariant.data.encoding import Encoder, fit
-from envariant.environments import Environment, EnvironmentSet, EnvironmentSource, Suggestion
+from envariant.data.table_files import labelled, lacking_columns, stretches
+from envariant.environments import (
+    RESERVED,
+    WEIGHT,
+    Environment,
+    EnvironmentSet,
+    EnvironmentSource,
+    Suggestion,
+)
 from envariant.errors import EnvariantError, unknown_name
 from envariant.tasks import Binary, Multiclass, Regression, Task
 
 TaskName = Literal["binary", "multiclass", "regression"]
 TASKS: tuple[TaskName, ...] = ("binary", "multiclass", "regression")
 
+_SETTINGS = ("task", "exclude", "weights", "least", "encoding")
 NAME = "table"
 """Of this kind of source, where data are named by a text."""
 
-# Rows read at a time: a few dozen megabytes of text.
-_AT_A_TIME = 200_000
 # Whole numbers with more different values than this are a quantity and not a class.
 _MOST_CLASSES = 20
 # A name in nearly every row is no category.
@@ -69,6 +74,7 @@ class Table:
         environment: a category; no row is without one.
         task: what is predicted.
         account: what was done to each column, and to the table.
+        weights: of rows, how often each is drawn into minibatches; None where all are alike.
     """
 
     columns: tuple[Column, ...]
@@ -76,6 +82,7 @@ class Table:
     environment: Column
     task: TaskName
     account: tuple[Line, ...]
+    weights: Column | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -92,6 +99,18 @@ class Table:
             return ()
         return ("false", "true") if self.target.kind == "boolean" else self.target.categories
 
+    @property
+    def every(self) -> tuple[Column, ...]:
+        """All its columns: those that models look at, target, environment, and weights if there are any."""
+        return (*self.columns, self.target, self.environment, *([self.weights] if self.weights else []))
+
+    def rows(self, index: NDArray[Any], *lines: Line) -> "Table":
+        """Some of its rows, and what is to be said of that."""
+        weights = self.weights and self.weights.rows(index)
+        columns = tuple(column.rows(index) for column in self.columns)
+        target, environment = self.target.rows(index), self.environment.rows(index)
+        return Table(columns, target, environment, self.task, (*self.account, *lines), weights)
+
     def targets(self) -> NDArray[Any]:
         """`[rows]`: the number of the class, or the number itself."""
         return self.target.values
@@ -102,9 +121,10 @@ class Table:
         Raises:
             EnvariantError: it cannot be written there.
         """
-        stored.write((*self.columns, self.target, self.environment), folder)
+        stored.write(self.every, folder)
         side = {
             "task": self.task,
+            "weighted": self.weights is not None,
             "account": [{"column": line.column, "what": line.what} for line in self.account],
         }
         (folder / "table.json").write_text(json.dumps(side, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -120,8 +140,12 @@ def load(folder: Path) -> Table:
         side = _SIDE.validate_json((folder / "table.json").read_text(encoding="utf-8"))
     except (OSError, ValidationError, UnicodeDecodeError):
         raise EnvariantError(f"{folder}: holds no table") from None
-    *columns, target, environment = stored.read(folder)
-    return Table(tuple(columns), target, environment, side.task, side.account)
+    *columns, last = stored.read(folder)
+    if side.weighted:
+        *columns, target, environment = columns
+        return Table(tuple(columns), target, environment, side.task, side.account, last)
+    *columns, target = columns
+    return Table(tuple(columns), target, last, side.task, side.account)
 
 
 def read(
@@ -131,6 +155,7 @@ def read(
     *,
     task: str | None = None,
     exclude: Sequence[str] = (),
+    weights: str | None = None,
     least: int = _SMALLEST,
     encoding: str = "utf-8",
 ) -> Table:
@@ -142,6 +167,7 @@ def read(
         environment: the name of the column that says where a row came from.
         task: binary, multiclass or regression; None infers it from the target.
         exclude: names of columns that no model may look at.
+        weights: the name of a column that says how often a row is drawn in training; measured are all alike.
         least: rows that an environment needs; smaller ones are pooled.
         encoding: of a text file.
 
@@ -150,124 +176,124 @@ def read(
     """
     if task is not None and task not in TASKS:
         raise unknown_name("task", task, TASKS)
-    label, pieces, header = _pieces(data, encoding)
-    for what, name in (("target", target), ("environment", environment), *(("column", n) for n in exclude)):
+    # Names of environments as they are written: 03 is not 3, and long numbers keep all their digits.
+    label, parts, header = stretches(data, encoding, [environment])
+    roles = {"target": target, "environment": environment}
+    roles |= {} if weights is None else {"weights": weights}
+    for what, name in roles.items():
         if name not in header:
-            raise unknown_name(f"{what} column" if what != "column" else what, name, header, where=label)
-    if target == environment:
-        raise EnvariantError(f"{label}: target and environment are both '{target}'; they must be two columns")
-    grown: dict[str, list[Piece]] = {name: [] for name in header if name not in exclude}
-    for part in pieces:
-        for name, own in grown.items():
-            own.append(piece(name, part[name]))
-    if not next(iter(grown.values())) or not sum(len(p.values) for p in next(iter(grown.values()))):
-        raise EnvariantError(f"{label}: holds no rows under its header")
-    columns: dict[str, Column] = {}
-    for name in list(grown):
-        columns[name] = typed(name, grown.pop(name))
-    return _table(label, columns, target, environment, task, exclude, least)
+            raise lacking_columns(label, [name], header, f"{what} column")
+        if name in exclude:
+            raise EnvariantError(f"{label}: the {what} column '{name}' cannot be excluded")
+    if unknown := [name for name in exclude if name not in header]:
+        raise lacking_columns(label, unknown, header)
+    if len(set(roles.values())) < len(roles):
+        twice = ", ".join(f"{what} '{name}'" for what, name in roles.items())
+        raise EnvariantError(f"{label}: one column cannot be two things ({twice}); name another")
+    wanted = [name for name in header if name not in exclude]
+    try:
+        pieces, rows = _grown(parts, wanted, environment)
+        if not rows:
+            raise EnvariantError("holds no rows under its header")
+        # Of some columns pandas read the first rows as numbers, and found later that they are none.
+        if again := [name for name, own in pieces.items() if mixed(own)]:
+            pieces |= _grown(stretches(data, encoding, again)[1], again, environment)[0]
+        columns = {name: typed(name, pieces.pop(name)) for name in wanted}
+    except EnvariantError as error:
+        raise labelled(label, error) from None
+    return _table(label, columns, roles, task, tuple(dict.fromkeys(exclude)), least)
 
 
-def read_columns(
-    data: Any, kinds: Mapping[str, Kind], *, encoding: str = "utf-8"
-) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
-    """Columns of kinds that are known already, by name, a stretch of rows at a time; others are passed over.
-
-    Args:
-        data: as for `read`.
-        kinds: of the columns that are wanted.
-        encoding: of a text file.
-
-    Yields:
-        What names these rows (a pandas frame's own index, else their numbers from 0), and their columns; at
-        least one stretch, if of no rows.
-
-    Raises:
-        EnvariantError: the file cannot be read, a column is missing, or a value is not of its kind.
-    """
-    words = [name for name, kind in kinds.items() if kind == "category"]
-    label, parts, header = _pieces(data, encoding, words)
-    if lacking := [name for name in kinds if name not in header]:
-        raise _lacking(label, lacking, header)
-    named, before, some = isinstance(data, pd.DataFrame), 0, False
+def _grown(
+    parts: Iterator[pd.DataFrame], names: Sequence[str], environment: str
+) -> tuple[dict[str, list[Piece]], int]:
+    """Columns in pieces, and how many rows there are."""
+    found: dict[str, list[Piece]] = {name: [] for name in names}
+    rows = 0
     for part in parts:
-        index = part.index if named else pd.RangeIndex(before, before + len(part))
-        try:
-            columns = {
-                name: of_kind(name, piece(name, part[name]), kind, before=before)
-                for name, kind in kinds.items()
-            }
-        except EnvariantError as error:
-            raise EnvariantError(f"{label}: {error}") from None
-        yield index, columns
-        before, some = before + len(part), True
-    if not some:
-        empty = pd.Series([], dtype=object)
-        yield pd.RangeIndex(0), {n: of_kind(n, piece(n, empty), kind) for n, kind in kinds.items()}
-
-
-def _lacking(label: str, lacking: Sequence[str], header: Sequence[str]) -> EnvariantError:
-    small = {name.casefold(): name for name in header}
-    told: list[str] = []
-    for name in lacking[:5]:
-        near = get_close_matches(name.casefold(), small, n=1)
-        told.append(f"'{name}'" + (f" (did you mean '{small[near[0]]}'?)" if near else ""))
-    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-    return EnvariantError(
-        f"{label}: lacks column{'s' if len(lacking) > 1 else ''} {', '.join(told)}{more}; it holds "
-        f"{', '.join(header[:20]) or 'none'}{', …' if len(header) > 20 else ''}"
-    )
+        for name, own in found.items():
+            own.append(piece(name, part[name], before=rows, given=name == environment))
+        rows += len(part)
+    return found, rows
 
 
 def _table(
     label: str,
     columns: dict[str, Column],
-    target: str,
-    environment: str,
+    roles: Mapping[str, str],
     task: TaskName | None,
     excluded: Sequence[str],
     least: int,
 ) -> Table:
+    target, environment = roles["target"], roles["environment"]
     rows = len(columns[target])
     account = [Line(name, "left out, as asked") for name in excluded]
-    place = _as_category(columns.pop(environment))
-    wanted = columns.pop(target)
+    place, wanted = _named(columns.pop(environment)), columns.pop(target)
+    weights = columns.pop(roles["weights"]) if "weights" in roles else None
     for what, column in ((f"target '{target}'", wanted), (f"environment '{environment}'", place)):
         if column.missing.all():
             raise EnvariantError(f"{label}: {what} holds no value at all")
     keep = ~(place.missing | wanted.missing)
     for what, column in (("target", wanted), ("environment", place)):
         if gone := int(column.missing.sum()):
-            account.append(
-                Line(column.name, f"{what}; {gone:,} of {rows:,} rows without a value are left out")
-            )
+            written = "without a value (empty, NA, none, unknown …)"
+            account.append(Line(column.name, f"{what}; {gone:,} of {rows:,} rows {written} are left out"))
+    account += _alike(place)
     place, kept, pooled = _pooled(label, place, keep, least)
     account += pooled
     if not kept.all():
         columns = {name: column.rows(kept) for name, column in columns.items()}
         wanted, place = wanted.rows(kept), place.rows(kept)
+        weights = weights and weights.rows(kept)
+    if weights is not None:
+        account.append(_weighing(label, weights))
     inferred = task or _task_of(wanted)
     wanted = _target(label, wanted, inferred)
     account.append(Line(target, _told(wanted, inferred, given=task is not None)))
     account += _unbalanced(wanted, place, inferred)
     found: list[Column] = []
+    order = np.argsort(place.values, kind="stable")
     for column in columns.values():
         why = _useless(column)
-        account.append(Line(column.name, f"left out: {why}" if why else _described(column)))
+        told = f"left out: {why}" if why else _described(column) + _where(column, place, order)
+        account.append(Line(column.name, told))
         if not why:
             found.append(column)
+            account += _alike(column)
     if not found:
-        raise EnvariantError(f"{label}: no column is left to predict '{target}' from")
-    return Table(tuple(found), wanted, place, inferred, tuple(account))
+        gone = ", ".join([*excluded, *columns]) or "there is no other"
+        raise EnvariantError(f"{label}: no column is left to predict '{target}' from (left out: {gone})")
+    return Table(tuple(found), wanted, place, inferred, tuple(account), weights)
+
+
+def _weighing(label: str, weights: Column) -> Line:
+    if weights.kind != "number" or weights.missing.any() or weights.values.min() < 0:
+        raise EnvariantError(
+            f"{label}: weights '{weights.name}' must be a number of at least 0 in every row; fill in what is "
+            f"missing, or leave those rows out"
+        )
+    return Line(weights.name, "weights: how often a row is drawn in training; measured are all alike")
 
 
 def _as_category(column: Column) -> Column:
+    """Different values as classes, in their order."""
     if column.kind == "category":
         return column
-    texts = column.texts()
-    names = sorted({text for text in texts if text is not None}, key=_in_order)
+    # A date's class is its day.
+    values = np.floor(column.values) if column.kind == "date" else column.values
+    different, codes = np.unique(values, return_inverse=True)
+    names = [text for text in Column(column.name, column.kind, different).texts() if text is not None]
+    # Where values are missing they come last.
+    codes = np.where(codes < len(names), codes, -1).astype(np.int32)
+    return Column(column.name, "category", codes, tuple(names))
+
+
+def _named(column: Column) -> Column:
+    """Environments under names that fit on a line, numbers in order."""
+    plain = [_plain(category) for category in column.categories]
+    names = sorted(set(plain), key=_in_order)
     places = {name: code for code, name in enumerate(names)}
-    codes = np.array([-1 if text is None else places[text] for text in texts], dtype=np.int32)
+    codes = np.array([*(places[name] for name in plain), -1], dtype=np.int32)[column.values]
     return Column(column.name, "category", codes, tuple(names))
 
 
@@ -286,7 +312,7 @@ def _pooled(
     present = np.flatnonzero(counts)
     small = [k for k in present if counts[k] < least]
     large = [k for k in present if counts[k] >= least]
-    names = [_plain(place.categories[k]) for k in large]
+    names = [place.categories[k] for k in large]
     table = np.full(len(place.categories) + 1, -1, dtype=np.int32)
     table[large] = np.arange(len(large), dtype=np.int32)
     account: list[Line] = []
@@ -314,8 +340,10 @@ def _pooled(
 
 def _plain(name: str) -> str:
     """On one line, and no name that tables use for something else."""
-    text = "".join(sign if sign.isprintable() else " " for sign in name).strip()
-    return f"'{text}'" if text in ("", "worst", "*") else text
+    text = " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())
+    # Where one row has no number, pandas makes all others 1.0, 2.0, ….
+    text = text.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", text) else text
+    return f"'{text}'" if text in ("", "mean", *RESERVED) else text
 
 
 def _task_of(target: Column) -> TaskName:
@@ -336,7 +364,7 @@ def _target(label: str, target: Column, task: TaskName) -> Column:
     if len(np.unique(target.values)) < 2:
         value = target.rows(np.array([0])).texts()[0]
         raise EnvariantError(
-            f"{label}: target '{target.name}' is {value} in every row; there is nothing to predict"
+            f"{label}: target '{target.name}' is '{value}' in every row; there is nothing to predict"
         )
     if task == "regression":
         if target.kind == "category":
@@ -378,14 +406,24 @@ def _unbalanced(target: Column, place: Column, task: TaskName) -> list[Line]:
     if task == "regression":
         return []
     names = ("false", "true") if target.kind == "boolean" else target.categories
+    cells = place.values.astype(np.int64) * len(names) + target.values.astype(np.int64)
+    counts = np.bincount(cells, minlength=len(place.categories) * len(names)).reshape(-1, len(names))
     found: list[Line] = []
-    for code, environment in enumerate(place.categories):
-        present = set(np.unique(target.values[place.values == code]).astype(int).tolist())
-        lacking = [name for k, name in enumerate(names) if k not in present]
-        if lacking:
+    for environment, own in zip(place.categories, counts, strict=True):
+        if lacking := [name for name, count in zip(names, own, strict=True) if not count]:
             listed = ", ".join(lacking[:5]) + (", …" if len(lacking) > 5 else "")
             found.append(Line(target.name, f"no row of {environment} is {listed}"))
     return found
+
+
+def _alike(column: Column) -> list[Line]:
+    """Categories that are probably one, written in two ways."""
+    small: dict[str, list[str]] = {}
+    for category in column.categories:
+        small.setdefault(category.casefold(), []).append(category)
+    pairs = [" and ".join(f"'{name}'" for name in names) for names in small.values() if len(names) > 1]
+    listed = "; ".join(pairs[:3]) + ("; …" if len(pairs) > 3 else "")
+    return [Line(column.name, f"{listed} differ in capitals only, and count as different")] if pairs else []
 
 
 def _useless(column: Column) -> str:
@@ -401,10 +439,31 @@ def _useless(column: Column) -> str:
         if different > max(_MOST_CLASSES, _IDENTIFIER * len(values)):
             return f"{different:,} different texts in {len(values):,} rows: a name, not a category"
     if column.kind == "number" and len(values) == len(column) > _MOST_CLASSES:
-        steps = np.diff(values)
-        if (steps == 1).all():
-            return "it counts the rows"
+        # In whatever order, and though some rows have been left out.
+        dense = float(values.max()) - float(values.min()) < 2 * len(values)
+        if dense and (values == np.floor(values)).all() and len(np.unique(values)) == len(values):
+            return "it numbers the rows"
     return ""
+
+
+def _where(column: Column, place: Column, order: NDArray[np.int64]) -> str:
+    """Which environments no model can use it in, because outside of them it never varies.
+
+    Args:
+        column: the column.
+        place: the environment of each row; all have some.
+        order: of the rows, environment by environment.
+    """
+    starts = np.searchsorted(place.values, np.arange(len(place.categories)), sorter=order)
+    # A gap is a value here: that it is one is told.
+    values = np.where(column.missing, np.float32(-np.inf), column.values)[order]
+    low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    if (low != high).sum() > 1:
+        return ""
+    names = [
+        name for k, name in enumerate(place.categories) if np.delete(low, k).min() == np.delete(high, k).max()
+    ]
+    return f"; not used where {' or '.join(names)} is held out: elsewhere it never varies" if names else ""
 
 
 def _described(column: Column) -> str:
@@ -415,107 +474,6 @@ def _described(column: Column) -> str:
     if column.kind == "date":
         return f"date, as days and as the season{gaps}"
     return f"{column.kind}, standardised{gaps}"
-
-
-def _pieces(
-    data: Any, encoding: str, words: Sequence[str] = ()
-) -> tuple[str, Iterator[pd.DataFrame], list[str]]:
-    """What to call the table, its rows a stretch at a time, and the names of its columns.
-
-    Columns named in `words` are read from a text file as they are written, numbers or not.
-    """
-    if isinstance(data, str | Path):
-        path = Path(data)
-        if path.is_dir():
-            raise EnvariantError(f"{path}: is a folder; name a file (.csv or .parquet)")
-        if not path.exists():
-            raise EnvariantError(f"{path}: there is no such file")
-        names = [suffix.lower() for suffix in path.suffixes]
-        if ".parquet" in names:
-            return (str(path), *_parquet(path))
-        return (str(path), *_text(path, encoding, words))
-    try:
-        frame = narwhals.from_native(data, eager_only=True)
-    except TypeError:
-        raise EnvariantError(
-            f"data must be a path or a data frame of pandas, polars or Arrow; got {type(data).__name__}"
-        ) from None
-    native: Any = narwhals.to_native(frame)
-    if isinstance(native, pd.DataFrame):
-        whole = native
-    else:
-        whole = pd.DataFrame({name: frame[name].to_numpy() for name in frame.columns})
-    header = [str(name) for name in whole.columns]
-    _single("data frame", header)
-    return "data frame", iter([whole.set_axis(header, axis=1)]), header
-
-
-def _text(path: Path, encoding: str, words: Sequence[str]) -> tuple[Iterator[pd.DataFrame], list[str]]:
-    try:
-        options: dict[str, Any] = {"encoding": encoding, "skipinitialspace": True}
-        # By itself and as text: as a header, the second of two equal names would be given another.
-        firsts = {
-            sign: pd.read_csv(path, sep=sign, header=None, nrows=1, dtype=str, **options)
-            for sign in (",", ";", "\t", "|")
-        }
-        widths = {sign: found.shape[1] for sign, found in firsts.items()}
-        separator = max(widths, key=widths.__getitem__)
-        header = [
-            f"column {k + 1}" if pd.isna(name) else str(name).strip()
-            for k, name in enumerate(firsts[separator].iloc[0])
-        ]
-        _single(str(path), header)
-    except pd.errors.EmptyDataError:
-        raise EnvariantError(f"{path}: is empty") from None
-    except (UnicodeDecodeError, LookupError, pd.errors.ParserError, OSError, ValueError) as error:
-        raise _unreadable(path, encoding, error) from None
-    # As text, so that 03 stays 03.
-    options["dtype"] = {name: str for name in words if name in header}
-    options |= {"sep": separator, "names": header}
-    return _stretches(path, encoding, options), header
-
-
-def _stretches(path: Path, encoding: str, options: Mapping[str, Any]) -> Iterator[pd.DataFrame]:
-    try:
-        # Opened when the first rows are asked for, so that no file stays open where none are.
-        with pd.read_csv(
-            path, header=None, skiprows=1, chunksize=_AT_A_TIME, index_col=False, low_memory=False, **options
-        ) as parts:
-            yield from cast("Iterator[pd.DataFrame]", parts)
-    except (UnicodeDecodeError, pd.errors.ParserError, OSError, ValueError) as error:
-        raise _unreadable(path, encoding, error) from None
-
-
-def _unreadable(path: Path, encoding: str, error: Exception) -> EnvariantError:
-    if isinstance(error, UnicodeDecodeError):
-        return EnvariantError(
-            f"{path}: is not {encoding} text (byte {error.start}); name its encoding, such as latin-1, or is "
-            f"it no text at all?"
-        )
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return EnvariantError(f"{path}: cannot be read as a table ({reason})")
-
-
-def _parquet(path: Path) -> tuple[Iterator[pd.DataFrame], list[str]]:
-    try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError:
-        raise EnvariantError(
-            f"{path}: Parquet needs pyarrow; pip install pyarrow, or save it as CSV"
-        ) from None
-    try:
-        file = parquet.ParquetFile(path)
-        header = [str(name) for name in file.schema_arrow.names]
-    except Exception as error:
-        raise EnvariantError(f"{path}: is no Parquet file ({str(error).splitlines()[0]})") from None
-    _single(str(path), header)
-    return (batch.to_pandas() for batch in file.iter_batches(_AT_A_TIME)), header
-
-
-def _single(label: str, header: Sequence[str]) -> None:
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise EnvariantError(f"{label}: column name '{repeated[0]}' is used twice; rename one")
 
 
 @final
@@ -591,10 +549,9 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
     trained = np.isin(codes, [k for k, name in enumerate(table.environments) if name not in test])
     if not trained.any():
         raise EnvariantError(f"{label}: all environments are held out; none is left to train on")
-    encoder = fit([column.rows(trained) for column in table.columns] if test else table.columns)
+    encoder = fit(column.rows(trained) for column in table.columns)
     if not encoder.columns:
         raise EnvariantError(f"{label}: no column varies in the training environments")
-    inputs = encoder.encode({column.name: column for column in table.columns})
     targets = table.targets()
     task: Task = Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
     if table.task == "regression":
@@ -604,7 +561,13 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
         targets = ((targets - task.centre) / task.scale).astype(np.float32)
     ends = np.cumsum(np.bincount(codes, minlength=len(table.environments)))
     environments = [
-        Environment(name, torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows]))
+        # One by one, so that inputs are in memory once.
+        Environment(
+            name,
+            torch.from_numpy(encoder.encode({column.name: column.rows(rows) for column in table.columns})),
+            torch.from_numpy(targets[rows]),
+            {} if table.weights is None else {WEIGHT: torch.from_numpy(table.weights.values[rows])},
+        )
         for name, rows in zip(table.environments, np.split(order, ends[:-1]), strict=True)
     ]
     return encoder, EnvironmentSet(label, tuple(environments), task, test=test, classes=table.classes)
@@ -628,6 +591,9 @@ def source(path: str, target: str | None = None, environment: str | None = None,
         return _held_out(_loaded(place, stamp), str(specs.Spec(NAME, (path,))), ())
     if target is None or environment is None:
         raise EnvariantError(f"table: '{path}' needs target=… and environment=…, the names of two columns")
+    for key in more:
+        if key not in _SETTINGS:
+            raise unknown_name("setting", key, ("target", "environment", *_SETTINGS), where="table")
     keywords: Mapping[str, Any] = {"target": target, "environment": environment, **more}
     return TableSource(read(path, target, environment, **more), str(specs.Spec(NAME, (path,), keywords)))
 
@@ -643,6 +609,7 @@ def _loaded(folder: Path, stamp: int) -> Table:
 class _Side:
     task: TaskName
     account: tuple[Line, ...]
+    weighted: bool = False
 
 
 _SIDE = TypeAdapter(_Side)

@@ -14,7 +14,7 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from torch import Tensor
 
-from envariant.environments import EnvironmentSet
+from envariant.environments import WEIGHT, EnvironmentSet
 from envariant.tasks import Binary, Regression
 from envariant.training.group import Change
 from envariant.training.history import LOSS, HistoryRow
@@ -104,5 +104,7 @@ def fit(drawn: EnvironmentSet, roles: dict[str, str], seed: int) -> Trees:
     # Stopped on a tenth of the training rows, if they are many: the rows held out are for choosing.
     stops = len(targets) >= _MANY
     fitted = kind(learning_rate=RATE, max_iter=_ROUNDS, early_stopping=stops, random_state=seed)
-    fitted.fit(inputs, targets)
+    some = WEIGHT in training[0].attributes
+    weights = torch.cat([e.attributes[WEIGHT] for e in training]).numpy() if some else None
+    fitted.fit(inputs, targets, sample_weight=weights)
     return Trees(drawn, fitted, time.perf_counter() - started)

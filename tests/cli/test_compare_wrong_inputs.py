@@ -1,0 +1,240 @@
+"""`envariant compare` given what it cannot use: one line that says what, where and the mend, and exit code 2.
+
+And the other way round: what looks wrong and is not goes through, and is told in the account.
+"""
+
+import gzip
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from envariant.cli import main
+from envariant.deployed import load_model
+
+ODD = "<u>$x_{$ </u>"
+TINY = ("--draws", 1, "--replicas", 2, "--rows", 60, "--algorithms", "erm")
+
+
+def frame(rows=180, sites=("north", "south", "east")):
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=rows)
+    return pd.DataFrame(
+        {
+            "hospital": np.array(sites)[np.arange(rows) % len(sites)],
+            "age": (50 + 10 * x).round(1),
+            "ward": draw.choice(["A&E", "icu"], rows),
+            "died": np.where(x + draw.normal(size=rows) > 0, "yes", "no"),
+        }
+    )
+
+
+@pytest.fixture
+def compare(capsys, tmp_path):
+    def called(data, *more, target="died", environment="hospital", out=tmp_path / "out"):
+        if isinstance(data, pd.DataFrame):
+            data.to_csv(tmp_path / "x.csv", index=False)
+            data = tmp_path / "x.csv"
+        code = 0
+        try:
+            arguments = ("compare", data, "-t", target, "-e", environment, "-o", out, *more)
+            main([*map(str, arguments)])
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(data, code, said.out, said.err)
+
+    return called
+
+
+def refused(done, *words):
+    """One clear line and nothing else."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("envariant: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def text(content, name="x.csv"):
+    def write(folder):
+        path = folder / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (text(""), ["x.csv: is empty"]),
+        (text("hospital,age,ward,died\n"), ["x.csv: holds no rows under its header"]),
+        (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "name its encoding, such as latin-1"]),
+        (text(GOOD.replace("icu", "ü").encode("latin-1")), ["is not utf-8 text (it holds byte 0xfc)"]),
+        (text(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "x.png"), ["x.png: is not utf-8 text", "or is it no text at all?"]),
+        (text(b"PK\x03\x04\xff\xfe\x00", "x.xlsx"), ["x.xlsx: is not utf-8 text"]),
+        (text(b"PK\x03\x04", "x.zip"), ["x.zip: cannot be read as a table"]),
+        (text(gzip.compress(GOOD.encode())[:60], "x.csv.gz"), ["x.csv.gz: cannot be read as a table"]),
+        (text(GOOD.replace("age", "ward")), ["column name 'ward' is used twice; rename one"]),
+        (text(GOOD.replace("died", "dead")), ["lacks target column 'died'", "it holds hospital, age, ward, dead"]),
+        (text(GOOD.replace("died", "DIED")), ["lacks target column 'died' (did you mean 'DIED'?)"]),
+        (text(GOOD.replace("hospital", "hospitals")), ["lacks environment column 'hospital' (did you mean 'hospitals'?)"]),
+        (text(GOOD.replace("south", "north")), ["column 'hospital' has 1 environment(s) of at least 50 rows", "it takes two"]),
+        (text(GOOD.replace(",yes", ",no")), ["target 'died' is 'no' in every row; there is nothing to predict"]),
+        (text(GOOD.replace(",yes", ",").replace(",no\n", ",\n")), ["target 'died' holds no value at all"]),
+        (text(GOOD.replace("north,", ",").replace("south,", "?,")), ["environment 'hospital' holds no value at all"]),
+        (text(GOOD.replace("north,1", "north,one", 1)), ["column 'age': 1 of 120 values are no numbers (the first: 'one' in row 1)"]),
+        (text(GOOD.replace("north,1", "north,1e308", 1)), ["column 'age': holds 1e+308 in row 1, too large"]),
+        (text(GOOD.replace("south,2", "south,inf", 1)), ["column 'age': holds inf in row 2, too large"]),
+        (text(GOOD.replace("south,2", "south,2,3", 1)), ["Expected 4 fields in line 3, saw 5"]),
+        (text(GOOD + "north,'a\x00b\",1,\"\n"), ["x.csv: "]),
+        (lambda folder: folder, ["is a folder; name a file (.csv or .parquet)"]),
+        (lambda folder: folder / "nowhere.csv", ["nowhere.csv: there is no such file"]),
+    ],
+)  # fmt: skip
+def test_files(file, words, compare, tmp_path):
+    refused(compare(file(tmp_path)), *words)
+    assert not (tmp_path / "out").exists(), "nothing is begun"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--task", "clustering"], ["clustering"]),
+        (["--algorithms", "imr"], ["unknown algorithm 'imr'; did you mean 'irm'?"]),
+        (["--algorithms", "vrex(coefficient=many)"], ["unknown schedule 'many'"]),
+        (["--metric", "acuracy"], ["unknown metric 'acuracy'; did you mean 'accuracy'?"]),
+        (["--metric", "RMSE"], ["RMSE"]),
+        (["--least", 1000], ["has 0 environment(s) of at least 1000 rows (none)", "allow fewer rows"]),
+        (["--rows", 0], ["rows: must be at least 5; got 0"]),
+        (["--rows", 4], ["rows: must be at least 5; got 4"]),
+        (["--seed", -1], ["seed must lie in [0, 2³²); got -1"]),
+        (["--draws", -1], ["draws"]),
+        (["--draws", 0], ["draws"]),
+        (["--draws", "2.5"], ["--draws: expected a whole number; got '2.5'"]),
+        (["--replicas", 0], ["replicas"]),
+        (["--budget", "soon"], ["budget: expected a time such as 90s, 10m or 1.5h; got 'soon'"]),
+        (["--budget=-5m"], ["budget: expected a time"]),
+        (["--exclude", "died"], ["target column 'died' cannot be excluded"]),
+        (["--exclude", "hospital"], ["environment column 'hospital' cannot be excluded"]),
+        (["--exclude", "wardd"], ["lacks column 'wardd' (did you mean 'ward'?)"]),
+        (["--exclude", "age", "ward"], ["no column is left to predict 'died' from (left out: age, ward)"]),
+        (["--encoding", "klingon"], ["unknown encoding: klingon"]),
+        (["--executor", "slurm"], ["slurm"]),
+        (["--colour", "red"], ["--colour"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options(options, words, compare, tmp_path):
+    refused(compare(frame(), *options), *words)
+    assert not (tmp_path / "out" / "study.sqlite").exists(), "nothing is begun"
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_one_column_cannot_be_both(compare):
+    refused(
+        compare(frame(), target="hospital"), "target and environment are both 'hospital'; they must be two"
+    )
+
+
+def test_a_regression_of_words_and_a_metric_that_does_not_suit(compare):
+    words = frame().assign(died=lambda f: np.where(f.died == "yes", "ill", "well"))
+    refused(
+        compare(words, "--task", "regression"),
+        "target 'died' holds text ('ill', …); a regression needs numbers",
+    )
+    numbers = frame().assign(died=np.arange(180) / 7)
+    refused(compare(numbers, "--metric", "accuracy"), "accuracy", "regression")
+    refused(compare(numbers, "--task", "binary"), "has 180 values; a binary task has two")
+
+
+def test_identifiers_alone_leave_nothing(compare):
+    ids = frame()[["hospital", "died"]].assign(number=range(180), name=[f"n{k}" for k in range(180)], one=1)
+    refused(compare(ids), "no column is left to predict 'died' from (left out: number, name, one)")
+
+
+def test_where_nothing_can_be_written(compare, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(compare(frame(), *TINY, out=tmp_path / "file"), "file")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """What looks wrong and is not: one comparison of it all."""
+    folder = tmp_path_factory.mktemp("compared")
+    given = frame(240, ("worst", "<script>alert(1)</script>", "a\nb")).assign(
+        empty=np.nan,
+        ward=lambda f: f.ward.replace("icu", "<img src=x onerror=alert(2)>"),
+        constant=1,
+        mixed=[1, "two", 3.0, None] * 60,
+        id=[f"n{k}" for k in range(240)],
+        **{ODD.replace(" ", "\n"): np.random.default_rng(1).normal(size=240)},
+    )
+    given.loc[0, "hospital"] = "alone"
+    path = folder / "<b>x.csv"
+    given.to_csv(path, index=False)
+    arguments = ("compare", path, "-t", "died", "-e", "hospital", "-o", folder / "out", *TINY)
+    main([*map(str, arguments)])
+    return folder / "out", arguments
+
+
+def test_odd_columns_and_names_go_through_and_are_told(done):
+    folder, _ = done
+    answer = json.loads((folder / "answer.json").read_text())
+    told = {}
+    for line in answer["account"]:
+        told.setdefault(line["column"], []).append(line["what"])
+    assert told["empty"] == ["left out: it holds no value"]
+    assert told["constant"] == ["left out: it is the same in every row"]
+    assert told["id"] == ["left out: 239 different texts in 239 rows: a name, not a category"]
+    assert told["mixed"][0].startswith("category of 3; 25.1% missing")
+    assert told["hospital"][0] == "1 of 4 environments have fewer than 50 rows (alone): left out, 1 rows"
+    assert told[""] == ["methods are compared on 180 of 239 rows, at most 60 of a place"]
+    assert set(answer["methods"]["erm"]) == {"'worst'", "<script>alert(1)</script>", "a b"}
+
+
+def test_the_page_holds_no_html_but_its_own(done):
+    page = (done[0] / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page
+    assert "&lt;u&gt;$x_{$ &lt;/u&gt;" in page
+    for wrong in ("<script>alert", "<img src=x", "<b>x", "<u>$x"):
+        assert wrong not in page
+
+
+def test_a_category_that_is_new_at_prediction(done):
+    model = load_model(done[0] / "model")
+    fresh = frame(10).assign(ward="never seen", mixed="two", **{ODD: 0.5})
+    found, drift = model.predict_and_compare(fresh)
+    assert np.isfinite(found["P(true)"]).all()
+    assert {c.name: c.unseen for c in drift.columns}["ward"] == {"never seen": 10}
+
+
+def test_another_table_in_the_same_folder_is_refused_and_what_is_there_stays(done, compare):
+    folder, _ = done
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files if path.suffix in (".html", ".json", ".safetensors")}
+    refused(
+        compare(frame(), *TINY, out=folder), "holds a comparison of another table", "choose another folder"
+    )
+    wrong = ("--draws", 3, "--replicas", 2, "--rows", 0)
+    refused(compare(frame(), *wrong, out=folder), "rows: must be at least 5; got 0")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_two_environments_are_enough(compare, tmp_path):
+    done = compare(frame(120, (1, 0)).rename(columns={"hospital": "0"}), *TINY, "--json", environment="0")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert set(answer["methods"]["erm"]) == {"0", "1"}
+    assert re.fullmatch(r"[^\n]+", answer["verdict"])
+    assert Path(answer["page"]).exists()

@@ -143,7 +143,7 @@ def test_options(options, words, compare, tmp_path):
 
 def test_one_column_cannot_be_both(compare):
     refused(
-        compare(frame(), target="hospital"), "target and environment are both 'hospital'; they must be two"
+        compare(frame(), target="hospital"), "one column cannot be two things"
     )
 
 

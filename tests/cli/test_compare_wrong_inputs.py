@@ -142,9 +142,7 @@ def test_options(options, words, compare, tmp_path):
 
 
 def test_one_column_cannot_be_both(compare):
-    refused(
-        compare(frame(), target="hospital"), "one column cannot be two things"
-    )
+    refused(compare(frame(), target="hospital"), "one column cannot be two things")
 
 
 def test_a_regression_of_words_and_a_metric_that_does_not_suit(compare):

@@ -49,7 +49,7 @@ def test_rows_are_drawn_of_each_environment_and_the_account_says_so():
     other = plan.thinned(whole, 90, 1)
     assert not np.array_equal(part.columns[0].values, other.columns[0].values)
     assert plan.thinned(whole, None, 0) is whole is plan.thinned(whole, 200, 0)
-    with pytest.raises(EnvariantError, match="rows: must be at least 1; got 0"):
+    with pytest.raises(EnvariantError, match="rows: must be at least 5; got 0"):
         plan.thinned(whole, 0, 0)
 
 

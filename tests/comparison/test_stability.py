@@ -74,3 +74,19 @@ def test_a_column_that_varies_nowhere_or_in_one_place_only_is_no_trouble():
     assert not found["same"].unstable
     assert not found["weak"].unstable
     assert all(np.isnan(slope) for slope in found["same"].slopes.values())
+
+
+def test_rows_that_come_in_pairs_are_no_unstable_category():
+    # A woman and her husband, one after the other: in every other row the target is nearly always the same.
+    rng = np.random.default_rng(0)
+    parts = []
+    for k, name in enumerate("abc"):
+        kind = np.repeat(rng.integers(3, size=60), 2)
+        y = np.tile([0.0, 1.0], 60)
+        # In some pairs of one kind, another one in each place, he stands before her.
+        turned = np.repeat(rng.random(60) < 0.5, 2) & (kind == k)
+        y = np.where(turned, 1 - y, y)
+        inputs = torch.from_numpy((kind[:, None] == np.arange(3)).astype(float))
+        parts.append(Environment(name, inputs, torch.from_numpy(y)))
+    (found,) = stability(EnvironmentSet("pairs", tuple(parts), Binary()), {"kind": slice(0, 3)})
+    assert not found.unstable

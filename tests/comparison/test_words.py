@@ -6,7 +6,7 @@ import pytest
 
 from envariant.comparison.evidence import Cell, Evidence, Reliance
 from envariant.comparison.stability import ColumnStability
-from envariant.comparison.words import drop, verdict
+from envariant.comparison.words import chance, drop, shown, verdict
 from envariant.statistics import Interval
 from envariant.studies import trees
 from envariant.studies.metrics import METRICS
@@ -47,7 +47,7 @@ def test_a_fall_a_method_that_helps_its_price_and_the_column():
         "accuracy 0.450, against 0.700 where rows of city were in training.",
         "V-REx is better at city by 0.270, beyond noise (p = 0.001), and its own worst is city with 0.720: use V-REx.",
         "It has its price: it is worse than ERM at north (0.070).",
-        "Gradient-boosted trees reach accuracy 0.440 at their worst place, city.",
+        "Gradient-boosted trees do no better: accuracy 0.440 at their worst place, city.",
         "ERM leans on 'dose', whose relation with the target points one way in some places and the other way",
     ):
         assert words in found.paragraph
@@ -79,8 +79,9 @@ def test_where_nothing_falls_it_says_so():
     holds = {"erm": {"north": cell(0.85, 0.86), "city": cell(0.84, 0.85)}}
     found = verdict(evidence(holds), [STEADY], {}, "death")
     assert found.recommended == "erm"
-    assert "holds at places that it was not trained on: at the worst, city, it has accuracy 0.840." in (
-        found.paragraph
+    assert (
+        "holds at places that it was not trained on: at the worst, city, accuracy 0.840, against 0.850 where "
+        "rows of city were in training." in found.paragraph
     )
     assert found.next == ("Nothing here calls for more than ERM; compare again when a new place is added.",)
 
@@ -108,12 +109,78 @@ def test_of_errors_lower_is_better():
     assert found.worst("erm")[0] == "city"
     said = verdict(found, [], {}, "price")
     assert said.recommended == "irm"
-    assert "RMSE 3.000, against 1.500 where rows of city were in training" in said.paragraph
+    assert "RMSE 3.00, against 1.50 where rows of city were in training" in said.paragraph
 
 
 def test_what_to_do_about_rows_that_occur_nowhere_else_and_too_few_rows():
     wide = {"erm": {"north": replace(cell(0.8, 0.8), score=about(0.8, 0.2)), "city": cell(0.8, 0.8)}}
     far = Shift("the others", "city", about(0.4), NONE, NONE, about(0.9))
     steps = verdict(evidence(wide), [], {"city": far}, "death").next
-    assert any(step.startswith("Rows of city do not occur elsewhere (diversity shift)") for step in steps)
-    assert any(step.startswith("At north there are too few rows") for step in steps)
+    assert any(
+        step.startswith("Some rows of city look like none elsewhere (diversity shift)") for step in steps
+    )
+    assert any(step.startswith("Scores at north are uncertain by more than ± 0.100") for step in steps)
+
+
+def test_a_loss_that_the_noise_may_hide_is_not_called_holding():
+    few = {"erm": {"north": cell(0.84, 0.85), "city": replace(cell(0.8, 0.9), score=about(0.8, 0.15))}}
+    found = verdict(evidence(few), [], {}, "death")
+    assert "holds" not in found.paragraph.replace("to say that it holds", "")
+    assert (
+        "accuracy 0.800, against 0.900 where rows of city were in training; it may lose up to 0.251 there."
+        in (found.paragraph)
+    )
+
+
+def test_of_many_places_one_that_seems_to_lose_by_chance_is_not_told():
+    chance_ = {"city": cell(0.80, 0.835)}
+    assert "gets worse" in verdict(evidence({"erm": chance_}), [], {}, "death").paragraph
+    many = {f"place {k}": cell(0.85, 0.85) for k in range(20)} | chance_
+    assert "gets worse" not in verdict(evidence({"erm": many}), [], {}, "death").paragraph
+
+
+def test_a_loss_that_nothing_mends_ends_in_something_to_do():
+    lost = {name: FALLS[name] for name in ("erm", "coral")}
+    steps = verdict(evidence(lost), [STEADY], {}, "death").next
+    assert [step for step in steps if step.startswith("Nothing that was tried mends the loss.")]
+    assert not any("Nothing here calls for more" in step for step in steps)
+
+
+def test_trees_that_are_better_by_noise_are_not_to_be_taken():
+    noise = {**FALLS, trees.NAME: {"north": cell(0.84, 0.86), "city": cell(0.5, 0.7, 0.05, 0.4)}}
+    del noise["vrex"]
+    said = verdict(evidence(noise), [], {}, "death").paragraph
+    assert (
+        "Gradient-boosted trees reach accuracy 0.500 at their worst place, city, no better beyond noise."
+        in (said)
+    )
+    noise[trees.NAME]["city"] = cell(0.6, 0.7, 0.15, 0.001)
+    said = verdict(evidence(noise), [], {}, "death").paragraph
+    assert "But gradient-boosted trees, as ordinary, do better: accuracy 0.600" in said
+
+
+def test_a_model_that_is_no_better_than_none_and_a_class_that_occurs_once_are_told():
+    found = evidence({"erm": {"north": cell(0.85, 0.86), "city": cell(0.45, 0.70)}})
+    found = replace(found, guess={"north": 0.6, "city": 0.5}, only={"city": ("burn",)})
+    said = verdict(found, [], {}, "wound").paragraph
+    assert "At city (0.500) it is no better than always saying the most frequent class" in said
+    assert "Some classes occur at one place: 'burn' at city only. No model" in said
+
+
+def test_a_column_of_an_error_in_large_units_is_leaned_on_when_it_is_worth_a_share_of_it():
+    grams = {"erm": {"north": cell(300.0, 300.0), "city": cell(310.0, 305.0)}}
+    for worth, told in ((1.0, False), (30.0, True)):
+        found = evidence(grams, "RMSE", {"erm": {"dose": Reliance(worth, worth, worth)}})
+        said = verdict(found, [TURNS], {}, "mass")
+        assert ("leans on 'dose'" in said.paragraph) is told
+        assert not any("are uncertain" in step for step in said.next)
+
+
+def test_numbers_have_as_many_decimals_as_say_something():
+    def of(metric, score):
+        return evidence({"erm": {"north": cell(score, score)}}, metric)
+
+    assert shown(of("accuracy", 0.8), -0.0001, signed=True) == "+0.000"
+    assert shown(of("RMSE", 1234.5), 1234.5) == "1,234"
+    assert shown(of("RMSE", 0.01234), 0.01234) == "0.0123"
+    assert [chance(p) for p in (1e-9, 0.0123, None)] == ["p < 0.001", "p = 0.012", "p unknown"]

@@ -103,7 +103,7 @@ def test_trees_are_scikit_learns_on_the_same_rows(swept):
     drawn = source.draw(0)
     roles = drawn.roles()
     grown = trees.fit(drawn, roles, 3)
-    plain = HistGradientBoostingClassifier(max_iter=200, early_stopping=False, random_state=3).fit(
+    plain = HistGradientBoostingClassifier(random_state=3).fit(
         np.concatenate([drawn[name].inputs.numpy() for name in ("north", "south")]),
         np.concatenate([drawn[name].targets.numpy() for name in ("north", "south")]),
     )

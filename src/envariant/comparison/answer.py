@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from envariant import specs
-from envariant.comparison import page, plan
+from envariant.comparison import page, plan, usual
 from envariant.comparison.evidence import Evidence, gather
 from envariant.comparison.plan import ALGORITHMS
 from envariant.comparison.stability import ColumnStability, stability
@@ -117,6 +117,8 @@ class Answer:
             "recommended": self.recommended,
             "next": list(self.words.next),
             "metric": found.metric.name,
+            "rows": dict(found.rows),
+            "always saying the usual": dict(found.guess),
             "methods": {
                 method: {
                     place: {
@@ -130,6 +132,7 @@ class Answer:
                 }
                 for method, cells in found.cells.items()
             },
+            "giving away": list(found.giving_away),
             "columns": [
                 {
                     "column": c.column,
@@ -176,6 +179,7 @@ def compare(
     draws: int = 4,
     replicas: int = 5,
     exclude: Sequence[str] = (),
+    weights: str | None = None,
     least: int = 50,
     rows: int | None = ROWS,
     budget: str | float | None = None,
@@ -202,6 +206,7 @@ def compare(
         draws: of hyperparameters of each algorithm.
         replicas: of each draw.
         exclude: columns that no model may look at.
+        weights: the column that says how often a row is drawn in training; measured are all rows alike.
         least: rows that an environment needs; smaller ones are pooled.
         rows: of each environment to compare on, drawn at random; None takes all.
         budget: time there is, such as `10m`; more draws are tried as long as it lasts.
@@ -220,7 +225,10 @@ def compare(
     started = time.monotonic()
     until = None if budget is None else started + _SHARE * plan.seconds_of(budget)
     names = tuple(dict.fromkeys((BASELINE, *algorithms)))
-    whole = tables.read(data, target, environment, task=task, exclude=exclude, least=least, encoding=encoding)
+    least = max(least, plan.FEWEST)
+    whole = tables.read(
+        data, target, environment, task=task, exclude=exclude, weights=weights, least=least, encoding=encoding
+    )
     folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
     part = plan.thinned(whole, rows, seed)
     stored = (folder / "table").resolve()
@@ -228,7 +236,6 @@ def compare(
     wanted = plan.usual_metric(metric, part, source)
     held_out = plan.places_at_a_time(part)
     fit, left_out = plan.fitting(names, held_out, len(part.environments))
-    plan.keep(part, stored)
     study = Study(
         data=(str(specs.Spec(tables.NAME, (str(stored),))),),
         algorithms=fit,
@@ -241,12 +248,21 @@ def compare(
         metric=wanted.name,
         details=True,
     )
+    plan.keep(part, stored)
     execution = plan.execution(study, part, source)
     complete = plan.staged(folder, study, until, _runner(folder, execution, executor, address))
     with Store(folder) as store:
         found = gather(store, source.task, wanted, part.environments, complete)
         study = store.study
-    found = replace(found, missing=(*left_out, *found.missing))
+    found = replace(
+        found,
+        missing=(*left_out, *found.missing),
+        rows=usual.rows(part),
+        guess=usual.guesses(part, source.task, wanted, held_out),
+        only=usual.only(part, source.task, held_out),
+        giving_away=usual.giving_away(part),
+        environment=environment,
+    )
     columns = stability(source.draw(0), source.columns)
     shifts = _shifts(source, seed)
     words = verdict(found, columns, shifts, target)

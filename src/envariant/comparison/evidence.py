@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, final
 
@@ -30,6 +30,8 @@ from envariant.tasks import Task
 
 LEVEL = 0.05
 _RESAMPLES = 100
+# Smaller ones are not told apart.
+_LEAST_P = 1e-12
 # Replicas whose rows are resampled where that is dear; the noise of rows is the same for all.
 _RESAMPLED = 2
 
@@ -87,6 +89,11 @@ class Evidence:
         draws: of each method, the draw of hyperparameters chosen most often, over all places and replicas.
         missing: why something is not there, in words.
         replicas: of each.
+        rows: of each place, that are compared on.
+        guess: at each place, of always saying what is usual at the places that are not held out with it.
+        only: by place, classes of the target that occur at none of those.
+        giving_away: columns that by themselves say nearly all of the target.
+        environment: the name of the column of places.
     """
 
     metric: Metric
@@ -96,6 +103,11 @@ class Evidence:
     draws: Mapping[str, int]
     missing: tuple[str, ...]
     replicas: int
+    rows: Mapping[str, int] = field(default_factory=dict[str, int])
+    guess: Mapping[str, float] = field(default_factory=dict[str, float])
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    giving_away: tuple[str, ...] = ()
+    environment: str = ""
 
     @property
     def sign(self) -> float:
@@ -168,16 +180,20 @@ def gather(store: Store, task: Task, metric: Metric, places: Sequence[str], draw
     table = store.table()
     table = table[table["draw"] < draws]
     selected = select(table, Invariance())
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for each in selected:
+        if not isinstance(each.choice, Chosen):
+            reasons.setdefault((each.algorithm, each.choice.reason), []).append(each.held_out)
     missing = tuple(
-        dict.fromkeys(
-            f"{each.algorithm}, held out {', '.join(json.loads(each.held_out))}: {each.choice.reason}"
-            for each in selected
-            if not isinstance(each.choice, Chosen)
-        )
+        f"{algorithm}, held out {_listed(list(dict.fromkeys(held_out)))}: {reason}"
+        for (algorithm, reason), held_out in reasons.items()
     )
     chosen = [(each, each.choice) for each in selected if isinstance(each.choice, Chosen)]
     if not any(each.algorithm == BASELINE for each, _ in chosen):
-        raise EnvariantError(f"compare: no run of ERM is done; {missing[0] if missing else 'nothing ran'}")
+        raise EnvariantError(
+            f"compare: no run of ERM came to its end ({missing[0]}); give it more time: the same command "
+            f"goes on where it was"
+        )
     measured = _by_run(store.history(sorted({choice.run for _, choice in chosen})))
     answered = {choice.run: store.answers(choice.run) for _, choice in chosen}
     models: dict[tuple[str, str], _Models] = {}
@@ -205,6 +221,12 @@ def gather(store: Store, task: Task, metric: Metric, places: Sequence[str], draw
         missing,
         max(len(of.scores) for of in models.values()),
     )
+
+
+def _listed(held_out: Sequence[str]) -> str:
+    """Places that were held out together, each by commas; of many the first."""
+    texts = [", ".join(json.loads(text)) for text in held_out[:3]]
+    return "; ".join(texts) + (f" and {len(held_out) - 3} more times" if len(held_out) > 3 else "")
 
 
 def _most_often(draws: Iterable[int]) -> int:
@@ -253,23 +275,39 @@ def _cells(
 
 
 def _interval(values: Sequence[float], noise: float) -> Interval:
-    """Student's interval of the mean, with what the rows add; of one replica, by the rows alone."""
-    n, mean, error = len(values), float(np.mean(values)), _error(values, noise)
-    half = float(stats.t.ppf(0.975, max(1, n - 1))) * error if error > 0 else 0.0
-    return Interval(mean, mean - half, mean + half, n)
+    """Of the mean, at 95 %."""
+    mean, half = float(np.mean(values)), _half(values, noise, 0.05)
+    return Interval(mean, mean - half, mean + half, len(values))
 
 
-def _error(values: Sequence[float], noise: float) -> float:
+def _half(values: Sequence[float], noise: float, level: float) -> float:
+    """Half the width of an interval of a mean over replicas, with what the rows add.
+
+    Replicas are few and their spread hardly known: Student's quantile. The noise of the rows is known from
+    many resamples, and has a quantile of its own; with the replicas' it would be far too wide. The root of
+    the sum of squares of the two is at its level or below. One replica tells nothing of its spread.
+    """
     n = len(values)
-    between = float(np.var(values, ddof=1)) / n if n > 1 else 0.0
-    return math.sqrt(between + noise**2)
+    few = float(stats.t.ppf(1 - level / 2, max(1, n - 1)))
+    many = float(stats.t.ppf(1 - level / 2, _RESAMPLES - 1)) if n > 1 else few
+    between = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    return math.hypot(few * between, many * noise)
 
 
 def _p_value(differences: Sequence[float], noise: float) -> float:
-    error, mean = _error(differences, noise), float(np.mean(differences))
-    if error == 0:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / error, max(1, len(differences) - 1)))
+    """The level at which the interval ends at 0."""
+    mean = abs(float(np.mean(differences)))
+    if mean == 0 or _half(differences, noise, _LEAST_P) < mean:
+        return 1.0 if mean == 0 else _LEAST_P
+
+    low, high = math.log(_LEAST_P), 0.0
+    while high - low > 1e-5:
+        middle = (low + high) / 2
+        if _half(differences, noise, math.exp(middle)) < mean:
+            high = middle
+        else:
+            low = middle
+    return math.exp(high)
 
 
 def _noise(task: Task, metric: Metric, own: _Models, usual: _Models | None) -> float:

@@ -10,19 +10,21 @@ from matplotlib.figure import Figure
 
 from envariant.comparison.evidence import Cell, Evidence, Reliance
 from envariant.comparison.stability import ColumnStability
-from envariant.comparison.words import drop, named
+from envariant.comparison.words import chance, drop, named, shown
 from envariant.reporting import figures, html
 from envariant.reporting.figures import INK, MUTED, TEST, TRAIN, plain_text, quiet
-from envariant.reporting.shift import plane
 from envariant.reporting.tables import NONE, TextTable
 from envariant.statistics import Interval
 from envariant.studies.comparison import BASELINE
-from envariant.studies.shift import Shift
+from envariant.studies.shift import NOTABLE, Shift
 
 if TYPE_CHECKING:
     from envariant.comparison.answer import Answer
 
 _MOST_COLUMNS = 20
+# Places that a table has columns for, and that a picture has room for.
+_MOST_PLACES = 8
+_MOST_DRAWN = 30
 _LINE = "#e4e7eb"
 
 
@@ -43,16 +45,19 @@ def render(answer: "Answer") -> str:
     return html.render(
         "comparison.html.j2",
         heading=f"{answer.target}, at a new {answer.environment}",
+        extent=_extent(answer),
         paragraph=answer.verdict,
         next=answer.words.next,
         drops=figures.svg(drops(found, best)),
+        undrawn=max(0, len(found.cells[BASELINE]) - _MOST_DRAWN),
         places=places(found),
         methods=methods(found),
-        columns=columns_table(answer.columns, found, best),
+        columns=columns_table(answer.columns),
         columns_picture=figures.svg(columns(answer.columns, found, best)),
+        worth=worth(answer.columns, found, best),
         left_out=max(0, len(answer.columns) - _MOST_COLUMNS),
         shifts=shifts(answer.shifts),
-        plane=figures.svg(plane(list(answer.shifts.values()))) if answer.shifts else "",
+        plane=figures.svg(plane(answer.shifts)) if answer.shifts else "",
         account=[(line.column or "the table", line.what) for line in answer.account],
         missing=found.missing,
         settings=_settings(answer),
@@ -72,8 +77,10 @@ def drops(found: Evidence, best: str) -> Figure:
     """For every place: where it was trained on and where it is new, ERM's models and the best method's."""
     usual = found.cells[BASELINE]
     other = best if best != BASELINE else _runner_up(found)
-    order = sorted(usual, key=lambda place: found.sign * usual[place].score.mean)
-    figure = Figure(figsize=(7.4, 0.5 * len(order) + 1.5), layout="constrained")
+    order = sorted(usual, key=lambda place: found.sign * usual[place].score.mean)[:_MOST_DRAWN]
+    figure = Figure(
+        figsize=(7.4, (0.5 if len(order) <= 12 else 0.36) * len(order) + 1.5), layout="constrained"
+    )
     axes = figure.subplots()
     for row, place in enumerate(order):
         cell = usual[place]
@@ -89,14 +96,21 @@ def drops(found: Evidence, best: str) -> Figure:
         if beside is not None:
             _span(axes, beside.score, row + 0.24, TRAIN[0])
             axes.plot([beside.score.mean], [row + 0.24], "D", color=TRAIN[0], ms=6)
+        if place in found.guess:
+            guess = found.guess[place]
+            axes.plot([guess, guess], [row - 0.3, row + 0.36], color=MUTED, lw=1.2, ls=(0, (2, 2)), zorder=1)
     axes.plot([], [], "o", color=TEST, ms=7, mfc="white", label="ERM, trained on rows of the place")
     axes.plot([], [], "o", color=TEST, ms=7, label="ERM, the place is new")
     if other:
         axes.plot([], [], "D", color=TRAIN[0], ms=6, label=f"{named(other)}, the place is new")
+    if any(place in found.guess for place in order):
+        axes.plot([], [], color=MUTED, lw=1.2, ls=(0, (2, 2)), label="no model")
     axes.set_yticks(range(len(order)), [plain_text(_short(place)) for place in order])
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlabel(found.metric.name, fontsize=9, color=INK)
-    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
+    figure.legend(
+        loc="outside upper left", ncols=4, frameon=False, fontsize=8, labelcolor=INK, columnspacing=1.2
+    )
     quiet(axes)
     axes.tick_params(axis="y", labelsize=9, colors=INK, length=0)
     axes.grid(axis="y", color="#f1f3f5", lw=0.8)
@@ -145,72 +159,151 @@ def places(found: Evidence) -> TextTable:
     for place, cell in found.cells[BASELINE].items():
         others = {m: c[place] for m, c in found.cells.items() if m != BASELINE and place in c}
         top = max(others, key=lambda m: found.sign * others[m].score.mean, default="")
-        lost = drop(found, cell)
+        gone, noise = drop(found, cell)
+        lost = f"{shown(found, gone, signed=True)} ± {shown(found, noise)}"
         lines.append(
             (
                 place,
-                _mean(cell.inside),
-                _interval(cell.score),
-                f"{lost[0]:+.3f} ± {lost[1]:.3f}" if math.isfinite(lost[0]) else NONE,
-                f"{named(top)}: {_gain(others[top])}" if top else NONE,
+                f"{found.rows[place]:,}" if place in found.rows else NONE,
+                shown(found, found.guess[place]) if place in found.guess else NONE,
+                shown(found, cell.inside.mean) if cell.inside.count else NONE,
+                _interval(found, cell.score),
+                lost if math.isfinite(gone) else NONE,
+                f"{named(top)}: {_gain(found, others[top])}" if top else NONE,
             )
         )
     worst, _ = found.worst(BASELINE)
+    usual = "the mean" if found.metric.regression else "what is most frequent"
     return TextTable(
-        ("place", "ERM, trained on it", "ERM, it is new", "lost", "best other method, gain over ERM"),
+        (
+            found.environment or "place",
+            "rows",
+            "no model",
+            "ERM, trained on it",
+            "ERM, it is new",
+            "lost by being new",
+            "best other method there, gain over ERM",
+        ),
         tuple(lines),
         (
-            f"{found.metric.name}; ERM is worst at {worst}. Trained on it: rows of the place that were held "
-            f"out, the rest of it in training. Square brackets and ±: 95 %, over {found.replicas} replicas "
-            f"and the rows that the place happens to have.",
+            f"{found.metric.name}, {'more' if found.metric.higher_is_better else 'less'} is better; ERM is "
+            f"worst at {worst}. No model: always saying {usual} at the other places. Trained on it: rows of "
+            f"the place that were held out, the rest of it in training. Square brackets and ±: 95 %, over "
+            f"{found.replicas} replicas and the rows that the place happens to have.",
         ),
     )
 
 
 def methods(found: Evidence) -> TextTable:
-    """A line a method, a column a place it never saw, and the worst of them."""
+    """A line a method, a column a place it never saw (of many, where ERM is worst), and the worst of them."""
+    usual = found.cells[BASELINE]
+    hardest = sorted(usual, key=lambda place: found.sign * usual[place].score.mean)[:_MOST_PLACES]
+    places = [place for place in found.places if place in hardest or len(found.places) <= _MOST_PLACES]
     lines: list[tuple[str, ...]] = []
     for method, cells in found.cells.items():
         worst, cell = found.worst(method)
-        shown = [
-            NONE if place not in cells else f"{cells[place].score.mean:.3f}{_mark(cells[place])}"
-            for place in found.places
+        whole = found.whole(method)
+        values = [
+            NONE if place not in cells else f"{shown(found, cells[place].score.mean)}{_mark(cells[place])}"
+            for place in places
         ]
-        lines.append((named(method), *shown, f"{cell.score.mean:.3f} ({worst})", f"{found.mean(method):.3f}"))
+        lowest = f"{shown(found, cell.score.mean)} ({worst})" if whole else NONE
+        lines.append((named(method), *values, lowest, shown(found, found.mean(method)) if whole else NONE))
+    left_out = len(found.places) - len(places)
+    more = f"Of {len(found.places)} places the {len(places)} where ERM is worst. " if left_out else ""
     return TextTable(
-        (found.metric.name, *found.places, "worst", "mean"),
+        (found.metric.name, *places, "worst", "mean"),
         tuple(lines),
         (
-            f"Means over {found.replicas} replicas, each place held out in its turn. ↑ better, ↓ worse than "
+            f"{more}Means over {found.replicas} replicas, each place held out in its turn; "
+            f"{'more' if found.metric.higher_is_better else 'less'} is better. ↑ better, ↓ worse than "
             f"ERM beyond noise (t test over replicas and rows, corrected by Holm for all methods and places, "
             f"at 0.05). Hyperparameters: invariance selection on held-out rows of the other places.",
         ),
     )
 
 
-def columns_table(found: Sequence[ColumnStability], evidence: Evidence, best: str) -> TextTable:
-    """A line a column: its slopes, whether they differ, and how much models lean on it."""
-    methods = [BASELINE] if best == BASELINE else [BASELINE, best]
+def columns_table(found: Sequence[ColumnStability]) -> TextTable:
+    """A line a column: its slopes, and whether they differ."""
     lines: list[tuple[str, ...]] = []
     for column in found[:_MOST_COLUMNS]:
         known = {n: slope for n, slope in column.slopes.items() if math.isfinite(slope)}
         low, high = (f(known, key=known.__getitem__, default="") for f in (min, max))
-        slopes = (f"{known[low]:+.2f} ({low})", f"{known[high]:+.2f} ({high})") if known else (NONE, NONE)
-        own = [evidence.reliance.get(m, {}).get(column.column) for m in methods]
-        lines.append((column.column, column.kind, *slopes, f"{column.p_value:.2g}", *map(_worth, own)))
-    heads = [
-        f"{named(m)} loses without it: known, new place; there with values from elsewhere" for m in methods
-    ]
+        slopes = tuple(f"{round(known[name], 2) + 0.0:+.2f} ({name})" for name in (low, high) if known)
+        p = chance(column.p_value).removeprefix("p ").removeprefix("= ")
+        lines.append((column.column, column.kind, *(slopes or (NONE, NONE)), p))
     return TextTable(
-        ("column", "relation", "lowest slope", "highest slope", "p", *heads),
+        ("column", "relation", "lowest slope", "highest slope", "p"),
         tuple(lines),
         (
             "Slope: standard deviations of the target per standard deviation of the column, by itself, in "
-            "each environment. p: of there being one slope for all (Cochran's Q, corrected by Holm). Turns: "
-            "above 0 beyond noise in one environment and below in another. Lost: the metric on some rows "
-            "less that with the column's values shuffled; below 0 the model is better off without.",
+            "each environment. p: of there being one slope for all (Cochran's Q, corrected by Holm). Varies: "
+            "the slopes differ by more than noise. Turns: above 0 beyond noise in one environment and below "
+            "in another.",
         ),
     )
+
+
+def worth(found: Sequence[ColumnStability], evidence: Evidence, best: str) -> TextTable:
+    """A line a column: how much worse models get when it is shuffled, or holds values from elsewhere."""
+    shown_columns = found[:_MOST_COLUMNS]
+    methods = [BASELINE] if best == BASELINE else [BASELINE, best]
+    lines: list[tuple[str, ...]] = []
+    for column in shown_columns:
+        own = [evidence.reliance.get(m, {}).get(column.column) for m in methods]
+        lines.append((column.column, *(text for each in own for text in _worth(evidence, each))))
+    heads = [
+        f"{named(m)}: {what}"
+        for m in methods
+        for what in ("shuffled, known places", "shuffled, new place", "values from elsewhere, new place")
+    ]
+    return TextTable(
+        ("column", *heads),
+        tuple(lines),
+        (
+            f"By how much {evidence.metric.name} gets worse when the column's values are shuffled, on "
+            f"held-out rows of places that were trained on and at the place that was not; and at that place "
+            f"when they are drawn from the places that were. Below 0 the model is better off without the "
+            f"values it found there.",
+        ),
+    )
+
+
+def plane(found: Mapping[str, Shift]) -> Figure:
+    """Diversity across, correlation up: a point a place; those farthest from no shift are named."""
+    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
+    axes = figure.subplots()
+    points = {place: (s.diversity.mean, s.correlation.mean) for place, s in found.items()}
+    top = 1.15 * max(0.26, *(max(point) for point in points.values()))
+    for line in (axes.axvline, axes.axhline):
+        line(NOTABLE, color=MUTED, lw=0.8, ls=(0, (5, 3)), zorder=0)
+    # Boxes that names and dots take, across and up; a name that fits nowhere is left to the table.
+    taken = [(x - 0.02 * top, y - 0.02 * top, x + 0.02 * top, y + 0.02 * top) for x, y in points.values()]
+    for place, (across, up) in sorted(points.items(), key=lambda item: -max(item[1])):
+        axes.plot([across], [up], "o", color=TRAIN[0], ms=6.5, alpha=0.8)
+        name = _short(place, 20)
+        wide, high = 0.0195 * top * len(name), 0.045 * top
+        for horizontal, right, below in ("left", 0.025, 0.5), ("right", -0.025, 0.5), ("center", 0, -0.6), (
+            "center", 0, 1.6,
+        ):  # fmt: skip
+            left = across + right * top - wide * {"left": 0.0, "right": 1.0, "center": 0.5}[horizontal]
+            box = (left, up - below * high, left + wide, up - below * high + high)
+            if left < -0.03 * top or box[2] > top or box[1] < -0.03 * top:
+                continue
+            if not any(
+                box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+                for other in taken
+            ):
+                taken.append(box)
+                at = (across + right * top, box[1] + high / 2)
+                axes.text(*at, plain_text(name), ha=horizontal, va="center", fontsize=8.5, color=INK)
+                break
+    axes.set_xlim(-0.03 * top, top)
+    axes.set_ylim(-0.03 * top, top)
+    axes.set_xlabel("diversity shift: rows that do not occur elsewhere", fontsize=9, color=INK)
+    axes.set_ylabel("correlation shift: same rows, other targets", fontsize=9, color=INK)
+    quiet(axes)
+    return figure
 
 
 def shifts(found: Mapping[str, Shift]) -> TextTable:
@@ -225,17 +318,32 @@ def shifts(found: Mapping[str, Shift]) -> TextTable:
         (
             "From 0 to 1, between the place and all others. Diversity: rows that do not occur elsewhere; "
             "correlation: the same rows have other targets (OoD-Bench, Ye et al. 2022); label: total "
-            "variation of the targets; covariate: 2·AUC − 1 of telling the place by its rows.",
+            "variation of the targets; covariate: 2·AUC − 1 of telling the place by its rows. Of few rows "
+            "these are rough.",
         ),
     )
 
 
+def _extent(answer: "Answer") -> str:
+    """What was compared on, in a line."""
+    rows = answer.evidence.rows
+    listed = ", ".join(f"{place} ({count:,})" for place, count in list(rows.items())[:_MOST_PLACES])
+    more = ", …" if len(rows) > _MOST_PLACES else ""
+    return (
+        f"{sum(rows.values()):,} rows, {len(answer.columns)} columns and {len(rows)} values of "
+        f"{answer.environment}: {listed}{more}"
+    )
+
+
 def _settings(answer: "Answer") -> TextTable:
-    plain = answer.study.plain()
-    lines = [("rows compared on, places", f"{len(answer.evidence.places)} places")]
-    lines += [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in plain.items()]
-    lines += [("seconds", f"{answer.seconds:.0f}")]
-    return TextTable(("setting", "value"), tuple(lines[1:]))
+    lines = [(key, _setting(value)) for key, value in answer.study.plain().items()]
+    return TextTable(("setting", "value"), (*lines, ("seconds", f"{answer.seconds:.0f}")))
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _runner_up(found: Evidence) -> str:
@@ -252,16 +360,14 @@ def _short(name: str, most: int = 28) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _mean(of: Interval) -> str:
-    return f"{of.mean:.3f}" if of.count else NONE
+def _interval(found: Evidence, of: Interval) -> str:
+    return f"{shown(found, of.mean)} [{shown(found, of.low)}, {shown(found, of.high)}]"
 
 
-def _interval(of: Interval) -> str:
-    return f"{of.mean:.3f} [{of.low:.3f}, {of.high:.3f}]"
-
-
-def _gain(cell: Cell) -> str:
-    return NONE if cell.gain is None else f"{cell.gain.mean:+.3f}{_mark(cell) or ' (noise)'}"
+def _gain(found: Evidence, cell: Cell) -> str:
+    if cell.gain is None:
+        return NONE
+    return f"{shown(found, cell.gain.mean, signed=True)}{_mark(cell) or ' (noise)'}"
 
 
 def _mark(cell: Cell) -> str:
@@ -270,8 +376,6 @@ def _mark(cell: Cell) -> str:
     return " ↑" if cell.gain.mean > 0 else " ↓"
 
 
-def _worth(of: Reliance | None) -> str:
-    if of is None:
-        return NONE
-    parts = (of.within, of.new, of.elsewhere)
-    return ", ".join("–" if not math.isfinite(part) else f"{part:+.3f}" for part in parts)
+def _worth(found: Evidence, of: Reliance | None) -> tuple[str, ...]:
+    parts = (math.nan,) * 3 if of is None else (of.within, of.new, of.elsewhere)
+    return tuple(shown(found, part, signed=True) if math.isfinite(part) else NONE for part in parts)

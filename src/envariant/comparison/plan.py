@@ -9,7 +9,6 @@ import numpy as np
 
 from envariant.algorithms import recipes
 from envariant.data import tables
-from envariant.data.columns import Column
 from envariant.data.tables import Line, Table, TableSource
 from envariant.deployed import DeployedModel
 from envariant.errors import EnvariantError
@@ -21,11 +20,14 @@ from envariant.studies.study import Study
 from envariant.training import train
 from envariant.training.execution import Execution
 
-ALGORITHMS = (BASELINE, trees.NAME, "irm", "vrex", "groupdro", "coral")
+ALGORITHMS = (BASELINE, "irm", "vrex", "groupdro", "coral", trees.NAME)
 """What is compared unless other names are given."""
 
 # Inputs of replicas that train side by side, in bytes; training needs several times that.
 _SIDE_BY_SIDE = 4e8
+FEWEST = 5
+"""Rows of an environment, below which none can be held out, and nothing be said of it."""
+
 # More places than this are held out several at a time.
 _MOST_PLACES = 12
 _FOLDS = 10
@@ -55,10 +57,10 @@ def thinned(table: Table, most: int | None, seed: int) -> Table:
     """At most so many rows of each environment, drawn at random, and a line in the account that says so.
 
     Raises:
-        EnvariantError: the number is not above 0.
+        EnvariantError: the number is too small.
     """
-    if most is not None and most < 1:
-        raise EnvariantError(f"rows: must be at least 1; got {most}")
+    if most is not None and most < FEWEST:
+        raise EnvariantError(f"rows: must be at least {FEWEST}; got {most}")
     codes = table.environment.values
     counts = np.bincount(codes)
     if most is None or counts.max() <= most:
@@ -72,17 +74,7 @@ def thinned(table: Table, most: int | None, seed: int) -> Table:
     line = Line(
         "", f"methods are compared on {len(kept):,} of {len(codes):,} rows, at most {most:,} of a place"
     )
-
-    def of(column: Column) -> Column:
-        return column.rows(kept)
-
-    return Table(
-        tuple(map(of, table.columns)),
-        of(table.target),
-        of(table.environment),
-        table.task,
-        (*table.account, line),
-    )
+    return table.rows(kept, line)
 
 
 def keep(table: Table, folder: Path) -> None:
@@ -101,11 +93,10 @@ def keep(table: Table, folder: Path) -> None:
 
 
 def _same(there: Table, here: Table) -> bool:
-    parts = [(*each.columns, each.target, each.environment) for each in (there, here)]
-    return (there.task, len(parts[0])) == (here.task, len(parts[1])) and all(
+    return (there.task, len(there.every)) == (here.task, len(here.every)) and all(
         (a.name, a.kind, a.categories) == (b.name, b.kind, b.categories)
         and np.array_equal(a.values, b.values, equal_nan=a.kind != "category")
-        for a, b in zip(*parts, strict=True)
+        for a, b in zip(there.every, here.every, strict=True)
     )
 
 
@@ -154,9 +145,10 @@ def fitting(
     return (
         tuple(name for name in names if needed[name] <= left),
         tuple(
-            f"{name}: needs {needed[name]} environments to train on; where one is held out, {left} is left"
-            for name in names
-            if needed[name] > left
+            f"{', '.join(lacking)}: {'needs' if len(lacking) == 1 else 'need'} {least} environments to train "
+            f"on; where one is held out, {left} is left"
+            for least in sorted(set(needed.values()))
+            if least > left and (lacking := [name for name in names if needed[name] == least])
         ),
     )
 

@@ -113,6 +113,10 @@ def _slopes(values: Sequence[Array], targets: Sequence[Array]) -> tuple[Array, A
     several = values[0].shape[1] > 1 or targets[0].shape[1] > 1
     along, across = np.ones(1), np.ones(1)
     if several:
+        # At random: rows may come in pairs, such as a woman and her husband.
+        generator = np.random.default_rng(0)
+        order = [generator.permutation(len(v)) for v in values]
+        values, targets = ([p[o] for p, o in zip(part, order, strict=True)] for part in (values, targets))
         x, y = _centred([v[::2] for v in values], [t[::2] for t in targets])
         together = [v.T @ t / len(v) for v, t in zip(x, y, strict=True)]
         # In which they go together most in all environments, whatever the sign.

@@ -196,7 +196,6 @@ def _grown(batch: Batch) -> Generator[Update]:
         grown = trees.fit(drawn, roles, seeds.initialisation)
         own, step = (stored.id,), grown.rounds
         rows = [*grown.history(stored.id, roles), *measures.at(grown.answers, own, step)]
-        rows += measures.reliance(grown.answers, own, step)
         (outcome,) = _ended(grown.answers, own, set(own), measures)
         yield Update(None, tuple(rows), (replace(outcome, seconds=grown.seconds),), step, own)
 

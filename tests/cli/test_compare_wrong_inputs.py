@@ -115,7 +115,7 @@ def test_files(file, words, compare, tmp_path):
         (["--algorithms", "vrex(coefficient=many)"], ["unknown schedule 'many'"]),
         (["--metric", "acuracy"], ["unknown metric 'acuracy'; did you mean 'accuracy'?"]),
         (["--metric", "RMSE"], ["RMSE"]),
-        (["--least", 1000], ["has 0 environment(s) of at least 1000 rows (none)", "allow fewer rows"]),
+        (["--least", 1000], ["has 0 environment(s) of at least 1000 rows (none)", "Allow fewer rows (least, --least)"]),
         (["--rows", 0], ["rows: must be at least 5; got 0"]),
         (["--rows", 4], ["rows: must be at least 5; got 4"]),
         (["--seed", -1], ["seed must lie in [0, 2³²); got -1"]),

@@ -327,10 +327,11 @@ def _pooled(
         else:
             account.append(Line(place.name, f"{what}: left out, {together:,} rows"))
     if len(names) < 2:
+        large_ones = ", ".join(place.categories[k] for k in large) or "none"
         raise EnvariantError(
-            f"{label}: column '{place.name}' has {len(names)} environment(s) of at least {least} rows "
-            f"({', '.join(names) or 'none'}); it takes two, to hold one out. Name a column with more, or "
-            f"allow fewer rows"
+            f"{label}: column '{place.name}' has {len(large)} environment(s) of at least {least} rows "
+            f"({large_ones}) and {len(small)} smaller; it takes two, to hold one out. Allow fewer rows "
+            f"(least, --least), or name another column"
         )
     codes = table[place.values]
     kept = keep & (codes >= 0)

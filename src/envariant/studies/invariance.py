@@ -6,11 +6,13 @@ here and another there. This is tested on rows that were not trained on.
 """
 
 from collections.abc import Sequence
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import log_softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from envariant.tasks import Regression, Task
@@ -77,7 +79,11 @@ def _log_likelihood(columns: Array, targets: Array) -> float:
     if not columns.shape[1]:
         shares = np.bincount(labels) / len(labels)
         return float(np.log(shares[labels]).sum())
-    model = LogisticRegression(C=_WEAK, max_iter=1000, tol=1e-8).fit(columns, labels)
+    model = LogisticRegression(C=_WEAK, max_iter=1000, tol=1e-8)
+    with catch_warnings():
+        # Where classes can be told apart without a mistake, there is no end to it; near it is near enough.
+        simplefilter("ignore", ConvergenceWarning)
+        model.fit(columns, labels)
     z = model.decision_function(columns)
     if z.ndim == 1:
         z = np.column_stack([np.zeros(len(z)), z])

@@ -209,7 +209,8 @@ def compare(
         weights: the column that says how often a row is drawn in training; measured are all rows alike.
         least: rows that an environment needs; smaller ones are pooled.
         rows: of each environment to compare on, drawn at random; None takes all.
-        budget: time there is, such as `10m`; more draws are tried as long as it lasts.
+        budget: time there is, such as `10m`; more draws are tried as long as it lasts. A cluster is only
+            asked to stop between two rounds of draws.
         seed: from which everything that is drawn follows.
         encoding: of a text file.
         executor: local, or ray for a cluster.

@@ -90,3 +90,17 @@ def test_rows_that_come_in_pairs_are_no_unstable_category():
         parts.append(Environment(name, inputs, torch.from_numpy(y)))
     (found,) = stability(EnvironmentSet("pairs", tuple(parts), Binary()), {"kind": slice(0, 3)})
     assert not found.unstable
+
+
+def test_a_rare_column_in_one_place_raises_no_false_alarm():
+    alarms = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        parts = []
+        for name, rows, often in (("a", 1000, 0.3), ("b", 1000, 0.3), ("c", 1000, 0.3), ("d", 100, 0.02)):
+            x = (rng.random((rows, 1)) < often).astype(np.float32)
+            y = (rng.random(rows) < 0.4).astype(np.float32)
+            parts.append(Environment(name, torch.from_numpy(x), torch.from_numpy(y)))
+        found = stability(EnvironmentSet("rare", tuple(parts), Binary()), {"rare": slice(0, 1)})
+        alarms += found[0].unstable
+    assert alarms <= 12

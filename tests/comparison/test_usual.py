@@ -48,3 +48,24 @@ def test_a_column_that_is_the_target_under_another_name_gives_it_away():
     columns |= {"kind": np.where(works, "paid", "none such"), "age": rng.normal(size=300) + works}
     table, _ = read(works, **columns)
     assert usual.giving_away(table) == ("hours", "pay", "kind")
+
+
+def test_two_classes_as_a_multiclass_task_are_guessed_too():
+    frame = pd.DataFrame({"x": np.random.default_rng(0).normal(size=300), "y": [0, 1, 1] * 100})
+    frame["place"] = np.repeat(["a", "b", "c"], 100)
+    table = tables.read(frame, "y", "place", task="multiclass")
+    found = usual.guesses(table, TableSource(table, "table").task, METRICS["accuracy"], WHERE)
+    assert found == pytest.approx({"a": 2 / 3, "b": 2 / 3, "c": 2 / 3}, abs=0.01)
+
+
+def test_where_one_class_is_rare_a_column_with_few_gaps_gives_nothing_away():
+    rng = np.random.default_rng(0)
+    rare, gaps = np.zeros(3000, dtype=int), rng.normal(size=3000)
+    rare[rng.choice(3000, 15, replace=False)] = 1
+    gaps[rng.choice(3000, 9, replace=False)] = np.nan
+    words = rng.choice(["u", "v", "w"], 3000)
+    table, _ = read(rare, gaps=gaps, words=words)
+    assert usual.giving_away(table) == ()
+    classes = np.where(rare == 1, rng.choice(["p", "q"], 3000), "usual")
+    table, _ = read(classes, words=words, told=classes)
+    assert usual.giving_away(table) == ("told",)

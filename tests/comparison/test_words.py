@@ -94,8 +94,8 @@ def test_trees_that_are_better_are_named_though_they_are_no_method_of_ours():
     found = verdict(evidence(better), [], {}, "death")
     assert found.recommended == "vrex"
     assert (
-        "Gradient-boosted trees do better still: accuracy 0.800 at their worst place, city."
-        in found.paragraph
+        "Gradient-boosted trees reach accuracy 0.800 at their worst place, city; whether that is better than "
+        "V-REx was not tested." in found.paragraph
     )
 
 
@@ -184,3 +184,18 @@ def test_numbers_have_as_many_decimals_as_say_something():
     assert shown(of("RMSE", 1234.5), 1234.5) == "1,234"
     assert shown(of("RMSE", 0.01234), 0.01234) == "0.0123"
     assert [chance(p) for p in (1e-9, 0.0123, None)] == ["p < 0.001", "p = 0.012", "p unknown"]
+
+
+def test_of_one_replica_the_rows_are_the_noise_of_a_loss():
+    alone = Cell(about(0.8, 0.13), Interval(0.83, float("-inf"), float("inf"), 1))
+    found = evidence({"erm": {"north": alone, "city": alone}})
+    assert drop(found, alone) == (pytest.approx(0.03), pytest.approx(0.13))
+    assert "gets worse" not in verdict(found, [], {}, "death").paragraph
+
+
+def test_a_time_that_was_over_early_is_said_first():
+    found = evidence({"erm": {"north": cell(0.85, 0.86), "city": cell(0.84, 0.85)}})
+    found = replace(found, places=("north", "city", "south"))
+    assert verdict(found, [], {}, "death").paragraph.startswith(
+        "Only 2 of 3 places could be tried in the time there was. "
+    )

@@ -151,3 +151,20 @@ def test_a_study_keeps_its_metric_and_refuses_one_that_does_not_fit(tmp_path):
         assert store.listing()["error"].str.startswith("metric 'RMSE': is not for binary").all()
     with pytest.raises(EnvariantError, match="holds runs made with metric 'RMSE', not 'AUROC'"):
         Store.begin(tmp_path, Study(("colored-digits",), ("erm",), metric="AUROC", settings={"steps": 2}))
+
+
+def test_trees_of_one_class_say_that_class_and_a_class_of_one_row_is_refused_in_words():
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(12_000, 2))).float()
+    ones = EnvironmentSet(
+        "one", (Environment("a", x[:50], torch.full((50,), 2)), Environment("b", x[50:90], torch.arange(40) % 3)),
+        Multiclass(3), test=("b",),
+    )  # fmt: skip
+    logits, _ = trees.fit(ones, ones.roles(), 0).answers("b")
+    assert (logits[0].argmax(dim=1) == 2).all()
+    rare = torch.zeros(11_900).long()
+    rare[:5000], rare[7] = 1, 2
+    places = (Environment("a", x[:11_900], rare), Environment("b", x[11_900:], rare[:100]))
+    drawn = EnvironmentSet("rare", places, Multiclass(3), test=("b",))
+    with pytest.raises(EnvariantError, match="^boosted-trees: The least populated class"):
+        trees.fit(drawn, drawn.roles(), 0)

@@ -1,11 +1,10 @@
 """How results look on a terminal: tables for people, one JSON object for programs."""
 
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -19,7 +18,7 @@ from envariant.training import TrainingResult
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output; a number that is not finite becomes null."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(tables.finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def print_table(table: TextTable) -> None:
@@ -71,11 +70,3 @@ def _console() -> Console:
 def _execution(result: TrainingResult) -> str:
     execution = result.record.execution
     return f"in stacks of {execution.group}, " if execution.mode == "stacked" else ""
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in cast("list[Any]", value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

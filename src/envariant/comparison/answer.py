@@ -94,14 +94,13 @@ class Answer:
     @property
     def table(self) -> pd.DataFrame:
         """A line a method, a column a place that its models never saw, and the worst and the mean of them."""
+        found = self.evidence
         lines = {
             method: {
-                **{
-                    place: cells[place].score.mean if place in cells else np.nan
-                    for place in self.evidence.places
-                },
-                "worst": self.evidence.worst(method)[1].score.mean,
-                "mean": self.evidence.mean(method),
+                **{place: cells[place].score.mean if place in cells else np.nan for place in found.places},
+                # Of a method that was not tried everywhere they would compare with nothing.
+                "worst": found.worst(method)[1].score.mean if found.whole(method) else np.nan,
+                "mean": found.mean(method) if found.whole(method) else np.nan,
             }
             for method, cells in self.evidence.cells.items()
         }
@@ -249,17 +248,30 @@ def compare(
         metric=wanted.name,
         details=True,
     )
+    guess = usual.guesses(part, source.task, wanted, held_out)
+    tasks = {place: task for place, task in plan.tasks(part, held_out).items() if place in guess}
+    if not tasks:
+        raise EnvariantError(
+            f"compare: {wanted.name} is not defined at any {environment}: each has one class only; take "
+            f"another metric"
+        )
     plan.keep(part, stored)
     execution = plan.execution(study, part, source)
     complete = plan.staged(folder, study, until, _runner(folder, execution, executor, address))
     with Store(folder) as store:
-        found = gather(store, source.task, wanted, part.environments, complete)
-        study = store.study
+        found = gather(store, study, tasks, wanted, complete)
+    study = replace(study, draws=complete)
+    left_out += tuple(
+        f"{place}: {wanted.name} is not defined there, where there is one class only"
+        for place in part.environments
+        if place not in tasks
+    )
     found = replace(
         found,
         missing=(*left_out, *found.missing),
         rows=usual.rows(part),
-        guess=usual.guesses(part, source.task, wanted, held_out),
+        # Shares of classes are as well calibrated as can be, and say nothing of a row.
+        guess={} if wanted.name == "calibration error" else guess,
         only=usual.only(part, source.task, held_out),
         giving_away=usual.giving_away(part),
         environment=environment,
@@ -267,12 +279,12 @@ def compare(
     columns = stability(source.draw(0), source.columns)
     shifts = _shifts(source, seed)
     words = verdict(found, columns, shifts, target)
-    draw = study.draws_of(words.recommended, source)[found.draws[words.recommended]]
-    kept = plan.model(whole, words.recommended, dict(draw.hyperparameters), draw.learning_rate, seed)
-    kept.save(folder / "model")
     spent = time.monotonic() - started
     answer = Answer(folder, target, environment, found, words, columns, shifts, part.account, study, spent)
     page.write(answer)
+    draw = study.draws_of(words.recommended, source)[found.draws[words.recommended]]
+    kept = plan.model(whole, words.recommended, dict(draw.hyperparameters), draw.learning_rate, seed)
+    kept.save(folder / "model")
     return answer
 
 

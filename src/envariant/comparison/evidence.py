@@ -26,6 +26,7 @@ from envariant.studies.measures import AS_IT_IS, ELSEWHERE, SHUFFLED, Answers
 from envariant.studies.metrics import Metric
 from envariant.studies.selection import Chosen, Invariance, select
 from envariant.studies.store import Store
+from envariant.studies.study import Study
 from envariant.tasks import Task
 
 LEVEL = 0.05
@@ -164,21 +165,23 @@ class _Models:
     inside: dict[int, list[float]]
 
 
-def gather(store: Store, task: Task, metric: Metric, places: Sequence[str], draws: int) -> Evidence:
+def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric, draws: int) -> Evidence:
     """What the runs that are done say.
 
     Args:
-        store: of the study.
-        task: of its data.
+        store: of the study, and perhaps of more that was asked for before.
+        study: what was asked for.
+        tasks: by place, of the models that have not seen it.
         metric: in which runs are compared.
-        places: environments.
         draws: how many of each algorithm's are complete; others are left aside, so that none has more.
 
     Raises:
         EnvariantError: no run of ERM is done.
     """
     table = store.table()
-    table = table[table["draw"] < draws]
+    asked = table["data"].isin(study.data) & table["algorithm"].isin(study.algorithms)
+    table = table[asked & (table["draw"] < draws) & (table["replica"] < study.replicas)]
+    places = tuple(tasks)
     selected = select(table, Invariance())
     reasons: dict[tuple[str, str], list[str]] = {}
     for each in selected:
@@ -214,8 +217,8 @@ def gather(store: Store, task: Task, metric: Metric, places: Sequence[str], draw
     methods = list(dict.fromkeys(each.algorithm for each, _ in chosen))
     return Evidence(
         metric,
-        tuple(places),
-        _cells(models, methods, places, task, metric),
+        places,
+        _cells(models, methods, tasks, metric),
         _reliance(chosen, measured, metric),
         {method: _most_often(c.draw for e, c in chosen if e.algorithm == method) for method in methods},
         missing,
@@ -244,15 +247,14 @@ def _by_run(history: pd.DataFrame) -> dict[tuple[int, int, str, str], float]:
 def _cells(
     models: Mapping[tuple[str, str], _Models],
     methods: Sequence[str],
-    places: Sequence[str],
-    task: Task,
+    tasks: Mapping[str, Task],
     metric: Metric,
 ) -> dict[str, dict[str, Cell]]:
     sign = 1.0 if metric.higher_is_better else -1.0
     found: dict[str, dict[str, Cell]] = {}
     raw: list[tuple[str, str, float]] = []
     for method in methods:
-        for place in places:
+        for place, task in tasks.items():
             own = models.get((method, place))
             if own is None or not own.scores:
                 continue

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from envariant.comparison.evidence import Cell, Evidence, Reliance
 from envariant.comparison.stability import ColumnStability
-from envariant.comparison.words import chance, drop, named, shown
+from envariant.comparison.words import chance, drop, guessing, named, shown
 from envariant.reporting import figures, html
 from envariant.reporting.figures import INK, MUTED, TEST, TRAIN, plain_text, quiet
-from envariant.reporting.tables import NONE, TextTable
+from envariant.reporting.tables import NONE, TextTable, finite
 from envariant.statistics import Interval
 from envariant.studies.comparison import BASELINE
 from envariant.studies.shift import NOTABLE, Shift
@@ -35,7 +35,8 @@ def write(answer: "Answer") -> None:
         EnvariantError: they cannot be written.
     """
     html.write(render(answer), answer.page)
-    html.write(json.dumps(answer.plain(), indent=1), answer.folder / "answer.json")
+    numbers = json.dumps(finite(answer.plain()), indent=1, allow_nan=False)
+    html.write(numbers, answer.folder / "answer.json")
 
 
 def render(answer: "Answer") -> str:
@@ -173,7 +174,7 @@ def places(found: Evidence) -> TextTable:
             )
         )
     worst, _ = found.worst(BASELINE)
-    usual = "the mean" if found.metric.regression else "what is most frequent"
+    usual = guessing(found)
     return TextTable(
         (
             found.environment or "place",
@@ -187,7 +188,7 @@ def places(found: Evidence) -> TextTable:
         tuple(lines),
         (
             f"{found.metric.name}, {'more' if found.metric.higher_is_better else 'less'} is better; ERM is "
-            f"worst at {worst}. No model: always saying {usual} at the other places. Trained on it: rows of "
+            f"worst at {worst}. No model: {usual} of the other places. Trained on it: rows of "
             f"the place that were held out, the rest of it in training. Square brackets and ±: 95 %, over "
             f"{found.replicas} replicas and the rows that the place happens to have.",
         ),

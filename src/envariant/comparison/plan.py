@@ -17,6 +17,7 @@ from envariant.studies.comparison import BASELINE
 from envariant.studies.metrics import METRICS, Metric, metric
 from envariant.studies.store import Store
 from envariant.studies.study import Study
+from envariant.tasks import Task
 from envariant.training import train
 from envariant.training.execution import Execution
 
@@ -151,6 +152,16 @@ def fitting(
             if least > left and (lacking := [name for name in names if needed[name] == least])
         ),
     )
+
+
+def tasks(table: Table, held_out: Sequence[Sequence[str]]) -> dict[str, Task]:
+    """By place the task of models that have not seen it: real targets in deviations of what they know."""
+    codes, names = table.environment.values, table.environments
+    return {
+        place: tables.task_of(table, ~np.isin(codes, [names.index(name) for name in places]))
+        for places in held_out
+        for place in places
+    }
 
 
 def execution(study: Study, table: Table, source: TableSource) -> Execution | None:

@@ -20,6 +20,8 @@ from envariant.tasks import Multiclass
 Array = NDArray[np.float64]
 
 LEVEL = 0.05
+# Of a column's variation in an environment: what one row may bring.
+_MOST_OF_ONE = 0.1
 NOTABLE = 0.15
 """From this difference of two slopes on, in standard deviations of the target per one of the column."""
 
@@ -52,10 +54,12 @@ class ColumnStability:
     @property
     def turns(self) -> bool:
         """Whether it is beyond noise above 0 in one environment and below in another."""
+        # Of many environments one lies on the other side by chance: each must do so by more.
+        least = float(stats.norm.isf(LEVEL / 2 / max(1, len(self.slopes))))
         sure = [
             slope
             for name, slope in self.slopes.items()
-            if math.isfinite(slope) and abs(slope) > 2.5 * self.errors[name]
+            if math.isfinite(slope) and abs(slope) > least * self.errors[name]
         ]
         return bool(sure) and min(sure) < 0 < max(sure)
 
@@ -128,7 +132,8 @@ def _slopes(values: Sequence[Array], targets: Sequence[Array]) -> tuple[Array, A
     for v, t in zip(x, y, strict=True):
         z, goal = v @ along, t @ across
         power = float(z @ z)
-        if power <= 1e-9 * len(z):
+        # Where a few rows are nearly all that varies, the slope is theirs, and its error cannot be known.
+        if power <= 1e-9 * len(z) or float((z * z).max()) > _MOST_OF_ONE * power:
             slopes.append(math.nan)
             errors.append(math.nan)
             continue

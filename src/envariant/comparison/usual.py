@@ -12,7 +12,7 @@ from scipy import stats
 from envariant.data.columns import Column
 from envariant.data.tables import Table
 from envariant.studies.metrics import Metric
-from envariant.tasks import Regression, Task
+from envariant.tasks import Binary, Regression, Task
 
 Array = NDArray[np.float64]
 
@@ -48,8 +48,9 @@ def guesses(
         # One more of each, so that no share is 0.
         shares = np.bincount(others.astype(int), minlength=classes) + 1.0
         logits = np.log(shares / shares.sum())
-        said = np.full(len(own), logits[1] - logits[0]) if classes == 2 else np.tile(logits, (len(own), 1))
-        found[place] = metric.of(task, said, own.astype(np.int64) if classes > 2 else own)
+        binary = isinstance(task, Binary)
+        said = np.full(len(own), logits[1] - logits[0]) if binary else np.tile(logits, (len(own), 1))
+        found[place] = metric.of(task, said, own if binary else own.astype(np.int64))
     return {place: found[place] for place in table.environments if np.isfinite(found[place])}
 
 
@@ -68,8 +69,8 @@ def only(table: Table, task: Task, held_out: Sequence[Sequence[str]]) -> Mapping
 def giving_away(table: Table) -> tuple[str, ...]:
     """Columns that by themselves say nearly all of the target: the same under another name, or its result.
 
-    Of numbers, those whose order is the target's; of categories, those within which it hardly varies; and
-    those that are missing just where it is one of two classes.
+    Of numbers, those whose order is that of a binary or real target; of categories, those within which it
+    hardly varies; and those that are missing just where it is one of two classes.
     """
     targets = table.targets().astype(np.float64)
     return tuple(column.name for column in table.columns if _gives_away(column, targets, table.task))
@@ -78,9 +79,9 @@ def giving_away(table: Table) -> tuple[str, ...]:
 def _gives_away(column: Column, targets: Array, task: str) -> bool:
     there = ~column.missing
     own, values = targets[there], column.values[there]
-    if task == "binary" and not there.all():
+    if task == "binary" and not there.all() and len(targets) >= _ENOUGH:
         same = float(np.mean(there == targets))
-        if max(same, 1 - same) >= _NEARLY:
+        if _nearly_all(max(same, 1 - same), targets):
             return True
     if len(own) < _ENOUGH or not np.ptp(own) or not np.ptp(values):
         return False
@@ -93,7 +94,7 @@ def _gives_away(column: Column, targets: Array, task: str) -> bool:
             return bool(left.var() <= (1 - _NEARLY) * own.var())
         each = np.zeros((len(counts), int(targets.max()) + 1))
         np.add.at(each, (codes, own.astype(int)), 1)
-        return bool(each.max(axis=1).sum() >= _NEARLY * len(own) and own.var() > (1 - _NEARLY))
+        return _nearly_all(float(each.max(axis=1).sum()) / len(own), own)
     if task == "regression":
         ranks = np.corrcoef(stats.rankdata(values), stats.rankdata(own))[0, 1]
         return bool(abs(ranks) >= _NEARLY)
@@ -102,6 +103,12 @@ def _gives_away(column: Column, targets: Array, task: str) -> bool:
         area = (ranks[own == 1].sum() - several * (several + 1) / 2) / (several * (len(own) - several))
         return bool(max(area, 1 - area) >= _NEARLY)
     return False
+
+
+def _nearly_all(right: float, targets: Array) -> bool:
+    """Whether nearly all of the mistakes are gone that always saying the most frequent class would make."""
+    wrong = 1 - float(np.bincount(targets.astype(int)).max()) / len(targets)
+    return wrong > 0 and 1 - right <= (1 - _NEARLY) * wrong
 
 
 def _parts(table: Table, held_out: Sequence[Sequence[str]]) -> list[tuple[str, Array, Array]]:

@@ -64,6 +64,7 @@ def verdict(
     best = _recommended(found)
     unstable = [c for c in columns if c.unstable]
     parts = [
+        _partial(found),
         _given_away(found, target),
         _drop(found, target),
         _useless(found),
@@ -73,6 +74,12 @@ def verdict(
         _blame(found, unstable),
     ]
     return Verdict(best, " ".join(part for part in parts if part), _next(found, unstable, shifts, best))
+
+
+def _partial(found: Evidence) -> str:
+    """What the rest speaks of, where the time was over before every place was tried."""
+    tried, every = len(found.cells[BASELINE]), len(found.places)
+    return f"Only {tried} of {every} places could be tried in the time there was." if tried < every else ""
 
 
 def where(found: Evidence, place: str) -> str:
@@ -163,8 +170,16 @@ def _useless(found: Evidence) -> str:
     place = max(none, key=lambda name: found.sign * (found.guess[name] - cells[name].score.mean))
     told = f"{where(found, place)} ({shown(found, found.guess[place])})"
     told = told if len(none) == 1 else f"{len(none)} of {len(cells)} places"
-    what = "the mean" if found.metric.regression else "the most frequent class"
-    return f"At {told} it is no better than always saying {what} of the other places."
+    return f"At {told} it is no better than {guessing(found)} of the other places."
+
+
+def guessing(found: Evidence) -> str:
+    """What can be done without a model."""
+    if found.metric.regression:
+        return "always saying the mean"
+    if found.metric.name in ("accuracy", "balanced accuracy"):
+        return "always saying the most frequent class"
+    return "always giving each class its share"
 
 
 def _unknown(found: Evidence) -> str:
@@ -185,7 +200,7 @@ def drop(found: Evidence, cell: Cell) -> tuple[float, float]:
     NaN where no model was trained on the place.
     """
     lost = found.sign * (cell.inside.mean - cell.score.mean)
-    halves = [(each.high - each.low) / 2 for each in (cell.score, cell.inside) if each.count > 1]
+    halves = [(each.high - each.low) / 2 for each in (cell.score, cell.inside) if math.isfinite(each.high)]
     return lost, math.hypot(*halves)
 
 
@@ -234,9 +249,12 @@ def _trees(found: Evidence, best: str) -> str:
     if trees.NAME not in found.helping:
         return f"Gradient-boosted trees reach {reached}, no better beyond noise."
     if best == BASELINE:
-        return f"But gradient-boosted trees, as ordinary, do better: {reached}. Take those."
+        return (
+            f"But gradient-boosted trees, as ordinary, do better: {reached}. Take those; they are not kept "
+            f"here."
+        )
     return (
-        f"Gradient-boosted trees do better still: {reached}. If nothing else speaks against them, take those."
+        f"Gradient-boosted trees reach {reached}; whether that is better than {named(best)} was not tested."
     )
 
 

@@ -122,12 +122,17 @@ class Table:
             EnvariantError: it cannot be written there.
         """
         stored.write(self.every, folder)
+        partial = folder / "table.partial"
         side = {
             "task": self.task,
             "weighted": self.weights is not None,
             "account": [{"column": line.column, "what": line.what} for line in self.account],
         }
-        (folder / "table.json").write_text(json.dumps(side, ensure_ascii=False, indent=1), encoding="utf-8")
+        try:
+            partial.write_text(json.dumps(side, ensure_ascii=False, indent=1), encoding="utf-8")
+            partial.replace(folder / "table.json")
+        except OSError as error:
+            raise EnvariantError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 def load(folder: Path) -> Table:
@@ -541,6 +546,14 @@ def _held_out(table: Table, label: str, test: tuple[str, ...]) -> TableSource:
     return TableSource(table, label, test)
 
 
+def task_of(table: Table, trained: NDArray[np.bool_]) -> Task:
+    """What is predicted; real targets in deviations of the rows that are trained on."""
+    if table.task != "regression":
+        return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
+    known = table.targets()[trained].astype(np.float64)
+    return Regression(scale=float(known.std()) or 1.0, centre=float(known.mean()))
+
+
 def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, EnvironmentSet]:
     for name in test:
         if name not in table.environments:
@@ -554,11 +567,8 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
     if not encoder.columns:
         raise EnvariantError(f"{label}: no column varies in the training environments")
     targets = table.targets()
-    task: Task = Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
-    if table.task == "regression":
-        known = targets[trained].astype(np.float64)
-        spread = float(known.std())
-        task = Regression(scale=spread or 1.0, centre=float(known.mean()))
+    task = task_of(table, trained)
+    if isinstance(task, Regression):
         targets = ((targets - task.centre) / task.scale).astype(np.float32)
     ends = np.cumsum(np.bincount(codes, minlength=len(table.environments)))
     environments = [

@@ -1,8 +1,9 @@
 """The tables, made once for the terminal and the page: every environment, the worst, spread, replicas."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, cast, final
 
 from envariant.data import Facts
 from envariant.reporting import labels
@@ -119,3 +120,12 @@ def _pair(pair: tuple[float, float | None], digits: int = 3) -> str:
 def _replicas(result: TrainingResult) -> str:
     finished, wanted = len(result.finished), result.record.settings.replicas
     return str(wanted) if finished == wanted else f"{finished} of {wanted}"
+
+
+def finite(value: Any) -> Any:
+    """The same for JSON, which knows no infinity and no NaN: those become null."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in cast("list[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,6 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from torch import Tensor
 
 from envariant.environments import WEIGHT, EnvironmentSet
+from envariant.errors import EnvariantError
 from envariant.tasks import Binary, Regression
 from envariant.training.group import Change
 from envariant.training.history import LOSS, HistoryRow
@@ -72,12 +73,16 @@ class Trees:
         task, rows = self.drawn.task, inputs.flatten(1).numpy()
         if isinstance(task, Regression):
             return torch.from_numpy(self.fitted.predict(rows)).float()
+        classes = self.fitted.classes_.astype(int)
+        # A class that no training row has gets nothing.
+        logits = np.full((len(rows), task.outputs), -_SURE)
+        if len(classes) == 1:
+            binary = isinstance(task, Binary)
+            logits[:, 0 if binary else classes[0]] = -_SURE if binary and not classes[0] else _SURE
+            return task.logits(torch.from_numpy(logits).float())
         known = np.clip(self.fitted.decision_function(rows), -_SURE, _SURE)
         if isinstance(task, Binary):
             return torch.from_numpy(known).float()
-        # A class that no training row has gets nothing.
-        classes = self.fitted.classes_.astype(int)
-        logits = np.full((len(rows), task.outputs), -_SURE)
         if len(classes) == 2:
             logits[:, classes[0]], logits[:, classes[1]] = -known / 2, known / 2
         else:
@@ -103,5 +108,9 @@ def fit(drawn: EnvironmentSet, roles: dict[str, str], seed: int) -> Trees:
     fitted = kind(learning_rate=RATE, random_state=seed)
     some = WEIGHT in training[0].attributes
     weights = torch.cat([e.attributes[WEIGHT] for e in training]).numpy() if some else None
-    fitted.fit(inputs, targets, sample_weight=weights)
+    try:
+        fitted.fit(inputs, targets, sample_weight=weights)
+    except ValueError as error:
+        # A class of a single row cannot be parted, which is how scikit-learn finds where to stop.
+        raise EnvariantError(f"{NAME}: {str(error).splitlines()[0]}") from None
     return Trees(drawn, fitted, time.perf_counter() - started)

@@ -1,6 +1,7 @@
 """What holds for every test: one thread a process, and annotations that are checked as they are written."""
 
 import os
+import subprocess
 
 # Before PyTorch is imported, because it reads this once. The tests' matrices are tiny, and two processes
 # that spin waiting for each other's threads are some twenty times slower than one thread each.
@@ -9,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
@@ -30,3 +32,21 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 # For the whole package, while the tests run; users do not pay for it. Nothing may import the package
 # before this line.
 install_import_hook("envariant", "conftest.checked")
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line in this process, for a new one takes seconds to start."""
+
+    def called(*arguments: object) -> subprocess.CompletedProcess[str]:
+        from envariant.cli import main
+
+        code = 0
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return called

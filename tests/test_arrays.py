@@ -63,7 +63,7 @@ def test_environments_come_by_number_if_they_are_numbers_and_else_by_text(labels
 
 
 def test_what_is_nearly_a_number_is_text():
-    assert in_order(["nan", "2", "10"]) == ("10", "2", "nan")
+    assert in_order(["nan", "2", "10"]) == ("2", "10", "nan")
     assert in_order(["b", "a", "b"]) == ("a", "b")
 
 

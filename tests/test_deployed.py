@@ -11,7 +11,7 @@ import torch
 import envariant
 from envariant.data import table_files, tables
 from envariant.data.drift import Sketch
-from envariant.data.tables import TableSource
+from envariant.data.table_source import TableSource
 from envariant.deployed import SCHEMA, TENSORS, TEXT, DeployedModel, load_model
 from envariant.errors import EnvariantError
 from envariant.training import TrainingResult

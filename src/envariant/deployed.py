@@ -28,7 +28,8 @@ from envariant.data.drift import Drift, Sketch
 from envariant.data.encoding import Encoder
 from envariant.data.hold_out import HeldOut
 from envariant.data.table_files import read_columns
-from envariant.data.tables import TableSource, TaskName
+from envariant.data.table_source import TableSource
+from envariant.data.tables import TaskName
 from envariant.errors import EnvariantError
 from envariant.tasks import Regression, Task, task_named
 from envariant.training.network import TOGETHER

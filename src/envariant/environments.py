@@ -466,13 +466,16 @@ class PredictedBatch:
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Different labels in the order people expect: by number if all are numbers, else by text."""
-    found = sorted(set(labels))
-    try:
-        numbers = [float(text) for text in found]
-    except ValueError:
-        return tuple(found)
-    return tuple(sorted(found, key=float)) if all(map(math.isfinite, numbers)) else tuple(found)
+    """Different labels in the order people expect: numbers by their size, then words by text."""
+
+    def place(text: str) -> tuple[float, str]:
+        try:
+            number = float(text)
+        except ValueError:
+            return math.inf, text
+        return (number if math.isfinite(number) else math.inf), text
+
+    return tuple(sorted(set(labels), key=place))
 
 
 # Whole numbers with more different values than this are a quantity and not a class.

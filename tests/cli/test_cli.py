@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from envariant.cli import main
 from helpers import cpu_of_children
 
 ENVARIANT = [sys.executable, "-c", "from envariant.cli import main; main()"]
@@ -22,22 +21,6 @@ def run(*arguments, **options):
         check=False,
         **options,
     )
-
-
-@pytest.fixture
-def here(capsys):
-    """The same in this process, for a new one takes seconds to start: of each kind of test one starts some."""
-
-    def called(*arguments):
-        code = 0
-        try:
-            main([*map(str, arguments)])
-        except SystemExit as end:
-            code = end.code or 0
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
-
-    return called
 
 
 def test_help_is_fast_and_loads_no_torch():

@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -10,9 +9,8 @@ import pandas as pd
 import pytest
 
 import envariant
-from envariant.cli import main
 from envariant.data import tables
-from envariant.data.tables import TableSource
+from envariant.data.table_source import TableSource
 from envariant.deployed import DeployedModel
 
 
@@ -32,20 +30,6 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored") / "model"
     DeployedModel.of(source, result).save(folder)
     return folder
-
-
-@pytest.fixture
-def here(capsys):
-    def called(*arguments):
-        code = 0
-        try:
-            main([*map(str, arguments)])
-        except SystemExit as end:
-            code = end.code or 0
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
-
-    return called
 
 
 @pytest.fixture

@@ -1,29 +1,12 @@
 """`envariant sweep` and `envariant runs`, as typed."""
 
 import json
-import subprocess
 
 import pandas as pd
 import pytest
 
-from envariant.cli import main
-
 SMALL = ["--data", "colored-digits", "--algorithms", "erm", "vrex", "--draws", "2", "--replicas", "2"]
 SHORT = ["--steps", "8", "--model", "linear"]
-
-
-@pytest.fixture
-def here(capsys):
-    def called(*arguments):
-        code = 0
-        try:
-            main([*map(str, arguments)])
-        except SystemExit as end:
-            code = end.code or 0
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
-
-    return called
 
 
 def test_a_sweep_is_planned_run_listed_shown_exported_and_retried(here, tmp_path):

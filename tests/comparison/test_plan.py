@@ -9,7 +9,7 @@ import pytest
 
 from envariant.comparison import plan
 from envariant.data import tables
-from envariant.data.tables import TableSource
+from envariant.data.table_source import TableSource
 from envariant.errors import EnvariantError
 from envariant.studies import Store, Study, trees
 from envariant.studies.store import Outcome

@@ -6,7 +6,7 @@ import pytest
 
 from envariant.comparison import usual
 from envariant.data import tables
-from envariant.data.tables import TableSource
+from envariant.data.table_source import TableSource
 from envariant.studies.metrics import METRICS
 
 WHERE = [("a",), ("b",), ("c",)]

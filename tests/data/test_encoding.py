@@ -12,7 +12,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from envariant.data import tables
 from envariant.data.columns import Column, piece, typed
 from envariant.data.encoding import MOST_CATEGORIES, Encoder, fit
-from envariant.data.tables import TableSource
+from envariant.data.table_source import TableSource
 
 NAN = np.nan
 

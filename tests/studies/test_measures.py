@@ -9,7 +9,7 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from envariant.data import tables
-from envariant.data.tables import TableSource
+from envariant.data.table_source import TableSource
 from envariant.environments import Environment, EnvironmentSet
 from envariant.errors import EnvariantError
 from envariant.studies import Store, Study, sweep, trees

@@ -22,8 +22,9 @@ from envariant.comparison.evidence import Evidence, gather
 from envariant.comparison.plan import ALGORITHMS
 from envariant.comparison.stability import ColumnStability, stability
 from envariant.comparison.words import Verdict, drop, verdict
-from envariant.data import tables
-from envariant.data.tables import Line, TableSource
+from envariant.data import table_source, tables
+from envariant.data.table_source import TableSource
+from envariant.data.tables import Line
 from envariant.deployed import DeployedModel
 from envariant.errors import EnvariantError
 from envariant.statistics import interval
@@ -237,14 +238,14 @@ def compare(
     held_out = plan.places_at_a_time(part)
     fit, left_out = plan.fitting(names, held_out, len(part.environments))
     study = Study(
-        data=(str(specs.Spec(tables.NAME, (str(stored),))),),
+        data=(str(specs.Spec(table_source.NAME, (str(stored),))),),
         algorithms=fit,
         name=folder.name,
         draws=draws,
         replicas=replicas,
         held_out=held_out,
         seed=seed,
-        settings={"evaluate_every": tables.STEPS},
+        settings={"evaluate_every": table_source.STEPS},
         metric=wanted.name,
         details=True,
     )

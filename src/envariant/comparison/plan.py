@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from envariant.algorithms import recipes
-from envariant.data import tables
-from envariant.data.tables import Line, Table, TableSource
+from envariant.data import table_source, tables
+from envariant.data.table_source import TableSource
+from envariant.data.tables import Line, Table
 from envariant.deployed import DeployedModel
 from envariant.errors import EnvariantError
 from envariant.studies import trees
@@ -158,7 +159,7 @@ def tasks(table: Table, held_out: Sequence[Sequence[str]]) -> dict[str, Task]:
     """By place the task of models that have not seen it: real targets in deviations of what they know."""
     codes, names = table.environment.values, table.environments
     return {
-        place: tables.task_of(table, ~np.isin(codes, [names.index(name) for name in places]))
+        place: table_source.task_of(table, ~np.isin(codes, [names.index(name) for name in places]))
         for places in held_out
         for place in places
     }
@@ -224,7 +225,7 @@ def model(
         hyperparameters=hyperparameters,
         learning_rate=learning_rate,
         test_environments=(),
-        evaluate_every=tables.STEPS,
+        evaluate_every=table_source.STEPS,
         execution="sequential",
         seed=seed,
         progress=False,

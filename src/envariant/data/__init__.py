@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from envariant import specs
-from envariant.data import tables
+from envariant.data import table_source
 from envariant.data.color_channels import ColorChannels
 from envariant.data.colored_digits import ColoredDigits
 from envariant.data.colored_mnist import ColoredMNIST
@@ -52,7 +52,7 @@ def _images(cls: type[ImageSource], spec: specs.Spec) -> ImageSource:
 
 
 _OWN: dict[str, Callable[[specs.Spec], EnvironmentSource]] = {
-    tables.NAME: lambda spec: tables.source(*spec.positional, **spec.keywords),
+    table_source.NAME: lambda spec: table_source.source(*spec.positional, **spec.keywords),
     **{cls.base: partial(_images, cls) for cls in (ImageFolders, MetadataImages, Wilds)},
 }
 """Sources of files of one's own, by name: each is made of what stands in the brackets."""

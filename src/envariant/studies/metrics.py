@@ -29,14 +29,12 @@ class Metric:
         of: task, logits `[rows]` or `[rows, classes]` and targets `[rows]` to the number; NaN where it is not
             defined, as where a class is missing.
         regression: whether it is for real targets; the others are for classes.
-        perfect: the best there is.
     """
 
     name: str
     higher_is_better: bool
     of: Callable[[Task, Array, Array], float]
     regression: bool = False
-    perfect: float = 1.0
 
 
 def metric(name: str, task: Task) -> Metric:
@@ -115,10 +113,10 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy", True, _scores),
         Metric("balanced accuracy", True, _balanced),
         Metric("AUROC", True, _auroc),
-        Metric("log loss", False, _losses, perfect=0.0),
-        Metric("calibration error", False, _calibration, perfect=0.0),
-        Metric("squared error", False, _scores, regression=True, perfect=0.0),
-        Metric("RMSE", False, _rmse, regression=True, perfect=0.0),
+        Metric("log loss", False, _losses),
+        Metric("calibration error", False, _calibration),
+        Metric("squared error", False, _scores, regression=True),
+        Metric("RMSE", False, _rmse, regression=True),
         Metric("R²", True, _r2, regression=True),
     )
 }

@@ -53,15 +53,15 @@ def test_what_would_mix_other_runs_in_is_refused(tmp_path, changes, message):
 
 def test_a_batch_is_of_one_algorithm_and_one_place_and_is_claimed_once(tmp_path):
     with Store.begin(tmp_path, STUDY) as store:
-        first, second = store.claim(), store.claim(most=3)
+        first, second = store.claim(), store.claim(among=2)
         assert {s.run.algorithm for s in store.members(first)} == {"erm"}
-        assert [s.run.algorithm for s in store.members(second)] == ["irm"] * 3
+        assert [s.run.algorithm for s in store.members(second)] == ["irm"] * 2
         third = store.claim()
-        assert len(store.members(third)) == 1
+        assert len(store.members(third)) == 2
         assert store.claim() is None
         assert store.unfinished() == (first, second, third)
         store.finish(second, "it broke")
-        assert store.counts() == {"planned": 0, "running": 5, "done": 0, "failed": 3}
+        assert store.counts() == {"planned": 0, "running": 6, "done": 0, "failed": 2}
         assert set(store.listing()["error"].dropna()) == {"it broke"}
 
 

@@ -8,6 +8,8 @@ import time
 
 import pandas as pd
 import pytest
+import torch
+from filelock import FileLock
 
 import envariant
 from envariant.data.hold_out import SUFFIX
@@ -15,6 +17,7 @@ from envariant.errors import EnvariantError
 from envariant.studies import Store, Study, sweep
 from envariant.studies.comparison import compare
 from envariant.studies.estimate import estimate
+from envariant.studies.executors import local
 from envariant.studies.selection import TrainingValidation, select
 
 SETTINGS = {"steps": 30, "evaluate_every": 10, "model": "mlp(hidden=16)", "precision": "float32"}
@@ -72,19 +75,34 @@ def test_stacked_in_one_process_or_apart_in_two_the_table_is_the_same(whole, tmp
     pd.testing.assert_frame_equal(stacked, whole[2], rtol=2e-3, atol=2e-3)
 
 
+def test_processes_share_the_threads_and_end_together(tmp_path):
+    study = Study(("colored-digits",), ("erm",), draws=4, replicas=4, settings=SETTINGS | {"steps": 3})
+    before, seen = torch.get_num_threads(), set()
+    torch.set_num_threads(2)
+    try:
+        swept(tmp_path, study, workers=2, told=lambda *_: seen.add(torch.get_num_threads()))
+        assert seen == {1}, "a process of two has half of the threads"
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    with Store(tmp_path) as store:
+        sizes = [len(store.members(batch)) for batch in range(1, 6)]
+    assert sizes == [8, 4, 2, 1, 1], "half of what is left, so that none waits long for the other"
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
 from envariant.studies import executors, sweep
 from envariant.studies.executors import local
 local._PATIENCE = 0.0
-sweep(Path(sys.argv[1]), execution="sequential")
+sweep(Path(sys.argv[1]), execution="sequential", workers=int(sys.argv[2]))
 """
 
 
 def test_killed_three_times_and_called_again_ends_with_the_same_table(whole, tmp_path):
     Store.begin(tmp_path, STUDY).close()
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), "1"]
     seen = []
     for rows in (5, 100, 250):
         process = subprocess.Popen(command)
@@ -101,6 +119,26 @@ def test_killed_three_times_and_called_again_ends_with_the_same_table(whole, tmp
     subprocess.run(command, check=True)
     with Store(tmp_path) as store:
         same((store.listing().drop(columns="seconds"), store.history()), whole[1:])
+
+
+def test_a_process_stops_when_the_one_that_started_it_is_killed(tmp_path):
+    study = Study(("colored-digits",), ("erm",), draws=2, replicas=1, settings=SETTINGS | {"steps": 10**6})
+    Store.begin(tmp_path, study).close()
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path), "2"])
+    with Store(tmp_path) as store:
+        wait_until(lambda: store.history()["run"].nunique() == 2, 90)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for batch in (1, 2):
+            with FileLock(local.place(store, batch) / ".lock", timeout=30):
+                assert batch in store.unfinished()
+
+
+def wait_until(true, seconds):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_what_cannot_train_fails_with_its_reason_and_the_rest_goes_on(tmp_path):

@@ -272,11 +272,12 @@ class Store:
             map(_stored, self._rows(f"SELECT {_COLUMNS} FROM runs WHERE batch = ? ORDER BY id", (batch,)))
         )
 
-    def claim(self, most: int | None = None) -> int | None:
+    def claim(self, among: int = 1) -> int | None:
         """Makes a batch of planned runs that train as one, the earliest first; None if none is planned.
 
         Args:
-            most: runs to a batch.
+            among: how many processes share the work. A batch holds at most one part in so many of what is
+                planned yet, so that batches grow smaller and all end at about the same time.
         """
         with self._writing() as write:
             first = write(
@@ -287,8 +288,9 @@ class Store:
             batch = write("INSERT INTO batches DEFAULT VALUES").lastrowid
             write(
                 "UPDATE runs SET state = 'running', batch = ? WHERE id IN (SELECT id FROM runs WHERE "
-                "state = 'planned' AND data = ? AND held_out = ? AND algorithm = ? ORDER BY id LIMIT ?)",
-                (batch, *first, -1 if most is None else most),
+                "state = 'planned' AND data = ? AND held_out = ? AND algorithm = ? ORDER BY id LIMIT "
+                "(SELECT (COUNT(*) + ? - 1) / ? FROM runs WHERE state = 'planned'))",
+                (batch, *first, among, among),
             )
         return batch
 

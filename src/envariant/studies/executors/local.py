@@ -49,17 +49,18 @@ def sweep(
         wish(execution)
     if workers < 1:
         raise EnvariantError(f"workers must be at least 1; got {workers}")
-    with Store(folder) as store:
-        planned = store.counts()["planned"]
-    how = _How(execution, None if workers == 1 else max(1, -(-planned // workers)), until)
-    threads = max(1, torch.get_num_threads() // workers)
+    how = _How(execution, workers, until)
+    before = torch.get_num_threads()
+    threads = max(1, before // workers)
     context = multiprocessing.get_context("spawn")
     others = [context.Process(target=_apart, args=(folder, how, threads)) for _ in range(workers - 1)]
     for other in others:
         other.start()
+    torch.set_num_threads(threads)
     try:
         _work(folder, how, told)
     finally:
+        torch.set_num_threads(before)
         for other in others:
             other.join()
 
@@ -67,15 +68,18 @@ def sweep(
 @final
 @dataclass(frozen=True)
 class _How:
-    """What all processes of a sweep keep to: how runs are executed, how many to a batch, and until when."""
+    """What all processes of a sweep keep to: how runs are executed, by how many of them, and until when."""
 
     execution: str | Execution
-    most: int | None
+    workers: int
     until: float | None
 
     @property
     def over(self) -> bool:
-        return self.until is not None and time.monotonic() > self.until
+        """Whether the time is up, or whoever started this process is gone: nobody would stop it then."""
+        parent = multiprocessing.parent_process()
+        orphaned = parent is not None and not parent.is_alive()
+        return orphaned or (self.until is not None and time.monotonic() > self.until)
 
 
 def _work(folder: Path, how: _How, told: Told | None = None) -> None:
@@ -84,7 +88,7 @@ def _work(folder: Path, how: _How, told: Told | None = None) -> None:
         for batch in store.unfinished():
             if not how.over:
                 _locked(store, batch, how, told)
-        while not how.over and (batch := store.claim(how.most)) is not None:
+        while not how.over and (batch := store.claim(how.workers)) is not None:
             _locked(store, batch, how, told)
 
 

@@ -72,13 +72,12 @@ def train(batch: Batch, execution: str) -> Came:
 
 def _drive(ray: Any, remote: Any, store: Store, execution: str, told: Told | None) -> None:
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    most = max(1, -(-store.counts()["planned"] // cores))
     waiting = list(store.unfinished())
     under_way: dict[Any, int] = {}
     with ExitStack() as locks:
         while True:
             while len(under_way) < _AHEAD * cores:
-                batch = waiting.pop(0) if waiting else store.claim(most)
+                batch = waiting.pop(0) if waiting else store.claim(cores)
                 if batch is None:
                     break
                 if _mine(locks, store, batch):

@@ -86,8 +86,11 @@ def test_mnist_cnn_is_domainbeds_list_of_layers():
     assert [(n.num_groups, n.num_channels) for n in layers(model, nn.GroupNorm)] == [
         (8, 64), (8, 128), (8, 128), (8, 128),
     ]  # fmt: skip
-    order = [type(m) for m in model.featurizer if type(m).__module__.startswith("torch.")]
-    assert order == [nn.Conv2d, nn.ReLU, nn.GroupNorm] * 4 + [nn.AdaptiveAvgPool2d, nn.Flatten]
+    order = [m for m in model.featurizer if type(m).__module__.startswith("torch.")]
+    assert [type(m) for m in order] == [nn.Conv2d, nn.ReLU, nn.GroupNorm] * 4
+    images = torch.rand(5, 2, 28, 28, generator=torch.Generator().manual_seed(0))
+    theirs = nn.Sequential(*order, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    torch.testing.assert_close(model.featurizer(images), theirs(images))
 
 
 ALL = ["linear", "mlp(hidden=12)", "lenet", "mnist-cnn"]

@@ -1,12 +1,15 @@
 """Stacked or one after another, recorded or not, alone or in company: the same numbers to rounding."""
 
 from dataclasses import replace
+from typing import final
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import envariant
+from envariant import benchmark
 from envariant.algorithms import RECIPES, Algorithm, Composition, Setting, VREx, recipe
 from envariant.environments import Environment, EnvironmentSet
 from envariant.errors import EnvariantError
@@ -175,6 +178,32 @@ def test_a_recorded_program_gives_the_bits_of_the_unrecorded_one(name, how, monk
     assert recorded[0] == plain[0]
     for k, state in plain[1].items():
         assert all(torch.equal(recorded[1][k].params[n], v) for n, v in state.params.items())
+
+
+@final
+class Casts(TorchDispatchMode):
+    """Sees every cast, and whether it changes anything."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.idle = 0, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten._to_copy.default:
+            self.seen += 1
+            self.idle += args[0].dtype == kwargs.get("dtype")
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_recorded_program_copies_nothing_that_has_its_type_already(monkeypatch):
+    """PyTorch describes the group norm's derivative in bfloat16 as float32, and would have it cast."""
+    monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+    group = replace(benchmark.CASES["mnist-cnn"], precision="bfloat16").group()
+    group.advance()
+    with Casts() as casts:
+        group.advance()
+    assert casts.seen > 20, "weights and their gradients are cast"
+    assert casts.idle == 0
 
 
 class Remembering(Algorithm):

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import vmap
+from torch.fx import GraphModule, Node
 
 from envariant.algorithms.contract import Algorithm, Parameters, State
 from envariant.algorithms.hyperparameters import with_numbers
@@ -195,10 +196,26 @@ class Program:
             logging.getLogger(__name__).info("not recorded: %s", error)
             return None
         if not self._compiled:
-            return recorded
+            return _without_idle_casts(recorded)
         # Compilers make a program for each shape; ours never changes shape.
         mode = "reduce-overhead" if self._net.device.type == "cuda" else None
         return torch.compile(recorded, mode=mode, dynamic=False)
+
+
+def _without_idle_casts(recorded: GraphModule) -> GraphModule:
+    """The same operations, with no copy where a tensor turns out to have the type that it is cast to.
+
+    PyTorch's descriptions of its operations err here and there: that of the group norm's derivative says
+    float32 where bfloat16 comes out, and the recorded cast would copy it to bfloat16.
+    """
+    aten = torch.ops.aten
+    for node in recorded.graph.find_nodes(op="call_function", target=aten._to_copy.default):
+        (source,), wanted = node.args, node.kwargs.get("dtype")
+        described = source.meta["val"].dtype if isinstance(source, Node) else wanted
+        if described != wanted and "memory_format" not in node.kwargs:
+            node.target, node.args, node.kwargs = aten.to.dtype, (source, wanted), {}
+    recorded.recompile()
+    return recorded
 
 
 def _compiling(step: Function, given: Given) -> tuple[Any, ...]:

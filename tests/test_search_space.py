@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from envariant.errors import EnvariantError
-from envariant.search_space import Choice, LogUniform, Uniform, UniformInteger, ranges
+from envariant.search_space import Choice, LogUniform, Uniform, UniformInteger, ranges, search_range
 
 SEEDS = st.integers(0, 2**32)
 
@@ -111,3 +111,17 @@ def test_ranges_are_inherited():
 def test_ranges_read_well():
     written = map(str, (Uniform(0, 0.5), LogUniform(1e2, 1e6), UniformInteger(1, 9), Choice((1, "a"))))
     assert list(written) == ["0 … 0.5", "100 … 1e+06, log", "1 … 9, whole", "1 | a"]
+
+
+def test_a_range_is_read_as_a_study_writes_it():
+    assert search_range("loguniform(1e2, high=1e6)") == LogUniform(1e2, 1e6)
+    assert search_range("uniform(0, 1)") == Uniform(0, 1)
+    assert search_range("integer(1, 9)") == UniformInteger(1, 9)
+    assert search_range([1, "a"]) == Choice((1, "a"))
+    for wrong, message in (
+        (3, "a range is a list"),
+        ("log", "unknown range 'log'"),
+        ("integer(1)", "needs high"),
+    ):
+        with pytest.raises(EnvariantError, match=message):
+            search_range(wrong)

@@ -7,10 +7,11 @@ is by default and where a random search may look. Nothing else in the house keep
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, final, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, cast, final, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from envariant import specs
 from envariant.errors import EnvariantError
 
 
@@ -109,6 +110,26 @@ def ranges(cls: type[Any]) -> dict[str, Range]:
             if declared:
                 found[name] = declared[0]
     return found
+
+
+RANGES: dict[str, type[Range]] = {"uniform": Uniform, "loguniform": LogUniform, "integer": UniformInteger}
+"""By the name under which a study may write one."""
+
+
+def search_range(declared: object) -> Range:
+    """The range that a study writes: a list of values, or text such as `loguniform(1e2, 1e6)`.
+
+    Raises:
+        EnvariantError: it is neither, or its numbers make no range.
+    """
+    if isinstance(declared, list | tuple):
+        return Choice(tuple(cast("list[Any]", declared)))
+    if isinstance(declared, str):
+        return specs.build("range", declared, RANGES)
+    raise EnvariantError(
+        f"a range is a list of values or one of {', '.join(f'{name}(low, high)' for name in RANGES)}; "
+        f"got {declared!r}"
+    )
 
 
 def _ordered(where: Range, low: float, high: float) -> None:

@@ -66,6 +66,33 @@ def test_what_is_set_in_brackets_is_not_drawn():
         assert 0.5 <= draw.hyperparameters["threshold"] <= 1
 
 
+def test_a_study_may_look_elsewhere_than_an_algorithm_declares():
+    own = {"irm": {"coefficient": "loguniform(10, 100)", "l2": [0.5], "learning_rate": [0.25, 0.125]}}
+    study, mnist = replace(SMALL, draws=30, ranges=own), source("colored-mnist")
+    draws = study.draws_of("irm", mnist)
+    assert draws[0] == replace(SMALL, draws=30).draws_of("irm", mnist)[0], "what the data suggest"
+    coefficients = [schedule(draw.hyperparameters["coefficient"])(10**6) for draw in draws[1:]]
+    assert 10 <= min(coefficients) < 30 < max(coefficients) <= 100
+    assert {draw.hyperparameters["l2"] for draw in draws[1:]} == {0.5}
+    assert {draw.learning_rate for draw in draws[1:]} == {0.25, 0.125}
+    assert study.draws_of("erm", mnist) == replace(SMALL, draws=30).draws_of("erm", mnist)
+    assert of(study.plain(), "again") == study
+
+
+def test_a_range_that_cannot_be_trained_with_is_refused_when_planned():
+    for own, message in (
+        ({"coefficient": ["a"]}, "study: ranges of irm: step: after must be a number; got 'a'"),
+        ({"form": ["thirds"]}, "study: ranges of irm: irm: form must be squared or halves or dummies"),
+        (
+            {"learning_rate": "uniform(-2, -1)"},
+            "study: ranges of irm: learning_rate must be a positive number",
+        ),
+    ):
+        with pytest.raises(EnvariantError) as error:
+            replace(SMALL, ranges={"irm": own}).runs()
+        assert message in str(error.value)
+
+
 def test_with_nothing_to_draw_there_is_one_draw():
     assert len(replace(SMALL, rate_span=1.0).draws_of("erm", colored_digits())) == 1
     assert len(replace(SMALL, rate_span=1.0).draws_of("irm", colored_digits())) == 4
@@ -101,6 +128,14 @@ def test_a_file_is_read_as_it_is_written(tmp_path):
         ("[settings]\nstesp = 3", "unknown setting 'stesp'; did you mean 'steps'?"),
         ('held_out = "every"', "held_out"),
         ("draws = = 2", "is no TOML"),
+        ("[ranges.imr]", "study: ranges: unknown algorithm 'imr'"),
+        ("[ranges.erm]\nl3 = [1]", "ranges of erm: unknown hyperparameter 'l3'"),
+        (
+            "[ranges.erm]\nl2 = 1",
+            "ranges of erm: l2: a range is a list of values or one of uniform(low, high)",
+        ),
+        ('[ranges.erm]\nl2 = "uniform(2, 1)"', "ranges of erm: l2: Uniform: low must lie below high"),
+        ('algorithms = ["irm(l2=1)"]\n[ranges."irm(l2=1)"]\nl2 = [2]', "l2 is set in its brackets; drop one"),
     ],
 )
 def test_a_wrong_file_is_one_clear_line(tmp_path, text, message):

@@ -7,6 +7,7 @@ that more algorithms or more draws leave the runs that are there as they are.
 import hashlib
 import itertools
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -21,7 +22,7 @@ from envariant.algorithms import recipes
 from envariant.environments import EnvironmentSource
 from envariant.errors import EnvariantError, unknown_name
 from envariant.schedules import Schedule, reaching, schedule
-from envariant.search_space import LogUniform
+from envariant.search_space import LogUniform, Range, search_range
 from envariant.studies import metrics, trees
 from envariant.training.assembly import Chosen
 
@@ -40,6 +41,9 @@ SETTINGS = (
     "compile",
 )
 """What may be set for all runs alike, by the names that `envariant.train` gives its arguments."""
+
+RATE = "learning_rate"
+"""What a range of learning rates is called among an algorithm's ranges."""
 
 HeldOut = Literal["suggested", "each", "each-and-pairs"] | tuple[tuple[str, ...], ...]
 
@@ -101,6 +105,8 @@ class Study:
         hold_out: share of every training environment's rows that selection looks at.
         rate_span: learning rates are drawn from the suggested one divided by this to the same times this;
             1 keeps it.
+        ranges: for each algorithm, as typed, where its draws look instead of where it declares: the name of a
+            hyperparameter, or `learning_rate`, and a list or text such as `loguniform(1e2, 1e6)`.
         seed: from which draws and replicas follow.
         settings: for all runs alike; see `SETTINGS`.
         metric: in which runs are compared, such as AUROC; "" is the task's own.
@@ -118,6 +124,7 @@ class Study:
     held_out: HeldOut = "suggested"
     hold_out: float = 0.2
     rate_span: float = 10**0.5
+    ranges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     metric: str = ""
@@ -142,6 +149,10 @@ class Study:
         for text in self.algorithms:
             if text != trees.NAME:
                 recipes.recipe(text)
+        for text in self.ranges:
+            if text not in self.algorithms:
+                raise unknown_name("algorithm", text, self.algorithms, where="study: ranges")
+            self._ranges_of(text)
         if self.metric and self.metric not in metrics.METRICS:
             raise unknown_name("metric", self.metric, metrics.METRICS, where="study")
 
@@ -172,20 +183,42 @@ class Study:
         if algorithm == trees.NAME:
             return (Draw(0, {}, trees.RATE),)
         suggested = Chosen.of(algorithm, {}, source)
-        rate = suggested.suggestion.learning_rate
+        rate, span, own = suggested.suggestion.learning_rate, self.rate_span, self._ranges_of(algorithm)
+        rates = own.pop(RATE, LogUniform(rate / span, rate * span) if span > 1 else None)
         found = [Draw(0, {}, rate)]
         for number in range(1, self.draws):
-            drawn = drawn_hyperparameters(algorithm, suggested, self.seed, number)
-            span = self.rate_span
-            mine = (
-                LogUniform(rate / span, rate * span).draw(_generator(self.seed, algorithm, number, "rate"))
-                if span > 1
-                else rate
-            )
+            by_chance = _generator(self.seed, algorithm, number, "rate")
+            mine = rate if rates is None else rates.draw(by_chance)
+            try:
+                drawn = drawn_hyperparameters(algorithm, suggested, self.seed, number, own)
+                if algorithm in self.ranges:
+                    Chosen.of(algorithm, drawn, source)
+                    _check_rate(mine)
+            except EnvariantError as error:
+                raise EnvariantError(f"study: ranges of {algorithm}: {error}") from None
             found.append(Draw(number, drawn, mine))
         return tuple({(json.dumps(d.hyperparameters), d.learning_rate): d for d in reversed(found)}.values())[
             ::-1
         ]
+
+    def _ranges_of(self, algorithm: str) -> dict[str, Range]:
+        """What this study says of where an algorithm's draws look, learning rates among it."""
+        declared = self.ranges.get(algorithm, {})
+        if algorithm == trees.NAME and declared:
+            raise EnvariantError(f"study: ranges: {trees.NAME} have nothing to draw")
+        found: dict[str, Range] = {}
+        for name, value in declared.items():
+            settable = [h for h in recipes.recipe(algorithm).hyperparameters if h.name == name]
+            if name != RATE and not settable:
+                known = [RATE, *(h.name for h in recipes.recipe(algorithm).hyperparameters)]
+                raise unknown_name("hyperparameter", name, known, where=f"study: ranges of {algorithm}")
+            if any((h.part, h.field) in _fixed(algorithm) for h in settable):
+                raise EnvariantError(f"study: ranges of {algorithm}: {name} is set in its brackets; drop one")
+            try:
+                found[name] = search_range(value)
+            except EnvariantError as error:
+                raise EnvariantError(f"study: ranges of {algorithm}: {name}: {error}") from None
+        return found
 
     def _places(self, source: EnvironmentSource) -> list[tuple[str, ...]]:
         drawn = source.draw(0)
@@ -200,28 +233,43 @@ class Study:
         return each + [pair for pair in pairs if len(pair) < len(drawn.names)]
 
 
-def drawn_hyperparameters(algorithm: str, suggested: Chosen, seed: int, number: int) -> dict[str, Any]:
-    """Draw `number` of an algorithm: a value from the range of every hyperparameter that declares one.
+def drawn_hyperparameters(
+    algorithm: str, suggested: Chosen, seed: int, number: int, own: Mapping[str, Range]
+) -> dict[str, Any]:
+    """Draw `number` of an algorithm: a value from the range of every hyperparameter that has one.
 
     Each follows from the seed, the algorithm, the number and its own name. Of a schedule the last value is
-    drawn. What the text sets in brackets stays, and so does what belongs to the loss as a whole.
+    drawn. What the text sets in brackets stays, and so does what belongs to the loss as a whole, unless the
+    study has a range of its `own` for it.
     """
-    fixed = {
-        (h.part, h.field)
-        for known, given in recipes.terms(algorithm)
-        for h in known.hyperparameters
-        if h.name in given
-    }
+    fixed = _fixed(algorithm)
     found: dict[str, Any] = {}
     for h in recipes.recipe(algorithm).hyperparameters:
-        if h.range is None or h.part == "loss" or (h.part, h.field) in fixed:
+        declared = None if h.part == "loss" or (h.part, h.field) in fixed else h.range
+        where = own.get(h.name, declared)
+        if where is None:
             continue
-        drawn = h.range.draw(_generator(seed, algorithm, number, h.name))
+        drawn = where.draw(_generator(seed, algorithm, number, h.name))
         if not isinstance(h.default, Schedule):
             found[h.name] = drawn
         elif (course := reaching(schedule(suggested.hyperparameters[h.name]), drawn)) is not None:
             found[h.name] = str(course)
     return found
+
+
+def _check_rate(rate: object) -> None:
+    if not isinstance(rate, float | int) or not 0 < rate < math.inf:
+        raise EnvariantError(f"{RATE} must be a positive number; got {rate!r}")
+
+
+def _fixed(algorithm: str) -> set[tuple[str, str]]:
+    """Part and field of what an algorithm's text sets in brackets."""
+    return {
+        (h.part, h.field)
+        for known, given in recipes.terms(algorithm)
+        for h in known.hyperparameters
+        if h.name in given
+    }
 
 
 def read(path: Path) -> Study:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pandas as pd
@@ -75,19 +76,27 @@ def test_stacked_in_one_process_or_apart_in_two_the_table_is_the_same(whole, tmp
     pd.testing.assert_frame_equal(stacked, whole[2], rtol=2e-3, atol=2e-3)
 
 
-def test_processes_share_the_threads_and_end_together(tmp_path):
+def test_processes_share_the_threads_the_work_and_what_they_tell(tmp_path):
     study = Study(("colored-digits",), ("erm",), draws=4, replicas=4, settings=SETTINGS | {"steps": 3})
-    before, seen = torch.get_num_threads(), set()
+    before, threads, heard = torch.get_num_threads(), set(), {}
+
+    def told(run, done, of):
+        heard[run] = done / of
+        if threading.current_thread() is threading.main_thread():
+            threads.add(torch.get_num_threads())
+
     torch.set_num_threads(2)
     try:
-        swept(tmp_path, study, workers=2, told=lambda *_: seen.add(torch.get_num_threads()))
-        assert seen == {1}, "a process of two has half of the threads"
+        swept(tmp_path, study, workers=2, told=told)
+        assert threads == {1}, "a process of two has half of the threads"
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
     with Store(tmp_path) as store:
         sizes = [len(store.members(batch)) for batch in range(1, 6)]
+        runs = {stored.id for batch in range(1, 6) for stored in store.members(batch)}
     assert sizes == [8, 4, 2, 1, 1], "half of what is left, so that none waits long for the other"
+    assert heard == dict.fromkeys(runs, 1.0), "of all runs, whichever process trained them"
 
 
 SCRIPT = """

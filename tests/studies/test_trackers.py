@@ -1,13 +1,15 @@
 """Runs sent to other tools: what arrives there, and that nothing is sent twice."""
 
 import sys
+import time
+from typing import final
 
 import pytest
 
 from envariant.cli import main
 from envariant.errors import EnvariantError
 from envariant.studies import Store, Study, sweep
-from envariant.studies.trackers import _safe, track
+from envariant.studies.trackers import TRACKERS, Following, Tracker, _safe, track
 
 SETTINGS = {"steps": 6, "evaluate_every": 3, "model": "linear"}
 
@@ -85,6 +87,47 @@ def test_mlflow_gets_every_number_once(folder, tmp_path, monkeypatch):
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(each.data.tags["envariant.run"] for each in runs) == ["1", "2", "3", "4"]
     assert half.info.run_id not in [each.info.run_id for each in runs]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_runs_are_sent_while_the_sweep_goes_on(tmp_path):
+    study = Study(("colored-digits",), ("erm",), draws=3, replicas=1, settings=SETTINGS)
+    Store.begin(tmp_path / "study", study).close()
+    seen = []
+    with Following(tmp_path / "study", "tensorboard", str(tmp_path / "board"), seconds=0.05) as following:
+
+        def told(run, done, of):
+            if run == 2:
+                seen.append(len(list((tmp_path / "board").glob("run-000001/whole"))))
+                deadline = time.monotonic() + 30
+                while following.sent < 1 and time.monotonic() < deadline:
+                    time.sleep(0.02)
+
+        sweep(tmp_path / "study", execution="sequential", told=told)
+    assert seen[-1] == 1, "the first run was there before the second had ended"
+    assert (following.sent, following.problem) == (3, "")
+    assert track(tmp_path / "study", "tensorboard", str(tmp_path / "board")) == (0, 3)
+
+
+@final
+class Refusing(Tracker):
+    """A server that is down."""
+
+    def has(self, run):
+        return False
+
+    def send(self, run, settings, history):
+        raise EnvariantError("server: is down")
+
+
+def test_a_tracker_that_refuses_does_not_stop_a_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(TRACKERS, "mlflow", lambda store, at: Refusing())
+    words = ["sweep", "--data", "colored-digits", "--algorithms", "erm", "--replicas", "1", "--steps", "2"]
+    main([*words, "--out", str(tmp_path), "--track", "mlflow", "--track-at", "there"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 done" in said
+    assert "not all runs were sent (server: is down)" in said
+    assert f"envariant runs track {tmp_path} --to mlflow --at there" in said
 
 
 def test_what_is_missing_is_named_with_the_mend(folder, monkeypatch):

@@ -1,5 +1,6 @@
 """`envariant sweep`: a study, planned in full, trained, and read as one page."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,8 @@ def sweep(
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
     execution: str = "auto",
+    track: Literal["tensorboard", "mlflow"] | None = None,
+    track_at: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
@@ -72,6 +75,10 @@ def sweep(
         Of the cluster.
     execution
         How the runs of a batch are executed, as for train.
+    track
+        Send runs there as they end: pip install "envariant[tracking]".
+    track_at
+        A folder for TensorBoard, by default in the study's; a tracking address for MLflow.
     dry_run
         Print what would be run and how long it would take.
     """
@@ -83,6 +90,7 @@ def sweep(
     from envariant.studies.progress import watching
     from envariant.studies.selection import SELECTIONS, select
     from envariant.studies.store import Store
+    from envariant.studies.trackers import Following
 
     declared: dict[str, Any] = {} if file is None else studies.read(file).plain()
     given = {
@@ -114,7 +122,8 @@ def sweep(
         return
     with Store.begin(folder, study) as store:
         left = store.counts()["planned"] + store.counts()["running"]
-    with watching(study.name, left) as told:
+    following = None if track is None else Following(folder, track, track_at)
+    with following or nullcontext(), watching(study.name, left) as told:
         if executor == "ray":
             from envariant.studies.executors import ray
 
@@ -133,9 +142,14 @@ def sweep(
                 "page": str(folder / "report.html"),
                 "runs": counts,
                 "selections": {key: page.plain(found) for key, found in pooled.items()},
+                **({} if following is None else {"sent": following.sent, "not sent": following.problem}),
             }
         )
     else:
         print_table(page.summary(pooled, ways))
         print_lines([f"\n{', '.join(f'{n} {state}' for state, n in counts.items() if n)}; "
                      f"open {folder / 'report.html'} in a browser"])  # fmt: skip
+        if following is not None and following.problem:
+            print_lines([f"not all runs were sent ({following.problem}); "
+                         f"mend that, then: envariant runs track {folder} --to {track}"
+                         f"{f' --at {track_at}' if track_at else ''}"])  # fmt: skip

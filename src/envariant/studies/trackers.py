@@ -1,7 +1,7 @@
 """A study's runs in the tools that teams already look at: TensorBoard and MLflow.
 
-The store stays the truth. A tracker is given runs that are done, and leaves alone those it already has; so
-it may be called while a sweep is going on, again and again.
+The store stays the truth. A tracker is given runs that are done, and leaves alone those it already has: as
+they end, beside a sweep, or all at once, as often as one likes.
 """
 
 import json
@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, final
 
 import pandas as pd
@@ -154,23 +155,75 @@ def track(folder: Path, tracker: str, at: str | None = None) -> tuple[int, int]:
     Raises:
         EnvariantError: there is no such tracker, it is not installed, or it refuses.
     """
+    with Store(folder) as store:
+        return _send(store, _tracker(store, tracker, at))
+
+
+@final
+class Following:
+    """Sends runs to a tracker as they end, while a sweep goes on: `with Following(…) as following: …`.
+
+    What goes wrong at the tracker does not stop the sweep: runs are in the store, and can be sent later.
+
+    Args:
+        folder: of the study.
+        tracker, at: as for `track`.
+        seconds: between two looks at the store.
+
+    Attributes:
+        sent: runs sent by now.
+        problem: why the last attempt failed, or "".
+
+    Raises:
+        EnvariantError: there is no such tracker, it is not installed, or it refuses from the start.
+    """
+
+    def __init__(self, folder: Path, tracker: str, at: str | None = None, seconds: float = 5.0) -> None:
+        self._folder, self._seconds = folder, seconds
+        with Store(folder) as store:
+            self._target = _tracker(store, tracker, at)
+        self._over = Event()
+        self._thread = Thread(target=self._follow, daemon=True)
+        self.sent, self.problem = 0, ""
+
+    def __enter__(self) -> "Following":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        over = False
+        while not over:
+            # One more look after the end, for what ended last.
+            over = self._over.wait(self._seconds)
+            try:
+                with Store(self._folder) as store:
+                    self.sent += _send(store, self._target)[0]
+                self.problem = ""
+            except EnvariantError as error:
+                self.problem = str(error)
+
+
+def _tracker(store: Store, tracker: str, at: str | None) -> Tracker:
     if tracker not in TRACKERS:
         raise unknown_name("tracker", tracker, TRACKERS)
-    sent = before = 0
-    with Store(folder) as store:
-        target = TRACKERS[tracker](store, at)
-        listed = store.listing()
-        for row in listed[listed["state"] == "done"].to_dict("records"):
-            run = int(row["id"])
-            if target.has(run):
-                before += 1
-                continue
-            kept = ("data", "held_out", "algorithm", "draw", "replica", "learning_rate")
-            settings = {key: str(row[key]) for key in kept}
-            settings |= {k: str(v) for k, v in json.loads(row["hyperparameters"]).items()}
-            target.send(run, settings, store.history([run]))
-            sent += 1
-    return sent, before
+    return TRACKERS[tracker](store, at)
+
+
+def _send(store: Store, target: Tracker) -> tuple[int, int]:
+    """Sends what is done and was not sent; how many that were, and how many were sent before."""
+    listed = store.listing()
+    done = listed[listed["state"] == "done"].to_dict("records")
+    left = [row for row in done if not target.has(int(row["id"]))]
+    for row in left:
+        kept = ("data", "held_out", "algorithm", "draw", "replica", "learning_rate")
+        settings = {key: str(row[key]) for key in kept}
+        settings |= {k: str(v) for k, v in json.loads(row["hyperparameters"]).items()}
+        target.send(int(row["id"]), settings, store.history([int(row["id"])]))
+    return len(left), len(done) - len(left)
 
 
 def _points(history: pd.DataFrame) -> list[tuple[int, str, float]]:

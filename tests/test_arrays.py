@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 import envariant
 from envariant import EnvironmentSet
-from envariant.environments import in_order
+from envariant.arrays import in_order
 from envariant.errors import EnvariantError
 from envariant.tasks import Binary, Multiclass, Regression
 

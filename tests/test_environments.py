@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
+from envariant.arrays import joined
 from envariant.environments import (
     Environment,
     EnvironmentBatch,
     EnvironmentSet,
     Known,
-    joined,
 )
 from envariant.errors import EnvariantError
 from envariant.tasks import Binary, Multiclass, Regression

@@ -6,21 +6,20 @@ each experiment. Sizes may differ everywhere, because real data are uneven.
 """
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
-from numpy.typing import NDArray
 from torch import Tensor
 
+from envariant import arrays
 from envariant.errors import EnvariantError, unknown_name
 from envariant.now import START, Now
-from envariant.tasks import Binary, Multiclass, Regression, Task
+from envariant.tasks import Task
 
 RESERVED = frozenset({"worst", "*"})
 """Names that no environment may have: tables and histories use them for something else."""
@@ -53,13 +52,13 @@ class Environment:
             raise EnvariantError(
                 f"{where}: a name must be one line of text and not {' or '.join(sorted(RESERVED))}"
             )
-        inputs = _tensor(self.inputs, f"{where}: inputs")
+        inputs = arrays.tensor_of(self.inputs, f"{where}: inputs")
         if inputs.is_complex() or inputs.dim() < 2:
             raise EnvariantError(
                 f"{where}: inputs must be real numbers of shape [rows, …]; got shape {tuple(inputs.shape)}"
             )
         object.__setattr__(self, "inputs", inputs.to(torch.float32))
-        object.__setattr__(self, "targets", _tensor(self.targets, f"{where}: targets"))
+        object.__setattr__(self, "targets", arrays.tensor_of(self.targets, f"{where}: targets"))
         rows = len(self.inputs)
         if rows == 0:
             raise EnvariantError(f"{where}: has no rows; leave it out")
@@ -237,15 +236,15 @@ class EnvironmentSet(EnvironmentSource):
         Raises:
             EnvariantError: lengths differ, a value is missing, or inputs are no numbers.
         """
-        rows = _tensor(inputs, f"{label}: inputs")
-        found, decided, classes = _targets(targets, task, label)
-        codes, labels = _labelled(_column(environments, f"{label}: environments"))
+        rows = arrays.tensor_of(inputs, f"{label}: inputs")
+        found, decided, classes = arrays.targets_of(targets, task, label)
+        codes, labels = arrays.labelled(arrays.column_of(environments, f"{label}: environments"))
         many = len(rows) if rows.dim() else 0
         lengths = {"inputs": many, "targets": len(found), "environments": len(codes)}
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{length} {what}" for what, length in lengths.items())
             raise EnvariantError(f"{label}: a row needs one of each; got {told}")
-        called = {_text(key): name for key, name in (names or {}).items()}
+        called = {arrays.text_of(key): name for key, name in (names or {}).items()}
         for key in called:
             if key not in labels:
                 raise unknown_name("environment", key, labels, where=label)
@@ -253,7 +252,7 @@ class EnvironmentSet(EnvironmentSource):
         for code, text in enumerate(labels):
             index = torch.from_numpy(np.flatnonzero(codes == code)).to(rows.device)
             parts.append(Environment(called.get(text, text), rows[index], found[index.cpu()]))
-        held_out = tuple(called.get(text, text) for text in map(_text, _several(test)))
+        held_out = tuple(called.get(text, text) for text in map(arrays.text_of, arrays.several(test)))
         return cls(label, tuple(parts), decided, test=held_out, classes=classes)
 
     @classmethod
@@ -277,17 +276,17 @@ class EnvironmentSet(EnvironmentSource):
         Raises:
             EnvariantError: a dataset is empty, or an item is no pair of numbers like those before it.
         """
-        read = {name: _items(dataset, f"{label}: '{name}'") for name, dataset in datasets.items()}
+        read = {name: arrays.items_of(dataset, f"{label}: '{name}'") for name, dataset in datasets.items()}
         if not read:
             raise EnvariantError(f"{label}: has no environments")
         together = [target for _, targets in read.values() for target in targets]
-        found, decided, classes = _targets(together, task, label)
+        found, decided, classes = arrays.targets_of(together, task, label)
         sizes = [len(targets) for _, targets in read.values()]
         parts = [
             Environment(name, inputs, targets)
             for (name, (inputs, _)), targets in zip(read.items(), found.split(sizes), strict=True)
         ]
-        return cls(label, tuple(parts), decided, test=_several(test), classes=classes)
+        return cls(label, tuple(parts), decided, test=arrays.several(test), classes=classes)
 
     @classmethod
     def from_huggingface(
@@ -315,14 +314,16 @@ class EnvironmentSet(EnvironmentSource):
         Raises:
             EnvariantError: there is no such column, or what `from_arrays` would say of it.
         """
-        chosen = _several(inputs)
+        chosen = arrays.several(inputs)
         if not chosen:
             raise EnvariantError(f"{label}: inputs must name a column")
-        columns = {name: _of_table(dataset, name, label) for name in (*chosen, target, environment)}
-        parts = [_tensor(columns[name], f"{label}: column '{name}'") for name in chosen]
+        columns = {
+            name: arrays.column_of_table(dataset, name, label) for name in (*chosen, target, environment)
+        }
+        parts = [arrays.tensor_of(columns[name], f"{label}: column '{name}'") for name in chosen]
         flat = [part[:, None] if part.dim() == 1 else part for part in parts]
         try:
-            rows = joined(flat, dim=1)
+            rows = arrays.joined(flat, dim=1)
         except (RuntimeError, IndexError):
             shapes = ", ".join(f"'{name}' {tuple(p.shape)}" for name, p in zip(chosen, flat, strict=True))
             raise EnvariantError(f"{label}: columns cannot lie side by side: {shapes}") from None
@@ -465,167 +466,3 @@ class PredictedBatch:
     def multiplier_derivatives(self) -> Float[Tensor, " rows"]:
         """Every row's derivative of its loss with respect to a multiplier of its logits, at 1."""
         return self.batch.task.multiplier_derivatives(self.logits, self.batch.targets)
-
-
-def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Different labels in the order people expect: numbers by their size, then words by text."""
-
-    def place(text: str) -> tuple[float, str]:
-        try:
-            number = float(text)
-        except ValueError:
-            return math.inf, text
-        return (number if math.isfinite(number) else math.inf), text
-
-    return tuple(sorted(set(labels), key=place))
-
-
-# Whole numbers with more different values than this are a quantity and not a class.
-_MOST_CLASSES = 20
-
-
-def _targets(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task, tuple[str, ...]]:
-    """Targets as numbers, the task, and what the numbers stand for."""
-    column = _column(values, f"{label}: targets")
-    different = len(np.unique(column))
-    words = column.dtype.kind not in "biuf"
-    if task is None:
-        classes = different == 2 or words or (column.dtype.kind in "iub" and different <= _MOST_CLASSES)
-        if classes and different < 2:
-            raise EnvariantError(f"{label}: all targets are {_text(column[0])}; nothing is to be told apart")
-        if words and different > max(_MOST_CLASSES, len(column) // 2):
-            raise EnvariantError(
-                f"{label}: targets hold {different} different words in {len(column)} rows; give numbers, or "
-                f"say task=Multiclass({different}) if they are classes"
-            )
-        task = Regression() if not classes else Binary() if different == 2 else Multiclass(different)
-    else:
-        classes = words
-    if not classes:
-        # Unsigned numbers are not all known to PyTorch.
-        plain = column.astype(np.float64 if column.dtype.kind == "f" else np.int64)
-        return torch.from_numpy(plain), task, ()
-    codes, labels = _labelled(column)
-    most = 2 if isinstance(task, Binary) else task.outputs
-    if isinstance(task, Regression) or len(labels) > most:
-        shown = ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
-        wanted = "numbers" if isinstance(task, Regression) else f"at most {most} classes"
-        raise EnvariantError(f"{label}: {task.name} targets must be {wanted}; got {shown}")
-    return torch.from_numpy(codes), task, labels
-
-
-def _column(values: Any, what: str) -> NDArray[Any]:
-    """One value a row, none of them missing: numbers where they are numbers, else text."""
-    import pandas as pd
-
-    try:
-        values = _stacked(values)
-        if isinstance(values, Tensor):
-            values = values.detach().cpu()
-        column = np.asarray(values)
-        if column.dtype.kind in "US":
-            # Beside words a missing number would have become the word "nan".
-            column = np.asarray(values, dtype=object)
-    except (TypeError, ValueError, RuntimeError):
-        column = np.empty((0, 0))
-    if column.ndim == 2 and column.shape[1] == 1:
-        column = column[:, 0]
-    if column.ndim != 1 or column.dtype.kind == "c":
-        raise EnvariantError(f"{what} must hold one number or word a row; got shape {column.shape}")
-    if not len(column):
-        raise EnvariantError(f"{what} hold no rows")
-    missing = np.flatnonzero(pd.isna(column))
-    if len(missing):
-        raise EnvariantError(
-            f"{what} are missing in {len(missing)} of {len(column)} rows (first: row {missing[0]}); "
-            f"fill in or remove them"
-        )
-    if column.dtype.kind != "O":
-        return column
-    again = np.array(column.tolist())
-    return again if again.dtype.kind in "biuf" else np.array([_text(value) for value in column], dtype=str)
-
-
-def _labelled(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Of every row the number of its label, and the labels in order."""
-    found, places = np.unique(column, return_inverse=True)
-    texts = [_text(value) for value in found]
-    labels = in_order(texts)
-    number = {text: k for k, text in enumerate(labels)}
-    return np.array([number[text] for text in texts], dtype=np.int64)[places], labels
-
-
-def _several(names: Sequence[Any]) -> tuple[Any, ...]:
-    """Names from one or several: a single word is not its letters."""
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool | np.bool_):
-        return str(value).lower()
-    # 2019 and 2019.0 are one thing, whatever type a column had to have.
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def _items(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
-    """All inputs of a dataset, stacked, and its targets."""
-    # PyTorch's datasets with a length need not say where they end when they are run through.
-    measured = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    items = (dataset[k] for k in range(len(dataset))) if measured else iter(dataset)
-    inputs: list[Tensor] = []
-    targets: list[Any] = []
-    for k, item in enumerate(items):
-        if not isinstance(item, tuple | list) or len(item) < 2:
-            raise EnvariantError(f"{where}: item {k} is no (input, target); got {type(item).__name__}")
-        if type(item[0]).__module__.startswith("PIL."):
-            raise EnvariantError(
-                f"{where}: item {k} is an image; give the dataset a transform that makes tensors of them"
-            )
-        row = _tensor(item[0], f"{where}: item {k}")
-        if inputs and row.shape != inputs[0].shape:
-            raise EnvariantError(
-                f"{where}: item {k} has shape {tuple(row.shape)}, those before it {tuple(inputs[0].shape)}"
-            )
-        inputs.append(row)
-        targets.append(item[1].item() if isinstance(item[1], Tensor) and item[1].numel() == 1 else item[1])
-    if not inputs:
-        raise EnvariantError(f"{where}: has no rows; leave it out")
-    rows = torch.stack(inputs)
-    return rows if rows.dim() > 1 else rows[:, None], targets
-
-
-def _of_table(table: Any, name: str, label: str) -> Any:
-    known = [str(key) for key in getattr(table, "column_names", None) or table.keys()]
-    if name not in known:
-        raise unknown_name("column", name, known, where=label)
-    column = table[name]
-    # Lists as they are stored; a column may be no list until it is run through.
-    return column if isinstance(column, Tensor) or hasattr(column, "__array__") else list(column)
-
-
-def _stacked(values: Any) -> Any:
-    """A list of tensors as one tensor; anything else as it is."""
-    first = values[0] if isinstance(values, list) and values else None
-    return torch.stack(values) if isinstance(first, Tensor) else values
-
-
-def _tensor(values: Any, what: str) -> Tensor:
-    try:
-        values = _stacked(values)
-        if not isinstance(values, Tensor):
-            # By way of an array, because a data frame knows that way and lists of arrays are quick so; of
-            # an array that must not be written PyTorch wants a copy.
-            array = np.asarray(values)
-            values = array if array.flags.writeable else array.copy()
-        return torch.as_tensor(values).detach()
-    except (TypeError, ValueError, RuntimeError):
-        raise EnvariantError(
-            f"{what} must be numbers in a tensor, an array or a list; encode words as numbers first"
-        ) from None
-
-
-def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Rows laid end to end; a single part is returned as it is, for a copy would cost as much as a pass."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)

@@ -37,7 +37,8 @@ from envariant.algorithms.contract import (
 )
 from envariant.algorithms.gradients.mean import MeanGradient
 from envariant.algorithms.weightings.mean import Mean
-from envariant.environments import EnvironmentBatch, joined
+from envariant.arrays import joined
+from envariant.environments import EnvironmentBatch
 from envariant.errors import EnvariantError
 from envariant.now import Now
 from envariant.schedules import Schedule

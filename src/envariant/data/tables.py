@@ -16,10 +16,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from envariant.arrays import in_order
 from envariant.data import columns as stored
 from envariant.data.columns import Column, Piece, mixed, piece, typed
 from envariant.data.table_files import labelled, lacking_columns, stretches
-from envariant.environments import RESERVED, in_order
+from envariant.environments import RESERVED
 from envariant.errors import EnvariantError, unknown_name
 
 TaskName = Literal["binary", "multiclass", "regression"]

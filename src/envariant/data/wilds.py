@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, final
 
+from envariant.arrays import in_order
 from envariant.data.images import Group, ImageSource, Listing, shown, some
-from envariant.environments import in_order
 from envariant.errors import EnvariantError, unknown_name
 
 ROLES: Mapping[str, str] = {

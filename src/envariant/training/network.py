@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from envariant.environments import joined
+from envariant.arrays import joined
 from envariant.errors import EnvariantError
 from envariant.random_numbers import default_generator, private_random_numbers
 from envariant.tasks import Task

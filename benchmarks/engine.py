@@ -1,10 +1,10 @@
 """The engine against the yardstick, on this machine, in one run: the tables of engine.md.
 
-    python benchmarks/engine.py [--device cuda] [PART ...]
+    python benchmarks/engine.py [--device cuda] [--name NAME] [PART ...]
 
-On CUDA they go to engine_cuda.md. Each ratio is measured in one process, the two sides in turn, medians of
-fourteen. It takes some five minutes and must run alone: another process that multiplies matrices makes every
-figure here worthless.
+On CUDA they go to engine_cuda.md; those of another kind of machine to NAME.md. Each ratio is measured in one
+process, the two sides in turn, medians of fourteen. It takes some five minutes and must run alone: another
+process that multiplies matrices makes every figure here worthless.
 """
 
 import argparse
@@ -272,7 +272,8 @@ def written(found: dict[str, object]) -> str:
     lines = [
         "# The engine, measured",
         "",
-        "Made by `python benchmarks/engine.py`, which ran alone; medians, both sides measured in one run.",
+        f"Made by `python benchmarks/engine.py{found.get('options', '')}`, which ran alone; medians, both "
+        "sides measured in one run.",
         "What it is measured against is [yardstick.py](yardstick.py): plain float32 loops as the papers have "
         "them. The yardstick's full-batch step is taken before the allocator is set "
         "(`training/allocator.py`), as users of the papers' code have it; with it set, see the table.",
@@ -308,12 +309,14 @@ def main() -> None:
         "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them unless said"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--name", help="of the tables; engine or engine_cuda unless said")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    stem = "engine" if device.type == "cpu" else "engine_cuda"
-    path = HERE / f"{stem}.json"
+    usual = "engine" if device.type == "cpu" else "engine_cuda"
+    path = HERE / f"{arguments.name or usual}.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     conditions = {
+        "options": f" --name {arguments.name}" if arguments.name else "",
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
         "limits": benchmark.limits(device),

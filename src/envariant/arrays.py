@@ -1,6 +1,7 @@
 """What people hand in, read as what the house works with: lists, arrays, frames and datasets as tensors.
 
 Nothing is guessed that cannot be said: what is no number, is missing or does not fit is named with its place.
+At the end stands how rows are laid end to end, here and everywhere else.
 """
 
 import math
@@ -65,7 +66,7 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
         # Unsigned numbers are not all known to PyTorch.
         plain = column.astype(np.float64 if column.dtype.kind == "f" else np.int64)
         return torch.from_numpy(plain), task, ()
-    codes, labels = labelled(column)
+    codes, labels = coded(column)
     most = 2 if isinstance(task, Binary) else task.outputs
     if isinstance(task, Regression) or len(labels) > most:
         shown = ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
@@ -110,7 +111,7 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
     return again if again.dtype.kind in "biuf" else np.array([text_of(value) for value in column], dtype=str)
 
 
-def labelled(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def coded(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Of every row the number of its label, and the labels in order."""
     found, places = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in found]

@@ -238,7 +238,7 @@ class EnvironmentSet(EnvironmentSource):
         """
         rows = arrays.tensor_of(inputs, f"{label}: inputs")
         found, decided, classes = arrays.targets_of(targets, task, label)
-        codes, labels = arrays.labelled(arrays.column_of(environments, f"{label}: environments"))
+        codes, labels = arrays.coded(arrays.column_of(environments, f"{label}: environments"))
         many = len(rows) if rows.dim() else 0
         lengths = {"inputs": many, "targets": len(found), "environments": len(codes)}
         if len(set(lengths.values())) > 1:
@@ -416,7 +416,7 @@ class EnvironmentBatch:
         if len(set(self.sizes)) == 1:
             # Equal sizes need no gather: a reshape, which costs nothing and vectorises.
             apart = values.reshape(len(self.sizes), self.sizes[0], *values.shape[1:])
-            # What `mean` does, but for its derivative, which divides once for every row.
+            # What `mean` does in float32, but for its derivative, which divides once for every row.
             return apart.sum(dim=1) / self.sizes[0]
         return torch.stack([part.sum(dim=0) / len(part) for part in self.split(values)])
 

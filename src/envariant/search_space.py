@@ -1,7 +1,8 @@
 """Where a hyperparameter may be searched, declared in its own type.
 
 `coefficient: Annotated[float, LogUniform(1e2, 1e6)] = 1e4` says in one place what the value is, what it
-is by default and where a random search may look. Nothing else in the house keeps a list of ranges.
+is by default and where a random search may look. The house keeps no other list of ranges; a study may
+name its own, in the words that `search_range` reads.
 """
 
 import math
@@ -75,6 +76,10 @@ class UniformInteger(Range):
             raise EnvariantError(
                 f"UniformInteger: low must not lie above high; got {self.low:g}, {self.high:g}"
             )
+        if not -(2**62) <= self.low <= self.high <= 2**62:
+            raise EnvariantError(
+                f"UniformInteger: low and high must lie within 2⁶²; got {self.low:g}, {self.high:g}"
+            )
 
     def draw(self, generator: np.random.Generator) -> int:
         return int(generator.integers(self.low, self.high + 1))
@@ -123,7 +128,11 @@ def search_range(declared: object) -> Range:
         EnvariantError: it is neither, or its numbers make no range.
     """
     if isinstance(declared, list | tuple):
-        return Choice(tuple(cast("list[Any]", declared)))
+        values = tuple(cast("list[Any]", declared))
+        for value in values:
+            if not isinstance(value, bool | int | float | str):
+                raise EnvariantError(f"values of a range are numbers, words, true or false; got {value!r}")
+        return Choice(values)
     if isinstance(declared, str):
         return specs.build("range", declared, RANGES)
     raise EnvariantError(

@@ -106,7 +106,7 @@ class Runner:
     def __call__(self, left, until):
         self.left.append(left)
         with Store(self.folder) as store:
-            while (batch := store.claim(1_000)) is not None:
+            while (batch := store.claim(among=1_000)) is not None:
                 if until is not None and time.monotonic() > until:
                     store.finish(batch, "out of time")
                     return

@@ -1,10 +1,10 @@
 """Sweeps on small digits: the runs that `train` makes, killed and gone on with, by one process or several."""
 
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pandas as pd
@@ -15,11 +15,12 @@ from filelock import FileLock
 import envariant
 from envariant.data.hold_out import SUFFIX
 from envariant.errors import EnvariantError
-from envariant.studies import Store, Study, sweep
+from envariant.studies import Store, Study, progress, sweep
 from envariant.studies.comparison import compare
 from envariant.studies.estimate import estimate
 from envariant.studies.executors import local
 from envariant.studies.selection import TrainingValidation, select
+from envariant.studies.store import Outcome
 
 SETTINGS = {"steps": 30, "evaluate_every": 10, "model": "mlp(hidden=16)", "precision": "float32"}
 STUDY = Study(("colored-digits",), ("erm", "vrex"), draws=2, replicas=2, settings=SETTINGS)
@@ -76,27 +77,49 @@ def test_stacked_in_one_process_or_apart_in_two_the_table_is_the_same(whole, tmp
     pd.testing.assert_frame_equal(stacked, whole[2], rtol=2e-3, atol=2e-3)
 
 
-def test_processes_share_the_threads_the_work_and_what_they_tell(tmp_path):
+def test_processes_share_the_threads_and_the_work(tmp_path):
     study = Study(("colored-digits",), ("erm",), draws=4, replicas=4, settings=SETTINGS | {"steps": 3})
-    before, threads, heard = torch.get_num_threads(), set(), {}
-
-    def told(run, done, of):
-        heard[run] = done / of
-        if threading.current_thread() is threading.main_thread():
-            threads.add(torch.get_num_threads())
-
+    before, seen = torch.get_num_threads(), set()
     torch.set_num_threads(2)
     try:
-        swept(tmp_path, study, workers=2, told=told)
-        assert threads == {1}, "a process of two has half of the threads"
+        swept(tmp_path, study, workers=2, told=lambda *_: seen.add(torch.get_num_threads()))
+        assert seen == {1}, "a process of two has half of the threads"
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
     with Store(tmp_path) as store:
         sizes = [len(store.members(batch)) for batch in range(1, 6)]
-        runs = {stored.id for batch in range(1, 6) for stored in store.members(batch)}
     assert sizes == [8, 4, 2, 1, 1], "half of what is left, so that none waits long for the other"
-    assert heard == dict.fromkeys(runs, 1.0), "of all runs, whichever process trained them"
+
+
+def test_what_a_killed_worker_left_is_trained_by_the_first_process(tmp_path):
+    study = Study(("colored-digits",), ("erm",), draws=2, replicas=2, settings=SETTINGS | {"steps": 2000})
+    killed = []
+
+    def told(run, done, of):
+        if not killed:
+            with Store(tmp_path) as store:
+                wait_until(lambda: set(store.history()["run"]) - set(range(1, 3)), 90)
+            (child,) = multiprocessing.active_children()
+            child.kill()
+            killed.append(child)
+
+    listed, _ = swept(tmp_path, study, workers=2, told=told)
+    assert killed[0].exitcode == -signal.SIGKILL
+    assert set(listed["state"]) == {"done"}
+
+
+def test_progress_counts_what_trains_here_and_what_has_ended_elsewhere(tmp_path, monkeypatch, capsys):
+    Store.begin(tmp_path, STUDY).close()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress, "_LOOK_EVERY", -1.0)
+    with progress.watching("mine", 8, tmp_path) as told:
+        told(1, 3, 6)
+        with Store(tmp_path) as store:
+            store.claim()
+            store.add((), [Outcome(run, None, 0.0, None) for run in (2, 3)])
+        told(1, 3, 6)
+    assert "2.5/8 runs" in capsys.readouterr().err
 
 
 SCRIPT = """

@@ -8,7 +8,7 @@ import pytest
 
 from envariant.cli import main
 from envariant.errors import EnvariantError
-from envariant.studies import Store, Study, sweep
+from envariant.studies import Store, Study, sweep, trackers
 from envariant.studies.trackers import TRACKERS, Following, Tracker, _safe, track
 
 SETTINGS = {"steps": 6, "evaluate_every": 3, "model": "linear"}
@@ -97,31 +97,69 @@ def test_runs_are_sent_while_the_sweep_goes_on(tmp_path):
     with Following(tmp_path / "study", "tensorboard", str(tmp_path / "board"), seconds=0.05) as following:
 
         def told(run, done, of):
-            if run == 2:
-                seen.append(len(list((tmp_path / "board").glob("run-000001/whole"))))
+            if run == 2 and not seen:
                 deadline = time.monotonic() + 30
                 while following.sent < 1 and time.monotonic() < deadline:
                     time.sleep(0.02)
+                seen.append(following.sent)
 
         sweep(tmp_path / "study", execution="sequential", told=told)
-    assert seen[-1] == 1, "the first run was there before the second had ended"
+    assert seen == [1], "the first run was there before the second had ended"
     assert (following.sent, following.problem) == (3, "")
     assert track(tmp_path / "study", "tensorboard", str(tmp_path / "board")) == (0, 3)
 
 
 @final
 class Refusing(Tracker):
-    """A server that is down."""
+    """A server that takes only some runs."""
+
+    def __init__(self, error, *takes):
+        self.error, self.takes, self.got = error, takes, []
 
     def has(self, run):
-        return False
+        return run in self.got
 
     def send(self, run, settings, history):
-        raise EnvariantError("server: is down")
+        if run not in self.takes:
+            raise self.error
+        self.got.append(run)
+
+
+def test_one_run_that_is_refused_keeps_no_other_back_and_nothing_is_lost_in_a_thread(folder, monkeypatch):
+    server = Refusing(EnvariantError("server: no"), 1, 3, 4)
+    monkeypatch.setitem(TRACKERS, "mlflow", lambda store, at: server)
+    with Following(folder, "mlflow", seconds=0.01) as following:
+        pass
+    assert server.got == [1, 3, 4]
+    assert (following.sent, following.problem) == (3, "server: no")
+    monkeypatch.setitem(TRACKERS, "mlflow", lambda store, at: Refusing(RuntimeError()))
+    with Following(folder, "mlflow", seconds=0.01) as following:
+        pass
+    assert following.problem == "RuntimeError"
+
+
+@final
+class Silent(Tracker):
+    """A server that takes its time."""
+
+    def has(self, run):
+        time.sleep(5)
+        return True
+
+    def send(self, run, settings, history):
+        raise AssertionError
+
+
+def test_a_tracker_that_does_not_answer_is_not_waited_for(folder, monkeypatch):
+    monkeypatch.setitem(TRACKERS, "mlflow", lambda store, at: Silent())
+    monkeypatch.setattr(trackers, "_PATIENCE", 0.1)
+    with Following(folder, "mlflow") as following:
+        pass
+    assert following.problem == "it did not answer within 0.1 seconds"
 
 
 def test_a_tracker_that_refuses_does_not_stop_a_sweep(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(TRACKERS, "mlflow", lambda store, at: Refusing())
+    monkeypatch.setitem(TRACKERS, "mlflow", lambda store, at: Refusing(EnvariantError("server: is down")))
     words = ["sweep", "--data", "colored-digits", "--algorithms", "erm", "--replicas", "1", "--steps", "2"]
     main([*words, "--out", str(tmp_path), "--track", "mlflow", "--track-at", "there"])
     said = " ".join(capsys.readouterr().out.split())

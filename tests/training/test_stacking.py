@@ -6,6 +6,7 @@ from typing import final
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envariant
@@ -204,6 +205,11 @@ def test_a_recorded_program_copies_nothing_that_has_its_type_already(monkeypatch
         group.advance()
     assert casts.seen > 20, "weights and their gradients are cast"
     assert casts.idle == 0
+
+
+def test_a_cast_that_moves_as_well_stays_as_it_was_recorded():
+    recorded = make_fx(lambda x: x.to("meta", torch.bfloat16), tracing_mode="fake")(torch.ones(2))
+    assert program._without_idle_casts(recorded)(torch.ones(2)).device.type == "meta"
 
 
 class Remembering(Algorithm):

@@ -105,8 +105,12 @@ def sweep(
         "metric": metric,
     }
     declared |= {key: value for key, value in given.items() if value is not None}
+    if algorithms and "ranges" in declared:
+        declared["ranges"] = {name: own for name, own in declared["ranges"].items() if name in algorithms}
     extra = {key: value for key, value in (("steps", steps), ("model", model)) if value is not None}
     declared["settings"] = {**declared.get("settings", {}), **extra}
+    if track_at is not None and track is None:
+        raise EnvariantError("sweep: --track-at says where; say with --track tensorboard or mlflow to what")
     if "data" not in declared or "algorithms" not in declared:
         raise EnvariantError("sweep: name a study file, or give --data and --algorithms")
     study = studies.of(declared, "sweep" if file is None else str(file))
@@ -123,7 +127,7 @@ def sweep(
     with Store.begin(folder, study) as store:
         left = store.counts()["planned"] + store.counts()["running"]
     following = None if track is None else Following(folder, track, track_at)
-    with following or nullcontext(), watching(study.name, left) as told:
+    with following or nullcontext(), watching(study.name, left, folder) as told:
         if executor == "ray":
             from envariant.studies.executors import ray
 
@@ -142,7 +146,7 @@ def sweep(
                 "page": str(folder / "report.html"),
                 "runs": counts,
                 "selections": {key: page.plain(found) for key, found in pooled.items()},
-                **({} if following is None else {"sent": following.sent, "not sent": following.problem}),
+                **({} if following is None else {"sent": following.sent, "tracker": following.problem}),
             }
         )
     else:

@@ -291,7 +291,7 @@ def compare(
 
 def _runner(folder: Path, execution: Execution | None, executor: str, address: str | None) -> plan.Run:
     def run(left: int, until: float | None) -> None:
-        with watching(folder.name, left) as told:
+        with watching(folder.name, left, folder) as told:
             if executor == "ray":
                 ray.sweep(folder, address=address, told=told)
             else:

@@ -401,7 +401,7 @@ class Store:
             if there is not None and there != now:
                 raise EnvariantError(
                     f"{self.folder}: holds {run.algorithm}, draw {run.draw.number}, with other "
-                    f"hyperparameters; a study keeps its seed and rate span, so choose another folder"
+                    f"hyperparameters; a study keeps its seed, rate span and ranges: choose another folder"
                 )
         if known and (differs := _difference(self.study, study)):
             raise EnvariantError(f"{self.folder}: holds runs made with {differs}; choose another folder")

@@ -7,9 +7,9 @@ that more algorithms or more draws leave the runs that are there as they are.
 import hashlib
 import itertools
 import json
-import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, final
@@ -189,13 +189,11 @@ class Study:
         for number in range(1, self.draws):
             by_chance = _generator(self.seed, algorithm, number, "rate")
             mine = rate if rates is None else rates.draw(by_chance)
-            try:
+            with _saying_where(algorithm in self.ranges, algorithm):
                 drawn = drawn_hyperparameters(algorithm, suggested, self.seed, number, own)
                 if algorithm in self.ranges:
                     Chosen.of(algorithm, drawn, source)
                     _check_rate(mine)
-            except EnvariantError as error:
-                raise EnvariantError(f"study: ranges of {algorithm}: {error}") from None
             found.append(Draw(number, drawn, mine))
         return tuple({(json.dumps(d.hyperparameters), d.learning_rate): d for d in reversed(found)}.values())[
             ::-1
@@ -214,10 +212,8 @@ class Study:
                 raise unknown_name("hyperparameter", name, known, where=f"study: ranges of {algorithm}")
             if any((h.part, h.field) in _fixed(algorithm) for h in settable):
                 raise EnvariantError(f"study: ranges of {algorithm}: {name} is set in its brackets; drop one")
-            try:
+            with _saying_where(True, f"{algorithm}: {name}"):
                 found[name] = search_range(value)
-            except EnvariantError as error:
-                raise EnvariantError(f"study: ranges of {algorithm}: {name}: {error}") from None
         return found
 
     def _places(self, source: EnvironmentSource) -> list[tuple[str, ...]]:
@@ -257,8 +253,21 @@ def drawn_hyperparameters(
     return found
 
 
+@contextmanager
+def _saying_where(own: bool, what: str) -> Generator[None]:
+    """Begins errors with the place in the study, if it is the study's own words that are wrong."""
+    try:
+        yield
+    except EnvariantError as error:
+        raise EnvariantError(f"study: ranges of {what}: {error}") if own else error from None
+
+
+# Nothing trains at such a rate, and float32 ends not far above.
+_HIGHEST_RATE = 1e30
+
+
 def _check_rate(rate: object) -> None:
-    if not isinstance(rate, float | int) or not 0 < rate < math.inf:
+    if isinstance(rate, bool) or not isinstance(rate, float | int) or not 0 < rate < _HIGHEST_RATE:
         raise EnvariantError(f"{RATE} must be a positive number; got {rate!r}")
 
 

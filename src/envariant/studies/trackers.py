@@ -7,7 +7,8 @@ they end, beside a sweep, or all at once, as often as one likes.
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, final
@@ -117,6 +118,7 @@ class MLflow(Tracker):
 
     def send(self, run: int, settings: Mapping[str, str], history: pd.DataFrame) -> None:
         entities, client = self._mlflow.entities, self._client
+        number = None
         try:
             number = client.create_run(
                 self._experiment, tags={_TAG: str(run)}, run_name=_label(run)
@@ -129,6 +131,10 @@ class MLflow(Tracker):
                 client.log_batch(number, metrics=metrics[start : start + _AT_ONCE])
             client.set_terminated(number)
         except self._mlflow.exceptions.MlflowException as error:
+            if number is not None:
+                # Or the next attempt would leave another half beside this one.
+                with suppress(self._mlflow.exceptions.MlflowException):
+                    client.delete_run(number)
             raise _refused(error) from None
         self._sent.add(run)
 
@@ -139,6 +145,8 @@ TRACKERS: dict[str, Callable[[Store, str | None], Tracker]] = {
 }
 """By name: of a study's store, and of where to send its runs, if that was said."""
 _TAG, _WHOLE, _AT_ONCE = "envariant.run", "whole", 1000
+# Seconds that a tracker may take at the end of a sweep.
+_PATIENCE = 60.0
 
 
 def track(folder: Path, tracker: str, at: str | None = None) -> tuple[int, int]:
@@ -156,7 +164,9 @@ def track(folder: Path, tracker: str, at: str | None = None) -> tuple[int, int]:
         EnvariantError: there is no such tracker, it is not installed, or it refuses.
     """
     with Store(folder) as store:
-        return _send(store, _tracker(store, tracker, at))
+        target = _tracker(store, tracker, at)
+        before = sum(target.has(run) for run in _done(store))
+        return sum(1 for _ in _sending(store, target)), before
 
 
 @final
@@ -192,19 +202,23 @@ class Following:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE)
+        if self._thread.is_alive():
+            self.problem = f"it did not answer within {_PATIENCE:g} seconds"
 
     def _follow(self) -> None:
-        over = False
+        over, failed = False, 0
         while not over:
-            # One more look after the end, for what ended last.
-            over = self._over.wait(self._seconds)
+            # One more look after the end, for what ended last; ever fewer at a tracker that refuses.
+            over = self._over.wait(self._seconds * 2 ** min(failed, 6))
             try:
                 with Store(self._folder) as store:
-                    self.sent += _send(store, self._target)[0]
-                self.problem = ""
-            except EnvariantError as error:
-                self.problem = str(error)
+                    for _ in _sending(store, self._target):
+                        self.sent += 1
+                failed, self.problem = 0, ""
+            except Exception as error:
+                # Whatever it is, nobody would see it in a thread.
+                failed, self.problem = failed + 1, str(error) or type(error).__name__
 
 
 def _tracker(store: Store, tracker: str, at: str | None) -> Tracker:
@@ -213,17 +227,30 @@ def _tracker(store: Store, tracker: str, at: str | None) -> Tracker:
     return TRACKERS[tracker](store, at)
 
 
-def _send(store: Store, target: Tracker) -> tuple[int, int]:
-    """Sends what is done and was not sent; how many that were, and how many were sent before."""
+def _done(store: Store) -> dict[int, dict[str, Any]]:
+    """What is known of each run that is done."""
     listed = store.listing()
-    done = listed[listed["state"] == "done"].to_dict("records")
-    left = [row for row in done if not target.has(int(row["id"]))]
-    for row in left:
+    rows = listed[listed["state"] == "done"].to_dict("records")
+    return {int(row["id"]): {str(key): value for key, value in row.items()} for row in rows}
+
+
+def _sending(store: Store, target: Tracker) -> Iterator[int]:
+    """Sends what is done and was not sent, run by run; one that is refused does not keep others back."""
+    refused: list[EnvariantError] = []
+    for run, row in _done(store).items():
+        if target.has(run):
+            continue
         kept = ("data", "held_out", "algorithm", "draw", "replica", "learning_rate")
         settings = {key: str(row[key]) for key in kept}
         settings |= {k: str(v) for k, v in json.loads(row["hyperparameters"]).items()}
-        target.send(int(row["id"]), settings, store.history([int(row["id"])]))
-    return len(left), len(done) - len(left)
+        try:
+            target.send(run, settings, store.history([run]))
+        except EnvariantError as error:
+            refused.append(error)
+        else:
+            yield run
+    if refused:
+        raise refused[0]
 
 
 def _points(history: pd.DataFrame) -> list[tuple[int, str, float]]:

@@ -212,7 +212,8 @@ def _without_idle_casts(recorded: GraphModule) -> GraphModule:
     for node in recorded.graph.find_nodes(op="call_function", target=aten._to_copy.default):
         (source,), wanted = node.args, node.kwargs.get("dtype")
         described = source.meta["val"].dtype if isinstance(source, Node) else wanted
-        if described != wanted and "memory_format" not in node.kwargs:
+        # What is also moved, or laid out anew, stays as it was recorded.
+        if described != wanted and set(node.kwargs) == {"dtype"}:
             node.target, node.args, node.kwargs = aten.to.dtype, (source, wanted), {}
     recorded.recompile()
     return recorded

@@ -6,11 +6,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from threading import Thread
-from typing import cast, final
+from typing import final
 
 import torch
 from filelock import FileLock, Timeout
@@ -23,8 +20,6 @@ from envariant.training.execution import Execution, wish
 
 # Seconds between two checkpoints of a batch.
 _PATIENCE = 10.0
-# Seconds between two messages of one process to the first.
-_TELL_EVERY = 0.5
 
 Told = Callable[[int, int, int], None]
 """Is given a run's number, updates made and updates in all."""
@@ -44,7 +39,7 @@ def sweep(
         folder: of the study.
         execution: how runs of a batch are executed, as for `envariant.train`; or known beforehand.
         workers: processes, which share the cores.
-        told: hears of every step made in this process, and twice a second of those of the others.
+        told: hears of every step made in this process.
         until: when to stop, by `time.monotonic`; what is not done then goes on in the next call.
 
     Raises:
@@ -58,25 +53,22 @@ def sweep(
     before = torch.get_num_threads()
     threads = max(1, before // workers)
     context = multiprocessing.get_context("spawn")
-    others: list[SpawnProcess] = []
-    ears: list[Connection] = []
-    for _ in range(workers - 1):
-        # One pipe each: of a queue that all write to, one that is killed could keep the lock.
-        ear, mouth = context.Pipe(duplex=False)
-        others.append(context.Process(target=_apart, args=(folder, how, threads, mouth)))
-        others[-1].start()
-        mouth.close()
-        ears.append(ear)
-    listener = Thread(target=_listen, args=(ears, told or _unheard), daemon=True)
-    listener.start()
+    others = [context.Process(target=_apart, args=(folder, how, threads)) for _ in range(workers - 1)]
     torch.set_num_threads(threads)
     try:
+        for other in others:
+            other.start()
         _work(folder, how, told)
+        for other in others:
+            other.join()
+        if any(other.exitcode for other in others):
+            # One was killed, or failed in a way that this process will see as well.
+            _work(folder, how, told)
     finally:
         torch.set_num_threads(before)
         for other in others:
-            other.join()
-        listener.join()
+            if other.pid is not None:
+                other.join()
 
 
 @final
@@ -106,34 +98,10 @@ def _work(folder: Path, how: _How, told: Told | None = None) -> None:
             _locked(store, batch, how, told)
 
 
-def _apart(folder: Path, how: _How, threads: int, mouth: Connection) -> None:
+def _apart(folder: Path, how: _How, threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    said = time.monotonic()
-
-    def told(run: int, done: int, of: int) -> None:
-        nonlocal said
-        if done == of or time.monotonic() - said > _TELL_EVERY:
-            said = time.monotonic()
-            # Whoever listened may be gone.
-            with suppress(OSError):
-                mouth.send((run, done, of))
-
-    _work(folder, how, told)
-
-
-def _listen(ears: list[Connection], told: Told) -> None:
-    """Passes on what the other processes say until all of them have ended."""
-    while ears:
-        for ear in wait(ears):
-            try:
-                told(*cast("Connection", ear).recv())
-            except (EOFError, OSError):
-                ears.remove(cast("Connection", ear))
-
-
-def _unheard(run: int, done: int, of: int) -> None:
-    del run, done, of
+    _work(folder, how)
 
 
 def place(store: Store, batch: int) -> Path:

@@ -87,6 +87,7 @@ def test_a_range_that_cannot_be_trained_with_is_refused_when_planned():
             {"learning_rate": "uniform(-2, -1)"},
             "study: ranges of irm: learning_rate must be a positive number",
         ),
+        ({"learning_rate": [True]}, "ranges of irm: learning_rate must be a positive number; got True"),
     ):
         with pytest.raises(EnvariantError) as error:
             replace(SMALL, ranges={"irm": own}).runs()
@@ -128,6 +129,8 @@ def test_a_file_is_read_as_it_is_written(tmp_path):
         ("[settings]\nstesp = 3", "unknown setting 'stesp'; did you mean 'steps'?"),
         ('held_out = "every"', "held_out"),
         ("draws = = 2", "is no TOML"),
+        ("[ranges.erm]\nl2 = [2024-01-01]", "values of a range are numbers, words, true or false"),
+        ('[ranges.erm]\nl2 = "integer(1, 99999999999999999999)"', "low and high must lie within 2⁶²"),
         ("[ranges.imr]", "study: ranges: unknown algorithm 'imr'"),
         ("[ranges.erm]\nl3 = [1]", "ranges of erm: unknown hyperparameter 'l3'"),
         (

@@ -93,7 +93,7 @@ def test_processes_share_the_threads_and_the_work(tmp_path):
 
 
 def test_what_a_killed_worker_left_is_trained_by_the_first_process(tmp_path):
-    study = Study(("colored-digits",), ("erm",), draws=2, replicas=2, settings=SETTINGS | {"steps": 2000})
+    study = Study(("colored-digits",), ("erm",), draws=2, replicas=2, settings=SETTINGS | {"steps": 300})
     killed = []
 
     def told(run, done, of):

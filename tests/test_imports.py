@@ -119,3 +119,11 @@ for name in {MODULES}:
 assert state() == before
 """
     python(code)
+
+
+def test_a_run_printed_on_a_terminal_waits_for_no_pictures_and_no_encoders():
+    python(
+        "import sys; from envariant.cli import main; "
+        "main(['train', '--data', 'colored-digits', '--steps', '1', '--model', 'linear']); "
+        "assert not {'matplotlib', 'sklearn', 'scipy.stats'} & set(sys.modules)"
+    )

@@ -1,6 +1,7 @@
 """Colored digits: the construction over scikit-learn's 1,797 digits, checked against those digits."""
 
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from sklearn.datasets import load_digits
 
 from envariant.data import ColoredDigits, colored_digits
 from envariant.errors import EnvariantError
+
+# Not by its name: the package has a function of the same.
+MODULE = import_module("envariant.data.colored_digits")
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +109,13 @@ def test_impossible_settings_are_refused(settings, message):
         colored_digits(**settings)
     assert str(refusal.value).startswith("colored-digits: ")
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["the file", "through scikit-learn"])
+def test_the_digits_are_scikit_learns(found, monkeypatch):
+    if not found:
+        monkeypatch.setattr(MODULE, "find_spec", lambda name: None)
+    images, target = MODULE._digits()
+    theirs = load_digits()
+    assert np.array_equal(images, theirs.images)
+    assert np.array_equal(target, theirs.target)

@@ -12,7 +12,7 @@ from envariant import published
 from envariant.environments import Environment, EnvironmentSet, Known
 from envariant.errors import EnvariantError
 from envariant.reporting import comparison, figures, page, tables
-from envariant.reporting.labels import labels
+from envariant.reporting.labels import labels, verdict
 from envariant.tasks import Binary, Regression
 from envariant.training import HistoryRow, TrainingResult
 
@@ -49,7 +49,7 @@ def with_scores(result: TrainingResult, **scores: float) -> TrainingResult:
     ],
 )
 def test_the_verdict_follows_the_numbers(results, train, test, words):
-    sentence = page.verdict(with_scores(results[0], flip_0_2=train, flip_0_1=train, flip_0_9=test))
+    sentence = verdict(with_scores(results[0], flip_0_2=train, flip_0_1=train, flip_0_9=test))
     assert words in sentence
     assert f"{test:.3f} at flip-0.9" in sentence
 

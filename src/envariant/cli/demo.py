@@ -45,7 +45,7 @@ def demo(
     from envariant.data import ColoredDigits, ColoredMNIST
     from envariant.errors import EnvariantError
     from envariant.reporting import page, tables
-    from envariant.reporting.labels import title
+    from envariant.reporting.labels import title, verdict
     from envariant.training import TrainingResult, train
     from envariant.training.precision import native_bfloat16
 
@@ -61,7 +61,7 @@ def demo(
         result = train(replace(source, gray=gray), algorithm, replicas=replicas, steps=steps, out=folder)
         results.append(result)
         if not json:
-            print_lines([f"{title(result)}: {page.verdict(result)}"])
+            print_lines([f"{title(result)}: {verdict(result)}"])
     path = out / "report.html"
     page.write(results, path, "Colored digits: what each algorithm learned", mnist)
     if json:

@@ -10,8 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from envariant.reporting import page, tables
-from envariant.reporting.labels import title
+from envariant.reporting import tables
+from envariant.reporting.labels import title, verdict
 from envariant.reporting.tables import TextTable
 from envariant.training import TrainingResult
 
@@ -38,7 +38,7 @@ def print_result(result: TrainingResult, out: Path | None) -> None:
     """One run: its scores, a sentence, what failed, and where it is stored."""
     print_table(tables.scores([result]))
     console = _console()
-    console.print(f"\n{title(result)}: {page.verdict(result)}")
+    console.print(f"\n{title(result)}: {verdict(result)}")
     for replica, reason in result.failures.items():
         console.print(f"replica {replica} stopped: {reason}", style="red")
     for diagnosis in result.diagnoses:

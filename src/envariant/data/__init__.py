@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from envariant import specs
-from envariant.data import table_source
 from envariant.data.color_channels import ColorChannels
 from envariant.data.colored_digits import ColoredDigits
 from envariant.data.colored_mnist import ColoredMNIST
@@ -51,8 +50,15 @@ def _images(cls: type[ImageSource], spec: specs.Spec) -> ImageSource:
     )
 
 
+def _table(spec: specs.Spec) -> EnvironmentSource:
+    # Encoders come with much of scikit-learn, which nobody else has to wait for.
+    from envariant.data import table_source
+
+    return table_source.source(*spec.positional, **spec.keywords)
+
+
 _OWN: dict[str, Callable[[specs.Spec], EnvironmentSource]] = {
-    table_source.NAME: lambda spec: table_source.source(*spec.positional, **spec.keywords),
+    "table": _table,
     **{cls.base: partial(_images, cls) for cls in (ImageFolders, MetadataImages, Wilds)},
 }
 """Sources of files of one's own, by name: each is made of what stands in the brackets."""

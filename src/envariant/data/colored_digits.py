@@ -4,11 +4,13 @@ Offline and tiny, for tests and first tries: 8×8 images, three environments of 
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from numpy.typing import NDArray
 
 from envariant import specs
 from envariant.data import coloring
@@ -51,18 +53,17 @@ class ColoredDigits(coloring.ColoredSource):
         return (*self.train_flips, *self.test_flips)
 
     def draw(self, seed: int) -> EnvironmentSet:
-        # Typed as a pair, which it is only with return_X_y.
-        bunch: Any = load_digits()
-        order = np.random.RandomState(seed).permutation(len(bunch.target))
+        images, target = _digits()
+        order = np.random.RandomState(seed).permutation(len(target))
         generator = torch.Generator().manual_seed(seed)
         names = coloring.names(self.train_flips, self.test_flips)
         environments: list[Environment] = []
         for i, (name, flip) in enumerate(zip(names, self.flips, strict=True)):
             index = order[i :: len(names)]
-            number = torch.from_numpy(bunch.target[index].astype(np.int64))
+            number = torch.from_numpy(target[index])
             environment = coloring.paint(
                 name,
-                coloring.ink(bunch.images[index], 8, most=16),
+                coloring.ink(images[index], 8, most=16),
                 number,
                 number < 5,
                 flipped_label=coloring.uniforms(len(index), generator) < self.label_noise,
@@ -82,3 +83,22 @@ class ColoredDigits(coloring.ColoredSource):
             learning_rate=3e-3,
             source="a small search with a look at the test environment; 1,200 rows are too few for much",
         )
+
+
+def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Scikit-learn's digits: images `[1797, 8, 8]` with values from 0 to 16, and what each of them is.
+
+    From the file that it ships, because importing scikit-learn for them takes a second.
+    """
+    found = find_spec("sklearn")
+    folders = [] if found is None else found.submodule_search_locations or []
+    for folder in folders:
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.exists():
+            table = np.loadtxt(path, delimiter=",")
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits
+
+    # Typed as a pair, which it is only with return_X_y.
+    bunch: Any = load_digits()
+    return bunch.images, bunch.target.astype(np.int64)

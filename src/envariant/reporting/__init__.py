@@ -1,5 +1,4 @@
-"""Reports: figures, tables, and one self-contained HTML page."""
+"""Reports: figures, tables, and one self-contained HTML page.
 
-from envariant.reporting import figures, page, tables
-
-__all__ = ["figures", "page", "tables"]
+Nothing is imported here: who prints a table on a terminal need not wait for what draws pictures.
+"""

@@ -8,7 +8,7 @@ from envariant import data
 from envariant.data import ColoredSource
 from envariant.errors import EnvariantError
 from envariant.reporting import figures, html, shift, tables
-from envariant.reporting.labels import labels
+from envariant.reporting.labels import labels, verdict
 from envariant.training import TrainingResult
 
 
@@ -48,37 +48,6 @@ def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Pa
         EnvariantError: it cannot be written there.
     """
     html.write(render(results, heading, mnist), path)
-
-
-def verdict(result: TrainingResult) -> str:
-    """One sentence on what a run reached where it trained and where it did not, from its numbers alone."""
-    record = result.record
-    if not result.finished:
-        return "no replica finished" + "".join(f"; {reason}" for reason in result.failures.values())
-    metric = record.metric
-    held_out = {n: result.final(n, metric) for n, role in record.roles.items() if role == "test"}
-    trained = [result.final(n, metric).mean for n, role in record.roles.items() if role == "train"]
-    mean = sum(trained) / len(trained)
-    start = f"{mean:.3f} {metric} in training"
-    if not held_out:
-        return f"{start}; no environment was held out."
-    pick = min if record.higher_is_better else max
-    name = pick(held_out, key=lambda key: held_out[key].mean)
-    score, spread = held_out[name].mean, held_out[name].sd or 0.0
-    start = f"{start}, {score:.3f} at {name}"
-    if not record.higher_is_better:
-        return f"{start}: a difference of {score - mean:+.3f}."
-    # A tenth, or twice the spread over replicas, is what counts as a difference.
-    margin = max(0.1, 2 * spread)
-    if record.chance is not None and score < record.chance - margin / 2:
-        return f"{start}: worse than guessing. What it learned does not hold there."
-    if record.chance is not None and max(mean, score) < record.chance + 0.05:
-        return f"{start}: no better than guessing anywhere."
-    if mean - score > margin:
-        return f"{start}: {mean - score:.3f} less. Part of what it learned does not hold there."
-    if score - mean > margin:
-        return f"{start}: better than in training."
-    return f"{start}: it holds."
 
 
 def _overviews(

@@ -23,6 +23,15 @@ def mlp(inputs: int, hidden: int, outputs: int = 1) -> nn.Module:
     return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
 
+def cnn(channels: int, outputs: int = 1) -> nn.Module:
+    """DomainBed's MNIST_CNN, of PyTorch's layers as they are."""
+    layers: list[nn.Module] = []
+    for width, stride in ((64, 1), (128, 2), (128, 1), (128, 1)):
+        layers += [nn.Conv2d(channels, width, 3, stride, padding=1), nn.ReLU(), nn.GroupNorm(8, width)]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
+
+
 def irm_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -86,11 +86,29 @@ def test_mnist_cnn_is_domainbeds_list_of_layers():
     assert [(n.num_groups, n.num_channels) for n in layers(model, nn.GroupNorm)] == [
         (8, 64), (8, 128), (8, 128), (8, 128),
     ]  # fmt: skip
-    order = [m for m in model.featurizer if type(m).__module__.startswith("torch.")]
-    assert [type(m) for m in order] == [nn.Conv2d, nn.ReLU, nn.GroupNorm] * 4
-    images = torch.rand(5, 2, 28, 28, generator=torch.Generator().manual_seed(0))
-    theirs = nn.Sequential(*order, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    torch.testing.assert_close(model.featurizer(images), theirs(images))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_mnist_cnn_computes_what_plain_layers_compute_and_has_their_gradients(channels):
+    """Its first convolution is written as a product of matrices, its means as sums."""
+    model = MNISTCNN().build((channels, 12, 10), 2)
+    plain, width = [], channels
+    for wide, stride in ((64, 1), (128, 2), (128, 1), (128, 1)):
+        plain += [nn.Conv2d(width, wide, 3, stride, padding=1), nn.ReLU(), nn.GroupNorm(8, wide)]
+        width = wide
+    theirs = nn.Sequential(*plain, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2)).double()
+    ours = model.double()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        other.data.copy_(mine)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(5, channels, 12, 10, generator=generator, dtype=torch.float64, requires_grad=True)
+    outputs = [network(images) for network in (ours, theirs)]
+    torch.testing.assert_close(*outputs)
+    gradients = [
+        torch.autograd.grad(output.sin().sum(), [images, *network.parameters()])
+        for output, network in zip(outputs, (ours, theirs), strict=True)
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 ALL = ["linear", "mlp(hidden=12)", "lenet", "mnist-cnn"]

@@ -318,7 +318,7 @@ PARTS = {
 
 def written(found: dict[str, object]) -> str:
     """The figures as Markdown."""
-    hardware, limits = found["hardware"], found["limits"]
+    hardware = found["hardware"]
     lines = [
         "# The engine, measured",
         "",
@@ -329,9 +329,8 @@ def written(found: dict[str, object]) -> str:
         "(`training/allocator.py`), as users of the papers' code have it; with it set, see the table.",
         "",
         f"Machine: {', '.join(f'{key} {value}' for key, value in hardware.items())}; "
-        f"torch {found['versions']['torch']}. Matrix products, the best of several shapes: "
-        + ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in limits.items())
-        + ".",
+        f"torch {found['versions']['torch']}. A machine may be shared, so each table says what "
+        "matrix products, the best of several shapes, reached in the same run.",
     ]
     for name, work in PARTS.items():
         if name not in found:
@@ -340,7 +339,9 @@ def written(found: dict[str, object]) -> str:
         header = list(table[0])
         summary, _, rest = (work.__doc__ or "").partition("\n")
         when = found["measured"][name]
-        lines += ["", f"## {name}", "", " ".join(f"{summary} {rest} Measured {when}.".split()), ""]
+        reached = ", ".join(f"{rate / 1e9:,.0f} in {bits}" for bits, rate in when["limits"].items())
+        when = f"Measured {when['date']}; products: {reached} (GFLOP/s)."
+        lines += ["", f"## {name}", "", " ".join(f"{summary} {rest} {when}".split()), ""]
         lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         lines += ["| " + " | ".join(_text(row[key]) for key in header) + " |" for row in table]
     return "\n".join(lines) + "\n"
@@ -369,11 +370,12 @@ def main() -> None:
         "options": f" --name {arguments.name}" if arguments.name else "",
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
-        "limits": benchmark.limits(device),
     }
     for name in arguments.parts or PARTS:
+        limits = benchmark.limits(device)
         found[name] = PARTS[name](device)
-        found.setdefault("measured", {})[name] = datetime.date.today().isoformat()
+        when = {"date": datetime.date.today().isoformat(), "limits": limits}
+        found.setdefault("measured", {})[name] = when
         print(name, json.dumps(found[name], indent=1))
         found |= conditions
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

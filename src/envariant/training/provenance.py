@@ -35,8 +35,10 @@ def hardware(device: torch.device) -> dict[str, str | int]:
 def command() -> str:
     """The `envariant` command that started this process; empty under any other program."""
     program, *arguments = sys.argv or [""]
+    path = Path(program)
+    ours = path.stem == "envariant" or path.parts[-2:] == ("envariant", "__main__.py")
     # Other programs' arguments are none of our business, and a page is meant to be shared.
-    return shlex.join(["envariant", *arguments]) if Path(program).stem == "envariant" else ""
+    return shlex.join(["envariant", *arguments]) if ours else ""
 
 
 def _processor() -> str:

@@ -2,9 +2,9 @@
 
     python benchmarks/engine.py [--device cuda] [--name NAME] [PART ...]
 
-On CUDA they go to engine_cuda.md; those of another kind of machine to NAME.md. Each ratio is measured in one
-process, the two sides in turn, medians of fourteen. It takes some five minutes and must run alone: another
-process that multiplies matrices makes every figure here worthless.
+On CUDA they go to engine_cuda.md; those of another kind of machine to NAME.md. The two sides of each ratio
+are measured by turns, medians of fourteen. It takes some ten minutes and must run alone: another process that
+multiplies matrices makes every figure here worthless.
 """
 
 import argparse
@@ -16,8 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -43,18 +44,24 @@ LINEAR = benchmark.CASES["linear"]
 CNN = benchmark.CASES["mnist-cnn"]
 
 
-def in_turn(device: torch.device, *works: Callable[[], object], warm: int = 1) -> list[float]:
-    """Median seconds of each: two repetitions of one, two of the other, and again, seven times.
+Timed = Callable[[int], float]
+"""Seconds of one repetition, after so many that are not timed."""
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> Timed:
+    return lambda warm: benchmark.median_seconds(work, 1, device, warm)
+
+
+def in_turn(*works: Timed, warm: int = 1) -> list[float]:
+    """Median seconds of each: two repetitions of one, two of the other, and so on, seven times over.
 
     So often, because a machine that is shared has slow minutes, which must fall on all of them; and after
-    one that is not timed, because a large step leaves a small one with cold caches.
+    some that are not timed, because a large step leaves a small one with cold caches.
     """
     seconds: list[list[float]] = [[] for _ in works]
     for _ in range(REPEATS):
         for each, work in zip(seconds, works, strict=True):
-            each.extend(
-                benchmark.median_seconds(work, 1, device, warm if first else 0) for first in (True, False)
-            )
+            each += [work(warm), work(0)]
     return [statistics.median(each) for each in seconds]
 
 
@@ -63,38 +70,43 @@ def rows(case: Case) -> list[yardstick.Rows]:
 
 
 def _restart_steps(device: torch.device, *, allocator: bool, calls: Connection) -> None:
-    """In a process of its own: a step of the paper's loop for each call."""
+    """In a process of its own: the paper's loop, whose steps it times when it is asked."""
     if allocator:
         keep_freed_memory()
     training = rows(replace(FULL, device=device.type))
     test = (torch.rand(10_000, 392, device=device), (torch.rand(10_000, device=device) > 0.5).float())
     model = yardstick.mlp(392, 390).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=4.9e-4)
-    while calls.recv():
+
+    def step() -> None:
         yardstick.irm_step(model, adam, training, 91_257.0, 1.1e-3, test)
-        benchmark.wait_for(device)
-        calls.send(True)
-    calls.close()
+
+    # Until the other side closes its end.
+    with suppress(EOFError):
+        while True:
+            calls.send(benchmark.median_seconds(step, 1, device, calls.recv()))
 
 
 @contextmanager
-def restart_steps(device: torch.device, *, allocator: bool) -> Iterator[Callable[[], object]]:
-    """A step of the paper's loop, elsewhere: what the engine asks of the allocator would help it too."""
+def restart_steps(device: torch.device, *, allocator: bool) -> Iterator[Timed]:
+    """Seconds of a step of the paper's loop, elsewhere: what the engine asks of the allocator helps it."""
     processes = multiprocessing.get_context("spawn")
     here, there = processes.Pipe()
     process = processes.Process(
         target=_restart_steps, args=(device,), kwargs={"allocator": allocator, "calls": there}, daemon=True
     )
     process.start()
+    # With this copy open, a process that died would be waited for.
+    there.close()
 
-    def step() -> None:
-        here.send(True)
-        here.recv()
+    def seconds(warm: int) -> float:
+        here.send(warm)
+        return here.recv()
 
     try:
-        yield step
+        yield seconds
     finally:
-        here.send(False)
+        here.close()
         process.join()
 
 
@@ -120,7 +132,7 @@ def restart(device: torch.device) -> list[dict[str, object]]:
             # What is compiled has the same products, but they cannot be seen there.
             products = benchmark.products_of(replace(case, compiled=False).group())
             theirs, helped, step, measure, alone = in_turn(
-                device, plain, spared, group.advance, group.measure, products.again
+                plain, spared, *(timed(device, w) for w in (group.advance, group.measure, products.again))
             )
             # It measures the training environments as well: 50,000 rows more than the yardstick.
             ours = step * STEPS + measure * MEASUREMENTS
@@ -150,7 +162,7 @@ def small(device: torch.device) -> list[dict[str, object]]:
             one = replace(SMALL, algorithm=algorithm, device=device.type)
             many = replace(one, replicas=100, compiled=compiled)
             alone, together = one.group(), many.group()
-            a, b = in_turn(device, alone.advance, together.advance, warm=5)
+            a, b = in_turn(timed(device, alone.advance), timed(device, together.advance), warm=5)
             found.append(
                 {
                     "algorithm": algorithm,
@@ -185,15 +197,12 @@ def linear(device: torch.device) -> list[dict[str, object]]:
             case = replace(base, compiled=compiled)
             together = Group(case.data(), members, case.plan())
             alone = Group(case.data(), members[:1], base.plan())
-            a, b, c = in_turn(
-                device,
-                lambda model=model, adam=adam, algorithm=algorithm: yardstick.linear_step(
-                    model, adam, training, algorithm
-                ),
+            works = (
+                partial(yardstick.linear_step, model, adam, training, algorithm),
                 alone.advance,
                 together.advance,
-                warm=5,
             )
+            a, b, c = in_turn(*(timed(device, work) for work in works), warm=5)
             found.append(
                 {
                     "algorithm": algorithm,
@@ -220,29 +229,21 @@ def cnn(device: torch.device) -> list[dict[str, object]]:
     def step() -> None:
         yardstick.erm_step(model, adam, inputs, targets)
 
+    def evaluation() -> None:
+        yardstick.evaluate(model, images, 64)
+
+    held = replace(case, environments=1, rows=7_000).group()
+    works = [
+        ("a step of 2×64 rows", 1e3, step, case.group().advance),
+        ("a step of 2×64 rows, compiled", 1e3, step, replace(case, compiled=True).group().advance),
+        ("70,000 rows evaluated (7,000 timed)", 1e4, evaluation, held.measure),
+    ]
     found = []
-    for compiled in (False, True):
-        group = replace(case, compiled=compiled).group()
-        held = replace(case, environments=1, rows=7_000, compiled=compiled).group()
-        for what, scale, theirs, ours in (
-            ("a step of 2×64 rows", 1e3, step, group.advance),
-            (
-                "70,000 rows evaluated (7,000 timed)",
-                1e4,
-                lambda: yardstick.evaluate(model, images, 64),
-                held.measure,
-            ),
-        ):
-            slow, fast = in_turn(device, theirs, ours)
-            found.append(
-                {
-                    "what": what,
-                    "compiled": compiled,
-                    "yardstick ms": scale * slow,
-                    "engine ms": scale * fast,
-                    "ratio": slow / fast,
-                }
-            )
+    for what, scale, theirs, ours in works:
+        slow, fast = in_turn(timed(device, theirs), timed(device, ours))
+        found.append(
+            {"what": what, "yardstick ms": scale * slow, "engine ms": scale * fast, "ratio": slow / fast}
+        )
     return found
 
 
@@ -325,8 +326,8 @@ def written(found: dict[str, object]) -> str:
         f"Made by `python benchmarks/engine.py{found.get('options', '')}`, which ran alone; medians, both "
         "sides measured in one run.",
         "What it is measured against is [yardstick.py](yardstick.py): plain float32 loops as the papers have "
-        "them. The yardstick's full-batch step is taken before the allocator is set "
-        "(`training/allocator.py`), as users of the papers' code have it; with it set, see the table.",
+        "them. The yardstick's full-batch step is taken where the allocator (`training/allocator.py`) is not "
+        "set, as users of the papers' code have it; with it set, see the table.",
         "",
         f"Machine: {', '.join(f'{key} {value}' for key, value in hardware.items())}; "
         f"torch {found['versions']['torch']}. A machine may be shared, so each table says what "
@@ -339,8 +340,9 @@ def written(found: dict[str, object]) -> str:
         header = list(table[0])
         summary, _, rest = (work.__doc__ or "").partition("\n")
         when = found["measured"][name]
-        reached = ", ".join(f"{rate / 1e9:,.0f} in {bits}" for bits, rate in when["limits"].items())
-        when = f"Measured {when['date']}; products: {reached} (GFLOP/s)."
+        reached = [f"{rate / 1e9:,.0f} in {bits}" for bits, rate in when["limits"].items()]
+        products = f"; products: {', '.join(reached)} (GFLOP/s)" if reached else ""
+        when = f"Measured {when['date']}{products}."
         lines += ["", f"## {name}", "", " ".join(f"{summary} {rest} {when}".split()), ""]
         lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         lines += ["| " + " | ".join(_text(row[key]) for key in header) + " |" for row in table]
@@ -367,7 +369,8 @@ def main() -> None:
     path = HERE / f"{arguments.name or usual}.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     conditions = {
-        "options": f" --name {arguments.name}" if arguments.name else "",
+        "options": (" --device cuda" if device.type == "cuda" else "")
+        + (f" --name {arguments.name}" if arguments.name else ""),
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
     }

@@ -111,6 +111,22 @@ def test_mnist_cnn_computes_what_plain_layers_compute_and_has_their_gradients(ch
     torch.testing.assert_close(*gradients)
 
 
+def test_the_norm_of_mnist_cnn_finds_its_numbers_in_the_order_that_it_wants():
+    """A convolution of so few channels would have them copied, which took longer than itself."""
+    first = MNISTCNN().build((2, 12, 10), 2).featurizer[0]
+    images = torch.rand(3, 2, 12, 10, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = first(images)
+    assert found.dtype == torch.bfloat16
+    assert found.is_contiguous()
+    exact = nn.functional.conv2d(images, first.weight, first.bias, padding=1)
+    torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.02)
+
+
+def test_mnist_cnn_takes_no_rows():
+    assert MNISTCNN().build((2, 12, 10), 3)(torch.rand(0, 2, 12, 10)).shape == (0, 3)
+
+
 ALL = ["linear", "mlp(hidden=12)", "lenet", "mnist-cnn"]
 
 

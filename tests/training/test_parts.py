@@ -14,7 +14,7 @@ from torch import nn
 import envariant
 from envariant.errors import EnvariantError
 from envariant.tasks import Binary, Regression
-from envariant.training import Seeds, Spread, network
+from envariant.training import Seeds, Spread, network, provenance
 from envariant.training.augmentation import RandomAffine, augmentation, warp
 from envariant.training.network import Network
 from envariant.training.optimizers import Updates, optimizer_family
@@ -270,3 +270,19 @@ def test_a_model_that_does_not_fit_is_named(model, message):
 def test_an_optimizer_that_cannot_be_is_refused(text, message):
     with pytest.raises(EnvariantError, match=message):
         optimizer_family(text)
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("/opt/venv/bin/envariant", "envariant train --set 'l2=1 2'"),
+        (r"envariant.exe", "envariant train --set 'l2=1 2'"),
+        ("/site-packages/envariant/__main__.py", "envariant train --set 'l2=1 2'"),
+        ("/home/someone/envariant/secret.py", ""),
+        ("/home/someone/__main__.py", ""),
+        ("-c", ""),
+    ],
+)
+def test_a_result_remembers_its_command_and_no_other_programs(monkeypatch, program, told):
+    monkeypatch.setattr("sys.argv", [program, "train", "--set", "l2=1 2"])
+    assert provenance.command() == told

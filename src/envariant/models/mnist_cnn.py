@@ -16,19 +16,21 @@ from envariant.models.contract import FeaturizerAndHead, ModelFamily
 class _FromFewChannels(nn.Conv2d):
     """A 3×3 convolution of one to three channels, as a product of matrices: weights times patches.
 
-    So few numbers a pixel are less than convolutions are tuned for; and a product leaves its numbers in the
-    order in which the norm is fast, so that nothing is copied on the way there or back.
+    So few numbers a pixel are less than convolutions are tuned for; and the product leaves its numbers in
+    the order that the norm wants, so that they are not copied from another one, nor their gradients into it.
     """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(channels, width, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - so named in nn.Conv2d
         rows, _, height, width = input.shape
         padded = functional.pad(input, (1, 1, 1, 1))
         shifted = [padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        patches = torch.stack(shifted, dim=2).reshape(rows, -1, height * width)
-        # The bias is the weight of a row of ones; to add it would be a pass over everything, both ways.
-        patches = functional.pad(patches, (0, 0, 0, 1), value=1.0)
+        # The bias is the weight of a channel of ones, and costs no pass over what comes out, either way.
+        patches = torch.cat([*shifted, torch.ones_like(input[:, :1])], dim=1).flatten(2)
         assert self.bias is not None
-        weight = torch.cat([self.weight.flatten(1), self.bias[:, None]], dim=1)
+        weight = torch.cat([self.weight.permute(0, 2, 3, 1).flatten(1), self.bias[:, None]], dim=1)
         return torch.bmm(weight.expand(rows, -1, -1), patches).unflatten(2, (height, width))
 
 
@@ -36,7 +38,7 @@ class _FromFewChannels(nn.Conv2d):
 class _ChannelsLast(nn.Module):
     """The same numbers with the channels side by side in memory, as fast convolutions want them.
 
-    After the first norm and not before: with a map as large as an image it is slow so.
+    After the first norm: on maps as large as the image, a norm is slow with the channels side by side.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -48,9 +50,7 @@ class _ChannelMeans(nn.Module):
     """The mean of every channel over an image, taken and differentiated in the order of memory."""
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = images.permute(0, 2, 3, 1).flatten(1, 2)
-        # `mean` would first copy what has half precision to float32; `sum` adds it up in float32 as it is.
-        return pixels.sum(1) / pixels.shape[1]
+        return images.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
 
 @final
@@ -72,12 +72,11 @@ class MNISTCNN(ModelFamily):
         layers: list[nn.Module] = []
         channels = input_shape[0]
         for number, (width, stride) in enumerate(((64, 1), (128, 2), (128, 1), (128, 1))):
-            convolution = _FromFewChannels if channels <= 3 else nn.Conv2d
-            layers += [
-                convolution(channels, width, 3, stride=stride, padding=1),
-                nn.ReLU(),
-                nn.GroupNorm(8, width),
-            ]
+            if channels <= 3:
+                layers.append(_FromFewChannels(channels, width))
+            else:
+                layers.append(nn.Conv2d(channels, width, 3, stride=stride, padding=1))
+            layers += [nn.ReLU(), nn.GroupNorm(8, width)]
             if number == 0:
                 layers.append(_ChannelsLast())
             channels = width

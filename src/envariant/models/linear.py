@@ -20,7 +20,9 @@ class _Linear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return (self.weight.clone(memory_format=torch.contiguous_format) @ input.T + self.bias[:, None]).T
+        products = self.weight.clone(memory_format=torch.contiguous_format) @ input.T + self.bias[:, None]
+        # One row becomes a column by its shape, not by its strides, which would part the gradients' product.
+        return products.T if len(products) > 1 else products.reshape(-1, 1)
 
 
 @final

@@ -90,7 +90,7 @@ def test_mnist_cnn_is_domainbeds_list_of_layers():
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_mnist_cnn_computes_what_plain_layers_compute_and_has_their_gradients(channels):
-    """Its first convolution is written as a product of matrices, its means as sums."""
+    """Its first convolution is written as a product of matrices, its means in another order."""
     model = MNISTCNN().build((channels, 12, 10), 2)
     plain, width = [], channels
     for wide, stride in ((64, 1), (128, 2), (128, 1), (128, 1)):

@@ -207,6 +207,27 @@ def test_a_recorded_program_copies_nothing_that_has_its_type_already(monkeypatch
     assert casts.idle == 0
 
 
+class Products(TorchDispatchMode):
+    """Names the products of matrices that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            self.seen.add(operation.overloadpacket.__name__)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_linear_models_on_the_same_rows_are_one_product_both_ways():
+    group = replace(benchmark.CASES["linear-irm-x20"], rows=50).group()
+    group.advance()
+    with Products() as products:
+        group.advance()
+    assert products.seen == {"mm"}, "bmm would multiply for each model alone"
+
+
 def test_a_cast_that_moves_as_well_stays_as_it_was_recorded():
     recorded = make_fx(lambda x: x.to("meta", torch.bfloat16), tracing_mode="fake")(torch.ones(2))
     assert program._without_idle_casts(recorded)(torch.ones(2)).device.type == "meta"

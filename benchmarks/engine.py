@@ -287,9 +287,8 @@ def start(device: torch.device) -> list[dict[str, object]]:
         return statistics.median(found)
 
     torch_alone = seconds("-c", "import torch")
-    program = "from envariant.cli import main; main()"
     command = ("train", "--data", "colored-digits", "--steps", "1", "--device", device.type)
-    whole = seconds("-c", program, *command)
+    whole = seconds("-m", "envariant", *command)
     return [{"import torch s": torch_alone, "whole s": whole, "beyond s": whole - torch_alone}]
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 from envariant.training import provenance
 
 HERE = Path(__file__).parent
-ENVARIANT = (sys.executable, "-c", "from envariant.cli import main; main()")
+ENVARIANT = (sys.executable, "-m", "envariant")
 ENVIRONMENTS = 10
 _AT_A_TIME = 100_000
 

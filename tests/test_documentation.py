@@ -28,7 +28,7 @@ def test_every_option_the_readme_uses_exists():
     for line in lines:
         command = line.split()[: 2 if line.startswith("data") else 1]
         done = subprocess.run(
-            [sys.executable, "-c", "from envariant.cli import main; main()", *command, "--help"],
+            [sys.executable, "-m", "envariant", *command, "--help"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         for option in re.findall(r"(?<= )--?[a-z][a-z-]*", line):

@@ -168,7 +168,7 @@ def test_so_it_is_in_a_process_of_its_own():
 
 def test_a_reader_that_stops_reading_is_no_error():
     pipe = subprocess.run(
-        f"{sys.executable} -c 'from envariant.cli import main; main()' algorithms | head -1",
+        f"{sys.executable} -m envariant algorithms | head -1",
         shell=True, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert pipe.stdout.startswith("erm")

@@ -108,7 +108,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_answer(turned, tmp_path):
     structural(TURNS).to_csv(path, index=False)
     words = [str(path), "--target", "died", "--environment", "site", "--out", str(out), "--json"]
     words += ["--algorithms", "vrex", "--draws", "2", "--replicas", "4"]
-    command = [sys.executable, "-c", "from envariant.cli import main; main()", "compare", *words]
+    command = [sys.executable, "-m", "envariant", "compare", *words]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while killed.poll() is None and _done(out) < 12:
         time.sleep(0.05)

@@ -19,7 +19,7 @@ from envariant.reproductions.lab import Lab, NotRunError, Run
 from envariant.reproductions.measures import at, compared, curves, gain, seen, swept, trend, unseen
 from envariant.reproductions.publish import perform
 
-ENVARIANT = [sys.executable, "-c", "from envariant.cli import main; main()"]
+ENVARIANT = [sys.executable, "-m", "envariant"]
 DIGITS = Run("colored-digits", "erm", {"model": "mlp(hidden=4)", "steps": 6, "evaluate_every": 1})
 
 

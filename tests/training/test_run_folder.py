@@ -67,7 +67,7 @@ def test_interrupted_at_any_step_and_called_again_gives_the_same_bits(tmp_path, 
 
 def test_killed_with_sigkill_and_called_again_gives_the_same_bits(tmp_path):
     command = [
-        sys.executable, "-c", "from envariant.cli import main; main()", "train",
+        sys.executable, "-m", "envariant", "train",
         "--data", "colored-digits", "--algorithm", "vrex", "--steps", "1500", "--evaluate-every", "50",
         "--batch-size", "64", "--out",
     ]  # fmt: skip

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.verify
 
 def trained(data: str, algorithm: str, replicas: int = 3):
     command = [
-        sys.executable, "-c", "from envariant.cli import main; main()", "train", "--data", data,
+        sys.executable, "-m", "envariant", "train", "--data", data,
         "--algorithm", algorithm, "--replicas", str(replicas), "--json",
     ]  # fmt: skip
     if folder := os.environ.get("ENVARIANT_RUNS"):

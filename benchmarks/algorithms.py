@@ -22,7 +22,7 @@ from filelock import FileLock
 import envariant
 from envariant import published
 from envariant.algorithms import RECIPES
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 from envariant.training import TrainingResult
 
 HERE = Path(__file__).parent
@@ -57,13 +57,13 @@ _PUBLISHED = {
     "clove": (_RFC, "CLOvE", "ERM"),
 }
 # Of the risks' sum, as in the RFC code; the penalty at the largest weight that it lists, from step 0 on.
-_SUM = {"weighting": "sum", "rescale": True, "l2": 0.0011}
+_SUM = {"weighting": "sum", "normalize_loss": True, "l2": 0.0011}
 _STARTED: dict[str, tuple[dict[str, Any], str]] = {
     # (R_1 − R_2)² is twice the variance with divisor n − 1.
     "vrex": ({"coefficient": 5e4, "pairwise": True, **_SUM}, "vREx"),
     "sd": ({"coefficient": 2000.0, **_SUM}, "SD"),
     "irm": ({"coefficient": 1e5, **_SUM}, "IRMv1"),
-    "fishr": ({"coefficient": 1e5, "memory": 0.0, "centred": False, "summed": True, **_SUM}, "Fishr"),
+    "fishr": ({"coefficient": 1e5, "memory": 0.0, "centerd": False, "summed": True, **_SUM}, "Fishr"),
 }
 _WHOLE = (
     *("erm", "groupdro", "eqrm", "mm-rex", "risk-interpolation", "irm", "vrex", "fishr"),
@@ -142,7 +142,7 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
             "Where a step on all rows costs too much, 512 of each environment are drawn. SD, IGA, IB-IRM and "
             "some others had been run on 512 rows, with other figures, before they were run on all rows.",
             "",
-            "An algorithm that only weighs, masks or aligns cannot see that the colour is spurious where it "
+            "An algorithm that only weighs, masks or aligns cannot see that the color is spurious where it "
             "helps in both training environments: figures near 0.1 to 0.2 are expected of those, and none of "
             "their papers claims more here. Figures marked (RFC) are the least of three test environments, "
             "so they are not quite the same measure; its code says neither which weight nor which step they "

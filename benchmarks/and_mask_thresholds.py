@@ -28,17 +28,17 @@ def picture(results: dict[float, TrainingResult]) -> Figure:
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     record = next(iter(results.values())).record
-    colours = iter(figures.TRAIN)
+    colors = iter(figures.TRAIN)
     for name, role in record.roles.items():
         spreads = [result.final(name, "accuracy") for result in results.values()]
-        colour, style = (figures.TEST, "o-") if role == "test" else (next(colours), "o:")
+        color, style = (figures.TEST, "o-") if role == "test" else (next(colors), "o:")
         axes.errorbar(
             list(results), [s.mean for s in spreads], [s.sd or 0 for s in spreads],
-            fmt=style[0], color=colour, capsize=3, label=f"{name} ({role})",
+            fmt=style[0], color=color, capsize=3, label=f"{name} ({role})",
         )  # fmt: skip
         # Between two of these thresholds nothing changes: the upper one speaks for the whole stretch.
         for low, high, spread in zip(THRESHOLDS, THRESHOLDS[1:], spreads[1:], strict=False):
-            axes.hlines(spread.mean, low + 0.01, high, color=colour, linestyles=style[1:], lw=2)
+            axes.hlines(spread.mean, low + 0.01, high, color=color, linestyles=style[1:], lw=2)
     for value, name in ((record.chance, "chance"), (record.optimum, "optimum")):
         axes.axhline(value, color=figures.MUTED, lw=0.8, ls=(0, (5, 3)))
         axes.text(1.02, value, name, fontsize=8, color=figures.MUTED, va="bottom", ha="right")

@@ -32,7 +32,7 @@ from envariant.benchmark import Case
 from envariant.training import execution, provenance
 from envariant.training.allocator import keep_freed_memory
 from envariant.training.execution import Stacked
-from envariant.training.group import Group
+from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica, Seeds
 
 HERE = Path(__file__).parent
@@ -195,8 +195,8 @@ def linear(device: torch.device) -> list[dict[str, object]]:
         ]
         for compiled in (False, True):
             case = replace(base, compiled=compiled)
-            together = Group(case.data(), members, case.plan())
-            alone = Group(case.data(), members[:1], base.plan())
+            together = ReplicaStack(case.data(), members, case.plan())
+            alone = ReplicaStack(case.data(), members[:1], base.plan())
             works = (
                 partial(yardstick.linear_step, model, adam, training, algorithm),
                 alone.advance,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import envariant
 from envariant import TrainingResult
-from envariant.statistics import interval
+from envariant.analysis.statistics import interval
 from envariant.training import Spread
 
 HERE = Path(__file__).parent

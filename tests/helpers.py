@@ -20,10 +20,10 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from envariant.algorithms import Composition, Setting, recipe
-from envariant.environments import EnvironmentBatch, PredictedBatch
-from envariant.now import START, Now
-from envariant.tasks import Binary, Multiclass, Regression, Task
+from envariant.algorithms import Composition, TrainContext, recipe
+from envariant.core.environments import EnvironmentBatch, PredictedBatch
+from envariant.core.step_context import START, StepContext
+from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 Params = Mapping[str, Tensor]
 Loss = Callable[[Params], Tensor]
@@ -73,12 +73,12 @@ class Problem:
     module: nn.Module | None = None
 
     @property
-    def networks(self) -> tuple[str, ...]:
+    def auxiliary_networks(self) -> tuple[str, ...]:
         return tuple(self.own)
 
     @property
-    def setting(self) -> Setting:
-        return Setting(
+    def context(self) -> TrainContext:
+        return TrainContext(
             len(self.batch.sizes),
             self.task,
             features=4,
@@ -114,8 +114,8 @@ class Problem:
             torch.manual_seed(5)
             plain = _Small(3, self.task.outputs).double()
             plain.load_state_dict(self.params)
-            module = algorithm.adapted(plain, self.setting).double()
-            own = {name: net.double() for name, net in algorithm.networks(self.setting).items()}
+            module = algorithm.wrap_model(plain, self.context).double()
+            own = {name: net.double() for name, net in algorithm.auxiliary_networks(self.context).items()}
         params = {name: value.detach() for name, value in module.named_parameters()}
         added = {f"{n}.{k}": v.detach() for n, net in own.items() for k, v in net.named_parameters()}
         changed = params.keys() != self.params.keys()
@@ -169,17 +169,17 @@ def update(
     algorithm: Composition,
     problem: Problem,
     *,
-    now: Now = START,
+    context: StepContext = START,
     params: Params | None = None,
 ) -> dict[str, Tensor]:
     """The gradients of one step from a fresh state."""
     params = problem.params if params is None else params
-    state = algorithm.init(params, problem.setting)
-    return algorithm.gradients(problem, params, problem.batch, state, now)[0]
+    state = algorithm.init(params, problem.context)
+    return algorithm.gradients(problem, params, problem.batch, state, context)[0]
 
 
 def cpu_of_children() -> float:
-    """Seconds of processor time of processes that this one has waited for: what neighbours do is not in it."""
+    """Seconds of processor time of processes that this one has waited for: what neighbors do is not in it."""
     times = os.times()
     return times.children_user + times.children_system
 
@@ -189,7 +189,7 @@ class Bare:
     """A function `(params, inputs) → (features, logits)` as a model without parts or further networks."""
 
     function: Callable[[Params, Tensor], tuple[Tensor, Tensor]]
-    networks: tuple[str, ...] = ()
+    auxiliary_networks: tuple[str, ...] = ()
 
     def __call__(self, params: Params, inputs: Tensor) -> tuple[Tensor, Tensor]:
         return self.function(params, inputs)
@@ -212,17 +212,19 @@ def predicted(
     targets: Tensor,
     sizes: tuple[int, ...],
     features: Tensor | None = None,
-    now: Now = START,
+    context: StepContext = START,
 ) -> PredictedBatch:
     """What a weighting or penalty sees when a model gives these logits and features."""
     batch = EnvironmentBatch(torch.zeros(len(logits), 1), targets, sizes, task)
-    return batch.predicted(logits.new_zeros(len(logits), 0) if features is None else features, logits, now)
+    return batch.predicted(
+        logits.new_zeros(len(logits), 0) if features is None else features, logits, context
+    )
 
 
-def with_risks(risks: Tensor, now: Now = START) -> PredictedBatch:
+def with_risks(risks: Tensor, context: StepContext = START) -> PredictedBatch:
     """Environments of one row each whose risks are these: squared errors of their roots against 0."""
     targets = torch.zeros_like(risks)
-    return predicted(Regression(), risks.sqrt(), targets, (1,) * len(risks), now=now)
+    return predicted(Regression(), risks.sqrt(), targets, (1,) * len(risks), context=context)
 
 
 def vector(*values: float) -> Tensor:
@@ -248,12 +250,14 @@ ZB, YB = torch.tensor([0.5, -1, 2, 0.3], dtype=torch.float64), vector(1, 0, 0, 1
 G = torch.tensor([[1, -2, 0.5, 0], [2, -1, -0.5, 0.3], [3, -3, 1, 0.1]], dtype=torch.float64)
 
 
-def two_environments(weight: Tensor = M_WEIGHT, bias: Tensor = M_BIAS, now: Now = START) -> PredictedBatch:
+def two_environments(
+    weight: Tensor = M_WEIGHT, bias: Tensor = M_BIAS, context: StepContext = START
+) -> PredictedBatch:
     """A and B as features, under a linear head."""
     features = torch.cat([A, B])
     logits = features @ weight.T + bias
     targets = torch.cat([LABELS_A, LABELS_B])
-    return predicted(Multiclass(len(bias)), logits, targets, (3, 3), features, now)
+    return predicted(Multiclass(len(bias)), logits, targets, (3, 3), features, context)
 
 
 def autograd(loss: Loss, params: Params) -> dict[str, Tensor]:
@@ -278,16 +282,16 @@ def central_differences(loss: Loss, params: Params, width: float = 1e-4) -> dict
 def _problem(task: Task, targets: Callable[[Tensor], Tensor]) -> Problem:
     generator = torch.Generator().manual_seed(7)
 
-    def draw(*shape: int) -> Tensor:
+    def sample(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     sizes = (5, 9, 4)
-    inputs, noise = draw(sum(sizes), 3), draw(sum(sizes), 3)
+    inputs, noise = sample(sum(sizes), 3), sample(sum(sizes), 3)
     params = {
-        "featurizer.weight": draw(4, 3),
-        "featurizer.bias": draw(4),
-        "head.weight": draw(task.outputs, 4),
-        "head.bias": draw(task.outputs),
+        "featurizer.weight": sample(4, 3),
+        "featurizer.bias": sample(4),
+        "head.weight": sample(task.outputs, 4),
+        "head.bias": sample(task.outputs),
     }
     return Problem(task, EnvironmentBatch(inputs, targets(inputs + noise), sizes, task), params)
 
@@ -459,8 +463,8 @@ def _risk_interpolation(problem: Problem, differentiate: Differentiate) -> dict[
 
 
 def covariance(h: Tensor) -> Tensor:
-    centred = h - h.mean(dim=0)
-    return centred.T @ centred / (len(h) - 1)
+    centerd = h - h.mean(dim=0)
+    return centerd.T @ centerd / (len(h) - 1)
 
 
 def coral_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -485,8 +489,8 @@ def _over_pairs(distance: Callable[[Tensor, Tensor], Tensor]) -> Any:
 def _over_cuts(distance: Callable[[Tensor, Tensor], Tensor]) -> Any:
     def penalty(problem: Problem, p: Params) -> Tensor:
         # The only penalty of its composition, hence part 1.
-        draws = START.of_part(1).uniform(3, like=problem.batch.inputs).tolist()
-        cuts = [int(u * size) for u, size in zip(draws, problem.batch.sizes, strict=True)]
+        stochastic = START.of_part(1).uniform(3, like=problem.batch.inputs).tolist()
+        cuts = [int(u * size) for u, size in zip(stochastic, problem.batch.sizes, strict=True)]
         halves = [(h[:s], h[s:]) for h, s in zip(problem.features(p), cuts, strict=True)]
         return distance(*(torch.cat(part) for part in zip(*halves, strict=True)))
 
@@ -581,13 +585,13 @@ def _cad(conditional: bool) -> Any:
 
 
 def _selfreg(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
-    now, like = START.of_part(1), problem.batch.inputs
+    context, like = START.of_part(1), problem.batch.inputs
     rows = len(like)
-    share = now.symmetric_beta(0.5, draw=2, like=like)
+    share = context.symmetric_beta(0.5, draw=2, like=like)
     targets = problem.batch.targets.tolist()
     partners = []
     for draw in (0, 1):
-        order = now.permutation(rows, draw=draw, like=like).tolist()
+        order = context.permutation(rows, draw=draw, like=like).tolist()
         partner = {}
         for value in set(targets):
             own = [i for i in range(rows) if targets[i] == value]
@@ -1028,11 +1032,11 @@ def _adrmx(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
 _ORDERS = {ORDER_OF_ENVIRONMENTS, ORDER_OF_ROWS}
 _USUAL = _ORDERS | {SHIFT}
 _WEIGHTED = {"coefficient": _LAMBDA, "l2": _L2}
-_UNDIVIDED = {"rescale": False}
+_UNDIVIDED = {"normalize_loss": False}
 _ADVERSARIAL = {"weight": 2.0, "gradient_penalty": 0.3, "width": 8}
 
 
-def _penalised(reference: Any, claims: set[str], **more: Any) -> Enrolled:
+def _penalized(reference: Any, claims: set[str], **more: Any) -> Enrolled:
     return Enrolled(_WEIGHTED, reference, frozenset(claims), at_zero=Composition(), **more)
 
 
@@ -1042,16 +1046,16 @@ ENROLLED: dict[str, Enrolled] = {
     "eqrm": Enrolled(
         {"quantile": 0.7, "burn_in": 0, "slope": "exact", "l2": _L2}, _eqrm, frozenset(_USUAL | {ONE_IS_ERM})
     ),
-    "mm-rex": _penalised(_mm_rex, _USUAL | {ONE_IS_ERM}, plain=_UNDIVIDED),
+    "mm-rex": _penalized(_mm_rex, _USUAL | {ONE_IS_ERM}, plain=_UNDIVIDED),
     "risk-interpolation": Enrolled({"l2": _L2}, _risk_interpolation, frozenset(_USUAL | {ONE_IS_ERM})),
-    "irm": _penalised(_irm, _USUAL),
-    "vrex": _penalised(_vrex, _USUAL | {IDENTICAL, ONE_IS_ERM}, plain=_UNDIVIDED),
-    "coral": _penalised(_over_pairs(coral_distance), _USUAL | {IDENTICAL, ONE_IS_ERM}),
-    "mmd": _penalised(_over_pairs(mmd_distance), _USUAL | {IDENTICAL, ONE_IS_ERM}),
-    "causirl-coral": _penalised(_over_cuts(coral_distance), {SHIFT}),
-    "causirl-mmd": _penalised(_over_cuts(mmd_distance), {SHIFT}),
-    "sd": _penalised(_mean_and(_sd), _ORDERS),
-    "ib-erm": _penalised(_mean_and(_bottleneck), _USUAL),
+    "irm": _penalized(_irm, _USUAL),
+    "vrex": _penalized(_vrex, _USUAL | {IDENTICAL, ONE_IS_ERM}, plain=_UNDIVIDED),
+    "coral": _penalized(_over_pairs(coral_distance), _USUAL | {IDENTICAL, ONE_IS_ERM}),
+    "mmd": _penalized(_over_pairs(mmd_distance), _USUAL | {IDENTICAL, ONE_IS_ERM}),
+    "causirl-coral": _penalized(_over_cuts(coral_distance), {SHIFT}),
+    "causirl-mmd": _penalized(_over_cuts(mmd_distance), {SHIFT}),
+    "sd": _penalized(_mean_and(_sd), _ORDERS),
+    "ib-erm": _penalized(_mean_and(_bottleneck), _USUAL),
     "ib-irm": Enrolled(
         {"irm_coefficient": _LAMBDA, "ib_coefficient": 0.5, "l2": _L2},
         _ib_irm,
@@ -1059,8 +1063,8 @@ ENROLLED: dict[str, Enrolled] = {
         at_zero=Composition(),
         zero={"irm_coefficient": 0.0, "ib_coefficient": 0.0},
     ),
-    "iga": _penalised(_iga, _USUAL | {IDENTICAL, ONE_IS_ERM}),
-    "fishr": _penalised(_fishr, _USUAL | {IDENTICAL, ONE_IS_ERM}, plain=_UNDIVIDED),
+    "iga": _penalized(_iga, _USUAL | {IDENTICAL, ONE_IS_ERM}),
+    "fishr": _penalized(_fishr, _USUAL | {IDENTICAL, ONE_IS_ERM}, plain=_UNDIVIDED),
     "rdm": Enrolled(
         {"rdm_coefficient": _LAMBDA, "variance_coefficient": 0.5, "l2": _L2},
         _rdm,
@@ -1068,10 +1072,10 @@ ENROLLED: dict[str, Enrolled] = {
         at_zero=Composition(),
         zero={"rdm_coefficient": 0.0, "variance_coefficient": 0.0},
     ),
-    "clove": _penalised(_divided(_mean_and(_clove)), _USUAL, problems=("binary", "multiclass")),
-    "cad": _penalised(_cad(conditional=False), _USUAL | {ONE_IS_ERM}),
-    "condcad": _penalised(_cad(conditional=True), _USUAL | {ONE_IS_ERM}),
-    "selfreg": _penalised(_selfreg, set()),
+    "clove": _penalized(_divided(_mean_and(_clove)), _USUAL, problems=("binary", "multiclass")),
+    "cad": _penalized(_cad(conditional=False), _USUAL | {ONE_IS_ERM}),
+    "condcad": _penalized(_cad(conditional=True), _USUAL | {ONE_IS_ERM}),
+    "selfreg": _penalized(_selfreg, set()),
     "and-mask": Enrolled(
         {"threshold": 1.0, "l2": _L2},
         _and_mask,
@@ -1084,7 +1088,7 @@ ENROLLED: dict[str, Enrolled] = {
     "rsc": Enrolled(
         {"features": 0.5, "rows": 0.4, "l2": _L2}, _rsc, frozenset(_USUAL), problems=("binary", "multiclass")
     ),
-    "mldg": Enrolled({"beta": 0.5, "held_out": 1, "l2": _L2}, _mldg, frozenset({SHIFT})),
+    "mldg": Enrolled({"beta": 0.5, "test_environments": 1, "l2": _L2}, _mldg, frozenset({SHIFT})),
     "fish": Enrolled({"meta_rate": 0.5}, _fish, frozenset({ORDER_OF_ROWS, SHIFT})),
     "dann": Enrolled(_ADVERSARIAL, _dann(conditional=False), frozenset({ORDER_OF_ROWS, SHIFT})),
     "cdann": Enrolled(

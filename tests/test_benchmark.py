@@ -8,7 +8,7 @@ import torch
 
 from envariant import benchmark
 from envariant.cli.app import main
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 from envariant.training.precision import native_bfloat16
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def test_a_measured_case_holds_together():
     assert figure.rate == figure.flops / figure.seconds
     assert figure.share_of_products == figure.products_seconds / figure.seconds
     assert figure.bytes_predicted == pytest.approx(figure.bytes_of_tensors, rel=0.2)
-    assert json.loads(json.dumps(figure.plain()))["seconds_per_replica"] == figure.seconds / 3
+    assert json.loads(json.dumps(figure.to_dict()))["seconds_per_replica"] == figure.seconds / 3
 
 
 def test_limits_are_the_best_of_the_shapes_for_each_precision_the_processor_has(monkeypatch):

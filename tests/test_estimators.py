@@ -42,14 +42,14 @@ def test_scikit_learns_own_checks(estimator, check):
 
 
 def flipped(flips, rows=2400, seed=0):
-    """Colored MNIST as a table: shape tells the label in 3 of 4 rows, colour in all but `flip` of them."""
+    """Colored MNIST as a table: shape tells the label in 3 of 4 rows, color in all but `flip` of them."""
     rng = np.random.default_rng(seed)
     y = rng.random(rows * len(flips)) < 0.5
     site = np.repeat([f"flip {flip}" for flip in flips], rows)
     shape = y ^ (rng.random(len(y)) < 0.25)
-    colour = y ^ (rng.random(len(y)) < np.repeat(flips, rows))
+    color = y ^ (rng.random(len(y)) < np.repeat(flips, rows))
     noise = rng.normal(size=(len(y), 3))
-    inputs = noise * [0.3, 0.3, 1] + np.column_stack([2 * shape - 1, 2 * colour - 1, 0 * y])
+    inputs = noise * [0.3, 0.3, 1] + np.column_stack([2 * shape - 1, 2 * color - 1, 0 * y])
     return inputs, y.astype(int), site
 
 
@@ -358,7 +358,7 @@ REFUSED = {
     "no such hyperparameter": (
         {"hyperparameters": {"coeficient": 1.0}},
         {},
-        "irm: unknown setting 'coeficient'; did you mean 'coefficient'? known: coefficient, form, l2, rescale, weighting",
+        "irm: unknown setting 'coeficient'; did you mean 'coefficient'? known: coefficient, form, l2, normalize_loss, weighting",
     ),
     "a module": (
         {"model": torch.nn.Linear(3, 1)},

@@ -7,7 +7,7 @@ from importlib import resources
 import pytest
 
 from envariant import published
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 
 EVERYTHING = tomllib.loads(
     resources.files("envariant.published").joinpath("results.toml").read_text(encoding="utf-8")

@@ -8,25 +8,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from envariant import algorithms, data, models, published, reporting, schedules, studies, tasks
+    from envariant import algorithms, data, models, published, reporting, studies
     from envariant.comparison import compare
-    from envariant.deployed import load_model
-    from envariant.environments import Environment, EnvironmentSet, EnvironmentSource
-    from envariant.errors import EnvariantError
+    from envariant.core import schedules, tasks
+    from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
+    from envariant.core.errors import EnvariantError
     from envariant.estimators import InvariantClassifier, InvariantRegressor
+    from envariant.saved_model import load_model
     from envariant.training import TrainingResult, train
 
-_MODULES = ("algorithms", "data", "models", "published", "reporting", "schedules", "studies", "tasks")
+_MODULES = {
+    "algorithms": "algorithms",
+    "analysis": "analysis",
+    "data": "data",
+    "models": "models",
+    "published": "published",
+    "reporting": "reporting",
+    "schedules": "core.schedules",
+    "studies": "studies",
+    "tasks": "core.tasks",
+}
 _NAMES = {
-    "Environment": "environments",
-    "EnvironmentSet": "environments",
-    "EnvironmentSource": "environments",
-    "EnvariantError": "errors",
+    "Environment": "core.environments",
+    "EnvironmentSet": "core.environments",
+    "EnvironmentSource": "core.environments",
+    "EnvariantError": "core.errors",
     "InvariantClassifier": "estimators",
     "InvariantRegressor": "estimators",
     "TrainingResult": "training",
     "compare": "comparison",
-    "load_model": "deployed",
+    "load_model": "saved_model",
     "train": "training",
 }
 
@@ -39,6 +50,7 @@ __all__ = [
     "InvariantRegressor",
     "TrainingResult",
     "algorithms",
+    "analysis",
     "compare",
     "data",
     "load_model",
@@ -54,7 +66,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"envariant.{name}")
+        return import_module(f"envariant.{_MODULES[name]}")
     if name in _NAMES:
         return getattr(import_module(f"envariant.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'envariant' has no attribute '{name}'")

@@ -23,17 +23,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from envariant.algorithms import recipe
-from envariant.environments import Environment, EnvironmentSet
-from envariant.errors import EnvariantError, unknown_name
-from envariant.models import model_family
-from envariant.tasks import Binary
+from envariant.core.environments import Environment, EnvironmentSet
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.tasks import Binary
+from envariant.models import model_config
 from envariant.training.allocator import keep_freed_memory
 from envariant.training.execution import need, peaks, wait_for
-from envariant.training.group import Group
-from envariant.training.optimizers import optimizer_family
-from envariant.training.plan import Plan
+from envariant.training.optimizers import optimizer_config
 from envariant.training.precision import native_bfloat16
+from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica, Seeds
+from envariant.training.run_config import RunConfig
 
 _SEED = 0
 # Long enough that starting a case does not count, whatever it is.
@@ -69,9 +69,9 @@ class Case:
     compiled: bool = False
     device: str = "cpu"
 
-    def group(self) -> Group:
+    def group(self) -> ReplicaStack:
         """The case, ready for a step."""
-        return Group(self.data(), self.members(), self.plan())
+        return ReplicaStack(self.data(), self.members(), self.plan())
 
     def data(self) -> EnvironmentSet:
         """Random rows, the same for all replicas."""
@@ -93,11 +93,11 @@ class Case:
             Replica(k, Seeds.of(_SEED, k), algorithm, 1e-4 * (1 + k % 10), 0.0) for k in range(self.replicas)
         ]
 
-    def plan(self) -> Plan:
+    def plan(self) -> RunConfig:
         """What they share."""
-        return Plan(
-            model=model_family(self.model).build,
-            optimizer=optimizer_family("adam"),
+        return RunConfig(
+            model=model_config(self.model).build,
+            optimizer=optimizer_config("adam"),
             steps=_STEPS,
             batch_size=self.batch_size,
             evaluate_every=_STEPS,
@@ -192,7 +192,7 @@ class Figure:
         """Of the step's time: what its products would take if nothing else had to be done."""
         return self.products_seconds / self.seconds
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON wants them."""
         return {
             **{key: getattr(self, key) for key in self.__dataclass_fields__},
@@ -251,7 +251,7 @@ def measure(case: Case, limit: float, repeats: int, threads: int) -> Figure:
     seconds_a_step(small.group(), 2)
     data, members, plan = case.data(), case.members(), case.plan()
     before = _start_of_peak(plan.device)
-    group = Group(data, members, plan)
+    group = ReplicaStack(data, members, plan)
     group.measure()
     seconds = seconds_a_step(group, repeats)
     taken = max(0, _peak(plan.device) - before)
@@ -276,7 +276,7 @@ def measure(case: Case, limit: float, repeats: int, threads: int) -> Figure:
     )
 
 
-def seconds_a_step(group: Group, repeats: int) -> float:
+def seconds_a_step(group: ReplicaStack, repeats: int) -> float:
     """The median of some steps, after three to warm up."""
     return median_seconds(group.advance, repeats, group.device, warm=3)
 
@@ -324,7 +324,7 @@ class Products(TorchDispatchMode):
             func(*args, **kwargs)
 
 
-def products_of(group: Group) -> Products:
+def products_of(group: ReplicaStack) -> Products:
     """The matrix products of a step.
 
     A first step may record the program as well, and would be counted twice; so one is made beforehand.

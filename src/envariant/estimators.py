@@ -1,6 +1,6 @@
 """Scikit-learn estimators: a table and a column that says where each row came from, in; predictions, out.
 
-They standardise columns, lay rows out in environments and call `envariant.training.train`. A fitted one
+They standardize columns, lay rows out in environments and call `envariant.training.train`. A fitted one
 holds plain numbers, NumPy arrays and text, so that it is cloned, searched over and stored as any other.
 """
 
@@ -23,12 +23,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
-from envariant.algorithms import EIIL, Algorithm, Composition, Setting, recipes
-from envariant.environments import EnvironmentSet
-from envariant.errors import EnvariantError, unknown_name
-from envariant.models import ModelFamily, model_family
-from envariant.random_numbers import private_random_numbers
-from envariant.tasks import Binary, Multiclass, Regression, Task, task_named
+from envariant.algorithms import EIIL, Algorithm, Composition, TrainContext, recipes
+from envariant.core.counter_rng import private_random_numbers
+from envariant.core.environments import EnvironmentSet
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
+from envariant.models import ModelConfig, model_config
 from envariant.training import TrainingResult, train
 
 # With "auto": up to so many rows a step takes all of them, which is exact and, for such tables, no slower
@@ -56,7 +56,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         algorithm: Algorithm | str = "irm",
         *,
         hyperparameters: Mapping[str, Any] | None = None,
-        model: ModelFamily | str = "mlp(hidden=(64, 64))",
+        model: ModelConfig | str = "mlp(hidden=(64, 64))",
         steps: int = 500,
         batch_size: int | Literal["auto", "full"] = "auto",
         learning_rate: float = 1e-3,
@@ -156,7 +156,7 @@ class InvariantEstimator(BaseEstimator, ABC):
 
     def _settings(self, environments: int, *, given: bool) -> dict[str, Any]:
         """What is trained: the algorithm, or what stands in for it, its hyperparameters and the model."""
-        if not isinstance(self.model, str | ModelFamily):
+        if not isinstance(self.model, str | ModelConfig):
             raise EnvariantError(
                 f"model must be a name such as 'mlp(hidden=64)', by which a stored estimator builds it "
                 f"again; got {type(self.model).__name__}"
@@ -203,7 +203,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         """The trained network, built again from text and arrays, and its task."""
         task = task_named(self.settings_["task"], self.settings_["outputs"])
         shape = self.mean_.shape
-        family = model_family(self.settings_["model"])
+        family = model_config(self.settings_["model"])
 
         def build(shape: Sequence[int]) -> nn.Module:
             return family.build(shape, task.outputs)
@@ -211,10 +211,10 @@ class InvariantEstimator(BaseEstimator, ABC):
         with private_random_numbers(0, torch.device("cpu")):
             module = build(shape)
             linear = isinstance(getattr(module, "head", None), nn.Linear)
-            setting = Setting(
+            setting = TrainContext(
                 len(self.environments_), task, input_shape=shape, linear_head=linear, build=build
             )
-            module = _built(self.settings_).adapted(module, setting)
+            module = _built(self.settings_).wrap_model(module, setting)
         # Networks of the algorithm's own have done their work.
         module.load_state_dict({name: torch.from_numpy(self.weights_[name]) for name in module.state_dict()})
         # In double precision a row's answer does not depend on which rows are predicted beside it.
@@ -236,7 +236,7 @@ class InvariantEstimator(BaseEstimator, ABC):
 class InvariantClassifier(ClassifierMixin, InvariantEstimator):
     """A classifier for tables whose rows come from several environments: sites, years, instruments.
 
-    Columns are standardised by the mean and the standard deviation of the rows trained on. The same
+    Columns are standardized by the mean and the standard deviation of the rows trained on. The same
     `random_state`, rows and settings give the same bits.
 
     Args:
@@ -309,8 +309,8 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
 class InvariantRegressor(RegressorMixin, InvariantEstimator):
     """A regressor for tables whose rows come from several environments, by squared error.
 
-    Targets are standardised as columns are, and predictions are in the targets' own unit. Penalties see
-    the standardised error: a coefficient means the same in grams and in kilograms.
+    Targets are standardized as columns are, and predictions are in the targets' own unit. Penalties see
+    the standardized error: a coefficient means the same in grams and in kilograms.
 
     Args:
         algorithm, hyperparameters, model, steps, batch_size, learning_rate, weight_decay, optimizer,

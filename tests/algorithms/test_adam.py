@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from envariant.algorithms.procedures import adam
+from envariant.algorithms.training_steps import adam
 from helpers import vector
 
 

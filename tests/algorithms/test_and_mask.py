@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envariant.algorithms import AndMask
-from envariant.errors import EnvariantError
-from envariant.now import START
-from envariant.training.optimizers import Updates, optimizer_family
+from envariant.core.errors import EnvariantError
+from envariant.core.step_context import START
+from envariant.training.optimizers import StackedOptimizer, optimizer_config
 from helpers import G, vector
 
 
@@ -118,7 +118,7 @@ def test_an_unknown_mean_is_refused():
 def test_weight_decay_acts_after_the_mask(weight_decay):
     """Adam's first step has length lr: a masked weight takes it towards 0 if it decays, and none if not."""
     weights = vector(1, -1, 1, -1)[None].float()
-    adam = Updates(optimizer_family("adam"), weights, [0.01], [weight_decay])
+    adam = StackedOptimizer(optimizer_config("adam"), weights, [0.01], [weight_decay])
     adam.apply(combine(G, 1)[None].float(), torch.tensor([True]), 0)
     masked = vector(0.99, -0.99) if weight_decay else vector(1, -1)
     torch.testing.assert_close(weights[0, 2:], masked.float(), rtol=1e-6, atol=0)

@@ -3,7 +3,7 @@
 import torch
 
 from envariant.algorithms import IRM, InformationBottleneck, SpectralDecoupling
-from envariant.tasks import Multiclass
+from envariant.core.tasks import Multiclass
 from helpers import LABELS_A, LABELS_B, Y3, Z3, A, B, close, predicted, two_environments, vector
 
 HEAD = {"weight": torch.tensor([[1, 0], [0, 0.5]], dtype=torch.float64), "bias": vector(0, 0.1)}

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from envariant.algorithms import CAD
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 from helpers import LABELS_Q, OWNERS_Q, Q, close
 
 
 @pytest.mark.parametrize(
-    ("conditional", "flipped", "normalised", "expected"),
+    ("conditional", "flipped", "normalized", "expected"),
     [
         (False, True, False, 2.85909),
         (False, True, True, 2.09535),
@@ -21,8 +21,8 @@ from helpers import LABELS_Q, OWNERS_Q, Q, close
         (True, False, True, -9.59135),
     ],
 )
-def test_the_specs_numbers(conditional, flipped, normalised, expected):
-    part = CAD(1.0, 0.1, conditional, flipped, normalised)
+def test_the_specs_numbers(conditional, flipped, normalized, expected):
+    part = CAD(1.0, 0.1, conditional, flipped, normalized)
     close(part.of_rows(Q, LABELS_Q, OWNERS_Q), expected)
 
 

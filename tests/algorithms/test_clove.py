@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from envariant.algorithms import CLOvE, Composition, Setting
-from envariant.errors import EnvariantError
-from envariant.tasks import Binary, Regression
+from envariant.algorithms import CLOvE, Composition, TrainContext
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Binary, Regression
 from helpers import close, predicted, vector
 
 P, Y = vector(0.9, 0.6, 0.2, 0.7), vector(1, 0, 0, 1)
@@ -31,4 +31,4 @@ def test_regression_is_refused():
     with pytest.raises(EnvariantError, match="regression: a prediction has no confidence"):
         CLOvE().penalty(seen, {})
     with pytest.raises(EnvariantError, match="clove: needs classes; the task is regression"):
-        Composition(penalties=(CLOvE(),)).init({}, Setting(2, Regression()))
+        Composition(penalties=(CLOvE(),)).init({}, TrainContext(2, Regression()))

@@ -14,13 +14,13 @@ from envariant.algorithms import (
     MeanGradient,
     MMREx,
     Penalty,
-    Sum,
+    RiskAggregator,
+    SumRisk,
     VREx,
-    Weighting,
 )
-from envariant.errors import EnvariantError
-from envariant.now import START, Now
-from envariant.schedules import Schedule, Step
+from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Schedule, Step
+from envariant.core.step_context import START, StepContext
 from helpers import PROBLEMS, assert_same, autograd, update
 
 EVERYTHING_KEPT = AndMask(threshold=0.0, inverse_sparsity=False)
@@ -28,17 +28,19 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLE
 
 
 @every_problem
-@pytest.mark.parametrize("extras", [{}, {"l2": 0.3, "rescale": True}], ids=["bare", "l2 and rescale"])
-@pytest.mark.parametrize("weighting", [Mean(), Mean("rows"), Sum(), MMREx(5.0)], ids=str)
+@pytest.mark.parametrize(
+    "extras", [{}, {"l2": 0.3, "normalize_loss": True}], ids=["bare", "l2 and normalize_loss"]
+)
+@pytest.mark.parametrize("risk_aggregator", [Mean(), Mean("rows"), SumRisk(), MMREx(5.0)], ids=str)
 @pytest.mark.parametrize(
     "penalties", [(), (VREx(7.0),), (IRM(7.0),), (VREx(2.0), IRM(9.0)), (IGA(0.5), VREx(2.0))], ids=str
 )
 def test_gradients_taken_apart_and_averaged_are_the_gradient_of_the_whole(
-    problem, weighting, penalties, extras
+    problem, risk_aggregator, penalties, extras
 ):
     apart, whole = (
-        Composition(weighting, penalties, combination, **extras)
-        for combination in (EVERYTHING_KEPT, MeanGradient())
+        Composition(risk_aggregator, penalties, gradient_aggregator, **extras)
+        for gradient_aggregator in (EVERYTHING_KEPT, MeanGradient())
     )
     assert_same(update(apart, problem), update(whole, problem), 1e-12)
 
@@ -82,8 +84,8 @@ def test_the_mask_sees_each_environments_own_irm_penalty(problem):
 @every_problem
 def test_l2_is_added_after_the_mask(problem):
     penalties = (VREx(5.0),)
-    plain = update(Composition(Mean(), penalties, AndMask(), rescale=True), problem)
-    decayed = update(Composition(Mean(), penalties, AndMask(), l2=0.25, rescale=True), problem)
+    plain = update(Composition(Mean(), penalties, AndMask(), normalize_loss=True), problem)
+    decayed = update(Composition(Mean(), penalties, AndMask(), l2=0.25, normalize_loss=True), problem)
     expected = {name: g + 2 * 0.25 / 5 * problem.params[name] for name, g in plain.items()}
     assert_same(decayed, expected, 1e-13)
     assert any(bool((g == 0).any()) for g in plain.values()), "the mask has something to hold back"
@@ -99,8 +101,10 @@ def test_the_irm_codes_objective(problem, step, weight):
         loss = loss + weight * torch.stack([problem.slope(p, e) ** 2 for e in range(3)]).mean()
         return loss / weight if weight > 1 else loss
 
-    ours = Composition(penalties=(IRM(Step(1.0, 91257.0, at=190)),), l2=1.1e-3, rescale=True)
-    assert_same(update(ours, problem, now=Now.at(step)), autograd(objective, problem.params), 1e-11)
+    ours = Composition(penalties=(IRM(Step(1.0, 91257.0, at=190)),), l2=1.1e-3, normalize_loss=True)
+    assert_same(
+        update(ours, problem, context=StepContext.at(step)), autograd(objective, problem.params), 1e-11
+    )
 
 
 @every_problem
@@ -114,25 +118,31 @@ def test_the_rex_codes_objective(problem, step, c):
         l2 = 1e-3 * sum((v**2).sum() for v in p.values())
         return (first + second + l2 + c * (first - second) ** 2) / max(1.0, c)
 
-    ours = Composition(Sum(), (VREx(Step(1.0, 1e4, at=100), pairwise=True),), l2=1e-3, rescale=True)
-    assert_same(update(ours, two, now=Now.at(step)), autograd(objective, problem.params), 1e-11)
+    ours = Composition(
+        SumRisk(), (VREx(Step(1.0, 1e4, at=100), pairwise=True),), l2=1e-3, normalize_loss=True
+    )
+    assert_same(update(ours, two, context=StepContext.at(step)), autograd(objective, problem.params), 1e-11)
 
 
 def test_the_loss_is_divided_by_the_largest_factor_only_above_one_and_only_if_asked():
     problem = PROBLEMS["binary"]
-    parts = {"weighting": MMREx(2.0), "penalties": (VREx(8.0), IRM(4.0)), "l2": 0.1}
+    parts = {"risk_aggregator": MMREx(2.0), "penalties": (VREx(8.0), IRM(4.0)), "l2": 0.1}
     small = {"penalties": (VREx(0.5),), "l2": 0.1}
     whole = update(Composition(**parts), problem)
     assert_same(
-        update(Composition(**parts, rescale=True), problem), {k: v / 8 for k, v in whole.items()}, 1e-12
+        update(Composition(**parts, normalize_loss=True), problem),
+        {k: v / 8 for k, v in whole.items()},
+        1e-12,
     )
-    assert_same(update(Composition(**small, rescale=True), problem), update(Composition(**small), problem), 0)
+    assert_same(
+        update(Composition(**small, normalize_loss=True), problem), update(Composition(**small), problem), 0
+    )
 
 
 def test_the_metrics_are_the_undivided_risk_and_penalties_and_each_coefficient():
     problem = PROBLEMS["binary"]
-    algorithm = Composition(Sum(), (VREx(8.0),), rescale=True)
-    state = algorithm.init(problem.params, problem.setting)
+    algorithm = Composition(SumRisk(), (VREx(8.0),), normalize_loss=True)
+    state = algorithm.init(problem.params, problem.context)
     _, _, metrics = algorithm.gradients(problem, problem.params, problem.batch, state, START)
     risks = problem.risks(problem.params)
     assert metrics.keys() == {"risk", "vrex penalty", "vrex coefficient"}
@@ -156,26 +166,26 @@ class FeatureSize(Penalty):
 
 
 @dataclass(frozen=True)
-class Remembered(Weighting):
+class Remembered(RiskAggregator):
     """A part of the user's own with a state: the mean risk, weighed by how often it was asked."""
 
     name = "remembered"
     paper = "none"
 
-    def init(self, params, setting):
-        return {"calls": torch.zeros(setting.environments, dtype=torch.float64)}
+    def init(self, params, context):
+        return {"calls": torch.zeros(context.environments, dtype=torch.float64)}
 
     def risk(self, predicted, state):
         calls = state["calls"] + 1
         return (calls * predicted.risks).mean(), {"calls": calls}
 
 
-@pytest.mark.parametrize("combination", [MeanGradient(), EVERYTHING_KEPT], ids=str)
-def test_a_part_of_ones_own_may_look_at_features_and_carry_a_state(combination):
+@pytest.mark.parametrize("gradient_aggregator", [MeanGradient(), EVERYTHING_KEPT], ids=str)
+def test_a_part_of_ones_own_may_look_at_features_and_carry_a_state(gradient_aggregator):
     problem = PROBLEMS["regression"]
-    algorithm = Composition(Remembered(), (FeatureSize("constant(3)"),), combination)
+    algorithm = Composition(Remembered(), (FeatureSize("constant(3)"),), gradient_aggregator)
     assert (algorithm.needs_features, algorithm.minimum_environments) == (True, 3)
-    state = algorithm.init(problem.params, problem.setting)
+    state = algorithm.init(problem.params, problem.context)
     for call in (1, 2):
         found, state, _ = algorithm.gradients(problem, problem.params, problem.batch, state, START)
         expected = autograd(
@@ -190,7 +200,7 @@ def test_a_part_of_ones_own_may_look_at_features_and_carry_a_state(combination):
 
 def test_needs_are_those_of_the_most_demanding_part():
     assert (Composition().minimum_environments, Composition().needs_features) == (1, False)
-    assert Composition(combination=AndMask()).minimum_environments == 2
+    assert Composition(gradient_aggregator=AndMask()).minimum_environments == 2
     assert Composition(penalties=(VREx(),)).minimum_environments == 2
 
 

@@ -5,8 +5,8 @@ import torch
 
 from envariant.algorithms import CORAL, MMD, CausIRL
 from envariant.algorithms.penalties import distances
-from envariant.now import Now
-from envariant.tasks import Regression
+from envariant.core.step_context import StepContext
+from envariant.core.tasks import Regression
 from helpers import A, B, close, predicted, two_environments, vector
 
 ROWS = torch.cat([A, B])
@@ -45,28 +45,29 @@ def test_the_specs_causirl(distance, expected):
 def test_cuts_are_uniform_and_never_the_whole():
     seen, cuts = two_environments(), set()
     for step in range(200):
-        drawn = (Now.at(step).uniform(2, like=A) * 3).long()
+        drawn = (StepContext.at(step).uniform(2, like=A) * 3).long()
         cuts.add(tuple(drawn.tolist()))
     assert cuts == {(i, j) for i in range(3) for j in range(3)}
     values = {
-        round(float(CausIRL(1.0).penalty(two_environments(now=Now.at(s)), {})[0]), 6) for s in range(50)
+        round(float(CausIRL(1.0).penalty(two_environments(context=StepContext.at(s)), {})[0]), 6)
+        for s in range(50)
     }
     assert len(values) > 3
     assert 0.0 in values
-    assert seen.now.step == 0
+    assert seen.context.step == 0
 
 
-def many(now):
+def many(context):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(90, 2, generator=generator, dtype=torch.float64)
     zeros = torch.zeros(90, dtype=torch.float64)
-    return predicted(Regression(), zeros, zeros, (50, 10, 30), features, now)
+    return predicted(Regression(), zeros, zeros, (50, 10, 30), features, context)
 
 
 def test_of_many_rows_a_few_are_drawn_without_replacement_anew_at_each_step():
     drawn = []
     for step in (0, 1):
-        index, sizes = distances.few_rows(many(Now.at(step)), 20)
+        index, sizes = distances.few_rows(many(StepContext.at(step)), 20)
         assert sizes == (20, 10, 20)
         assert len(set(index.tolist())) == 50
         parts = index.split(sizes)
@@ -75,5 +76,5 @@ def test_of_many_rows_a_few_are_drawn_without_replacement_anew_at_each_step():
             assert int(part.max()) < high
         drawn.append(index.tolist())
     assert drawn[0] != drawn[1]
-    index, _ = distances.few_rows(many(Now.at(0)), 50)
+    index, _ = distances.few_rows(many(StepContext.at(0)), 50)
     assert index.tolist() == list(range(90))

@@ -7,9 +7,9 @@ import torch
 
 import envariant
 from envariant.algorithms import EIIL, Composition, recipe
-from envariant.algorithms.inference.eiil import ascended, objective
-from envariant.errors import EnvariantError
-from envariant.tasks import Binary
+from envariant.algorithms.environment_inference.eiil import ascended, objective
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Binary
 from helpers import YB, ZB, close, vector
 
 SLOPES = Binary().multiplier_derivatives(ZB, YB)
@@ -44,7 +44,7 @@ class _Easy(envariant.EnvironmentSource):
 
     name = "easy"
 
-    def draw(self, seed):
+    def sample(self, seed):
         del seed
         inputs = torch.tensor([[-1.0], [1.0]]).repeat(20, 1)
         one = envariant.Environment("a", inputs, (inputs[:, 0] > 0).float())

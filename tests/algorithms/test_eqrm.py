@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from envariant.algorithms import EQRM
-from envariant.errors import EnvariantError
-from envariant.now import Now
+from envariant.core.errors import EnvariantError
+from envariant.core.step_context import StepContext
 from helpers import close, slopes_of_quantile, smooth_quantile, vector, with_risks
 
 R = (0.2, 0.5, 0.6, 1.1)
@@ -62,9 +62,9 @@ def test_where_risks_do_not_differ_it_is_their_mean(risks):
     close(slopes, *[1 / len(risks)] * len(risks))
 
 
-def test_the_mean_risk_is_minimised_before():
+def test_the_mean_risk_is_minimized_before():
     part = EQRM(0.9, burn_in=5)
-    early, late = (float(part.risk(with_risks(vector(*R), Now.at(step)), {})[0]) for step in (4, 5))
+    early, late = (float(part.risk(with_risks(vector(*R), StepContext.at(step)), {})[0]) for step in (4, 5))
     assert early == pytest.approx(0.6)
     assert late == pytest.approx(1.20197, rel=1e-5)
 

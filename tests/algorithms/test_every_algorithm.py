@@ -8,8 +8,8 @@ import torch
 
 import helpers
 from envariant.algorithms import RECIPES, Composition
-from envariant.environments import EnvironmentBatch
-from envariant.now import Now
+from envariant.core.environments import EnvironmentBatch
+from envariant.core.step_context import StepContext
 from helpers import (
     ENROLLED,
     IDENTICAL,
@@ -42,7 +42,7 @@ def test_the_table_holds_every_recipe():
 )
 def test_the_update_is_the_one_written_a_second_time(name, problem, differentiate, tolerance):
     algorithm, problem = fitting(name, problem)
-    if RECIPES[name].default.moves_itself and differentiate is helpers.central_differences:
+    if RECIPES[name].default.returns_updates and differentiate is helpers.central_differences:
         # Adam's steps have the size of the rate whatever the gradient's, and so has their error.
         tolerance *= 100
     assert_same(update(algorithm, problem), ENROLLED[name].reference(problem, differentiate), tolerance)
@@ -67,8 +67,8 @@ def test_identical_environments_give_zero_penalty_to_those_that_say_so(name, pro
     row = ENROLLED[name]
     twins = problem.with_batch([problem.environments()[1]] * 2)
     algorithm, twins = fitting(name, twins, **row.plain)
-    state = algorithm.init(twins.params, twins.setting)
-    _, _, metrics = algorithm.gradients(twins, twins.params, twins.batch, state, Now.at(0))
+    state = algorithm.init(twins.params, twins.context)
+    _, _, metrics = algorithm.gradients(twins, twins.params, twins.batch, state, StepContext.at(0))
     penalties = [float(value) for key, value in metrics.items() if key.endswith("penalty")]
     if IDENTICAL in row.claims:
         assert max(penalties) <= 1e-14
@@ -111,12 +111,13 @@ def test_gradients_have_the_names_shapes_and_type_of_the_parameters(name, proble
 @every_case()
 def test_a_step_is_a_pure_function(name, problem):
     algorithm, problem = fitting(name, problem)
-    state = algorithm.init(problem.params, problem.setting)
+    state = algorithm.init(problem.params, problem.context)
     untouched = copy.deepcopy((dict(problem.params), problem.batch.inputs, problem.batch.targets, state))
     torch.manual_seed(11)
     generator = torch.get_rng_state()
     first, second = (
-        algorithm.gradients(problem, problem.params, problem.batch, state, Now.at(3)) for _ in range(2)
+        algorithm.gradients(problem, problem.params, problem.batch, state, StepContext.at(3))
+        for _ in range(2)
     )
     assert torch.equal(torch.get_rng_state(), generator)
     assert_same_bits(first[0], second[0])
@@ -145,23 +146,23 @@ def test_a_stack_of_replicas_may_have_data_of_their_own(name, problem):
     algorithm, problem = fitting(name, problem)
     batch = problem.batch
     flipped = problem.with_batch([(x.flip(0) + 1, y.flip(0)) for x, y in problem.environments()])
-    replicas, nows = [problem, flipped], [Now.at(4, seed=1), Now.at(4, seed=2)]
+    replicas, nows = [problem, flipped], [StepContext.at(4, seed=1), StepContext.at(4, seed=2)]
     params = {key: torch.stack([value, 0.5 * value]) for key, value in problem.params.items()}
 
     def one(params, inputs, targets, key):
         own = EnvironmentBatch(inputs, targets, batch.sizes, batch.task)
-        state = algorithm.init(params, problem.setting)
+        state = algorithm.init(params, problem.context)
         return algorithm.gradients(problem, params, own, state, replace(nows[0], key=key))[0]
 
     together = torch.func.vmap(one)(
         params,
         torch.stack([p.batch.inputs for p in replicas]),
         torch.stack([p.batch.targets for p in replicas]),
-        torch.stack([now.key for now in nows]),
+        torch.stack([context.key for context in nows]),
     )
     for k, replica in enumerate(replicas):
         own = {key: value[k] for key, value in params.items()}
-        alone = update(algorithm, replica, params=own, now=nows[k])
+        alone = update(algorithm, replica, params=own, context=nows[k])
         assert_same({key: value[k] for key, value in together.items()}, alone, 1e-12)
 
 

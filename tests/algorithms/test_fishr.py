@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from envariant.algorithms import Composition, Fishr, Setting
-from envariant.errors import EnvariantError
-from envariant.tasks import Multiclass
+from envariant.algorithms import Composition, Fishr, TrainContext
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Multiclass
 from helpers import LABELS_1, LABELS_2, M_BIAS, M_WEIGHT, X1, X2, close, predicted, vector
 
 TASK = Multiclass(2)
 ROWS, LABELS = torch.cat([X1, X2]), torch.cat([LABELS_1, LABELS_2])
 SEEN = predicted(TASK, ROWS @ M_WEIGHT.T + M_BIAS, LABELS, (3, 3), ROWS)
-START_OF = Fishr(1.0).init({"any": vector(0)}, Setting(2, TASK, features=2, linear_head=True))
+START_OF = Fishr(1.0).init({"any": vector(0)}, TrainContext(2, TASK, features=2, linear_head=True))
 
 
 def test_the_specs_variances():
@@ -39,11 +39,11 @@ def test_the_closed_form_is_the_variance_of_every_rows_own_gradient():
         return TASK.losses((h @ head[0].T + head[1])[None], y[None])[0]
 
     rows = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))((M_WEIGHT, M_BIAS), ROWS, LABELS)
-    for centred in (True, False):
-        found = Fishr(1.0, centred=centred).variances(SEEN)
+    for centerd in (True, False):
+        found = Fishr(1.0, centerd=centerd).variances(SEEN)
         for key, g in zip(("weight", "bias"), rows, strict=True):
             for e, own in enumerate(g.split(3)):
-                expected = own.var(dim=0, correction=0) if centred else own.square().mean(dim=0)
+                expected = own.var(dim=0, correction=0) if centerd else own.square().mean(dim=0)
                 torch.testing.assert_close(found[key][e], expected, rtol=1e-12, atol=1e-14)
 
 
@@ -57,7 +57,7 @@ def test_distances_may_be_summed_over_environments_and_entries():
 
 def test_a_head_that_is_not_linear_is_refused():
     with pytest.raises(EnvariantError, match="fishr: the model's head must be one linear layer"):
-        Composition(penalties=(Fishr(),)).adapted(torch.nn.Identity(), Setting(2, TASK, features=2))
+        Composition(penalties=(Fishr(),)).wrap_model(torch.nn.Identity(), TrainContext(2, TASK, features=2))
 
 
 def test_a_memory_of_one_is_refused():

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from envariant.algorithms import IRM, Composition, Setting
-from envariant.environments import EnvironmentBatch
-from envariant.now import START
-from envariant.tasks import Binary, Multiclass, Regression
+from envariant.algorithms import IRM, Composition, TrainContext
+from envariant.core.environments import EnvironmentBatch
+from envariant.core.step_context import START
+from envariant.core.tasks import Binary, Multiclass, Regression
 from helpers import PROBLEMS, Y3, YB, Z3, ZB, Bare, close, predicted, vector
 
 
@@ -32,7 +32,7 @@ def test_the_specs_numbers_for_a_binary_environment():
 
 def test_the_specs_number_for_the_rescaled_loss():
     """The composition gives gradients only, so its loss is summed up along the way from logits 0."""
-    algorithm = Composition(penalties=(IRM(1e4),), rescale=True)
+    algorithm = Composition(penalties=(IRM(1e4),), normalize_loss=True)
     batch = EnvironmentBatch(torch.zeros(4, 1, dtype=torch.float64), YB, (4,), Binary())
     nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(40))
 
@@ -42,7 +42,11 @@ def test_the_specs_number_for_the_rescaled_loss():
 
         return (
             algorithm.gradients(
-                Bare(forward), {"z": share * ZB}, batch, algorithm.init({}, Setting(1, batch.task)), START
+                Bare(forward),
+                {"z": share * ZB},
+                batch,
+                algorithm.init({}, TrainContext(1, batch.task)),
+                START,
             )[0]["z"]
             @ ZB
         )
@@ -147,7 +151,7 @@ def distance(phi, y, w):
 def risk_gradient(phi, y, w):
     batch = EnvironmentBatch(phi, y, (len(y),), Regression())
     algorithm = Composition()
-    state = algorithm.init({"w": w}, Setting(1, batch.task))
+    state = algorithm.init({"w": w}, TrainContext(1, batch.task))
     return algorithm.gradients(Bare(lambda p, x: (x[:, :0], x @ p["w"])), {"w": w}, batch, state, START)[0][
         "w"
     ]

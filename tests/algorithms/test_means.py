@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from envariant.algorithms import Composition, Mean, MeanGradient, Sum
-from envariant.errors import EnvariantError
-from envariant.now import START
-from envariant.tasks import Regression
+from envariant.algorithms import Composition, Mean, MeanGradient, SumRisk
+from envariant.core.errors import EnvariantError
+from envariant.core.step_context import START
+from envariant.core.tasks import Regression
 from helpers import PROBLEMS, assert_same, autograd, predicted, update, vector
 
 
@@ -19,7 +19,7 @@ def test_environments_weigh_the_same_or_by_their_rows():
     residuals = vector(1, 2, 2, 2)
     assert risk(Mean(), residuals, (1, 3)) == pytest.approx(2.5)
     assert risk(Mean("rows"), residuals, (1, 3)) == pytest.approx(13 / 4)
-    assert risk(Sum(), residuals, (1, 3)) == pytest.approx(5)
+    assert risk(SumRisk(), residuals, (1, 3)) == pytest.approx(5)
 
 
 def test_with_equal_sizes_both_means_are_one():
@@ -38,7 +38,7 @@ def test_the_mean_over_rows_is_the_risk_of_the_pooled_data(problem):
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_the_sum_is_the_mean_times_the_number_of_environments(problem):
-    mean, total = (update(Composition(weighting), problem) for weighting in (Mean(), Sum()))
+    mean, total = (update(Composition(risk_aggregator), problem) for risk_aggregator in (Mean(), SumRisk()))
     assert_same(total, {name: 3 * g for name, g in mean.items()}, 1e-13)
 
 

@@ -6,15 +6,15 @@ import scipy.optimize
 import torch
 
 from envariant.algorithms import MMREx
-from envariant.now import Now
-from envariant.schedules import Step
+from envariant.core.schedules import Step
+from envariant.core.step_context import StepContext
 from helpers import vector, with_risks
 
 RISKS = vector(0.3, 0.5, 1.0)
 
 
 def risk(part, risks, step=0):
-    return part.risk(with_risks(risks, Now.at(step)), {})[0]
+    return part.risk(with_risks(risks, StepContext.at(step)), {})[0]
 
 
 def weights(part, risks):
@@ -60,4 +60,4 @@ def test_one_environment_is_its_risk_whatever_kappa():
 def test_kappa_follows_its_schedule():
     part = MMREx(Step(0.0, 1.0, at=5))
     assert [float(risk(part, RISKS, step)) for step in (0, 4, 5)] == pytest.approx([0.6, 0.6, 1.0])
-    assert [part.factor(step) for step in (4, 5)] == [0.0, 1.0]
+    assert [part.coefficient_at(step) for step in (4, 5)] == [0.0, 1.0]

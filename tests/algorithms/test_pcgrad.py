@@ -3,12 +3,12 @@
 import torch
 
 from envariant.algorithms import PCGrad
-from envariant.now import START, Now
+from envariant.core.step_context import START, StepContext
 from helpers import close, vector
 
 
-def combined(*gradients, now=START):
-    return PCGrad().combine({"w": torch.stack(gradients)}, {}, now)[0]["w"]
+def combined(*gradients, context=START):
+    return PCGrad().combine({"w": torch.stack(gradients)}, {}, context)[0]["w"]
 
 
 def test_two_that_conflict():
@@ -27,7 +27,7 @@ def test_opposites_and_nothing_leave_nothing():
 
 def test_the_order_is_drawn():
     found = {
-        tuple(combined(vector(1, 0), vector(-1, 1), vector(-1, -3), now=Now.at(step)).tolist())
+        tuple(combined(vector(1, 0), vector(-1, 1), vector(-1, -3), context=StepContext.at(step)).tolist())
         for step in range(40)
     }
     assert len(found) > 1

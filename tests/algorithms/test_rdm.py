@@ -4,7 +4,7 @@ import torch
 
 from envariant.algorithms import RDM, LossVariance
 from envariant.algorithms.penalties.rdm import of_worst
-from envariant.tasks import Regression
+from envariant.core.tasks import Regression
 from helpers import close, predicted, vector
 
 LOSSES = vector(0.2, 0.5, 1.1, 0.1, 0.3, 0.4)

@@ -19,14 +19,14 @@ from envariant.algorithms import (
     Mean,
     MMREx,
     PCGrad,
-    Sum,
+    SumRisk,
     VREx,
     all_recipes,
     recipe,
     settings_of,
 )
-from envariant.errors import EnvariantError
-from envariant.schedules import Constant, Step
+from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Constant, Step
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 
@@ -35,10 +35,10 @@ every_recipe = pytest.mark.parametrize("name", RECIPES)
     ("name", "expected"),
     [
         ("erm", Composition()),
-        ("irm", Composition(Mean(), (IRM(),), rescale=True)),
-        ("vrex", Composition(Mean(), (VREx(),), rescale=True)),
-        ("mm-rex", Composition(MMREx(), rescale=True)),
-        ("and-mask", Composition(combination=AndMask())),
+        ("irm", Composition(Mean(), (IRM(),), normalize_loss=True)),
+        ("vrex", Composition(Mean(), (VREx(),), normalize_loss=True)),
+        ("mm-rex", Composition(MMREx(), normalize_loss=True)),
+        ("and-mask", Composition(gradient_aggregator=AndMask())),
     ],
 )
 def test_a_recipe_is_its_parts(name, expected):
@@ -55,9 +55,12 @@ def test_few_mean_anything_with_one_environment():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("erm", {"weighting": "mean | rows | sum"}),
-        ("irm", {"coefficient": "100 … 1e+06, log", "form": None, "weighting": "mean | rows | sum"}),
-        ("vrex", {"coefficient": "100 … 1e+06, log", "pairwise": None, "weighting": "mean | rows | sum"}),
+        ("erm", {"risk_aggregator": "mean | rows | sum"}),
+        ("irm", {"coefficient": "100 … 1e+06, log", "form": None, "risk_aggregator": "mean | rows | sum"}),
+        (
+            "vrex",
+            {"coefficient": "100 … 1e+06, log", "pairwise": None, "risk_aggregator": "mean | rows | sum"},
+        ),
         ("mm-rex", {"coefficient": "100 … 1e+06, log"}),
         (
             "and-mask",
@@ -66,14 +69,14 @@ def test_few_mean_anything_with_one_environment():
                 "mean": "arithmetic | geometric",
                 "inverse_sparsity": "True | False",
                 "strict": None,
-                "weighting": "mean | rows | sum",
+                "risk_aggregator": "mean | rows | sum",
             },
         ),
     ],
 )
 def test_settings_are_listed_with_their_ranges(name, expected):
     listed = {h.name: h.range and str(h.range) for h in recipe(name).hyperparameters}
-    assert listed == expected | {"l2": None, "rescale": None}
+    assert listed == expected | {"l2": None, "normalize_loss": None}
 
 
 @every_recipe
@@ -93,9 +96,9 @@ def test_stored_settings_build_the_same_algorithm(name):
     """Through JSON, as in a run's record, for settings drawn from the declared ranges."""
     generator = np.random.default_rng(0)
     for _ in range(5):
-        drawn = {h.name: h.range.draw(generator) for h in recipe(name).hyperparameters if h.range}
+        drawn = {h.name: h.range.sample(generator) for h in recipe(name).hyperparameters if h.range}
         listed = {h.name for h in recipe(name).hyperparameters}
-        extras = {key: value for key, value in {"l2": 0.25, "rescale": True}.items() if key in listed}
+        extras = {key: value for key, value in {"l2": 0.25, "normalize_loss": True}.items() if key in listed}
         built = recipe(name).build({**drawn, **extras})
         stored = json.loads(json.dumps(settings_of(name, built)))
         assert stored.keys() == {h.name for h in recipe(name).hyperparameters}
@@ -113,15 +116,15 @@ def test_schedules_are_read_from_numbers_and_text_and_survive_storage():
 
 def test_a_setting_changes_its_own_part_and_nothing_else():
     built = recipe("and-mask").build({"threshold": 1, "l2": 2})
-    assert built == Composition(combination=AndMask(1.0), l2=2.0)
-    assert isinstance(built.combination.threshold, float)
+    assert built == Composition(gradient_aggregator=AndMask(1.0), l2=2.0)
+    assert isinstance(built.gradient_aggregator.threshold, float)
 
 
-@pytest.mark.parametrize(("word", "part"), [("mean", Mean()), ("rows", Mean("rows")), ("sum", Sum())])
+@pytest.mark.parametrize(("word", "part"), [("mean", Mean()), ("rows", Mean("rows")), ("sum", SumRisk())])
 def test_a_weighting_is_named_by_a_word(word, part):
-    built = recipe("vrex").build({"weighting": word})
-    assert built == Composition(part, (VREx(),), rescale=True)
-    assert settings_of("vrex", built)["weighting"] == word
+    built = recipe("vrex").build({"risk_aggregator": word})
+    assert built == Composition(part, (VREx(),), normalize_loss=True)
+    assert settings_of("vrex", built)["risk_aggregator"] == word
 
 
 @pytest.mark.parametrize(
@@ -133,8 +136,12 @@ def test_a_weighting_is_named_by_a_word(word, part):
             "unknown algorithm 'imr'; did you mean 'irm'? known: adrmx, and-mask, arm, cad,",
         ),
         ("irm", {"coeficient": 3}, "irm: unknown setting 'coeficient'; did you mean 'coefficient'?"),
-        ("erm", {"quantile": 1.0}, "erm: unknown setting 'quantile'; known: l2, rescale, weighting"),
-        ("irm", {"rescale": 1}, "irm: rescale must be true or false; got 1"),
+        (
+            "erm",
+            {"quantile": 1.0},
+            "erm: unknown setting 'quantile'; known: l2, normalize_loss, risk_aggregator",
+        ),
+        ("irm", {"normalize_loss": 1}, "irm: normalize_loss must be true or false; got 1"),
         ("irm", {"l2": "big"}, "irm: l2 must be a number; got big"),
         ("irm", {"l2": True}, "irm: l2 must be a number; got true"),
         ("irm", {"l2": -1}, "Composition: l2 must be at least 0; got -1"),
@@ -143,8 +150,8 @@ def test_a_weighting_is_named_by_a_word(word, part):
         ("and-mask", {"threshold": 1.7}, "AndMask: threshold must lie in [0, 1]; got 1.7"),
         (
             "erm",
-            {"weighting": "men"},
-            "erm: unknown weighting 'men'; did you mean 'mean'? known: mean, rows, sum",
+            {"risk_aggregator": "men"},
+            "erm: unknown risk_aggregator 'men'; did you mean 'mean'? known: mean, rows, sum",
         ),
     ],
 )
@@ -165,20 +172,20 @@ def test_two_settings_of_one_name_bear_the_names_of_their_parts():
 
 def test_names_add_up_as_typed():
     known = recipe("vrex(coefficient=30) + and-mask(threshold=0.8)")
-    assert known.default == Composition(Mean(), (VREx(30),), AndMask(threshold=0.8), rescale=True)
+    assert known.default == Composition(Mean(), (VREx(30),), AndMask(threshold=0.8), normalize_loss=True)
     assert known.name == "vrex + and-mask"
     three = recipe("irm(coefficient=poly(k=1, p=3, after=190)) + coral(1.0) + groupdro")
     assert three.default == Composition(
-        GroupDRO(), (IRM("poly(k=1, p=3, after=190)"), CORAL(1.0)), rescale=True
+        GroupDRO(), (IRM("poly(k=1, p=3, after=190)"), CORAL(1.0)), normalize_loss=True
     )
     assert three.build({"irm_coefficient": 5}).penalties == (IRM(5), CORAL(1.0))
     assert three.build(settings_of("irm + coral + groupdro", three.default)) == three.default
 
 
 def test_compositions_add_up_in_python():
-    assert Composition(penalties=(IRM(1),), l2=0.1) + Composition(combination=PCGrad()) == Composition(
-        Mean(), (IRM(1),), PCGrad(), l2=0.1
-    )
+    assert Composition(penalties=(IRM(1),), l2=0.1) + Composition(
+        gradient_aggregator=PCGrad()
+    ) == Composition(Mean(), (IRM(1),), PCGrad(), l2=0.1)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +193,11 @@ def test_compositions_add_up_in_python():
     [
         (
             "groupdro + eqrm",
-            "groupdro + eqrm: there can be one weighting, and both bring one (groupdro and eqrm)",
+            "groupdro + eqrm: there can be one risk_aggregator, and both bring one (groupdro and eqrm)",
         ),
         (
             "and-mask + pcgrad",
-            "and-mask + pcgrad: there can be one combination, and both bring one (and-mask and pcgrad)",
+            "and-mask + pcgrad: there can be one gradient_aggregator, and both bring one (and-mask and pcgrad)",
         ),
         ("irm + ib-irm", "irm + irm + ib: the penalty irm stands twice"),
         ("vrex + corla", "unknown algorithm 'corla'; did you mean 'coral'?"),

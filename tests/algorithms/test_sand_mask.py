@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from envariant.algorithms import SandMask
-from envariant.algorithms.gradients.sand_mask import sand_masked
-from envariant.errors import EnvariantError
+from envariant.algorithms.gradient_aggregators.sand_mask import sand_masked
+from envariant.core.errors import EnvariantError
 from helpers import G, close, vector
 
 

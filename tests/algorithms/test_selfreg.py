@@ -4,8 +4,8 @@ import torch
 
 from envariant.algorithms import SelfReg
 from envariant.algorithms.penalties.selfreg import partner_of_same
-from envariant.now import Now
-from envariant.tasks import Multiclass
+from envariant.core.step_context import StepContext
+from envariant.core.tasks import Multiclass
 from helpers import M_BIAS, M_WEIGHT, close, predicted, vector
 
 ROWS = torch.tensor([[1, 2], [0, 1], [2, 4], [3, 0], [1, 1]], dtype=torch.float64)
@@ -24,7 +24,7 @@ def test_partners_are_a_permutation_within_each_class_and_differ_from_step_to_st
     targets = torch.tensor([2, 0, 1, 0, 2, 2, 0])
     seen = set()
     for step in range(300):
-        order = Now.at(step).permutation(7, like=vector(0))
+        order = StepContext.at(step).permutation(7, like=vector(0))
         partner = partner_of_same(targets, order)
         assert torch.equal(targets[partner], targets)
         assert sorted(partner.tolist()) == list(range(7))

@@ -1,10 +1,10 @@
-"""What a bare command minimises on Colored MNIST is the objective of the paper's own code."""
+"""What a bare command minimizes on Colored MNIST is the objective of the paper's own code."""
 
 import pytest
 
 from envariant.algorithms import recipe
+from envariant.core.step_context import StepContext
 from envariant.data import ColoredMNIST
-from envariant.now import Now
 from helpers import PROBLEMS, assert_same, autograd, update
 
 L2, WEIGHT, ANNEAL = 0.00110794568, 91257.18613115903, 190
@@ -20,7 +20,7 @@ def mean_square_slope(params):
 
 
 def suggested(protocol, algorithm):
-    return recipe(algorithm).build(ColoredMNIST(protocol).suggestion(algorithm).hyperparameters)
+    return recipe(algorithm).build(ColoredMNIST(protocol).default_settings(algorithm).hyperparameters)
 
 
 def irm_code(params, c):
@@ -47,7 +47,7 @@ def rex_code_absolute(params, c):
 def test_protocol_irm_suggests_the_objective_of_the_irm_and_rex_code(algorithm, objective, times, step):
     c = WEIGHT if step >= ANNEAL else 1.0
     expected = autograd(lambda p: objective(p, c) / max(1.0, c), TWO.params)
-    found = update(suggested("irm", algorithm), TWO, now=Now.at(step))
+    found = update(suggested("irm", algorithm), TWO, context=StepContext.at(step))
     assert_same({name: times * g for name, g in found.items()}, expected, 1e-9)
 
 
@@ -65,7 +65,9 @@ def test_protocol_domainbed_suggests_domainbeds_objective_for_vrex(step, after):
         return risks.mean() + (10 if after else 1) * risks.var(correction=0)
 
     assert_same(
-        update(suggested("domainbed", "vrex"), TWO, now=Now.at(step)), autograd(objective, TWO.params), 1e-9
+        update(suggested("domainbed", "vrex"), TWO, context=StepContext.at(step)),
+        autograd(objective, TWO.params),
+        1e-9,
     )
 
 
@@ -77,5 +79,7 @@ def test_protocol_domainbed_suggests_domainbeds_coefficient_for_irm(step, after)
         return TWO.risks(params).mean() + (100 if after else 1) * mean_square_slope(params)
 
     assert_same(
-        update(suggested("domainbed", "irm"), TWO, now=Now.at(step)), autograd(objective, TWO.params), 1e-9
+        update(suggested("domainbed", "irm"), TWO, context=StepContext.at(step)),
+        autograd(objective, TWO.params),
+        1e-9,
     )

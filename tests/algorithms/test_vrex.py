@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from envariant.algorithms import Composition, Mean, Sum, VREx
+from envariant.algorithms import Composition, Mean, SumRisk, VREx
 from helpers import PROBLEMS, assert_same, update, vector, with_risks
 
 RISKS = vector(0.3, 0.5, 1.0)
@@ -15,9 +15,9 @@ def penalty(risks, **settings):
     return VREx(1.0, **settings).penalty(with_risks(risks), {})[0]
 
 
-def loss(weighting, part, risks):
+def loss(risk_aggregator, part, risks):
     seen = with_risks(risks)
-    return float(weighting.risk(seen, {})[0] + part.factor(0) * part.penalty(seen, {})[0])
+    return float(risk_aggregator.risk(seen, {})[0] + part.coefficient_at(0) * part.penalty(seen, {})[0])
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_the_specs_numbers(risks, variance, coefficient, total):
 
 @pytest.mark.parametrize(("c", "expected"), [(1.0, 0.84), (1e4, 0.04008)])
 def test_the_specs_numbers_for_the_rex_code(c, expected):
-    found = loss(Sum(), VREx(c, pairwise=True), vector(0.3, 0.5)) / max(1, c)
+    found = loss(SumRisk(), VREx(c, pairwise=True), vector(0.3, 0.5)) / max(1, c)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -54,6 +54,6 @@ def test_the_pairwise_form_is_the_sum_over_pairs(risks):
 
 def test_domainbeds_coefficient_is_twice_the_rex_codes():
     two = PROBLEMS["binary"].first(2)
-    rex = update(Composition(Sum(), (VREx(3.0, pairwise=True),)), two)
+    rex = update(Composition(SumRisk(), (VREx(3.0, pairwise=True),)), two)
     domainbed = update(Composition(Mean(), (VREx(6.0),)), two)
     assert_same(rex, {name: 2 * g for name, g in domainbed.items()}, 1e-12)

@@ -112,10 +112,10 @@ def test_data_show_draws_and_counts(here, tmp_path):
         done = here("data", "show", "colored-digits", "-o", tmp_path / f"picture{ending}")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / f"picture{ending}").read_bytes().startswith(start)
-    for word in ("599", "colour only", "shape only", "Bayes", "0.750", "0.900"):
+    for word in ("599", "color only", "shape only", "Bayes", "0.750", "0.900"):
         assert word in done.stdout
     found = json.loads(here("data", "show", "colored-digits", "-o", tmp_path / "p.png", "--json").stdout)
-    assert found["environments"][2]["theory"]["colour_only"] == pytest.approx(0.1)
+    assert found["environments"][2]["theory"]["color_only"] == pytest.approx(0.1)
 
 
 def test_data_fetch_proves_the_four_digests():

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from envariant.cli import main
-from envariant.deployed import load_model
+from envariant.saved_model import load_model
 
 ODD = "<u>$x_{$ </u>"
 TINY = ("--draws", 1, "--replicas", 2, "--rows", 60, "--algorithms", "erm")
@@ -119,8 +119,8 @@ def test_files(file, words, compare, tmp_path):
         (["--rows", 0], ["rows: must be at least 5; got 0"]),
         (["--rows", 4], ["rows: must be at least 5; got 4"]),
         (["--seed", -1], ["seed must lie in [0, 2³²); got -1"]),
-        (["--draws", -1], ["draws"]),
-        (["--draws", 0], ["draws"]),
+        (["--draws", -1], ["n_trials"]),
+        (["--draws", 0], ["n_trials"]),
         (["--draws", "2.5"], ["--draws: expected a whole number; got '2.5'"]),
         (["--replicas", 0], ["replicas"]),
         (["--budget", "soon"], ["budget: expected a time such as 90s, 10m or 1.5h; got 'soon'"]),
@@ -131,7 +131,7 @@ def test_files(file, words, compare, tmp_path):
         (["--exclude", "age", "ward"], ["no column is left to predict 'died' from (left out: age, ward)"]),
         (["--encoding", "klingon"], ["unknown encoding: klingon"]),
         (["--executor", "slurm"], ["slurm"]),
-        (["--colour", "red"], ["--colour"]),
+        (["--color", "red"], ["--color"]),
     ],
     ids=str,
 )  # fmt: skip
@@ -189,15 +189,17 @@ def done(tmp_path_factory):
 def test_odd_columns_and_names_go_through_and_are_told(done):
     folder, _ = done
     answer = json.loads((folder / "answer.json").read_text())
-    told = {}
-    for line in answer["account"]:
-        told.setdefault(line["column"], []).append(line["what"])
-    assert told["empty"] == ["left out: it holds no value"]
-    assert told["constant"] == ["left out: it is the same in every row"]
-    assert told["id"] == ["left out: 239 different texts in 239 rows: a name, not a category"]
-    assert told["mixed"][0].startswith("category of 3; 25.1% missing")
-    assert told["hospital"][0] == "1 of 4 environments have fewer than 50 rows (alone): left out, 1 rows"
-    assert told[""] == ["methods are compared on 180 of 239 rows, at most 60 of a place"]
+    on_progress = {}
+    for line in answer["preprocessing_log"]:
+        on_progress.setdefault(line["column"], []).append(line["what"])
+    assert on_progress["empty"] == ["left out: it holds no value"]
+    assert on_progress["constant"] == ["left out: it is the same in every row"]
+    assert on_progress["id"] == ["left out: 239 different texts in 239 rows: a name, not a category"]
+    assert on_progress["mixed"][0].startswith("category of 3; 25.1% missing")
+    assert (
+        on_progress["hospital"][0] == "1 of 4 environments have fewer than 50 rows (alone): left out, 1 rows"
+    )
+    assert on_progress[""] == ["methods are compared on 180 of 239 rows, at most 60 of a place"]
     assert set(answer["methods"]["erm"]) == {"'worst'", "<script>alert(1)</script>", "a b"}
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 import envariant
-from envariant.data import tables
-from envariant.data.table_source import TableSource
-from envariant.deployed import DeployedModel
+from envariant.data.tables import table as tables
+from envariant.data.tables.source import TableSource
+from envariant.saved_model import SavedModel
 
 
 def rows(count=300, seed=0, older=0.0):
@@ -28,7 +28,7 @@ def model(tmp_path_factory):
     source = TableSource(tables.read(rows(), "ill", "site"))
     result = envariant.train(source, steps=20, test_environments=["c"], precision="float32")
     folder = tmp_path_factory.mktemp("stored") / "model"
-    DeployedModel.of(source, result).save(folder)
+    SavedModel.of(source, result).save(folder)
     return folder
 
 

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from envariant import data
 from envariant.algorithms import RECIPES
+from envariant.core.environments import EnvironmentSource
+from envariant.core.errors import EnvariantError
 from envariant.data import ColoredDigits, ColoredMNIST, source
-from envariant.environments import EnvironmentSource
-from envariant.errors import EnvariantError
-from envariant.models import model_family
-from envariant.training.optimizers import optimizer_family
+from envariant.models import model_config
+from envariant.training.optimizers import optimizer_config
 
 CHANCES = st.floats(0, 1)
 FLIPS = st.lists(CHANCES, min_size=1, max_size=3, unique=True).map(tuple)
@@ -71,7 +71,7 @@ def test_every_listed_name_is_a_source_whose_draws_bear_its_name():
         found = source(name)
         assert isinstance(found, EnvironmentSource)
         assert found.name.startswith(name)
-    assert source("colored-digits").draw(0).name == "colored-digits"
+    assert source("colored-digits").sample(0).name == "colored-digits"
 
 
 @pytest.mark.parametrize("protocol", ["irm", "domainbed", "thirds"])
@@ -79,13 +79,13 @@ def test_every_listed_name_is_a_source_whose_draws_bear_its_name():
 @pytest.mark.parametrize("gray", [False, True])
 def test_every_suggestion_can_be_followed(protocol, algorithm, gray):
     for x in (ColoredMNIST(protocol, gray=gray), ColoredDigits(gray=gray)):
-        found = x.suggestion(algorithm)
+        found = x.default_settings(algorithm)
         algorithm_built = RECIPES[algorithm].build(found.hyperparameters)
         for key, value in found.hyperparameters.items():
             if key == "l2":
                 assert algorithm_built.l2 == value
-        assert model_family(found.model)
-        assert optimizer_family(found.optimizer)
+        assert model_config(found.model)
+        assert optimizer_config(found.optimizer)
         assert found.source
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from envariant.errors import EnvariantError
-from envariant.models import MLP, MNISTCNN, MODELS, LeNet, Linear, Timm, model_family
+from envariant.core.errors import EnvariantError
+from envariant.models import MLP, MNISTCNN, MODELS, LeNet, Linear, Timm, model_config
 
 
 def count(model):
@@ -44,7 +44,7 @@ def mnist_cnn_count(channels, outputs):
     ],
 )
 def test_parameters_are_counted_by_closed_form_and_outputs_have_their_shape(text, shape, outputs, parameters):
-    model = model_family(text).build(shape, outputs)
+    model = model_config(text).build(shape, outputs)
     assert count(model) == parameters
     assert model(torch.zeros(3, *shape)).shape == (3, outputs)
 
@@ -132,12 +132,12 @@ ALL = ["linear", "mlp(hidden=12)", "lenet", "mnist-cnn"]
 
 def test_every_family_is_tried():
     # Networks of timm have a file of their own.
-    assert {*(type(model_family(text)) for text in ALL), Timm} == set(MODELS.values())
+    assert {*(type(model_config(text)) for text in ALL), Timm} == set(MODELS.values())
 
 
 @pytest.mark.parametrize("text", ALL)
 def test_featurizer_and_head_compose_to_the_output_and_features_are_flat(text):
-    model = model_family(text).build((2, 14, 14), 3)
+    model = model_config(text).build((2, 14, 14), 3)
     images = torch.rand(5, 2, 14, 14, generator=torch.Generator().manual_seed(0))
     features = model.featurizer(images)
     assert features.shape == (5, model.head.in_features)
@@ -148,7 +148,7 @@ def test_featurizer_and_head_compose_to_the_output_and_features_are_flat(text):
 def test_the_same_torch_seed_gives_the_same_weights_and_another_does_not(text):
     def weights(seed):
         torch.manual_seed(seed)
-        return nn.utils.parameters_to_vector(model_family(text).build((2, 14, 14), 1).parameters())
+        return nn.utils.parameters_to_vector(model_config(text).build((2, 14, 14), 1).parameters())
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
@@ -156,7 +156,7 @@ def test_the_same_torch_seed_gives_the_same_weights_and_another_does_not(text):
 
 @pytest.mark.parametrize("text", ALL)
 def test_no_row_of_a_batch_sees_another(text):
-    model = model_family(text).build((2, 14, 14), 1)
+    model = model_config(text).build((2, 14, 14), 1)
     images = torch.rand(5, 2, 14, 14, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(images)[:1], model(images[:1]))
 
@@ -175,11 +175,11 @@ def test_no_row_of_a_batch_sees_another(text):
 )
 def test_a_family_and_its_string_are_one(family, text):
     assert str(family) == text
-    assert model_family(text) == family
+    assert model_config(text) == family
 
 
 def test_settings_may_go_without_a_key():
-    assert model_family("mlp(64, 1)") == MLP(64, 1)
+    assert model_config("mlp(64, 1)") == MLP(64, 1)
 
 
 @pytest.mark.parametrize(
@@ -199,19 +199,19 @@ def test_settings_may_go_without_a_key():
 )
 def test_a_string_that_names_no_model_is_refused(text, message):
     with pytest.raises(EnvariantError) as refusal:
-        model_family(text)
+        model_config(text)
     assert str(refusal.value) == message
 
 
 @pytest.mark.parametrize("depth", ["0", "-1", "1.5", "deep"])
 def test_a_depth_that_is_no_whole_number_is_refused_by_its_own_name(depth):
     with pytest.raises(EnvariantError, match=r"^mlp: depth must be"):
-        model_family(f"mlp(depth={depth})")
+        model_config(f"mlp(depth={depth})")
 
 
 def test_a_family_without_settings_takes_none():
     with pytest.raises(EnvariantError, match=r"^lenet: "):
-        model_family("lenet(1)")
+        model_config("lenet(1)")
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 28), (1, 11, 11), (2, 14, 28)])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from envariant.errors import EnvariantError
-from envariant.models import FeaturizerAndHead, Timm, model_family
+from envariant.core.errors import EnvariantError
+from envariant.models import FeaturizerAndHead, Timm, model_config
 from envariant.models import timm as family
 from envariant.training import train
 
@@ -95,9 +95,9 @@ def test_a_network_with_running_statistics_trains(asked):
     ],
 )
 def test_a_family_and_its_string_are_one(text, built, name):
-    assert model_family(text) == built
+    assert model_config(text) == built
     assert str(built) == name
-    assert model_family(name) == built
+    assert model_config(name) == built
 
 
 def test_other_inputs_and_names_are_refused(asked):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import envariant
-from envariant.errors import EnvariantError
+from envariant.analysis.distribution_shift import Shift
+from envariant.analysis.statistics import Interval, interval
+from envariant.core.errors import EnvariantError
 from envariant.reporting import charts, figures, shift
-from envariant.statistics import Interval, interval
-from envariant.studies.shift import Shift
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import torch
 
 import envariant
 from envariant import published
-from envariant.environments import Environment, EnvironmentSet, Known
-from envariant.errors import EnvariantError
-from envariant.reporting import comparison, figures, page, tables
+from envariant.core.environments import Environment, EnvironmentSet, ReferenceScores
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Binary, Regression
+from envariant.reporting import comparison, figures, run_page, tables
 from envariant.reporting.labels import labels, verdict
-from envariant.tasks import Binary, Regression
 from envariant.training import HistoryRow, TrainingResult
 
 
@@ -95,7 +95,7 @@ class Links(HTMLParser):
 
 def test_the_page_fetches_nothing_and_runs_nothing(results):
     parser = Links()
-    text = page.render(results, "Title")
+    text = run_page.render(results, "Title")
     parser.feed(text)
     assert parser.found
     assert all(link.startswith(("data:", "#")) for link in parser.found)
@@ -106,7 +106,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(results):
 
 
 def test_the_same_runs_give_the_same_page(results):
-    assert page.render(results, "Title") == page.render(results, "Title")
+    assert run_page.render(results, "Title") == run_page.render(results, "Title")
 
 
 def nasty(task) -> EnvironmentSet:
@@ -118,13 +118,13 @@ def nasty(task) -> EnvironmentSet:
         )
         for n in names
     )
-    return EnvironmentSet("<img src=x>", made, task, test=names[:1], known=Known())
+    return EnvironmentSet("<img src=x>", made, task, test=names[:1], known=ReferenceScores())
 
 
 @pytest.mark.parametrize("task", [Binary(), Regression()])
 def test_names_from_outside_are_escaped_and_any_task_has_a_page(task):
     result = envariant.train(nasty(task), "erm", model="linear", steps=3)
-    text = page.render([result], "<b>heading</b>")
+    text = run_page.render([result], "<b>heading</b>")
     assert "<script>" not in text
     assert "<img src=x>" not in text
     assert "<b>heading" not in text
@@ -133,23 +133,25 @@ def test_names_from_outside_are_escaped_and_any_task_has_a_page(task):
 
 def test_a_failed_run_says_why_on_its_page():
     result = envariant.train("colored-digits", "erm", steps=3, optimizer="sgd", learning_rate=1e30)
-    text = page.render([result], "Title")
+    text = run_page.render([result], "Title")
     assert "no replica finished" in text
     assert "learning rate or a coefficient is too large" in text
 
 
 def test_runs_with_different_metrics_are_not_mixed(results):
     with pytest.raises(EnvariantError, match="different metrics"):
-        page.render([results[0], envariant.train(nasty(Regression()), "erm", model="linear", steps=1)], "x")
+        run_page.render(
+            [results[0], envariant.train(nasty(Regression()), "erm", model="linear", steps=1)], "x"
+        )
     with pytest.raises(EnvariantError, match="at least one run"):
-        page.render([], "x")
+        run_page.render([], "x")
 
 
 def test_the_page_is_written_whole_or_refused(results, tmp_path):
-    page.write(results, tmp_path / "new" / "page.html", "Title")
+    run_page.write(results, tmp_path / "new" / "page.html", "Title")
     assert (tmp_path / "new" / "page.html").read_text().startswith("<!doctype html>")
     with pytest.raises(EnvariantError, match="cannot be written"):
-        page.write(results, tmp_path / "new" / "page.html" / "x.html", "Title")
+        run_page.write(results, tmp_path / "new" / "page.html" / "x.html", "Title")
 
 
 def test_curves_draw_held_out_solid_and_training_dotted_with_chance_and_optimum(results):
@@ -163,9 +165,9 @@ def test_curves_draw_held_out_solid_and_training_dotted_with_chance_and_optimum(
     assert {text.get_text().strip() for text in axes.texts} == {"chance 50%", "optimum 75%"}
 
 
-def test_the_overview_shows_each_digit_over_its_label_in_the_colour_it_has():
-    source = envariant.data.colored_digits()
-    drawn = source.draw(0)
+def test_the_overview_shows_each_digit_over_its_label_in_the_color_it_has():
+    source = envariant.data.colored.digits()
+    drawn = source.sample(0)
     figure = figures.overview(drawn, source.facts(drawn), columns=5)
     pictures = [axes for axes in figure.axes if axes.get_images()]
     assert len(pictures) == 15
@@ -174,7 +176,7 @@ def test_the_overview_shows_each_digit_over_its_label_in_the_colour_it_has():
         image = axes.get_images()[0].get_array()
         darkest = image[image.sum(axis=2) == image.sum(axis=2).min()][0]
         green = darkest[1] > darkest[0]
-        assert green == bool(environment.attributes["colour"][row])
+        assert green == bool(environment.attributes["color"][row])
         assert axes.get_xlabel() == str(int(environment.targets[row]))
 
 
@@ -193,4 +195,4 @@ def test_runs_are_told_apart_by_what_differs_between_them(results):
 def test_a_dollar_sign_in_a_name_begins_no_formula():
     made = tuple(Environment(n, torch.randn(9, 2), torch.zeros(9)) for n in (r"$\frac$", "b"))
     result = envariant.train(EnvironmentSet("x", made, Binary(), test=("b",)), "erm", model="linear", steps=1)
-    assert "<svg" in page.render([result], "x")
+    assert "<svg" in run_page.render([result], "x")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from envariant.errors import EnvariantError
-from envariant.reporting import study as page
+from envariant.core.errors import EnvariantError
+from envariant.reporting import study_page as page
 from envariant.studies import Store, Study, sweep
 from envariant.studies.selection import SELECTIONS, select
 from envariant.studies.store import Facts, Outcome
@@ -16,7 +16,7 @@ SETTINGS = {"steps": 8, "evaluate_every": 4, "model": "linear"}
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     study = Study(
-        ("colored-digits",), ("erm", "vrex"), name="<b>mine</b>", draws=2, replicas=2, held_out="each-and-pairs",
+        ("colored-digits",), ("erm", "vrex"), name="<b>mine</b>", n_trials=2, replicas=2, test_environments="each-and-pairs",
         settings=SETTINGS,
     )  # fmt: skip
     Store.begin(folder, study).close()

@@ -12,12 +12,12 @@ import time
 import pytest
 from matplotlib.figure import Figure
 
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 from envariant.reporting.tables import TextTable
-from envariant.reproductions.contract import Claim, Listing, Picture, Reproduction, part
-from envariant.reproductions.lab import Lab, NotRunError, Run
-from envariant.reproductions.measures import at, compared, curves, gain, seen, swept, trend, unseen
+from envariant.reproductions.base import Claim, Listing, Picture, Reproduction, part
 from envariant.reproductions.publish import perform
+from envariant.reproductions.runner import Lab, NotRunError, Run
+from envariant.reproductions.summaries import at, compared, curves, gain, seen, swept, trend, unseen
 
 ENVARIANT = [sys.executable, "-m", "envariant"]
 DIGITS = Run("colored-digits", "erm", {"model": "mlp(hidden=4)", "steps": 6, "evaluate_every": 1})
@@ -137,9 +137,9 @@ def test_killed_with_sigkill_and_called_again_ends_with_the_same_tables(tmp_path
     script = tmp_path / "script.py"
     script.write_text(
         "import sys; from pathlib import Path\n"
-        "from envariant.reproductions.contract import Reproduction, part\n"
-        "from envariant.reproductions.lab import Run\n"
-        "from envariant.reproductions.measures import compared\n"
+        "from envariant.reproductions.base import Reproduction, part\n"
+        "from envariant.reproductions.runner import Run\n"
+        "from envariant.reproductions.summaries import compared\n"
         "from envariant.reproductions.publish import perform\n"
         "@part('only', 'Only')\n"
         "def only(lab):\n"

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from envariant.reproductions import reproduction, sjtu_2023
-from envariant.reproductions.lab import Lab, Run
 from envariant.reproductions.publish import perform
+from envariant.reproductions.runner import Lab, Run
 
 SJTU = reproduction("sjtu-2023")
 NAMES = [part.name for part in SJTU.parts]

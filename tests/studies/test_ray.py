@@ -6,12 +6,12 @@ from threading import Thread
 import pandas as pd
 import pytest
 
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study, sweep
 from envariant.studies.executors import ray as on_ray
 
 SETTINGS = {"steps": 300, "evaluate_every": 100, "model": "mlp(hidden=16)", "precision": "float32"}
-STUDY = Study(("colored-digits",), ("erm", "vrex"), draws=3, replicas=2, settings=SETTINGS)
+STUDY = Study(("colored-digits",), ("erm", "vrex"), n_trials=3, replicas=2, settings=SETTINGS)
 
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
@@ -60,5 +60,5 @@ def test_a_node_is_killed_and_the_table_is_whole(tmp_path):
     with Store(here) as one, Store(there) as other:
         assert one.counts() == other.counts() == {"planned": 0, "running": 0, "done": 12, "failed": 0}
         pd.testing.assert_frame_equal(one.history(), other.history(), check_exact=True)
-        columns = ["id", "algorithm", "draw", "replica", "state", "p_value"]
+        columns = ["id", "algorithm", "trial", "replica", "state", "p_value"]
         pd.testing.assert_frame_equal(one.listing()[columns], other.listing()[columns])

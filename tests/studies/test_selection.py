@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 from envariant.studies.selection import (
     Chosen,
     Invariance,
@@ -20,14 +20,14 @@ from envariant.studies.selection import (
 def table(*runs, better=1):
     """Rows of a study's table: each run is (held out, algorithm, draw, replica, p, [(step, validation, tests)])."""
     lines = []
-    for number, (held, algorithm, draw, replica, p, steps) in enumerate(runs):
+    for number, (held, algorithm, trial, replica, p, steps) in enumerate(runs):
         done = bool(steps) and not isinstance(steps, str)
         for step, validation, tests in steps if done else [(None, None, {})]:
             values = list(tests.values())
             lines.append(
                 {
-                    "run": number, "data": "d", "held_out": json.dumps(list(held)), "algorithm": algorithm,
-                    "draw": draw, "replica": replica, "state": "done" if done else (steps or "planned"),
+                    "run": number, "data": "d", "test_environments": json.dumps(list(held)), "algorithm": algorithm,
+                    "trial": trial, "replica": replica, "state": "done" if done else (steps or "planned"),
                     "error": "it broke" if steps == "failed" else None, "p_value": p, "metric": "accuracy",
                     "higher_is_better": better, "step": step, "validation": validation,
                     "test": sum(values) / len(values) if values else None,
@@ -96,7 +96,7 @@ def test_every_replica_chooses_for_itself():
         (("t",), "erm", 0, 1, 0.5, [(10, 0.6, {"t": 0.3})]),
         (("t",), "erm", 1, 1, 0.5, [(10, 0.9, {"t": 0.4})]),
     )
-    assert [s.choice.draw for s in select(runs, TrainingValidation())] == [0, 1]
+    assert [s.choice.trial for s in select(runs, TrainingValidation())] == [0, 1]
 
 
 PAIRS = (
@@ -112,7 +112,7 @@ PAIRS = (
 def test_leave_one_out_means_over_environments_that_were_left_out_in_turn_and_never_sees_the_test():
     """Draw 1 has (0.6 + 0.5)/2 at step 10 and (0.5 + 0.8)/2 at step 20; draw 0 less. What is in a is nothing to it."""
     found = select(table(*PAIRS), LeaveOneOut(), pooled=True)
-    assert [s.held_out for s in found] == ['["a"]'], "pairs are there for selection alone"
+    assert [s.test_environments for s in found] == ['["a"]'], "pairs are there for selection alone"
     choice = one(found)
     assert (choice.run, choice.step, choice.test) == (1, 20, 0.22)
 

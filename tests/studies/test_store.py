@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study
 from envariant.studies.selection import Invariance, TrainingValidation, select
 from envariant.studies.store import FILE, Facts, Outcome
 from envariant.training.history import HistoryRow
 
-STUDY = Study(("colored-digits",), ("erm", "irm"), draws=2, replicas=2)
+STUDY = Study(("colored-digits",), ("erm", "irm"), n_trials=2, replicas=2)
 FACTS = Facts({"mode": "sequential"}, "accuracy", True, {"a": "train", "t": "test"}, {"versions": {}})
 
 
@@ -28,7 +28,7 @@ def test_runs_are_planned_once_and_more_may_be_added(tmp_path):
     with Store.begin(tmp_path, STUDY) as store:
         assert store.counts() == {"planned": 8, "running": 0, "done": 0, "failed": 0}
         before = store.listing()
-    more = Study(("colored-digits",), ("erm", "irm", "vrex"), draws=3, replicas=2)
+    more = Study(("colored-digits",), ("erm", "irm", "vrex"), n_trials=3, replicas=2)
     with Store.begin(tmp_path, more) as store:
         after = store.listing()
         assert len(after) == 18
@@ -40,13 +40,13 @@ def test_runs_are_planned_once_and_more_may_be_added(tmp_path):
     ("changes", "message"),
     [
         ({"seed": 1}, "with other hyperparameters; a study keeps its seed"),
-        ({"hold_out": 0.3}, "runs made with hold_out 0.2, not 0.3"),
+        ({"holdout_fraction": 0.3}, "runs made with holdout_fraction 0.2, not 0.3"),
         ({"settings": {"steps": 3}}, "runs made with settings "),
     ],
 )
 def test_what_would_mix_other_runs_in_is_refused(tmp_path, changes, message):
     Store.begin(tmp_path, STUDY).close()
-    other = Study(STUDY.data, STUDY.algorithms, draws=2, replicas=2, **changes)
+    other = Study(STUDY.data, STUDY.algorithms, n_trials=2, replicas=2, **changes)
     with pytest.raises(EnvariantError, match=message):
         Store.begin(tmp_path, other)
 

@@ -13,17 +13,17 @@ import torch
 from filelock import FileLock
 
 import envariant
-from envariant.data.hold_out import SUFFIX
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
+from envariant.data.validation_split import SUFFIX
 from envariant.studies import Store, Study, progress, sweep
-from envariant.studies.comparison import compare
 from envariant.studies.estimate import estimate
 from envariant.studies.executors import local
 from envariant.studies.selection import TrainingValidation, select
+from envariant.studies.significance import compare
 from envariant.studies.store import Outcome
 
 SETTINGS = {"steps": 30, "evaluate_every": 10, "model": "mlp(hidden=16)", "precision": "float32"}
-STUDY = Study(("colored-digits",), ("erm", "vrex"), draws=2, replicas=2, settings=SETTINGS)
+STUDY = Study(("colored-digits",), ("erm", "vrex"), n_trials=2, replicas=2, settings=SETTINGS)
 
 
 def swept(folder, study=STUDY, **how):
@@ -51,7 +51,7 @@ def test_a_run_of_a_study_is_the_run_that_the_same_words_train(whole):
         drawn = store.listing().query("algorithm == 'vrex' and draw == 1 and replica == 1").iloc[0]
     result = envariant.train(
         "colored-digits", "vrex", hyperparameters=json.loads(drawn["hyperparameters"]),
-        learning_rate=drawn["learning_rate"], hold_out=0.2, replicas=2, execution="sequential", **SETTINGS,
+        learning_rate=drawn["learning_rate"], holdout_fraction=0.2, replicas=2, execution="sequential", **SETTINGS,
     )  # fmt: skip
     ours = {
         (r.step, r.environment, r.metric): r.value
@@ -78,11 +78,11 @@ def test_stacked_in_one_process_or_apart_in_two_the_table_is_the_same(whole, tmp
 
 
 def test_processes_share_the_threads_and_the_work(tmp_path):
-    study = Study(("colored-digits",), ("erm",), draws=4, replicas=4, settings=SETTINGS | {"steps": 3})
+    study = Study(("colored-digits",), ("erm",), n_trials=4, replicas=4, settings=SETTINGS | {"steps": 3})
     before, seen = torch.get_num_threads(), set()
     torch.set_num_threads(2)
     try:
-        swept(tmp_path, study, workers=2, told=lambda *_: seen.add(torch.get_num_threads()))
+        swept(tmp_path, study, workers=2, on_progress=lambda *_: seen.add(torch.get_num_threads()))
         assert seen == {1}, "a process of two has half of the threads"
         assert torch.get_num_threads() == 2
     finally:
@@ -93,10 +93,10 @@ def test_processes_share_the_threads_and_the_work(tmp_path):
 
 
 def test_what_a_killed_worker_left_is_trained_by_the_first_process(tmp_path):
-    study = Study(("colored-digits",), ("erm",), draws=2, replicas=2, settings=SETTINGS | {"steps": 300})
+    study = Study(("colored-digits",), ("erm",), n_trials=2, replicas=2, settings=SETTINGS | {"steps": 300})
     killed = []
 
-    def told(run, done, of):
+    def on_progress(run, done, of):
         if not killed:
             with Store(tmp_path) as store:
                 wait_until(lambda: set(store.history()["run"]) - set(range(1, 3)), 90)
@@ -104,7 +104,7 @@ def test_what_a_killed_worker_left_is_trained_by_the_first_process(tmp_path):
             child.kill()
             killed.append(child)
 
-    listed, _ = swept(tmp_path, study, workers=2, told=told)
+    listed, _ = swept(tmp_path, study, workers=2, on_progress=on_progress)
     assert killed[0].exitcode == -signal.SIGKILL
     assert set(listed["state"]) == {"done"}
 
@@ -113,12 +113,12 @@ def test_progress_counts_what_trains_here_and_what_has_ended_elsewhere(tmp_path,
     Store.begin(tmp_path, STUDY).close()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(progress, "_LOOK_EVERY", -1.0)
-    with progress.watching("mine", 8, tmp_path) as told:
-        told(1, 3, 6)
+    with progress.watching("mine", 8, tmp_path) as on_progress:
+        on_progress(1, 3, 6)
         with Store(tmp_path) as store:
             store.claim()
             store.add((), [Outcome(run, None, 0.0, None) for run in (2, 3)])
-        told(1, 3, 6)
+        on_progress(1, 3, 6)
     assert "2.5/8 runs" in capsys.readouterr().err
 
 
@@ -127,7 +127,7 @@ import sys
 from pathlib import Path
 from envariant.studies import executors, sweep
 from envariant.studies.executors import local
-local._PATIENCE = 0.0
+local.CHECKPOINT_INTERVAL_S = 0.0
 sweep(Path(sys.argv[1]), execution="sequential", workers=int(sys.argv[2]))
 """
 
@@ -154,7 +154,7 @@ def test_killed_three_times_and_called_again_ends_with_the_same_table(whole, tmp
 
 
 def test_a_process_stops_when_the_one_that_started_it_is_killed(tmp_path):
-    study = Study(("colored-digits",), ("erm",), draws=2, replicas=1, settings=SETTINGS | {"steps": 10**6})
+    study = Study(("colored-digits",), ("erm",), n_trials=2, replicas=1, settings=SETTINGS | {"steps": 10**6})
     Store.begin(tmp_path, study).close()
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path), "2"])
     with Store(tmp_path) as store:
@@ -175,9 +175,9 @@ def wait_until(true, seconds):
 
 def test_what_cannot_train_fails_with_its_reason_and_the_rest_goes_on(tmp_path):
     held = (("flip-0.1", "flip-0.9"), ("flip-0.9",))
-    study = Study(("colored-digits",), ("vrex", "erm"), replicas=1, held_out=held, settings=SETTINGS)
+    study = Study(("colored-digits",), ("vrex", "erm"), replicas=1, test_environments=held, settings=SETTINGS)
     listed, _ = swept(tmp_path, study)
-    states = {(r.algorithm, r.held_out): r.state for r in listed.itertuples()}
+    states = {(r.algorithm, r.test_environments): r.state for r in listed.itertuples()}
     assert states.pop(("vrex", '["flip-0.1", "flip-0.9"]')) == "failed"
     assert set(states.values()) == {"done"}
     assert "vrex: needs at least 2 training environments" in listed["error"].dropna().iloc[0]
@@ -190,13 +190,13 @@ def test_what_cannot_train_fails_with_its_reason_and_the_rest_goes_on(tmp_path):
         assert store.counts() == {"planned": 0, "running": 0, "done": 3, "failed": 1}
 
 
-def test_a_replica_that_becomes_infinite_is_a_failed_run_beside_its_neighbours(tmp_path):
+def test_a_replica_that_becomes_infinite_is_a_failed_run_beside_its_neighbors(tmp_path):
     study = Study(
         ("colored-digits",),
         ("erm",),
-        draws=2,
+        n_trials=2,
         replicas=2,
-        rate_span=1e38,
+        lr_range=1e38,
         settings={**SETTINGS, "optimizer": "sgd"},
     )
     listed, _ = swept(tmp_path, study)
@@ -206,18 +206,18 @@ def test_a_replica_that_becomes_infinite_is_a_failed_run_beside_its_neighbours(t
 
 
 def test_more_draws_train_only_what_is_new(whole, tmp_path):
-    small = Study(("colored-digits",), ("vrex",), draws=1, replicas=2, settings=SETTINGS)
+    small = Study(("colored-digits",), ("vrex",), n_trials=1, replicas=2, settings=SETTINGS)
     before = swept(tmp_path, small)[1]
     asked = []
-    larger = Study(("colored-digits",), ("vrex", "erm"), draws=2, replicas=2, settings=SETTINGS)
+    larger = Study(("colored-digits",), ("vrex", "erm"), n_trials=2, replicas=2, settings=SETTINGS)
     Store.begin(tmp_path, larger).close()
-    sweep(tmp_path, execution="sequential", told=lambda run, done, of: asked.append(run))
+    sweep(tmp_path, execution="sequential", on_progress=lambda run, done, of: asked.append(run))
     assert set(asked) & {1, 2} == set()
     with Store(tmp_path) as store:
         pd.testing.assert_frame_equal(store.history([1, 2]), before)
         # The same runs as in the study that was planned at once, under other numbers.
         ours, theirs = (
-            t.set_index(["algorithm", "draw", "replica"])["p_value"].sort_index()
+            t.set_index(["algorithm", "trial", "replica"])["p_value"].sort_index()
             for t in (store.listing(), whole[1])
         )
     pd.testing.assert_series_equal(ours, theirs)
@@ -229,7 +229,9 @@ def test_the_plan_says_how_much_and_how_long():
     assert all(0 < b.seconds < 60 for b in found.batches)
     assert found.lines()[-1].startswith("8 runs, about ")
     held = (("flip-0.1", "flip-0.9"),)
-    wrong = estimate(Study(("colored-digits",), ("vrex",), held_out=held, settings=SETTINGS)).batches[0]
+    wrong = estimate(
+        Study(("colored-digits",), ("vrex",), test_environments=held, settings=SETTINGS)
+    ).batches[0]
     assert "needs at least 2 training environments" in wrong.problem
 
 

@@ -7,7 +7,7 @@ from typing import final
 import pytest
 
 from envariant.cli import main
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study, sweep, trackers
 from envariant.studies.trackers import TRACKERS, Following, Tracker, _safe, track
 
@@ -18,7 +18,7 @@ SETTINGS = {"steps": 6, "evaluate_every": 3, "model": "linear"}
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tracked")
     study = Study(
-        ("colored-digits",), ("erm", "irm"), name="mine", draws=2, replicas=1, settings=SETTINGS
+        ("colored-digits",), ("erm", "irm"), name="mine", n_trials=2, replicas=1, settings=SETTINGS
     )  # fmt: skip
     Store.begin(folder, study).close()
     sweep(folder)
@@ -91,19 +91,19 @@ def test_mlflow_gets_every_number_once(folder, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_runs_are_sent_while_the_sweep_goes_on(tmp_path):
-    study = Study(("colored-digits",), ("erm",), draws=3, replicas=1, settings=SETTINGS)
+    study = Study(("colored-digits",), ("erm",), n_trials=3, replicas=1, settings=SETTINGS)
     Store.begin(tmp_path / "study", study).close()
     seen = []
     with Following(tmp_path / "study", "tensorboard", str(tmp_path / "board"), seconds=0.05) as following:
 
-        def told(run, done, of):
+        def on_progress(run, done, of):
             if run == 2 and not seen:
                 deadline = time.monotonic() + 30
                 while following.sent < 1 and time.monotonic() < deadline:
                     time.sleep(0.02)
                 seen.append(following.sent)
 
-        sweep(tmp_path / "study", execution="sequential", told=told)
+        sweep(tmp_path / "study", execution="sequential", on_progress=on_progress)
     assert seen == [1], "the first run was there before the second had ended"
     assert (following.sent, following.problem) == (3, "")
     assert track(tmp_path / "study", "tensorboard", str(tmp_path / "board")) == (0, 3)
@@ -152,7 +152,7 @@ class Silent(Tracker):
 
 def test_a_tracker_that_does_not_answer_is_not_waited_for(folder, monkeypatch):
     monkeypatch.setitem(TRACKERS, "mlflow", lambda store, at: Silent())
-    monkeypatch.setattr(trackers, "_PATIENCE", 0.1)
+    monkeypatch.setattr(trackers, "CHECKPOINT_INTERVAL_S", 0.1)
     with Following(folder, "mlflow") as following:
         pass
     assert following.problem == "it did not answer within 0.1 seconds"

@@ -12,11 +12,11 @@ from test_stacking import made, outcome, plan, replicas
 
 import envariant
 from envariant.algorithms import RECIPES
-from envariant.tasks import Binary
+from envariant.core.tasks import Binary
 from envariant.training import checkpoint, engine, execution
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Execution, Stacked
-from envariant.training.optimizers import optimizer_family
+from envariant.training.optimizers import optimizer_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 STACKED = Execution("stacked", 100, "")
@@ -32,7 +32,7 @@ def moved(members, shared, how):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_algorithm_trains_there_as_on_the_processor(name):
     """Plain gradient descent, because Adam makes whole steps of what is nothing but rounding."""
-    shared = replace(plan(batch_size=16), optimizer=optimizer_family("sgd"), steps=4)
+    shared = replace(plan(batch_size=16), optimizer=optimizer_config("sgd"), steps=4)
     members = replicas(name, 3)
     here = moved(members, shared, SEQUENTIAL)
     for how in (SEQUENTIAL, STACKED):
@@ -61,7 +61,7 @@ def test_twice_the_same_bits_and_again_from_a_checkpoint(name, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["erm", "irm", "and-mask"])
 def test_compiled_programs_are_cuda_graphs_and_give_the_same(name):
-    shared = replace(plan(batch_size=16, device=CUDA), optimizer=optimizer_family("sgd"), steps=12)
+    shared = replace(plan(batch_size=16, device=CUDA), optimizer=optimizer_config("sgd"), steps=12)
     members = replicas(name, 3)
     plain, compiled = (moved(members, replace(shared, compiled=c), STACKED) for c in (False, True))
     for k, expected in plain.items():

@@ -30,7 +30,7 @@ def test_a_healthy_run_has_none(healthy):
 
 
 def test_a_penalty_too_heavy_from_the_start_collapses_to_chance():
-    result = train("irm(coefficient=1e5, rescale=false)", steps=200, replicas=2)
+    result = train("irm(coefficient=1e5, normalize_loss=false)", steps=200, replicas=2)
     (found,) = [d for d in result.diagnoses if d.name == "collapsed to chance"]
     assert found.replicas == (0, 1)
     assert "where a constant has 0.69" in found.evidence
@@ -63,7 +63,7 @@ def test_a_gradient_as_small_as_adams_epsilon_has_vanished(healthy, last, fires)
 
 def test_a_mask_that_keeps_nearly_nothing_is_seen():
     # Of many environments of few rows none agrees with all others.
-    data = envariant.data.colored_digits(train_flips=tuple(i / 100 for i in range(10, 40)))
+    data = envariant.data.colored.digits(train_flips=tuple(i / 100 for i in range(10, 40)))
     result = envariant.train(
         data, "and-mask", model="mlp(hidden=16)", steps=10, batch_size=2, execution="sequential"
     )
@@ -81,7 +81,7 @@ def rows(values, environment="flip-0.9", metric="accuracy"):
         ([0.1, 0.5, 0.6, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7], False),
         # One lucky measurement is no peak.
         ([0.1, 0.5, 0.65, 0.65, 0.7, 0.65, 0.65, 0.65, 0.65, 0.65], False),
-        # From chance down to what the colour gives: there was nothing to lose.
+        # From chance down to what the color gives: there was nothing to lose.
         ([0.5, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1], False),
         # Too short to tell.
         ([0.7, 0.6, 0.5], False),
@@ -108,7 +108,7 @@ def test_a_set_without_known_optimum_has_no_such_bound(healthy):
 
 def test_what_is_measured_for_them_is_what_it_says():
     """Output spread and gradient size of a linear model, from its weights."""
-    data = envariant.data.colored_digits().draw(0)
+    data = envariant.data.colored.digits().sample(0)
     result = envariant.train(
         data, "erm(l2=0)", model="linear", steps=3, evaluate_every=1, execution="sequential"
     )

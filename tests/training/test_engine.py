@@ -10,18 +10,17 @@ from torch import nn
 
 import envariant
 from envariant.algorithms import RECIPES, Composition, Penalty
-from envariant.data import colored_digits
-from envariant.environments import Environment, EnvironmentSet
-from envariant.errors import EnvariantError
-from envariant.models import model_family
-from envariant.random_numbers import private_random_numbers
-from envariant.schedules import Constant, Schedule
-from envariant.tasks import Binary
+from envariant.core.counter_rng import private_random_numbers
+from envariant.core.environments import Environment, EnvironmentSet
+from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Constant, Schedule
+from envariant.core.tasks import Binary
+from envariant.models import model_config
 from envariant.training import Replica, Seeds, engine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Execution
-from envariant.training.optimizers import optimizer_family
-from envariant.training.plan import Plan
+from envariant.training.optimizers import optimizer_config
+from envariant.training.run_config import RunConfig
 from helpers import ENROLLED, every_case
 
 QUICK = {"steps": 12, "evaluate_every": 4, "precision": "float32"}
@@ -35,11 +34,11 @@ def sorted_rows(result):
     return sorted(result.rows, key=lambda r: (r.replica, r.step))
 
 
-def plan(**changes) -> Plan:
+def plan(**changes) -> RunConfig:
     return replace(
-        Plan(
-            model=model_family("mlp(hidden=16)").build,
-            optimizer=optimizer_family("adam"),
+        RunConfig(
+            model=model_config("mlp(hidden=16)").build,
+            optimizer=optimizer_config("adam"),
             steps=10,
             batch_size=None,
             evaluate_every=5,
@@ -55,9 +54,9 @@ def plan(**changes) -> Plan:
 def test_irm_equals_a_plain_loop_written_as_the_papers_code_describes_it():
     """Scalar multiplier, double backward, one pass an environment, torch's own Adam: same numbers."""
     seeds = Seeds.of(0, 0)
-    drawn = colored_digits().draw(seeds.data)
-    with private_random_numbers(seeds.initialisation, torch.device("cpu")):
-        model = model_family("mlp(hidden=32)").build(drawn.input_shape, 1)
+    drawn = colored_digits().sample(seeds.data)
+    with private_random_numbers(seeds.initialization, torch.device("cpu")):
+        model = model_config("mlp(hidden=32)").build(drawn.input_shape, 1)
     adam = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     for step in range(30):
@@ -81,7 +80,7 @@ def test_irm_equals_a_plain_loop_written_as_the_papers_code_describes_it():
 
     ours = envariant.train(
         colored_digits(),
-        "irm(coefficient=step(1, 500, at=10), l2=1e-3, rescale=true)",
+        "irm(coefficient=step(1, 500, at=10), l2=1e-3, normalize_loss=true)",
         model="mlp(hidden=32)",
         learning_rate=3e-3,
         steps=30,
@@ -141,7 +140,7 @@ def test_a_replica_that_becomes_infinite_is_stopped_and_named_and_the_others_kee
     erm = Composition()
     good = [Replica(k, Seeds.of(0, k), erm, 0.01, 0.0) for k in (0, 2)]
     bad = Replica(1, Seeds.of(0, 1), erm, 1e30, 0.0)
-    shared = plan(optimizer=optimizer_family("sgd"))
+    shared = plan(optimizer=optimizer_config("sgd"))
 
     def outcome(replicas, execution):
         events = engine.run(colored_digits(), replicas, shared, execution)
@@ -169,7 +168,7 @@ def test_failed_replicas_are_reported_and_kept_out_of_the_summary():
     assert set(result.failures) == {0, 1}
     assert result.finished == ()
     assert result.summary().loc["flip-0.9", "replicas"] == 0
-    assert math.isnan(result.plain()["worst"]["accuracy"]["mean"])
+    assert math.isnan(result.to_dict()["worst"]["accuracy"]["mean"])
 
 
 class PlainNet(nn.Module):
@@ -205,7 +204,7 @@ def test_running_statistics_match_pytorchs_own_training():
     No bias before the norm: its gradient is rounding noise, which Adam would blow up to full steps.
     """
     seeds = Seeds.of(0, 0)
-    drawn = colored_digits().draw(seeds.data)
+    drawn = colored_digits().sample(seeds.data)
     module = nn.Sequential(
         nn.Flatten(), nn.Linear(128, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)
     )
@@ -224,7 +223,7 @@ def test_running_statistics_match_pytorchs_own_training():
 def test_a_module_instance_is_where_every_replica_starts_and_is_not_touched():
     module = nn.Sequential(nn.Flatten(), nn.Linear(128, 1))
     before = module[1].weight.detach().clone()
-    drawn = colored_digits().draw(0)
+    drawn = colored_digits().sample(0)
     result = envariant.train(drawn, "erm", model=module, replicas=2, **QUICK)
     assert [r.value for r in rows(result, step=0, replica=0)] == [
         r.value for r in rows(result, step=0, replica=1)
@@ -301,7 +300,7 @@ def test_bfloat16_stays_near_float32():
 def test_evaluation_sees_whole_environments_at_the_steps_asked_for():
     result = envariant.train("colored-digits", "erm", steps=10, evaluate_every=4)
     assert sorted({r.step for r in result.rows}) == [0, 4, 8, 10]
-    drawn = colored_digits().draw(result.record.seeds[0].data)
+    drawn = colored_digits().sample(result.record.seeds[0].data)
     module = result.model(0)
     inputs, targets = drawn["flip-0.9"].rows()
     accuracy = ((module(inputs)[:, 0] > 0) == (targets > 0.5)).double().mean()
@@ -358,7 +357,7 @@ def test_a_trained_model_can_be_had_back_unless_only_its_maker_can_build_it():
 
 def test_a_held_out_flip_may_repeat_a_training_one():
     source = colored_digits(test_flips=(0.9, 0.1))
-    assert source.draw(0).names == ("flip-0.2", "flip-0.1", "flip-0.9", "test-flip-0.1")
+    assert source.sample(0).names == ("flip-0.2", "flip-0.1", "flip-0.9", "test-flip-0.1")
 
 
 def test_a_model_can_be_had_back_without_the_networks_that_only_trained_it():
@@ -392,12 +391,12 @@ class OwnNetwork(Penalty):
     name, paper, needs_features = "own", "none", True
     coefficient: Schedule = Constant(1.0)
 
-    def networks(self, setting):
+    def auxiliary_networks(self, setting):
         return {self.called: self.network}
 
     def penalty(self, predicted, state):
-        drawn = predicted.now.uniform(like=predicted.losses)
-        return drawn * predicted.networks[self.called](predicted.features).mean(), state
+        drawn = predicted.context.uniform(like=predicted.losses)
+        return drawn * predicted.auxiliary_networks[self.called](predicted.features).mean(), state
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import envariant
-from envariant.errors import EnvariantError
-from envariant.tasks import Binary, Regression
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Binary, Regression
 from envariant.training import Seeds, Spread, network, provenance
 from envariant.training.augmentation import RandomAffine, augmentation, warp
 from envariant.training.network import Network
-from envariant.training.optimizers import Updates, optimizer_family
+from envariant.training.optimizers import StackedOptimizer, optimizer_config
 from envariant.training.precision import native_bfloat16, resolve
 
 CPU = torch.device("cpu")
@@ -27,15 +27,15 @@ CPU = torch.device("cpu")
 def test_seeds_are_separate_repeatable_and_fit_their_generators(seed, replica, step):
     seeds = Seeds.of(seed, replica)
     assert seeds == Seeds.of(seed, replica)
-    assert len({seeds.data, seeds.initialisation, seeds.order}) == 3
-    assert all(0 <= s < 2**32 for s in (seeds.data, seeds.initialisation, seeds.order))
+    assert len({seeds.data, seeds.initialization, seeds.order}) == 3
+    assert all(0 <= s < 2**32 for s in (seeds.data, seeds.initialization, seeds.order))
     assert 0 <= seeds.at(step) < 2**63
     assert seeds.at(step) != seeds.at(step + 1)
 
 
-def test_neighbouring_seeds_and_replicas_share_nothing():
+def test_neighboring_seeds_and_replicas_share_nothing():
     found = {
-        (s.data, s.initialisation, s.order)
+        (s.data, s.initialization, s.order)
         for seed in range(20)
         for k in range(20)
         for s in [Seeds.of(seed, k)]
@@ -60,12 +60,12 @@ def test_optimizers_are_pytorchs_for_every_replica_at_its_own_rate(text, referen
     rates, decays = [0.1, 0.003, 0.02], [0.0, 0.01, 0.3]
     ours = torch.linspace(-2, 2, 15).view(3, 5)
     theirs = list(ours.clone())
-    updates = Updates(optimizer_family(text), ours, rates, decays)
+    updates = StackedOptimizer(optimizer_config(text), ours, rates, decays)
     optimizers = [reference([p], lr, wd) for p, lr, wd in zip(theirs, rates, decays, strict=True)]
     for step in range(6):
         if step == 3:  # A copy goes on from the state of the first.
             state = {key: value.clone() for key, value in updates.state().items()}
-            updates = Updates(optimizer_family(text), ours, rates, decays)
+            updates = StackedOptimizer(optimizer_config(text), ours, rates, decays)
             updates.load(state)
         gradients = torch.sin(torch.arange(15.0) + step).view(3, 5)
         updates.apply(gradients, torch.ones(3, dtype=torch.bool), step)
@@ -79,11 +79,11 @@ def test_optimizers_are_pytorchs_for_every_replica_at_its_own_rate(text, referen
 def test_a_replica_that_is_not_alive_stands_still_and_the_others_do_not_notice(text):
     def trained(alive):
         params = torch.ones(3, 4)
-        updates = Updates(optimizer_family(text), params, [0.1] * 3, [0.1] * 3)
+        updates = StackedOptimizer(optimizer_config(text), params, [0.1] * 3, [0.1] * 3)
         for step in range(4):
-            now = torch.tensor(alive) if step > 1 else torch.ones(3, dtype=torch.bool)
-            gradients = torch.arange(12.0).view(3, 4).cos() * now[:, None]
-            updates.apply(gradients, now, step)
+            context = torch.tensor(alive) if step > 1 else torch.ones(3, dtype=torch.bool)
+            gradients = torch.arange(12.0).view(3, 4).cos() * context[:, None]
+            updates.apply(gradients, context, step)
             if step == 1:
                 before = params.clone()
         return before, params
@@ -100,14 +100,14 @@ def test_adam_with_a_reset_is_a_new_adam_from_that_step_on():
             updates.apply(torch.sin(torch.arange(6.0) + step).view(2, 3), alive, step)
 
     alive, ours, theirs = torch.ones(2, dtype=torch.bool), torch.ones(2, 3), torch.ones(2, 3)
-    updates = Updates(optimizer_family("adam(reset=3)"), ours, [0.1] * 2, [0.0] * 2)
+    updates = StackedOptimizer(optimizer_config("adam(reset=3)"), ours, [0.1] * 2, [0.0] * 2)
     trained(ours, range(6))
     for steps in (range(3), range(3, 6)):
-        updates = Updates(optimizer_family("adam"), theirs, [0.1] * 2, [0.0] * 2)
+        updates = StackedOptimizer(optimizer_config("adam"), theirs, [0.1] * 2, [0.0] * 2)
         trained(theirs, steps)
     assert torch.equal(ours, theirs)
     with pytest.raises(EnvariantError, match="adam: reset must be a step, or 0 for never; got -1"):
-        optimizer_family("adam(reset=-1)")
+        optimizer_config("adam(reset=-1)")
 
 
 def test_auto_precision_is_careful():
@@ -120,7 +120,7 @@ def test_auto_precision_is_careful():
 
 
 def digits():
-    return envariant.data.colored_digits().draw(0)["flip-0.9"].inputs[:20]
+    return envariant.data.colored.digits().sample(0)["flip-0.9"].inputs[:20]
 
 
 def test_an_augmentation_of_nothing_changes_nothing():
@@ -145,7 +145,7 @@ def test_augmentation_follows_its_draws_and_moves_every_image_its_own_way():
     ("angle", "shear", "scale"), [(0.4, 0, 1), (0, 0.3, 1), (0, 0, 1.3), (-0.7, 0.2, 0.8)]
 )
 def test_the_warp_is_the_affine_map_it_says(height, width, angle, shear, scale):
-    """Against scipy: first scale, then lean, then turn, about the centre, counter-clockwise."""
+    """Against scipy: first scale, then lean, then turn, about the center, counter-clockwise."""
     image = np.zeros((height, width), dtype=np.float32)
     image[3:6, 3:8] = np.linspace(0.2, 1, 15).reshape(3, 5)
     # In (x right, y up) coordinates.
@@ -153,16 +153,16 @@ def test_the_warp_is_the_affine_map_it_says(height, width, angle, shear, scale):
     forward = turn @ np.array([[1, math.tan(shear)], [0, 1]]) * scale
     swap = np.array([[0, -1], [1, 0]])  # (x, y up) to (row down, column)
     inverse = swap @ np.linalg.inv(forward) @ np.linalg.inv(swap)
-    centre = np.array([(height - 1) / 2, (width - 1) / 2])
+    center = np.array([(height - 1) / 2, (width - 1) / 2])
     expected = scipy.ndimage.affine_transform(
-        image, inverse, offset=centre - inverse @ centre, order=1, mode="grid-constant"
+        image, inverse, offset=center - inverse @ center, order=1, mode="grid-constant"
     )
     one = [torch.tensor([float(v)]) for v in (angle, shear, scale)]
     ours = warp(torch.from_numpy(image)[None, None], *one)[0, 0].numpy()
     np.testing.assert_allclose(ours, expected, atol=2e-3)
 
 
-def test_the_background_of_standardised_images_stays_the_background():
+def test_the_background_of_standardized_images_stays_the_background():
     images = digits() - 0.42
     warped = RandomAffine(45, 10, 0.3)(
         images, torch.rand(3, len(images), generator=torch.Generator().manual_seed(0))
@@ -197,7 +197,7 @@ def test_row_blocks_change_nothing(monkeypatch):
 
 
 def test_features_are_what_the_head_reads_and_are_left_out_where_nobody_looks():
-    module = envariant.models.model_family("mlp(hidden=4)").build((6,), 1)
+    module = envariant.models.model_config("mlp(hidden=4)").build((6,), 1)
     inputs = torch.randn(9, 6)
     for wanted, width in ((True, 4), (False, 0)):
         n = Network(module, Binary(), "float32", CPU, needs_features=wanted, input_shape=(6,))
@@ -228,7 +228,7 @@ def test_the_summary_shows_every_environment_and_the_worst_of_each_replica():
     assert frame.loc["worst", "accuracy"] == pytest.approx(by_replica.min(axis=1).mean())
     assert frame.loc["flip-0.1", "accuracy sd"] == pytest.approx(by_replica["flip-0.1"].std())
     assert frame._repr_html_().startswith("<div")
-    plain = result.plain()
+    plain = result.to_dict()
     assert plain["environments"]["flip-0.9"]["role"] == "test"
     assert plain["environments"]["flip-0.9"]["accuracy"]["values"] == by_replica["flip-0.9"].tolist()
     assert {"algorithm", "data", "replicas", "worst", "settings", "versions", "seconds"} <= plain.keys()
@@ -237,7 +237,7 @@ def test_the_summary_shows_every_environment_and_the_worst_of_each_replica():
 def test_frozen_weights_stay_frozen_even_under_weight_decay():
     module = nn.Sequential(nn.Flatten(), nn.Linear(128, 8), nn.ReLU(), nn.Linear(8, 1))
     module[1].requires_grad_(False)
-    drawn = envariant.data.colored_digits().draw(0)
+    drawn = envariant.data.colored.digits().sample(0)
     result = envariant.train(drawn, "erm", model=module, steps=5, weight_decay=0.1)
     assert set(result.checkpoints[0].params) == {"3.weight", "3.bias"}
     assert torch.equal(result.checkpoints[0].buffers["1.weight"], module[1].weight)
@@ -269,11 +269,11 @@ def test_a_model_that_does_not_fit_is_named(model, message):
 )
 def test_an_optimizer_that_cannot_be_is_refused(text, message):
     with pytest.raises(EnvariantError, match=message):
-        optimizer_family(text)
+        optimizer_config(text)
 
 
 @pytest.mark.parametrize(
-    ("program", "told"),
+    ("program", "on_progress"),
     [
         ("/opt/venv/bin/envariant", "envariant train --set 'l2=1 2'"),
         (r"envariant.exe", "envariant train --set 'l2=1 2'"),
@@ -283,6 +283,6 @@ def test_an_optimizer_that_cannot_be_is_refused(text, message):
         ("-c", ""),
     ],
 )
-def test_a_result_remembers_its_command_and_no_other_programs(monkeypatch, program, told):
+def test_a_result_remembers_its_command_and_no_other_programs(monkeypatch, program, on_progress):
     monkeypatch.setattr("sys.argv", [program, "train", "--set", "l2=1 2"])
-    assert provenance.command() == told
+    assert provenance.command() == on_progress

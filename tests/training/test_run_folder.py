@@ -13,9 +13,9 @@ import torch
 
 import envariant
 from envariant import TrainingResult
-from envariant.environments import Environment, EnvironmentSet
-from envariant.errors import EnvariantError
-from envariant.tasks import Binary
+from envariant.core.environments import Environment, EnvironmentSet
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Binary
 from envariant.training import checkpoint, run_folder
 from envariant.training.history import HistoryRow, read, write
 
@@ -33,7 +33,7 @@ def test_a_run_stored_is_the_run_read(tmp_path):
     stored = TrainingResult.load(tmp_path / "run")
     same(result, stored)
     assert stored.record == result.record
-    assert json.dumps(stored.plain()) == json.dumps(result.plain())
+    assert json.dumps(stored.to_dict()) == json.dumps(result.to_dict())
     pickles = [p for p in (tmp_path / "run").rglob("*") if p.suffix in (".pt", ".pkl", ".pth")]
     assert not pickles
 
@@ -42,7 +42,7 @@ def test_a_run_stored_is_the_run_read(tmp_path):
 def test_interrupted_at_any_step_and_called_again_gives_the_same_bits(tmp_path, monkeypatch, execution):
     long = {**LONG, "execution": execution}
     whole = envariant.train("colored-digits", "irm", **long)
-    monkeypatch.setattr(run_folder, "_PATIENCE", 0.0)
+    monkeypatch.setattr(run_folder, "CHECKPOINT_INTERVAL_S", 0.0)
 
     class Stop(Exception):
         pass

@@ -11,21 +11,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import envariant
 from envariant import benchmark
-from envariant.algorithms import RECIPES, Algorithm, Composition, Setting, VREx, recipe
-from envariant.environments import Environment, EnvironmentSet
-from envariant.errors import EnvariantError
-from envariant.models import model_family
-from envariant.tasks import Binary
-from envariant.training import Replica, Seeds, checkpoint, engine, execution, memory, program
+from envariant.algorithms import RECIPES, Algorithm, Composition, TrainContext, VREx, recipe
+from envariant.core.environments import Environment, EnvironmentSet
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Binary
+from envariant.models import model_config
+from envariant.training import Replica, Seeds, checkpoint, engine, execution, memory_budget, step_program
 from envariant.training.augmentation import RandomAffine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Auto, Execution, Stacked
-from envariant.training.optimizers import optimizer_family
-from envariant.training.plan import Plan
+from envariant.training.optimizers import optimizer_config
+from envariant.training.run_config import RunConfig
 from helpers import ENROLLED, every_case
 
 CPU = torch.device("cpu")
-SETTING = Setting(2, Binary())
+SETTING = TrainContext(2, Binary())
 STACKED = Execution("stacked", 100, "")
 
 
@@ -42,9 +42,9 @@ def made(task, outputs, seed=0, sizes=(40, 95, 20)) -> EnvironmentSet:
     return EnvironmentSet("made", tuple(found), task, test=("c",))
 
 
-def plan(model="mlp(hidden=8)", **changes) -> Plan:
-    build = model_family(model).build if isinstance(model, str) else model
-    standard = Plan(build, optimizer_family("adam"), 8, None, 4, "float32", None, None, CPU)
+def plan(model="mlp(hidden=8)", **changes) -> RunConfig:
+    build = model_config(model).build if isinstance(model, str) else model
+    standard = RunConfig(build, optimizer_config("adam"), 8, None, 4, "float32", None, None, CPU)
     return replace(standard, **changes)
 
 
@@ -97,7 +97,7 @@ def test_stacked_and_one_after_another_are_the_same_to_rounding(name, problem):
     task = problem.task
     batch_size = 16 if task.name == "multiclass" else None
     # Adam makes whole steps of an entry whose gradient is nothing but rounding (SelfReg has some).
-    optimizer = optimizer_family("sgd" if name == "selfreg" else "adam")
+    optimizer = optimizer_config("sgd" if name == "selfreg" else "adam")
     shared, source = plan(batch_size=batch_size, optimizer=optimizer), made(task, task.outputs)
     together = outcome(source, replicas(name), shared, STACKED)
     apart = outcome(source, replicas(name), shared, SEQUENTIAL)
@@ -136,7 +136,7 @@ class Images(envariant.EnvironmentSource):
 
     name = "images"
 
-    def draw(self, seed):
+    def sample(self, seed):
         generator = torch.Generator().manual_seed(seed)
         return EnvironmentSet(
             "images",
@@ -167,11 +167,13 @@ def test_batch_norm_can_be_stacked_and_its_running_statistics_follow():
 def test_a_recorded_program_gives_the_bits_of_the_unrecorded_one(name, how, monkeypatch):
     shared, source = plan(batch_size=16), made(Binary(), 1)
     plain = outcome(source, replicas(name), shared, how)
-    monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+    monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
     used = []
-    original = program.Program._record
+    original = step_program.StepProgram._record
     monkeypatch.setattr(
-        program.Program, "_record", lambda self, given: used.append(original(self, given)) or used[-1]
+        step_program.StepProgram,
+        "_record",
+        lambda self, given: used.append(original(self, given)) or used[-1],
     )
     recorded = outcome(source, replicas(name), shared, how)
     assert used
@@ -198,7 +200,7 @@ class Casts(TorchDispatchMode):
 
 def test_a_recorded_program_copies_nothing_that_has_its_type_already(monkeypatch):
     """PyTorch describes the group norm's derivative in bfloat16 as float32, and would have it cast."""
-    monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+    monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
     group = replace(benchmark.CASES["mnist-cnn"], precision="bfloat16").group()
     group.advance()
     with Casts() as casts:
@@ -230,7 +232,7 @@ def test_linear_models_on_the_same_rows_are_one_product_both_ways():
 
 def test_a_cast_that_moves_as_well_stays_as_it_was_recorded():
     recorded = make_fx(lambda x: x.to("meta", torch.bfloat16), tracing_mode="fake")(torch.ones(2))
-    assert program._without_idle_casts(recorded)(torch.ones(2)).device.type == "meta"
+    assert step_program._without_idle_casts(recorded)(torch.ones(2)).device.type == "meta"
 
 
 class Remembering(Algorithm):
@@ -245,9 +247,9 @@ class Remembering(Algorithm):
         means = {name: torch.full_like(value, self.initial) for name, value in params.items()}
         return {"means": means, "count": torch.zeros((), dtype=torch.long)}
 
-    def gradients(self, model, params, batch, state, now):
+    def gradients(self, model, params, batch, state, context):
         erm = Composition()
-        fresh, _, metrics = erm.gradients(model, params, batch, erm.init(params, SETTING), now)
+        fresh, _, metrics = erm.gradients(model, params, batch, erm.init(params, SETTING), context)
         means = {name: 0.8 * state["means"][name] + 0.2 * g for name, g in fresh.items()}
         return means, {"means": means, "count": state["count"] + 1}, metrics
 
@@ -269,7 +271,7 @@ def test_an_algorithms_state_is_stacked_recorded_stored_and_resumed(monkeypatch,
     resumed = [e for e in events if isinstance(e, Evaluated)][-1].checkpoint().states()
     for k, state in together[1].items():
         assert all(torch.equal(resumed[k].params[n], v) for n, v in state.params.items())
-    monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+    monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
     assert outcome(source, members, plan(), STACKED)[0] == together[0]
 
 
@@ -278,9 +280,9 @@ def test_a_state_that_changes_its_keys_is_refused():
         def init(self, params, setting):
             return {}
 
-        def gradients(self, model, params, batch, state, now):
+        def gradients(self, model, params, batch, state, context):
             full = super().init(params, SETTING)
-            return super().gradients(model, params, batch, full, now)
+            return super().gradients(model, params, batch, full, context)
 
     members = [Replica(0, Seeds.of(7, 0), Growing(), 0.01, 0.0)]
     with pytest.raises(EnvariantError, match="its state must keep the keys and shapes that init gave it"):
@@ -305,9 +307,9 @@ def test_a_replica_that_fails_stands_still_and_a_resumed_group_keeps_it_so(
 ):
     """At a rate without measure its weights become infinite; what is kept is how it stood before that."""
     if recorded:
-        monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+        monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
     source = made(Binary(), 1)
-    shared = plan(normed, optimizer=optimizer_family(optimizer), evaluate_every=4)
+    shared = plan(normed, optimizer=optimizer_config(optimizer), evaluate_every=4)
     algorithm = recipe("vrex").build({"coefficient": 1.0})
     members = [Replica(k, Seeds.of(7, k), algorithm, 0.01, 0.1) for k in range(3)]
     sick = replace(members[1], learning_rate=1e38, weight_decay=0.0)
@@ -354,10 +356,10 @@ class Branching(Algorithm):
     def init(self, params, setting):
         return {}
 
-    def gradients(self, model, params, batch, state, now):
-        chosen = Composition(penalties=(VREx(9.0),)) if now.step >= 3 else Composition()
+    def gradients(self, model, params, batch, state, context):
+        chosen = Composition(penalties=(VREx(9.0),)) if context.step >= 3 else Composition()
         inner = chosen.init(params, SETTING)
-        gradients, _, metrics = chosen.gradients(model, params, batch, inner, now)
+        gradients, _, metrics = chosen.gradients(model, params, batch, inner, context)
         return gradients, state, {"risk": metrics["risk"]}
 
 
@@ -367,7 +369,7 @@ def test_an_algorithm_that_cannot_be_recorded_runs_as_it_is(monkeypatch):
     shared, source = plan(), made(Binary(), 1)
     plain = outcome(source, members, shared, SEQUENTIAL)
     assert_alike(outcome(source, members, shared, STACKED), plain)
-    monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+    monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
     assert outcome(source, members, shared, SEQUENTIAL)[0] == plain[0]
 
 
@@ -395,7 +397,7 @@ def test_draws_of_different_sizes_cannot_be_stacked_and_the_mend_is_named():
     class Uneven(envariant.EnvironmentSource):
         name = "uneven"
 
-        def draw(self, seed):
+        def sample(self, seed):
             return made(Binary(), 1, seed % 5, sizes=(30 + seed % 7, 20, 10))
 
     with pytest.raises(EnvariantError) as error:
@@ -415,7 +417,7 @@ def test_a_group_that_turns_out_not_to_lie_side_by_side_trains_its_members_alone
 
         name = "late"
 
-        def draw(self, seed):
+        def sample(self, seed):
             return made(Binary(), 1, 0, sizes=(31 if seed == Seeds.of(7, 19).data else 30, 20, 10))
 
     members, shared = replicas("erm", 20), plan(steps=4)
@@ -437,7 +439,7 @@ def test_models_that_differ_in_more_than_parameters_are_neither_stacked_nor_shar
     source, shared = made(Binary(), 1), plan(lambda shape, outputs: Hidden())
     found = execution.choose(Auto(), source, replicas("erm"), replace(shared, steps=600), None)
     assert "register tensors as buffers" in found.reason
-    monkeypatch.setattr(program, "_WORTH_RECORDING", 1)
+    monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
     together = outcome(source, replicas("erm", 3), shared, SEQUENTIAL)
     alone = outcome(source, replicas("erm", 3)[2:], shared, SEQUENTIAL)
     assert [r for r in together[0] if r.replica == 2] == alone[0]
@@ -489,7 +491,7 @@ def test_the_tally_counts_what_lives_at_one_time():
         c = b.view(10, 100) * 2
         return c.sum()
 
-    assert memory.peak_bytes(work, lambda: torch.zeros(10)) == (8000 + 4, 44)
+    assert memory_budget.peak_bytes(work, lambda: torch.zeros(10)) == (8000 + 4, 44)
 
 
 def test_a_small_budget_makes_smaller_groups_and_a_tiny_one_is_refused():
@@ -563,7 +565,7 @@ def test_wrong_wishes_get_one_clear_error(arguments, message):
     [("8GB", 8 * 10**9), ("512 MiB", 2**29), ("1.5kb", 1500), (77, 77), (8e9, 8 * 10**9), (None, None)],
 )
 def test_amounts_of_memory(text, expected):
-    assert memory.parse(text) == expected
+    assert memory_budget.parse(text) == expected
 
 
 def test_a_stack_goes_on_as_a_stack_and_another_wish_is_refused(tmp_path):

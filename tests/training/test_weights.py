@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import envariant
-from envariant.data.hold_out import HeldOut
-from envariant.environments import WEIGHT, Environment, EnvironmentSet
-from envariant.errors import EnvariantError
-from envariant.tasks import Regression
-from envariant.training.batches import Batches, Rows
+from envariant.core.environments import WEIGHT, Environment, EnvironmentSet
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Regression
+from envariant.data.validation_split import ValidationSplit
+from envariant.training.batch_sampler import BatchSampler, Rows
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def weighted(weights, name="a", rows=None):
 def drawn_rows(sets, batch_size=64, steps=400):
     """How often each row came up: inputs hold the row's number."""
     rows = Rows(sets, {"a": "train", "b": "train"}, CPU)
-    batches = Batches(rows, range(len(sets)), batch_size, None, torch.float32)
+    batches = BatchSampler(rows, range(len(sets)), batch_size, None, torch.float32)
     return torch.stack([batches.at(step)[0][..., 0] for step in range(steps)], dim=1)
 
 
@@ -52,7 +52,7 @@ def test_replicas_with_rows_of_their_own_follow_their_own_weights():
 
 def test_held_out_rows_take_their_weights_along():
     both = EnvironmentSet("w", (weighted(list(range(1, 11))), weighted([1.0] * 10, "b")), Regression())
-    for part in HeldOut(both, 0.5).draw(0).environments[:2]:
+    for part in ValidationSplit(both, 0.5).sample(0).environments[:2]:
         assert torch.equal(part.attributes[WEIGHT], part.inputs[:, 0] + 1)
 
 
@@ -62,8 +62,8 @@ def test_a_weighted_mean_is_what_a_model_learns():
     y = torch.where(torch.arange(400) % 2 == 0, 1.0, 5.0)
     weights = torch.where(torch.arange(400) % 2 == 0, 3.0, 1.0)
     a = Environment("a", x, y, {WEIGHT: weights})
-    held_out = Environment("b", x[:10], y[:10])
-    data = EnvironmentSet("w", (a, held_out), Regression(), test=("b",))
+    test_environments = Environment("b", x[:10], y[:10])
+    data = EnvironmentSet("w", (a, test_environments), Regression(), test=("b",))
     result = envariant.train(
         data, model="linear", steps=600, batch_size=200, learning_rate=0.05, execution="sequential"
     )

@@ -32,7 +32,7 @@ def trained(data: str, algorithm: str, replicas: int = 3):
     return (means["flip-0.2"] + means["flip-0.1"]) / 2, means["flip-0.9"]
 
 
-def test_erm_follows_the_colour():
+def test_erm_follows_the_color():
     train, test = trained("colored-mnist", "erm")
     assert train >= 0.84
     assert 0.10 <= test <= 0.22
@@ -63,7 +63,7 @@ def test_the_grayscale_oracle_reads_shapes():
 
 
 def test_and_mask_keeps_a_shortcut_that_points_the_same_way_in_both_environments():
-    """An honest negative: the colour's gradient agrees in both training environments, so it passes."""
+    """An honest negative: the color's gradient agrees in both training environments, so it passes."""
     train, test = trained("colored-mnist", "and-mask")
     assert train >= 0.84
     assert test <= 0.22

@@ -1,23 +1,23 @@
 """Training rules: parts (weightings, penalties, gradient combinations), compositions, named recipes."""
 
-from envariant.algorithms.composition import Composition
-from envariant.algorithms.contract import (
+from envariant.algorithms.base import (
     Algorithm,
-    Combination,
+    EnvironmentInference,
+    GradientAggregator,
     GradientPenalty,
-    Inference,
     Model,
     Part,
     Penalty,
-    Procedure,
-    Setting,
-    Weighting,
+    RiskAggregator,
+    TrainContext,
+    TrainingStep,
 )
-from envariant.algorithms.gradients.and_mask import AndMask
-from envariant.algorithms.gradients.mean import MeanGradient
-from envariant.algorithms.gradients.pcgrad import PCGrad
-from envariant.algorithms.gradients.sand_mask import SandMask
-from envariant.algorithms.inference.eiil import EIIL
+from envariant.algorithms.composition import Composition
+from envariant.algorithms.environment_inference.eiil import EIIL
+from envariant.algorithms.gradient_aggregators.and_mask import AndMask
+from envariant.algorithms.gradient_aggregators.mean import MeanGradient
+from envariant.algorithms.gradient_aggregators.pcgrad import PCGrad
+from envariant.algorithms.gradient_aggregators.sand_mask import SandMask
 from envariant.algorithms.penalties.bottleneck import InformationBottleneck
 from envariant.algorithms.penalties.cad import CAD
 from envariant.algorithms.penalties.causirl import CausIRL
@@ -32,26 +32,26 @@ from envariant.algorithms.penalties.rdm import RDM
 from envariant.algorithms.penalties.sd import SpectralDecoupling
 from envariant.algorithms.penalties.selfreg import SelfReg
 from envariant.algorithms.penalties.vrex import VREx
-from envariant.algorithms.procedures.adrmx import ADRMX
-from envariant.algorithms.procedures.arm import ARM
-from envariant.algorithms.procedures.dann import DANN
-from envariant.algorithms.procedures.erm_plus import ERMPlus
-from envariant.algorithms.procedures.fish import Fish
-from envariant.algorithms.procedures.mixup import Mixup
-from envariant.algorithms.procedures.mldg import MLDG
-from envariant.algorithms.procedures.mtl import MTL
-from envariant.algorithms.procedures.rsc import RSC
-from envariant.algorithms.procedures.sagnet import SagNet
-from envariant.algorithms.procedures.transfer import Transfer
-from envariant.algorithms.procedures.trm import TRM
-from envariant.algorithms.procedures.urm import URM
 from envariant.algorithms.recipes import RECIPES, Hyperparameter, Recipe, all_recipes, recipe, settings_of
-from envariant.algorithms.weightings.eqrm import EQRM
-from envariant.algorithms.weightings.group_dro import GroupDRO
-from envariant.algorithms.weightings.mean import Mean
-from envariant.algorithms.weightings.mm_rex import MMREx
-from envariant.algorithms.weightings.sum import Sum
-from envariant.algorithms.weightings.worst import Worst
+from envariant.algorithms.risk_aggregators.eqrm import EQRM
+from envariant.algorithms.risk_aggregators.group_dro import GroupDRO
+from envariant.algorithms.risk_aggregators.mean import Mean
+from envariant.algorithms.risk_aggregators.mm_rex import MMREx
+from envariant.algorithms.risk_aggregators.sum import SumRisk
+from envariant.algorithms.risk_aggregators.worst import WorstCaseRisk
+from envariant.algorithms.training_steps.adrmx import ADRMX
+from envariant.algorithms.training_steps.arm import ARM
+from envariant.algorithms.training_steps.dann import DANN
+from envariant.algorithms.training_steps.erm_plus import ERMPlus
+from envariant.algorithms.training_steps.fish import Fish
+from envariant.algorithms.training_steps.mixup import Mixup
+from envariant.algorithms.training_steps.mldg import MLDG
+from envariant.algorithms.training_steps.mtl import MTL
+from envariant.algorithms.training_steps.rsc import RSC
+from envariant.algorithms.training_steps.sagnet import SagNet
+from envariant.algorithms.training_steps.transfer import Transfer
+from envariant.algorithms.training_steps.trm import TRM
+from envariant.algorithms.training_steps.urm import URM
 
 __all__ = [
     "ADRMX",
@@ -75,15 +75,15 @@ __all__ = [
     "AndMask",
     "CLOvE",
     "CausIRL",
-    "Combination",
     "Composition",
     "ERMPlus",
+    "EnvironmentInference",
     "Fish",
     "Fishr",
+    "GradientAggregator",
     "GradientPenalty",
     "GroupDRO",
     "Hyperparameter",
-    "Inference",
     "InformationBottleneck",
     "LossVariance",
     "MMREx",
@@ -94,18 +94,18 @@ __all__ = [
     "PCGrad",
     "Part",
     "Penalty",
-    "Procedure",
     "Recipe",
+    "RiskAggregator",
     "SagNet",
     "SandMask",
     "SelfReg",
-    "Setting",
     "SpectralDecoupling",
-    "Sum",
+    "SumRisk",
+    "TrainContext",
+    "TrainingStep",
     "Transfer",
     "VREx",
-    "Weighting",
-    "Worst",
+    "WorstCaseRisk",
     "all_recipes",
     "recipe",
     "settings_of",

@@ -11,26 +11,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, final
 
-from envariant import specs
-from envariant.algorithms.composition import Composition
-from envariant.algorithms.contract import (
-    Combination,
+from envariant.algorithms.base import (
+    EnvironmentInference,
+    GradientAggregator,
     GradientPenalty,
-    Inference,
     Part,
     Penalty,
-    Procedure,
-    Weighting,
+    RiskAggregator,
+    TrainingStep,
 )
+from envariant.algorithms.composition import Composition
 from envariant.algorithms.recipes import RECIPES, Recipe
+from envariant.core import specs
 
 KINDS: Mapping[type[Part], str] = {
-    Weighting: "weighting",
+    RiskAggregator: "risk_aggregator",
     Penalty: "penalty",
     GradientPenalty: "penalty on gradients",
-    Combination: "gradient combination",
-    Procedure: "procedure",
-    Inference: "inference of environments",
+    GradientAggregator: "gradient combination",
+    TrainingStep: "training_step",
+    EnvironmentInference: "inference of environments",
 }
 """What a part does, by its base class."""
 
@@ -61,7 +61,7 @@ class Described:
     paper: str
     example: str
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """One object for `--json`."""
         keys = ("part", "kind", "formula", "remarks")
         return {
@@ -112,7 +112,7 @@ def markdown() -> str:
         "Made by `envariant algorithms --markdown`. Names add up: `vrex + and-mask(threshold=0.8)`. R_e is "
         "the mean loss in environment e, g_e its gradient, h features, z logits, E the number of "
         "environments. Every algorithm also takes `l2` (weight of the squared norm of all parameters inside "
-        "the loss) and, unless it is a procedure, `rescale` (divide the loss by its largest coefficient once "
+        "the loss) and, unless it is a training step, `normalize_loss` (divide the loss by its largest coefficient once "
         "that exceeds 1).",
     ]
     for kind in dict.fromkeys(each.kind for each in known):
@@ -130,7 +130,7 @@ def _as_markdown(each: Described) -> Iterator[str]:
         if remarks:
             yield from ("", _escaped(remarks))
     yield from ("", f"Needs: {'; '.join(each.needs)}. Paper: {each.paper}.", "")
-    shown = [line for line in each.settings if line[0] not in ("l2", "rescale")]
+    shown = [line for line in each.settings if line[0] not in ("l2", "normalize_loss")]
     if shown:
         yield from ("| setting | default | search | meaning |", "| --- | --- | --- | --- |")
         for name, default, search, meaning in shown:

@@ -20,29 +20,29 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vjp
 
-from envariant.algorithms.contract import (
+from envariant.algorithms.base import (
     Algorithm,
-    Combination,
+    EnvironmentInference,
+    GradientAggregator,
     GradientPenalty,
-    Inference,
     Metrics,
     Model,
     Parameters,
     Part,
     Penalty,
-    Procedure,
-    Setting,
+    RiskAggregator,
     State,
-    Weighting,
+    TrainContext,
+    TrainingStep,
 )
-from envariant.algorithms.gradients.mean import MeanGradient
-from envariant.algorithms.weightings.mean import Mean
-from envariant.arrays import joined
-from envariant.environments import EnvironmentBatch
-from envariant.errors import EnvariantError
-from envariant.now import Now
-from envariant.schedules import Schedule
-from envariant.tasks import Regression
+from envariant.algorithms.gradient_aggregators.mean import MeanGradient
+from envariant.algorithms.risk_aggregators.mean import Mean
+from envariant.core.conversion import joined
+from envariant.core.environments import EnvironmentBatch
+from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Schedule
+from envariant.core.step_context import StepContext
+from envariant.core.tasks import Regression
 
 P = TypeVar("P", Penalty, GradientPenalty)
 
@@ -58,22 +58,22 @@ class Composition(Algorithm):
         combination: gradients of the environments to one gradient.
         l2: weight of the squared norm of all parameters *inside* the loss, as in the IRM code. It is no
             environment's evidence, so its gradient is added after the combination.
-        rescale: divide the whole loss by the largest coefficient once that exceeds 1, as the IRM and REx
+        normalize_loss: divide the whole loss by the largest coefficient once that exceeds 1, as the IRM and REx
             code do, to keep gradients in range.
-        procedure: what makes the whole step in place of all these but l2, if anything does.
+        training_step: what makes the whole step in place of all these but l2, if anything does.
         inference: what finds the environments to train on, if they are not the data's own.
     """
 
-    weighting: Weighting = field(default_factory=Mean)
+    risk_aggregator: RiskAggregator = field(default_factory=Mean)
     penalties: tuple[Penalty | GradientPenalty, ...] = ()
-    combination: Combination = field(default_factory=MeanGradient)
+    gradient_aggregator: GradientAggregator = field(default_factory=MeanGradient)
     l2: float = 0.0
-    rescale: bool = False
-    procedure: Procedure | None = None
-    inference: Inference | None = None
+    normalize_loss: bool = False
+    training_step: TrainingStep | None = None
+    environment_inference: EnvironmentInference | None = None
 
     def __post_init__(self) -> None:
-        wanted = {"weighting": Weighting, "combination": Combination}
+        wanted = {"risk_aggregator": RiskAggregator, "gradient_aggregator": GradientAggregator}
         for key, kind in wanted.items():
             if not isinstance(getattr(self, key), kind):
                 raise EnvariantError(
@@ -85,11 +85,11 @@ class Composition(Algorithm):
         ):
             raise EnvariantError("Composition: penalties must be a tuple of penalties, as in (VREx(),)")
         if (
-            self.procedure is not None
-            and replace(self, procedure=None, inference=None, l2=0.0) != Composition()
+            self.training_step is not None
+            and replace(self, training_step=None, environment_inference=None, l2=0.0) != Composition()
         ):
             raise EnvariantError(
-                f"{self.procedure.name}: is a procedure, which makes its own steps and takes no other parts"
+                f"{self.training_step.name}: is a training step, which makes its own steps and takes no other parts"
             )
         if not 0 <= self.l2 < math.inf:
             raise EnvariantError(f"Composition: l2 must be at least 0; got {self.l2:g}")
@@ -102,22 +102,22 @@ class Composition(Algorithm):
         """
         if not isinstance(other, Composition):
             raise EnvariantError(f"{self.name} + {getattr(other, 'name', other)}: only compositions add up")
-        for procedure in (self.procedure, other.procedure):
-            if procedure is not None:
+        for training_step in (self.training_step, other.training_step):
+            if training_step is not None:
                 raise EnvariantError(
-                    f"{self.name} + {other.name}: {procedure.name} is a procedure, which makes its own steps "
+                    f"{self.name} + {other.name}: {training_step.name} is a training step, which makes its own steps "
                     f"and takes no other parts"
                 )
         twice = {p.name for p in self.penalties} & {p.name for p in other.penalties}
         if twice:
             raise EnvariantError(f"{self.name} + {other.name}: the penalty {sorted(twice)[0]} stands twice")
         return Composition(
-            self._either(other, "weighting", Mean()),
+            self._either(other, "risk_aggregator", Mean()),
             self.penalties + other.penalties,
-            self._either(other, "combination", MeanGradient()),
+            self._either(other, "gradient_aggregator", MeanGradient()),
             self._either(other, "l2", 0.0),
-            self.rescale or other.rescale,
-            inference=self._either(other, "inference", None),
+            self.normalize_loss or other.normalize_loss,
+            environment_inference=self._either(other, "environment_inference", None),
         )
 
     def _either(self, other: "Composition", key: str, usual: Any) -> Any:
@@ -133,56 +133,60 @@ class Composition(Algorithm):
     @property
     def parts(self) -> tuple[Part, ...]:
         """Weighting, penalties and combination, or the procedure; then what finds the environments."""
-        last = () if self.inference is None else (self.inference,)
-        if self.procedure is not None:
-            return (self.procedure, *last)
-        return (self.weighting, *self.penalties, self.combination, *last)
+        last = () if self.environment_inference is None else (self.environment_inference,)
+        if self.training_step is not None:
+            return (self.training_step, *last)
+        return (self.risk_aggregator, *self.penalties, self.gradient_aggregator, *last)
 
     @property
-    def telling_parts(self) -> tuple[Part, ...]:
+    def non_default_parts(self) -> tuple[Part, ...]:
         """The parts that say something: a plain mean is left out, unless there is nothing else."""
         said = tuple(part for part in self.parts if not isinstance(part, Mean | MeanGradient))
-        return said or (self.weighting,)
+        return said or (self.risk_aggregator,)
 
     @property
     def name(self) -> str:
-        return " + ".join(part.name for part in self.telling_parts)
+        return " + ".join(part.name for part in self.non_default_parts)
 
     @property
     def minimum_environments(self) -> int:
         # Those that are found are always two.
-        return 1 if self.inference is not None else max(part.minimum_environments for part in self.parts)
+        return (
+            1
+            if self.environment_inference is not None
+            else max(part.minimum_environments for part in self.parts)
+        )
 
     @property
     def needs_features(self) -> bool:
         return any(part.needs_features for part in self.parts)
 
     @property
-    def finds_environments(self) -> Inference | None:
-        return self.inference
+    def finds_environments(self) -> EnvironmentInference | None:
+        return self.environment_inference
 
     @property
-    def moves_itself(self) -> bool:
-        return self.procedure is not None and self.procedure.moves_itself
+    def returns_updates(self) -> bool:
+        return self.training_step is not None and self.training_step.returns_updates
 
     @property
-    def draws(self) -> bool:
-        return any(part.draws for part in self.parts)
+    def stochastic(self) -> bool:
+        return any(part.stochastic for part in self.parts)
 
-    def adapted(self, module: nn.Module, setting: Setting) -> nn.Module:
-        if any(part.needs_linear_head for part in self.parts) and not setting.linear_head:
+    def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
+        if any(part.needs_linear_head for part in self.parts) and not context.linear_head:
             raise EnvariantError(f"{self.name}: the model's head must be one linear layer")
         for part in self.parts:
-            module = part.adapted(module, setting)
+            module = part.wrap_model(module, context)
         return module
 
-    def predicting(self, params: Parameters, state: State) -> Parameters:
+    def eval_params(self, params: Parameters, state: State) -> Parameters:
         for i, part in enumerate(self.parts):
-            params = part.predicting(params, state[str(i)])
+            params = part.eval_params(params, state[str(i)])
         return params
 
-    def networks(self, setting: Setting) -> Mapping[str, nn.Module]:
-        return {name: net for part in self.parts for name, net in part.networks(setting).items()}
+    def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
+        return {name: net for part in self.parts for name, net in part.auxiliary_networks(context).items()}
 
     def _numbered(self, kind: type[P]) -> list[tuple[int, P]]:
         """The penalties of one kind, with their places among all parts."""
@@ -191,39 +195,43 @@ class Composition(Algorithm):
     def _coefficients(self, step: int, like: Tensor) -> dict[str, Tensor]:
         """What each coefficient is at this step: a number that follows a schedule is worth recording."""
         parts = (part for part in self.parts if isinstance(getattr(part, "coefficient", None), Schedule))
-        return {f"{part.name} coefficient": like.new_zeros(()) + part.factor(step) for part in parts}
+        return {f"{part.name} coefficient": like.new_zeros(()) + part.coefficient_at(step) for part in parts}
 
-    def init(self, params: Parameters, setting: Setting) -> State:
+    def init(self, params: Parameters, context: TrainContext) -> State:
         for part in self.parts:
-            if part.needs_classes and isinstance(setting.task, Regression):
+            if part.needs_classes and isinstance(context.task, Regression):
                 raise EnvariantError(f"{part.name}: needs classes; the task is regression")
-        return {str(i): part.init(params, setting) for i, part in enumerate(self.parts)}
+        return {str(i): part.init(params, context) for i, part in enumerate(self.parts)}
 
     def gradients(
-        self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, now: Now
+        self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        if self.procedure is not None:
-            return self._of_procedure(self.procedure, model, params, batch, state, now)
-        step, names = now.step, model.networks
-        divisor = _largest([1.0, *(part.factor(step) for part in self.parts)]) if self.rescale else 1.0
+        if self.training_step is not None:
+            return self._by_training_step(self.training_step, model, params, batch, state, context)
+        step, names = context.step, model.auxiliary_networks
+        divisor = (
+            _largest([1.0, *(part.coefficient_at(step) for part in self.parts)])
+            if self.normalize_loss
+            else 1.0
+        )
         # What belongs to the parts' own networks; the model's parameters act through its outputs alone.
         own = {name: value for name, value in params.items() if name.split(".")[0] in names}
 
         def loss(features: Tensor, logits: Tensor, own: Parameters) -> tuple[Tensor, tuple[State, Metrics]]:
-            networks = {name: partial(model.network, name, own) for name in names}
-            predicted = batch.predicted(features, logits, now, networks)
+            auxiliary_networks = {name: partial(model.network, name, own) for name in names}
+            predicted = batch.predicted(features, logits, context, auxiliary_networks)
             states: dict[str, Any] = dict(state)
-            total, states["0"] = self.weighting.risk(predicted, state["0"])
+            total, states["0"] = self.risk_aggregator.risk(predicted, state["0"])
             metrics = {"risk": total.detach()}
             for key, part in self._numbered(Penalty):
-                seen = replace(predicted, now=now.of_part(key))
+                seen = replace(predicted, context=context.of_part(key))
                 value, states[str(key)] = part.penalty(seen, state[str(key)])
-                total = total + part.factor(step) * value
+                total = total + part.coefficient_at(step) * value
                 metrics[f"{part.name} penalty"] = value.detach()
             return total / divisor, (states, metrics)
 
         # Environments go through the model one at a time only if their gradients are wanted apart.
-        apart = not isinstance(self.combination, MeanGradient)
+        apart = not isinstance(self.gradient_aggregator, MeanGradient)
         pieces = batch.split(batch.inputs) if apart else (batch.inputs,)
         outputs, pullbacks = zip(*(vjp(_on(model, piece), params) for piece in pieces), strict=True)
         features, logits = (joined(output) for output in zip(*outputs, strict=True))
@@ -238,7 +246,7 @@ class Composition(Algorithm):
         for key, part in self._numbered(GradientPenalty):
             value, states[str(key)], terms = _of_gradients(part, model, params, batch, state[str(key)])
             metrics[f"{part.name} penalty"] = value
-            weight = part.factor(step) / divisor
+            weight = part.coefficient_at(step) / divisor
             terms = terms if apart else [_summed(terms)]
             each = [
                 {name: g + weight * term[name] for name, g in share.items()}
@@ -248,8 +256,8 @@ class Composition(Algorithm):
             shared = [name for name in params if name not in own]
             stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in shared}
             place = str(len(self.penalties) + 1)
-            own_turn = now.of_part(len(self.penalties) + 1)
-            gradient, states[place], told = self.combination.combine(stacked, states[place], own_turn)
+            own_turn = context.of_part(len(self.penalties) + 1)
+            gradient, states[place], told = self.gradient_aggregator.combine(stacked, states[place], own_turn)
             metrics |= told
         else:
             gradient = each[0]
@@ -258,18 +266,18 @@ class Composition(Algorithm):
         decay = 2 * self.l2 / divisor
         return {name: gradient[name] + decay * value for name, value in params.items()}, states, metrics
 
-    def _of_procedure(
+    def _by_training_step(
         self,
-        procedure: Procedure,
+        training_step: TrainingStep,
         model: Model,
         params: Parameters,
         batch: EnvironmentBatch,
         state: State,
-        now: Now,
+        context: StepContext,
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        gradient, new, metrics = procedure.gradients(model, params, batch, state["0"], now)
+        gradient, new, metrics = training_step.gradients(model, params, batch, state["0"], context)
         # What moves itself moves at the run's rate; so does the decay.
-        decay = 2 * self.l2 * (now.learning_rate if procedure.moves_itself else 1.0)
+        decay = 2 * self.l2 * (context.learning_rate if training_step.returns_updates else 1.0)
         found = {name: gradient[name] + decay * value for name, value in params.items()}
         return found, {**state, "0": new}, metrics
 
@@ -299,11 +307,11 @@ def _summed(shares: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _largest(factors: Sequence[float | Tensor]) -> Any:
     """The largest factor, whether they are numbers or, one a replica, tensors."""
-    numbers = [factor for factor in factors if not isinstance(factor, Tensor)]
-    tensors = [factor for factor in factors if isinstance(factor, Tensor)]
+    numbers = [coefficient_at for coefficient_at in factors if not isinstance(coefficient_at, Tensor)]
+    tensors = [coefficient_at for coefficient_at in factors if isinstance(coefficient_at, Tensor)]
     largest: Any = max(numbers)
-    for factor in tensors:
-        largest = torch.clamp(factor, min=largest)
+    for coefficient_at in tensors:
+        largest = torch.clamp(coefficient_at, min=largest)
     return largest
 
 

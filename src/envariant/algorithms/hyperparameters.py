@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 from torch import Tensor
 
-from envariant.schedules import Constant, Schedule
+from envariant.core.schedules import Constant, Schedule
 
 A = TypeVar("A")
 

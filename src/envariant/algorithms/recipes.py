@@ -14,13 +14,12 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import add
 from typing import Any, cast, final
 
-from envariant import specs
+from envariant.algorithms.base import Part, RiskAggregator
 from envariant.algorithms.composition import Composition
-from envariant.algorithms.contract import Part, Weighting
-from envariant.algorithms.gradients.and_mask import AndMask
-from envariant.algorithms.gradients.pcgrad import PCGrad
-from envariant.algorithms.gradients.sand_mask import SandMask
-from envariant.algorithms.inference.eiil import EIIL
+from envariant.algorithms.environment_inference.eiil import EIIL
+from envariant.algorithms.gradient_aggregators.and_mask import AndMask
+from envariant.algorithms.gradient_aggregators.pcgrad import PCGrad
+from envariant.algorithms.gradient_aggregators.sand_mask import SandMask
 from envariant.algorithms.penalties.bottleneck import InformationBottleneck
 from envariant.algorithms.penalties.cad import CAD
 from envariant.algorithms.penalties.causirl import CausIRL
@@ -35,28 +34,29 @@ from envariant.algorithms.penalties.rdm import RDM
 from envariant.algorithms.penalties.sd import SpectralDecoupling
 from envariant.algorithms.penalties.selfreg import SelfReg
 from envariant.algorithms.penalties.vrex import VREx
-from envariant.algorithms.procedures.adrmx import ADRMX
-from envariant.algorithms.procedures.arm import ARM
-from envariant.algorithms.procedures.dann import DANN
-from envariant.algorithms.procedures.erm_plus import ERMPlus
-from envariant.algorithms.procedures.fish import Fish
-from envariant.algorithms.procedures.mixup import Mixup
-from envariant.algorithms.procedures.mldg import MLDG
-from envariant.algorithms.procedures.mtl import MTL
-from envariant.algorithms.procedures.rsc import RSC
-from envariant.algorithms.procedures.sagnet import SagNet
-from envariant.algorithms.procedures.transfer import Transfer
-from envariant.algorithms.procedures.trm import TRM
-from envariant.algorithms.procedures.urm import URM
-from envariant.algorithms.weightings.eqrm import EQRM
-from envariant.algorithms.weightings.group_dro import GroupDRO
-from envariant.algorithms.weightings.mean import Mean
-from envariant.algorithms.weightings.mm_rex import MMREx
-from envariant.algorithms.weightings.sum import Sum
-from envariant.algorithms.weightings.worst import Worst
-from envariant.errors import EnvariantError, unknown_name
-from envariant.schedules import Schedule
-from envariant.search_space import Choice, Range, ranges
+from envariant.algorithms.risk_aggregators.eqrm import EQRM
+from envariant.algorithms.risk_aggregators.group_dro import GroupDRO
+from envariant.algorithms.risk_aggregators.mean import Mean
+from envariant.algorithms.risk_aggregators.mm_rex import MMREx
+from envariant.algorithms.risk_aggregators.sum import SumRisk
+from envariant.algorithms.risk_aggregators.worst import WorstCaseRisk
+from envariant.algorithms.training_steps.adrmx import ADRMX
+from envariant.algorithms.training_steps.arm import ARM
+from envariant.algorithms.training_steps.dann import DANN
+from envariant.algorithms.training_steps.erm_plus import ERMPlus
+from envariant.algorithms.training_steps.fish import Fish
+from envariant.algorithms.training_steps.mixup import Mixup
+from envariant.algorithms.training_steps.mldg import MLDG
+from envariant.algorithms.training_steps.mtl import MTL
+from envariant.algorithms.training_steps.rsc import RSC
+from envariant.algorithms.training_steps.sagnet import SagNet
+from envariant.algorithms.training_steps.transfer import Transfer
+from envariant.algorithms.training_steps.trm import TRM
+from envariant.algorithms.training_steps.urm import URM
+from envariant.core import specs
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.schedules import Schedule
+from envariant.core.search_space import Choice, Range, ranges
 
 ENTRY_POINTS = "envariant.algorithms"
 """The group under which a package names recipes of its own, as `name = "module:recipe"`."""
@@ -94,7 +94,7 @@ class Recipe:
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts that say something: a plain mean is left out, unless there is nothing else."""
-        return self.default.telling_parts
+        return self.default.non_default_parts
 
     @property
     def paper(self) -> str:
@@ -117,10 +117,12 @@ class Recipe:
             )
             for part, name in fields
         ]
-        if self.default.procedure is None and self.default.weighting in _WEIGHTINGS.values():
-            usual = _weighting_name(self.default.weighting)
-            found.append(Hyperparameter("weighting", _LOSS, "weighting", usual, Choice(tuple(_WEIGHTINGS))))
-        for key in ("l2", "rescale") if self.default.procedure is None else ("l2",):
+        if self.default.training_step is None and self.default.risk_aggregator in _WEIGHTINGS.values():
+            usual = _weighting_name(self.default.risk_aggregator)
+            found.append(
+                Hyperparameter("risk_aggregator", _LOSS, "risk_aggregator", usual, Choice(tuple(_WEIGHTINGS)))
+            )
+        for key in ("l2", "normalize_loss") if self.default.training_step is None else ("l2",):
             found.append(Hyperparameter(key, _LOSS, key, getattr(self.default, key), None))
         return tuple(found)
 
@@ -137,12 +139,12 @@ class Recipe:
                 raise unknown_name("setting", key, known, where=self.name)
             changes.setdefault(known[key].part, {})[known[key].field] = value
         loss = changes.pop(_LOSS, {})
-        weighting = self.default.weighting
-        if "weighting" in loss:
-            name = loss.pop("weighting")
+        risk_aggregator = self.default.risk_aggregator
+        if "risk_aggregator" in loss:
+            name = loss.pop("risk_aggregator")
             if name not in _WEIGHTINGS:
-                raise unknown_name("weighting", str(name), _WEIGHTINGS, where=self.name)
-            weighting = _WEIGHTINGS[name]
+                raise unknown_name("risk_aggregator", str(name), _WEIGHTINGS, where=self.name)
+            risk_aggregator = _WEIGHTINGS[name]
 
         def changed(part: Part) -> Any:
             new = specs.checked(type(part), changes.get(part.name, {}), self.name)
@@ -150,11 +152,13 @@ class Recipe:
 
         return dataclasses.replace(
             self.default,
-            weighting=changed(weighting),
+            risk_aggregator=changed(risk_aggregator),
             penalties=tuple(map(changed, self.default.penalties)),
-            combination=changed(self.default.combination),
-            procedure=None if self.default.procedure is None else changed(self.default.procedure),
-            inference=None if self.default.inference is None else changed(self.default.inference),
+            gradient_aggregator=changed(self.default.gradient_aggregator),
+            training_step=None if self.default.training_step is None else changed(self.default.training_step),
+            environment_inference=None
+            if self.default.environment_inference is None
+            else changed(self.default.environment_inference),
             **specs.checked(Composition, loss, self.name),
         )
 
@@ -180,7 +184,7 @@ class Recipe:
 
 _LOSS = "loss"
 # Weightings without hyperparameters, which any penalty or combination may stand beside.
-_WEIGHTINGS: dict[str, Weighting] = {"mean": Mean(), "rows": Mean(over="rows"), "sum": Sum()}
+_WEIGHTINGS: dict[str, RiskAggregator] = {"mean": Mean(), "rows": Mean(over="rows"), "sum": SumRisk()}
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -195,22 +199,22 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "mm-rex",
             "Least worst risk over affine combinations of environments.",
-            Composition(MMREx(), rescale=True),
+            Composition(MMREx(), normalize_loss=True),
         ),
         Recipe(
             "risk-interpolation",
             "Least worst risk over mixtures of environments.",
-            Composition(Worst()),
+            Composition(WorstCaseRisk()),
         ),
         Recipe(
             "irm",
             "Features on which one classifier is optimal in every environment.",
-            Composition(penalties=(IRM(),), rescale=True),
+            Composition(penalties=(IRM(),), normalize_loss=True),
         ),
         Recipe(
             "vrex",
             "Equal risk in every environment.",
-            Composition(penalties=(VREx(),), rescale=True),
+            Composition(penalties=(VREx(),), normalize_loss=True),
         ),
         Recipe(
             "coral",
@@ -245,7 +249,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "ib-irm",
             "Invariance, and an information bottleneck beside it.",
-            Composition(penalties=(IRM(), InformationBottleneck()), rescale=True),
+            Composition(penalties=(IRM(), InformationBottleneck()), normalize_loss=True),
         ),
         Recipe(
             "iga",
@@ -255,7 +259,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "fishr",
             "Gradients of single rows that vary alike in every environment.",
-            Composition(penalties=(Fishr(),), rescale=True),
+            Composition(penalties=(Fishr(),), normalize_loss=True),
         ),
         Recipe(
             "rdm",
@@ -265,7 +269,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "clove",
             "Calibration in every environment at once.",
-            Composition(penalties=(CLOvE(),), rescale=True),
+            Composition(penalties=(CLOvE(),), normalize_loss=True),
         ),
         Recipe(
             "cad",
@@ -285,88 +289,88 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "and-mask",
             "Steps only along the weights on whose direction all environments agree.",
-            Composition(combination=AndMask()),
+            Composition(gradient_aggregator=AndMask()),
         ),
         Recipe(
             "sand-mask",
             "Steps along the weights on which environments agree, in direction and in size.",
-            Composition(combination=SandMask()),
+            Composition(gradient_aggregator=SandMask()),
         ),
         Recipe(
             "pcgrad",
             "Steps that give up what environments pull apart.",
-            Composition(combination=PCGrad()),
+            Composition(gradient_aggregator=PCGrad()),
         ),
-        Recipe("mixup", "Rows half-way from one environment to another.", Composition(procedure=Mixup())),
+        Recipe("mixup", "Rows half-way from one environment to another.", Composition(training_step=Mixup())),
         Recipe(
             "rsc",
             "Predictions that do without the features they lean on most.",
-            Composition(procedure=RSC()),
+            Composition(training_step=RSC()),
         ),
         Recipe(
             "mldg",
             "Steps that help environments they were not made for.",
-            Composition(procedure=MLDG()),
+            Composition(training_step=MLDG()),
         ),
         Recipe(
             "fish",
             "Environments one after another, so that their gradients agree.",
-            Composition(procedure=Fish()),
+            Composition(training_step=Fish()),
         ),
         Recipe(
             "dann",
             "Features from which a discriminator cannot tell the environment.",
-            Composition(procedure=DANN()),
+            Composition(training_step=DANN()),
         ),
         Recipe(
             "cdann",
             "Features from which, knowing the class, a discriminator cannot tell the environment.",
-            Composition(procedure=DANN(conditional=True)),
+            Composition(training_step=DANN(conditional=True)),
         ),
         Recipe(
             "sagnet",
             "Content learned under borrowed style, and style that says nothing.",
-            Composition(procedure=SagNet()),
+            Composition(training_step=SagNet()),
         ),
         Recipe(
             "transfer",
             "Features on which no nearby head does better here than there.",
-            Composition(procedure=Transfer()),
+            Composition(training_step=Transfer()),
         ),
         Recipe(
             "mtl",
             "A head that is told what its environment is like on average.",
-            Composition(procedure=MTL()),
+            Composition(training_step=MTL()),
         ),
         Recipe(
             "arm",
             "A model that is shown a summary of the rows around each row.",
-            Composition(procedure=ARM()),
+            Composition(training_step=ARM()),
         ),
         Recipe(
             "trm",
             "Features from which what is learned here transfers to there.",
-            Composition(procedure=TRM()),
+            Composition(training_step=TRM()),
         ),
         Recipe(
             "adrmx",
             "Features less those of the environment, remixed.",
-            Composition(procedure=ADRMX()),
+            Composition(training_step=ADRMX()),
         ),
         Recipe(
             "erm++",
             "Least mean risk, with a head that warms up first and the mean of the weights at the end.",
-            Composition(procedure=ERMPlus()),
+            Composition(training_step=ERMPlus()),
         ),
         Recipe(
             "urm",
             "Features spread evenly, so that none is left out.",
-            Composition(procedure=URM()),
+            Composition(training_step=URM()),
         ),
         Recipe(
             "eiil",
             "IRM on two environments found where a first model is right and where it is wrong.",
-            Composition(penalties=(IRM(),), rescale=True, inference=EIIL()),
+            Composition(penalties=(IRM(),), normalize_loss=True, environment_inference=EIIL()),
         ),
     )
 }
@@ -453,10 +457,10 @@ def _terms(text: str) -> list[str]:
 
 
 def _stored(value: Any) -> Any:
-    if isinstance(value, Weighting):
+    if isinstance(value, RiskAggregator):
         return _weighting_name(value)
     return str(value) if isinstance(value, Schedule) else value
 
 
-def _weighting_name(weighting: Weighting) -> str:
-    return next(name for name, known in _WEIGHTINGS.items() if known == weighting)
+def _weighting_name(risk_aggregator: RiskAggregator) -> str:
+    return next(name for name, known in _WEIGHTINGS.items() if known == risk_aggregator)

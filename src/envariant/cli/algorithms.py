@@ -51,7 +51,7 @@ def algorithms(
     known = {name: recipe(name)} if name else all_recipes()
     shown = {key: catalogue.described(each) for key, each in known.items()}
     if json:
-        print_json({key: each.plain() for key, each in shown.items()})
+        print_json({key: each.to_dict() for key, each in shown.items()})
     elif name:
         print_lines(lines(shown[name]))
     else:

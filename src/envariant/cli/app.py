@@ -22,7 +22,7 @@ from envariant.cli.reproduce import reproduce
 from envariant.cli.runs import runs
 from envariant.cli.sweep import sweep
 from envariant.cli.train import train
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 
 app = App(
     name="envariant",

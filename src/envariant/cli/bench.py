@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from envariant.cli.options import Json, Whole
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 
 
 def bench(
@@ -39,7 +39,7 @@ def bench(
     from envariant.cli.show import print_json, print_table
     from envariant.reporting.tables import TextTable
     from envariant.training import provenance
-    from envariant.training.assembly import device_named
+    from envariant.training.run_spec import device_named
 
     where = device_named(device)
     cases = benchmark.named(case, where)
@@ -58,7 +58,7 @@ def bench(
         print_json(
             {
                 "limits": limits,
-                "cases": [figure.plain() for figure in figures],
+                "cases": [figure.to_dict() for figure in figures],
                 "hardware": hardware,
                 "versions": provenance.versions(),
             }

@@ -18,7 +18,7 @@ def compare(
     task: Literal["binary", "multiclass", "regression"] | None = None,
     algorithms: Names = (),
     metric: str | None = None,
-    draws: Whole = 4,
+    n_trials: Whole = 4,
     replicas: Whole = 5,
     exclude: Names = (),
     weights: str | None = None,
@@ -87,7 +87,7 @@ def compare(
         task=task,
         algorithms=algorithms or ALGORITHMS,
         metric=metric,
-        draws=draws,
+        n_trials=n_trials,
         replicas=replicas,
         exclude=exclude,
         weights=weights,
@@ -101,7 +101,7 @@ def compare(
         out=out or Path("comparisons") / file.name.partition(".")[0],
     )
     if json:
-        print_json(answer.plain())
+        print_json(answer.to_dict())
         return
     print_table(methods(answer.evidence))
     print_lines(["", answer.verdict, *(f"- {step}" for step in answer.words.next)])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from envariant.cli.options import Json, Mnist, Whole
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def fetch(
     from rich.console import Console
 
     from envariant.cli.show import print_json, print_lines
-    from envariant.data import mnist as files
+    from envariant.data.colored import mnist as files
 
     remarks = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     digits = files.load(mnist, report=lambda line: remarks.print(line, style="dim"))
@@ -73,8 +73,8 @@ def show(
 
     source = sources.source(name, folder=mnist)
     if not isinstance(source, sources.ColoredSource):
-        raise EnvariantError(f"data show: '{name}' has no colours to show")
-    drawn = source.draw(seed)
+        raise EnvariantError(f"data show: '{name}' has no colors to show")
+    drawn = source.sample(seed)
     facts = source.facts(drawn)
     path = out or Path(name.partition("(")[0].replace(":", "-") + ".png")
     _check_picture(path)
@@ -125,9 +125,9 @@ def shift(
     from dataclasses import asdict
 
     from envariant import data as sources
+    from envariant.analysis.distribution_shift import shifts
     from envariant.cli.show import print_json, print_table
     from envariant.reporting.tables import TextTable
-    from envariant.studies.shift import shifts
 
     if out is not None:
         _check_picture(out)

@@ -42,9 +42,9 @@ def demo(
 
     from envariant import data as sources
     from envariant.cli.show import exit_code, print_json, print_lines, print_table
+    from envariant.core.errors import EnvariantError
     from envariant.data import ColoredDigits, ColoredMNIST
-    from envariant.errors import EnvariantError
-    from envariant.reporting import page, tables
+    from envariant.reporting import run_page, tables
     from envariant.reporting.labels import title, verdict
     from envariant.training import TrainingResult, train
     from envariant.training.precision import native_bfloat16
@@ -54,7 +54,7 @@ def demo(
         replicas = 2 if native_bfloat16(device) else 1
     source = sources.source(data, folder=mnist)
     if not isinstance(source, ColoredMNIST | ColoredDigits):
-        raise EnvariantError(f"demo: '{data}' has no colours")
+        raise EnvariantError(f"demo: '{data}' has no colors")
     results: list[TrainingResult] = []
     for algorithm, gray in _RUNS:
         folder = out / f"{algorithm}{'-grayscale' if gray else ''}"
@@ -63,9 +63,9 @@ def demo(
         if not json:
             print_lines([f"{title(result)}: {verdict(result)}"])
     path = out / "report.html"
-    page.write(results, path, "Colored digits: what each algorithm learned", mnist)
+    run_page.write(results, path, "Colored digits: what each algorithm learned", mnist)
     if json:
-        print_json({"page": str(path), "runs": [result.plain() for result in results]})
+        print_json({"page": str(path), "runs": [result.to_dict() for result in results]})
     else:
         print_table(tables.scores(results))
         print_lines([f"\nOpen {path} in a browser."])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, Token
 
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 
 
 def _whole(_type: object, tokens: Sequence[Token]) -> int:

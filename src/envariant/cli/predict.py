@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from envariant.cli.options import Json
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from envariant.data.drift import Drift
+    from envariant.analysis.drift import Drift
 
 # On standard error, beside predictions; --check says all.
 _REMARKS = 5
@@ -48,8 +48,8 @@ def predict(
         Of a text file.
     """
     from envariant.cli.show import print_json, print_table
-    from envariant.deployed import load_model
     from envariant.reporting.tables import TextTable
+    from envariant.saved_model import load_model
 
     if new is None and onnx is None:
         raise EnvariantError("predict: name a table to predict, or --onnx FILE to write the network")
@@ -60,7 +60,7 @@ def predict(
         loaded.to_onnx(onnx)
     if new is None:
         if json:
-            print_json({"model": loaded.plain(), "onnx": str(onnx)})
+            print_json({"model": loaded.to_dict(), "onnx": str(onnx)})
         return
     wanted = out is not None or not check
     if wanted:
@@ -71,7 +71,7 @@ def predict(
         _write(found, out)
     _remark(drift, everything=check and not json)
     if json:
-        answer: dict[str, object] = {"model": loaded.plain(), "drift": drift.plain()}
+        answer: dict[str, object] = {"model": loaded.to_dict(), "drift": drift.to_dict()}
         if onnx is not None:
             answer["onnx"] = str(onnx)
         if out is not None:

@@ -27,13 +27,13 @@ def report(
         Its heading.
     """
     from envariant.cli.show import print_json, print_lines, print_table
-    from envariant.reporting import page, tables
+    from envariant.reporting import run_page, tables
     from envariant.training import TrainingResult
 
     results = [TrainingResult.load(run) for run in runs]
-    page.write(results, out, title, mnist)
+    run_page.write(results, out, title, mnist)
     if json:
-        print_json({"page": str(out), "runs": [result.plain() for result in results]})
+        print_json({"page": str(out), "runs": [result.to_dict() for result in results]})
     else:
         print_table(tables.scores(results))
         print_lines([f"\nwrote {out}"])

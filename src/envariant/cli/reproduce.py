@@ -39,7 +39,7 @@ def reproduce(
         List what can be reproduced, and its parts.
     """
     from envariant.cli.show import print_json, print_lines
-    from envariant.errors import EnvariantError
+    from envariant.core.errors import EnvariantError
     from envariant.reproductions import NAMES, reproduction
 
     if list_ or name is None:

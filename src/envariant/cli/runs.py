@@ -22,7 +22,7 @@ def list_(study: Path, *, state: State = None, json: Json = False) -> None:
         Its folder.
     """
     from envariant.cli.show import print_json, print_lines
-    from envariant.errors import unknown_name
+    from envariant.core.errors import unknown_name
     from envariant.studies.store import STATES, Store
 
     if state is not None and state not in STATES:
@@ -35,7 +35,7 @@ def list_(study: Path, *, state: State = None, json: Json = False) -> None:
         return
     print_lines(
         [
-            f"{r['id']:>6}  {r['state']:<8} {r['data']}  {r['held_out']}  {r['algorithm']}  "
+            f"{r['id']:>6}  {r['state']:<8} {r['data']}  {r['test_environments']}  {r['algorithm']}  "
             f"draw {r['draw']}  replica {r['replica']}" + (f"  {r['error']}" if r["error"] else "")
             for r in shown.astype(object).where(shown.notna(), None).to_dict("records")
         ]
@@ -54,7 +54,7 @@ def show(study: Path, run: Whole, *, json: Json = False) -> None:
         Its number.
     """
     from envariant.cli.show import print_json, print_lines
-    from envariant.errors import EnvariantError
+    from envariant.core.errors import EnvariantError
     from envariant.studies.store import Store
 
     with Store(study) as store:
@@ -149,7 +149,7 @@ def track(
 
 def _forget(study: Path, numbers: tuple[int, ...], failed: bool, *, planned: bool) -> None:
     from envariant.cli.show import print_lines
-    from envariant.errors import EnvariantError
+    from envariant.core.errors import EnvariantError
     from envariant.studies.store import Store
 
     with Store(study) as store:

@@ -17,10 +17,10 @@ def sweep(
     data: Names = (),
     algorithms: Names = (),
     name: str | None = None,
-    draws: Whole | None = None,
+    n_trials: Whole | None = None,
     replicas: Whole | None = None,
-    held_out: str | None = None,
-    hold_out: float | None = None,
+    test_environments: str | None = None,
+    holdout_fraction: float | None = None,
     seed: Whole | None = None,
     metric: str | None = None,
     steps: Whole | None = None,
@@ -53,9 +53,9 @@ def sweep(
         Of hyperparameters, of each algorithm; the first is what the data suggest.
     replicas
         Of each draw: the same data draws, weights and batches for all.
-    held_out
+    test_environments
         suggested by the data, each environment in turn, each-and-pairs, or a name.
-    hold_out
+    holdout_fraction
         Share of every training environment's rows to choose by.
     seed
         From which draws and replicas follow.
@@ -83,8 +83,8 @@ def sweep(
         Print what would be run and how long it would take.
     """
     from envariant.cli.show import print_json, print_lines, print_table
-    from envariant.errors import EnvariantError
-    from envariant.reporting import study as page
+    from envariant.core.errors import EnvariantError
+    from envariant.reporting import study_page as page
     from envariant.studies import study as studies
     from envariant.studies.executors import local
     from envariant.studies.progress import watching
@@ -92,15 +92,17 @@ def sweep(
     from envariant.studies.store import Store
     from envariant.studies.trackers import Following
 
-    declared: dict[str, Any] = {} if file is None else studies.read(file).plain()
+    declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
     given = {
         "data": data or None,
         "algorithms": algorithms or None,
         "name": name or (None if file is None or "name" in declared else file.stem),
-        "draws": draws,
+        "n_trials": n_trials,
         "replicas": replicas,
-        "held_out": held_out if held_out in (None, "suggested", "each", "each-and-pairs") else [[held_out]],
-        "hold_out": hold_out,
+        "test_environments": test_environments
+        if test_environments in (None, "suggested", "each", "each-and-pairs")
+        else [[test_environments]],
+        "holdout_fraction": holdout_fraction,
         "seed": seed,
         "metric": metric,
     }
@@ -120,20 +122,20 @@ def sweep(
 
         found = estimate(study)
         if json:
-            print_json(found.plain())
+            print_json(found.to_dict())
         else:
             print_lines(found.lines())
         return
     with Store.begin(folder, study) as store:
         left = store.counts()["planned"] + store.counts()["running"]
     following = None if track is None else Following(folder, track, track_at)
-    with following or nullcontext(), watching(study.name, left, folder) as told:
+    with following or nullcontext(), watching(study.name, left, folder) as on_progress:
         if executor == "ray":
             from envariant.studies.executors import ray
 
-            ray.sweep(folder, address=address, execution=execution, told=told)
+            ray.sweep(folder, address=address, execution=execution, on_progress=on_progress)
         else:
-            local.sweep(folder, execution=execution, workers=workers, told=told)
+            local.sweep(folder, execution=execution, workers=workers, on_progress=on_progress)
     with Store(folder) as store:
         page.write(store, folder / "report.html")
         counts, table = store.counts(), store.table()
@@ -145,7 +147,7 @@ def sweep(
                 "folder": str(folder),
                 "page": str(folder / "report.html"),
                 "runs": counts,
-                "selections": {key: page.plain(found) for key, found in pooled.items()},
+                "selections": {key: page.to_dict(found) for key, found in pooled.items()},
                 **({} if following is None else {"sent": following.sent, "tracker": following.problem}),
             }
         )

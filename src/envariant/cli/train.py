@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from envariant import specs
 from envariant.cli.options import Json, Mnist, Whole
-from envariant.errors import EnvariantError
+from envariant.core import specs
+from envariant.core.errors import EnvariantError
 
 
 def train(
@@ -28,7 +28,7 @@ def train(
     test_environments: Annotated[
         tuple[str, ...] | None, Parameter(negative="", allow_leading_hyphen=True)
     ] = None,
-    hold_out: float = 0.0,
+    holdout_fraction: float = 0.0,
     evaluate_every: Whole | None = None,
     augmentation: str | None = None,
     init: str | None = None,
@@ -74,7 +74,7 @@ def train(
         Of matrix products; auto takes bfloat16 where the processor multiplies it natively; tf32 is for CUDA.
     test_environments
         Names of environments to hold out; repeat it for more.
-    hold_out
+    holdout_fraction
         Share of every training environment's rows that is measured and not trained on.
     evaluate_every
         Steps between measurements.
@@ -115,7 +115,7 @@ def train(
         optimizer=optimizer,
         precision=precision,
         test_environments=test_environments or None,
-        hold_out=hold_out,
+        holdout_fraction=holdout_fraction,
         evaluate_every=evaluate_every,
         augmentation=augmentation,
         init=init,
@@ -127,7 +127,7 @@ def train(
         out=out,
     )
     if json:
-        print_json(result.plain())
+        print_json(result.to_dict())
     else:
         print_result(result, out)
     sys.exit(exit_code([result]))

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from envariant.comparison.evidence import Cell, Evidence, Reliance
-from envariant.comparison.stability import ColumnStability
-from envariant.comparison.words import chance, drop, guessing, named, shown
+from envariant.analysis.column_stability import ColumnStability
+from envariant.analysis.distribution_shift import NOTABLE, Shift
+from envariant.analysis.statistics import Interval
+from envariant.comparison.narrative import chance, drop, guessing, named, shown
+from envariant.comparison.results import Cell, Evidence, Reliance
 from envariant.reporting import figures, html
 from envariant.reporting.figures import INK, MUTED, TEST, TRAIN, plain_text, quiet
 from envariant.reporting.tables import NONE, TextTable, finite
-from envariant.statistics import Interval
-from envariant.studies.comparison import BASELINE
-from envariant.studies.shift import NOTABLE, Shift
+from envariant.studies.significance import BASELINE
 
 if TYPE_CHECKING:
-    from envariant.comparison.answer import Answer
+    from envariant.comparison.compare import Answer
 
 _MOST_COLUMNS = 20
 # Places that a table has columns for, and that a picture has room for.
@@ -35,7 +35,7 @@ def write(answer: "Answer") -> None:
         EnvariantError: they cannot be written.
     """
     html.write(render(answer), answer.page)
-    numbers = json.dumps(finite(answer.plain()), indent=1, allow_nan=False)
+    numbers = json.dumps(finite(answer.to_dict()), indent=1, allow_nan=False)
     html.write(numbers, answer.folder / "answer.json")
 
 
@@ -59,7 +59,7 @@ def render(answer: "Answer") -> str:
         left_out=max(0, len(answer.columns) - _MOST_COLUMNS),
         shifts=shifts(answer.shifts),
         plane=figures.svg(plane(answer.shifts)) if answer.shifts else "",
-        account=[(line.column or "the table", line.what) for line in answer.account],
+        preprocessing_log=[(line.column or "the table", line.what) for line in answer.preprocessing_log],
         missing=found.missing,
         settings=_settings(answer),
         folder=str(answer.folder),
@@ -127,10 +127,10 @@ def columns(found: Sequence[ColumnStability], evidence: Evidence, best: str) -> 
     left.axvline(0, color=MUTED, lw=0.8, zorder=0)
     for row, column in enumerate(shown):
         known = [slope for slope in column.slopes.values() if math.isfinite(slope)]
-        colour = TEST if column.unstable else TRAIN[0]
+        color = TEST if column.unstable else TRAIN[0]
         if known:
-            left.plot([min(known), max(known)], [row, row], color=colour, lw=2, alpha=0.35)
-            left.plot(known, [row] * len(known), "o", color=colour, ms=5.5, alpha=0.8)
+            left.plot([min(known), max(known)], [row, row], color=color, lw=2, alpha=0.35)
+            left.plot(known, [row] * len(known), "o", color=color, ms=5.5, alpha=0.8)
     methods = [BASELINE] if best == BASELINE else [BASELINE, best]
     for k, method in enumerate(methods):
         own = evidence.reliance.get(method, {})
@@ -338,7 +338,7 @@ def _extent(answer: "Answer") -> str:
 
 
 def _settings(answer: "Answer") -> TextTable:
-    lines = [(key, _setting(value)) for key, value in answer.study.plain().items()]
+    lines = [(key, _setting(value)) for key, value in answer.study.to_dict().items()]
     return TextTable(("setting", "value"), (*lines, ("seconds", f"{answer.seconds:.0f}")))
 
 
@@ -354,8 +354,8 @@ def _runner_up(found: Evidence) -> str:
     return max(others, key=lambda m: found.sign * found.worst(m)[1].score.mean, default="")
 
 
-def _span(axes: Axes, of: Interval, row: float, colour: str) -> None:
-    axes.plot([of.low, of.high], [row, row], color=colour, lw=2, alpha=0.35, solid_capstyle="butt")
+def _span(axes: Axes, of: Interval, row: float, color: str) -> None:
+    axes.plot([of.low, of.high], [row, row], color=color, lw=2, alpha=0.35, solid_capstyle="butt")
 
 
 def _short(name: str, most: int = 28) -> str:

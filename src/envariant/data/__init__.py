@@ -5,16 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from envariant import specs
-from envariant.data.color_channels import ColorChannels
-from envariant.data.colored_digits import ColoredDigits
-from envariant.data.colored_mnist import ColoredMNIST
-from envariant.data.coloring import ColoredSource, Facts
-from envariant.data.image_folders import ImageFolders
-from envariant.data.images import ImageSource
-from envariant.data.wilds import MetadataImages, Wilds
-from envariant.environments import EnvironmentSource
-from envariant.errors import EnvariantError, unknown_name
+from envariant.core import specs
+from envariant.core.environments import EnvironmentSource
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.data.colored.channels import ColorChannels
+from envariant.data.colored.construction import ColoredSource, Facts
+from envariant.data.colored.digits import ColoredDigits
+from envariant.data.colored.mnist_protocols import ColoredMNIST
+from envariant.data.images.base import ImageSource
+from envariant.data.images.folders import ImageFolders
+from envariant.data.images.wilds import MetadataImages, Wilds
 
 
 def colored_mnist(protocol: str = "irm", **settings: Any) -> ColoredMNIST:
@@ -34,10 +34,10 @@ _SOURCES: dict[str, type[ColoredMNIST] | type[ColoredDigits] | type[ColorChannel
 
 NAMES: dict[str, str] = {
     "colored-mnist": "the real digits, protocols :irm (default), :domainbed and :thirds",
-    "colored-mnist-grayscale": "the same with the colours added up: what the oracle sees",
-    "colored-mnist-channels": "the real digits with the colour channels as environments, as the report did",
+    "colored-mnist-grayscale": "the same with the colors added up: what the oracle sees",
+    "colored-mnist-channels": "the real digits with the color channels as environments, as the report did",
     "colored-digits": "the same construction over scikit-learn's 1,797 digits: offline and tiny",
-    "colored-digits-grayscale": "colored digits with the colours added up",
+    "colored-digits-grayscale": "colored digits with the colors added up",
 }
 
 
@@ -52,7 +52,7 @@ def _images(cls: type[ImageSource], spec: specs.Spec) -> ImageSource:
 
 def _table(spec: specs.Spec) -> EnvironmentSource:
     # Encoders come with much of scikit-learn, which nobody else has to wait for.
-    from envariant.data import table_source
+    from envariant.data.tables import source as table_source
 
     return table_source.source(*spec.positional, **spec.keywords)
 

@@ -1,17 +1,17 @@
 """Networks, each a frozen description that builds a featurizer and a head for the shapes at hand."""
 
-from envariant import specs
-from envariant.models.contract import FeaturizerAndHead, ModelFamily
+from envariant.core import specs
+from envariant.models.base import FeaturizerAndHead, ModelConfig
 from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
 from envariant.models.mlp import MLP
 from envariant.models.mnist_cnn import MNISTCNN
 from envariant.models.timm import Timm
 
-MODELS: dict[str, type[ModelFamily]] = {cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm)}
+MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm)}
 
 
-def model_family(text: str) -> ModelFamily:
+def model_config(text: str) -> ModelConfig:
     """The family that a string such as `mlp(hidden=390)` names.
 
     Raises:
@@ -27,7 +27,7 @@ __all__ = [
     "FeaturizerAndHead",
     "LeNet",
     "Linear",
-    "ModelFamily",
+    "ModelConfig",
     "Timm",
-    "model_family",
+    "model_config",
 ]

@@ -6,13 +6,13 @@ from typing import ClassVar, final
 
 from torch import nn
 
-from envariant.errors import EnvariantError
-from envariant.models.contract import FeaturizerAndHead, ModelFamily
+from envariant.core.errors import EnvariantError
+from envariant.models.base import FeaturizerAndHead, ModelConfig
 
 
 @final
 @dataclass(frozen=True)
-class LeNet(ModelFamily):
+class LeNet(ModelConfig):
     """conv 6@5×5, pool, conv 16@5×5, pool, conv 120 over what is left, fully connected 84, then the head.
 
     LeCun et al. 1998 (LeNet-5) with ReLU and max pooling. On 28×28 images the third convolution is the

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from envariant.models.contract import FeaturizerAndHead, ModelFamily, xavier
+from envariant.models.base import FeaturizerAndHead, ModelConfig, xavier
 
 
 @final
@@ -27,7 +27,7 @@ class _Linear(nn.Linear):
 
 @final
 @dataclass(frozen=True)
-class Linear(ModelFamily):
+class Linear(ModelConfig):
     """W x + b on the flattened inputs; Xavier-uniform weights, zero biases."""
 
     name: ClassVar[str] = "linear"

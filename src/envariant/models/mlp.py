@@ -8,13 +8,13 @@ from typing import ClassVar, final
 
 from torch import nn
 
-from envariant.errors import EnvariantError
-from envariant.models.contract import FeaturizerAndHead, ModelFamily, xavier
+from envariant.core.errors import EnvariantError
+from envariant.models.base import FeaturizerAndHead, ModelConfig, xavier
 
 
 @final
 @dataclass(frozen=True)
-class MLP(ModelFamily):
+class MLP(ModelConfig):
     """Flatten, then `depth` hidden layers with ReLU (the featurizer), then one linear layer (the head).
 
     Xavier-uniform weights, zero biases. Arjovsky et al. 2019 use hidden=390, depth=2.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from envariant.errors import EnvariantError
-from envariant.models.contract import FeaturizerAndHead, ModelFamily
+from envariant.core.errors import EnvariantError
+from envariant.models.base import FeaturizerAndHead, ModelConfig
 
 
 @final
@@ -55,7 +55,7 @@ class _ChannelMeans(nn.Module):
 
 @final
 @dataclass(frozen=True)
-class MNISTCNN(ModelFamily):
+class MNISTCNN(ModelConfig):
     """Four 3×3 convolutions (64, 128 with stride 2, 128, 128), each with ReLU and group norm, then the mean.
 
     Features are the 128 channel means; the head is linear. Gulrajani & Lopez-Paz 2020 (arXiv

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, final
 import torch
 from torch import nn
 
-from envariant.errors import EnvariantError, unknown_name
-from envariant.models.contract import FeaturizerAndHead, ModelFamily
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.models.base import FeaturizerAndHead, ModelConfig
 
 
 @final
 @dataclass(frozen=True)
-class Timm(ModelFamily):
+class Timm(ModelConfig):
     """A network of timm without its classifier, then one linear layer.
 
     Any number of channels and any size will do that the network itself can take; those that are built for

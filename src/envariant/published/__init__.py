@@ -12,7 +12,7 @@ from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict
 
-from envariant.errors import unknown_name
+from envariant.core.errors import unknown_name
 
 
 @final

@@ -11,8 +11,8 @@ from typing import final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from envariant.analysis.statistics import interval
 from envariant.reporting.figures import INK, MUTED, TEST, TRAIN, plain_text, quiet, references
-from envariant.statistics import interval
 from envariant.training import TrainingResult
 
 
@@ -33,15 +33,15 @@ def sweep(
     record = next(iter(points.values())).record
     train = iter(TRAIN)
     for environment, role in record.roles.items():
-        held_out = role == "test"
-        colour = TEST if held_out else next(train)
+        test_environments = role == "test"
+        color = TEST if test_environments else next(train)
         spreads = {x: result.final(environment, record.metric) for x, result in points.items()}
         axes.plot(
-            list(spreads), [s.mean for s in spreads.values()], "-" if held_out else ":", color=colour, lw=2,
+            list(spreads), [s.mean for s in spreads.values()], "-" if test_environments else ":", color=color, lw=2,
             label=plain_text(f"{environment} ({role})"),
         )  # fmt: skip
         dots = [(x, value) for x, spread in spreads.items() for value in spread.values]
-        axes.plot(*zip(*dots, strict=True), ".", color=colour, alpha=0.45, ms=5)
+        axes.plot(*zip(*dots, strict=True), ".", color=color, alpha=0.45, ms=5)
     if scale == "symlog":
         axes.set_xscale("symlog", linthresh=min(x for x in points if x > 0))
     else:
@@ -169,8 +169,8 @@ def lines(
     """
     figure = Figure(figsize=(7.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    for (name, (x, y)), colour in zip(series.items(), (TEST, *TRAIN) * len(series), strict=False):
-        axes.plot(x, y, color=colour, lw=1.8, label=plain_text(name))
+    for (name, (x, y)), color in zip(series.items(), (TEST, *TRAIN) * len(series), strict=False):
+        axes.plot(x, y, color=color, lw=1.8, label=plain_text(name))
     axes.set_xscale(scales[0])
     axes.set_yscale(scales[1])
     for name, height in (marks or {}).items():

@@ -17,8 +17,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from envariant.core.environments import Environment, EnvironmentSet
 from envariant.data import Facts
-from envariant.environments import Environment, EnvironmentSet
 from envariant.reporting.labels import labels
 from envariant.training import TrainingResult
 from envariant.training.record import Record
@@ -32,10 +32,10 @@ _PAPER = np.array([1.0, 1.0, 1.0])
 
 
 def overview(drawn: EnvironmentSet, facts: Sequence[Facts], columns: int = 12) -> Figure:
-    """Sample digits of every environment in their colours, each over its label.
+    """Sample digits of every environment in their colors, each over its label.
 
-    Colour 0 is drawn red and colour 1 green; gray data are drawn black. The label stands below each
-    digit, in the colour that would agree with it.
+    Color 0 is drawn red and color 1 green; gray data are drawn black. The label stands below each
+    digit, in the color that would agree with it.
 
     Args:
         drawn: painted digits.
@@ -70,10 +70,10 @@ def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
     panels = list(grid.flat)
     places = dict.fromkeys(name for result in results for name in result.record.roles)
-    colours = dict(zip(places, TRAIN * len(places), strict=False))
+    colors = dict(zip(places, TRAIN * len(places), strict=False))
     handles: dict[str, Line2D] = {}
     for axes, result, label in zip(panels, results, names or labels(results), strict=False):
-        handles |= _curve(axes, result, colours)
+        handles |= _curve(axes, result, colors)
         axes.set_title(plain_text(label), fontsize=10.5, color=INK, loc="left", fontweight="bold")
     # One legend for all panels, above them: inside one it would hide a curve.
     figure.legend(
@@ -120,9 +120,9 @@ def _caption(axes: Axes, fact: Facts) -> None:
     rules = fact.theory
     axes.text(0, 0.82, plain_text(fact.environment), fontsize=12, fontweight="bold", color=INK, **place)
     axes.text(0, 0.58, f"{fact.role}, {fact.rows:,} rows", fontsize=9, color=MUTED, **place)
-    agreement = f"colour = label in {fact.colour_agreement:.1%}"
+    agreement = f"color = label in {fact.color_agreement:.1%}"
     axes.text(0, 0.38, agreement, fontsize=9, color=MUTED, **place)
-    best = f"colour {rules.colour_only:.0%}, shape {rules.shape_only:.0%}, both {rules.bayes:.0%}"
+    best = f"color {rules.color_only:.0%}, shape {rules.shape_only:.0%}, both {rules.bayes:.0%}"
     axes.text(0, 0.18, f"best by {best}", fontsize=9, color=MUTED, **place)
 
 
@@ -144,7 +144,7 @@ def _digit(axes: Axes, environment: Environment, row: int) -> None:
     axes.set_xlabel(str(label), fontsize=10, fontweight="bold", color=tuple(_COLOURS[label]), labelpad=2)
 
 
-def _curve(axes: Axes, result: TrainingResult, colours: Mapping[str, str]) -> dict[str, Line2D]:
+def _curve(axes: Axes, result: TrainingResult, colors: Mapping[str, str]) -> dict[str, Line2D]:
     record = result.record
     history = result.history
     history = history[(history["metric"] == record.metric) & history["replica"].isin(result.finished)]
@@ -153,11 +153,15 @@ def _curve(axes: Axes, result: TrainingResult, colours: Mapping[str, str]) -> di
         scores = history[history["environment"] == environment].pivot(
             index="step", columns="replica", values="value"
         )
-        held_out = role == "test"
-        colour = TEST if held_out and list(record.roles.values()).count("test") == 1 else colours[environment]
-        _band(axes, scores, colour)
+        test_environments = role == "test"
+        color = (
+            TEST
+            if test_environments and list(record.roles.values()).count("test") == 1
+            else colors[environment]
+        )
+        _band(axes, scores, color)
         (handles[plain_text(f"{environment} ({role})")],) = axes.plot(
-            scores.index, scores.mean(axis=1), "-" if held_out else ":", color=colour, lw=2
+            scores.index, scores.mean(axis=1), "-" if test_environments else ":", color=color, lw=2
         )
     references(axes, record)
     axes.set_xlabel("step", fontsize=9, color=INK)
@@ -186,10 +190,10 @@ def quiet(axes: Axes) -> None:
     axes.spines[["left", "bottom"]].set_color("#cbd2d9")
 
 
-def _band(axes: Axes, scores: pd.DataFrame, colour: str) -> None:
+def _band(axes: Axes, scores: pd.DataFrame, color: str) -> None:
     if scores.shape[1] > 1:
         low, high = scores.min(axis=1).to_numpy(), scores.max(axis=1).to_numpy()
-        axes.fill_between(scores.index.to_numpy(), low, high, color=colour, alpha=0.15, lw=0)
+        axes.fill_between(scores.index.to_numpy(), low, high, color=color, alpha=0.15, lw=0)
 
 
 def plain_text(text: str) -> str:

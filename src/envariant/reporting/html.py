@@ -5,7 +5,7 @@ from typing import Any
 
 import jinja2
 
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 
 
 def render(template: str, **values: Any) -> str:

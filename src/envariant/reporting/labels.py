@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from envariant.specs import format_value
+from envariant.core.specs import format_value
 from envariant.training import TrainingResult
 
 _LONGEST = 48
@@ -38,15 +38,15 @@ def verdict(result: TrainingResult) -> str:
     if not result.finished:
         return "no replica finished" + "".join(f"; {reason}" for reason in result.failures.values())
     metric = record.metric
-    held_out = {n: result.final(n, metric) for n, role in record.roles.items() if role == "test"}
+    test_environments = {n: result.final(n, metric) for n, role in record.roles.items() if role == "test"}
     trained = [result.final(n, metric).mean for n, role in record.roles.items() if role == "train"]
     mean = sum(trained) / len(trained)
     start = f"{mean:.3f} {metric} in training"
-    if not held_out:
+    if not test_environments:
         return f"{start}; no environment was held out."
     pick = min if record.higher_is_better else max
-    name = pick(held_out, key=lambda key: held_out[key].mean)
-    score, spread = held_out[name].mean, held_out[name].sd or 0.0
+    name = pick(test_environments, key=lambda key: test_environments[key].mean)
+    score, spread = test_environments[name].mean, test_environments[name].sd or 0.0
     start = f"{start}, {score:.3f} at {name}"
     if not record.higher_is_better:
         return f"{start}: a difference of {score - mean:+.3f}."

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 
 from matplotlib.figure import Figure
 
-from envariant.errors import EnvariantError
+from envariant.analysis.distribution_shift import NOTABLE, Shift
+from envariant.core.errors import EnvariantError
 from envariant.reporting.figures import INK, MUTED, TEST, TRAIN, plain_text, quiet, references
 from envariant.reporting.labels import labels
-from envariant.studies.shift import NOTABLE, Shift
 from envariant.training import TrainingResult
 
 # "flip-0.9" ends in 0.9: a dash after a word is no sign.
@@ -29,13 +29,13 @@ def plane(shifts: Sequence[Shift]) -> Figure:
         )  # fmt: skip
     axes.axvline(NOTABLE, color=MUTED, lw=0.8, ls=(0, (5, 3)), zorder=0)
     axes.axhline(NOTABLE, color=MUTED, lw=0.8, ls=(0, (5, 3)), zorder=0)
-    for shift, colour in zip(shifts, (TEST, *TRAIN) * len(shifts), strict=False):
+    for shift, color in zip(shifts, (TEST, *TRAIN) * len(shifts), strict=False):
         across, up = shift.diversity, shift.correlation
         if across.count > 1:
-            axes.plot([across.low, across.high], [up.mean, up.mean], color=colour, lw=1.5)
-            axes.plot([across.mean, across.mean], [up.low, up.high], color=colour, lw=1.5)
+            axes.plot([across.low, across.high], [up.mean, up.mean], color=color, lw=1.5)
+            axes.plot([across.mean, across.mean], [up.low, up.high], color=color, lw=1.5)
         name = plain_text(f"{shift.first} → {shift.second}")
-        axes.plot([across.mean], [up.mean], "o", color=colour, ms=7, label=name)
+        axes.plot([across.mean], [up.mean], "o", color=color, ms=7, label=name)
     axes.set_xlim(-0.02, top)
     axes.set_ylim(-0.02, top)
     axes.set_xlabel("diversity shift: rows that do not occur in the other", fontsize=9, color=INK)
@@ -70,13 +70,13 @@ def curve(results: Sequence[TrainingResult]) -> Figure:
     stem, places = _places(record.roles)
     figure = Figure(figsize=(7.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    for result, name, colour in zip(results, labels(results), (TEST, *TRAIN) * len(results), strict=False):
+    for result, name, color in zip(results, labels(results), (TEST, *TRAIN) * len(results), strict=False):
         spreads = {x: result.final(place, record.metric) for x, place in places.items()}
         axes.plot(
-            list(spreads), [s.mean for s in spreads.values()], color=colour, lw=2, label=plain_text(name)
+            list(spreads), [s.mean for s in spreads.values()], color=color, lw=2, label=plain_text(name)
         )
         for x, spread in spreads.items():
-            axes.plot([x] * len(spread.values), spread.values, ".", color=colour, alpha=0.45, ms=5)
+            axes.plot([x] * len(spread.values), spread.values, ".", color=color, alpha=0.45, ms=5)
     for x, place in places.items():
         if record.roles[place] == "train":
             axes.axvline(x, color="#e4e7eb", lw=6, zorder=-1)

@@ -80,8 +80,8 @@ def settings(results: Sequence[TrainingResult]) -> TextTable:
 def facts(found: Sequence[Facts]) -> TextTable:
     """A line an environment: what it holds, and what the simplest and the best rules reach in it."""
     header = (
-        "environment", "role", "rows", "label 1", "colour = label", "shape = label",
-        "colour only", "shape only", "Bayes (both)",
+        "environment", "role", "rows", "label 1", "color = label", "shape = label",
+        "color only", "shape only", "Bayes (both)",
     )  # fmt: skip
     lines = tuple(
         (
@@ -89,17 +89,17 @@ def facts(found: Sequence[Facts]) -> TextTable:
             fact.role,
             f"{fact.rows:,}",
             f"{fact.label_one:.3f}",
-            f"{fact.colour_agreement:.3f}",
+            f"{fact.color_agreement:.3f}",
             f"{fact.shape_agreement:.3f}",
-            f"{fact.theory.colour_only:.3f}",
+            f"{fact.theory.color_only:.3f}",
             f"{fact.theory.shape_only:.3f}",
             f"{fact.theory.bayes:.3f}",
         )
         for fact in found
     )
     notes = (
-        "label 1, colour = label, shape = label: shares of this draw's rows.",
-        "colour only (guess the colour), shape only, Bayes (the environment's own best rule with both): "
+        "label 1, color = label, shape = label: shares of this draw's rows.",
+        "color only (guess the color), shape only, Bayes (the environment's own best rule with both): "
         "accuracies in theory. Only shape only is the same everywhere.",
     )
     return TextTable(header, lines, notes)

@@ -2,8 +2,8 @@
 
 from importlib import import_module
 
-from envariant.errors import unknown_name
-from envariant.reproductions.contract import Reproduction
+from envariant.core.errors import unknown_name
+from envariant.reproductions.base import Reproduction
 
 NAMES: dict[str, str] = {
     "sjtu-2023": "the course report from which this library began: Colored MNIST, LeNet to V-REx",

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from envariant.algorithms import IRM, AndMask
-from envariant.environments import EnvironmentBatch
-from envariant.now import START
-from envariant.tasks import Regression
+from envariant.core.environments import EnvironmentBatch
+from envariant.core.step_context import START
+from envariant.core.tasks import Regression
 
 # The worked example of the report: the gradients of one 3×3 weight in three environments.
 EXAMPLE = (

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from envariant.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, unknown_name
 from envariant.reporting import figures, html
 from envariant.reporting.tables import TextTable
-from envariant.reproductions.contract import Claim, Finding, Listing, Part, Picture, Reproduction
-from envariant.reproductions.lab import Lab, NotRunError, Profile
+from envariant.reproductions.base import Claim, Finding, Listing, Part, Picture, Reproduction
+from envariant.reproductions.runner import Lab, NotRunError, Profile
 from envariant.training import TrainingResult
 
 

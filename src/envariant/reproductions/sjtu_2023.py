@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from envariant import published
+from envariant.analysis.statistics import interval
+from envariant.core.schedules import schedule
 from envariant.data import ColoredSource
 from envariant.reporting import charts, figures, tables
 from envariant.reporting.tables import TextTable
 from envariant.reproductions import derivations
-from envariant.reproductions.contract import Claim, Finding, Listing, Picture, Reproduction, part
-from envariant.reproductions.lab import Lab, Run
-from envariant.reproductions.measures import (
+from envariant.reproductions.base import Claim, Finding, Listing, Picture, Reproduction, part
+from envariant.reproductions.runner import Lab, Run
+from envariant.reproductions.summaries import (
     at,
     compared,
     gain,
@@ -33,8 +35,6 @@ from envariant.reproductions.measures import (
     trend,
     unseen,
 )
-from envariant.schedules import schedule
-from envariant.statistics import interval
 from envariant.training import TrainingResult
 
 THIRDS, PAPER, GRAY = "colored-mnist:thirds", "colored-mnist", "colored-mnist-grayscale"
@@ -60,7 +60,7 @@ def _mlp(lab: Lab, algorithm: str, **settings: Any) -> Run:
 
 
 def _irm(lab: Lab, coefficient: object, *, divided: bool = True, **settings: Any) -> Run:
-    return _mlp(lab, f"irm(coefficient={coefficient}, rescale={str(divided).lower()})", **settings)
+    return _mlp(lab, f"irm(coefficient={coefficient}, normalize_loss={str(divided).lower()})", **settings)
 
 
 def _step(at: int = SWITCH) -> str:
@@ -72,12 +72,12 @@ def _step(at: int = SWITCH) -> str:
 def overview(lab: Lab) -> Iterator[Finding]:
     """Sixty thousand digits in thirds, red or green.
 
-    The label says whether a digit is below five, and is wrong in a quarter of the rows; the colour says the
+    The label says whether a digit is below five, and is wrong in a quarter of the rows; the color says the
     label, and is wrong in 20 %, 10 % and, in the test set, 90 %. At most 75 % can be right.
     """
     source = lab.source(THIRDS)
     assert isinstance(source, ColoredSource)
-    drawn = source.draw(0)
+    drawn = source.sample(0)
     facts = source.facts(drawn)
     yield Picture(
         "digits", figures.overview(drawn, facts), "The first digits of each, over their labels.", pixels=True
@@ -87,13 +87,13 @@ def overview(lab: Lab) -> Iterator[Finding]:
     )
     # Five standard deviations of a share of so many coins.
     near = all(
-        abs(fact.colour_agreement - (1 - flip)) < 5 * math.sqrt(flip * (1 - flip) / fact.rows)
+        abs(fact.color_agreement - (1 - flip)) < 5 * math.sqrt(flip * (1 - flip) / fact.rows)
         for fact, flip in zip(facts, source.flips, strict=True)
     )
     yield Claim(
-        "Colours agree with labels in 80 %, 90 % and 10 % of the rows.",
+        "Colors agree with labels in 80 %, 90 % and 10 % of the rows.",
         near,
-        ", ".join(f"{fact.environment} {fact.colour_agreement:.3f}" for fact in facts),
+        ", ".join(f"{fact.environment} {fact.color_agreement:.3f}" for fact in facts),
     )
     yield Claim(
         "A rule that holds everywhere is right in 75 % at most.",
@@ -135,8 +135,8 @@ def augmentation(lab: Lab) -> Iterator[Finding]:
         "It is no remedy.", unseen(augmented).high < 0.4, f"test {unseen(augmented)}; guessing has 0.5"
     )
     yield (
-        "An affine map moves the shape and leaves the colour: the shape becomes harder to learn, the "
-        "colour no less tempting. There is no reason to expect more."
+        "An affine map moves the shape and leaves the color: the shape becomes harder to learn, the "
+        "color no less tempting. There is no reason to expect more."
     )
 
 
@@ -407,7 +407,7 @@ def irm_why(lab: Lab) -> Iterator[Finding]:
     )
     low = results["λ = 1e3, Adam reset"]
     yield Claim(
-        "The decay comes from too small a λ: the colour is learned again.",
+        "The decay comes from too small a λ: the color is learned again.",
         trend(low, late).high < 0 and trend(fresh, late).low > trend(low, late).high,
         f"per 100 steps {signed(trend(low, late))} at λ = 1e3, {signed(trend(fresh, late))} at the paper's",
     )
@@ -460,7 +460,7 @@ def _best(lab: Lab) -> Run:
 def and_mask(lab: Lab) -> Iterator[Finding]:
     """Entries of the gradient whose sign is not the same in all environments are set to 0.
 
-    The report takes the three colour channels for the environments and draws the threshold from (0, 1).
+    The report takes the three color channels for the environments and draws the threshold from (0, 1).
     """
     worked = derivations.worked_example()
     header = ("entry", "M₁", "M₂", "M₃", "mean sign", "mask by hand", "kept by the library")
@@ -486,13 +486,13 @@ def and_mask(lab: Lab) -> Iterator[Finding]:
         {f"τ = {t:g}": r for t, r in results.items()}, "The two training sets as environments."
     )
     yield Claim(
-        "AND-mask resists the colours.",
+        "AND-mask resists the colors.",
         any(unseen(results[t]).low > 0.5 for t in (0.5, 1.0)),
         "; ".join(f"τ = {t:g}: test {unseen(r)}" for t, r in results.items()),
     )
     yield (
         "Of two signs the mean is 0 or ±1, or ±½ beside a gradient of exactly 0, so no other thresholds "
-        "differ. The colour points the same way in both training sets: the mask keeps it, and what it "
+        "differ. The color points the same way in both training sets: the mask keeps it, and what it "
         "drops, where the two disagree, is more often shape."
     )
     draws = np.random.default_rng(2023).uniform(0, 1, lab.pick(quick=2, full=5))
@@ -503,7 +503,7 @@ def and_mask(lab: Lab) -> Iterator[Finding]:
     )
     found = interval([unseen(result).mean for result in channels.values()])
     yield Claim(
-        "With colour channels as environments it resists them.",
+        "With color channels as environments it resists them.",
         found.low > 0.5,
         f"test {found} over the draws of τ",
     )
@@ -573,7 +573,7 @@ def vrex(lab: Lab) -> Iterator[Finding]:
 
 
 def _vrex(lab: Lab, coefficient: str, *, divided: bool = True, **settings: Any) -> Run:
-    text = f"vrex(coefficient={coefficient}, pairwise=true, weighting=sum, rescale={str(divided).lower()})"
+    text = f"vrex(coefficient={coefficient}, pairwise=true, risk_aggregator=sum, normalize_loss={str(divided).lower()})"
     return _mlp(lab, text, **settings)
 
 
@@ -652,7 +652,7 @@ def summary(lab: Lab) -> Iterator[Finding]:
     oracle = scores.pop("grayscale oracle")
     top = max(scores, key=lambda name: scores[name].mean)
     yield Claim(
-        "Penalties across environments do best, and stay below a model that sees no colour.",
+        "Penalties across environments do best, and stay below a model that sees no color.",
         top.startswith(("IRM", "V-REx")) and scores[top].mean < oracle.mean,
         f"{top} {scores[top]}; grayscale oracle {oracle}",
     )

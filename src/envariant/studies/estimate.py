@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any, final
 
-from envariant.errors import EnvariantError
-from envariant.studies.batches import Batch, perform, steps_of
+from envariant.core.errors import EnvariantError
+from envariant.studies.jobs import Batch, perform, steps_of
 from envariant.studies.store import Stored
 from envariant.studies.study import Study
-from envariant.training.execution import wish
+from envariant.training.execution import execution_request
 
 _STEPS = 4
 
@@ -20,7 +20,7 @@ class Line:
     """Runs that would train as one batch.
 
     Attributes:
-        data, held_out, algorithm: which.
+        data, test_environments, algorithm: which.
         runs: how many.
         steps: of each.
         seconds: for all of them, one after another; None where it could not be measured.
@@ -28,7 +28,7 @@ class Line:
     """
 
     data: str
-    held_out: tuple[str, ...]
+    test_environments: tuple[str, ...]
     algorithm: str
     runs: int
     steps: int | None
@@ -51,13 +51,13 @@ class Estimate:
         """For people."""
         found: list[str] = []
         for b in self.batches:
-            what = f"{b.data}, held out {', '.join(b.held_out) or 'nothing'}: {b.algorithm}, {b.runs} runs"
+            what = f"{b.data}, held out {', '.join(b.test_environments) or 'nothing'}: {b.algorithm}, {b.runs} runs"
             cost = f" of {b.steps} steps, about {_span(b.seconds)}" if b.seconds is not None else ""
             found.append(what + cost + (f": {b.problem}" if b.problem else ""))
         total = sum(b.seconds or 0.0 for b in self.batches)
         return [*found, f"{sum(b.runs for b in self.batches)} runs, about {_span(total)} one after another"]
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """One object for `--json`."""
         return {
             "runs": sum(b.runs for b in self.batches),
@@ -74,8 +74,8 @@ def estimate(study: Study) -> Estimate:
     """
     found: list[Line] = []
     measured: dict[tuple[str, str], tuple[float, float]] = {}
-    for (data, held_out, algorithm), members in groupby(
-        study.runs(), key=lambda run: (run.data, run.held_out, run.algorithm)
+    for (data, test_environments, algorithm), members in groupby(
+        study.runs(), key=lambda run: (run.data, run.test_environments, run.algorithm)
     ):
         runs = list(members)
         batch = Batch(study, (Stored(0, runs[0]),))
@@ -86,17 +86,17 @@ def estimate(study: Study) -> Estimate:
                 measured[key] = _measured(batch)
             start, step = measured[key]
             found.append(
-                Line(data, held_out, algorithm, len(runs), steps, len(runs) * (start + steps * step))
+                Line(data, test_environments, algorithm, len(runs), steps, len(runs) * (start + steps * step))
             )
         except EnvariantError as error:
-            found.append(Line(data, held_out, algorithm, len(runs), None, None, str(error)))
+            found.append(Line(data, test_environments, algorithm, len(runs), None, None, str(error)))
     return Estimate(tuple(found))
 
 
 def _measured(batch: Batch) -> tuple[float, float]:
     """Seconds until a run is ready, and of one of its steps."""
     started = time.perf_counter()
-    news = perform(batch, wish("sequential"))
+    news = perform(batch, execution_request("sequential"))
     # What is known of it, the measurement before the first step, and that step, which is slower.
     for _ in islice(news, 3):
         pass

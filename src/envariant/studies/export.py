@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 from envariant.studies.store import Store
 
 

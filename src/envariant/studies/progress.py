@@ -10,7 +10,7 @@ from typing import final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from envariant.studies.executors.local import Told
+from envariant.studies.executors.local import ProgressCallback
 from envariant.studies.store import Store
 
 # Seconds between two looks at the store.
@@ -18,7 +18,7 @@ _LOOK_EVERY = 1.0
 
 
 @contextmanager
-def watching(label: str, runs: int, folder: Path) -> Generator[Told]:
+def watching(label: str, runs: int, folder: Path) -> Generator[ProgressCallback]:
     """Hears of steps and draws how far all runs are, on standard error and on a terminal only.
 
     Args:
@@ -34,7 +34,7 @@ def watching(label: str, runs: int, folder: Path) -> Generator[Told]:
     )
     shown = sys.stderr.isatty()
     with Store(folder) as store, Progress(*columns, console=Console(stderr=True), disable=not shown) as bars:
-        yield _Watch(bars, bars.add_task(label, total=runs), store).told if shown else _unseen
+        yield _Watch(bars, bars.add_task(label, total=runs), store).on_progress if shown else _unseen
 
 
 @final
@@ -47,7 +47,7 @@ class _Watch:
         self._reached: dict[int, float] = {}
         self._own = 0.0
 
-    def told(self, run: int, done: int, of: int) -> None:
+    def on_progress(self, run: int, done: int, of: int) -> None:
         self._own += done / of - self._reached.get(run, 0.0)
         self._reached[run] = done / of
         if time.monotonic() - self._looked > _LOOK_EVERY:

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from envariant.errors import EnvariantError
-from envariant.studies.measures import Answers
-from envariant.studies.study import Draw, Run, Study, of
+from envariant.core.errors import EnvariantError
+from envariant.studies.permutation_importance import Answers
+from envariant.studies.study import Run, Study, Trial, of
 from envariant.training.history import HistoryRow
 
 SCHEMA = 2
@@ -28,12 +28,12 @@ STATES = ("planned", "running", "done", "failed")
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS runs (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, data TEXT NOT NULL, held_out TEXT NOT NULL,
-    algorithm TEXT NOT NULL, draw INTEGER NOT NULL, replica INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, data TEXT NOT NULL, test_environments TEXT NOT NULL,
+    algorithm TEXT NOT NULL, trial INTEGER NOT NULL, replica INTEGER NOT NULL,
     hyperparameters TEXT NOT NULL, learning_rate REAL NOT NULL, state TEXT NOT NULL DEFAULT 'planned',
     error TEXT, seconds REAL, p_value REAL, batch INTEGER
 );
-CREATE INDEX IF NOT EXISTS runs_of_state ON runs (state, data, held_out, algorithm);
+CREATE INDEX IF NOT EXISTS runs_of_state ON runs (state, data, test_environments, algorithm);
 CREATE INDEX IF NOT EXISTS runs_of_batch ON runs (batch);
 CREATE TABLE IF NOT EXISTS batches (
     id INTEGER PRIMARY KEY, execution TEXT, metric TEXT, higher_is_better INTEGER, roles TEXT,
@@ -121,7 +121,7 @@ class Store:
         if not self.path.exists():
             raise EnvariantError(f"{folder}: holds no study; `envariant sweep --out {folder}` begins one")
         self._connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
-        with self._said_clearly():
+        with self.errors_as_envariant():
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             found = self._connection.execute("SELECT value FROM facts WHERE name = 'schema'").fetchone()
@@ -169,9 +169,9 @@ class Store:
 
     def listing(self) -> pd.DataFrame:
         """A line a run: what it is, its state and why it failed."""
-        with self._said_clearly():
+        with self.errors_as_envariant():
             return pd.read_sql_query(
-                "SELECT id, data, held_out, algorithm, draw, replica, state, error, seconds, p_value, "
+                "SELECT id, data, test_environments, algorithm, trial, replica, state, error, seconds, p_value, "
                 "hyperparameters, learning_rate FROM runs ORDER BY id",
                 self._connection,
             )
@@ -179,7 +179,7 @@ class Store:
     def history(self, runs: Sequence[int] | None = None) -> pd.DataFrame:
         """Measured numbers: run, step, environment, split, metric, value; of some runs or of all."""
         where = "" if runs is None else f"WHERE run IN ({', '.join(str(int(run)) for run in runs)})"
-        with self._said_clearly():
+        with self.errors_as_envariant():
             return pd.read_sql_query(
                 "SELECT run, step, e.name AS environment, s.name AS split, m.name AS metric, value "
                 "FROM history JOIN names e ON e.id = environment JOIN names s ON s.id = split "
@@ -202,7 +202,7 @@ class Store:
     def table(self) -> pd.DataFrame:
         """What selection looks at: a line for every run and step that was measured, and for runs without.
 
-        Columns: run, data, held_out, algorithm, draw, replica, state, error, p_value, metric,
+        Columns: run, data, test_environments, algorithm, trial, replica, state, error, p_value, metric,
         higher_is_better, step, validation (mean of the task's metric over held-out rows of the training
         environments), test and test_worst (over the environments that are held out), and tests (of each of
         them by name, as JSON).
@@ -210,9 +210,9 @@ class Store:
         ids = dict(self._rows("SELECT name, id FROM names"))
         # What was measured is grouped by itself, in the order in which it lies on the disk: runs' texts
         # carried along would cost as much again.
-        with self._said_clearly():
+        with self.errors_as_envariant():
             runs = pd.read_sql_query(
-                "SELECT runs.id AS run, data, held_out, algorithm, draw, replica, state, error, p_value, "
+                "SELECT runs.id AS run, data, test_environments, algorithm, trial, replica, state, error, p_value, "
                 "b.metric, higher_is_better FROM runs LEFT JOIN batches b ON b.id = runs.batch ORDER BY run",
                 self._connection,
             )
@@ -281,14 +281,14 @@ class Store:
         """
         with self._writing() as write:
             first = write(
-                "SELECT data, held_out, algorithm FROM runs WHERE state = 'planned' ORDER BY id LIMIT 1"
+                "SELECT data, test_environments, algorithm FROM runs WHERE state = 'planned' ORDER BY id LIMIT 1"
             ).fetchone()
             if first is None:
                 return None
             batch = write("INSERT INTO batches DEFAULT VALUES").lastrowid
             write(
                 "UPDATE runs SET state = 'running', batch = ? WHERE id IN (SELECT id FROM runs WHERE "
-                "state = 'planned' AND data = ? AND held_out = ? AND algorithm = ? ORDER BY id LIMIT "
+                "state = 'planned' AND data = ? AND test_environments = ? AND algorithm = ? ORDER BY id LIMIT "
                 "(SELECT (COUNT(*) + ? - 1) / ? FROM runs WHERE state = 'planned'))",
                 (batch, *first, among, among),
             )
@@ -397,29 +397,29 @@ class Store:
         }
         for run in runs:
             there = known.get(run.key)
-            now = (json.loads(json.dumps(dict(run.draw.hyperparameters))), run.draw.learning_rate)
+            now = (json.loads(json.dumps(dict(run.trial.hyperparameters))), run.trial.learning_rate)
             if there is not None and there != now:
                 raise EnvariantError(
-                    f"{self.folder}: holds {run.algorithm}, draw {run.draw.number}, with other "
+                    f"{self.folder}: holds {run.algorithm}, trial {run.trial.number}, with other "
                     f"hyperparameters; a study keeps its seed, rate span and ranges: choose another folder"
                 )
         if known and (differs := _difference(self.study, study)):
             raise EnvariantError(f"{self.folder}: holds runs made with {differs}; choose another folder")
         with self._writing() as write:
-            write("INSERT OR REPLACE INTO facts VALUES ('study', ?)", (json.dumps(study.plain()),))
+            write("INSERT OR REPLACE INTO facts VALUES ('study', ?)", (json.dumps(study.to_dict()),))
             self._connection.executemany(
-                "INSERT OR IGNORE INTO runs (key, data, held_out, algorithm, draw, replica, hyperparameters, "
+                "INSERT OR IGNORE INTO runs (key, data, test_environments, algorithm, trial, replica, hyperparameters, "
                 "learning_rate) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         run.key,
                         run.data,
-                        json.dumps(run.held_out),
+                        json.dumps(run.test_environments),
                         run.algorithm,
-                        run.draw.number,
+                        run.trial.number,
                         run.replica,
-                        json.dumps(dict(run.draw.hyperparameters)),
-                        run.draw.learning_rate,
+                        json.dumps(dict(run.trial.hyperparameters)),
+                        run.trial.learning_rate,
                     )
                     for run in runs
                     if run.key not in known
@@ -437,7 +437,7 @@ class Store:
         return self._rows("SELECT value FROM facts WHERE name = ?", (name,))[0][0]
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._said_clearly():
+        with self.errors_as_envariant():
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
@@ -445,7 +445,7 @@ class Store:
         """One transaction: all of it or nothing."""
         # Names that a transaction brings are gone if it is.
         self._names: dict[str, int] = {}
-        with self._said_clearly():
+        with self.errors_as_envariant():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection.execute
@@ -457,7 +457,7 @@ class Store:
             self._connection.execute("COMMIT")
 
     @contextmanager
-    def _said_clearly(self) -> Generator[None]:
+    def errors_as_envariant(self) -> Generator[None]:
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -480,25 +480,25 @@ def _make(path: Path) -> None:
 
 def _difference(before: Study, now: Study) -> str:
     """What all runs of a study share, where another study has it otherwise; empty where they agree."""
-    for key in ("settings", "seed", "hold_out", "metric", "details"):
+    for key in ("settings", "seed", "holdout_fraction", "metric", "store_predictions"):
         there, here = getattr(before, key), getattr(now, key)
         if there != here:
             return f"{key} {there!r}, not {here!r}"
     return ""
 
 
-_COLUMNS = "id, data, held_out, algorithm, draw, hyperparameters, learning_rate, replica"
+_COLUMNS = "id, data, test_environments, algorithm, trial, hyperparameters, learning_rate, replica"
 
 
 def _stored(row: tuple[Any, ...]) -> Stored:
-    number, data, held_out, algorithm, draw, hyperparameters, rate, replica = row
+    number, data, test_environments, algorithm, trial, hyperparameters, rate, replica = row
     return Stored(
         number,
         Run(
             data,
-            tuple(json.loads(held_out)),
+            tuple(json.loads(test_environments)),
             algorithm,
-            Draw(draw, json.loads(hyperparameters), rate),
+            Trial(trial, json.loads(hyperparameters), rate),
             replica,
         ),
     )

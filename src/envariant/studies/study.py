@@ -19,12 +19,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from envariant import data as sources
 from envariant.algorithms import recipes
-from envariant.environments import EnvironmentSource
-from envariant.errors import EnvariantError, unknown_name
-from envariant.schedules import Schedule, reaching, schedule
-from envariant.search_space import LogUniform, Range, search_range
-from envariant.studies import metrics, trees
-from envariant.training.assembly import Chosen
+from envariant.core import metrics
+from envariant.core.environments import EnvironmentSource
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.schedules import Schedule, reaching, schedule
+from envariant.core.search_space import LogUniform, Range, search_range
+from envariant.studies.baselines import boosted_trees
+from envariant.training.run_spec import Chosen
 
 SETTINGS = (
     "model",
@@ -45,12 +46,12 @@ SETTINGS = (
 RATE = "learning_rate"
 """What a range of learning rates is called among an algorithm's ranges."""
 
-HeldOut = Literal["suggested", "each", "each-and-pairs"] | tuple[tuple[str, ...], ...]
+ValidationSplit = Literal["suggested", "each", "each-and-pairs"] | tuple[tuple[str, ...], ...]
 
 
 @final
 @dataclass(frozen=True)
-class Draw:
+class Trial:
     """One choice of hyperparameters of an algorithm; the same for every replica.
 
     Attributes:
@@ -71,22 +72,24 @@ class Run:
 
     Attributes:
         data: the name of a data set.
-        held_out: names of the environments that are not trained on.
+        test_environments: names of the environments that are not trained on.
         algorithm: as typed.
         draw: its hyperparameters.
         replica: whose data draw, weights and batches it has.
     """
 
     data: str
-    held_out: tuple[str, ...]
+    test_environments: tuple[str, ...]
     algorithm: str
-    draw: Draw
+    trial: Trial
     replica: int
 
     @property
     def key(self) -> str:
         """What names it in a study, as text."""
-        return json.dumps([self.data, self.held_out, self.algorithm, self.draw.number, self.replica])
+        return json.dumps(
+            [self.data, self.test_environments, self.algorithm, self.trial.number, self.replica]
+        )
 
 
 @final
@@ -98,12 +101,12 @@ class Study:
         data: names of data sets.
         algorithms: such as `irm` or `vrex + coral(1.0)`; what is set in brackets is not drawn.
         name: of the study.
-        draws: of hyperparameters of each algorithm; the first is what the data suggest.
+        n_trials: of hyperparameters of each algorithm; the first is what the data suggest.
         replicas: of each draw.
-        held_out: "suggested" by the data; "each" environment in turn; "each-and-pairs", which
+        test_environments: "suggested" by the data; "each" environment in turn; "each-and-pairs", which
             leave-one-domain-out selection needs; or lists of names.
-        hold_out: share of every training environment's rows that selection looks at.
-        rate_span: learning rates are drawn from the suggested one divided by this to the same times this;
+        holdout_fraction: share of every training environment's rows that selection looks at.
+        lr_range: learning rates are drawn from the suggested one divided by this to the same times this;
             1 keeps it.
         ranges: for each algorithm, as typed, where its draws look instead of where it declares: the name of a
             hyperparameter, or `learning_rate`, and a list or text such as `loguniform(1e2, 1e6)`.
@@ -119,35 +122,37 @@ class Study:
     data: tuple[str, ...]
     algorithms: tuple[str, ...]
     name: str = "study"
-    draws: int = 1
+    n_trials: int = 1
     replicas: int = 3
-    held_out: HeldOut = "suggested"
-    hold_out: float = 0.2
-    rate_span: float = 10**0.5
+    test_environments: ValidationSplit = "suggested"
+    holdout_fraction: float = 0.2
+    lr_range: float = 10**0.5
     ranges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     metric: str = ""
-    details: bool = False
+    store_predictions: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("draws", "replicas"):
+        for key in ("n_trials", "replicas"):
             if getattr(self, key) < 1:
                 raise EnvariantError(f"study: {key} must be at least 1; got {getattr(self, key)}")
         for key in ("data", "algorithms"):
             if not getattr(self, key):
                 raise EnvariantError(f"study: {key} names nothing; give at least one")
-        if not 0 < self.hold_out < 1:
-            raise EnvariantError(f"study: hold_out must lie above 0 and below 1; got {self.hold_out:g}")
-        if not self.rate_span >= 1:
-            raise EnvariantError(f"study: rate_span must be at least 1; got {self.rate_span:g}")
+        if not 0 < self.holdout_fraction < 1:
+            raise EnvariantError(
+                f"study: holdout_fraction must lie above 0 and below 1; got {self.holdout_fraction:g}"
+            )
+        if not self.lr_range >= 1:
+            raise EnvariantError(f"study: lr_range must be at least 1; got {self.lr_range:g}")
         if not 0 <= self.seed < 2**32:
             raise EnvariantError(f"study: seed must lie in [0, 2³²); got {self.seed}")
         for key in self.settings:
             if key not in SETTINGS:
                 raise unknown_name("setting", key, SETTINGS, where="study")
         for text in self.algorithms:
-            if text != trees.NAME:
+            if text != boosted_trees.NAME:
                 recipes.recipe(text)
         for text in self.ranges:
             if text not in self.algorithms:
@@ -156,7 +161,7 @@ class Study:
         if self.metric and self.metric not in metrics.METRICS:
             raise unknown_name("metric", self.metric, metrics.METRICS, where="study")
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON or TOML would hold it."""
         return json.loads(json.dumps(asdict(self)))
 
@@ -171,30 +176,30 @@ class Study:
             source = sources.source(data)
             places = self._places(source)
             for algorithm in self.algorithms:
-                draws = self.draws_of(algorithm, source)
+                n_trials = self.trials_of(algorithm, source)
                 found += [
-                    Run(data, place, algorithm, draw, replica)
-                    for place, draw, replica in itertools.product(places, draws, range(self.replicas))
+                    Run(data, place, algorithm, trial, replica)
+                    for place, trial, replica in itertools.product(places, n_trials, range(self.replicas))
                 ]
         return tuple(found)
 
-    def draws_of(self, algorithm: str, source: EnvironmentSource) -> tuple[Draw, ...]:
+    def trials_of(self, algorithm: str, source: EnvironmentSource) -> tuple[Trial, ...]:
         """The draws of one algorithm; fewer than asked for where it has nothing to draw."""
-        if algorithm == trees.NAME:
-            return (Draw(0, {}, trees.RATE),)
+        if algorithm == boosted_trees.NAME:
+            return (Trial(0, {}, boosted_trees.RATE),)
         suggested = Chosen.of(algorithm, {}, source)
-        rate, span, own = suggested.suggestion.learning_rate, self.rate_span, self._ranges_of(algorithm)
+        rate, span, own = suggested.suggestion.learning_rate, self.lr_range, self._ranges_of(algorithm)
         rates = own.pop(RATE, LogUniform(rate / span, rate * span) if span > 1 else None)
-        found = [Draw(0, {}, rate)]
-        for number in range(1, self.draws):
+        found = [Trial(0, {}, rate)]
+        for number in range(1, self.n_trials):
             by_chance = _generator(self.seed, algorithm, number, "rate")
-            mine = rate if rates is None else rates.draw(by_chance)
+            mine = rate if rates is None else rates.sample(by_chance)
             with _saying_where(algorithm in self.ranges, algorithm):
                 drawn = drawn_hyperparameters(algorithm, suggested, self.seed, number, own)
                 if algorithm in self.ranges:
                     Chosen.of(algorithm, drawn, source)
                     _check_rate(mine)
-            found.append(Draw(number, drawn, mine))
+            found.append(Trial(number, drawn, mine))
         return tuple({(json.dumps(d.hyperparameters), d.learning_rate): d for d in reversed(found)}.values())[
             ::-1
         ]
@@ -202,8 +207,8 @@ class Study:
     def _ranges_of(self, algorithm: str) -> dict[str, Range]:
         """What this study says of where an algorithm's draws look, learning rates among it."""
         declared = self.ranges.get(algorithm, {})
-        if algorithm == trees.NAME and declared:
-            raise EnvariantError(f"study: ranges: {trees.NAME} have nothing to draw")
+        if algorithm == boosted_trees.NAME and declared:
+            raise EnvariantError(f"study: ranges: {boosted_trees.NAME} have nothing to draw")
         found: dict[str, Range] = {}
         for name, value in declared.items():
             settable = [h for h in recipes.recipe(algorithm).hyperparameters if h.name == name]
@@ -217,15 +222,17 @@ class Study:
         return found
 
     def _places(self, source: EnvironmentSource) -> list[tuple[str, ...]]:
-        drawn = source.draw(0)
-        if self.held_out == "suggested":
+        drawn = source.sample(0)
+        if self.test_environments == "suggested":
             return [drawn.test]
-        if isinstance(self.held_out, tuple):
-            for names in self.held_out:
+        if isinstance(self.test_environments, tuple):
+            for names in self.test_environments:
                 drawn.roles(names)
-            return list(self.held_out)
+            return list(self.test_environments)
         each = [(name,) for name in drawn.names]
-        pairs = list(itertools.combinations(drawn.names, 2)) if self.held_out == "each-and-pairs" else []
+        pairs = (
+            list(itertools.combinations(drawn.names, 2)) if self.test_environments == "each-and-pairs" else []
+        )
         return each + [pair for pair in pairs if len(pair) < len(drawn.names)]
 
 
@@ -245,7 +252,7 @@ def drawn_hyperparameters(
         where = own.get(h.name, declared)
         if where is None:
             continue
-        drawn = where.draw(_generator(seed, algorithm, number, h.name))
+        drawn = where.sample(_generator(seed, algorithm, number, h.name))
         if not isinstance(h.default, Schedule):
             found[h.name] = drawn
         elif (course := reaching(schedule(suggested.hyperparameters[h.name]), drawn)) is not None:

@@ -15,7 +15,7 @@ from typing import Any, final
 
 import pandas as pd
 
-from envariant.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, unknown_name
 from envariant.studies.store import Store
 
 
@@ -146,7 +146,7 @@ TRACKERS: dict[str, Callable[[Store, str | None], Tracker]] = {
 """By name: of a study's store, and of where to send its runs, if that was said."""
 _TAG, _WHOLE, _AT_ONCE = "envariant.run", "whole", 1000
 # Seconds that a tracker may take at the end of a sweep.
-_PATIENCE = 60.0
+CHECKPOINT_INTERVAL_S = 60.0
 
 
 def track(folder: Path, tracker: str, at: str | None = None) -> tuple[int, int]:
@@ -202,9 +202,9 @@ class Following:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(_PATIENCE)
+        self._thread.join(CHECKPOINT_INTERVAL_S)
         if self._thread.is_alive():
-            self.problem = f"it did not answer within {_PATIENCE:g} seconds"
+            self.problem = f"it did not answer within {CHECKPOINT_INTERVAL_S:g} seconds"
 
     def _follow(self) -> None:
         over, failed = False, 0
@@ -240,7 +240,7 @@ def _sending(store: Store, target: Tracker) -> Iterator[int]:
     for run, row in _done(store).items():
         if target.has(run):
             continue
-        kept = ("data", "held_out", "algorithm", "draw", "replica", "learning_rate")
+        kept = ("data", "test_environments", "algorithm", "trial", "replica", "learning_rate")
         settings = {key: str(row[key]) for key in kept}
         settings |= {k: str(v) for k, v in json.loads(row["hyperparameters"]).items()}
         try:

@@ -9,14 +9,14 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
 from torch import Tensor
 
-from envariant import specs
-from envariant.errors import EnvariantError
+from envariant.core import specs
+from envariant.core.errors import EnvariantError
 
 
 @final
 @dataclass(frozen=True)
 class RandomAffine:
-    """Each image is rotated, sheared and scaled about its centre, bilinear, filled with its corner pixel.
+    """Each image is rotated, sheared and scaled about its center, bilinear, filled with its corner pixel.
 
     Attributes:
         rotation: largest angle, degrees, either way.
@@ -36,24 +36,24 @@ class RandomAffine:
             )
 
     def __call__(
-        self, images: Float[Tensor, "rows channels height width"], draws: Float[Tensor, "3 rows"]
+        self, images: Float[Tensor, "rows channels height width"], uniforms: Float[Tensor, "3 rows"]
     ) -> Float[Tensor, "rows channels height width"]:
         """Augmented copies.
 
         Args:
             images: to be augmented.
-            draws: three random numbers in [0, 1) for each image: for its angle, shear and size.
+            uniforms: three random numbers in [0, 1) for each image: for its angle, shear and size.
         """
         if images.dim() != 4:
             raise EnvariantError(
                 f"affine: needs images, channels first; got inputs of shape {tuple(images.shape[1:])}"
             )
-        draws = 2 * draws - 1
+        uniforms = 2 * uniforms - 1
         return warp(
             images,
-            draws[0] * math.radians(self.rotation),
-            draws[1] * math.radians(self.shear),
-            1 + draws[2] * self.scale,
+            uniforms[0] * math.radians(self.rotation),
+            uniforms[1] * math.radians(self.shear),
+            1 + uniforms[2] * self.scale,
         )
 
 
@@ -63,7 +63,7 @@ def warp(
     shear: Float[Tensor, " rows"],
     scale: Float[Tensor, " rows"],
 ) -> Float[Tensor, "rows channels height width"]:
-    """Images scaled, sheared along x and then rotated about their centre, each by its own amount.
+    """Images scaled, sheared along x and then rotated about their center, each by its own amount.
 
     Args:
         images: square or not; bilinear interpolation, filled with each channel's first pixel.

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 
 
 @final
@@ -68,7 +68,7 @@ class Checkpoint:
         metrics: the names of those.
         failures: of the replicas that stopped early, as far as they have been measured.
         seconds: spent on all of them so far.
-        predicting: the parameters that predict, where those are not the ones that train.
+        eval_params: the parameters that predict, where those are not the ones that train.
     """
 
     replicas: tuple[int, ...]
@@ -82,7 +82,7 @@ class Checkpoint:
     metrics: tuple[str, ...]
     failures: Mapping[int, Failure]
     seconds: float
-    predicting: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    eval_params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def reached(self, replica: int) -> int:
         """The step at which that replica was last measured."""
@@ -95,7 +95,7 @@ class Checkpoint:
             failure = self.failures.get(index)
             params, buffers = (
                 {name: value[k] for name, value in held.items()}
-                for held in (self.predicting or self.params, self.buffers)
+                for held in (self.eval_params or self.params, self.buffers)
             )
             found[index] = ReplicaState(
                 self.step if failure is None else failure.step,
@@ -119,7 +119,7 @@ class _Side:
 
 
 _SIDE = TypeAdapter(_Side)
-_GROUPS = ("params", "buffers", "optimizer", "algorithm", "watch", "predicting")
+_GROUPS = ("params", "buffers", "optimizer", "algorithm", "watch", "eval_params")
 _SEPARATOR = "/"
 
 
@@ -128,7 +128,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         # Copied where it stands in two places: what predicts may be part of the algorithm's state.
-        key: value.detach().clone() if group == "predicting" else value.detach().contiguous()
+        key: value.detach().clone() if group == "eval_params" else value.detach().contiguous()
         for group in _GROUPS
         for key, value in _flat(getattr(checkpoint, group), group).items()
     }

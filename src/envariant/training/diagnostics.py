@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from envariant.algorithms.gradients.and_mask import KEPT
-from envariant.schedules import CAP
+from envariant.algorithms.gradient_aggregators.and_mask import KEPT
+from envariant.core.schedules import CAP
 from envariant.training.history import GRADIENT_RMS, LOSS, OUTPUT_SD, HistoryRow
 from envariant.training.record import Record
 
@@ -170,7 +170,7 @@ _KINDS = (
         "a penalty so heavy that the constant predictor, whose penalty is zero, is the best there is, or "
         "gradients too small to leave it",
         "let the coefficient be 1 until something has been learned, as in step(1, 1e4, at=190); lower it; "
-        "or divide the loss by it (rescale)",
+        "or divide the loss by it (normalize_loss)",
         _collapsed,
     ),
     _Kind(
@@ -198,7 +198,7 @@ _KINDS = (
         "a loss divided by a large coefficient: gradients fall to the size of Adam's epsilon, and far below "
         "what Adam remembers of those before, which keeps steps short; or nothing is left to learn",
         "reset Adam where the coefficient jumps, as in adam(reset=190); do not divide the loss "
-        "(rescale=false); or a smaller epsilon",
+        "(normalize_loss=false); or a smaller epsilon",
         _vanished,
     ),
     _Kind(

@@ -11,16 +11,16 @@ from typing import Any, final
 
 from torch import Tensor
 
-from envariant.environments import EnvironmentSource
+from envariant.core.environments import EnvironmentSource
 from envariant.training.allocator import keep_freed_memory
-from envariant.training.batches import StackingError
+from envariant.training.batch_sampler import StackingError
 from envariant.training.checkpoint import Checkpoint
 from envariant.training.execution import Execution, groups
-from envariant.training.group import Group
 from envariant.training.history import HistoryRow
-from envariant.training.plan import Plan
-from envariant.training.program import Program
+from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica
+from envariant.training.run_config import RunConfig
+from envariant.training.step_program import StepProgram
 
 
 @final
@@ -51,7 +51,7 @@ class Evaluated:
         checkpoint: where they stand; valid until the next event is asked for.
         finished: whether these replicas are done, for good or ill.
         answers: of an environment by name, each replica's logits and targets, `[replicas, rows, …]`; of
-            some rows, and with their inputs changed, if asked (`Group.answers`).
+            some rows, and with their inputs changed, if asked (`ReplicaStack.answers`).
     """
 
     replicas: tuple[int, ...]
@@ -65,7 +65,7 @@ class Evaluated:
 def run(
     source: EnvironmentSource,
     replicas: Sequence[Replica],
-    plan: Plan,
+    plan: RunConfig,
     execution: Execution,
     resume: Sequence[Checkpoint] = (),
 ) -> Iterator[Stepped | Evaluated]:
@@ -83,7 +83,7 @@ def run(
     """
     keep_freed_memory()
     stored = {checkpoint.replicas: checkpoint for checkpoint in resume}
-    programs: dict[Any, Program] = {}
+    programs: dict[Any, StepProgram] = {}
     for members in groups(replicas, execution.group):
         for group in _groups(source, members, plan, stored, programs):
             yield from _train(group, plan)
@@ -97,16 +97,16 @@ def is_done(checkpoint: Checkpoint, steps: int) -> bool:
 def _groups(
     source: EnvironmentSource,
     members: tuple[Replica, ...],
-    plan: Plan,
+    plan: RunConfig,
     stored: Mapping[tuple[int, ...], Checkpoint],
-    programs: dict[Any, Program],
-) -> Iterator[Group]:
+    programs: dict[Any, StepProgram],
+) -> Iterator[ReplicaStack]:
     """The members as one group, or each alone where they turn out not to lie side by side."""
     checkpoint = stored.get(tuple(replica.index for replica in members))
     if checkpoint is not None and is_done(checkpoint, plan.steps):
         return
     try:
-        group = Group(source, members, plan, checkpoint, programs)
+        group = ReplicaStack(source, members, plan, checkpoint, programs)
     except StackingError:
         for member in members:
             yield from _groups(source, (member,), plan, stored, programs)
@@ -114,7 +114,7 @@ def _groups(
         yield group
 
 
-def _train(group: Group, plan: Plan) -> Iterator[Stepped | Evaluated]:
+def _train(group: ReplicaStack, plan: RunConfig) -> Iterator[Stepped | Evaluated]:
     while True:
         if plan.measures_at(group.step) and group.measured < group.step:
             rows = group.measure()

@@ -16,15 +16,15 @@ from typing import Any, Literal, final
 
 import torch
 
-from envariant import specs
 from envariant.algorithms.hyperparameters import structure
-from envariant.environments import EnvironmentSource
-from envariant.errors import EnvariantError
-from envariant.training import memory
-from envariant.training.batches import StackingError
-from envariant.training.group import Group
-from envariant.training.plan import Plan
+from envariant.core import specs
+from envariant.core.environments import EnvironmentSource
+from envariant.core.errors import EnvariantError
+from envariant.training import memory_budget
+from envariant.training.batch_sampler import StackingError
+from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica
+from envariant.training.run_config import RunConfig
 
 # Fewer steps than this, over all replicas, take about a second: less than choosing does.
 _FEW_STEPS = 2000
@@ -70,13 +70,13 @@ class Stacked:
             raise EnvariantError(f"stacked: group must be at least 1; got {self.group}")
 
 
-Wish = Auto | Sequential | Stacked
+ExecutionRequest = Auto | Sequential | Stacked
 """How replicas were asked to be run."""
 
-_WISHES: dict[str, type[Wish]] = {"auto": Auto, "sequential": Sequential, "stacked": Stacked}
+_WISHES: dict[str, type[ExecutionRequest]] = {"auto": Auto, "sequential": Sequential, "stacked": Stacked}
 
 
-def wish(text: str) -> Wish:
+def execution_request(text: str) -> ExecutionRequest:
     """What `auto`, `sequential`, `stacked` or `stacked(group=50)` asks for.
 
     Raises:
@@ -108,7 +108,11 @@ SEQUENTIAL = Execution("sequential", 1, "as asked for")
 
 
 def choose(
-    wanted: Wish, source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan, budget: int | None
+    wanted: ExecutionRequest,
+    source: EnvironmentSource,
+    replicas: Sequence[Replica],
+    plan: RunConfig,
+    budget: int | None,
 ) -> Execution:
     """The execution that was wished for, or the faster one; a group fits in the budget.
 
@@ -131,8 +135,8 @@ def choose(
         return Execution("sequential", 1, "there is one replica" if whole == 1 else "no two are alike")
     if auto and len(replicas) * plan.steps < _FEW_STEPS:
         return Execution("sequential", 1, f"{len(replicas)} × {plan.steps} steps are too few to gain from it")
-    alone = Group(source, replicas[:1], plan)
-    if alone.network.draws:
+    alone = ReplicaStack(source, replicas[:1], plan)
+    if alone.network.stochastic:
         return _not_stackable(wanted, "the model draws random numbers of its own, as dropout does")
     alone_seconds = _seconds_a_step(alone) if auto else 0.0
     del alone
@@ -146,7 +150,7 @@ def choose(
         return _not_stackable(wanted, str(error))
     except RuntimeError as error:
         return _not_stackable(wanted, f"PyTorch cannot stack it: {str(error).splitlines()[0]}")
-    budget = memory.available(plan.device) // 2 if budget is None else budget
+    budget = memory_budget.available(plan.device) // 2 if budget is None else budget
     holes = HEAP if plan.device.type == "cpu" else 1.0
     fit = needed.fit(int(budget / holes), len(replicas))
     least = min(2, len(replicas))
@@ -160,7 +164,7 @@ def choose(
     quick = len(replicas)
     if plan.device.type == "cpu":
         # Measuring has its own blocks and does not slow a step.
-        stepping = memory.Need(needed.phases[-2:])
+        stepping = memory_budget.Need(needed.phases[-2:])
         quick = max(2, stepping.fit(_COMFORTABLE + stepping.of(1), len(replicas)))
     asked = wanted.group if isinstance(wanted, Stacked) else None
     most = min(fit, quick if asked is None else asked)
@@ -170,7 +174,7 @@ def choose(
         return stacked
     sample = min(size, _SAMPLE)
     try:
-        together_seconds = _seconds_a_step(Group(source, replicas[:sample], plan)) / sample
+        together_seconds = _seconds_a_step(ReplicaStack(source, replicas[:sample], plan)) / sample
     except StackingError as error:
         return _not_stackable(wanted, str(error))
     measured = (
@@ -182,13 +186,13 @@ def choose(
     return Execution("sequential", 1, measured)
 
 
-def _not_stackable(wanted: Wish, reason: str) -> Execution:
+def _not_stackable(wanted: ExecutionRequest, reason: str) -> Execution:
     if isinstance(wanted, Stacked):
         raise EnvariantError(f"execution: these replicas cannot be stacked ({reason}); use sequential")
     return Execution("sequential", 1, reason)
 
 
-def _seconds_a_step(group: Group) -> float:
+def _seconds_a_step(group: ReplicaStack) -> float:
     """The quickest of a few steps, after one to warm up."""
     group.advance()
     wait_for(group.device)
@@ -207,20 +211,20 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def need(source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan) -> memory.Need:
+def need(source: EnvironmentSource, replicas: Sequence[Replica], plan: RunConfig) -> memory_budget.Need:
     """What a group of any size needs, told from groups of two and of four."""
     few = tuple(replicas[k % len(replicas)] for k in range(4))
-    at_once = Group(source, few[:1], plan).measured_at_once
-    return memory.Need.measured(
+    at_once = ReplicaStack(source, few[:1], plan).measured_at_once
+    return memory_budget.Need.measured(
         lambda count: peaks(source, few[:count], plan), (float, at_once, float, float)
     )
 
 
-def peaks(source: EnvironmentSource, replicas: Sequence[Replica], plan: Plan) -> tuple[int, ...]:
+def peaks(source: EnvironmentSource, replicas: Sequence[Replica], plan: RunConfig) -> tuple[int, ...]:
     """Bytes at the height of building a group, measuring it, its first step and its second."""
-    plan, group = replace(plan, compiled=False), list[Group]()
-    return memory.peak_bytes(
-        lambda: group.append(Group(source, replicas, plan)),
+    plan, group = replace(plan, compiled=False), list[ReplicaStack]()
+    return memory_budget.peak_bytes(
+        lambda: group.append(ReplicaStack(source, replicas, plan)),
         lambda: group[0].measure(),
         # The optimizer's memory comes with the first step; the second draws no rows.
         lambda: group[0].advance(),

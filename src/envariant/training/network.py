@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from envariant.arrays import joined
-from envariant.errors import EnvariantError
-from envariant.random_numbers import default_generator, private_random_numbers
-from envariant.tasks import Task
+from envariant.core.conversion import joined
+from envariant.core.counter_rng import default_generator, private_random_numbers
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Task
 from envariant.training.precision import Precision
 
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
@@ -31,7 +31,7 @@ BLOCK_BYTES = {"cpu": 100 * 2**20, "cuda": 2**30}
 _BLOCK_ROWS = (64, 2**20)
 
 TOGETHER = "rows_together"
-"""An attribute of modules whose answer for a row depends on its neighbours: of how many, when predicting."""
+"""An attribute of modules whose answer for a row depends on its neighbors: of how many, when eval_params."""
 
 
 @final
@@ -105,7 +105,7 @@ class Network:
         self._both = _FeaturesAndOutput(module, needs_features).to(device)
         self.together = max(getattr(part, TOGETHER, 1) for part in module.modules())
         self._block = _BLOCK_ROWS[0]
-        self.changing, self.draws, self.width, self.features = self._probe(input_shape)
+        self.changing, self.stochastic, self.width, self.features = self._probe(input_shape)
         least, most = _BLOCK_ROWS
         self._block = max(least, min(most, BLOCK_BYTES[device.type] // (4 * self.width)))
 
@@ -233,7 +233,7 @@ class Network:
                 generator = default_generator(self.device)
                 before = generator.get_state()
                 features, output = functional_call(self._both, names, (inputs,))
-                draws = not torch.equal(before, generator.get_state())
+                stochastic = not torch.equal(before, generator.get_state())
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -252,7 +252,7 @@ class Network:
                 f"two rows gave {got}"
             )
         changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
-        return frozenset(changed), draws, sum(sizes) // 2, features.shape[1]
+        return frozenset(changed), stochastic, sum(sizes) // 2, features.shape[1]
 
 
 @final
@@ -267,7 +267,7 @@ class PureModel:
 
     def __init__(self, net: Network, buffers: Mapping[str, Tensor], replicas: int) -> None:
         self._net, self._buffers, self._replicas = net, buffers, replicas
-        self.networks = tuple(net.own)
+        self.auxiliary_networks = tuple(net.own)
 
     def __call__(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
         net = self._net

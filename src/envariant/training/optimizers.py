@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from envariant import specs
-from envariant.errors import EnvariantError
+from envariant.core import specs
+from envariant.core.errors import EnvariantError
 
 
-class OptimizerFamily(ABC):
+class OptimizerConfig(ABC):
     """A frozen description of an update rule; learning rate and weight decay belong to the replica.
 
     Attributes:
@@ -40,7 +40,7 @@ class OptimizerFamily(ABC):
 
 
 @final
-class Updates:
+class StackedOptimizer:
     """Moves the parameters of many replicas, each at a rate of its own.
 
     PyTorch's fused optimizers take one rate for all they move. But their rules are all of the form
@@ -55,7 +55,7 @@ class Updates:
 
     def __init__(
         self,
-        family: OptimizerFamily,
+        family: OptimizerConfig,
         params: Float[Tensor, "replicas numbers"],
         rates: Sequence[float],
         decays: Sequence[float],
@@ -107,7 +107,7 @@ class Updates:
 
 
 @dataclass(frozen=True)
-class _AdaptiveMoments(OptimizerFamily, ABC):
+class _AdaptiveMoments(OptimizerConfig, ABC):
     """What Adam and AdamW share: moving means of the gradient and of its square.
 
     Attributes:
@@ -158,7 +158,7 @@ class AdamW(_AdaptiveMoments):
 
 @final
 @dataclass(frozen=True)
-class SGD(OptimizerFamily):
+class SGD(OptimizerConfig):
     """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
 
     name: ClassVar[str] = "sgd"
@@ -175,10 +175,10 @@ class SGD(OptimizerFamily):
         return torch.optim.SGD([params], lr=1.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)
 
 
-OPTIMIZERS: dict[str, type[OptimizerFamily]] = {cls.name: cls for cls in (Adam, AdamW, SGD)}
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {cls.name: cls for cls in (Adam, AdamW, SGD)}
 
 
-def optimizer_family(text: str) -> OptimizerFamily:
+def optimizer_config(text: str) -> OptimizerConfig:
     """The optimizer that a string such as `sgd(momentum=0.9)` names.
 
     Raises:

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from envariant.errors import EnvariantError
-from envariant.tasks import Regression, Task
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Regression, Task
 
 Precision = Literal["float32", "bfloat16", "tf32"]
 

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from pydantic import TypeAdapter, ValidationError
 
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 from envariant.training.execution import Execution
 from envariant.training.replicas import Seeds
 
@@ -53,7 +53,7 @@ class Settings:
     init: str | None
     freeze: str | None
     test_environments: tuple[str, ...]
-    hold_out: float
+    holdout_fraction: float
     replicas: int
     seed: int
     precision: str

@@ -12,9 +12,9 @@ from typing import final
 import numpy as np
 from torch import Tensor
 
-from envariant.algorithms.contract import Algorithm
-from envariant.environments import EnvironmentSet
-from envariant.random_numbers import step_key
+from envariant.algorithms.base import Algorithm
+from envariant.core.counter_rng import step_key
+from envariant.core.environments import EnvironmentSet
 
 
 @final
@@ -23,14 +23,14 @@ class Seeds:
     """Where a replica's randomness comes from; each below 2³²."""
 
     data: int
-    initialisation: int
+    initialization: int
     order: int
 
     @classmethod
     def of(cls, seed: int, replica: int) -> "Seeds":
         """Seeds that depend on the run's seed and the replica's number and on nothing else."""
-        data, initialisation, order = np.random.SeedSequence([seed, replica]).generate_state(3)
-        return cls(int(data), int(initialisation), int(order))
+        data, initialization, order = np.random.SeedSequence([seed, replica]).generate_state(3)
+        return cls(int(data), int(initialization), int(order))
 
     def at(self, step: int) -> int:
         """A seed for what a module draws itself in one step, such as dropout.

@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from envariant.algorithms import Setting, recipe
-from envariant.errors import EnvariantError, unknown_name
-from envariant.models import model_family
-from envariant.random_numbers import private_random_numbers
-from envariant.tasks import Task, task_named
+from envariant.algorithms import TrainContext, recipe
+from envariant.core.counter_rng import private_random_numbers
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.tasks import Task, task_named
+from envariant.models import model_config
 from envariant.training import history, run_folder
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.diagnostics import Diagnosis, diagnose
@@ -47,7 +47,7 @@ class Spread:
         """Standard deviation with divisor n − 1; None with fewer than two replicas."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON wants them."""
         return {"mean": self.mean, "sd": self.sd, "values": list(self.values)}
 
@@ -142,7 +142,7 @@ class TrainingResult:
             raise EnvariantError(f"replica {replica}: is not in this run; it has {len(self.checkpoints)}")
         record, settings = self.record, self.record.settings
         try:
-            model_family(settings.model)
+            model_config(settings.model)
         except EnvariantError:
             raise EnvariantError(
                 f"model '{settings.model}': is not one of the library's; load "
@@ -186,7 +186,7 @@ class TrainingResult:
         frame.index.name = "environment"
         return frame
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """One object for `--json`: scores by environment, the worst, settings, versions, seconds."""
         record, metric = self.record, self.record.metric
         worst, places = self.worst()
@@ -198,12 +198,12 @@ class TrainingResult:
             "environments": {
                 name: {
                     "role": role,
-                    metric: self.final(name, metric).plain(),
-                    "loss": self.final(name, "loss").plain(),
+                    metric: self.final(name, metric).to_dict(),
+                    "loss": self.final(name, "loss").to_dict(),
                 }
                 for name, role in record.roles.items()
             },
-            "worst": {metric: worst.plain(), "environments": list(places)},
+            "worst": {metric: worst.to_dict(), "environments": list(places)},
             "failures": {str(k): reason for k, reason in self.failures.items()},
             "diagnoses": [asdict(diagnosis) for diagnosis in self.diagnoses],
             "settings": asdict(record.settings),
@@ -237,7 +237,7 @@ def rebuilt(
     Raises:
         EnvariantError: the library has no such model.
     """
-    family = model_family(model)
+    family = model_config(model)
     with private_random_numbers(0, torch.device("cpu")):
         module = family.build(input_shape, task.outputs)
         try:
@@ -245,11 +245,11 @@ def rebuilt(
         except EnvariantError:
             # An algorithm of the user's own; if it changed the model, the weights will not fit.
             return module
-        setting = Setting(
+        setting = TrainContext(
             environments,
             task,
             input_shape=input_shape,
             linear_head=isinstance(getattr(module, "head", None), nn.Linear),
             build=lambda shape: family.build(shape, task.outputs),
         )
-        return known.build(hyperparameters).adapted(module, setting)
+        return known.build(hyperparameters).wrap_model(module, setting)

@@ -13,7 +13,7 @@ from typing import final
 
 from filelock import FileLock, Timeout
 
-from envariant.errors import EnvariantError
+from envariant.core.errors import EnvariantError
 from envariant.training import checkpoint as checkpoints
 from envariant.training import history, record
 from envariant.training.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ from envariant.training.record import Record
 
 _OTHER = {"data": "other data", "model": "another model"}
 # Seconds between two checkpoints.
-_PATIENCE = 10.0
+CHECKPOINT_INTERVAL_S = 10.0
 
 
 @final
@@ -52,7 +52,7 @@ class RunFolder:
         self._saved = time.monotonic()
         self._lock = FileLock(path / ".lock")
         prepare(path)
-        with _said_clearly(path):
+        with errors_as_envariant(path):
             self._lock.acquire(timeout=0)
             if (path / "run.json").exists():
                 self._continue(wanted)
@@ -65,12 +65,12 @@ class RunFolder:
         """Writes what was measured, and the replicas' state if they are done or some seconds have passed."""
         measured = isinstance(event, Evaluated)
         done = measured and event.finished
-        if not measured and time.monotonic() - self._saved <= _PATIENCE:
+        if not measured and time.monotonic() - self._saved <= CHECKPOINT_INTERVAL_S:
             return
-        with _said_clearly(self._path):
+        with errors_as_envariant(self._path):
             if measured:
                 history.append(self._history, event.rows)
-            if done or time.monotonic() - self._saved > _PATIENCE:
+            if done or time.monotonic() - self._saved > CHECKPOINT_INTERVAL_S:
                 checkpoints.save(event.checkpoint(), self._path / "checkpoints")
                 self._saved = time.monotonic()
 
@@ -98,7 +98,7 @@ class RunFolder:
 
 
 @contextmanager
-def _said_clearly(path: Path) -> Generator[None]:
+def errors_as_envariant(path: Path) -> Generator[None]:
     """Turns what the disk says into one line."""
     try:
         yield
@@ -139,7 +139,7 @@ def prepare(path: Path) -> Execution | None:
     Raises:
         EnvariantError: the folder cannot be made, holds other things, or a damaged run.
     """
-    with _said_clearly(path):
+    with errors_as_envariant(path):
         path.mkdir(parents=True, exist_ok=True)
         if (path / "run.json").exists():
             return record.read(path / "run.json").execution
@@ -150,13 +150,13 @@ def prepare(path: Path) -> Execution | None:
 
 def _difference(stored: Record, wanted: Record, *, unfinished: bool) -> str:
     """The first setting that differs, in words; empty where none does."""
-    before, now = asdict(stored.settings), asdict(wanted.settings)
+    before, context = asdict(stored.settings), asdict(wanted.settings)
     if unfinished:
         # What went on under another version would not be the run that was begun.
         before |= stored.versions
-        now |= wanted.versions
+        context |= wanted.versions
     decides_nothing = {"source", "changed"} | (set() if unfinished else {"device", "threads", "precision"})
-    for key, value in now.items():
+    for key, value in context.items():
         if key not in decides_nothing and _plain(before.get(key)) != _plain(value):
             return f"{key} {_plain(before.get(key))}, not {_plain(value)}"
     for what, digest in wanted.fingerprints.items():

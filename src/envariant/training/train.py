@@ -7,22 +7,22 @@ from typing import Any, Literal
 
 import torch
 
-from envariant.algorithms.contract import Algorithm
-from envariant.environments import EnvironmentSet, EnvironmentSource
-from envariant.errors import EnvariantError
+from envariant.algorithms.base import Algorithm
+from envariant.core.environments import EnvironmentSet, EnvironmentSource
+from envariant.core.errors import EnvariantError
 from envariant.training import engine, provenance, run_folder
-from envariant.training.assembly import Chosen, ModelLike, assembled, at_least, check_environments
 from envariant.training.engine import Evaluated
-from envariant.training.execution import choose, wish
+from envariant.training.execution import choose, execution_request
 from envariant.training.history import HistoryRow
-from envariant.training.memory import parse as memory_in_bytes
-from envariant.training.plan import Plan, network
-from envariant.training.preparation import prepared
+from envariant.training.memory_budget import parse as memory_in_bytes
+from envariant.training.pretraining import prepared
 from envariant.training.progress import Watcher, watching
 from envariant.training.record import Record, Settings
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.result import TrainingResult
+from envariant.training.run_config import RunConfig, network
 from envariant.training.run_folder import RunFolder
+from envariant.training.run_spec import Chosen, ModelLike, assembled, at_least, check_environments
 
 
 def train(
@@ -40,7 +40,7 @@ def train(
     optimizer: str | None = None,
     precision: str = "auto",
     test_environments: Sequence[str] | None = None,
-    hold_out: float = 0.0,
+    holdout_fraction: float = 0.0,
     evaluate_every: int | None = None,
     augmentation: str | None = None,
     init: str | None = None,
@@ -70,7 +70,7 @@ def train(
         precision: of matrix products: "float32", "bfloat16", "tf32" (on CUDA), or "auto", which takes
             bfloat16 where the processor multiplies it natively and the model is large enough.
         test_environments: names to hold out; None holds out what the data suggest.
-        hold_out: share of every training environment's rows that is measured and not trained on.
+        holdout_fraction: share of every training environment's rows that is measured and not trained on.
         evaluate_every: steps between measurements; None gives about 25 of them.
         augmentation: `affine(rotation=15, shear=10, scale=0.2)` for random affine maps of images.
         init: what trains first, for the algorithm to start from: `erm(steps=100)`, or `rfc` for rich features
@@ -112,7 +112,7 @@ def train(
         optimizer=optimizer,
         precision=precision,
         test_environments=test_environments,
-        hold_out=hold_out,
+        holdout_fraction=holdout_fraction,
         evaluate_every=evaluate_every,
         augmentation=augmentation,
         init=init,
@@ -121,14 +121,14 @@ def train(
         compile=compile,
     )
     source, chosen, plan = parts.source, parts.chosen, parts.plan
-    wanted, budget = wish(execution), memory_in_bytes(memory)
+    wanted, budget = execution_request(execution), memory_in_bytes(memory)
     replicas = at_least("replicas", 1, replicas)
     seed = at_least("seed", 0, seed)
     if seed >= 2**32:
         raise EnvariantError(f"seed must lie below 2³²; got {seed}")
     runs = [parts.replica(k, Seeds.of(seed, k)) for k in range(replicas)]
 
-    first = source.draw(runs[0].seeds.data)
+    first = source.sample(runs[0].seeds.data)
     roles = first.roles(plan.test)
     check_environments(chosen, first, roles)
     net, _ = network(first, runs[0], plan)
@@ -148,7 +148,7 @@ def train(
         init=init,
         freeze=freeze,
         test_environments=tuple(name for name, role in roles.items() if role == "test"),
-        hold_out=parts.hold_out,
+        holdout_fraction=parts.holdout_fraction,
         replicas=replicas,
         seed=seed,
         precision=plan.precision,
@@ -164,7 +164,7 @@ def train(
     begun = None if out is None else run_folder.prepare(Path(out))
     label = f"{settings.algorithm} on {settings.data}"
     with watching(label, len(runs), plan.steps, first.task.metric, progress) as watch:
-        runs = [prepared(run, source, plan, parts.initialiser, watch.preparing) for run in runs]
+        runs = [prepared(run, source, plan, parts.initializer, watch.preparing) for run in runs]
         record = Record(
             settings=settings,
             execution=begun or choose(wanted, source, runs, plan, budget),
@@ -193,7 +193,7 @@ def train(
 def _collect(
     source: EnvironmentSource,
     runs: Sequence[Replica],
-    plan: Plan,
+    plan: RunConfig,
     record: Record,
     out: Path | str | None,
     watch: Watcher,

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from envariant.algorithms.contract import Penalty, State
-from envariant.environments import PredictedBatch
-from envariant.schedules import Schedule, Step
-from envariant.search_space import LogUniform
+from envariant.algorithms.base import Penalty, State
+from envariant.core.environments import PredictedBatch
+from envariant.core.schedules import Schedule, Step
+from envariant.core.search_space import LogUniform
 
 
 @final

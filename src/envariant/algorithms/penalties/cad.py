@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from envariant.algorithms.contract import Penalty, State
+from envariant.algorithms.base import Penalty, State
 from envariant.algorithms.penalties import distances
-from envariant.environments import PredictedBatch
-from envariant.errors import EnvariantError
-from envariant.schedules import Constant, Schedule
-from envariant.search_space import Choice
+from envariant.core.environments import PredictedBatch
+from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Constant, Schedule
+from envariant.core.search_space import Choice
 
 _REFERENCE = 0.07
 
@@ -29,7 +29,7 @@ class CAD(Penalty):
         temperature: T.
         conditional: CondCAD: only rows of one class are held against each other.
         flipped: as above; if not, the log-probability of the row's own environment is lowered.
-        normalised: whether features are first brought to length 1.
+        normalized: whether features are first brought to length 1.
         rows: at most so many rows of each environment are compared, drawn anew at each step.
     """
 
@@ -37,12 +37,12 @@ class CAD(Penalty):
     paper: ClassVar[str] = "Ruan, Dubois, Maddison 2022, arXiv 2201.00057"
     minimum_environments: ClassVar[int] = 2
     needs_features: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
     coefficient: Annotated[Schedule, Choice((1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2))] = Constant(0.1)
     temperature: Annotated[float, Choice((0.05, 0.1))] = 0.1
     conditional: bool = False
     flipped: bool = True
-    normalised: bool = False
+    normalized: bool = False
     rows: int = 512
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class CAD(Penalty):
 
     def of_rows(self, features: Tensor, targets: Tensor, environments: Tensor) -> Tensor:
         """The penalty of some rows."""
-        if self.normalised:
+        if self.normalized:
             features = torch.nn.functional.normalize(features, dim=1)
         others = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
         alike = (targets[:, None] == targets[None]) & others

@@ -10,12 +10,12 @@ from typing import Annotated, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from envariant import specs
-from envariant.algorithms.contract import Penalty, State
+from envariant.algorithms.base import Penalty, State
 from envariant.algorithms.penalties import distances
-from envariant.environments import PredictedBatch
-from envariant.schedules import Constant, Schedule
-from envariant.search_space import LogUniform
+from envariant.core import specs
+from envariant.core.environments import PredictedBatch
+from envariant.core.schedules import Constant, Schedule
+from envariant.core.search_space import LogUniform
 
 
 @final
@@ -35,7 +35,7 @@ class CausIRL(Penalty):
     paper: ClassVar[str] = "Chevalley, Bunne, Krause, Bauer 2022, arXiv 2206.11646"
     minimum_environments: ClassVar[int] = 2
     needs_features: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e-1, 1e1)] = Constant(1.0)
     distance: Literal["coral", "mmd"] = "coral"
     rows: int = 512
@@ -49,7 +49,7 @@ class CausIRL(Penalty):
         like = predicted.losses
         counts = torch.tensor(sizes, device=like.device)
         # Never the whole of an environment: the product with a number below 1 may round up to it.
-        cuts = (predicted.now.uniform(len(sizes), like=like) * counts).long().minimum(counts - 1)
+        cuts = (predicted.context.uniform(len(sizes), like=like) * counts).long().minimum(counts - 1)
         return self.at(predicted, cuts), state
 
     def at(self, predicted: PredictedBatch, cuts: Tensor) -> Tensor:

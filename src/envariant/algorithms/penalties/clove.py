@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from envariant.algorithms.contract import Penalty, State
+from envariant.algorithms.base import Penalty, State
 from envariant.algorithms.penalties import distances
-from envariant.environments import PredictedBatch
-from envariant.errors import EnvariantError
-from envariant.schedules import Schedule, Step
-from envariant.search_space import LogUniform
+from envariant.core.environments import PredictedBatch
+from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Schedule, Step
+from envariant.core.search_space import LogUniform
 
 
 @final
@@ -31,7 +31,7 @@ class CLOvE(Penalty):
 
     name: ClassVar[str] = "clove"
     paper: ClassVar[str] = "Wald, Feder, Greenfeld, Shalit 2021, arXiv 2102.10395"
-    draws: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
     needs_classes: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e0, 1e5)] = Step(1.0, 1e4, at=100)
     width: float = 0.4

@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from envariant.algorithms.contract import Penalty, State
+from envariant.algorithms.base import Penalty, State
 from envariant.algorithms.penalties import distances
-from envariant.environments import PredictedBatch
-from envariant.schedules import Constant, Schedule
-from envariant.search_space import LogUniform
+from envariant.core.environments import PredictedBatch
+from envariant.core.schedules import Constant, Schedule
+from envariant.core.search_space import LogUniform
 
 
 @final

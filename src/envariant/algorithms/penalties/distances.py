@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envariant.environments import PredictedBatch
+from envariant.core.environments import PredictedBatch
 
 WIDE = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 """The γ of the kernels on features in DomainBed."""
@@ -30,8 +30,8 @@ class Moments:
         """Those of the rows at which `chosen` is 1; it is 0 at the others."""
         count = chosen.sum()
         mean = chosen @ rows / count.clamp(min=1)
-        centred = rows - mean
-        return cls(mean, centred.T @ (chosen[:, None] * centred) / (count - 1).clamp(min=1))
+        centerd = rows - mean
+        return cls(mean, centerd.T @ (chosen[:, None] * centerd) / (count - 1).clamp(min=1))
 
 
 def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tensor, ""]:
@@ -79,7 +79,7 @@ def few_rows(predicted: PredictedBatch, most: int) -> tuple[Tensor, tuple[int, .
     sizes = predicted.batch.sizes
     places = torch.arange(sum(sizes), device=predicted.losses.device).split(sizes)
     if max(sizes) > most:
-        drawn = predicted.now.uniform(sum(sizes), draw=_ROWS_DRAW, like=predicted.losses).split(sizes)
+        drawn = predicted.context.uniform(sum(sizes), draw=_ROWS_DRAW, like=predicted.losses).split(sizes)
         places = [
             place if len(place) <= most else place[numbers.argsort()[:most]]
             for place, numbers in zip(places, drawn, strict=True)

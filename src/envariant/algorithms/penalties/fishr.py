@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from envariant.algorithms.contract import Parameters, Penalty, Setting, State
-from envariant.environments import PredictedBatch
-from envariant.errors import EnvariantError
-from envariant.schedules import Schedule, Step
-from envariant.search_space import LogUniform, Uniform
+from envariant.algorithms.base import Parameters, Penalty, State, TrainContext
+from envariant.core.environments import PredictedBatch
+from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Schedule, Step
+from envariant.core.search_space import LogUniform, Uniform
 
 
 @final
@@ -27,7 +27,7 @@ class Fishr(Penalty):
     Attributes:
         coefficient: λ; its range suits the means over environments and entries of the DomainBed code.
         memory: γ of the moving mean; 0 is none.
-        centred: whether variances are about the mean; the RFC code takes plain second moments.
+        centerd: whether variances are about the mean; the RFC code takes plain second moments.
         summed: over environments and entries, as in the paper and its Colored MNIST code, and no mean.
     """
 
@@ -38,7 +38,7 @@ class Fishr(Penalty):
     needs_linear_head: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e1, 1e4)] = Step(0.0, 1e3, at=100)
     memory: Annotated[float, Uniform(0.9, 0.99)] = 0.95
-    centred: bool = True
+    centerd: bool = True
     summed: bool = False
 
     def __post_init__(self) -> None:
@@ -46,10 +46,10 @@ class Fishr(Penalty):
         if not 0 <= self.memory < 1:
             raise EnvariantError(f"Fishr: memory must lie in [0, 1); got {self.memory:g}")
 
-    def init(self, params: Parameters, setting: Setting) -> State:
-        shape = (setting.environments, setting.task.outputs)
+    def init(self, params: Parameters, context: TrainContext) -> State:
+        shape = (context.environments, context.task.outputs)
         like = next(iter(params.values()))
-        return {"weight": like.new_zeros(*shape, setting.features), "bias": like.new_zeros(shape)}
+        return {"weight": like.new_zeros(*shape, context.features), "bias": like.new_zeros(shape)}
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         newest = self.variances(predicted)
@@ -67,7 +67,7 @@ class Fishr(Penalty):
         pairs = list(zip(batch.split(residuals), batch.split(predicted.features), strict=True))
         weight = torch.stack([(a.square().T @ h.square()) / len(a) for a, h in pairs])
         bias = torch.stack([a.square().mean(dim=0) for a, _ in pairs])
-        if self.centred:
+        if self.centerd:
             weight = weight - torch.stack([a.T @ h / len(a) for a, h in pairs]).square()
             bias = bias - torch.stack([a.mean(dim=0) for a, _ in pairs]).square()
         return {"weight": weight, "bias": bias}

@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, final
 
 from torch import Tensor
 
-from envariant.algorithms.contract import GradientPenalty, State
-from envariant.schedules import Constant, Schedule
-from envariant.search_space import LogUniform
+from envariant.algorithms.base import GradientPenalty, State
+from envariant.core.schedules import Constant, Schedule
+from envariant.core.search_space import LogUniform
 
 
 @final

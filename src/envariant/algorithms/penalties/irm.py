@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from envariant import specs
-from envariant.algorithms.contract import Penalty, State
-from envariant.environments import PredictedBatch
-from envariant.schedules import Schedule, Step
-from envariant.search_space import LogUniform
+from envariant.algorithms.base import Penalty, State
+from envariant.core import specs
+from envariant.core.environments import PredictedBatch
+from envariant.core.schedules import Schedule, Step
+from envariant.core.search_space import LogUniform
 
 
 @final

@@ -5,11 +5,11 @@ from typing import Annotated, ClassVar, final
 
 from torch import Tensor
 
-from envariant.algorithms.contract import Penalty, State
+from envariant.algorithms.base import Penalty, State
 from envariant.algorithms.penalties.rdm import of_worst
-from envariant.environments import PredictedBatch
-from envariant.schedules import Schedule, Step
-from envariant.search_space import Uniform
+from envariant.core.environments import PredictedBatch
+from envariant.core.schedules import Schedule, Step
+from envariant.core.search_space import Uniform
 
 
 @final

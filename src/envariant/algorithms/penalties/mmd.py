@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from envariant.algorithms.contract import Penalty, State
+from envariant.algorithms.base import Penalty, State
 from envariant.algorithms.penalties import distances
-from envariant.environments import PredictedBatch
-from envariant.schedules import Constant, Schedule
-from envariant.search_space import LogUniform
+from envariant.core.environments import PredictedBatch
+from envariant.core.schedules import Constant, Schedule
+from envariant.core.search_space import LogUniform
 
 
 @final
@@ -30,7 +30,7 @@ class MMD(Penalty):
     paper: ClassVar[str] = "Li, Pan, Wang, Kot, CVPR 2018"
     minimum_environments: ClassVar[int] = 2
     needs_features: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e-1, 1e1)] = Constant(1.0)
     rows: int = 512
 

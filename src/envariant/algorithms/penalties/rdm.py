@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor
 
-from envariant.algorithms.contract import Penalty, State
+from envariant.algorithms.base import Penalty, State
 from envariant.algorithms.penalties import distances
-from envariant.environments import PredictedBatch
-from envariant.schedules import Schedule, Step
-from envariant.search_space import Uniform
+from envariant.core.environments import PredictedBatch
+from envariant.core.schedules import Schedule, Step
+from envariant.core.search_space import Uniform
 
 _GAMMAS = (1e-4, *distances.WIDE)
 
@@ -30,7 +30,7 @@ class RDM(Penalty):
     name: ClassVar[str] = "rdm"
     paper: ClassVar[str] = "Nguyen et al. 2023, arXiv 2310.18598"
     minimum_environments: ClassVar[int] = 2
-    draws: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
     coefficient: Annotated[Schedule, Uniform(0.1, 10.0)] = Step(0.0, 5.0, at=100)
     rows: int = 512
 

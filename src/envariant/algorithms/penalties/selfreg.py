@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from envariant.algorithms.contract import Penalty, Setting, State
-from envariant.environments import PredictedBatch
-from envariant.schedules import Constant, Schedule
-from envariant.search_space import LogUniform
+from envariant.algorithms.base import Penalty, State, TrainContext
+from envariant.core.environments import PredictedBatch
+from envariant.core.schedules import Constant, Schedule
+from envariant.core.search_space import LogUniform
 
 _PROJECTION = "selfreg-projection"
 
@@ -32,24 +32,26 @@ class SelfReg(Penalty):
     name: ClassVar[str] = "selfreg"
     paper: ClassVar[str] = "Kim et al. 2021, arXiv 2104.09841"
     needs_features: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e-2, 1e1)] = Constant(1.0)
 
-    def networks(self, setting: Setting) -> Mapping[str, nn.Module]:
-        width = setting.features
+    def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
+        width = context.features
         hidden = width if width == 2048 else 2 * width
         layers: list[nn.Module] = []
         for wide, narrow in ((width, hidden), (hidden, hidden), (hidden, width)):
             # Whatever a bias adds, the next layer takes off; and it is never asked outside of training.
-            normalised = nn.BatchNorm1d(narrow, track_running_stats=False)
-            layers += [nn.Linear(wide, narrow, bias=False), normalised, nn.ReLU()]
+            normalized = nn.BatchNorm1d(narrow, track_running_stats=False)
+            layers += [nn.Linear(wide, narrow, bias=False), normalized, nn.ReLU()]
         return {_PROJECTION: nn.Sequential(*layers[:-1])}
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        now, like, targets = predicted.now, predicted.losses, predicted.batch.targets
-        projected = predicted.networks[_PROJECTION](predicted.features)
-        share = now.symmetric_beta(0.5, draw=2, like=like)
-        partners = [partner_of_same(targets, now.permutation(len(like), draw=d, like=like)) for d in (0, 1)]
+        context, like, targets = predicted.context, predicted.losses, predicted.batch.targets
+        projected = predicted.auxiliary_networks[_PROJECTION](predicted.features)
+        share = context.symmetric_beta(0.5, draw=2, like=like)
+        partners = [
+            partner_of_same(targets, context.permutation(len(like), draw=d, like=like)) for d in (0, 1)
+        ]
         return self.at(predicted, projected, share, partners[0], partners[1]), state
 
     def at(

@@ -12,16 +12,16 @@ from typing import final
 import torch
 from filelock import FileLock, Timeout
 
-from envariant.errors import EnvariantError
-from envariant.studies.batches import Batch, Update, perform, reached, steps_of
+from envariant.core.errors import EnvariantError
+from envariant.studies.jobs import Batch, Update, perform, reached, steps_of
 from envariant.studies.store import Store
 from envariant.training import checkpoint as checkpoints
-from envariant.training.execution import Execution, wish
+from envariant.training.execution import Execution, execution_request
 
 # Seconds between two checkpoints of a batch.
-_PATIENCE = 10.0
+CHECKPOINT_INTERVAL_S = 10.0
 
-Told = Callable[[int, int, int], None]
+ProgressCallback = Callable[[int, int, int], None]
 """Is given a run's number, updates made and updates in all."""
 
 
@@ -30,7 +30,7 @@ def sweep(
     *,
     execution: str | Execution = "auto",
     workers: int = 1,
-    told: Told | None = None,
+    on_progress: ProgressCallback | None = None,
     until: float | None = None,
 ) -> None:
     """Trains every planned run of the study in a folder, and what others left unfinished.
@@ -39,14 +39,14 @@ def sweep(
         folder: of the study.
         execution: how runs of a batch are executed, as for `envariant.train`; or known beforehand.
         workers: processes, which share the cores.
-        told: hears of every step made in this process.
+        on_progress: hears of every step made in this process.
         until: when to stop, by `time.monotonic`; what is not done then goes on in the next call.
 
     Raises:
         EnvariantError: the store cannot be written.
     """
     if isinstance(execution, str):
-        wish(execution)
+        execution_request(execution)
     if workers < 1:
         raise EnvariantError(f"workers must be at least 1; got {workers}")
     how = _How(execution, workers, until)
@@ -58,12 +58,12 @@ def sweep(
     try:
         for other in others:
             other.start()
-        _work(folder, how, told)
+        _work(folder, how, on_progress)
         for other in others:
             other.join()
         if any(other.exitcode for other in others):
             # One was killed, or failed in a way that this process will see as well.
-            _work(folder, how, told)
+            _work(folder, how, on_progress)
     finally:
         torch.set_num_threads(before)
         for other in others:
@@ -88,14 +88,14 @@ class _How:
         return orphaned or (self.until is not None and time.monotonic() > self.until)
 
 
-def _work(folder: Path, how: _How, told: Told | None = None) -> None:
+def _work(folder: Path, how: _How, on_progress: ProgressCallback | None = None) -> None:
     """Takes batches of the study in a folder until there is none that is not taken, or the time is over."""
     with Store(folder) as store:
         for batch in store.unfinished():
             if not how.over:
-                _locked(store, batch, how, told)
+                _locked(store, batch, how, on_progress)
         while not how.over and (batch := store.claim(how.workers)) is not None:
-            _locked(store, batch, how, told)
+            _locked(store, batch, how, on_progress)
 
 
 def _apart(folder: Path, how: _How, threads: int) -> None:
@@ -109,20 +109,20 @@ def place(store: Store, batch: int) -> Path:
     return store.folder / "batches" / f"{batch:06d}"
 
 
-def _locked(store: Store, batch: int, how: _How, told: Told | None) -> None:
+def _locked(store: Store, batch: int, how: _How, on_progress: ProgressCallback | None) -> None:
     """Trains a batch, unless another process does."""
     folder = place(store, batch)
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(Timeout), FileLock(folder / ".lock", timeout=0):
         if batch in store.unfinished():
-            _train(store, batch, folder, how, told)
+            _train(store, batch, folder, how, on_progress)
 
 
-def _train(store: Store, batch: int, folder: Path, how: _How, told: Told | None) -> None:
+def _train(store: Store, batch: int, folder: Path, how: _How, on_progress: ProgressCallback | None) -> None:
     members = store.members(batch)
     begun = store.facts(batch)
     given = how.execution if isinstance(how.execution, Execution) else None
-    wanted = wish("auto" if given is not None else str(how.execution))
+    wanted = execution_request("auto" if given is not None else str(how.execution))
     known = given if begun is None else Execution(**begun.execution)
     study = store.study
     if not members:
@@ -137,9 +137,9 @@ def _train(store: Store, batch: int, folder: Path, how: _How, told: Told | None)
             if update.facts is not None and begun is None:
                 store.under_way(batch, update.facts)
             saved = _store(store, update, folder, saved)
-            if told is not None:
+            if on_progress is not None:
                 for run in update.runs:
-                    told(run, steps if update.outcomes else update.step, steps)
+                    on_progress(run, steps if update.outcomes else update.step, steps)
             if how.over:
                 return
     except EnvariantError as error:
@@ -154,7 +154,7 @@ def _store(store: Store, update: Update, folder: Path, saved: float) -> float:
         store.add(update.rows, update.outcomes)
     # After that, so that what a checkpoint has reached is always known; a run that is done may be trained
     # from its last checkpoint again, to the same bits.
-    if update.event is not None and (update.outcomes or time.monotonic() - saved > _PATIENCE):
+    if update.event is not None and (update.outcomes or time.monotonic() - saved > CHECKPOINT_INTERVAL_S):
         checkpoints.save(update.event.checkpoint(), folder)
         return time.monotonic()
     return saved

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from envariant.errors import EnvariantError
-from envariant.studies.batches import Batch, perform, steps_of
-from envariant.studies.executors.local import Told, place
+from envariant.core.errors import EnvariantError
+from envariant.studies.executors.local import ProgressCallback, place
+from envariant.studies.jobs import Batch, perform, steps_of
 from envariant.studies.store import Facts, Outcome, Store
-from envariant.training.execution import wish
+from envariant.training.execution import execution_request
 from envariant.training.history import HistoryRow
 
 # How often a batch is tried on another node when its own dies.
@@ -28,7 +28,11 @@ Came = tuple[Facts, list[HistoryRow], list[Outcome]]
 
 
 def sweep(
-    folder: Path, *, address: str | None = None, execution: str = "auto", told: Told | None = None
+    folder: Path,
+    *,
+    address: str | None = None,
+    execution: str = "auto",
+    on_progress: ProgressCallback | None = None,
 ) -> None:
     """Trains every planned run of the study in a folder on a cluster.
 
@@ -36,12 +40,12 @@ def sweep(
         folder: of the study; only this process needs it.
         address: of the cluster, as Ray writes it; None is the one that is at hand, or this machine.
         execution: how runs of a batch are executed, as for `envariant.train`.
-        told: hears of every run that has come back.
+        on_progress: hears of every run that has come back.
 
     Raises:
         EnvariantError: Ray is not installed or cannot be reached, or the store cannot be written.
     """
-    wish(execution)
+    execution_request(execution)
     ray = _ray()
     if not ray.is_initialized():
         try:
@@ -50,7 +54,7 @@ def sweep(
             raise EnvariantError(f"ray: no cluster at {address or 'this machine'} ({error})") from None
     remote = ray.remote(num_cpus=1, max_retries=_TRIES)(train)
     with Store(folder) as store:
-        _drive(ray, remote, store, execution, told)
+        _drive(ray, remote, store, execution, on_progress)
 
 
 def train(batch: Batch, execution: str) -> Came:
@@ -63,14 +67,14 @@ def train(batch: Batch, execution: str) -> Came:
     facts: list[Facts] = []
     rows: list[HistoryRow] = []
     outcomes: list[Outcome] = []
-    for update in perform(batch, wish(execution)):
+    for update in perform(batch, execution_request(execution)):
         facts += [update.facts] if update.facts is not None else []
         rows += update.rows
         outcomes += update.outcomes
     return facts[0], rows, outcomes
 
 
-def _drive(ray: Any, remote: Any, store: Store, execution: str, told: Told | None) -> None:
+def _drive(ray: Any, remote: Any, store: Store, execution: str, on_progress: ProgressCallback | None) -> None:
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = list(store.unfinished())
     under_way: dict[Any, int] = {}
@@ -87,7 +91,7 @@ def _drive(ray: Any, remote: Any, store: Store, execution: str, told: Told | Non
             if not under_way:
                 return
             for done in ray.wait(list(under_way), num_returns=1)[0]:
-                _written(ray, store, under_way.pop(done), done, told)
+                _written(ray, store, under_way.pop(done), done, on_progress)
 
 
 def _mine(locks: ExitStack, store: Store, batch: int) -> bool:
@@ -101,7 +105,7 @@ def _mine(locks: ExitStack, store: Store, batch: int) -> bool:
     return batch in store.unfinished()
 
 
-def _written(ray: Any, store: Store, batch: int, done: Any, told: Told | None) -> None:
+def _written(ray: Any, store: Store, batch: int, done: Any, on_progress: ProgressCallback | None) -> None:
     members = store.members(batch)
     try:
         facts, rows, outcomes = ray.get(done)
@@ -115,10 +119,10 @@ def _written(ray: Any, store: Store, batch: int, done: Any, told: Told | None) -
         store.under_way(batch, facts)
         store.add(rows, outcomes)
         store.finish(batch)
-    if told is not None:
+    if on_progress is not None:
         steps = steps_of(Batch(store.study, members))
         for stored in members:
-            told(stored.id, steps, steps)
+            on_progress(stored.id, steps, steps)
 
 
 def _ray() -> Any:

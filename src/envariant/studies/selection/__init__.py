@@ -1,6 +1,6 @@
 """How a model is chosen out of a study: each way a pure function of the study's table."""
 
-from envariant.studies.selection.contract import Chosen, Missing, Selection, select
+from envariant.studies.selection.base import Chosen, Missing, Selection, select
 from envariant.studies.selection.invariance import Invariance
 from envariant.studies.selection.leave_one_out import LeaveOneOut
 from envariant.studies.selection.oracle import Oracle

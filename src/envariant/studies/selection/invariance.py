@@ -5,8 +5,8 @@ from typing import ClassVar, final
 
 import pandas as pd
 
-from envariant.errors import EnvariantError
-from envariant.studies.selection.contract import Chosen, Missing, Selection, best, chosen, last_steps
+from envariant.core.errors import EnvariantError
+from envariant.studies.selection.base import Chosen, Missing, Selection, best, chosen, last_steps
 
 
 @final

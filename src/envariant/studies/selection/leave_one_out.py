@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 import pandas as pd
 
-from envariant.studies.selection.contract import Chosen, Missing, Selection, best, chosen
+from envariant.studies.selection.base import Chosen, Missing, Selection, best, chosen
 
 
 @final
@@ -23,27 +23,27 @@ class LeaveOneOut(Selection):
     about: ClassVar[str] = "best in training environments that were left out in turn, at any measured step"
 
     def choose(self, candidates: pd.DataFrame, others: pd.DataFrame) -> Chosen | Missing:
-        test = set(json.loads(candidates["held_out"].iloc[0]))
+        test = set(json.loads(candidates["test_environments"].iloc[0]))
         if len(test) != 1:
             return Missing("it needs runs that hold out one environment")
-        pairs = [(held, set(json.loads(held)) - test) for held in others["held_out"].unique()]
+        pairs = [(held, set(json.loads(held)) - test) for held in others["test_environments"].unique()]
         wanted = {left.pop(): held for held, left in pairs if len(left) == 1 and set(json.loads(held)) > test}
-        every = {name for held in others["held_out"].unique() for name in json.loads(held)} - test
+        every = {name for held in others["test_environments"].unique() for name in json.loads(held)} - test
         if lacking := sorted(every - wanted.keys()) or (not wanted and ["any other"]):
             return Missing(
                 f"no run holds out {' or '.join(lacking)} beside {test.pop()}; "
-                f'plan the study with held_out = "each-and-pairs"'
+                f'plan the study with test_environments = "each-and-pairs"'
             )
         scores = candidates.assign(left_out=0.0)
         for name, held in wanted.items():
-            pair = others[others["held_out"] == held]
+            pair = others[others["test_environments"] == held]
             done = pair[pair["state"] == "done"]
             known = {
-                (row["algorithm"], row["draw"], row["step"]): json.loads(row["tests"]).get(name)
+                (row["algorithm"], row["trial"], row["step"]): json.loads(row["tests"]).get(name)
                 for row in done.to_dict("records")
             }
             found = [
-                known.get((row["algorithm"], row["draw"], row["step"])) for row in scores.to_dict("records")
+                known.get((row["algorithm"], row["trial"], row["step"])) for row in scores.to_dict("records")
             ]
             if all(value is None for value in found):
                 states = ", ".join(sorted(set(pair["state"])))

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 import pandas as pd
 
-from envariant.studies.selection.contract import Chosen, Missing, Selection, best, chosen, last_steps
+from envariant.studies.selection.base import Chosen, Missing, Selection, best, chosen, last_steps
 
 
 @final

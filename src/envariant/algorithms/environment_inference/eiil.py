@@ -1,0 +1,62 @@
+"""EIIL: two environments between which a first model's answers are as far from invariant as can be."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from envariant.algorithms.base import EnvironmentInference
+from envariant.core import specs
+from envariant.core.search_space import Choice
+from envariant.core.tasks import Task
+
+
+@final
+@dataclass(frozen=True)
+class EIIL(EnvironmentInference):
+    """max_q ½[(mean_i q_i·d_i)² + (mean_i (1 − q_i)·d_i)²], d_i = ∂ℓ_i(s·z_i)/∂s at 1. Creager et al. 2021.
+
+    z are the logits of a first model, trained by ERM on all rows and then fixed. The objective is convex in
+    mean_i q_i·d_i, so its maximum is at an end: q_i = 1 where d_i > 0. For the logistic loss d_i < 0 exactly
+    where the model is right, and the environments are the rows on which it is right and those on which it
+    is wrong.
+
+    Attributes:
+        reference_steps: that the first model trains; 0 is as many as the run.
+        reference_l2: weight of the squared norm in its loss.
+        method: "exact", or "ascent" for the paper's 10,000 steps of Adam from random q.
+    """
+
+    name: ClassVar[str] = "eiil"
+    paper: ClassVar[str] = "Creager, Jacobsen, Zemel 2021, arXiv 2010.07249"
+    reference_steps: int = 0
+    reference_l2: float = 0.0011
+    method: Annotated[Literal["exact", "ascent"], Choice(("exact", "ascent"))] = "exact"
+
+    def __post_init__(self) -> None:
+        specs.checked(EIIL, vars(self), "EIIL")
+
+    def environments(self, logits: Tensor, targets: Tensor, task: Task) -> Tensor:
+        slopes = task.multiplier_derivatives(logits, targets)
+        if self.method == "exact":
+            return (slopes > 0).long()
+        return (ascended(slopes, torch.Generator().manual_seed(0)) > 0.5).long()
+
+
+def objective(q: Tensor, slopes: Tensor) -> Tensor:
+    """What is maximized; means over all rows, whatever Σq."""
+    return ((q * slopes).mean() ** 2 + ((1 - q) * slopes).mean() ** 2) / 2
+
+
+def ascended(slopes: Tensor, generator: torch.Generator, steps: int = 10_000) -> Tensor:
+    """Q after Adam's ascent at a rate of 1e-3 from q = σ(ω), ω ~ N(0, 1)."""
+    start = torch.randn(slopes.shape, generator=generator, dtype=slopes.dtype).to(slopes.device)
+    with torch.enable_grad():
+        omega = start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([omega], lr=1e-3)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (-objective(torch.sigmoid(omega), slopes)).backward()
+            optimizer.step()
+    return torch.sigmoid(omega.detach())

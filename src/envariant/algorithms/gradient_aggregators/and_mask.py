@@ -1,0 +1,72 @@
+"""AND-mask: move a weight only where the environments agree which way it should go."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from envariant.algorithms.base import GradientAggregator, Metrics, State
+from envariant.core import specs
+from envariant.core.errors import EnvariantError
+from envariant.core.search_space import Choice, Uniform
+from envariant.core.step_context import StepContext
+
+KEPT = "and-mask kept"
+"""The metric that tells which share of all entries the mask keeps."""
+
+
+@final
+@dataclass(frozen=True)
+class AndMask(GradientAggregator):
+    """mask · ḡ with mask = 1[|mean_e sign(g_e)| ≥ τ], entry by entry. Parascandolo et al. 2020.
+
+    An optimizer's weight decay acts after the mask: masked weights still decay.
+
+    Attributes:
+        threshold: τ in [0, 1]. 0 keeps every entry; 1 only those where all environments agree.
+        mean: what the mask multiplies: the arithmetic mean of the gradients or their geometric mean,
+            sign(ḡ)·exp((1/E) Σ_e log(|g_e| + 1e-10)).
+        inverse_sparsity: divide each tensor by the share of its entries that the mask keeps.
+        strict: as in the linear unit tests: the agreement must exceed τ, and each environment's gradient of
+            the first tensor is brought to length 1. At τ = 1 nothing moves.
+    """
+
+    name: ClassVar[str] = "and-mask"
+    paper: ClassVar[str] = "Parascandolo et al. 2020, arXiv 2009.00329"
+    minimum_environments: ClassVar[int] = 2
+    threshold: Annotated[float, Uniform(0.5, 1.0)] = 1.0
+    mean: Annotated[Literal["arithmetic", "geometric"], Choice(("arithmetic", "geometric"))] = "arithmetic"
+    inverse_sparsity: Annotated[bool, Choice((True, False))] = True
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        specs.checked(AndMask, vars(self), "AndMask")
+        if not 0 <= self.threshold <= 1:
+            raise EnvariantError(f"AndMask: threshold must lie in [0, 1]; got {self.threshold:g}")
+
+    def combine(
+        self, gradients: Mapping[str, Tensor], state: State, context: StepContext
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        if self.strict:
+            first = next(iter(gradients))
+            norms = gradients[first].flatten(1).norm(dim=1)
+            shape = (-1, *(1,) * (gradients[first].dim() - 1))
+            gradients = {**gradients, first: gradients[first] / norms.view(shape).clamp(min=1e-30)}
+        masks = {name: self._mask(gradient) for name, gradient in gradients.items()}
+        combined = {name: self._combine(gradient, masks[name]) for name, gradient in gradients.items()}
+        kept = torch.stack([mask.sum() for mask in masks.values()]).sum()
+        return combined, state, {KEPT: kept / sum(mask.numel() for mask in masks.values())}
+
+    def _mask(self, gradients: Tensor) -> Tensor:
+        agreement = gradients.sign().mean(dim=0).abs() - self.threshold
+        # The tolerance keeps rounding of τ = k/E from deciding.
+        return (agreement > 1e-6 if self.strict else agreement >= -1e-6).to(gradients.dtype)
+
+    def _combine(self, gradients: Tensor, mask: Tensor) -> Tensor:
+        combined = gradients.mean(dim=0)
+        if self.mean == "geometric":
+            combined = combined.sign() * (gradients.abs() + 1e-10).log().mean(dim=0).exp()
+        combined = mask * combined
+        return combined / (1e-10 + mask.mean()) if self.inverse_sparsity else combined

@@ -1,0 +1,35 @@
+"""GroupDRO: environments that do badly gain weight from step to step, so that the worst one is fitted."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+from torch import Tensor
+
+from envariant.algorithms.base import Parameters, RiskAggregator, State, TrainContext
+from envariant.core.environments import PredictedBatch
+from envariant.core.search_space import LogUniform
+
+
+@final
+@dataclass(frozen=True)
+class GroupDRO(RiskAggregator):
+    """Σ_e q_e·R_e with q_e ← q_e·exp(η·R_e), normalized, before the sum. Sagawa et al. 2020, algorithm 1.
+
+    The weights are kept as logarithms, so that none is lost for good once it is small.
+
+    Attributes:
+        rate: η, how fast weight goes to the worst environment.
+    """
+
+    name: ClassVar[str] = "groupdro"
+    paper: ClassVar[str] = "Sagawa, Koh, Hashimoto, Liang 2019, arXiv 1911.08731"
+    minimum_environments: ClassVar[int] = 2
+    rate: Annotated[float, LogUniform(1e-3, 1e-1)] = 1e-2
+
+    def init(self, params: Parameters, context: TrainContext) -> State:
+        like = next(iter(params.values()))
+        return {"log_weights": like.new_zeros(context.environments).log_softmax(dim=0)}
+
+    def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
+        log_weights = (state["log_weights"] + self.rate * predicted.risks.detach()).log_softmax(dim=0)
+        return (log_weights.exp() * predicted.risks).sum(), {"log_weights": log_weights}

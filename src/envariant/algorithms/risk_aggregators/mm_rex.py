@@ -1,0 +1,52 @@
+"""MM-REx: the worst of all affine combinations of the risks, which reaches beyond the worst environment."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+from torch import Tensor
+
+from envariant.algorithms.base import RiskAggregator, State
+from envariant.algorithms.risk_aggregators.worst import worst_of
+from envariant.core.environments import PredictedBatch
+from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Constant, Schedule, Step, schedule
+from envariant.core.search_space import LogUniform
+
+
+@final
+@dataclass(frozen=True)
+class MMREx(RiskAggregator):
+    """max over Σλ_e = 1, λ_e ≥ λ_min of Σ_e λ_e R_e = R̄ + κ·(max_e R_e − R̄), with κ = 1 − E·λ_min.
+
+    κ = 0 is ERM, κ = 1 the worst risk (risk interpolation), κ > 1 extrapolates. Krueger et al., eq. 4–5.
+
+    Attributes:
+        coefficient: κ. The REx code's weight c on |R_1 − R_2| is κ = c for two environments.
+    """
+
+    name: ClassVar[str] = "mm-rex"
+    paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"
+    minimum_environments: ClassVar[int] = 2
+    coefficient: Annotated[Schedule, LogUniform(1e2, 1e6)] = Step(1.0, 1e4, at=100)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "coefficient", schedule(self.coefficient))
+
+    @classmethod
+    def with_minimum_weight(cls, minimum: float, environments: int) -> "MMREx":
+        """The paper's form: no environment's weight λ_e falls below `minimum`.
+
+        Raises:
+            EnvariantError: `minimum` exceeds 1/E, so that the weights cannot sum to 1.
+        """
+        if not environments * minimum <= 1 + 1e-9:
+            raise EnvariantError(f"MMREx: minimum must be at most 1/{environments}; got {minimum:g}")
+        return cls(Constant(1 - environments * minimum))
+
+    def coefficient_at(self, step: int) -> float:
+        return self.coefficient(step)
+
+    def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
+        risks = predicted.risks
+        beyond = worst_of(risks) - risks.mean()
+        return risks.mean() + self.coefficient(predicted.context.step) * beyond, state

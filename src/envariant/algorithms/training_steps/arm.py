@@ -1,0 +1,95 @@
+"""ARM: the model is shown, beside each row, what a context network makes of the rows around it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad_and_value
+
+from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
+from envariant.algorithms.training_steps.context import GroupMeans
+from envariant.core.environments import EnvironmentBatch
+from envariant.core.errors import EnvariantError
+from envariant.core.step_context import StepContext
+
+
+@final
+@dataclass(frozen=True)
+class ARM(TrainingStep):
+    """R of f([x_i; mean_j c(x_j)]), the mean over the rows of i's environment. Zhang et al. 2020, ARM-CML.
+
+    The context network c turns an image into one more channel (three 5×5 convolutions), and a
+    row of columns into one more column. In training an environment's whole batch is the context; when
+    eval_params it is 256 neighboring rows, so those must come from one environment. In the released code
+    the context network is in no optimizer and stays random; here it trains with the model. Group norm
+    stands where that code has batch norm, so that a context depends on its own rows alone.
+
+    Attributes:
+        trained: whether the context network trains.
+        width: of its hidden layers.
+    """
+
+    name: ClassVar[str] = "arm"
+    paper: ClassVar[str] = "Zhang et al. 2020, arXiv 2007.02931"
+    trained: bool = True
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise EnvariantError(f"ARM: width must be at least 1; got {self.width}")
+
+    def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
+        channels, *rest = context.input_shape
+        return _WithContext(_context(context.input_shape, self.width), context.another((channels + 1, *rest)))
+
+    def gradients(
+        self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        def loss(params: Parameters) -> Tensor:
+            logits = torch.cat([model(params, inputs)[1] for inputs in batch.split(batch.inputs)])
+            return batch.task.losses(logits, batch.targets).mean()
+
+        gradient, value = grad_and_value(loss)(params)
+        if not self.trained:
+            gradient = {k: g * 0 if k.startswith("context.") else g for k, g in gradient.items()}
+        return gradient, state, {"risk": value.detach()}
+
+
+@final
+class _WithContext(nn.Module):
+    """A model for rows of one more channel, which a context network fills in."""
+
+    def __init__(self, context: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.context, self.means, self.model = context, GroupMeans(), model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        context = self.means(self.context(inputs))
+        return self.model(torch.cat([inputs, context.to(inputs.dtype)], dim=1))
+
+
+def _context(input_shape: Sequence[int], width: int) -> nn.Module:
+    if len(input_shape) == 3:
+        groups = math.gcd(8, width)
+        return nn.Sequential(
+            nn.Conv2d(input_shape[0], width, 5, padding=2),
+            nn.GroupNorm(groups, width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 5, padding=2),
+            nn.GroupNorm(groups, width),
+            nn.ReLU(),
+            nn.Conv2d(width, 1, 5, padding=2),
+        )
+    inner = math.prod(input_shape[1:])
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(input_shape), width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, inner),
+        nn.Unflatten(1, (1, *input_shape[1:])),
+    )

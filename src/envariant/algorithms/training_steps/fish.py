@@ -1,0 +1,65 @@
+"""Fish: one environment after another, and then a part of the way there: so that their gradients agree."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
+from envariant.algorithms.training_steps import adam
+from envariant.algorithms.training_steps.pairs import Stack, weighted_mean
+from envariant.core.environments import EnvironmentBatch
+from envariant.core.errors import EnvariantError
+from envariant.core.search_space import Choice
+from envariant.core.step_context import StepContext
+
+
+@final
+@dataclass(frozen=True)
+class Fish(TrainingStep):
+    """θ ← θ + ε·(θ' − θ), θ' after one inner step on each environment in turn. Shi et al. 2021, algorithm 1.
+
+    To first order that raises the inner product of the environments' gradients. The inner Adam, at the
+    run's learning rate, keeps its moments from step to step, as in DomainBed; there is no outer optimizer.
+
+    Attributes:
+        meta_rate: ε.
+        shuffled: environments in random order, as in the paper; else in their own.
+    """
+
+    name: ClassVar[str] = "fish"
+    paper: ClassVar[str] = "Shi et al. 2021, arXiv 2104.09937"
+    minimum_environments: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = True
+    returns_updates: ClassVar[bool] = True
+    meta_rate: Annotated[float, Choice((0.05, 0.1, 0.5))] = 0.5
+    shuffled: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.meta_rate <= 1:
+            raise EnvariantError(f"Fish: meta_rate must lie in (0, 1]; got {self.meta_rate:g}")
+
+    def init(self, params: Parameters, context: TrainContext) -> State:
+        return adam.moments(params)
+
+    def gradients(
+        self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        stack = Stack.of(batch, next(iter(params.values())))
+        if self.shuffled:
+            stack = stack.at(context.permutation(len(batch.sizes), like=stack.counts))
+
+        def risk(p: Parameters, e: int) -> Tensor:
+            return weighted_mean(
+                batch.task.losses(model(p, stack.inputs[e])[1], stack.targets[e]), stack.counts[e]
+            )
+
+        there, memory, risks = dict(params), state, list[Tensor]()
+        for e in range(len(batch.sizes)):
+            gradient, value = grad_and_value(risk)(there, e)
+            there, memory = adam.step(there, gradient, memory, context.learning_rate)
+            risks.append(value.detach())
+        way = {name: self.meta_rate * far for name, far in adam.moved(params, there).items()}
+        return way, memory, {"risk": torch.stack(risks).mean()}

@@ -1,0 +1,68 @@
+"""Mixup between environments: rows half-way from one environment to the next, and both their targets."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainingStep
+from envariant.algorithms.training_steps.pairs import Stack, weighted_mean
+from envariant.core.environments import EnvironmentBatch
+from envariant.core.errors import EnvariantError
+from envariant.core.search_space import LogUniform
+from envariant.core.step_context import StepContext
+
+
+@final
+@dataclass(frozen=True)
+class Mixup(TrainingStep):
+    """(1/E) Σ_pairs λ·R(f(x̃), y_i) + (1 − λ)·R(f(x̃), y_j), x̃ = λ·x_i + (1 − λ)·x_j. Yan et al. 2020.
+
+    The environments form a ring in random order, each paired with the next; one λ ~ Beta(α, α) a pair.
+    Rows are paired as they come; of a pair of unlike sizes only as many as the smaller one has.
+
+    Attributes:
+        alpha: α; small values leave rows nearly as they are.
+    """
+
+    name: ClassVar[str] = "mixup"
+    paper: ClassVar[str] = "Yan et al. 2020, arXiv 2001.00677; Xu et al. 2019, arXiv 1912.01805"
+    stochastic: ClassVar[bool] = True
+    alpha: Annotated[float, LogUniform(1e-1, 1e1)] = 0.2
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise EnvariantError(f"Mixup: alpha must exceed 0; got {self.alpha:g}")
+
+    def gradients(
+        self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        like = next(iter(params.values()))
+        environments = len(batch.sizes)
+        order = context.permutation(environments, like=like)
+        shares = context.symmetric_beta(self.alpha, environments, draw=1, like=like)
+
+        def mixed(params: Parameters) -> Tensor:
+            return mixed_risk(model, params, batch, order, shares)
+
+        found, risk = grad_and_value(mixed)(params)
+        return found, state, {"risk": risk.detach()}
+
+
+def mixed_risk(
+    model: Model, params: Parameters, batch: EnvironmentBatch, order: Tensor, shares: Tensor
+) -> Tensor:
+    """The risk on mixed rows for a given ring and given shares, one a pair."""
+    first = Stack.of(batch, shares).at(order)
+    second = first.at(torch.arange(len(shares), device=shares.device).roll(-1))
+    share = shares.view(-1, 1, *(1,) * (batch.inputs.dim() - 1)).to(batch.inputs.dtype)
+    rows = share * first.inputs + (1 - share) * second.inputs
+    logits = model(params, rows.flatten(0, 1))[1]
+    losses = [
+        batch.task.losses(logits, side.targets.flatten()).unflatten(0, side.targets.shape)
+        for side in (first, second)
+    ]
+    both = shares[:, None] * losses[0] + (1 - shares[:, None]) * losses[1]
+    return weighted_mean(both, first.counts * second.counts).mean()

@@ -1,0 +1,87 @@
+"""MTL: the head reads a row's features and, beside them, the mean features of the row's environment."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad_and_value
+
+from envariant.algorithms.base import (
+    Metrics,
+    Model,
+    Parameters,
+    State,
+    TrainContext,
+    TrainingStep,
+    featurizer_and_head,
+)
+from envariant.algorithms.training_steps.context import GroupMeans
+from envariant.core.environments import EnvironmentBatch
+from envariant.core.search_space import Choice
+from envariant.core.step_context import StepContext
+
+
+@final
+@dataclass(frozen=True)
+class MTL(TrainingStep):
+    """Σ_e R_e of a head on [h_i; ε_e], ε_e ← memory·mean_i h_i + (1 − memory)·ε_e. Blanchard et al. 2017.
+
+    The embedding ε_e of an environment is a moving mean of its features. When eval_params it is the mean
+    over 256 neighboring rows, so those must come from one environment. The released code overwrites the
+    embedding with noise before the head sees it; here the head sees the embedding.
+
+    Attributes:
+        memory: weight of the newest mean, so that 1 remembers nothing.
+    """
+
+    name: ClassVar[str] = "mtl"
+    paper: ClassVar[str] = "Blanchard et al. 2017, arXiv 1711.07910"
+    needs_features: ClassVar[bool] = True
+    needs_linear_head: ClassVar[bool] = True
+    memory: Annotated[float, Choice((0.5, 0.9, 0.99, 1.0))] = 0.99
+
+    def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
+        _, head = featurizer_and_head(module, self.name)
+        module.add_module("head", _ContextHead(head))
+        return module
+
+    def init(self, params: Parameters, context: TrainContext) -> State:
+        like = next(iter(params.values()))
+        return {"embeddings": like.new_zeros(context.environments, context.features)}
+
+    def gradients(
+        self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        def loss(params: Parameters) -> tuple[Tensor, Tensor]:
+            features, _ = model(params, batch.inputs)
+            means = batch.per_environment_mean(features)
+            embeddings = self.memory * means + (1 - self.memory) * state["embeddings"]
+            context = embeddings[batch.environment_of_rows()]
+            logits = model.head(params, torch.cat([features, context], dim=1))
+            risks = batch.per_environment_mean(batch.task.losses(logits, batch.targets))
+            return risks.sum(), embeddings
+
+        gradient, (value, embeddings) = grad_and_value(loss, has_aux=True)(params)
+        risk = value.detach() / len(batch.sizes)
+        return gradient, {"embeddings": embeddings.detach()}, {"risk": risk}
+
+
+@final
+class _ContextHead(nn.Module):
+    """A linear head of twice the width; rows that bring no context get the mean of their neighbors'."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.means = GroupMeans()
+        self.linear = nn.Linear(2 * head.in_features, head.out_features)
+        with torch.no_grad():
+            # With the context left out, it is the head that the model came with.
+            self.linear.weight[:, : head.in_features] = head.weight
+            self.linear.weight[:, head.in_features :] = 0
+            self.linear.bias.copy_(head.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.shape[1] < self.linear.in_features:
+            features = torch.cat([features, self.means(features)], dim=1)
+        return self.linear(features)

@@ -1,0 +1,121 @@
+"""SagNet: content is learned under borrowed style, and style is made to say nothing about the class."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad_and_value
+
+from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
+from envariant.algorithms.training_steps import adam
+from envariant.core.environments import EnvironmentBatch
+from envariant.core.errors import EnvariantError
+from envariant.core.search_space import LogUniform
+from envariant.core.step_context import StepContext
+
+_STYLE = "sagnet-style"
+
+
+@final
+@dataclass(frozen=True)
+class SagNet(TrainingStep):
+    """Three steps: CE of the head on restyled features; CE of a style head; style to be of no use. Nam 2021.
+
+    A row's style is the mean and variance of its features, its content what is left. (1) Featurizer and
+    head learn from features whose style is mixed with another row's, (2) a second head learns the class
+    from features with another row's content, (3) the featurizer steps to make that head's answer flat.
+    Three Adams. On vectors, as in DomainBed; the paper does it on the maps inside a convolutional network.
+
+    Attributes:
+        weight: of (3).
+    """
+
+    name: ClassVar[str] = "sagnet"
+    paper: ClassVar[str] = "Nam et al. 2019, arXiv 1910.11645"
+    needs_features: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
+    returns_updates: ClassVar[bool] = True
+    weight: Annotated[float, LogUniform(1e-2, 1e1)] = 0.1
+
+    def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
+        if context.features < 2:
+            raise EnvariantError("sagnet: needs features of width 2 or more; a single one has no style")
+        return {_STYLE: nn.Linear(context.features, context.task.outputs)}
+
+    def init(self, params: Parameters, context: TrainContext) -> State:
+        groups = {"featurizer": adam.part(params, "featurizer"), "head": adam.part(params, "head")}
+        groups["style"] = adam.part(params, _STYLE)
+        return {name: adam.moments(group) for name, group in groups.items()}
+
+    def gradients(
+        self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        like, rows, rate = next(iter(params.values())), len(batch.targets), context.learning_rate
+        task = batch.task
+        groups = {name: list(adam.part(params, name)) for name in ("featurizer", "head", _STYLE)}
+
+        def drawn(turn: int) -> tuple[Tensor, Tensor]:
+            order = context.permutation(rows, draw=2 * turn, like=like)
+            return order, context.uniform(rows, 1, draw=2 * turn + 1, like=like)
+
+        def some(params: Parameters, *names: str) -> dict[str, Tensor]:
+            return {key: params[key] for name in names for key in groups[name]}
+
+        def content_loss(own: Parameters) -> Tensor:
+            features, _ = model({**params, **own}, batch.inputs)
+            restyled = with_style_of(features, *drawn(0))
+            return task.losses(model.head(own, restyled), batch.targets).mean()
+
+        def answer(params: Parameters, turn: int) -> Tensor:
+            """What the style head says of features with the content of other rows."""
+            features, _ = model(params, batch.inputs)
+            return task.logits(model.network(_STYLE, params, with_content_of(features, drawn(turn)[0])))
+
+        first, risk = grad_and_value(content_loss)(some(params, "featurizer", "head"))
+        new = dict(state)
+        ahead, new["head"] = adam.step(params, some(first, "head"), state["head"], rate)
+        ahead, new["featurizer"] = adam.step(ahead, some(first, "featurizer"), state["featurizer"], rate)
+
+        def style_loss(own: Parameters) -> Tensor:
+            return task.losses(answer({**ahead, **own}, 1), batch.targets).mean()
+
+        second = adam.slopes(style_loss, some(ahead, _STYLE))
+        last, new["style"] = adam.step(ahead, second, state["style"], rate)
+
+        def useless(own: Parameters) -> Tensor:
+            return self.weight * _flatness(answer({**last, **own}, 2))
+
+        third = adam.slopes(useless, some(last, "featurizer"))
+        last, new["featurizer"] = adam.step(last, third, new["featurizer"], rate)
+        return adam.moved(params, last), new, {"risk": risk.detach()}
+
+
+def with_style_of(features: Tensor, order: Tensor, share: Tensor) -> Tensor:
+    """Features with a mean and variance between their own, a part `share`, and those of the rows `order`."""
+    content, mean, variance = _parted(features)
+    mean = share * mean + (1 - share) * mean[order]
+    variance = share * variance + (1 - share) * variance[order]
+    return content * (variance + _TINY).sqrt() + mean
+
+
+def with_content_of(features: Tensor, order: Tensor) -> Tensor:
+    """The content of the rows `order`, a constant, under each row's own mean and variance."""
+    content, mean, variance = _parted(features)
+    return content[order].detach() * (variance + _TINY).sqrt() + mean
+
+
+_TINY = 1e-5
+
+
+def _parted(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    mean, variance = features.mean(dim=1, keepdim=True), features.var(dim=1, keepdim=True)
+    return (features - mean) / (variance + _TINY).sqrt(), mean, variance
+
+
+def _flatness(logits: Tensor) -> Tensor:
+    """Cross-entropy against equal odds, mean over rows; of a single logit those of its two classes."""
+    classes = torch.stack([torch.zeros_like(logits), logits], dim=1) if logits.dim() == 1 else logits
+    return -classes.log_softmax(dim=1).mean()

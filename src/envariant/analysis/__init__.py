@@ -1,0 +1,1 @@
+"""Statistical analyses as pure functions from arrays to dataclasses."""

@@ -1,0 +1,1 @@
+"""Data types, tasks, metrics and numerics that every other package builds on."""

@@ -1,0 +1,1 @@
+"""Colored MNIST and colored digits: construction, protocols and sources."""

@@ -1,0 +1,1 @@
+"""Images: folders, metadata files and WILDS folders as environment sources."""

@@ -1,0 +1,1 @@
+"""Tables: reading, column types, encoding, and tables as environment sources."""

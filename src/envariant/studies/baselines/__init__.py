@@ -1,0 +1,1 @@
+"""Predictors that studies compare with trained networks."""

@@ -1,0 +1,110 @@
+"""Shifts made by hand: none, other rows, other targets of the same rows, other shares of the targets."""
+
+import json
+
+import pytest
+import torch
+
+from envariant.analysis.distribution_shift import shifts
+from envariant.cli import main
+from envariant.core.environments import Environment, EnvironmentSet
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Binary, Multiclass, Regression
+
+
+def pair(first, second, task=None, rows=1500):
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for name, make in (("a", first), ("b", second)):
+        x = torch.randn(rows, 3, generator=generator)
+        noise = torch.randn(rows, generator=generator)
+        inputs, targets = make(x, noise)
+        made.append(Environment(name, inputs, targets))
+    (found,) = shifts(EnvironmentSet("pair", tuple(made), task or Binary(), test=("b",)), trials=2)
+    return found
+
+
+def usual(x, noise):
+    return x, (x[:, 0] + 0.5 * noise > 0).float()
+
+
+def test_where_nothing_differs_there_is_no_shift():
+    found = pair(usual, usual)
+    assert found.diversity.mean < 0.05
+    assert found.correlation.mean < 0.12
+    assert found.label.mean < 0.05
+    assert found.covariate.mean < 0.1
+
+
+def test_other_rows_are_diversity_shift():
+    found = pair(usual, lambda x, noise: (x + 8, (x[:, 0] + 0.5 * noise > 0).float()))
+    assert found.diversity.mean > 0.7
+    assert found.correlation.mean < 0.1
+    assert found.covariate.mean > 0.9
+    assert found.kind == "diversity"
+
+
+def test_a_column_that_turns_round_is_correlation_shift():
+    def made(sign):
+        def make(x, noise):
+            shape = (x[:, 0] > 0).float()
+            y = torch.where(
+                torch.rand(len(x), generator=torch.Generator().manual_seed(1)) < 0.75, shape, 1 - shape
+            )
+            color = torch.where(noise < 1.0, 2 * y - 1, 1 - 2 * y) * sign
+            return torch.stack([x[:, 0], color + 0.1 * x[:, 1]], dim=1), y
+
+        return make
+
+    found = pair(made(1), made(-1))
+    assert found.correlation.mean > 0.4
+    assert found.diversity.mean < 0.1
+    assert found.kind == "correlation"
+
+
+def test_other_shares_of_the_targets_are_label_shift():
+    def shares(low):
+        def make(x, noise):
+            return x, (torch.rand(len(x), generator=torch.Generator().manual_seed(2)) < low).float()
+
+        return make
+
+    assert pair(shares(0.2), shares(0.6)).label.mean == pytest.approx(0.4, abs=0.05)
+
+
+def test_classes_and_real_targets_have_shifts_too():
+    many = pair(
+        lambda x, noise: (x, x.argmax(dim=1)), lambda x, noise: (x, (-x).argmax(dim=1)), Multiclass(3)
+    )
+    assert 0 <= many.correlation.mean <= 1
+    real = pair(
+        lambda x, noise: (x, x[:, 0] + noise), lambda x, noise: (x, x[:, 0] + noise + 3), Regression()
+    )
+    assert real.label.mean > 0.5
+
+
+def test_the_same_each_time_and_for_every_training_environment():
+    found = shifts(colored_digits(), trials=1)
+    assert [(s.first, s.second) for s in found] == [
+        ("flip-0.2 + flip-0.1", "flip-0.9"),
+        ("flip-0.2", "flip-0.1"),
+    ]
+    assert found == shifts(colored_digits(), trials=1)
+
+
+def test_too_few_rows_or_environments_are_refused():
+    few = Environment("a", torch.zeros(9, 2), torch.zeros(9))
+    other = Environment("b", torch.zeros(9, 2), torch.zeros(9))
+    with pytest.raises(EnvariantError, match="'a' and 'b' need at least 40 rows"):
+        shifts(EnvironmentSet("few", (few, other), Binary(), test=("b",)))
+    with pytest.raises(EnvariantError, match="shift lies between environments, and there is one"):
+        shifts(EnvironmentSet("one", (few,), Binary()))
+
+
+def test_the_command_says_which_kind(capsys):
+    main(["data", "shift", "colored-digits", "--trials", "1", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["shifts"][0]["kind"] in ("correlation", "both")
+    assert set(found["shifts"][0]) >= {"diversity", "correlation", "label", "covariate"}
+    main(["data", "shift", "colored-digits", "--trials", "1"])
+    assert "OoD-Bench" in capsys.readouterr().out

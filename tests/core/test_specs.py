@@ -1,0 +1,191 @@
+"""The little language: what is written is what is read, and nothing is ever evaluated."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.specs import Spec, describe, fill, format_value, parse, parse_value
+
+# Words that Python or the language itself reads as something else are no words here.
+WORDS = st.from_regex(r"[a-z]{1,3}[0-9_][a-z0-9_]{0,4}", fullmatch=True)
+NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_+:-]{0,8}", fullmatch=True)
+ATOMS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**15), 10**15)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | WORDS
+)
+
+
+def calls(values):
+    """Calls with at least one argument: a bare name among values is a word."""
+    made = st.builds(
+        Spec,
+        WORDS,
+        st.lists(values, max_size=3).map(tuple),
+        st.dictionaries(WORDS, values, max_size=3),
+    )
+    return made.filter(lambda spec: spec.positional or spec.keywords)
+
+
+VALUES = st.recursive(ATOMS, lambda v: st.lists(v, max_size=3).map(tuple) | calls(v), max_leaves=8)
+
+
+@given(NAMES, st.lists(VALUES, max_size=3), st.dictionaries(WORDS, VALUES, max_size=3))
+def test_a_spec_written_down_is_read_back(name, positional, keywords):
+    spec = Spec(name, tuple(positional), keywords)
+    assert parse(str(spec)) == spec
+
+
+@given(VALUES)
+def test_a_value_written_down_is_read_back_in_its_own_type(value):
+    read = parse_value(format_value(value))
+    assert read == value
+    if not isinstance(value, float):  # 10000.0 is written 10000.
+        assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("inf"), -float("inf"), "two words", "true", "1", "mm-rex", ("and-mask", 2)],
+)
+def test_an_unusual_value_written_down_is_read_back(value):
+    read = parse_value(format_value(value))
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("irm", Spec("irm")),
+        ("irm()", Spec("irm")),
+        (" irm ( 1 , b = 2 ) ", Spec("irm", (1,), {"b": 2})),
+        ("and-mask(threshold=0.5)", Spec("and-mask", (), {"threshold": 0.5})),
+        ("erm++", Spec("erm++")),
+        ("colored-mnist:irm(label_noise=1e-1)", Spec("colored-mnist:irm", (), {"label_noise": 0.1})),
+        ("a(b(1, c=d(-2)))", Spec("a", (Spec("b", (1,), {"c": Spec("d", (-2,))}),))),
+        ("a((1, 2), [3], ())", Spec("a", ((1, 2), (3,), ()))),
+        ("a(true, false, none, mean)", Spec("a", (True, False, None, "mean"))),
+        ("a('two words')", Spec("a", ("two words",))),
+    ],
+)
+def test_names_and_arguments_mean_what_a_reader_expects(text, spec):
+    assert parse(text) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e4", 1e4),
+        (" -3 ", -3),
+        ("true", True),
+        ("None", None),
+        ("mean", "mean"),
+        ("(1, 2)", (1, 2)),
+        ("step(1, 1e4, at=190)", Spec("step", (1, 1e4), {"at": 190})),
+        ("and-mask", "and-mask"),
+        ("mm-rex", "mm-rex"),
+        ("mnist-cnn", "mnist-cnn"),
+        ("erm++", "erm++"),
+        ("mm-rex(coefficient=1)", Spec("mm-rex", (), {"coefficient": 1})),
+        ("colored-mnist:irm(label_noise=0.1)", Spec("colored-mnist:irm", (), {"label_noise": 0.1})),
+    ],
+)
+def test_a_value_may_be_a_number_a_word_or_a_call_whose_name_has_hyphens(text, value):
+    assert parse_value(text) == value
+
+
+@pytest.mark.parametrize("read", [parse, parse_value])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "f(__import__('os').system('touch {}'))",
+        "f(a=__import__('os').system('touch {}'))",
+        "f(open('{}', 'w'))(1)",
+        "f(*open('{}', 'w'))",
+        "f(**open('{}', 'w'))",
+        "f((lambda: open('{}', 'w'))())",
+        "f([open('{}', 'w') for _ in (1,)])",
+        "f(open('{}', 'w') or 1)",
+        "f(1), open('{}', 'w').write(1)",
+        'f(f\'{{open("{}", "w")}}\')',
+    ],
+)
+def test_nothing_is_ever_evaluated(read, attack, tmp_path):
+    with pytest.raises(EnvariantError, match=r"^cannot read "):
+        read(attack.format(tmp_path / "touched"))
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_call_is_kept_as_a_call_and_not_made(tmp_path):
+    path = str(tmp_path / "touched")
+    assert parse(f"f(open('{path}', 'w'))") == Spec("f", (Spec("open", (path, "w")),))
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1x", "f(", "f)", "f(1", "f(1)(2)", "f(1) g", "f(a=1, a=2)", "f(a=1, 2)", "f.x", "f(x.y)", "f(1+1)"],
+)
+def test_what_is_no_spec_is_refused_with_what_was_typed(text):
+    with pytest.raises(EnvariantError) as refusal:
+        parse(text)
+    assert str(refusal.value).startswith(f"cannot read '{text}': expected ")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    flour: int
+    water: int = 2
+    salt: float = 0.1
+
+
+def test_arguments_are_matched_with_fields():
+    assert fill(Recipe, parse("recipe(3, salt=1)")) == {"flour": 3, "salt": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("r(1, wter=3)", "r: unknown setting 'wter'; did you mean 'water'? known: flour, salt, water"),
+        ("r(1, 2, 3, 4)", "r: takes at most 3 values without a key; got 4"),
+        ("r(1, flour=2)", "r: 'flour' is given twice"),
+        ("r(water=2)", "r: needs flour, as in r(flour=…)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(text, message):
+    with pytest.raises(EnvariantError) as refusal:
+        fill(Recipe, parse(text))
+    assert str(refusal.value) == message
+
+
+def test_fields_may_be_barred_from_going_without_a_key():
+    with pytest.raises(EnvariantError, match=r"^r: takes at most 1 values without a key; got 2$"):
+        fill(Recipe, parse("r(1, 2)"), positional=("flour",))
+    with pytest.raises(EnvariantError, match=r"^r: settings need a key, as in r\(flour=…\)$"):
+        fill(Recipe, parse("r(1)"), positional=())
+
+
+def test_hidden_fields_are_neither_known_nor_named():
+    with pytest.raises(EnvariantError) as refusal:
+        fill(Recipe, parse("r(1, salt=3)"), hidden=("salt",))
+    assert str(refusal.value) == "r: unknown setting 'salt'; known: flour, water"
+
+
+def test_a_description_names_only_what_is_unusual():
+    assert describe("r", Recipe(1), Recipe(1)) == "r"
+    assert describe("r", Recipe(1, salt=0.5), Recipe(1)) == "r(salt=0.5)"
+
+
+def test_an_unknown_name_comes_with_the_nearest_and_all_known_ones():
+    assert str(unknown_name("fruit", "aple", ["pear", "apple"])) == (
+        "unknown fruit 'aple'; did you mean 'apple'? known: apple, pear"
+    )
+    assert str(unknown_name("fruit", "xyz", [], where="basket")) == (
+        "basket: unknown fruit 'xyz'; known: none"
+    )

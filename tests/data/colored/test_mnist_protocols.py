@@ -1,0 +1,325 @@
+"""Colored MNIST on the real digits: the counts that each program's own order of random numbers gives."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from envariant import published
+from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Step
+from envariant.core.tasks import Binary
+from envariant.data import ColoredMNIST, colored_mnist
+from envariant.data.colored import mnist
+from envariant.models import model_config
+
+PROTOCOLS = ("irm", "domainbed", "thirds")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return mnist.load()
+
+
+@pytest.fixture(scope="module")
+def irm():
+    return ColoredMNIST("irm").sample(0)
+
+
+@pytest.fixture(scope="module")
+def domainbed():
+    return ColoredMNIST("domainbed").sample(0)
+
+
+@pytest.fixture(scope="module")
+def thirds():
+    return ColoredMNIST("thirds").sample(0)
+
+
+@pytest.fixture(params=PROTOCOLS)
+def drawn(request):
+    return request.getfixturevalue(request.param)
+
+
+def counts(environment):
+    """Rows with label 1, with color 1, whose color is the label, whose label is the shape."""
+    label, color = environment.targets.long(), environment.attributes["color"]
+    agree = [label == 1, color == 1, color == label, label == environment.attributes["shape"]]
+    return [int(rows.sum()) for rows in agree]
+
+
+def first_digits(environment, rows):
+    return environment.attributes["digit"][:rows].tolist()
+
+
+def test_irm_counts_are_those_of_the_fixture(irm):
+    assert irm.names == ("flip-0.2", "flip-0.1", "flip-0.9")
+    assert list(map(counts, irm.environments)) == [
+        [12_786, 12_720, 19_974, 18_824],
+        [12_670, 12_737, 22_441, 18_830],
+        [5_014, 5_011, 987, 7_544],
+    ]
+
+
+def test_irm_rows_are_those_of_the_fixture(irm, digits):
+    first, second, test = irm.environments
+    assert [len(e) for e in irm.environments] == [25_000, 25_000, 10_000]
+    # The shuffled digits start 2 2 5 5 9 7 2 7 3 4, the permutation 11841 19602 45519 25747 42642.
+    assert first_digits(first, 5) == [2, 5, 9, 2, 3]
+    assert first_digits(second, 5) == [2, 5, 7, 7, 4]
+    for environment, rows in ((first, [11841, 45519, 42642]), (second, [19602, 25747])):
+        ink = torch.from_numpy(digits.train_images[rows][:, ::2, ::2].astype(np.float32) / np.float32(255))
+        assert torch.equal(environment.inputs[: len(rows)].sum(dim=1), ink)
+    assert torch.equal(test.attributes["digit"], torch.tensor(digits.train_labels[50_000:].tolist()))
+    ink = torch.from_numpy(digits.train_images[50_000:, ::2, ::2].astype(np.float32) / np.float32(255))
+    assert torch.equal(test.inputs.sum(dim=1), ink)
+
+
+def test_domainbed_counts_are_those_of_the_fixture(domainbed):
+    assert domainbed.names == ("+90%", "+80%", "-90%")
+    assert [len(e) for e in domainbed.environments] == [23_334, 23_333, 23_333]
+    assert list(map(counts, domainbed.environments)) == [
+        [11_729, 11_664, 20_949, 17_565],
+        [11_695, 11_546, 18_636, 17_548],
+        [11_762, 11_609, 2_278, 17_568],
+    ]
+
+
+def test_domainbed_rows_are_those_of_the_fixture(domainbed, digits):
+    # The permuted digits start 0 9 2 9 9 0 1 2 5 1, the permutation 26044 34615 62699 39172 46907.
+    found = [first_digits(e, 4) for e in domainbed.environments]
+    assert [found[0], found[1][:3], found[2][:3]] == [[0, 9, 1, 1], [9, 9, 2], [2, 0, 5]]
+    images = np.concatenate([digits.train_images, digits.test_images])
+    for environment, row in zip(domainbed.environments, (26044, 34615, 62699), strict=True):
+        ink = torch.from_numpy(images[row].astype(np.float32) / np.float32(255))
+        assert torch.equal(environment.inputs[0].sum(dim=0), ink)
+
+
+def test_thirds_counts_are_those_of_the_fixture(thirds):
+    assert thirds.names == ("train1", "train2", "test")
+    # The fixture counts red, which is color 0.
+    found = [(y, 20_000 - c, agree, shape) for y, c, agree, shape in map(counts, thirds.environments)]
+    assert found == [
+        (9_859, 10_199, 15_978, 14_868),
+        (9_957, 10_083, 18_006, 14_974),
+        (9_966, 10_021, 2_081, 15_154),
+    ]
+
+
+def test_thirds_are_blocks_in_file_order_with_digits_from_five_on_called_one(thirds, digits):
+    whole = torch.cat([e.attributes["digit"] for e in thirds.environments])
+    assert torch.equal(whole, torch.tensor(digits.train_labels.tolist()))
+    shape = torch.cat([e.attributes["shape"] for e in thirds.environments])
+    assert torch.equal(shape, (whole >= 5).long())
+    low = [int((e.attributes["digit"] < 5).sum()) for e in thirds.environments]
+    assert low == [10_225, 10_195, 10_176]
+
+
+def test_thirds_are_standardized_and_their_blue_channel_is_zero(thirds, digits):
+    environment = thirds["train1"]
+    assert environment.inputs.shape == (20_000, 3, 28, 28)
+    assert not environment.inputs[:, 2].any()
+    # A corner is background in red and green.
+    torch.testing.assert_close(
+        environment.inputs[:, :2, 0, 0], torch.full((20_000, 2), -0.4242), atol=5e-5, rtol=0
+    )
+    color = environment.attributes["color"]
+    held = environment.inputs[torch.arange(20_000), color]
+    empty = environment.inputs[torch.arange(20_000), 1 - color]
+    expected = (torch.from_numpy(digits.train_images[:20_000] / np.float32(255)) - 0.1307) / 0.3081
+    torch.testing.assert_close(held, expected, atol=1e-6, rtol=0)
+    assert empty.unique().numel() == 1
+
+
+@pytest.mark.parametrize("protocol", ["irm", "domainbed"])
+def test_exactly_one_channel_of_every_image_holds_ink_and_it_is_the_colors(protocol, request):
+    for environment in request.getfixturevalue(protocol).environments:
+        held = environment.inputs.flatten(2).any(dim=2)
+        assert bool((held.sum(dim=1) == 1).all())
+        assert torch.equal(held.long().argmax(dim=1), environment.attributes["color"])
+        assert float(environment.inputs.min()) == 0
+        assert float(environment.inputs.max()) <= 1
+
+
+def test_the_last_environment_is_held_out_and_theory_is_known(drawn):
+    assert list(drawn.roles().values()) == ["train", "train", "test"]
+    assert (drawn.known.chance, drawn.known.optimum) == (0.5, 0.75)
+    assert drawn.task == Binary()
+    assert all(e.inputs.dtype == e.targets.dtype == torch.float32 for e in drawn.environments)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_agreements_of_another_seed_are_within_four_standard_errors(protocol):
+    source = ColoredMNIST(protocol, size=7)
+    facts = source.facts(source.sample(5))
+    assert [f.theory.color_only for f in facts] == [1 - flip for flip in source.flips]
+    for fact in facts:
+        assert fact.theory.shape_only == 0.75
+        for share, expected in (
+            (fact.color_agreement, fact.theory.color_only),
+            (fact.shape_agreement, fact.theory.shape_only),
+        ):
+            assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / fact.rows)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_facts_are_direct_counts(protocol, request):
+    drawn = request.getfixturevalue(protocol)
+    facts = ColoredMNIST(protocol).facts(drawn)
+    for fact, environment in zip(facts, drawn.environments, strict=True):
+        rows = len(environment)
+        ones, _, color, shape = counts(environment)
+        assert (fact.environment, fact.rows) == (environment.name, rows)
+        assert fact.role == drawn.roles()[environment.name]
+        found = (fact.label_one, fact.color_agreement, fact.shape_agreement)
+        assert found == pytest.approx((ones / rows, color / rows, shape / rows), rel=1e-12)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(protocol):
+    source = ColoredMNIST(protocol, size=7)
+    first, again, other = (source.sample(seed) for seed in (3, 3, 4))
+    for a, b, c in zip(first.environments, again.environments, other.environments, strict=True):
+        assert torch.equal(a.inputs, b.inputs)
+        assert torch.equal(a.targets, b.targets)
+        assert not torch.equal(a.targets, c.targets)
+
+
+def test_a_draw_leaves_the_global_generators_alone():
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for protocol in PROTOCOLS:
+        ColoredMNIST(protocol, size=7).sample(3)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert (np.random.get_state()[1] == numpy_state).all()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_gray_data_are_the_same_whatever_the_colors_do(protocol):
+    flips = {"train_flips": (0.0, 1.0), "test_flips": (0.5,)}
+    usual = ColoredMNIST(protocol, size=7, gray=True).sample(0)
+    other = ColoredMNIST(protocol, size=7, gray=True, **flips).sample(0)
+    for a, b in zip(usual.environments, other.environments, strict=True):
+        assert not torch.equal(a.attributes["color"], b.attributes["color"])
+        assert torch.equal(a.inputs, b.inputs)
+        assert torch.equal(a.targets, b.targets)
+        assert a.inputs.shape[1] == 1
+
+
+def test_the_oracle_sees_the_plain_digit(irm):
+    gray = ColoredMNIST("irm", gray=True).sample(0)
+    for g, c in zip(gray.environments, irm.environments, strict=True):
+        assert torch.equal(g.inputs, c.inputs.sum(dim=1, keepdim=True))
+        assert torch.equal(g.targets, c.targets)
+
+
+def test_without_noise_the_label_is_the_shape_and_certain_flips_fix_the_color():
+    drawn = colored_mnist(label_noise=0.0, train_flips=(0.0, 1.0), test_flips=(0.5,), size=7).sample(0)
+    never, always, _ = drawn.environments
+    for environment in drawn.environments:
+        assert torch.equal(environment.targets.long(), environment.attributes["shape"])
+    assert torch.equal(never.attributes["color"], never.targets.long())
+    assert torch.equal(always.attributes["color"], 1 - always.targets.long())
+    assert drawn.known.optimum == 1.0
+    assert drawn.names == ("flip-0", "flip-1", "flip-0.5")
+
+
+def test_size_keeps_every_kth_pixel_and_the_same_rows(irm):
+    large, small = (ColoredMNIST("irm", size=size).sample(0) for size in (28, 7))
+    for a, b, c in zip(large.environments, irm.environments, small.environments, strict=True):
+        assert torch.equal(a.inputs[:, :, ::2, ::2], b.inputs)
+        assert torch.equal(b.inputs[:, :, ::2, ::2], c.inputs)
+        assert torch.equal(a.targets, c.targets)
+
+
+def test_several_test_flips_color_the_same_ten_thousand_digits():
+    drawn = colored_mnist(test_flips=(0.1, 0.5, 0.9), size=7).sample(0)
+    assert drawn.names == ("flip-0.2", "flip-0.1", "test-flip-0.1", "flip-0.5", "flip-0.9")
+    assert list(drawn.roles().values()) == ["train"] * 2 + ["test"] * 3
+    first, *others = drawn.environments[2:]
+    assert len(first) == 10_000
+    for other in others:
+        assert torch.equal(other.inputs.sum(dim=1), first.inputs.sum(dim=1))
+        assert torch.equal(other.attributes["digit"], first.attributes["digit"])
+        assert not torch.equal(other.attributes["color"], first.attributes["color"])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_held_out_flip_may_repeat_a_training_one(protocol):
+    drawn = ColoredMNIST(protocol, test_flips=(0.1,), size=7).sample(0)
+    assert list(drawn.roles().values()) == ["train", "train", "test"]
+    assert len(set(drawn.names)) == 3
+
+
+@pytest.mark.parametrize(
+    ("protocol", "sizes"),
+    [
+        ("irm", [12_500] * 4 + [10_000]),
+        ("domainbed", [14_000] * 5),
+        ("thirds", [12_000] * 5),
+    ],
+)
+def test_more_training_flips_share_the_digits(protocol, sizes):
+    drawn = ColoredMNIST(protocol, train_flips=(0.1, 0.2, 0.3, 0.4), size=7).sample(0)
+    assert [len(e) for e in drawn.environments] == sizes
+
+
+PAPER = published.protocol("colored_mnist_irm")
+
+
+@pytest.mark.parametrize("algorithm", ["irm", "vrex", "mm-rex"])
+def test_penalty_methods_start_from_the_papers_settings(algorithm):
+    found = ColoredMNIST("irm").default_settings(algorithm)
+    anneal = Step(1.0, PAPER["penalty_weight"], at=PAPER["anneal_steps"])
+    # The mm-rex objective is half of the paper's sum of two risks, and so is the term beside it.
+    l2 = PAPER["l2"] / (2 if algorithm == "mm-rex" else 1)
+    assert found.hyperparameters["coefficient"] == anneal
+    assert found.hyperparameters["l2"] == l2
+    assert model_config(found.model) == model_config(f"mlp(hidden={PAPER['hidden']})")
+    assert (found.steps, found.learning_rate) == (PAPER["steps"], PAPER["lr"])
+    assert (found.batch_size, found.optimizer) == (None, "adam")
+
+
+@pytest.mark.parametrize(
+    ("gray", "sentence"),
+    [
+        (False, "hidden {hidden}, l2 {l2}, lr {lr}, penalty weight 0, {steps} steps"),
+        (True, "hidden {hidden}, l2 {l2}, lr {lr}, {steps} steps"),
+    ],
+)
+def test_erm_and_the_oracle_have_the_settings_that_the_protocol_states(gray, sentence):
+    found = ColoredMNIST("irm", gray=gray).default_settings("erm")
+    stated = sentence.format(
+        hidden=model_config(found.model).hidden,
+        l2=found.hyperparameters["l2"],
+        lr=found.learning_rate,
+        steps=found.steps,
+    )
+    assert stated in PAPER["grayscale_oracle" if gray else "erm"]
+
+
+def test_domainbed_has_its_own_defaults():
+    training = published.protocol("domainbed")["training"]
+    found = ColoredMNIST("domainbed").default_settings("erm")
+    assert found.model == "mnist-cnn"
+    assert found.steps == int(re.match(r"([\d,]+) steps", training)[1].replace(",", ""))
+    rate, batch = re.search(r"defaults: lr (\S+), batch (\d+) per environment", training).groups()
+    assert (found.learning_rate, found.batch_size) == (float(rate), int(batch))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (("irn",), {}, "unknown protocol 'irn'; did you mean 'irm'? known: domainbed, irm, thirds"),
+        ((), {"label_noise": 1.2}, "label_noise must lie in [0, 1]; got 1.2"),
+        ((), {"train_flips": (0.1, -0.2)}, "train_flips must lie in [0, 1]; got -0.2"),
+        ((), {"test_flips": (0.9, 0.9)}, "test_flips must differ from one another; got (0.9, 0.9)"),
+        ((), {"size": 13}, "size must be 28, 14 or 7; got 13"),
+        ((), {"size": 0}, "size must be 28, 14 or 7; got 0"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments, settings, message):
+    with pytest.raises(EnvariantError) as refusal:
+        colored_mnist(*arguments, **settings)
+    assert str(refusal.value) == f"colored-mnist: {message}"

@@ -1,0 +1,412 @@
+"""Folders of images, made here: what is read and as what, what is kept, what is skipped and what is refused."""
+
+import gc
+import os
+import pickle
+import sys
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import envariant
+from envariant.core.environments import RESERVED
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Binary, Multiclass
+from envariant.data import ImageFolders, source
+from envariant.data.images import base as images
+from envariant.data.images.base import DEVIATION, MEAN
+
+Image = pytest.importorskip("PIL.Image")
+
+COLOURS = {"cat": (255, 0, 0), "dog": (0, 255, 0), "emu": (0, 0, 255)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("ENVARIANT_CACHE", str(folder))
+    return folder
+
+
+def save(path, color=(9, 8, 7), size=(8, 8), mode="RGB", **settings):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color).save(path, **settings)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three domains; in the second there is no dog, and in the third one image more."""
+    folder = tmp_path / "animals"
+    for domain, classes in {
+        "art": ("cat", "dog"),
+        "photo": ("cat", "emu"),
+        "sketch": ("cat", "dog", "emu"),
+    }.items():
+        for kind in classes:
+            for k in range(2):
+                save(folder / domain / kind / f"{k}.png", COLOURS[kind])
+    save(folder / "sketch" / "cat" / "2.JPG", COLOURS["cat"], quality=100)
+    return folder
+
+
+def refusal(call, *arguments, **settings):
+    with pytest.raises(EnvariantError) as caught:
+        call(*arguments, **settings)
+    return str(caught.value)
+
+
+def drawn(root, **settings):
+    return ImageFolders(root, **{"size": 8, **settings}).sample(0)
+
+
+def test_domains_are_environments_and_classes_are_numbered_alike_in_all_of_them(root):
+    found = drawn(root, normalize=False, test=("sketch",))
+    assert found.names == ("art", "photo", "sketch")
+    assert found.roles()["sketch"] == "test"
+    assert (found.task, found.classes) == (Multiclass(3), ("cat", "dog", "emu"))
+    assert [e.targets.tolist() for e in found.environments] == [
+        [0, 0, 1, 1],
+        [0, 0, 2, 2],
+        [0, 0, 0, 1, 1, 2, 2],
+    ]
+    for environment in found.environments:
+        # The channel of a class's color is the number of the class.
+        assert environment.inputs.shape == (len(environment), 3, 8, 8)
+        brightest = environment.inputs.mean(dim=(2, 3)).argmax(dim=1)
+        assert torch.equal(brightest, environment.targets)
+    assert found["art"].inputs[0, :, 0, 0].tolist() == [1, 0, 0]
+
+
+def test_pixels_are_less_imagenets_mean_and_by_its_deviation(root):
+    plain, usual = drawn(root, normalize=False)["photo"].inputs, drawn(root)["photo"].inputs
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
+    assert usual.dtype == torch.float32
+    torch.testing.assert_close(usual, (plain - mean) / deviation)
+
+
+def test_an_image_is_resized_as_pillow_does_it(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (37, 21, 3), dtype=np.uint8)
+    path = tmp_path / "noise.png"
+    Image.fromarray(noise).save(path)
+    found = images.read(tmp_path, ["noise.png"], 10)
+    expected = Image.fromarray(noise).resize((10, 10), Image.Resampling.BILINEAR)
+    assert (np.moveaxis(found[0], 0, 2) == np.asarray(expected)).all()
+
+
+def test_a_large_jpeg_read_at_a_reduced_scale_is_nearly_the_one_read_in_full(tmp_path):
+    ramp = np.linspace(0, 255, 512, dtype=np.uint8)
+    picture = Image.fromarray(
+        np.stack(
+            [np.tile(ramp, (512, 1)), np.tile(ramp[:, None], (1, 512)), np.full((512, 512), 90, np.uint8)], 2
+        )
+    )
+    picture.save(tmp_path / "a.jpg", quality=95)
+    found = np.moveaxis(images.read(tmp_path, ["a.jpg"], 16)[0], 0, 2).astype(int)
+    full = np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(found - full).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("L", 100, (100, 100, 100)),
+        ("1", 1, (255, 255, 255)),
+        ("RGBA", (10, 20, 30, 0), (10, 20, 30)),
+        ("LA", (50, 7), (50, 50, 50)),
+        ("P", 0, (0, 0, 0)),
+        ("I;16", 256 * 100, (100, 100, 100)),
+    ],
+)
+def test_every_kind_of_pixel_becomes_rgb(tmp_path, mode, color, expected):
+    save(tmp_path / "a.png", color, mode=mode)
+    assert images.read(tmp_path, ["a.png"], 2)[0, :, 0, 0].tolist() == list(expected)
+
+
+def test_a_palette_with_transparency_is_read_quietly(tmp_path):
+    save(tmp_path / "a.png", 0, mode="P", transparency=b"\0\1\2")
+    assert images.read(tmp_path, ["a.png"], 2).shape == (1, 3, 2, 2)
+
+
+def test_two_classes_are_binary(root, tmp_path):
+    for domain in ("a", "b"):
+        for kind in ("cat", "dog"):
+            save(tmp_path / "two" / domain / kind / "x.png")
+    assert drawn(tmp_path / "two").task == Binary()
+
+
+def test_the_account_tells_what_is_missing_and_what_was_skipped(root):
+    (root / ".DS_Store").write_text("")
+    (root / "readme.txt").write_text("")
+    (root / "art" / ".git").mkdir()
+    (root / "art" / "labels.csv").write_text("")
+    (root / "art" / "cat" / "Thumbs.db").write_text("")
+    (root / "art" / "cat" / "old.png").mkdir()
+    (root / "art" / "emu").mkdir()
+    (root / "bare").mkdir()
+    assert ImageFolders(root).preprocessing_log() == [
+        f"{root}: 3 environments, 3 classes, 15 images",
+        "art: 4 images; none of emu",
+        "photo: 4 images; none of dog",
+        "sketch: 7 images",
+        "skipped, hidden: .DS_Store, art/.git",
+        "skipped, a file where a folder belongs: art/labels.csv, readme.txt",
+        "skipped, a folder inside a class: art/cat/old.png",
+        "skipped, no image by its name: art/cat/Thumbs.db",
+        "no images in: art/emu, bare",
+    ]
+    assert drawn(root).names == ("art", "photo", "sketch")
+
+
+def test_a_long_account_is_cut_short(root):
+    for k in range(13):
+        (root / f"{k:02d}.txt").write_text("")
+    assert ImageFolders(root).preprocessing_log()[-1].endswith("08.txt, 09.txt and 3 more")
+
+
+def test_names_with_markup_and_signs_are_plain_text(tmp_path):
+    root = tmp_path / "it's [red]a 'folder'[/red] & \"more\""
+    for domain in ("<script>alert(1)</script>".replace("/", "|"), "[bold]b[/bold]".replace("/", "|")):
+        for kind in ("<i>", "ü"):
+            save(root / domain / kind / "ä b.png")
+    own = ImageFolders(root, size=4, test=("[bold]b[|bold]",))
+    assert own.sample(0).names == ("<script>alert(1)<|script>", "[bold]b[|bold]")
+    assert own.sample(0).roles() == {"<script>alert(1)<|script>": "train", "[bold]b[|bold]": "test"}
+    assert own.classes == ("<i>", "ü")
+    assert source(own.name) == own
+
+
+def test_a_name_that_is_no_line_is_refused_before_anything_is_read(root, cache):
+    (root / "art").rename(root / "a\nb")
+    assert refusal(drawn, root).startswith("environment 'a\nb': a name must be one line of text")
+    (root / "a\nb").rename(root / sorted(RESERVED)[-1])
+    assert "a name must be one line of text and not * or worst" in refusal(drawn, root)
+    (root / "worst").rename(root / "art")
+    assert refusal(drawn, root, test=("scetch",)).endswith(
+        "unknown environment 'scetch'; did you mean 'sketch'? known: art, photo, sketch"
+    )
+    assert not cache.exists()
+
+
+def test_a_second_draw_reads_no_image_and_leaves_the_bytes_on_disk(root, cache, monkeypatch):
+    first = drawn(root)
+    (kept,) = (cache / "images").glob("*.npy")
+    assert np.load(kept).shape == (15, 3, 8, 8)
+    monkeypatch.setattr(images, "_image", None)
+    assert drawn(root).fingerprint() == first.fingerprint()
+    files = [file for group in ImageFolders(root).listing().groups for file in group.files]
+    assert isinstance(images.read(root, files, 8), np.memmap)
+
+
+def test_what_is_kept_goes_with_the_folder_and_ends_with_a_change(root, cache, tmp_path):
+    def kept():
+        return len(list((cache / "images").glob("*.npy")))
+
+    drawn(root)
+    moved = root.rename(tmp_path / "moved")
+    drawn(moved)
+    assert kept() == 1
+    drawn(moved, size=4)
+    assert kept() == 2
+    save(moved / "art" / "cat" / "0.png", (1, 2, 3))
+    os.utime(moved / "art" / "cat" / "0.png", ns=(1, 1))
+    assert drawn(moved, normalize=False)["art"].inputs[0, :, 0, 0].mul(255).round().tolist() == [1, 2, 3]
+    assert kept() == 3
+
+
+def test_the_cache_may_be_named(root, tmp_path, cache):
+    drawn(root, cache=tmp_path / "mine")
+    assert list((tmp_path / "mine" / "images").glob("*.npy"))
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("spoil", ["text", "cut", "shape", "kind", "pickle"])
+def test_an_unreadable_cache_is_made_anew(root, cache, spoil):
+    first = drawn(root)
+    (kept,) = (cache / "images").glob("*.npy")
+    whole = kept.read_bytes()
+    if spoil == "text":
+        kept.write_text("<html>no pixels</html>")
+    elif spoil == "cut":
+        kept.write_bytes(whole[:-5])
+    elif spoil == "shape":
+        np.save(kept, np.zeros((14, 3, 8, 8), np.uint8))
+    elif spoil == "kind":
+        np.save(kept, np.zeros((15, 3, 8, 8), np.float32))
+    else:
+        np.save(kept, np.array([object()], dtype=object), allow_pickle=True)
+    assert drawn(root).fingerprint() == first.fingerprint()
+    assert kept.read_bytes() == whole
+    assert {path.suffix for path in (cache / "images").iterdir()} <= {".npy", ".lock"}
+
+
+def test_a_cache_that_cannot_be_written_is_refused_with_the_mend(root, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = refusal(drawn, root, cache=tmp_path / "file")
+    assert said.startswith(f"images: cannot be kept in {tmp_path / 'file' / 'images'} (")
+    assert said.endswith("); name a folder with room for 0.0 MiB as cache or in the variable ENVARIANT_CACHE")
+
+
+def test_a_broken_image_is_named_and_nothing_half_read_is_kept(root, cache):
+    (root / "photo" / "cat" / "1.png").write_text("not an image")
+    assert refusal(drawn, root) == (
+        f"{root / 'photo' / 'cat' / '1.png'}: cannot be read as an image (cannot identify image file 'it'); "
+        f"replace the file or take it out"
+    )
+    assert not list((cache / "images").glob("*.npy"))
+    (root / "photo" / "cat" / "1.png").unlink()
+    assert len(drawn(root)["photo"]) == 3
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("share", [0, 0.02, 0.5])
+def test_an_image_that_ends_too_soon_is_named(root, suffix, share):
+    path = root / "art" / "dog" / f"0.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    assert refusal(drawn, root).startswith(f"{path}: cannot be read as an image (")
+
+
+def test_pixels_without_a_known_range_are_refused(root):
+    save(root / "art" / "dog" / "0.tiff", 0.5, mode="F")
+    assert "(its pixels are real numbers of no known range)" in refusal(drawn, root)
+
+
+def test_more_than_fits_into_memory_is_refused_with_a_size_that_would_do(root, monkeypatch, cache):
+    monkeypatch.setattr(images, "free_memory", lambda: 2**20)
+    said = refusal(drawn, root, size=224)
+    assert said == (
+        "image-folders: 15 images of 224×224 need 8.6 MiB of memory and 1.0 MiB are free; take size=40"
+    )
+    assert not cache.exists()
+    assert drawn(root, size=40).input_shape == (3, 40, 40)
+    monkeypatch.setattr(images, "free_memory", lambda: 100)
+    assert refusal(drawn, root).endswith("; take fewer images")
+
+
+def test_free_memory_is_a_likely_number():
+    assert 2**20 < images.free_memory() < 2**50
+
+
+def test_without_pillow_the_extra_is_named(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert refusal(drawn, root) == "images: reading them needs pillow; pip install 'envariant[vision]'"
+
+
+def test_a_folder_of_one_domain_class_or_nothing_is_refused(root, tmp_path):
+    assert refusal(drawn, tmp_path / "no") == (
+        f"image-folders: cannot look into {tmp_path / 'no'} (No such file or directory)"
+    )
+    file = root / "art" / "cat" / "0.png"
+    assert refusal(drawn, file) == (
+        f"image-folders: {file} is a file; give the folder that holds domain/class/image"
+    )
+    (tmp_path / "empty").mkdir()
+    empty = f"image-folders: {tmp_path / 'empty'} holds no domain/class/image"
+    assert refusal(drawn, tmp_path / "empty") == empty
+    assert refusal(drawn, root / "art") == (
+        f"image-folders: {root / 'art'} holds no domain/class/image; 'cat/0.png' lies too high"
+    )
+    assert refusal(drawn, tmp_path) == (
+        f"image-folders: {tmp_path} holds no domain/class/image; 'animals/art/cat' is a folder where images belong"
+    )
+    save(tmp_path / "one" / "art" / "cat" / "0.png")
+    assert refusal(drawn, tmp_path / "one") == (
+        f"image-folders: {tmp_path / 'one'} holds one domain, 'art'; it takes two at least, each with folders for "
+        f"its classes, to see what holds in all of them"
+    )
+    save(tmp_path / "one" / "photo" / "cat" / "0.png")
+    assert refusal(drawn, tmp_path / "one") == (
+        f"image-folders: {tmp_path / 'one'} holds one class, 'cat'; it takes two to tell apart"
+    )
+
+
+def test_an_image_that_goes_meanwhile_is_missed(tmp_path):
+    assert refusal(images.read, tmp_path, ["a/b.png", "c.png"], 8) == (
+        f"{tmp_path}: 2 of 2 images are not there: a/b.png, c.png"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "image-folders('{root}')"),
+        ({"size": 32, "normalize": False}, "image-folders('{root}', size=32, normalize=false)"),
+        ({"test": ("art", "a b")}, "image-folders('{root}', test=(art, 'a b'))"),
+        ({"test": "2019"}, "image-folders('{root}', test=('2019',))"),
+        ({"workers": 3, "cache": "elsewhere"}, "image-folders('{root}')"),
+    ],
+)
+def test_a_source_is_found_again_by_its_name_from_anywhere(root, monkeypatch, settings, name):
+    monkeypatch.chdir(root.parent)
+    own = ImageFolders("animals", **settings)
+    assert own.name == name.format(root=root)
+    monkeypatch.chdir("/")
+    assert source(own.name) == own == ImageFolders(root, **settings)
+    assert source(own.name).name == own.name
+    assert hash(own) == hash(source(own.name))
+
+
+def test_what_is_typed_may_be_short(root):
+    typed = source(f'image-folders("{root}", size=16, test=art, workers=1, cache="x")')
+    assert typed == ImageFolders(root, 16, ("art",))
+    assert (typed.workers, typed.cache) == (1, "x")
+    assert source(f"image-folders('{root}', test=2019)").test == ("2019",)
+    assert source(f"image-folders('{root}', test=(2019, b))").test == ("2019", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image-folders", "image-folders: needs root, as in image-folders(root=…)"),
+        ("image-folders('')", "image-folders: root must be the path of a folder; got ''"),
+        ("image-folders(x, size=0)", "image-folders: size must be a whole number from 1; got 0"),
+        ("image-folders(x, size=big)", "image-folders: size must be a whole number; got big"),
+        ("image-folders(x, workers=-1)", "image-folders: workers must be a whole number from 1; got -1"),
+        ("image-folders(x, sise=8)", "image-folders: unknown setting 'sise'; did you mean 'size'? known: cache, "
+         "normalize, root, size, test, workers"),
+        ("image-folders(x, 64)", "image-folders: takes at most 1 values without a key; got 2"),
+        ("image-folder(x)", "unknown data set 'image-folder'; did you mean 'image-folders'? known: "),
+    ],
+)  # fmt: skip
+def test_what_names_no_folder_is_refused(text, message):
+    assert refusal(source, text).startswith(message)
+
+
+def test_replicas_share_one_copy_of_the_rows_for_as_long_as_it_is_needed(root):
+    own = ImageFolders(root, size=8)
+    first = own.sample(0)
+    assert own.sample(1) is first
+    assert pickle.loads(pickle.dumps(own)) == own
+    assert replace(own, size=4).sample(0).input_shape == (3, 4, 4)
+    last = weakref.ref(first)
+    del first
+    gc.collect()
+    assert last() is None
+
+
+def test_nothing_is_said_unless_on_a_terminal(root, capfd):
+    drawn(root)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_on_a_terminal_reading_is_shown(root, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    drawn(root)
+    assert "reading images" in capsys.readouterr().err
+
+
+def test_folders_of_images_train_and_rows_are_held_out(root):
+    own = source(f"image-folders('{root}', size=8, test=sketch)")
+    suggested = own.default_settings("erm")
+    assert (suggested.model, suggested.batch_size) == ("mnist-cnn", 32)
+    result = envariant.train(
+        own, "vrex", steps=2, batch_size=2, replicas=2, holdout_fraction=0.5, evaluate_every=2
+    )
+    assert result.record.settings.data == own.name
+    assert {(r.environment, r.split) for r in result.rows} >= {("art", "train"), ("sketch", "test")}

@@ -1,0 +1,141 @@
+"""Columns as inputs: what scikit-learn would give, learned from the training environments and nothing else."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from envariant.data.tables import table as tables
+from envariant.data.tables.columns import Column, piece, typed
+from envariant.data.tables.encoding import MOST_CATEGORIES, Encoder, fit
+from envariant.data.tables.source import TableSource
+
+NAN = np.nan
+
+
+def column(values, dtype=None, name="x"):
+    return typed(name, [piece(name, pd.Series(values, dtype=dtype))])
+
+
+def encoded(column, encoder=None):
+    return (encoder or fit([column])).encode({column.name: column})
+
+
+def test_numbers_are_those_of_scikit_learn():
+    draw = np.random.default_rng(0)
+    values = draw.gamma(2.0, size=500) * 100 + 3
+    values[draw.random(500) < 0.1] = NAN
+    usual = StandardScaler().fit_transform(
+        SimpleImputer(add_indicator=True).set_params(strategy="median").fit_transform(values[:, None])
+    )
+    found = encoded(column(values))
+    np.testing.assert_allclose(found[:, 0], usual[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[:, 1], np.isnan(values))
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("many", [1 + MOST_CATEGORIES // 4, MOST_CATEGORIES, 3 * MOST_CATEGORIES])
+def test_categories_are_those_of_scikit_learn_also_of_rows_it_has_not_seen(many):
+    draw = np.random.default_rng(0)
+    texts = np.array([f"c{k}" for k in range(many)])
+    seen, fresh = (texts[np.minimum(draw.geometric(3 / many, 4000) - 1, many - 1)] for _ in range(2))
+    usual = OneHotEncoder(
+        max_categories=MOST_CATEGORIES, handle_unknown="infrequent_if_exist", sparse_output=False
+    )
+    usual.fit(seen[:, None])
+    encoder = fit([column(seen, object)])
+    assert len(encoder.names) == min(len(set(seen)), MOST_CATEGORIES)
+    assert [
+        name.replace(" = ", "_").replace(": other", "_infrequent_sklearn") for name in encoder.names
+    ] == list(usual.get_feature_names_out(["x"]))
+    for rows in (seen, fresh, np.array(["never", "seen", seen[0]])):
+        np.testing.assert_array_equal(encoded(column(rows, object), encoder), usual.transform(rows[:, None]))
+
+
+def test_missing_categories_are_marked_and_no_category():
+    found = column(["a", None, "b"], object)
+    assert fit([found]).names == ("x = a", "x = b", "x: missing")
+    np.testing.assert_array_equal(encoded(found), [[1, 0, 0], [0, 0, 1], [0, 1, 0]])
+
+
+def test_dates_have_a_season():
+    found = column(pd.date_range("2020-01-01", periods=731))
+    encoder = fit([found])
+    assert encoder.names == ("x", "x: season 1", "x: season 2")
+    numbers = encoded(found)
+    np.testing.assert_allclose(numbers[0, 1:], numbers[-1, 1:], atol=0.02)
+    np.testing.assert_allclose((numbers[:, 1:] ** 2).sum(axis=1), 1, rtol=1e-5)
+    before = encoded(column(pd.to_datetime(["1910-07-01", "2020-07-01"])), encoder)
+    np.testing.assert_allclose(*before[:, 1:], atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[3, 3, 3], [0.1, 0.1, 0.1], [1e9, 1e9 + 0.5, 1e9], [NAN, NAN], [0.0, 1e-40, 1e-42]],
+)
+def test_what_never_varies_is_left_out(values):
+    assert fit([column(values)]) == Encoder(())
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-40, 7e14, -3.3])
+def test_what_varies_by_its_gaps_alone_is_marked_and_nothing_else(value):
+    found = column([value, NAN] * 50 + [value] * 7)
+    encoder = fit([found])
+    assert encoder.names == ("x", "x: missing")
+    numbers = encoded(found)
+    np.testing.assert_array_equal(numbers[:, 0], 0)
+    np.testing.assert_array_equal(numbers[:, 1], found.missing)
+
+
+FLOATS = st.floats(min_value=-(2.0**49), max_value=2.0**49, width=32) | st.just(NAN)
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=30), st.lists(FLOATS, min_size=1, max_size=30))
+def test_inputs_are_finite_whatever_was_learned_from_and_whatever_comes(seen, fresh):
+    for kind in ("number", "date"):
+        learned, new = (Column("x", kind, np.array(values, dtype=np.float32)) for values in (seen, fresh))
+        encoder = fit([learned])
+        for each in (learned, new):
+            numbers = encoded(each, encoder)
+            assert np.isfinite(numbers).all()
+            assert np.abs(numbers).max(initial=0) <= 10
+
+
+ROWS = st.lists(
+    st.tuples(FLOATS, st.sampled_from(["a", "b", "c", "new", None]), st.floats(-1e3, 1e3)), min_size=10, max_size=10
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(ROWS, st.booleans())
+def test_what_a_held_out_environment_holds_teaches_nothing(changed, regression):
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "site": np.repeat(["north", "south", "new"], [20, 20, 10]),
+            "number": draw.normal(size=50),
+            "word": draw.choice(["a", "b", "c"], 50),
+            "y": draw.normal(size=50) if regression else draw.integers(2, size=50).astype(float),
+        }
+    )
+    other = frame.copy()
+    # Nothing but whole numbers of the target would be a class.
+    other.loc[40:, ["number", "word"]] = np.array([row[:2] for row in changed], dtype=object)
+    other["number"] = other["number"].astype(float)
+    if regression:
+        other.loc[40:, "y"] = [row[2] for row in changed]
+    drawn = []
+    for each in (frame, other):
+        source = TableSource(tables.read(each, "y", "site", least=5)).with_test_environments(["new"])
+        drawn.append((source.encoder, source.task, source.sample(0)))
+    (encoder, task, usual), (encoder_, task_, moved) = drawn
+    assert encoder == encoder_
+    assert task == task_
+    for name in ("north", "south"):
+        old, new = (next(e for e in each.environments if e.name == name) for each in (usual, moved))
+        assert torch.equal(old.inputs, new.inputs)
+        assert torch.equal(old.targets, new.targets)

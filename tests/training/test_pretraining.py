@@ -1,0 +1,271 @@
+"""What comes before the first step: weights from ERM or rich features, and models that algorithms change."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import envariant
+from envariant.algorithms import Composition, Mean, WorstCaseRisk
+from envariant.core.environments import Environment, EnvironmentSet
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Binary, Multiclass, Regression
+from envariant.models import model_config
+from envariant.training import Replica, Seeds, run_folder
+from envariant.training.optimizers import optimizer_config
+from envariant.training.pretraining import RFC, balanced_rows, fitting, predictions
+from envariant.training.run_config import RunConfig, network
+
+SHORT = {"model": "mlp(hidden=16)", "precision": "float32", "batch_size": "full", "learning_rate": 0.01}
+QUICK_RFC = "rfc(first_steps=4, steps=6, synthesis_steps=6)"
+
+
+def run(algorithm="vrex(5)", steps=6, **changes):
+    return envariant.train(
+        "colored-digits", algorithm, **{**SHORT, "steps": steps, "evaluate_every": 1, **changes}
+    )
+
+
+def measured(result, step):
+    return {(r.environment, r.metric): r.value for r in result.rows if r.step == step and r.split != "batch"}
+
+
+def weights(result, replica=0):
+    return result.checkpoints[replica].params
+
+
+def test_starting_from_erm_is_going_on_from_where_erm_stood():
+    erm = run("erm(l2=0)", steps=7)
+    started = run("vrex(5)", steps=1, init="erm(steps=7, l2=0)")
+    assert measured(started, 0) == measured(erm, 7)
+    assert measured(started, 0) != measured(run("vrex(5)", steps=1), 0)
+
+
+class Noted:
+    """The real way to train a model, and a note of what it was asked for."""
+
+    def __init__(self, fit):
+        self.fit, self.calls, self.fitted = fit, [], []
+
+    def __call__(self, environments, algorithm, steps):
+        self.calls.append((environments, algorithm, steps))
+        self.fitted.append(self.fit(environments, algorithm, steps))
+        return self.fitted[-1]
+
+
+PLAN = RunConfig(
+    model_config("mlp(hidden=16)").build,
+    optimizer_config("adam"),
+    5,
+    None,
+    5,
+    "float32",
+    None,
+    None,
+    torch.device("cpu"),
+)
+
+
+def training_rows():
+    drawn = colored_digits().sample(0)
+    return EnvironmentSet("rows", drawn.environments[:2], Binary())
+
+
+def test_rich_features_are_made_as_the_release_makes_them():
+    member = Replica(0, Seeds.of(1, 0), Composition(), 0.01, 0.0)
+    fit, own = Noted(fitting(member, PLAN)), training_rows()
+    found = RFC(first_steps=20, steps=11, synthesis_steps=12, l2=0.002).weights(own, fit, 5)
+    (first, erm, n), (groups, worst, also), (answers, _, last) = fit.calls
+    assert (n, also, last) == (20, 11, 12)
+    assert erm == Composition(Mean(over="rows"), l2=0.002)
+    assert worst == Composition(WorstCaseRisk(), l2=0.002)
+    assert [e.name for e in first.environments] == [e.name for e in own.environments]
+    assert [e.name for e in groups.environments] == ["right 1", "wrong 1"]
+
+    inputs, targets = (torch.cat(p) for p in zip(*(e.rows() for e in own.environments), strict=True))
+    right = [((f.logits(inputs) > 0).float() == targets) for f in fit.fitted[:2]]
+    assert torch.equal(groups["right 1"].rows()[0], inputs[right[0]])
+    assert torch.equal(groups["wrong 1"].rows()[1], targets[~right[0]])
+    # What is imitated: answers, true or not, on rows half of which the two models see alike.
+    assert [e.name for e in answers.environments] == ["answers 1", "answers 2"]
+    one, two = (e.rows() for e in answers.environments)
+    assert torch.equal(one[0], two[0])
+    assert float((one[1] == two[1]).double().mean()) == pytest.approx(0.5, abs=1 / len(inputs))
+    said = fit.fitted[0].logits(one[0])
+    assert torch.equal(one[1], predictions(said, Binary()))
+
+    trained = fit.fitted[2].weights
+    for key in ("weight", "bias"):
+        heads = [trained[f"imitating-head-{k}.{key}"] for k in (0, 1)]
+        torch.testing.assert_close(found[f"head.{key}"], sum(heads) / 2)
+    assert all(torch.equal(found[k], v) for k, v in trained.items() if k.startswith("featurizer"))
+    assert not any(key.startswith("imitating") for key in found)
+
+
+def test_a_second_round_finds_what_the_first_overlooks():
+    """One column is right more often than another: ERM follows it, and the next model has to use the other."""
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(4000, generator=generator) < 0.5).float()
+    columns = [
+        torch.where(torch.rand(4000, generator=generator) < share, targets, 1 - targets) * 2 - 1
+        for share in (0.95, 0.75)
+    ]
+    inputs = torch.stack([columns[0] * 3, columns[1]], dim=1)
+    own = EnvironmentSet("two", (Environment("all", inputs, targets),), Binary())
+    member = Replica(0, Seeds.of(1, 0), Composition(), 0.03, 0.0)
+    fit = Noted(fitting(member, PLAN))
+    RFC(first_steps=40, steps=150, synthesis_steps=5).weights(own, fit, 5)
+    easy, other = (predictions(f.logits(inputs), Binary()) for f in fit.fitted[:2])
+    follows = [[float((said == (c > 0)).double().mean()) for c in columns] for said in (easy, other)]
+    assert follows[0][0] > 0.99
+    assert follows[1][1] > 0.99
+
+
+@pytest.mark.parametrize("init", [QUICK_RFC, "erm(steps=3)"])
+def test_with_frozen_features_only_the_head_moves(init):
+    early = weights(run(steps=1, init=init, freeze="features"))
+    late = weights(run(steps=6, init=init, freeze="features"))
+    free = weights(run(steps=6, init=init))
+    features = [name for name in free if name.startswith("featurizer")]
+    assert not any(torch.equal(free[name], weights(run(steps=1, init=init))[name]) for name in features)
+    for name in features:
+        # What does not move is the start's, and no parameter of this run.
+        assert (name in early) == (name in late)
+        if name in early:
+            assert torch.equal(early[name], late[name])
+    assert not torch.equal(early["head.weight"], late["head.weight"])
+
+
+@pytest.mark.parametrize("freeze", [None, "features"])
+@pytest.mark.parametrize("execution", ["sequential", "stacked"])
+def test_what_was_prepared_is_prepared_alike_when_a_run_goes_on(tmp_path, monkeypatch, execution, freeze):
+    how = {"init": QUICK_RFC, "freeze": freeze, "replicas": 2, "execution": execution}
+    whole = run(**how)
+
+    class Stop(Exception):
+        pass
+
+    stored, calls = run_folder.RunFolder.store, []
+
+    def store(self, event):
+        stored(self, event)
+        calls.append(event)
+        if len(calls) == 5:
+            raise Stop
+
+    monkeypatch.setattr(run_folder, "CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(run_folder.RunFolder, "store", store)
+    with pytest.raises(Stop):
+        run(out=tmp_path, **how)
+    resumed = run(out=tmp_path, **how)
+    assert sorted(resumed.rows, key=str) == sorted(whole.rows, key=str)
+    for k in (0, 1):
+        assert all(torch.equal(weights(resumed, k)[name], v) for name, v in weights(whole, k).items())
+    assert not torch.equal(weights(whole, 0)["head.weight"], weights(whole, 1)["head.weight"])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40), st.integers(0, 5))
+def test_half_of_the_rows_are_those_on_which_all_models_agree(pairs, seed):
+    right = torch.tensor(pairs).T
+    found = balanced_rows(right, torch.Generator().manual_seed(seed))
+    alike = right[0] == right[1]
+    assert len(found) == len(pairs)
+    kinds = alike[found].double().mean()
+    if bool(alike.any()) and not bool(alike.all()):
+        assert int(alike[found].sum()) == len(pairs) // 2
+    else:
+        assert float(kinds) == float(alike.all())
+
+
+@given(st.integers(1, 5000), st.integers(1, 7), st.sampled_from([1, 3, 256]))
+def test_blocks_never_part_rows_that_are_looked_at_together(rows, replicas, together):
+    net, _ = network(training_rows(), Replica(0, Seeds.of(0, 0), Composition(), 0.1, 0.0), PLAN)
+    net.together, net._block = together, 700
+    sizes = net.blocks(rows, replicas)
+    assert sum(sizes) == rows
+    assert min(sizes) > 0
+    assert max(sizes) <= net.rows_of_a_block(replicas)
+    assert all(size % together == 0 for size in sizes[:-1])
+
+
+@pytest.mark.parametrize(
+    "name", ["mtl", "arm", "urm", "adrmx(depth=2)", "erm++(head_steps=1, average_from=3)"]
+)
+def test_the_model_that_is_handed_out_is_the_one_that_was_measured(name):
+    """Those that change the model, or predict with other weights than they train."""
+    result = run(name, steps=5, evaluate_every=5, seed=2)
+    drawn = colored_digits().sample(Seeds.of(2, 0).data)
+    inputs, targets = drawn["flip-0.9"].rows()
+    model = result.model(0)
+    with torch.no_grad():
+        said = model(inputs)[:, 0]
+    accuracy = float(((said > 0).float() == targets).double().mean())
+    assert accuracy == pytest.approx(measured(result, 5)["flip-0.9", "accuracy"], abs=1e-3)
+
+
+def test_what_predicts_may_be_other_weights_than_what_trains():
+    """One trains as the other does; it is measured, and handed out, as a mean of its weights."""
+    newest, mean = (run(f"erm++(head_steps=1, average_from={n})", steps=6) for n in (1000, 2))
+    assert measured(newest, 1) == measured(mean, 1)
+    assert measured(newest, 2) != measured(mean, 2)
+    risks = [[r.value for r in result.rows if r.metric == "risk"] for result in (newest, mean)]
+    assert risks[0] == risks[1]
+    passed = [
+        weights(run("erm++(head_steps=1, average_from=1000)", steps=n))["head.weight"] for n in range(1, 7)
+    ]
+    torch.testing.assert_close(weights(mean)["head.weight"], sum(passed) / 6, rtol=1e-5, atol=1e-6)
+
+
+class Real(envariant.EnvironmentSource):
+    """Real targets."""
+
+    name = "real"
+
+    def sample(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        rows = (
+            Environment(n, torch.randn(9, 3, generator=generator), torch.randn(9, generator=generator))
+            for n in "abc"
+        )
+        return EnvironmentSet("real", tuple(rows), Regression(), test=("c",))
+
+
+class Bent(nn.Module):
+    """A model whose head is more than a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.featurizer = nn.Sequential(nn.Flatten(), nn.Linear(128, 4))
+        self.head = nn.Sequential(nn.Linear(4, 1), nn.Tanh())
+
+    def forward(self, inputs):
+        return self.head(self.featurizer(inputs))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": "rcf"}, "unknown init 'rcf'; did you mean 'rfc'?"),
+        ({"init": "rfc(rounds=0)"}, "rfc: rounds must be at least 1; got 0"),
+        ({"init": "erm(step=3)"}, "did you mean 'steps'?"),
+        ({"freeze": "features"}, "features as they are drawn are of no use; give init as well"),
+        ({"init": "rfc", "freeze": "feature"}, "unknown freeze 'feature'; did you mean 'features'?"),
+        ({"init": QUICK_RFC, "data": Real(), "model": "linear"}, "rfc: needs classes"),
+        ({"init": QUICK_RFC, "model": Bent}, "the model's head must be one linear layer"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, message):
+    arguments = {"data": "colored-digits", "algorithm": "erm", **SHORT, "steps": 2, **changes}
+    with pytest.raises(EnvariantError) as error:
+        envariant.train(**arguments)
+    assert message in str(error.value)
+
+
+def test_multiclass_rows_have_rich_features_too():
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(60, 6, generator=generator)
+    own = EnvironmentSet("m", (Environment("a", inputs, inputs[:, :3].argmax(dim=1)),), Multiclass(3))
+    fit = fitting(Replica(0, Seeds.of(1, 0), Composition(), 0.01, 0.0), PLAN)
+    found = RFC(rounds=3, first_steps=3, steps=3, synthesis_steps=3).weights(own, fit, 5)
+    assert found["head.weight"].shape == (3, 16)

@@ -122,6 +122,13 @@ class EnvironmentSource(ABC):
     def name(self) -> str:
         """The text that names this source on the command line and in stored results."""
 
+    def identity(self) -> str:
+        """Return what identifies these data wherever they are stored: a content hash, or a name with settings.
+
+        A source that reads files overrides this, so that a moved file is still the same data.
+        """
+        return self.name
+
     @abstractmethod
     def sample(self, seed: int) -> "EnvironmentSet":
         """The environments of one data draw; the same seed gives the same bits."""
@@ -356,6 +363,9 @@ class EnvironmentSet(EnvironmentSource):
             if environment.name == name:
                 return environment
         raise unknown_name("environment", name, self.names, where=self.label)
+
+    def identity(self) -> str:
+        return self.fingerprint()
 
     def fingerprint(self) -> str:
         """A digest of every name, input and target: the same for the same data, wherever they lie."""

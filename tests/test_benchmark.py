@@ -1,15 +1,19 @@
-"""Tests of the benchmark scripts: step timing, operation counts and case selection."""
+"""Tests of the benchmark scripts: step timing, operation counts, case selection and generated pages."""
 
 import json
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import step_timing
+from envariant.algorithms import recipe
 from envariant.core.errors import EnvariantError
 from envariant.training.precision import native_bfloat16
 
+BENCHMARKS = Path(step_timing.__file__).parent
 CPU = torch.device("cpu")
 SMALL = replace(step_timing.CASES["small-mlp"], rows=100, batch_size=8)
 
@@ -63,9 +67,39 @@ def test_case_selection_rejects_unknown_names_and_unsupported_precisions(monkeyp
         step_timing.select_cases(["mnist-cnn-bfloat16"], CPU)
 
 
-def test_script_measures_a_case_in_its_own_process_and_prints_json(capsys):
+def test_script_measures_a_case_in_its_own_process_and_prints_json(capsys, monkeypatch):
+    monkeypatch.setattr(step_timing, "matrix_product_rates", lambda device: {"float32": 1e12})
     step_timing.main(["linear-x20", "--repeats", "1"])
     report = json.loads(capsys.readouterr().out)
     assert report["cases"][0]["replicas"] == 20
-    assert report["limits"]["float32"] > 0
+    assert report["limits"] == {"float32": 1e12}
     assert report["hardware"]["device"] == "cpu"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Import a benchmark script with its folder on the path, as Python does when it runs the script."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return lambda name: import_module(f"benchmarks.{name}")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_every_script_imports(name, script):
+    assert script(name).__doc__
+
+
+def test_every_case_of_the_algorithm_benchmark_names_existing_settings(script):
+    for case in script("algorithms").CASES.values():
+        recipe(case.algorithm).build(case.changes.get("hyperparameters", {}))
+
+
+def test_page_of_the_algorithm_benchmark_is_up_to_date(script):
+    algorithms = script("algorithms")
+    figures = json.loads(algorithms.FIGURES.read_text(encoding="utf-8"))
+    assert algorithms.PAGE.read_text(encoding="utf-8") == algorithms.page(figures)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("engine*.json")))
+def test_page_of_the_engine_benchmark_is_up_to_date(name, script):
+    figures = json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
+    assert (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8") == script("engine").markdown(figures)

@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envariant
+from benchmarks import step_timing
 from envariant.algorithms import RECIPES, Algorithm, Composition, TrainContext, VREx, recipe
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
@@ -21,7 +22,6 @@ from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Auto, Execution, Stacked
 from envariant.training.optimizers import optimizer_config
 from envariant.training.run_config import RunConfig
-from benchmarks import step_timing
 from helpers import ENROLLED, every_case
 
 CPU = torch.device("cpu")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import envariant
+from envariant.data import colored_digits
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary

@@ -322,7 +322,7 @@ def _values(row: Any) -> dict[str, float]:
             found[key] = float(value)
         else:
             try:
-                found[key] = schedules.schedule(value)(2**31)
+                found[key] = schedules.schedule(value).resolve(2**31)(2**31)
             except EnvariantError:
                 continue
     return found

@@ -22,7 +22,7 @@ from envariant.algorithms import recipes
 from envariant.core import metrics
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.core.schedules import Schedule, reaching, schedule
+from envariant.core.schedules import Schedule, schedule
 from envariant.core.search_space import LogUniform, Range, search_range
 from envariant.studies.baselines import boosted_trees
 from envariant.training.run_spec import Chosen
@@ -255,7 +255,7 @@ def drawn_hyperparameters(
         drawn = where.sample(_generator(seed, algorithm, number, h.name))
         if not isinstance(h.default, Schedule):
             found[h.name] = drawn
-        elif (course := reaching(schedule(suggested.hyperparameters[h.name]), drawn)) is not None:
+        elif (course := schedule(suggested.hyperparameters[h.name]).with_final_value(drawn)) is not None:
             found[h.name] = str(course)
     return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import envariant
 from envariant import TrainingResult
 from envariant.analysis.statistics import interval
-from envariant.training import Spread
+from envariant.training.result import Spread
 
 HERE = Path(__file__).parent
 ALGORITHMS = ("irm", "vrex", "erm", "and-mask")
@@ -83,7 +83,7 @@ def main() -> None:
                 "colored-mnist", name, precision=precision, replicas=arguments.replicas,
                 evaluate_every=100, out=out,
             )  # fmt: skip
-    device = next(r for found in results.values() for r in found.values()).record.settings.device
+    device = next(r for found in results.values() for r in found.values()).record.spec.device
     page = "precision.md" if device == "cpu" else "precision_cuda.md"
     (HERE / page).write_text(written(results), encoding="utf-8")
 

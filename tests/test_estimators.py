@@ -81,7 +81,7 @@ def test_neither_does_one_that_has_to_find_the_environments():
     assert found.score(*TEST[:2]) > 0.6
     assert found.environments_.tolist() == ["all"]
     assert found.settings_["algorithm"] == "irm"
-    assert found.result_.record.settings.algorithm == "irm + eiil"
+    assert found.result_.record.spec.algorithm == "irm + eiil"
 
 
 def problem(rows=90, seed=0):
@@ -124,7 +124,7 @@ def test_environments_that_are_given_are_not_inferred():
     inputs, z, site = problem()
     found = InvariantClassifier("vrex", infer_environments=True, **SMALL)
     found.fit(inputs, z > 0, environments=site)
-    assert found.result_.record.settings.algorithm == "vrex"
+    assert found.result_.record.spec.algorithm == "vrex"
 
 
 def test_a_column_that_names_environments_is_taken_out():
@@ -420,7 +420,7 @@ def test_batches_are_full_up_to_some_thousand_rows():
     def rows_a_step(rows, **settings):
         inputs, labels = np.random.default_rng(0).normal(size=(rows, 2)), np.arange(rows) % 2
         found = InvariantRegressor("vrex", **{**SMALL, "steps": 1, **settings})
-        return found.fit(inputs, inputs[:, 0], environments=labels).result_.record.settings.batch_size
+        return found.fit(inputs, inputs[:, 0], environments=labels).result_.record.spec.batch_size
 
     assert rows_a_step(5000) is None
     assert rows_a_step(5001) == 256

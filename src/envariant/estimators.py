@@ -29,7 +29,8 @@ from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
 from envariant.models import ModelConfig, model_config
-from envariant.training import TrainingResult, train
+from envariant.training.result import TrainingResult
+from envariant.training.train import train
 
 # With "auto": up to so many rows a step takes all of them, which is exact and, for such tables, no slower
 # than drawing; above, it takes so many of each environment.

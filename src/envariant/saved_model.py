@@ -108,7 +108,7 @@ class SavedModel:
             EnvariantError: there is no such replica, it has not finished, the network was the user's own, or
                 the run was on another table.
         """
-        record, settings = result.record, result.record.settings
+        record, settings = result.record, result.record.spec
         if replica in result.checkpoints and replica not in result.finished:
             state = result.checkpoints[replica]
             why = state.failure or f"it made {state.step} of {settings.steps} steps"

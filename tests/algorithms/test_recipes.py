@@ -217,8 +217,8 @@ def test_a_sum_trains_with_what_is_suggested_for_its_first_term(tmp_path):
     result = envariant.train(
         "colored-digits", "vrex(coefficient=30) + and-mask(threshold=0.5)", steps=5, out=tmp_path / "run"
     )
-    assert result.record.settings.algorithm == "vrex + and-mask"
-    assert result.record.settings.hyperparameters["coefficient"] == "30"
+    assert result.record.spec.algorithm == "vrex + and-mask"
+    assert result.record.spec.hyperparameters["coefficient"] == "30"
     assert envariant.TrainingResult.load(tmp_path / "run").summary().loc["worst", "replicas"] == 1
 
 
@@ -254,7 +254,7 @@ def test_an_installed_package_brings_algorithms_of_its_own(package):
     assert recipe("gentle(coefficient=2) + coral(1.0)").default.penalties[0] == VREx(2.0)
     assert list(all_recipes()) == [*RECIPES, "gentle"]
     result = envariant.train("colored-digits", "gentle", steps=3, model="linear")
-    assert result.record.settings.hyperparameters["coefficient"] == "0.5"
+    assert result.record.spec.hyperparameters["coefficient"] == "0.5"
     assert result.model(0)(torch.zeros(1, 2, 8, 8)).shape == (1, 1)
     with pytest.raises(EnvariantError, match="did you mean 'gentle'"):
         recipe("gentel")

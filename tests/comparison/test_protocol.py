@@ -13,7 +13,7 @@ from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.studies import Store, Study
 from envariant.studies.baselines import boosted_trees
-from envariant.studies.store import Outcome
+from envariant.training.store import Outcome
 
 
 def table(sizes=(200, 100, 80), rare=0.5, task=None):

@@ -10,7 +10,7 @@ import pytest
 from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study
 from envariant.studies.selection import Invariance, TrainingValidation, select
-from envariant.studies.store import FILE, Facts, Outcome
+from envariant.training.store import FILE, Facts, Outcome
 from envariant.training.history import HistoryRow
 
 STUDY = Study(("colored-digits",), ("erm", "irm"), n_trials=2, replicas=2)

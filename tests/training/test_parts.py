@@ -14,7 +14,9 @@ from torch import nn
 import envariant
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Regression
-from envariant.training import Seeds, Spread, network, provenance
+from envariant.training.replicas import Seeds
+from envariant.training.result import Spread
+from envariant.training import network, provenance
 from envariant.training.augmentation import RandomAffine, augmentation, warp
 from envariant.training.network import Network
 from envariant.training.optimizers import StackedOptimizer, optimizer_config

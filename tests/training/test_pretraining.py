@@ -12,7 +12,8 @@ from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass, Regression
 from envariant.models import model_config
-from envariant.training import Replica, Seeds, run_folder
+from envariant.training.replicas import Replica, Seeds
+from envariant.training import run_folder
 from envariant.training.optimizers import optimizer_config
 from envariant.training.pretraining import RFC, balanced_rows, fitting, predictions
 from envariant.training.run_config import RunConfig, network

@@ -16,7 +16,8 @@ from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary
 from envariant.models import model_config
-from envariant.training import Replica, Seeds, checkpoint, engine, execution, memory_budget, step_program
+from envariant.training.replicas import Replica, Seeds
+from envariant.training import checkpoint, engine, execution, memory_budget, step_program
 from envariant.training.augmentation import RandomAffine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Auto, Execution, Stacked

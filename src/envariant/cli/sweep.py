@@ -87,9 +87,9 @@ def sweep(
     from envariant.reporting import study_page as page
     from envariant.studies import study as studies
     from envariant.studies.executors import local
-    from envariant.studies.progress import watching
+    from envariant.training.progress import show_sweep
     from envariant.studies.selection import SELECTIONS, select
-    from envariant.studies.store import Store
+    from envariant.training.store import Store
     from envariant.studies.trackers import Following
 
     declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()

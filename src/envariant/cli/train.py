@@ -99,7 +99,7 @@ def train(
     """
     from envariant import data as sources
     from envariant.cli.show import exit_code, print_json, print_result
-    from envariant.training import train as run
+    from envariant.training.train import train as run
 
     result = run(
         sources.source(data, folder=mnist),

@@ -31,9 +31,9 @@ from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import LogEntry
 from envariant.saved_model import SavedModel
 from envariant.studies.executors import local, ray
-from envariant.studies.progress import watching
+from envariant.training.progress import show_sweep
 from envariant.studies.significance import BASELINE
-from envariant.studies.store import Store
+from envariant.training.store import Store
 from envariant.studies.study import Study
 from envariant.training.execution import Execution
 

@@ -18,9 +18,9 @@ from envariant.data.tables.table import LogEntry, Table
 from envariant.saved_model import SavedModel
 from envariant.studies.baselines import boosted_trees
 from envariant.studies.significance import BASELINE
-from envariant.studies.store import Store
+from envariant.training.store import Store
 from envariant.studies.study import Study
-from envariant.training import train
+from envariant.training.train import train
 from envariant.training.execution import Execution
 
 ALGORITHMS = (BASELINE, "irm", "vrex", "groupdro", "coral", boosted_trees.NAME)

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.data import Facts
 from envariant.reporting.labels import labels
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 from envariant.training.record import Record
 
 INK = "#1f2933"

@@ -309,7 +309,7 @@ class ReplicaStack:
         self, index: int, k: int, failed_at: int, rows: Sequence[HistoryRow], metrics: Mapping[str, float]
     ) -> None:
         usual = "usual causes: the learning rate or a coefficient is too large"
-        lost = [row for row in rows if row.split == "train" and not math.isfinite(row.value)]
+        lost = [row for row in rows if row.role == "train" and not math.isfinite(row.value)]
         if failed_at >= 0:
             seen = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
             where = f" ({seen})" if seen else ""

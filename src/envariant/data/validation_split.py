@@ -9,6 +9,7 @@ from typing import final
 
 import torch
 
+from envariant.core import specs
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
 
@@ -38,6 +39,10 @@ class ValidationSplit(EnvironmentSource):
     @property
     def name(self) -> str:
         return self.source.name
+
+    def identity(self) -> str:
+        settings = {"share": self.share} | ({} if self.test is None else {"test": self.test})
+        return str(specs.Spec("validation-split", (self.source.identity(),), settings))
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
         return self.source.default_settings(algorithm)

@@ -125,7 +125,7 @@ class Measures:
         change: Change | None = None,
     ) -> list[HistoryRow]:
         logits, targets = (part.cpu().numpy() for part in ask(name, rows, change))
-        worth = (self.metric.of(self.drawn.task, z, y) for z, y in zip(logits, targets, strict=True))
+        worth = (self.metric.compute(self.drawn.task, z, y) for z, y in zip(logits, targets, strict=True))
         return [
             HistoryRow(run, step, name, self.roles[name], label, value)
             for run, value in zip(runs, worth, strict=True)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import envariant
-from envariant.data import colored_digits
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary
+from envariant.data import colored_digits
 from envariant.data.validation_split import SUFFIX, ValidationSplit
 
 

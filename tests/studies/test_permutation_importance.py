@@ -149,7 +149,7 @@ def test_a_study_keeps_its_metric_and_refuses_one_that_does_not_fit(tmp_path):
     sweep(tmp_path)
     with Store(tmp_path) as store:
         assert store.counts()["failed"] == 3
-        assert store.listing()["error"].str.startswith("metric 'RMSE': is not for binary").all()
+        assert store.listing()["error"].str.startswith("metric 'RMSE' does not apply to binary").all()
     with pytest.raises(EnvariantError, match="holds runs made with metric 'RMSE', not 'AUROC'"):
         Store.begin(tmp_path, Study(("colored-digits",), ("erm",), metric="AUROC", settings={"steps": 2}))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from envariant.algorithms import recipes
 from envariant.core.errors import EnvariantError
-from envariant.core.metrics import METRICS, Metric, metric
+from envariant.core.metrics import Metric, metric
 from envariant.core.tasks import Task
 from envariant.data.tables import source as table_source
 from envariant.data.tables import table as tables
@@ -114,9 +114,7 @@ def usual_metric(name: str | None, table: Table, source: TableSource) -> Metric:
     if name is None:
         shares = np.bincount(table.targets().astype(int)) / len(table)
         name = "AUROC" if table.task == "binary" and shares.min() < _RARE else "accuracy"
-    # However it is written.
-    known = {key.lower(): key for key in METRICS} | {"r2": "R²"}
-    return metric(known.get(name.lower(), name), source.task)
+    return metric(name, source.task)
 
 
 def places_at_a_time(table: Table) -> tuple[tuple[str, ...], ...]:

@@ -115,7 +115,7 @@ class StudyMeasurements:
     ) -> list[HistoryRow]:
         name, task = environment.name, self.sample.task
         logits, targets = (part.cpu().numpy() for part in predict(name, rows, change))
-        values = (self.metric.of(task, z, y) for z, y in zip(logits, targets, strict=True))
+        values = (self.metric.compute(task, z, y) for z, y in zip(logits, targets, strict=True))
         place, role, metric = environment.origin or name, self.roles[name], self.metric.name
         return [
             HistoryRow(run, step, place, role, metric, value, kind, column)

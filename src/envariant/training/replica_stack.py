@@ -67,6 +67,7 @@ class ReplicaStack:
         sets = [source.sample(replica.seeds.data) for replica in replicas]
         self._roles = sets[0].roles(plan.test)
         self._names = sets[0].names
+        self._origins = {each.name: each.origin or each.name for each in sets[0].environments}
         net, setting = network(sets[0], replicas[0], plan)
         self.network = net
         self._draws, self._constants = net.stochastic, constants(net.module)
@@ -169,7 +170,7 @@ class ReplicaStack:
                 continue
             at = self.step if reached[k] < 0 else reached[k]
             own = [
-                HistoryRow(replica.index, at, name, self._roles[name], metric, value)
+                HistoryRow(replica.index, at, self._origins[name], self._roles[name], metric, value)
                 for name in self._names
                 for metric, value in zip(
                     (LOSS, self.network.task.metric, OUTPUT_SD), found[name][k], strict=True

@@ -327,7 +327,7 @@ def test_a_folder_of_one_domain_class_or_nothing_is_refused(root, tmp_path):
 
 def test_an_image_that_goes_meanwhile_is_missed(tmp_path):
     assert refusal(images.read, tmp_path, ["a/b.png", "c.png"], 8) == (
-        f"{tmp_path}: 2 of 2 images are not there: a/b.png, c.png"
+        f"{tmp_path}: 2 of 2 images are missing: a/b.png, c.png"
     )
 
 

@@ -71,21 +71,21 @@ class RunSpec(BaseModel):
     )
 
     data: Any = Field(
-        description="Environments to train on: a name such as colored-mnist or colored-digits(label_noise=0.1), "
-        "an EnvironmentSource or an EnvironmentSet."
+        description="Environments to train on: a name such as colored-mnist or "
+        "colored-digits(label_noise=0.1); in Python also an EnvironmentSource or an EnvironmentSet."
     )
     algorithm: Any = _option(
         "erm",
-        'Algorithm: a name such as irm, "irm(l2=0.001)" or "vrex + and-mask", or an algorithm, recipe, part '
-        "or predictor object.",
+        'Algorithm: a name such as irm, "irm(l2=0.001)" or "vrex + and-mask"; in Python also an algorithm, '
+        "recipe, part, predictor or scikit-learn estimator.",
     )
     hyperparameters: Mapping[str, Any] = _option(
         {}, "Hyperparameters of a named algorithm that override those in its text, by name."
     )
     model: Any = _option(
         None,
-        'Network: a name such as linear, "mlp(hidden=390)", lenet or mnist-cnn, a ModelConfig, a function that '
-        "returns a new module, or a module from whose weights every replica starts.",
+        'Network: a name such as linear, "mlp(hidden=390)", lenet or mnist-cnn; in Python also a ModelConfig, '
+        "a function that returns a new module, or a module from whose weights every replica starts.",
     )
     steps: Whole | None = _option(None, "Number of optimizer updates of each replica.", ge=1)
     batch_size: Literal["full"] | Whole | None = _option(
@@ -100,12 +100,12 @@ class RunSpec(BaseModel):
     )
     optimizer: Any = _option(
         None,
-        "Optimizer: adam, adamw, sgd(momentum=0.9), an OptimizerConfig, or a torch.optim class.",
+        "Optimizer: adam, adamw or sgd(momentum=0.9); in Python also an OptimizerConfig or a torch.optim class.",
     )
     precision: Literal["auto", "float32", "bfloat16", "tf32"] = _option(
         "auto",
-        "Precision of matrix products. auto takes bfloat16 where the processor multiplies it natively and the "
-        "model is large enough; tf32 needs CUDA.",
+        "Precision of matrix products. auto takes bfloat16 where the processor multiplies it natively and "
+        "the model is large enough; tf32 needs CUDA.",
     )
     test_environments: tuple[str, ...] | None = _option(
         None, "Names of the environments that are not trained on; by default those that the data suggest."

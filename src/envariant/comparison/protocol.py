@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from envariant.algorithms import recipes
+from envariant.algorithms import composing
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import METRICS, Metric, metric
 from envariant.core.tasks import Task
@@ -143,7 +143,7 @@ def fitting(
     """
     left = count - max(len(test_environments) for test_environments in places)
     needed = {
-        name: 1 if name == boosted_trees.NAME else recipes.recipe(name).default.minimum_environments
+        name: 1 if name == boosted_trees.NAME else composing.recipe(name).default.minimum_environments
         for name in names
     }
     return (

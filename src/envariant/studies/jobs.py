@@ -99,7 +99,7 @@ def perform(
     check_environments(first.chosen, drawn, roles)
     net, _ = network(drawn, runs[0], first.plan)
     plan = replace(first.plan, precision=net.precision)
-    if first.initializer is not None or runs[0].algorithm.finds_environments is not None:
+    if first.initializer is not None or runs[0].algorithm.environment_inference is not None:
         runs = [prepared(run, source, plan, first.initializer, _untold) for run in runs]
     execution = known or choose(wanted, source, runs, plan, None)
     measures = _measures(batch.study, first, drawn, roles)

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from envariant import data as sources
-from envariant.algorithms import recipes
+from envariant.algorithms import composing
 from envariant.core import metrics
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, unknown_name
@@ -153,7 +153,7 @@ class Study:
                 raise unknown_name("setting", key, SETTINGS, where="study")
         for text in self.algorithms:
             if text != boosted_trees.NAME:
-                recipes.recipe(text)
+                composing.recipe(text)
         for text in self.ranges:
             if text not in self.algorithms:
                 raise unknown_name("algorithm", text, self.algorithms, where="study: ranges")
@@ -211,9 +211,9 @@ class Study:
             raise EnvariantError(f"study: ranges: {boosted_trees.NAME} have nothing to draw")
         found: dict[str, Range] = {}
         for name, value in declared.items():
-            settable = [h for h in recipes.recipe(algorithm).hyperparameters if h.name == name]
+            settable = [h for h in composing.recipe(algorithm).hyperparameters if h.name == name]
             if name != RATE and not settable:
-                known = [RATE, *(h.name for h in recipes.recipe(algorithm).hyperparameters)]
+                known = [RATE, *(h.name for h in composing.recipe(algorithm).hyperparameters)]
                 raise unknown_name("hyperparameter", name, known, where=f"study: ranges of {algorithm}")
             if any((h.part, h.field) in _fixed(algorithm) for h in settable):
                 raise EnvariantError(f"study: ranges of {algorithm}: {name} is set in its brackets; drop one")
@@ -247,7 +247,7 @@ def drawn_hyperparameters(
     """
     fixed = _fixed(algorithm)
     found: dict[str, Any] = {}
-    for h in recipes.recipe(algorithm).hyperparameters:
+    for h in composing.recipe(algorithm).hyperparameters:
         declared = None if h.part == "loss" or (h.part, h.field) in fixed else h.range
         where = own.get(h.name, declared)
         if where is None:
@@ -282,7 +282,7 @@ def _fixed(algorithm: str) -> set[tuple[str, str]]:
     """Part and field of what an algorithm's text sets in brackets."""
     return {
         (h.part, h.field)
-        for known, given in recipes.terms(algorithm)
+        for known, given in composing.terms(algorithm)
         for h in known.hyperparameters
         if h.name in given
     }

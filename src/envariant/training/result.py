@@ -154,7 +154,7 @@ class TrainingResult:
             settings.hyperparameters,
             task_named(record.task, record.outputs),
             record.input_shape,
-            sum(role == "train" for role in record.roles.values()),
+            [name for name, role in record.roles.items() if role == "train"],
         )
         held = {**saved.params, **saved.buffers}
         # Networks of the algorithm's own have done their work.
@@ -222,7 +222,7 @@ def rebuilt(
     hyperparameters: Mapping[str, Any],
     task: Task,
     input_shape: Sequence[int],
-    environments: int,
+    environments: Sequence[str],
 ) -> nn.Module:
     """A network as an algorithm trained it, with weights of its own, for trained ones to be loaded into.
 
@@ -232,7 +232,7 @@ def rebuilt(
         hyperparameters: of the algorithm.
         task: which says how many outputs there are.
         input_shape: of one row.
-        environments: how many were trained on.
+        environments: Names of the training environments.
 
     Raises:
         EnvariantError: the library has no such model.
@@ -246,7 +246,8 @@ def rebuilt(
             # An algorithm of the user's own; if it changed the model, the weights will not fit.
             return module
         setting = TrainContext(
-            environments,
+            tuple(environments),
+            (),
             task,
             input_shape=input_shape,
             linear_head=isinstance(getattr(module, "head", None), nn.Linear),

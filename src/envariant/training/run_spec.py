@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from envariant import data as sources
-from envariant.algorithms import recipes, settings_of
-from envariant.algorithms.base import Algorithm
+from envariant.algorithms import Algorithm, Part, Recipe, as_algorithm, composing, settings_of
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.data.validation_split import ValidationSplit
@@ -42,25 +41,23 @@ class Chosen:
     suggested: Mapping[str, Any]
 
     @classmethod
-    def of(cls, wanted: Algorithm | str, changes: Mapping[str, Any], source: EnvironmentSource) -> "Chosen":
-        if isinstance(wanted, Algorithm):
-            if changes:
-                raise EnvariantError("hyperparameters: belong to named recipes; set yours in the object")
-            return cls(
-                wanted.name, wanted, {"as built": repr(wanted)}, source.default_settings(wanted.name), {}
-            )
+    def of(
+        cls,
+        wanted: Algorithm | Recipe | Part | str,
+        changes: Mapping[str, Any],
+        source: EnvironmentSource,
+    ) -> "Chosen":
         if not isinstance(wanted, str):
-            raise EnvariantError(
-                "algorithm must be a name or an Algorithm, as in Composition(penalties=(IRM(),)); "
-                f"got {wanted!r}"
-            )
-        terms = recipes.terms(wanted)
+            algorithm = as_algorithm(wanted, changes)
+            suggestion = source.default_settings(algorithm.name)
+            return cls(algorithm.name, algorithm, {"as built": repr(algorithm)}, suggestion, {})
+        terms = composing.terms(wanted)
         suggestion = source.default_settings(terms[0][0].name)
         # In a sum, what is suggested for the loss as a whole is what suits the first term.
         usual = [suggestion.hyperparameters]
         usual += [known.own(source.default_settings(known.name).hyperparameters) for known, _ in terms[1:]]
         plain, given = (
-            recipes.added(
+            composing.compose(
                 wanted,
                 [known.build({**s, **g}) for (known, g), s in zip(each, usual, strict=True)],
             )
@@ -104,7 +101,7 @@ class Assembly:
 
 def assembled(
     data: EnvironmentSource | str,
-    algorithm: Algorithm | str,
+    algorithm: Algorithm | Recipe | Part | str,
     *,
     hyperparameters: Mapping[str, Any] | None = None,
     model: ModelLike | None = None,

@@ -23,7 +23,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
-from envariant.algorithms import EIIL, Algorithm, Composition, TrainContext, recipes
+from envariant.algorithms import EIIL, Algorithm, Composition, TrainContext, composing
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, unknown_name
@@ -213,7 +213,12 @@ class InvariantEstimator(BaseEstimator, ABC):
             module = build(shape)
             linear = isinstance(getattr(module, "head", None), nn.Linear)
             setting = TrainContext(
-                len(self.environments_), task, input_shape=shape, linear_head=linear, build=build
+                tuple(map(str, self.environments_)),
+                (),
+                task,
+                input_shape=shape,
+                linear_head=linear,
+                build=build,
             )
             module = _built(self.settings_).wrap_model(module, setting)
         # Networks of the algorithm's own have done their work.
@@ -354,10 +359,13 @@ def _refusals() -> Generator[None]:
 
 def _built(settings: Mapping[str, Any]) -> Algorithm:
     """The algorithm of some settings."""
-    algorithm, inferred = settings["algorithm"], {"inference": EIIL()} if settings["inferred"] else {}
+    algorithm, inferred = (
+        settings["algorithm"],
+        {"environment_inference": EIIL()} if settings["inferred"] else {},
+    )
     if isinstance(algorithm, str):
-        terms = recipes.terms(algorithm)
-        known = recipes.added(algorithm, [term.build(given) for term, given in terms])
+        terms = composing.terms(algorithm)
+        known = composing.compose(algorithm, [term.build(given) for term, given in terms])
         return replace(known, default=replace(known.default, **inferred)).build(settings["hyperparameters"])
     if isinstance(algorithm, Composition):
         return replace(algorithm, **inferred)

@@ -224,9 +224,7 @@ class SavedModel:
         """
         task = self._task()
         shape = (len(self.encoder.names),)
-        module = rebuilt(
-            self.model, self.algorithm, self.hyperparameters, task, shape, len(self.environments)
-        )
+        module = rebuilt(self.model, self.algorithm, self.hyperparameters, task, shape, self.environments)
         module.load_state_dict(dict(self.weights))
         return module.eval()
 

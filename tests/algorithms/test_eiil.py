@@ -71,7 +71,7 @@ def test_the_environments_are_those_on_which_a_first_model_is_right_and_wrong(tm
 def test_what_is_inferred_goes_with_penalties_but_not_twice():
     both = recipe("eiil + vrex(10)").default
     assert isinstance(both, Composition)
-    assert both.finds_environments == EIIL()
+    assert both.environment_inference == EIIL()
     assert both.minimum_environments == 1
     with pytest.raises(EnvariantError):
         recipe("eiil").build({"method": "ascend"})

@@ -16,11 +16,11 @@ from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Constant, Schedule
 from envariant.core.tasks import Binary
 from envariant.models import model_config
-from envariant.training.replicas import Replica, Seeds
 from envariant.training import engine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Execution
 from envariant.training.optimizers import optimizer_config
+from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
 from helpers import ENROLLED, every_case
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from envariant.algorithms import recipes
+from envariant.algorithms import composing
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import Metric, metric
 from envariant.core.tasks import Task
@@ -18,10 +18,10 @@ from envariant.data.tables.table import LogEntry, Table
 from envariant.saved_model import SavedModel
 from envariant.studies.baselines import boosted_trees
 from envariant.studies.significance import BASELINE
-from envariant.training.store import Store
 from envariant.studies.study import Study
-from envariant.training.train import train
 from envariant.training.execution import Execution
+from envariant.training.store import Store
+from envariant.training.train import train
 
 ALGORITHMS = (BASELINE, "irm", "vrex", "groupdro", "coral", boosted_trees.NAME)
 """What is compared unless other names are given."""
@@ -141,7 +141,7 @@ def fitting(
     """
     left = count - max(len(test_environments) for test_environments in places)
     needed = {
-        name: 1 if name == boosted_trees.NAME else recipes.recipe(name).default.minimum_environments
+        name: 1 if name == boosted_trees.NAME else composing.recipe(name).default.minimum_environments
         for name in names
     }
     return (

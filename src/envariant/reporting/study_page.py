@@ -21,8 +21,8 @@ from envariant.reporting.tables import NONE, TextTable
 from envariant.studies.selection import SELECTIONS, Chosen, Missing, Selection, select
 from envariant.studies.selection.base import Selected, last_steps
 from envariant.studies.significance import Comparison, compare
-from envariant.training.store import Store
 from envariant.studies.study import Study
+from envariant.training.store import Store
 
 
 def render(store: Store) -> str:

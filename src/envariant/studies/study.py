@@ -18,7 +18,7 @@ from typing import Any, cast, final
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from envariant.algorithms import Composition, Recipe, as_algorithm, recipes
+from envariant.algorithms import Composition, Recipe, as_algorithm, composing
 from envariant.algorithms import identity as identity_of_algorithm
 from envariant.core import metrics
 from envariant.core.environments import EnvironmentSource
@@ -304,7 +304,7 @@ def recipe_of(algorithm: object) -> Recipe:
         EnvariantError: If there is no such algorithm.
     """
     if isinstance(algorithm, str):
-        return recipes.recipe(algorithm)
+        return composing.recipe(algorithm)
     if isinstance(algorithm, Recipe):
         return algorithm
     built = as_algorithm(algorithm)
@@ -445,7 +445,7 @@ def _fixed(algorithm: object) -> set[tuple[str, str]]:
         return set()
     return {
         (h.part, h.field)
-        for known, given in recipes.terms(algorithm)
+        for known, given in composing.terms(algorithm)
         for h in known.hyperparameters
         if h.name in given
     }

@@ -16,8 +16,8 @@ from envariant.algorithms import (
     Composition,
     Recipe,
     as_algorithm,
+    composing,
     identity,
-    recipes,
     resolve_schedules,
     settings_of,
 )
@@ -122,28 +122,31 @@ def resolve_algorithm(
         return ResolvedAlgorithm(known.name, known, {}, source.default_settings(known.name), {})
     if isinstance(requested, Recipe):
         suggestion = source.default_settings(requested.name)
-        plain = requested.build(_applicable(requested, suggestion))
-        built = requested.build({**_applicable(requested, suggestion), **hyperparameters})
-        settings, suggested = (settings_of(requested.name, each) for each in (built, plain))
+        usual = requested.own(suggestion.hyperparameters)
+        plain, built = requested.build(usual), requested.build({**usual, **hyperparameters})
+        settings, suggested = ({"as built": repr(each)} for each in (built, plain))
         return ResolvedAlgorithm(requested.name, _timed(built, steps), settings, suggestion, suggested)
     if not isinstance(requested, str):
-        built = as_algorithm(requested)
-        if hyperparameters:
-            if not isinstance(built, Composition):
-                raise EnvariantError(
-                    "hyperparameters: apply to named algorithms and compositions; set them in the object"
-                )
+        built = as_algorithm(cast("Any", requested))
+        if hyperparameters and isinstance(built, Composition):
             built = Recipe(built.name, "", built).build(hyperparameters)
+        elif hyperparameters:
+            raise EnvariantError(
+                "hyperparameters: apply to named algorithms and compositions; set those of an object in it"
+            )
         settings = {"as built": repr(built)}
-        suggestion = source.default_settings(built.name)
-        return ResolvedAlgorithm(built.name, _timed(built, steps), settings, suggestion, {})
-    terms = recipes.terms(requested)
+        return ResolvedAlgorithm(
+            built.name, _timed(built, steps), settings, source.default_settings(built.name), {}
+        )
+    terms = composing.terms(requested)
     suggestion = source.default_settings(terms[0][0].name)
     # In a composition, what is suggested for the loss as a whole is what suits the first term.
     usual = [suggestion.hyperparameters]
     usual += [known.own(source.default_settings(known.name).hyperparameters) for known, _ in terms[1:]]
     plain, given = (
-        recipes.added(requested, [known.build({**s, **g}) for (known, g), s in zip(each, usual, strict=True)])
+        composing.compose(
+            requested, [known.build({**s, **g}) for (known, g), s in zip(each, usual, strict=True)]
+        )
         for each in ([(known, {}) for known, _ in terms], terms)
     )
     built = given.build(hyperparameters)
@@ -283,11 +286,6 @@ def device_named(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise EnvariantError("device: this PyTorch sees no CUDA device; use cpu")
     return torch.device(name)
-
-
-def _applicable(recipe: Recipe, suggestion: DefaultSettings) -> Mapping[str, Any]:
-    """Return the suggested hyperparameters that a recipe has."""
-    return recipe.own(suggestion.hyperparameters)
 
 
 def _timed(algorithm: Algorithm, steps: int | None) -> Algorithm:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from envariant.algorithms import TrainContext, recipes
+from envariant.algorithms import TrainContext, composing
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Task, task_named
@@ -171,7 +171,7 @@ class TrainingResult:
                 spec.hyperparameters,
                 task_named(record.task, record.outputs),
                 record.input_shape,
-                len(record.training_environments),
+                record.training_environments,
             )
         tensors = {**saved.params, **saved.buffers}
         # The algorithm's auxiliary networks are not part of the model.
@@ -242,7 +242,7 @@ def rebuilt(
     hyperparameters: Mapping[str, Any],
     task: Task,
     input_shape: Sequence[int],
-    environments: int,
+    environments: Sequence[str],
 ) -> nn.Module:
     """A network as an algorithm trained it, with weights of its own, for trained ones to be loaded into.
 
@@ -252,7 +252,7 @@ def rebuilt(
         hyperparameters: of the algorithm.
         task: which says how many outputs there are.
         input_shape: of one row.
-        environments: how many were trained on.
+        environments: Names of the training environments.
 
     Raises:
         EnvariantError: the library has no such model.
@@ -261,12 +261,13 @@ def rebuilt(
     with private_random_numbers(0, torch.device("cpu")):
         module = family.build(input_shape, task.outputs)
         try:
-            known = recipes.recipe(algorithm)
+            known = composing.recipe(algorithm)
         except EnvariantError:
             # An algorithm of the user's own; if it changed the model, the weights will not fit.
             return module
         setting = TrainContext(
-            environments,
+            tuple(environments),
+            (),
             task,
             input_shape=input_shape,
             linear_head=isinstance(getattr(module, "head", None), nn.Linear),

@@ -323,7 +323,7 @@ def text_of(value: Any) -> str:
     name = getattr(value, "name", None)
     if isinstance(name, str) and not isinstance(value, type) and not hasattr(value, "__dataclass_fields__"):
         return name
-    if isinstance(value, type) or callable(value) and hasattr(value, "__qualname__"):
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         return value.__qualname__
     if type(value).__str__ is not object.__str__ and hasattr(value, "__dataclass_fields__"):
         return str(value)

@@ -133,7 +133,8 @@ def test_a_folder_that_is_none_is_refused(root, tmp_path):
         f"metadata-images: {tmp_path / 'no'} is not there; give a folder"
     )
     assert (
-        refusal(own(root / "a.png").sample, 0) == f"metadata-images: {root / 'a.png'} is a file; give a folder"
+        refusal(own(root / "a.png").sample, 0)
+        == f"metadata-images: {root / 'a.png'} is a file; give a folder"
     )
 
 

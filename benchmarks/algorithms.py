@@ -23,7 +23,7 @@ import envariant
 from envariant import published
 from envariant.algorithms import RECIPES
 from envariant.core.errors import EnvariantError
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 HERE = Path(__file__).parent
 PAGE, FIGURES = HERE.parent / "docs" / "colored_mnist.md", HERE / "algorithms.json"
@@ -105,8 +105,8 @@ def figures(result: TrainingResult) -> dict[str, Any]:
     record = result.record
     return {
         "accuracy": {name: result.final(name, "accuracy").values for name in ENVIRONMENTS},
-        "steps": record.settings.steps,
-        "precision": record.settings.precision,
+        "steps": record.spec.steps,
+        "precision": record.spec.precision,
         "torch": record.versions["torch"],
         "hardware": ", ".join(f"{key} {value}" for key, value in record.hardware.items()),
     }

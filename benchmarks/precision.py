@@ -11,7 +11,7 @@ from pathlib import Path
 import envariant
 from envariant import TrainingResult
 from envariant.analysis.statistics import interval
-from envariant.training import Spread
+from envariant.training.result import Spread
 
 HERE = Path(__file__).parent
 ALGORITHMS = ("irm", "vrex", "erm", "and-mask")
@@ -87,7 +87,7 @@ def main() -> None:
                 "colored-mnist", name, precision=precision, replicas=arguments.replicas,
                 evaluate_every=100, out=out,
             )  # fmt: skip
-    device = next(run for runs in results.values() for run in runs.values()).record.settings.device
+    device = next(run for runs in results.values() for run in runs.values()).record.spec.device
     name = "precision.md" if device == "cpu" else "precision_cuda.md"
     (HERE / name).write_text(page(results), encoding="utf-8")
 

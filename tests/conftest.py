@@ -12,7 +12,12 @@ from typing import Any
 
 import pytest
 from beartype import BeartypeConf, beartype
+from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# No test depends on the speed of the machine.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 # These functions validate shapes themselves; the tests check their error messages.
 _VALIDATE_SHAPES = {"Environment.__init__", "RandomAffine.__call__"}

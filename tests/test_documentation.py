@@ -114,6 +114,6 @@ def test_page_of_algorithms_is_up_to_date_and_describes_every_setting():
     """Regenerate the page with `envariant algorithms --markdown > docs/algorithms.md`."""
     page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
     assert page == catalogue.markdown()
-    for entry in map(catalogue.described, RECIPES.values()):
+    for entry in map(catalogue.describe, RECIPES.values()):
         undocumented = [name for name, *_, meaning in entry.settings if not meaning]
         assert not undocumented, f"{entry.name}: {undocumented} are not described under Attributes"

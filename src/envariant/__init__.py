@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from envariant.core.tasks import Binary, Multiclass, Regression
     from envariant.estimators import InvariantClassifier, InvariantRegressor
     from envariant.saved_model import load_model
-    from envariant.training import TrainingResult, train
+    from envariant.training.result import TrainingResult
+    from envariant.training.train import train
 
 _MODULES = {
     "algorithms": "algorithms",
@@ -39,10 +40,10 @@ _NAMES = {
     "InvariantRegressor": "estimators",
     "Multiclass": "core.tasks",
     "Regression": "core.tasks",
-    "TrainingResult": "training",
+    "TrainingResult": "training.result",
     "compare": "comparison",
     "load_model": "saved_model",
-    "train": "training",
+    "train": "training.train",
 }
 
 __all__ = [

@@ -11,21 +11,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import envariant
 from benchmarks import step_timing
-from envariant.algorithms import RECIPES, Algorithm, Composition, TrainContext, VREx, recipe
+from envariant.algorithms import RECIPES, Algorithm, Composition, VREx, recipe
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary
 from envariant.models import model_config
-from envariant.training import Replica, Seeds, checkpoint, engine, execution, memory_budget, step_program
+from envariant.training import checkpoint, engine, execution, memory_budget, step_program
 from envariant.training.augmentation import RandomAffine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Auto, Execution, Stacked
 from envariant.training.optimizers import optimizer_config
+from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
-from helpers import ENROLLED, every_case
+from helpers import ENROLLED, every_case, train_context
 
 CPU = torch.device("cpu")
-SETTING = TrainContext(2, Binary())
+SETTING = train_context(2, Binary())
 STACKED = Execution("stacked", 100, "")
 
 

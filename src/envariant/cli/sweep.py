@@ -1,4 +1,4 @@
-"""`envariant sweep`: a study, planned in full, trained, and read as one page."""
+"""`envariant sweep`: plan a study in full, train it, and read it as one page."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -7,10 +7,26 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from envariant.cli.options import Json, Whole
+from envariant.cli.run_options import given, with_run_options
+from envariant.training.run_spec import SHARED
 
 Names = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
 
+_DECLARED = (
+    "data",
+    "algorithms",
+    "name",
+    "n_trials",
+    "replicas",
+    "test_environments",
+    "holdout_fraction",
+    "lr_range",
+    "seed",
+    "metric",
+)
 
+
+@with_run_options((*SHARED, "execution", "memory"), dict.fromkeys((*SHARED, "memory")))
 def sweep(
     file: Path | None = None,
     *,
@@ -21,141 +37,137 @@ def sweep(
     replicas: Whole | None = None,
     test_environments: str | None = None,
     holdout_fraction: float | None = None,
+    lr_range: float | None = None,
     seed: Whole | None = None,
     metric: str | None = None,
-    steps: Whole | None = None,
-    model: str | None = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     workers: Whole = 1,
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
-    execution: str = "auto",
     track: Literal["tensorboard", "mlflow"] | None = None,
     track_at: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
+    **options: Any,
 ) -> None:
-    """Compare algorithms over draws of hyperparameters, replicas and held-out environments.
+    """Compare algorithms over hyperparameter trials, replicas and test environments.
 
-    Runs are stored as they go; the same command again goes on where it was.
+    Runs are stored as they go; the same command again resumes.
 
     Parameters
     ----------
     file
-        A study as TOML; what is given as well on the command line wins.
+        Study as a TOML file; flags override what it declares.
     data
-        Names of data sets.
+        Names of data sources.
     algorithms
-        Such as erm irm "vrex + coral(1.0)".
+        Algorithms, such as erm irm "vrex + coral(1.0)".
     name
-        Of the study.
-    draws
-        Of hyperparameters, of each algorithm; the first is what the data suggest.
+        Name of the study.
+    n_trials
+        Number of hyperparameter configurations per algorithm; the first is what the data suggest.
     replicas
-        Of each draw: the same data draws, weights and batches for all.
+        Number of replicas of each trial, with the same seeds for every algorithm.
     test_environments
-        suggested by the data, each environment in turn, each-and-pairs, or a name.
+        Test environments: suggested, each (one after another), each-and-pairs, or a name.
     holdout_fraction
-        Share of every training environment's rows to choose by.
+        Share of every training environment's rows that is kept for selection.
+    lr_range
+        Factor around the suggested learning rate within which trials sample theirs.
     seed
-        From which draws and replicas follow.
+        Base random seed of trials and replicas.
     metric
-        In which runs are compared, such as AUROC; by default the task's own.
-    steps
-        Of each run.
-    model
-        Of each run.
+        Metric in which runs are compared, such as AUROC; by default the task's own.
     out
-        The study's folder; by default studies/NAME.
+        Folder of the study; by default studies/NAME.
     workers
-        Processes, which share the cores.
+        Number of processes, which share the cores.
     executor
-        local, or ray for a cluster: pip install "envariant[ray]".
+        Where runs train: local, or ray for a cluster (pip install "envariant[ray]").
     address
-        Of the cluster.
-    execution
-        How the runs of a batch are executed, as for train.
+        Address of the Ray cluster.
     track
-        Send runs there as they end: pip install "envariant[tracking]".
+        Tracker that runs are sent to as they end (pip install "envariant[tracking]").
     track_at
-        A folder for TensorBoard, by default in the study's; a tracking address for MLflow.
+        Folder of TensorBoard, by default in the study's; or tracking address of MLflow.
     dry_run
-        Print what would be run and how long it would take.
+        Print what would be trained and how long it would take.
     """
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.core.errors import EnvariantError
     from envariant.reporting import study_page as page
-    from envariant.studies import study as studies
     from envariant.studies.executors import local
-    from envariant.studies.progress import watching
-    from envariant.studies.selection import SELECTIONS, select
-    from envariant.studies.store import Store
+    from envariant.studies.study import begin
     from envariant.studies.trackers import Following
+    from envariant.training.progress import show_sweep
+    from envariant.training.store import Store
 
-    declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
-    given = {
-        "data": data or None,
-        "algorithms": algorithms or None,
-        "name": name or (None if file is None or "name" in declared else file.stem),
-        "n_trials": n_trials,
-        "replicas": replicas,
-        "test_environments": test_environments
-        if test_environments in (None, "suggested", "each", "each-and-pairs")
-        else [[test_environments]],
-        "holdout_fraction": holdout_fraction,
-        "seed": seed,
-        "metric": metric,
-    }
-    declared |= {key: value for key, value in given.items() if value is not None}
-    if algorithms and "ranges" in declared:
-        declared["ranges"] = {name: own for name, own in declared["ranges"].items() if name in algorithms}
-    extra = {key: value for key, value in (("steps", steps), ("model", model)) if value is not None}
-    declared["settings"] = {**declared.get("settings", {}), **extra}
     if track_at is not None and track is None:
-        raise EnvariantError("sweep: --track-at says where; say with --track tensorboard or mlflow to what")
-    if "data" not in declared or "algorithms" not in declared:
-        raise EnvariantError("sweep: name a study file, or give --data and --algorithms")
-    study = studies.of(declared, "sweep" if file is None else str(file))
+        raise EnvariantError("track_at: says where to send runs; set track as well, to tensorboard or mlflow")
+    own = dict(zip(_DECLARED, (data, algorithms, name, n_trials, replicas, test_environments,
+                               holdout_fraction, lr_range, seed, metric), strict=True))  # fmt: skip
+    how = {"execution": options.pop("execution"), "memory": options.pop("memory")}
+    study = _declared(
+        file, {key: value or None if value == () else value for key, value in own.items()}, options
+    )
     folder = out or Path("studies") / study.name
     if dry_run:
         from envariant.studies.estimate import estimate
 
-        found = estimate(study)
+        cost = estimate(study)
         if json:
-            print_json(found.to_dict())
+            print_json(cost.to_dict())
         else:
-            print_lines(found.lines())
+            print_lines(cost.lines())
         return
-    with Store.begin(folder, study) as store:
+    with begin(folder, study) as store:
         left = store.counts()["planned"] + store.counts()["running"]
     following = None if track is None else Following(folder, track, track_at)
-    with following or nullcontext(), watching(study.name, left, folder) as on_progress:
+    with following or nullcontext(), show_sweep(study.name, left, folder) as on_progress:
         if executor == "ray":
             from envariant.studies.executors import ray
 
-            ray.sweep(folder, address=address, execution=execution, on_progress=on_progress)
+            ray.sweep(folder, study, address=address, on_progress=on_progress, **how)
         else:
-            local.sweep(folder, execution=execution, workers=workers, on_progress=on_progress)
+            local.sweep(folder, study, workers=workers, on_progress=on_progress, **how)
     with Store(folder) as store:
         page.write(store, folder / "report.html")
         counts, table = store.counts(), store.table()
-    ways = [way() for way in SELECTIONS.values()]
-    pooled = {way.name: select(table, way, pooled=True) for way in ways}
+    summary, selections = page.overview(table)
     if json:
         print_json(
             {
                 "folder": str(folder),
                 "page": str(folder / "report.html"),
                 "runs": counts,
-                "selections": {key: page.to_dict(found) for key, found in pooled.items()},
+                "selections": selections,
                 **({} if following is None else {"sent": following.sent, "tracker": following.problem}),
             }
         )
-    else:
-        print_table(page.summary(pooled, ways))
-        print_lines([f"\n{', '.join(f'{n} {state}' for state, n in counts.items() if n)}; "
-                     f"open {folder / 'report.html'} in a browser"])  # fmt: skip
-        if following is not None and following.problem:
-            print_lines([f"not all runs were sent ({following.problem}); "
-                         f"mend that, then: envariant runs track {folder} --to {track}"
-                         f"{f' --at {track_at}' if track_at else ''}"])  # fmt: skip
+        return
+    print_table(summary)
+    states = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    print_lines([f"\n{states}; open {folder / 'report.html'} in a browser"])
+    if following is not None and following.problem:
+        at = f" --at {track_at}" if track_at else ""
+        print_lines([f"not all runs were sent ({following.problem}); then: envariant runs track {folder} "
+                     f"--to {track}{at}"])  # fmt: skip
+
+
+def _declared(file: Path | None, own: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Return the study that a file and flags declare; flags override the file."""
+    from envariant.core.errors import EnvariantError
+    from envariant.studies import study as studies
+
+    declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
+    own["name"] = own["name"] or (None if file is None or "name" in declared else file.stem)
+    if own["test_environments"] not in (None, *studies.SPLITS):
+        own["test_environments"] = [[own["test_environments"]]]
+    declared |= given(own)
+    if own["algorithms"] and "ranges" in declared:
+        kept = own["algorithms"]
+        declared["ranges"] = {name: each for name, each in declared["ranges"].items() if name in kept}
+    declared["settings"] = {**declared.get("settings", {}), **given(options)}
+    if "data" not in declared or "algorithms" not in declared:
+        raise EnvariantError("sweep: name a study file, or give data and algorithms")
+    return studies.of(declared, "sweep" if file is None else str(file))

@@ -13,6 +13,7 @@ import pytest
 import envariant
 from envariant.algorithms import RECIPES, Composition, catalogue, recipe
 from envariant.core.schedules import Constant, Schedule
+from envariant.studies.study import read
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md"]
@@ -108,6 +109,25 @@ def test_layout_in_the_readme_lists_every_package_in_the_order_of_the_import_lay
     height = {name: number for number, names in enumerate(layers) for name in names}
     order = [height[name.removesuffix("/").removesuffix(".py")] for name in listed]
     assert order == sorted(order)
+
+
+def test_every_path_in_the_contributing_guide_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text[text.index("## Where to add what") : text.index("## Other packages")]
+    paths = re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", table)
+    assert len(paths) > 20
+    missing = [
+        path
+        for path in (path.removesuffix("NAME.py") for path in paths)
+        if not ((ROOT if path.startswith("tests/") else ROOT / "src" / "envariant") / path).exists()
+    ]
+    assert missing == []
+
+
+def test_study_in_the_documentation_is_valid(tmp_path):
+    text = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    (tmp_path / "first.toml").write_text(text.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    assert read(tmp_path / "first.toml").n_trials == 8
 
 
 def test_page_of_algorithms_is_up_to_date_and_describes_every_setting():

@@ -30,14 +30,12 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
 from envariant.models import ModelConfig, model_config
 from envariant.training import TrainingResult, train
+from envariant.training.evaluator import Evaluator
 
 # With "auto": up to so many rows a step takes all of them, which is exact and, for such tables, no slower
 # than drawing; above, it takes so many of each environment.
 _FULL_BATCH = 5000
 _BATCH = 256
-# Rows that are predicted at a time, so that activations of a long table are not all held at once. It is a
-# multiple of the rows that models such as ARM's look at side by side.
-_BLOCK = 8192
 # scikit-learn ships no types, and those that are guessed from its code do not hold.
 _validated: Any = validate_data
 
@@ -227,9 +225,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         rows = _parted(X, column)[0] if column in getattr(X, "columns", ()) else X
         inputs = (_validated(self, rows, dtype=np.float64, reset=False) - self.mean_) / self.scale_
         network, task = self._network()
-        with torch.inference_mode():
-            outputs = torch.cat([network(block) for block in torch.from_numpy(inputs).split(_BLOCK)])
-        return task.logits(outputs).numpy()
+        return Evaluator.of_module(network, task).logits(torch.from_numpy(inputs)).numpy()
 
 
 @final

@@ -32,6 +32,7 @@ from envariant.data.tables.reading import read_columns
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import TaskName
 from envariant.data.validation_split import ValidationSplit
+from envariant.training.evaluator import Evaluator
 from envariant.training.network import TOGETHER
 from envariant.training.result import TrainingResult, rebuilt
 
@@ -42,8 +43,6 @@ TENSORS, TEXT = "model.safetensors", "model.json"
 
 # Under which the text stands in the header of the tensors' file.
 _HEADER = "envariant.model"
-# Rows that go through the network at a time: a multiple of what models such as ARM's look at side by side.
-_BLOCK = 8192
 _WEIGHTS, _KNOTS, _COUNTS, _ALONE = "weights/", "knots/", "counts/", "alone/"
 
 
@@ -347,10 +346,7 @@ class SavedModel:
     ) -> pd.DataFrame:
         inputs = torch.from_numpy(self.encoder.encode(columns))
         task = self._task()
-        with torch.inference_mode():
-            blocks = [task.logits(network(block)) for block in inputs.split(_BLOCK) if len(block)]
-            shape = (0,) if task.outputs == 1 else (0, task.outputs)
-            logits = torch.cat(blocks) if blocks else torch.zeros(shape)
+        logits = Evaluator.of_module(network, task).logits(inputs)
         if isinstance(task, Regression):
             return pd.DataFrame({"prediction": _in_unit(logits, task).numpy()}, index=index)
         chances = _probabilities(logits).numpy()

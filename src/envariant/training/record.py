@@ -104,6 +104,11 @@ class Record:
         return {each.label: each.constant_loss for each in self.environments}
 
     @property
+    def test_environments(self) -> tuple[str, ...]:
+        """Names of the test environments."""
+        return tuple(each.name for each in self.environments if each.role == "test")
+
+    @property
     def training_environments(self) -> tuple[str, ...]:
         """Names of the environments trained on."""
         return tuple(each.name for each in self.environments if each.role == "train")

@@ -24,7 +24,7 @@ RUNS = (
 
 
 def markdown(table: tables.TextTable) -> str:
-    lines = [table.header, tuple("---" for _ in table.header), *table.lines]
+    lines = [table.header, tuple("---" for _ in table.header), *table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

@@ -90,7 +90,7 @@ def sweep(
     from envariant.studies.progress import watching
     from envariant.studies.selection import SELECTIONS, select
     from envariant.studies.store import Store
-    from envariant.studies.trackers import Following
+    from envariant.studies.trackers import BackgroundTracking
 
     declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
     given = {
@@ -128,7 +128,7 @@ def sweep(
         return
     with Store.begin(folder, study) as store:
         left = store.counts()["planned"] + store.counts()["running"]
-    following = None if track is None else Following(folder, track, track_at)
+    following = None if track is None else BackgroundTracking(folder, track, track_at)
     with following or nullcontext(), watching(study.name, left, folder) as on_progress:
         if executor == "ray":
             from envariant.studies.executors import ray

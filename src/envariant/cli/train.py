@@ -1,4 +1,4 @@
-"""`envariant train`: one algorithm, some replicas, every environment measured."""
+"""`envariant train`: train replicas of one algorithm and evaluate every environment."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from envariant.cli.options import Json, Mnist, Whole
+from envariant.cli.options import Json, Mnist, Switch, Whole
 from envariant.core import specs
 from envariant.core.errors import EnvariantError
 
@@ -15,13 +15,13 @@ def train(
     *,
     data: Annotated[str, Parameter(alias="-d")] = "colored-mnist",
     algorithm: Annotated[str, Parameter(alias="-a")] = "erm",
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
     model: str | None = None,
     steps: Whole | None = None,
     replicas: Whole = 1,
     seed: Whole = 0,
     batch_size: int | Literal["full"] | None = None,
-    lr: float | None = None,
+    learning_rate: Annotated[float | None, Parameter(alias="--lr")] = None,
     weight_decay: float = 0.0,
     optimizer: str | None = None,
     precision: Literal["auto", "float32", "bfloat16", "tf32"] = "auto",
@@ -36,66 +36,69 @@ def train(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     execution: str = "auto",
     memory: str | None = None,
-    compile_: Annotated[bool, Parameter(name="--compile", negative="")] = False,
+    compile_: Annotated[Switch, Parameter(name="--compile")] = False,
     mnist: Mnist = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     json: Json = False,
 ) -> None:
-    """Train replicas of one algorithm and measure every environment.
+    """Train replicas of one algorithm and evaluate every environment.
 
-    What is not given is what the data and the algorithm suggest: the bare command on Colored MNIST
-    repeats the paper.
+    Options that are left out take the values suggested by the data for the algorithm: the command without
+    options reproduces the ERM baseline on Colored MNIST.
 
     Parameters
     ----------
     data
-        A name such as colored-mnist, colored-mnist:domainbed or colored-digits(label_noise=0.1).
+        Environments to train on: a name such as colored-mnist, colored-mnist:domainbed or
+        "colored-digits(label_noise=0.1)".
     algorithm
-        A name from `envariant algorithms`, settings in brackets if you like: "irm(l2=0.001)".
+        Algorithm from `envariant algorithms`, optionally with hyperparameters: "irm(l2=0.001)",
+        "vrex + and-mask".
     set_
-        One setting of the algorithm, KEY=VALUE; repeat it for more: --set "coefficient=step(1,1e4,at=190)".
+        Hyperparameter of the algorithm as KEY=VALUE, such as "coefficient=step(1,1e4,at=190)". Repeatable.
     model
-        linear, mlp(hidden=390), lenet or mnist-cnn.
+        Network: linear, "mlp(hidden=390)", lenet or mnist-cnn.
     steps
-        Optimizer updates of each replica.
+        Number of optimizer updates of each replica.
     replicas
-        Runs, each with its own data draw, initial weights and batches.
+        Number of replicas: independent runs, each with its own data, initialization and batch-order seeds.
     seed
-        From which all of them follow.
+        Base random seed.
     batch_size
-        Rows of each training environment a step, or "full".
-    lr
-        Learning rate.
+        Rows of each training environment per step, drawn with replacement; "full" takes all rows.
+    learning_rate
+        Learning rate of the optimizer.
     weight_decay
-        Of the optimizer; it acts after any mask on gradients.
+        L2 coefficient applied by the optimizer, after gradient masking.
     optimizer
-        adam, adamw or sgd(momentum=0.9).
+        Optimizer: adam, adamw or "sgd(momentum=0.9)".
     precision
-        Of matrix products; auto takes bfloat16 where the processor multiplies it natively; tf32 is for CUDA.
+        Precision of matrix products. auto takes bfloat16 where the processor multiplies it natively and the
+        model is large enough; tf32 needs CUDA.
     test_environments
-        Names of environments to hold out; repeat it for more.
+        Name of an environment that is not trained on. May be repeated.
     holdout_fraction
-        Share of every training environment's rows that is measured and not trained on.
+        Share of the rows of every training environment that is kept for validation, in [0, 1).
     evaluate_every
-        Steps between measurements.
+        Number of steps between evaluations; about 25 evaluations by default.
     augmentation
-        affine(rotation=15,shear=10,scale=0.2): random affine maps of training images.
+        Augmentation of training images, such as "affine(rotation=15,shear=10,scale=0.2)".
     init
-        What trains first, for the algorithm to start from: erm, erm(steps=200), or rfc for rich features.
+        Pretraining that provides the initial weights: erm, "erm(steps=200)", or rfc for rich features.
     freeze
-        "features" trains the head alone, on the features of --init.
+        "features" trains only the head, on the pretrained features that --init provides.
     device
-        Where to train.
+        Device to train on.
     execution
-        How many replicas train as one program: auto, sequential, stacked or stacked(group=50). Auto
-        tries for a few steps and says what it took; ask for that to repeat a run to the last bit.
+        How replicas are executed: auto, sequential, stacked or "stacked(group=50)". auto times both for a few
+        steps and prints its choice; to repeat a run bit-identically, give that choice.
     memory
-        The most that a stack of replicas may need, such as 8GB; half of what is free unless said. A run
-        that goes on keeps the stacks it began with.
+        Memory limit of a replica stack, such as 8GB; half of the free memory by default. A resumed run keeps
+        its stacks.
     compile_
-        Compile each program; takes some 20 seconds the first time, for long runs of small models.
+        Compile each step program, which takes about 20 seconds once; for long runs of small models.
     out
-        A folder to store the run in; the same command again continues it.
+        Folder to store the run in. The same command resumes an interrupted run.
     """
     from envariant import data as sources
     from envariant.cli.show import exit_code, print_json, print_result
@@ -110,7 +113,7 @@ def train(
         replicas=replicas,
         seed=seed,
         batch_size=batch_size,
-        learning_rate=lr,
+        learning_rate=learning_rate,
         weight_decay=weight_decay,
         optimizer=optimizer,
         precision=precision,
@@ -134,10 +137,10 @@ def train(
 
 
 def _assignments(texts: tuple[str, ...]) -> dict[str, object]:
-    found: dict[str, object] = {}
+    settings: dict[str, object] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip() or not value.strip():
             raise EnvariantError(f"--set: expected KEY=VALUE; got '{text}'")
-        found[key.strip().replace("-", "_")] = specs.parse_value(value)
-    return found
+        settings[key.strip().replace("-", "_")] = specs.parse_value(value)
+    return settings

@@ -62,14 +62,17 @@ def test_json_output_has_the_documented_keys():
     assert done.stderr == "", "quiet when not on a terminal"
 
 
-def test_same_seed_is_bit_identical_and_another_seed_is_not():
-    first, second, other = (json.loads(run(*TRAIN, "--seed", s, "--json").stdout) for s in (1, 1, 2))
+def test_same_seed_is_bit_identical_and_another_seed_is_not(here):
+    first, second, other = (
+        json.loads(call(*TRAIN, "--seed", seed, "--json").stdout)
+        for call, seed in ((run, 1), (here, 1), (here, 2))
+    )
     assert first["environments"] == second["environments"]
     assert first["environments"] != other["environments"]
 
 
-def test_table_shows_every_environment_the_worst_and_the_replicas():
-    done = run(*TRAIN, "--replicas", 2)
+def test_table_shows_every_environment_the_worst_and_the_replicas(here):
+    done = here(*TRAIN, "--replicas", 2)
     assert done.returncode == 0
     for word in ("flip-0.2 (train)", "flip-0.1 (train)", "flip-0.9 (test)", "worst", "replicas", "±"):
         assert word in done.stdout
@@ -88,8 +91,8 @@ def test_stored_runs_are_reported(here, tmp_path):
     assert [r["algorithm"] for r in json.loads(again.stdout)["runs"]] == ["erm", "vrex"]
 
 
-def test_demo_on_small_digits_writes_its_page(tmp_path):
-    done = run("demo", "--data", "colored-digits", "--steps", 5, "--replicas", 1, "--out", tmp_path / "demo")
+def test_demo_on_small_digits_writes_its_page(here, tmp_path):
+    done = here("demo", "--data", "colored-digits", "--steps", 5, "--replicas", 1, "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "demo" / "report.html").read_text()
     for word in ("erm", "irm", "vrex", "and-mask", "grayscale oracle", "Bayes"):

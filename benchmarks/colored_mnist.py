@@ -1,9 +1,9 @@
-"""Colored MNIST, `irm` protocol: every algorithm's test accuracy beside the published figure.
+"""Train the first algorithms on Colored MNIST (protocol `irm`) and compare them with the published figures.
 
     python benchmarks/colored_mnist.py [FOLDER]
 
-Runs are kept in FOLDER (default runs/colored-mnist) and continued if it was stopped; the table goes to
-benchmarks/colored_mnist.md, with the conditions under which it was made, and the curves to docs/.
+Runs are stored in FOLDER (default runs/colored-mnist) and resumed after a stop. The table and its conditions
+go to benchmarks/colored_mnist.md, the training curves to docs/colored-mnist-curves.svg.
 """
 
 import sys
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import envariant
 from envariant.reporting import figures, tables
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 RUNS = (
     ("colored-mnist", "erm"),
@@ -24,14 +24,14 @@ RUNS = (
 
 
 def markdown(table: tables.TextTable) -> str:
-    lines = [table.header, tuple("---" for _ in table.header), *table.lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    rows = [table.header, tuple("---" for _ in table.header), *table.lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def conditions(result: TrainingResult) -> str:
     hardware = ", ".join(f"{key} {value}" for key, value in result.record.hardware.items())
     versions = ", ".join(f"{key} {value}" for key, value in result.record.versions.items())
-    return f"{result.record.settings.precision}; {hardware}; {versions}."
+    return f"{result.record.spec.precision}; {hardware}; {versions}."
 
 
 def main() -> None:
@@ -43,15 +43,15 @@ def main() -> None:
     table = tables.scores(results)
     text = (
         "# Colored MNIST, protocol irm\n\n"
-        "`python benchmarks/colored_mnist.py`: the bare settings of `envariant train`, seed 0.\n\n"
+        "`python benchmarks/colored_mnist.py`: default settings of `envariant train`, seed 0.\n\n"
         f"{markdown(table)}\n"
         + "\n".join(f"- {note}" for note in table.notes)
         + f"\n- {conditions(results[0])}\n"
     )
     Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
-    shown = [result for result, (_, algorithm) in zip(results, RUNS, strict=True) if algorithm != "mm-rex"]
+    plotted = [result for result, (_, algorithm) in zip(results, RUNS, strict=True) if algorithm != "mm-rex"]
     curves = Path(__file__).parent.parent / "docs" / "colored-mnist-curves.svg"
-    figures.save(figures.curves(shown), curves)
+    figures.save(figures.curves(plotted), curves)
     print(text)
 
 

@@ -51,6 +51,6 @@ def test_the_page_of_algorithms_is_what_the_parts_say():
     """Made anew by `envariant algorithms --markdown > docs/algorithms.md`."""
     page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
     assert page == catalogue.markdown()
-    for each in map(catalogue.described, RECIPES.values()):
+    for each in map(catalogue.describe, RECIPES.values()):
         unsaid = [name for name, *_, meaning in each.settings if not meaning]
         assert not unsaid, f"{each.name}: what {unsaid} mean is not among the attributes"

@@ -86,7 +86,7 @@ def test_irm_with_inferred_environments_ignores_the_spurious_column():
     assert fitted.score(*TEST[:2]) > 0.6
     assert fitted.environments_.tolist() == ["all"]
     assert fitted.settings_["algorithm"] == "irm"
-    assert fitted.result_.record.settings.algorithm == "irm + eiil"
+    assert fitted.result_.record.spec.algorithm == "irm + eiil"
 
 
 def problem(rows=90, seed=0):
@@ -216,7 +216,7 @@ def test_own_penalty_and_own_algorithm():
 def test_environments_are_inferred_for_parts_and_not_for_own_algorithms():
     inputs, z, _ = problem()
     fitted = InvariantClassifier(VREx(coefficient=1.0), infer_environments=True, **SMALL).fit(inputs, z > 0)
-    assert fitted.result_.record.settings.algorithm == "vrex + eiil"
+    assert fitted.result_.record.spec.algorithm == "vrex + eiil"
 
     class Greedy(OwnAlgorithm):
         minimum_environments = 2
@@ -266,7 +266,7 @@ def test_environments_passed_to_fit_are_not_inferred():
     inputs, z, site = problem()
     fitted = InvariantClassifier("vrex", infer_environments=True, **SMALL)
     fitted.fit(inputs, z > 0, environments=site)
-    assert fitted.result_.record.settings.algorithm == "vrex"
+    assert fitted.result_.record.spec.algorithm == "vrex"
 
 
 def test_environment_column_is_not_an_input():
@@ -567,11 +567,11 @@ def test_auto_batch_size():
     def rows_per_step(rows, **settings):
         inputs, labels = np.random.default_rng(0).normal(size=(rows, 2)), np.arange(rows) % 2
         fitted = InvariantRegressor("vrex", **{**SMALL, "steps": 1, **settings})
-        return fitted.fit(inputs, inputs[:, 0], environments=labels).result_.record.settings.batch_size
+        return fitted.fit(inputs, inputs[:, 0], environments=labels).result_.record.spec.batch_size
 
-    assert rows_per_step(5000) is None
+    assert rows_per_step(5000) == "full"
     assert rows_per_step(5001) == 256
-    assert rows_per_step(5001, batch_size="full") is None
+    assert rows_per_step(5001, batch_size="full") == "full"
     assert rows_per_step(90, batch_size=7) == 7
 
 

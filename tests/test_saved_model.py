@@ -15,7 +15,7 @@ from envariant.data.tables import reading
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.saved_model import SCHEMA, TENSORS, TEXT, SavedModel, load_model
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 WARDS = ["A&E", "<b>Ü</b>", "3", "03"]
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from envariant.core.errors import EnvariantError
     from envariant.estimators import InvariantClassifier, InvariantRegressor
     from envariant.saved_model import load_model
-    from envariant.training import TrainingResult, train
+    from envariant.training.result import TrainingResult
+    from envariant.training.train import train
 
 _MODULES = {
     "algorithms": "algorithms",
@@ -35,10 +36,10 @@ _NAMES = {
     "EnvariantError": "core.errors",
     "InvariantClassifier": "estimators",
     "InvariantRegressor": "estimators",
-    "TrainingResult": "training",
+    "TrainingResult": "training.result",
     "compare": "comparison",
     "load_model": "saved_model",
-    "train": "training",
+    "train": "training.train",
 }
 
 __all__ = [

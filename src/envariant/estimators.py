@@ -31,8 +31,9 @@ from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
 from envariant.models import ModelConfig, model_config
-from envariant.training import TrainingResult, train
 from envariant.training.optimizers import OptimizerConfig
+from envariant.training.result import TrainingResult
+from envariant.training.train import train
 
 # batch_size="auto": full batches up to this many rows, which is exact and as fast for tables of that size;
 # above, minibatches of _BATCH rows per environment.
@@ -41,12 +42,6 @@ _BATCH = 256
 # Rows predicted at a time, which bounds the memory for activations. A multiple of the number of rows that
 # models such as ARM's process jointly.
 _BLOCK = 8192
-_PARTS: dict[type, str] = {
-    algorithms.RiskAggregator: "risk_aggregator",
-    algorithms.GradientAggregator: "gradient_aggregator",
-    algorithms.TrainingStep: "training_step",
-    algorithms.EnvironmentInference: "environment_inference",
-}
 # scikit-learn ships no types, and those inferred from its code are wrong.
 _validate: Any = validate_data
 
@@ -224,7 +219,12 @@ class InvariantEstimator(BaseEstimator, ABC):
             module = build(shape)
             linear = isinstance(getattr(module, "head", None), nn.Linear)
             setting = TrainContext(
-                len(self.environments_), task, input_shape=shape, linear_head=linear, build=build
+                tuple(map(str, self.environments_)),
+                (),
+                task,
+                input_shape=shape,
+                linear_head=linear,
+                build=build,
             )
             module = _algorithm(self.settings_).wrap_model(module, setting)
         # The algorithm's auxiliary networks are not needed for prediction.
@@ -394,7 +394,7 @@ def _algorithm(settings: Mapping[str, Any]) -> Algorithm:
         raise EnvariantError(
             "hyperparameters apply to named algorithms; set those of an algorithm object in the object"
         )
-    algorithm = _composed(requested)
+    algorithm = algorithms.as_algorithm(requested)
     if not inference:
         return algorithm
     if not isinstance(algorithm, Composition):
@@ -403,21 +403,6 @@ def _algorithm(settings: Mapping[str, Any]) -> Algorithm:
             f"pass environments to fit instead"
         )
     return replace(algorithm, **inference)
-
-
-def _composed(algorithm: object) -> Algorithm:
-    """Return an algorithm as it is, and a single part as a composition."""
-    if isinstance(algorithm, Algorithm):
-        return algorithm
-    if isinstance(algorithm, algorithms.Penalty | algorithms.GradientPenalty):
-        return Composition(penalties=(algorithm,))
-    for kind, name in _PARTS.items():
-        if isinstance(algorithm, kind):
-            return Composition(**cast("dict[str, Any]", {name: algorithm}))
-    raise EnvariantError(
-        f"algorithm must be a name such as 'vrex', a recipe, a part such as VREx(), or an Algorithm; "
-        f"got {algorithm!r}"
-    )
 
 
 def _split_environments(X: Any, environments: ArrayLike | str | None) -> tuple[Any, Any]:  # noqa: N803

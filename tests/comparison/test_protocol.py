@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from envariant.studies.baselines import boosted_trees
 
 from envariant.comparison import protocol
 from envariant.core.errors import EnvariantError
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.studies import Store, Study
-from envariant.studies.baselines import boosted_trees
-from envariant.studies.store import Outcome
+from envariant.training.store import Outcome
 
 
 def table(sizes=(200, 100, 80), rare=0.5, task=None):

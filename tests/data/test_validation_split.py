@@ -7,6 +7,7 @@ import envariant
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary
+from envariant.data import colored_digits
 from envariant.data.validation_split import SUFFIX, ValidationSplit
 
 

@@ -14,7 +14,8 @@ from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Regression
 from envariant.reporting import comparison, figures, run_page, tables
 from envariant.reporting.labels import labels, verdict
-from envariant.training import HistoryRow, TrainingResult
+from envariant.training.history import HistoryRow
+from envariant.training.result import TrainingResult
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def results():
 
 def with_scores(result: TrainingResult, **scores: float) -> TrainingResult:
     """The same run with other final accuracies, by environment."""
-    last = result.record.settings.steps
+    last = result.record.spec.steps
     changed = [
         dataclasses.replace(row, value=scores[row.environment.replace("-", "_").replace(".", "_")])
         if row.step == last and row.metric == "accuracy"
@@ -69,7 +70,7 @@ def test_the_table_shows_each_environment_the_worst_the_spread_and_the_replicas(
 
 def test_published_figures_stand_beside_runs_of_the_same_protocol_only(results):
     assert comparison.published_for(results[0]) is None
-    settings = dataclasses.replace(results[1].record.settings, data="colored-mnist:irm", changed=())
+    settings = dataclasses.replace(results[1].record.spec, data="colored-mnist:irm", changed=())
     real = dataclasses.replace(results[1], record=dataclasses.replace(results[1].record, settings=settings))
     found = comparison.published_for(real)
     mean, spread = published.table("rex_colored_mnist").fraction("V-REx", "test")

@@ -6,8 +6,8 @@ from envariant.core.errors import EnvariantError
 from envariant.reporting import study_page as page
 from envariant.studies import Store, Study, sweep
 from envariant.studies.selection import SELECTIONS, select
-from envariant.studies.store import Facts, Outcome
 from envariant.training.history import HistoryRow
+from envariant.training.store import Facts, Outcome
 
 SETTINGS = {"steps": 8, "evaluate_every": 4, "model": "linear"}
 

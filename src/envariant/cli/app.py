@@ -12,7 +12,6 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from envariant.cli.algorithms import algorithms
-from envariant.cli.bench import bench
 from envariant.cli.compare import compare
 from envariant.cli.data import data
 from envariant.cli.demo import demo
@@ -40,7 +39,6 @@ app.command(report)
 app.command(reproduce)
 app.command(algorithms)
 app.command(data)
-app.command(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

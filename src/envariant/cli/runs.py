@@ -24,7 +24,7 @@ def list_(study: Study, *, state: str | None = None, json: Json = False) -> None
     """
     from envariant.cli.show import print_json, print_lines
     from envariant.core.errors import unknown_name
-    from envariant.studies.store import STATES, Store
+    from envariant.training.store import STATES, Store
 
     if state is not None and state not in STATES:
         raise unknown_name("state", state, STATES)
@@ -54,7 +54,7 @@ def show(study: Study, run: Whole, *, json: Json = False) -> None:
     """
     from envariant.cli.show import print_json, print_lines
     from envariant.core.errors import EnvariantError
-    from envariant.studies.store import Store
+    from envariant.training.store import Store
 
     with Store(study) as store:
         listing = store.listing()
@@ -137,7 +137,7 @@ def track(
 def _forget(study: Path, numbers: tuple[int, ...], failed: bool, *, planned: bool) -> None:
     from envariant.cli.show import print_lines
     from envariant.core.errors import EnvariantError
-    from envariant.studies.store import Store
+    from envariant.training.store import Store
 
     with Store(study) as store:
         listing = store.listing()

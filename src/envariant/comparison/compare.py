@@ -31,11 +31,10 @@ from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import LogEntry
 from envariant.saved_model import SavedModel
 from envariant.studies.executors import local, ray
-from envariant.studies.progress import watching
 from envariant.studies.significance import BASELINE
-from envariant.studies.store import Store
 from envariant.studies.study import Study
 from envariant.training.execution import Execution
+from envariant.training.store import Store
 
 ROWS = 5_000
 """Of each environment, that are compared on; the model that is kept learns from all."""

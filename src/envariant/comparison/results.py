@@ -26,8 +26,8 @@ from envariant.data.validation_split import SUFFIX
 from envariant.studies.permutation_importance import AS_IT_IS, ELSEWHERE, SHUFFLED, Answers
 from envariant.studies.selection import Chosen, Invariance, select
 from envariant.studies.significance import BASELINE
-from envariant.studies.store import Store
 from envariant.studies.study import Study
+from envariant.training.store import Store
 
 LEVEL = 0.05
 _RESAMPLES = 100

@@ -9,6 +9,7 @@ from typing import final
 
 import torch
 
+from envariant.core import specs
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
 
@@ -38,6 +39,10 @@ class ValidationSplit(EnvironmentSource):
     @property
     def name(self) -> str:
         return self.source.name
+
+    def identity(self) -> str:
+        settings = {"share": self.share} | ({} if self.test is None else {"test": self.test})
+        return str(specs.Spec("validation-split", (self.source.identity(),), settings))
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
         return self.source.default_settings(algorithm)
@@ -76,11 +81,11 @@ class ValidationSplit(EnvironmentSource):
                 f"hold-out: {self.share:g} of the {rows} rows of '{environment.name}' leaves none on one side"
             )
         order = torch.randperm(rows, generator=generator)
-        for name, index in (
-            (environment.name, order[kept:]),
-            (environment.name + SUFFIX, order[:kept]),
+        for name, origin, index in (
+            (environment.name, "", order[kept:]),
+            (environment.name + SUFFIX, environment.name, order[:kept]),
         ):
             # In the order in which they came, so that what is beside one another stays so.
             chosen = index.sort().values
             attributes = {key: values[chosen] for key, values in environment.attributes.items()}
-            yield Environment(name, *environment.rows(chosen), attributes)
+            yield Environment(name, *environment.rows(chosen), attributes, origin)

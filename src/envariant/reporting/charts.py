@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from envariant.analysis.statistics import interval
 from envariant.reporting.figures import INK, MUTED, TEST, TRAIN, plain_text, quiet, references
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 
 def sweep(

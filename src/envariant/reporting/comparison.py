@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from envariant import published
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 # By data set and algorithm: the published table and its row.
 _PUBLISHED = {
@@ -36,7 +36,7 @@ class Published:
 
 def published_for(result: TrainingResult) -> Published | None:
     """The published row for a run in the paper's own settings, or None where there is none."""
-    settings = result.record.settings
+    settings = result.record.spec
     if settings.changed:
         # Another model, another number of steps, other environments held out: not what was published.
         return None

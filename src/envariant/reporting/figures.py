@@ -20,8 +20,8 @@ from matplotlib.lines import Line2D
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.data import Facts
 from envariant.reporting.labels import labels
-from envariant.training import TrainingResult
 from envariant.training.record import Record
+from envariant.training.result import TrainingResult
 
 INK = "#1f2933"
 MUTED = "#7b8794"

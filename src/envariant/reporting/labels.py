@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from envariant.core.specs import format_value
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 _LONGEST = 48
 
@@ -28,8 +28,8 @@ def labels(results: Sequence[TrainingResult]) -> list[str]:
 
 def title(result: TrainingResult) -> str:
     """The algorithm's name, and that the data were gray."""
-    gray = "-grayscale" in result.record.settings.data
-    return f"{result.record.settings.algorithm}{' (grayscale oracle)' if gray else ''}"
+    gray = "-grayscale" in result.record.spec.data
+    return f"{result.record.spec.algorithm}{' (grayscale oracle)' if gray else ''}"
 
 
 def verdict(result: TrainingResult) -> str:
@@ -65,7 +65,7 @@ def verdict(result: TrainingResult) -> str:
 
 def settings(result: TrainingResult) -> dict[str, str]:
     """Everything that decided a run's numbers, as text, in the order in which people ask for it."""
-    s = result.record.settings
+    s = result.record.spec
     hyperparameters: Mapping[str, Any] = s.hyperparameters
     return {
         **{key: _text(value) for key, value in hyperparameters.items()},
@@ -94,6 +94,6 @@ def _text(value: Any) -> str:
 
 
 def _execution(result: TrainingResult) -> str:
-    execution, compiled = result.record.execution, ", compiled" if result.record.settings.compiled else ""
+    execution, compiled = result.record.execution, ", compiled" if result.record.spec.compile else ""
     how = f"stacks of {execution.group}" if execution.mode == "stacked" else "one after another"
     return how + compiled

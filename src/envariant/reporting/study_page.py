@@ -21,8 +21,8 @@ from envariant.reporting.tables import NONE, TextTable
 from envariant.studies.selection import SELECTIONS, Chosen, Missing, Selection, select
 from envariant.studies.selection.base import Selected, last_steps
 from envariant.studies.significance import Comparison, compare
-from envariant.studies.store import Store
 from envariant.studies.study import Study
+from envariant.training.store import Store
 
 
 def render(store: Store) -> str:
@@ -322,7 +322,7 @@ def _values(row: Any) -> dict[str, float]:
             found[key] = float(value)
         else:
             try:
-                found[key] = schedules.schedule(value)(2**31)
+                found[key] = schedules.schedule(value).resolve(2**31)(2**31)
             except EnvariantError:
                 continue
     return found

@@ -8,7 +8,7 @@ from typing import Any, cast, final
 from envariant.data import Facts
 from envariant.reporting import labels
 from envariant.reporting.comparison import published_for
-from envariant.training import Spread, TrainingResult
+from envariant.training.result import Spread, TrainingResult
 
 NONE = "–"
 
@@ -118,7 +118,7 @@ def _pair(pair: tuple[float, float | None], digits: int = 3) -> str:
 
 
 def _replicas(result: TrainingResult) -> str:
-    finished, wanted = len(result.finished), result.record.settings.replicas
+    finished, wanted = len(result.finished), result.record.spec.replicas
     return str(wanted) if finished == wanted else f"{finished} of {wanted}"
 
 

@@ -17,7 +17,7 @@ from envariant import data as sources
 from envariant.core import specs
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 Profile = Literal["quick", "full"]
 

@@ -93,7 +93,7 @@ class SavedModel:
             EnvariantError: If there is no such replica or it has not finished, if the network cannot be
                 rebuilt by name, or if the run was trained on another table.
         """
-        record, settings = result.record, result.record.settings
+        record, settings = result.record, result.record.spec
         if replica in result.checkpoints and replica not in result.finished:
             state = result.checkpoints[replica]
             why = state.failure or f"{state.step} of {settings.steps} steps made"
@@ -126,7 +126,7 @@ class SavedModel:
             reference=_reference(source, environments),
             about={
                 "data": settings.data,
-                "test environments": ", ".join(settings.test_environments),
+                "test environments": ", ".join(settings.test_environments or ()),
                 "replica": str(replica),
                 "seed": str(settings.seed),
                 "steps": str(settings.steps),

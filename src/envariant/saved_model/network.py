@@ -40,7 +40,7 @@ class SavedNetwork:
         Raises:
             EnvariantError: If this version of the library has no such model.
         """
-        module = rebuilt(self.model, self.algorithm, self.hyperparameters, task, (width,), len(environments))
+        module = rebuilt(self.model, self.algorithm, self.hyperparameters, task, (width,), environments)
         module.load_state_dict(dict(self.weights))
         return module.eval()
 

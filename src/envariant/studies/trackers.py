@@ -16,7 +16,7 @@ from typing import Any, final
 import pandas as pd
 
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.studies.store import Store
+from envariant.training.store import Store
 
 
 class Tracker(ABC):

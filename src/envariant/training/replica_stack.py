@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -67,7 +68,8 @@ class ReplicaStack:
         sets = [source.sample(replica.seeds.data) for replica in replicas]
         self._roles = sets[0].roles(plan.test)
         self._names = sets[0].names
-        net, setting = network(sets[0], replicas[0], plan)
+        self._origins = {each.name: each.origin or each.name for each in sets[0].environments}
+        net, context = network(sets[0], replicas[0], plan)
         self.network = net
         self._draws, self._constants = net.stochastic, constants(net.module)
         self._rows = Rows(sets, self._roles, plan.device)
@@ -85,11 +87,16 @@ class ReplicaStack:
             # All families begin with a product, which would round the inputs at every step to these bits.
             torch.bfloat16 if net.precision == "bfloat16" and whole and families else torch.float32,
         )
-        self._setting = setting
+        names = trained.training
+        self._context = replace(
+            context,
+            environment_names=names,
+            environment_sizes=tuple(trained.sizes[name] for name in names),
+        )
         self._params, self._views, self._buffers = self._weights(sets)
         self._state = _stacked(
             [
-                replica.algorithm.init({name: v[k] for name, v in self._views.items()}, setting)
+                replica.algorithm.init({name: v[k] for name, v in self._views.items()}, self._context)
                 for k, replica in enumerate(replicas)
             ]
         )
@@ -169,7 +176,7 @@ class ReplicaStack:
                 continue
             at = self.step if reached[k] < 0 else reached[k]
             own = [
-                HistoryRow(replica.index, at, name, self._roles[name], metric, value)
+                HistoryRow(replica.index, at, self._origins[name], self._roles[name], metric, value)
                 for name in self._names
                 for metric, value in zip(
                     (LOSS, self.network.task.metric, OUTPUT_SD), found[name][k], strict=True
@@ -309,7 +316,7 @@ class ReplicaStack:
         self, index: int, k: int, failed_at: int, rows: Sequence[HistoryRow], metrics: Mapping[str, float]
     ) -> None:
         usual = "usual causes: the learning rate or a coefficient is too large"
-        lost = [row for row in rows if row.split == "train" and not math.isfinite(row.value)]
+        lost = [row for row in rows if row.role == "train" and not math.isfinite(row.value)]
         if failed_at >= 0:
             seen = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
             where = f" ({seen})" if seen else ""
@@ -337,7 +344,7 @@ class ReplicaStack:
             params, buffers = net.weights(module)
             found.append(
                 (
-                    {**params, **net.own_weights(own_networks(replica, self._setting, self._plan.device))},
+                    {**params, **net.own_weights(own_networks(replica, self._context, self._plan.device))},
                     buffers,
                 )
             )

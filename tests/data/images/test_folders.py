@@ -327,7 +327,7 @@ def test_a_folder_of_one_domain_class_or_nothing_is_refused(root, tmp_path):
 
 def test_an_image_that_goes_meanwhile_is_missed(tmp_path):
     assert refusal(images.read, tmp_path, ["a/b.png", "c.png"], 8) == (
-        f"{tmp_path}: 2 of 2 images are not there: a/b.png, c.png"
+        f"{tmp_path}: 2 of 2 images are missing: a/b.png, c.png"
     )
 
 
@@ -408,5 +408,5 @@ def test_folders_of_images_train_and_rows_are_held_out(root):
     result = envariant.train(
         own, "vrex", steps=2, batch_size=2, replicas=2, holdout_fraction=0.5, evaluate_every=2
     )
-    assert result.record.settings.data == own.name
+    assert result.record.spec.data == own.name
     assert {(r.environment, r.split) for r in result.rows} >= {("art", "train"), ("sketch", "test")}

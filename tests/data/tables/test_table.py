@@ -13,6 +13,7 @@ from envariant import data
 from envariant.core.environments import WEIGHT, EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass, Regression
+from envariant.data.tables import reading
 from envariant.data.tables import source as table_source
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource

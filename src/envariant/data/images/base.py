@@ -128,6 +128,7 @@ class ImageSource(EnvironmentSource):
     workers: int | None = field(default=None, compare=False)
     cache: str | Path | None = field(default=None, compare=False)
     _drawn: _Shared = field(default_factory=_Shared, init=False, repr=False, compare=False)
+    _identity: list[str] = field(default_factory=list[str], init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.root, str | Path) or not str(self.root):
@@ -148,6 +149,27 @@ class ImageSource(EnvironmentSource):
             if f.compare and f.name != "root" and getattr(self, f.name) != f.default
         }
         return str(specs.Spec(self.base, (self.root,), changed))
+
+    def identity(self) -> str:
+        if not self._identity:
+            self._identity.append(self._content())
+        return self._identity[0]
+
+    def _content(self) -> str:
+        """Return a digest of settings, environments, classes, and the relative names and sizes of files.
+
+        File times and the folder do not count, so that a copy elsewhere has the same identity.
+        """
+        listing = self.listing()
+        settings = (self.size, self.normalize, self.test or listing.test, listing.validation, listing.classes)
+        digest = hashlib.blake2b(repr(settings).encode("utf-8", "surrogateescape"), digest_size=16)
+        for group in listing.groups:
+            digest.update(f"\0{group.name}\0".encode("utf-8", "surrogateescape"))
+            for (file, state), target in zip(
+                _states(Path(self.root), group.files), group.targets, strict=True
+            ):
+                digest.update(f"{file}\0{state.st_size} {target}\0".encode("utf-8", "surrogateescape"))
+        return f"images({digest.hexdigest()})"
 
     @abstractmethod
     def listing(self) -> Listing:
@@ -340,19 +362,29 @@ def some(names: Sequence[str], most: int = 10) -> str:
 def _key(root: Path, files: Sequence[str], size: int) -> str:
     """A digest that changes when any file does; the folder may be moved."""
     digest = hashlib.blake2b(f"{_WAY_OF_READING} {size}".encode(), digest_size=16)
+    for file, state in _states(root, files):
+        digest.update(f"\0{file}\0{state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_result]]:
+    """Return every file with its size and times.
+
+    Raises:
+        EnvariantError: If files are missing.
+    """
+    states: list[tuple[str, os.stat_result]] = []
     missing: list[str] = []
     for file in files:
         try:
-            state = (root / file).stat()
+            states.append((file, (root / file).stat()))
         except (OSError, ValueError):
             missing.append(file)
-            continue
-        digest.update(f"\0{file}\0{state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
     if missing:
         raise EnvariantError(
-            f"{root}: {len(missing):,} of {len(files):,} images are not there: {some(missing, 3)}"
+            f"{root}: {len(missing):,} of {len(files):,} images are missing: {some(missing, 3)}"
         )
-    return digest.hexdigest()
+    return states
 
 
 def _kept(path: Path, shape: tuple[int, ...]) -> Pixels | None:

@@ -59,6 +59,10 @@ class TableSource(EnvironmentSource):
     def name(self) -> str:
         return self.label
 
+    def identity(self) -> str:
+        settings = {"test": self.test} if self.test else {}
+        return str(specs.Spec(NAME, (self.table.fingerprint,), settings))
+
     def with_test_environments(self, test: Sequence[str] | None) -> "TableSource":
         names = self.test if test is None else tuple(test)
         return self if names == self.test else _held_out(self.table, self.label, names)
@@ -156,7 +160,7 @@ def source(path: str, target: str | None = None, environment: str | None = None,
     place = Path(path)
     if target is None and environment is None and place.is_dir():
         stamp = (place / "table.json").stat().st_mtime_ns if (place / "table.json").exists() else 0
-        return _held_out(_loaded(place, stamp), str(specs.Spec(NAME, (path,))), ())
+        return _held_out(_loaded(place.absolute(), stamp), str(specs.Spec(NAME, (path,))), ())
     if target is None or environment is None:
         raise EnvariantError(f"table: '{path}' needs target=… and environment=…, the names of two columns")
     for key in more:

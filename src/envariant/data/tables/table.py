@@ -4,10 +4,12 @@ A CSV or Parquet file, a data frame of pandas, polars or Arrow. Every column is 
 account of what was done to it; what is learned from rows to encode them is learned where training happens.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -95,6 +97,16 @@ class Table:
         columns = tuple(column.rows(index) for column in self.columns)
         target, environment = self.target.rows(index), self.environment.rows(index)
         return Table(columns, target, environment, self.task, (*self.preprocessing_log, *lines), weights)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the task and every column: equal for equal tables, wherever they are stored."""
+        digest = hashlib.blake2b(self.task.encode(), digest_size=16)
+        for column in self.every:
+            header = json.dumps([column.name, column.kind, column.categories, str(column.values.dtype)])
+            digest.update(f"{header}\0{len(column)}\0".encode())
+            digest.update(np.ascontiguousarray(column.values).tobytes())
+        return digest.hexdigest()
 
     def targets(self) -> NDArray[Any]:
         """`[rows]`: the number of the class, or the number itself."""

@@ -63,7 +63,8 @@ def show(study: Study, run: Whole, *, json: Json = False) -> None:
             raise EnvariantError(f"{study}: has no run {run}; it has {len(listing)} runs")
         facts = selected.where(selected.notna(), None).iloc[0].to_dict()
         history = store.history([run])
-        provenance = store.provenance(run)
+        record = store.record_of(run)
+    provenance = {} if record is None else record.provenance()
     if json:
         print_json({**facts, "provenance": provenance, "history": history.to_dict("records")})
         return

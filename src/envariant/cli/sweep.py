@@ -13,7 +13,7 @@ from envariant.training.run_spec import SHARED
 
 if TYPE_CHECKING:
     from envariant.studies.study import Study
-    from envariant.studies.trackers import Following
+    from envariant.studies.trackers import BackgroundTracking
 
 
 @with_run_options((*SHARED, "execution", "memory"), dict.fromkeys((*SHARED, "memory")))
@@ -85,7 +85,7 @@ def sweep(
         Print the number of runs and the estimated time instead of training.
     """
     from envariant.studies.study import begin
-    from envariant.studies.trackers import Following
+    from envariant.studies.trackers import BackgroundTracking
 
     if track_at is not None and track is None:
         raise EnvariantError("sweep: --track-at needs --track tensorboard or --track mlflow")
@@ -109,7 +109,7 @@ def sweep(
         return
     with begin(folder, study):
         pass
-    tracking = None if track is None else Following(folder, track, track_at)
+    tracking = None if track is None else BackgroundTracking(folder, track, track_at)
     with tracking or nullcontext():
         _train(study, folder, executor, address, workers, execution)
     _print_summary(folder, tracking, json)
@@ -175,7 +175,7 @@ def _train(
             local.sweep(folder, study, workers=workers, on_progress=on_progress, **execution)
 
 
-def _print_summary(folder: Path, tracking: "Following | None", json: bool) -> None:
+def _print_summary(folder: Path, tracking: "BackgroundTracking | None", json: bool) -> None:
     """Write the page of a study, and print what each selection rule selects."""
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.reporting import study_page

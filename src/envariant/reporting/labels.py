@@ -63,27 +63,27 @@ def verdict(result: TrainingResult) -> str:
 
 def settings(result: TrainingResult) -> dict[str, str]:
     """Return every setting that determines a run's numbers as text, by its name in tables."""
-    s = result.record.spec
+    record, s = result.record, result.record.spec
     hyperparameters: Mapping[str, Any] = s.hyperparameters
     return {
         **{key: _text(value) for key, value in hyperparameters.items()},
         "data": s.data,
-        "test environments": ", ".join(s.test_environments) or "none",
+        "test environments": ", ".join(record.test_environments) or "none",
         "model": s.model,
         "optimizer": s.optimizer,
         "learning rate": _text(s.learning_rate),
         "weight decay": _text(s.weight_decay),
         "steps": str(s.steps),
-        "batch size": "all rows" if s.batch_size is None else f"{s.batch_size} rows per environment",
+        "batch size": "all rows" if s.batch_size == "full" else f"{s.batch_size} rows per environment",
         "augmentation": s.augmentation or "none",
         "evaluation": f"every {s.evaluate_every} steps",
         "replicas": str(s.replicas),
         "seed": str(s.seed),
         "precision": s.precision,
-        "device": f"{s.device}, {s.threads} threads",
+        "device": f"{s.device}, {record.threads} threads",
         "execution": _execution(result),
-        "source of defaults": s.source,
-        "changed from defaults": ", ".join(s.changed) or "nothing",
+        "source of defaults": record.defaults,
+        "changed from defaults": ", ".join(record.changed) or "nothing",
     }
 
 

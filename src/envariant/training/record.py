@@ -113,6 +113,16 @@ class Record:
         """Names of the environments trained on."""
         return tuple(each.name for each in self.environments if each.role == "train")
 
+    def provenance(self) -> dict[str, Any]:
+        """Return where the numbers were made: versions, hardware, precision, execution and command."""
+        return {
+            "versions": dict(self.versions),
+            "hardware": dict(self.hardware),
+            "precision": self.spec.precision,
+            "execution": asdict(self.execution),
+            "command": self.command,
+        }
+
     def to_json(self) -> str:
         """Return the record as JSON that `of_json` reads back."""
         return json.dumps({**asdict(self), "spec": self.spec.to_dict()})

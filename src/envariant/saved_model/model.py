@@ -16,11 +16,11 @@ from torch import nn
 from envariant.analysis.drift import Drift, Sketch
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Regression, Task, task_named
-from envariant.data.tables.columns import Column, Kind
+from envariant.data.tables.columns import Column
 from envariant.data.tables.encoding import Encoder
+from envariant.data.tables.kinds import Kind, TaskName
 from envariant.data.tables.reading import read_columns
 from envariant.data.tables.source import TableSource
-from envariant.data.tables.table import TaskName
 from envariant.data.validation_split import ValidationSplit
 from envariant.saved_model import folder as files
 from envariant.saved_model import onnx_export

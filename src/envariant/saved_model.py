@@ -23,7 +23,8 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from envariant.analysis.drift import Drift, Sketch
+from envariant.analysis.column_sketch import Sketch
+from envariant.analysis.drift import Drift
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Regression, Task, task_named
 from envariant.data.tables.columns import Column, Kind
@@ -141,8 +142,8 @@ class SavedModel:
             weights={name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
             environments=tuple(trained),
             reference=tuple(
-                Sketch.of(columns[encoding.name].rows(rows), codes[rows], len(trained))
-                for encoding in held.encoder.columns
+                Sketch.of(c.name, c.kind, c.values[rows], codes[rows], len(trained), c.categories)
+                for c in (columns[encoding.name] for encoding in held.encoder.columns)
             ),
             about={
                 "data": settings.data,
@@ -340,7 +341,7 @@ class SavedModel:
     def _read(self, data: Any, encoding: str) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
         kinds: dict[str, Kind] = {column.name: column.kind for column in self.encoder.columns}
         for index, columns in read_columns(data, kinds, encoding=encoding):
-            yield index, {sketch.name: sketch.recognized(columns[sketch.name]) for sketch in self.reference}
+            yield index, {s.name: _recognized(columns[s.name], s) for s in self.reference}
 
     def _frame(
         self, network: nn.Module, columns: Mapping[str, Column], index: "pd.Index[Any]"
@@ -393,6 +394,11 @@ def load_model(folder: Path | str) -> SavedModel:
     return SavedModel.load(folder)
 
 
+def _recognized(column: Column, sketch: Sketch) -> Column:
+    """Return the column with its categories spelled as in training."""
+    return Column(column.name, column.kind, column.values, sketch.recognized(column.categories))
+
+
 @final
 class _Tally:
     """Counts of new rows as they are read."""
@@ -406,8 +412,8 @@ class _Tally:
     def add(self, columns: Mapping[str, Column]) -> None:
         for k, sketch in enumerate(self._sketches):
             column = columns[sketch.name]
-            self._counts[k] += sketch.tally(column)
-            for name, count in sketch.unseen(column).items():
+            self._counts[k] += sketch.tally(column.values, column.categories)
+            for name, count in sketch.unseen(column.values, column.categories).items():
                 self._unseen[k][name] = self._unseen[k].get(name, 0) + count
         self._rows += len(next(iter(columns.values())))
 

@@ -94,10 +94,10 @@ def test_a_critical_difference_diagram_joins_what_noise_may_have_parted():
 
 def test_environments_with_numbers_make_a_curve_and_others_do_not(runs):
     found = {0.1: "flip-0.1", 0.9: "flip-0.9"}
-    stem, places = shift._places(["flip-0.9", "flip-0.1", "other", "year 3"])
+    stem, places = shift._numbered(["flip-0.9", "flip-0.1", "other", "year 3"])
     assert (stem, places) == ("flip-", found)
     assert list(places) == [0.1, 0.9], "in order"
-    assert shift._places(["a", "b"]) == ("", {})
+    assert shift._numbered(["a", "b"]) == ("", {})
     several = list(runs.values())
     assert shift.can_be_ordered(several)
     (axes,) = shift.curve(several).axes

@@ -1,4 +1,4 @@
-"""Published figures beside ours, where the protocol is the same: looked up, never typed."""
+"""Published figures for runs in the setting of a paper; they are loaded, never typed."""
 
 from dataclasses import dataclass
 from typing import final
@@ -6,7 +6,7 @@ from typing import final
 from envariant import published
 from envariant.training import TrainingResult
 
-# By data set and algorithm: the published table and its row.
+# Published table and row by data set and algorithm.
 _PUBLISHED = {
     ("colored-mnist:irm", "erm"): ("irm_colored_mnist", "ERM"),
     ("colored-mnist:irm", "irm"): ("irm_colored_mnist", "IRM"),
@@ -22,10 +22,10 @@ class Published:
     """One published row, as fractions of 1.
 
     Attributes:
-        train: mean over training environments, on the rows trained on, with its spread.
-        test: the same for the held-out environment.
-        source: the paper's title and address.
-        spread: what the spread is, and over how many runs.
+        train: Mean over training environments, on training rows, and its spread.
+        test: Score in the test environment, and its spread.
+        source: Title and address of the paper.
+        spread: Kind of spread and number of runs.
     """
 
     train: tuple[float, float | None]
@@ -35,18 +35,18 @@ class Published:
 
 
 def published_for(result: TrainingResult) -> Published | None:
-    """The published row for a run in the paper's own settings, or None where there is none."""
+    """Return the published row for a run with the paper's settings, or None if there is none."""
     settings = result.record.settings
     if settings.changed:
-        # Another model, another number of steps, other environments held out: not what was published.
+        # Another model, number of steps or test environment: not the published experiment.
         return None
-    place = _PUBLISHED.get((settings.data, settings.algorithm))
-    if place is None:
+    entry = _PUBLISHED.get((settings.data, settings.algorithm))
+    if entry is None:
         return None
-    table = published.table(place[0])
+    table = published.table(entry[0])
     return Published(
-        table.fraction(place[1], "train"),
-        table.fraction(place[1], "test"),
+        table.fraction(entry[1], "train"),
+        table.fraction(entry[1], "test"),
         published.source(table.source),
         f"{table.spread_kind}, {table.n_runs} runs",
     )

@@ -156,7 +156,7 @@ def algorithms(comparison: Comparison) -> TextTable:
     if comparison.ranking is not None:
         found = comparison.ranking
         notes.append(
-            f"Mean ranks over {found.places} places; they differ beyond noise where they lie "
+            f"Mean ranks over {found.n_datasets} environments; they differ beyond noise where they lie "
             f"{found.critical_difference:.2f} apart (Nemenyi; Friedman p = {found.p_value:.2g})."
         )
     notes += [

@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from envariant.analysis.invariance_test import p_value
+from envariant.analysis.invariance_test import assess_invariance
 from envariant.core import metrics
 from envariant.core.environments import EnvironmentSet
+from envariant.core.tasks import Regression, Task
 from envariant.studies.baselines import boosted_trees
 from envariant.studies.permutation_importance import Ask, Measures
 from envariant.studies.store import Facts, Outcome, Stored
@@ -178,8 +181,15 @@ def _ended(ask: Ask, runs: Sequence[int], well: set[int], measures: Measures) ->
     answers = measures.answers(ask, runs)
     for k, run in enumerate(runs):
         tested = run in well and kept
-        p = p_value(measures.drawn.task, [z[k] for z, _ in said], [y[k] for _, y in said]) if tested else None
+        p = _invariance_p_value([(z[k], y[k]) for z, y in said], measures.drawn.task) if tested else None
         yield Outcome(run, None, 0.0, p, answers[run] if run in well else ())
+
+
+def _invariance_p_value(outputs: Sequence[tuple[NDArray[Any], NDArray[Any]]], task: Task) -> float:
+    """Return the p-value of the invariance test over environments, given logits and targets of each."""
+    logits, targets = (np.concatenate(part) for part in zip(*outputs, strict=True))
+    environments = np.repeat(np.arange(len(outputs)), [len(y) for _, y in outputs])
+    return assess_invariance(logits, targets, environments, regression=isinstance(task, Regression)).p_value
 
 
 def _grown(batch: Batch) -> Generator[Update]:

@@ -185,7 +185,7 @@ def algorithms(comparison: Comparison) -> TextTable:
     ]
     if ranking is not None:
         notes.append(
-            f"Mean ranks over {ranking.places} sets of test environments. Two ranks that are at least "
+            f"Mean ranks over {ranking.n_datasets} sets of test environments. Two ranks that are at least "
             f"{ranking.critical_difference:.2f} apart differ significantly (Nemenyi; Friedman p = "
             f"{ranking.p_value:.2g})."
         )

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 from torch import nn
 
-from envariant.analysis.drift import Drift, Sketch
+from envariant.analysis.column_sketch import Sketch
+from envariant.analysis.drift import Drift
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Regression, Task, task_named
 from envariant.data.tables.columns import Column
@@ -278,7 +279,7 @@ class SavedModel:
     def _read(self, data: Any, encoding: str) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
         kinds: dict[str, Kind] = {column.name: column.kind for column in self.encoder.columns}
         for index, columns in read_columns(data, kinds, encoding=encoding):
-            yield index, {sketch.name: sketch.recognized(columns[sketch.name]) for sketch in self.reference}
+            yield index, {s.name: _recognized(columns[s.name], s) for s in self.reference}
 
     def _frame(
         self, network: nn.Module, columns: Mapping[str, Column], index: "pd.Index[Any]"
@@ -319,14 +320,19 @@ class _RowCounter:
         """Count the rows of a chunk."""
         for k, sketch in enumerate(self._sketches):
             column = columns[sketch.name]
-            self._counts[k] += sketch.tally(column)
-            for name, count in sketch.unseen(column).items():
+            self._counts[k] += sketch.tally(column.values, column.categories)
+            for name, count in sketch.unseen(column.values, column.categories).items():
                 self._unseen[k][name] = self._unseen[k].get(name, 0) + count
         self._rows += len(next(iter(columns.values())))
 
     def drift(self, environments: tuple[str, ...]) -> Drift:
         """Compare the rows counted so far with the training rows."""
         return Drift.of(self._sketches, self._counts, self._unseen, self._rows, environments)
+
+
+def _recognized(column: Column, sketch: Sketch) -> Column:
+    """Return the column with its categories spelled as in training."""
+    return Column(column.name, column.kind, column.values, sketch.recognized(column.categories))
 
 
 def _reference(source: TableSource, environments: Sequence[str]) -> tuple[Sketch, ...]:
@@ -338,6 +344,6 @@ def _reference(source: TableSource, environments: Sequence[str]) -> tuple[Sketch
     rows = codes >= 0
     columns = {column.name: column for column in table.columns}
     return tuple(
-        Sketch.of(columns[encoding.name].rows(rows), codes[rows], len(environments))
-        for encoding in source.encoder.columns
+        Sketch.of(c.name, cast("Any", c.kind), c.values[rows], codes[rows], len(environments), c.categories)
+        for c in (columns[encoding.name] for encoding in source.encoder.columns)
     )

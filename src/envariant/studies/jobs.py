@@ -7,8 +7,11 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from envariant.analysis.invariance_test import p_value
+import numpy as np
+
+from envariant.analysis.invariance_test import assess_invariance
 from envariant.core import metrics
+from envariant.core.tasks import Regression
 from envariant.studies.permutation_importance import Predict, StudyMeasurements
 from envariant.studies.study import Study
 from envariant.training.engine import Evaluated, Stepped
@@ -148,9 +151,15 @@ def _of(rows: Iterable[HistoryRow], runs: set[int]) -> list[HistoryRow]:
 def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurements) -> list[float | None]:
     """Test on validation rows whether the target given each run's output depends on the environment."""
     names = [name for name, role in measurements.roles.items() if role == "validation"]
-    answers = [tuple(part.double().cpu().numpy() for part in predict(name)) for name in names]
-    task = measurements.sample.task
-    return [
-        p_value(task, [z[k] for z, _ in answers], [y[k] for _, y in answers]) if names else None
-        for k in range(len(runs))
-    ]
+    if not names:
+        return [None] * len(runs)
+    outputs = [tuple(part.double().cpu().numpy() for part in predict(name)) for name in names]
+    environments = np.repeat(np.arange(len(names)), [y.shape[1] for _, y in outputs])
+    regression = isinstance(measurements.sample.task, Regression)
+    p_values: list[float | None] = []
+    for k in range(len(runs)):
+        logits, targets = (
+            np.concatenate(part) for part in zip(*((z[k], y[k]) for z, y in outputs), strict=True)
+        )
+        p_values.append(assess_invariance(logits, targets, environments, regression=regression).p_value)
+    return p_values

@@ -1,9 +1,10 @@
-"""Train AND-mask on Colored MNIST for several thresholds and plot the accuracy.
+"""AND-mask on Colored MNIST over thresholds: what the mask keeps, and what that does to the test accuracy.
 
     python benchmarks/and_mask_thresholds.py [FOLDER]
 
-With two training environments |mean sign| is 0, ½ or 1, so only three ranges of τ differ: 0 (every entry is
-kept), (0, ½] and (½, 1]. The table and the figure go to benchmarks/and_mask_thresholds.md and .svg.
+With two training environments |mean sign| is 0, ½ or 1, so only three thresholds differ: 0 (every entry is
+kept), anything up to ½ and anything above. The table and the picture go to
+benchmarks/and_mask_thresholds.md and .svg.
 """
 
 import sys
@@ -13,7 +14,7 @@ from colored_mnist import conditions, markdown
 from matplotlib.figure import Figure
 
 import envariant
-from envariant.reporting import figures, tables
+from envariant.reporting import figures, tables, theme
 from envariant.training.result import TrainingResult
 
 THRESHOLDS = (0.0, 0.5, 1.0)
@@ -23,24 +24,24 @@ VARIANTS = {
 }
 
 
-def plot(results: dict[float, TrainingResult]) -> Figure:
+def picture(results: dict[float, TrainingResult]) -> Figure:
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     record = next(iter(results.values())).record
-    colors = iter(figures.TRAIN)
+    colors = iter(theme.TRAIN)
     for name, role in record.roles.items():
         spreads = [result.final(name, "accuracy") for result in results.values()]
-        color, style = (figures.TEST, "o-") if role == "test" else (next(colors), "o:")
+        color, style = (theme.TEST, "o-") if role == "test" else (next(colors), "o:")
         axes.errorbar(
             list(results), [s.mean for s in spreads], [s.sd or 0 for s in spreads],
             fmt=style[0], color=color, capsize=3, label=f"{name} ({role})",
         )  # fmt: skip
-        # Accuracy is constant between two thresholds and equal to that of the upper one.
+        # Between two of these thresholds nothing changes: the upper one speaks for the whole stretch.
         for low, high, spread in zip(THRESHOLDS, THRESHOLDS[1:], spreads[1:], strict=False):
             axes.hlines(spread.mean, low + 0.01, high, color=color, linestyles=style[1:], lw=2)
     for value, name in ((record.chance, "chance"), (record.optimum, "optimum")):
-        axes.axhline(value, color=figures.MUTED, lw=0.8, ls=(0, (5, 3)))
-        axes.text(1.02, value, name, fontsize=8, color=figures.MUTED, va="bottom", ha="right")
+        axes.axhline(value, color=theme.MUTED, lw=0.8, ls=(0, (5, 3)))
+        axes.text(1.02, value, name, fontsize=8, color=theme.MUTED, va="bottom", ha="right")
     axes.set(xlabel="threshold τ", ylabel="accuracy at the last step", ylim=(0, 1), xticks=THRESHOLDS)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0, 0.32))
@@ -49,7 +50,7 @@ def plot(results: dict[float, TrainingResult]) -> Figure:
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/and-mask")
-    by_threshold = {
+    swept = {
         τ: envariant.train(
             "colored-mnist", f"and-mask(threshold={τ:g})", replicas=3, out=folder / f"threshold-{τ:g}"
         )
@@ -59,21 +60,21 @@ def main() -> None:
         name: envariant.train("colored-mnist", f"and-mask({text})", replicas=1, out=folder / name)
         for name, text in VARIANTS.items()
     }
-    table = tables.scores([*by_threshold.values(), *variants.values()])
+    table = tables.scores([*swept.values(), *variants.values()])
     names = [f"τ = {τ:g}" for τ in THRESHOLDS] + [f"τ = 1, {name}" for name in VARIANTS]
-    lines = tuple((name, *line[1:]) for name, line in zip(names, table.lines, strict=True))
-    page = Path(__file__)
-    figures.save(plot(by_threshold), page.with_suffix(".svg"))
+    lines = tuple((name, *line[1:]) for name, line in zip(names, table.rows, strict=True))
+    place = Path(__file__)
+    figures.save(picture(swept), place.with_suffix(".svg"))
     text = (
         "# AND-mask on Colored MNIST over thresholds\n\n"
         "`python benchmarks/and_mask_thresholds.py`: ERM's settings (hidden 256, lr 0.001, l2 0.001, 501 "
-        "full-batch steps), seed 0; arithmetic mean, scaled by the inverse sparsity, unless stated "
-        "otherwise.\n\n![accuracy over thresholds](and_mask_thresholds.svg)\n\n"
+        "full-batch steps), seed 0; unless said otherwise the arithmetic mean, scaled by the inverse "
+        "sparsity.\n\n![accuracy over thresholds](and_mask_thresholds.svg)\n\n"
         f"{markdown(tables.TextTable(table.header, lines))}\n"
         + "\n".join(f"- {note}" for note in table.notes)
-        + f"\n- {conditions(by_threshold[0.0])}\n"
+        + f"\n- {conditions(swept[0.0])}\n"
     )
-    page.with_suffix(".md").write_text(text, encoding="utf-8")
+    place.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -1,9 +1,9 @@
-"""Train the first algorithms on Colored MNIST (protocol `irm`) and compare them with the published figures.
+"""Colored MNIST, `irm` protocol: every algorithm's test accuracy beside the published figure.
 
     python benchmarks/colored_mnist.py [FOLDER]
 
-Runs are stored in FOLDER (default runs/colored-mnist) and resumed after a stop. The table and its conditions
-go to benchmarks/colored_mnist.md, the training curves to docs/colored-mnist-curves.svg.
+Runs are kept in FOLDER (default runs/colored-mnist) and continued if it was stopped; the table goes to
+benchmarks/colored_mnist.md, with the conditions under which it was made, and the curves to docs/.
 """
 
 import sys
@@ -24,8 +24,8 @@ RUNS = (
 
 
 def markdown(table: tables.TextTable) -> str:
-    rows = [table.header, tuple("---" for _ in table.header), *table.lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    lines = [table.header, tuple("---" for _ in table.header), *table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def conditions(result: TrainingResult) -> str:
@@ -43,15 +43,15 @@ def main() -> None:
     table = tables.scores(results)
     text = (
         "# Colored MNIST, protocol irm\n\n"
-        "`python benchmarks/colored_mnist.py`: default settings of `envariant train`, seed 0.\n\n"
+        "`python benchmarks/colored_mnist.py`: the bare settings of `envariant train`, seed 0.\n\n"
         f"{markdown(table)}\n"
         + "\n".join(f"- {note}" for note in table.notes)
         + f"\n- {conditions(results[0])}\n"
     )
     Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
-    plotted = [result for result, (_, algorithm) in zip(results, RUNS, strict=True) if algorithm != "mm-rex"]
+    shown = [result for result, (_, algorithm) in zip(results, RUNS, strict=True) if algorithm != "mm-rex"]
     curves = Path(__file__).parent.parent / "docs" / "colored-mnist-curves.svg"
-    figures.save(figures.curves(plotted), curves)
+    figures.save(figures.curves(shown), curves)
     print(text)
 
 

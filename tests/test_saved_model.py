@@ -180,7 +180,7 @@ def test_column_order_extra_columns_and_index(models, tmp_path):
 def test_files_are_read_in_chunks(models, tmp_path, monkeypatch):
     fresh = patients(1000, seed=2)
     fresh.to_csv(tmp_path / "new.csv", index=False)
-    monkeypatch.setattr(reading, "_AT_A_TIME", 64)
+    monkeypatch.setattr(reading, "_ROWS_PER_CHUNK", 64)
     frame, drift = models["died"].predict_and_compare(tmp_path / "new.csv")
     whole = models["died"].predict(fresh)
     assert frame.index.equals(whole.index)

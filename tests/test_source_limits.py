@@ -120,7 +120,7 @@ def test_only_the_lazy_exports_import_under_type_checking():
         and any(getattr(n, "id", getattr(n, "attr", "")) == "TYPE_CHECKING" for n in ast.walk(node.test))
         and list(imported(module, ast.Module(node.body, [])))
     ]
-    assert hidden == []
+    assert not hidden, ", ".join(hidden)
 
 
 def test_files_are_short():

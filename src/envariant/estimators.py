@@ -31,6 +31,7 @@ from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
 from envariant.models import ModelConfig, model_config
+from envariant.training.evaluator import Evaluator
 from envariant.training.optimizers import OptimizerConfig
 from envariant.training.result import TrainingResult
 from envariant.training.train import train
@@ -39,9 +40,6 @@ from envariant.training.train import train
 # above, minibatches of _BATCH rows per environment.
 _FULL_BATCH = 5000
 _BATCH = 256
-# Rows predicted at a time, which bounds the memory for activations. A multiple of the number of rows that
-# models such as ARM's process jointly.
-_BLOCK = 8192
 # scikit-learn ships no types, and those inferred from its code are wrong.
 _validate: Any = validate_data
 
@@ -239,9 +237,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         rows = _split_environments(X, column)[0] if column in getattr(X, "columns", ()) else X
         inputs = (_validate(self, rows, dtype=np.float64, reset=False) - self.mean_) / self.scale_
         network, task = self._network()
-        with torch.inference_mode():
-            outputs = torch.cat([network(block) for block in torch.from_numpy(inputs).split(_BLOCK)])
-        return task.logits(outputs).numpy()
+        return Evaluator.of_module(network, task).logits(torch.from_numpy(inputs)).numpy()
 
 
 @final

@@ -15,6 +15,7 @@ from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Constant, Schedule
 from envariant.core.tasks import Binary
+from envariant.data import colored_digits
 from envariant.models import model_config
 from envariant.training import engine
 from envariant.training.engine import Evaluated

@@ -11,6 +11,7 @@ from envariant.algorithms import Composition, PooledMean, WorstCaseRisk
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass, Regression
+from envariant.data import colored_digits
 from envariant.models import model_config
 from envariant.training import run_folder
 from envariant.training.optimizers import optimizer_config

@@ -111,7 +111,7 @@ def _typed(annotation: Any, default: Any) -> Any:
     if get_origin(annotation) is Annotated and get_args(annotation)[0] is int:
         return Whole
     if "int" in text and "None" in text:
-        return Whole | None
+        return Annotated[int | None, *get_args(Whole)[1:]]
     if annotation is int:
         return Whole
     return str | None if "str | " in text and "tuple" not in text else annotation

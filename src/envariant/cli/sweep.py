@@ -1,29 +1,19 @@
-"""`envariant sweep`: plan a study in full, train it, and read it as one page."""
+"""`envariant sweep`: plan a study in full, train it, and summarize it on one page."""
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from envariant.cli.options import Json, Whole
+from envariant.cli.options import Json, Names, Switch, Whole
 from envariant.cli.run_options import given, with_run_options
+from envariant.core.errors import EnvariantError
 from envariant.training.run_spec import SHARED
 
-Names = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
-
-_DECLARED = (
-    "data",
-    "algorithms",
-    "name",
-    "n_trials",
-    "replicas",
-    "test_environments",
-    "holdout_fraction",
-    "lr_range",
-    "seed",
-    "metric",
-)
+if TYPE_CHECKING:
+    from envariant.studies.study import Study
+    from envariant.studies.trackers import BackgroundTracking
 
 
 @with_run_options((*SHARED, "execution", "memory"), dict.fromkeys((*SHARED, "memory")))
@@ -46,128 +36,162 @@ def sweep(
     address: str | None = None,
     track: Literal["tensorboard", "mlflow"] | None = None,
     track_at: str | None = None,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Switch = False,
     json: Json = False,
     **options: Any,
 ) -> None:
     """Compare algorithms over hyperparameter trials, replicas and test environments.
 
-    Runs are stored as they go; the same command again resumes.
+    Runs are stored as they finish. The same command resumes an interrupted study.
 
     Parameters
     ----------
     file
-        Study as a TOML file; flags override what it declares.
+        Study as a TOML file. Options given on the command line override it.
     data
-        Names of data sources.
+        Names of data sets.
     algorithms
-        Algorithms, such as erm irm "vrex + coral(1.0)".
+        Algorithms to compare, such as erm irm "vrex + coral(1.0)".
     name
-        Name of the study.
+        Name of the study; by default that of the file.
     n_trials
-        Number of hyperparameter configurations per algorithm; the first is what the data suggest.
+        Number of hyperparameter trials per algorithm. The first trial takes the values suggested by the data.
     replicas
-        Number of replicas of each trial, with the same seeds for every algorithm.
+        Number of replicas of each trial. All trials share their data, initialization and batch-order seeds.
     test_environments
-        Test environments: suggested, each (one after another), each-and-pairs, or a name.
+        Environments that are not trained on: suggested (by the data), each (every environment in turn),
+        each-and-pairs, or the name of one environment.
     holdout_fraction
-        Share of every training environment's rows that is kept for selection.
+        Share of the rows of every training environment that is kept for validation, in [0, 1).
     lr_range
         Factor around the suggested learning rate within which trials sample theirs.
     seed
         Base random seed of trials and replicas.
     metric
-        Metric in which runs are compared, such as AUROC; by default the task's own.
+        Metric by which runs are compared, such as AUROC; by default that of the task.
     out
         Folder of the study; by default studies/NAME.
     workers
-        Number of processes, which share the cores.
+        Number of worker processes, which share the processor cores.
     executor
-        Where runs train: local, or ray for a cluster (pip install "envariant[ray]").
+        Where runs are trained: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
     address
         Address of the Ray cluster.
     track
-        Tracker that runs are sent to as they end (pip install "envariant[tracking]").
+        Tracker to which finished runs are sent. Needs pip install "envariant[tracking]".
     track_at
-        Folder of TensorBoard, by default in the study's; or tracking address of MLflow.
+        Folder for TensorBoard, by default inside the study's folder; or tracking URI for MLflow.
     dry_run
-        Print what would be trained and how long it would take.
+        Print the number of runs and the estimated time instead of training.
     """
-    from envariant.cli.show import print_json, print_lines, print_table
-    from envariant.core.errors import EnvariantError
-    from envariant.reporting import study_page as page
-    from envariant.studies.executors import local
     from envariant.studies.study import begin
-    from envariant.studies.trackers import Following
+    from envariant.studies.trackers import BackgroundTracking
+
+    if track_at is not None and track is None:
+        raise EnvariantError("sweep: --track-at needs --track tensorboard or --track mlflow")
+    execution = {"execution": options.pop("execution"), "memory": options.pop("memory")}
+    declared = {
+        "data": data or None,
+        "algorithms": algorithms or None,
+        "name": name or None,
+        "n_trials": n_trials,
+        "replicas": replicas,
+        "test_environments": test_environments,
+        "holdout_fraction": holdout_fraction,
+        "lr_range": lr_range,
+        "seed": seed,
+        "metric": metric,
+    }
+    study = _declared(file, given(declared), given(options))
+    folder = out or Path("studies") / study.name
+    if dry_run:
+        _print_estimate(study, json)
+        return
+    with begin(folder, study):
+        pass
+    tracking = None if track is None else BackgroundTracking(folder, track, track_at)
+    with tracking or nullcontext():
+        _train(study, folder, executor, address, workers, execution)
+    _print_summary(folder, tracking, json)
+    if not json and tracking is not None and tracking.problem:
+        from envariant.cli.show import print_lines
+
+        at = f" --at {track_at}" if track_at else ""
+        command = f"envariant runs track {folder} --to {track}{at}"
+        print_lines([f"not all runs were sent ({tracking.problem}); to send them: {command}"])
+
+
+def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> "Study":
+    """Return the study of a file, with the options given on the command line in place of its own."""
+    from envariant.studies import study as studies
+
+    declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
+    if file is not None:
+        declared.setdefault("name", file.stem)
+    declared |= options
+    if options.get("test_environments", "each") not in studies.SPLITS:
+        declared["test_environments"] = [[options["test_environments"]]]
+    if "algorithms" in options and "ranges" in declared:
+        ranges = declared["ranges"].items()
+        declared["ranges"] = {name: values for name, values in ranges if name in options["algorithms"]}
+    declared["settings"] = {**declared.get("settings", {}), **settings}
+    if "data" not in declared or "algorithms" not in declared:
+        raise EnvariantError("sweep: give a study file, or --data and --algorithms")
+    return studies.of(declared, "sweep" if file is None else str(file))
+
+
+def _print_estimate(study: "Study", json: bool) -> None:
+    from envariant.cli.show import print_json, print_lines
+    from envariant.studies.estimate import estimate
+
+    cost = estimate(study)
+    if json:
+        print_json(cost.to_dict())
+    else:
+        print_lines(cost.lines())
+
+
+def _train(
+    study: "Study",
+    folder: Path,
+    executor: str,
+    address: str | None,
+    workers: int,
+    execution: dict[str, Any],
+) -> None:
+    """Train the runs of a study that are not done."""
+    from envariant.studies.executors import local
     from envariant.training.progress import show_sweep
     from envariant.training.store import Store
 
-    if track_at is not None and track is None:
-        raise EnvariantError("track_at: says where to send runs; set track as well, to tensorboard or mlflow")
-    own = dict(zip(_DECLARED, (data, algorithms, name, n_trials, replicas, test_environments,
-                               holdout_fraction, lr_range, seed, metric), strict=True))  # fmt: skip
-    how = {"execution": options.pop("execution"), "memory": options.pop("memory")}
-    study = _declared(
-        file, {key: value or None if value == () else value for key, value in own.items()}, options
-    )
-    folder = out or Path("studies") / study.name
-    if dry_run:
-        from envariant.studies.estimate import estimate
-
-        cost = estimate(study)
-        if json:
-            print_json(cost.to_dict())
-        else:
-            print_lines(cost.lines())
-        return
-    with begin(folder, study) as store:
-        left = store.counts()["planned"] + store.counts()["running"]
-    following = None if track is None else Following(folder, track, track_at)
-    with following or nullcontext(), show_sweep(study.name, left, folder) as on_progress:
+    with Store(folder) as store:
+        counts = store.counts()
+    with show_sweep(study.name, counts["planned"] + counts["running"], folder) as on_progress:
         if executor == "ray":
             from envariant.studies.executors import ray
 
-            ray.sweep(folder, study, address=address, on_progress=on_progress, **how)
+            ray.sweep(folder, study, address=address, on_progress=on_progress, **execution)
         else:
-            local.sweep(folder, study, workers=workers, on_progress=on_progress, **how)
+            local.sweep(folder, study, workers=workers, on_progress=on_progress, **execution)
+
+
+def _print_summary(folder: Path, tracking: "BackgroundTracking | None", json: bool) -> None:
+    """Write the page of a study, and print what each selection rule selects."""
+    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.reporting import study_page
+    from envariant.training.store import Store
+
+    page = folder / "report.html"
     with Store(folder) as store:
-        page.write(store, folder / "report.html")
+        study_page.write(store, page)
         counts, table = store.counts(), store.table()
-    summary, selections = page.overview(table)
+    summary, selections = study_page.overview(table)
     if json:
+        sent = {} if tracking is None else {"sent": tracking.sent, "tracker": tracking.problem}
         print_json(
-            {
-                "folder": str(folder),
-                "page": str(folder / "report.html"),
-                "runs": counts,
-                "selections": selections,
-                **({} if following is None else {"sent": following.sent, "tracker": following.problem}),
-            }
+            {"folder": str(folder), "page": str(page), "runs": counts, "selections": selections, **sent}
         )
         return
     print_table(summary)
     states = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
-    print_lines([f"\n{states}; open {folder / 'report.html'} in a browser"])
-    if following is not None and following.problem:
-        at = f" --at {track_at}" if track_at else ""
-        print_lines([f"not all runs were sent ({following.problem}); then: envariant runs track {folder} "
-                     f"--to {track}{at}"])  # fmt: skip
-
-
-def _declared(file: Path | None, own: dict[str, Any], options: dict[str, Any]) -> Any:
-    """Return the study that a file and flags declare; flags override the file."""
-    from envariant.core.errors import EnvariantError
-    from envariant.studies import study as studies
-
-    declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
-    own["name"] = own["name"] or (None if file is None or "name" in declared else file.stem)
-    if own["test_environments"] not in (None, *studies.SPLITS):
-        own["test_environments"] = [[own["test_environments"]]]
-    declared |= given(own)
-    if own["algorithms"] and "ranges" in declared:
-        kept = own["algorithms"]
-        declared["ranges"] = {name: each for name, each in declared["ranges"].items() if name in kept}
-    declared["settings"] = {**declared.get("settings", {}), **given(options)}
-    if "data" not in declared or "algorithms" not in declared:
-        raise EnvariantError("sweep: name a study file, or give data and algorithms")
-    return studies.of(declared, "sweep" if file is None else str(file))
+    print_lines([f"\n{states}; open {page} in a browser"])

@@ -21,13 +21,13 @@ def train(
 ) -> None:
     """Train replicas of one algorithm and evaluate every environment.
 
-    Options that are left open take what the data suggest for the algorithm: the bare command repeats the
-    Colored MNIST experiment of the IRM paper.
+    Options that are left out take the values suggested by the data for the algorithm: the command without
+    options reproduces the ERM baseline of the IRM paper on Colored MNIST.
 
     Parameters
     ----------
     out
-        Folder in which the run is stored; the same command again resumes it.
+        Folder to store the run in. The same command resumes an interrupted run.
     """
     from envariant import data as sources
     from envariant.cli.show import exit_code, print_json, print_result

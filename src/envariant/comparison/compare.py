@@ -228,7 +228,7 @@ def compare(
     names = tuple(dict.fromkeys((BASELINE, *algorithms)))
     least = max(least, protocol.FEWEST)
     whole = tables.read(
-        data, target, environment, task=task, exclude=exclude, weights=weights, least=least, encoding=encoding
+        data, target, environment, task=task, exclude=exclude, sample_weight=weights, min_rows=least, encoding=encoding
     )
     folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
     part = protocol.thinned(whole, rows, seed)

@@ -96,10 +96,10 @@ def keep(table: Table, folder: Path) -> None:
 
 
 def _same(there: Table, here: Table) -> bool:
-    return (there.task, len(there.every)) == (here.task, len(here.every)) and all(
+    return (there.task, len(there.all_columns)) == (here.task, len(here.all_columns)) and all(
         (a.name, a.kind, a.categories) == (b.name, b.kind, b.categories)
         and np.array_equal(a.values, b.values, equal_nan=a.kind != "category")
-        for a, b in zip(there.every, here.every, strict=True)
+        for a, b in zip(there.all_columns, here.all_columns, strict=True)
     )
 
 

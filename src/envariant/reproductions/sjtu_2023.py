@@ -606,7 +606,7 @@ def summary(lab: Lab) -> Iterator[Finding]:
     bars = [
         charts.Bar(
             name,
-            result.final(result.record.spec.test_environments[0], "accuracy").values,
+            result.final(result.record.test_environments[0], "accuracy").values,
             ({"report": report} if report else {}) | ({"papers": paper[0]} if paper else {}),
         )
         for name, (result, report, paper) in methods.items()

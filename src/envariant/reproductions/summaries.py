@@ -15,7 +15,7 @@ from envariant.training.result import TrainingResult
 
 def test_environments(result: TrainingResult) -> str:
     """The name of the one environment that was held out."""
-    (name,) = result.record.spec.test_environments
+    (name,) = result.record.test_environments
     return name
 
 

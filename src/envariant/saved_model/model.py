@@ -16,20 +16,19 @@ from torch import nn
 from envariant.analysis.drift import Drift, Sketch
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Regression, Task, task_named
-from envariant.data.tables.columns import Column, Kind
+from envariant.data.tables.columns import Column
 from envariant.data.tables.encoding import Encoder
+from envariant.data.tables.kinds import Kind, TaskName
 from envariant.data.tables.reading import read_columns
 from envariant.data.tables.source import TableSource
-from envariant.data.tables.table import TaskName
 from envariant.data.validation_split import ValidationSplit
 from envariant.saved_model import folder as files
 from envariant.saved_model import onnx_export
 from envariant.saved_model.network import SavedNetwork
 from envariant.saved_model.onnx_export import probabilities
+from envariant.training.evaluator import Evaluator
 from envariant.training.result import TrainingResult
 
-# Rows predicted at a time: a multiple of the number that models such as ARM process jointly.
-_BLOCK = 8192
 # Arrays of a column's sketch, which are stored as tensors and not in the description.
 _ARRAYS = ("knots", "counts", "alone")
 
@@ -286,10 +285,7 @@ class SavedModel:
     ) -> pd.DataFrame:
         inputs = torch.from_numpy(self.encoder.encode(columns))
         task = self._task()
-        with torch.inference_mode():
-            blocks = [task.logits(network(block)) for block in inputs.split(_BLOCK) if len(block)]
-            shape = (0,) if task.outputs == 1 else (0, task.outputs)
-            logits = torch.cat(blocks) if blocks else torch.zeros(shape)
+        logits = Evaluator.of_module(network, task).logits(inputs)
         if isinstance(task, Regression):
             # In float64, because a year or an income is large compared with its spread.
             return pd.DataFrame(

@@ -307,7 +307,7 @@ def recipe_of(algorithm: object) -> Recipe:
         return composing.recipe(algorithm)
     if isinstance(algorithm, Recipe):
         return algorithm
-    built = as_algorithm(algorithm)
+    built = as_algorithm(cast("Any", algorithm))
     return Recipe(built.name, "", built if isinstance(built, Composition) else Composition())
 
 

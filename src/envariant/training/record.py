@@ -104,9 +104,24 @@ class Record:
         return {each.label: each.constant_loss for each in self.environments}
 
     @property
+    def test_environments(self) -> tuple[str, ...]:
+        """Names of the test environments."""
+        return tuple(each.name for each in self.environments if each.role == "test")
+
+    @property
     def training_environments(self) -> tuple[str, ...]:
         """Names of the environments trained on."""
         return tuple(each.name for each in self.environments if each.role == "train")
+
+    def provenance(self) -> dict[str, Any]:
+        """Return where the numbers were made: versions, hardware, precision, execution and command."""
+        return {
+            "versions": dict(self.versions),
+            "hardware": dict(self.hardware),
+            "precision": self.spec.precision,
+            "execution": asdict(self.execution),
+            "command": self.command,
+        }
 
     def to_json(self) -> str:
         """Return the record as JSON that `of_json` reads back."""

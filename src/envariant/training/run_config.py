@@ -13,6 +13,7 @@ from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.training import precision
 from envariant.training.augmentation import RandomAffine
+from envariant.training.evaluator import Adapt
 from envariant.training.network import ModelBuilder, Network
 from envariant.training.optimizers import OptimizerConfig
 from envariant.training.replicas import Replica
@@ -35,6 +36,7 @@ class RunConfig:
         device: where to train.
         compiled: whether to compile each program.
         freeze: "features" to train the head alone.
+        adapt: test-time adaptation to each environment before its rows are predicted.
     """
 
     model: ModelBuilder
@@ -48,6 +50,7 @@ class RunConfig:
     device: torch.device
     compiled: bool = False
     freeze: str | None = None
+    adapt: Adapt | None = None
 
     def measures_at(self, step: int) -> bool:
         """Whether every environment is to be measured after so many updates."""

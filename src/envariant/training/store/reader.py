@@ -61,6 +61,17 @@ class StoreReader(ABC):
         found = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
         return found[0][0] if found else None
 
+    def declaration(self) -> dict[str, Any]:
+        """Return the declaration of the study, as `Study.to_dict` gives it.
+
+        Raises:
+            EnvariantError: If the folder holds a single run.
+        """
+        stored = self.fact("study")
+        if stored is None:
+            raise EnvariantError(f"{self.folder}: holds a single run and no study")
+        return json.loads(stored)
+
     def counts(self) -> dict[str, int]:
         """Return the number of runs in each state."""
         counted = dict(self._rows("SELECT state, COUNT(*) FROM runs GROUP BY state"))

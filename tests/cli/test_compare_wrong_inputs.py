@@ -79,9 +79,9 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
     [
         (text(""), ["x.csv: is empty"]),
         (text("hospital,age,ward,died\n"), ["x.csv: holds no rows under its header"]),
-        (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "name its encoding, such as latin-1"]),
+        (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "set its encoding, such as latin-1"]),
         (text(GOOD.replace("icu", "ü").encode("latin-1")), ["is not utf-8 text (it holds byte 0xfc)"]),
-        (text(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "x.png"), ["x.png: is not utf-8 text", "or is it no text at all?"]),
+        (text(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "x.png"), ["x.png: is not utf-8 text", "if it is a text file at all"]),
         (text(b"PK\x03\x04\xff\xfe\x00", "x.xlsx"), ["x.xlsx: is not utf-8 text"]),
         (text(b"PK\x03\x04", "x.zip"), ["x.zip: cannot be read as a table"]),
         (text(gzip.compress(GOOD.encode())[:60], "x.csv.gz"), ["x.csv.gz: cannot be read as a table"]),
@@ -89,7 +89,7 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
         (text(GOOD.replace("died", "dead")), ["lacks target column 'died'", "it holds hospital, age, ward, dead"]),
         (text(GOOD.replace("died", "DIED")), ["lacks target column 'died' (did you mean 'DIED'?)"]),
         (text(GOOD.replace("hospital", "hospitals")), ["lacks environment column 'hospital' (did you mean 'hospitals'?)"]),
-        (text(GOOD.replace("south", "north")), ["column 'hospital' has 1 environment(s) of at least 50 rows", "it takes two"]),
+        (text(GOOD.replace("south", "north")), ["column 'hospital' has 1 environment(s) of at least 50 rows", "two are needed"]),
         (text(GOOD.replace(",yes", ",no")), ["target 'died' is 'no' in every row; there is nothing to predict"]),
         (text(GOOD.replace(",yes", ",").replace(",no\n", ",\n")), ["target 'died' holds no value at all"]),
         (text(GOOD.replace("north,", ",").replace("south,", "?,")), ["environment 'hospital' holds no value at all"]),
@@ -115,7 +115,7 @@ def test_files(file, words, compare, tmp_path):
         (["--algorithms", "vrex(coefficient=many)"], ["unknown schedule 'many'"]),
         (["--metric", "acuracy"], ["unknown metric 'acuracy'; did you mean 'accuracy'?"]),
         (["--metric", "RMSE"], ["RMSE"]),
-        (["--least", 1000], ["has 0 environment(s) of at least 1000 rows (none)", "Allow fewer rows (least, --least)"]),
+        (["--least", 1000], ["has 0 environment(s) of at least 1000 rows (none)", "Lower min_rows, or name another column"]),
         (["--rows", 0], ["rows: must be at least 5; got 0"]),
         (["--rows", 4], ["rows: must be at least 5; got 4"]),
         (["--seed", -1], ["seed must lie in [0, 2³²); got -1"]),
@@ -142,7 +142,7 @@ def test_options(options, words, compare, tmp_path):
 
 
 def test_one_column_cannot_be_both(compare):
-    refused(compare(frame(), target="hospital"), "one column cannot be two things")
+    refused(compare(frame(), target="hospital"), "a column can have one role only")
 
 
 def test_a_regression_of_words_and_a_metric_that_does_not_suit(compare):

@@ -42,7 +42,7 @@ def guesses(
     for place, own, others in _parts(table, test_environments):
         if isinstance(task, Regression):
             own, others = ((part - task.center) / task.scale for part in (own, others))
-            found[place] = metric.of(task, np.full(len(own), others.mean()), own)
+            found[place] = metric.compute(task, np.full(len(own), others.mean()), own)
             continue
         classes = len(table.classes)
         # One more of each, so that no share is 0.
@@ -50,7 +50,7 @@ def guesses(
         logits = np.log(shares / shares.sum())
         binary = isinstance(task, Binary)
         said = np.full(len(own), logits[1] - logits[0]) if binary else np.tile(logits, (len(own), 1))
-        found[place] = metric.of(task, said, own if binary else own.astype(np.int64))
+        found[place] = metric.compute(task, said, own if binary else own.astype(np.int64))
     return {place: found[place] for place in table.environments if np.isfinite(found[place])}
 
 

@@ -337,8 +337,8 @@ def _noise(task: Task, metric: Metric, own: _Models, usual: _Models | None) -> f
 def _worth(task: Task, metric: Metric, said: Answers, rows: NDArray[np.int64]) -> float:
     targets = said.targets[rows]
     if said.logits.ndim == 2:
-        return metric.of(task, said.logits[rows], targets.astype(np.int64))
-    return metric.of(task, said.logits[rows], targets)
+        return metric.compute(task, said.logits[rows], targets.astype(np.int64))
+    return metric.compute(task, said.logits[rows], targets)
 
 
 def _reliance(

@@ -1,7 +1,7 @@
-"""Published figures and protocols, read from `results.toml` so that no number is ever typed twice.
+"""Published results and protocols, read from `results.toml`, so that every number is typed once.
 
-Each table says where it comes from, what its spread is and over how many runs; a report that puts our
-figures beside the field's shows that too.
+Each table states its source, the kind of its spread and the number of runs; reports that compare with it
+show these as well.
 """
 
 import tomllib
@@ -17,7 +17,7 @@ from envariant.core.errors import unknown_name
 
 @final
 class Source(BaseModel):
-    """Where figures come from."""
+    """Publication from which results are taken."""
 
     model_config = ConfigDict(frozen=True)
     title: str
@@ -29,7 +29,7 @@ class Source(BaseModel):
 
 @final
 class Row(BaseModel):
-    """One line of a table: an entry a column, NaN where the source gives none."""
+    """Row of a table: one entry per column, NaN where the source has none."""
 
     model_config = ConfigDict(frozen=True)
     mean: tuple[float, ...]
@@ -39,7 +39,7 @@ class Row(BaseModel):
 
 @final
 class Table(BaseModel):
-    """A published table; `unit` is "percent" or "fraction", as printed."""
+    """Published table of results; `unit` is "percent" or "fraction", as printed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     source: str
@@ -53,11 +53,17 @@ class Table(BaseModel):
     rows: Mapping[str, Row]
 
     def fraction(self, row: str, column: str) -> tuple[float, float | None]:
-        """Mean and spread of one entry as fractions of 1."""
+        """Return mean and spread of an entry as fractions of 1.
+
+        Args:
+            row: Name of the row.
+            column: Name of the column.
+        """
         scale = 100 if self.unit == "percent" else 1
-        place = self.columns.index(column)
+        position = self.columns.index(column)
         entry = self.rows[row]
-        return entry.mean[place] / scale, entry.spread[place] / scale if entry.spread else None
+        spread = entry.spread[position] / scale if entry.spread else None
+        return entry.mean[position] / scale, spread
 
 
 @cache
@@ -67,22 +73,22 @@ def _everything() -> dict[str, Any]:
 
 
 def table(name: str) -> Table:
-    """The published table of that name."""
+    """Return the published table of that name."""
     return Table.model_validate(_entry("tables", name))
 
 
 def source(name: str) -> Source:
-    """The source of that name."""
+    """Return the source of that name."""
     return Source.model_validate(_entry("sources", name))
 
 
 def protocol(name: str) -> Mapping[str, Any]:
-    """A protocol's settings; numbers as published, the rest in prose."""
+    """Return the settings of a protocol; numbers as published, the rest in prose."""
     return _entry("protocols", name)
 
 
 def course_report(section: str) -> Mapping[str, Any]:
-    """What the course report states in one of its sections; its curves are not in the text."""
+    """Return the statements of one section of the course report, without its curves."""
     return _entry("course_report", section)
 
 

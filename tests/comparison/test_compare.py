@@ -84,7 +84,7 @@ def test_asked_again_it_trains_nothing_and_answers_the_same(turned):
 
 def test_the_model_that_is_kept_is_of_all_places_and_predicts(turned):
     assert turned.best_model.environments == tuple(sorted(SITES))
-    assert turned.best_model.algorithm == "vrex"
+    assert turned.best_model.predictor.algorithm == "vrex"
     new = structural(TURNS, rows=200, seed=9)
     told = envariant.load_model(turned.folder / "model").predict(new)
     right = told["prediction"] == new["died"].map({True: "true", False: "false"})

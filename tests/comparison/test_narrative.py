@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from envariant.studies.baselines import boosted_trees
 
 from envariant.analysis.column_stability import ColumnStability
 from envariant.analysis.distribution_shift import Shift
@@ -10,7 +11,6 @@ from envariant.analysis.statistics import Interval
 from envariant.comparison.narrative import chance, drop, shown, verdict
 from envariant.comparison.results import Cell, Evidence, Reliance
 from envariant.core.metrics import METRICS
-from envariant.studies.baselines import boosted_trees
 
 NONE = Interval(0.0, 0.0, 0.0, 3)
 

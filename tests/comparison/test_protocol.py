@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from envariant.studies.baselines import boosted_trees
 
 from envariant.comparison import protocol
 from envariant.core.errors import EnvariantError
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.studies import Store, Study
-from envariant.studies.baselines import boosted_trees
-from envariant.studies.store import Outcome
+from envariant.training.store import Outcome
 
 
 def table(sizes=(200, 100, 80), rare=0.5, task=None):
@@ -21,7 +21,7 @@ def table(sizes=(200, 100, 80), rare=0.5, task=None):
     site = np.repeat([f"s{k:02}" for k in range(len(sizes))], sizes)
     x = rng.normal(size=len(site))
     y = x if task == "regression" else np.where(rng.random(len(site)) < rare, "ill", "well")
-    return tables.read(pd.DataFrame({"x": x, "y": y, "site": site}), "y", "site", least=10, task=task)
+    return tables.read(pd.DataFrame({"x": x, "y": y, "site": site}), "y", "site", min_rows=10, task=task)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ from torch.func import grad
 import envariant
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.tasks import Binary, Multiclass, Regression
-from envariant.training import Replica, Seeds, engine
+from envariant.training import engine
 from envariant.training import evaluator as evaluators
 from envariant.training.engine import Evaluated
 from envariant.training.evaluator import Evaluator
 from envariant.training.execution import SEQUENTIAL, Execution
 from envariant.training.network import TOGETHER, Network
 from envariant.training.optimizers import optimizer_config
+from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
 
 CPU = torch.device("cpu")

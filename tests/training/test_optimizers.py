@@ -11,10 +11,11 @@ from envariant.core.errors import EnvariantError
 from envariant.core.schedules import schedule
 from envariant.core.tasks import Regression
 from envariant.models import model_config
-from envariant.training import Replica, Seeds, engine
+from envariant.training import engine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Execution
 from envariant.training.optimizers import SGD, StackedOptimizer, optimizer_config
+from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
 
 CPU = torch.device("cpu")

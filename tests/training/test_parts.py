@@ -14,10 +14,12 @@ from torch import nn
 import envariant
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Regression
-from envariant.training import Seeds, Spread, network, provenance
+from envariant.training import network, provenance
 from envariant.training.augmentation import RandomAffine, augmentation, warp
 from envariant.training.network import Network
 from envariant.training.precision import native_bfloat16, resolve
+from envariant.training.replicas import Seeds
+from envariant.training.result import Spread
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envariant.analysis.statistics import holm
-from envariant.data.tables.columns import Column, Kind
+from envariant.data.tables.columns import Column
+from envariant.data.tables.kinds import Kind
 
 Standing = Literal["alike", "within", "further"]
 

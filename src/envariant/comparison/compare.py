@@ -31,11 +31,10 @@ from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import LogEntry
 from envariant.saved_model import SavedModel
 from envariant.studies.executors import local, ray
-from envariant.studies.progress import watching
 from envariant.studies.significance import BASELINE
-from envariant.studies.store import Store
 from envariant.studies.study import Study
 from envariant.training.execution import Execution
+from envariant.training.store import Store
 
 ROWS = 5_000
 """Of each environment, that are compared on; the model that is kept learns from all."""
@@ -229,7 +228,7 @@ def compare(
     names = tuple(dict.fromkeys((BASELINE, *algorithms)))
     least = max(least, protocol.FEWEST)
     whole = tables.read(
-        data, target, environment, task=task, exclude=exclude, weights=weights, least=least, encoding=encoding
+        data, target, environment, task=task, exclude=exclude, sample_weight=weights, min_rows=least, encoding=encoding
     )
     folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
     part = protocol.thinned(whole, rows, seed)

@@ -175,7 +175,7 @@ def _useless(found: Evidence) -> str:
 
 def guessing(found: Evidence) -> str:
     """What can be done without a model."""
-    if found.metric.regression:
+    if found.metric.for_regression:
         return "always saying the mean"
     if found.metric.name in ("accuracy", "balanced accuracy"):
         return "always saying the most frequent class"

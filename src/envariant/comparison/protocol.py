@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from envariant.algorithms import recipes
+from envariant.algorithms import composing
 from envariant.core.errors import EnvariantError
-from envariant.core.metrics import METRICS, Metric, metric
+from envariant.core.metrics import Metric, metric
 from envariant.core.tasks import Task
 from envariant.data.tables import source as table_source
 from envariant.data.tables import table as tables
@@ -18,10 +18,10 @@ from envariant.data.tables.table import LogEntry, Table
 from envariant.saved_model import SavedModel
 from envariant.studies.baselines import boosted_trees
 from envariant.studies.significance import BASELINE
-from envariant.studies.store import Store
 from envariant.studies.study import Study
-from envariant.training import train
 from envariant.training.execution import Execution
+from envariant.training.store import Store
+from envariant.training.train import train
 
 ALGORITHMS = (BASELINE, "irm", "vrex", "groupdro", "coral", boosted_trees.NAME)
 """What is compared unless other names are given."""
@@ -96,10 +96,10 @@ def keep(table: Table, folder: Path) -> None:
 
 
 def _same(there: Table, here: Table) -> bool:
-    return (there.task, len(there.every)) == (here.task, len(here.every)) and all(
+    return (there.task, len(there.all_columns)) == (here.task, len(here.all_columns)) and all(
         (a.name, a.kind, a.categories) == (b.name, b.kind, b.categories)
         and np.array_equal(a.values, b.values, equal_nan=a.kind != "category")
-        for a, b in zip(there.every, here.every, strict=True)
+        for a, b in zip(there.all_columns, here.all_columns, strict=True)
     )
 
 
@@ -114,9 +114,7 @@ def usual_metric(name: str | None, table: Table, source: TableSource) -> Metric:
     if name is None:
         shares = np.bincount(table.targets().astype(int)) / len(table)
         name = "AUROC" if table.task == "binary" and shares.min() < _RARE else "accuracy"
-    # However it is written.
-    known = {key.lower(): key for key in METRICS} | {"r2": "R²"}
-    return metric(known.get(name.lower(), name), source.task)
+    return metric(name, source.task)
 
 
 def places_at_a_time(table: Table) -> tuple[tuple[str, ...], ...]:
@@ -143,7 +141,7 @@ def fitting(
     """
     left = count - max(len(test_environments) for test_environments in places)
     needed = {
-        name: 1 if name == boosted_trees.NAME else recipes.recipe(name).default.minimum_environments
+        name: 1 if name == boosted_trees.NAME else composing.recipe(name).default.minimum_environments
         for name in names
     }
     return (

@@ -4,7 +4,6 @@ The noise has two sources, and both are counted: replicas differ in weights, bat
 place is known by the rows it happens to have.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,10 +23,10 @@ from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
 from envariant.data.validation_split import SUFFIX
 from envariant.studies.permutation_importance import AS_IT_IS, ELSEWHERE, SHUFFLED, Answers
-from envariant.studies.selection import Chosen, Invariance, select
+from envariant.studies.selection import Invariance, SelectedRun, select
 from envariant.studies.significance import BASELINE
-from envariant.studies.store import Store
 from envariant.studies.study import Study
+from envariant.training.store import Store
 
 LEVEL = 0.05
 _RESAMPLES = 100
@@ -183,15 +182,15 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
     table = table[asked & (table["trial"] < n_trials) & (table["replica"] < study.replicas)]
     places = tuple(tasks)
     selected = select(table, Invariance())
-    reasons: dict[tuple[str, str], list[str]] = {}
+    reasons: dict[tuple[str, str], list[tuple[str, ...]]] = {}
     for each in selected:
-        if not isinstance(each.choice, Chosen):
+        if not isinstance(each.choice, SelectedRun):
             reasons.setdefault((each.algorithm, each.choice.reason), []).append(each.test_environments)
     missing = tuple(
         f"{algorithm}, held out {_listed(list(dict.fromkeys(test_environments)))}: {reason}"
         for (algorithm, reason), test_environments in reasons.items()
     )
-    chosen = [(each, each.choice) for each in selected if isinstance(each.choice, Chosen)]
+    chosen = [(each, each.choice) for each in selected if isinstance(each.choice, SelectedRun)]
     if not any(each.algorithm == BASELINE for each, _ in chosen):
         raise EnvariantError(
             f"compare: no run of ERM came to its end ({missing[0]}); give it more time: the same command "
@@ -201,7 +200,7 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
     answered = {choice.run: store.answers(choice.run) for _, choice in chosen}
     models: dict[tuple[str, str], _Models] = {}
     for each, choice in chosen:
-        test_environments = json.loads(each.test_environments)
+        test_environments = each.test_environments
         for place in places:
             name = place if place in test_environments else place + SUFFIX
             value = measured.get((choice.run, choice.step, name, metric.name))
@@ -226,9 +225,9 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
     )
 
 
-def _listed(test_environments: Sequence[str]) -> str:
+def _listed(test_environments: Sequence[tuple[str, ...]]) -> str:
     """Places that were held out together, each by commas; of many the first."""
-    texts = [", ".join(json.loads(text)) for text in test_environments[:3]]
+    texts = [", ".join(names) for names in test_environments[:3]]
     return "; ".join(texts) + (
         f" and {len(test_environments) - 3} more times" if len(test_environments) > 3 else ""
     )
@@ -342,7 +341,9 @@ def _worth(task: Task, metric: Metric, said: Answers, rows: NDArray[np.int64]) -
 
 
 def _reliance(
-    chosen: Sequence[tuple[Any, Chosen]], measured: Mapping[tuple[int, int, str, str], float], metric: Metric
+    chosen: Sequence[tuple[Any, SelectedRun]],
+    measured: Mapping[tuple[int, int, str, str], float],
+    metric: Metric,
 ) -> dict[str, dict[str, Reliance]]:
     """Over all chosen models of a method, what each column is worth to them."""
     sign = 1.0 if metric.higher_is_better else -1.0

@@ -9,7 +9,7 @@ from envariant.analysis.distribution_shift import NOTABLE, Shift
 from envariant.core.errors import EnvariantError
 from envariant.reporting.figures import INK, MUTED, TEST, TRAIN, plain_text, quiet, references
 from envariant.reporting.labels import labels
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 # "flip-0.9" ends in 0.9: a dash after a word is no sign.
 _NUMBER = re.compile(r"(?<![\d.])\d+(?:\.\d+)?$")

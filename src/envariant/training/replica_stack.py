@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from envariant.algorithms.hyperparameters import numbers, structure
 from envariant.core.counter_rng import private_random_numbers
-from envariant.core.environments import EnvironmentSource
+from envariant.core.environments import EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.models import FeaturizerAndHead
 from envariant.training import precision
@@ -71,9 +72,16 @@ class ReplicaStack:
         self._algorithm = first.algorithm
         sets = [source.sample(replica.seeds.data) for replica in replicas]
         self._roles, self._names = sets[0].roles(config.test), sets[0].names
+        self._origins = {each.name: each.origin or each.name for each in sets[0].environments}
         self.network, context = network(sets[0], first, config)
         self._rows = Rows(sets, self._roles, device)
-        self._batches = self._sampler(sets)
+        trained = self._training_rows(sets)
+        self._batches = self._sampler(trained)
+        context = replace(
+            context,
+            environment_names=trained.training,
+            environment_sizes=tuple(trained.sizes[name] for name in trained.training),
+        )
         self._params, self._views, self._buffers = initial_weights(
             self.network, sets, replicas, config, context
         )
@@ -164,8 +172,8 @@ class ReplicaStack:
                 HistoryRow(
                     replica=replica.index,
                     step=step,
-                    environment=name,
-                    split=self._roles[name],
+                    environment=self._origins[name],
+                    role=self._roles[name],
                     metric=metric,
                     value=value,
                 )
@@ -186,7 +194,7 @@ class ReplicaStack:
                             replica=replica.index,
                             step=step,
                             environment="*",
-                            split=BATCH,
+                            role=BATCH,
                             metric=name,
                             value=value,
                         )
@@ -245,14 +253,17 @@ class ReplicaStack:
             eval_params={} if eval_params is self._views else eval_params,
         )
 
-    def _sampler(self, sets: Sequence[Any]) -> BatchSampler:
-        """Return the sampler of the rows to train on: the training environments, or inferred ones."""
-        config, replicas, rows = self._config, self._replicas, self._rows
-        if any(replica.start.environments for replica in replicas):
-            inferred = [
-                replica.start.environments or drawn for replica, drawn in zip(replicas, sets, strict=True)
-            ]
-            rows = Rows(inferred, inferred[0].roles(()), config.device)
+    def _training_rows(self, sets: Sequence[EnvironmentSet]) -> Rows:
+        """Return the rows to train on: those of the training environments, or of inferred ones."""
+        if not any(replica.start.environments for replica in self._replicas):
+            return self._rows
+        inferred = [
+            replica.start.environments or sample for replica, sample in zip(self._replicas, sets, strict=True)
+        ]
+        return Rows(inferred, inferred[0].roles(()), self._config.device)
+
+    def _sampler(self, rows: Rows) -> BatchSampler:
+        config, replicas = self._config, self._replicas
         full_batch = config.batch_size is None and config.augmentation is None
         # The library's models begin with a product, which rounds the inputs to bfloat16 at every step.
         rounds = self.network.precision == "bfloat16" and isinstance(self.network.module, FeaturizerAndHead)
@@ -330,7 +341,7 @@ class ReplicaStack:
         """Freeze a replica whose gradient, training loss or training score is infinite or NaN."""
         causes = "usual causes: the learning rate or a coefficient is too large"
         index = self._replicas[k].index
-        diverged = [row for row in rows if row.split == "train" and not math.isfinite(row.value)]
+        diverged = [row for row in rows if row.role == "train" and not math.isfinite(row.value)]
         if failed_at >= 0:
             values = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
             where = f" ({values})" if values else ""

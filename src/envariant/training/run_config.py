@@ -89,9 +89,12 @@ def module_of(
         module: object = plan.model(environments.input_shape, task.outputs)
         if not isinstance(module, nn.Module):
             raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
-        roles, inference = environments.roles(plan.test).values(), replica.algorithm.finds_environments
+        inference = replica.algorithm.environment_inference
+        training = [name for name, role in environments.roles(plan.test).items() if role == "train"]
         setting = TrainContext(
-            sum(role == "train" for role in roles) if inference is None else inference.count,
+            tuple(training) if inference is None else inference.environment_names,
+            # Inferred environments have no sizes before they are inferred.
+            tuple(len(environments[name]) for name in training) if inference is None else (),
             task,
             input_shape=tuple(environments.input_shape),
             linear_head=isinstance(getattr(module, "head", None), nn.Linear),

@@ -14,8 +14,8 @@ from colored_mnist import conditions, markdown
 from matplotlib.figure import Figure
 
 import envariant
-from envariant.reporting import figures, tables
-from envariant.training import TrainingResult
+from envariant.reporting import figures, tables, theme
+from envariant.training.result import TrainingResult
 
 THRESHOLDS = (0.0, 0.5, 1.0)
 VARIANTS = {
@@ -28,10 +28,10 @@ def picture(results: dict[float, TrainingResult]) -> Figure:
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     record = next(iter(results.values())).record
-    colors = iter(figures.TRAIN)
+    colors = iter(theme.TRAIN)
     for name, role in record.roles.items():
         spreads = [result.final(name, "accuracy") for result in results.values()]
-        color, style = (figures.TEST, "o-") if role == "test" else (next(colors), "o:")
+        color, style = (theme.TEST, "o-") if role == "test" else (next(colors), "o:")
         axes.errorbar(
             list(results), [s.mean for s in spreads], [s.sd or 0 for s in spreads],
             fmt=style[0], color=color, capsize=3, label=f"{name} ({role})",
@@ -40,8 +40,8 @@ def picture(results: dict[float, TrainingResult]) -> Figure:
         for low, high, spread in zip(THRESHOLDS, THRESHOLDS[1:], spreads[1:], strict=False):
             axes.hlines(spread.mean, low + 0.01, high, color=color, linestyles=style[1:], lw=2)
     for value, name in ((record.chance, "chance"), (record.optimum, "optimum")):
-        axes.axhline(value, color=figures.MUTED, lw=0.8, ls=(0, (5, 3)))
-        axes.text(1.02, value, name, fontsize=8, color=figures.MUTED, va="bottom", ha="right")
+        axes.axhline(value, color=theme.MUTED, lw=0.8, ls=(0, (5, 3)))
+        axes.text(1.02, value, name, fontsize=8, color=theme.MUTED, va="bottom", ha="right")
     axes.set(xlabel="threshold τ", ylabel="accuracy at the last step", ylim=(0, 1), xticks=THRESHOLDS)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0, 0.32))
@@ -62,7 +62,7 @@ def main() -> None:
     }
     table = tables.scores([*swept.values(), *variants.values()])
     names = [f"τ = {τ:g}" for τ in THRESHOLDS] + [f"τ = 1, {name}" for name in VARIANTS]
-    lines = tuple((name, *line[1:]) for name, line in zip(names, table.lines, strict=True))
+    lines = tuple((name, *line[1:]) for name, line in zip(names, table.rows, strict=True))
     place = Path(__file__)
     figures.save(picture(swept), place.with_suffix(".svg"))
     text = (

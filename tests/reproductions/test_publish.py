@@ -119,8 +119,8 @@ def test_an_unknown_part_is_refused_before_anything_is_written(tmp_path):
 def test_parts_that_ask_for_the_same_run_share_it_and_profiles_do_not(tmp_path):
     lab = Lab(tmp_path, "quick")
     assert lab.train(DIGITS) is lab.train(Run(DIGITS.data, DIGITS.algorithm, dict(DIGITS.settings)))
-    assert lab.train(DIGITS).record.settings.replicas == 2
-    assert Lab(tmp_path, "full").train(DIGITS).record.settings.replicas == 5
+    assert lab.train(DIGITS).record.spec.replicas == 2
+    assert Lab(tmp_path, "full").train(DIGITS).record.spec.replicas == 5
     assert len(list(tmp_path.iterdir())) == 2
 
 

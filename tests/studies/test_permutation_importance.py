@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from envariant.studies.baselines import boosted_trees
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from envariant.core.environments import Environment, EnvironmentSet
@@ -14,7 +15,6 @@ from envariant.core.tasks import Multiclass, Regression
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.studies import Store, Study, sweep
-from envariant.studies.baselines import boosted_trees
 from envariant.studies.permutation_importance import AS_IT_IS, ELSEWHERE, SHUFFLED
 from envariant.studies.selection import Invariance, select
 

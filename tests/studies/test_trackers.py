@@ -1,4 +1,4 @@
-"""Runs sent to other tools: what arrives there, and that nothing is sent twice."""
+"""Export to trackers: complete runs arrive, and none is sent twice."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ import pytest
 from envariant.cli import main
 from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study, sweep, trackers
-from envariant.studies.trackers import TRACKERS, Following, Tracker, _safe, track
+from envariant.studies.trackers import TRACKERS, BackgroundTracking, Tracker, _safe, track
 
 SETTINGS = {"steps": 6, "evaluate_every": 3, "model": "linear"}
 
@@ -25,8 +25,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def last(folder, run):
-    """The last number of each name in a run's history."""
+def last_values(folder, run):
+    """Return the last step and value of each metric of a run, by its name in trackers."""
     with Store(folder) as store:
         history = store.history([run])
     rows = history.sort_values("step").to_dict("records")
@@ -40,7 +40,7 @@ def last(folder, run):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard_gets_every_number_once(folder, tmp_path, capsys):
+def test_tensorboard_gets_every_run_once(folder, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert track(folder, "tensorboard", str(tmp_path)) == (4, 0)
@@ -50,13 +50,13 @@ def test_tensorboard_gets_every_number_once(folder, tmp_path, capsys):
     for run in runs:
         read = EventAccumulator(str(tmp_path / f"run-{run:06d}"))
         read.Reload()
-        expected = last(folder, run)
+        expected = last_values(folder, run)
         assert set(read.Tags()["scalars"]) == set(expected)
         for name, (step, value) in expected.items():
             found = read.Scalars(name)[-1]
             assert found.step == step
             assert found.value == pytest.approx(value, rel=1e-6)
-    # Half a run, as a kill leaves it, is sent anew.
+    # An incomplete run, which a killed process left, is sent again.
     (tmp_path / f"run-{runs[0]:06d}" / "whole").unlink()
     main(["runs", "track", str(folder), "--to", "tensorboard", "--at", str(tmp_path), "--json"])
     assert '"sent": 1' in capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_tensorboard_gets_every_number_once(folder, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_gets_every_number_once(folder, tmp_path, monkeypatch):
+def test_mlflow_gets_every_run_once(folder, tmp_path, monkeypatch):
     import mlflow
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -77,10 +77,10 @@ def test_mlflow_gets_every_number_once(folder, tmp_path, monkeypatch):
     found = client.search_runs([experiment.experiment_id])
     assert len(found) == 4
     for each in found:
-        expected = last(folder, int(each.data.tags["envariant.run"]))
+        expected = last_values(folder, int(each.data.tags["envariant.run"]))
         assert each.data.params["algorithm"] in ("erm", "irm")
         assert each.data.metrics == pytest.approx({_safe(k): v for k, (_, v) in expected.items()})
-    # Half a run, as a kill leaves it, is replaced by the whole.
+    # An incomplete run, which a killed process left, is replaced.
     half = client.create_run(experiment.experiment_id, tags={"envariant.run": "1"})
     client.delete_run(next(each for each in found if each.data.tags["envariant.run"] == "1").info.run_id)
     assert track(folder, "mlflow", where) == (1, 3)
@@ -90,57 +90,59 @@ def test_mlflow_gets_every_number_once(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_runs_are_sent_while_the_sweep_goes_on(tmp_path):
+def test_runs_are_sent_while_the_sweep_is_running(tmp_path):
     study = Study(("colored-digits",), ("erm",), n_trials=3, replicas=1, settings=SETTINGS)
     Store.begin(tmp_path / "study", study).close()
-    seen = []
-    with Following(tmp_path / "study", "tensorboard", str(tmp_path / "board"), seconds=0.05) as following:
+    sent = []
+    with BackgroundTracking(
+        tmp_path / "study", "tensorboard", str(tmp_path / "board"), interval_s=0.05
+    ) as tracking:
 
         def on_progress(run, done, of):
-            if run == 2 and not seen:
+            if run == 2 and not sent:
                 deadline = time.monotonic() + 30
-                while following.sent < 1 and time.monotonic() < deadline:
+                while tracking.sent < 1 and time.monotonic() < deadline:
                     time.sleep(0.02)
-                seen.append(following.sent)
+                sent.append(tracking.sent)
 
         sweep(tmp_path / "study", execution="sequential", on_progress=on_progress)
-    assert seen == [1], "the first run was there before the second had ended"
-    assert (following.sent, following.problem) == (3, "")
+    assert sent == [1], "the first run is sent before the second ends"
+    assert (tracking.sent, tracking.problem) == (3, "")
     assert track(tmp_path / "study", "tensorboard", str(tmp_path / "board")) == (0, 3)
 
 
 @final
 class Refusing(Tracker):
-    """A server that takes only some runs."""
+    """Tracker that accepts only some runs."""
 
-    def __init__(self, error, *takes):
-        self.error, self.takes, self.got = error, takes, []
+    def __init__(self, error, *accepted):
+        self.error, self.accepted, self.runs = error, accepted, []
 
     def has(self, run):
-        return run in self.got
+        return run in self.runs
 
     def send(self, run, settings, history):
-        if run not in self.takes:
+        if run not in self.accepted:
             raise self.error
-        self.got.append(run)
+        self.runs.append(run)
 
 
-def test_one_run_that_is_refused_keeps_no_other_back_and_nothing_is_lost_in_a_thread(folder, monkeypatch):
+def test_refused_run_does_not_hold_back_others_and_errors_in_the_thread_are_kept(folder, monkeypatch):
     server = Refusing(EnvariantError("server: no"), 1, 3, 4)
     monkeypatch.setitem(TRACKERS, "mlflow", lambda store, at: server)
-    with Following(folder, "mlflow", seconds=0.01) as following:
+    with BackgroundTracking(folder, "mlflow", interval_s=0.01) as tracking:
         pass
-    assert server.got == [1, 3, 4]
-    assert (following.sent, following.problem) == (3, "server: no")
+    assert server.runs == [1, 3, 4]
+    assert (tracking.sent, tracking.problem) == (3, "server: no")
     monkeypatch.setitem(TRACKERS, "mlflow", lambda store, at: Refusing(RuntimeError()))
-    with Following(folder, "mlflow", seconds=0.01) as following:
+    with BackgroundTracking(folder, "mlflow", interval_s=0.01) as tracking:
         pass
-    assert following.problem == "RuntimeError"
+    assert tracking.problem == "RuntimeError"
 
 
 @final
 class Silent(Tracker):
-    """A server that takes its time."""
+    """Tracker that does not answer in time."""
 
     def has(self, run):
         time.sleep(5)
@@ -150,25 +152,25 @@ class Silent(Tracker):
         raise AssertionError
 
 
-def test_a_tracker_that_does_not_answer_is_not_waited_for(folder, monkeypatch):
+def test_tracker_without_an_answer_times_out(folder, monkeypatch):
     monkeypatch.setitem(TRACKERS, "mlflow", lambda store, at: Silent())
-    monkeypatch.setattr(trackers, "CHECKPOINT_INTERVAL_S", 0.1)
-    with Following(folder, "mlflow") as following:
+    monkeypatch.setattr(trackers, "TIMEOUT_S", 0.1)
+    with BackgroundTracking(folder, "mlflow") as tracking:
         pass
-    assert following.problem == "it did not answer within 0.1 seconds"
+    assert tracking.problem == "no answer within 0.1 seconds"
 
 
-def test_a_tracker_that_refuses_does_not_stop_a_sweep(tmp_path, monkeypatch, capsys):
+def test_refusing_tracker_does_not_stop_a_sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(TRACKERS, "mlflow", lambda store, at: Refusing(EnvariantError("server: is down")))
     words = ["sweep", "--data", "colored-digits", "--algorithms", "erm", "--replicas", "1", "--steps", "2"]
     main([*words, "--out", str(tmp_path), "--track", "mlflow", "--track-at", "there"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "1 done" in said
-    assert "not all runs were sent (server: is down)" in said
-    assert f"envariant runs track {tmp_path} --to mlflow --at there" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "1 done" in output
+    assert "not all runs were sent (server: is down)" in output
+    assert f"envariant runs track {tmp_path} --to mlflow --at there" in output
 
 
-def test_what_is_missing_is_named_with_the_mend(folder, monkeypatch):
+def test_missing_packages_and_unknown_trackers_are_named(folder, monkeypatch):
     for name, module in (("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow")):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(EnvariantError, match=r'pip install "envariant\[tracking\]"'):

@@ -1,4 +1,4 @@
-"""`envariant demo`: the whole story on real digits, in a few minutes and one page."""
+"""`envariant demo`: five runs on Colored MNIST in a few minutes, and one page about them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from envariant.cli.options import Json, Mnist, Whole
 
-# Algorithm, and whether its data are gray.
+# Algorithm, and whether its data are grayscale.
 _RUNS = (("erm", False), ("irm", False), ("vrex", False), ("and-mask", False), ("erm", True))
 
 
@@ -20,20 +20,20 @@ def demo(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Train ERM, IRM, V-REx, AND-mask and the grayscale oracle on Colored MNIST; write one page.
+    """Train ERM, IRM, V-REx, AND-mask and the grayscale oracle on Colored MNIST, and write one page.
 
-    Stopped and called again, it goes on where it was.
+    Run the same command again to resume after an interruption.
 
     Parameters
     ----------
     out
-        A folder for the runs and the page.
+        Folder for the runs and the page.
     replicas
-        Runs of each; by default 2, or 1 where the processor has no native bfloat16 and all is slower.
+        Replicas per algorithm; the default is 2, or 1 on processors without native bfloat16.
     steps
-        Updates of each replica, instead of the papers'.
+        Updates per replica; the default is that of the papers.
     data
-        colored-mnist, or colored-digits for a try of some seconds.
+        colored-mnist, or colored-digits for a trial of some seconds.
     """
     import sys
     from dataclasses import replace
@@ -46,15 +46,16 @@ def demo(
     from envariant.data import ColoredDigits, ColoredMNIST
     from envariant.reporting import run_page, tables
     from envariant.reporting.labels import title, verdict
-    from envariant.training import TrainingResult, train
     from envariant.training.precision import native_bfloat16
+    from envariant.training.result import TrainingResult
+    from envariant.training.train import train
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if replicas is None:
         replicas = 2 if native_bfloat16(device) else 1
     source = sources.source(data, folder=mnist)
     if not isinstance(source, ColoredMNIST | ColoredDigits):
-        raise EnvariantError(f"demo: '{data}' has no colors")
+        raise EnvariantError(f"demo: '{data}' is not a colored data set; use colored-mnist or colored-digits")
     results: list[TrainingResult] = []
     for algorithm, gray in _RUNS:
         folder = out / f"{algorithm}{'-grayscale' if gray else ''}"
@@ -63,7 +64,7 @@ def demo(
         if not json:
             print_lines([f"{title(result)}: {verdict(result)}"])
     path = out / "report.html"
-    run_page.write(results, path, "Colored digits: what each algorithm learned", mnist)
+    run_page.write(results, path, "Five algorithms on colored digits", mnist)
     if json:
         print_json({"page": str(path), "runs": [result.to_dict() for result in results]})
     else:

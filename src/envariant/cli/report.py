@@ -1,4 +1,4 @@
-"""`envariant report`: stored runs, one offline HTML page."""
+"""`envariant report`: write a page about stored runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,24 +11,24 @@ from envariant.cli.options import Json, Mnist
 def report(
     *runs: Path,
     out: Annotated[Path, Parameter(alias="-o")] = Path("report.html"),
-    title: str = "What each algorithm learned",
+    title: str = "Results by environment",
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Write one HTML page about stored runs.
+    """Write one offline HTML page about stored runs.
 
     Parameters
     ----------
     runs
-        Folders that `envariant train --out` wrote.
+        Folders written by `envariant train --out`.
     out
-        The page.
+        File of the page.
     title
-        Its heading.
+        Heading of the page.
     """
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.reporting import run_page, tables
-    from envariant.training import TrainingResult
+    from envariant.training.result import TrainingResult
 
     results = [TrainingResult.load(run) for run in runs]
     run_page.write(results, out, title, mnist)

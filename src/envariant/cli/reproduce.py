@@ -1,4 +1,4 @@
-"""`envariant reproduce`: a published piece of work, tried again and judged by its numbers."""
+"""`envariant reproduce`: repeat the experiments of a publication and test its claims."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,24 +19,24 @@ def reproduce(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Reproduce a published piece of work: every experiment, figure and claim, on one page.
+    """Repeat the experiments of a publication, and write one page with its figures and claims.
 
-    Runs are stored as they go; the same command again goes on where it was.
+    Finished runs are stored. Run the same command again to resume after an interruption.
 
     Parameters
     ----------
     name
-        Such as sjtu-2023.
+        Name of the reproduction, such as sjtu-2023.
     profile
-        quick, some minutes on two cores, with small networks and few replicas; or full, some hours.
+        quick: small networks and few replicas, minutes on two cores. full: hours.
     only
-        Names of parts; the others are filled in from what is stored.
+        Sections to run; the others show stored runs.
     out
-        A folder for runs, page, tables and figures; by default reproductions/NAME-PROFILE.
+        Folder for runs, page, tables and figures; the default is reproductions/NAME-PROFILE.
     resume
-        Insist on going on: refuse if nothing has been stored there yet.
+        Fail if the folder has no stored runs.
     list_
-        List what can be reproduced, and its parts.
+        List the reproductions and their sections.
     """
     from envariant.cli.show import print_json, print_lines
     from envariant.core.errors import EnvariantError

@@ -1,4 +1,4 @@
-"""How results look on a terminal: tables for people, one JSON object for programs."""
+"""Output of the commands: tables and sentences, or one JSON object."""
 
 import json
 import sys
@@ -13,29 +13,29 @@ from rich.table import Table
 from envariant.reporting import tables
 from envariant.reporting.labels import title, verdict
 from envariant.reporting.tables import TextTable
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output; a number that is not finite becomes null."""
+    """Print one JSON object on standard output; infinities and NaN become null."""
     sys.stdout.write(json.dumps(tables.finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def print_table(table: TextTable) -> None:
-    """A table and its notes on standard output."""
+    """Print a table and its notes on standard output."""
     console = _console()
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    layout = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, name in enumerate(table.header):
-        drawn.add_column(name, justify="right" if column else "left", overflow="fold")
-    for line in table.lines:
-        drawn.add_row(*line)
-    console.print(drawn)
+        layout.add_column(name, justify="right" if column else "left", overflow="fold")
+    for row in table.rows:
+        layout.add_row(*row)
+    console.print(layout)
     for note in table.notes:
         console.print(note, style="dim")
 
 
 def print_result(result: TrainingResult, out: Path | None) -> None:
-    """One run: its scores, a sentence, what failed, and where it is stored."""
+    """Print one run: its scores, verdict, failures, diagnoses and folder."""
     print_table(tables.scores([result]))
     console = _console()
     console.print(f"\n{title(result)}: {verdict(result)}")
@@ -43,7 +43,7 @@ def print_result(result: TrainingResult, out: Path | None) -> None:
         console.print(f"replica {replica} stopped: {reason}", style="red")
     for diagnosis in result.diagnoses:
         console.print(str(diagnosis), style="yellow")
-    settings = result.record.settings
+    settings = result.record.spec
     console.print(
         f"{settings.model}, {settings.steps} steps, {settings.precision}, {_execution(result)}"
         f"{result.seconds:.1f} s" + (f"; stored in {out}" if out else ""),
@@ -52,21 +52,21 @@ def print_result(result: TrainingResult, out: Path | None) -> None:
 
 
 def exit_code(results: Sequence[TrainingResult]) -> int:
-    """0, or 1 if of some run no replica finished."""
+    """Return 1 if no replica of some run finished, else 0."""
     return 0 if all(result.finished for result in results) else 1
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Plain lines on standard output."""
+    """Print lines of text on standard output."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
 def _console() -> Console:
-    # A pipe has no width: give it one in which tables keep their lines.
+    # A pipe has no width: use one that keeps the rows of tables whole.
     width = None if sys.stdout.isatty() else 160
     return Console(width=width, highlight=False, markup=False, soft_wrap=False)
 
 
 def _execution(result: TrainingResult) -> str:
     execution = result.record.execution
-    return f"in stacks of {execution.group}, " if execution.mode == "stacked" else ""
+    return f"stacks of {execution.group}, " if execution.mode == "stacked" else ""

@@ -23,11 +23,12 @@ from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.saved_model import SavedModel
 from envariant.studies.executors import local, ray
-from envariant.studies.progress import watching
 from envariant.studies.significance import BASELINE
-from envariant.studies.store import Store
 from envariant.studies.study import Study
 from envariant.training.execution import Execution
+from envariant.training.progress import show_sweep
+from envariant.training.run_spec import text_of
+from envariant.training.store import Store
 
 MAX_ROWS = 5_000
 """Default number of rows per environment to compare on; the saved model is trained on all rows."""
@@ -118,7 +119,7 @@ def compare(
     target: str,
     environment: str,
     task: str | None = None,
-    algorithms: Sequence[str] = ALGORITHMS,
+    algorithms: Sequence[Any] = ALGORITHMS,
     metric: str | None = None,
     n_trials: int = 4,
     replicas: int = 5,
@@ -144,7 +145,8 @@ def compare(
         target: Name of the column to predict.
         environment: Name of the column with the environment of each row.
         task: "binary", "multiclass" or "regression"; None infers it from the target.
-        algorithms: Methods to compare; ERM is always included.
+        algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. ERM is
+            always included.
         metric: "accuracy", "balanced accuracy", "AUROC", "log loss", "calibration error", "RMSE" or "R²".
             None means RMSE for a regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
         n_trials: Number of trials (sampled hyperparameter configurations) per method.
@@ -170,17 +172,17 @@ def compare(
     """
     start = time.monotonic()
     deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
-    names = tuple(dict.fromkeys((BASELINE, *algorithms)))
+    methods = {text_of(each): each for each in (BASELINE, *algorithms)}
     min_rows = max(min_rows, protocol.FEWEST_ROWS)
     full = tables.read(
-        data, target, environment, task=task, exclude=exclude, weights=sample_weight,
-        least=min_rows, encoding=encoding,
+        data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
+        min_rows=min_rows, encoding=encoding,
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
-    plan = protocol.plan(source, folder, names, metric, n_trials, replicas, seed)
-    protocol.store_table(source.table, plan.table_folder)
-    run = _runner(folder, protocol.choose_execution(plan.study, source), executor, address)
+    plan = protocol.plan(source, folder.name, list(methods.values()), metric, n_trials, replicas, seed)
+    protocol.store_table(source.table, folder / "table")
+    run = _runner(folder, plan.study, protocol.choose_execution(plan.study, source), executor, address)
     completed = protocol.run_within_budget(folder, plan.study, deadline, run)
     study = replace(plan.study, n_trials=completed)
     with Store(folder) as store:
@@ -194,18 +196,22 @@ def compare(
     )
     comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)
     page.write(comparison.to_dict(), results, comparison.recommendation, folder)
-    trial = study.trials_of(comparison.recommended, source)[results.selected_trials[comparison.recommended]]
-    model = protocol.train_final_model(full, comparison.recommended, trial, seed)
-    model.save(folder / "model")
+    best = comparison.recommended
+    trial = study.trials_of(best, source)[results.selected_trials[best]]
+    protocol.train_final_model(full, methods[best], trial, seed).save(folder / "model")
     return comparison
 
 
-def _runner(folder: Path, execution: Execution | None, executor: str, address: str | None) -> protocol.Run:
+def _runner(
+    folder: Path, study: Study, execution: Execution | None, executor: str, address: str | None
+) -> protocol.Run:
     def run(runs_left: int, deadline: float | None) -> None:
-        with watching(folder.name, runs_left, folder) as on_progress:
+        with show_sweep(folder.name, runs_left, folder) as on_progress:
             if executor == "ray":
-                ray.sweep(folder, address=address, on_progress=on_progress)
+                ray.sweep(folder, study, address=address, on_progress=on_progress)
             else:
-                local.sweep(folder, execution=execution or "auto", on_progress=on_progress, until=deadline)
+                local.sweep(
+                    folder, study, execution=execution or "auto", on_progress=on_progress, until=deadline
+                )
 
     return run

@@ -4,13 +4,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
-from envariant.algorithms import recipes
 from envariant.comparison.baselines import Folds, baseline_scores
-from envariant.core import metrics, specs
+from envariant.core import metrics
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
@@ -18,15 +17,16 @@ from envariant.data.tables import source as table_source
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import LogEntry, Table
+from envariant.predictors import predictor
 from envariant.saved_model import SavedModel
-from envariant.studies.baselines import boosted_trees
 from envariant.studies.significance import BASELINE
-from envariant.studies.store import Store
-from envariant.studies.study import Study, Trial
-from envariant.training import train
+from envariant.studies.study import Study, begin, recipe_of
 from envariant.training.execution import Execution
+from envariant.training.run_spec import text_of
+from envariant.training.store import Store, Trial
+from envariant.training.train import train
 
-ALGORITHMS = (BASELINE, "irm", "vrex", "groupdro", "coral", boosted_trees.NAME)
+ALGORITHMS = (BASELINE, "irm", "vrex", "groupdro", "coral", "boosted-trees")
 """Methods compared by default."""
 
 FEWEST_ROWS = 5
@@ -52,7 +52,6 @@ class Plan:
 
     Attributes:
         study: All requested runs.
-        table_folder: Folder of the stored table that the study names.
         metric: Metric of the scores.
         tasks: By environment, the task of models that did not train on it; only where the metric is defined.
         baseline_scores: Score of a constant prediction by environment; empty if not informative.
@@ -61,7 +60,6 @@ class Plan:
     """
 
     study: Study
-    table_folder: Path
     metric: Metric
     tasks: Mapping[str, Task]
     baseline_scores: Mapping[str, float]
@@ -71,14 +69,23 @@ class Plan:
 
 def plan(
     source: TableSource,
-    folder: Path,
-    algorithms: Sequence[str],
+    name: str,
+    algorithms: Sequence[Any],
     metric: str | None,
     n_trials: int,
     replicas: int,
     seed: int,
 ) -> Plan:
-    """Plan the study; arguments are those of `compare`.
+    """Plan the study.
+
+    Args:
+        source: The table.
+        name: Name of the study.
+        algorithms: ERM and other methods.
+        metric: Name of the metric; None chooses it.
+        n_trials: Number of trials per method.
+        replicas: Number of replicas per trial.
+        seed: Base random seed.
 
     Raises:
         EnvariantError: If an algorithm or the metric is unknown, or the metric is undefined everywhere.
@@ -87,11 +94,11 @@ def plan(
     chosen = choose_metric(metric, table, source.task)
     folds = make_folds(table)
     applicable, not_applicable = applicable_algorithms(algorithms, folds, len(table.environments))
-    table_folder = (folder / "table").resolve()
     study = Study(
-        data=(str(specs.Spec(table_source.NAME, (str(table_folder),))),),
+        # The source itself, which is identified by its content: the folder can be moved.
+        data=(source,),
         algorithms=applicable,
-        name=folder.name,
+        name=name,
         n_trials=n_trials,
         replicas=replicas,
         test_environments=folds,
@@ -114,7 +121,7 @@ def plan(
     )
     # A constant prediction is perfectly calibrated and uninformative.
     informative = {} if chosen.name == "calibration error" else constant
-    return Plan(study, table_folder, chosen, tasks, informative, undefined, not_applicable)
+    return Plan(study, chosen, tasks, informative, undefined, not_applicable)
 
 
 def parse_duration(budget: str | float) -> float:
@@ -175,10 +182,10 @@ def store_table(table: Table, folder: Path) -> None:
 
 
 def _equal(first: Table, second: Table) -> bool:
-    return (first.task, len(first.every)) == (second.task, len(second.every)) and all(
+    return (first.task, len(first.all_columns)) == (second.task, len(second.all_columns)) and all(
         (a.name, a.kind, a.categories) == (b.name, b.kind, b.categories)
-        and np.array_equal(a.values, b.values, equal_nan=a.kind != "category")
-        for a, b in zip(first.every, second.every, strict=True)
+        and np.array_equal(a.values, b.values, equal_nan=not a.type.categorical)
+        for a, b in zip(first.all_columns, second.all_columns, strict=True)
     )
 
 
@@ -213,27 +220,28 @@ def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
 
 
 def applicable_algorithms(
-    names: Sequence[str], folds: Folds, n_environments: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    algorithms: Sequence[Any], folds: Folds, n_environments: int
+) -> tuple[tuple[Any, ...], tuple[str, ...]]:
     """Return the algorithms that have enough training environments, and why others have not.
 
     Raises:
         EnvariantError: If an algorithm is unknown.
     """
     left = n_environments - max(len(fold) for fold in folds)
-    needed = {
-        name: 1 if name == boosted_trees.NAME else recipes.recipe(name).default.minimum_environments
-        for name in names
-    }
+    needed = [
+        1 if predictor(each) is not None else recipe_of(each).default.minimum_environments
+        for each in algorithms
+    ]
     reasons: list[str] = []
-    for minimum in sorted(set(needed.values())):
-        lacking = [name for name in names if needed[name] == minimum]
+    for minimum in sorted(set(needed)):
+        lacking = [text_of(each) for each, least in zip(algorithms, needed, strict=True) if least == minimum]
         if minimum > left:
             verb = "needs" if len(lacking) == 1 else "need"
             reasons.append(
                 f"{', '.join(lacking)} {verb} {minimum} training environments; only {left} is left"
             )
-    return tuple(name for name in names if needed[name] <= left), tuple(reasons)
+    applicable = (each for each, least in zip(algorithms, needed, strict=True) if least <= left)
+    return tuple(applicable), tuple(reasons)
 
 
 def tasks_by_environment(table: Table, folds: Folds) -> dict[str, Task]:
@@ -254,7 +262,7 @@ def choose_execution(study: Study, source: TableSource) -> Execution | None:
 
     The default algorithms are known to stack well on a table's network, which saves the engine's timing.
     """
-    if not set(study.algorithms) <= set(ALGORITHMS):
+    if not all(algorithm in ALGORITHMS for algorithm in study.algorithms):
         return None
     bytes_per_replica = 4.0 * len(source.table) * len(source.encoder.names)
     group = max(1, min(study.n_trials * study.replicas, int(_STACKED_BYTES / bytes_per_replica)))
@@ -284,7 +292,7 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
             now = time.monotonic()
             if now + (now - start) * (n_trials - completed) / completed > deadline:
                 break
-        with Store.begin(folder, replace(study, n_trials=n_trials)) as store:
+        with begin(folder, replace(study, n_trials=n_trials)) as store:
             counts = store.counts()
         run(counts["planned"] + counts["running"], deadline)
         with Store(folder) as store:
@@ -295,7 +303,7 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
     return max(1, completed)
 
 
-def train_final_model(table: Table, algorithm: str, trial: Trial, seed: int) -> SavedModel:
+def train_final_model(table: Table, algorithm: Any, trial: Trial, seed: int) -> SavedModel:
     """Train one algorithm with a trial's hyperparameters on all environments of a table."""
     source = TableSource(table, "table")
     result = train(

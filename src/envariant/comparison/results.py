@@ -1,6 +1,5 @@
 """Numeric results of a comparison: scores of every method in every held-out environment, drops and gains."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,13 +17,13 @@ from envariant.comparison.uncertainty import mean_interval, p_value, row_standar
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
-from envariant.data.validation_split import SUFFIX
-from envariant.studies.permutation_importance import AS_IT_IS, ELSEWHERE, SHUFFLED, Answers
-from envariant.studies.selection import Chosen, Invariance, select
-from envariant.studies.selection.base import Selected
+from envariant.predictors import predictor
+from envariant.studies.selection import Invariance, SelectedRun, SelectionResult, select
 from envariant.studies.significance import BASELINE
-from envariant.studies.store import Store
 from envariant.studies.study import Study
+from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE
+from envariant.training.run_spec import text_of
+from envariant.training.store import Predictions, Store
 
 LEVEL = 0.05
 """Significance level of gains over ERM."""
@@ -116,6 +115,7 @@ class ComparisonResults:
         selected_trials: By method, the trial selected most often over environments and replicas.
         missing: Reasons for absent results.
         n_replicas: Number of replicas.
+        predictors: Methods that are predictors, such as boosted trees: further baselines.
         not_applicable: Reasons why requested methods could not be run at all.
         data: Measurements on the data that need no training.
         settings: Settings of the study.
@@ -128,6 +128,7 @@ class ComparisonResults:
     selected_trials: Mapping[str, int]
     missing: tuple[str, ...]
     n_replicas: int
+    predictors: tuple[str, ...] = ()
     not_applicable: tuple[str, ...] = ()
     data: DataSummary = field(default_factory=DataSummary)
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -176,7 +177,7 @@ class ComparisonResults:
     def significantly_better(self) -> tuple[str, ...]:
         """Methods that improve on ERM's worst environment significantly and have a better worst score.
 
-        The best first. Boosted trees are included, although they are a second baseline.
+        The best first. Predictors are included, although they are further baselines.
         """
         if not self.is_complete(BASELINE):
             return ()
@@ -221,7 +222,7 @@ class _ModelScores:
     """
 
     ood: dict[int, float] = field(default_factory=dict[int, float])
-    predictions: dict[int, Answers] = field(default_factory=dict[int, Answers])
+    predictions: dict[int, Predictions] = field(default_factory=dict[int, Predictions])
     id: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
 
 
@@ -241,11 +242,12 @@ def gather(
         EnvariantError: If no run of ERM is finished.
     """
     table = store.table()
-    requested = table["data"].isin(study.data) & table["algorithm"].isin(study.algorithms)
+    labels = [text_of(algorithm) for algorithm in study.algorithms]
+    requested = table["data"].isin(list(study.sources)) & table["algorithm"].isin(labels)
     table = table[requested & (table["trial"] < n_trials) & (table["replica"] < study.replicas)]
     selected = select(table, Invariance())
     missing = _missing(selected)
-    chosen = [(each, each.choice) for each in selected if isinstance(each.choice, Chosen)]
+    chosen = [(each, each.choice) for each in selected if isinstance(each.choice, SelectedRun)]
     if not any(each.algorithm == BASELINE for each, _ in chosen):
         raise EnvariantError(
             f"compare: no run of ERM has finished ({missing[0]}); repeat the call with a larger budget"
@@ -253,11 +255,10 @@ def gather(
     scores = _scores_by_run(store.history(sorted({choice.run for _, choice in chosen})), metric)
     models: dict[tuple[str, str], _ModelScores] = {}
     for each, choice in chosen:
-        predictions = store.answers(choice.run)
-        test_environments = json.loads(each.test_environments)
+        predictions = store.predictions(choice.run)
         for name in tasks:
-            role = "test" if name in test_environments else "validation"
-            score = scores.get(_ScoreKey(choice.run, choice.step, name, role, "full", ""))
+            role = "test" if name in each.test_environments else "validation"
+            score = scores.get(_ScoreKey(choice.run, choice.step, name, role, FULL, ""))
             if score is None:
                 continue
             model = models.setdefault((each.algorithm, name), _ModelScores())
@@ -265,8 +266,8 @@ def gather(
                 model.id.setdefault(each.replica, []).append(score)
                 continue
             model.ood[each.replica] = score
-            if name in predictions:
-                model.predictions[each.replica] = predictions[name]
+            if (name, role) in predictions:
+                model.predictions[each.replica] = predictions[name, role]
     methods = list(dict.fromkeys(each.algorithm for each, _ in chosen))
     return ComparisonResults(
         metric,
@@ -276,38 +277,26 @@ def gather(
         {method: _most_frequent(c.trial for e, c in chosen if e.algorithm == method) for method in methods},
         missing,
         max(len(model.ood) for model in models.values()),
+        tuple(text_of(each) for each in study.algorithms if predictor(each) is not None),
     )
 
 
 def _scores_by_run(history: pd.DataFrame, metric: Metric) -> Scores:
-    """Return every recorded value of the metric by what it measures; only this reads the history's layout.
-
-    Kinds: "full" (all rows), "subsample" (some rows, unchanged), "shuffled" and "replaced" (the same rows
-    with one column's values shuffled, or taken from training environments).
-    """
-    prefixes = {SHUFFLED: "shuffled", ELSEWHERE: "replaced"}
-    scores: dict[_ScoreKey, float] = {}
-    rows = history.dropna(subset=["value"])
-    columns = (rows[c] for c in ("run", "step", "environment", "split", "metric", "value"))
-    for run, step, environment, role, label, value in zip(*columns, strict=True):
-        prefix = next((p for p in prefixes if label.startswith(p)), "")
-        kind = "full" if label == metric.name else "subsample" if label == AS_IT_IS else prefixes.get(prefix)
-        if kind is not None:
-            column = label.removeprefix(prefix) if prefix else ""
-            name = environment.removesuffix(SUFFIX)
-            scores[_ScoreKey(run, step, name, role, kind, column)] = float(value)
-    return scores
+    """Return every recorded value of the metric by what it measures; only this reads the history's layout."""
+    rows = history[history["metric"] == metric.name].dropna(subset=["value"])
+    keys = rows[list(_ScoreKey._fields)].itertuples(index=False, name=None)
+    return dict(zip(map(_ScoreKey._make, keys), rows["value"].astype(float), strict=True))
 
 
-def _missing(selected: Sequence[Selected]) -> tuple[str, ...]:
+def _missing(selected: Sequence[SelectionResult]) -> tuple[str, ...]:
     """Return one line per algorithm and reason for which no run could be selected."""
-    reasons: dict[tuple[str, str], dict[str, None]] = {}
+    reasons: dict[tuple[str, str], dict[tuple[str, ...], None]] = {}
     for each in selected:
-        if not isinstance(each.choice, Chosen):
+        if not isinstance(each.choice, SelectedRun):
             reasons.setdefault((each.algorithm, each.choice.reason), {})[each.test_environments] = None
     lines: list[str] = []
     for (algorithm, reason), folds in reasons.items():
-        names = "; ".join(", ".join(json.loads(fold)) for fold in list(folds)[:3])
+        names = "; ".join(", ".join(fold) for fold in list(folds)[:3])
         more = f" and {len(folds) - 3} more" if len(folds) > 3 else ""
         lines.append(f"{algorithm}, test environments {names}{more}: {reason}")
     return tuple(lines)
@@ -350,24 +339,25 @@ def _cells(
     return cells
 
 
-def _in_order(predictions: Mapping[int, Answers], replicas: Iterable[int] | None = None) -> list[Answers]:
+def _in_order(
+    predictions: Mapping[int, Predictions], replicas: Iterable[int] | None = None
+) -> list[Predictions]:
     return [predictions[k] for k in sorted(predictions if replicas is None else replicas)]
 
 
 def _importance(
-    chosen: Sequence[tuple[Selected, Chosen]], scores: Scores, metric: Metric
+    chosen: Sequence[tuple[SelectionResult, SelectedRun]], scores: Scores, metric: Metric
 ) -> dict[str, dict[str, ColumnImportance]]:
     """Return the mean importance of each column over a method's selected models."""
     method_of = {(choice.run, choice.step): each.algorithm for each, choice in chosen}
     losses: dict[tuple[str, str], dict[str, list[float]]] = {}
     for key, score in scores.items():
         method = method_of.get((key.run, key.step))
-        unchanged = scores.get(key._replace(kind="subsample", column=""))
-        if method is None or unchanged is None or key.kind not in ("shuffled", "replaced"):
+        unchanged = scores.get(key._replace(kind=SUBSAMPLE, column=""))
+        if method is None or unchanged is None or key.kind not in (SHUFFLED, REPLACED):
             continue
-        replaced = "replaced" if key.kind == "replaced" else key.role
-        by_kind = losses.setdefault((method, key.column), {"validation": [], "test": [], "replaced": []})
-        by_kind[replaced].append(metric.gain(unchanged, score))
+        by_kind = losses.setdefault((method, key.column), {"validation": [], "test": [], REPLACED: []})
+        by_kind[REPLACED if key.kind == REPLACED else key.role].append(metric.gain(unchanged, score))
     importance: dict[str, dict[str, ColumnImportance]] = {}
     for (method, column), by_kind in losses.items():
         means = [float(np.mean(values)) if values else math.nan for values in by_kind.values()]

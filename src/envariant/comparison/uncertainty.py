@@ -13,7 +13,7 @@ from scipy import stats
 from envariant.analysis.statistics import Interval
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
-from envariant.studies.permutation_importance import Answers
+from envariant.training.store import Predictions
 
 _RESAMPLES = 100
 # Replicas whose rows are resampled; the row noise of all replicas is about the same.
@@ -62,7 +62,7 @@ def p_value(differences: Sequence[float], row_error: float) -> float:
 
 
 def row_standard_error(
-    task: Task, metric: Metric, predictions: Sequence[Answers], reference: Sequence[Answers] = ()
+    task: Task, metric: Metric, predictions: Sequence[Predictions], reference: Sequence[Predictions] = ()
 ) -> float:
     """Return the standard error of a mean score, or of a mean gain, that is due to the sampled rows.
 
@@ -88,7 +88,7 @@ def row_standard_error(
     return float(np.mean(estimates)) * math.sqrt(n_rows / n_total)
 
 
-def _score(task: Task, metric: Metric, predictions: Answers, rows: NDArray[np.int64]) -> float:
+def _score(task: Task, metric: Metric, predictions: Predictions, rows: NDArray[np.int64]) -> float:
     targets = predictions.targets[rows]
     if predictions.logits.ndim == 2:
         return metric.compute(task, predictions.logits[rows], targets.astype(np.int64))

@@ -1,7 +1,7 @@
-"""Published figures and protocols, read from `results.toml` so that no number is ever typed twice.
+"""Published figures and protocols, read from `results.toml`, so that no number is typed twice.
 
-Each table says where it comes from, what its spread is and over how many runs; a report that puts our
-figures beside the field's shows that too.
+Each table has its source, the kind of its spread and the number of runs; pages that show its figures show
+these as well.
 """
 
 import tomllib
@@ -17,7 +17,15 @@ from envariant.core.errors import unknown_name
 
 @final
 class Source(BaseModel):
-    """Where figures come from."""
+    """Publication or repository from which figures were taken.
+
+    Attributes:
+        title: Title of the publication.
+        authors: Names of the authors.
+        url: Address.
+        checked: How the figures were read and checked.
+        year: Year of publication; None if unknown.
+    """
 
     model_config = ConfigDict(frozen=True)
     title: str
@@ -29,7 +37,13 @@ class Source(BaseModel):
 
 @final
 class Row(BaseModel):
-    """One line of a table: an entry a column, NaN where the source gives none."""
+    """Row of a table, with one entry per column and NaN where the source has none.
+
+    Attributes:
+        mean: Published value in each column.
+        spread: Published spread in each column; None if the source has none.
+        theory: Whether the values are derived instead of measured.
+    """
 
     model_config = ConfigDict(frozen=True)
     mean: tuple[float, ...]
@@ -39,7 +53,19 @@ class Row(BaseModel):
 
 @final
 class Table(BaseModel):
-    """A published table; `unit` is "percent" or "fraction", as printed."""
+    """Published table.
+
+    Attributes:
+        source: Name of the source.
+        protocol: Name of the protocol.
+        metric: Name of the metric.
+        unit: "percent" or "fraction", as printed; "" for other metrics.
+        columns: Names of the columns.
+        spread_kind: Kind of the spread, such as a standard deviation over restarts.
+        n_runs: Number of runs; None if not stated.
+        higher_is_better: Direction of the metric; None if it has none.
+        rows: Rows by name.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     source: str
@@ -53,11 +79,11 @@ class Table(BaseModel):
     rows: Mapping[str, Row]
 
     def fraction(self, row: str, column: str) -> tuple[float, float | None]:
-        """Mean and spread of one entry as fractions of 1."""
+        """Return mean and spread of one entry as fractions of 1."""
         scale = 100 if self.unit == "percent" else 1
-        place = self.columns.index(column)
+        i = self.columns.index(column)
         entry = self.rows[row]
-        return entry.mean[place] / scale, entry.spread[place] / scale if entry.spread else None
+        return entry.mean[i] / scale, entry.spread[i] / scale if entry.spread else None
 
 
 @cache
@@ -67,22 +93,22 @@ def _everything() -> dict[str, Any]:
 
 
 def table(name: str) -> Table:
-    """The published table of that name."""
+    """Return the published table of that name."""
     return Table.model_validate(_entry("tables", name))
 
 
 def source(name: str) -> Source:
-    """The source of that name."""
+    """Return the source of that name."""
     return Source.model_validate(_entry("sources", name))
 
 
 def protocol(name: str) -> Mapping[str, Any]:
-    """A protocol's settings; numbers as published, the rest in prose."""
+    """Return the settings of a protocol: numbers as published, the rest as prose."""
     return _entry("protocols", name)
 
 
 def course_report(section: str) -> Mapping[str, Any]:
-    """What the course report states in one of its sections; its curves are not in the text."""
+    """Return the numbers that the course report states in the text of one of its sections."""
     return _entry("course_report", section)
 
 

@@ -1,4 +1,4 @@
-"""Reports: figures, tables, and one self-contained HTML page.
+"""Tables, figures and self-contained HTML pages about runs and studies.
 
-Nothing is imported here: who prints a table on a terminal need not wait for what draws pictures.
+The package imports none of its modules, so that printing a table does not load matplotlib.
 """

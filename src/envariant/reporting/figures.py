@@ -1,12 +1,15 @@
-"""The pictures: sample digits of every environment, and what each run's accuracy did over training.
+"""Figures of runs and studies, drawn without pyplot's global state and written as SVG or PNG.
 
-Figures are drawn on objects of their own, without pyplot's global state, and come out as SVG or PNG.
+Charts of scores show every environment, each replica as a dot, the mean as a line, and chance and optimum
+where they are known.
 """
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import matplotlib as mpl
 import numpy as np
@@ -17,89 +20,46 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from envariant.analysis.statistics import interval
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.data import Facts
 from envariant.reporting.labels import labels
-from envariant.training import TrainingResult
+from envariant.reporting.theme import (
+    DASHED,
+    INK,
+    LINE,
+    MUTED,
+    TEST,
+    TRAIN,
+    colors,
+    legend,
+    mark_height,
+    name_axes,
+    name_rows,
+    new_axes,
+    plain_text,
+    quiet,
+)
 from envariant.training.record import Record
+from envariant.training.result import TrainingResult
 
-INK = "#1f2933"
-MUTED = "#7b8794"
-TEST = "#c2410c"
-TRAIN = ("#0f766e", "#4f46e5", "#a16207", "#7c3aed", "#15803d", "#475569")
-_COLOURS = np.array([[0.86, 0.16, 0.13], [0.05, 0.62, 0.28]])
+_COLORS = np.array([[0.86, 0.16, 0.13], [0.05, 0.62, 0.28]])
 _PAPER = np.array([1.0, 1.0, 1.0])
 
 
-def overview(drawn: EnvironmentSet, facts: Sequence[Facts], columns: int = 12) -> Figure:
-    """Sample digits of every environment in their colors, each over its label.
-
-    Color 0 is drawn red and color 1 green; gray data are drawn black. The label stands below each
-    digit, in the color that would agree with it.
-
-    Args:
-        drawn: painted digits.
-        facts: of the same environments, in order.
-        columns: digits an environment.
-    """
-    figure = Figure(figsize=(0.78 * columns + 2.6, 1.32 * len(facts) + 0.2), layout="constrained")
-    grid = figure.subplots(len(facts), columns + 1, width_ratios=[3.4] + [1] * columns, squeeze=False)
-    for line, fact in zip(grid, facts, strict=True):
-        environment = drawn[fact.environment]
-        _caption(line[0], fact)
-        for row, axes in enumerate(line[1:]):
-            _digit(axes, environment, row)
-    return figure
-
-
-def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> Figure:
-    """The score over training, a panel a run: held-out environments solid, training ones dotted.
-
-    Lines are means over replicas, bands reach from the worst replica to the best; chance and the best
-    invariant predictor are drawn where they are known.
-
-    Args:
-        results: the runs.
-        names: of the panels; None names what the runs differ in.
-    """
-    columns = min(3, len(results))
-    lines = -(-len(results) // columns)
-    # One panel alone is wider, so that the legend above it has room.
-    width = 3.7 * columns + 0.4 if columns > 1 else 6.4
-    figure = Figure(figsize=(width, 2.9 * lines + 0.2), layout="constrained")
-    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
-    panels = list(grid.flat)
-    places = dict.fromkeys(name for result in results for name in result.record.roles)
-    colors = dict(zip(places, TRAIN * len(places), strict=False))
-    handles: dict[str, Line2D] = {}
-    for axes, result, label in zip(panels, results, names or labels(results), strict=False):
-        handles |= _curve(axes, result, colors)
-        axes.set_title(plain_text(label), fontsize=10.5, color=INK, loc="left", fontweight="bold")
-    # One legend for all panels, above them: inside one it would hide a curve.
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside upper left", ncols=4, frameon=False,
-        fontsize=9, labelcolor=INK,
-    )  # fmt: skip
-    for axes in panels[len(results) :]:
-        axes.set_axis_off()
-    for axes in grid[:, 0]:
-        axes.set_ylabel(results[0].record.metric, color=INK)
-    return figure
-
-
 def svg(figure: Figure) -> str:
-    """The figure as SVG text to put into a page; the same figure gives the same text."""
+    """Return the figure as SVG text for a page; equal figures give equal text."""
     text = io.StringIO()
     figure.set_canvas(FigureCanvasSVG(figure))
     # No date and no random ids: two identical runs give identical pages.
     with mpl.rc_context({"svg.hashsalt": "envariant", "svg.fonttype": "path"}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    whole = text.getvalue()
-    return whole[whole.index("<svg") :]
+    document = text.getvalue()
+    return document[document.index("<svg") :]
 
 
 def png(figure: Figure, dots_per_inch: int = 150) -> bytes:
-    """The figure as a PNG file's bytes."""
+    """Return the figure as the bytes of a PNG file."""
     data = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(data, format="png", dpi=dots_per_inch)
@@ -107,23 +67,45 @@ def png(figure: Figure, dots_per_inch: int = 150) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes PNG or SVG, by the name's ending."""
+    """Write the figure as SVG if the file name ends in `.svg`, else as PNG."""
     if path.suffix == ".svg":
         path.write_text(svg(figure), encoding="utf-8")
     else:
         path.write_bytes(png(figure))
 
 
+def overview(environments: EnvironmentSet, facts: Sequence[Facts], columns: int = 12) -> Figure:
+    """Show sample digits of every colored environment, each above its label.
+
+    Color 0 is drawn red and color 1 green; grayscale data are drawn black. Each label is printed in the color
+    that agrees with it.
+
+    Args:
+        environments: Colored digits.
+        facts: Facts about the same environments, one entry per row of digits.
+        columns: Number of digits per environment.
+    """
+    figure = Figure(figsize=(0.78 * columns + 2.6, 1.32 * len(facts) + 0.2), layout="constrained")
+    grid = figure.subplots(len(facts), columns + 1, width_ratios=[3.4] + [1] * columns, squeeze=False)
+    for panels, fact in zip(grid, facts, strict=True):
+        _caption(panels[0], fact)
+        for row, axes in enumerate(panels[1:]):
+            _digit(axes, environments[fact.environment], row)
+    return figure
+
+
 def _caption(axes: Axes, fact: Facts) -> None:
     axes.set_axis_off()
     place: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "ha": "left"}
-    rules = fact.theory
     axes.text(0, 0.82, plain_text(fact.environment), fontsize=12, fontweight="bold", color=INK, **place)
-    axes.text(0, 0.58, f"{fact.role}, {fact.rows:,} rows", fontsize=9, color=MUTED, **place)
-    agreement = f"color = label in {fact.color_agreement:.1%}"
-    axes.text(0, 0.38, agreement, fontsize=9, color=MUTED, **place)
-    best = f"color {rules.color_only:.0%}, shape {rules.shape_only:.0%}, both {rules.bayes:.0%}"
-    axes.text(0, 0.18, f"best by {best}", fontsize=9, color=MUTED, **place)
+    theory = fact.theory
+    lines = (
+        f"{fact.role}, {fact.rows:,} rows",
+        f"color = label in {fact.color_agreement:.1%}",
+        f"best by color {theory.color_only:.0%}, shape {theory.shape_only:.0%}, both {theory.bayes:.0%}",
+    )
+    for height, line in zip((0.58, 0.38, 0.18), lines, strict=True):
+        axes.text(0, height, line, fontsize=9, color=MUTED, **place)
 
 
 def _digit(axes: Axes, environment: Environment, row: int) -> None:
@@ -131,7 +113,7 @@ def _digit(axes: Axes, environment: Environment, row: int) -> None:
     # Whatever the scaling, the background is the smallest value of its channel.
     ink = image[:2] - image[:2].min(axis=(1, 2), keepdims=True)
     ink = ink / max(float(ink.max()), 1e-9)
-    hues = _COLOURS if len(ink) == 2 else np.zeros((1, 3))
+    hues = _COLORS if len(ink) == 2 else np.zeros((1, 3))
     painted = _PAPER - sum(
         channel[..., None] * (_PAPER - hue) for channel, hue in zip(ink, hues, strict=True)
     )
@@ -139,67 +121,274 @@ def _digit(axes: Axes, environment: Environment, row: int) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
-        spine.set_color("#e4e7eb")
+        spine.set_color(LINE)
     label = int(environment.targets[row])
-    axes.set_xlabel(str(label), fontsize=10, fontweight="bold", color=tuple(_COLOURS[label]), labelpad=2)
+    axes.set_xlabel(str(label), fontsize=10, fontweight="bold", color=tuple(_COLORS[label]), labelpad=2)
 
 
-def _curve(axes: Axes, result: TrainingResult, colors: Mapping[str, str]) -> dict[str, Line2D]:
-    record = result.record
-    history = result.history
+def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> Figure:
+    """Draw the score over training, one panel per run.
+
+    Test environments are solid, training environments dotted. Lines are means over replicas; bands span all
+    replicas.
+
+    Args:
+        results: The runs.
+        names: Titles of the panels; None derives them from the settings in which the runs differ.
+    """
+    columns = min(3, len(results))
+    # A single panel is wider, to leave room for the legend above it.
+    width = 3.7 * columns + 0.4 if columns > 1 else 6.4
+    figure, grid = _panels(len(results), width)
+    environments = dict.fromkeys(name for result in results for name in result.record.roles)
+    hues = dict(zip(environments, cycle(TRAIN), strict=False))
+    handles: dict[str, Line2D] = {}
+    for axes, result, label in zip(grid.flat, results, names or labels(results), strict=False):
+        handles |= _curve(axes, result, hues)
+        axes.set_title(plain_text(label), fontsize=10.5, color=INK, loc="left", fontweight="bold")
+    legend(figure, handles=handles)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(results[0].record.metric, color=INK)
+    return figure
+
+
+def _curve(axes: Axes, result: TrainingResult, hues: Mapping[str, str]) -> dict[str, Line2D]:
+    record, history = result.record, result.history
     history = history[(history["metric"] == record.metric) & history["replica"].isin(result.finished)]
     handles: dict[str, Line2D] = {}
     for environment, role in record.roles.items():
         scores = history[history["environment"] == environment].pivot(
             index="step", columns="replica", values="value"
         )
-        test_environments = role == "test"
-        color = (
-            TEST
-            if test_environments and list(record.roles.values()).count("test") == 1
-            else colors[environment]
-        )
-        _band(axes, scores, color)
+        is_test = role == "test"
+        color = TEST if is_test and list(record.roles.values()).count("test") == 1 else hues[environment]
+        if scores.shape[1] > 1:
+            low, high = scores.min(axis=1).to_numpy(), scores.max(axis=1).to_numpy()
+            axes.fill_between(scores.index.to_numpy(), low, high, color=color, alpha=0.15, lw=0)
         (handles[plain_text(f"{environment} ({role})")],) = axes.plot(
-            scores.index, scores.mean(axis=1), "-" if test_environments else ":", color=color, lw=2
+            scores.index, scores.mean(axis=1), "-" if is_test else ":", color=color, lw=2
         )
     references(axes, record)
-    axes.set_xlabel("step", fontsize=9, color=INK)
+    name_axes(axes, "step")
     axes.margins(x=0.02)
     quiet(axes)
     return handles
 
 
 def references(axes: Axes, record: Record) -> None:
-    """Draws chance and the optimum where they are known; accuracies are shown from 0 to 1."""
+    """Draw chance and optimum where they are known, and fix the range of accuracies to [0, 1]."""
+    is_accuracy = record.metric == "accuracy"
     for value, name in ((record.chance, "chance"), (record.optimum, "optimum")):
         if value is not None:
-            axes.axhline(value, color=MUTED, lw=0.8, ls=(0, (5, 3)), zorder=0)
-            axes.text(
-                1.0, value, f"{name} {_amount(value, record.metric)} ", fontsize=7.5, color=MUTED,
-                ha="right", va="bottom", transform=axes.get_yaxis_transform(),
-            )  # fmt: skip
-    if record.metric == "accuracy":
+            mark_height(axes, value, f"{name} {value:.0%}" if is_accuracy else f"{name} {value:.3g}")
+    if is_accuracy:
         axes.set_ylim(0, 1)
 
 
-def quiet(axes: Axes) -> None:
-    """Takes from the frame of a chart what says nothing."""
-    axes.tick_params(labelsize=8, colors=MUTED)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#cbd2d9")
+def sweep(results: Mapping[float, TrainingResult], setting: str, scale: str = "linear") -> Figure:
+    """Draw the final score in every environment against the one setting that was varied.
+
+    Args:
+        results: Runs by value of the setting.
+        setting: Label of the horizontal axis.
+        scale: Scale of the horizontal axis; "symlog" is logarithmic and includes 0.
+    """
+    figure, axes = new_axes(7.4, 3.6)
+    record = next(iter(results.values())).record
+    train = iter(TRAIN)
+    for environment, role in record.roles.items():
+        color, style = (TEST, "-") if role == "test" else (next(train), ":")
+        spreads = {x: result.final(environment, record.metric) for x, result in results.items()}
+        label = plain_text(f"{environment} ({role})")
+        axes.plot(list(spreads), [s.mean for s in spreads.values()], style, color=color, lw=2, label=label)
+        dots = [(x, value) for x, spread in spreads.items() for value in spread.values]
+        axes.plot(*zip(*dots, strict=True), ".", color=color, alpha=0.45, ms=5)
+    if scale == "symlog":
+        axes.set_xscale("symlog", linthresh=min(x for x in results if x > 0))
+    else:
+        axes.set_xscale(scale)
+    references(axes, record)
+    name_axes(axes, setting)
+    axes.set_ylabel(record.metric, color=INK)
+    legend(figure)
+    quiet(axes)
+    return figure
 
 
-def _band(axes: Axes, scores: pd.DataFrame, color: str) -> None:
-    if scores.shape[1] > 1:
-        low, high = scores.min(axis=1).to_numpy(), scores.max(axis=1).to_numpy()
-        axes.fill_between(scores.index.to_numpy(), low, high, color=color, alpha=0.15, lw=0)
+@final
+@dataclass(frozen=True)
+class RankingRow:
+    """One row of `ranking`.
+
+    Attributes:
+        name: Label of the row.
+        values: Score of each replica; empty for a row of published figures alone.
+        published: Published scores by name of the source.
+    """
+
+    name: str
+    values: Sequence[float]
+    published: Mapping[str, float]
 
 
-def plain_text(text: str) -> str:
-    """The text as it stands, in a figure: a dollar sign in a name begins no formula."""
-    return text.replace("$", r"\$")
+def ranking(rows: Sequence[RankingRow], label: str, marks: Mapping[str, float]) -> Figure:
+    """Draw one row per method: replicas as dots, the mean with its 95 % interval, published scores.
+
+    Args:
+        rows: The methods from top to bottom.
+        label: Label of the horizontal axis.
+        marks: Reference values by name, such as chance.
+    """
+    figure, axes = new_axes(7.4, 0.42 * len(rows) + 1.5)
+    signs = dict(
+        zip(dict.fromkeys(source for row in rows for source in row.published), "D^svP", strict=False)
+    )
+    for y, row in enumerate(rows):
+        axes.plot(row.values, [y] * len(row.values), ".", color=TEST, alpha=0.4, ms=6)
+        score = interval(row.values)
+        if score.count > 1:
+            axes.plot([score.low, score.high], [y, y], color=TEST, lw=2, solid_capstyle="butt")
+        axes.plot([score.mean], [y], "o", color=TEST, ms=7)
+        for source, value in row.published.items():
+            axes.plot([value], [y], signs[source], color=TRAIN[1], ms=6, mfc="white")
+    for source, sign in signs.items():
+        axes.plot([], [], sign, color=TRAIN[1], ms=6, mfc="white", ls="", label=plain_text(source))
+    axes.plot([], [], "o-", color=TEST, lw=2, label="ours: mean, 95 % interval, replicas")
+    for name, value in marks.items():
+        axes.axvline(value, color=MUTED, lw=0.8, ls=DASHED, zorder=0)
+        axes.text(
+            value, 1.0, f" {name} {value:.0%}", fontsize=7.5, color=MUTED, ha="left", va="bottom",
+            transform=axes.get_xaxis_transform(),
+        )  # fmt: skip
+    axes.invert_yaxis()
+    name_axes(axes, label)
+    legend(figure, columns=3, below=True)
+    quiet(axes)
+    name_rows(axes, [row.name for row in rows])
+    axes.grid(axis="y", color="#eef1f4", lw=0.8)
+    axes.set_axisbelow(True)
+    return figure
 
 
-def _amount(value: float, metric: str) -> str:
-    return f"{value:.0%}" if metric == "accuracy" else f"{value:.3g}"
+def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: float) -> Figure:
+    """Draw mean ranks, the best on top; bars join methods whose ranks do not differ significantly.
+
+    Args:
+        names: The methods.
+        ranks: Mean rank of each method over environments; 1 is best.
+        distance: Critical difference of two mean ranks. Demšar 2006.
+    """
+    order = sorted(range(len(names)), key=lambda k: ranks[k])
+    sorted_ranks = [ranks[k] for k in order]
+    groups = _indistinguishable(sorted_ranks, distance)
+    figure, axes = new_axes(7.4, 0.34 * len(names) + 1.3)
+    for y, rank in enumerate(sorted_ranks):
+        axes.plot([1, rank], [y, y], color=LINE, lw=1, zorder=0)
+        axes.plot([rank], [y], "o", color=TEST, ms=7)
+    right = max(len(names), max(ranks) + 0.2)
+    for k, (first, last) in enumerate(groups):
+        x = right + 0.12 * (k + 1)
+        axes.plot([x, x], [first - 0.2, last + 0.2], color=TRAIN[0], lw=3, solid_capstyle="butt")
+    axes.plot([1, 1 + distance], [-1, -1], color=INK, lw=2, solid_capstyle="butt")
+    axes.text(1 + distance, -1, f"  critical difference {distance:.2f}", fontsize=8, color=INK, va="center")
+    axes.set_ylim(len(names) - 0.4, -1.6)
+    axes.set_xlim(0.9, right + 0.12 * (len(groups) + 1))
+    name_axes(axes, "mean rank; bars on the right join methods that do not differ significantly")
+    quiet(axes)
+    name_rows(axes, [names[k] for k in order])
+    return figure
+
+
+def _indistinguishable(ranks: Sequence[float], distance: float) -> list[tuple[int, int]]:
+    """Return the first and last index of each maximal run of sorted ranks that spans less than a distance."""
+    groups: list[tuple[int, int]] = []
+    for first, start in enumerate(ranks):
+        last = max(k for k, rank in enumerate(ranks) if rank - start < distance)
+        if last > first and not any(last <= end for _, end in groups):
+            groups.append((first, last))
+    return groups
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    scales: tuple[str, str] = ("linear", "linear"),
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw curves.
+
+    Args:
+        series: x and y of each curve by name.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+        scales: Scales of both axes: "linear", "log" or "symlog".
+        marks: Heights of horizontal reference lines by name.
+    """
+    figure, axes = new_axes(7.4, 3.4)
+    for (name, (x, y)), color in zip(series.items(), colors(), strict=False):
+        axes.plot(x, y, color=color, lw=1.8, label=plain_text(name))
+    axes.set_xscale(scales[0])
+    axes.set_yscale(scales[1])
+    for name, height in (marks or {}).items():
+        mark_height(axes, height, name)
+    name_axes(axes, x_label, y_label)
+    if len(series) > 1:
+        legend(figure, columns=3)
+    quiet(axes)
+    return figure
+
+
+def candidates(runs: pd.DataFrame, metric: str, level: float) -> Figure:
+    """Draw the test score of every run against its validation score; hollow if rejected for invariance.
+
+    Args:
+        runs: One row per run with columns algorithm, validation, test and p_value.
+        metric: Name of the scores.
+        level: Level of the invariance test.
+    """
+    figure, axes = new_axes(7.4, 4.0)
+    for (name, own), color in zip(runs.groupby("algorithm", sort=False), colors(), strict=False):
+        rejected = (own["p_value"] < level).to_numpy(dtype=bool)
+        axes.plot([], [], "o", color=color, label=plain_text(str(name)))
+        for part, filling in ((own[~rejected], color), (own[rejected], "white")):
+            axes.plot(part["validation"], part["test"], "o", ms=6, color=color, mfc=filling)
+    name_axes(axes, f"validation {metric} in the training environments", f"{metric} in the test environments")
+    legend(figure, columns=5)
+    quiet(axes)
+    return figure
+
+
+def hyperparameters(values: pd.DataFrame, scores: pd.DataFrame, metric: str) -> Figure:
+    """Draw the validation and test scores of runs against their hyperparameters, one panel each.
+
+    Args:
+        values: One row per run, one column per hyperparameter.
+        scores: Columns validation and test, with the same index.
+        metric: Name of the scores.
+    """
+    figure, grid = _panels(values.shape[1], 3.7 * min(3, values.shape[1]) + 0.2, share_y=False)
+    kinds = (("validation", TRAIN[0], "validation"), ("test", TEST, "test environments"))
+    for axes, column in zip(grid.flat, values, strict=False):
+        x = values[column]
+        for kind, color, _ in kinds:
+            axes.plot(x, scores[kind], ".", color=color, ms=6, alpha=0.7)
+        if (x.dropna() > 0).all() and x.max() > 20 * x.min():
+            axes.set_xscale("log")
+        name_axes(axes, str(column))
+        quiet(axes)
+    grid[0, 0].set_ylabel(metric, color=INK)
+    for _, color, label in kinds:
+        grid[0, 0].plot([], [], ".", color=color, label=label)
+    legend(figure, columns=2)
+    return figure
+
+
+def _panels(count: int, width: float, *, share_y: bool = True) -> tuple[Figure, Any]:
+    """Return a figure with up to three panels a row, the superfluous ones switched off."""
+    rows = -(-count // 3)
+    figure = Figure(figsize=(width, 2.9 * rows + (0.2 if share_y else 0)), layout="constrained")
+    grid = figure.subplots(rows, min(3, count), sharey=share_y, squeeze=False)
+    for axes in list(grid.flat)[count:]:
+        axes.set_axis_off()
+    return figure, grid

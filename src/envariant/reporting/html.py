@@ -1,4 +1,4 @@
-"""Pages: a template and values in, one offline HTML file out, whole or not at all."""
+"""Offline HTML pages: a Jinja template is filled with values and written to one file."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from envariant.core.errors import EnvariantError
 
 
 def render(template: str, **values: Any) -> str:
-    """The page as text; every value is escaped, and nothing in it is fetched from anywhere."""
+    """Return the page as text; every value is escaped, and the page loads nothing from elsewhere."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("envariant.reporting"),
         autoescape=True,
@@ -21,13 +21,13 @@ def render(template: str, **values: Any) -> str:
 
 
 def write(text: str, path: Path) -> None:
-    """Writes a page; the file is whole, or as it was.
+    """Write a page atomically: after a failure the previous file, if any, is unchanged.
 
     Raises:
-        EnvariantError: it cannot be written there.
+        EnvariantError: If the file cannot be written.
     """
     if not path.name or path.is_dir():
-        raise EnvariantError(f"{path}: is a folder; give the page a name, as in report.html")
+        raise EnvariantError(f"{path}: is a folder; give a file name, such as report.html")
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

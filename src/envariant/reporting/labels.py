@@ -1,16 +1,18 @@
-"""What is said of runs in words: what they are called beside one another, and what they reached."""
+"""Short texts about runs: their names, settings and verdicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from envariant.core.specs import format_value
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
-_LONGEST = 48
+_MAX_LENGTH = 48
+# Smallest drop that is reported, unless twice the spread over replicas is larger.
+_MIN_DROP = 0.1
 
 
 def labels(results: Sequence[TrainingResult]) -> list[str]:
-    """A name for each run, as short as it can be: settings are named only where the runs differ in them."""
+    """Return a short name for each run: the algorithm, and the settings in which runs of it differ."""
     known = [settings(result) for result in results]
     titles = [title(result) for result in results]
     names = list(titles)
@@ -18,74 +20,70 @@ def labels(results: Sequence[TrainingResult]) -> list[str]:
         if len(set(names)) == len(names):
             break
         for i, each in enumerate(known):
-            twins = [
-                j for j, name in enumerate(names) if j != i and name.split(", ")[0] == names[i].split(", ")[0]
-            ]
+            twins = [j for j, other in enumerate(titles) if j != i and other == titles[i]]
             if any(known[j].get(key) != each.get(key) for j in twins) and key in each:
                 names[i] += f", {key}={each[key]}"
-    return [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
+    return [name if len(name) <= _MAX_LENGTH else f"{name[: _MAX_LENGTH - 1]}…" for name in names]
 
 
 def title(result: TrainingResult) -> str:
-    """The algorithm's name, and that the data were gray."""
-    gray = "-grayscale" in result.record.settings.data
-    return f"{result.record.settings.algorithm}{' (grayscale oracle)' if gray else ''}"
+    """Return the algorithm's name, marked where the data are grayscale."""
+    gray = "-grayscale" in result.record.spec.data
+    return f"{result.record.spec.algorithm}{' (grayscale oracle)' if gray else ''}"
 
 
 def verdict(result: TrainingResult) -> str:
-    """One sentence on what a run reached where it trained and where it did not, from its numbers alone."""
+    """Return one sentence that compares a run's final scores in training and test environments."""
     record = result.record
     if not result.finished:
         return "no replica finished" + "".join(f"; {reason}" for reason in result.failures.values())
     metric = record.metric
-    test_environments = {n: result.final(n, metric) for n, role in record.roles.items() if role == "test"}
-    trained = [result.final(n, metric).mean for n, role in record.roles.items() if role == "train"]
+    finals = {name: result.final(name, metric) for name in record.roles}
+    trained = [finals[name].mean for name, role in record.roles.items() if role == "train"]
+    tests = {name: finals[name] for name, role in record.roles.items() if role == "test"}
     mean = sum(trained) / len(trained)
-    start = f"{mean:.3f} {metric} in training"
-    if not test_environments:
-        return f"{start}; no environment was held out."
-    pick = min if record.higher_is_better else max
-    name = pick(test_environments, key=lambda key: test_environments[key].mean)
-    score, spread = test_environments[name].mean, test_environments[name].sd or 0.0
-    start = f"{start}, {score:.3f} at {name}"
+    scores = f"{mean:.3f} {metric} in training"
+    if not tests:
+        return f"{scores}; there is no test environment."
+    name = (min if record.higher_is_better else max)(tests, key=lambda key: tests[key].mean)
+    score, margin = tests[name].mean, max(_MIN_DROP, 2 * (tests[name].sd or 0.0))
+    scores = f"{scores}, {score:.3f} in {name}"
     if not record.higher_is_better:
-        return f"{start}: a difference of {score - mean:+.3f}."
-    # A tenth, or twice the spread over replicas, is what counts as a difference.
-    margin = max(0.1, 2 * spread)
+        return f"{scores}: a difference of {score - mean:+.3f}."
     if record.chance is not None and score < record.chance - margin / 2:
-        return f"{start}: worse than guessing. What it learned does not hold there."
+        return f"{scores}: worse than chance. Part of what was learned does not transfer."
     if record.chance is not None and max(mean, score) < record.chance + 0.05:
-        return f"{start}: no better than guessing anywhere."
+        return f"{scores}: no better than chance in any environment."
     if mean - score > margin:
-        return f"{start}: {mean - score:.3f} less. Part of what it learned does not hold there."
+        return f"{scores}: a drop of {mean - score:.3f}. Part of what was learned does not transfer."
     if score - mean > margin:
-        return f"{start}: better than in training."
-    return f"{start}: it holds."
+        return f"{scores}: better than in training."
+    return f"{scores}: no notable drop."
 
 
 def settings(result: TrainingResult) -> dict[str, str]:
-    """Everything that decided a run's numbers, as text, in the order in which people ask for it."""
-    s = result.record.settings
+    """Return every setting that determines a run's numbers as text, by its name in tables."""
+    record, s = result.record, result.record.spec
     hyperparameters: Mapping[str, Any] = s.hyperparameters
     return {
         **{key: _text(value) for key, value in hyperparameters.items()},
         "data": s.data,
-        "held out": ", ".join(s.test_environments) or "none",
+        "test environments": ", ".join(record.test_environments) or "none",
         "model": s.model,
         "optimizer": s.optimizer,
         "learning rate": _text(s.learning_rate),
         "weight decay": _text(s.weight_decay),
         "steps": str(s.steps),
-        "rows a step": "all" if s.batch_size is None else f"{s.batch_size} of each environment",
+        "batch size": "all rows" if s.batch_size == "full" else f"{s.batch_size} rows per environment",
         "augmentation": s.augmentation or "none",
-        "measured every": f"{s.evaluate_every} steps",
+        "evaluation": f"every {s.evaluate_every} steps",
         "replicas": str(s.replicas),
         "seed": str(s.seed),
         "precision": s.precision,
-        "device": f"{s.device}, {s.threads} threads",
+        "device": f"{s.device}, {record.threads} threads",
         "execution": _execution(result),
-        "what was not given": s.source,
-        "changed from there": ", ".join(s.changed) or "nothing",
+        "source of defaults": record.defaults,
+        "changed from defaults": ", ".join(record.changed) or "nothing",
     }
 
 
@@ -94,6 +92,6 @@ def _text(value: Any) -> str:
 
 
 def _execution(result: TrainingResult) -> str:
-    execution, compiled = result.record.execution, ", compiled" if result.record.settings.compiled else ""
-    how = f"stacks of {execution.group}" if execution.mode == "stacked" else "one after another"
-    return how + compiled
+    execution, compiled = result.record.execution, ", compiled" if result.record.spec.compile else ""
+    mode = f"stacks of {execution.group}" if execution.mode == "stacked" else "sequential"
+    return mode + compiled

@@ -1,4 +1,4 @@
-"""One offline HTML file: what each run learned, the curves, the table, the data, settings and machine."""
+"""Page about runs: verdicts, scores, learning curves, data, settings and machine."""
 
 import base64
 from collections.abc import Sequence
@@ -9,24 +9,24 @@ from envariant.core.errors import EnvariantError
 from envariant.data import ColoredSource
 from envariant.reporting import figures, html, shift, tables
 from envariant.reporting.labels import labels, verdict
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 
 def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None = None) -> str:
-    """The page as text; nothing in it is fetched from anywhere.
+    """Return the page as text.
 
     Args:
-        results: the runs to show, in order; all with the same metric.
-        heading: the page's title.
-        mnist: where the MNIST files are, for the pictures of the data.
+        results: The runs in the order of the page; all have the same metric.
+        heading: Title of the page.
+        mnist: Folder of the MNIST files, for the pictures of the data; None uses the cache.
 
     Raises:
-        EnvariantError: there is no run, or the runs have different metrics.
+        EnvariantError: If there is no run, or the runs have different metrics.
     """
     if not results:
         raise EnvariantError("report: needs at least one run")
     if len({result.record.metric for result in results}) > 1:
-        raise EnvariantError("report: these runs have different metrics; report them apart")
+        raise EnvariantError("report: the runs have different metrics; write one page for each metric")
     names = labels(results)
     return html.render(
         "page.html.j2",
@@ -42,10 +42,10 @@ def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None =
 
 
 def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Path | None = None) -> None:
-    """Writes the page; the file is whole or absent.
+    """Write the page atomically; `render` describes the arguments.
 
     Raises:
-        EnvariantError: it cannot be written there.
+        EnvariantError: If the file cannot be written.
     """
     html.write(render(results, heading, mnist), path)
 
@@ -53,22 +53,22 @@ def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Pa
 def _overviews(
     results: Sequence[TrainingResult], mnist: Path | None
 ) -> list[tuple[str, str, tables.TextTable]]:
-    """Name, picture and facts of every data set in the runs that can be drawn again."""
-    found: list[tuple[str, str, tables.TextTable]] = []
-    firsts = {result.record.settings.data: result for result in reversed(results)}
+    """Return name, picture and facts of every colored data set that can be sampled again."""
+    overviews: list[tuple[str, str, tables.TextTable]] = []
+    firsts = {result.record.spec.data: result for result in reversed(results)}
     for name, result in reversed(firsts.items()):
         try:
             source = data.source(name, folder=mnist)
-            drawn = source.sample(result.record.seeds[0].data)
+            environments = source.sample(result.record.seeds[0].data)
         except EnvariantError:
-            # The user's own data have no name that could be drawn again, and files may be gone since:
-            # the rest of the page stands without them.
+            # A user's own data cannot be sampled by name, and files may have been removed since.
             continue
-        # Somebody's own data may bear the name of ours.
-        same = drawn.fingerprint() == result.record.fingerprints["data"]
+        # A user's own data may have the name of one of ours.
+        same = environments.fingerprint() == result.record.fingerprints["data"]
         if not isinstance(source, ColoredSource) or not same:
             continue
-        facts = source.facts(drawn)
-        picture = base64.b64encode(figures.png(figures.overview(drawn, facts), 130)).decode("ascii")
-        found.append((name, f"data:image/png;base64,{picture}", tables.facts(facts)))
-    return found
+        facts = source.facts(environments)
+        picture = figures.png(figures.overview(environments, facts), 130)
+        encoded = base64.b64encode(picture).decode("ascii")
+        overviews.append((name, f"data:image/png;base64,{encoded}", tables.facts(facts)))
+    return overviews

@@ -1,140 +1,170 @@
-"""The page of a study: which method, by which selection, in which held-out environment, and what is noise."""
+"""Page about a study: scores of every selection rule, significance, candidates and hyperparameters."""
 
 import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from envariant.analysis.statistics import Interval
 from envariant.core import schedules
 from envariant.core.errors import EnvariantError
 from envariant.reporting import figures, html
-from envariant.reporting.charts import Bar, critical_difference, ranking
-from envariant.reporting.figures import INK, MUTED, TEST, TRAIN, plain_text, quiet
-from envariant.reporting.tables import NONE, TextTable
-from envariant.studies.selection import SELECTIONS, Chosen, Missing, Selection, select
-from envariant.studies.selection.base import Selected, last_steps
+from envariant.reporting.tables import NONE, TextTable, mean_sd
+from envariant.studies.selection import (
+    SELECTIONS,
+    Invariance,
+    NoSelection,
+    SelectedRun,
+    Selection,
+    SelectionResult,
+    select,
+)
+from envariant.studies.selection.base import environment_names, last_steps
 from envariant.studies.significance import Comparison, compare
-from envariant.studies.store import Store
-from envariant.studies.study import Study
+from envariant.training.store import Store
+
+Pooled = Mapping[str, Sequence[SelectionResult]]
 
 
 def render(store: Store) -> str:
-    """The page as text; nothing in it is fetched from anywhere.
+    """Return the page as text.
 
     Raises:
-        EnvariantError: nothing of the study is done.
+        EnvariantError: If no run is done, or the data sets have different metrics.
     """
-    study, table = store.study, store.table()
-    measured = _measured(table)
-    metric, better = str(measured["metric"].iloc[0]), bool(measured["higher_is_better"].iloc[0])
-    ways = [way() for way in SELECTIONS.values()]
-    each = {way.name: select(table, way) for way in ways}
-    pooled = {way.name: select(table, way, pooled=True) for way in ways}
-    compared = {name: compare(found, higher_is_better=better) for name, found in each.items()}
+    study, table = store.declaration(), store.table()
+    evaluated = _evaluated(table)
+    metric, higher_is_better = str(evaluated["metric"].iloc[0]), bool(evaluated["higher_is_better"].iloc[0])
+    rules = [rule() for rule in SELECTIONS.values()]
+    pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}
+    last = last_steps(evaluated)
     failed = table[table["state"] == "failed"].drop_duplicates("run")
+    ranking = [
+        figures.RankingRow(_label(rule), [run.test for run in _runs(pooled[rule.name])], {}) for rule in rules
+    ]
     return html.render(
         "study.html.j2",
-        heading=f"Study: {study.name}",
+        heading=f"Study: {study['name']}",
         lead=_lead(store, metric),
-        summary=summary(pooled, ways),
-        overview=figures.svg(ranking(_bars(pooled, ways), f"{metric}, held-out environments", {})),
+        summary=summary(pooled, rules),
+        overview=figures.svg(
+            figures.ranking([row for row in ranking if row.values], f"{metric} in the test environments", {})
+        ),
         selections=[
-            (
-                way,
-                _nothing(each[way.name]),
-                compared[way.name].verdict,
-                algorithms(compared[way.name]),
-                places(each[way.name]),
-                choices(pooled[way.name]),
-                _ranks(compared[way.name]),
-            )
-            for way in ways
+            _section(rule, select(table, rule), pooled[rule.name], higher_is_better=higher_is_better)
+            for rule in rules
         ],
-        candidates=figures.svg(candidates(measured, metric)),
+        candidates=figures.svg(figures.candidates(last, metric, Invariance().alpha)),
         hyperparameters=[
-            (name, figures.svg(figure)) for name, figure in _hyperparameters(store, measured, metric)
+            (name, figures.svg(figures.hyperparameters(values, last.loc[values.index], metric)))
+            for name, values in _sampled_values(store, last).items()
         ],
-        failures=[(_run(row), row["error"]) for row in failed.to_dict("records")],
-        commands=[(name, rerun(study, store, found)) for name, found in pooled.items()],
+        failures=[(_describe(row), row["error"]) for row in failed.to_dict("records")],
+        commands=[(name, rerun(study, store, results)) for name, results in pooled.items()],
         settings=_settings(study),
     )
 
 
 def write(store: Store, path: Path) -> None:
-    """Writes the page; the file is whole or absent.
+    """Write the page atomically.
 
     Raises:
-        EnvariantError: nothing is done yet, or it cannot be written there.
+        EnvariantError: If no run is done, or the file cannot be written.
     """
     html.write(render(store), path)
 
 
-def to_dict(selected: Sequence[Selected]) -> dict[str, Any]:
-    """What one selection chose, for `--json`."""
-    chosen = [each.choice for each in selected if isinstance(each.choice, Chosen)]
+def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
+    """Return the choices of one rule, and their mean and worst test score, for JSON."""
+    runs = _runs(selected)
     return {
-        "test": _mean([choice.test for choice in chosen]),
-        "worst": min((choice.test_worst for choice in chosen), default=math.nan),
+        "test": _mean([run.test for run in runs]),
+        "worst": min((run.test_worst for run in runs), default=math.nan),
         "choices": [
             {
-                "data": e.data,
-                "test_environments": json.loads(e.test_environments),
-                "replica": e.replica,
-                **vars(e.choice),
+                "data": each.data,
+                "test_environments": list(each.test_environments),
+                "replica": each.replica,
+                **vars(each.choice),
             }
-            for e in selected
+            for each in selected
         ],
     }
 
 
-def summary(pooled: dict[str, tuple[Selected, ...]], ways: Sequence[Selection]) -> TextTable:
-    """A line a selection: what it reaches when it may choose among all algorithms."""
-    lines: list[tuple[str, ...]] = []
-    for way in ways:
-        chosen = [each.choice for each in pooled[way.name] if isinstance(each.choice, Chosen)]
-        if not chosen:
-            reason = next(str(getattr(each.choice, "reason", "")) for each in pooled[way.name])
-            lines.append((_named(way), NONE, NONE, NONE, NONE, reason))
+def overview(table: pd.DataFrame) -> tuple[TextTable, dict[str, Any]]:
+    """Return what each rule selects among all algorithms, as a table and for JSON.
+
+    Args:
+        table: `Store.table()` of the study.
+    """
+    rules = [rule() for rule in SELECTIONS.values()]
+    pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}
+    return summary(pooled, rules), {name: to_dict(selected) for name, selected in pooled.items()}
+
+
+def _section(
+    rule: Selection,
+    selected: Sequence[SelectionResult],
+    pooled: Sequence[SelectionResult],
+    *,
+    higher_is_better: bool,
+) -> dict[str, Any]:
+    """Return what the template shows of one rule."""
+    comparison = compare(selected, higher_is_better=higher_is_better)
+    names, ranking = [row.algorithm for row in comparison.rows], comparison.ranking
+    return {
+        "rule": rule,
+        "reasons": [] if _runs(selected) else list(dict.fromkeys(_reasons(selected))),
+        "verdict": comparison.verdict,
+        "algorithms": algorithms(comparison),
+        "environments": environments(selected),
+        "choices": choices(pooled),
+        "ranks": ""
+        if ranking is None
+        else figures.svg(figures.critical_difference(names, ranking.ranks, ranking.critical_difference)),
+    }
+
+
+def summary(pooled: Pooled, rules: Sequence[Selection]) -> TextTable:
+    """Return one row per rule: its scores when it selects among the runs of all algorithms."""
+    rows: list[tuple[str, ...]] = []
+    for rule in rules:
+        results = pooled[rule.name]
+        runs = _runs(results)
+        if not runs:
+            rows.append((_label(rule), *(NONE,) * 4, _reasons(results)[0]))
             continue
-        names = pd.Series([each.algorithm for each in chosen]).value_counts()
-        lines.append(
+        tests = [run.test for run in runs]
+        rows.append(
             (
-                _named(way),
-                f"{_mean([c.validation for c in chosen]):.3f}",
-                f"{_mean([c.test for c in chosen]):.3f}",
-                f"{min(c.test_worst for c in chosen):.3f} … {max(c.test_worst for c in chosen):.3f}",
-                f"{len(chosen)} of {len(pooled[way.name])}",
-                ", ".join(f"{name} ({count})" for name, count in names.items()),
+                _label(rule),
+                f"{_mean([run.validation for run in runs]):.3f}",
+                f"{_mean(tests):.3f}",
+                f"{min(run.test_worst for run in runs):.3f} … {max(run.test_worst for run in runs):.3f}",
+                f"{len(runs)} of {len(results)}",
+                ", ".join(
+                    f"{name} ({n})" for name, n in Counter(run.algorithm for run in runs).most_common()
+                ),
             )
         )
-    return TextTable(
-        (
-            "selection",
-            "held-out rows",
-            "held-out environments",
-            "lowest and highest",
-            "chosen",
-            "algorithms",
-        ),
-        tuple(lines),
-        (
-            "Means over places and replicas; a selection chooses one model at each, out of all algorithms "
-            "and draws. The oracle looks at the held-out environments: no choice that could be made.",
-        ),
+    header = ("selection", "validation", "test environments", "lowest … highest", "selected", "algorithms")
+    note = (
+        "Means over test environments and replicas. For each of them a rule selects one run among all "
+        "algorithms and trials. Oracle selection uses test scores and is no valid choice."
     )
+    return TextTable(header, tuple(rows), (note,))
 
 
 def algorithms(comparison: Comparison) -> TextTable:
-    """A line an algorithm: its models under one selection, beside ERM's."""
-    ranks = comparison.ranking.ranks if comparison.ranking else ()
-    lines = [
+    """Return one row per algorithm: its test scores under one rule, compared with ERM."""
+    ranking = comparison.ranking
+    rows = tuple(
         (
             row.algorithm,
             _interval(row.test),
@@ -143,250 +173,183 @@ def algorithms(comparison: Comparison) -> TextTable:
             NONE if row.gain is None else _interval(row.gain, signed=True),
             NONE if row.improvement is None else f"{row.improvement:.0%}",
             NONE if row.p_value is None else f"{row.p_value:.2g}",
-            f"{ranks[i]:.2f}" if ranks else NONE,
+            NONE if ranking is None else f"{ranking.ranks[i]:.2f}",
             str(row.test.count),
         )
         for i, row in enumerate(comparison.rows)
-    ]
+    )
     notes = [
-        "Held-out environments. Square brackets: 95 % interval of the mean, bootstrap over places and "
-        "replicas; gain over ERM pair by pair (same rows, weights, batches); p: Wilcoxon's signed-rank test, "
-        "corrected by Holm."
+        "Scores in the test environments. [a, b]: 95 % bootstrap interval of the mean over test environments "
+        "and replicas. Gain over ERM: paired (same rows, initial weights and batches). p: Wilcoxon "
+        "signed-rank test, Holm-corrected."
     ]
-    if comparison.ranking is not None:
-        found = comparison.ranking
+    if ranking is not None:
         notes.append(
-            f"Mean ranks over {found.n_datasets} environments; they differ beyond noise where they lie "
-            f"{found.critical_difference:.2f} apart (Nemenyi; Friedman p = {found.p_value:.2g})."
+            f"Mean ranks over {ranking.n_datasets} sets of test environments. Two ranks that are at least "
+            f"{ranking.critical_difference:.2f} apart differ significantly (Nemenyi; Friedman p = "
+            f"{ranking.p_value:.2g})."
         )
     notes += [
-        f"{row.algorithm}: {row.missing[0]} missing: {row.missing[1]}"
+        f"{row.algorithm}: no run selected in {row.n_missing} cases: {row.missing_reason}"
         for row in comparison.rows
-        if row.missing[0]
+        if row.n_missing
     ]
     header = (
-        "algorithm",
-        "mean",
-        "worst place",
-        "interquartile mean",
-        "gain over ERM",
-        "better in",
-        "p",
-        "rank",
-        "models",
-    )
-    return TextTable(header, tuple(lines), tuple(notes))
+        "algorithm", "mean", "worst environment", "interquartile mean", "gain over ERM", "better than ERM in",
+        "p", "mean rank", "runs",
+    )  # fmt: skip
+    return TextTable(header, rows, tuple(notes))
 
 
-def _ranks(comparison: Comparison) -> str:
-    """The diagram of mean ranks as SVG; empty where there are too few places for one."""
-    found = comparison.ranking
-    if found is None:
-        return ""
-    names = [row.algorithm for row in comparison.rows]
-    return figures.svg(critical_difference(names, found.ranks, found.critical_difference))
-
-
-def places(selected: Sequence[Selected]) -> TextTable:
-    """A line an algorithm, a column for what is held out; a cell without a number says why."""
+def environments(selected: Sequence[SelectionResult]) -> TextTable:
+    """Return one row per algorithm and one column per set of test environments; empty cells have a note."""
     columns = list(dict.fromkeys((each.data, each.test_environments) for each in selected))
-    names = list(dict.fromkeys(each.algorithm for each in selected))
-    several = len({data for data, _ in columns}) > 1
+    with_data = len({data for data, _ in columns}) > 1
+    labels = [_environments(*column, with_data=with_data) for column in columns]
     notes: dict[str, None] = {}
-    lines: list[tuple[str, ...]] = []
-    for name in names:
+    rows: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(each.algorithm for each in selected):
         cells = [name]
-        for place in columns:
-            here = [
-                e.choice for e in selected if e.algorithm == name and (e.data, e.test_environments) == place
-            ]
-            values = [choice.test for choice in here if isinstance(choice, Chosen)]
-            for choice in here:
-                if not isinstance(choice, Chosen):
-                    notes[f"{name}, {_place(place, several)}: {choice.reason}"] = None
-            spread = f" ± {pd.Series(values).std():.3f}" if len(values) > 1 else ""
-            cells.append(f"{_mean(values):.3f}{spread} ({len(values)})" if values else "none, see below")
-        lines.append(tuple(cells))
-    header = ("held out", *(_place(place, several) for place in columns))
-    return TextTable(
-        header,
-        tuple(lines),
-        ("Mean ± standard deviation (divisor n − 1) over replicas, how many of them in brackets.", *notes),
-    )
+        for column, label in zip(columns, labels, strict=True):
+            here = [e for e in selected if e.algorithm == name and (e.data, e.test_environments) == column]
+            tests = pd.Series([run.test for run in _runs(here)], dtype=float)
+            notes |= dict.fromkeys(f"{name}, {label}: {reason}" for reason in _reasons(here))
+            deviation = float(tests.std()) if len(tests) > 1 else None
+            cells.append(
+                f"{mean_sd(_mean(list(tests)), deviation)} ({len(tests)})"
+                if len(tests)
+                else "none, see below"
+            )
+        rows.append(tuple(cells))
+    note = "Mean ± standard deviation over replicas (divisor n − 1); number of replicas in parentheses."
+    return TextTable(("test environment", *labels), tuple(rows), (note, *notes))
 
 
-def choices(selected: Sequence[Selected]) -> TextTable:
-    """A line a place and replica: the model that was chosen among all, and why so."""
-    lines: list[tuple[str, ...]] = []
+def choices(selected: Sequence[SelectionResult]) -> TextTable:
+    """Return one row per set of test environments and replica: the selected run and the rule's remark."""
+    rows: list[tuple[str, ...]] = []
     for each in selected:
-        where = f"{_place((each.data, each.test_environments), False)}, replica {each.replica}"
-        if isinstance(each.choice, Chosen):
-            c = each.choice
-            p = NONE if c.p_value is None else f"{c.p_value:.2g}"
-            what = (f"{c.algorithm}, trial {c.trial}", str(c.step), f"{c.validation:.3f}", f"{c.test:.3f}")
-            lines.append((where, *what, p, c.remark))
-        else:
-            lines.append((where, NONE, NONE, NONE, NONE, NONE, each.choice.reason))
-    return TextTable(
-        ("held out", "chosen", "step", "held-out rows", "held-out environments", "invariance p", "remark"),
-        tuple(lines),
-    )
+        name = f"{_environments(each.data, each.test_environments)}, replica {each.replica}"
+        if isinstance(each.choice, NoSelection):
+            rows.append((name, *(NONE,) * 5, each.choice.reason))
+            continue
+        run = each.choice
+        p_value = NONE if run.p_value is None else f"{run.p_value:.2g}"
+        scores = (f"{run.validation:.3f}", f"{run.test:.3f}", p_value)
+        rows.append((name, f"{run.algorithm}, trial {run.trial}", str(run.step), *scores, run.remark))
+    header = ("test environment", "selected", "step", "validation", "test", "invariance p", "remark")
+    return TextTable(header, tuple(rows))
 
 
-def candidates(measured: pd.DataFrame, metric: str) -> Figure:
-    """Every run at its last step: held-out rows across, held-out environments up; hollow where rejected."""
-    last = last_steps(measured)
-    figure = Figure(figsize=(7.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    colors = dict(zip(last["algorithm"].unique(), (TEST, *TRAIN) * len(last), strict=False))
-    for name, own in last.groupby("algorithm", sort=False):
-        rejected, color = (own["p_value"] < 0.05).to_numpy(dtype=bool), colors[name]
-        axes.plot([], [], "o", color=color, label=plain_text(str(name)))
-        for part, filling in ((own[~rejected], color), (own[rejected], "white")):
-            axes.plot(part["validation"], part["test"], "o", ms=6, color=color, mfc=filling)
-    axes.set_xlabel(f"{metric} on held-out rows of the training environments", fontsize=9, color=INK)
-    axes.set_ylabel(f"{metric} in held-out environments", fontsize=9, color=INK)
-    figure.legend(loc="outside upper left", ncols=5, frameon=False, fontsize=9, labelcolor=INK)
-    quiet(axes)
-    return figure
-
-
-def rerun(study: Study, store: Store, selected: Sequence[Selected]) -> str:
-    """The command that trains the draw which was chosen most often again."""
-    chosen = [each.choice for each in selected if isinstance(each.choice, Chosen)]
-    if not chosen:
+def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionResult]) -> str:
+    """Return the command that trains the most often selected trial again; "" if no run was selected."""
+    listing = store.listing().set_index("id")
+    runs = [listing.loc[run.run] for run in _runs(selected)]
+    if not runs:
         return ""
-    listed = store.listing().set_index("id")
-    runs = [listed.loc[choice.run] for choice in chosen]
-    kinds = [
+    keys = [
         tuple(str(run[key]) for key in ("data", "test_environments", "algorithm", "trial")) for run in runs
     ]
-    best = runs[kinds.index(Counter(kinds).most_common(1)[0][0])]
+    best = runs[keys.index(Counter(keys).most_common(1)[0][0])]
     words = ["envariant", "train", "--data", str(best["data"]), "--algorithm", str(best["algorithm"])]
     for key, value in json.loads(str(best["hyperparameters"])).items():
         words += ["--set", f"{key}={value}"]
-    words += ["--lr", repr(float(str(best["learning_rate"]))), "--hold-out", f"{study.holdout_fraction:g}"]
-    for name in json.loads(str(best["test_environments"])):
+    words += ["--learning-rate", str(json.loads(str(best["learning_rate"])))]
+    words += ["--holdout-fraction", f"{study['holdout_fraction']:g}"]
+    for name in environment_names(best["test_environments"]):
         words += ["--test-environments", name]
-    words += ["--replicas", str(study.replicas), "--seed", str(study.seed)]
-    for key, value in study.settings.items():
+    words += ["--replicas", str(study["replicas"]), "--seed", str(study["seed"])]
+    for key, value in study["settings"].items():
         words += [f"--{key.replace('_', '-')}", str(value)] if value is not True else [f"--{key}"]
     return shlex.join(words)
 
 
-def _hyperparameters(store: Store, measured: pd.DataFrame, metric: str) -> list[tuple[str, Figure]]:
-    """For every algorithm and number that was drawn: the scores of its runs at the last step against it."""
-    last = last_steps(measured)
-    listed = store.listing().set_index("id")
-    found: list[tuple[str, Figure]] = []
-    for name, own in last.groupby("algorithm", sort=False):
-        drawn = pd.DataFrame(
-            [
-                {"learning rate": float(str(listed.loc[run, "learning_rate"])), **_values(listed.loc[run])}
-                for run in own["run"]
-            ],
-            index=own.index,
+def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the varied numbers of each algorithm's trials, one row per run of `last`, one column each."""
+    listing = store.listing().set_index("id")
+    tables: dict[str, pd.DataFrame] = {}
+    for name, runs in last.groupby("algorithm", sort=False):
+        rows = [listing.loc[run] for run in runs["run"]]
+        values = pd.DataFrame(
+            [{"learning rate": float(str(row["learning_rate"])), **_numbers(row)} for row in rows],
+            index=runs.index,
         )
-        shown = [column for column in drawn if drawn[column].nunique() > 1]
-        if not shown:
-            continue
-        figure = Figure(
-            figsize=(3.7 * min(3, len(shown)) + 0.2, 2.9 * -(-len(shown) // 3)), layout="constrained"
-        )
-        grid = list(figure.subplots(-(-len(shown) // 3), min(3, len(shown)), squeeze=False).flat)
-        for axes, column in zip(grid, shown, strict=False):
-            x = drawn[column]
-            axes.plot(x, own["validation"], ".", color=TRAIN[0], ms=6, alpha=0.7)
-            axes.plot(x, own["test"], ".", color=TEST, ms=6, alpha=0.7)
-            if (x.dropna() > 0).all() and x.max() > 20 * x.min():
-                axes.set_xscale("log")
-            axes.set_xlabel(plain_text(str(column)), fontsize=9, color=INK)
-            quiet(axes)
-        for axes in grid[len(shown) :]:
-            axes.set_axis_off()
-        grid[0].set_ylabel(metric, color=INK)
-        grid[0].plot([], [], ".", color=TRAIN[0], label="held-out rows")
-        grid[0].plot([], [], ".", color=TEST, label="held-out environments")
-        figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=MUTED)
-        found.append((str(name), figure))
-    return found
+        varied = values.loc[:, values.nunique() > 1]
+        if varied.shape[1]:
+            tables[str(name)] = varied
+    return tables
 
 
-def _values(row: Any) -> dict[str, float]:
-    """Numbers that were drawn; of a schedule its last."""
-    found: dict[str, float] = {}
+def _numbers(row: Any) -> dict[str, float]:
+    """Return the numeric hyperparameters of a run; of a schedule its final value."""
+    numbers: dict[str, float] = {}
     for key, value in json.loads(str(row["hyperparameters"])).items():
         if isinstance(value, bool):
             continue
         if isinstance(value, int | float):
-            found[key] = float(value)
+            numbers[key] = float(value)
         else:
             try:
-                found[key] = schedules.schedule(value).resolve(2**31)(2**31)
+                numbers[key] = schedules.schedule(value)(2**31)
             except EnvariantError:
                 continue
-    return found
+    return numbers
 
 
-def _nothing(selected: Sequence[Selected]) -> list[str]:
-    """Why a selection chose nothing at all; empty where it chose something."""
-    reasons = [each.choice.reason for each in selected if isinstance(each.choice, Missing)]
-    return list(dict.fromkeys(reasons)) if len(reasons) == len(selected) else []
+def _evaluated(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of finished runs.
 
-
-def _measured(table: pd.DataFrame) -> pd.DataFrame:
-    found = table[(table["state"] == "done") & table["step"].notna()]
-    if found.empty:
+    Raises:
+        EnvariantError: If there is none, or the runs have different metrics.
+    """
+    rows = table[(table["state"] == "done") & table["step"].notna()]
+    if rows.empty:
         errors = table["error"].dropna()
-        why = f"; the first error: {errors.iloc[0]}" if len(errors) else ""
-        raise EnvariantError(f"report: no run of the study is done{why}")
-    if found["metric"].nunique() > 1:
-        raise EnvariantError("report: the data sets of this study have different metrics; report them apart")
-    return found
+        first = f"; first error: {errors.iloc[0]}" if len(errors) else ""
+        raise EnvariantError(f"report: no run of the study is done{first}")
+    if rows["metric"].nunique() > 1:
+        raise EnvariantError("report: the data sets have different metrics; make one study for each metric")
+    return rows
 
 
 def _lead(store: Store, metric: str) -> str:
-    counts = store.counts()
-    states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    study = store.study
+    states = ", ".join(f"{count} {state}" for state, count in store.counts().items() if count)
+    study = store.declaration()
     return (
-        f"{', '.join(study.algorithms)} on {', '.join(study.data)}: {study.n_trials} trials, "
-        f"each on the same {study.replicas} replicas; {study.holdout_fraction:.0%} of the training rows were held "
-        f"out to choose by. Runs: {states}. All numbers are {metric}."
+        f"{', '.join(study['algorithms'])} on {', '.join(study['data'])}: {study['n_trials']} trials per algorithm, "
+        f"{study['replicas']} replicas per trial. {study['holdout_fraction']:.0%} of the training rows are kept "
+        f"for validation. Runs: {states}. All scores are {metric}."
     )
 
 
-def _settings(study: Study) -> TextTable:
-    lines = [
-        (key, value if isinstance(value, str) else json.dumps(value))
-        for key, value in study.to_dict().items()
-    ]
-    return TextTable(("setting", "value"), tuple(lines))
+def _settings(study: Mapping[str, Any]) -> TextTable:
+    rows = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in study.items()]
+    return TextTable(("setting", "value"), tuple(rows))
 
 
-def _bars(pooled: dict[str, tuple[Selected, ...]], ways: Sequence[Selection]) -> list[Bar]:
-    found = [
-        Bar(_named(way), [e.choice.test for e in pooled[way.name] if isinstance(e.choice, Chosen)], {})
-        for way in ways
-    ]
-    return [bar for bar in found if bar.values]
+def _runs(selected: Sequence[SelectionResult]) -> list[SelectedRun]:
+    return [each.choice for each in selected if isinstance(each.choice, SelectedRun)]
 
 
-def _run(row: dict[Any, Any]) -> str:
-    test_environments = ", ".join(json.loads(row["test_environments"]))
+def _reasons(selected: Sequence[SelectionResult]) -> list[str]:
+    return [each.choice.reason for each in selected if isinstance(each.choice, NoSelection)]
+
+
+def _describe(row: dict[Any, Any]) -> str:
+    test = ", ".join(environment_names(row["test_environments"]))
     return (
         f"run {row['run']}: {row['algorithm']}, trial {row['trial']}, replica {row['replica']}, "
-        f"held out {test_environments}"
+        f"test environments {test or 'none'}"
     )
 
 
-def _named(way: Selection) -> str:
-    return f"{way.name} (oracle: sees the test)" if way.sees_test else way.name
+def _label(rule: Selection) -> str:
+    return f"{rule.name} (uses test labels)" if rule.uses_test else rule.name
 
 
-def _place(place: tuple[str, str], several: bool) -> str:
-    names = ", ".join(json.loads(place[1])) or "nothing"
-    return f"{place[0]}: {names}" if several else names
+def _environments(data: str, names: Sequence[str], *, with_data: bool = False) -> str:
+    test = ", ".join(names) or "none"
+    return f"{data}: {test}" if with_data else test
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -397,10 +360,10 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else NONE
 
 
-def _interval(found: Interval, *, signed: bool = False) -> str:
+def _interval(interval: Interval, *, signed: bool = False) -> str:
     shape = "+.3f" if signed else ".3f"
-    if not found.count:
+    if not interval.count:
         return NONE
-    if found.count < 2:
-        return f"{found.mean:{shape}}"
-    return f"{found.mean:{shape}} [{found.low:{shape}}, {found.high:{shape}}]"
+    if interval.count < 2:
+        return f"{interval.mean:{shape}}"
+    return f"{interval.mean:{shape}} [{interval.low:{shape}}, {interval.high:{shape}}]"

@@ -1,4 +1,4 @@
-"""The tables, made once for the terminal and the page: every environment, the worst, spread, replicas."""
+"""Tables of runs and data as text, shared by terminal and pages."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import Any, cast, final
 
 from envariant.data import Facts
 from envariant.reporting import labels
-from envariant.reporting.comparison import published_for
-from envariant.training import Spread, TrainingResult
+from envariant.reporting.published_figures import comparable
+from envariant.training.result import Spread, TrainingResult
 
 NONE = "–"
 
@@ -16,114 +16,103 @@ NONE = "–"
 @final
 @dataclass(frozen=True)
 class TextTable:
-    """A table of text: the first column names the line, the others hold numbers.
+    """Table of text whose first column names the rows.
 
     Attributes:
-        header: a name a column.
-        lines: as many entries each as the header has.
-        notes: what the numbers are.
+        header: Name of each column.
+        rows: Cells of each row, as many as the header has.
+        notes: Explanations of the numbers, to be shown below the table.
     """
 
     header: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
 
 
 def scores(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> TextTable:
-    """A line a run: its score in every environment, the worst, and the published figures if there are any.
+    """Return one row per run: final scores in every environment, the worst, and published ones if comparable.
 
     Args:
-        results: the runs.
-        names: of the lines; None names what the runs differ in.
+        results: The runs.
+        names: Names of the rows; None derives them from the settings in which the runs differ.
     """
     environments = dict.fromkeys(
         (name, role) for result in results for name, role in result.record.roles.items()
     )
-    beside = [published_for(result) for result in results]
-    some = any(beside)
+    published = [comparable(result.record) for result in results]
     metric = results[0].record.metric
     header = [metric, *(f"{name} ({role})" for name, role in environments), "worst", "replicas"]
-    header += ["published train", "published test"] if some else []
-    lines: list[tuple[str, ...]] = []
-    for label, result, row in zip(names or labels.labels(results), results, beside, strict=True):
+    header += ["published train", "published test"] if any(published) else []
+    rows: list[tuple[str, ...]] = []
+    for name, result, paper in zip(names or labels.labels(results), results, published, strict=True):
         roles = result.record.roles
         cells = [
-            spread(result.final(name, metric)) if roles.get(name) == role else NONE
-            for name, role in environments
+            spread(result.final(environment, metric)) if roles.get(environment) == role else NONE
+            for environment, role in environments
         ]
-        worst, _ = result.worst()
-        line = [label, *cells, spread(worst), _replicas(result)]
-        if some:
-            line += [NONE, NONE] if row is None else [_pair(row.train), _pair(row.test)]
-        lines.append(tuple(line))
+        row = [name, *cells, spread(result.worst()[0]), _replicas(result)]
+        if any(published):
+            row += [NONE, NONE] if paper is None else [mean_sd(*paper.train), mean_sd(*paper.test)]
+        rows.append(tuple(row))
     notes = [
-        "± is the standard deviation over replicas (divisor n − 1); each replica has its own data draw, "
+        "± is the standard deviation over replicas (divisor n − 1); each replica has its own data sample, "
         "initial weights and batches. A single replica has no ±.",
-        "worst: in each replica the environment with the worst score, then the mean over replicas.",
+        "worst: score in the worst environment of each replica, averaged over replicas.",
     ]
     notes += dict.fromkeys(
-        f"published: {row.source.title}; ± is {row.spread}. Shown beside runs in the paper's own settings."
-        for row in beside
-        if row is not None
+        f"published: {paper.source.title}; ± is {paper.spread}. Shown only for runs in the paper's settings."
+        for paper in published
+        if paper is not None
     )
-    return TextTable(tuple(header), tuple(lines), tuple(notes))
+    return TextTable(tuple(header), tuple(rows), tuple(notes))
 
 
 def settings(results: Sequence[TrainingResult]) -> TextTable:
-    """A column a run: everything that decided its numbers."""
+    """Return one row per setting and one column per run."""
     columns = [labels.settings(result) for result in results]
     names = dict.fromkeys(key for column in columns for key in column)
-    lines = tuple((name, *(column.get(name, NONE) for column in columns)) for name in names)
-    return TextTable(("setting", *labels.labels(results)), lines)
+    rows = tuple((name, *(column.get(name, NONE) for column in columns)) for name in names)
+    return TextTable(("setting", *labels.labels(results)), rows)
 
 
-def facts(found: Sequence[Facts]) -> TextTable:
-    """A line an environment: what it holds, and what the simplest and the best rules reach in it."""
+def facts(environments: Sequence[Facts]) -> TextTable:
+    """Return one row per colored environment: its rows, and the accuracies of the color and shape rules."""
     header = (
         "environment", "role", "rows", "label 1", "color = label", "shape = label",
         "color only", "shape only", "Bayes (both)",
     )  # fmt: skip
-    lines = tuple(
-        (
-            fact.environment,
-            fact.role,
-            f"{fact.rows:,}",
-            f"{fact.label_one:.3f}",
-            f"{fact.color_agreement:.3f}",
-            f"{fact.shape_agreement:.3f}",
-            f"{fact.theory.color_only:.3f}",
-            f"{fact.theory.shape_only:.3f}",
-            f"{fact.theory.bayes:.3f}",
-        )
-        for fact in found
-    )
+    rows: list[tuple[str, ...]] = []
+    for each in environments:
+        theory = each.theory
+        shares = (each.label_one, each.color_agreement, each.shape_agreement)
+        accuracies = (theory.color_only, theory.shape_only, theory.bayes)
+        numbers = (f"{number:.3f}" for number in (*shares, *accuracies))
+        rows.append((each.environment, each.role, f"{each.rows:,}", *numbers))
     notes = (
-        "label 1, color = label, shape = label: shares of this draw's rows.",
-        "color only (guess the color), shape only, Bayes (the environment's own best rule with both): "
-        "accuracies in theory. Only shape only is the same everywhere.",
+        "label 1, color = label, shape = label: shares of the sampled rows.",
+        "color only, shape only, Bayes: theoretical accuracies of predicting from the color, from the shape, "
+        "and by the environment's best rule from both. Only “shape only” is the same in every environment.",
     )
-    return TextTable(header, lines, notes)
+    return TextTable(header, tuple(rows), notes)
 
 
 def spread(values: Spread, digits: int = 3) -> str:
-    """`0.669 ± 0.025`, without the ± for a single replica, a dash for none."""
-    if not values.values:
-        return NONE
-    return _pair((values.mean, values.sd), digits)
+    """Format as `0.669 ± 0.025`, without ± for a single replica; a dash for no replica."""
+    return mean_sd(values.mean, values.sd, digits) if values.values else NONE
 
 
-def _pair(pair: tuple[float, float | None], digits: int = 3) -> str:
-    mean, deviation = pair
+def mean_sd(mean: float, deviation: float | None, digits: int = 3) -> str:
+    """Format a mean and its standard deviation as `0.669 ± 0.025`; None leaves the deviation out."""
     return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
 def _replicas(result: TrainingResult) -> str:
-    finished, wanted = len(result.finished), result.record.settings.replicas
-    return str(wanted) if finished == wanted else f"{finished} of {wanted}"
+    finished, planned = len(result.finished), result.record.spec.replicas
+    return str(planned) if finished == planned else f"{finished} of {planned}"
 
 
 def finite(value: Any) -> Any:
-    """The same for JSON, which knows no infinity and no NaN: those become null."""
+    """Replace infinities and NaN, which JSON does not know, by None."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):

@@ -17,7 +17,7 @@ from envariant.reporting import figures, html
 from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import Claim, Finding, Listing, Part, Picture, Reproduction
 from envariant.reproductions.runner import Lab, NotRunError, Profile
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 
 @final
@@ -191,16 +191,16 @@ def _csv(table: TextTable) -> str:
 def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
     shown = {
         name: {
-            "data": result.record.settings.data,
-            "algorithm": result.record.settings.algorithm,
-            "settings": ", ".join(f"{k}={v}" for k, v in result.record.settings.hyperparameters.items()),
-            "model": result.record.settings.model,
-            "steps": f"{result.record.settings.steps:,}",
-            "replicas": str(result.record.settings.replicas),
-            "seed": str(result.record.settings.seed),
-            "optimizer": result.record.settings.optimizer,
-            "rate": f"{result.record.settings.learning_rate:.4g}",
-            "precision": result.record.settings.precision,
+            "data": result.record.spec.data,
+            "algorithm": result.record.spec.algorithm,
+            "settings": ", ".join(f"{k}={v}" for k, v in result.record.spec.hyperparameters.items()),
+            "model": result.record.spec.model,
+            "steps": f"{result.record.spec.steps:,}",
+            "replicas": str(result.record.spec.replicas),
+            "seed": str(result.record.spec.seed),
+            "optimizer": result.record.spec.optimizer,
+            "rate": f"{result.record.spec.learning_rate:.4g}",
+            "precision": result.record.spec.precision,
         }
         for name, result in sorted(runs.items())
     }

@@ -35,7 +35,7 @@ from envariant.reproductions.summaries import (
     trend,
     unseen,
 )
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 THIRDS, PAPER, GRAY = "colored-mnist:thirds", "colored-mnist", "colored-mnist-grayscale"
 CHANNELS = "colored-mnist-channels"
@@ -606,7 +606,7 @@ def summary(lab: Lab) -> Iterator[Finding]:
     bars = [
         charts.Bar(
             name,
-            result.final(result.record.settings.test_environments[0], "accuracy").values,
+            result.final(result.record.test_environments[0], "accuracy").values,
             ({"report": report} if report else {}) | ({"papers": paper[0]} if paper else {}),
         )
         for name, (result, report, paper) in methods.items()

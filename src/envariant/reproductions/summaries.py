@@ -10,12 +10,12 @@ from dataclasses import replace
 from envariant.analysis.statistics import Interval, difference, interval, slope
 from envariant.reporting import charts, figures, tables
 from envariant.reproductions.base import Finding, Listing, Picture
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 
 def test_environments(result: TrainingResult) -> str:
     """The name of the one environment that was held out."""
-    (name,) = result.record.settings.test_environments
+    (name,) = result.record.test_environments
     return name
 
 
@@ -110,7 +110,7 @@ def swept(
 
 def listed(results: Mapping[str, TrainingResult], name: str = "runs", caption: str = "") -> Listing:
     """The table of some runs' last scores; what ± and "worst" mean is said once, on top of the page."""
-    steps = " or ".join(dict.fromkeys(f"{r.record.settings.steps:,}" for r in results.values()))
+    steps = " or ".join(dict.fromkeys(f"{r.record.spec.steps:,}" for r in results.values()))
     table = replace(tables.scores(list(results.values()), list(results)), notes=())
     return Listing(f"{name}-scores", table, caption or f"After {steps} steps")
 

@@ -1,36 +1,39 @@
-"""Which algorithm is better than ERM beyond noise, once a selection has chosen a model of each.
+"""Significance of differences from ERM after model selection.
 
-Pairs are of one data set, one held-out environment and one replica: the same rows, weights and batches.
+Pairs share data set, test environments and replica, hence rows, initial weights and batches.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from envariant.analysis import statistics
 from envariant.analysis.statistics import Interval, Ranking
-from envariant.studies.selection import Chosen, Missing
-from envariant.studies.selection.base import Selected
+from envariant.studies.selection import NoSelection, SelectedRun, SelectionResult
 
 BASELINE = "erm"
 LEVEL = 0.05
 
+Unit = tuple[str, tuple[str, ...]]
+"""Data set and test environments."""
+
 
 @final
 @dataclass(frozen=True)
-class Compared:
-    """One algorithm beside the baseline, in the held-out environments.
+class AlgorithmScores:
+    """Test scores of one algorithm, and their difference from the baseline.
 
     Attributes:
-        algorithm: which.
-        test: mean over places and replicas, with a bootstrap interval.
-        worst: the lowest of all places' means over replicas (the highest, where lower is better).
-        interquartile_mean: of the same values.
-        gain: over the baseline, pair by pair; None for the baseline itself or where it is missing.
-        improvement: how often a pair is better than the baseline's.
-        p_value: Wilcoxon's, corrected by Holm for all algorithms compared.
-        missing: how many places and replicas have nothing, with the first reason.
+        algorithm: Name of the algorithm.
+        test: Mean over test environments and replicas, with a 95 % bootstrap interval.
+        worst: Worst mean over replicas of all sets of test environments.
+        interquartile_mean: Interquartile mean of the same scores.
+        gain: Mean paired difference from the baseline; None for the baseline itself or without pairs.
+        improvement: Share of pairs in which the algorithm is better than the baseline.
+        p_value: Wilcoxon signed-rank test, corrected by Holm for all algorithms compared.
+        n_missing: Number of units and replicas for which no run was selected.
+        missing_reason: First reason for that, or "".
     """
 
     algorithm: str
@@ -40,115 +43,121 @@ class Compared:
     gain: Interval | None
     improvement: float | None
     p_value: float | None
-    missing: tuple[int, str]
+    n_missing: int
+    missing_reason: str
 
 
 @final
 @dataclass(frozen=True)
 class Comparison:
-    """All algorithms of a study under one selection.
+    """Comparison of all algorithms of a study under one selection rule.
 
     Attributes:
-        rows: of each algorithm.
-        ranking: over data sets and held-out environments; None where there are too few.
-        verdict: in a sentence.
+        rows: Scores of each algorithm.
+        ranking: Mean ranks over data sets and test environments; None if there are too few.
+        verdict: Conclusion in one or two sentences.
     """
 
-    rows: tuple[Compared, ...]
+    rows: tuple[AlgorithmScores, ...]
     ranking: Ranking | None
     verdict: str
 
 
-def compare(selected: Sequence[Selected], *, higher_is_better: bool = True) -> Comparison:
-    """Every algorithm beside ERM, in pairs."""
+def compare(selected: Sequence[SelectionResult], *, higher_is_better: bool = True) -> Comparison:
+    """Compare every algorithm with ERM in pairs.
+
+    Args:
+        selected: Results of one rule for each algorithm, as `select` returns them.
+        higher_is_better: Direction of the metric.
+    """
     sign = 1.0 if higher_is_better else -1.0
     names = list(dict.fromkeys(each.algorithm for each in selected))
-    values = {name: _values(selected, name) for name in names}
-    usual = values.get(BASELINE, {})
-    tested = [name for name in names if name != BASELINE and len(_pairs(values[name], usual)) > 1]
-    raw = [statistics.signed_rank(*zip(*_pairs(values[name], usual), strict=True)) for name in tested]
-    corrected = dict(zip(tested, statistics.holm(raw), strict=True))
-    rows: list[Compared] = []
+    scores = {name: _scores(selected, name) for name in names}
+    pairs = {
+        name: [] if name == BASELINE else _pairs(scores[name], scores.get(BASELINE, {})) for name in names
+    }
+    tested = [name for name in names if len(pairs[name]) > 1]
+    raw = [statistics.signed_rank(*zip(*pairs[name], strict=True)) for name in tested]
+    p_values = dict(zip(tested, statistics.holm(raw), strict=True))
+    rows: list[AlgorithmScores] = []
     for name in names:
-        pairs = [] if name == BASELINE else _pairs(values[name], usual)
-        mine, theirs = zip(*pairs, strict=True) if pairs else ((), ())
-        own = list(values[name].values())
-        gaps = [
+        values, own = list(scores[name].values()), pairs[name]
+        signed = [(sign * a, sign * b) for a, b in own]
+        reasons = [
             each.choice.reason
             for each in selected
-            if each.algorithm == name and isinstance(each.choice, Missing)
+            if each.algorithm == name and isinstance(each.choice, NoSelection)
         ]
+        means = [sign * mean for mean in _means(scores[name]).values()]
         rows.append(
-            Compared(
+            AlgorithmScores(
                 name,
-                statistics.bootstrap(own),
-                _worst(values[name], higher_is_better=higher_is_better),
-                statistics.interquartile_mean(own),
-                statistics.bootstrap([a - b for a, b in pairs]) if pairs else None,
-                statistics.probability_of_improvement([sign * a for a in mine], [sign * b for b in theirs])
-                if pairs
-                else None,
-                corrected.get(name),
-                (len(gaps), gaps[0] if gaps else ""),
+                statistics.bootstrap(values),
+                sign * min(means) if means else math.nan,
+                statistics.interquartile_mean(values),
+                statistics.bootstrap([a - b for a, b in own]) if own else None,
+                statistics.probability_of_improvement(*zip(*signed, strict=True)) if own else None,
+                p_values.get(name),
+                len(reasons),
+                reasons[0] if reasons else "",
             )
         )
-    return Comparison(tuple(rows), _ranking(values, sign), _verdict(rows, sign))
+    return Comparison(tuple(rows), _ranking(scores, sign), _verdict(rows, sign))
 
 
-Place = tuple[str, str, int]
-
-
-def _values(selected: Sequence[Selected], algorithm: str) -> dict[Place, float]:
+def _scores(selected: Sequence[SelectionResult], algorithm: str) -> dict[tuple[Unit, int], float]:
+    """Return the finite test scores of an algorithm by unit and replica."""
     return {
-        (each.data, each.test_environments, each.replica): each.choice.test
+        ((each.data, each.test_environments), each.replica): each.choice.test
         for each in selected
-        if each.algorithm == algorithm and isinstance(each.choice, Chosen) and math.isfinite(each.choice.test)
+        if each.algorithm == algorithm
+        and isinstance(each.choice, SelectedRun)
+        and math.isfinite(each.choice.test)
     }
 
 
-def _pairs(mine: dict[Place, float], usual: dict[Place, float]) -> list[tuple[float, float]]:
-    return [(value, usual[place]) for place, value in mine.items() if place in usual]
+def _pairs(
+    scores: Mapping[tuple[Unit, int], float], baseline: Mapping[tuple[Unit, int], float]
+) -> list[tuple[float, float]]:
+    return [(score, baseline[key]) for key, score in scores.items() if key in baseline]
 
 
-def _by_place(values: dict[Place, float]) -> dict[tuple[str, str], float]:
-    """Means over replicas."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for (data, test_environments, _), value in values.items():
-        found.setdefault((data, test_environments), []).append(value)
-    return {place: sum(each) / len(each) for place, each in found.items()}
+def _means(scores: Mapping[tuple[Unit, int], float]) -> dict[Unit, float]:
+    """Return the mean over replicas for each unit."""
+    groups: dict[Unit, list[float]] = {}
+    for (unit, _), score in scores.items():
+        groups.setdefault(unit, []).append(score)
+    return {unit: sum(group) / len(group) for unit, group in groups.items()}
 
 
-def _worst(values: dict[Place, float], *, higher_is_better: bool) -> float:
-    means = _by_place(values).values()
-    return math.nan if not means else min(means) if higher_is_better else max(means)
-
-
-def _ranking(values: dict[str, dict[Place, float]], sign: float) -> Ranking | None:
-    means = [_by_place(each) for each in values.values()]
-    common = [place for place in means[0] if all(place in each for each in means)] if means else []
+def _ranking(scores: Mapping[str, Mapping[tuple[Unit, int], float]], sign: float) -> Ranking | None:
+    means = [_means(each) for each in scores.values()]
+    common = [unit for unit in means[0] if all(unit in each for each in means)] if means else []
     if len(means) < 3 or len(common) < 2:
         return None
-    return statistics.friedman([[sign * each[place] for each in means] for place in common])
+    return statistics.friedman([[sign * each[unit] for each in means] for unit in common])
 
 
-def _verdict(rows: Sequence[Compared], sign: float) -> str:
-    beyond = [row for row in rows if row.p_value is not None and row.p_value < LEVEL and row.gain is not None]
-    compared = [row for row in rows if row.p_value is not None]
-    if not compared:
-        return "Nothing can be said of noise: it takes ERM, another algorithm and two pairs of runs at least."
-    least = min(row.gain.count for row in compared if row.gain is not None)
-    # Of n pairs that all point one way, two-sided Wilcoxon gives 2/2ⁿ; Holm multiplies it.
-    if len(compared) * 2.0 ** (1 - least) >= LEVEL:
-        return (
-            f"No method can be told from ERM with {least} pairs: even if all pointed one way, the corrected "
-            f"p-value would be {min(1.0, len(compared) * 2.0 ** (1 - least)):.2g}. More replicas are needed."
-        )
-    if not beyond:
-        return "No method differs from ERM beyond noise."
-    words = [
-        f"{row.algorithm} is {'better' if sign * row.gain.mean > 0 else 'worse'} than ERM by "
-        f"{abs(row.gain.mean):.3f} (p = {row.p_value:.2g})"
-        for row in beyond
-        if row.gain is not None
+def _verdict(rows: Sequence[AlgorithmScores], sign: float) -> str:
+    tested = [
+        (row, row.gain, row.p_value) for row in rows if row.gain is not None and row.p_value is not None
     ]
-    return "Beyond noise: " + "; ".join(words) + "."
+    if not tested:
+        return "No significance test: it needs ERM, another algorithm and at least two pairs of runs."
+    n_pairs = min(gain.count for _, gain, _ in tested)
+    # If all n pairs have the same sign, the two-sided Wilcoxon test gives 2/2ⁿ; Holm multiplies it.
+    smallest = min(1.0, len(tested) * 2.0 ** (1 - n_pairs))
+    if smallest >= LEVEL:
+        return (
+            f"Too few replicas: with {n_pairs} pairs the smallest possible corrected p-value is "
+            f"{smallest:.2g}, so no difference from ERM can be significant."
+        )
+    differences = [
+        f"{row.algorithm} is {'better' if sign * gain.mean > 0 else 'worse'} than ERM by "
+        f"{abs(gain.mean):.3f} (p = {p_value:.2g}, Holm)"
+        for row, gain, p_value in tested
+        if p_value < LEVEL
+    ]
+    if not differences:
+        return "No algorithm differs significantly from ERM."
+    return "Significant differences: " + "; ".join(differences) + "."

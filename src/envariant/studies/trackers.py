@@ -1,7 +1,7 @@
-"""A study's runs in the tools that teams already look at: TensorBoard and MLflow.
+"""Export of a study's runs to experiment trackers: TensorBoard and MLflow.
 
-The store stays the truth. A tracker is given runs that are done, and leaves alone those it already has: as
-they end, beside a sweep, or all at once, as often as one likes.
+The store remains the source of truth. Finished runs are sent once, after a sweep or while it is running; runs
+that a tracker already has are skipped.
 """
 
 import json
@@ -16,36 +16,37 @@ from typing import Any, final
 import pandas as pd
 
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.studies.store import Store
+from envariant.studies.selection.base import environment_names
+from envariant.training.store import Store
 
 
 class Tracker(ABC):
-    """Where runs are sent."""
+    """Destination of runs."""
 
     @abstractmethod
     def has(self, run: int) -> bool:
-        """Whether that run was sent before."""
+        """Return whether the tracker has all of a run."""
 
     @abstractmethod
     def send(self, run: int, settings: Mapping[str, str], history: pd.DataFrame) -> None:
-        """Sends one run.
+        """Send one run.
 
         Args:
-            run: its number in the study.
-            settings: what it is.
-            history: its measured numbers: step, environment, metric, value.
+            run: Id of the run in the study.
+            settings: Data set, algorithm, hyperparameters and the like, by name.
+            history: Its metrics, with columns step, environment, metric and value.
         """
 
 
 @final
 class TensorBoard(Tracker):
-    """A folder of event files, one below it for each run.
+    """TensorBoard log directory with one subfolder per run.
 
     Args:
-        folder: made where it is not there.
+        folder: Log directory; created if it does not exist.
 
     Raises:
-        EnvariantError: TensorBoard is not installed.
+        EnvariantError: If TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,38 +54,38 @@ class TensorBoard(Tracker):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise _missing("TensorBoard") from None
-        self._write: Any = SummaryWriter
+        self._writer: Any = SummaryWriter
         self._folder = folder
 
     def has(self, run: int) -> bool:
-        return (self._folder / _label(run) / _WHOLE).exists()
+        return (self._folder / _label(run) / _COMPLETE).exists()
 
     def send(self, run: int, settings: Mapping[str, str], history: pd.DataFrame) -> None:
-        place = self._folder / _label(run)
+        folder = self._folder / _label(run)
         try:
-            for half in place.glob("events.*"):
-                half.unlink()
-            writer = self._write(log_dir=str(place))
+            for incomplete in folder.glob("events.*"):
+                incomplete.unlink()
+            writer = self._writer(log_dir=str(folder))
             for key, value in settings.items():
                 writer.add_text(key, value)
             for step, name, value in _points(history):
                 writer.add_scalar(name, value, step)
             writer.close()
-            (place / _WHOLE).touch()
+            (folder / _COMPLETE).touch()
         except OSError as error:
-            raise EnvariantError(f"{place}: cannot be written ({error.strerror or error})") from None
+            raise EnvariantError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 @final
 class MLflow(Tracker):
-    """An experiment at a tracking server.
+    """Experiment on an MLflow tracking server.
 
     Args:
-        experiment: its name; made where it is not there.
-        address: of the server; by default what `MLFLOW_TRACKING_URI` says.
+        experiment: Name of the experiment; created if it does not exist.
+        address: Address of the server; None takes the environment variable `MLFLOW_TRACKING_URI`.
 
     Raises:
-        EnvariantError: MLflow is not installed, or the server refuses.
+        EnvariantError: If MLflow is not installed, or the server refuses.
     """
 
     def __init__(self, experiment: str, address: str | None) -> None:
@@ -101,12 +102,12 @@ class MLflow(Tracker):
             page: Any = None
             while page is None or page.token:
                 page = self._client.search_runs([self._experiment], page_token=page and page.token)
-                self._note(page)
+                self._register(page)
         except self._mlflow.exceptions.MlflowException as error:
             raise _refused(error) from None
 
-    def _note(self, runs: Any) -> None:
-        """Takes down which runs are there; half of one, as a kill leaves it, makes room for the whole."""
+    def _register(self, runs: Any) -> None:
+        """Note complete runs, and delete incomplete ones, which a killed process left, to send them again."""
         for each in runs:
             if _TAG in each.data.tags and each.info.status == "FINISHED":
                 self._sent.add(int(each.data.tags[_TAG]))
@@ -118,147 +119,150 @@ class MLflow(Tracker):
 
     def send(self, run: int, settings: Mapping[str, str], history: pd.DataFrame) -> None:
         entities, client = self._mlflow.entities, self._client
-        number = None
+        run_id = None
         try:
-            number = client.create_run(
-                self._experiment, tags={_TAG: str(run)}, run_name=_label(run)
-            ).info.run_id
+            created = client.create_run(self._experiment, tags={_TAG: str(run)}, run_name=_label(run))
+            run_id = created.info.run_id
             parameters = [entities.Param(key, value[:6000]) for key, value in settings.items()]
-            client.log_batch(number, params=parameters)
-            # Time is the client's business; ours is the step.
+            client.log_batch(run_id, params=parameters)
+            # The timestamp is 0: only the step matters here.
             metrics = [entities.Metric(_safe(name), value, 0, step) for step, name, value in _points(history)]
-            for start in range(0, len(metrics), _AT_ONCE):
-                client.log_batch(number, metrics=metrics[start : start + _AT_ONCE])
-            client.set_terminated(number)
+            for start in range(0, len(metrics), _BATCH_SIZE):
+                client.log_batch(run_id, metrics=metrics[start : start + _BATCH_SIZE])
+            client.set_terminated(run_id)
         except self._mlflow.exceptions.MlflowException as error:
-            if number is not None:
-                # Or the next attempt would leave another half beside this one.
+            if run_id is not None:
+                # Otherwise the next attempt would leave a second incomplete run.
                 with suppress(self._mlflow.exceptions.MlflowException):
-                    client.delete_run(number)
+                    client.delete_run(run_id)
             raise _refused(error) from None
         self._sent.add(run)
 
 
 TRACKERS: dict[str, Callable[[Store, str | None], Tracker]] = {
-    "tensorboard": lambda store, at: TensorBoard(Path(at) if at else store.folder / "tensorboard"),
-    "mlflow": lambda store, at: MLflow(store.study.name, at),
+    "tensorboard": lambda store, to: TensorBoard(Path(to) if to else store.folder / "tensorboard"),
+    "mlflow": lambda store, to: MLflow(store.declaration()["name"], to),
 }
-"""By name: of a study's store, and of where to send its runs, if that was said."""
-_TAG, _WHOLE, _AT_ONCE = "envariant.run", "whole", 1000
-# Seconds that a tracker may take at the end of a sweep.
-CHECKPOINT_INTERVAL_S = 60.0
+"""Constructors by name; arguments are the study's store and the destination, or None for the default."""
+_TAG, _COMPLETE, _BATCH_SIZE = "envariant.run", "whole", 1000
+# Longest wait for a tracker at the end of a sweep.
+TIMEOUT_S = 60.0
 
 
-def track(folder: Path, tracker: str, at: str | None = None) -> tuple[int, int]:
-    """Sends every run that is done and was not sent before.
+def track(folder: Path, tracker: str, destination: str | None = None) -> tuple[int, int]:
+    """Send every finished run that the tracker does not have yet.
 
     Args:
-        folder: of the study.
+        folder: Folder of the study.
         tracker: "tensorboard" or "mlflow".
-        at: a folder for the first, by default in the study's; a tracking address for the second.
+        destination: Log directory for TensorBoard (default: in the study's folder) or tracking address for
+            MLflow (default: `MLFLOW_TRACKING_URI`).
 
     Returns:
-        How many were sent now, and how many before.
+        Number of runs sent now, and number of runs the tracker had before.
 
     Raises:
-        EnvariantError: there is no such tracker, it is not installed, or it refuses.
+        EnvariantError: If the tracker is unknown, not installed, or refuses.
     """
     with Store(folder) as store:
-        target = _tracker(store, tracker, at)
-        before = sum(target.has(run) for run in _done(store))
-        return sum(1 for _ in _sending(store, target)), before
+        target = _tracker(store, tracker, destination)
+        before = sum(target.has(run) for run in _finished(store))
+        return sum(1 for _ in _send_new(store, target)), before
 
 
 @final
-class Following:
-    """Sends runs to a tracker as they end, while a sweep goes on: `with Following(…) as following: …`.
+class BackgroundTracking:
+    """Context manager that sends runs to a tracker from a thread while a sweep is running.
 
-    What goes wrong at the tracker does not stop the sweep: runs are in the store, and can be sent later.
+    Errors of the tracker do not stop the sweep: runs are in the store and can be sent later.
 
     Args:
-        folder: of the study.
-        tracker, at: as for `track`.
-        seconds: between two looks at the store.
+        folder: Folder of the study.
+        tracker: "tensorboard" or "mlflow".
+        destination: As for `track`.
+        interval_s: Seconds between two queries of the store.
 
     Attributes:
-        sent: runs sent by now.
-        problem: why the last attempt failed, or "".
+        sent: Number of runs sent so far.
+        problem: Error of the last attempt, or "".
 
     Raises:
-        EnvariantError: there is no such tracker, it is not installed, or it refuses from the start.
+        EnvariantError: If the tracker is unknown, not installed, or refuses the connection.
     """
 
-    def __init__(self, folder: Path, tracker: str, at: str | None = None, seconds: float = 5.0) -> None:
-        self._folder, self._seconds = folder, seconds
+    def __init__(
+        self, folder: Path, tracker: str, destination: str | None = None, interval_s: float = 5.0
+    ) -> None:
+        self._folder, self._interval_s = folder, interval_s
         with Store(folder) as store:
-            self._target = _tracker(store, tracker, at)
-        self._over = Event()
-        self._thread = Thread(target=self._follow, daemon=True)
+            self._target = _tracker(store, tracker, destination)
+        self._is_over = Event()
+        self._thread = Thread(target=self._run, daemon=True)
         self.sent, self.problem = 0, ""
 
-    def __enter__(self) -> "Following":
+    def __enter__(self) -> "BackgroundTracking":
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join(CHECKPOINT_INTERVAL_S)
+        self._is_over.set()
+        self._thread.join(TIMEOUT_S)
         if self._thread.is_alive():
-            self.problem = f"it did not answer within {CHECKPOINT_INTERVAL_S:g} seconds"
+            self.problem = f"no answer within {TIMEOUT_S:g} seconds"
 
-    def _follow(self) -> None:
-        over, failed = False, 0
-        while not over:
-            # One more look after the end, for what ended last; ever fewer at a tracker that refuses.
-            over = self._over.wait(self._seconds * 2 ** min(failed, 6))
+    def _run(self) -> None:
+        is_over, failures = False, 0
+        while not is_over:
+            # The store is queried once more after the end, and less often while the tracker refuses.
+            is_over = self._is_over.wait(self._interval_s * 2 ** min(failures, 6))
             try:
                 with Store(self._folder) as store:
-                    for _ in _sending(store, self._target):
+                    for _ in _send_new(store, self._target):
                         self.sent += 1
-                failed, self.problem = 0, ""
+                failures, self.problem = 0, ""
             except Exception as error:
-                # Whatever it is, nobody would see it in a thread.
-                failed, self.problem = failed + 1, str(error) or type(error).__name__
+                # Any exception: raised in a thread, it would be lost.
+                failures, self.problem = failures + 1, str(error) or type(error).__name__
 
 
-def _tracker(store: Store, tracker: str, at: str | None) -> Tracker:
+def _tracker(store: Store, tracker: str, destination: str | None) -> Tracker:
     if tracker not in TRACKERS:
         raise unknown_name("tracker", tracker, TRACKERS)
-    return TRACKERS[tracker](store, at)
+    return TRACKERS[tracker](store, destination)
 
 
-def _done(store: Store) -> dict[int, dict[str, Any]]:
-    """What is known of each run that is done."""
-    listed = store.listing()
-    rows = listed[listed["state"] == "done"].to_dict("records")
+def _finished(store: Store) -> dict[int, dict[str, Any]]:
+    """Return the listing of every finished run by its id."""
+    listing = store.listing()
+    rows = listing[listing["state"] == "done"].to_dict("records")
     return {int(row["id"]): {str(key): value for key, value in row.items()} for row in rows}
 
 
-def _sending(store: Store, target: Tracker) -> Iterator[int]:
-    """Sends what is done and was not sent, run by run; one that is refused does not keep others back."""
-    refused: list[EnvariantError] = []
-    for run, row in _done(store).items():
+def _send_new(store: Store, target: Tracker) -> Iterator[int]:
+    """Send each finished run that the tracker does not have, and yield its id; raise the first error last."""
+    errors: list[EnvariantError] = []
+    for run, row in _finished(store).items():
         if target.has(run):
             continue
-        kept = ("data", "test_environments", "algorithm", "trial", "replica", "learning_rate")
-        settings = {key: str(row[key]) for key in kept}
+        settings = {key: str(row[key]) for key in ("data", "algorithm", "trial", "replica", "learning_rate")}
+        settings["test_environments"] = ", ".join(environment_names(row["test_environments"]))
         settings |= {k: str(v) for k, v in json.loads(row["hyperparameters"]).items()}
         try:
             target.send(run, settings, store.history([run]))
         except EnvariantError as error:
-            refused.append(error)
+            errors.append(error)
         else:
             yield run
-    if refused:
-        raise refused[0]
+    if errors:
+        raise errors[0]
 
 
 def _points(history: pd.DataFrame) -> list[tuple[int, str, float]]:
-    """Step, name and value of what is finite; names such as `accuracy/flip-0.9`."""
+    """Return step, name and value of finite metrics; names are such as `accuracy/flip-0.9`."""
     columns = zip(history["step"], history["metric"], history["environment"], history["value"], strict=True)
     return [
-        (int(step), str(metric) if place == "*" else f"{metric}/{place}", float(value))
-        for step, metric, place, value in columns
+        (int(step), str(metric) if environment == "*" else f"{metric}/{environment}", float(value))
+        for step, metric, environment, value in columns
         if value is not None and math.isfinite(value)
     ]
 
@@ -268,12 +272,12 @@ def _label(run: int) -> str:
 
 
 def _safe(name: str) -> str:
-    """A name as MLflow allows it."""
+    """Replace characters that MLflow does not allow in a name."""
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
 
 
-def _missing(what: str) -> EnvariantError:
-    return EnvariantError(f'{what} is not installed; pip install "envariant[tracking]"')
+def _missing(package: str) -> EnvariantError:
+    return EnvariantError(f'{package} is not installed; pip install "envariant[tracking]"')
 
 
 def _refused(error: Exception) -> EnvariantError:

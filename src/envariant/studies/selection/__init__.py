@@ -1,6 +1,9 @@
-"""How a model is chosen out of a study: each way a pure function of the study's table."""
+"""Model selection: rules that choose one run and step of a study, each a pure function of its table.
 
-from envariant.studies.selection.base import Chosen, Missing, Selection, select
+A new rule is a file with a `Selection` and an entry in `SELECTIONS`.
+"""
+
+from envariant.studies.selection.base import NoSelection, SelectedRun, Selection, SelectionResult, select
 from envariant.studies.selection.invariance import Invariance
 from envariant.studies.selection.leave_one_out import LeaveOneOut
 from envariant.studies.selection.oracle import Oracle
@@ -12,12 +15,13 @@ SELECTIONS: dict[str, type[Selection]] = {
 
 __all__ = [
     "SELECTIONS",
-    "Chosen",
     "Invariance",
     "LeaveOneOut",
-    "Missing",
+    "NoSelection",
     "Oracle",
+    "SelectedRun",
     "Selection",
+    "SelectionResult",
     "TrainingValidation",
     "select",
 ]

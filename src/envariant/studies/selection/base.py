@@ -1,5 +1,6 @@
-"""What a selection is: of the candidates for one place one run and step, or the reason why there is none."""
+"""Base class of selection rules, and `select`, which applies one rule to every part of a study."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,17 +13,19 @@ from envariant.core.errors import EnvariantError
 
 @final
 @dataclass(frozen=True)
-class Chosen:
-    """A model that was chosen.
+class SelectedRun:
+    """Run and step that a rule selected.
 
     Attributes:
-        run: its number in the study.
-        step: after so many updates.
-        algorithm, draw: which it is.
-        validation: the task's metric on held-out rows of the training environments.
-        test, test_worst: in the environments that are held out: mean and worst.
-        p_value: of the test of invariance; None where there is none.
-        remark: what there is to say about the choice.
+        run: Id of the run in the study.
+        step: Number of updates after which the model is taken.
+        algorithm: Name of the algorithm.
+        trial: Number of the hyperparameter configuration.
+        validation: Mean score on the validation rows of the training environments.
+        test: Mean score over test environments.
+        test_worst: Score in the worst test environment.
+        p_value: P-value of the invariance test; None if it was not run.
+        remark: Comment of the rule on its choice.
     """
 
     run: int
@@ -38,105 +41,121 @@ class Chosen:
 
 @final
 @dataclass(frozen=True)
-class Missing:
-    """Why nothing could be chosen."""
+class NoSelection:
+    """Reason why a rule selected no run."""
 
     reason: str
 
 
 class Selection(ABC):
-    """A way to choose; a frozen dataclass whose fields are its settings.
+    """Selection rule; a frozen dataclass whose fields are its settings.
 
     Attributes:
-        name: as written on the command line.
-        sees_test: whether it looks at the held-out environments, which makes it an oracle.
-        about: how it chooses, in a sentence.
+        name: Name on pages, in tables and in JSON.
+        uses_test: Whether the rule sees test scores, which makes it oracle selection.
+        about: Criterion of the rule, as a phrase.
     """
 
     name: ClassVar[str]
-    sees_test: ClassVar[bool] = False
+    uses_test: ClassVar[bool] = False
     about: ClassVar[str]
 
     @abstractmethod
-    def choose(self, candidates: pd.DataFrame, others: pd.DataFrame) -> Chosen | Missing:
-        """One of the candidates.
+    def choose(self, candidates: pd.DataFrame, others: pd.DataFrame) -> SelectedRun | NoSelection:
+        """Select one of the candidates.
 
         Args:
-            candidates: rows of `Store.table` of runs that are done, at every step measured; of one replica,
-                with the same environments held out; their metric is better where `score` is higher.
-            others: rows of the same replica and data with other environments held out.
+            candidates: Rows of `Store.table` of all finished runs of one replica with the same data and test
+                environments, one row per evaluated step. Their column `score` holds the validation score with
+                the sign that makes higher better.
+            others: Rows of runs of the same replica and data with other test environments.
         """
 
 
 @final
 @dataclass(frozen=True)
-class Selected:
-    """What was chosen at one place of a study.
+class SelectionResult:
+    """Choice of a rule for one data set, set of test environments, replica and, unless pooled, algorithm.
 
     Attributes:
-        data, test_environments: the place; names held out as in the table.
-        algorithm: those among which was chosen; "" is all.
-        replica: likewise.
-        choice: what was chosen, or why nothing was.
+        data: Name of the data set.
+        test_environments: Names of the test environments.
+        algorithm: Algorithm whose runs were the candidates; "" if all algorithms were pooled.
+        replica: Number of the replica.
+        choice: The selected run, or the reason why there is none.
     """
 
     data: str
-    test_environments: str
+    test_environments: tuple[str, ...]
     algorithm: str
     replica: int
-    choice: Chosen | Missing
+    choice: SelectedRun | NoSelection
 
 
-def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -> tuple[Selected, ...]:
-    """What a selection chooses for each data set, held-out environments, algorithm and replica.
+def decoded(entry: Any) -> Any:
+    """Return the value of a table entry that may be stored as JSON text."""
+    return json.loads(entry) if isinstance(entry, str) else entry
+
+
+def environment_names(entry: Any) -> tuple[str, ...]:
+    """Return the names in one entry of the column `test_environments`."""
+    return tuple(decoded(entry))
+
+
+def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -> tuple[SelectionResult, ...]:
+    """Apply a rule to each data set, set of test environments, replica and algorithm of a study.
+
+    Runs with several test environments are not reported if there are runs with one: they serve rules that
+    compare runs with different test environments.
 
     Args:
-        table: of the study.
-        selection: how to choose.
-        pooled: choose among all algorithms together.
+        table: `Store.table()` of the study.
+        selection: The rule.
+        pooled: Choose among the runs of all algorithms instead of for each algorithm.
 
     Raises:
-        EnvariantError: the table is empty.
+        EnvariantError: If the table is empty.
     """
     if table.empty:
-        raise EnvariantError("selection: the study holds no run")
-    table = table.assign(score=_signed(table, "validation"))
-    keys = (
-        ["data", "test_environments", "replica"]
-        if pooled
-        else ["data", "test_environments", "algorithm", "replica"]
-    )
-    single = table[~table["test_environments"].str.contains('", "', regex=False)]
-    # Runs that hold two environments out are there for selection alone, unless there are no others.
-    shown = table if single.empty else single
-    return tuple(_each(table, shown, selection, keys))
+        raise EnvariantError("selection: the study has no run")
+    codes, entries = pd.factorize(table["test_environments"])
+    names = [environment_names(entry) for entry in entries]
+    table = table.assign(score=signed(table, table["validation"]), test_set=codes)
+    single = table[table["test_set"].isin([code for code, each in enumerate(names) if len(each) < 2])]
+    reported = table if single.empty else single
+    keys = ["data", "test_set", *([] if pooled else ["algorithm"]), "replica"]
+    return tuple(_apply(selection, table, reported, keys, names))
 
 
-def _each(
-    table: pd.DataFrame, shown: pd.DataFrame, selection: Selection, keys: Sequence[str]
-) -> Iterator[Selected]:
-    for place, candidates in shown.groupby(list(keys), sort=False):
-        named = dict(zip(keys, place if isinstance(place, tuple) else (place,), strict=True))
-        same = table[
-            (table["data"] == named["data"])
-            & (table["replica"] == named["replica"])
-            & (table["test_environments"] != named["test_environments"])
+def _apply(
+    selection: Selection,
+    table: pd.DataFrame,
+    reported: pd.DataFrame,
+    keys: Sequence[str],
+    names: Sequence[tuple[str, ...]],
+) -> Iterator[SelectionResult]:
+    for values, candidates in reported.groupby(list(keys), sort=False):
+        group: dict[str, Any] = dict(zip(keys, cast("tuple[Any, ...]", values), strict=True))
+        others = table[
+            (table["data"] == group["data"])
+            & (table["replica"] == group["replica"])
+            & (table["test_set"] != group["test_set"])
         ]
         done = candidates[candidates["state"] == "done"]
-        choice = selection.choose(done, same) if not done.empty else Missing(_why_none(candidates))
-        yield Selected(
-            str(named["data"]),
-            str(named["test_environments"]),
-            str(named.get("algorithm", "")),
-            int(cast("int", named["replica"])),
+        choice = NoSelection(_why_none(candidates)) if done.empty else selection.choose(done, others)
+        yield SelectionResult(
+            str(group["data"]),
+            names[group["test_set"]],
+            str(group.get("algorithm", "")),
+            int(group["replica"]),
             choice,
         )
 
 
-def chosen(row: Any, remark: str = "") -> Chosen:
-    """The choice that a row of the table is."""
+def selected_run(row: Any, remark: str = "") -> SelectedRun:
+    """Return a row of the table as a `SelectedRun`."""
     p = row["p_value"]
-    return Chosen(
+    return SelectedRun(
         int(row["run"]),
         int(row["step"]),
         str(row["algorithm"]),
@@ -150,23 +169,23 @@ def chosen(row: Any, remark: str = "") -> Chosen:
 
 
 def last_steps(candidates: pd.DataFrame) -> pd.DataFrame:
-    """Of every run the last step that was measured."""
+    """Return the row of the last evaluated step of every run."""
     return candidates.loc[candidates.groupby("run")["step"].idxmax()]
 
 
 def best(candidates: pd.DataFrame, column: str) -> Any:
-    """The row with the highest number; of equal ones the first run, and of that the earliest step."""
+    """Return the row with the highest value; ties go to the lowest run id, then to the earliest step."""
     ordered = candidates.sort_values(["run", "step"], kind="stable")
     return ordered.iloc[int(ordered[column].to_numpy().argmax())]
 
 
-def _signed(table: pd.DataFrame, column: str) -> "pd.Series[float]":
-    better = table["higher_is_better"].fillna(1).astype(float)
-    return table[column] * (2 * better - 1)
+def signed(table: pd.DataFrame, scores: "pd.Series[float]") -> "pd.Series[float]":
+    """Return scores with the sign that makes higher better, by the table's column `higher_is_better`."""
+    return scores * (2 * table["higher_is_better"].fillna(1).astype(float) - 1)
 
 
 def _why_none(candidates: pd.DataFrame) -> str:
     states = candidates.drop_duplicates("run")["state"].value_counts()
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     errors = candidates["error"].dropna()
-    return f"no run is done ({counts})" + (f"; the first error: {errors.iloc[0]}" if len(errors) else "")
+    return f"no run is done ({counts})" + (f"; first error: {errors.iloc[0]}" if len(errors) else "")

@@ -1,4 +1,4 @@
-"""Invariance selection: of the models that pass a test of invariance, the best on held-out rows."""
+"""Invariance selection: the best validation score among the models that pass the invariance test."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -6,43 +6,52 @@ from typing import ClassVar, final
 import pandas as pd
 
 from envariant.core.errors import EnvariantError
-from envariant.studies.selection.base import Chosen, Missing, Selection, best, chosen, last_steps
+from envariant.studies.selection.base import (
+    NoSelection,
+    SelectedRun,
+    Selection,
+    best,
+    last_steps,
+    selected_run,
+)
 
 
 @final
 @dataclass(frozen=True)
 class Invariance(Selection):
-    """Of the runs whose p-value is at least α at the last step, the best on held-out rows.
+    """Best validation score at the last step among the runs whose invariance p-value is at least α.
 
-    The test asks whether the target, given what the model says, still depends on which training environment
-    a row is from (`studies/invariance.py`). If it rejects every candidate, the one with the largest p-value
-    is taken and the remark says so.
+    The test asks whether the target, given the model's prediction, depends on the training environment
+    (`analysis/invariance_test.py`). If every candidate is rejected, the one with the largest p-value is
+    selected, with a remark.
 
     Attributes:
-        alpha: level of the test.
+        alpha: Level of the test, in (0, 1).
     """
 
     name: ClassVar[str] = "invariance"
     about: ClassVar[str] = (
-        "best on held-out rows among those whose answers mean the same in every environment"
+        "best validation score among the models for which P(target | prediction) does not differ "
+        "significantly between training environments"
     )
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
-            raise EnvariantError(f"invariance: alpha must lie above 0 and below 1; got {self.alpha:g}")
+            raise EnvariantError(f"Invariance: alpha must be in (0, 1), got {self.alpha:g}")
 
-    def choose(self, candidates: pd.DataFrame, others: pd.DataFrame) -> Chosen | Missing:
+    def choose(self, candidates: pd.DataFrame, others: pd.DataFrame) -> SelectedRun | NoSelection:
         del others
         last = last_steps(candidates)
         tested = last[last["p_value"].notna() & last["score"].notna()]
         if tested.empty:
-            return Missing("no run was tested on held-out rows")
-        kept = tested[tested["p_value"] >= self.alpha]
-        if kept.empty:
-            return chosen(
-                best(tested, "p_value"),
-                f"all {len(tested)} candidates are rejected at {self.alpha:g}; "
-                f"this one has the largest p-value",
+            return NoSelection("no run has an invariance test on validation rows")
+        passed = tested[tested["p_value"] >= self.alpha]
+        if passed.empty:
+            remark = (
+                f"all {len(tested)} candidates are rejected at {self.alpha:g}; this has the largest p-value"
             )
-        return chosen(best(kept, "score"), f"{len(kept)} of {len(tested)} candidates are not rejected")
+            return selected_run(best(tested, "p_value"), remark)
+        return selected_run(
+            best(passed, "score"), f"{len(passed)} of {len(tested)} candidates are not rejected"
+        )

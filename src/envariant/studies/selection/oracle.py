@@ -1,27 +1,38 @@
-"""The oracle: the best in the test environment itself. No choice that anybody could make in earnest."""
+"""Oracle selection: the best score in the test environments, an upper bound that is no valid choice."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import pandas as pd
 
-from envariant.studies.selection.base import Chosen, Missing, Selection, best, chosen, last_steps
+from envariant.studies.selection.base import (
+    NoSelection,
+    SelectedRun,
+    Selection,
+    best,
+    last_steps,
+    selected_run,
+    signed,
+)
 
 
 @final
 @dataclass(frozen=True)
 class Oracle(Selection):
-    """The run whose last step is best in the held-out environments: no early stopping, as in DomainBed."""
+    """Run with the best test score at its last step. Gulrajani & Lopez-Paz 2021.
+
+    There is no early stopping, as in DomainBed.
+    """
 
     name: ClassVar[str] = "oracle"
-    sees_test: ClassVar[bool] = True
-    about: ClassVar[str] = "best in the held-out environments at the last step: it looks at the answer"
+    uses_test: ClassVar[bool] = True
+    about: ClassVar[str] = "best score in the test environments at the last step; uses the test labels"
 
-    def choose(self, candidates: pd.DataFrame, others: pd.DataFrame) -> Chosen | Missing:
+    def choose(self, candidates: pd.DataFrame, others: pd.DataFrame) -> SelectedRun | NoSelection:
         del others
         last = last_steps(candidates)
-        last = last.assign(seen=last["test"].where(last["higher_is_better"].fillna(1) == 1, -last["test"]))
-        last = last[last["seen"].notna()]
+        last = last.assign(test_score=signed(last, last["test"]))
+        last = last[last["test_score"].notna()]
         if last.empty:
-            return Missing("no environment is held out")
-        return chosen(best(last, "seen"), "oracle: chosen in the test environment")
+            return NoSelection("there is no test environment")
+        return selected_run(best(last, "test_score"), "oracle: selected by test score")

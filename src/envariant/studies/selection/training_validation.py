@@ -1,24 +1,24 @@
-"""Training-domain validation: the best on held-out rows of the training environments."""
+"""Training-domain validation: the best score on validation rows of the training environments."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import pandas as pd
 
-from envariant.studies.selection.base import Chosen, Missing, Selection, best, chosen
+from envariant.studies.selection.base import NoSelection, SelectedRun, Selection, best, selected_run
 
 
 @final
 @dataclass(frozen=True)
 class TrainingValidation(Selection):
-    """The run and the step with the best mean over training environments. Gulrajani & Lopez-Paz 2021."""
+    """Run and step with the best mean validation score. Gulrajani & Lopez-Paz 2021."""
 
-    name: ClassVar[str] = "training-domain"
-    about: ClassVar[str] = "best on held-out rows of the training environments, at any measured step"
+    name: ClassVar[str] = "training-domain validation"
+    about: ClassVar[str] = "best score on validation rows of the training environments, at any step"
 
-    def choose(self, candidates: pd.DataFrame, others: pd.DataFrame) -> Chosen | Missing:
+    def choose(self, candidates: pd.DataFrame, others: pd.DataFrame) -> SelectedRun | NoSelection:
         del others
-        known = candidates[candidates["score"].notna()]
-        if known.empty:
-            return Missing("nothing was measured on held-out rows")
-        return chosen(best(known, "score"))
+        scored = candidates[candidates["score"].notna()]
+        if scored.empty:
+            return NoSelection("no run has a score on validation rows")
+        return selected_run(best(scored, "score"))

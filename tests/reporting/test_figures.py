@@ -1,4 +1,4 @@
-"""Charts draw the numbers they are given, at their places, with the lines people compare them with."""
+"""Figures draw the given numbers at the right positions, with their reference lines."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import envariant
 from envariant.analysis.distribution_shift import Shift
 from envariant.analysis.statistics import Interval, interval
 from envariant.core.errors import EnvariantError
-from envariant.reporting import charts, figures, shift
+from envariant.reporting import figures, shift
 
 
 @pytest.fixture(scope="module")
@@ -25,77 +25,85 @@ def runs():
     }
 
 
-def drawn(axes, label):
+def line_with_label(axes, label):
     (line,) = [line for line in axes.lines if line.get_label() == label]
     return line.get_xdata(), line.get_ydata()
 
 
 @pytest.mark.parametrize(("scale", "name"), [("linear", "linear"), ("symlog", "symlog")])
-def test_a_sweep_shows_every_environment_and_every_replica(runs, scale, name):
-    (axes,) = charts.sweep(runs, "l2 = $x$", scale).axes
+def test_sweep_shows_every_environment_and_replica(runs, scale, name):
+    (axes,) = figures.sweep(runs, "l2 = $x$", scale).axes
     assert axes.get_xscale() == name
     for environment, role in (("flip-0.2", "train"), ("flip-0.1", "train"), ("flip-0.9", "test")):
-        x, y = drawn(axes, f"{environment} ({role})")
+        x, y = line_with_label(axes, f"{environment} ({role})")
         assert list(x) == list(runs)
         assert list(y) == [run.final(environment, "accuracy").mean for run in runs.values()]
     dots = sorted(y for line in axes.lines if line.get_marker() == "." for y in line.get_ydata())
     values = [v for run in runs.values() for e in run.record.roles for v in run.final(e, "accuracy").values]
     assert dots == sorted(values)
     assert {text.get_text().split()[0] for text in axes.texts} == {"chance", "optimum"}
-    assert axes.get_xlabel() == r"l2 = \$x\$", "a dollar sign begins no formula"
+    assert axes.get_xlabel() == r"l2 = \$x\$", "dollar signs are escaped"
     assert figures.png(axes.figure)[:4] == b"\x89PNG"
 
 
-def test_a_ranking_shows_intervals_replicas_published_figures_and_marks():
-    bars = [
-        charts.Bar("IRM", (0.6, 0.7, 0.65), {"papers": 0.669}),
-        charts.Bar("V-REx", (0.5,), {"papers": 0.687, "report": 0.3}),
+def test_ranking_shows_intervals_replicas_published_scores_and_marks():
+    rows = [
+        figures.RankingRow("IRM", (0.6, 0.7, 0.65), {"papers": 0.669}),
+        figures.RankingRow("V-REx", (0.5,), {"papers": 0.687, "report": 0.3}),
     ]
-    (axes,) = charts.ranking(bars, "accuracy", {"chance": 0.5}).axes
-    found = interval(bars[0].values)
+    (axes,) = figures.ranking(rows, "accuracy", {"chance": 0.5}).axes
+    expected = interval(rows[0].values)
     points = {(float(x), float(y)) for line in axes.lines for x, y in zip(*line.get_data(), strict=True)}
-    for value, place in (
+    for value, y in (
         (0.6, 0),
         (0.7, 0),
         (0.669, 0),
         (0.5, 1),
         (0.3, 1),
         (0.687, 1),
-        (found.low, 0),
-        (found.high, 0),
+        (expected.low, 0),
+        (expected.high, 0),
     ):
-        assert (value, place) in points
+        assert (value, y) in points
     assert [label.get_text() for label in axes.get_yticklabels()] == ["IRM", "V-REx"]
-    assert axes.yaxis_inverted(), "the first stands on top"
+    assert axes.yaxis_inverted(), "the first row is at the top"
     assert "chance 50%" in [text.get_text().strip() for text in axes.texts]
 
 
-def test_lines_are_the_numbers_on_the_scales_asked_for():
+def test_ranking_may_have_rows_of_published_scores_alone():
+    rows = [figures.RankingRow("ours", (0.6, 0.7), {}), figures.RankingRow("paper", (), {"papers": 0.669})]
+    (axes,) = figures.ranking(rows, "accuracy", {}).axes
+    points = {(float(x), float(y)) for line in axes.lines for x, y in zip(*line.get_data(), strict=True)}
+    assert [point for point in points if point[1] == 1 and point[0] == point[0]] == [(0.669, 1)]
+    assert figures.png(axes.figure)[:4] == b"\x89PNG"
+
+
+def test_lines_draw_the_series_on_the_given_scales():
     steps = np.arange(1, 5)
-    (axes,) = charts.lines(
+    (axes,) = figures.lines(
         {"a": (steps, steps**2), "b": (steps, steps**3)}, "step", "value", ("linear", "log"), {"ln 2": 0.693}
     ).axes
     assert axes.get_yscale() == "log"
-    x, y = drawn(axes, "b")
+    x, y = line_with_label(axes, "b")
     assert (list(x), list(y)) == ([1, 2, 3, 4], [1, 8, 27, 64])
     assert [text.get_text() for text in axes.texts] == ["ln 2 "]
 
 
-def test_a_critical_difference_diagram_joins_what_noise_may_have_parted():
-    assert charts._within([1.0, 1.5, 2.9, 3.1], 1.0) == [(0, 1), (2, 3)]
-    assert charts._within([1.0, 1.5, 2.0, 3.5], 1.2) == [(0, 2)]
-    assert charts._within([1.0, 3.0], 1.0) == []
-    figure = charts.critical_difference(["b", "a", "c$"], [2.0, 1.2, 2.8], 1.0)
+def test_critical_difference_joins_ranks_that_do_not_differ_significantly():
+    assert figures._indistinguishable([1.0, 1.5, 2.9, 3.1], 1.0) == [(0, 1), (2, 3)]
+    assert figures._indistinguishable([1.0, 1.5, 2.0, 3.5], 1.2) == [(0, 2)]
+    assert figures._indistinguishable([1.0, 3.0], 1.0) == []
+    figure = figures.critical_difference(["b", "a", "c$"], [2.0, 1.2, 2.8], 1.0)
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", r"c\$"]
     marks = [tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
     assert marks == [(1.2,), (2.0,), (2.8,)]
 
 
-def test_environments_with_numbers_make_a_curve_and_others_do_not(runs):
-    found = {0.1: "flip-0.1", 0.9: "flip-0.9"}
+def test_shift_curve_needs_environments_with_numbers(runs):
+    expected = {0.1: "flip-0.1", 0.9: "flip-0.9"}
     stem, places = shift._numbered(["flip-0.9", "flip-0.1", "other", "year 3"])
-    assert (stem, places) == ("flip-", found)
+    assert (stem, places) == ("flip-", expected)
     assert list(places) == [0.1, 0.9], "in order"
     assert shift._numbered(["a", "b"]) == ("", {})
     several = list(runs.values())
@@ -110,12 +118,12 @@ def test_environments_with_numbers_make_a_curve_and_others_do_not(runs):
         shift.curve([])
 
 
-def test_shift_is_a_point_for_each_pair_with_its_interval():
+def test_shift_plane_has_one_point_per_pair():
     def around(mean):
         return Interval(mean, mean - 0.1, mean + 0.1, 3)
 
-    found = Shift("a + b", "c", around(0.2), around(0.5), around(0.0), around(0.1))
-    (axes,) = shift.plane([found]).axes
+    pair = Shift("a + b", "c", around(0.2), around(0.5), around(0.0), around(0.1))
+    (axes,) = shift.plane([pair]).axes
     assert [
         tuple(map(float, (*m.get_xdata(), *m.get_ydata()))) for m in axes.lines if m.get_marker() == "o"
     ] == [(0.2, 0.5)]

@@ -1,4 +1,4 @@
-"""Tables, figures and the page: everything shown, nothing fetched, nothing trusted."""
+"""Verdicts, tables, figures and the page of runs: complete, offline and escaped."""
 
 import dataclasses
 import re
@@ -12,9 +12,10 @@ from envariant import published
 from envariant.core.environments import Environment, EnvironmentSet, ReferenceScores
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Regression
-from envariant.reporting import comparison, figures, run_page, tables
+from envariant.reporting import figures, published_figures, run_page, tables
 from envariant.reporting.labels import labels, verdict
-from envariant.training import HistoryRow, TrainingResult
+from envariant.training.history import HistoryRow
+from envariant.training.result import TrainingResult
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def results():
 
 
 def with_scores(result: TrainingResult, **scores: float) -> TrainingResult:
-    """The same run with other final accuracies, by environment."""
-    last = result.record.settings.steps
+    """Return the run with other final accuracies, by environment."""
+    last = result.record.spec.steps
     changed = [
         dataclasses.replace(row, value=scores[row.environment.replace("-", "_").replace(".", "_")])
         if row.step == last and row.metric == "accuracy"
@@ -39,91 +40,98 @@ def with_scores(result: TrainingResult, **scores: float) -> TrainingResult:
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "words"),
+    ("train", "test", "text"),
     [
-        (0.85, 0.15, "worse than guessing"),
-        (0.52, 0.51, "no better than guessing"),
-        (0.85, 0.60, ": 0.250 less"),
+        (0.85, 0.15, "worse than chance"),
+        (0.52, 0.51, "no better than chance"),
+        (0.85, 0.60, ": a drop of 0.250"),
         (0.60, 0.75, "better than in training"),
-        (0.71, 0.69, "it holds"),
+        (0.71, 0.69, "no notable drop"),
     ],
 )
-def test_the_verdict_follows_the_numbers(results, train, test, words):
+def test_verdict_follows_the_scores(results, train, test, text):
     sentence = verdict(with_scores(results[0], flip_0_2=train, flip_0_1=train, flip_0_9=test))
-    assert words in sentence
-    assert f"{test:.3f} at flip-0.9" in sentence
+    assert text in sentence
+    assert f"{test:.3f} in flip-0.9" in sentence
 
 
-def test_the_table_shows_each_environment_the_worst_the_spread_and_the_replicas(results):
+def test_score_table_has_environments_worst_spread_and_replicas(results):
     table = tables.scores(results)
     assert table.header[:6] == (
         "accuracy", "flip-0.2 (train)", "flip-0.1 (train)", "flip-0.9 (test)", "worst", "replicas",
     )  # fmt: skip
-    line = table.lines[0]
+    row = table.rows[0]
     final = results[0].final("flip-0.9", "accuracy")
-    assert line[3] == f"{final.mean:.3f} ± {final.sd:.3f}"
-    assert line[5] == "2"
+    assert row[3] == f"{final.mean:.3f} ± {final.sd:.3f}"
+    assert row[5] == "2"
     assert "divisor n − 1" in " ".join(table.notes)
-    assert [line[0] for line in table.lines] == ["erm", "vrex", "erm (grayscale oracle)"]
+    assert [row[0] for row in table.rows] == ["erm", "vrex", "erm (grayscale oracle)"]
 
 
-def test_published_figures_stand_beside_runs_of_the_same_protocol_only(results):
-    assert comparison.published_for(results[0]) is None
-    settings = dataclasses.replace(results[1].record.settings, data="colored-mnist:irm", changed=())
-    real = dataclasses.replace(results[1], record=dataclasses.replace(results[1].record, settings=settings))
-    found = comparison.published_for(real)
+def with_settings(result: TrainingResult, **changes) -> TrainingResult:
+    settings = dataclasses.replace(result.record.spec, **changes)
+    return dataclasses.replace(result, record=dataclasses.replace(result.record, settings=settings))
+
+
+def test_published_scores_are_shown_only_for_runs_in_the_settings_of_the_paper(results):
+    assert published_figures.comparable(results[0].record) is None
+    paper = with_settings(results[1], data="colored-mnist:irm", changed=())
     mean, spread = published.table("rex_colored_mnist").fraction("V-REx", "test")
-    assert found.test == (mean, spread)
-    other = dataclasses.replace(real.record, settings=dataclasses.replace(settings, changed=("steps",)))
-    assert comparison.published_for(dataclasses.replace(real, record=other)) is None
-    assert tables.scores([real]).lines[0][-1] == f"{mean:.3f} ± {spread:.3f}"
-    for data, algorithm in comparison._PUBLISHED:
-        name, row = comparison._PUBLISHED[data, algorithm]
-        assert row in published.table(name).rows
+    assert published_figures.comparable(paper.record).test == (mean, spread)
+    assert tables.scores([paper]).rows[0][-1] == f"{mean:.3f} ± {spread:.3f}"
+    changed = with_settings(paper, changed=("steps",))
+    assert published_figures.comparable(changed.record) is None
+    assert tables.scores([paper, changed]).rows[1][-2:] == (tables.NONE, tables.NONE)
+    assert "published test" not in tables.scores([changed]).header
+
+
+def test_every_listed_published_row_exists():
+    for table, row in published_figures.ROWS.values():
+        assert row in published.table(table).rows
 
 
 class Links(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.links = []
         self.tags = []
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.found += [v for k, v in attributes if k in ("src", "href", "xlink:href", "srcset", "data") and v]
+        self.links += [v for k, v in attributes if k in ("src", "href", "xlink:href", "srcset", "data") and v]
 
 
-def test_the_page_fetches_nothing_and_runs_nothing(results):
+def test_page_loads_nothing_and_runs_no_script(results):
     parser = Links()
     text = run_page.render(results, "Title")
     parser.feed(text)
-    assert parser.found
-    assert all(link.startswith(("data:", "#")) for link in parser.found)
+    assert parser.links
+    assert all(link.startswith(("data:", "#")) for link in parser.links)
     assert not {"script", "link", "iframe", "object", "embed"} & set(parser.tags)
     assert not re.search(r"url\((?!#)", text)
     for word in ("flip-0.2", "flip-0.9", "worst", "replicas", "Seeds", "torch", "learning rate", "Bayes"):
         assert word in text
 
 
-def test_the_same_runs_give_the_same_page(results):
+def test_equal_runs_give_equal_pages(results):
     assert run_page.render(results, "Title") == run_page.render(results, "Title")
 
 
-def nasty(task) -> EnvironmentSet:
+def with_markup_in_names(task) -> EnvironmentSet:
     generator = torch.Generator().manual_seed(0)
     names = ("<script>alert(1)</script>", 'a"b & c')
-    made = tuple(
+    environments = tuple(
         Environment(
             n, torch.randn(30, 2, generator=generator), (torch.rand(30, generator=generator) > 0.5).float()
         )
         for n in names
     )
-    return EnvironmentSet("<img src=x>", made, task, test=names[:1], known=ReferenceScores())
+    return EnvironmentSet("<img src=x>", environments, task, test=names[:1], known=ReferenceScores())
 
 
 @pytest.mark.parametrize("task", [Binary(), Regression()])
-def test_names_from_outside_are_escaped_and_any_task_has_a_page(task):
-    result = envariant.train(nasty(task), "erm", model="linear", steps=3)
+def test_names_are_escaped_and_every_task_has_a_page(task):
+    result = envariant.train(with_markup_in_names(task), "erm", model="linear", steps=3)
     text = run_page.render([result], "<b>heading</b>")
     assert "<script>" not in text
     assert "<img src=x>" not in text
@@ -131,47 +139,48 @@ def test_names_from_outside_are_escaped_and_any_task_has_a_page(task):
     assert "&lt;script&gt;" in text
 
 
-def test_a_failed_run_says_why_on_its_page():
+def test_page_shows_why_a_run_failed():
     result = envariant.train("colored-digits", "erm", steps=3, optimizer="sgd", learning_rate=1e30)
     text = run_page.render([result], "Title")
     assert "no replica finished" in text
     assert "learning rate or a coefficient is too large" in text
 
 
-def test_runs_with_different_metrics_are_not_mixed(results):
+def test_runs_with_different_metrics_and_no_run_are_rejected(results):
     with pytest.raises(EnvariantError, match="different metrics"):
         run_page.render(
-            [results[0], envariant.train(nasty(Regression()), "erm", model="linear", steps=1)], "x"
+            [results[0], envariant.train(with_markup_in_names(Regression()), "erm", model="linear", steps=1)],
+            "x",
         )
     with pytest.raises(EnvariantError, match="at least one run"):
         run_page.render([], "x")
 
 
-def test_the_page_is_written_whole_or_refused(results, tmp_path):
+def test_page_is_written_or_an_error_is_raised(results, tmp_path):
     run_page.write(results, tmp_path / "new" / "page.html", "Title")
     assert (tmp_path / "new" / "page.html").read_text().startswith("<!doctype html>")
     with pytest.raises(EnvariantError, match="cannot be written"):
         run_page.write(results, tmp_path / "new" / "page.html" / "x.html", "Title")
 
 
-def test_curves_draw_held_out_solid_and_training_dotted_with_chance_and_optimum(results):
+def test_curves_draw_test_environments_solid_and_training_environments_dotted(results):
     figure = figures.curves(results[:1])
     axes = figure.axes[0]
     styles = [line.get_linestyle() for line in axes.get_lines()[:3]]
     assert styles == [":", ":", "-"]
     measured = results[0].history.query("environment == 'flip-0.9' and metric == 'accuracy'")
-    drawn = axes.get_lines()[2].get_ydata()
-    assert list(drawn) == pytest.approx(list(measured.groupby("step")["value"].mean()))
+    means = axes.get_lines()[2].get_ydata()
+    assert list(means) == pytest.approx(list(measured.groupby("step")["value"].mean()))
     assert {text.get_text().strip() for text in axes.texts} == {"chance 50%", "optimum 75%"}
 
 
-def test_the_overview_shows_each_digit_over_its_label_in_the_color_it_has():
-    source = envariant.data.colored.digits()
-    drawn = source.sample(0)
-    figure = figures.overview(drawn, source.facts(drawn), columns=5)
+def test_overview_shows_each_digit_in_its_color_above_its_label():
+    source = envariant.data.colored_digits()
+    environments = source.sample(0)
+    figure = figures.overview(environments, source.facts(environments), columns=5)
     pictures = [axes for axes in figure.axes if axes.get_images()]
     assert len(pictures) == 15
-    environment = drawn["flip-0.2"]
+    environment = environments["flip-0.2"]
     for row, axes in enumerate(pictures[:5]):
         image = axes.get_images()[0].get_array()
         darkest = image[image.sum(axis=2) == image.sum(axis=2).min()][0]
@@ -180,19 +189,21 @@ def test_the_overview_shows_each_digit_over_its_label_in_the_color_it_has():
         assert axes.get_xlabel() == str(int(environment.targets[row]))
 
 
-def test_a_history_row_is_typed():
+def test_fields_of_a_history_row():
     assert [f.name for f in dataclasses.fields(HistoryRow)] == [
         "replica", "step", "environment", "split", "metric", "value",
     ]  # fmt: skip
 
 
-def test_runs_are_told_apart_by_what_differs_between_them(results):
+def test_labels_name_the_settings_in_which_runs_differ(results):
     a, b = (envariant.train("colored-digits", f"and-mask(threshold={t})", steps=1) for t in (0.5, 1))
     assert labels([a, b]) == ["and-mask, threshold=0.5", "and-mask, threshold=1"]
     assert labels([results[0], a]) == ["erm", "and-mask"]
 
 
-def test_a_dollar_sign_in_a_name_begins_no_formula():
-    made = tuple(Environment(n, torch.randn(9, 2), torch.zeros(9)) for n in (r"$\frac$", "b"))
-    result = envariant.train(EnvironmentSet("x", made, Binary(), test=("b",)), "erm", model="linear", steps=1)
+def test_dollar_sign_in_a_name_is_not_read_as_a_formula():
+    environments = tuple(Environment(n, torch.randn(9, 2), torch.zeros(9)) for n in (r"$\frac$", "b"))
+    result = envariant.train(
+        EnvironmentSet("x", environments, Binary(), test=("b",)), "erm", model="linear", steps=1
+    )
     assert "<svg" in run_page.render([result], "x")

@@ -1,0 +1,81 @@
+"""Look of all figures: colors, axes, legends and reference lines."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+INK = "#1f2933"
+MUTED = "#7b8794"
+LINE = "#e4e7eb"
+TEST = "#c2410c"
+TRAIN = ("#0f766e", "#4f46e5", "#a16207", "#7c3aed", "#15803d", "#475569")
+DASHED = (0, (5, 3))
+
+
+def colors() -> Iterator[str]:
+    """Yield the colors of series, the accent color first, without end."""
+    return cycle((TEST, *TRAIN))
+
+
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure with one chart; width and height are in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def quiet(axes: Axes) -> None:
+    """Hide the upper and right spines of a chart and mute its ticks."""
+    axes.tick_params(labelsize=8, colors=MUTED)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#cbd2d9")
+
+
+def name_axes(axes: Axes, x_label: str, y_label: str = "") -> None:
+    """Label the axes of a chart; an empty label is left out."""
+    axes.set_xlabel(plain_text(x_label), fontsize=9, color=INK)
+    if y_label:
+        axes.set_ylabel(plain_text(y_label), fontsize=9, color=INK)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Label the rows 0, 1, … of a chart with one row per method."""
+    axes.set_yticks(range(len(names)), [plain_text(name) for name in names])
+    axes.tick_params(axis="y", labelsize=9, colors=INK, length=0)
+
+
+def legend(
+    figure: Figure, *, columns: int = 4, below: bool = False, handles: Mapping[str, Line2D] | None = None
+) -> None:
+    """Add one legend for all panels, outside of them, where it hides no data.
+
+    Args:
+        figure: The figure.
+        columns: Number of columns.
+        below: Whether the legend stands below the panels instead of above.
+        handles: Lines by label; None takes every labeled line.
+    """
+    figure.legend(
+        **({} if handles is None else {"handles": list(handles.values()), "labels": list(handles)}),
+        loc="outside lower left" if below else "outside upper left",
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5 if below else 9,
+        labelcolor=INK,
+    )
+
+
+def mark_height(axes: Axes, value: float, label: str) -> None:
+    """Draw a dashed horizontal reference line, labeled at its right end."""
+    axes.axhline(value, color=MUTED, lw=0.8, ls=DASHED, zorder=0)
+    axes.text(
+        1.0, value, f"{plain_text(label)} ", fontsize=7.5, color=MUTED, ha="right", va="bottom",
+        transform=axes.get_yaxis_transform(),
+    )  # fmt: skip
+
+
+def plain_text(text: str) -> str:
+    """Escape dollar signs, so that a name with one is not read as a formula."""
+    return text.replace("$", r"\$")

@@ -1,10 +1,10 @@
 """`SavedModel`: a trained network with everything needed to predict the rows of a new table."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,6 @@ from envariant.data.tables.kinds import Kind, TaskName
 from envariant.data.tables.reading import read_columns
 from envariant.data.tables.source import TableSource
 from envariant.data.validation_split import ValidationSplit
-from envariant.models import model_config
 from envariant.saved_model import folder as files
 from envariant.saved_model import onnx_export
 from envariant.saved_model.network import SavedNetwork
@@ -100,13 +99,6 @@ class SavedModel:
             why = state.failure or f"{state.step} of {settings.steps} steps made"
             raise EnvariantError(f"replica {replica}: has not finished ({why}); choose a finished replica")
         network = result.model(replica)
-        try:
-            model_config(settings.model)
-        except EnvariantError:
-            raise EnvariantError(
-                f"model '{settings.model}': is not one of the library's, so a saved model cannot rebuild it; "
-                f"train a named model"
-            ) from None
         source = source.with_test_environments(settings.test_environments)
         split = ValidationSplit(source, settings.holdout_fraction) if settings.holdout_fraction else source
         if split.sample(record.seeds[0].data).fingerprint() != record.fingerprints["data"]:
@@ -338,11 +330,6 @@ class _RowCounter:
         return Drift.of(self._sketches, self._counts, self._unseen, self._rows, environments)
 
 
-def _recognized(column: Column, sketch: Sketch) -> Column:
-    """Return the column with its categories spelled as in training."""
-    return Column(column.name, column.kind, column.values, sketch.recognized(column.categories))
-
-
 def _reference(source: TableSource, environments: Sequence[str]) -> tuple[Sketch, ...]:
     """Return the distribution of each encoded column over some environments of a table."""
     table = source.table
@@ -351,7 +338,16 @@ def _reference(source: TableSource, environments: Sequence[str]) -> tuple[Sketch
     codes: NDArray[Any] = positions[table.environment.values]
     rows = codes >= 0
     columns = {column.name: column for column in table.columns}
+    encoded = [columns[encoding.name] for encoding in source.encoder.columns]
     return tuple(
-        Sketch.of(c.name, cast("Any", c.kind), c.values[rows], codes[rows], len(environments), c.categories)
-        for c in (columns[encoding.name] for encoding in source.encoder.columns)
-    )
+        Sketch.of(
+            c.name, c.kind, c.values[rows], codes[rows], len(environments), c.categories,
+            categorical=c.type.categorical, ordered=c.type.ordered,
+        )
+        for c in encoded
+    )  # fmt: skip
+
+
+def _recognized(column: Column, sketch: Sketch) -> Column:
+    """Return the column with its categories spelled as in training."""
+    return replace(column, categories=sketch.recognized(column.categories))

@@ -20,11 +20,7 @@ class Source(BaseModel):
     """Publication or repository from which figures were taken.
 
     Attributes:
-        title: Title of the publication.
-        authors: Names of the authors.
-        url: Address.
         checked: How the figures were read and checked.
-        year: Year of publication; None if unknown.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,15 +52,11 @@ class Table(BaseModel):
     """Published table.
 
     Attributes:
-        source: Name of the source.
-        protocol: Name of the protocol.
-        metric: Name of the metric.
+        source: Name of the source; likewise protocol and metric.
         unit: "percent" or "fraction", as printed; "" for other metrics.
-        columns: Names of the columns.
         spread_kind: Kind of the spread, such as a standard deviation over restarts.
         n_runs: Number of runs; None if not stated.
         higher_is_better: Direction of the metric; None if it has none.
-        rows: Rows by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

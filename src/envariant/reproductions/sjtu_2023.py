@@ -85,22 +85,19 @@ def overview(runner: Runner) -> Iterator[Finding]:
     """Sixty thousand digits are split into thirds and colored red or green.
 
     The label states whether a digit is below five and is wrong in a quarter of the rows. The color agrees
-    with the label except in 20 %, 10 % and, in the test set, 90 % of the rows. At most 75 % can be
-    right.
+    with it except in 20 %, 10 % and, in the test set, 90 % of the rows. At most 75 % can be right.
     """
     source = runner.source(THIRDS)
     assert isinstance(source, ColoredSource)
     environments = source.sample(0)
     facts = source.facts(environments)
-    yield CaptionedFigure(
-        "digits",
+    digits, caption = (
         figures.overview(environments, facts),
-        "The first digits of each environment, above their labels.",
-        as_pixels=True,
+        "First digits of each environment, above their labels.",
     )
-    yield CaptionedTable(
-        "counts", tables.facts(facts), "Rows of each environment, and accuracies of simple rules"
-    )
+    yield CaptionedFigure("digits", digits, caption, as_pixels=True)
+    caption = "Rows of each environment, and accuracies of simple rules"
+    yield CaptionedTable("counts", tables.facts(facts), caption)
     # Five standard deviations of a binomial share.
     close = all(
         abs(fact.color_agreement - (1 - flip)) < 5 * math.sqrt(flip * (1 - flip) / fact.rows)
@@ -334,11 +331,8 @@ def irm_growth(runner: Runner) -> Iterator[Finding]:
     results = runner.sweep({name: _irm(runner, text) for name, text in texts.items()})
     steps = list(range(STEPS))
     heights = {name: (steps, [schedule(text)(s) for s in steps]) for name, text in texts.items()}
-    yield CaptionedFigure(
-        "schedules",
-        figures.lines(heights, "step", "coefficient", ("linear", "log")),
-        "Four schedules that reach 1e5.",
-    )
+    chart = figures.lines(heights, "step", "coefficient", ("linear", "log"))
+    yield CaptionedFigure("schedules", chart, "Four schedules that reach 1e5.")
     yield from show_runs(results, "Accuracy with each schedule.")
     gains = {
         name: gain(results["polynomial"], result) for name, result in results.items() if name != "polynomial"
@@ -381,21 +375,17 @@ def irm_power(runner: Runner) -> Iterator[Finding]:
 def irm_why(runner: Runner) -> Iterator[Finding]:
     """Decay, plateau and stall remain unexplained in the report."""
     reset = f"adam(reset={SWITCH})"
-    optimizers = {
-        "unchanged": "adam",
-        "ε = 1e-12": "adam(epsilon=1e-12)",
-        "β₂ = 0.9": "adam(beta2=0.9)",
-        "Adam reset at the switch": reset,
+    optimizers: dict[str, dict[str, Any]] = {
+        "unchanged": {},
+        "ε = 1e-12": {"optimizer": "adam(epsilon=1e-12)"},
+        "β₂ = 0.9": {"optimizer": "adam(beta2=0.9)"},
+        "Adam reset at the switch": {"optimizer": reset},
     }
     if runner.profile == "quick":
         # No claim rests on it.
         del optimizers["β₂ = 0.9"]
-    length = {"steps": LONG, "evaluate_every": 20}
-    # The default optimizer is left out of the declaration, so that other sections share the run.
-    variants = {
-        name: _irm(runner, _step(), **length, **({} if optimizer == "adam" else {"optimizer": optimizer}))
-        for name, optimizer in optimizers.items()
-    }
+    length: dict[str, Any] = {"steps": LONG, "evaluate_every": 20}
+    variants = {name: _irm(runner, _step(), **length, **changes) for name, changes in optimizers.items()}
     variants["λ = 1e3, Adam reset"] = _irm(runner, f"step(1, 1e3, at={SWITCH})", **length, optimizer=reset)
     results = runner.sweep(variants)
     yield CaptionedFigure(

@@ -1,4 +1,4 @@
-# Each target sets up what it needs in .venv, on a fresh machine too. PYTHON names the interpreter.
+# Every target installs what it needs into .venv, also on a fresh machine. PYTHON names the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,16 +7,16 @@ BIN := .venv/bin
 demo: .venv/installed          ## train five models on Colored MNIST and write demo/report.html
 	$(BIN)/envariant demo
 
-test: .venv/installed-dev      ## the whole suite, a process for each core
+test: .venv/installed-dev      ## run the whole test suite, one process per core
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-check: .venv/installed-dev     ## lint, format, types, and the direction of imports
+check: .venv/installed-dev     ## check lint, formatting, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-verify: .venv/installed-dev    ## slow statistical checks against the published figures
+verify: .venv/installed-dev    ## run the slow statistical checks against the published figures
 	$(BIN)/python -m pytest -m verify
 
 .venv/bin/python:

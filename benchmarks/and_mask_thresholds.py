@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import envariant
 from envariant.reporting import figures, tables, theme
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 THRESHOLDS = (0.0, 0.5, 1.0)
 VARIANTS = {

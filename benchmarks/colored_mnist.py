@@ -11,7 +11,7 @@ from pathlib import Path
 
 import envariant
 from envariant.reporting import figures, tables
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 RUNS = (
     ("colored-mnist", "erm"),
@@ -31,7 +31,7 @@ def markdown(table: tables.TextTable) -> str:
 def conditions(result: TrainingResult) -> str:
     hardware = ", ".join(f"{key} {value}" for key, value in result.record.hardware.items())
     versions = ", ".join(f"{key} {value}" for key, value in result.record.versions.items())
-    return f"{result.record.settings.precision}; {hardware}; {versions}."
+    return f"{result.record.spec.precision}; {hardware}; {versions}."
 
 
 def main() -> None:

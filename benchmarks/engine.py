@@ -1,10 +1,10 @@
-"""The engine against the yardstick, on this machine, in one run: the tables of engine.md.
+"""Compare the engine with plain training loops on this machine and write the tables of engine.md.
 
     python benchmarks/engine.py [--device cuda] [--name NAME] [PART ...]
 
-On CUDA they go to engine_cuda.md; those of another kind of machine to NAME.md. The two sides of each ratio
-are measured by turns, medians of fourteen. It takes some ten minutes and must run alone: another process that
-multiplies matrices makes every figure here worthless.
+On CUDA the tables go to engine_cuda.md; `--name` chooses another page for another kind of machine. Both
+sides of each ratio are measured alternately and reported as medians of fourteen. A full run takes about ten
+minutes and must have the machine to itself: other processes that multiply matrices invalidate the figures.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import plain_loops
+import step_timing
 import torch
-import yardstick
+from step_timing import Case
 from torch import nn
 
-from envariant import benchmark
 from envariant.algorithms import recipe
-from envariant.benchmark import Case
 from envariant.training import execution, provenance
 from envariant.training.allocator import keep_freed_memory
 from envariant.training.execution import Stacked
@@ -38,65 +38,68 @@ from envariant.training.replicas import Replica, Seeds
 HERE = Path(__file__).parent
 REPEATS = 7
 STEPS, MEASUREMENTS = 501, 6
-FULL = benchmark.CASES["irm-full-batch"]
-SMALL = benchmark.CASES["small-mlp"]
-LINEAR = benchmark.CASES["linear"]
-CNN = benchmark.CASES["mnist-cnn"]
+FULL = step_timing.CASES["irm-full-batch"]
+SMALL = step_timing.CASES["small-mlp"]
+LINEAR = step_timing.CASES["linear"]
+CNN = step_timing.CASES["mnist-cnn"]
 
 
-Timed = Callable[[int], float]
-"""Seconds of one repetition, after so many that are not timed."""
+Timer = Callable[[int], float]
+"""Return the seconds of one repetition, after the given number of warm-up calls."""
 
 
-def timed(device: torch.device, work: Callable[[], object]) -> Timed:
-    return lambda warm: benchmark.median_seconds(work, 1, device, warm)
+def timer(device: torch.device, work: Callable[[], object]) -> Timer:
+    return lambda warm: step_timing.median_seconds(work, 1, device, warm)
 
 
-def in_turn(*works: Timed, warm: int = 1) -> list[float]:
-    """Median seconds of each: two repetitions of one, two of the other, and so on, seven times over.
+def time_alternately(*timers: Timer, warm: int = 1) -> list[float]:
+    """Return the median seconds of each workload: two repetitions of each in turn, seven times over.
 
-    So often, because a machine that is shared has slow minutes, which must fall on all of them; and after
-    some that are not timed, because a large step leaves a small one with cold caches.
+    Alternation spreads the slow minutes of a shared machine over all workloads. Warm-up calls come first,
+    because a large step leaves cold caches for a small one.
     """
-    seconds: list[list[float]] = [[] for _ in works]
+    seconds: list[list[float]] = [[] for _ in timers]
     for _ in range(REPEATS):
-        for each, work in zip(seconds, works, strict=True):
-            each += [work(warm), work(0)]
-    return [statistics.median(each) for each in seconds]
+        for times, measure in zip(seconds, timers, strict=True):
+            times += [measure(warm), measure(0)]
+    return [statistics.median(times) for times in seconds]
 
 
-def rows(case: Case) -> list[yardstick.Rows]:
+def rows(case: Case) -> list[plain_loops.Rows]:
     return [(e.inputs.to(case.device), e.targets.to(case.device)) for e in case.data().environments]
 
 
-def _restart_steps(device: torch.device, *, allocator: bool, calls: Connection) -> None:
-    """In a process of its own: the paper's loop, whose steps it times when it is asked."""
+def _serve_restart_steps(device: torch.device, *, allocator: bool, calls: Connection) -> None:
+    """Time steps of the paper's loop on request, in a separate process."""
     if allocator:
         keep_freed_memory()
     training = rows(replace(FULL, device=device.type))
     test = (torch.rand(10_000, 392, device=device), (torch.rand(10_000, device=device) > 0.5).float())
-    model = yardstick.mlp(392, 390).to(device)
+    model = plain_loops.mlp(392, 390).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=4.9e-4)
 
     def step() -> None:
-        yardstick.irm_step(model, adam, training, 91_257.0, 1.1e-3, test)
+        plain_loops.irm_step(model, adam, training, 91_257.0, 1.1e-3, test)
 
-    # Until the other side closes its end.
+    # The loop ends when the other side closes its end of the pipe.
     with suppress(EOFError):
         while True:
-            calls.send(benchmark.median_seconds(step, 1, device, calls.recv()))
+            calls.send(step_timing.median_seconds(step, 1, device, calls.recv()))
 
 
 @contextmanager
-def restart_steps(device: torch.device, *, allocator: bool) -> Iterator[Timed]:
-    """Seconds of a step of the paper's loop, elsewhere: what the engine asks of the allocator helps it."""
+def restart_steps(device: torch.device, *, allocator: bool) -> Iterator[Timer]:
+    """Time steps of the paper's loop in a process that the engine's allocator setting does not affect."""
     processes = multiprocessing.get_context("spawn")
     here, there = processes.Pipe()
     process = processes.Process(
-        target=_restart_steps, args=(device,), kwargs={"allocator": allocator, "calls": there}, daemon=True
+        target=_serve_restart_steps,
+        args=(device,),
+        kwargs={"allocator": allocator, "calls": there},
+        daemon=True,
     )
     process.start()
-    # With this copy open, a process that died would be waited for.
+    # While this copy is open, a dead process would not raise EOFError.
     there.close()
 
     def seconds(warm: int) -> float:
@@ -111,8 +114,8 @@ def restart_steps(device: torch.device, *, allocator: bool) -> Iterator[Timed]:
 
 
 def restart(device: torch.device) -> list[dict[str, object]]:
-    """The paper's restart, computed from the medians of steps and measurements: 501 steps; the engine
-    measures six times (60,000 rows), the yardstick at every step (10,000 rows).
+    """One restart of the paper (501 steps), computed from the medians of steps and measurements. The engine
+    measures six times (60,000 rows each), the plain loop at every step (10,000 rows).
     """
     full = replace(FULL, device=device.type)
     cases = [
@@ -122,72 +125,76 @@ def restart(device: torch.device) -> list[dict[str, object]]:
         ("float32", full),
     ]
     keep_freed_memory()
-    found = []
+    table = []
     with (
         restart_steps(device, allocator=False) as plain,
-        restart_steps(device, allocator=True) as spared,
+        restart_steps(device, allocator=True) as plain_with_allocator,
     ):
         for name, case in cases:
-            group = case.group()
-            # What is compiled has the same products, but they cannot be seen there.
-            products = benchmark.products_of(replace(case, compiled=False).group())
-            theirs, helped, step, measure, alone = in_turn(
-                plain, spared, *(timed(device, w) for w in (group.advance, group.measure, products.again))
+            stack = case.stack()
+            # A compiled step has the same products, but they cannot be recorded.
+            products = step_timing.record_products(replace(case, compiled=False).stack())
+            loop, loop_with_allocator, step, measure, products_alone = time_alternately(
+                plain,
+                plain_with_allocator,
+                *(timer(device, work) for work in (stack.advance, stack.measure, products.replay)),
             )
-            # It measures the training environments as well: 50,000 rows more than the yardstick.
-            ours = step * STEPS + measure * MEASUREMENTS
-            found.append(
+            # Includes the training environments: 50,000 rows more than the plain loop evaluates.
+            seconds = step * STEPS + measure * MEASUREMENTS
+            table.append(
                 {
                     "precision": name,
                     "step ms": 1e3 * step,
                     "measurement ms": 1e3 * measure,
-                    "restart s": ours,
-                    "yardstick step ms": 1e3 * theirs,
-                    "yardstick with the allocator set, ms": 1e3 * helped,
-                    "ratio": theirs * STEPS / ours,
-                    "ratio with the allocator set": helped * STEPS / ours,
-                    "products alone ms": 1e3 * alone,
-                    "share that is products": alone / step,
-                    "GFLOP a step": products.flops / 1e9,
+                    "restart s": seconds,
+                    "plain loop step ms": 1e3 * loop,
+                    "plain loop step with the allocator setting, ms": 1e3 * loop_with_allocator,
+                    "ratio": loop * STEPS / seconds,
+                    "ratio with the allocator setting": loop_with_allocator * STEPS / seconds,
+                    "matrix products alone ms": 1e3 * products_alone,
+                    "share of matrix products": products_alone / step,
+                    "GFLOP per step": products.flops / 1e9,
                 }
             )
-    return found
+    return table
 
 
 def small(device: torch.device) -> list[dict[str, object]]:
-    """The tabular network: 100 replicas in one program against one after another, both Envariant's."""
-    found = []
+    """Network for tables: 100 replicas in one stack against sequential execution, both with Envariant."""
+    table = []
     for algorithm in ("erm", "irm", "and-mask"):
         for compiled in (False, True):
-            one = replace(SMALL, algorithm=algorithm, device=device.type)
-            many = replace(one, replicas=100, compiled=compiled)
-            alone, together = one.group(), many.group()
-            a, b = in_turn(timed(device, alone.advance), timed(device, together.advance), warm=5)
-            found.append(
+            case = replace(SMALL, algorithm=algorithm, device=device.type)
+            single = case.stack()
+            stacked = replace(case, replicas=100, compiled=compiled).stack()
+            one, hundred = time_alternately(
+                timer(device, single.advance), timer(device, stacked.advance), warm=5
+            )
+            table.append(
                 {
                     "algorithm": algorithm,
                     "compiled": compiled,
-                    "sequential ms": 1e3 * a,
-                    "stacked ms a replica": 1e3 * b / 100,
-                    "ratio": a / (b / 100),
+                    "sequential ms": 1e3 * one,
+                    "stacked ms per replica": 1e3 * hundred / 100,
+                    "ratio": one / (hundred / 100),
                 }
             )
-    return found
+    return table
 
 
 def linear(device: torch.device) -> list[dict[str, object]]:
-    """Linear models: 20 replicas of hyperparameters that share the data, against plain eager loops."""
+    """Linear models: 20 replicas with different hyperparameters on shared data, against plain loops."""
     base = replace(LINEAR, device=device.type)
-    found, training = [], rows(base)
+    table, training = [], rows(base)
     for algorithm in ("erm", "irm", "and-mask", "iga"):
         model = nn.Linear(10, 1).to(device)
         adam = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-        settings = {"irm": "coefficient", "iga": "coefficient", "and-mask": "threshold"}.get(algorithm, "l2")
-        members = [
+        setting = {"irm": "coefficient", "iga": "coefficient", "and-mask": "threshold"}.get(algorithm, "l2")
+        replicas = [
             Replica(
                 k,
                 Seeds.of(0, 0),
-                recipe(algorithm).build({settings: 1.0 if settings == "threshold" else 0.1 * (k + 1)}),
+                recipe(algorithm).build({setting: 1.0 if setting == "threshold" else 0.1 * (k + 1)}),
                 1e-3 * (k + 1),
                 0.0,
             )
@@ -195,119 +202,134 @@ def linear(device: torch.device) -> list[dict[str, object]]:
         ]
         for compiled in (False, True):
             case = replace(base, compiled=compiled)
-            together = ReplicaStack(case.data(), members, case.plan())
-            alone = ReplicaStack(case.data(), members[:1], base.plan())
+            stacked = ReplicaStack(case.data(), replicas, case.run_config())
+            single = ReplicaStack(case.data(), replicas[:1], base.run_config())
             works = (
-                partial(yardstick.linear_step, model, adam, training, algorithm),
-                alone.advance,
-                together.advance,
+                partial(plain_loops.linear_step, model, adam, training, algorithm),
+                single.advance,
+                stacked.advance,
             )
-            a, b, c = in_turn(*(timed(device, work) for work in works), warm=5)
-            found.append(
+            loop, one, twenty = time_alternately(*(timer(device, work) for work in works), warm=5)
+            table.append(
                 {
                     "algorithm": algorithm,
                     "compiled": compiled,
-                    "plain eager ms": 1e3 * a,
-                    "engine, one at a time ms": 1e3 * b,
-                    "stacked ms a replica": 1e3 * c / 20,
-                    "ratio": a / (c / 20),
-                    "ratio to one at a time": b / (c / 20),
+                    "plain loop ms": 1e3 * loop,
+                    "engine, sequential ms": 1e3 * one,
+                    "stacked ms per replica": 1e3 * twenty / 20,
+                    "ratio": loop / (twenty / 20),
+                    "ratio to sequential": one / (twenty / 20),
                 }
             )
-    return found
+    return table
 
 
 def cnn(device: torch.device) -> list[dict[str, object]]:
-    """DomainBed's network: a step of 2 × 64 rows, and 70,000 rows evaluated."""
+    """DomainBed's MNIST network: a step of 2 × 64 rows, and the evaluation of 70,000 rows."""
     case = replace(CNN, precision="bfloat16", device=device.type)
-    model = yardstick.cnn(2).to(device)
+    model = plain_loops.cnn(2).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=1e-3)
     inputs = torch.rand(128, 2, 28, 28, device=device)
     targets = (torch.rand(128, device=device) > 0.5).float()
     images = torch.rand(7_000, 2, 28, 28, device=device)
 
     def step() -> None:
-        yardstick.erm_step(model, adam, inputs, targets)
+        plain_loops.erm_step(model, adam, inputs, targets)
 
     def evaluation() -> None:
-        yardstick.evaluate(model, images, 64)
+        plain_loops.evaluate(model, images, 64)
 
-    held = replace(case, environments=1, rows=7_000).group()
-    works = [
-        ("a step of 2×64 rows", 1e3, step, case.group().advance),
-        ("a step of 2×64 rows, compiled", 1e3, step, replace(case, compiled=True).group().advance),
-        ("70,000 rows evaluated (7,000 timed)", 1e4, evaluation, held.measure),
+    evaluated = replace(case, environments=1, rows=7_000).stack()
+    workloads = [
+        ("step of 2×64 rows", 1e3, step, case.stack().advance),
+        ("step of 2×64 rows, compiled", 1e3, step, replace(case, compiled=True).stack().advance),
+        ("evaluation of 70,000 rows (7,000 timed)", 1e4, evaluation, evaluated.measure),
     ]
-    found = []
-    for what, scale, theirs, ours in works:
-        slow, fast = in_turn(timed(device, theirs), timed(device, ours))
-        found.append(
-            {"what": what, "yardstick ms": scale * slow, "engine ms": scale * fast, "ratio": slow / fast}
+    table = []
+    for name, scale, loop, engine in workloads:
+        loop_seconds, seconds = time_alternately(timer(device, loop), timer(device, engine))
+        table.append(
+            {
+                "workload": name,
+                "plain loop ms": scale * loop_seconds,
+                "engine ms": scale * seconds,
+                "ratio": loop_seconds / seconds,
+            }
         )
-    return found
+    return table
 
 
 def growth(device: torch.device) -> list[dict[str, object]]:
-    """One, ten, a hundred, a thousand replicas, in the groups that the engine makes of them.
+    """One, ten, a hundred and a thousand replicas, in stacks of the size that the engine chooses.
 
-    Each in a process of its own. What the tensors take is predicted from groups of two and of four; what
-    the process takes has the heap's holes on top.
+    Each case runs in its own process. Tensor memory is predicted from stacks of two and of four replicas;
+    process memory includes heap fragmentation.
     """
-    limits, found = benchmark.limits(device), []
+    rates, table = step_timing.matrix_product_rates(device), []
     for case in (replace(LINEAR, rows=1_000), SMALL):
         base = replace(case, device=device.type)
         for k in (1, 10, 100, 1000):
             whole = replace(base, replicas=k)
-            chosen = execution.choose(Stacked(), whole.data(), whole.members(), whole.plan(), None)
-            part = replace(whole, name=f"{base.name}-x{k}", replicas=chosen.group)
-            (figure,) = benchmark.measured([part], limits, REPEATS)
-            found.append(
+            chosen = execution.choose(
+                Stacked(), whole.data(), whole.build_replicas(), whole.run_config(), None
+            )
+            stack = replace(whole, name=f"{base.name}-x{k}", replicas=chosen.group)
+            (timing,) = step_timing.measure_cases([stack], rates, REPEATS)
+            table.append(
                 {
                     "case": base.name,
                     "replicas": k,
-                    "in groups of": chosen.group,
-                    "ms a replica": 1e3 * figure.seconds / figure.replicas,
-                    "process MB": figure.bytes_measured / 1e6,
-                    "tensors MB": figure.bytes_of_tensors / 1e6,
-                    "predicted MB": figure.bytes_predicted / 1e6,
+                    "stack size": chosen.group,
+                    "ms per replica": 1e3 * timing.seconds / timing.replicas,
+                    "process MB": timing.bytes_measured / 1e6,
+                    "tensors MB": timing.bytes_of_tensors / 1e6,
+                    "predicted MB": timing.bytes_predicted / 1e6,
                 }
             )
-    return found
+    return table
 
 
 def start(device: torch.device) -> list[dict[str, object]]:
-    """`envariant train`, one step on colored digits, against importing torch alone."""
+    """Start-up time: `envariant train` with one step on colored digits, against `import torch` alone."""
 
     def seconds(*command: str) -> float:
-        found = []
+        times = []
         for _ in range(5):
             started = time.perf_counter()
             subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
-            found.append(time.perf_counter() - started)
-        return statistics.median(found)
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
 
+    python, package = seconds("-c", "pass"), seconds("-c", "import envariant")
     torch_alone = seconds("-c", "import torch")
     command = ("train", "--data", "colored-digits", "--steps", "1", "--device", device.type)
     whole = seconds("-m", "envariant", *command)
-    return [{"import torch s": torch_alone, "whole s": whole, "beyond s": whole - torch_alone}]
+    return [
+        {
+            "import envariant s": package - python,
+            "import torch s": torch_alone,
+            "total s": whole,
+            "beyond import s": whole - torch_alone,
+        }
+    ]
 
 
 def profile(device: torch.device) -> list[dict[str, object]]:
-    """Where the time of a step goes: the largest operations, as shares of all time spent in operations."""
-    found = []
+    """Largest operations of a step, as shares of the time spent in all operations."""
+    table = []
     for name in ("irm-full-batch-bfloat16", "small-mlp-x100", "linear-x20", "mnist-cnn-bfloat16"):
-        group = replace(benchmark.CASES[name], device=device.type).group()
+        stack = replace(step_timing.CASES[name], device=device.type).stack()
         for _ in range(3):
-            group.advance()
+            stack.advance()
         with torch.profiler.profile() as profiled:
             for _ in range(5):
-                group.advance()
-        kept = f"self_{'device' if device.type == 'cuda' else 'cpu'}_time_total"
-        events = sorted(profiled.key_averages(), key=lambda event: -getattr(event, kept))
-        whole = sum(getattr(event, kept) for event in events)
-        shares = [f"{e.key.removeprefix('aten::')} {getattr(e, kept) / whole:.0%}" for e in events[:8]]
-        found.append({"case": name, "largest operations": ", ".join(shares)})
-    return found
+                stack.advance()
+        column = f"self_{'device' if device.type == 'cuda' else 'cpu'}_time_total"
+        events = sorted(profiled.key_averages(), key=lambda event: -getattr(event, column))
+        total = sum(getattr(event, column) for event in events)
+        shares = [f"{e.key.removeprefix('aten::')} {getattr(e, column) / total:.0%}" for e in events[:8]]
+        table.append({"case": name, "largest operations": ", ".join(shares)})
+    return table
 
 
 PARTS = {
@@ -316,33 +338,33 @@ PARTS = {
 }  # fmt: skip
 
 
-def written(found: dict[str, object]) -> str:
-    """The figures as Markdown."""
-    hardware = found["hardware"]
+def markdown(figures: dict[str, object]) -> str:
+    """Format the figures as a Markdown page."""
+    hardware = figures["hardware"]
     lines = [
-        "# The engine, measured",
+        "# Speed of the engine",
         "",
-        f"Made by `python benchmarks/engine.py{found.get('options', '')}`, which ran alone; medians, both "
-        "sides measured in one run.",
-        "What it is measured against is [yardstick.py](yardstick.py): plain float32 loops as the papers have "
-        "them. The yardstick's full-batch step is taken where the allocator (`training/allocator.py`) is not "
-        "set, as users of the papers' code have it; with it set, see the table.",
+        f"Made by `python benchmarks/engine.py{figures.get('options', '')}` with no other program running. "
+        "Medians; both sides of a ratio are measured in the same run.",
+        "The reference is [plain_loops.py](plain_loops.py): plain float32 training loops as the papers "
+        "describe them. The plain loop's full-batch step is timed without the allocator setting "
+        "(`training/allocator.py`), as users of the papers' code run it; the table also gives it with that "
+        "setting.",
         "",
         f"Machine: {', '.join(f'{key} {value}' for key, value in hardware.items())}; "
-        f"torch {found['versions']['torch']}. A machine may be shared, so each table says what "
-        "matrix products, the best of several shapes, reached in the same run.",
+        f"torch {figures['versions']['torch']}. The machine may be shared, so each section states the "
+        "matrix-product rate (best of several shapes) of the same run.",
     ]
     for name, work in PARTS.items():
-        if name not in found:
+        if name not in figures:
             continue
-        table = found[name]
+        table = figures[name]
         header = list(table[0])
-        summary, _, rest = (work.__doc__ or "").partition("\n")
-        when = found["measured"][name]
-        reached = [f"{rate / 1e9:,.0f} in {bits}" for bits, rate in when["limits"].items()]
-        products = f"; products: {', '.join(reached)} (GFLOP/s)" if reached else ""
-        when = f"Measured {when['date']}{products}."
-        lines += ["", f"## {name}", "", " ".join(f"{summary} {rest} {when}".split()), ""]
+        measured = figures["measured"][name]
+        rates = [f"{rate / 1e9:,.0f} in {precision}" for precision, rate in measured["limits"].items()]
+        products = f"; matrix products: {', '.join(rates)} (GFLOP/s)" if rates else ""
+        lines += ["", f"## {name}", ""]
+        lines += [" ".join(f"{work.__doc__} Measured {measured['date']}{products}.".split()), ""]
         lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         lines += ["| " + " | ".join(_text(row[key]) for key in header) + " |" for row in table]
     return "\n".join(lines) + "\n"
@@ -355,18 +377,16 @@ def _text(value: object) -> str:
 
 
 def main() -> None:
-    """Measures the parts named on the command line, or all, and keeps the others' last figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them unless said"
-    )
+    """Measure the parts named on the command line (default: all) and keep the last figures of the others."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--name", help="of the tables; engine or engine_cuda unless said")
+    parser.add_argument("--name", help="page name; default: engine or engine_cuda")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    usual = "engine" if device.type == "cpu" else "engine_cuda"
-    path = HERE / f"{arguments.name or usual}.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    default = "engine" if device.type == "cpu" else "engine_cuda"
+    path = HERE / f"{arguments.name or default}.json"
+    figures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     conditions = {
         "options": (" --device cuda" if device.type == "cuda" else "")
         + (f" --name {arguments.name}" if arguments.name else ""),
@@ -374,14 +394,14 @@ def main() -> None:
         "versions": provenance.versions(),
     }
     for name in arguments.parts or PARTS:
-        limits = benchmark.limits(device)
-        found[name] = PARTS[name](device)
-        when = {"date": datetime.date.today().isoformat(), "limits": limits}
-        found.setdefault("measured", {})[name] = when
-        print(name, json.dumps(found[name], indent=1))
-        found |= conditions
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(written(found), encoding="utf-8")
+        rates = step_timing.matrix_product_rates(device)
+        figures[name] = PARTS[name](device)
+        measured = {"date": datetime.date.today().isoformat(), "limits": rates}
+        figures.setdefault("measured", {})[name] = measured
+        print(name, json.dumps(figures[name], indent=1))
+        figures |= conditions
+        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(markdown(figures), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Accuracy under bfloat16 beside float32: ten replicas each on Colored MNIST, in the papers' own settings.
+"""Compare accuracy in bfloat16 and float32 on Colored MNIST, ten replicas each, in the papers' settings.
 
-It takes hours; stopped, it goes on where it was. `python benchmarks/precision.py [--only erm] [FOLDER]`.
+    python benchmarks/precision.py [--only erm] [FOLDER]
+
+Runs are stored in FOLDER (default runs/precision) and resumed after a stop. A full run takes hours.
 """
 
 import argparse
@@ -9,62 +11,64 @@ from pathlib import Path
 import envariant
 from envariant import TrainingResult
 from envariant.analysis.statistics import interval
-from envariant.training import Spread
+from envariant.training.result import Spread
 
 HERE = Path(__file__).parent
 ALGORITHMS = ("irm", "vrex", "erm", "and-mask")
 PRECISIONS = ("bfloat16", "float32")
-PLACES = ("flip-0.2", "flip-0.1", "flip-0.9")
+ENVIRONMENTS = ("flip-0.2", "flip-0.1", "flip-0.9")
 
 
 def half_width(spread: Spread) -> float:
-    """Half of the 95 % confidence interval of the mean."""
-    found = interval(spread.values)
-    return found.high - found.mean
+    """Return half the width of the 95 % confidence interval of the mean."""
+    estimate = interval(spread.values)
+    return estimate.high - estimate.mean
 
 
-def line(name: str, results: dict[str, TrainingResult]) -> list[str]:
+def table_row(name: str, results: dict[str, TrainingResult]) -> list[str]:
     cells = []
-    for place in PLACES:
-        spreads = [results[p].final(place, "accuracy") for p in PRECISIONS if p in results]
-        shown = [f"{s.mean:.4f} ± {half_width(s):.4f} ({len(s.values)})" for s in spreads]
-        inside = ""
+    for environment in ENVIRONMENTS:
+        spreads = [results[p].final(environment, "accuracy") for p in PRECISIONS if p in results]
+        estimates = [f"{s.mean:.4f} ± {half_width(s):.4f} ({len(s.values)})" for s in spreads]
+        within = ""
         if len(spreads) == 2:
-            apart = abs(spreads[0].mean - spreads[1].mean)
-            inside = "yes" if apart <= min(map(half_width, spreads)) else "no"
-        cells += [*(shown + ["–"] * (2 - len(shown))), inside or "–"]
+            difference = abs(spreads[0].mean - spreads[1].mean)
+            within = "yes" if difference <= min(map(half_width, spreads)) else "no"
+        cells += [*(estimates + ["–"] * (2 - len(estimates))), within or "–"]
     return [name, *cells]
 
 
-def written(results: dict[str, dict[str, TrainingResult]]) -> str:
+def page(results: dict[str, dict[str, TrainingResult]]) -> str:
     header = ["algorithm"] + [
-        f"{place} {what}" for place in PLACES for what in ("bfloat16", "float32", "within")
+        f"{environment} {column}"
+        for environment in ENVIRONMENTS
+        for column in ("bfloat16", "float32", "within")
     ]
-    rows = [line(name, found) for name, found in results.items() if found]
-    some = next(result for found in results.values() for result in found.values())
+    rows = [table_row(name, runs) for name, runs in results.items() if runs]
+    first = next(run for runs in results.values() for run in runs.values())
     return "\n".join(
         [
-            "# bfloat16 beside float32",
+            "# Accuracy in bfloat16 and float32",
             "",
-            "Colored MNIST, protocol irm, 501 steps, the papers' settings. Mean accuracy ± half of its 95 % "
-            "confidence interval (Student) over replicas, their number in brackets; replica k has the same "
-            "data, initial weights and batches in both precisions. *Within*: each mean lies in the other's "
-            "interval. flip-0.9 is held out.",
+            "Colored MNIST, protocol irm, 501 steps, the papers' settings. Mean accuracy ± half the width of "
+            "its 95 % confidence interval (Student) over replicas, with the number of replicas in brackets. "
+            "Replica k has the same data, initial weights and batches in both precisions. *Within*: each "
+            "mean lies in the other's interval. flip-0.9 is the test environment.",
             "",
             "| " + " | ".join(header) + " |",
             "|" + " --- |" * len(header),
             *("| " + " | ".join(row) + " |" for row in rows),
             "",
-            ", ".join(f"{key} {value}" for key, value in some.record.hardware.items())
-            + f"; torch {some.record.versions['torch']}.",
+            ", ".join(f"{key} {value}" for key, value in first.record.hardware.items())
+            + f"; torch {first.record.versions['torch']}.",
             "",
         ]
     )
 
 
 def main() -> None:
-    """Trains what is missing and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Train the missing runs and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/precision"))
     parser.add_argument("--replicas", type=int, default=10)
     parser.add_argument("--only", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
@@ -83,9 +87,9 @@ def main() -> None:
                 "colored-mnist", name, precision=precision, replicas=arguments.replicas,
                 evaluate_every=100, out=out,
             )  # fmt: skip
-    device = next(r for found in results.values() for r in found.values()).record.settings.device
-    page = "precision.md" if device == "cpu" else "precision_cuda.md"
-    (HERE / page).write_text(written(results), encoding="utf-8")
+    device = next(run for runs in results.values() for run in runs.values()).record.spec.device
+    name = "precision.md" if device == "cpu" else "precision_cuda.md"
+    (HERE / name).write_text(page(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Time and memory of `envariant compare` against the number of rows: 50 columns, 10 environments.
+"""Measure time and memory of `envariant compare` for several numbers of rows (50 columns, 10 environments).
 
-    python benchmarks/tables.py FOLDER [ROWS …] [--budget 15m]
+    python benchmarks/tables.py FOLDER [ROWS ...] [--budget 15m]
 
-The table is drawn from a known model: 20 numbers of which 8 matter everywhere, one that follows the target in
-nearly all environments and turns in one, 14 numbers of noise, 10 categories, 3 booleans, 2 dates, with gaps.
+The table is sampled from a known model: 20 numeric columns, 8 of them predictive everywhere; one spurious
+column, whose relation to the target is reversed in one environment; 14 columns of noise; 10 categorical,
+3 boolean and 2 date columns; and missing values.
 """
 
 import argparse
@@ -23,23 +24,25 @@ from envariant.training import provenance
 HERE = Path(__file__).parent
 ENVARIANT = (sys.executable, "-m", "envariant")
 ENVIRONMENTS = 10
-_AT_A_TIME = 100_000
+_CHUNK = 100_000
 
 
 def write(path: Path, rows: int) -> None:
-    """The table as CSV, a stretch at a time."""
+    """Write the table as CSV, in chunks."""
     rng = np.random.default_rng(0)
     flips = np.linspace(0.05, 0.35, ENVIRONMENTS)
     flips[-1] = 0.9
-    for start in range(0, rows, _AT_A_TIME):
-        n = min(_AT_A_TIME, rows - start)
+    for start in range(0, rows, _CHUNK):
+        n = min(_CHUNK, rows - start)
         site = rng.integers(ENVIRONMENTS, size=n)
         numbers = rng.normal(size=(n, 20))
         score = numbers[:, :8].sum(axis=1) / np.sqrt(8)
         target = (score + 0.7 * rng.normal(size=n) > 0).astype(int)
-        turned = np.where(rng.random(n) < flips[site], 1 - target, target) * 2 - 1 + 0.5 * rng.normal(size=n)
+        spurious = (
+            np.where(rng.random(n) < flips[site], 1 - target, target) * 2 - 1 + 0.5 * rng.normal(size=n)
+        )
         columns = {f"number {k}": numbers[:, k].round(4) for k in range(20)}
-        columns["turned"] = turned.round(4)
+        columns["turned"] = spurious.round(4)
         columns |= {f"noise {k}": rng.normal(size=n).round(4) for k in range(14)}
         columns |= {f"category {k}": rng.choice([f"c{v}" for v in range(3 + 2 * k)], n) for k in range(10)}
         columns |= {f"boolean {k}": rng.choice(["yes", "no"], n) for k in range(3)}
@@ -55,8 +58,8 @@ def write(path: Path, rows: int) -> None:
         pd.DataFrame(columns).to_csv(path, index=False, header=start == 0, mode="w" if start == 0 else "a")
 
 
-def measured(folder: Path, rows: int, budget: str) -> dict[str, object]:
-    """One comparison in a process of its own."""
+def measure(folder: Path, rows: int, budget: str) -> dict[str, object]:
+    """Run one comparison in its own process and return its time, peak memory and outcome."""
     path, out = folder / f"rows-{rows}.csv", folder / f"out-{rows}-{os.getpid()}"
     if not path.exists():
         write(path, rows)
@@ -67,7 +70,7 @@ def measured(folder: Path, rows: int, budget: str) -> dict[str, object]:
     seconds = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(done.stderr)
-    answer = json.loads(done.stdout)
+    comparison = json.loads(done.stdout)
     listed = subprocess.run(
         [*ENVARIANT, "runs", "list", str(out), "--json"], capture_output=True, text=True, check=True
     )
@@ -77,34 +80,34 @@ def measured(folder: Path, rows: int, budget: str) -> dict[str, object]:
         "megabytes": round(path.stat().st_size / 1e6),
         "budget": budget,
         "seconds": round(seconds, 1),
-        # Of the largest child so far; sizes are measured in rising order.
+        # The maximum over all child processes so far; sizes are measured in increasing order.
         "peak memory, GB": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, 2),
         "runs done": sum(run["state"] == "done" for run in runs),
-        "draws": 1 + max(run["draw"] for run in runs if run["state"] == "done"),
-        "recommended": answer["recommended"],
-        "verdict": answer["verdict"],
-        "missing": answer["missing"],
+        "trials": 1 + max(run["trial"] for run in runs if run["state"] == "done"),
+        "recommended": comparison["recommended"],
+        "verdict": comparison["verdict"],
+        "missing": comparison["missing"],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--budget", default="15m")
-    given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     import torch
 
-    found = {
+    report = {
         "hardware": provenance.hardware(torch.device("cpu")),
         "versions": provenance.versions(),
         "cases": [],
     }
-    for rows in sorted(given.rows):
-        found["cases"].append(measured(given.folder, rows, given.budget))
-        print(json.dumps(found["cases"][-1], indent=1), flush=True)
-    (HERE / "tables.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for rows in sorted(arguments.rows):
+        report["cases"].append(measure(arguments.folder, rows, arguments.budget))
+        print(json.dumps(report["cases"][-1], indent=1), flush=True)
+    (HERE / "tables.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

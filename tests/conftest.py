@@ -1,10 +1,10 @@
-"""What holds for every test: one thread a process, and annotations that are checked as they are written."""
+"""Setup for all tests: one thread per process and run-time checks of shape annotations."""
 
 import os
 import subprocess
 
-# Before PyTorch is imported, because it reads this once. The tests' matrices are tiny, and two processes
-# that spin waiting for each other's threads are some twenty times slower than one thread each.
+# Set before PyTorch is imported, because PyTorch reads it once. The tests' matrices are tiny, and two
+# processes whose threads wait for each other are about twenty times slower than one thread per process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
@@ -12,33 +12,38 @@ from typing import Any
 
 import pytest
 from beartype import BeartypeConf, beartype
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# These refuse wrong shapes in their own words, which the tests read.
-_OWN_WORDS = {"Environment.__init__", "RandomAffine.__call__"}
+# No test depends on the speed of the machine.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
+
+# These functions validate shapes themselves; the tests check their error messages.
+_VALIDATE_SHAPES = {"Environment.__init__", "RandomAffine.__call__"}
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its annotations checked at every call, if they tell the shape of an array.
+    """Check a function's annotations at every call if they contain array shapes.
 
-    What tells no shape is left alone: names and settings come from users, and are refused in words.
+    Functions without shape annotations are returned unchanged: they take names and settings from users and
+    raise their own errors.
     """
-    shaped = any("jaxtyping." in repr(hint) for hint in function.__annotations__.values())
-    if not shaped or function.__qualname__ in _OWN_WORDS:
+    has_shapes = any("jaxtyping." in repr(hint) for hint in function.__annotations__.values())
+    if not has_shapes or function.__qualname__ in _VALIDATE_SHAPES:
         return function
     return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
 
 
-# For the whole package, while the tests run; users do not pay for it. Nothing may import the package
-# before this line.
+# Applies to the whole package during tests only. Nothing may import the package before this line.
 install_import_hook("envariant", "conftest.checked")
 
 
 @pytest.fixture
 def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The command line in this process, for a new one takes seconds to start."""
+    """Run the command line in this process, because a new process takes seconds to start."""
 
-    def called(*arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         from envariant.cli import main
 
         code = 0
@@ -46,7 +51,7 @@ def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Complet
             main([*map(str, arguments)])
         except SystemExit as end:
             code = int(end.code or 0)
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, output.out, output.err)
 
-    return called
+    return run

@@ -36,6 +36,12 @@ ONE_IS_ERM = "one environment equals ERM"
 SHIFT = "a constant added to all logits of a row changes nothing with cross-entropy"
 
 
+def train_context(environments: int | tuple[int, ...], task: Task, **fields: Any) -> TrainContext:
+    """A context for environments of given sizes, or for a number of environments with 10 rows each."""
+    sizes = (10,) * environments if isinstance(environments, int) else environments
+    return TrainContext(tuple(f"environment {e}" for e in range(len(sizes))), sizes, task, **fields)
+
+
 class _Small(nn.Module):
     """The network of the problems as a module, for algorithms that change or copy it."""
 
@@ -78,8 +84,8 @@ class Problem:
 
     @property
     def context(self) -> TrainContext:
-        return TrainContext(
-            len(self.batch.sizes),
+        return train_context(
+            self.batch.sizes,
             self.task,
             features=4,
             input_shape=(3,),

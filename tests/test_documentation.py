@@ -1,32 +1,89 @@
-"""The documentation is run: every Python block of README and CONTRIBUTING, every command's spelling."""
+"""Tests of the documentation: code blocks run, commands exist, the layout and generated pages are current."""
 
+import ast
+import doctest
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from envariant.algorithms import RECIPES, catalogue
+import envariant
+from envariant.algorithms import RECIPES, Composition, catalogue, recipe
+from envariant.core.schedules import Constant, Schedule
+from envariant.studies.study import read
 
 ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md"]
+TRAINING = {"train", "InvariantClassifier", "InvariantRegressor"}
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_python_blocks_run_in_order(name):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run_blocks(blocks: list[str], page: str) -> dict[str, object]:
     namespace: dict[str, object] = {"__name__": "documentation"}
     for block in blocks:
-        exec(compile(block, name, "exec"), namespace)
+        exec(compile(block, page, "exec"), namespace)
+    return namespace
 
 
-def test_every_option_the_readme_uses_exists():
+def idle_schedules(code: str, namespace: dict[str, object]) -> list[str]:
+    """Return the schedules in `code` that keep their initial value during the whole documented run.
+
+    Args:
+        code: Source with calls of `train` or of an estimator; calls without `steps` are skipped.
+        namespace: Variables with which the code has been run.
+    """
+    idle = []
+    for call in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)):
+        name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+        options = {keyword.arg: keyword.value for keyword in call.keywords}
+        if name not in TRAINING or "steps" not in options:
+            continue
+        position = 1 if name == "train" else 0
+        source = call.args[position] if len(call.args) > position else options["algorithm"]
+        algorithm = eval(compile(ast.Expression(source), "algorithm", "eval"), namespace)
+        steps = ast.literal_eval(options["steps"])
+        composition = algorithm if isinstance(algorithm, Composition) else recipe(algorithm).default
+        for part in composition.parts:
+            coefficient = getattr(part, "coefficient", None)
+            if isinstance(coefficient, Schedule) and not isinstance(coefficient, Constant):
+                resolved = coefficient.resolve(steps) if hasattr(coefficient, "resolve") else coefficient
+                if len({resolved(step) for step in range(steps)}) == 1:
+                    idle.append(f"{ast.unparse(call)}: {part.name} {coefficient}")
+    return idle
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run_in_order_and_their_schedules_take_effect(page):
+    blocks = python_blocks(page)
+    assert blocks
+    namespace = run_blocks(blocks, page)
+    assert idle_schedules("\n".join(blocks), namespace) == []
+
+
+def test_a_schedule_that_starts_after_the_last_step_is_detected():
+    assert idle_schedules("train(data, 'vrex', steps=100)", {}) != []
+    assert idle_schedules("InvariantClassifier('vrex', steps=20)", {}) != []
+    assert idle_schedules("train(data, 'vrex', steps=101)", {}) == []
+
+
+@pytest.mark.parametrize("name", envariant.__all__)
+def test_schedules_in_docstring_examples_take_effect(name):
+    examples = doctest.DocTestParser().get_examples(getattr(envariant, name).__doc__ or "")
+    assert [idle for example in examples for idle in idle_schedules(example.source, {})] == []
+
+
+def test_every_command_and_option_in_the_readme_exists():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^envariant (.+?)(?:\s+#.*)?$", text, re.MULTILINE)
     assert len(lines) >= 6
     for line in lines:
-        command = line.split()[: 2 if line.startswith("data") else 1]
+        command = line.split()[: 2 if line.startswith(("data", "runs")) else 1]
         done = subprocess.run(
             [sys.executable, "-m", "envariant", *command, "--help"],
             capture_output=True, text=True, check=True,
@@ -35,22 +92,48 @@ def test_every_option_the_readme_uses_exists():
             assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", done.stdout), (line, option)
 
 
-def test_the_tree_in_the_readme_is_the_tree_there_is():
+def test_layout_in_the_readme_lists_every_package_in_the_order_of_the_import_layers():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = text[text.index("src/envariant/\n") :].split("```")[0]
-    named = set(re.findall(r"^  (\S+)", tree, re.MULTILINE))
-    there = {
-        p.name + ("/" if p.is_dir() else "")
-        for p in (ROOT / "src" / "envariant").iterdir()
-        if not p.name.startswith(("__", "py.typed"))
+    listed = re.findall(r"^  ([\w./]+)", tree, re.MULTILINE)
+    packages = {
+        path.name + ("/" if path.is_dir() else "")
+        for path in (ROOT / "src" / "envariant").iterdir()
+        if not path.name.startswith(("__", "py.typed"))
     }
-    assert named == there
+    assert set(listed) == packages
+    assert len(listed) == len(packages)
+
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = [re.split(r"\s*[|:]\s*", layer) for layer in contracts["contracts"][0]["layers"]]
+    height = {name: number for number, names in enumerate(layers) for name in names}
+    order = [height[name.removesuffix("/").removesuffix(".py")] for name in listed]
+    assert order == sorted(order)
 
 
-def test_the_page_of_algorithms_is_what_the_parts_say():
-    """Made anew by `envariant algorithms --markdown > docs/algorithms.md`."""
+def test_every_path_in_the_contributing_guide_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text[text.index("## Where to add what") : text.index("## Other packages")]
+    paths = re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", table)
+    assert len(paths) > 20
+    missing = [
+        path
+        for path in (path.removesuffix("NAME.py") for path in paths)
+        if not (ROOT / path).exists() and not (ROOT / "src" / "envariant" / path).exists()
+    ]
+    assert missing == []
+
+
+def test_study_in_the_documentation_is_valid(tmp_path):
+    text = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    (tmp_path / "first.toml").write_text(text.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    assert read(tmp_path / "first.toml").n_trials == 8
+
+
+def test_page_of_algorithms_is_up_to_date_and_describes_every_setting():
+    """Regenerate the page with `envariant algorithms --markdown > docs/algorithms.md`."""
     page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
     assert page == catalogue.markdown()
-    for each in map(catalogue.described, RECIPES.values()):
-        unsaid = [name for name, *_, meaning in each.settings if not meaning]
-        assert not unsaid, f"{each.name}: what {unsaid} mean is not among the attributes"
+    for entry in map(catalogue.describe, RECIPES.values()):
+        undocumented = [name for name, *_, meaning in entry.settings if not meaning]
+        assert not undocumented, f"{entry.name}: {undocumented} are not described under Attributes"

@@ -1,5 +1,7 @@
-"""The scikit-learn face: its own check suite first, then what only environments bring."""
+"""Scikit-learn estimators: the check suite of scikit-learn, then everything about environments."""
 
+import doctest
+import inspect
 import pickle
 import re
 import subprocess
@@ -21,28 +23,31 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import envariant
-from envariant.algorithms import AndMask, Composition, VREx
+from envariant import algorithms, estimators
+from envariant.algorithms import IRM, AndMask, Composition, Fish, Penalty, VREx, recipe
+from envariant.core.schedules import Constant, Schedule
 from envariant.estimators import InvariantClassifier, InvariantRegressor
+from envariant.models import MLP
 
 QUICK = {"model": "mlp(hidden=16)", "steps": 60, "learning_rate": 0.03}
 SMALL = {"model": "linear", "steps": 20, "learning_rate": 0.03, "random_state": 0}
-NO_ENVIRONMENTS = "ignore:.*fit was given no environments:UserWarning"
+NO_ENVIRONMENTS = "ignore:.*fit received none:UserWarning"
 
 
 @parametrize_with_checks(
     [
-        # The checks give no environments, so that ERM is trained: here with a warning, there as asked for.
-        InvariantClassifier(**QUICK),
+        # The checks pass no environments, so ERM is trained: with a warning, or because it was requested.
+        InvariantClassifier(IRM(), **{**QUICK, "model": MLP(hidden=16)}),
         InvariantRegressor("erm", **QUICK),
     ]
 )
 @pytest.mark.filterwarnings(NO_ENVIRONMENTS, "ignore::sklearn.exceptions.SkipTestWarning")
-def test_scikit_learns_own_checks(estimator, check):
+def test_scikit_learn_estimator_checks(estimator, check):
     check(estimator)
 
 
 def flipped(flips, rows=2400, seed=0):
-    """Colored MNIST as a table: shape tells the label in 3 of 4 rows, color in all but `flip` of them."""
+    """Colored MNIST as a table: shape agrees with the label in 3 of 4 rows, color in all but `flip` of them."""
     rng = np.random.default_rng(seed)
     y = rng.random(rows * len(flips)) < 0.5
     site = np.repeat([f"flip {flip}" for flip in flips], rows)
@@ -56,32 +61,32 @@ def flipped(flips, rows=2400, seed=0):
 TRAIN, TEST = flipped((0.1, 0.2)), flipped((0.9,), seed=1)
 
 
-def test_a_logistic_regression_follows_the_column_that_flips():
+def test_logistic_regression_and_erm_use_the_spurious_column():
     assert LogisticRegression().fit(*TRAIN[:2]).score(*TEST[:2]) < 0.25
     erm = InvariantClassifier("erm", random_state=0, steps=200).fit(*TRAIN[:2], environments=TRAIN[2])
     assert erm.score(*TEST[:2]) < 0.25
 
 
 @pytest.mark.parametrize("algorithm", ["irm", "vrex"])
-def test_an_invariant_classifier_does_not(algorithm):
+def test_irm_and_vrex_ignore_the_spurious_column(algorithm):
     inputs, y, site = TRAIN
-    found = InvariantClassifier(algorithm, steps=400, learning_rate=3e-3, random_state=0)
-    found.fit(inputs, y, environments=site)
+    fitted = InvariantClassifier(algorithm, steps=400, learning_rate=3e-3, random_state=0)
+    fitted.fit(inputs, y, environments=site)
     # The best that shape alone can do is 0.75 in every environment.
-    assert 0.65 < found.score(*TEST[:2]) < 0.78
-    assert 0.65 < found.score(inputs, y) < 0.82
-    assert found.environments_.tolist() == ["flip 0.1", "flip 0.2"]
+    assert 0.65 < fitted.score(*TEST[:2]) < 0.78
+    assert 0.65 < fitted.score(inputs, y) < 0.82
+    assert fitted.environments_.tolist() == ["flip 0.1", "flip 0.2"]
 
 
-def test_neither_does_one_that_has_to_find_the_environments():
+def test_irm_with_inferred_environments_ignores_the_spurious_column():
     inputs, y, _ = TRAIN
-    found = InvariantClassifier(
+    fitted = InvariantClassifier(
         "irm", infer_environments=True, hyperparameters={"reference_steps": 100}, steps=300, random_state=0
     ).fit(inputs, y)
-    assert found.score(*TEST[:2]) > 0.6
-    assert found.environments_.tolist() == ["all"]
-    assert found.settings_["algorithm"] == "irm"
-    assert found.result_.record.settings.algorithm == "irm + eiil"
+    assert fitted.score(*TEST[:2]) > 0.6
+    assert fitted.environments_.tolist() == ["all"]
+    assert fitted.settings_["algorithm"] == "irm"
+    assert fitted.result_.record.spec.algorithm == "irm + eiil"
 
 
 def problem(rows=90, seed=0):
@@ -96,38 +101,175 @@ def frame():
     return pd.DataFrame(inputs, columns=["age", "dose", "weight"]).assign(site=site), z > 0, site
 
 
-def test_no_environments_is_said_aloud_and_trains_erm():
-    inputs, z, _ = problem()
-    said = (
-        r"^InvariantClassifier: fit was given no environments, which irm cannot do without, so ERM was "
-        r"trained instead and nothing about this model is invariant\. Give fit\(…, environments=…\), or "
-        r"say that it is meant: algorithm='erm', or infer_environments=True$"
+@pytest.mark.parametrize("estimator", [InvariantClassifier, InvariantRegressor])
+def test_penalty_of_the_documented_example_takes_effect(estimator):
+    example = doctest.DocTestParser().get_doctest(
+        inspect.getdoc(estimator), {estimator.__name__: estimator}, estimator.__name__, None, None
     )
-    with pytest.warns(UserWarning, match=said):
-        found = InvariantClassifier(**SMALL, hyperparameters={"coefficient": 10.0}).fit(inputs, z > 0)
-    assert (found.settings_["algorithm"], found.settings_["hyperparameters"]) == ("erm", {})
+    doctest.DocTestRunner(optionflags=doctest.DONT_ACCEPT_BLANKLINE).run(example, clear_globs=False)
+    (fitted,) = (value for value in example.globs.values() if isinstance(value, estimator))
+    (penalty,) = recipe(fitted.algorithm).default.penalties
+    assert penalty.coefficient_at(fitted.steps - 1) > penalty.coefficient_at(0)
+    names = example.globs
+    inputs, site = names["X"], names.get("site", names.get("year"))
+    targets = inputs[:, 0] > 0 if estimator is InvariantClassifier else 100 + inputs[:, 0]
+    never = clone(fitted).set_params(algorithm=f"{fitted.algorithm}(coefficient={penalty.coefficient_at(0)})")
+    never.fit(inputs, targets, environments=site)
+    assert not np.allclose(never.weights_["head.weight"], fitted.weights_["head.weight"], atol=1e-3)
+
+
+class OwnNetwork(torch.nn.Module):
+    """A network of the user's, with a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1)
+        )
+
+    def forward(self, inputs):
+        return self.layers(inputs)
+
+
+class OwnPenalty(Penalty):
+    """V-REx under another name, without a recipe."""
+
+    name = "own"
+    paper = "none"
+    coefficient: Schedule = Constant(1.0)
+
+    def penalty(self, predicted, state):
+        return predicted.risks.var(correction=0), state
+
+
+class OwnAlgorithm(algorithms.Algorithm):
+    """ERM with twice the gradient, which is no composition."""
+
+    name, minimum_environments, needs_features = "own", 1, False
+
+    def init(self, params, context):
+        return Composition().init(params, context)
+
+    def gradients(self, model, params, batch, state, context):
+        gradients, state, metrics = Composition().gradients(model, params, batch, state, context)
+        return {name: 2 * value for name, value in gradients.items()}, state, metrics
+
+
+def check_round_trip(estimator, table, y):
+    fitted = estimator.fit(table, y, environments="site")
+    expected = fitted.predict_proba(table)
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(again.predict_proba(table), expected)
+    refitted = clone(fitted).fit(table, y, environments="site")
+    np.testing.assert_array_equal(refitted.predict_proba(table), expected)
+    return fitted
+
+
+@pytest.mark.parametrize(
+    "model", [MLP(hidden=8), OwnNetwork(), OwnNetwork], ids=["config", "module", "function"]
+)
+def test_model_objects_are_trained_pickled_and_cloned(model):
+    table, y, _ = frame()
+    fitted = check_round_trip(InvariantClassifier("vrex", **{**SMALL, "model": model}), table, y)
+    before = fitted.predict_proba(table)
+    if isinstance(model, torch.nn.Module):
+        assert not np.array_equal(fitted.weights_["layers.0.weight"], model.layers[0].weight.detach().numpy())
+        with torch.no_grad():
+            model.layers[0].weight.add_(1)
+        model.layers[2] = torch.nn.Identity()
+        np.testing.assert_array_equal(fitted.predict_proba(table), before)
+
+
+def test_model_config_and_its_name_give_identical_predictions():
+    table, y, _ = frame()
+    first, second = (
+        InvariantClassifier("vrex", **{**SMALL, "model": model}).fit(table, y, environments="site")
+        for model in (MLP(hidden=8), "mlp(hidden=8)")
+    )
+    np.testing.assert_array_equal(first.predict_proba(table), second.predict_proba(table))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [
+        (VREx(coefficient=1.0), "vrex(coefficient=1.0)"),
+        (AndMask(threshold=0.8), "and-mask(threshold=0.8)"),
+        (Fish(), "fish"),
+        (algorithms.GroupDRO(), "groupdro"),
+        (recipe("vrex + and-mask"), "vrex + and-mask"),
+    ],
+    ids=lambda value: str(getattr(value, "name", value)),
+)
+def test_algorithm_objects_equal_their_names(algorithm, name):
+    table, y, _ = frame()
+    by_object = check_round_trip(InvariantClassifier(algorithm, **SMALL), table, y)
+    by_name = InvariantClassifier(name, **SMALL).fit(table, y, environments="site")
+    np.testing.assert_array_equal(by_object.predict_proba(table), by_name.predict_proba(table))
+
+
+def test_own_penalty_and_own_algorithm():
+    table, y, _ = frame()
+    check_round_trip(InvariantClassifier(OwnPenalty(), **SMALL), table, y)
+    check_round_trip(InvariantClassifier(OwnAlgorithm(), **SMALL), table, y)
+
+
+def test_environments_are_inferred_for_parts_and_not_for_own_algorithms():
+    inputs, z, _ = problem()
+    fitted = InvariantClassifier(VREx(coefficient=1.0), infer_environments=True, **SMALL).fit(inputs, z > 0)
+    assert fitted.result_.record.spec.algorithm == "vrex + eiil"
+
+    class Greedy(OwnAlgorithm):
+        minimum_environments = 2
+
+    with pytest.raises(ValueError, match="^own: infer_environments needs a named algorithm or a Composition"):
+        InvariantClassifier(Greedy(), infer_environments=True, **SMALL).fit(inputs, z > 0)
+
+
+def test_optimizer_objects_reach_training(monkeypatch):
+    table, y, _ = frame()
+    passed, train = [], estimators.train
+
+    def recorded(*arguments, optimizer, **options):
+        passed.append(optimizer)
+        return train(*arguments, optimizer=None, **options)
+
+    monkeypatch.setattr(estimators, "train", recorded)
+    fitted = InvariantClassifier("vrex", optimizer=torch.optim.RMSprop, **SMALL)
+    check_round_trip(fitted, table, y)
+    assert passed == [torch.optim.RMSprop] * 2
+
+
+def test_fit_without_environments_warns_and_trains_erm():
+    inputs, z, _ = problem()
+    message = (
+        r"^InvariantClassifier: irm needs environments, but fit received none, so ERM was trained instead\. "
+        r"Pass fit\(…, environments=…\), or silence this warning with algorithm='erm' or infer_environments=True$"
+    )
+    with pytest.warns(UserWarning, match=message):
+        fitted = InvariantClassifier(**SMALL, hyperparameters={"coefficient": 10.0}).fit(inputs, z > 0)
+    assert (fitted.settings_["algorithm"], fitted.settings_["hyperparameters"]) == ("erm", {})
     asked_for = InvariantClassifier("erm", **SMALL).fit(inputs, z > 0)
-    np.testing.assert_array_equal(found.predict_proba(inputs), asked_for.predict_proba(inputs))
+    np.testing.assert_array_equal(fitted.predict_proba(inputs), asked_for.predict_proba(inputs))
 
 
 @pytest.mark.parametrize("algorithm", ["erm", "sd", "eiil(reference_steps=2)"])
-def test_what_needs_no_environments_is_trained_without_a_warning(algorithm):
+def test_algorithms_without_need_of_environments_train_without_a_warning(algorithm):
     inputs, z, site = problem()
     for infer in (False, True):
-        found = InvariantClassifier(algorithm, infer_environments=infer, **SMALL).fit(inputs, z > 0)
-        assert found.settings_["algorithm"] == algorithm
-        assert not found.settings_["inferred"]
-    found.fit(inputs, z > 0, environments=site)
+        fitted = InvariantClassifier(algorithm, infer_environments=infer, **SMALL).fit(inputs, z > 0)
+        assert fitted.settings_["algorithm"] == algorithm
+        assert not fitted.settings_["inferred"]
+    fitted.fit(inputs, z > 0, environments=site)
 
 
-def test_environments_that_are_given_are_not_inferred():
+def test_environments_passed_to_fit_are_not_inferred():
     inputs, z, site = problem()
-    found = InvariantClassifier("vrex", infer_environments=True, **SMALL)
-    found.fit(inputs, z > 0, environments=site)
-    assert found.result_.record.settings.algorithm == "vrex"
+    fitted = InvariantClassifier("vrex", infer_environments=True, **SMALL)
+    fitted.fit(inputs, z > 0, environments=site)
+    assert fitted.result_.record.spec.algorithm == "vrex"
 
 
-def test_a_column_that_names_environments_is_taken_out():
+def test_environment_column_is_not_an_input():
     table, y, site = frame()
     by_column = InvariantClassifier("vrex", **SMALL).fit(table, y, environments="site")
     assert by_column.feature_names_in_.tolist() == ["age", "dose", "weight"]
@@ -135,30 +277,30 @@ def test_a_column_that_names_environments_is_taken_out():
     assert by_column.environments_.tolist() == ["east", "north", "south"]
     inputs = table.drop(columns="site")
     by_array = InvariantClassifier("vrex", **SMALL).fit(inputs, y, environments=site)
-    for given in (table, inputs, table.assign(site="a site of which nothing is known")):
+    for given in (table, inputs, table.assign(site="an unknown site")):
         np.testing.assert_array_equal(by_column.predict_proba(given), by_array.predict_proba(inputs))
-    assert table.columns.tolist() == ["age", "dose", "weight", "site"], "the caller's table is left alone"
+    assert table.columns.tolist() == ["age", "dose", "weight", "site"], "the caller's table is unchanged"
     with pytest.raises(ValueError, match="feature names"):
         by_array.predict(table)
 
 
-def test_labels_may_be_of_any_kind():
+def test_environment_labels_of_any_type():
     inputs, z, _ = problem()
     years = np.repeat([2021, 2022, 9], 30)
     kinds = [years, years.tolist(), pd.Series(years).astype("category"), pd.Series(years, index=years)]
     for labels in kinds:
-        found = InvariantClassifier("vrex", **SMALL).fit(inputs, z > 0, environments=labels)
-        assert sorted(found.environments_.tolist()) == ["2021", "2022", "9"]
+        fitted = InvariantClassifier("vrex", **SMALL).fit(inputs, z > 0, environments=labels)
+        assert sorted(fitted.environments_.tolist()) == ["2021", "2022", "9"]
 
 
-def test_words_are_classes():
+def test_text_classes():
     inputs, z, site = problem()
     two = np.where(z > 0, "sick", "healthy")
-    found = InvariantClassifier("vrex", **QUICK, random_state=0).fit(inputs, two, environments=site)
-    assert found.classes_.tolist() == ["healthy", "sick"]
-    assert set(found.predict(inputs)) == {"healthy", "sick"}
-    assert found.score(inputs, two) > 0.8
-    proba, logits = found.predict_proba(inputs), found.decision_function(inputs)
+    fitted = InvariantClassifier("vrex", **QUICK, random_state=0).fit(inputs, two, environments=site)
+    assert fitted.classes_.tolist() == ["healthy", "sick"]
+    assert set(fitted.predict(inputs)) == {"healthy", "sick"}
+    assert fitted.score(inputs, two) > 0.8
+    proba, logits = fitted.predict_proba(inputs), fitted.decision_function(inputs)
     assert logits.shape == (90,)
     np.testing.assert_allclose(proba[:, 1], 1 / (1 + np.exp(-logits)))
 
@@ -166,16 +308,16 @@ def test_words_are_classes():
 def test_more_than_two_classes():
     inputs, z, site = problem()
     three = np.array(["low", "middle", "high"])[np.digitize(z, [-0.5, 0.5])]
-    found = InvariantClassifier("irm", **QUICK, random_state=0).fit(inputs, three, environments=site)
-    assert found.classes_.tolist() == ["high", "low", "middle"]
-    proba, logits = found.predict_proba(inputs), found.decision_function(inputs)
+    fitted = InvariantClassifier("irm", **QUICK, random_state=0).fit(inputs, three, environments=site)
+    assert fitted.classes_.tolist() == ["high", "low", "middle"]
+    proba, logits = fitted.predict_proba(inputs), fitted.decision_function(inputs)
     assert proba.shape == logits.shape == (90, 3)
     np.testing.assert_allclose(proba.sum(axis=1), 1)
-    assert (found.classes_[proba.argmax(axis=1)] == found.predict(inputs)).all()
-    assert found.score(inputs, three) > 0.8
+    assert (fitted.classes_[proba.argmax(axis=1)] == fitted.predict(inputs)).all()
+    assert fitted.score(inputs, three) > 0.8
 
 
-def test_regression_answers_in_the_targets_own_unit():
+def test_regression_predicts_in_the_unit_of_the_target():
     inputs, z, site = problem()
     how = {"algorithm": "vrex(coefficient=1.0)", **QUICK, "random_state": 0}
     plain = InvariantRegressor(**how).fit(inputs, z, environments=site)
@@ -187,7 +329,7 @@ def test_regression_answers_in_the_targets_own_unit():
     assert scaled.target_scale_ == pytest.approx(grams.std())
 
 
-def test_columns_without_spread_and_of_any_size_do_no_harm():
+def test_constant_columns_and_columns_of_any_scale():
     inputs, z, site = problem()
     odd = np.column_stack([1e6 * inputs[:, 0] + 1e7, 1e-6 * inputs[:, 1], np.full(90, 0.1)])
     same = np.column_stack([inputs[:, :2], np.zeros(90)])
@@ -199,7 +341,7 @@ def test_columns_without_spread_and_of_any_size_do_no_harm():
     assert constant.predict(inputs) == pytest.approx(7.0, abs=2.0)
 
 
-def test_the_same_random_state_gives_the_same_bits_and_nobody_else_notices():
+def test_random_state_is_reproducible_and_leaves_global_generators_alone():
     inputs, z, site = problem()
     torch.manual_seed(3)
     before = torch.get_rng_state(), np.random.get_state()
@@ -210,7 +352,7 @@ def test_the_same_random_state_gives_the_same_bits_and_nobody_else_notices():
 
     np.testing.assert_array_equal(weights(5), weights(5))
     states = np.random.RandomState(5)
-    assert not np.array_equal(weights(states), weights(states)), "a generator moves on"
+    assert not np.array_equal(weights(states), weights(states)), "a generator advances"
     assert not np.array_equal(weights(None), weights(None))
     assert torch.equal(before[0], torch.get_rng_state())
     for was, now in zip(before[1], np.random.get_state(), strict=True):
@@ -218,50 +360,50 @@ def test_the_same_random_state_gives_the_same_bits_and_nobody_else_notices():
 
 
 @pytest.mark.parametrize("algorithm", ["vrex", "mtl", "arm", "urm(width=8)"])
-def test_a_stored_estimator_predicts_the_same(algorithm):
-    """Also where the algorithm changes the model: it is built again from text and arrays."""
+def test_unpickled_estimator_gives_identical_predictions(algorithm):
+    """Also where the algorithm wraps the model."""
     table, y, _ = frame()
     settings = {**SMALL, "model": "mlp(hidden=8)"}
-    found = InvariantClassifier(algorithm, **settings).fit(table, y, environments="site")
-    assert found.result_ is not None
-    again = pickle.loads(pickle.dumps(found))
+    fitted = InvariantClassifier(algorithm, **settings).fit(table, y, environments="site")
+    assert fitted.result_ is not None
+    again = pickle.loads(pickle.dumps(fitted))
     assert again.result_ is None
-    np.testing.assert_array_equal(again.predict_proba(table), found.predict_proba(table))
+    np.testing.assert_array_equal(again.predict_proba(table), fitted.predict_proba(table))
     assert all(type(value) is np.ndarray for value in again.weights_.values())
     plain = (str, int, float, bool, type(None), np.ndarray, np.floating, dict)
     assert [k for k, v in vars(again).items() if not isinstance(v, plain)] == []
 
 
-def test_a_stored_estimator_holds_no_tensor():
+def test_pickled_estimator_holds_no_tensor():
     table, y, _ = frame()
     stored = pickle.dumps(InvariantClassifier("irm", **SMALL).fit(table, y, environments="site"))
     assert b"torch" not in stored
 
 
-def test_cloning_forgets_what_was_learned():
+def test_clone_is_not_fitted():
     inputs, z, site = problem()
-    found = InvariantClassifier(
-        Composition(penalties=(VREx(coefficient=1.0),), combination=AndMask()), **SMALL
+    fitted = InvariantClassifier(
+        Composition(penalties=(VREx(coefficient=1.0),), gradient_aggregator=AndMask()), **SMALL
     )
-    again = clone(found.fit(inputs, z > 0, environments=site))
+    again = clone(fitted.fit(inputs, z > 0, environments=site))
     assert again.get_params()["steps"] == 20
     with pytest.raises(NotFittedError):
         again.predict(inputs)
     again.fit(inputs, z > 0, environments=site)
-    np.testing.assert_array_equal(again.predict_proba(inputs), found.predict_proba(inputs))
+    np.testing.assert_array_equal(again.predict_proba(inputs), fitted.predict_proba(inputs))
 
 
-def test_a_fit_that_is_refused_leaves_what_was_learned():
+def test_failed_fit_keeps_the_earlier_fit():
     inputs, z, site = problem()
-    found = InvariantClassifier("vrex", **SMALL).fit(inputs, z > 0, environments=site)
-    before = found.predict_proba(inputs)
-    found.set_params(steps=0)
+    fitted = InvariantClassifier("vrex", **SMALL).fit(inputs, z > 0, environments=site)
+    before = fitted.predict_proba(inputs)
+    fitted.set_params(steps=0)
     with pytest.raises(ValueError, match="^steps must be at least 1; got 0$"):
-        found.fit(2 + inputs, z > 1, environments=site)
-    np.testing.assert_array_equal(found.predict_proba(inputs), before)
+        fitted.fit(2 + inputs, z > 1, environments=site)
+    np.testing.assert_array_equal(fitted.predict_proba(inputs), before)
 
 
-def test_a_grid_is_searched_by_leaving_one_environment_out():
+def test_grid_search_with_leave_one_environment_out():
     table, y, site = frame()
     grid = {"algorithm": ["erm", "vrex", "irm(coefficient=10.0)"], "model": ["linear", "mlp(hidden=4)"]}
     small = {k: v for k, v in SMALL.items() if k != "model"}
@@ -275,7 +417,7 @@ def test_a_grid_is_searched_by_leaving_one_environment_out():
     assert search.best_estimator_.environments_.tolist() == ["east", "north", "south"]
 
 
-def test_inside_a_pipeline():
+def test_pipeline():
     table, y, site = frame()
     clf = InvariantClassifier("vrex", **SMALL)
     scaled = Pipeline([("scale", StandardScaler()), ("clf", clf)])
@@ -309,7 +451,7 @@ def test_metadata_routing(request_it):
         assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
-REFUSED = {
+INVALID = {
     "no such column": (
         {},
         {"environments": "cite"},
@@ -318,7 +460,7 @@ REFUSED = {
     "a column of an array": (
         {},
         {"X": np.zeros((90, 2)), "environments": "site"},
-        "environments='site' names a column, and X, a ndarray, has no names; give a DataFrame, or an array with one label a row",
+        "environments='site' is a column name, but X is of type ndarray without column names; pass a DataFrame, or one label per row",
     ),
     "too few labels": (
         {},
@@ -333,7 +475,7 @@ REFUSED = {
     "one environment": (
         {},
         {"environments": ["a"] * 90},
-        "irm: needs at least 2 environments, to see what holds in all of them; environments has 1. Give more, or use algorithm='erm'",
+        "irm: needs at least 2 environments; environments has 1. Pass more, or use algorithm='erm'",
     ),
     "a name that is taken": (
         {},
@@ -343,7 +485,7 @@ REFUSED = {
     "one class": (
         {},
         {"y": np.ones(90)},
-        "y holds one class (1.0); a classifier needs two classes at least",
+        "y must hold at least two classes; got one class (1.0)",
     ),
     "no such algorithm": (
         {"algorithm": "virex"},
@@ -353,17 +495,22 @@ REFUSED = {
     "no algorithm": (
         {"algorithm": 3},
         {},
-        "algorithm must be a name such as 'vrex', or a Composition; got 3",
+        "algorithm must be a name such as 'vrex', a recipe, a part such as VREx(), or an Algorithm; got 3",
     ),
     "no such hyperparameter": (
         {"hyperparameters": {"coeficient": 1.0}},
         {},
-        "irm: unknown setting 'coeficient'; did you mean 'coefficient'? known: coefficient, form, l2, normalize_loss, weighting",
+        "irm: unknown setting 'coeficient'; did you mean 'coefficient'? known: coefficient, form, l2, normalize_loss, risk_aggregator",
     ),
-    "a module": (
-        {"model": torch.nn.Linear(3, 1)},
+    "hyperparameters of an object": (
+        {"algorithm": VREx(), "hyperparameters": {"coefficient": 1.0}},
         {},
-        "model must be a name such as 'mlp(hidden=64)', by which a stored estimator builds it again; got Linear",
+        "hyperparameters apply to named algorithms; set those of an algorithm object in the object",
+    ),
+    "no model": (
+        {"model": 3},
+        {},
+        "model must be a name such as 'mlp(hidden=64)', a ModelConfig, a module, or a function that returns a module; got 3",
     ),
     "no such model": ({"model": "mpl"}, {}, "unknown model 'mpl'; did you mean 'mlp'? known: "),
     "batches": ({"batch_size": 0}, {}, "batch size must be at least 1; got 0"),
@@ -381,61 +528,61 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_used_is_refused_in_words(name):
-    settings, arguments, message = REFUSED[name]
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_arguments_are_rejected(name):
+    settings, arguments, message = INVALID[name]
     table, y, _ = frame()
     arguments = {"X": table, "y": y, "environments": "site"} | arguments
     if isinstance(arguments["X"], pd.DataFrame) and not isinstance(arguments["environments"], str):
         arguments["X"] = table.drop(columns="site")
-    # Where the message goes on, it ends here with a space.
+    # A trailing space marks a message of which only the beginning is given.
     whole = "" if message.endswith(" ") else "$"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}{whole}"):
         InvariantClassifier(**{**SMALL, **settings}).fit(**arguments)
 
 
-def test_a_misspelt_setting_is_an_error_even_where_erm_is_trained():
+def test_misspelled_hyperparameter_is_an_error_even_where_erm_is_trained():
     inputs, z, _ = problem()
     with pytest.raises(ValueError, match="^irm: unknown setting 'coeficient'"):
         InvariantClassifier(**SMALL, hyperparameters={"coeficient": 1.0}).fit(inputs, z > 0)
 
 
-def test_environments_of_one_row_and_of_one_class_are_trained_on():
+def test_environments_with_one_row_or_one_class():
     inputs, z, _ = problem()
     labels = np.array(["a"] * 59 + ["b"] * 30 + ["c"])
     for algorithm in ("irm", "vrex", "coral", "fishr", "groupdro"):
-        found = InvariantClassifier(algorithm, **SMALL).fit(inputs, z > 0, environments=labels)
-        assert np.isfinite(found.predict_proba(inputs)).all()
+        fitted = InvariantClassifier(algorithm, **SMALL).fit(inputs, z > 0, environments=labels)
+        assert np.isfinite(fitted.predict_proba(inputs)).all()
 
 
-def test_steps_of_their_own_need_no_optimizer():
+def test_optimizer_is_rejected_by_algorithms_that_make_their_own_updates():
     inputs, z, site = problem()
-    found = InvariantClassifier("fish", **SMALL).fit(inputs, z > 0, environments=site)
-    assert found.score(inputs, z > 0) > 0.6
+    fitted = InvariantClassifier("fish", **SMALL).fit(inputs, z > 0, environments=site)
+    assert fitted.score(inputs, z > 0) > 0.6
     with pytest.raises(ValueError, match="makes its own steps"):
         InvariantClassifier("fish", optimizer="adam", **SMALL).fit(inputs, z > 0, environments=site)
 
 
-def test_batches_are_full_up_to_some_thousand_rows():
-    def rows_a_step(rows, **settings):
+def test_auto_batch_size():
+    def rows_per_step(rows, **settings):
         inputs, labels = np.random.default_rng(0).normal(size=(rows, 2)), np.arange(rows) % 2
-        found = InvariantRegressor("vrex", **{**SMALL, "steps": 1, **settings})
-        return found.fit(inputs, inputs[:, 0], environments=labels).result_.record.settings.batch_size
+        fitted = InvariantRegressor("vrex", **{**SMALL, "steps": 1, **settings})
+        return fitted.fit(inputs, inputs[:, 0], environments=labels).result_.record.spec.batch_size
 
-    assert rows_a_step(5000) is None
-    assert rows_a_step(5001) == 256
-    assert rows_a_step(5001, batch_size="full") is None
-    assert rows_a_step(90, batch_size=7) == 7
+    assert rows_per_step(5000) == "full"
+    assert rows_per_step(5001) == 256
+    assert rows_per_step(5001, batch_size="full") == "full"
+    assert rows_per_step(90, batch_size=7) == 7
 
 
-def test_a_long_table_is_predicted_in_blocks_to_the_same_answers():
+def test_prediction_does_not_depend_on_blocks():
     inputs, z, site = problem()
-    found = InvariantRegressor("vrex", **SMALL).fit(inputs, z, environments=site)
+    fitted = InvariantRegressor("vrex", **SMALL).fit(inputs, z, environments=site)
     many = np.tile(inputs, (100, 1))
-    np.testing.assert_array_equal(found.predict(many), np.tile(found.predict(inputs), 100))
+    np.testing.assert_array_equal(fitted.predict(many), np.tile(fitted.predict(inputs), 100))
 
 
-def test_the_package_offers_them_and_loads_nothing_for_it():
+def test_package_exports_estimators_lazily():
     assert envariant.InvariantClassifier is InvariantClassifier
     assert envariant.InvariantRegressor is InvariantRegressor
     code = "import sys, envariant; print({'torch', 'sklearn'} & set(sys.modules))"
@@ -443,7 +590,7 @@ def test_the_package_offers_them_and_loads_nothing_for_it():
     assert done.stdout.strip() == "set()"
 
 
-def test_a_fit_warns_of_nothing_else():
+def test_fit_and_predict_emit_no_warning():
     inputs, z, site = problem()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""The package from outside: quick to import, open about its names, abstract or final, one way through."""
+"""Tests of the package as a whole: import cost, public names, class hierarchy, import direction."""
 
 import inspect
 import os
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import envariant
-from helpers import cpu_of_children
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(m.name for m in pkgutil.walk_packages(envariant.__path__, "envariant."))
@@ -26,35 +25,32 @@ def python(code: str) -> str:
     return done.stdout
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    heavy = ("torch", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "pydantic", "jaxtyping", "jinja2")
-    loaded = python("import sys, envariant; print(*{m.split('.')[0] for m in sys.modules})").split()
-    assert "envariant" in loaded
-    assert not set(heavy) & set(loaded)
+def modules_loaded_by(code: str) -> set[str]:
+    """Return the modules that `code` loads beyond those of a bare interpreter."""
+    report = "; import sys; print(*sys.modules)"
+    return set(python(code + report).split()) - set(python("pass" + report).split())
 
 
-def test_importing_the_package_takes_less_than_half_a_second():
-    seconds = []
-    for _ in range(3):
-        start = cpu_of_children()
-        python("import envariant")
-        seconds.append(cpu_of_children() - start)
-    assert min(seconds) < 0.5
+def test_importing_the_package_loads_only_the_standard_library():
+    """Import time depends on the modules loaded; benchmarks/engine.py measures it."""
+    loaded = modules_loaded_by("import envariant")
+    assert {m for m in loaded if m.startswith("envariant")} == {"envariant"}
+    assert {m.split(".")[0] for m in loaded} <= {"envariant", *sys.stdlib_module_names}
 
 
-def test_every_public_name_is_there_in_a_fresh_process():
+def test_every_public_name_resolves_in_a_new_process():
     code = "import envariant; print(*(n for n in envariant.__all__ if hasattr(envariant, n)))"
     assert python(code).split() == envariant.__all__
     assert dir(envariant) == sorted(envariant.__all__)
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match=r"^module 'envariant' has no attribute 'trian'$"):
         _ = envariant.trian
 
 
 @pytest.mark.parametrize("name", [m for m in MODULES if hasattr(import_module(m), "__all__")])
-def test_every_name_that_a_package_offers_is_there(name):
+def test_every_exported_name_exists(name):
     module = import_module(name)
     assert [n for n in module.__all__ if not hasattr(module, n)] == []
 
@@ -66,30 +62,30 @@ def classes():
                 yield cls
 
 
-def test_every_class_is_abstract_or_final_and_not_both():
-    found = list(classes())
-    assert len(found) > 40
+def test_every_class_is_either_abstract_or_final():
+    every_class = list(classes())
+    assert len(every_class) > 40
 
     def abstract(cls):
-        # A base whose methods all have a default, such as `Part`, says so by naming ABC.
+        # A base class whose methods all have defaults, such as `Part`, derives from ABC directly.
         return inspect.isabstract(cls) or ABC in cls.__bases__ or getattr(cls, "_is_protocol", False)
 
     wrong = {
         f"{cls.__module__}.{cls.__qualname__}"
-        for cls in found
+        for cls in every_class
         if abstract(cls) == getattr(cls, "__final__", False)
     }
     assert wrong == set()
 
 
-def test_no_class_extends_a_final_one():
+def test_no_class_extends_a_final_class():
     extended = [
         cls.__qualname__ for cls in classes() for base in cls.__mro__[1:] if base.__dict__.get("__final__")
     ]
     assert extended == []
 
 
-def test_imports_go_one_way_through_the_house():
+def test_imports_point_downward():
     checker = Path(sys.executable).parent / "lint-imports"
     done = subprocess.run(
         [checker, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False,
@@ -99,7 +95,7 @@ def test_imports_go_one_way_through_the_house():
     assert "1 kept, 0 broken" in done.stdout
 
 
-def test_importing_every_module_leaves_pytorch_and_numpy_as_they_were():
+def test_importing_every_module_leaves_global_state_of_pytorch_and_numpy_unchanged():
     code = f"""
 import numpy, torch
 
@@ -121,7 +117,7 @@ assert state() == before
     python(code)
 
 
-def test_a_run_printed_on_a_terminal_waits_for_no_pictures_and_no_encoders():
+def test_training_without_a_report_loads_no_plotting_and_no_scikit_learn():
     python(
         "import sys; from envariant.cli import main; "
         "main(['train', '--data', 'colored-digits', '--steps', '1', '--model', 'linear']); "

@@ -1,4 +1,4 @@
-"""A deployed model: what it predicts, what it refuses, what it remembers on disk, and when it raises alarm."""
+"""Saved models: predictions, rejected inputs, storage, ONNX export, and comparison of new rows."""
 
 import json
 
@@ -9,19 +9,19 @@ import safetensors.torch
 import torch
 
 import envariant
-from envariant.analysis.drift import Sketch
+from envariant.analysis.column_sketch import Sketch
 from envariant.core.errors import EnvariantError
 from envariant.data.tables import reading
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.saved_model import SCHEMA, TENSORS, TEXT, SavedModel, load_model
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 WARDS = ["A&E", "<b>Ü</b>", "3", "03"]
 
 
 def patients(rows=900, seed=0, hospitals=("north", "south", "east"), older=0.0):
-    """Three hospitals whose patients are nearly alike, every kind of column, a gap here and there."""
+    """Three similar hospitals, with every kind of column and some missing values."""
     draw = np.random.default_rng(seed)
     hospital = draw.integers(len(hospitals), size=rows)
     age = np.round(draw.normal(50 + 2 * hospital + older, 10), 1)
@@ -71,31 +71,31 @@ def models(runs):
 def test_predictions_are_those_of_the_trained_network(target, runs, models):
     source, result = runs[target]
     model, held = models[target], source.with_test_environments(["east"])
-    found = model.predict(patients())
+    predictions = model.predict(patients())
     drawn = held.sample(0)
     frame = patients()
     for environment in drawn.environments:
         with torch.no_grad():
             logits = held.task.logits(result.model()(environment.inputs))
-        own = found[(frame.hospital == environment.name).to_numpy()]
+        rows = predictions[(frame.hospital == environment.name).to_numpy()]
         if target == "days":
-            # Another number of rows side by side, another rounding.
-            wanted = logits.double() * held.task.scale + held.task.center
-            np.testing.assert_allclose(own.prediction, wanted, rtol=1e-6)
-            assert list(found.columns) == ["prediction"]
+            # Another batch of rows rounds differently.
+            expected = logits.double() * held.task.scale + held.task.center
+            np.testing.assert_allclose(rows.prediction, expected, rtol=1e-6)
+            assert list(predictions.columns) == ["prediction"]
             continue
         p = torch.sigmoid(torch.stack([-logits, logits], 1)) if target == "died" else logits.softmax(1)
-        np.testing.assert_allclose(own.iloc[:, 1:], p, atol=1e-6)
-        assert (own.prediction == np.array(model.classes)[p.argmax(1).numpy()]).all()
+        np.testing.assert_allclose(rows.iloc[:, 1:], p, atol=1e-6)
+        assert (rows.prediction == np.array(model.classes)[p.argmax(1).numpy()]).all()
     if target == "died":
-        assert list(found.columns) == ["prediction", "P(false)", "P(true)"]
-        assert set(found.prediction) == {"false", "true"}
+        assert list(predictions.columns) == ["prediction", "P(false)", "P(true)"]
+        assert set(predictions.prediction) == {"false", "true"}
     if target == "outcome":
-        assert list(found.columns) == ["prediction", "P(home)", "P(icu)", "P(ward)"]
+        assert list(predictions.columns) == ["prediction", "P(home)", "P(icu)", "P(ward)"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_stored_model_gives_the_same_bits(target, models, tmp_path):
+def test_loaded_model_gives_bit_identical_predictions(target, models, tmp_path):
     model = models[target]
     model.save(tmp_path / "model")
     again = load_model(tmp_path / "model")
@@ -105,15 +105,15 @@ def test_a_stored_model_gives_the_same_bits(target, models, tmp_path):
     assert again.to_dict() == model.to_dict()
     assert again.encoder == model.encoder
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [TEXT, TENSORS]
-    told = json.loads((tmp_path / "model" / TEXT).read_text())
-    assert told["target"] == target
-    assert told["environments"] == ["north", "south"]
-    assert told["about"]["held out"] == "east"
+    description = json.loads((tmp_path / "model" / TEXT).read_text())
+    assert description["target"] == target
+    assert description["environments"] == ["north", "south"]
+    assert description["about"]["test environments"] == "east"
     again.save(tmp_path / "model")
-    assert load_model(tmp_path / "model").to_dict() == model.to_dict(), "over an earlier one"
+    assert load_model(tmp_path / "model").to_dict() == model.to_dict(), "an earlier model is replaced"
 
 
-def test_a_run_from_disk_deploys_to_the_same_model(tmp_path):
+def test_loaded_run_gives_the_same_model(tmp_path):
     source, result = trained("died", replicas=2, holdout_fraction=0.2, out=tmp_path / "run")
     stored = TrainingResult.load(tmp_path / "run")
     fresh = patients(seed=1)
@@ -127,16 +127,16 @@ def test_a_run_from_disk_deploys_to_the_same_model(tmp_path):
 
 
 @pytest.mark.parametrize(("algorithm", "model"), [("arm", "mlp(hidden=(8,))"), ("irm", "linear"), ("urm", "mlp(hidden=(8,))")])  # fmt: skip
-def test_networks_that_an_algorithm_changed_come_back(algorithm, model, tmp_path):
+def test_networks_wrapped_by_an_algorithm_are_rebuilt(algorithm, model, tmp_path):
     source, result = trained("died", algorithm, model)
-    deployed = SavedModel.of(source, result)
-    deployed.save(tmp_path)
+    model_of_run = SavedModel.of(source, result)
+    model_of_run.save(tmp_path)
     fresh = patients(seed=1)
-    pd.testing.assert_frame_equal(load_model(tmp_path).predict(fresh), deployed.predict(fresh))
+    pd.testing.assert_frame_equal(load_model(tmp_path).predict(fresh), model_of_run.predict(fresh))
     assert len(load_model(tmp_path).predict(fresh.iloc[:0])) == 0
 
 
-def test_what_else_is_known_is_kept(runs):
+def test_further_facts_are_stored(runs):
     model = SavedModel.of(*runs["died"], about={"ward": "Ü <b>", "date": "2020-01-01"})
     assert model.about["ward"] == "Ü <b>"
     assert model.about["date"] == "2020-01-01"
@@ -144,43 +144,43 @@ def test_what_else_is_known_is_kept(runs):
     assert (model.target, model.environment, model.task) == ("died", "hospital", "binary")
 
 
-def test_another_table_is_refused(runs):
+def test_another_table_is_rejected(runs):
     _, result = runs["died"]
     other = TableSource(tables.read(patients(seed=5), "died", "hospital", exclude=["outcome", "days"]))
     with pytest.raises(EnvariantError, match="is not the table that this run"):
         SavedModel.of(other, result)
 
 
-def test_a_network_of_ones_own_is_refused():
+def test_own_network_is_rejected():
     with pytest.raises(EnvariantError, match="is not one of the library's"):
-        SavedModel.of(*trained("died", model=own))
+        SavedModel.of(*trained("died", model=own_network))
 
 
-def own():
+def own_network():
     source = TableSource(tables.read(patients(), "died", "hospital", exclude=["outcome", "days"]))
     return torch.nn.Linear(len(source.with_test_environments(["east"]).encoder.names), 1)
 
 
-def test_order_of_columns_extra_columns_and_the_index(models, tmp_path):
+def test_column_order_extra_columns_and_index(models, tmp_path):
     model, fresh = models["died"], patients(200, seed=2)
-    usual = model.predict(fresh)
+    expected = model.predict(fresh)
     shuffled = (
         fresh[sorted(fresh.columns, reverse=True)].assign(extra=1j).set_index(fresh.index[::-1] * 2 + 7)
     )
-    found = model.predict(shuffled)
-    assert list(found.index) == list(shuffled.index)
-    np.testing.assert_array_equal(found.to_numpy(), usual.to_numpy())
+    predictions = model.predict(shuffled)
+    assert list(predictions.index) == list(shuffled.index)
+    np.testing.assert_array_equal(predictions.to_numpy(), expected.to_numpy())
     bare = fresh.drop(columns=["hospital", *TARGETS])
-    pd.testing.assert_frame_equal(model.predict(bare), usual)
+    pd.testing.assert_frame_equal(model.predict(bare), expected)
     bare.to_csv(tmp_path / "new.csv", index=False)
-    pd.testing.assert_frame_equal(model.predict(tmp_path / "new.csv"), usual)
-    pd.testing.assert_frame_equal(model.predict(str(tmp_path / "new.csv")), usual)
+    pd.testing.assert_frame_equal(model.predict(tmp_path / "new.csv"), expected)
+    pd.testing.assert_frame_equal(model.predict(str(tmp_path / "new.csv")), expected)
 
 
-def test_a_file_is_read_in_stretches(models, tmp_path, monkeypatch):
+def test_files_are_read_in_chunks(models, tmp_path, monkeypatch):
     fresh = patients(1000, seed=2)
     fresh.to_csv(tmp_path / "new.csv", index=False)
-    monkeypatch.setattr(reading, "_AT_A_TIME", 64)
+    monkeypatch.setattr(reading, "_ROWS_PER_CHUNK", 64)
     frame, drift = models["died"].predict_and_compare(tmp_path / "new.csv")
     whole = models["died"].predict(fresh)
     assert frame.index.equals(whole.index)
@@ -193,10 +193,10 @@ def test_a_file_is_read_in_stretches(models, tmp_path, monkeypatch):
         models["died"].predict(tmp_path / "new.csv")
 
 
-def test_values_may_be_written_in_other_ways(models):
+def test_equivalent_spellings_of_values(models):
     model = models["died"]
     fresh = patients(200, seed=2)
-    usual = model.predict(fresh)
+    expected = model.predict(fresh)
     absent = fresh.age.isna()
     for other in (
         fresh.assign(smoker=(fresh.smoker == "yes").astype(int)),
@@ -206,21 +206,21 @@ def test_values_may_be_written_in_other_ways(models):
         fresh.assign(seen=fresh.seen.dt.strftime("%Y-%m-%d")),
         fresh.assign(ward=fresh.ward.astype("category")),
     ):
-        pd.testing.assert_frame_equal(model.predict(other), usual)
+        pd.testing.assert_frame_equal(model.predict(other), expected)
 
 
 def test_categories_that_look_like_numbers(models, tmp_path):
     model = models["died"]
     threes = patients(200, seed=2).assign(ward="3")
-    usual = model.predict(threes)
+    expected = model.predict(threes)
     for other in (threes.assign(ward=3), threes.assign(ward=3.0)):
-        pd.testing.assert_frame_equal(model.predict(other), usual)
+        pd.testing.assert_frame_equal(model.predict(other), expected)
         assert not any(c.unseen for c in model.resembles(other).columns)
     assert model.resembles(threes.assign(ward="003")).remarks[0].startswith("ward: 200 rows with a category")
     zero = threes.assign(ward="03")
     zero.to_csv(tmp_path / "new.csv", index=False)
     pd.testing.assert_frame_equal(model.predict(tmp_path / "new.csv"), model.predict(zero))
-    assert not model.predict(zero).equals(usual)
+    assert not model.predict(zero).equals(expected)
 
 
 @pytest.mark.parametrize(
@@ -239,13 +239,13 @@ def test_categories_that_look_like_numbers(models, tmp_path):
         (lambda f: 3, "data must be a path or a data frame"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_one_clear_line(change, message, models):
-    with pytest.raises(EnvariantError, match=message) as said:
+def test_invalid_values_give_one_line_errors(change, message, models):
+    with pytest.raises(EnvariantError, match=message) as raised:
         models["died"].predict(change(patients(60)))
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_files_that_cannot_be_read(models, tmp_path):
+def test_unreadable_files(models, tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(EnvariantError, match="is empty"):
         models["died"].predict(tmp_path / "empty.csv")
@@ -258,13 +258,13 @@ def test_no_rows_give_no_predictions(target, models, tmp_path):
     model, none = models[target], patients().iloc[:0]
     none.to_csv(tmp_path / "none.csv", index=False)
     for data in (none, tmp_path / "none.csv"):
-        found = model.predict(data)
-        assert len(found) == 0
-        assert list(found.columns) == list(model.predict(patients(30)).columns)
+        predictions = model.predict(data)
+        assert len(predictions) == 0
+        assert list(predictions.columns) == list(model.predict(patients(30)).columns)
         assert model.resembles(data).kind == "too few rows"
 
 
-def test_gaps_and_the_unseen_are_counted_and_not_fatal(models):
+def test_missing_values_and_unseen_categories_are_counted(models):
     model = models["died"]
     fresh = patients(100, seed=3).assign(stays=lambda f: f.stays.astype(float))
     fresh.loc[~fresh.age.between(20, 70), "age"] = 50.0
@@ -272,23 +272,23 @@ def test_gaps_and_the_unseen_are_counted_and_not_fatal(models):
     fresh.loc[4, "ward"] = None
     fresh.loc[:9, "stays"] = np.nan
     fresh.loc[10:12, "age"] = 300.0
-    found, drift = model.predict_and_compare(fresh)
-    assert np.isfinite(found["P(true)"]).all()
+    predictions, drift = model.predict_and_compare(fresh)
+    assert np.isfinite(predictions["P(true)"]).all()
     columns = {c.name: c for c in drift.columns}
     assert columns["ward"].unseen == {"<script>α</script>": 4}
     assert columns["ward"].missing == pytest.approx(0.01)
     assert columns["stays"].missing == pytest.approx(0.1)
     assert columns["age"].outside == 3
     told = "\n".join(drift.remarks)
-    assert "ward: 4 rows with a category that training never saw ('<script>α</script>')" in told
-    assert "stays: 10 rows without a value, which training rows always had" in told
-    assert "age: 3 rows outside" in told
+    assert "ward: 4 rows with a category that is not in the training data ('<script>α</script>')" in told
+    assert "stays: 10 rows with a missing value, which training rows never have" in told
+    assert "age: 3 rows outside the training range" in told
     everything = fresh.assign(age=np.nan, ward=None, smoker=None, seen=pd.NaT, stays=np.nan)
     assert np.isfinite(model.predict(everything)["P(true)"]).all()
     assert model.resembles(everything).kind == "different"
 
 
-def test_fresh_rows_of_the_same_kind_raise_no_alarm(models):
+def test_rows_of_the_training_distribution_raise_no_alarm(models):
     alarms = [
         drift.differing
         for seed in range(20)
@@ -302,7 +302,7 @@ def test_fresh_rows_of_the_same_kind_raise_no_alarm(models):
 
 
 @pytest.mark.parametrize("rows", [60, 3000])
-def test_a_shifted_column_is_named_and_no_other(rows, models):
+def test_only_the_shifted_column_is_reported(rows, models):
     model = models["died"]
     fresh = patients(rows, seed=4, hospitals=("north", "south"))
     older = model.resembles(fresh.assign(age=fresh.age + 15))
@@ -314,15 +314,15 @@ def test_a_shifted_column_is_named_and_no_other(rows, models):
     moved = model.resembles(fresh.assign(ward=np.where(fresh.index % 2, "A&E", "new"), age=np.nan))
     assert moved.differing == ("age", "ward")
     assert "age (100% missing, 6% in training)" in moved.verdict
-    told = json.loads(json.dumps(older.to_dict(), allow_nan=False))
-    assert told["kind"] == "different"
-    assert told["differing"] == ["age"]
-    assert next(c for c in told["columns"] if c["name"] == "age")["standing"] == "further"
+    description = json.loads(json.dumps(older.to_dict(), allow_nan=False))
+    assert description["kind"] == "different"
+    assert description["differing"] == ["age"]
+    assert next(c for c in description["columns"] if c["name"] == "age")["standing"] == "further"
     assert {len(line) for line in older.lines} == {len(older.header)}
     assert older.lines[0][0] == "age"
 
 
-def test_what_training_environments_differ_in_themselves_is_no_alarm():
+def test_differences_between_training_environments_raise_no_alarm():
     frame = patients()
     apart = frame.assign(age=frame.age + 20 * (frame.hospital == "north"))
     source = TableSource(tables.read(apart, "died", "hospital", exclude=["outcome", "days"]))
@@ -334,11 +334,11 @@ def test_what_training_environments_differ_in_themselves_is_no_alarm():
     assert age.standing == "within"
     assert drift.kind == "alike"
     assert drift.verdict == (
-        "New rows resemble the training environments; in age they differ, but no more than those from one another"
+        "New rows resemble the training environments; differences in age are no larger than between training environments"
     )
 
 
-def test_the_distance_is_kolmogorovs_within_a_hundredth():
+def test_distance_approximates_kolmogorov_smirnov():
     from scipy import stats
 
     draw = np.random.default_rng(0)
@@ -347,15 +347,15 @@ def test_the_distance_is_kolmogorovs_within_a_hundredth():
         (draw.poisson(1.0, 5000), draw.poisson(1.4, 700)),
         (draw.exponential(size=5000), draw.exponential(0.7, size=40)),
     ):
-        a, b = (tables.Column("x", "number", x.astype(np.float32)) for x in (first, second))
-        sketch = Sketch.of(a, np.zeros(len(a), dtype=int), 1)
-        wanted = stats.ks_2samp(a.values, b.values).statistic
+        a, b = (x.astype(np.float32) for x in (first, second))
+        sketch = Sketch.of("x", "number", a, np.zeros(len(a), dtype=int), 1)
+        wanted = stats.ks_2samp(a, b).statistic
         found = sketch.distance(sketch.tally(b), sketch.counts[0])
         assert wanted - 0.0101 <= found <= wanted + 1e-9
         assert sketch.counts.sum() == len(a)
 
 
-def test_damaged_and_foreign_folders_are_refused_in_words(models, tmp_path):
+def test_damaged_and_foreign_folders_give_one_line_errors(models, tmp_path):
     with pytest.raises(EnvariantError, match="holds no model"):
         load_model(tmp_path / "nowhere")
     models["died"].save(tmp_path)
@@ -365,31 +365,39 @@ def test_damaged_and_foreign_folders_are_refused_in_words(models, tmp_path):
         with pytest.raises(EnvariantError, match="is damaged"):
             load_model(tmp_path)
     safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / TENSORS)
-    with pytest.raises(EnvariantError, match="no model of this library's"):
+    with pytest.raises(EnvariantError, match="no model saved by envariant"):
         load_model(tmp_path)
     text = json.loads((tmp_path / TEXT).read_text())
     for change, message in (
-        ({"schema": SCHEMA + 1}, f"has schema {SCHEMA + 1}, this version reads {SCHEMA}"),
-        ({"classes": 3}, "is damaged"),
-        ({"model": "mlp(hidden=(9,))"}, "is damaged"),
-        ({"environments": ["one"]}, "is damaged"),
+        ({"schema": SCHEMA + 1}, f"has schema {SCHEMA + 1}, but this version reads schema {SCHEMA}"),
+        ({"classes": 3}, r"is damaged \(classes: Input should be a valid tuple\)"),
+        ({"extra": 3}, r"is damaged \(extra: "),
+        (
+            {"predictor": text["predictor"] | {"model": "mlp(hidden=(9,))"}},
+            r"is damaged \(Error\(s\) in loading",
+        ),
+        ({"predictor": {"model": "linear"}}, "is damaged"),
+        ({"environments": ["one"]}, r"is damaged \(the reference of column 'age' does not fit\)"),
+        ({"reference": text["reference"][:-1]}, "is damaged"),
+        ({"reference": text["reference"] * 2}, "is damaged"),
     ):
         (tmp_path / TENSORS).write_bytes(whole)
         tensors = safetensors.torch.load_file(tmp_path / TENSORS)
         safetensors.torch.save_file(
             tensors, tmp_path / TENSORS, metadata={"envariant.model": json.dumps({**text, **change})}
         )
-        with pytest.raises(EnvariantError, match=message):
+        with pytest.raises(EnvariantError, match=message) as raised:
             load_model(tmp_path)
+        assert "\n" not in str(raised.value)
 
 
-def test_where_nothing_can_be_written_it_says_so(models, tmp_path):
+def test_unwritable_folder(models, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvariantError, match="cannot be written"):
         models["died"].save(tmp_path / "file")
 
 
-def test_onnx_needs_its_packages_and_a_name(models, tmp_path, monkeypatch):
+def test_onnx_export_needs_packages_and_a_file_name(models, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(EnvariantError, match="pip install onnx onnxscript"):
         models["died"].to_onnx(tmp_path / "model.onnx")
@@ -398,7 +406,7 @@ def test_onnx_needs_its_packages_and_a_name(models, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_onnx_computes_the_same(target, models, tmp_path):
+def test_onnx_predictions_equal_those_of_the_model(target, models, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -408,17 +416,17 @@ def test_onnx_computes_the_same(target, models, tmp_path):
     kinds = {c.name: c.kind for c in model.encoder.columns}
     ((_, columns),) = reading.read_columns(fresh, kinds)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    wanted = model.predict(fresh)
+    expected = model.predict(fresh)
     for rows in (1, 300):
-        found = session.run(None, {"inputs": model.encoder.encode(columns)[:rows]})
+        outputs = session.run(None, {"inputs": model.encoder.encode(columns)[:rows]})
         if target == "days":
-            np.testing.assert_allclose(found[0], wanted.prediction[:rows], rtol=1e-5)
+            np.testing.assert_allclose(outputs[0], expected.prediction[:rows], rtol=1e-5)
         else:
-            np.testing.assert_allclose(found[1], wanted.iloc[:rows, 1:].to_numpy(), atol=1e-5)
+            np.testing.assert_allclose(outputs[1], expected.iloc[:rows, 1:].to_numpy(), atol=1e-5)
     assert [o.name for o in session.get_outputs()] == (
         ["prediction"] if target == "days" else ["logits", "probabilities"]
     )
-    told = json.loads((tmp_path / "model.json").read_text())
-    assert told["inputs"] == list(model.encoder.names)
-    assert len(told["encoder"]["columns"]) == len(model.encoder.columns)
+    description = json.loads((tmp_path / "model.json").read_text())
+    assert description["inputs"] == list(model.encoder.names)
+    assert len(description["encoder"]["columns"]) == len(model.encoder.columns)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.onnx"]

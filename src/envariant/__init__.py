@@ -1,21 +1,23 @@
-"""Envariant: train models on data that comes in environments, and tell honestly whether they hold.
+"""Envariant: out-of-distribution generalization for data from several environments.
 
-The public names live here. They are looked up when first used, so that importing the package, or asking
-the command line for help, loads neither PyTorch nor anything else that takes time.
+The public names are imported on first use, so that `import envariant` and the command line's help load
+neither PyTorch nor other large packages.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from envariant import algorithms, data, models, published, reporting, studies
+    from envariant import algorithms, analysis, data, models, published, reporting, studies
     from envariant.comparison import compare
     from envariant.core import schedules, tasks
     from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
     from envariant.core.errors import EnvariantError
+    from envariant.core.tasks import Binary, Multiclass, Regression
     from envariant.estimators import InvariantClassifier, InvariantRegressor
     from envariant.saved_model import load_model
-    from envariant.training import TrainingResult, train
+    from envariant.training.result import TrainingResult
+    from envariant.training.train import train
 
 _MODULES = {
     "algorithms": "algorithms",
@@ -29,25 +31,31 @@ _MODULES = {
     "tasks": "core.tasks",
 }
 _NAMES = {
+    "Binary": "core.tasks",
     "Environment": "core.environments",
     "EnvironmentSet": "core.environments",
     "EnvironmentSource": "core.environments",
     "EnvariantError": "core.errors",
     "InvariantClassifier": "estimators",
     "InvariantRegressor": "estimators",
-    "TrainingResult": "training",
+    "Multiclass": "core.tasks",
+    "Regression": "core.tasks",
+    "TrainingResult": "training.result",
     "compare": "comparison",
     "load_model": "saved_model",
-    "train": "training",
+    "train": "training.train",
 }
 
 __all__ = [
+    "Binary",
     "EnvariantError",
     "Environment",
     "EnvironmentSet",
     "EnvironmentSource",
     "InvariantClassifier",
     "InvariantRegressor",
+    "Multiclass",
+    "Regression",
     "TrainingResult",
     "algorithms",
     "analysis",

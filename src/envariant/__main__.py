@@ -1,4 +1,4 @@
-"""`python -m envariant` is the command `envariant`, for environments whose scripts are not on the path."""
+"""Run the `envariant` command as `python -m envariant`."""
 
 from envariant.cli import main
 

@@ -1,13 +1,14 @@
-"""Scikit-learn estimators: a table and a column that says where each row came from, in; predictions, out.
+"""Scikit-learn estimators for tables whose rows come from several environments.
 
-They standardize columns, lay rows out in environments and call `envariant.training.train`. A fitted one
-holds plain numbers, NumPy arrays and text, so that it is cloned, searched over and stored as any other.
+A fitted estimator holds NumPy arrays and text, and the user's own objects where those were passed, so that
+it can be cloned, searched over and pickled like any other.
 """
 
+import copy
 import secrets
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, Self, cast, final
@@ -23,29 +24,30 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
-from envariant.algorithms import EIIL, Algorithm, Composition, TrainContext, recipes
+from envariant import algorithms
+from envariant.algorithms import EIIL, Algorithm, Composition, Part, Recipe, TrainContext
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
 from envariant.models import ModelConfig, model_config
-from envariant.training import TrainingResult, train
+from envariant.training.evaluator import Evaluator
+from envariant.training.optimizers import OptimizerConfig
+from envariant.training.result import TrainingResult
+from envariant.training.train import train
 
-# With "auto": up to so many rows a step takes all of them, which is exact and, for such tables, no slower
-# than drawing; above, it takes so many of each environment.
+# batch_size="auto": full batches up to this many rows, which is exact and as fast for tables of that size;
+# above, minibatches of _BATCH rows per environment.
 _FULL_BATCH = 5000
 _BATCH = 256
-# Rows that are predicted at a time, so that activations of a long table are not all held at once. It is a
-# multiple of the rows that models such as ARM's look at side by side.
-_BLOCK = 8192
-# scikit-learn ships no types, and those that are guessed from its code do not hold.
-_validated: Any = validate_data
+# scikit-learn ships no types, and those inferred from its code are wrong.
+_validate: Any = validate_data
 
 
 class InvariantEstimator(BaseEstimator, ABC):
-    """What the classifier and the regressor share; see there."""
+    """Base class of `InvariantClassifier` and `InvariantRegressor`."""
 
-    # Read by scikit-learn where metadata routing is on: what is called so belongs to `fit`.
+    # Read by scikit-learn's metadata routing: `environments` is passed on to `fit`.
     __metadata_request__fit = {"environments": True}  # noqa: RUF012  # pyright: ignore[reportUnusedVariable]
 
     mean_: NDArray[np.float64]
@@ -53,15 +55,15 @@ class InvariantEstimator(BaseEstimator, ABC):
 
     def __init__(
         self,
-        algorithm: Algorithm | str = "irm",
+        algorithm: Algorithm | Recipe | Part | str = "irm",
         *,
         hyperparameters: Mapping[str, Any] | None = None,
-        model: ModelConfig | str = "mlp(hidden=(64, 64))",
+        model: ModelConfig | nn.Module | Callable[[], nn.Module] | str = "mlp(hidden=(64, 64))",
         steps: int = 500,
         batch_size: int | Literal["auto", "full"] = "auto",
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
-        optimizer: str | None = None,
+        optimizer: OptimizerConfig | type[torch.optim.Optimizer] | str | None = None,
         precision: str = "float32",
         device: str = "cpu",
         infer_environments: bool = False,
@@ -83,27 +85,27 @@ class InvariantEstimator(BaseEstimator, ABC):
         self.verbose = verbose
 
     def fit(self, X: Any, y: ArrayLike, *, environments: ArrayLike | str | None = None) -> Self:  # noqa: N803
-        """Trains on the rows of all environments.
+        """Train on the rows of all environments.
 
         Args:
-            X: `[rows, columns]`, numbers: an array, or a DataFrame.
-            y: `[rows]`.
-            environments: where each row came from: `[rows]` labels of any kind, or the name of a column of
-                the DataFrame `X`, which is taken out of it. None trains ERM, with a warning, unless the
-                algorithm makes do with one environment or `infer_environments` is set.
+            X: Numeric inputs `[rows, columns]`: an array or a DataFrame.
+            y: Targets `[rows]`.
+            environments: Environment labels `[rows]` of any type, or the name of the column of the DataFrame
+                `X` that holds them; that column is not an input. Default: no environments, which trains ERM
+                with a warning unless the algorithm accepts one environment or `infer_environments` is set.
 
         Returns:
-            The estimator.
+            The fitted estimator.
 
         Raises:
-            ValueError: something does not fit; the message says what and how to mend it.
+            ValueError: If an argument or a parameter cannot be used.
         """
-        with _refusals():
-            rows, labels = _parted(X, environments)
+        with _errors_as_value_error():
+            rows, labels = _split_environments(X, environments)
             numeric = isinstance(self, RegressorMixin)
-            inputs, column = _validated(self, rows, y, dtype=np.float64, y_numeric=numeric)
-            task, targets, seen = self._seen(column)
-            mean, scale = _scaling(inputs)
+            inputs, y = _validate(self, rows, y, dtype=np.float64, y_numeric=numeric)
+            task, targets, fitted = self._encode_targets(cast("NDArray[Any]", y))
+            mean, scale = _mean_and_scale(inputs)
             table = EnvironmentSet.from_arrays(
                 (inputs - mean) / scale,
                 targets,
@@ -111,19 +113,19 @@ class InvariantEstimator(BaseEstimator, ABC):
                 task=task,
                 label=type(self).__name__,
             )
-            settings = self._settings(len(table.names), given=labels is not None)
-            named = isinstance(self.algorithm, str) and not settings["inferred"]
+            settings = self._settings(len(table.names), labeled=labels is not None)
+            named = isinstance(settings["algorithm"], str) and not settings["inferred"]
             result = train(
                 table,
-                settings["algorithm"] if named else _built(settings),
+                settings["algorithm"] if named else _algorithm(settings),
                 hyperparameters=settings["hyperparameters"] if named else None,
                 model=settings["model"],
                 steps=self.steps,
                 seed=self._seed(),
-                batch_size=_rows_a_step(self.batch_size, len(inputs)),
+                batch_size=_batch_size(self.batch_size, len(inputs)),
                 learning_rate=self.learning_rate,
                 weight_decay=self.weight_decay,
-                optimizer=self.optimizer,
+                optimizer=cast("Any", self.optimizer),
                 precision=self.precision,
                 test_environments=(),
                 evaluate_every=self.steps,
@@ -133,57 +135,58 @@ class InvariantEstimator(BaseEstimator, ABC):
             )
             if result.failures:
                 raise EnvariantError(f"{type(self).__name__}: training failed: {result.failures[0]}")
-        # Not before, so that a fit that is refused leaves what an earlier one learned.
-        for name, value in {**seen, "mean_": mean, "scale_": scale}.items():
+        # Set last, so that a failed fit leaves an earlier one intact.
+        for name, value in {**fitted, "mean_": mean, "scale_": scale}.items():
             setattr(self, name, value)
         self.environments_ = np.array(table.names)
         self.environment_column_ = environments if isinstance(environments, str) else None
         self.settings_: dict[str, Any] = {**settings, "task": task.name, "outputs": task.outputs}
         trained = result.checkpoints[0]
-        held = {**trained.params, **trained.buffers}
-        self.weights_ = {name: value.detach().cpu().numpy().copy() for name, value in held.items()}
+        tensors = {**trained.params, **trained.buffers}
+        self.weights_ = {name: value.detach().cpu().numpy().copy() for name, value in tensors.items()}
         self.result_: TrainingResult | None = result
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # The run's record holds tensors and is of use where the run was made; a stored model predicts.
+        # Prediction does not need the training result, which holds tensors.
         state = cast("dict[str, Any]", super().__getstate__())
         return {**state, "result_": None} if "result_" in state else state
 
     @abstractmethod
-    def _seen(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
-        """The task, the targets as it wants them, and what predictions will need, by attribute."""
+    def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
+        """Return the task, the encoded targets `[rows]`, and fitted attributes that predictions need."""
 
-    def _settings(self, environments: int, *, given: bool) -> dict[str, Any]:
-        """What is trained: the algorithm, or what stands in for it, its hyperparameters and the model."""
-        if not isinstance(self.model, str | ModelConfig):
+    def _settings(self, environments: int, *, labeled: bool) -> dict[str, Any]:
+        """Return the algorithm to train, or its substitute, with hyperparameters and model."""
+        if not (isinstance(self.model, str | ModelConfig) or callable(self.model)):
             raise EnvariantError(
-                f"model must be a name such as 'mlp(hidden=64)', by which a stored estimator builds it "
-                f"again; got {type(self.model).__name__}"
+                f"model must be a name such as 'mlp(hidden=64)', a ModelConfig, a module, or a function that "
+                f"returns a module; got {self.model!r}"
             )
         settings: dict[str, Any] = {
             "algorithm": self.algorithm,
             "hyperparameters": dict(self.hyperparameters or {}),
-            "model": str(self.model),
+            # Later changes of the user's module must not reach the fitted estimator.
+            "model": copy.deepcopy(self.model),
             "inferred": False,
         }
-        # Without hyperparameters, among which may be those of what infers environments.
-        needed = _built({**settings, "hyperparameters": {}}).minimum_environments
-        name = getattr(self.algorithm, "name", self.algorithm)
+        # Without hyperparameters, which may include those of environment inference.
+        algorithm = _algorithm({**settings, "hyperparameters": {}})
+        name, needed = algorithm.name, algorithm.minimum_environments
         if environments >= needed:
             return settings
-        if given:
+        if labeled:
             raise EnvariantError(
-                f"{name}: needs at least {needed} environments, to see what holds in all of them; "
-                f"environments has {environments}. Give more, or use algorithm='erm'"
+                f"{name}: needs at least {needed} environments; environments has {environments}. "
+                f"Pass more, or use algorithm='erm'"
             )
         if self.infer_environments:
             return {**settings, "inferred": True}
-        _built(settings)  # A misspelt setting is an error, whatever is trained.
+        _algorithm(settings)  # A misspelled hyperparameter is an error even where ERM is trained.
         warnings.warn(
-            f"{type(self).__name__}: fit was given no environments, which {name} cannot do without, so ERM "
-            f"was trained instead and nothing about this model is invariant. Give fit(…, environments=…), "
-            f"or say that it is meant: algorithm='erm', or infer_environments=True",
+            f"{type(self).__name__}: {name} needs environments, but fit received none, so ERM was trained "
+            f"instead. Pass fit(…, environments=…), or silence this warning with algorithm='erm' or "
+            f"infer_environments=True",
             UserWarning,
             stacklevel=3,
         )
@@ -192,88 +195,97 @@ class InvariantEstimator(BaseEstimator, ABC):
     def _seed(self) -> int:
         state = self.random_state
         if state is None:
-            # Not from NumPy's global numbers, which others may count on.
+            # Leaves NumPy's global generator alone.
             return secrets.randbits(32)
         if isinstance(state, np.random.RandomState):
             return int(state.randint(2**32, dtype=np.uint32))
-        check_random_state(state)  # Refuses what scikit-learn refuses.
+        check_random_state(state)  # Rejects what scikit-learn rejects.
         return int(state)
 
     def _network(self) -> tuple[nn.Module, Task]:
-        """The trained network, built again from text and arrays, and its task."""
+        """Rebuild the trained network; return it with its task."""
         task = task_named(self.settings_["task"], self.settings_["outputs"])
-        shape = self.mean_.shape
-        family = model_config(self.settings_["model"])
+        shape, model = self.mean_.shape, self.settings_["model"]
 
         def build(shape: Sequence[int]) -> nn.Module:
-            return family.build(shape, task.outputs)
+            if isinstance(model, nn.Module):
+                return copy.deepcopy(model)
+            config = model_config(model) if isinstance(model, str) else model
+            return config.build(shape, task.outputs) if isinstance(config, ModelConfig) else config()
 
         with private_random_numbers(0, torch.device("cpu")):
             module = build(shape)
             linear = isinstance(getattr(module, "head", None), nn.Linear)
             setting = TrainContext(
-                len(self.environments_), task, input_shape=shape, linear_head=linear, build=build
+                tuple(map(str, self.environments_)),
+                (),
+                task,
+                input_shape=shape,
+                linear_head=linear,
+                build=build,
             )
-            module = _built(self.settings_).wrap_model(module, setting)
-        # Networks of the algorithm's own have done their work.
+            module = _algorithm(self.settings_).wrap_model(module, setting)
+        # The algorithm's auxiliary networks are not needed for prediction.
         module.load_state_dict({name: torch.from_numpy(self.weights_[name]) for name in module.state_dict()})
-        # In double precision a row's answer does not depend on which rows are predicted beside it.
+        # In double precision, predictions for a row do not depend on the other rows of its block.
         return module.double().eval(), task
 
     def _outputs(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """What the network says of each row: `[rows]`, or `[rows, classes]` with more than two."""
+        """Return the network's outputs: `[rows]`, or `[rows, classes]` for more than two classes."""
         check_is_fitted(self)
         column = self.environment_column_
-        rows = _parted(X, column)[0] if column in getattr(X, "columns", ()) else X
-        inputs = (_validated(self, rows, dtype=np.float64, reset=False) - self.mean_) / self.scale_
+        rows = _split_environments(X, column)[0] if column in getattr(X, "columns", ()) else X
+        inputs = (_validate(self, rows, dtype=np.float64, reset=False) - self.mean_) / self.scale_
         network, task = self._network()
-        with torch.inference_mode():
-            outputs = torch.cat([network(block) for block in torch.from_numpy(inputs).split(_BLOCK)])
-        return task.logits(outputs).numpy()
+        return Evaluator.of_module(network, task).logits(torch.from_numpy(inputs)).numpy()
 
 
 @final
 class InvariantClassifier(ClassifierMixin, InvariantEstimator):
-    """A classifier for tables whose rows come from several environments: sites, years, instruments.
+    """Classifier for tables whose rows come from several environments: sites, years, instruments.
 
-    Columns are standardized by the mean and the standard deviation of the rows trained on. The same
-    `random_state`, rows and settings give the same bits.
+    Columns are standardized by the mean and standard deviation of the training rows. The same
+    `random_state`, rows and parameters give bit-identical predictions.
 
     Args:
-        algorithm: a recipe such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (`envariant
-            algorithms` lists them), or an `Algorithm`.
-        hyperparameters: changes to the recipe's settings; they win over those in `algorithm`.
-        model: a name such as `linear` or `mlp(hidden=(64, 64))`.
-        steps: optimizer updates. The default penalties of irm and vrex are switched on at step 100.
-        batch_size: rows of each environment a step, drawn with replacement; "full" is all rows; "auto" is
-            all rows up to 5,000, and 256 of each environment above.
-        learning_rate: of the optimizer.
-        weight_decay: of the optimizer.
-        optimizer: `adam`, `adamw` or `sgd(momentum=0.9)`; None is adam, or the algorithm's own steps.
-        precision: of matrix products in training, "float32", "bfloat16" or "auto". Predictions are
-            computed in double precision on the CPU.
-        device: to train on: "cpu", "cuda" or "auto".
-        infer_environments: where `fit` is given no environments, whether to find two by EIIL (the rows on
-            which a first model is right, and those on which it is wrong). The first model's settings, such
-            as `reference_steps`, are hyperparameters as well. Without effect where none are needed.
-        random_state: of weights and batches; None is another at every fit.
-        verbose: whether to draw progress.
+        algorithm: Name such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (see `envariant
+            algorithms`), recipe, part such as `VREx()`, or `Algorithm`.
+        hyperparameters: Hyperparameters of a named algorithm by name; they override those in its text.
+        model: Name such as `linear` or `mlp(hidden=(64, 64))`, `ModelConfig`, function that returns a new
+            module, or module from whose weights training starts.
+        steps: Number of optimizer updates. By default the penalties of irm and vrex switch on at step 100.
+        batch_size: Rows of each environment per step, drawn with replacement; "full" takes all rows; "auto"
+            takes all rows of tables with up to 5,000 rows, and 256 of each environment otherwise.
+        learning_rate: Learning rate of the optimizer.
+        weight_decay: L2 coefficient applied by the optimizer.
+        optimizer: `adam`, `adamw`, `sgd(momentum=0.9)`, `OptimizerConfig` or `torch.optim` class. Default:
+            adam, unless the algorithm makes its own updates.
+        precision: Precision of matrix products in training: "float32", "bfloat16" or "auto". Predictions are
+            computed in float64 on the CPU.
+        device: Device to train on: "cpu", "cuda" or "auto".
+        infer_environments: Whether to infer two environments by EIIL where `fit` receives none: the rows that
+            a reference model predicts well and those that it predicts poorly. Its hyperparameters, such as
+            `reference_steps`, may be among `hyperparameters`. Ignored if the algorithm needs no environments.
+        random_state: Seed of initialization and batch order. Default: a new seed for each fit.
+        verbose: Whether to show progress.
 
     Attributes:
-        classes_: the labels, sorted.
-        n_features_in_, feature_names_in_: the columns that `predict` wants, environments not among them.
-        environments_: names of the environments that were trained on; "all" where none were given.
-        environment_column_: the column that told them; `predict` takes `X` with it or without.
-        settings_: what was trained: algorithm, hyperparameters, model and task.
-        weights_: of the network, by name.
-        mean_, scale_: of the columns.
-        result_: the run's history and record; None in a copy or a stored estimator.
+        classes_: Class labels, sorted.
+        n_features_in_: Number of input columns, without the environment column.
+        feature_names_in_: Names of the input columns, if `X` had names.
+        environments_: Names of the training environments; "all" if `fit` received none.
+        environment_column_: Name of the environment column, if any; `predict` accepts `X` with or without it.
+        settings_: Algorithm, hyperparameters, model and task that were trained.
+        weights_: Trained weights of the network by name, as arrays.
+        mean_: Mean of each input column.
+        scale_: Standard deviation of each input column.
+        result_: History and record of the run; None in an unpickled estimator.
 
     Example:
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> X, site = rng.normal(size=(90, 2)), np.repeat(["north", "south", "east"], 30)
-        >>> clf = InvariantClassifier("vrex", model="linear", steps=20, random_state=0)
+        >>> clf = InvariantClassifier("vrex", model="linear", steps=150, random_state=0)
         >>> clf.fit(X, X[:, 0] > 0, environments=site).environments_.tolist()
         ['east', 'north', 'south']
     """
@@ -281,51 +293,63 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
     classes_: NDArray[Any]
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """The likeliest class of each row: `[rows]`."""
+        """Return the most probable class of each row, `[rows]`."""
         outputs = self._outputs(X)
         return self.classes_[(outputs > 0).astype(int) if outputs.ndim == 1 else outputs.argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Every class's probability: `[rows, classes]`, in the order of `classes_`."""
+        """Return the probability of every class, `[rows, classes]`, in the order of `classes_`."""
         outputs = self._outputs(X)
         if outputs.ndim == 2:
             return softmax(outputs, axis=1)
         return np.column_stack([expit(-outputs), expit(outputs)])
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Logits: `[rows]`, above 0 for the second of two classes, or `[rows, classes]`."""
+        """Return logits: `[rows]` for two classes, positive for the second; otherwise `[rows, classes]`."""
         return self._outputs(X)
 
-    def _seen(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
+    def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
         check_classification_targets(y)
         classes, targets = np.unique(y, return_inverse=True)
         if len(classes) < 2:
-            raise EnvariantError(f"y holds one class ({classes[0]}); a classifier needs two classes at least")
+            raise EnvariantError(f"y must hold at least two classes; got one class ({classes[0]})")
         task = Binary() if len(classes) == 2 else Multiclass(len(classes))
         return task, targets, {"classes_": classes}
 
 
 @final
 class InvariantRegressor(RegressorMixin, InvariantEstimator):
-    """A regressor for tables whose rows come from several environments, by squared error.
+    """Regressor for tables whose rows come from several environments, trained on the squared error.
 
-    Targets are standardized as columns are, and predictions are in the targets' own unit. Penalties see
-    the standardized error: a coefficient means the same in grams and in kilograms.
+    Targets are standardized in training, so that a penalty coefficient does not depend on their unit.
+    Predictions are in the original unit.
 
     Args:
-        algorithm, hyperparameters, model, steps, batch_size, learning_rate, weight_decay, optimizer,
-            precision, device, infer_environments, random_state, verbose: as of `InvariantClassifier`.
+        algorithm: See `InvariantClassifier`, as for all parameters.
+        hyperparameters: Hyperparameters of a named algorithm by name.
+        model: Name, `ModelConfig`, function that returns a new module, or module.
+        steps: Number of optimizer updates.
+        batch_size: Rows of each environment per step, "full" or "auto".
+        learning_rate: Learning rate of the optimizer.
+        weight_decay: L2 coefficient applied by the optimizer.
+        optimizer: Name, `OptimizerConfig` or `torch.optim` class.
+        precision: Precision of matrix products in training.
+        device: Device to train on.
+        infer_environments: Whether to infer two environments by EIIL where `fit` receives none.
+        random_state: Seed of initialization and batch order.
+        verbose: Whether to show progress.
 
     Attributes:
-        target_mean_, target_scale_: of the targets that were trained on.
+        target_mean_: Mean of the training targets.
+        target_scale_: Standard deviation of the training targets.
         n_features_in_, feature_names_in_, environments_, environment_column_, settings_, weights_, mean_,
-            scale_, result_: as of `InvariantClassifier`.
+            scale_, result_: See `InvariantClassifier`.
 
     Example:
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> X, year = rng.normal(size=(90, 2)), np.repeat([2021, 2022, 2023], 30)
-        >>> reg = InvariantRegressor("vrex", model="linear", steps=20, random_state=0)
+        >>> reg = InvariantRegressor("vrex", model="linear", steps=150, random_state=0)
         >>> reg.fit(X, 100 + X[:, 0], environments=year).predict(X).shape
         (90,)
     """
@@ -334,58 +358,70 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
     target_scale_: float
 
     def predict(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """The prediction for each row, in the targets' unit: `[rows]`."""
+        """Return the predicted target of each row, `[rows]`, in its original unit."""
         return self._outputs(X) * self.target_scale_ + self.target_mean_
 
-    def _seen(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
-        (mean,), (scale,) = _scaling(y[:, None])
+    def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
+        (mean,), (scale,) = _mean_and_scale(y[:, None])
         return Regression(), (y - mean) / scale, {"target_mean_": mean, "target_scale_": scale}
 
 
 @contextmanager
-def _refusals() -> Generator[None]:
-    """Scikit-learn and its users expect a ValueError for an input that cannot be used."""
+def _errors_as_value_error() -> Generator[None]:
+    """Raise errors as `ValueError`, which scikit-learn and its users expect for unusable input."""
     try:
         yield
     except EnvariantError as error:
         raise ValueError(str(error)) from error
 
 
-def _built(settings: Mapping[str, Any]) -> Algorithm:
-    """The algorithm of some settings."""
-    algorithm, inferred = settings["algorithm"], {"inference": EIIL()} if settings["inferred"] else {}
-    if isinstance(algorithm, str):
-        terms = recipes.terms(algorithm)
-        known = recipes.added(algorithm, [term.build(given) for term, given in terms])
-        return replace(known, default=replace(known.default, **inferred)).build(settings["hyperparameters"])
-    if isinstance(algorithm, Composition):
-        return replace(algorithm, **inferred)
-    if not isinstance(algorithm, Algorithm) or inferred:
-        raise EnvariantError(f"algorithm must be a name such as 'vrex', or a Composition; got {algorithm!r}")
-    return algorithm
+def _algorithm(settings: Mapping[str, Any]) -> Algorithm:
+    """Build the algorithm of some settings."""
+    requested, hyperparameters = settings["algorithm"], settings["hyperparameters"]
+    inference = {"environment_inference": EIIL()} if settings["inferred"] else {}
+    if isinstance(requested, str):
+        requested = algorithms.recipe(requested)
+    if isinstance(requested, Recipe):
+        known = (
+            replace(requested, default=replace(requested.default, **inference)) if inference else requested
+        )
+        return known.build(hyperparameters)
+    if hyperparameters:
+        raise EnvariantError(
+            "hyperparameters apply to named algorithms; set those of an algorithm object in the object"
+        )
+    algorithm = algorithms.as_algorithm(requested)
+    if not inference:
+        return algorithm
+    if not isinstance(algorithm, Composition):
+        raise EnvariantError(
+            f"{algorithm.name}: infer_environments needs a named algorithm or a Composition; "
+            f"pass environments to fit instead"
+        )
+    return replace(algorithm, **inference)
 
 
-def _parted(X: Any, environments: ArrayLike | str | None) -> tuple[Any, Any]:  # noqa: N803
-    """The table without the column that tells environments, and their labels."""
+def _split_environments(X: Any, environments: ArrayLike | str | None) -> tuple[Any, Any]:  # noqa: N803
+    """Return the table without its environment column, and the environment labels."""
     if not isinstance(environments, str):
         return X, environments
     if not hasattr(X, "columns"):
         raise EnvariantError(
-            f"environments='{environments}' names a column, and X, a {type(X).__name__}, has no names; "
-            f"give a DataFrame, or an array with one label a row"
+            f"environments='{environments}' is a column name, but X is of type {type(X).__name__} without "
+            f"column names; pass a DataFrame, or one label per row"
         )
     if environments not in X.columns:
         raise unknown_name("column", environments, map(str, X.columns), where="environments")
     return X[[name for name in X.columns if name != environments]], X[environments]
 
 
-def _rows_a_step(wanted: Any, rows: int) -> int | Literal["full"]:
-    if wanted != "auto":
-        return wanted
+def _batch_size(requested: Any, rows: int) -> int | Literal["full"]:
+    if requested != "auto":
+        return requested
     return "full" if rows <= _FULL_BATCH else _BATCH
 
 
-def _scaling(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each column's mean and standard deviation, 1 where that is 0 to rounding."""
+def _mean_and_scale(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return each column's mean and standard deviation; 1 for columns that are constant up to rounding."""
     scaler: Any = StandardScaler().fit(columns)
     return scaler.mean_, scaler.scale_

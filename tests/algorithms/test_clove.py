@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from envariant.algorithms import CLOvE, Composition, TrainContext
+from envariant.algorithms import CLOvE, Composition
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Regression
-from helpers import close, predicted, vector
+from helpers import close, predicted, train_context, vector
 
 P, Y = vector(0.9, 0.6, 0.2, 0.7), vector(1, 0, 0, 1)
 SEEN = predicted(Binary(), torch.logit(P), Y, (4,))
@@ -30,5 +30,5 @@ def test_regression_is_refused():
     seen = predicted(Regression(), P, Y, (4,))
     with pytest.raises(EnvariantError, match="regression: a prediction has no confidence"):
         CLOvE().penalty(seen, {})
-    with pytest.raises(EnvariantError, match="clove: needs classes; the task is regression"):
-        Composition(penalties=(CLOvE(),)).init({}, TrainContext(2, Regression()))
+    with pytest.raises(EnvariantError, match="clove: needs classes, but the task is regression"):
+        Composition(penalties=(CLOvE(),)).init({}, train_context(2, Regression()))

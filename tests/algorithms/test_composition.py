@@ -10,10 +10,11 @@ from envariant.algorithms import (
     IRM,
     AndMask,
     Composition,
-    Mean,
     MeanGradient,
+    MeanRisk,
     MMREx,
     Penalty,
+    PooledMean,
     RiskAggregator,
     SumRisk,
     VREx,
@@ -31,7 +32,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLE
 @pytest.mark.parametrize(
     "extras", [{}, {"l2": 0.3, "normalize_loss": True}], ids=["bare", "l2 and normalize_loss"]
 )
-@pytest.mark.parametrize("risk_aggregator", [Mean(), Mean("rows"), SumRisk(), MMREx(5.0)], ids=str)
+@pytest.mark.parametrize("risk_aggregator", [MeanRisk(), PooledMean(), SumRisk(), MMREx(5.0)], ids=str)
 @pytest.mark.parametrize(
     "penalties", [(), (VREx(7.0),), (IRM(7.0),), (VREx(2.0), IRM(9.0)), (IGA(0.5), VREx(2.0))], ids=str
 )
@@ -67,7 +68,7 @@ def test_the_mask_sees_each_environments_share_of_the_vrex_gradient(problem):
         own = autograd(lambda p, e=e: problem.environment_risk(p, e), problem.params)
         each.append({name: g * (1 + 2 * c * (risks[e] - risks.mean())) for name, g in own.items()})
     expected = masked(each, problem.params)
-    assert_same(update(Composition(Mean(), (VREx(c),), UNSCALED), problem), expected, 1e-11)
+    assert_same(update(Composition(MeanRisk(), (VREx(c),), UNSCALED), problem), expected, 1e-11)
 
 
 @every_problem
@@ -78,14 +79,14 @@ def test_the_mask_sees_each_environments_own_irm_penalty(problem):
         for e in range(3)
     ]
     expected = masked(each, problem.params)
-    assert_same(update(Composition(Mean(), (IRM(c),), UNSCALED), problem), expected, 1e-11)
+    assert_same(update(Composition(MeanRisk(), (IRM(c),), UNSCALED), problem), expected, 1e-11)
 
 
 @every_problem
 def test_l2_is_added_after_the_mask(problem):
     penalties = (VREx(5.0),)
-    plain = update(Composition(Mean(), penalties, AndMask(), normalize_loss=True), problem)
-    decayed = update(Composition(Mean(), penalties, AndMask(), l2=0.25, normalize_loss=True), problem)
+    plain = update(Composition(MeanRisk(), penalties, AndMask(), normalize_loss=True), problem)
+    decayed = update(Composition(MeanRisk(), penalties, AndMask(), l2=0.25, normalize_loss=True), problem)
     expected = {name: g + 2 * 0.25 / 5 * problem.params[name] for name, g in plain.items()}
     assert_same(decayed, expected, 1e-13)
     assert any(bool((g == 0).any()) for g in plain.values()), "the mask has something to hold back"
@@ -208,7 +209,7 @@ def test_needs_are_those_of_the_most_demanding_part():
 def test_a_negative_l2_is_refused(l2, shown):
     with pytest.raises(EnvariantError) as error:
         Composition(l2=l2)
-    assert str(error.value) == f"Composition: l2 must be at least 0; got {shown}"
+    assert str(error.value) == f"Composition: l2 must be at least 0, got {shown}"
 
 
 def test_an_unknown_schedule_is_refused_with_the_nearest():

@@ -55,7 +55,7 @@ def test_the_environments_are_those_on_which_a_first_model_is_right_and_wrong(tm
     """One training environment suffices; the run goes on from where it was killed, bit for bit."""
     how = {"steps": 24, "evaluate_every": 6, "replicas": 2, "seed": 3}
     whole = envariant.train("colored-digits", "eiil(reference_steps=30)", out=tmp_path, **how)
-    assert whole.record.settings.algorithm == "eiil"
+    assert whole.record.spec.algorithm == "eiil"
     again = envariant.train("colored-digits", "eiil(reference_steps=30)", **how)
     for k in whole.finished:
         ours, theirs = (r.checkpoints[k].params for r in (whole, again))
@@ -71,7 +71,7 @@ def test_the_environments_are_those_on_which_a_first_model_is_right_and_wrong(tm
 def test_what_is_inferred_goes_with_penalties_but_not_twice():
     both = recipe("eiil + vrex(10)").default
     assert isinstance(both, Composition)
-    assert both.finds_environments == EIIL()
+    assert both.environment_inference == EIIL()
     assert both.minimum_environments == 1
     with pytest.raises(EnvariantError):
         recipe("eiil").build({"method": "ascend"})

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from envariant.algorithms import Composition, Fishr, TrainContext
+from envariant.algorithms import Composition, Fishr
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Multiclass
-from helpers import LABELS_1, LABELS_2, M_BIAS, M_WEIGHT, X1, X2, close, predicted, vector
+from helpers import LABELS_1, LABELS_2, M_BIAS, M_WEIGHT, X1, X2, close, predicted, train_context, vector
 
 TASK = Multiclass(2)
 ROWS, LABELS = torch.cat([X1, X2]), torch.cat([LABELS_1, LABELS_2])
 SEEN = predicted(TASK, ROWS @ M_WEIGHT.T + M_BIAS, LABELS, (3, 3), ROWS)
-START_OF = Fishr(1.0).init({"any": vector(0)}, TrainContext(2, TASK, features=2, linear_head=True))
+START_OF = Fishr(1.0).init({"any": vector(0)}, train_context(2, TASK, features=2, linear_head=True))
 
 
 def test_the_specs_variances():
@@ -57,7 +57,7 @@ def test_distances_may_be_summed_over_environments_and_entries():
 
 def test_a_head_that_is_not_linear_is_refused():
     with pytest.raises(EnvariantError, match="fishr: the model's head must be one linear layer"):
-        Composition(penalties=(Fishr(),)).wrap_model(torch.nn.Identity(), TrainContext(2, TASK, features=2))
+        Composition(penalties=(Fishr(),)).wrap_model(torch.nn.Identity(), train_context(2, TASK, features=2))
 
 
 def test_a_memory_of_one_is_refused():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from envariant.algorithms import GroupDRO, TrainContext
+from envariant.algorithms import GroupDRO
 from envariant.core.tasks import Regression
-from helpers import close, vector, with_risks
+from helpers import close, train_context, vector, with_risks
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from helpers import close, vector, with_risks
 )
 def test_the_specs_numbers(rate, updates):
     part, seen = GroupDRO(rate), with_risks(vector(1, 2, 0.5))
-    state = part.init({"any": vector(0)}, TrainContext(3, Regression()))
+    state = part.init({"any": vector(0)}, train_context(3, Regression()))
     for weights, loss in updates:
         found, state = part.risk(seen, state)
         close(state["log_weights"].exp(), *weights)
@@ -30,7 +30,7 @@ def test_the_specs_numbers(rate, updates):
 def test_no_weight_is_lost_for_good():
     """Where exp(−1000) is 0 in every precision, its logarithm is not."""
     part = GroupDRO(1.0)
-    state = part.init({"any": vector(0)}, TrainContext(2, Regression()))
+    state = part.init({"any": vector(0)}, train_context(2, Regression()))
     _, state = part.risk(with_risks(vector(1000, 0)), state)
     _, state = part.risk(with_risks(vector(0, 1000)), state)
     close(state["log_weights"].exp(), 0.5, 0.5)
@@ -39,5 +39,5 @@ def test_no_weight_is_lost_for_good():
 def test_the_weights_are_constants_for_differentiation():
     risks = vector(1, 2, 0.5).requires_grad_()
     part = GroupDRO(0.1)
-    found, state = part.risk(with_risks(risks), part.init({"any": vector(0)}, TrainContext(3, Regression())))
+    found, state = part.risk(with_risks(risks), part.init({"any": vector(0)}, train_context(3, Regression())))
     torch.testing.assert_close(torch.autograd.grad(found, risks)[0], state["log_weights"].exp())

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from envariant.algorithms import IGA, Composition, TrainContext
+from envariant.algorithms import IGA, Composition
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.step_context import START
 from envariant.core.tasks import Binary, Multiclass
-from helpers import Bare, close, vector
+from helpers import Bare, close, train_context, vector
 
 X1, Y1 = [[1, 2], [0, 1], [-1, 1]], [0, 1, 1]
 X2, Y2 = [[2, 0], [1, -1], [0, 0.5]], [1, 0, 1]
@@ -23,7 +23,7 @@ def step(algorithm, task, params, rows):
         return inputs.new_zeros(len(inputs), 0), logits
 
     batch = EnvironmentBatch(inputs, targets, sizes, task)
-    state = algorithm.init(params, TrainContext(len(sizes), batch.task))
+    state = algorithm.init(params, train_context(len(sizes), batch.task))
     gradients, _, metrics = algorithm.gradients(Bare(forward), params, batch, state, START)
     return gradients, metrics
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from envariant.algorithms import IRM, Composition, TrainContext
+from envariant.algorithms import IRM, Composition
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.step_context import START
 from envariant.core.tasks import Binary, Multiclass, Regression
-from helpers import PROBLEMS, Y3, YB, Z3, ZB, Bare, close, predicted, vector
+from helpers import PROBLEMS, Y3, YB, Z3, ZB, Bare, close, predicted, train_context, vector
 
 
 def penalty(task, logits, targets, sizes=None):
@@ -45,7 +45,7 @@ def test_the_specs_number_for_the_rescaled_loss():
                 Bare(forward),
                 {"z": share * ZB},
                 batch,
-                algorithm.init({}, TrainContext(1, batch.task)),
+                algorithm.init({}, train_context(1, batch.task)),
                 START,
             )[0]["z"]
             @ ZB
@@ -151,7 +151,7 @@ def distance(phi, y, w):
 def risk_gradient(phi, y, w):
     batch = EnvironmentBatch(phi, y, (len(y),), Regression())
     algorithm = Composition()
-    state = algorithm.init({"w": w}, TrainContext(1, batch.task))
+    state = algorithm.init({"w": w}, train_context(1, batch.task))
     return algorithm.gradients(Bare(lambda p, x: (x[:, :0], x @ p["w"])), {"w": w}, batch, state, START)[0][
         "w"
     ]

@@ -1,52 +1,78 @@
-"""The plain parts: mean over environments or rows, their sum, and the mean gradient."""
+"""The plain aggregators: mean over environments, mean over all rows, sum, and mean gradient."""
 
 import pytest
 import torch
 
-from envariant.algorithms import Composition, Mean, MeanGradient, SumRisk
-from envariant.core.errors import EnvariantError
+from envariant.algorithms import Composition, MeanGradient, MeanRisk, PooledMean, SumRisk
 from envariant.core.step_context import START
 from envariant.core.tasks import Regression
-from helpers import PROBLEMS, assert_same, autograd, predicted, update, vector
+from helpers import (
+    PROBLEMS,
+    assert_same,
+    assert_same_bits,
+    autograd,
+    predicted,
+    train_context,
+    update,
+    vector,
+)
 
 
-def risk(part, residuals, sizes):
-    return float(part.risk(predicted(Regression(), residuals, torch.zeros_like(residuals), sizes), {})[0])
+def risk(part, residuals, sizes, training_sizes=None):
+    """The aggregated risk of a batch with squared residuals as losses."""
+    batch = predicted(Regression(), residuals, torch.zeros_like(residuals), sizes)
+    state = part.init({"w": residuals}, train_context(training_sizes or sizes, Regression()))
+    return part.risk(batch, state)[0]
 
 
-def test_environments_weigh_the_same_or_by_their_rows():
+def test_mean_risk_ignores_sizes_and_pooled_mean_weights_by_rows():
     """Squared errors 1 | 4, 4, 4: risks 1 and 4."""
     residuals = vector(1, 2, 2, 2)
-    assert risk(Mean(), residuals, (1, 3)) == pytest.approx(2.5)
-    assert risk(Mean("rows"), residuals, (1, 3)) == pytest.approx(13 / 4)
-    assert risk(SumRisk(), residuals, (1, 3)) == pytest.approx(5)
+    assert float(risk(MeanRisk(), residuals, (1, 3))) == pytest.approx(2.5)
+    assert float(risk(PooledMean(), residuals, (1, 3))) == pytest.approx(13 / 4)
+    assert float(risk(SumRisk(), residuals, (1, 3))) == pytest.approx(5)
 
 
-def test_with_equal_sizes_both_means_are_one():
+def test_both_means_are_equal_for_equal_sizes():
     residuals = vector(1, 2, 3, 4, 5, 6)
-    assert risk(Mean(), residuals, (2, 2, 2)) == pytest.approx(risk(Mean("rows"), residuals, (2, 2, 2)))
+    assert float(risk(MeanRisk(), residuals, (2, 2, 2))) == pytest.approx(
+        float(risk(PooledMean(), residuals, (2, 2, 2)))
+    )
+
+
+def test_pooled_mean_of_a_minibatch_weights_environments_by_their_training_rows():
+    """Risks 1 and 4 in a batch of two rows each; the environments have 900 and 100 rows."""
+    residuals = vector(1, 1, 2, 2)
+    assert float(risk(PooledMean(), residuals, (2, 2), (900, 100))) == pytest.approx(0.9 * 1 + 0.1 * 4)
+    assert float(risk(PooledMean(), residuals, (1, 3), (900, 100))) == pytest.approx(0.9 * 1 + 0.1 * 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(3, 40_001), (7, 1, 12_345), (2**20, 3)])
+def test_pooled_mean_of_a_full_batch_is_bit_identical_to_the_mean_of_all_losses(sizes, dtype):
+    generator = torch.Generator().manual_seed(0)
+    residuals = torch.randn(sum(sizes), generator=generator, dtype=dtype).requires_grad_()
+    pooled = risk(PooledMean(), residuals, sizes)
+    plain = residuals.square().mean()
+    assert torch.equal(pooled, plain)
+    assert torch.equal(*(torch.autograd.grad(value, residuals)[0] for value in (pooled, plain)))
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-def test_the_mean_over_rows_is_the_risk_of_the_pooled_data(problem):
+def test_pooled_mean_is_the_risk_of_the_pooled_data(problem):
     inputs, targets = problem.batch.inputs, problem.batch.targets
     pooled = problem.with_batch([(inputs, targets)])
     expected = autograd(lambda p: pooled.environment_risk(p, 0), problem.params)
-    assert_same(update(Composition(Mean("rows")), problem), expected, 1e-12)
+    assert_same(update(Composition(PooledMean()), problem), expected, 1e-12)
     assert_same(update(Composition(), pooled), expected, 1e-12)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-def test_the_sum_is_the_mean_times_the_number_of_environments(problem):
-    mean, total = (update(Composition(risk_aggregator), problem) for risk_aggregator in (Mean(), SumRisk()))
+def test_sum_risk_is_the_mean_times_the_number_of_environments(problem):
+    mean, total = (update(Composition(aggregator), problem) for aggregator in (MeanRisk(), SumRisk()))
     assert_same(total, {name: 3 * g for name, g in mean.items()}, 1e-13)
 
 
-def test_the_mean_gradient_is_the_mean_of_gradients():
-    found, _, _ = MeanGradient().combine({"w": torch.stack([vector(1, -2), vector(3, 6)])}, {}, START)
-    assert found["w"].tolist() == [2.0, 2.0]
-
-
-def test_an_unknown_mean_is_refused():
-    with pytest.raises(EnvariantError, match="Mean: over must be environments or rows; got pixels"):
-        Mean("pixels")
+def test_mean_gradient_is_the_mean_of_gradients():
+    combined, _, _ = MeanGradient().combine({"w": torch.stack([vector(1, -2), vector(3, 6)])}, {}, START)
+    assert_same_bits(combined, {"w": vector(2, 2)})

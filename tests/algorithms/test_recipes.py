@@ -16,15 +16,17 @@ from envariant.algorithms import (
     Composition,
     GroupDRO,
     InformationBottleneck,
-    Mean,
+    MeanRisk,
     MMREx,
     PCGrad,
+    PooledMean,
     SumRisk,
     VREx,
     all_recipes,
     recipe,
     settings_of,
 )
+from envariant.cli.algorithms import algorithms
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Constant, Step
 
@@ -35,8 +37,8 @@ every_recipe = pytest.mark.parametrize("name", RECIPES)
     ("name", "expected"),
     [
         ("erm", Composition()),
-        ("irm", Composition(Mean(), (IRM(),), normalize_loss=True)),
-        ("vrex", Composition(Mean(), (VREx(),), normalize_loss=True)),
+        ("irm", Composition(MeanRisk(), (IRM(),), normalize_loss=True)),
+        ("vrex", Composition(MeanRisk(), (VREx(),), normalize_loss=True)),
         ("mm-rex", Composition(MMREx(), normalize_loss=True)),
         ("and-mask", Composition(gradient_aggregator=AndMask())),
     ],
@@ -55,11 +57,22 @@ def test_few_mean_anything_with_one_environment():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("erm", {"risk_aggregator": "mean | rows | sum"}),
-        ("irm", {"coefficient": "100 … 1e+06, log", "form": None, "risk_aggregator": "mean | rows | sum"}),
+        ("erm", {"risk_aggregator": "mean | pooled | sum | worst-case"}),
+        (
+            "irm",
+            {
+                "coefficient": "100 … 1e+06, log",
+                "form": None,
+                "risk_aggregator": "mean | pooled | sum | worst-case",
+            },
+        ),
         (
             "vrex",
-            {"coefficient": "100 … 1e+06, log", "pairwise": None, "risk_aggregator": "mean | rows | sum"},
+            {
+                "coefficient": "100 … 1e+06, log",
+                "pairwise": None,
+                "risk_aggregator": "mean | pooled | sum | worst-case",
+            },
         ),
         ("mm-rex", {"coefficient": "100 … 1e+06, log"}),
         (
@@ -69,7 +82,7 @@ def test_few_mean_anything_with_one_environment():
                 "mean": "arithmetic | geometric",
                 "inverse_sparsity": "True | False",
                 "strict": None,
-                "risk_aggregator": "mean | rows | sum",
+                "risk_aggregator": "mean | pooled | sum | worst-case",
             },
         ),
     ],
@@ -120,7 +133,9 @@ def test_a_setting_changes_its_own_part_and_nothing_else():
     assert isinstance(built.gradient_aggregator.threshold, float)
 
 
-@pytest.mark.parametrize(("word", "part"), [("mean", Mean()), ("rows", Mean("rows")), ("sum", SumRisk())])
+@pytest.mark.parametrize(
+    ("word", "part"), [("mean", MeanRisk()), ("pooled", PooledMean()), ("sum", SumRisk())]
+)
 def test_a_weighting_is_named_by_a_word(word, part):
     built = recipe("vrex").build({"risk_aggregator": word})
     assert built == Composition(part, (VREx(),), normalize_loss=True)
@@ -144,14 +159,14 @@ def test_a_weighting_is_named_by_a_word(word, part):
         ("irm", {"normalize_loss": 1}, "irm: normalize_loss must be true or false; got 1"),
         ("irm", {"l2": "big"}, "irm: l2 must be a number; got big"),
         ("irm", {"l2": True}, "irm: l2 must be a number; got true"),
-        ("irm", {"l2": -1}, "Composition: l2 must be at least 0; got -1"),
+        ("irm", {"l2": -1}, "Composition: l2 must be at least 0, got -1"),
         ("irm", {"coefficient": "stpe(1, 2, at=3)"}, "unknown schedule 'stpe'; did you mean 'step'?"),
         ("irm", {"coefficient": True}, "constant: value must be a number; got 'true'"),
         ("and-mask", {"threshold": 1.7}, "AndMask: threshold must lie in [0, 1]; got 1.7"),
         (
             "erm",
             {"risk_aggregator": "men"},
-            "erm: unknown risk_aggregator 'men'; did you mean 'mean'? known: mean, rows, sum",
+            "erm: unknown risk_aggregator 'men'; did you mean 'mean'? known: mean, pooled, sum, worst-case",
         ),
     ],
 )
@@ -172,7 +187,7 @@ def test_two_settings_of_one_name_bear_the_names_of_their_parts():
 
 def test_names_add_up_as_typed():
     known = recipe("vrex(coefficient=30) + and-mask(threshold=0.8)")
-    assert known.default == Composition(Mean(), (VREx(30),), AndMask(threshold=0.8), normalize_loss=True)
+    assert known.default == Composition(MeanRisk(), (VREx(30),), AndMask(threshold=0.8), normalize_loss=True)
     assert known.name == "vrex + and-mask"
     three = recipe("irm(coefficient=poly(k=1, p=3, after=190)) + coral(1.0) + groupdro")
     assert three.default == Composition(
@@ -185,7 +200,7 @@ def test_names_add_up_as_typed():
 def test_compositions_add_up_in_python():
     assert Composition(penalties=(IRM(1),), l2=0.1) + Composition(
         gradient_aggregator=PCGrad()
-    ) == Composition(Mean(), (IRM(1),), PCGrad(), l2=0.1)
+    ) == Composition(MeanRisk(), (IRM(1),), PCGrad(), l2=0.1)
 
 
 @pytest.mark.parametrize(
@@ -193,16 +208,16 @@ def test_compositions_add_up_in_python():
     [
         (
             "groupdro + eqrm",
-            "groupdro + eqrm: there can be one risk_aggregator, and both bring one (groupdro and eqrm)",
+            "groupdro + eqrm: only one risk_aggregator is possible, and both have one (groupdro and eqrm)",
         ),
         (
             "and-mask + pcgrad",
-            "and-mask + pcgrad: there can be one gradient_aggregator, and both bring one (and-mask and pcgrad)",
+            "and-mask + pcgrad: only one gradient_aggregator is possible, and both have one (and-mask and pcgrad)",
         ),
-        ("irm + ib-irm", "irm + irm + ib: the penalty irm stands twice"),
+        ("irm + ib-irm", "irm + irm + ib: the penalty irm occurs twice"),
         ("vrex + corla", "unknown algorithm 'corla'; did you mean 'coral'?"),
         ("vrex + coral(1, 2)", "coral: settings need a key, as in coral(l2=0.001)"),
-        ("coral(1, coefficient=2)", "coral: 'coefficient' is given twice"),
+        ("coral(1, coefficient=2)", "coral: 'coefficient' occurs twice"),
         ("pcgrad(1)", "pcgrad: settings need a key"),
         ("vrex + ", "cannot read"),
     ],
@@ -217,8 +232,8 @@ def test_a_sum_trains_with_what_is_suggested_for_its_first_term(tmp_path):
     result = envariant.train(
         "colored-digits", "vrex(coefficient=30) + and-mask(threshold=0.5)", steps=5, out=tmp_path / "run"
     )
-    assert result.record.settings.algorithm == "vrex + and-mask"
-    assert result.record.settings.hyperparameters["coefficient"] == "30"
+    assert result.record.spec.algorithm == "vrex + and-mask"
+    assert result.record.spec.hyperparameters["coefficient"] == "30"
     assert envariant.TrainingResult.load(tmp_path / "run").summary().loc["worst", "replicas"] == 1
 
 
@@ -254,7 +269,7 @@ def test_an_installed_package_brings_algorithms_of_its_own(package):
     assert recipe("gentle(coefficient=2) + coral(1.0)").default.penalties[0] == VREx(2.0)
     assert list(all_recipes()) == [*RECIPES, "gentle"]
     result = envariant.train("colored-digits", "gentle", steps=3, model="linear")
-    assert result.record.settings.hyperparameters["coefficient"] == "0.5"
+    assert result.record.spec.hyperparameters["coefficient"] == "0.5"
     assert result.model(0)(torch.zeros(1, 2, 8, 8)).shape == (1, 1)
     with pytest.raises(EnvariantError, match="did you mean 'gentle'"):
         recipe("gentel")
@@ -268,8 +283,8 @@ def test_an_installed_package_brings_algorithms_of_its_own(package):
             "nowhere:gentle",
             "algorithm 'gentle': nowhere:gentle cannot be imported: No module named 'nowhere'",
         ),
-        ("theirs:number", "algorithm 'gentle': theirs:number must be a Recipe of that name; got 3"),
-        ("theirs:other", "must be a Recipe of that name; got Recipe\\(name='another'"),
+        ("theirs:number", "algorithm 'gentle': theirs:number must be a Recipe of that name, got 3"),
+        ("theirs:other", "must be a Recipe of that name, got Recipe\\(name='another'"),
     ],
 )
 def test_what_a_package_brings_amiss_is_named(package, place, message):
@@ -277,3 +292,31 @@ def test_what_a_package_brings_amiss_is_named(package, place, message):
     with pytest.raises(EnvariantError, match=message):
         recipe("gentle")
     assert recipe("irm"), "and does no harm to the rest"
+
+
+BROKEN = {
+    "missing module": "",
+    "syntax error": "def (",
+    "any exception": "raise RuntimeError('no licence\\nfound')",
+    "invalid part": "from envariant.algorithms import Composition\nComposition(l2=-1)",
+}
+
+
+@pytest.mark.parametrize("code", BROKEN.values(), ids=BROKEN)
+def test_a_broken_plugin_is_reported_in_one_line_and_the_others_are_listed(package, code):
+    package(code, gentle="theirs:gentle" if code else "nowhere:gentle")
+    lines = []
+    assert list(all_recipes(lines.append)) == list(RECIPES)
+    assert len(lines) == 1
+    assert lines[0].startswith("algorithm 'gentle': ")
+    assert "\n" not in lines[0]
+    with pytest.warns(UserWarning, match="algorithm 'gentle': .* cannot be imported"):
+        all_recipes()
+
+
+def test_the_command_lists_algorithms_beside_a_broken_plugin(package, capsys):
+    package("raise RuntimeError('no licence')", gentle="theirs:gentle")
+    algorithms()
+    captured = capsys.readouterr()
+    assert "vrex" in captured.out
+    assert captured.err == "algorithm 'gentle': theirs:gentle cannot be imported: no licence\n"

@@ -15,7 +15,6 @@ from envariant.algorithms import (
     Composition,
     ERMPlus,
     Fish,
-    TrainContext,
     VREx,
     recipe,
 )
@@ -48,6 +47,7 @@ from helpers import (
     Q,
     assert_same,
     close,
+    train_context,
     vector,
 )
 
@@ -174,7 +174,7 @@ def quadratics(*centers):
 def test_fish():
     model, batch, params = quadratics(1, 3)
     part = Fish(meta_rate=0.5)
-    state = part.init(params, TrainContext(2, Regression()))
+    state = part.init(params, train_context(2, Regression()))
     for expected in (0.0960930, 0.185065, 0.273543):
         moved, state, _ = part.gradients(model, params, batch, state, StepContext.at(0, learning_rate=0.1))
         params = {"w": params["w"] - moved["w"]}
@@ -200,7 +200,7 @@ def test_weights_of_what_moves_itself_decay_at_the_runs_rate():
     model, batch, params = quadratics(1, 3)
     params, context, context = (
         {"w": vector(2)[0]},
-        TrainContext(2, Regression()),
+        train_context(2, Regression()),
         StepContext.at(0, learning_rate=0.1),
     )
     plain, decayed = (
@@ -211,13 +211,9 @@ def test_weights_of_what_moves_itself_decay_at_the_runs_rate():
 
 
 def test_a_procedure_takes_no_other_parts():
-    with pytest.raises(
-        EnvariantError, match="fish: is a training step, which makes its own steps and takes no"
-    ):
+    with pytest.raises(EnvariantError, match="fish: a training step replaces the whole step and takes no"):
         Composition(penalties=(VREx(),), training_step=Fish())
-    with pytest.raises(
-        EnvariantError, match=r"fish \+ vrex: fish is a training step, which makes its own steps"
-    ):
+    with pytest.raises(EnvariantError, match=r"fish \+ vrex: fish is a training step, which replaces"):
         recipe("fish + vrex")
 
 
@@ -263,7 +259,7 @@ class Means:
 
 def test_mtls_embedding():
     part, params = MTL(memory=0.99), {"w": vector(0)[0]}
-    state = part.init(params, TrainContext(1, Regression(), features=2))
+    state = part.init(params, train_context(1, Regression(), features=2))
     for rows, expected in (([[1, 3], [3, 1]], (1.98, 1.98)), ([[0, 0], [2, 0]], (1.0098, 0.0198))):
         inputs = torch.tensor(rows, dtype=torch.float64)
         batch = EnvironmentBatch(inputs, vector(0, 0), (2,), Regression())
@@ -287,7 +283,7 @@ def test_erm_plus_plus_predicts_with_the_mean_of_its_weights():
         seen.append(float(mean["w"]))
     close(vector(*seen[597:603]), 598, 599, 599.5, 600, 600.5, 601)
     part, params = ERMPlus(average_from=1), {"head.w": vector(2)}
-    state = {**part.init(params, TrainContext(1, Regression())), "mean": {"head.w": vector(5)}}
+    state = {**part.init(params, train_context(1, Regression())), "mean": {"head.w": vector(5)}}
     assert part.eval_params(params, state)["head.w"] == 5
 
 
@@ -354,5 +350,5 @@ def test_arms_context_network_is_left_alone_if_asked(task):
 
 @pytest.mark.parametrize("name", ["adrmx", "cdann", "rsc", "sagnet"])
 def test_what_needs_classes_says_so(name):
-    with pytest.raises(EnvariantError, match=r"needs classes; the task is regression"):
-        recipe(name).default.init({"any": vector(0)}, TrainContext(2, Regression(), features=3))
+    with pytest.raises(EnvariantError, match=r"needs classes, but the task is regression"):
+        recipe(name).default.init({"any": vector(0)}, train_context(2, Regression(), features=3))

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from envariant.algorithms import Composition, Mean, SumRisk, VREx
+from envariant.algorithms import Composition, MeanRisk, SumRisk, VREx
 from helpers import PROBLEMS, assert_same, update, vector, with_risks
 
 RISKS = vector(0.3, 0.5, 1.0)
@@ -31,7 +31,7 @@ def loss(risk_aggregator, part, risks):
 )
 def test_the_specs_numbers(risks, variance, coefficient, total):
     assert float(penalty(vector(*risks))) == pytest.approx(variance, rel=1e-5)
-    assert loss(Mean(), VREx(coefficient), vector(*risks)) == pytest.approx(total, rel=1e-5)
+    assert loss(MeanRisk(), VREx(coefficient), vector(*risks)) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize(("c", "expected"), [(1.0, 0.84), (1e4, 0.04008)])
@@ -55,5 +55,5 @@ def test_the_pairwise_form_is_the_sum_over_pairs(risks):
 def test_domainbeds_coefficient_is_twice_the_rex_codes():
     two = PROBLEMS["binary"].first(2)
     rex = update(Composition(SumRisk(), (VREx(3.0, pairwise=True),)), two)
-    domainbed = update(Composition(Mean(), (VREx(6.0),)), two)
+    domainbed = update(Composition(MeanRisk(), (VREx(6.0),)), two)
     assert_same(rex, {name: 2 * g for name, g in domainbed.items()}, 1e-12)

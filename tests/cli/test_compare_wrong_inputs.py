@@ -1,6 +1,6 @@
-"""`envariant compare` given what it cannot use: one line that says what, where and the mend, and exit code 2.
+"""`envariant compare` with invalid input: one line that says what is wrong and how to fix it, and exit code 2.
 
-And the other way round: what looks wrong and is not goes through, and is told in the account.
+Unusual but valid input is accepted, and its treatment is listed in the preprocessing log.
 """
 
 import gzip
@@ -17,7 +17,7 @@ from envariant.cli import main
 from envariant.saved_model import load_model
 
 ODD = "<u>$x_{$ </u>"
-TINY = ("--draws", 1, "--replicas", 2, "--rows", 60, "--algorithms", "erm")
+TINY = ("--n-trials", 1, "--replicas", 2, "--rows", 60, "--algorithms", "erm")
 
 
 def frame(rows=180, sites=("north", "south", "east")):
@@ -51,8 +51,8 @@ def compare(capsys, tmp_path):
     return called
 
 
-def refused(done, *words):
-    """One clear line and nothing else."""
+def check_rejected(done, *words):
+    """Check for one line on standard error and nothing else."""
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("envariant: ")
@@ -102,9 +102,9 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
         (lambda folder: folder / "nowhere.csv", ["nowhere.csv: there is no such file"]),
     ],
 )  # fmt: skip
-def test_files(file, words, compare, tmp_path):
-    refused(compare(file(tmp_path)), *words)
-    assert not (tmp_path / "out").exists(), "nothing is begun"
+def test_unreadable_files(file, words, compare, tmp_path):
+    check_rejected(compare(file(tmp_path)), *words)
+    assert not (tmp_path / "out").exists(), "nothing is written"
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_files(file, words, compare, tmp_path):
         (["--rows", 0], ["rows: must be at least 5; got 0"]),
         (["--rows", 4], ["rows: must be at least 5; got 4"]),
         (["--seed", -1], ["seed must lie in [0, 2³²); got -1"]),
-        (["--draws", -1], ["n_trials"]),
-        (["--draws", 0], ["n_trials"]),
-        (["--draws", "2.5"], ["--draws: expected a whole number; got '2.5'"]),
+        (["--n-trials", -1], ["n_trials"]),
+        (["--n-trials", 0], ["n_trials"]),
+        (["--n-trials", "2.5"], ["--n-trials: expected a whole number; got '2.5'"]),
         (["--replicas", 0], ["replicas"]),
         (["--budget", "soon"], ["budget: expected a time such as 90s, 10m or 1.5h; got 'soon'"]),
         (["--budget=-5m"], ["budget: expected a time"]),
@@ -135,40 +135,40 @@ def test_files(file, words, compare, tmp_path):
     ],
     ids=str,
 )  # fmt: skip
-def test_options(options, words, compare, tmp_path):
-    refused(compare(frame(), *options), *words)
-    assert not (tmp_path / "out" / "study.sqlite").exists(), "nothing is begun"
+def test_invalid_options(options, words, compare, tmp_path):
+    check_rejected(compare(frame(), *options), *words)
+    assert not (tmp_path / "out" / "study.sqlite").exists(), "nothing is written"
     assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_one_column_cannot_be_both(compare):
-    refused(compare(frame(), target="hospital"), "one column cannot be two things")
+def test_target_and_environment_column_must_differ(compare):
+    check_rejected(compare(frame(), target="hospital"), "one column cannot be two things")
 
 
-def test_a_regression_of_words_and_a_metric_that_does_not_suit(compare):
+def test_target_and_metric_must_suit_the_task(compare):
     words = frame().assign(died=lambda f: np.where(f.died == "yes", "ill", "well"))
-    refused(
+    check_rejected(
         compare(words, "--task", "regression"),
         "target 'died' holds text ('ill', …); a regression needs numbers",
     )
     numbers = frame().assign(died=np.arange(180) / 7)
-    refused(compare(numbers, "--metric", "accuracy"), "accuracy", "regression")
-    refused(compare(numbers, "--task", "binary"), "has 180 values; a binary task has two")
+    check_rejected(compare(numbers, "--metric", "accuracy"), "accuracy", "regression")
+    check_rejected(compare(numbers, "--task", "binary"), "has 180 values; a binary task has two")
 
 
-def test_identifiers_alone_leave_nothing(compare):
+def test_identifier_columns_alone_are_rejected(compare):
     ids = frame()[["hospital", "died"]].assign(number=range(180), name=[f"n{k}" for k in range(180)], one=1)
-    refused(compare(ids), "no column is left to predict 'died' from (left out: number, name, one)")
+    check_rejected(compare(ids), "no column is left to predict 'died' from (left out: number, name, one)")
 
 
-def test_where_nothing_can_be_written(compare, tmp_path):
+def test_unwritable_folder(compare, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(compare(frame(), *TINY, out=tmp_path / "file"), "file")
+    check_rejected(compare(frame(), *TINY, out=tmp_path / "file"), "file")
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """What looks wrong and is not: one comparison of it all."""
+    """One comparison of everything that is unusual but valid."""
     folder = tmp_path_factory.mktemp("compared")
     given = frame(240, ("worst", "<script>alert(1)</script>", "a\nb")).assign(
         empty=np.nan,
@@ -186,24 +186,22 @@ def done(tmp_path_factory):
     return folder / "out", arguments
 
 
-def test_odd_columns_and_names_go_through_and_are_told(done):
+def test_unusual_columns_and_names_are_accepted_and_logged(done):
     folder, _ = done
     answer = json.loads((folder / "answer.json").read_text())
-    on_progress = {}
+    log = {}
     for line in answer["preprocessing_log"]:
-        on_progress.setdefault(line["column"], []).append(line["what"])
-    assert on_progress["empty"] == ["left out: it holds no value"]
-    assert on_progress["constant"] == ["left out: it is the same in every row"]
-    assert on_progress["id"] == ["left out: 239 different texts in 239 rows: a name, not a category"]
-    assert on_progress["mixed"][0].startswith("category of 3; 25.1% missing")
-    assert (
-        on_progress["hospital"][0] == "1 of 4 environments have fewer than 50 rows (alone): left out, 1 rows"
-    )
-    assert on_progress[""] == ["methods are compared on 180 of 239 rows, at most 60 of a place"]
+        log.setdefault(line["column"], []).append(line["what"])
+    assert log["empty"] == ["left out: it holds no value"]
+    assert log["constant"] == ["left out: it is the same in every row"]
+    assert log["id"] == ["left out: 239 different texts in 239 rows: a name, not a category"]
+    assert log["mixed"][0].startswith("category of 3; 25.1% missing")
+    assert log["hospital"][0] == "1 of 4 environments have fewer than 50 rows (alone): left out, 1 rows"
+    assert log[""] == ["methods are compared on 180 of 239 rows, at most 60 of a place"]
     assert set(answer["methods"]["erm"]) == {"'worst'", "<script>alert(1)</script>", "a b"}
 
 
-def test_the_page_holds_no_html_but_its_own(done):
+def test_page_escapes_html_in_names(done):
     page = (done[0] / "report.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
     assert "&lt;u&gt;$x_{$ &lt;/u&gt;" in page
@@ -211,23 +209,23 @@ def test_the_page_holds_no_html_but_its_own(done):
         assert wrong not in page
 
 
-def test_a_category_that_is_new_at_prediction(done):
+def test_unseen_category_at_prediction(done):
     model = load_model(done[0] / "model")
     fresh = frame(10).assign(ward="never seen", mixed="two", **{ODD: 0.5})
-    found, drift = model.predict_and_compare(fresh)
-    assert np.isfinite(found["P(true)"]).all()
+    predictions, drift = model.predict_and_compare(fresh)
+    assert np.isfinite(predictions["P(true)"]).all()
     assert {c.name: c.unseen for c in drift.columns}["ward"] == {"never seen": 10}
 
 
-def test_another_table_in_the_same_folder_is_refused_and_what_is_there_stays(done, compare):
+def test_another_table_in_the_same_folder_is_rejected_and_changes_nothing(done, compare):
     folder, _ = done
     files = [path for path in folder.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files if path.suffix in (".html", ".json", ".safetensors")}
-    refused(
+    check_rejected(
         compare(frame(), *TINY, out=folder), "holds a comparison of another table", "choose another folder"
     )
-    wrong = ("--draws", 3, "--replicas", 2, "--rows", 0)
-    refused(compare(frame(), *wrong, out=folder), "rows: must be at least 5; got 0")
+    wrong = ("--n-trials", 3, "--replicas", 2, "--rows", 0)
+    check_rejected(compare(frame(), *wrong, out=folder), "rows: must be at least 5; got 0")
     assert {path: path.read_bytes() for path in before} == before
 
 

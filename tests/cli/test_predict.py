@@ -1,4 +1,4 @@
-"""`envariant predict` as a user meets it: a folder and a table in, predictions out, remarks beside them."""
+"""`envariant predict`: predictions on standard output, remarks on standard error."""
 
 import io
 import json
@@ -45,13 +45,13 @@ def test_predictions_go_to_standard_output_as_csv(model, here, new):
     path = new(rows(50, seed=1).drop(columns=["ill", "site"]))
     done = here("predict", model, path)
     assert (done.returncode, done.stderr) == (0, "")
-    found = pd.read_csv(io.StringIO(done.stdout))
-    wanted = envariant.load_model(model).predict(path)
-    assert list(found.columns) == ["prediction", "P(false)", "P(true)"] == list(wanted.columns)
-    np.testing.assert_array_equal(found["P(true)"].astype(np.float32), wanted["P(true)"])
+    answer = pd.read_csv(io.StringIO(done.stdout))
+    expected = envariant.load_model(model).predict(path)
+    assert list(answer.columns) == ["prediction", "P(false)", "P(true)"] == list(expected.columns)
+    np.testing.assert_array_equal(answer["P(true)"].astype(np.float32), expected["P(true)"])
 
 
-def test_or_to_a_file_with_remarks_on_standard_error(model, here, new, tmp_path):
+def test_predictions_go_to_a_file_and_remarks_to_standard_error(model, here, new, tmp_path):
     frame = rows(100, seed=1, older=30)
     frame.loc[0, "ward"] = "<i>new</i>"
     done = here("predict", model, new(frame), "-o", tmp_path / "out" / "predictions.csv")
@@ -75,17 +75,17 @@ def test_check_shows_every_column(model, here, new):
 
 def test_json_is_one_object(model, here, new, tmp_path):
     path = new(rows(30, seed=1, older=30))
-    found = json.loads(here("predict", model, path, "--json").stdout)
-    assert found["model"]["target"] == "ill"
-    assert found["drift"]["differing"] == ["age"]
-    assert len(found["predictions"]) == 30
-    assert set(found["predictions"][0]) == {"prediction", "P(false)", "P(true)"}
+    answer = json.loads(here("predict", model, path, "--json").stdout)
+    assert answer["model"]["target"] == "ill"
+    assert answer["drift"]["differing"] == ["age"]
+    assert len(answer["predictions"]) == 30
+    assert set(answer["predictions"][0]) == {"prediction", "P(false)", "P(true)"}
     assert "predictions" not in json.loads(here("predict", model, path, "--check", "--json").stdout)
     out = tmp_path / "p.csv"
     assert json.loads(here("predict", model, path, "-o", out, "--json").stdout)["predictions"] == str(out)
 
 
-def test_no_rows_give_a_header(model, here, new):
+def test_empty_table_gives_a_header(model, here, new):
     done = here("predict", model, new(rows(30).iloc[:0]))
     assert (done.returncode, done.stdout) == (0, "prediction,P(false),P(true)\n")
 
@@ -98,7 +98,7 @@ def test_onnx_is_written(model, here, tmp_path):
     assert (tmp_path / "net.json").exists()
 
 
-def test_wrong_input_is_one_clear_line_and_exit_code_2(model, here, new, tmp_path, monkeypatch):
+def test_invalid_input_gives_one_line_and_exit_code_2(model, here, new, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
     path = new(rows(30))
@@ -108,7 +108,7 @@ def test_wrong_input_is_one_clear_line_and_exit_code_2(model, here, new, tmp_pat
         ([tmp_path / "nowhere", path], "holds no model"),
         ([model, renamed], "lacks column 'age' (did you mean 'Age'?)"),
         ([model, tmp_path / "no.csv"], "there is no such file"),
-        ([model], "name a table to predict, or --onnx FILE"),
+        ([model], "give a table to predict, or --onnx FILE"),
         ([model, path, "-o", "x.parquet"], "must end in .csv"),
         ([model, "--onnx", tmp_path / "x.onnx"], "pip install onnx onnxscript"),
         ([model, path, "-o", "/dev/null/x.csv"], "cannot be written"),

@@ -1,15 +1,15 @@
-"""`envariant sweep` and `envariant runs`, as typed."""
+"""`envariant sweep` and `envariant runs`."""
 
 import json
 
 import pandas as pd
 import pytest
 
-SMALL = ["--data", "colored-digits", "--algorithms", "erm", "vrex", "--draws", "2", "--replicas", "2"]
+SMALL = ["--data", "colored-digits", "--algorithms", "erm", "vrex", "--n-trials", "2", "--replicas", "2"]
 SHORT = ["--steps", "8", "--model", "linear"]
 
 
-def test_a_sweep_is_planned_run_listed_shown_exported_and_retried(here, tmp_path):
+def test_sweep_is_planned_trained_listed_exported_and_retried(here, tmp_path):
     folder = tmp_path / "study"
     plan = json.loads(here("sweep", *SMALL, *SHORT, "-o", folder, "--dry-run", "--json").stdout)
     assert plan["runs"] == 8
@@ -26,6 +26,9 @@ def test_a_sweep_is_planned_run_listed_shown_exported_and_retried(here, tmp_path
     listed = json.loads(here("runs", "list", folder, "--json").stdout)["runs"]
     assert len(listed) == 8
     assert here("runs", "list", folder, "--state", "failed").stdout == ""
+    rows = here("runs", "list", folder, "--state", "done").stdout.splitlines()
+    assert len(rows) == 8
+    assert all("colored-digits" in row and "trial " in row and "replica " in row for row in rows)
     shown = json.loads(here("runs", "show", folder, 3, "--json").stdout)
     assert shown["id"] == 3
     assert {"versions", "hardware"} <= shown["provenance"].keys()
@@ -36,18 +39,18 @@ def test_a_sweep_is_planned_run_listed_shown_exported_and_retried(here, tmp_path
     whole = pd.read_csv(tmp_path / "all.csv")
     assert len(whole[whole["run"] == 3]) == len(shown["history"])
     assert set(whole["run"]) == set(range(1, 9))
-    assert here("runs", "retry", folder, 3).stdout == "1 runs planned anew\n"
-    assert here("runs", "rm", folder, 4).stdout == "1 runs removed\n"
+    assert here("runs", "retry", folder, 3).stdout == "1 run planned again\n"
+    assert here("runs", "rm", folder, 4).stdout == "1 run removed\n"
     assert len(json.loads(here("runs", "list", folder, "--json").stdout)["runs"]) == 7
     back = json.loads(here("sweep", *SMALL, *SHORT, "-o", folder, "--json").stdout)
     assert back["runs"]["done"] == 8
-    for name, found in back["selections"].items():
+    for name, selection in back["selections"].items():
         # A run that was removed comes back under another number.
-        for ours, theirs in zip(found["choices"], again["selections"][name]["choices"], strict=True):
+        for ours, theirs in zip(selection["choices"], again["selections"][name]["choices"], strict=True):
             assert {**ours, "run": 0} == {**theirs, "run": 0}
 
 
-def test_a_file_and_flags_that_win_over_it(here, tmp_path):
+def test_options_override_the_study_file(here, tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(
         'data = ["colored-digits"]\nalgorithms = ["erm"]\nreplicas = 5\n[settings]\nmodel = "linear"\n'
@@ -60,17 +63,18 @@ def test_a_file_and_flags_that_win_over_it(here, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sweep"], "name a study file, or give --data and --algorithms"),
+        (["sweep"], "give a study file, or --data and --algorithms"),
         (["sweep", "nowhere.toml"], "nowhere.toml: cannot be read"),
-        (["sweep", *SMALL, "--held-out", "flip-9"], "unknown environment 'flip-9'"),
+        (["sweep", *SMALL, "--test-environments", "flip-9"], "unknown environment 'flip-9'"),
         (["sweep", "--data", "colored-digits", "--algorithms", "imr"], "did you mean 'irm'"),
         (["sweep", *SMALL, "--seed", "many"], "expected a whole number"),
         (["sweep", *SMALL, "-o", "/dev/null/study"], "cannot hold a study"),
         (["runs", "list", "nowhere"], "holds no study"),
         (["runs", "retry", "nowhere"], "holds no study"),
+        (["sweep", *SMALL, "--track-at", "folder"], "--track-at needs --track tensorboard or --track mlflow"),
     ],
 )
-def test_wrong_input_is_one_clear_line_and_exit_code_2(here, tmp_path, monkeypatch, arguments, message):
+def test_invalid_input_gives_one_line_and_exit_code_2(here, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     done = here(*arguments)
     assert done.returncode == 2

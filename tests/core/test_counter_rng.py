@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envariant.core.counter_rng import integers, mixed, step_key, step_keys, uniforms
-from envariant.training import Seeds
+from envariant.training.replicas import Seeds
 
 CPU = torch.device("cpu")
 GOLDEN = 0x9E3779B97F4A7C15

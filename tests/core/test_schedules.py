@@ -1,6 +1,8 @@
-"""Schedules: finite everywhere, exact where a formula says so, and the same after a trip through text."""
+"""Schedules: finite at every step, equal to their formulas, and unchanged by a round trip through text."""
 
 import math
+import re
+from fractions import Fraction
 
 import pytest
 from hypothesis import example, given
@@ -18,10 +20,12 @@ from envariant.core.schedules import (
     Step,
     schedule,
 )
+from envariant.core.specs import Percent
 
 NUMBERS = st.floats(-CAP, CAP) | st.integers(-(10**12), 10**12)
 SWITCHES = st.integers(0, 10**6)
 RISING = st.lists(SWITCHES, unique=True, max_size=4).map(lambda at: tuple(sorted(at)))
+PERCENTS = st.builds(Percent, st.integers(0, 100) | st.floats(0, 100))
 
 SCHEDULE = st.one_of(
     st.builds(Constant, NUMBERS),
@@ -42,6 +46,23 @@ SCHEDULE = st.one_of(
 )  # fmt: skip
 
 
+RELATIVE = st.one_of(
+    st.builds(Step, NUMBERS, NUMBERS, PERCENTS),
+    st.lists(PERCENTS, unique=True, min_size=1, max_size=4).flatmap(
+        lambda at: st.lists(NUMBERS, min_size=len(at) + 1, max_size=len(at) + 1).map(
+            lambda values: Stages(tuple(values), tuple(sorted(at, key=lambda point: point.value)))
+        )
+    ),
+    st.builds(lambda start, end, until: Linear(start, end, until), NUMBERS, NUMBERS, PERCENTS.filter(lambda p: p.value > 0)),
+    st.builds(lambda start, end, at: Linear(start, end, max(at), min(at)), NUMBERS, NUMBERS,
+              st.lists(st.integers(0, 100), min_size=2, max_size=2, unique=True)).map(
+        lambda s: Linear(s.start, s.end, Percent(s.until), Percent(s.after))
+    ),
+    st.builds(Polynomial, NUMBERS, st.floats(-9, 9), PERCENTS, NUMBERS),
+    st.builds(Exponential, NUMBERS, st.floats(0.5, 2), PERCENTS, NUMBERS),
+)  # fmt: skip
+
+
 def test_the_strategy_covers_every_schedule_there_is():
     assert set(SCHEDULES.values()) == {Constant, Step, Stages, Linear, Polynomial, Exponential}
 
@@ -58,10 +79,129 @@ def test_every_schedule_is_finite_and_within_the_cap_at_every_step(s, step):
 
 
 @given(SCHEDULE, st.integers(0, 10**6))
-def test_a_schedule_written_down_is_read_back(s, step):
+def test_text_round_trip_preserves_a_schedule(s, step):
     read = schedule(str(s))
     assert read == s
     assert read(step) == s(step)
+
+
+@given(RELATIVE)
+def test_text_round_trip_preserves_relative_switch_points(s):
+    assert schedule(str(s)) == s
+    assert schedule(str(s)).is_relative
+
+
+@given(SCHEDULE, st.integers(1, 10**6))
+def test_absolute_schedules_do_not_depend_on_the_run_length(s, steps):
+    assert s.resolve(steps) is s
+    assert not s.is_relative
+
+
+def nearest_step(percent, steps):
+    """Round a share of the run to the nearest step, halves up, in exact arithmetic of the written decimals."""
+    return (2 * Fraction(percent.value) * steps + 100) // 200
+
+
+@given(RELATIVE.filter(lambda s: not isinstance(s, Stages)), st.integers(1, 10**6))
+def test_relative_switch_points_become_the_nearest_step(s, steps):
+    resolved = s.resolve(steps)
+    assert type(resolved) is type(s)
+    for key in s.switch_fields:
+        before, after = getattr(s, key), getattr(resolved, key)
+        if isinstance(before, Percent):
+            expected = nearest_step(before, steps)
+            exact = Fraction(before.value) * steps / 100
+            # A line takes at least one step; floats may round an exact half either way.
+            assert (
+                after == expected
+                or (key == "until" and after == resolved.after + 1)
+                or abs(exact - after) <= Fraction(1, 2) + Fraction(1, 10**6)
+            )
+        else:
+            assert after == before
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "resolved"),
+    [
+        ("step(1, 1e4, at=40%)", 500, "step(1, 10000, at=200)"),
+        ("step(1, 1e4, at=12.5%)", 100, "step(1, 10000, at=13)"),
+        ("step(1, 1e4, at=0%)", 100, "step(1, 10000, at=0)"),
+        ("step(1, 1e4, at=100%)", 100, "step(1, 10000, at=100)"),
+        ("stages(1, 2, 3, at=(10%, 50%))", 200, "stages(1, 2, 3, at=(20, 100))"),
+        ("stages(1, 2, at=50%)", 7, "stages(1, 2, at=(4,))"),
+        ("stages(1, 2, 3, at=(10, 50%))", 200, "stages(1, 2, 3, at=(10, 100))"),
+        ("stages(1, 2, 3, at=(1%, 2%))", 10, "stages(1, 3, at=(0,))"),
+        ("linear(0, 1, until=100%)", 300, "linear(start=0, end=1, until=300, after=0)"),
+        ("linear(0, 1, until=20%, after=10%)", 300, "linear(start=0, end=1, until=60, after=30)"),
+        ("linear(0, 1, until=20%, after=10%)", 2, "linear(start=0, end=1, until=1, after=0)"),
+        ("poly(k=1, p=3, after=25%)", 400, "poly(k=1, p=3, after=100, before=1)"),
+        ("exp(1, 1.1, after=25%)", 400, "exp(start=1, factor=1.1, after=100, before=1)"),
+    ],
+)
+def test_resolve_examples(text, steps, resolved):
+    assert str(schedule(text).resolve(steps)) == resolved
+
+
+@given(RELATIVE, st.integers(0, 1000))
+def test_an_unresolved_schedule_cannot_be_evaluated(s, step):
+    with pytest.raises(EnvariantError, match=r"% depends on the run's length; call resolve\(steps\) first$"):
+        s(step)
+    if not isinstance(s, Linear) or isinstance(s.after, Percent):
+        with pytest.raises(EnvariantError, match=r"call resolve"):
+            _ = s.switch_points
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stages(1, 2, 3, at=(190, 40%))",
+        "linear(0, 1, until=40%, after=190)",
+        "linear(0, 1, until=10, after=40%)",
+    ],
+)
+def test_switch_points_out_of_order_in_a_short_run_are_rejected(text):
+    with pytest.raises(EnvariantError, match=rf"^{re.escape(str(schedule(text)))} in a run of 100 steps: "):
+        schedule(text).resolve(100)
+    assert schedule(text).resolve(1000 if "until=10," not in text else 2)
+
+
+DISTINCT = st.one_of(
+    st.builds(Constant, st.just(5)),
+    st.builds(Step, st.just(1), st.just(2), SWITCHES | PERCENTS),
+    RISING.map(lambda at: Stages(tuple(range(len(at) + 1)), at)),
+    st.builds(
+        Linear, st.just(1), st.just(2), st.integers(101, 200) | st.just(Percent(100)), st.integers(0, 100)
+    ).filter(lambda s: isinstance(s.until, int) or s.after < 50),
+    st.builds(Polynomial, st.just(3), st.just(1), st.integers(1, 100) | PERCENTS, st.just(2)),
+    st.builds(Exponential, st.just(3), st.just(1.1), st.integers(1, 100) | PERCENTS, st.just(2)),
+)
+
+
+@given(DISTINCT, st.integers(51, 150))
+@example(Linear(1, 2, until=200, after=99), 100)
+@example(Linear(1, 2, until=200, after=98), 100)
+@example(Step(1, 2, at=100), 100)
+@example(Step(1, 2, at=99), 100)
+@example(Stages((1, 2, 3), at=(50, 120)), 100)
+def test_takes_effect_within_agrees_with_the_values_of_every_step(s, steps):
+    values = [s.resolve(steps)(t) for t in range(steps)]
+    if isinstance(s, Stages):
+        reached = s.values[-1] in values
+    elif isinstance(s, Constant):
+        reached = True
+    else:
+        # A switch at the very first step leaves no value before it.
+        reached = len(set(values)) > 1 or s.resolve(steps).switch_points == (0,)
+    assert s.takes_effect_within(steps) == reached
+
+
+def test_with_final_value_replaces_the_last_value_only():
+    assert Constant(1).with_final_value(7) == Constant(7)
+    assert Step(1, 2, at=3).with_final_value(7) == Step(1, 7, at=3)
+    assert Stages((1, 2, 3), (4, 5)).with_final_value(7) == Stages((1, 2, 7), (4, 5))
+    assert Linear(1, 2, until=9, after=3).with_final_value(7) == Linear(1, 7, until=9, after=3)
+    assert Polynomial(1, 2).with_final_value(7) is Exponential(1, 2).with_final_value(7) is None
 
 
 def test_a_schedule_a_number_and_a_string_all_name_a_schedule():
@@ -143,6 +283,15 @@ def test_the_cap_squared_fits_in_a_float32():
          "got 3 values and at=(2, 2)"),
         ("linear(1, 2, until=5, after=5)", "linear: until must exceed after; got 5 and 5"),
         ("exp(1, 0)", "exp: factor must be positive; got 0"),
+        ("40%", "constant: value must be a number; got '40%'"),
+        ("step(1, 40%, at=3)", "step: after must be a number; got 40%"),
+        ("step(1, 2, at=140%)", "a percentage must be in [0, 100], got 140%"),
+        ("step(1, 2, at=-4%)", "cannot read 'step(1, 2, at=-4%)': expected numbers, words, tuples or "
+         "name(key=value, …)"),
+        ("step(1, 2, at=1.5)", "step: at must be a step number, or a share of the run such as 40%; got 1.5"),
+        ("linear(1, 2, until=5%, after=5%)", "linear: until must exceed after; got 5% and 5%"),
+        ("stages(1, 2, 3, at=(30%, 20%))", "stages: needs one rising switch step fewer than values; "
+         "got 3 values and at=(30%, 20%)"),
         ("1 +", "cannot read '1 +': expected name or name(key=value, …)"),
     ],
 )  # fmt: skip

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envariant.core.errors import EnvariantError, unknown_name
-from envariant.core.specs import Spec, describe, fill, format_value, parse, parse_value
+from envariant.core.errors import EnvariantError, closest_name, unknown_name
+from envariant.core.specs import Percent, Spec, describe, fill, format_value, parse, parse_value
 
 # Words that Python or the language itself reads as something else are no words here.
 WORDS = st.from_regex(r"[a-z]{1,3}[0-9_][a-z0-9_]{0,4}", fullmatch=True)
@@ -18,6 +18,7 @@ ATOMS = (
     | st.integers(-(10**15), 10**15)
     | st.floats(allow_nan=False, allow_infinity=False)
     | WORDS
+    | st.builds(Percent, st.integers(0, 100) | st.floats(0, 100))
 )
 
 
@@ -85,6 +86,11 @@ def test_names_and_arguments_mean_what_a_reader_expects(text, spec):
         (" -3 ", -3),
         ("true", True),
         ("None", None),
+        ("40%", Percent(40)),
+        (" 2.5% ", Percent(2.5)),
+        ("step(1, 1e4, at=40%)", Spec("step", (1, 1e4), {"at": Percent(40)})),
+        ("stages(1, 2, 3, at=(10%, 20% ))", Spec("stages", (1, 2, 3), {"at": (Percent(10), Percent(20))})),
+        ("f('5%, 6%', \"7%)\")", Spec("f", ("5%, 6%", "7%)"))),
         ("mean", "mean"),
         ("(1, 2)", (1, 2)),
         ("step(1, 1e4, at=190)", Spec("step", (1, 1e4), {"at": 190})),
@@ -130,7 +136,24 @@ def test_a_call_is_kept_as_a_call_and_not_made(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1x", "f(", "f)", "f(1", "f(1)(2)", "f(1) g", "f(a=1, a=2)", "f(a=1, 2)", "f.x", "f(x.y)", "f(1+1)"],
+    [
+        "",
+        "1x",
+        "f(",
+        "f)",
+        "f(1",
+        "f(1)(2)",
+        "f(1) g",
+        "f(a=1, a=2)",
+        "f(a=1, 2)",
+        "f.x",
+        "f(x.y)",
+        "f(1+1)",
+        "f(5%%)",
+        "f(x%)",
+        "f(7 % 3)",
+        "f(%)",
+    ],
 )
 def test_what_is_no_spec_is_refused_with_what_was_typed(text):
     with pytest.raises(EnvariantError) as refusal:
@@ -189,3 +212,20 @@ def test_an_unknown_name_comes_with_the_nearest_and_all_known_ones():
     assert str(unknown_name("fruit", "xyz", [], where="basket")) == (
         "basket: unknown fruit 'xyz'; known: none"
     )
+
+
+@pytest.mark.parametrize("written", ["IRM", "Irm", "IRMM", "i r m", "ir_m", "irn"])
+def test_case_blanks_and_hyphens_do_not_hide_a_suggestion(written):
+    assert closest_name(written, ["erm", "vrex", "and-mask", "irm", "groupdro"]) == "irm"
+
+
+@pytest.mark.parametrize("written", ["AND_MASK", "andmask", "and mask", "And-Mask"])
+def test_a_name_that_differs_in_separators_is_suggested(written):
+    assert "did you mean 'and-mask'?" in str(
+        unknown_name("algorithm", written, ["erm", "sand-mask", "and-mask"])
+    )
+
+
+def test_a_name_unlike_all_others_gets_no_suggestion():
+    assert closest_name("qqqq", ["erm", "irm"]) is None
+    assert closest_name("irm", []) is None

@@ -192,8 +192,11 @@ def test_settings_may_go_without_a_key():
         ("mlp(hiden=3)", "mlp: unknown setting 'hiden'; did you mean 'hidden'? known: depth, hidden"),
         ("mlp(hidden=0)", "mlp: hidden widths must be whole numbers from 1; got 0"),
         ("mlp(hidden=())", "mlp: hidden widths must be whole numbers from 1; got ()"),
-        ("mlp(hidden=(3, wide))", "mlp: hidden must be a whole number or several in brackets; got (3, wide)"),
-        ("mlp(hidden=2.5)", "mlp: hidden must be a whole number or several in brackets; got 2.5"),
+        (
+            "mlp(hidden=(3, wide))",
+            "mlp: hidden must be a whole number, or several in parentheses; got (3, wide)",
+        ),
+        ("mlp(hidden=2.5)", "mlp: hidden must be a whole number, or several in parentheses; got 2.5"),
         ("mlp(1, 2, 3)", "mlp: takes at most 2 values without a key; got 3"),
     ],
 )
@@ -220,7 +223,7 @@ def test_lenet_refuses_what_is_no_square_image_and_says_what_would_do(shape):
         LeNet().build(shape, 1)
     assert str(refusal.value) == (
         f"lenet: needs square images of at least 12×12, channels first; got inputs of shape {shape} "
-        "(an mlp takes any shape)"
+        "(mlp accepts any shape)"
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from envariant.core.errors import EnvariantError
 from envariant.models import FeaturizerAndHead, Timm, model_config
 from envariant.models import timm as family
-from envariant.training import train
+from envariant.training.train import train
 
 
 class Backbone(nn.Module):
@@ -78,7 +78,7 @@ def test_what_is_built_for_one_size_is_built_for_that_of_the_images(asked):
 
 def test_a_network_with_running_statistics_trains(asked):
     result = train("colored-digits", "erm", model="timm(resnet18)", steps=2, batch_size=8, evaluate_every=2)
-    assert result.record.settings.model == "timm(resnet18)"
+    assert result.record.spec.model == "timm(resnet18)"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Regression
 from envariant.reporting import figures, published_figures, run_page, tables
 from envariant.reporting.labels import labels, verdict
-from envariant.training import HistoryRow, TrainingResult
+from envariant.training.history import HistoryRow
+from envariant.training.result import TrainingResult
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def results():
 
 def with_scores(result: TrainingResult, **scores: float) -> TrainingResult:
     """Return the run with other final accuracies, by environment."""
-    last = result.record.settings.steps
+    last = result.record.spec.steps
     changed = [
         dataclasses.replace(row, value=scores[row.environment.replace("-", "_").replace(".", "_")])
         if row.step == last and row.metric == "accuracy"
@@ -68,7 +69,7 @@ def test_score_table_has_environments_worst_spread_and_replicas(results):
 
 
 def with_settings(result: TrainingResult, **changes) -> TrainingResult:
-    settings = dataclasses.replace(result.record.settings, **changes)
+    settings = dataclasses.replace(result.record.spec, **changes)
     return dataclasses.replace(result, record=dataclasses.replace(result.record, settings=settings))
 
 

@@ -6,8 +6,8 @@ from envariant.core.errors import EnvariantError
 from envariant.reporting import study_page as page
 from envariant.studies import Store, Study, sweep
 from envariant.studies.selection import SELECTIONS, select
-from envariant.studies.store import Facts, Outcome
 from envariant.training.history import HistoryRow
+from envariant.training.store import Facts, Outcome
 
 SETTINGS = {"steps": 8, "evaluate_every": 4, "model": "linear"}
 
@@ -49,7 +49,9 @@ def test_command_on_the_page_can_be_run(folder, capsys, tmp_path):
 
     with Store(folder) as store:
         table = store.table()
-        command = page.rerun(store.study, store, select(table, SELECTIONS["training-domain validation"](), pooled=True))
+        command = page.rerun(
+            store.study, store, select(table, SELECTIONS["training-domain validation"](), pooled=True)
+        )
     program, *arguments = shlex.split(command)
     assert program == "envariant"
     with pytest.raises(SystemExit) as end:

@@ -134,8 +134,8 @@ def test_unknown_section_is_rejected_before_anything_is_written(tmp_path):
 def test_sections_share_equal_runs_and_profiles_do_not(tmp_path):
     runner = Runner(tmp_path, "quick")
     assert runner.train(DIGITS) is runner.train(Run(DIGITS.data, DIGITS.algorithm, dict(DIGITS.settings)))
-    assert runner.train(DIGITS).record.settings.replicas == 2
-    assert Runner(tmp_path, "full").train(DIGITS).record.settings.replicas == 5
+    assert runner.train(DIGITS).record.spec.replicas == 2
+    assert Runner(tmp_path, "full").train(DIGITS).record.spec.replicas == 5
     assert len(list(tmp_path.iterdir())) == 2
 
 

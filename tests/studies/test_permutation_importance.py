@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from envariant.studies.baselines import boosted_trees
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from envariant.core.environments import Environment, EnvironmentSet
@@ -12,7 +13,6 @@ from envariant.core.tasks import Multiclass, Regression
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.studies import Store, Study, sweep
-from envariant.studies.baselines import boosted_trees
 from envariant.studies.permutation_importance import AS_IT_IS, ELSEWHERE, SHUFFLED
 from envariant.studies.selection import Invariance, select
 
@@ -147,7 +147,7 @@ def test_a_study_keeps_its_metric_and_refuses_one_that_does_not_fit(tmp_path):
     sweep(tmp_path)
     with Store(tmp_path) as store:
         assert store.counts()["failed"] == 3
-        assert store.listing()["error"].str.startswith("metric 'RMSE': is not for binary").all()
+        assert store.listing()["error"].str.startswith("metric 'RMSE' does not apply to binary").all()
     with pytest.raises(EnvariantError, match="holds runs made with metric 'RMSE', not 'AUROC'"):
         Store.begin(tmp_path, Study(("colored-digits",), ("erm",), metric="AUROC", settings={"steps": 2}))
 

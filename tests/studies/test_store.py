@@ -10,8 +10,8 @@ import pytest
 from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study
 from envariant.studies.selection import Invariance, TrainingValidation, select
-from envariant.studies.store import FILE, Facts, Outcome
 from envariant.training.history import HistoryRow
+from envariant.training.store import FILE, Facts, Outcome
 
 STUDY = Study(("colored-digits",), ("erm", "irm"), n_trials=2, replicas=2)
 FACTS = Facts({"mode": "sequential"}, "accuracy", True, {"a": "train", "t": "test"}, {"versions": {}})

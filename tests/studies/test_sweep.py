@@ -20,7 +20,7 @@ from envariant.studies.estimate import estimate
 from envariant.studies.executors import local
 from envariant.studies.selection import TrainingValidation, select
 from envariant.studies.significance import compare
-from envariant.studies.store import Outcome
+from envariant.training.store import Outcome
 
 SETTINGS = {"steps": 30, "evaluate_every": 10, "model": "mlp(hidden=16)", "precision": "float32"}
 STUDY = Study(("colored-digits",), ("erm", "vrex"), n_trials=2, replicas=2, settings=SETTINGS)

@@ -74,7 +74,7 @@ def test_every_precision_learns_and_leaves_pytorchs_settings_alone(precision):
     result = envariant.train(
         "colored-digits", "erm", model="mnist-cnn", steps=30, precision=precision, device="cuda"
     )
-    assert result.record.settings.precision == precision
+    assert result.record.spec.precision == precision
     assert result.final("flip-0.1", "accuracy").mean > 0.7
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 

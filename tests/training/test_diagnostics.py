@@ -63,7 +63,7 @@ def test_a_gradient_as_small_as_adams_epsilon_has_vanished(healthy, last, fires)
 
 def test_a_mask_that_keeps_nearly_nothing_is_seen():
     # Of many environments of few rows none agrees with all others.
-    data = envariant.data.colored.digits(train_flips=tuple(i / 100 for i in range(10, 40)))
+    data = envariant.data.colored_digits(train_flips=tuple(i / 100 for i in range(10, 40)))
     result = envariant.train(
         data, "and-mask", model="mlp(hidden=16)", steps=10, batch_size=2, execution="sequential"
     )
@@ -108,7 +108,7 @@ def test_a_set_without_known_optimum_has_no_such_bound(healthy):
 
 def test_what_is_measured_for_them_is_what_it_says():
     """Output spread and gradient size of a linear model, from its weights."""
-    data = envariant.data.colored.digits().sample(0)
+    data = envariant.data.colored_digits().sample(0)
     result = envariant.train(
         data, "erm(l2=0)", model="linear", steps=3, evaluate_every=1, execution="sequential"
     )

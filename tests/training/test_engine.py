@@ -15,11 +15,13 @@ from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Constant, Schedule
 from envariant.core.tasks import Binary
+from envariant.data import colored_digits
 from envariant.models import model_config
-from envariant.training import Replica, Seeds, engine
+from envariant.training import engine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Execution
 from envariant.training.optimizers import optimizer_config
+from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
 from helpers import ENROLLED, every_case
 
@@ -290,7 +292,7 @@ def test_bfloat16_stays_near_float32():
         envariant.train("colored-digits", "irm", model="mlp(hidden=128)", steps=40, precision=p)
         for p in ("float32", "bfloat16")
     )
-    assert fast.record.settings.precision == "bfloat16"
+    assert fast.record.spec.precision == "bfloat16"
     assert fast.checkpoints[0].params["head.weight"].dtype == torch.float32
     for name in exact.record.roles:
         a, b = (r.final(name, "accuracy").mean for r in (exact, fast))

@@ -1,4 +1,4 @@
-"""Seeds, optimizers, precision, augmentation, row blocks and the result's arithmetic."""
+"""Seeds, precision, augmentation, row blocks and the result's arithmetic."""
 
 import math
 import statistics
@@ -14,11 +14,12 @@ from torch import nn
 import envariant
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Regression
-from envariant.training import Seeds, Spread, network, provenance
+from envariant.training import network, provenance
 from envariant.training.augmentation import RandomAffine, augmentation, warp
 from envariant.training.network import Network
-from envariant.training.optimizers import StackedOptimizer, optimizer_config
 from envariant.training.precision import native_bfloat16, resolve
+from envariant.training.replicas import Seeds
+from envariant.training.result import Spread
 
 CPU = torch.device("cpu")
 
@@ -43,74 +44,7 @@ def test_neighboring_seeds_and_replicas_share_nothing():
     assert len(found) == 400
 
 
-@pytest.mark.parametrize(
-    ("text", "reference"),
-    [
-        ("adam", lambda p, lr, wd: torch.optim.Adam(p, lr, weight_decay=wd)),
-        ("adam(epsilon=0.1)", lambda p, lr, wd: torch.optim.Adam(p, lr, eps=0.1, weight_decay=wd)),
-        ("adamw", lambda p, lr, wd: torch.optim.AdamW(p, lr, weight_decay=wd)),
-        ("sgd", lambda p, lr, wd: torch.optim.SGD(p, lr, weight_decay=wd)),
-        (
-            "sgd(momentum=0.9,nesterov=true)",
-            lambda p, lr, wd: torch.optim.SGD(p, lr, momentum=0.9, nesterov=True, weight_decay=wd),
-        ),
-    ],
-)
-def test_optimizers_are_pytorchs_for_every_replica_at_its_own_rate(text, reference):
-    rates, decays = [0.1, 0.003, 0.02], [0.0, 0.01, 0.3]
-    ours = torch.linspace(-2, 2, 15).view(3, 5)
-    theirs = list(ours.clone())
-    updates = StackedOptimizer(optimizer_config(text), ours, rates, decays)
-    optimizers = [reference([p], lr, wd) for p, lr, wd in zip(theirs, rates, decays, strict=True)]
-    for step in range(6):
-        if step == 3:  # A copy goes on from the state of the first.
-            state = {key: value.clone() for key, value in updates.state().items()}
-            updates = StackedOptimizer(optimizer_config(text), ours, rates, decays)
-            updates.load(state)
-        gradients = torch.sin(torch.arange(15.0) + step).view(3, 5)
-        updates.apply(gradients, torch.ones(3, dtype=torch.bool), step)
-        for k, optimizer in enumerate(optimizers):
-            theirs[k].grad = gradients[k].clone()
-            optimizer.step()
-    torch.testing.assert_close(ours, torch.stack(theirs), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("text", ["adam", "adamw", "sgd(momentum=0.9)"])
-def test_a_replica_that_is_not_alive_stands_still_and_the_others_do_not_notice(text):
-    def trained(alive):
-        params = torch.ones(3, 4)
-        updates = StackedOptimizer(optimizer_config(text), params, [0.1] * 3, [0.1] * 3)
-        for step in range(4):
-            context = torch.tensor(alive) if step > 1 else torch.ones(3, dtype=torch.bool)
-            gradients = torch.arange(12.0).view(3, 4).cos() * context[:, None]
-            updates.apply(gradients, context, step)
-            if step == 1:
-                before = params.clone()
-        return before, params
-
-    _, undisturbed = trained([True, True, True])
-    before, params = trained([True, False, True])
-    assert torch.equal(params[1], before[1])
-    assert torch.equal(params[[0, 2]], undisturbed[[0, 2]])
-
-
-def test_adam_with_a_reset_is_a_new_adam_from_that_step_on():
-    def trained(text, steps):
-        for step in steps:
-            updates.apply(torch.sin(torch.arange(6.0) + step).view(2, 3), alive, step)
-
-    alive, ours, theirs = torch.ones(2, dtype=torch.bool), torch.ones(2, 3), torch.ones(2, 3)
-    updates = StackedOptimizer(optimizer_config("adam(reset=3)"), ours, [0.1] * 2, [0.0] * 2)
-    trained(ours, range(6))
-    for steps in (range(3), range(3, 6)):
-        updates = StackedOptimizer(optimizer_config("adam"), theirs, [0.1] * 2, [0.0] * 2)
-        trained(theirs, steps)
-    assert torch.equal(ours, theirs)
-    with pytest.raises(EnvariantError, match="adam: reset must be a step, or 0 for never; got -1"):
-        optimizer_config("adam(reset=-1)")
-
-
-def test_auto_precision_is_careful():
+def test_auto_precision_takes_bfloat16_only_where_it_pays():
     large, small = nn.Linear(256, 256), nn.Linear(8, 8)
     expected = "bfloat16" if native_bfloat16(CPU) else "float32"
     assert resolve("auto", CPU, large, Binary()) == expected
@@ -120,7 +54,7 @@ def test_auto_precision_is_careful():
 
 
 def digits():
-    return envariant.data.colored.digits().sample(0)["flip-0.9"].inputs[:20]
+    return envariant.data.colored_digits().sample(0)["flip-0.9"].inputs[:20]
 
 
 def test_an_augmentation_of_nothing_changes_nothing():
@@ -237,7 +171,7 @@ def test_the_summary_shows_every_environment_and_the_worst_of_each_replica():
 def test_frozen_weights_stay_frozen_even_under_weight_decay():
     module = nn.Sequential(nn.Flatten(), nn.Linear(128, 8), nn.ReLU(), nn.Linear(8, 1))
     module[1].requires_grad_(False)
-    drawn = envariant.data.colored.digits().sample(0)
+    drawn = envariant.data.colored_digits().sample(0)
     result = envariant.train(drawn, "erm", model=module, steps=5, weight_decay=0.1)
     assert set(result.checkpoints[0].params) == {"3.weight", "3.bias"}
     assert torch.equal(result.checkpoints[0].buffers["1.weight"], module[1].weight)
@@ -256,20 +190,6 @@ def test_frozen_weights_stay_frozen_even_under_weight_decay():
 def test_a_model_that_does_not_fit_is_named(model, message):
     with pytest.raises(EnvariantError, match=message):
         envariant.train("colored-digits", "erm", model=model, steps=1)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("adam(beta1=2)", "betas must lie in"),
-        ("sgd(nesterov=true)", "momentum must be at least 0, and above it for nesterov"),
-        ("sgd(momentum=-1)", "momentum must be at least 0"),
-        ("adam(beta1=a)", "beta1 must be a number"),
-    ],
-)
-def test_an_optimizer_that_cannot_be_is_refused(text, message):
-    with pytest.raises(EnvariantError, match=message):
-        optimizer_config(text)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import envariant
-from envariant.algorithms import Composition, Mean, WorstCaseRisk
+from envariant.algorithms import Composition, PooledMean, WorstCaseRisk
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass, Regression
+from envariant.data import colored_digits
 from envariant.models import model_config
-from envariant.training import Replica, Seeds, run_folder
+from envariant.training import run_folder
 from envariant.training.optimizers import optimizer_config
 from envariant.training.pretraining import RFC, balanced_rows, fitting, predictions
+from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig, network
 
 SHORT = {"model": "mlp(hidden=16)", "precision": "float32", "batch_size": "full", "learning_rate": 0.01}
@@ -78,7 +80,7 @@ def test_rich_features_are_made_as_the_release_makes_them():
     found = RFC(first_steps=20, steps=11, synthesis_steps=12, l2=0.002).weights(own, fit, 5)
     (first, erm, n), (groups, worst, also), (answers, _, last) = fit.calls
     assert (n, also, last) == (20, 11, 12)
-    assert erm == Composition(Mean(over="rows"), l2=0.002)
+    assert erm == Composition(PooledMean(), l2=0.002)
     assert worst == Composition(WorstCaseRisk(), l2=0.002)
     assert [e.name for e in first.environments] == [e.name for e in own.environments]
     assert [e.name for e in groups.environments] == ["right 1", "wrong 1"]

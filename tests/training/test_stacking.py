@@ -10,22 +10,23 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envariant
-from envariant import benchmark
-from envariant.algorithms import RECIPES, Algorithm, Composition, TrainContext, VREx, recipe
+from benchmarks import step_timing
+from envariant.algorithms import RECIPES, Algorithm, Composition, VREx, recipe
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary
 from envariant.models import model_config
-from envariant.training import Replica, Seeds, checkpoint, engine, execution, memory_budget, step_program
+from envariant.training import checkpoint, engine, execution, memory_budget, step_program
 from envariant.training.augmentation import RandomAffine
 from envariant.training.engine import Evaluated
 from envariant.training.execution import SEQUENTIAL, Auto, Execution, Stacked
 from envariant.training.optimizers import optimizer_config
+from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
-from helpers import ENROLLED, every_case
+from helpers import ENROLLED, every_case, train_context
 
 CPU = torch.device("cpu")
-SETTING = TrainContext(2, Binary())
+SETTING = train_context(2, Binary())
 STACKED = Execution("stacked", 100, "")
 
 
@@ -201,7 +202,7 @@ class Casts(TorchDispatchMode):
 def test_a_recorded_program_copies_nothing_that_has_its_type_already(monkeypatch):
     """PyTorch describes the group norm's derivative in bfloat16 as float32, and would have it cast."""
     monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
-    group = replace(benchmark.CASES["mnist-cnn"], precision="bfloat16").group()
+    group = replace(step_timing.CASES["mnist-cnn"], precision="bfloat16").stack()
     group.advance()
     with Casts() as casts:
         group.advance()
@@ -223,7 +224,7 @@ class Products(TorchDispatchMode):
 
 
 def test_linear_models_on_the_same_rows_are_one_product_both_ways():
-    group = replace(benchmark.CASES["linear-irm-x20"], rows=50).group()
+    group = replace(step_timing.CASES["linear-irm-x20"], rows=50).stack()
     group.advance()
     with Products() as products:
         group.advance()

@@ -1,4 +1,4 @@
-"""Training rules: parts (weightings, penalties, gradient combinations), compositions, named recipes."""
+"""Algorithms: risk aggregators, penalties, gradient aggregators, training steps, compositions and recipes."""
 
 from envariant.algorithms.base import (
     Algorithm,
@@ -12,12 +12,15 @@ from envariant.algorithms.base import (
     TrainContext,
     TrainingStep,
 )
+from envariant.algorithms.composing import all_recipes, as_algorithm, compose, recipe, settings_of, terms
 from envariant.algorithms.composition import Composition
 from envariant.algorithms.environment_inference.eiil import EIIL
 from envariant.algorithms.gradient_aggregators.and_mask import AndMask
 from envariant.algorithms.gradient_aggregators.mean import MeanGradient
 from envariant.algorithms.gradient_aggregators.pcgrad import PCGrad
 from envariant.algorithms.gradient_aggregators.sand_mask import SandMask
+from envariant.algorithms.hyperparameters import resolve_schedules
+from envariant.algorithms.identity import identity
 from envariant.algorithms.penalties.bottleneck import InformationBottleneck
 from envariant.algorithms.penalties.cad import CAD
 from envariant.algorithms.penalties.causirl import CausIRL
@@ -32,10 +35,11 @@ from envariant.algorithms.penalties.rdm import RDM
 from envariant.algorithms.penalties.sd import SpectralDecoupling
 from envariant.algorithms.penalties.selfreg import SelfReg
 from envariant.algorithms.penalties.vrex import VREx
-from envariant.algorithms.recipes import RECIPES, Hyperparameter, Recipe, all_recipes, recipe, settings_of
+from envariant.algorithms.recipe_base import Hyperparameter, Recipe
+from envariant.algorithms.recipes import RECIPES
 from envariant.algorithms.risk_aggregators.eqrm import EQRM
 from envariant.algorithms.risk_aggregators.group_dro import GroupDRO
-from envariant.algorithms.risk_aggregators.mean import Mean
+from envariant.algorithms.risk_aggregators.mean import MeanRisk, PooledMean
 from envariant.algorithms.risk_aggregators.mm_rex import MMREx
 from envariant.algorithms.risk_aggregators.sum import SumRisk
 from envariant.algorithms.risk_aggregators.worst import WorstCaseRisk
@@ -87,13 +91,14 @@ __all__ = [
     "InformationBottleneck",
     "LossVariance",
     "MMREx",
-    "Mean",
     "MeanGradient",
+    "MeanRisk",
     "Mixup",
     "Model",
     "PCGrad",
     "Part",
     "Penalty",
+    "PooledMean",
     "Recipe",
     "RiskAggregator",
     "SagNet",
@@ -107,6 +112,11 @@ __all__ = [
     "VREx",
     "WorstCaseRisk",
     "all_recipes",
+    "as_algorithm",
+    "compose",
+    "identity",
     "recipe",
+    "resolve_schedules",
     "settings_of",
+    "terms",
 ]

@@ -1,11 +1,11 @@
-"""What an algorithm is: one pure function from a batch to gradients, and three kinds of part to make it of.
+"""Abstract base classes: `Algorithm`, the parts of a composition, and the context they receive.
 
-An algorithm keeps no state of its own, draws no global random numbers and never branches in Python on a
-hyperparameter's value, so that an engine may run many replicas of it as one program: there its numbers,
-the step among them, are tensors that behave as numbers do. Most algorithms are compositions (see
-`composition.py`) of
+An algorithm is a pure function from a minibatch to gradients. It holds no mutable state, draws random numbers
+only from its context, and never branches in Python on a hyperparameter's value: the engine replaces
+hyperparameters and the step number by tensors in order to run many replicas as one program. Most algorithms
+are compositions (`composition.py`) of
 
-    risk weighting  ×  penalties, each with a coefficient schedule  ×  gradient combination.
+    risk aggregator  ×  penalties, each with a coefficient schedule  ×  gradient aggregator.
 """
 
 from abc import ABC, abstractmethod
@@ -23,153 +23,171 @@ from envariant.core.step_context import StepContext
 from envariant.core.tasks import Task
 
 Parameters = Mapping[str, Tensor]
-"""A model's parameters by name; gradients have the same keys and shapes."""
+"""Model parameters by name. Gradients have the same keys and shapes."""
 
 State = Mapping[str, Any]
-"""Tensors that an algorithm carries from step to step, in nested mappings; empty for most."""
+"""Tensors carried from step to step, in nested mappings; empty for most algorithms."""
 
 Metrics = Mapping[str, Tensor]
-"""Scalars worth recording, detached."""
+"""Detached scalars to record, by name."""
 
 
 @final
 @dataclass(frozen=True)
 class TrainContext:
-    """What stays the same all through training.
+    """Facts that stay fixed during training.
 
     Attributes:
-        environments: how many are trained on.
-        task: what is predicted.
-        features: numbers that the head reads for each row; 0 where nobody looks at them.
-        input_shape: of one row.
-        linear_head: whether the head, as the model came, is one linear layer.
-        build: one more model like the run's, newly drawn, for rows of some shape.
+        environment_names: Names of the training environments, in batch order.
+        environment_sizes: Number of training rows of each environment, whatever the batch size. Always set
+            in `init`. Empty in `wrap_model` and `auxiliary_networks` if environments are still to be
+            inferred, or if a trained model is rebuilt.
+        task: Prediction task.
+        features: Width of the features that the head reads; 0 if the algorithm does not need features.
+        input_shape: Shape of one row of inputs.
+        linear_head: Whether the head of the unwrapped model is one linear layer.
+        build: Build another model like the run's, with new random weights, for rows of a given shape.
     """
 
-    environments: int
+    environment_names: tuple[str, ...]
+    environment_sizes: tuple[int, ...]
     task: Task
     features: int = 0
     input_shape: Sequence[int] = ()
     linear_head: bool = False
     build: Callable[[Sequence[int]], nn.Module] | None = None
 
+    def __post_init__(self) -> None:
+        if self.environment_sizes and len(self.environment_sizes) != len(self.environment_names):
+            raise EnvariantError(
+                f"TrainContext: environment_sizes must have one entry per environment, "
+                f"got {len(self.environment_sizes)} for {len(self.environment_names)} names"
+            )
+
+    @property
+    def environments(self) -> int:
+        """Number of training environments."""
+        return len(self.environment_names)
+
     def another(self, input_shape: Sequence[int] | None = None) -> nn.Module:
-        """A model like the run's, newly drawn; for rows of another shape if one is given.
+        """Build a second model like the run's, with new random weights.
+
+        Args:
+            input_shape: Shape of one row of its inputs. Default: the run's.
 
         Raises:
-            EnvariantError: the run has one model and no way to build another.
+            EnvariantError: If the run has a single model object and cannot build another one.
         """
         if self.build is None:
-            raise EnvariantError("model: this algorithm needs a second one; give a name or a function")
+            raise EnvariantError(
+                "model: this algorithm needs a second model; pass a model name or a function that builds one"
+            )
         return self.build(self.input_shape if input_shape is None else input_shape)
 
 
 class Model(Protocol):
-    """A model as a function of its parameters: `model(params, inputs) → (features, logits)`."""
+    """Model as a function of its parameters: `model(params, inputs) → (features, logits)`."""
 
     @property
     def auxiliary_networks(self) -> Sequence[str]:
-        """Names of the networks that belong to the algorithm."""
+        """Names of the networks that the algorithm adds to the model."""
         ...
 
     def __call__(self, params: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def head(self, params: Parameters, features: Tensor) -> Tensor:
-        """The logits of features."""
+        """Return the logits of features `[rows, width]`."""
         ...
 
     def network(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
-        """What one of the algorithm's own networks makes of some inputs."""
+        """Return the output of one auxiliary network."""
         ...
 
 
 class Algorithm(ABC):
-    """One training rule: gradients in, state out.
+    """Training rule: gradients and new state from parameters, a minibatch and the old state.
 
     Attributes:
-        name: what it is called in tables and figures.
-        minimum_environments: how many training environments it needs to mean anything.
-        needs_features: whether it looks at what the head reads; if not, features have width 0.
-        draws: whether it draws random numbers.
-        returns_updates: whether what it returns is how far to move, θ ← θ − gradient, and not for the run's
-            optimizer to make steps of.
+        environment_inference: Method that infers the training environments; None to use those of the data.
     """
 
-    @property
-    @abstractmethod
-    def name(self) -> str: ...
+    environment_inference: "EnvironmentInference | None" = None
 
     @property
     @abstractmethod
-    def minimum_environments(self) -> int: ...
+    def name(self) -> str:
+        """Name in tables and figures."""
 
     @property
     @abstractmethod
-    def needs_features(self) -> bool: ...
+    def minimum_environments(self) -> int:
+        """Smallest number of training environments for which the algorithm is meaningful."""
+
+    @property
+    @abstractmethod
+    def needs_features(self) -> bool:
+        """Whether the algorithm reads the head's inputs; if not, features have width 0."""
 
     @property
     def stochastic(self) -> bool:
+        """Whether a step draws random numbers."""
         return False
 
     @property
     def returns_updates(self) -> bool:
+        """Whether `gradients` returns the update itself, θ ← θ − update, and the run needs no optimizer."""
         return False
 
-    @property
-    def finds_environments(self) -> "EnvironmentInference | None":
-        """What finds the environments to train on, if they are not the data's own."""
-        return None
-
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
-        """The model as the algorithm trains it and predicts with it; most leave it as it is.
+        """Return the model that is trained and used for prediction. Default: the model unchanged.
 
         Args:
-            module: newly built, and the algorithm's to change.
-            context: what stays the same; its `features` are not known yet.
+            module: Newly built model. It may be changed in place.
+            context: Fixed facts of the run; `features` is not known yet.
 
         Raises:
-            EnvariantError: the algorithm has no use for such a model.
+            EnvariantError: If the algorithm does not support this model.
         """
         del context
         return module
 
     def eval_params(self, params: Parameters, state: State) -> Parameters:
-        """The parameters to predict with; for most those that are trained."""
+        """Return the parameters used for prediction. Default: the trained parameters."""
         del state
         return params
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
-        """Networks of the algorithm's own, by name, with weights from PyTorch's default generator.
+        """Return additional networks by name, initialized from PyTorch's default generator.
 
-        Their parameters train with the model's, as `name.…` beside them.
+        Their parameters are trained with the model's, under the names `name.…`.
         """
         del context
         return {}
 
     @abstractmethod
     def init(self, params: Parameters, context: TrainContext) -> State:
-        """The state before the first step; its keys and shapes stay what they are here.
+        """Return the state before the first step. Its keys and shapes must not change during training.
 
         Args:
-            params: of the model and of the algorithm's own networks.
-            context: what stays the same.
+            params: Parameters of the model and of the auxiliary networks.
+            context: Fixed facts of the run.
 
         Raises:
-            EnvariantError: the algorithm does not work in such a setting.
+            EnvariantError: If the algorithm does not support this task or model.
         """
 
     @abstractmethod
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        """One step's gradients, without side effects.
+        """Return the gradients of one step. The function is pure.
 
         Args:
-            model: as a function.
-            params: of the model and of the algorithm's own networks.
-            batch: rows of every training environment.
-            state: what `init` or the previous call returned.
-            context: the step, its learning rate and its random numbers.
+            model: Model as a function of its parameters.
+            params: Parameters of the model and of the auxiliary networks.
+            batch: Rows of every training environment.
+            state: State returned by `init` or by the previous call.
+            context: Step number, learning rate and random numbers.
 
         Returns:
             Gradients with the keys of `params`, the new state, and metrics.
@@ -177,16 +195,16 @@ class Algorithm(ABC):
 
 
 class Part(ABC):
-    """A piece of a composition: a frozen dataclass whose fields are its hyperparameters.
+    """Part of a composition: a frozen dataclass whose fields are its hyperparameters.
 
     Attributes:
-        name: as written on the command line.
-        paper: authors, year and arXiv number or venue.
-        minimum_environments: how many training environments it needs to mean anything.
-        needs_features: whether it looks at what the head reads.
-        needs_linear_head: whether the head must be one linear layer.
-        needs_classes: whether it means nothing for regression.
-        draws: whether it draws random numbers.
+        name: Name in texts such as `vrex + and-mask`.
+        paper: Authors, year, and arXiv number or venue.
+        minimum_environments: Smallest number of training environments for which the part is meaningful.
+        needs_features: Whether the part reads the head's inputs.
+        needs_linear_head: Whether the head must be one linear layer.
+        needs_classes: Whether the part is undefined for regression.
+        stochastic: Whether the part draws random numbers.
     """
 
     name: ClassVar[str]
@@ -198,46 +216,46 @@ class Part(ABC):
     stochastic: ClassVar[bool] = False
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
-        """The model as the part wants it, as `Algorithm.wrap_model`; most leave it as it is."""
+        """Return the model that the part needs, as `Algorithm.wrap_model`. Default: the model unchanged."""
         del context
         return module
 
     def eval_params(self, params: Parameters, state: State) -> Parameters:
-        """The parameters to predict with, as `Algorithm.eval_params`."""
+        """Return the parameters used for prediction, as `Algorithm.eval_params`."""
         del state
         return params
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
-        """Networks of the part's own, as `Algorithm.networks`; most have none."""
+        """Return additional networks, as `Algorithm.auxiliary_networks`. Default: none."""
         del context
         return {}
 
     def init(self, params: Parameters, context: TrainContext) -> State:
-        """The part's state before the first step; most have none."""
+        """Return the state before the first step, as `Algorithm.init`. Default: an empty state."""
         del params, context
         return {}
 
     def coefficient_at(self, step: int) -> float:
-        """By how much the part multiplies what it measures; the loss may be divided by the largest."""
+        """Return the part's factor in the loss at a step; `normalize_loss` divides by the largest one."""
         del step
         return 1.0
 
 
 class RiskAggregator(Part):
-    """How the risks of the environments become one risk."""
+    """Rule that turns the risks of the environments into one risk."""
 
     @abstractmethod
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
-        """One risk to minimize, and the new state."""
+        """Return the risk to minimize and the new state."""
 
 
 class _WithCoefficient(Part, ABC):
-    """A part that is measured and then multiplied by a coefficient, which may follow a schedule."""
+    """Part whose value is multiplied by a coefficient schedule."""
 
     coefficient: Schedule
 
     def __post_init__(self) -> None:
-        # Numbers and strings are welcome where a schedule is wanted.
+        # Accept a number or a text such as "step(1, 1e4, at=190)" for the schedule.
         object.__setattr__(self, "coefficient", schedule(self.coefficient))
 
     def coefficient_at(self, step: int) -> float:
@@ -245,29 +263,38 @@ class _WithCoefficient(Part, ABC):
 
 
 class Penalty(_WithCoefficient):
-    """A scalar that is 0 when the environments agree in some sense, times a coefficient schedule."""
+    """Scalar computed from predictions, multiplied by a coefficient schedule."""
 
     @abstractmethod
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
-        """The penalty without its coefficient, and the new state."""
+        """Return the penalty without its coefficient, and the new state."""
 
 
 class GradientPenalty(_WithCoefficient):
-    """A penalty that looks at the gradients of the environments' risks and not at predictions.
+    """Scalar computed from the gradients of the environments' risks, multiplied by a coefficient schedule.
 
-    Its own gradient takes second derivatives; the composition sees to them.
+    Its own gradient takes second derivatives, which the composition computes.
     """
 
     @abstractmethod
     def penalty(self, gradients: Mapping[str, Tensor], state: State) -> tuple[Float[Tensor, ""], State]:
-        """The penalty without its coefficient, from each `[environments, *shape]`, and the new state."""
+        """Return the penalty without its coefficient, and the new state.
+
+        Args:
+            gradients: Gradients `[environments, *shape]` of the risks, by parameter name.
+            state: State of the part.
+        """
 
 
 class TrainingStep(Part):
-    """A whole step that is no sum of risks and penalties: with inner steps, say, or data of its making.
+    """Whole step that is not a sum of risks and penalties, for example one with inner steps.
+
+    Steps that average the loss over the rows of the batch weight environments by their share of the batch: by
+    size with full batches, equally with minibatches, which hold the same number of rows of each environment.
 
     Attributes:
-        returns_updates: whether it returns how far to move, and not a gradient for the run's optimizer.
+        returns_updates: Whether `gradients` returns the update itself rather than a gradient for the run's
+            optimizer.
     """
 
     returns_updates: ClassVar[bool] = False
@@ -276,45 +303,60 @@ class TrainingStep(Part):
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        """As `Algorithm.gradients`."""
+        """Return gradients, new state and metrics, as `Algorithm.gradients`."""
 
 
 class GradientAggregator(Part):
-    """How the gradients of the environments become one gradient."""
+    """Rule that turns the gradients of the environments into one gradient."""
 
     @abstractmethod
     def combine(
         self, gradients: Mapping[str, Tensor], state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        """One gradient from each `[environments, *shape]`, the new state, and metrics."""
+        """Return one gradient per parameter, the new state, and metrics.
+
+        Args:
+            gradients: Gradients `[environments, *shape]`, by parameter name.
+            state: State of the part.
+            context: Step number, learning rate and random numbers.
+        """
 
 
 class EnvironmentInference(Part):
-    """How environments are found where none are given, before training: from a first model's answers.
+    """Method that infers environments before training, from the predictions of a reference model.
 
     Attributes:
-        count: how many are found.
-        reference_steps: that the first model trains; 0 is as many as the run.
-        reference_l2: weight of the squared norm in its loss.
+        count: Number of inferred environments.
+        reference_steps: Training steps of the reference model; 0 means as many as the run.
+        reference_l2: Weight of the squared parameter norm in the reference model's loss.
     """
 
     count: ClassVar[int] = 2
     reference_steps: int
     reference_l2: float
 
+    @property
+    def environment_names(self) -> tuple[str, ...]:
+        """Names of the inferred environments."""
+        return tuple(f"inferred {number + 1}" for number in range(self.count))
+
     @abstractmethod
     def environments(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"], task: Task
     ) -> Int[Tensor, " rows"]:
-        """The number of each row's environment, from 0."""
+        """Return the environment of every row, numbered from 0."""
 
 
 def featurizer_and_head(module: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
-    """The two parts of a model that an algorithm of that name wants to look at or change.
+    """Return the submodules `featurizer` and `head` of a model.
+
+    Args:
+        module: Model.
+        name: Name of the caller, for the error message.
 
     Raises:
-        EnvariantError: the model does not have them.
+        EnvariantError: If one of them is missing.
     """
     if not all(hasattr(module, part) for part in ("featurizer", "head")):
-        raise EnvariantError(f"{name}: the model needs the parts featurizer and head")
+        raise EnvariantError(f"{name}: the model needs submodules named featurizer and head")
     return module.get_submodule("featurizer"), module.get_submodule("head")

@@ -1,7 +1,6 @@
-"""What each algorithm is, read from the parts themselves: for the terminal and for the page in the docs.
+"""Describe every algorithm from its parts, for the terminal and for the page in the docs.
 
-Nothing is written here that a part does not say: its formula is the first sentence of its docstring, and
-what a setting means stands among its attributes.
+Formulas are the first sentences of the parts' docstrings, and meanings of settings are their attributes.
 """
 
 import dataclasses
@@ -20,36 +19,51 @@ from envariant.algorithms.base import (
     RiskAggregator,
     TrainingStep,
 )
-from envariant.algorithms.composition import Composition
-from envariant.algorithms.recipes import RECIPES, Recipe
+from envariant.algorithms.recipe_base import LOSS, Recipe
+from envariant.algorithms.recipes import RECIPES
 from envariant.core import specs
 
 KINDS: Mapping[type[Part], str] = {
-    RiskAggregator: "risk_aggregator",
+    RiskAggregator: "risk aggregator",
     Penalty: "penalty",
-    GradientPenalty: "penalty on gradients",
-    GradientAggregator: "gradient combination",
-    TrainingStep: "training_step",
-    EnvironmentInference: "inference of environments",
+    GradientPenalty: "gradient penalty",
+    GradientAggregator: "gradient aggregator",
+    TrainingStep: "training step",
+    EnvironmentInference: "environment inference",
 }
-"""What a part does, by its base class."""
+"""Name of each kind of part, by base class."""
 
 _ITEM = re.compile(r"^    (\w+(?:, \w+)*): (.*)$")
+
+_INTRODUCTION = """# Algorithms
+
+Written by `envariant algorithms --markdown`. Algorithms are composed with `+`, as in
+`vrex + and-mask(threshold=0.8)`.
+
+Symbols: R_e is the mean loss of the batch's rows in environment e and g_e its gradient; R is the mean loss of
+all rows in the batch; h are features, z logits; E is the number of environments. With full batches R weights
+environments by size. Minibatches hold equally many rows of each environment, so R weights them equally.
+`risk_aggregator=pooled` weights by size with any batch size.
+
+Every algorithm also takes `l2` (weight of the squared norm of all parameters inside the loss). All except
+training steps take `normalize_loss` (divide the loss by its largest coefficient once that exceeds 1).
+"""
 
 
 @final
 @dataclass(frozen=True)
-class Described:
-    """One algorithm in words.
+class Description:
+    """Description of one algorithm as text.
 
     Attributes:
-        name, summary: of the recipe.
-        kind: what its first part does.
-        parts: for each its name, kind, formula and remarks, in the order of the loss.
-        needs: what data and model must have.
-        settings: for each its name, default, search range (or None) and meaning.
-        paper: of its parts.
-        example: a command.
+        name: Name of the recipe.
+        summary: One sentence.
+        kind: Kind of its first part.
+        parts: Name, kind, formula and remarks of each part, in the order of the loss.
+        needs: Requirements on data and model.
+        settings: Name, default, search range (or None) and meaning of each hyperparameter.
+        paper: Papers of the parts.
+        example: Command line.
     """
 
     name: str
@@ -62,7 +76,7 @@ class Described:
     example: str
 
     def to_dict(self) -> dict[str, Any]:
-        """One object for `--json`."""
+        """Return the description as a JSON object."""
         keys = ("part", "kind", "formula", "remarks")
         return {
             "summary": self.summary,
@@ -78,20 +92,20 @@ class Described:
         }
 
 
-def described(recipe: Recipe) -> Described:
-    """A recipe in words."""
+def describe(recipe: Recipe) -> Description:
+    """Return the description of a recipe."""
     texts = {part.name: _docstring(part) for part in recipe.parts}
-    own = _docstring(Composition())[2]
+    meanings = {name: text[2] for name, text in texts.items()} | {LOSS: _docstring(recipe.default)[2]}
     settings = tuple(
         (
             h.name,
             specs.format_value(h.default),
             None if h.range is None else str(h.range),
-            texts.get(h.part, ("", "", own))[2].get(h.field, ""),
+            meanings[h.part].get(h.field, ""),
         )
         for h in recipe.hyperparameters
     )
-    return Described(
+    return Description(
         recipe.name,
         recipe.summary,
         _kind(recipe.parts[0]),
@@ -104,40 +118,32 @@ def described(recipe: Recipe) -> Described:
 
 
 def markdown() -> str:
-    """The page of all algorithms, grouped by kind."""
-    known = [described(recipe) for recipe in RECIPES.values()]
-    lines = [
-        "# Algorithms",
-        "",
-        "Made by `envariant algorithms --markdown`. Names add up: `vrex + and-mask(threshold=0.8)`. R_e is "
-        "the mean loss in environment e, g_e its gradient, h features, z logits, E the number of "
-        "environments. Every algorithm also takes `l2` (weight of the squared norm of all parameters inside "
-        "the loss) and, unless it is a training step, `normalize_loss` (divide the loss by its largest coefficient once "
-        "that exceeds 1).",
-    ]
-    for kind in dict.fromkeys(each.kind for each in known):
+    """Return the page of all algorithms, grouped by kind, as Markdown."""
+    descriptions = [describe(recipe) for recipe in RECIPES.values()]
+    lines = [_INTRODUCTION.rstrip()]
+    for kind in dict.fromkeys(each.kind for each in descriptions):
         lines += ["", f"## {kind[0].upper()}{kind[1:]}"]
-        for each in known:
+        for each in descriptions:
             if each.kind == kind:
                 lines += ["", f"### {each.name}", "", each.summary, *_as_markdown(each)]
     return "\n".join(lines) + "\n"
 
 
-def _as_markdown(each: Described) -> Iterator[str]:
-    for name, kind, formula, remarks in each.parts:
-        label = f"*{name}*, {kind}: " if len(each.parts) > 1 else ""
+def _as_markdown(description: Description) -> Iterator[str]:
+    for name, kind, formula, remarks in description.parts:
+        label = f"*{name}*, {kind}: " if len(description.parts) > 1 else ""
         yield from ("", f"{label}{_escaped(formula)}")
         if remarks:
             yield from ("", _escaped(remarks))
-    yield from ("", f"Needs: {'; '.join(each.needs)}. Paper: {each.paper}.", "")
-    shown = [line for line in each.settings if line[0] not in ("l2", "normalize_loss")]
-    if shown:
+    yield from ("", f"Needs: {'; '.join(description.needs)}. Paper: {description.paper}.", "")
+    rows = [setting for setting in description.settings if setting[0] not in ("l2", "normalize_loss")]
+    if rows:
         yield from ("| setting | default | search | meaning |", "| --- | --- | --- | --- |")
-        for name, default, search, meaning in shown:
+        for name, default, search, meaning in rows:
             cells = (f"`{name}`", f"`{default}`", search or "–", meaning)
             yield "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
         yield ""
-    yield from ("```", each.example, "```")
+    yield from ("```", description.example, "```")
 
 
 def _escaped(text: str) -> str:
@@ -145,15 +151,15 @@ def _escaped(text: str) -> str:
 
 
 def _kind(part: Part) -> str:
-    return next(word for base, word in KINDS.items() if isinstance(part, base))
+    return next(kind for base, kind in KINDS.items() if isinstance(part, base))
 
 
 def _needs(recipe: Recipe) -> Iterator[str]:
-    default = recipe.default
-    least = default.minimum_environments
-    yield f"{least} environments or more" if least > 1 else "one environment or more"
-    if default.needs_features:
-        yield "a model with a featurizer and a head"
+    algorithm = recipe.default
+    minimum = algorithm.minimum_environments
+    yield f"at least {minimum} training environments" if minimum > 1 else "at least one training environment"
+    if algorithm.needs_features:
+        yield "a model with submodules featurizer and head"
     if any(part.needs_linear_head for part in recipe.parts):
         yield "a head that is one linear layer"
     if any(part.needs_classes for part in recipe.parts):
@@ -162,25 +168,25 @@ def _needs(recipe: Recipe) -> Iterator[str]:
 
 def _example(recipe: Recipe) -> str:
     first = recipe.hyperparameters[0]
-    drawn = f"({first.name}={specs.format_value(first.default)})" if first.part != "loss" else ""
-    return f'envariant train --data colored-mnist --algorithm "{recipe.name}{drawn}"'
+    setting = f"({first.name}={specs.format_value(first.default)})" if first.part != LOSS else ""
+    return f'envariant train --data colored-mnist --algorithm "{recipe.name}{setting}"'
 
 
 def _docstring(part: object) -> tuple[str, str, dict[str, str]]:
-    """A dataclass's first paragraph, the others, and what it says of each attribute."""
+    """Return the first paragraph of a dataclass's docstring, the other paragraphs, and its attributes."""
     lines = (inspect.getdoc(type(part)) or "").splitlines()
     cut = lines.index("Attributes:") if "Attributes:" in lines else len(lines)
     paragraphs = [" ".join(p.split()) for p in "\n".join(lines[:cut]).split("\n\n") if p.strip()]
-    found: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     names: list[str] = []
     for line in lines[cut + 1 :]:
         match = _ITEM.match(line)
         if match:
             names = match[1].split(", ")
-            found |= {name: [match[2]] for name in names}
+            texts |= {name: [match[2]] for name in names}
         elif names:
             for name in names:
-                found[name].append(line.strip())
+                texts[name].append(line.strip())
     fields = {f.name for f in dataclasses.fields(cast("Any", part))}
-    meanings = {name: " ".join(text).strip() for name, text in found.items() if name in fields}
+    meanings = {name: " ".join(text).strip() for name, text in texts.items() if name in fields}
     return paragraphs[0], " ".join(paragraphs[1:]), meanings

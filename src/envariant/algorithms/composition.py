@@ -1,20 +1,20 @@
-"""An algorithm made of parts: any weighting with any penalties and any gradient combination.
+"""Algorithm composed of parts: any risk aggregator with any penalties and any gradient aggregator.
 
-The one thing worth explaining is how a penalty that couples environments, such as the variance of their
-risks, meets a rule that wants one gradient an environment, such as AND-mask. By the chain rule the
-gradient of the whole loss is a sum over environments, ∇L = Σ_e (∂L/∂z_e)(∂z_e/∂θ), z_e being what the
-model gives for the rows of e. So L is differentiated once with respect to the outputs, and each
-environment's share is carried back through the model on its own. For the mean risk, E times that share is
-exactly g_e = ∇R_e; for everything else it is the natural extension, and every combination is possible.
-A penalty on the gradients themselves goes the same way: ∇P = Σ_e (∂g_e/∂θ)ᵀ ∂P/∂g_e, a Hessian of each
-environment times a vector.
+A penalty that couples environments, such as the variance of their risks, may meet an aggregator that needs
+one gradient per environment, such as AND-mask. By the chain rule the gradient of the whole loss is a sum over
+environments, ∇L = Σ_e (∂L/∂z_e)(∂z_e/∂θ), where z_e are the model outputs on the rows of e. So L is
+differentiated once with respect to the outputs, and each environment's term is propagated back through the
+model separately. For the mean risk, E times that term is exactly g_e = ∇R_e; for every other loss it is the
+natural extension, so all combinations are possible. A penalty on gradients is handled in the same way:
+∇P = Σ_e (∂g_e/∂θ)ᵀ ∂P/∂g_e, a Hessian-vector product per environment.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from envariant.algorithms.base import (
     TrainingStep,
 )
 from envariant.algorithms.gradient_aggregators.mean import MeanGradient
-from envariant.algorithms.risk_aggregators.mean import Mean
+from envariant.algorithms.risk_aggregators.mean import MeanRisk
 from envariant.core.conversion import joined
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
@@ -50,21 +50,21 @@ P = TypeVar("P", Penalty, GradientPenalty)
 @final
 @dataclass(frozen=True)
 class Composition(Algorithm):
-    """L = [ weighting(R) + Σ_k c_k(t)·P_k + l2·‖θ‖² ] / divisor, its gradient combined over environments.
+    """L = [ A(R_1 … R_E) + Σ_k c_k(t)·P_k + l2·‖θ‖² ] / divisor, with A the risk aggregator.
 
     Attributes:
-        weighting: risks to one risk.
-        penalties: each with its coefficient.
-        combination: gradients of the environments to one gradient.
-        l2: weight of the squared norm of all parameters *inside* the loss, as in the IRM code. It is no
-            environment's evidence, so its gradient is added after the combination.
-        normalize_loss: divide the whole loss by the largest coefficient once that exceeds 1, as the IRM and REx
-            code do, to keep gradients in range.
-        training_step: what makes the whole step in place of all these but l2, if anything does.
-        inference: what finds the environments to train on, if they are not the data's own.
+        risk_aggregator: Rule that turns the environments' risks into one risk.
+        penalties: Penalties, each with its coefficient schedule.
+        gradient_aggregator: Rule that turns the environments' gradients into one gradient.
+        l2: Weight of the squared norm of all parameters *inside* the loss, as in the IRM code. Its gradient
+            is added after the gradient aggregator, because it belongs to no environment.
+        normalize_loss: Divide the whole loss by the largest coefficient once that exceeds 1, as the IRM and
+            REx code do, to keep gradients in range.
+        training_step: Whole step that replaces all parts above except l2; None to use the parts.
+        environment_inference: Method that infers the training environments; None to use those of the data.
     """
 
-    risk_aggregator: RiskAggregator = field(default_factory=Mean)
+    risk_aggregator: RiskAggregator = field(default_factory=MeanRisk)
     penalties: tuple[Penalty | GradientPenalty, ...] = ()
     gradient_aggregator: GradientAggregator = field(default_factory=MeanGradient)
     l2: float = 0.0
@@ -73,12 +73,12 @@ class Composition(Algorithm):
     environment_inference: EnvironmentInference | None = None
 
     def __post_init__(self) -> None:
-        wanted = {"risk_aggregator": RiskAggregator, "gradient_aggregator": GradientAggregator}
-        for key, kind in wanted.items():
+        kinds = {"risk_aggregator": RiskAggregator, "gradient_aggregator": GradientAggregator}
+        for key, kind in kinds.items():
             if not isinstance(getattr(self, key), kind):
                 raise EnvariantError(
-                    f"Composition: {key} must be a {kind.__name__}; got {getattr(self, key)!r} "
-                    f"(penalties go into penalties=(…,))"
+                    f"Composition: {key} must be a {kind.__name__}, got {getattr(self, key)!r} "
+                    f"(penalties belong in penalties=(…,))"
                 )
         if not isinstance(self.penalties, tuple) or not all(
             isinstance(penalty, Penalty | GradientPenalty) for penalty in self.penalties
@@ -89,30 +89,34 @@ class Composition(Algorithm):
             and replace(self, training_step=None, environment_inference=None, l2=0.0) != Composition()
         ):
             raise EnvariantError(
-                f"{self.training_step.name}: is a training step, which makes its own steps and takes no other parts"
+                f"{self.training_step.name}: a training step replaces the whole step and takes no other parts"
             )
         if not 0 <= self.l2 < math.inf:
-            raise EnvariantError(f"Composition: l2 must be at least 0; got {self.l2:g}")
+            raise EnvariantError(f"Composition: l2 must be at least 0, got {self.l2:g}")
 
     def __add__(self, other: object) -> "Composition":
-        """Both at once: their penalties together, and whichever weighting and combination is not a mean.
+        """Compose two algorithms: all penalties, and the aggregators that differ from a mean.
 
         Raises:
-            EnvariantError: both bring a weighting or a combination, or a penalty twice.
+            EnvariantError: If both have an aggregator of one kind, or the same penalty.
         """
         if not isinstance(other, Composition):
-            raise EnvariantError(f"{self.name} + {getattr(other, 'name', other)}: only compositions add up")
+            raise EnvariantError(
+                f"{self.name} + {getattr(other, 'name', other)}: only compositions can be composed"
+            )
         for training_step in (self.training_step, other.training_step):
             if training_step is not None:
                 raise EnvariantError(
-                    f"{self.name} + {other.name}: {training_step.name} is a training step, which makes its own steps "
-                    f"and takes no other parts"
+                    f"{self.name} + {other.name}: {training_step.name} is a training step, which replaces "
+                    f"the whole step and takes no other parts"
                 )
-        twice = {p.name for p in self.penalties} & {p.name for p in other.penalties}
-        if twice:
-            raise EnvariantError(f"{self.name} + {other.name}: the penalty {sorted(twice)[0]} stands twice")
+        repeated = {p.name for p in self.penalties} & {p.name for p in other.penalties}
+        if repeated:
+            raise EnvariantError(
+                f"{self.name} + {other.name}: the penalty {sorted(repeated)[0]} occurs twice"
+            )
         return Composition(
-            self._either(other, "risk_aggregator", Mean()),
+            self._either(other, "risk_aggregator", MeanRisk()),
             self.penalties + other.penalties,
             self._either(other, "gradient_aggregator", MeanGradient()),
             self._either(other, "l2", 0.0),
@@ -120,19 +124,19 @@ class Composition(Algorithm):
             environment_inference=self._either(other, "environment_inference", None),
         )
 
-    def _either(self, other: "Composition", key: str, usual: Any) -> Any:
-        """The one of two settings that is not the usual one."""
-        own, theirs = getattr(self, key), getattr(other, key)
-        if own not in (usual, theirs) and theirs != usual:
-            names = " and ".join(getattr(value, "name", f"{value}") for value in (own, theirs))
+    def _either(self, other: "Composition", key: str, default: Any) -> Any:
+        """Return the field's value that differs from the default."""
+        first, second = getattr(self, key), getattr(other, key)
+        if first not in (default, second) and second != default:
+            names = " and ".join(getattr(value, "name", f"{value}") for value in (first, second))
             raise EnvariantError(
-                f"{self.name} + {other.name}: there can be one {key}, and both bring one ({names})"
+                f"{self.name} + {other.name}: only one {key} is possible, and both have one ({names})"
             )
-        return theirs if own == usual else own
+        return second if first == default else first
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Weighting, penalties and combination, or the procedure; then what finds the environments."""
+        """Aggregators and penalties in order, or the training step; then the environment inference."""
         last = () if self.environment_inference is None else (self.environment_inference,)
         if self.training_step is not None:
             return (self.training_step, *last)
@@ -140,9 +144,9 @@ class Composition(Algorithm):
 
     @property
     def non_default_parts(self) -> tuple[Part, ...]:
-        """The parts that say something: a plain mean is left out, unless there is nothing else."""
-        said = tuple(part for part in self.parts if not isinstance(part, Mean | MeanGradient))
-        return said or (self.risk_aggregator,)
+        """Parts other than plain means; the mean risk if there are no others."""
+        parts = tuple(part for part in self.parts if not isinstance(part, MeanRisk | MeanGradient))
+        return parts or (self.risk_aggregator,)
 
     @property
     def name(self) -> str:
@@ -150,20 +154,14 @@ class Composition(Algorithm):
 
     @property
     def minimum_environments(self) -> int:
-        # Those that are found are always two.
-        return (
-            1
-            if self.environment_inference is not None
-            else max(part.minimum_environments for part in self.parts)
-        )
+        # Environment inference makes its own environments from any number of given ones.
+        if self.environment_inference is not None:
+            return 1
+        return max(part.minimum_environments for part in self.parts)
 
     @property
     def needs_features(self) -> bool:
         return any(part.needs_features for part in self.parts)
-
-    @property
-    def finds_environments(self) -> EnvironmentInference | None:
-        return self.environment_inference
 
     @property
     def returns_updates(self) -> bool:
@@ -172,6 +170,16 @@ class Composition(Algorithm):
     @property
     def stochastic(self) -> bool:
         return any(part.stochastic for part in self.parts)
+
+    def schedules(self) -> Mapping[str, Schedule]:
+        """Return every schedule among the parts' hyperparameters, by a name such as "vrex coefficient"."""
+        return {
+            f"{part.name} {f.name}": value
+            for part in self.parts
+            if dataclasses.is_dataclass(part)
+            for f in dataclasses.fields(cast("Any", part))
+            if isinstance(value := getattr(part, f.name), Schedule)
+        }
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         if any(part.needs_linear_head for part in self.parts) and not context.linear_head:
@@ -188,85 +196,93 @@ class Composition(Algorithm):
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         return {name: net for part in self.parts for name, net in part.auxiliary_networks(context).items()}
 
-    def _numbered(self, kind: type[P]) -> list[tuple[int, P]]:
-        """The penalties of one kind, with their places among all parts."""
-        return [(i, part) for i, part in enumerate(self.penalties, start=1) if isinstance(part, kind)]
-
-    def _coefficients(self, step: int, like: Tensor) -> dict[str, Tensor]:
-        """What each coefficient is at this step: a number that follows a schedule is worth recording."""
-        parts = (part for part in self.parts if isinstance(getattr(part, "coefficient", None), Schedule))
-        return {f"{part.name} coefficient": like.new_zeros(()) + part.coefficient_at(step) for part in parts}
-
     def init(self, params: Parameters, context: TrainContext) -> State:
         for part in self.parts:
             if part.needs_classes and isinstance(context.task, Regression):
-                raise EnvariantError(f"{part.name}: needs classes; the task is regression")
+                raise EnvariantError(f"{part.name}: needs classes, but the task is regression")
         return {str(i): part.init(params, context) for i, part in enumerate(self.parts)}
 
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         if self.training_step is not None:
-            return self._by_training_step(self.training_step, model, params, batch, state, context)
-        step, names = context.step, model.auxiliary_networks
-        divisor = (
-            _largest([1.0, *(part.coefficient_at(step) for part in self.parts)])
-            if self.normalize_loss
-            else 1.0
-        )
-        # What belongs to the parts' own networks; the model's parameters act through its outputs alone.
-        own = {name: value for name, value in params.items() if name.split(".")[0] in names}
+            return self._gradients_of_step(self.training_step, model, params, batch, state, context)
+        divisor = self._divisor(context.step)
+        networks = model.auxiliary_networks
+        # The parts' own networks. The model's parameters act on the loss through its outputs alone.
+        own = {name: value for name, value in params.items() if name.split(".")[0] in networks}
 
         def loss(features: Tensor, logits: Tensor, own: Parameters) -> tuple[Tensor, tuple[State, Metrics]]:
-            auxiliary_networks = {name: partial(model.network, name, own) for name in names}
-            predicted = batch.predicted(features, logits, context, auxiliary_networks)
+            functions = {name: partial(model.network, name, own) for name in networks}
+            predicted = batch.predicted(features, logits, context, functions)
             states: dict[str, Any] = dict(state)
             total, states["0"] = self.risk_aggregator.risk(predicted, state["0"])
             metrics = {"risk": total.detach()}
             for key, part in self._numbered(Penalty):
-                seen = replace(predicted, context=context.of_part(key))
-                value, states[str(key)] = part.penalty(seen, state[str(key)])
-                total = total + part.coefficient_at(step) * value
+                own_view = replace(predicted, context=context.of_part(key))
+                value, states[str(key)] = part.penalty(own_view, state[str(key)])
+                total = total + part.coefficient_at(context.step) * value
                 metrics[f"{part.name} penalty"] = value.detach()
             return total / divisor, (states, metrics)
 
-        # Environments go through the model one at a time only if their gradients are wanted apart.
-        apart = not isinstance(self.gradient_aggregator, MeanGradient)
-        pieces = batch.split(batch.inputs) if apart else (batch.inputs,)
+        # Environments pass through the model one at a time only if the aggregator needs separate gradients.
+        separate = not isinstance(self.gradient_aggregator, MeanGradient)
+        pieces = batch.split(batch.inputs) if separate else (batch.inputs,)
         outputs, pullbacks = zip(*(vjp(_on(model, piece), params) for piece in pieces), strict=True)
         features, logits = (joined(output) for output in zip(*outputs, strict=True))
-        (*cotangents, direct), (states, metrics) = grad(loss, argnums=(0, 1, 2), has_aux=True)(
+        (*cotangents, own_gradient), (states, metrics) = grad(loss, argnums=(0, 1, 2), has_aux=True)(
             features, logits, own
         )
-        if apart:
+        if separate:
             shares = zip(*map(batch.split, cotangents), strict=True)
             each = [pull(share)[0] for pull, share in zip(pullbacks, shares, strict=True)]
         else:
             each = [pullbacks[0](tuple(cotangents))[0]]
         for key, part in self._numbered(GradientPenalty):
-            value, states[str(key)], terms = _of_gradients(part, model, params, batch, state[str(key)])
+            value, states[str(key)], terms = _gradient_penalty(part, model, params, batch, state[str(key)])
             metrics[f"{part.name} penalty"] = value
-            weight = part.coefficient_at(step) / divisor
-            terms = terms if apart else [_summed(terms)]
-            each = [
-                {name: g + weight * term[name] for name, g in share.items()}
-                for share, term in zip(each, terms, strict=True)
-            ]
-        if apart:
+            weight = part.coefficient_at(context.step) / divisor
+            each = _added(each, terms if separate else [_summed(terms)], weight)
+        gradient = each[0]
+        if separate:
             shared = [name for name in params if name not in own]
-            stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in shared}
-            place = str(len(self.penalties) + 1)
-            own_turn = context.of_part(len(self.penalties) + 1)
-            gradient, states[place], told = self.gradient_aggregator.combine(stacked, states[place], own_turn)
-            metrics |= told
-        else:
-            gradient = each[0]
-        metrics |= self._coefficients(step, metrics["risk"])
-        gradient = {**gradient, **direct}
+            gradient, aggregator_metrics = self._aggregated(each, shared, states, context)
+            metrics |= aggregator_metrics
+        metrics |= self._coefficients(context.step, metrics["risk"])
+        gradient = {**gradient, **own_gradient}
         decay = 2 * self.l2 / divisor
         return {name: gradient[name] + decay * value for name, value in params.items()}, states, metrics
 
-    def _by_training_step(
+    def _numbered(self, kind: type[P]) -> list[tuple[int, P]]:
+        """Return the penalties of one kind with their positions among all parts."""
+        return [(i, part) for i, part in enumerate(self.penalties, start=1) if isinstance(part, kind)]
+
+    def _divisor(self, step: Any) -> Any:
+        if not self.normalize_loss:
+            return 1.0
+        return _largest([1.0, *(part.coefficient_at(step) for part in self.parts)])
+
+    def _coefficients(self, step: int, like: Tensor) -> dict[str, Tensor]:
+        """Return the coefficient of every part that has a schedule for it, as metrics."""
+        parts = (part for part in self.parts if isinstance(getattr(part, "coefficient", None), Schedule))
+        return {f"{part.name} coefficient": like.new_zeros(()) + part.coefficient_at(step) for part in parts}
+
+    def _aggregated(
+        self,
+        each: Sequence[Mapping[str, Tensor]],
+        names: Sequence[str],
+        states: dict[str, Any],
+        context: StepContext,
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        """Combine the environments' gradients; the aggregator's state in `states` is replaced."""
+        number = len(self.penalties) + 1
+        stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in names}
+        gradient, states[str(number)], metrics = self.gradient_aggregator.combine(
+            stacked, states[str(number)], context.of_part(number)
+        )
+        return gradient, metrics
+
+    def _gradients_of_step(
         self,
         training_step: TrainingStep,
         model: Model,
@@ -276,16 +292,16 @@ class Composition(Algorithm):
         context: StepContext,
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         gradient, new, metrics = training_step.gradients(model, params, batch, state["0"], context)
-        # What moves itself moves at the run's rate; so does the decay.
+        # An update already contains the learning rate, so the decay needs it as well.
         decay = 2 * self.l2 * (context.learning_rate if training_step.returns_updates else 1.0)
-        found = {name: gradient[name] + decay * value for name, value in params.items()}
-        return found, {**state, "0": new}, metrics
+        total = {name: gradient[name] + decay * value for name, value in params.items()}
+        return total, {**state, "0": new}, metrics
 
 
-def _of_gradients(
+def _gradient_penalty(
     part: GradientPenalty, model: Model, params: Parameters, batch: EnvironmentBatch, state: State
 ) -> tuple[Tensor, State, list[dict[str, Tensor]]]:
-    """A penalty on gradients, the new state, and each environment's share of the penalty's gradient."""
+    """Return a gradient penalty, its new state, and each environment's term of the penalty's gradient."""
 
     def risk_of(inputs: Tensor, targets: Tensor) -> Callable[[Parameters], Tensor]:
         return lambda params: batch.task.losses(model(params, inputs)[1], targets).mean()
@@ -294,24 +310,32 @@ def _of_gradients(
     gradients, pullbacks = zip(*(vjp(grad(risk_of(*each)), params) for each in rows), strict=True)
     stacked = {name: torch.stack([g[name] for g in gradients]) for name in params}
     directions, (value, new) = grad_and_value(part.penalty, has_aux=True)(stacked, state)
-    shares = [
+    terms = [
         pull({name: direction[e] for name, direction in directions.items()})[0]
         for e, pull in enumerate(pullbacks)
     ]
-    return value.detach(), new, shares
+    return value.detach(), new, terms
 
 
-def _summed(shares: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([share[name] for share in shares]).sum(dim=0) for name in shares[0]}
+def _added(
+    gradients: Sequence[Mapping[str, Tensor]], terms: Sequence[Mapping[str, Tensor]], weight: Any
+) -> list[dict[str, Tensor]]:
+    return [
+        {name: g + weight * term[name] for name, g in gradient.items()}
+        for gradient, term in zip(gradients, terms, strict=True)
+    ]
+
+
+def _summed(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([term[name] for term in terms]).sum(dim=0) for name in terms[0]}
 
 
 def _largest(factors: Sequence[float | Tensor]) -> Any:
-    """The largest factor, whether they are numbers or, one a replica, tensors."""
-    numbers = [coefficient_at for coefficient_at in factors if not isinstance(coefficient_at, Tensor)]
-    tensors = [coefficient_at for coefficient_at in factors if isinstance(coefficient_at, Tensor)]
-    largest: Any = max(numbers)
-    for coefficient_at in tensors:
-        largest = torch.clamp(coefficient_at, min=largest)
+    """Return the largest factor, whether factors are numbers or, in a replica stack, tensors."""
+    largest: Any = max(factor for factor in factors if not isinstance(factor, Tensor))
+    for factor in factors:
+        if isinstance(factor, Tensor):
+            largest = torch.clamp(factor, min=largest)
     return largest
 
 

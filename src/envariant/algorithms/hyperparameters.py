@@ -1,13 +1,13 @@
-"""The numbers inside an algorithm, taken out and put back in, so that replicas may differ in them.
+"""Read and replace the numbers inside an algorithm, so that stacked replicas may differ in them.
 
-Two algorithms of one *structure* differ in nothing but numbers: coefficients, thresholds, the l2 weight.
-Those run as one program whose numbers are tensors, one entry a replica. A number that follows a schedule
-is a number all the same: it is looked up anew at every step.
+Two algorithms of the same *structure* differ only in numbers: coefficients, thresholds, the l2 weight. They
+run as one program whose numbers are tensors with one entry per replica. A number that follows a schedule is
+evaluated at every step.
 """
 
 import copy
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cache
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
@@ -18,19 +18,21 @@ from envariant.core.schedules import Constant, Schedule
 A = TypeVar("A")
 
 Number = Schedule | float
-"""A hyperparameter that replicas may differ in."""
+"""Hyperparameter in which replicas may differ."""
 
 
 def numbers(algorithm: object) -> tuple[Number, ...]:
-    """Every number of an algorithm, part by part in the order of their fields."""
+    """Return every number of an algorithm, part by part in the order of their fields."""
     return tuple(_numbers(algorithm))
 
 
 def structure(algorithm: object) -> Hashable:
-    """Everything about an algorithm but its numbers: equal for those that can run as one program."""
+    """Return everything except the numbers; equal structures can run as one program."""
+    if isinstance(algorithm, Schedule):
+        return "number"
     if isinstance(algorithm, tuple):
         return tuple(structure(part) for part in cast("tuple[object, ...]", algorithm))
-    if not _is_made_of_parts(algorithm):
+    if not _has_parts(algorithm):
         try:
             hash(algorithm)
         except TypeError:
@@ -41,62 +43,79 @@ def structure(algorithm: object) -> Hashable:
     floats = _float_fields(type(algorithm))
     return (
         type(algorithm),
-        *(
-            (name, "number" if _is_number(name, value, floats) else structure(value))
-            for name, value in values
-        ),
+        *((name, "number" if name in floats else structure(value)) for name, value in values),
     )
 
 
 def with_numbers(algorithm: A, values: Sequence[Tensor]) -> A:
-    """A copy of an algorithm with tensors in place of its numbers, in the order of `numbers`.
+    """Return a copy of an algorithm with tensors in place of its numbers, in the order of `numbers`.
 
-    The copy is not checked again: the numbers were when the algorithm was made, and a tensor that stands
-    for many replicas cannot be.
+    Values are not validated again: a tensor with one entry per replica has no single value to check.
+
+    Raises:
+        ValueError: If there are more values than numbers.
     """
     remaining = iter(values)
-    made = _with(algorithm, remaining)
+    copied = _replaced(
+        algorithm, lambda n: _constant(next(remaining)) if isinstance(n, Schedule) else next(remaining)
+    )
     if next(remaining, None) is not None:
         raise ValueError("more values than the algorithm has numbers")
-    return made
+    return copied
+
+
+def resolve_schedules(algorithm: A, steps: int) -> A:
+    """Return a copy in which relative switch points of schedules, such as `at=40%`, are step numbers.
+
+    Args:
+        algorithm: Any algorithm; one that is not a dataclass is returned unchanged.
+        steps: Length of the run in steps.
+
+    Raises:
+        EnvariantError: If a schedule cannot be resolved for a run of this length.
+    """
+
+    def resolved(number: Number) -> Any:
+        resolve = getattr(number, "resolve", None)
+        return number if resolve is None else resolve(steps)
+
+    return _replaced(algorithm, resolved)
 
 
 def _numbers(part: object) -> Iterator[Number]:
-    if isinstance(part, tuple):
+    if isinstance(part, Schedule):
+        yield part
+    elif isinstance(part, tuple):
         for inner in cast("tuple[object, ...]", part):
             yield from _numbers(inner)
-    elif _is_made_of_parts(part):
+    elif _has_parts(part):
         floats = _float_fields(type(part))
         for field in dataclasses.fields(cast("Any", part)):
             value = getattr(part, field.name)
-            if _is_number(field.name, value, floats):
-                yield value if isinstance(value, Schedule) else float(value)
+            if field.name in floats and not isinstance(value, Schedule):
+                yield float(value)
             else:
                 yield from _numbers(value)
 
 
-def _with(part: Any, values: Iterator[Tensor]) -> Any:
+def _replaced(part: Any, change: Callable[[Number], Any]) -> Any:
+    """Copy a tree of dataclasses and tuples with every number changed."""
+    if isinstance(part, Schedule):
+        return change(part)
     if isinstance(part, tuple):
-        return tuple(_with(inner, values) for inner in cast("tuple[object, ...]", part))
-    if not _is_made_of_parts(part):
+        return tuple(_replaced(inner, change) for inner in cast("tuple[object, ...]", part))
+    if not _has_parts(part):
         return part
-    changed, floats = copy.copy(part), _float_fields(type(part))
+    copied, floats = copy.copy(part), _float_fields(type(part))
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        if not _is_number(field.name, value, floats):
-            new = _with(value, values)
-        else:
-            new = _constant(next(values)) if isinstance(value, Schedule) else next(values)
-        object.__setattr__(changed, field.name, new)
-    return changed
+        new = change(value) if field.name in floats else _replaced(value, change)
+        object.__setattr__(copied, field.name, new)
+    return copied
 
 
-def _is_made_of_parts(value: object) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type | Schedule)
-
-
-def _is_number(name: str, value: object, floats: frozenset[str]) -> bool:
-    return isinstance(value, Schedule) or name in floats
+def _has_parts(value: object) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _constant(value: Tensor) -> Constant:
@@ -111,7 +130,7 @@ def _float_fields(cls: type) -> frozenset[str]:
 
 
 def _is_float(hint: object) -> bool:
-    # Annotations may be text, in a user's module, and name what does not exist at run time.
+    # In other packages annotations may be text, and may refer to names that do not exist at run time.
     if isinstance(hint, str):
         return hint.replace(" ", "").startswith(("float", "Annotated[float,")) and "|" not in hint
     return hint is float or (get_origin(hint) is Annotated and get_args(hint)[0] is float)

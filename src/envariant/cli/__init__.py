@@ -1,4 +1,4 @@
-"""The terminal's face of the library; `main` is what the `envariant` command runs."""
+"""Command-line interface; `main` runs the `envariant` command."""
 
 from envariant.cli.app import main
 

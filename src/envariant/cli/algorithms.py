@@ -1,12 +1,16 @@
-"""`envariant algorithms`: what there is, what it is made of, and what can be set."""
+"""`envariant algorithms`: list the algorithms, or describe one."""
 
 import sys
 import textwrap
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from envariant.cli.options import Json
+
+if TYPE_CHECKING:
+    from envariant.algorithms.catalogue import Description
 
 
 def algorithms(
@@ -16,45 +20,49 @@ def algorithms(
     markdown: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
-    """List the algorithms, or tell of one: formula, parts, needs, paper, hyperparameters, an example.
+    """List the algorithms, or describe one: formula, parts, requirements, paper, hyperparameters, an example.
 
     Parameters
     ----------
     name
-        An algorithm, or a sum such as "vrex + and-mask".
+        An algorithm, or a composition such as "vrex + and-mask".
     markdown
         Print the page of the documentation.
     """
     from envariant.algorithms import all_recipes, catalogue, recipe
-    from envariant.algorithms.catalogue import Described
     from envariant.cli.show import print_json, print_lines
-
-    def wrapped(label: str, text: str) -> list[str]:
-        return textwrap.wrap(text, 100, initial_indent=f"  {label:<8} ", subsequent_indent=" " * 11)
-
-    def lines(each: Described) -> list[str]:
-        found = [f"{each.name}: {each.summary}"]
-        for part, kind, formula, remarks in each.parts:
-            found += wrapped("formula", f"{formula}  ({part}, {kind})")
-            found += wrapped("", remarks) if remarks else []
-        found += wrapped("needs", "; ".join(each.needs))
-        found += wrapped("paper", each.paper)
-        for setting, default, search, meaning in each.settings:
-            allowed = "" if search is None else f"   search {search}"
-            found.append(f"  --set    {setting}={default}{allowed}")
-            found += wrapped("", meaning) if meaning else []
-        return [*found, *wrapped("example", each.example)]
 
     if markdown:
         sys.stdout.write(catalogue.markdown())
         return
-    known = {name: recipe(name)} if name else all_recipes()
-    shown = {key: catalogue.described(each) for key, each in known.items()}
+    known = {name: recipe(name)} if name else all_recipes(lambda line: sys.stderr.write(f"{line}\n"))
+    descriptions = {key: catalogue.describe(each) for key, each in known.items()}
     if json:
-        print_json({key: each.to_dict() for key, each in shown.items()})
+        print_json({key: each.to_dict() for key, each in descriptions.items()})
     elif name:
-        print_lines(lines(shown[name]))
+        print_lines(list(_lines(descriptions[name])))
     else:
-        width = max(map(len, shown))
-        print_lines([f"{key:<{width}}  {each.kind:<20}  {each.summary}" for key, each in shown.items()])
-        print_lines(["", "More of one: envariant algorithms NAME. Names add up: vrex + and-mask."])
+        width = max(map(len, descriptions))
+        print_lines(
+            [f"{key:<{width}}  {each.kind:<21}  {each.summary}" for key, each in descriptions.items()]
+        )
+        print_lines(
+            ["", "Details: envariant algorithms NAME. Algorithms can be composed with +: vrex + and-mask."]
+        )
+
+
+def _lines(description: "Description") -> Iterator[str]:
+    yield f"{description.name}: {description.summary}"
+    for part, kind, formula, remarks in description.parts:
+        yield from _wrapped("formula", f"{formula}  ({part}, {kind})")
+        yield from _wrapped("", remarks)
+    yield from _wrapped("needs", "; ".join(description.needs))
+    yield from _wrapped("paper", description.paper)
+    for setting, default, search, meaning in description.settings:
+        yield f"  --set    {setting}={default}" + ("" if search is None else f"   search {search}")
+        yield from _wrapped("", meaning)
+    yield from _wrapped("example", description.example)
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=f"  {label:<8} ", subsequent_indent=" " * 11)

@@ -1,7 +1,7 @@
-"""The command-line application: one file a command, nothing heavy imported before a command runs.
+"""Command-line application: one file per command, which imports PyTorch and the like only when it runs.
 
-Results go to standard output, progress and remarks to standard error. What a user can mend is one line
-and exit code 2; anything else keeps its traceback, because it is a bug.
+Results go to standard output, progress and remarks to standard error. An invalid input gives one line and
+exit code 2; any other exception is a bug and keeps its traceback.
 """
 
 import sys
@@ -12,7 +12,6 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from envariant.cli.algorithms import algorithms
-from envariant.cli.bench import bench
 from envariant.cli.compare import compare
 from envariant.cli.data import data
 from envariant.cli.demo import demo
@@ -26,9 +25,9 @@ from envariant.core.errors import EnvariantError
 
 app = App(
     name="envariant",
-    help="Train models on data that comes in environments, and tell honestly whether they hold.",
+    help="Train models on data from several environments, and measure whether they hold in new ones.",
     version=lambda: version("envariant"),
-    help_format="plaintext",
+    help_format="markdown",
 )
 app.command(demo)
 app.command(compare)
@@ -40,11 +39,14 @@ app.command(report)
 app.command(reproduce)
 app.command(algorithms)
 app.command(data)
-app.command(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits: 0 if it went well, 2 if the input was wrong, 130 if interrupted."""
+    """Run one command; exit with code 2 if the input is invalid and 130 if interrupted.
+
+    Args:
+        arguments: Command-line arguments. Default: those of the process.
+    """
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -52,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         errors.print(f"envariant: {error}", markup=False, style="red")
         sys.exit(2)
     except KeyboardInterrupt:
-        errors.print("envariant: interrupted; what --out has stored goes on with the same command")
+        errors.print("envariant: interrupted; the same command resumes what is stored in its output folder")
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has seen enough.
+        # The reader of the pipe, such as `head`, has finished.
         sys.stderr.close()
         sys.exit(0)

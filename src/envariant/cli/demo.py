@@ -46,8 +46,9 @@ def demo(
     from envariant.data import ColoredDigits, ColoredMNIST
     from envariant.reporting import run_page, tables
     from envariant.reporting.labels import title, verdict
-    from envariant.training import TrainingResult, train
     from envariant.training.precision import native_bfloat16
+    from envariant.training.result import TrainingResult
+    from envariant.training.train import train
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if replicas is None:

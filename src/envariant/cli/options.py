@@ -10,19 +10,20 @@ from envariant.core.errors import EnvariantError
 
 
 def _whole(_type: object, tokens: Sequence[Token]) -> int:
-    """A whole number as typed: 2.9 is not 3."""
+    """Convert an argument to a whole number; 2.9 is rejected, not rounded."""
     text = tokens[0].value
     try:
         return int(text)
     except ValueError:
-        raise EnvariantError(
-            f"{tokens[0].keyword or 'value'}: expected a whole number; got '{text}'"
-        ) from None
+        name = tokens[0].keyword or "value"
+        raise EnvariantError(f"{name}: expected a whole number; got '{text}'") from None
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]
+Names = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True, show_default=False)]
+Switch = Annotated[bool, Parameter(negative="")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object instead of text.")]
 Mnist = Annotated[
     Path | None,
-    Parameter(name="--mnist", help="A folder with the MNIST files, if they are not to be fetched."),
+    Parameter(name="--mnist", help="Folder with the MNIST files. They are downloaded by default."),
 ]

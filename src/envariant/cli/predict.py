@@ -1,4 +1,4 @@
-"""`envariant predict`: a stored model reads new rows, and says whether they are like those it knows."""
+"""`envariant predict`: predict the rows of a table with a saved model."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from envariant.cli.options import Json
+from envariant.cli.options import Json, Switch
 from envariant.core.errors import EnvariantError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from envariant.analysis.drift import Drift
 
-# On standard error, beside predictions; --check says all.
+# Number of remarks printed unless --check is given.
 _REMARKS = 5
 
 
@@ -23,38 +23,38 @@ def predict(
     new: Path | None = None,
     *,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
-    check: Annotated[bool, Parameter(negative="")] = False,
+    check: Switch = False,
     onnx: Path | None = None,
     encoding: str = "utf-8",
     json: Json = False,
 ) -> None:
-    """Predict the rows of a new table with a stored model, and say whether they resemble its training rows.
+    """Predict the rows of a new table, and compare them with the training rows of the model.
 
     Predictions go to standard output as CSV, remarks to standard error.
 
     Parameters
     ----------
     model
-        A folder that a model was saved in.
+        Folder of a saved model.
     new
-        A table: .csv, .tsv, .txt or .parquet. Columns are found by name; others are passed over.
+        Table to predict: .csv, .tsv, .txt or .parquet. Columns are found by name; others are ignored.
     out
-        A .csv file for the predictions, a line a row of the table, in its order.
+        File for the predictions, ending in .csv: one row per row of the table, in the same order.
     check
-        Print the comparison with the training rows, column by column, instead of predictions.
+        Print the column-by-column comparison with the training rows instead of predictions.
     onnx
-        Write the network as .onnx for other runtimes, and beside it, as .json, how columns become inputs.
+        File for the network in ONNX format; a .json file of the same name describes its inputs.
     encoding
-        Of a text file.
+        Encoding of a text file.
     """
     from envariant.cli.show import print_json, print_table
-    from envariant.reporting.tables import TextTable
+    from envariant.reporting.shift import drift_table
     from envariant.saved_model import load_model
 
     if new is None and onnx is None:
-        raise EnvariantError("predict: name a table to predict, or --onnx FILE to write the network")
+        raise EnvariantError("predict: give a table to predict, or --onnx FILE to export the network")
     if out is not None and out.suffix != ".csv":
-        raise EnvariantError(f"{out}: predictions are written as CSV; its name must end in .csv")
+        raise EnvariantError(f"{out}: predictions are written as CSV; the file name must end in .csv")
     loaded = load_model(model)
     if onnx is not None:
         loaded.to_onnx(onnx)
@@ -62,47 +62,46 @@ def predict(
         if json:
             print_json({"model": loaded.to_dict(), "onnx": str(onnx)})
         return
-    wanted = out is not None or not check
-    if wanted:
-        found, drift = loaded.predict_and_compare(new, encoding=encoding)
+    if check and out is None:
+        predictions, drift = None, loaded.resembles(new, encoding=encoding)
     else:
-        found, drift = None, loaded.resembles(new, encoding=encoding)
-    if out is not None and found is not None:
-        _write(found, out)
-    _remark(drift, everything=check and not json)
+        predictions, drift = loaded.predict_and_compare(new, encoding=encoding)
+    if out is not None and predictions is not None:
+        _write(predictions, out)
+    _print_remarks(drift, everything=check and not json)
     if json:
         answer: dict[str, object] = {"model": loaded.to_dict(), "drift": drift.to_dict()}
         if onnx is not None:
             answer["onnx"] = str(onnx)
         if out is not None:
             answer["predictions"] = str(out)
-        elif found is not None:
-            answer["predictions"] = found.to_dict(orient="records")
+        elif predictions is not None:
+            answer["predictions"] = predictions.to_dict(orient="records")
         print_json(answer)
     elif check:
-        print_table(TextTable(drift.header, drift.lines, (f"{drift.verdict}.", *drift.notes)))
-    elif found is not None and out is None:
-        found.to_csv(sys.stdout, index=False)
+        print_table(drift_table(drift))
+    elif predictions is not None and out is None:
+        predictions.to_csv(sys.stdout, index=False)
 
 
-def _remark(drift: "Drift", *, everything: bool) -> None:
-    """What is notable about the new rows, on standard error."""
+def _print_remarks(drift: "Drift", *, everything: bool) -> None:
+    """Print on standard error what is notable about the new rows."""
     remarks = list(drift.remarks)
     if not everything:
         if drift.kind == "different":
             remarks.insert(0, drift.verdict)
         if len(remarks) > _REMARKS:
-            remarks[_REMARKS:] = [f"{len(remarks) - _REMARKS} remarks more: --check shows them"]
+            remarks[_REMARKS:] = [f"{len(remarks) - _REMARKS} more remarks; --check shows all"]
     for remark in remarks:
         sys.stderr.write(f"envariant: {remark}\n")
 
 
-def _write(found: "pd.DataFrame", path: Path) -> None:
-    """The whole file or none."""
+def _write(predictions: "pd.DataFrame", path: Path) -> None:
+    """Write the whole file or nothing."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        found.to_csv(partial, index=False)
+        predictions.to_csv(partial, index=False)
         partial.replace(path)
     except OSError as error:
         raise EnvariantError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -28,7 +28,7 @@ def report(
     """
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.reporting import run_page, tables
-    from envariant.training import TrainingResult
+    from envariant.training.result import TrainingResult
 
     results = [TrainingResult.load(run) for run in runs]
     run_page.write(results, out, title, mnist)

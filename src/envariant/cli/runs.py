@@ -1,4 +1,4 @@
-"""`envariant runs`: what a study holds, run by run."""
+"""`envariant runs`: inspect and manage the runs of a study."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,113 +7,103 @@ from cyclopts import App, Parameter
 
 from envariant.cli.options import Json, Whole
 
-runs = App(name="runs", help="List, show, retry or remove the runs of a study, or export them.")
+runs = App(name="runs", help="List, show, retry, remove, export or track the runs of a study.")
 
-State = Annotated[str | None, Parameter(help="planned, running, done or failed.")]
+Study = Annotated[Path, Parameter(help="Folder of the study.")]
+Failed = Annotated[bool, Parameter(negative="", help="Select all failed runs.")]
 
 
 @runs.command(name="list")
-def list_(study: Path, *, state: State = None, json: Json = False) -> None:
-    """A line a run: what it is, its state, and why it failed.
+def list_(study: Study, *, state: str | None = None, json: Json = False) -> None:
+    """List runs with their state and the reason of a failure, one per line.
 
     Parameters
     ----------
-    study
-        Its folder.
+    state
+        List only runs in this state: planned, running, done or failed.
     """
     from envariant.cli.show import print_json, print_lines
     from envariant.core.errors import unknown_name
-    from envariant.studies.store import STATES, Store
+    from envariant.training.store import STATES, Store
 
     if state is not None and state not in STATES:
         raise unknown_name("state", state, STATES)
     with Store(study) as store:
-        table = store.listing()
-    shown = table if state is None else table[table["state"] == state]
+        listing = store.listing()
+    selected = listing if state is None else listing[listing["state"] == state]
     if json:
-        print_json({"runs": shown.to_dict("records")})
+        print_json({"runs": selected.to_dict("records")})
         return
     print_lines(
         [
             f"{r['id']:>6}  {r['state']:<8} {r['data']}  {r['test_environments']}  {r['algorithm']}  "
-            f"draw {r['draw']}  replica {r['replica']}" + (f"  {r['error']}" if r["error"] else "")
-            for r in shown.astype(object).where(shown.notna(), None).to_dict("records")
+            f"trial {r['trial']}  replica {r['replica']}" + (f"  {r['error']}" if r["error"] else "")
+            for r in selected.astype(object).where(selected.notna(), None).to_dict("records")
         ]
     )
 
 
 @runs.command
-def show(study: Path, run: Whole, *, json: Json = False) -> None:
-    """One run: its hyperparameters, where it was made, and what was measured.
+def show(study: Study, run: Whole, *, json: Json = False) -> None:
+    """Show the hyperparameters, provenance and evaluations of one run.
 
     Parameters
     ----------
-    study
-        Its folder.
     run
-        Its number.
+        Number of the run.
     """
     from envariant.cli.show import print_json, print_lines
     from envariant.core.errors import EnvariantError
-    from envariant.studies.store import Store
+    from envariant.training.store import Store
 
     with Store(study) as store:
-        listed = store.listing()
-        found = listed[listed["id"] == run].astype(object)
-        if found.empty:
-            raise EnvariantError(f"{study}: holds no run {run}; it has {len(listed)}")
-        facts = found.where(found.notna(), None).iloc[0].to_dict()
+        listing = store.listing()
+        selected = listing[listing["id"] == run].astype(object)
+        if selected.empty:
+            raise EnvariantError(f"{study}: has no run {run}; it has {len(listing)} runs")
+        facts = selected.where(selected.notna(), None).iloc[0].to_dict()
         history = store.history([run])
-        known = store.provenance(run)
+        record = store.record_of(run)
+    provenance = {} if record is None else record.provenance()
     if json:
-        print_json({**facts, "provenance": known, "history": history.to_dict("records")})
+        print_json({**facts, "provenance": provenance, "history": history.to_dict("records")})
         return
-    print_lines([f"{key:<16} {value}" for key, value in {**facts, **known}.items() if value is not None])
+    print_lines([f"{k:<17} {value}" for k, value in {**facts, **provenance}.items() if value is not None])
     print_lines([history.drop(columns="run").to_string(index=False)])
 
 
 @runs.command
-def retry(study: Path, *numbers: Whole, failed: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """Plan runs anew; the next sweep trains them.
+def retry(study: Study, *numbers: Whole, failed: Failed = False) -> None:
+    """Discard the results of runs and plan them again; the next sweep trains them.
 
     Parameters
     ----------
-    study
-        Its folder.
     numbers
-        Of the runs.
-    failed
-        All that failed.
+        Numbers of the runs.
     """
     _forget(study, numbers, failed, planned=True)
 
 
 @runs.command
-def rm(study: Path, *numbers: Whole, failed: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """Remove runs and what they measured; a sweep that still declares them plans them again.
+def rm(study: Study, *numbers: Whole, failed: Failed = False) -> None:
+    """Remove runs and their results; a sweep that still declares them plans them again.
 
     Parameters
     ----------
-    study
-        Its folder.
     numbers
-        Of the runs.
-    failed
-        All that failed.
+        Numbers of the runs.
     """
     _forget(study, numbers, failed, planned=False)
 
 
 @runs.command
-def export(study: Path, *, out: Annotated[Path, Parameter(alias="-o")]) -> None:
-    """Write every measured number with its run's settings to a .csv or .parquet file.
+def export(study: Study, *, out: Annotated[Path, Parameter(alias="-o")]) -> None:
+    """Export every evaluation, with the settings of its run, to a table.
 
     Parameters
     ----------
-    study
-        Its folder.
     out
-        The file.
+        File to write, ending in .csv or .parquet.
     """
     from envariant.cli.show import print_lines
     from envariant.studies.export import export as write
@@ -123,19 +113,17 @@ def export(study: Path, *, out: Annotated[Path, Parameter(alias="-o")]) -> None:
 
 @runs.command
 def track(
-    study: Path, *, to: Literal["tensorboard", "mlflow"], at: str | None = None, json: Json = False
+    study: Study, *, to: Literal["tensorboard", "mlflow"], at: str | None = None, json: Json = False
 ) -> None:
-    """Send runs that are done to TensorBoard or MLflow; those that were sent before are left alone.
+    """Send finished runs to TensorBoard or MLflow; runs that were sent before are skipped.
 
     Parameters
     ----------
-    study
-        Its folder.
     to
-        Which of the two; pip install "envariant[tracking]".
+        Tracker to send to. Needs pip install "envariant[tracking]".
     at
-        A folder for TensorBoard, by default one in the study's; a tracking address for MLflow, by default
-        what MLFLOW_TRACKING_URI says.
+        Folder for TensorBoard, by default inside the study's folder; or tracking URI for MLflow, by default
+        that of the variable MLFLOW_TRACKING_URI.
     """
     from envariant.cli.show import print_json, print_lines
     from envariant.studies.trackers import track as send
@@ -144,18 +132,20 @@ def track(
     if json:
         print_json({"sent": sent, "before": before})
     else:
-        print_lines([f"sent {sent} runs to {to}; {before} were there"])
+        print_lines([f"sent {sent} runs to {to}; {before} had been sent before"])
 
 
 def _forget(study: Path, numbers: tuple[int, ...], failed: bool, *, planned: bool) -> None:
     from envariant.cli.show import print_lines
     from envariant.core.errors import EnvariantError
-    from envariant.studies.store import Store
+    from envariant.training.store import Store
 
     with Store(study) as store:
-        listed = store.listing()
-        chosen = [*numbers, *(listed.loc[listed["state"] == "failed", "id"] if failed else ())]
-        if not chosen:
-            raise EnvariantError("runs: give their numbers, or --failed for all that failed")
-        store.forget([int(run) for run in dict.fromkeys(chosen)], planned=planned)
-    print_lines([f"{len(chosen)} runs {'planned anew' if planned else 'removed'}"])
+        listing = store.listing()
+        all_failed = listing.loc[listing["state"] == "failed", "id"] if failed else ()
+        selected = list(dict.fromkeys(int(run) for run in (*numbers, *all_failed)))
+        if not selected:
+            raise EnvariantError("runs: no run selected; give run numbers, or --failed for all failed runs")
+        store.forget(selected, planned=planned)
+    count = f"{len(selected)} run{'' if len(selected) == 1 else 's'}"
+    print_lines([f"{count} {'planned again' if planned else 'removed'}"])

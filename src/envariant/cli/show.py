@@ -13,7 +13,7 @@ from rich.table import Table
 from envariant.reporting import tables
 from envariant.reporting.labels import title, verdict
 from envariant.reporting.tables import TextTable
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 
 def print_json(value: Any) -> None:
@@ -43,7 +43,7 @@ def print_result(result: TrainingResult, out: Path | None) -> None:
         console.print(f"replica {replica} stopped: {reason}", style="red")
     for diagnosis in result.diagnoses:
         console.print(str(diagnosis), style="yellow")
-    settings = result.record.settings
+    settings = result.record.spec
     console.print(
         f"{settings.model}, {settings.steps} steps, {settings.precision}, {_execution(result)}"
         f"{result.seconds:.1f} s" + (f"; stored in {out}" if out else ""),

@@ -1,16 +1,22 @@
-"""`envariant sweep`: a study, planned in full, trained, and read as one page."""
+"""`envariant sweep`: plan a study in full, train it, and summarize it on one page."""
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from envariant.cli.options import Json, Whole
+from envariant.cli.options import Json, Names, Switch, Whole
+from envariant.cli.run_options import given, with_run_options
+from envariant.core.errors import EnvariantError
+from envariant.training.run_spec import SHARED
 
-Names = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
+if TYPE_CHECKING:
+    from envariant.studies.study import Study
+    from envariant.studies.trackers import BackgroundTracking
 
 
+@with_run_options((*SHARED, "execution", "memory"), dict.fromkeys((*SHARED, "memory")))
 def sweep(
     file: Path | None = None,
     *,
@@ -21,141 +27,171 @@ def sweep(
     replicas: Whole | None = None,
     test_environments: str | None = None,
     holdout_fraction: float | None = None,
+    lr_range: float | None = None,
     seed: Whole | None = None,
     metric: str | None = None,
-    steps: Whole | None = None,
-    model: str | None = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     workers: Whole = 1,
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
-    execution: str = "auto",
     track: Literal["tensorboard", "mlflow"] | None = None,
     track_at: str | None = None,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Switch = False,
     json: Json = False,
+    **options: Any,
 ) -> None:
-    """Compare algorithms over draws of hyperparameters, replicas and held-out environments.
+    """Compare algorithms over hyperparameter trials, replicas and test environments.
 
-    Runs are stored as they go; the same command again goes on where it was.
+    Runs are stored as they finish. The same command resumes an interrupted study.
 
     Parameters
     ----------
     file
-        A study as TOML; what is given as well on the command line wins.
+        Study as a TOML file. Options given on the command line override it.
     data
         Names of data sets.
     algorithms
-        Such as erm irm "vrex + coral(1.0)".
+        Algorithms to compare, such as erm irm "vrex + coral(1.0)".
     name
-        Of the study.
-    draws
-        Of hyperparameters, of each algorithm; the first is what the data suggest.
+        Name of the study; by default that of the file.
+    n_trials
+        Number of hyperparameter trials per algorithm. The first trial takes the values suggested by the data.
     replicas
-        Of each draw: the same data draws, weights and batches for all.
+        Number of replicas of each trial. All trials share their data, initialization and batch-order seeds.
     test_environments
-        suggested by the data, each environment in turn, each-and-pairs, or a name.
+        Environments that are not trained on: suggested (by the data), each (every environment in turn),
+        each-and-pairs, or the name of one environment.
     holdout_fraction
-        Share of every training environment's rows to choose by.
+        Share of the rows of every training environment that is kept for validation, in [0, 1).
+    lr_range
+        Factor around the suggested learning rate within which trials sample theirs.
     seed
-        From which draws and replicas follow.
+        Base random seed of trials and replicas.
     metric
-        In which runs are compared, such as AUROC; by default the task's own.
-    steps
-        Of each run.
-    model
-        Of each run.
+        Metric by which runs are compared, such as AUROC; by default that of the task.
     out
-        The study's folder; by default studies/NAME.
+        Folder of the study; by default studies/NAME.
     workers
-        Processes, which share the cores.
+        Number of worker processes, which share the processor cores.
     executor
-        local, or ray for a cluster: pip install "envariant[ray]".
+        Where runs are trained: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
     address
-        Of the cluster.
-    execution
-        How the runs of a batch are executed, as for train.
+        Address of the Ray cluster.
     track
-        Send runs there as they end: pip install "envariant[tracking]".
+        Tracker to which finished runs are sent. Needs pip install "envariant[tracking]".
     track_at
-        A folder for TensorBoard, by default in the study's; a tracking address for MLflow.
+        Folder for TensorBoard, by default inside the study's folder; or tracking URI for MLflow.
     dry_run
-        Print what would be run and how long it would take.
+        Print the number of runs and the estimated time instead of training.
     """
-    from envariant.cli.show import print_json, print_lines, print_table
-    from envariant.core.errors import EnvariantError
-    from envariant.reporting import study_page as page
-    from envariant.studies import study as studies
-    from envariant.studies.executors import local
-    from envariant.studies.progress import watching
-    from envariant.studies.selection import SELECTIONS, select
-    from envariant.studies.store import Store
+    from envariant.studies.study import begin
     from envariant.studies.trackers import BackgroundTracking
 
-    declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
-    given = {
+    if track_at is not None and track is None:
+        raise EnvariantError("sweep: --track-at needs --track tensorboard or --track mlflow")
+    execution = {"execution": options.pop("execution"), "memory": options.pop("memory")}
+    declared = {
         "data": data or None,
         "algorithms": algorithms or None,
-        "name": name or (None if file is None or "name" in declared else file.stem),
+        "name": name or None,
         "n_trials": n_trials,
         "replicas": replicas,
-        "test_environments": test_environments
-        if test_environments in (None, "suggested", "each", "each-and-pairs")
-        else [[test_environments]],
+        "test_environments": test_environments,
         "holdout_fraction": holdout_fraction,
+        "lr_range": lr_range,
         "seed": seed,
         "metric": metric,
     }
-    declared |= {key: value for key, value in given.items() if value is not None}
-    if algorithms and "ranges" in declared:
-        declared["ranges"] = {name: own for name, own in declared["ranges"].items() if name in algorithms}
-    extra = {key: value for key, value in (("steps", steps), ("model", model)) if value is not None}
-    declared["settings"] = {**declared.get("settings", {}), **extra}
-    if track_at is not None and track is None:
-        raise EnvariantError("sweep: --track-at says where; say with --track tensorboard or mlflow to what")
-    if "data" not in declared or "algorithms" not in declared:
-        raise EnvariantError("sweep: name a study file, or give --data and --algorithms")
-    study = studies.of(declared, "sweep" if file is None else str(file))
+    study = _declared(file, given(declared), given(options))
     folder = out or Path("studies") / study.name
     if dry_run:
-        from envariant.studies.estimate import estimate
-
-        found = estimate(study)
-        if json:
-            print_json(found.to_dict())
-        else:
-            print_lines(found.lines())
+        _print_estimate(study, json)
         return
-    with Store.begin(folder, study) as store:
-        left = store.counts()["planned"] + store.counts()["running"]
-    following = None if track is None else BackgroundTracking(folder, track, track_at)
-    with following or nullcontext(), watching(study.name, left, folder) as on_progress:
+    with begin(folder, study):
+        pass
+    tracking = None if track is None else BackgroundTracking(folder, track, track_at)
+    with tracking or nullcontext():
+        _train(study, folder, executor, address, workers, execution)
+    _print_summary(folder, tracking, json)
+    if not json and tracking is not None and tracking.problem:
+        from envariant.cli.show import print_lines
+
+        at = f" --at {track_at}" if track_at else ""
+        command = f"envariant runs track {folder} --to {track}{at}"
+        print_lines([f"not all runs were sent ({tracking.problem}); to send them: {command}"])
+
+
+def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> "Study":
+    """Return the study of a file, with the options given on the command line in place of its own."""
+    from envariant.studies import study as studies
+
+    declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
+    if file is not None:
+        declared.setdefault("name", file.stem)
+    declared |= options
+    if options.get("test_environments", "each") not in studies.SPLITS:
+        declared["test_environments"] = [[options["test_environments"]]]
+    if "algorithms" in options and "ranges" in declared:
+        ranges = declared["ranges"].items()
+        declared["ranges"] = {name: values for name, values in ranges if name in options["algorithms"]}
+    declared["settings"] = {**declared.get("settings", {}), **settings}
+    if "data" not in declared or "algorithms" not in declared:
+        raise EnvariantError("sweep: give a study file, or --data and --algorithms")
+    return studies.of(declared, "sweep" if file is None else str(file))
+
+
+def _print_estimate(study: "Study", json: bool) -> None:
+    from envariant.cli.show import print_json, print_lines
+    from envariant.studies.estimate import estimate
+
+    cost = estimate(study)
+    if json:
+        print_json(cost.to_dict())
+    else:
+        print_lines(cost.lines())
+
+
+def _train(
+    study: "Study",
+    folder: Path,
+    executor: str,
+    address: str | None,
+    workers: int,
+    execution: dict[str, Any],
+) -> None:
+    """Train the runs of a study that are not done."""
+    from envariant.studies.executors import local
+    from envariant.training.progress import show_sweep
+    from envariant.training.store import Store
+
+    with Store(folder) as store:
+        counts = store.counts()
+    with show_sweep(study.name, counts["planned"] + counts["running"], folder) as on_progress:
         if executor == "ray":
             from envariant.studies.executors import ray
 
-            ray.sweep(folder, address=address, execution=execution, on_progress=on_progress)
+            ray.sweep(folder, study, address=address, on_progress=on_progress, **execution)
         else:
-            local.sweep(folder, execution=execution, workers=workers, on_progress=on_progress)
+            local.sweep(folder, study, workers=workers, on_progress=on_progress, **execution)
+
+
+def _print_summary(folder: Path, tracking: "BackgroundTracking | None", json: bool) -> None:
+    """Write the page of a study, and print what each selection rule selects."""
+    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.reporting import study_page
+    from envariant.training.store import Store
+
+    page = folder / "report.html"
     with Store(folder) as store:
-        page.write(store, folder / "report.html")
+        study_page.write(store, page)
         counts, table = store.counts(), store.table()
-    ways = [way() for way in SELECTIONS.values()]
-    pooled = {way.name: select(table, way, pooled=True) for way in ways}
+    summary, selections = study_page.overview(table)
     if json:
+        sent = {} if tracking is None else {"sent": tracking.sent, "tracker": tracking.problem}
         print_json(
-            {
-                "folder": str(folder),
-                "page": str(folder / "report.html"),
-                "runs": counts,
-                "selections": {key: page.to_dict(found) for key, found in pooled.items()},
-                **({} if following is None else {"sent": following.sent, "tracker": following.problem}),
-            }
+            {"folder": str(folder), "page": str(page), "runs": counts, "selections": selections, **sent}
         )
-    else:
-        print_table(page.summary(pooled, ways))
-        print_lines([f"\n{', '.join(f'{n} {state}' for state, n in counts.items() if n)}; "
-                     f"open {folder / 'report.html'} in a browser"])  # fmt: skip
-        if following is not None and following.problem:
-            print_lines([f"not all runs were sent ({following.problem}); "
-                         f"mend that, then: envariant runs track {folder} --to {track}"
-                         f"{f' --at {track_at}' if track_at else ''}"])  # fmt: skip
+        return
+    print_table(summary)
+    states = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    print_lines([f"\n{states}; open {page} in a browser"])

@@ -45,6 +45,7 @@ class Environment:
     inputs: Float[Tensor, "rows *input_shape"]
     targets: Shaped[Tensor, " rows"]
     attributes: Mapping[str, Shaped[Tensor, " rows"]] = field(default_factory=dict[str, Tensor])
+    origin: str = ""
 
     def __post_init__(self) -> None:
         where = f"environment '{self.name}'"
@@ -211,7 +212,9 @@ class EnvironmentSet(EnvironmentSource):
         if targets is environment.targets:
             # To make it anew would be to look at every number again.
             return environment
-        return Environment(environment.name, environment.inputs, targets, environment.attributes)
+        return Environment(
+            environment.name, environment.inputs, targets, environment.attributes, environment.origin
+        )
 
     @classmethod
     def from_arrays(

@@ -1,30 +1,50 @@
-"""What goes wrong because of an input, said in one line.
+"""User-facing errors.
 
-Every error that a user can mend is an `EnvariantError`: its text names what was wrong, where, and what
-to do. The command line prints that text and exits with 2; anything else is a bug and keeps its traceback.
+Every error that a user can fix is an `EnvariantError`: its text names what is wrong, where, and how to fix
+it. The command line prints that text and exits with 2; any other exception is a bug and keeps its traceback.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import final
 
 
 @final
 class EnvariantError(Exception):
-    """An input cannot be used. The message says what, where, and the mend."""
+    """An input that cannot be used. The message says what is wrong, where, and how to fix it."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> EnvariantError:
-    """The error for a name nobody knows, with the nearest known one.
+    """Return the error for an unknown name, with the closest known name as a suggestion.
+
+    Upper and lower case, blanks, underscores and hyphens do not count: `IRM` and `and_mask` suggest `irm`
+    and `and-mask`.
 
     Args:
-        kind: what the name should be, such as "algorithm".
-        name: what the user wrote.
-        known: every name that would have been right.
-        where: an optional place, such as "irm(…)", put before the message.
+        kind: What the name stands for, such as "algorithm".
+        name: The name as the user wrote it.
+        known: All valid names.
+        where: Context that precedes the message, such as "irm(…)"; empty for none.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    place = f"{where}: " if where else ""
-    return EnvariantError(f"{place}unknown {kind} '{name}'; {hint}known: {', '.join(names) or 'none'}")
+    suggestion = closest_name(name, names)
+    hint = "" if suggestion is None else f"did you mean '{suggestion}'? "
+    prefix = f"{where}: " if where else ""
+    return EnvariantError(f"{prefix}unknown {kind} '{name}'; {hint}known: {', '.join(names) or 'none'}")
+
+
+def closest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name most similar to `name`, or None if none is similar.
+
+    Args:
+        name: The name as the user wrote it.
+        known: The candidates.
+    """
+    candidates = {_simplified(candidate): candidate for candidate in known}
+    similar = difflib.get_close_matches(_simplified(name), candidates, n=1, cutoff=0.6)
+    return candidates[similar[0]] if similar else None
+
+
+def _simplified(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).casefold()

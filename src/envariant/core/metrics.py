@@ -1,6 +1,10 @@
-"""What answers are worth: the metrics people ask for, from a model's logits and the targets of some rows."""
+"""Metrics: name, direction, unit, number format, and how to compute them from logits and targets.
 
-from collections.abc import Callable
+A new metric is one entry in `METRICS`.
+"""
+
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,7 +15,7 @@ from scipy.special import expit, softmax
 from sklearn.metrics import roc_auc_score
 
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.core.tasks import Regression, Task
+from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 Array = NDArray[Any]
 
@@ -21,61 +25,109 @@ _BINS = 15
 @final
 @dataclass(frozen=True)
 class Metric:
-    """A number for how good answers are.
+    """Measure of prediction quality on a set of rows.
 
     Attributes:
-        name: as people know it.
-        higher_is_better: which way is up.
-        of: task, logits `[rows]` or `[rows, classes]` and targets `[rows]` to the number; NaN where it is not
-            defined, as where a class is missing.
-        regression: whether it is for real targets; the others are for classes.
+        name: Name in tables, figures and options.
+        higher_is_better: Direction of the metric.
+        compute: Function of task, logits (`[rows]` or `[rows, classes]`) and targets (`[rows]`); NaN where
+            undefined, such as AUROC with a single class.
+        tasks: Task classes it applies to.
+        unit: Unit of its values; "" for a plain number.
+        number_format: Format specification for printed values.
+        notable_difference: Smallest difference worth mentioning; None where it depends on the target's scale.
     """
 
     name: str
     higher_is_better: bool
-    of: Callable[[Task, Array, Array], float]
-    regression: bool = False
+    compute: Callable[[Task, Array, Array], float]
+    tasks: tuple[type[Task], ...] = (Binary, Multiclass)
+    unit: str = ""
+    number_format: str = ".3f"
+    notable_difference: float | None = 0.01
+
+    @property
+    def for_regression(self) -> bool:
+        """Whether the metric applies to real-valued targets rather than classes."""
+        return Regression in self.tasks
+
+    @property
+    def sign(self) -> float:
+        """1 if higher values are better, else −1."""
+        return 1.0 if self.higher_is_better else -1.0
+
+    def gain(self, value: float, reference: float) -> float:
+        """Return by how much `value` is better than `reference`; negative if it is worse."""
+        return self.sign * (value - reference)
+
+    def best(self, values: Iterable[float]) -> float:
+        """Return the best of several values."""
+        return max(values) if self.higher_is_better else min(values)
+
+    def worst(self, values: Iterable[float]) -> float:
+        """Return the worst of several values."""
+        return min(values) if self.higher_is_better else max(values)
+
+    def format(self, value: float) -> str:
+        """Return a value as printed in tables and sentences; "–" where it is undefined."""
+        return format(value, self.number_format) if np.isfinite(value) else "–"
 
 
 def metric(name: str, task: Task) -> Metric:
-    """The metric of that name, for a task.
-
-    Raises:
-        EnvariantError: there is none, or it is for other tasks.
-    """
-    if name not in METRICS:
-        raise unknown_name("metric", name, METRICS)
-    found = METRICS[name]
-    if found.regression != isinstance(task, Regression):
-        fitting = [m.name for m in METRICS.values() if m.regression == isinstance(task, Regression)]
-        raise EnvariantError(f"metric '{name}': is not for {task.name}; take one of {', '.join(fitting)}")
-    return found
-
-
-def probabilities(task: Task, logits: Array) -> Array:
-    """Of each class, `[rows, classes]`.
+    """Return the metric of that name for a task.
 
     Args:
-        task: with classes.
-        logits: `[rows]` of a binary task, or `[rows, classes]`.
+        name: A key of `METRICS`, in any case; "r2" names R².
+        task: The prediction task.
+
+    Raises:
+        EnvariantError: If there is no such metric, or it does not apply to the task.
+    """
+    by_text = {_plain(key): known for key, known in METRICS.items()}
+    if _plain(name) not in by_text:
+        raise unknown_name("metric", name, METRICS)
+    selected = by_text[_plain(name)]
+    if not isinstance(task, selected.tasks):
+        applicable = [m.name for m in METRICS.values() if isinstance(task, m.tasks)]
+        raise EnvariantError(
+            f"metric '{name}' does not apply to {task.name} tasks; use one of {', '.join(applicable)}"
+        )
+    return selected
+
+
+def default_metric(task: Task) -> Metric:
+    """Return the metric that training records for a task: accuracy, or squared error for a regression."""
+    return METRICS[task.metric]
+
+
+def probabilities(logits: Array) -> Array:
+    """Return class probabilities `[rows, classes]`.
+
+    Args:
+        logits: `[rows]` for a binary task, or `[rows, classes]`.
     """
     if logits.ndim == 1:
         return np.stack([expit(-logits), expit(logits)], axis=1)
     return softmax(logits, axis=1)
 
 
-def _scores(task: Task, logits: Array, targets: Array) -> float:
+def _plain(name: str) -> str:
+    # Compatibility form: ² becomes 2.
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def _mean_score(task: Task, logits: Array, targets: Array) -> float:
     return float(task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).double().mean())
 
 
-def _losses(task: Task, logits: Array, targets: Array) -> float:
+def _mean_loss(task: Task, logits: Array, targets: Array) -> float:
     return float(task.losses(torch.from_numpy(logits), torch.from_numpy(targets)).double().mean())
 
 
-def _balanced(task: Task, logits: Array, targets: Array) -> float:
-    right = task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).numpy()
-    shares = [right[targets == k].mean() for k in np.unique(targets)]
-    return float(np.mean(shares)) if len(shares) > 1 else np.nan
+def _balanced_accuracy(task: Task, logits: Array, targets: Array) -> float:
+    correct = task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).numpy()
+    recalls = [correct[targets == k].mean() for k in np.unique(targets)]
+    return float(np.mean(recalls)) if len(recalls) > 1 else np.nan
 
 
 def _auroc(task: Task, logits: Array, targets: Array) -> float:
@@ -84,40 +136,60 @@ def _auroc(task: Task, logits: Array, targets: Array) -> float:
         return np.nan
     if logits.ndim == 1:
         return float(roc_auc_score(targets, logits))
-    shares = probabilities(task, logits)
-    # Each class against the rest, where there are both: the mean over the classes that are present.
-    return float(np.mean([roc_auc_score(targets == k, shares[:, k]) for k in present]))
+    scores = probabilities(logits)
+    # Each class against the rest: the mean over the classes that are present.
+    return float(np.mean([roc_auc_score(targets == k, scores[:, k]) for k in present]))
 
 
-def _calibration(task: Task, logits: Array, targets: Array) -> float:
-    shares = probabilities(task, logits)
-    sure = shares.max(axis=1)
-    right = shares.argmax(axis=1) == targets
-    bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, right - sure, minlength=_BINS)
+def _calibration_error(task: Task, logits: Array, targets: Array) -> float:
+    scores = probabilities(logits)
+    confidence = scores.max(axis=1)
+    correct = scores.argmax(axis=1) == targets
+    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    gaps = np.bincount(bins, correct - confidence, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(targets))
 
 
 def _rmse(task: Task, logits: Array, targets: Array) -> float:
-    return float(np.sqrt(_scores(task, logits, targets)))
+    return float(np.sqrt(_mean_score(task, logits, targets)))
 
 
 def _r2(task: Task, logits: Array, targets: Array) -> float:
-    spread = float(np.var(targets.astype(np.float64)))
-    return 1 - float(np.mean(np.square(logits - targets, dtype=np.float64))) / spread if spread else np.nan
+    variance = float(np.var(targets.astype(np.float64)))
+    error = float(np.mean(np.square(logits - targets, dtype=np.float64)))
+    return 1 - error / variance if variance else np.nan
 
 
 METRICS: dict[str, Metric] = {
-    each.name: each
-    for each in (
-        Metric("accuracy", True, _scores),
-        Metric("balanced accuracy", True, _balanced),
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", True, _mean_score),
+        # Mean recall over the classes that are present.
+        Metric("balanced accuracy", True, _balanced_accuracy),
+        # For several classes the mean of one class against the rest.
         Metric("AUROC", True, _auroc),
-        Metric("log loss", False, _losses),
-        Metric("calibration error", False, _calibration),
-        Metric("squared error", False, _scores, regression=True),
-        Metric("RMSE", False, _rmse, regression=True),
-        Metric("R²", True, _r2, regression=True),
+        Metric("log loss", False, _mean_loss, unit="nats"),
+        # Expected calibration error over 15 equal bins of confidence. Guo et al. 2017.
+        Metric("calibration error", False, _calibration_error),
+        Metric(
+            "squared error",
+            False,
+            _mean_score,
+            (Regression,),
+            unit="target unit²",
+            number_format=".4g",
+            notable_difference=None,
+        ),
+        Metric(
+            "RMSE",
+            False,
+            _rmse,
+            (Regression,),
+            unit="target unit",
+            number_format=".4g",
+            notable_difference=None,
+        ),
+        Metric("R²", True, _r2, (Regression,)),
     )
 }
-"""Calibration error: how far certainty and success lie apart, over 15 bins of certainty. Guo et al. 2017."""
+"""All metrics by name."""

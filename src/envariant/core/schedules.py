@@ -1,45 +1,121 @@
-"""How a coefficient changes over training: pure functions of the step, writable as short strings.
+"""Schedules: coefficients and learning rates as functions of the step, writable as short strings.
 
-A penalty that bites from the first step finds the constant predictor, whose penalty is zero; one that
-never bites is ERM. Everything the field tries in between is a schedule: `step(1, 1e4, at=190)`,
-`stages(1, 1e4, 1e6, at=(190, 400))`, `poly(k=1, p=3, after=190)`. Every schedule stays finite: growth is
-cut off at `CAP`, since an exponential would overflow within a few hundred steps.
+A penalty that acts from the first step finds the constant predictor, whose penalty is zero; a penalty that
+never acts gives ERM. Published compromises are schedules: `step(1, 1e4, at=190)`,
+`stages(1, 1e4, 1e6, at=(190, 400))`, `poly(k=1, p=3, after=190)`. Switch points are step numbers, or shares
+of the run's length such as `at=40%`. Values are clipped to ±`CAP`, since an exponential would overflow
+within a few hundred steps.
 """
 
 import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, Self, cast, final
 
 from envariant.core import specs
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.core.specs import Spec
+from envariant.core.specs import Percent, Spec
 
 CAP = 1e12
-"""No schedule exceeds this. It lies far above any coefficient in use, and its square fits in a float32."""
+"""Largest absolute value of a schedule: far above any coefficient in use, and its square fits in float32."""
 
 
 class Schedule(ABC):
-    """A finite number for every step; step t is the number of updates already made (the first has 0)."""
+    """Finite value for every step; step t is the number of updates already made, so the first step is 0.
+
+    A subclass is a frozen dataclass with a `name`. Its fields are numbers, tuples of numbers, or switch
+    points: step numbers or `Percent` values, listed in `switch_fields`.
+    """
 
     name: ClassVar[str]
+    switch_fields: ClassVar[tuple[str, ...]] = ()
+    """Names of the fields that hold step numbers."""
 
     @abstractmethod
     def __call__(self, step: int) -> float:
-        """The value at `step`, between -CAP and CAP."""
+        """Return the value at `step`, between -CAP and CAP.
+
+        Args:
+            step: Number of updates already made.
+
+        Raises:
+            EnvariantError: If a switch point is relative to the run's length; `resolve` it first.
+        """
+
+    @property
+    def switch_points(self) -> tuple[int, ...]:
+        """First step of every stage but the first one, in order; empty for a constant.
+
+        Raises:
+            EnvariantError: If a switch point is relative to the run's length; `resolve` it first.
+        """
+        return tuple(self._step_number(point) for key in self.switch_fields for point in _points(self, key))
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether a switch point is a share of the run's length."""
+        return any(isinstance(point, Percent) for key in self.switch_fields for point in _points(self, key))
+
+    def resolve(self, steps: int) -> Self:
+        """Return the same schedule with relative switch points as step numbers.
+
+        A share of the run is rounded to the nearest step, halves up. Absolute switch points stay.
+
+        Args:
+            steps: Length of the run in optimizer updates.
+
+        Raises:
+            EnvariantError: If the resulting step numbers are out of order.
+
+        Example:
+            >>> str(schedule("step(1, 1e4, at=40%)").resolve(500))
+            'step(1, 10000, at=200)'
+        """
+        if not self.is_relative:
+            return self
+        try:
+            return self._resolved(steps)
+        except EnvariantError as error:
+            raise EnvariantError(f"{self} in a run of {steps} steps: {error}") from None
+
+    def _resolved(self, steps: int) -> Self:
+        changes = {name: _absolute(getattr(self, name), steps) for name in self.switch_fields}
+        return dataclasses.replace(cast("Any", self), **changes)
+
+    def takes_effect_within(self, steps: int) -> bool:
+        """Return whether a run reaches every stage of the schedule.
+
+        Args:
+            steps: Length of the run in optimizer updates.
+
+        Example:
+            >>> schedule("step(1, 1e4, at=100)").takes_effect_within(100)
+            False
+        """
+        return all(point < steps for point in self.resolve(steps).switch_points)
+
+    def with_final_value(self, value: float) -> "Schedule | None":
+        """Return the same schedule with another last value, or None if it grows without a last value.
+
+        Args:
+            value: The new last value.
+        """
+        del value
+        return None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(cast("Any", self)):
             key, value = field.name, getattr(self, field.name)
             several = "tuple" in str(field.type)
             if several != isinstance(value, tuple):
-                wanted = "several numbers" if several else "a number"
+                expected = "several numbers" if several else "a number"
                 raise EnvariantError(
-                    f"{self.name}: {key} must be {wanted}; got {specs.format_value(value)!r}"
+                    f"{self.name}: {key} must be {expected}; got {specs.format_value(value)!r}"
                 )
-            numbers: tuple[Any, ...] = value if several else (value,)
-            for number in numbers:
+            for number in _points(self, key):
+                if isinstance(number, Percent) and key in self.switch_fields:
+                    continue
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     raise EnvariantError(
                         f"{self.name}: {key} must be a number; got {specs.format_value(number)!r}"
@@ -48,13 +124,15 @@ class Schedule(ABC):
                     raise EnvariantError(f"{self.name}: {key} must lie within ±{CAP:g}; got {number}")
 
     def __str__(self) -> str:
-        return str(
-            Spec(
-                self.name,
-                (),
-                {f.name: getattr(self, f.name) for f in dataclasses.fields(cast("Any", self))},
+        fields = dataclasses.fields(cast("Any", self))
+        return str(Spec(self.name, (), {f.name: getattr(self, f.name) for f in fields}))
+
+    def _step_number(self, point: int | Percent) -> int:
+        if isinstance(point, Percent):
+            raise EnvariantError(
+                f"{self}: the switch point {point} depends on the run's length; call resolve(steps) first"
             )
-        )
+        return point
 
 
 @final
@@ -68,6 +146,9 @@ class Constant(Schedule):
     def __call__(self, step: int) -> float:
         return self.value
 
+    def with_final_value(self, value: float) -> "Constant":
+        return Constant(value)
+
     def __str__(self) -> str:
         return specs.format_value(self.value)
 
@@ -78,12 +159,16 @@ class Step(Schedule):
     """`before` until step `at`, `after` from then on: the "anneal" of the IRM and REx code."""
 
     name: ClassVar[str] = "step"
+    switch_fields: ClassVar[tuple[str, ...]] = ("at",)
     before: float
     after: float
-    at: int
+    at: int | Percent
 
     def __call__(self, step: int) -> float:
-        return self.after if step >= self.at else self.before
+        return self.after if step >= self._step_number(self.at) else self.before
+
+    def with_final_value(self, value: float) -> "Step":
+        return dataclasses.replace(self, after=value)
 
     def __str__(self) -> str:
         return str(Spec(self.name, (self.before, self.after), {"at": self.at}))
@@ -92,22 +177,37 @@ class Step(Schedule):
 @final
 @dataclass(frozen=True)
 class Stages(Schedule):
-    """`values[i]` from step `at[i-1]` on: any number of stages, one switch fewer than values."""
+    """`values[i]` from step `at[i-1]` on: any number of stages, one switch point fewer than values.
+
+    A stage whose relative switch points fall on one step of a short run is skipped.
+    """
 
     name: ClassVar[str] = "stages"
+    switch_fields: ClassVar[tuple[str, ...]] = ("at",)
     values: tuple[float, ...]
-    at: tuple[int, ...]
+    at: tuple[int | Percent, ...]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.at) != len(self.values) - 1 or list(self.at) != sorted(set(self.at)):
+        absolute = [point for point in self.at if not isinstance(point, Percent)]
+        relative = [point.value for point in self.at if isinstance(point, Percent)]
+        rising = all(numbers == sorted(set(numbers)) for numbers in (absolute, relative))
+        if len(self.at) != len(self.values) - 1 or not rising:
             raise EnvariantError(
                 f"stages: needs one rising switch step fewer than values; "
                 f"got {len(self.values)} values and at={specs.format_value(self.at)}"
             )
 
     def __call__(self, step: int) -> float:
-        return self.values[sum(step >= switch for switch in self.at)]
+        return self.values[sum(step >= self._step_number(point) for point in self.at)]
+
+    def _resolved(self, steps: int) -> "Stages":
+        at = [_absolute(point, steps) for point in self.at]
+        used = [k for k in range(len(at)) if at[k : k + 2] != [at[k], at[k]]]
+        return Stages((self.values[0], *(self.values[k + 1] for k in used)), tuple(at[k] for k in used))
+
+    def with_final_value(self, value: float) -> "Stages":
+        return dataclasses.replace(self, values=(*self.values[:-1], value))
 
     def __str__(self) -> str:
         return str(Spec(self.name, self.values, {"at": self.at}))
@@ -116,43 +216,66 @@ class Stages(Schedule):
 @final
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """From `start` to `end` in a straight line over the steps `after` … `until`, flat outside them."""
+    """Straight line from `start` at step `after` to `end` at step `until`, constant outside them.
+
+    A line with relative ends takes at least one step, however short the run.
+    """
 
     name: ClassVar[str] = "linear"
+    switch_fields: ClassVar[tuple[str, ...]] = ("until", "after")
     start: float
     end: float
-    until: int
-    after: int = 0
+    until: int | Percent
+    after: int | Percent = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.until <= self.after:
+        first, last = self.after, self.until
+        if isinstance(first, Percent) and isinstance(last, Percent):
+            first, last = first.value, last.value
+        if not isinstance(first, Percent) and not isinstance(last, Percent) and last <= first:
             raise EnvariantError(f"linear: until must exceed after; got {self.until} and {self.after}")
 
     def __call__(self, step: int) -> float:
-        share = min(1.0, max(0.0, (step - self.after) / (self.until - self.after)))
+        after, until = self._step_number(self.after), self._step_number(self.until)
+        share = min(1.0, max(0.0, (step - after) / (until - after)))
         value = (1 - share) * self.start + share * self.end
-        return min(CAP, max(-CAP, value))  # Rounding may step over the cap.
+        return min(CAP, max(-CAP, value))  # Rounding may exceed the cap.
+
+    @property
+    def switch_points(self) -> tuple[int, ...]:
+        """First step whose value differs from `start`."""
+        return (self._step_number(self.after) + 1,)
+
+    def _resolved(self, steps: int) -> "Linear":
+        after, until = _absolute(self.after, steps), _absolute(self.until, steps)
+        if isinstance(self.until, Percent) and (isinstance(self.after, Percent) or self.after == 0):
+            until = max(until, after + 1)
+        return dataclasses.replace(self, after=after, until=until)
+
+    def with_final_value(self, value: float) -> "Linear":
+        return dataclasses.replace(self, end=value)
 
 
 @final
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """`before` until step `after`, then k·t^p with t the step itself, cut off at `CAP`.
+    """`before` until step `after`, then k·t^p with t the step itself, clipped to ±`CAP`.
 
     The form of the course report: λ = 1 before the annealing step, k·t^p from it on.
     """
 
     name: ClassVar[str] = "poly"
+    switch_fields: ClassVar[tuple[str, ...]] = ("after",)
     k: float
     p: float
-    after: int = 0
+    after: int | Percent = 0
     before: float = 1.0
 
     def __call__(self, step: int) -> float:
-        if step < self.after:
+        if step < self._step_number(self.after):
             return self.before
-        # In logarithms nothing overflows before the cut; t = 0 with p < 0 counts as the largest value.
+        # In logarithms nothing overflows before it is clipped; t = 0 with p < 0 counts as the largest value.
         if step == 0:
             return _capped(self.k) if self.p == 0 else (_capped(self.k, math.inf) if self.p < 0 else 0.0)
         return _capped(self.k, self.p * math.log(step))
@@ -161,15 +284,16 @@ class Polynomial(Schedule):
 @final
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """`before` until step `after`, then start·factor^(t − after), cut off at `CAP`.
+    """`before` until step `after`, then start·factor^(t − after), clipped to ±`CAP`.
 
-    Uncut, a factor of 1.1 overflows float32 after about 930 steps; the cut keeps training finite.
+    Without the cap, a factor of 1.1 overflows float32 after about 930 steps.
     """
 
     name: ClassVar[str] = "exp"
+    switch_fields: ClassVar[tuple[str, ...]] = ("after",)
     start: float
     factor: float
-    after: int = 0
+    after: int | Percent = 0
     before: float = 1.0
 
     def __post_init__(self) -> None:
@@ -178,9 +302,10 @@ class Exponential(Schedule):
             raise EnvariantError(f"exp: factor must be positive; got {self.factor:g}")
 
     def __call__(self, step: int) -> float:
-        if step < self.after:
+        after = self._step_number(self.after)
+        if step < after:
             return self.before
-        return _capped(self.start, (step - self.after) * math.log(self.factor))
+        return _capped(self.start, (step - after) * math.log(self.factor))
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -188,22 +313,14 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
-def reaching(course: Schedule, value: float) -> Schedule | None:
-    """The same course with another last value; None for one that grows without end."""
-    if isinstance(course, Constant):
-        return Constant(value)
-    if isinstance(course, Step):
-        return dataclasses.replace(course, after=value)
-    if isinstance(course, Stages):
-        return dataclasses.replace(course, values=(*course.values[:-1], value))
-    return dataclasses.replace(course, end=value) if isinstance(course, Linear) else None
-
-
 def schedule(value: "Schedule | Spec | str | float") -> Schedule:
-    """A schedule from a schedule, a number or a string such as `poly(k=1, p=3, after=190)`.
+    """Return the schedule that a schedule, a number or a string such as `poly(k=1, p=3, after=40%)` names.
+
+    Args:
+        value: A schedule, returned as it is; a number, for a constant; or text.
 
     Raises:
-        EnvariantError: the string names no schedule, or its settings do not fit.
+        EnvariantError: If the text names no schedule, or a setting is unknown or invalid.
 
     Example:
         >>> schedule("step(1, 1e4, at=190)")(190)
@@ -221,13 +338,22 @@ def schedule(value: "Schedule | Spec | str | float") -> Schedule:
     if cls is None:
         raise unknown_name("schedule", value.name, SCHEDULES)
     if cls is Stages:
-        # Its values are written side by side; a single tuple is read as well.
+        # Values are written as separate arguments; a single tuple is accepted as well.
         if value.positional and not isinstance(value.positional[0], tuple):
             value = Spec(value.name, (value.positional,), value.keywords)
         at = value.keywords.get("at")
-        if isinstance(at, int):
+        if isinstance(at, int | Percent):
             value = Spec(value.name, value.positional, {**value.keywords, "at": (at,)})
     return cls(**specs.fill(cls, value))
+
+
+def _points(instance: Schedule, name: str) -> tuple[Any, ...]:
+    value: Any = getattr(instance, name)
+    return cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
+
+
+def _absolute(point: int | Percent, steps: int) -> int:
+    return math.floor(point.value * steps / 100 + 0.5) if isinstance(point, Percent) else point
 
 
 def _capped(scale: float, log_growth: float = 0.0) -> float:

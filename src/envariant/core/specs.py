@@ -1,8 +1,8 @@
-"""The little language in which things are named with their settings: `poly(k=1, p=3, after=190)`.
+"""The text form of named objects with settings, such as `poly(k=1, p=3, after=40%)`.
 
-Schedules, models, algorithms and data sets are written this way on the command line, in stored results
-and in Python. Python's own parser reads the arguments, so numbers, strings, tuples and nested calls mean
-what a reader expects; nothing is ever evaluated.
+Schedules, models, algorithms and data sets are written this way on the command line, in stored results and
+in Python. Python's own parser reads the arguments, so numbers, strings, tuples and nested calls mean what
+they mean in Python; nothing is ever evaluated.
 """
 
 import ast
@@ -19,6 +19,28 @@ T = TypeVar("T")
 
 # A name may hold hyphens, plus signs and a protocol after a colon: "and-mask", "erm++", "colored-mnist:irm".
 _CALL = re.compile(r"\s*(?P<name>[A-Za-z][\w+:-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
+
+# A percent sign that ends a value, outside of quotes.
+_PERCENT = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|%(?=\s*(?:[,)\]]|$))""", re.DOTALL)
+
+
+@final
+@dataclass(frozen=True)
+class Percent:
+    """Share of a whole, written `40%`.
+
+    Attributes:
+        value: The share in percent, from 0 to 100.
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 100:
+            raise EnvariantError(f"a percentage must be in [0, 100], got {self.value:g}%")
+
+    def __str__(self) -> str:
+        return f"{format_value(self.value)}%"
 
 
 @final
@@ -37,17 +59,20 @@ class Spec:
 
 
 def parse(text: str) -> Spec:
-    """Reads `name` or `name(1, key=value, …)`.
+    """Parse `name` or `name(1, key=value, …)`.
+
+    Args:
+        text: A name, optionally followed by arguments in parentheses.
 
     Raises:
-        EnvariantError: the text is not of that form.
+        EnvariantError: If the text is not of that form.
     """
     match = _CALL.fullmatch(text)
     if match is None:
         raise EnvariantError(f"cannot read '{text}': expected name or name(key=value, …)")
     try:
         # The name may not be a Python name, so only the arguments go through the parser.
-        call = ast.parse(f"_({match['arguments'] or ''})", mode="eval").body
+        call = _syntax_tree(f"_({match['arguments'] or ''})")
     except SyntaxError:
         raise EnvariantError(f"cannot read '{text}': expected name(key=value, …)") from None
     if not isinstance(call, ast.Call):
@@ -57,20 +82,31 @@ def parse(text: str) -> Spec:
 
 
 def parse_value(text: str) -> Any:
-    """Reads one value as typed after `--set key=`: a number, true, false, none, a word or a spec."""
+    """Parse one value: a number, a percentage, `true`, `false`, `none`, a word, a tuple or a spec.
+
+    Args:
+        text: The value as typed, such as `0.1`, `40%` or `step(1, 1e4, at=190)`.
+
+    Raises:
+        EnvariantError: If the text is not of that form.
+    """
     match = _CALL.fullmatch(text)
     try:
         if match is None or match["name"].isidentifier():
-            return _value(ast.parse(text.strip(), mode="eval").body, text)
+            return _value(_syntax_tree(text.strip()), text)
     except SyntaxError:
         pass
-    # Not Python's idea of a name: "mm-rex" would be a difference.
+    # Not a Python name: "mm-rex" would be a difference.
     spec = parse(text)
     return spec if spec.positional or spec.keywords else spec.name
 
 
 def format_value(value: Any) -> str:
-    """The text that `parse_value` reads back as `value`."""
+    """Return the text that `parse_value` reads back as `value`.
+
+    Args:
+        value: A number, Boolean, None, string, percentage, spec, schedule, or a tuple of these.
+    """
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):
@@ -81,25 +117,25 @@ def format_value(value: Any) -> str:
         items = cast("tuple[Any, ...]", value)
         return f"({', '.join(map(format_value, items))}{',' if len(items) == 1 else ''})"
     if isinstance(value, str):
-        # Only a word stands bare: what would be read as something else is quoted.
+        # Only a word is written without quotes; anything that would be read as another type is quoted.
         bare = value.isidentifier() and not keyword.iskeyword(value) and parse_value(value) == value
         return value if bare else repr(value)
     return str(value)
 
 
-def describe(name: str, instance: object, usual: object) -> str:
-    """The text that names a dataclass: `name`, and in brackets the fields in which it is not the usual one.
+def describe(name: str, instance: object, default: object) -> str:
+    """Return the text that names a dataclass instance: `name`, and its non-default settings in parentheses.
 
     Args:
-        name: under which it is found.
-        instance: the dataclass to describe.
-        usual: one of the same class, built from the name alone.
+        name: The registered name.
+        instance: The dataclass instance to describe.
+        default: An instance of the same class built from the name alone.
     """
     fields = dataclasses.fields(cast("Any", instance))
     changed = {
         f.name: getattr(instance, f.name)
         for f in fields
-        if f.compare and getattr(instance, f.name) != getattr(usual, f.name)
+        if f.compare and getattr(instance, f.name) != getattr(default, f.name)
     }
     return str(Spec(name, (), changed))
 
@@ -110,18 +146,23 @@ def fill(
     positional: tuple[str, ...] | None = None,
     hidden: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Matches a spec's arguments with the fields of a dataclass; the caller builds it.
+    """Match the arguments of a spec with the fields of a dataclass.
 
     Args:
-        cls: the dataclass.
-        spec: the arguments.
-        positional: the fields that may be given without a key, in order; None means all.
-        hidden: fields that cannot be set this way.
+        cls: The dataclass.
+        spec: The arguments.
+        positional: Fields that may be set without a key, in order. None means all fields.
+        hidden: Fields that a spec cannot set.
+
+    Returns:
+        Keyword arguments for `cls`, by field name.
 
     Raises:
-        EnvariantError: an unknown or repeated key, too many arguments, or a value of the wrong type.
+        EnvariantError: If a key is unknown, missing or repeated, there are too many arguments, or a value
+            has the wrong type.
     """
-    names = tuple(f.name for f in dataclasses.fields(cls) if f.init and f.name not in hidden)
+    fields = [f for f in dataclasses.fields(cls) if f.init]
+    names = tuple(f.name for f in fields if f.name not in hidden)
     order = names if positional is None else positional
     if len(spec.positional) > len(order):
         if not names:
@@ -140,8 +181,8 @@ def fill(
         arguments[key] = value
     required = {
         f.name
-        for f in dataclasses.fields(cls)
-        if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        for f in fields
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
     if missing := sorted(required - arguments.keys()):
         raise EnvariantError(f"{spec.name}: needs {', '.join(missing)}, as in {spec.name}({missing[0]}=…)")
@@ -149,10 +190,15 @@ def fill(
 
 
 def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
-    """What a string such as `mlp(hidden=390)` names, out of the classes that are known by a name.
+    """Build the object that a string such as `mlp(hidden=390)` names.
+
+    Args:
+        kind: What the name stands for, such as "model"; used in error messages.
+        text: A name with settings.
+        known: Dataclasses by name.
 
     Raises:
-        EnvariantError: there is no such `kind` of thing, or it has no such setting.
+        EnvariantError: If the name or one of its settings is unknown, or a value has the wrong type.
     """
     spec = parse(text)
     if spec.name not in known:
@@ -162,44 +208,62 @@ def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
 
 
 def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The settings in the types that the fields of a class declare; a whole number may stand for a real one.
+    """Return settings in the types that the fields of a class declare; an integer may stand for a float.
 
-    A field whose type is a class of ours is left to that class, which says more of what it wants.
+    Fields whose type is one of this package's own classes are left for that class to check.
+
+    Args:
+        cls: The dataclass.
+        settings: Values by field name.
+        where: The start of an error message.
 
     Raises:
-        EnvariantError: a value has the wrong type; the message begins with `where`.
+        EnvariantError: If a value has the wrong type.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     hints = get_type_hints(cls)
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(hints[key], type) and hints[key].__module__.startswith("envariant."):
-            found[key] = value
+        hint = hints[key]
+        if isinstance(hint, type) and hint.__module__.startswith("envariant."):
+            values[key] = value
             continue
-        adapter = TypeAdapter(hints[key], config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+        adapter = TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
         try:
-            found[key] = adapter.validate_python(value)
+            values[key] = adapter.validate_python(value)
         except ValidationError:
-            if get_origin(hints[key]) is Literal:
-                choices = " or ".join(map(str, get_args(hints[key])))
-                raise EnvariantError(f"{where}: {key} must be {choices}; got {format_value(value)}") from None
-            wanted = _WANTED.get(str(hints[key]), _WANTED.get(getattr(hints[key], "__name__", ""), ""))
-            wanted = wanted or str(hints[key]).replace("typing.", "")
-            raise EnvariantError(f"{where}: {key} must be {wanted}; got {format_value(value)}") from None
-    return found
+            raise EnvariantError(
+                f"{where}: {key} must be {_type_in_words(hint)}; got {format_value(value)}"
+            ) from None
+    return values
 
 
-_WANTED = {
+_TYPES_IN_WORDS = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
     "str": "a word",
     "int | None": "a whole number",
-    "int | tuple[int, ...]": "a whole number or several in brackets",
-    "tuple[float, ...]": "numbers in brackets",
-    "tuple[int, ...]": "whole numbers in brackets",
+    "int | tuple[int, ...]": "a whole number, or several in parentheses",
+    "tuple[float, ...]": "numbers in parentheses",
+    "tuple[int, ...]": "whole numbers in parentheses",
+    f"int | {__name__}.Percent": "a step number, or a share of the run such as 40%",
+    f"tuple[int | {__name__}.Percent, ...]": "step numbers, or shares of the run such as 40%",
 }
+
+
+def _type_in_words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    name = getattr(hint, "__name__", "") if str(hint) not in _TYPES_IN_WORDS else str(hint)
+    return _TYPES_IN_WORDS.get(name, str(hint).replace("typing.", ""))
+
+
+def _syntax_tree(source: str) -> ast.expr:
+    # A percent sign is Python's modulo: with a right side, `40%` can be parsed.
+    complete = _PERCENT.sub(lambda match: "%_" if match[0] == "%" else match[0], source)
+    return ast.parse(complete, mode="eval").body
 
 
 def _value(node: ast.expr, text: str) -> Any:
@@ -211,8 +275,12 @@ def _value(node: ast.expr, text: str) -> Any:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf")):
             return -float("inf")
         case ast.Name(id=name):
-            # Words a shell user types: true, none, mean. Python's spellings are constants already.
+            # Words as typed in a shell: true, none, mean. Python's spellings are constants already.
             return {"true": True, "false": False, "none": None, "inf": float("inf")}.get(name, name)
+        case ast.BinOp(
+            left=ast.Constant(value=int() | float() as value), op=ast.Mod(), right=ast.Name(id="_")
+        ):
+            return Percent(value)
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_value(item, text) for item in items)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):

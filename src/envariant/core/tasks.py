@@ -30,6 +30,16 @@ class Task(ABC):
         """How many numbers a model gives per row."""
 
     @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Return the shape of one row's target; empty for a single number or class."""
+        return ()
+
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        """Return the shape of one row's logits; empty where a model gives one number per row."""
+        return () if self.outputs == 1 else (self.outputs,)
+
+    @property
     @abstractmethod
     def chance(self) -> float | None:
         """What guessing with equal odds reaches in the metric; None where that has no meaning."""

@@ -40,8 +40,8 @@ from envariant.reporting.theme import (
     plain_text,
     quiet,
 )
-from envariant.training import TrainingResult
 from envariant.training.record import Record
+from envariant.training.result import TrainingResult
 
 _COLORS = np.array([[0.86, 0.16, 0.13], [0.05, 0.62, 0.28]])
 _PAPER = np.array([1.0, 1.0, 1.0])

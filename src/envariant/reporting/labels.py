@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from envariant.core.specs import format_value
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 _MAX_LENGTH = 48
 # Smallest drop that is reported, unless twice the spread over replicas is larger.
@@ -28,8 +28,8 @@ def labels(results: Sequence[TrainingResult]) -> list[str]:
 
 def title(result: TrainingResult) -> str:
     """Return the algorithm's name, marked where the data are grayscale."""
-    gray = "-grayscale" in result.record.settings.data
-    return f"{result.record.settings.algorithm}{' (grayscale oracle)' if gray else ''}"
+    gray = "-grayscale" in result.record.spec.data
+    return f"{result.record.spec.algorithm}{' (grayscale oracle)' if gray else ''}"
 
 
 def verdict(result: TrainingResult) -> str:
@@ -63,27 +63,27 @@ def verdict(result: TrainingResult) -> str:
 
 def settings(result: TrainingResult) -> dict[str, str]:
     """Return every setting that determines a run's numbers as text, by its name in tables."""
-    s = result.record.settings
+    record, s = result.record, result.record.spec
     hyperparameters: Mapping[str, Any] = s.hyperparameters
     return {
         **{key: _text(value) for key, value in hyperparameters.items()},
         "data": s.data,
-        "test environments": ", ".join(s.test_environments) or "none",
+        "test environments": ", ".join(record.test_environments) or "none",
         "model": s.model,
         "optimizer": s.optimizer,
         "learning rate": _text(s.learning_rate),
         "weight decay": _text(s.weight_decay),
         "steps": str(s.steps),
-        "batch size": "all rows" if s.batch_size is None else f"{s.batch_size} rows per environment",
+        "batch size": "all rows" if s.batch_size == "full" else f"{s.batch_size} rows per environment",
         "augmentation": s.augmentation or "none",
         "evaluation": f"every {s.evaluate_every} steps",
         "replicas": str(s.replicas),
         "seed": str(s.seed),
         "precision": s.precision,
-        "device": f"{s.device}, {s.threads} threads",
+        "device": f"{s.device}, {record.threads} threads",
         "execution": _execution(result),
-        "source of defaults": s.source,
-        "changed from defaults": ", ".join(s.changed) or "nothing",
+        "source of defaults": record.defaults,
+        "changed from defaults": ", ".join(record.changed) or "nothing",
     }
 
 
@@ -92,6 +92,6 @@ def _text(value: Any) -> str:
 
 
 def _execution(result: TrainingResult) -> str:
-    execution, compiled = result.record.execution, ", compiled" if result.record.settings.compiled else ""
+    execution, compiled = result.record.execution, ", compiled" if result.record.spec.compile else ""
     mode = f"stacks of {execution.group}" if execution.mode == "stacked" else "sequential"
     return mode + compiled

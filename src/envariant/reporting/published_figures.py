@@ -39,9 +39,8 @@ def comparable(record: Record) -> PublishedScores | None:
 
     Every page and table that shows a published figure beside a run takes it from here.
     """
-    settings = record.settings
-    entry = ROWS.get((settings.data, settings.algorithm))
-    if settings.changed or entry is None:
+    entry = ROWS.get((record.spec.data, record.spec.algorithm))
+    if record.changed or entry is None:
         return None
     table = published.table(entry[0])
     return PublishedScores(

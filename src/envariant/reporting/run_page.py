@@ -9,7 +9,7 @@ from envariant.core.errors import EnvariantError
 from envariant.data import ColoredSource
 from envariant.reporting import figures, html, shift, tables
 from envariant.reporting.labels import labels, verdict
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 
 def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None = None) -> str:
@@ -55,7 +55,7 @@ def _overviews(
 ) -> list[tuple[str, str, tables.TextTable]]:
     """Return name, picture and facts of every colored data set that can be sampled again."""
     overviews: list[tuple[str, str, tables.TextTable]] = []
-    firsts = {result.record.settings.data: result for result in reversed(results)}
+    firsts = {result.record.spec.data: result for result in reversed(results)}
     for name, result in reversed(firsts.items()):
         try:
             source = data.source(name, folder=mnist)

@@ -26,8 +26,7 @@ from envariant.studies.selection import (
 )
 from envariant.studies.selection.base import environment_names, last_steps
 from envariant.studies.significance import Comparison, compare
-from envariant.studies.store import Store
-from envariant.studies.study import Study
+from envariant.training.store import Store
 
 Pooled = Mapping[str, Sequence[SelectionResult]]
 
@@ -38,7 +37,7 @@ def render(store: Store) -> str:
     Raises:
         EnvariantError: If no run is done, or the data sets have different metrics.
     """
-    study, table = store.study, store.table()
+    study, table = store.declaration(), store.table()
     evaluated = _evaluated(table)
     metric, higher_is_better = str(evaluated["metric"].iloc[0]), bool(evaluated["higher_is_better"].iloc[0])
     rules = [rule() for rule in SELECTIONS.values()]
@@ -50,7 +49,7 @@ def render(store: Store) -> str:
     ]
     return html.render(
         "study.html.j2",
-        heading=f"Study: {study.name}",
+        heading=f"Study: {study['name']}",
         lead=_lead(store, metric),
         summary=summary(pooled, rules),
         overview=figures.svg(
@@ -96,6 +95,17 @@ def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
             for each in selected
         ],
     }
+
+
+def overview(table: pd.DataFrame) -> tuple[TextTable, dict[str, Any]]:
+    """Return what each rule selects among all algorithms, as a table and for JSON.
+
+    Args:
+        table: `Store.table()` of the study.
+    """
+    rules = [rule() for rule in SELECTIONS.values()]
+    pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}
+    return summary(pooled, rules), {name: to_dict(selected) for name, selected in pooled.items()}
 
 
 def _section(
@@ -175,7 +185,7 @@ def algorithms(comparison: Comparison) -> TextTable:
     ]
     if ranking is not None:
         notes.append(
-            f"Mean ranks over {ranking.places} sets of test environments. Two ranks that are at least "
+            f"Mean ranks over {ranking.n_datasets} sets of test environments. Two ranks that are at least "
             f"{ranking.critical_difference:.2f} apart differ significantly (Nemenyi; Friedman p = "
             f"{ranking.p_value:.2g})."
         )
@@ -231,7 +241,7 @@ def choices(selected: Sequence[SelectionResult]) -> TextTable:
     return TextTable(header, tuple(rows))
 
 
-def rerun(study: Study, store: Store, selected: Sequence[SelectionResult]) -> str:
+def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionResult]) -> str:
     """Return the command that trains the most often selected trial again; "" if no run was selected."""
     listing = store.listing().set_index("id")
     runs = [listing.loc[run.run] for run in _runs(selected)]
@@ -244,12 +254,12 @@ def rerun(study: Study, store: Store, selected: Sequence[SelectionResult]) -> st
     words = ["envariant", "train", "--data", str(best["data"]), "--algorithm", str(best["algorithm"])]
     for key, value in json.loads(str(best["hyperparameters"])).items():
         words += ["--set", f"{key}={value}"]
-    words += ["--lr", repr(float(str(best["learning_rate"])))]
-    words += ["--holdout-fraction", f"{study.holdout_fraction:g}"]
+    words += ["--learning-rate", str(json.loads(str(best["learning_rate"])))]
+    words += ["--holdout-fraction", f"{study['holdout_fraction']:g}"]
     for name in environment_names(best["test_environments"]):
         words += ["--test-environments", name]
-    words += ["--replicas", str(study.replicas), "--seed", str(study.seed)]
-    for key, value in study.settings.items():
+    words += ["--replicas", str(study["replicas"]), "--seed", str(study["seed"])]
+    for key, value in study["settings"].items():
         words += [f"--{key.replace('_', '-')}", str(value)] if value is not True else [f"--{key}"]
     return shlex.join(words)
 
@@ -304,19 +314,17 @@ def _evaluated(table: pd.DataFrame) -> pd.DataFrame:
 
 def _lead(store: Store, metric: str) -> str:
     states = ", ".join(f"{count} {state}" for state, count in store.counts().items() if count)
-    study = store.study
+    study = store.declaration()
+    algorithms, data = ", ".join(study["algorithms"]), ", ".join(study["data"])
     return (
-        f"{', '.join(study.algorithms)} on {', '.join(study.data)}: {study.n_trials} trials per algorithm, "
-        f"{study.replicas} replicas per trial. {study.holdout_fraction:.0%} of the training rows are kept "
-        f"for validation. Runs: {states}. All scores are {metric}."
+        f"{algorithms} on {data}: {study['n_trials']} trials per algorithm, {study['replicas']} replicas per "
+        f"trial. {study['holdout_fraction']:.0%} of the training rows are kept for validation. Runs: {states}. "
+        f"All scores are {metric}."
     )
 
 
-def _settings(study: Study) -> TextTable:
-    rows = [
-        (key, value if isinstance(value, str) else json.dumps(value))
-        for key, value in study.to_dict().items()
-    ]
+def _settings(study: Mapping[str, Any]) -> TextTable:
+    rows = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in study.items()]
     return TextTable(("setting", "value"), tuple(rows))
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast, final
 from envariant.data import Facts
 from envariant.reporting import labels
 from envariant.reporting.published_figures import comparable
-from envariant.training import Spread, TrainingResult
+from envariant.training.result import Spread, TrainingResult
 
 NONE = "–"
 
@@ -107,7 +107,7 @@ def mean_sd(mean: float, deviation: float | None, digits: int = 3) -> str:
 
 
 def _replicas(result: TrainingResult) -> str:
-    finished, planned = len(result.finished), result.record.settings.replicas
+    finished, planned = len(result.finished), result.record.spec.replicas
     return str(planned) if finished == planned else f"{finished} of {planned}"
 
 

@@ -24,7 +24,7 @@ from envariant.reproductions.base import (
     Section,
 )
 from envariant.reproductions.runner import Profile, Runner, RunNotStoredError
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 
 @final
@@ -199,7 +199,7 @@ def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
     """Return one row per run: its folder and its settings."""
     rows: list[tuple[str, ...]] = []
     for name, result in sorted(runs.items()):
-        s = result.record.settings
+        s = result.record.spec
         hyperparameters = ", ".join(f"{key}={value}" for key, value in s.hyperparameters.items())
         numbers = (f"{s.steps:,}", str(s.replicas), str(s.seed))
         optimizer = (s.optimizer, f"{s.learning_rate:.4g}", s.precision)

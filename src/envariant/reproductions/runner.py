@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, final
 
-import envariant.training as training
 from envariant import data as sources
 from envariant.core import specs
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
+from envariant.training.store.reader import FILE
+from envariant.training.train import train
 
 Profile = Literal["quick", "full"]
 
@@ -105,7 +106,7 @@ class Runner:
                 self.runs[name] = self._stored(name, settings["replicas"])
             else:
                 # A fixed mode: an automatic choice would depend on timings, and with it the last bits.
-                self.runs[name] = training.train(
+                self.runs[name] = train(
                     self.source(run.data), run.algorithm, execution="sequential", **settings,
                     out=self.folder / name,
                 )  # fmt: skip
@@ -138,7 +139,7 @@ class Runner:
         return True
 
     def _stored(self, name: str, replicas: int) -> TrainingResult:
-        if not (self.folder / name / "run.json").exists():
+        if not (self.folder / name / FILE).exists():
             raise RunNotStoredError(f"{name}: is not stored")
         result = TrainingResult.load(self.folder / name)
         if len(result.finished) + len(result.failures) < replicas:

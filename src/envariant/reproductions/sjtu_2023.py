@@ -43,7 +43,7 @@ from envariant.reproductions.summaries import (
     signed,
     training_environments,
 )
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 THIRDS, PAPER, GRAY = "colored-mnist:thirds", "colored-mnist", "colored-mnist-grayscale"
 CHANNELS = "colored-mnist-channels"

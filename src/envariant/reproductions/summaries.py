@@ -10,12 +10,12 @@ from dataclasses import replace
 from envariant.analysis.statistics import Interval, difference, interval, slope
 from envariant.reporting import figures, tables
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding
-from envariant.training import TrainingResult
+from envariant.training.result import TrainingResult
 
 
 def only_test_environment(result: TrainingResult) -> str:
     """Return the name of the run's single test environment."""
-    (name,) = result.record.settings.test_environments
+    (name,) = result.record.test_environments
     return name
 
 
@@ -114,7 +114,7 @@ def score_table(
     results: Mapping[str, TrainingResult], name: str = "runs", caption: str = ""
 ) -> CaptionedTable:
     """Return the table of final scores, without the notes that the page has at its beginning."""
-    steps = " or ".join(dict.fromkeys(f"{r.record.settings.steps:,}" for r in results.values()))
+    steps = " or ".join(dict.fromkeys(f"{r.record.spec.steps:,}" for r in results.values()))
     table = replace(tables.scores(list(results.values()), list(results)), notes=())
     return CaptionedTable(f"{name}-scores", table, caption or f"After {steps} steps")
 

@@ -1,7 +1,7 @@
 """Studies: many runs declared once, stored as they come, and read as one table."""
 
 from envariant.studies.executors.local import sweep
-from envariant.studies.store import Store
-from envariant.studies.study import Study
+from envariant.studies.study import Study, begin
+from envariant.training.store import Store
 
-__all__ = ["Store", "Study", "sweep"]
+__all__ = ["Store", "Study", "begin", "sweep"]

@@ -1,4 +1,4 @@
-"""What a study would train and how long that would take, from a short measurement of each algorithm."""
+"""Estimate what a study would train and how long that would take, from a few steps of each algorithm."""
 
 import time
 from dataclasses import dataclass
@@ -6,25 +6,26 @@ from itertools import groupby, islice
 from typing import Any, final
 
 from envariant.core.errors import EnvariantError
-from envariant.studies.jobs import Batch, perform, steps_of
-from envariant.studies.store import Stored
+from envariant.studies.jobs import Job, perform
 from envariant.studies.study import Study
-from envariant.training.execution import execution_request
+from envariant.training.store import StoredRun
 
 _STEPS = 4
 
 
 @final
 @dataclass(frozen=True)
-class Line:
-    """Runs that would train as one batch.
+class JobEstimate:
+    """Estimated cost of the runs that would train as one job.
 
     Attributes:
-        data, test_environments, algorithm: which.
-        runs: how many.
-        steps: of each.
-        seconds: for all of them, one after another; None where it could not be measured.
-        problem: why it could not, if so.
+        data: Name of the data.
+        test_environments: Names of the test environments.
+        algorithm: Name of the algorithm.
+        runs: Number of runs.
+        steps: Updates of each; None if the options do not fit one another.
+        seconds: Time for all of them, one after another; None if it could not be measured.
+        problem: Why it could not be measured.
     """
 
     data: str
@@ -39,65 +40,68 @@ class Line:
 @final
 @dataclass(frozen=True)
 class Estimate:
-    """The plan of a study.
+    """Estimated cost of a study.
 
     Attributes:
-        batches: in order.
+        jobs: Its jobs, in order.
     """
 
-    batches: tuple[Line, ...]
+    jobs: tuple[JobEstimate, ...]
 
     def lines(self) -> list[str]:
-        """For people."""
-        found: list[str] = []
-        for b in self.batches:
-            what = f"{b.data}, held out {', '.join(b.test_environments) or 'nothing'}: {b.algorithm}, {b.runs} runs"
-            cost = f" of {b.steps} steps, about {_span(b.seconds)}" if b.seconds is not None else ""
-            found.append(what + cost + (f": {b.problem}" if b.problem else ""))
-        total = sum(b.seconds or 0.0 for b in self.batches)
-        return [*found, f"{sum(b.runs for b in self.batches)} runs, about {_span(total)} one after another"]
+        """Return one line per job, and their sum."""
+        lines: list[str] = []
+        for job in self.jobs:
+            names = ", ".join(job.test_environments) or "none"
+            what = f"{job.data}, test environments {names}: {job.algorithm}, {job.runs} runs"
+            cost = f" of {job.steps} steps, about {_span(job.seconds)}" if job.seconds is not None else ""
+            lines.append(what + cost + (f": {job.problem}" if job.problem else ""))
+        total = sum(job.seconds or 0.0 for job in self.jobs)
+        count = sum(job.runs for job in self.jobs)
+        return [*lines, f"{count} runs, about {_span(total)} one after another"]
 
     def to_dict(self) -> dict[str, Any]:
-        """One object for `--json`."""
+        """Return the estimate as JSON can hold it."""
         return {
-            "runs": sum(b.runs for b in self.batches),
-            "seconds": sum(b.seconds or 0.0 for b in self.batches),
-            "batches": [vars(b) for b in self.batches],
+            "runs": sum(job.runs for job in self.jobs),
+            "seconds": sum(job.seconds or 0.0 for job in self.jobs),
+            "jobs": [vars(job) for job in self.jobs],
         }
 
 
 def estimate(study: Study) -> Estimate:
-    """Plans the study and trains the first run of every batch for a few steps.
+    """Plan a study, and train the first run of every job for a few steps.
+
+    Args:
+        study: The study.
 
     Raises:
-        EnvariantError: the study cannot be planned.
+        EnvariantError: If the study cannot be planned.
     """
-    found: list[Line] = []
+    estimates: list[JobEstimate] = []
     measured: dict[tuple[str, str], tuple[float, float]] = {}
-    for (data, test_environments, algorithm), members in groupby(
+    for (data, names, algorithm), members in groupby(
         study.runs(), key=lambda run: (run.data, run.test_environments, run.algorithm)
     ):
         runs = list(members)
-        batch = Batch(study, (Stored(0, runs[0]),))
+        job = Job(study, (StoredRun(0, runs[0]),), "sequential")
         try:
-            steps = steps_of(batch)
-            key = (data, algorithm)
+            steps, key = job.steps(), (data, algorithm)
             if key not in measured:
-                measured[key] = _measured(batch)
+                measured[key] = _measured(job)
             start, step = measured[key]
-            found.append(
-                Line(data, test_environments, algorithm, len(runs), steps, len(runs) * (start + steps * step))
-            )
+            seconds = len(runs) * (start + steps * step)
+            estimates.append(JobEstimate(data, names, algorithm, len(runs), steps, seconds))
         except EnvariantError as error:
-            found.append(Line(data, test_environments, algorithm, len(runs), None, None, str(error)))
-    return Estimate(tuple(found))
+            estimates.append(JobEstimate(data, names, algorithm, len(runs), None, None, str(error)))
+    return Estimate(tuple(estimates))
 
 
-def _measured(batch: Batch) -> tuple[float, float]:
-    """Seconds until a run is ready, and of one of its steps."""
+def _measured(job: Job) -> tuple[float, float]:
+    """Return the seconds until a run is ready, and those of one of its steps."""
     started = time.perf_counter()
-    news = perform(batch, execution_request("sequential"))
-    # What is known of it, the measurement before the first step, and that step, which is slower.
+    news = perform(job)
+    # Its record, the evaluation before the first step, and that step, which is slower.
     for _ in islice(news, 3):
         pass
     ready = time.perf_counter()

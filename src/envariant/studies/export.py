@@ -1,21 +1,26 @@
-"""A study's numbers for other tools: one row a measured number, as CSV or Parquet."""
+"""Export measured numbers for other tools, one row each, as CSV or Parquet."""
 
 from pathlib import Path
 
 from envariant.core.errors import EnvariantError
-from envariant.studies.store import Store
+from envariant.training.store import Store
 
 
 def export(study: Path, out: Path) -> int:
-    """Writes every measured number beside what its run is; how many there were.
+    """Write every measured number of a folder of runs with what its run is, and return their number.
+
+    Args:
+        study: Folder of a run or a study.
+        out: File to write, .csv or .parquet.
 
     Raises:
-        EnvariantError: the file's ending is neither .csv nor .parquet, or it cannot be written.
+        EnvariantError: If the file's extension is neither, or it cannot be written.
     """
     if out.suffix not in (".csv", ".parquet"):
         raise EnvariantError(f"{out}: must end in .csv or .parquet")
     with Store(study) as store:
         whole = store.history().merge(store.listing(), left_on="run", right_on="id").drop(columns="id")
+    whole["test_environments"] = whole["test_environments"].map(", ".join)
     partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

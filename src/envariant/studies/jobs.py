@@ -1,205 +1,165 @@
-"""A batch: runs of a study that train together, as replicas of one engine.
+"""A job: runs of a study that train together, as replicas of one engine.
 
-Whoever executes it, here or on another machine, is given plain data and gives plain data back.
+An executor, here or on another machine, is given plain data and returns plain data.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, final
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import final
 
-import torch
+import numpy as np
 
-from envariant.analysis.invariance_test import p_value
+from envariant.analysis.invariance_test import assess_invariance
 from envariant.core import metrics
-from envariant.core.environments import EnvironmentSet
-from envariant.studies.baselines import boosted_trees
-from envariant.studies.permutation_importance import Ask, Measures
-from envariant.studies.store import Facts, Outcome, Stored
+from envariant.core.tasks import Regression
+from envariant.studies.permutation_importance import Predict, StudyMeasurements
 from envariant.studies.study import Study
-from envariant.training import checkpoint as checkpoints
-from envariant.training import engine, provenance
 from envariant.training.engine import Evaluated, Stepped
-from envariant.training.execution import SEQUENTIAL, Execution, ExecutionRequest, choose
 from envariant.training.history import HistoryRow
-from envariant.training.pretraining import prepared
-from envariant.training.replicas import Replica, Seeds
-from envariant.training.run_config import network
-from envariant.training.run_spec import Assembly, assembled, check_environments
+from envariant.training.record import Record
+from envariant.training.replicas import Seeds
+from envariant.training.resolution import resolve
+from envariant.training.run import Member, Resumption, Started, run
+from envariant.training.store import RunOutcome, StoredRun
 
 
 @final
 @dataclass(frozen=True)
-class Batch:
-    """What is to be trained.
+class Job:
+    """Runs to train.
 
     Attributes:
-        study: of which the runs are; what it says of all runs holds for these.
-        runs: of one algorithm on the same data, with the same environments held out.
+        study: The study they belong to.
+        runs: Runs of one algorithm on the same data, with the same test environments.
+        execution: How to execute them, as `RunSpec.execution`.
+        memory: Memory limit of a stack, as `RunSpec.memory`.
     """
 
     study: Study
-    runs: tuple[Stored, ...]
+    runs: tuple[StoredRun, ...]
+    execution: object = "auto"
+    memory: str | float | None = None
+
+    def members(self) -> tuple[Member, ...]:
+        """Return the runs as replicas with their options and seeds."""
+        shared = {"execution": self.execution, "memory": self.memory}
+        specs = {
+            stored.run.trial.number: self.study.spec_of(stored.run).but(**shared) for stored in self.runs
+        }
+        return tuple(
+            Member(s.id, specs[s.run.trial.number], Seeds.of(self.study.seed, s.run.replica))
+            for s in self.runs
+        )
+
+    def steps(self) -> int:
+        """Return the number of updates of each run.
+
+        Raises:
+            EnvariantError: If the study's options do not fit one another.
+        """
+        return resolve(self.members()[0].spec).config.steps
 
 
 @final
 @dataclass(frozen=True)
 class Update:
-    """News of a batch.
+    """News of a job.
 
     Attributes:
-        facts: once, before the first step.
-        rows: what was measured, a row's replica being its run's number.
-        outcomes: of runs that ended.
-        step: updates made by the runs that these news are of.
-        runs: their numbers.
-        event: of the engine, from which they can be stored; not sent from machine to machine.
+        record: What the job trains; once, before the first step.
+        rows: Measured numbers; a row's replica is its run's number.
+        outcomes: How runs ended.
+        step: Updates made by the runs that the news are of.
+        runs: Their numbers.
+        event: Event of the engine, from which they can be stored; not sent between machines.
     """
 
-    facts: Facts | None = None
+    record: Record | None = None
     rows: tuple[HistoryRow, ...] = ()
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[RunOutcome, ...] = ()
     step: int = 0
     runs: tuple[int, ...] = ()
     event: Stepped | Evaluated | None = field(default=None, compare=False)
 
 
-def steps_of(batch: Batch) -> int:
-    """Updates of each of its runs.
-
-    Raises:
-        EnvariantError: what the study says does not fit.
-    """
-    return _assembly(batch.study, batch.runs[0]).plan.steps
-
-
-def perform(
-    batch: Batch, wanted: ExecutionRequest, known: Execution | None = None, folder: Path | None = None
-) -> Generator[Update]:
-    """Trains the runs, from their checkpoints if there are any, and tells what comes of them.
+def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]:
+    """Train the runs of a job, from their checkpoints if there are any.
 
     Args:
-        batch: what to train.
-        wanted: how runs are to be executed.
-        known: how they were, if this goes on with what was begun.
-        folder: of their checkpoints.
+        job: Runs to train.
+        resumption: Where an earlier attempt is stored, if anywhere.
 
     Raises:
-        EnvariantError: the runs cannot train; the message says why.
+        EnvariantError: If the runs cannot train.
     """
-    if batch.runs[0].run.algorithm == boosted_trees.NAME:
-        yield from _grown(batch)
-        return
-    parts = [_assembly(batch.study, stored) for stored in batch.runs]
-    first = parts[0]
-    source = first.source
-    runs = [_replica(part, stored, batch.study) for part, stored in zip(parts, batch.runs, strict=True)]
-    drawn = source.sample(runs[0].seeds.data)
-    roles = drawn.roles(first.plan.test)
-    check_environments(first.chosen, drawn, roles)
-    net, _ = network(drawn, runs[0], first.plan)
-    plan = replace(first.plan, precision=net.precision)
-    if first.initializer is not None or runs[0].algorithm.finds_environments is not None:
-        runs = [prepared(run, source, plan, first.initializer, _untold) for run in runs]
-    execution = known or choose(wanted, source, runs, plan, None)
-    measures = _measures(batch.study, first, drawn, roles)
-    yield Update(_facts(measures, asdict(execution), plan.device, plan.precision))
-    resume = [] if folder is None else checkpoints.load(folder)
-    for event in engine.run(source, runs, plan, execution, resume):
-        if isinstance(event, Evaluated):
-            rows, outcomes = _measured(event, measures)
-            yield Update(None, rows, outcomes, event.step, event.replicas, event)
+    measurements: StudyMeasurements | None = None
+    for event in run(job.members(), resumption):
+        if isinstance(event, Started):
+            task = event.sample.task
+            metric = metrics.metric(job.study.metric or task.metric, task)
+            roles = event.sample.roles(event.record.spec.test_environments)
+            columns, details = event.source.columns, job.study.store_predictions
+            measurements = StudyMeasurements(event.sample, roles, metric, columns, details)
+            yield Update(event.record)
+        elif isinstance(event, Evaluated) and measurements is not None:
+            rows, outcomes = _measured(event, measurements)
+            yield Update(None, (*event.rows, *rows), outcomes, event.step, event.replicas, event)
         else:
             yield Update(step=event.step, runs=event.replicas, event=event)
 
 
-def reached(folder: Path) -> Mapping[int, int]:
-    """The step to which each run's checkpoint holds its measurements."""
-    return {number: saved.reached(number) for saved in checkpoints.load(folder) for number in saved.replicas}
+def compared_in(study: Study, record: Record) -> tuple[str, bool]:
+    """Return the metric in which runs of a study are compared, and whether higher is better.
+
+    Args:
+        study: The study.
+        record: Record of a job, which knows the task's own metric.
+    """
+    metric = metrics.METRICS[study.metric or record.metric]
+    return metric.name, metric.higher_is_better
 
 
-def _assembly(study: Study, stored: Stored) -> Assembly:
-    run = stored.run
-    return assembled(
-        run.data,
-        # Trees train by themselves, on the same data.
-        "erm" if run.algorithm == boosted_trees.NAME else run.algorithm,
-        hyperparameters=run.trial.hyperparameters,
-        learning_rate=run.trial.learning_rate,
-        test_environments=run.test_environments,
-        holdout_fraction=study.holdout_fraction,
-        **study.settings,
-    )
-
-
-def _replica(part: Assembly, stored: Stored, study: Study) -> Replica:
-    return part.replica(stored.id, Seeds.of(study.seed, stored.run.replica))
-
-
-def _measures(study: Study, part: Assembly, drawn: EnvironmentSet, roles: Mapping[str, str]) -> Measures:
-    wanted = metrics.metric(study.metric or drawn.task.metric, drawn.task)
-    return Measures(drawn, roles, wanted, part.source.columns, study.store_predictions)
-
-
-def _facts(measures: Measures, execution: Mapping[str, Any], device: torch.device, precision: str) -> Facts:
-    came = {
-        "versions": provenance.versions(),
-        "hardware": provenance.hardware(device),
-        "command": provenance.command(),
-        "precision": precision,
-        "fingerprint": measures.drawn.fingerprint(),
-    }
-    return Facts(execution, measures.metric.name, measures.metric.higher_is_better, measures.roles, came)
-
-
-def _measured(event: Evaluated, measures: Measures) -> tuple[tuple[HistoryRow, ...], tuple[Outcome, ...]]:
-    """What was measured, and how runs ended if they did."""
+def _measured(
+    event: Evaluated, measurements: StudyMeasurements
+) -> tuple[list[HistoryRow], tuple[RunOutcome, ...]]:
+    """Measure what training does not, and return how runs ended if they did."""
     states = event.checkpoint().states()
-    well = {run for run in event.replicas if states[run].failure is None}
-    also = measures.at(event.answers, event.replicas, event.step)
+    sound = {number for number in event.replicas if states[number].failure is None}
+    rows = measurements.scores(event.answers, event.replicas, event.step)
     if not event.finished:
-        return (*event.rows, *_of(also, well)), ()
-    also += measures.reliance(event.answers, event.replicas, event.step)
+        return _of(rows, sound), ()
+    rows += measurements.importance(event.answers, event.replicas, event.step)
+    p_values = _p_values(event.answers, event.replicas, measurements)
+    predictions = measurements.predictions(event.answers, event.replicas)
     outcomes = [
-        replace(outcome, error=states[outcome.id].failure, seconds=states[outcome.id].seconds)
-        for outcome in _ended(event.answers, event.replicas, well, measures)
+        RunOutcome(
+            number,
+            states[number].failure,
+            states[number].seconds,
+            p_values[k] if number in sound else None,
+            predictions[number] if number in sound else (),
+        )
+        for k, number in enumerate(event.replicas)
     ]
-    return (*event.rows, *_of(also, well)), tuple(outcomes)
+    return _of(rows, sound), tuple(outcomes)
 
 
 def _of(rows: Iterable[HistoryRow], runs: set[int]) -> list[HistoryRow]:
     return [row for row in rows if row.replica in runs]
 
 
-def _ended(ask: Ask, runs: Sequence[int], well: set[int], measures: Measures) -> Iterator[Outcome]:
-    """Of every run the test of invariance and its answers, if it ended well."""
-    kept = [name for name, role in measures.roles.items() if role == "validation"]
-    said = [tuple(part.double().cpu().numpy() for part in ask(name)) for name in kept]
-    answers = measures.answers(ask, runs)
-    for k, run in enumerate(runs):
-        tested = run in well and kept
-        p = p_value(measures.drawn.task, [z[k] for z, _ in said], [y[k] for _, y in said]) if tested else None
-        yield Outcome(run, None, 0.0, p, answers[run] if run in well else ())
-
-
-def _grown(batch: Batch) -> Generator[Update]:
-    """Boosted trees, one run after another; nothing is left of one that was not brought to its end."""
-    part = _assembly(batch.study, batch.runs[0])
-    on_progress = False
-    for stored in batch.runs:
-        seeds = Seeds.of(batch.study.seed, stored.run.replica)
-        drawn = part.source.sample(seeds.data)
-        roles = drawn.roles(part.plan.test)
-        measures = _measures(batch.study, part, drawn, roles)
-        if not on_progress:
-            yield Update(_facts(measures, asdict(SEQUENTIAL), torch.device("cpu"), "float64"))
-            on_progress = True
-        grown = boosted_trees.fit(drawn, roles, seeds.initialization)
-        own, step = (stored.id,), grown.rounds
-        rows = [*grown.history(stored.id, roles), *measures.at(grown.answers, own, step)]
-        (outcome,) = _ended(grown.answers, own, set(own), measures)
-        yield Update(None, tuple(rows), (replace(outcome, seconds=grown.seconds),), step, own)
-
-
-def _untold(replica: int, done: int, of: int) -> None:
-    del replica, done, of
+def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurements) -> list[float | None]:
+    """Test on validation rows whether the target given each run's output depends on the environment."""
+    names = [name for name, role in measurements.roles.items() if role == "validation"]
+    if not names:
+        return [None] * len(runs)
+    outputs = [tuple(part.double().cpu().numpy() for part in predict(name)) for name in names]
+    environments = np.repeat(np.arange(len(names)), [y.shape[1] for _, y in outputs])
+    regression = isinstance(measurements.sample.task, Regression)
+    p_values: list[float | None] = []
+    for k in range(len(runs)):
+        logits, targets = (
+            np.concatenate(part) for part in zip(*((z[k], y[k]) for z, y in outputs), strict=True)
+        )
+        p_values.append(assess_invariance(logits, targets, environments, regression=regression).p_value)
+    return p_values

@@ -1,7 +1,7 @@
-"""What is measured of the runs of a study beside what training measures: other metrics, and columns' worth.
+"""What a study measures besides training: other metrics, permutation importance of columns, predictions.
 
-Whatever trained them, models are asked the same way: for their answers on rows of an environment, as they are
-or with a column changed.
+Networks and fitted predictors are asked alike: for their logits on rows of an environment, as they are or with
+a column changed (Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,141 +10,133 @@ from typing import Protocol, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from envariant.core.environments import EnvironmentSet
+from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.metrics import Metric
-from envariant.training.history import HistoryRow
+from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE, HistoryRow
 from envariant.training.replica_stack import Change
+from envariant.training.store import Predictions
 
-AS_IT_IS, SHUFFLED, ELSEWHERE = "some rows", "without ", "from elsewhere: "
-"""What the metric is called on some rows as they are; and how it begins where a column's values are shuffled
-within the environment, or taken from training environments."""
-
-_KEPT = 1_000
-_TRIED = 500
+# Rows of an environment whose predictions are stored, and rows on which columns are changed.
+_STORED_ROWS = 1_000
+_CHANGED_ROWS = 500
 
 
-class Ask(Protocol):
-    """Models that train together, asked what they say of an environment."""
+class Predict(Protocol):
+    """Models that train together, asked for their logits."""
 
     def __call__(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
     ) -> tuple[Tensor, Tensor]:
-        """Logits and targets of each model, `[models, rows, …]`, at some rows and with inputs changed."""
+        """Return logits and targets of each model, `[models, rows, …]`.
+
+        Args:
+            name: Name of the environment in the sample.
+            rows: Numbers of its rows; None is all.
+            change: Change of their inputs.
+        """
         ...
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """What one run says of some rows of an environment.
+class StudyMeasurements:
+    """What is measured of runs in the environments that they did not train on.
 
     Attributes:
-        environment: whose.
-        of: how many rows it has in all.
-        logits: `[rows]` or `[rows, classes]`.
-        targets: `[rows]`.
+        sample: Environments of the first run; names, sizes and task are the same for all.
+        roles: Role of each environment, by name in the sample.
+        metric: Metric in which runs are compared.
+        columns: Inputs of each column of a table, by name; empty where inputs are no table.
+        store_predictions: Whether predictions are stored and permutation importance is measured.
     """
 
-    environment: str
-    of: int
-    logits: NDArray[np.float32]
-    targets: NDArray[np.float32]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Measures:
-    """How runs on these environments are measured where a choice or a verdict looks: not where they trained.
-
-    Attributes:
-        drawn: the environments of the first of them; names, sizes and task are the same for all.
-        roles: by environment.
-        metric: in which runs are compared.
-        columns: where each column's numbers lie among the inputs; empty where inputs are no table.
-        details: whether what columns are worth and runs' answers are wanted as well.
-    """
-
-    drawn: EnvironmentSet
+    sample: EnvironmentSet
     roles: Mapping[str, str]
     metric: Metric
     columns: Mapping[str, slice]
     store_predictions: bool
 
     @property
-    def places(self) -> list[str]:
+    def untrained(self) -> list[Environment]:
         """Environments that were not trained on."""
-        return [name for name, role in self.roles.items() if role != "train"]
+        return [self.sample[name] for name, role in self.roles.items() if role != "train"]
 
-    def at(self, ask: Ask, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """The metric in those places, if it is not the task's own, which is measured anyhow."""
-        if self.metric.name == self.drawn.task.metric:
+    def scores(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
+        """Measure the metric on all rows, if it is not the task's own, which training measures anyway."""
+        if self.metric.name == self.sample.task.metric:
             return []
-        wanted = self.metric.name
-        return [row for name in self.places for row in self._rows(ask, runs, step, name, wanted)]
+        return [row for each in self.untrained for row in self._rows(predict, runs, step, each, FULL)]
 
-    def reliance(self, ask: Ask, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """The metric without each column, and where it holds values from elsewhere.
+    def importance(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
+        """Measure the metric with each column shuffled, and in test environments with its values replaced.
 
-        Shuffled within an environment, a column tells nothing of a row; where environments are held out,
-        values of the training environments tell besides nothing of the place.
+        A column shuffled within an environment says nothing about a row. Values from training environments
+        say nothing about the test environment either.
         """
         generator = torch.Generator().manual_seed(0)
-        found: list[HistoryRow] = []
-        for name in self.places if self.store_predictions else []:
-            some = _spread(len(self.drawn[name]), _TRIED)
-            found += self._rows(ask, runs, step, name, AS_IT_IS, some)
+        rows: list[HistoryRow] = []
+        for each in self.untrained if self.store_predictions else []:
+            some = _evenly(len(each), _CHANGED_ROWS)
+            rows += self._rows(predict, runs, step, each, SUBSAMPLE, "", some)
             order = torch.randperm(len(some), generator=generator)
             for column, place in self.columns.items():
-                found += self._rows(ask, runs, step, name, SHUFFLED + column, some, _shuffled(place, order))
-                if self.roles[name] == "test":
-                    other = self._elsewhere(place, len(some), generator)
-                    found += self._rows(ask, runs, step, name, ELSEWHERE + column, some, _given(place, other))
-        return found
+                rows += self._rows(predict, runs, step, each, SHUFFLED, column, some, _shuffled(place, order))
+                if self.roles[each.name] == "test":
+                    values = self._training_values(place, len(some), generator)
+                    rows += self._rows(
+                        predict, runs, step, each, REPLACED, column, some, _replaced(place, values)
+                    )
+        return rows
 
-    def answers(self, ask: Ask, runs: Sequence[int]) -> dict[int, tuple[Answers, ...]]:
-        """What each run says of at most 1,000 rows of every place, the same rows in all runs."""
-        found: dict[int, list[Answers]] = {run: [] for run in runs}
-        for name in self.places if self.store_predictions else []:
-            size = len(self.drawn[name])
-            logits, targets = (part.float().cpu().numpy() for part in ask(name, _spread(size, _KEPT)))
+    def predictions(self, predict: Predict, runs: Sequence[int]) -> dict[int, tuple[Predictions, ...]]:
+        """Return each run's predictions for at most 1,000 rows per environment, the same rows in all runs."""
+        stored: dict[int, list[Predictions]] = {run: [] for run in runs}
+        for each in self.untrained if self.store_predictions else []:
+            size = len(each)
+            logits, targets = (
+                part.float().cpu().numpy() for part in predict(each.name, _evenly(size, _STORED_ROWS))
+            )
             for run, z, y in zip(runs, logits, targets, strict=True):
-                found[run].append(Answers(name, size, z, y))
-        return {run: tuple(each) for run, each in found.items()}
+                stored[run].append(Predictions(each.origin or each.name, self.roles[each.name], size, z, y))
+        return {run: tuple(own) for run, own in stored.items()}
 
     def _rows(
         self,
-        ask: Ask,
+        predict: Predict,
         runs: Sequence[int],
         step: int,
-        name: str,
-        label: str,
+        environment: Environment,
+        kind: str,
+        column: str = "",
         rows: Tensor | None = None,
         change: Change | None = None,
     ) -> list[HistoryRow]:
-        logits, targets = (part.cpu().numpy() for part in ask(name, rows, change))
-        worth = (self.metric.of(self.drawn.task, z, y) for z, y in zip(logits, targets, strict=True))
+        name, task = environment.name, self.sample.task
+        logits, targets = (part.cpu().numpy() for part in predict(name, rows, change))
+        values = (self.metric.compute(task, z, y) for z, y in zip(logits, targets, strict=True))
+        place, role, metric = environment.origin or name, self.roles[name], self.metric.name
         return [
-            HistoryRow(run, step, name, self.roles[name], label, value)
-            for run, value in zip(runs, worth, strict=True)
+            HistoryRow(run, step, place, role, metric, value, kind, column)
+            for run, value in zip(runs, values, strict=True)
             if np.isfinite(value)
         ]
 
-    def _elsewhere(self, place: slice, count: int, generator: torch.Generator) -> Tensor:
-        training = [e for e in self.drawn.environments if self.roles[e.name] == "train"]
+    def _training_values(self, place: slice, count: int, generator: torch.Generator) -> Tensor:
+        """Sample values of a column from training environments, each environment equally often."""
+        training = [each for each in self.sample.environments if self.roles[each.name] == "train"]
         owners = torch.randint(len(training), (count,), generator=generator)
-        out = torch.empty(count, place.stop - place.start)
+        values = torch.empty(count, place.stop - place.start)
         for k, environment in enumerate(training):
             own = owners == k
             index = torch.randint(len(environment), (int(own.sum()),), generator=generator)
-            out[own] = environment.inputs[index, place]
-        return out
+            values[own] = environment.rows(index)[0][:, place]
+        return values
 
 
-def _spread(size: int, most: int) -> Tensor:
-    """Numbers of at most so many rows, evenly through all of them."""
+def _evenly(size: int, most: int) -> Tensor:
+    """Return numbers of at most so many rows, evenly spread over all of them."""
     return torch.linspace(0, size - 1, min(size, most)).round().long()
 
 
@@ -157,7 +149,7 @@ def _shuffled(place: slice, order: Tensor) -> Change:
     return change
 
 
-def _given(place: slice, values: Tensor) -> Change:
+def _replaced(place: slice, values: Tensor) -> Change:
     def change(inputs: Tensor) -> Tensor:
         changed = inputs.clone()
         changed[..., place] = values.to(inputs.device)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.studies.selection.base import environment_names
-from envariant.studies.store import Store
+from envariant.training.store import Store
 
 
 class Tracker(ABC):
@@ -141,7 +141,7 @@ class MLflow(Tracker):
 
 TRACKERS: dict[str, Callable[[Store, str | None], Tracker]] = {
     "tensorboard": lambda store, to: TensorBoard(Path(to) if to else store.folder / "tensorboard"),
-    "mlflow": lambda store, to: MLflow(store.study.name, to),
+    "mlflow": lambda store, to: MLflow(store.declaration()["name"], to),
 }
 """Constructors by name; arguments are the study's store and the destination, or None for the default."""
 _TAG, _COMPLETE, _BATCH_SIZE = "envariant.run", "whole", 1000

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 

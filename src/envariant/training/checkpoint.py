@@ -7,7 +7,7 @@ file's header, and once more beside it as JSON for people to read.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -83,6 +83,10 @@ class Checkpoint:
     failures: Mapping[int, Failure]
     seconds: float
     eval_params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def clone(self) -> "Checkpoint":
+        """Return a copy that does not change with the stack's next step."""
+        return replace(self, **{group: _copied(getattr(self, group)) for group in _GROUPS})
 
     def reached(self, replica: int) -> int:
         """The step at which that replica was last measured."""
@@ -183,6 +187,13 @@ def _name(replicas: tuple[int, ...]) -> str:
     if len(replicas) == 1:
         return f"replica-{replicas[0]:03d}"
     return f"replicas-{replicas[0]:03d}-{replicas[-1]:03d}"
+
+
+def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.detach().clone() if isinstance(value, Tensor) else _copied(value)
+        for key, value in tree.items()
+    }
 
 
 def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:

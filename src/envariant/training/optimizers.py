@@ -1,13 +1,15 @@
-"""The optimizers, each a frozen description such as `adam` or `sgd(momentum=0.9)`; PyTorch does the work.
+"""Optimizers: frozen descriptions such as `adam` or `sgd(momentum=0.9)`, and any `torch.optim` class.
 
-All parameters of a replica lie end to end in one row of a matrix, so an update of any number of replicas
-is a handful of operations on one tensor.
+The parameters of a replica form one row of a matrix. One optimizer updates all rows at once where its rule
+allows that (`OptimizerConfig.stackable`); otherwise every replica has an optimizer of its own.
 """
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,106 +17,225 @@ from torch import Tensor
 
 from envariant.core import specs
 from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Schedule, schedule
+from envariant.training.schedule_table import ScheduleTable
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+"""A `torch.optim` class, or `functools.partial` of one: `(params, lr=…, weight_decay=…) → optimizer`."""
 
 
 class OptimizerConfig(ABC):
-    """A frozen description of an update rule; learning rate and weight decay belong to the replica.
+    """Frozen description of an update rule; the learning rate and weight decay belong to the replica.
 
     Attributes:
-        name: as written on the command line.
-        decays_weights: whether weight decay shrinks the weights themselves; if not, it is added to the
-            gradient.
+        name: Name of the rule, such as `adam`.
     """
 
     name: ClassVar[str]
-    decays_weights: ClassVar[bool] = False
+
+    @property
+    def decoupled_decay(self) -> bool:
+        """Whether weight decay shrinks the weights directly; otherwise it is added to the gradient."""
+        return False
+
+    @property
+    def stackable(self) -> bool:
+        """Whether one optimizer can update all replicas.
+
+        That requires a rule that acts on each number separately and has the form θ ← θ − rate · u(gradients),
+        with u independent of θ and of the rate.
+        """
+        return True
 
     @abstractmethod
-    def build(self, params: Tensor) -> torch.optim.Optimizer:
-        """An optimizer with rate 1 and no decay, that updates `params` in place from their `.grad`."""
+    def build(self, params: Sequence[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
+        """Return an optimizer that updates `params` in place from their `.grad`.
 
-    def forgets_at(self, step: int) -> bool:
-        """Whether the rule starts afresh before the update that follows `step` others."""
+        Args:
+            params: Tensors to update.
+            rate: Learning rate; 1 for a stackable rule.
+            decay: Weight decay; 0 for a stackable rule.
+        """
+
+    def resets_at(self, step: int) -> bool:
+        """Return whether the optimizer state is cleared before the update that follows `step` others."""
         del step
         return False
 
 
 @final
 class StackedOptimizer:
-    """Moves the parameters of many replicas, each at a rate of its own.
+    """Optimizer of many replicas, each with its own learning rate and weight decay.
 
-    PyTorch's fused optimizers take one rate for all they move. But their rules are all of the form
-    θ ← θ − rate · u(gradients so far), so one of them moves a zero vector at rate 1, what it has become is
-    −u, and every replica goes that way at its own rate.
+    PyTorch's fused optimizers take one learning rate. A stackable rule has the form θ ← θ − rate · u, so
+    one optimizer moves a zero matrix at rate 1; the result is −u, which each replica scales by its own
+    rate. Other rules run once per replica, on views of that replica's parameters.
 
     Args:
-        family: the rule.
-        params: `[replicas, numbers]`, updated in place.
-        rates, decays: learning rate and weight decay of each replica.
+        config: The update rule.
+        params: Parameters `[replicas, numbers]`, updated in place.
+        rates: Learning rate of each replica, a number or a schedule of the step.
+        decays: Weight decay of each replica.
+        shapes: Shapes of the parameters that form a row, for rules that use them; empty for one vector.
     """
 
     def __init__(
         self,
-        family: OptimizerConfig,
+        config: OptimizerConfig,
         params: Float[Tensor, "replicas numbers"],
-        rates: Sequence[float],
+        rates: Sequence[Schedule | float],
         decays: Sequence[float],
+        shapes: Sequence[torch.Size] = (),
     ) -> None:
-        self._params, self._family = params, family
-        self._rates, self._decays = (
-            torch.tensor(values, device=params.device)[:, None] for values in (rates, decays)
+        self._params, self._config = params, config
+        self._rates = ScheduleTable([[rate] for rate in rates], params.device)
+        self._decays = torch.tensor(decays, device=params.device)[:, None]
+        self._any_decay = any(decays)
+        self._rule: _SharedRule | _SeparateRules = (
+            _SharedRule(config, params)
+            if config.stackable
+            else _SeparateRules(config, params, rates, decays, shapes)
         )
-        self._decaying = any(decays)
-        self._moved = torch.zeros_like(params)
-        self._optimizer = family.build(self._moved)
 
     def apply(
         self, gradients: Float[Tensor, "replicas numbers"], alive: Bool[Tensor, " replicas"], step: int
     ) -> None:
-        """One update of the replicas that are alive; the others' parameters stay as they are, bit for bit.
+        """Update the replicas that are alive; the parameters of others stay bit-identical.
 
         Args:
-            gradients: of every replica.
-            alive: which of them to move.
-            step: updates already made.
+            gradients: Gradient of every replica.
+            alive: Which replicas to update.
+            step: Number of updates already made.
         """
-        if self._family.forgets_at(step):
+        if self._config.resets_at(step):
             self.load({})
-        # Looking costs nothing on a CPU; elsewhere it would wait for all that is under way.
-        everyone = alive.device.type == "cpu" and bool(alive.all())
-        before = None if everyone else self._params.clone()
-        if self._decaying and self._family.decays_weights:
-            self._params.mul_(1 - self._rates * self._decays)
-        elif self._decaying:
-            gradients = torch.addcmul(gradients, self._params, self._decays)
-        self._moved.grad = gradients
-        self._optimizer.step()
-        self._params.addcmul_(self._moved, self._rates)
-        self._moved.zero_()
+        # Reading a flag is free on a CPU; on a GPU it would wait for all pending work.
+        all_alive = alive.device.type == "cpu" and bool(alive.all())
+        before = None if all_alive else self._params.clone()
+        if isinstance(self._rule, _SeparateRules):
+            self._rule.update(gradients, step)
+        else:
+            rates = self._rates.at(step)
+            if self._any_decay and self._config.decoupled_decay:
+                self._params.mul_(1 - rates * self._decays)
+            elif self._any_decay:
+                gradients = torch.addcmul(gradients, self._params, self._decays)
+            self._rule.update(gradients, rates)
         if before is not None:
             self._params.copy_(torch.where(alive[:, None], self._params, before))
 
     def state(self) -> dict[str, Tensor]:
-        """What the rule remembers, by PyTorch's names: `[replicas, numbers]` each, or one number."""
-        states: Mapping[int, Mapping[str, Any]] = self._optimizer.state_dict()["state"]
-        return {key: value for key, value in states.get(0, {}).items() if isinstance(value, Tensor)}
+        """Return the optimizer state by PyTorch's names.
+
+        Raises:
+            EnvariantError: The optimizer keeps state that is not a tensor.
+        """
+        return self._rule.state()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from what `state` returned."""
+        """Restore what `state` returned; an empty mapping clears the state."""
+        self._rule.load(state)
+
+
+@final
+class _SharedRule:
+    """One optimizer for the whole matrix of parameters."""
+
+    def __init__(self, config: OptimizerConfig, params: Tensor) -> None:
+        self._params, self._moved = params, torch.zeros_like(params)
+        self._optimizer = config.build([self._moved], 1.0, 0.0)
+
+    def update(self, gradients: Tensor, rates: Tensor) -> None:
+        self._moved.grad = gradients
+        self._optimizer.step()
+        self._params.addcmul_(self._moved, rates)
+        self._moved.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        states: Mapping[int, Mapping[str, Any]] = self._optimizer.state_dict()["state"]
+        return _tensors(states.get(0, {}), self._optimizer)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
         whole = self._optimizer.state_dict()
         whole["state"] = {0: dict(state)} if state else {}
         self._optimizer.load_state_dict(whole)
 
 
+@final
+class _SeparateRules:
+    """One optimizer per replica; its parameters are views of that replica's row."""
+
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        params: Tensor,
+        rates: Sequence[Schedule | float],
+        decays: Sequence[float],
+        shapes: Sequence[torch.Size],
+    ) -> None:
+        self._shapes = list(shapes) or [params.shape[1:]]
+        self._parts = [self._views(row) for row in params.unbind()]
+        self._rates = [schedule(rate) for rate in rates]
+        # A rule such as Rprop takes the initial learning rate as its first step.
+        self._optimizers = [
+            config.build(parts, rate(0), decay)
+            for parts, rate, decay in zip(self._parts, self._rates, decays, strict=True)
+        ]
+
+    def update(self, gradients: Tensor, step: int) -> None:
+        for optimizer, parts, gradient, rate in zip(
+            self._optimizers, self._parts, gradients.unbind(), self._rates, strict=True
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            for part, values in zip(parts, self._views(gradient), strict=True):
+                part.grad = values
+            optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        # All replicas make the same updates, so their states have the same names and shapes.
+        own = [
+            {
+                f"{number}.{name}": value
+                for number, state in optimizer.state_dict()["state"].items()
+                for name, value in _tensors(state, optimizer).items()
+            }
+            for optimizer in self._optimizers
+        ]
+        return {name: torch.stack([state[name] for state in own]) for name in own[0]}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for k, optimizer in enumerate(self._optimizers):
+            states: dict[int, dict[str, Tensor]] = {}
+            for name, values in state.items():
+                number, key = name.split(".", 1)
+                states.setdefault(int(number), {})[key] = values[k].clone()
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+    def _views(self, row: Tensor) -> list[Tensor]:
+        parts = row.split([shape.numel() for shape in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+
+def _tensors(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    for name, value in state.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise EnvariantError(
+                f"optimizer: {type(optimizer).__name__} keeps '{name}' as {type(value).__name__}, which a "
+                f"checkpoint cannot hold; use an optimizer whose state is tensors"
+            )
+    return {name: value for name, value in state.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class _AdaptiveMoments(OptimizerConfig, ABC):
-    """What Adam and AdamW share: moving means of the gradient and of its square.
+    """Shared part of Adam and AdamW: moving means of the gradient and of its square.
 
     Attributes:
-        beta1: memory of the gradient's mean.
-        beta2: memory of its square's.
-        epsilon: added to the square root; gradients far below it hardly move a weight.
-        reset: the step at which both means start afresh, as where a coefficient jumps; 0 is never.
+        beta1: Decay rate of the mean of the gradient.
+        beta2: Decay rate of the mean of its square.
+        epsilon: Added to the square root; gradients far below it hardly move a weight.
+        reset: Step at which both means are cleared, for example where a coefficient jumps; 0 is never.
     """
 
     beta1: float = 0.9
@@ -125,18 +246,20 @@ class _AdaptiveMoments(OptimizerConfig, ABC):
     def __post_init__(self) -> None:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.epsilon >= 0):
             raise EnvariantError(
-                f"{self.name}: betas must lie in [0, 1) and epsilon be at least 0; "
+                f"{self.name}: betas must be in [0, 1) and epsilon at least 0; "
                 f"got {self.beta1:g}, {self.beta2:g}, {self.epsilon:g}"
             )
         if self.reset < 0:
             raise EnvariantError(f"{self.name}: reset must be a step, or 0 for never; got {self.reset}")
 
-    def forgets_at(self, step: int) -> bool:
+    def resets_at(self, step: int) -> bool:
         return 0 < self.reset == step
 
-    def build(self, params: Tensor) -> torch.optim.Optimizer:
+    def build(self, params: Sequence[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
-        return torch.optim.Adam([params], lr=1.0, betas=betas, eps=self.epsilon, fused=True)
+        return torch.optim.Adam(
+            params, lr=rate, betas=betas, eps=self.epsilon, weight_decay=decay, fused=True
+        )
 
 
 @final
@@ -150,16 +273,24 @@ class Adam(_AdaptiveMoments):
 @final
 @dataclass(frozen=True)
 class AdamW(_AdaptiveMoments):
-    """Adam with decay of the weights themselves, apart from the gradient. Loshchilov & Hutter 2017."""
+    """Adam with weight decay applied to the weights directly. Loshchilov & Hutter 2017."""
 
     name: ClassVar[str] = "adamw"
-    decays_weights: ClassVar[bool] = True
+
+    @property
+    def decoupled_decay(self) -> bool:
+        return True
 
 
 @final
 @dataclass(frozen=True)
 class SGD(OptimizerConfig):
-    """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
+    """Stochastic gradient descent with momentum; weight decay is added to the gradient.
+
+    Attributes:
+        momentum: Decay rate of the accumulated gradient; 0 is plain gradient descent.
+        nesterov: Whether to use Nesterov momentum.
+    """
 
     name: ClassVar[str] = "sgd"
     momentum: float = 0.0
@@ -168,20 +299,114 @@ class SGD(OptimizerConfig):
     def __post_init__(self) -> None:
         if self.momentum < 0 or (self.nesterov and self.momentum == 0):
             raise EnvariantError(
-                f"sgd: momentum must be at least 0, and above it for nesterov; got {self.momentum:g}"
+                f"sgd: momentum must be at least 0, and above 0 with nesterov; got {self.momentum:g}"
             )
 
-    def build(self, params: Tensor) -> torch.optim.Optimizer:
-        return torch.optim.SGD([params], lr=1.0, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+    def build(self, params: Sequence[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
+        momentum, nesterov = self.momentum, self.nesterov
+        return torch.optim.SGD(
+            params, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=decay, fused=True
+        )
 
+
+@final
+@dataclass(frozen=True, eq=False)
+class TorchOptimizer(OptimizerConfig):
+    """Any optimizer class of PyTorch, or `functools.partial` of one.
+
+    The rules that act on each number separately and are linear in the learning rate run stacked: SGD, Adam,
+    AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam and RAdam with their own form of weight decay. Every
+    other class (ASGD, Adafactor, a class of your own) gets one instance per replica, built on that
+    replica's parameters with its learning rate and weight decay.
+
+    Attributes:
+        factory: Called as `factory(params, lr=…)`, and with `weight_decay=…` where the default is another.
+    """
+
+    name: ClassVar[str] = "torch"
+    factory: OptimizerFactory
+
+    def __post_init__(self) -> None:
+        cls, fixed = self._parts()
+        for name in ("lr", "weight_decay"):
+            if name in fixed:
+                option = "learning_rate" if name == "lr" else name
+                raise EnvariantError(f"optimizer: {cls.__name__} must not fix {name}; set {option} instead")
+        closure = inspect.signature(cls.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise EnvariantError(
+                f"optimizer: {cls.__name__} needs a closure at every step; choose an optimizer without one"
+            )
+
+    def __str__(self) -> str:
+        cls, fixed = self._parts()
+        settings = ", ".join(f"{key}={value!r}" for key, value in fixed.items())
+        return f"{cls.__module__}.{cls.__qualname__}" + (f"({settings})" if settings else "")
+
+    @property
+    def stackable(self) -> bool:
+        cls, fixed = self._parts()
+        return cls in _STACKABLE and not fixed.get("decoupled_weight_decay")
+
+    @property
+    def decoupled_decay(self) -> bool:
+        return self._parts()[0] is torch.optim.AdamW
+
+    def build(self, params: Sequence[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
+        settings = {"weight_decay": decay} if decay or self._decays_by_default() else {}
+        try:
+            return self.factory(params, lr=rate, **settings)
+        except (TypeError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise EnvariantError(f"optimizer: {self} cannot be built ({first})") from error
+
+    def _decays_by_default(self) -> bool:
+        """Return whether the class has a default weight decay other than 0, as AdamW has."""
+        default = inspect.signature(self._parts()[0]).parameters.get("weight_decay")
+        return default is not None and bool(default.default)
+
+    def _parts(self) -> tuple[type[torch.optim.Optimizer], Mapping[str, Any]]:
+        """Return the class and the arguments that `functools.partial` fixed."""
+        factory, fixed = cast("Any", self.factory), dict[str, Any]()
+        while isinstance(factory, functools.partial):
+            partial = cast("functools.partial[Any]", factory)
+            factory, fixed = partial.func, {**partial.keywords, **fixed}
+        if not (isinstance(factory, type) and issubclass(factory, torch.optim.Optimizer)):
+            raise EnvariantError(
+                f"optimizer: must be a name, a torch.optim class or functools.partial of one; got {factory!r}"
+            )
+        return factory, fixed
+
+
+_STACKABLE = frozenset(
+    {
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.RMSprop,
+        torch.optim.Adagrad,
+        torch.optim.Adadelta,
+        torch.optim.Adamax,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+    }
+)
 
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {cls.name: cls for cls in (Adam, AdamW, SGD)}
 
 
-def optimizer_config(text: str) -> OptimizerConfig:
-    """The optimizer that a string such as `sgd(momentum=0.9)` names.
+def optimizer_config(optimizer: str | OptimizerConfig | OptimizerFactory) -> OptimizerConfig:
+    """Return the optimizer that a text, a description or a `torch.optim` class stands for.
+
+    Args:
+        optimizer: A text such as `sgd(momentum=0.9)`, an `OptimizerConfig`, a class such as
+            `torch.optim.RMSprop`, or `functools.partial(torch.optim.Adam, betas=(0.5, 0.9))`.
 
     Raises:
-        EnvariantError: there is no such optimizer, or it has no such setting.
+        EnvariantError: If the name is unknown, it has no such setting, or the object is not an optimizer.
     """
-    return specs.build("optimizer", text, OPTIMIZERS)
+    if isinstance(optimizer, OptimizerConfig):
+        return optimizer
+    if isinstance(optimizer, str):
+        return specs.build("optimizer", optimizer, OPTIMIZERS)
+    return TorchOptimizer(optimizer)

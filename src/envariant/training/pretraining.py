@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
-from envariant.algorithms import Composition, Mean, WorstCaseRisk
+from envariant.algorithms import Composition, PooledMean, WorstCaseRisk
 from envariant.algorithms.base import (
     EnvironmentInference,
     Metrics,
@@ -150,7 +150,7 @@ class RFC(Initializer):
             raise EnvariantError("rfc: needs classes, to tell right from wrong; the task is regression")
         rows = [e.rows() for e in environments.environments]
         inputs, targets = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        first = fit(environments, Composition(Mean(over="rows"), l2=self.l2), self.first_steps)
+        first = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
         answers, right = [predictions(first.logits(inputs), task)], [_right(first, inputs, targets, task)]
         while len(answers) < self.rounds:
             groups = EnvironmentSet("groups", tuple(_groups(inputs, targets, right)), task)
@@ -293,7 +293,7 @@ def prepared(
         initializer: of its weights, if any.
         on_progress: is called at every step with the replica's number, how many were made and how many there are.
     """
-    inference = replica.algorithm.finds_environments
+    inference = replica.algorithm.environment_inference
     if inference is None and initializer is None:
         return replica
 
@@ -342,7 +342,7 @@ def fitting(replica: Replica, plan: RunConfig, stepped: Callable[[], None] = lam
 def _inferred(own: EnvironmentSet, inference: EnvironmentInference, fit: Fit, steps: int) -> EnvironmentSet:
     """The rows of all training environments, dealt out anew by a first model's answers."""
     reference = fit(
-        own, Composition(Mean(over="rows"), l2=inference.reference_l2), inference.reference_steps or steps
+        own, Composition(PooledMean(), l2=inference.reference_l2), inference.reference_steps or steps
     )
     inputs, targets = (torch.cat(parts) for parts in zip(*(e.rows() for e in own.environments), strict=True))
     owners = inference.environments(reference.logits(inputs), targets, own.task)
@@ -354,5 +354,5 @@ def _inferred(own: EnvironmentSet, inference: EnvironmentInference, fit: Fit, st
                 f"{inference.name}: the first model is right everywhere, or wrong everywhere, so no second "
                 f"environment is found; give it fewer steps with reference_steps"
             )
-        found.append(Environment(f"inferred {number + 1}", inputs[index], targets[index]))
+        found.append(Environment(inference.environment_names[number], inputs[index], targets[index]))
     return EnvironmentSet(own.label, tuple(found), own.task)

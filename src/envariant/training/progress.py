@@ -1,76 +1,82 @@
-"""Live progress on a terminal: replicas, steps, remaining time and the newest score of every environment."""
+"""Live progress on a terminal, of a single run and of a sweep, on standard error."""
 
 import sys
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Protocol, final
+from pathlib import Path
+from typing import final
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from envariant.training.engine import Evaluated, Stepped
+from envariant.training.run import Event, Started
+from envariant.training.store import Store
 
+ProgressCallback = Callable[[int, int, int], None]
+"""Called with the number of a replica or run, the steps made and the steps in all."""
 
-class Watcher(Protocol):
-    """Something that looks at the engine's events."""
-
-    def __call__(self, event: Stepped | Evaluated) -> None: ...
-
-    def preparing(self, replica: int, done: int, of: int) -> None:
-        """So many steps were made before that replica's first."""
-        ...
+# Seconds between two looks at the store.
+_LOOK_EVERY = 1.0
 
 
 @final
-class _Display:
-    def __init__(self, bars: Progress, task: TaskID, steps: int, metric: str) -> None:
-        self._bars, self._task, self._steps, self._metric = bars, task, steps, metric
+class RunProgress:
+    """Progress of one run: replicas, steps, time left and the newest score in every environment.
+
+    Args:
+        bars: Progress bars to draw on.
+    """
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task: TaskID | None = None
+        self._steps, self._metric = 1, ""
         self._done: dict[tuple[int, ...], int] = {}
-        self._before: TaskID | None = None
+        self._pretraining: TaskID | None = None
 
-    def preparing(self, replica: int, done: int, of: int) -> None:
-        if self._before is None:
-            self._before = self._bars.add_task("before the first step", total=of, scores=f"replica {replica}")
-        self._bars.update(self._before, completed=done, scores=f"replica {replica}")
+    def pretraining(self, replica: int, done: int, of: int) -> None:
+        """Show a step of pretraining."""
+        if self._pretraining is None:
+            self._pretraining = self._bars.add_task("pretraining", total=of, scores="")
+        self._bars.update(self._pretraining, completed=done, scores=f"replica {replica}")
         if done >= of:
-            self._bars.remove_task(self._before)
-            self._before = None
+            self._bars.remove_task(self._pretraining)
+            self._pretraining = None
 
-    def __call__(self, event: Stepped | Evaluated) -> None:
-        reached = event.step
+    def __call__(self, event: Event) -> None:
+        """Show what an event reports."""
+        if isinstance(event, Started):
+            spec = event.record.spec
+            self._steps, self._metric = spec.steps or 1, event.record.metric
+            label = f"{spec.algorithm} on {spec.data}"
+            self._task = self._bars.add_task(label, total=spec.replicas * self._steps, scores="")
+        elif self._task is not None:
+            self._show(self._task, event)
+
+    def _show(self, task: TaskID, event: Stepped | Evaluated) -> None:
+        reached = min(event.step, self._steps)
         if isinstance(event, Evaluated):
             newest = max((row.replica for row in event.rows), default=None)
             scores = [row for row in event.rows if row.metric == self._metric and row.replica == newest]
             text = "  ".join(f"{row.environment} {row.value:.3f}" for row in scores)
             if text:
-                self._bars.update(self._task, scores=f"replica {newest}: {text}")
+                self._bars.update(task, scores=f"replica {newest}: {text}")
             if event.finished:
                 # Replicas that stopped early have no steps left.
                 reached = self._steps
         self._done[event.replicas] = reached * len(event.replicas)
-        self._bars.update(self._task, completed=sum(self._done.values()))
+        self._bars.update(task, completed=sum(self._done.values()))
 
 
 @contextmanager
-def watching(label: str, replicas: int, steps: int, metric: str, show: bool | None) -> Generator[Watcher]:
-    """A watcher that draws on standard error.
+def show_run(show: bool | None) -> Generator[RunProgress]:
+    """Show the progress of one run.
 
     Args:
-        label: what is being done.
-        replicas: how many there are.
-        steps: of each.
-        metric: whose newest values are shown.
-        show: None shows on a terminal only.
+        show: Whether to show it; None shows it on a terminal.
     """
-    console = Console(stderr=True)
-    visible = sys.stderr.isatty() if show is None else show
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -78,6 +84,60 @@ def watching(label: str, replicas: int, steps: int, metric: str, show: bool | No
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[scores]}", style="dim", markup=False),
     )
-    with Progress(*columns, console=console, disable=not visible) as bars:
-        task = bars.add_task(label, total=replicas * steps, scores="")
-        yield _Display(bars, task, steps, metric)
+    visible = sys.stderr.isatty() if show is None else show
+    with Progress(*columns, console=Console(stderr=True), disable=not visible) as bars:
+        yield RunProgress(bars)
+
+
+@contextmanager
+def show_sweep(label: str, runs: int, folder: Path) -> Generator[ProgressCallback]:
+    """Show the progress of all runs of a study, on a terminal only.
+
+    Args:
+        label: Name of the study.
+        runs: Number of runs left.
+        folder: Folder of the study; runs of other processes count when they have ended.
+    """
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.1f}/{task.total:.0f} runs"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    visible = sys.stderr.isatty()
+    with (
+        Store(folder) as store,
+        Progress(*columns, console=Console(stderr=True), disable=not visible) as bars,
+    ):
+        yield _SweepProgress(bars, bars.add_task(label, total=runs), store) if visible else ignore
+
+
+@final
+class _SweepProgress:
+    """How far the runs of this process are, and how many have ended anywhere."""
+
+    def __init__(self, bars: Progress, task: TaskID, store: Store) -> None:
+        self._bars, self._task, self._store = bars, task, store
+        self._before, self._looked, self._ended = _ended(store), time.monotonic(), 0
+        self._reached: dict[int, float] = {}
+        self._own = 0.0
+
+    def __call__(self, run: int, done: int, of: int) -> None:
+        self._own += done / of - self._reached.get(run, 0.0)
+        self._reached[run] = done / of
+        if time.monotonic() - self._looked > _LOOK_EVERY:
+            # A run is stored before it is reported as ended, and from then on it counts there.
+            self._ended, self._looked = _ended(self._store) - self._before, time.monotonic()
+            self._reached = {run: share for run, share in self._reached.items() if share < 1}
+            self._own = sum(self._reached.values())
+        self._bars.update(self._task, completed=self._ended + self._own)
+
+
+def ignore(run: int, done: int, of: int) -> None:
+    """Show nothing."""
+    del run, done, of
+
+
+def _ended(store: Store) -> int:
+    counts = store.counts()
+    return counts["done"] + counts["failed"]

@@ -1,91 +1,76 @@
-"""What a run was: its settings and its provenance, as stored in `run.json` and shown in every report."""
+"""What a run was: options, data, execution and provenance, as stored with its results."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, final
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
+from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
+from envariant.training import provenance
 from envariant.training.execution import Execution
 from envariant.training.replicas import Seeds
-
-SCHEMA = 5
+from envariant.training.run_spec import RunSpec
 
 
 @final
 @dataclass(frozen=True)
-class Settings:
-    """Everything that decides a run's numbers, as text and numbers.
+class EnvironmentRecord:
+    """One environment of a run.
 
     Attributes:
-        data, algorithm, model, optimizer, augmentation, init, freeze: as written on the command line.
-        hyperparameters: of the algorithm, every one.
-        steps: updates of each replica.
-        batch_size: rows of each training environment a step; None is all of them.
-        learning_rate, weight_decay: of the optimizer.
-        evaluate_every: steps between measurements.
-        test_environments: names of those held out.
-        replicas: how many.
-        seed: from which every replica's three seeds follow.
-        precision: of the matrix products.
-        execution: how replicas were to be run; the record says how they were.
-        compiled: whether programs were compiled.
-        device: where it ran.
-        threads: of PyTorch; rounding depends on them.
-        source: where what was not given comes from.
-        changed: names of the settings that were given and differ from that source's.
+        name: Name of the environment; of validation rows, of the environment they were held out from.
+        role: "train", "validation" or "test".
+        rows: Number of rows.
+        constant_loss: Lowest mean loss of any constant prediction: label entropy in nats, or variance.
     """
 
-    data: str
-    algorithm: str
-    hyperparameters: Mapping[str, Any]
-    model: str
-    optimizer: str
-    steps: int
-    batch_size: int | None
-    learning_rate: float
-    weight_decay: float
-    evaluate_every: int
-    augmentation: str | None
-    init: str | None
-    freeze: str | None
-    test_environments: tuple[str, ...]
-    holdout_fraction: float
-    replicas: int
-    seed: int
-    precision: str
-    execution: str
-    compiled: bool
-    device: str
-    threads: int
-    source: str
-    changed: tuple[str, ...]
+    name: str
+    role: str
+    rows: int
+    constant_loss: float
+
+    @property
+    def label(self) -> str:
+        """Name that is unique in the run."""
+        return f"{self.name} (validation)" if self.role == "validation" else self.name
 
 
 @final
 @dataclass(frozen=True)
 class Record:
-    """A run's settings and where they were used.
+    """A run's options and where they were used.
 
     Attributes:
-        settings: what decides the numbers.
-        execution: how replicas were run, and why so.
-        task, metric, higher_is_better: what is predicted, and how it is measured.
-        chance, optimum: what theory says, in the metric; None where it says nothing.
-        input_shape: of one row.
-        outputs: numbers a model gives per row.
-        roles: "train", "validation" or "test" by environment, in order.
-        sizes: rows by environment.
-        constant_loss: by environment, the least loss of a model that says the same of every row.
-        fingerprints: digests of the first replica's "data" and of its "model" before training.
-        seeds: of each replica.
-        versions, hardware, command: where the numbers were made.
+        spec: The options, all resolved; objects as their text.
+        identity: Content hash of the options without seeds and execution.
+        changed: Options in which the run differs from what the data suggest for the algorithm.
+        defaults: Where options that were left open come from.
+        execution: How replicas were executed, and why.
+        task: Name of the task.
+        metric: Name of the task's metric.
+        higher_is_better: Direction of the metric.
+        chance: Metric of uniform guessing; None where it has no meaning.
+        optimum: Metric of the best invariant predictor; None where it is unknown.
+        input_shape: Shape of one row of inputs.
+        outputs: Numbers that a model gives per row.
+        environments: Every environment, in order.
+        fingerprints: Digests of the first replica's "data" and untrained "model".
+        seeds: Seeds of each replica.
+        threads: Threads of PyTorch; rounding depends on them.
+        versions: Versions of Python and of the packages whose numbers enter a result.
+        hardware: Processor, cores, accelerator.
+        command: Command line that started the run; "" where it was another program.
+        remarks: What the user should know before reading the numbers, a sentence each.
     """
 
-    settings: Settings
+    spec: RunSpec
+    identity: str
+    changed: tuple[str, ...]
+    defaults: str
     execution: Execution
     task: str
     metric: str
@@ -94,55 +79,111 @@ class Record:
     optimum: float | None
     input_shape: tuple[int, ...]
     outputs: int
-    roles: Mapping[str, str]
-    sizes: Mapping[str, int]
-    constant_loss: Mapping[str, float]
+    environments: tuple[EnvironmentRecord, ...]
     fingerprints: Mapping[str, str]
     seeds: tuple[Seeds, ...]
-    versions: Mapping[str, str]
-    hardware: Mapping[str, str | int]
-    command: str
-    schema: int = field(default=SCHEMA)
+    threads: int = field(default_factory=torch.get_num_threads)
+    versions: Mapping[str, str] = field(default_factory=provenance.versions)
+    hardware: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
+    command: str = field(default_factory=provenance.command)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Role of every environment, by label."""
+        return {each.label: each.role for each in self.environments}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of rows of every environment, by label."""
+        return {each.label: each.rows for each in self.environments}
+
+    @property
+    def constant_loss(self) -> dict[str, float]:
+        """Lowest loss of a constant prediction in every environment, by label."""
+        return {each.label: each.constant_loss for each in self.environments}
+
+    @property
+    def test_environments(self) -> tuple[str, ...]:
+        """Names of the test environments."""
+        return tuple(each.name for each in self.environments if each.role == "test")
+
+    @property
+    def training_environments(self) -> tuple[str, ...]:
+        """Names of the environments trained on."""
+        return tuple(each.name for each in self.environments if each.role == "train")
+
+    def provenance(self) -> dict[str, Any]:
+        """Return where the numbers were made: versions, hardware, precision, execution and command."""
+        return {
+            "versions": dict(self.versions),
+            "hardware": dict(self.hardware),
+            "precision": self.spec.precision,
+            "execution": asdict(self.execution),
+            "command": self.command,
+        }
+
+    def to_json(self) -> str:
+        """Return the record as JSON that `of_json` reads back."""
+        return json.dumps({**asdict(self), "spec": self.spec.to_dict()})
+
+    @classmethod
+    def of_json(cls, text: str, where: str) -> "Record":
+        """Read a stored record.
+
+        Args:
+            text: What `to_json` returned.
+            where: File that holds it, for errors.
+
+        Raises:
+            EnvariantError: If it is damaged.
+        """
+        try:
+            return _STORED.validate_json(text)
+        except (ValidationError, EnvariantError) as error:
+            reason = str(error).splitlines()[0]
+            raise EnvariantError(f"{where}: is damaged ({reason}); train into another folder") from None
 
 
-_RECORD = TypeAdapter(Record)
+def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[EnvironmentRecord, ...]:
+    """Return what a record stores of each environment.
 
-
-def write(record: Record, path: Path) -> None:
-    """Stores a record; the file is whole or absent."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def read(path: Path) -> Record:
-    """The stored record.
-
-    Raises:
-        EnvariantError: there is none, or it is damaged, or of another version.
+    Args:
+        sample: The environments of the first replica.
+        roles: Role of each, by name in the sample.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        _check_schema(text, path)
-    except OSError:
-        raise EnvariantError(
-            f"{path.parent}: holds no run (no {path.name}); give a folder that `train --out` wrote"
-        ) from None
-    except UnicodeDecodeError:
-        raise EnvariantError(f"{path}: is damaged; it is not text") from None
-    try:
-        return _RECORD.validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise EnvariantError(f"{path}: is damaged at '{place}': {first['msg']}") from None
+    return tuple(
+        EnvironmentRecord(e.origin or e.name, roles[e.name], len(e), sample.task.constant_loss(e.targets))
+        for e in sample.environments
+    )
 
 
-def _check_schema(text: str, path: Path) -> None:
-    """Says first that a file is of another version, whatever else may not fit then."""
-    try:
-        found = json.loads(text).get("schema")
-    except (ValueError, AttributeError):
-        return
-    if found not in (None, SCHEMA):
-        raise EnvariantError(f"{path}: has schema {found}, this version reads {SCHEMA}; train it again")
+def conflict(stored: Record, requested: Record, *, unfinished: bool) -> str:
+    """Return the first thing in which a stored run differs from a requested one; "" where it is the same.
+
+    Args:
+        stored: Record of the stored run.
+        requested: Record of the run that is to be resumed.
+        unfinished: Whether steps remain to be made. These need the same versions, device, threads and
+            precision as well.
+    """
+    before, now = _comparable(stored, unfinished), _comparable(requested, unfinished)
+    for key, value in now.items():
+        if before.get(key) != value:
+            return f"{key} {before.get(key)}, not {value}"
+    for what, digest in requested.fingerprints.items():
+        if stored.fingerprints.get(what) != digest:
+            return f"other {what} under the same name"
+    return ""
+
+
+def _comparable(record: Record, unfinished: bool) -> dict[str, Any]:
+    options = record.spec.to_dict()
+    # Where the data lie and how replicas were executed is not what they are.
+    for key in ("data", "memory", "execution", *(() if unfinished else ("device", "precision"))):
+        options.pop(key)
+    machine = {**record.versions, "threads": record.threads} if unfinished else {}
+    return {**options, "seeds": [asdict(seeds) for seeds in record.seeds], **machine}
+
+
+_STORED = TypeAdapter(Record)

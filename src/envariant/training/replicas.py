@@ -15,6 +15,7 @@ from torch import Tensor
 from envariant.algorithms.base import Algorithm
 from envariant.core.counter_rng import step_key
 from envariant.core.environments import EnvironmentSet
+from envariant.core.schedules import Schedule
 
 
 @final
@@ -72,7 +73,7 @@ class Replica:
     index: int
     seeds: Seeds
     algorithm: Algorithm
-    learning_rate: float
+    learning_rate: Schedule | float
     weight_decay: float
     prepared: Callable[[], Start] | None = field(default=None, compare=False)
 

@@ -1,8 +1,8 @@
-"""What came out of a run: its history, a summary by environment, and the trained models."""
+"""Result of a run: its history, a summary by environment, and the trained models."""
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -11,87 +11,92 @@ import pandas as pd
 import torch
 from torch import nn
 
-from envariant.algorithms import TrainContext, recipe
+from envariant.algorithms import TrainContext, composing
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Task, task_named
 from envariant.models import model_config
-from envariant.training import history, run_folder
+from envariant.training import history
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.diagnostics import Diagnosis, diagnose
-from envariant.training.history import BATCH, LOSS, OUTPUT_SD, HistoryRow
+from envariant.training.history import FULL, LOSS, OUTPUT_SD, HistoryRow
 from envariant.training.record import Record
+from envariant.training.store.single_run import load_run
 
 WORST = "worst"
-"""The summary's last line: in each replica, the environment with the worst score."""
+"""Last row of a summary: in each replica, the environment with the worst score."""
 
 
 @final
 @dataclass(frozen=True)
 class Spread:
-    """One number measured in every replica.
+    """One number over replicas.
 
     Attributes:
-        values: one a replica that finished.
+        values: One value per finished replica.
     """
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Their mean; NaN where there is none."""
+        """Mean; NaN without values."""
         return statistics.fmean(self.values) if self.values else math.nan
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation with divisor n − 1; None with fewer than two replicas."""
+        """Standard deviation with divisor n − 1; None with fewer than two values."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON wants them."""
+        """Return mean, standard deviation and values as JSON can hold them."""
         return {"mean": self.mean, "sd": self.sd, "values": list(self.values)}
 
 
 @final
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished run.
+    """Result of a run.
 
     Attributes:
-        record: what the run was, and where its numbers were made.
-        rows: everything measured.
-        checkpoints: each replica's last state.
+        record: What the run was, and where its numbers were made.
+        rows: Every measured number.
+        checkpoints: Last state of each replica, by number.
+        build_model: Builds the first replica's network, untrained; None if it has to be built from its name.
     """
 
     record: Record
     rows: Sequence[HistoryRow] = field(repr=False)
     checkpoints: Mapping[int, ReplicaState] = field(repr=False)
+    build_model: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def load(cls, folder: Path | str) -> "TrainingResult":
-        """A run stored by `train(…, out=folder)`, as far as it has come.
+        """Load a run that `train(…, out=folder)` stored, as far as it has come.
+
+        Args:
+            folder: Folder of the run.
 
         Raises:
-            EnvariantError: the folder holds no run, or a damaged one.
+            EnvariantError: If the folder holds no run, or a damaged one.
         """
-        record, rows, saved = run_folder.load(Path(folder))
-        return cls(record, rows, {k: state for group in saved for k, state in group.states().items()})
+        return cls(*load_run(Path(folder)))
 
     @property
     def history(self) -> pd.DataFrame:
-        """Everything measured: columns replica, step, environment, split, metric, value."""
+        """Every measured number, with the columns of `HistoryRow`."""
         return history.frame(self.rows)
 
     @property
     def failures(self) -> dict[int, str]:
-        """Why a replica stopped early, by its number."""
+        """Why replicas stopped early, by number."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property
     def finished(self) -> tuple[int, ...]:
-        """The replicas that made all their steps; only they enter a summary."""
-        steps = self.record.settings.steps
-        return tuple(k for k, c in sorted(self.checkpoints.items()) if c.step == steps and c.failure is None)
+        """Numbers of the replicas that made all their steps; only they enter a summary."""
+        steps = self.record.spec.steps or 1
+        return tuple(k for k, c in sorted(self.checkpoints.items()) if c.step >= steps and c.failure is None)
 
     @property
     def diagnoses(self) -> tuple[Diagnosis, ...]:
@@ -100,73 +105,85 @@ class TrainingResult:
 
     @property
     def seconds(self) -> float:
-        """Time spent training and measuring, all replicas together."""
+        """Time spent on training and evaluation, all replicas together."""
         return sum(c.seconds for c in self.checkpoints.values())
 
     def final(self, environment: str, metric: str) -> Spread:
-        """The last value of a metric in an environment, over the finished replicas.
+        """Return the last value of a metric in an environment, over the finished replicas.
+
+        Args:
+            environment: Label of the environment, as in `record.roles`.
+            metric: The task's metric, "loss" or "output sd".
 
         Raises:
-            EnvariantError: there is no such environment or metric.
+            EnvariantError: If there is no such environment or metric.
         """
-        if environment not in self.record.roles:
-            raise unknown_name("environment", environment, self.record.roles)
+        labels = {each.label: each for each in self.record.environments}
+        if environment not in labels:
+            raise unknown_name("environment", environment, labels)
         if metric not in (known := (self.record.metric, LOSS, OUTPUT_SD)):
             raise unknown_name("metric", metric, known)
+        wanted = labels[environment]
         last = {
             row.replica: row.value
             for row in self.rows
-            if (row.step, row.environment, row.metric) == (self.record.settings.steps, environment, metric)
-            and row.split != BATCH
+            if (row.environment, row.role, row.metric, row.kind) == (wanted.name, wanted.role, metric, FULL)
+            and row.step == self.checkpoints[row.replica].step
         }
         return Spread(tuple(last[replica] for replica in self.finished))
 
     def worst(self) -> tuple[Spread, tuple[str, ...]]:
-        """In each finished replica the worst environment's score, and which one it was."""
+        """Return the worst environment's score in each finished replica, and which environment it was."""
         metric, worst = self.record.metric, min if self.record.higher_is_better else max
         scores = {name: self.final(name, metric).values for name in self.record.roles}
-        places = tuple(
-            worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished))
-        )
-        return Spread(tuple(scores[name][k] for k, name in enumerate(places))), places
+        names = tuple(worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished)))
+        return Spread(tuple(scores[name][k] for k, name in enumerate(names))), names
 
     def model(self, replica: int = 0) -> nn.Module:
-        """The trained network of one replica, in evaluation mode.
+        """Return the trained network of one replica, in evaluation mode.
+
+        Args:
+            replica: Number of the replica.
 
         Raises:
-            EnvariantError: there is no such replica, or the network was the user's own and has no name by
-                which it could be built again.
+            EnvariantError: If there is no such replica, it is no network, or the network was an object and
+                the run was loaded from disk.
         """
         saved = self.checkpoints.get(replica)
         if saved is None:
             raise EnvariantError(f"replica {replica}: is not in this run; it has {len(self.checkpoints)}")
-        record, settings = self.record, self.record.settings
-        try:
-            model_config(settings.model)
-        except EnvariantError:
-            raise EnvariantError(
-                f"model '{settings.model}': is not one of the library's; load "
-                f"result.checkpoints[{replica}].params and .buffers into a module of your own"
-            ) from None
-        module = rebuilt(
-            settings.model,
-            settings.algorithm,
-            settings.hyperparameters,
-            task_named(record.task, record.outputs),
-            record.input_shape,
-            sum(role == "train" for role in record.roles.values()),
-        )
-        held = {**saved.params, **saved.buffers}
-        # Networks of the algorithm's own have done their work.
-        module.load_state_dict({name: held[name] for name in module.state_dict()})
+        record, spec = self.record, self.record.spec
+        if not saved.params:
+            raise EnvariantError(f"{spec.algorithm}: is no network; it cannot be taken out of the run")
+        if self.build_model is not None:
+            module = self.build_model()
+        else:
+            try:
+                model_config(spec.model)
+            except EnvariantError:
+                raise EnvariantError(
+                    f"model '{spec.model}': is not one of the library's; load "
+                    f"result.checkpoints[{replica}].params and .buffers into your own module"
+                ) from None
+            module = rebuilt(
+                spec.model,
+                spec.algorithm,
+                spec.hyperparameters,
+                task_named(record.task, record.outputs),
+                record.input_shape,
+                record.training_environments,
+            )
+        tensors = {**saved.params, **saved.buffers}
+        # The algorithm's auxiliary networks are not part of the model.
+        module.load_state_dict({name: tensors[name] for name in module.state_dict()})
         return module.eval()
 
     def summary(self) -> pd.DataFrame:
-        """A line an environment and one for the worst: mean and standard deviation (n − 1) over replicas."""
+        """Return one row per environment and one for the worst: mean and standard deviation over replicas."""
         metric = self.record.metric
         lines: dict[str, dict[str, Any]] = {}
         for name, role in self.record.roles.items():
-            score, loss = self.final(name, metric), self.final(name, "loss")
+            score, loss = self.final(name, metric), self.final(name, LOSS)
             lines[name] = {
                 "role": role,
                 metric: score.mean,
@@ -175,9 +192,9 @@ class TrainingResult:
                 "loss sd": loss.sd,
                 "replicas": len(score.values),
             }
-        worst, places = self.worst()
+        worst, names = self.worst()
         lines[WORST] = {
-            "role": "/".join(dict.fromkeys(places)),
+            "role": "/".join(dict.fromkeys(names)),
             metric: worst.mean,
             f"{metric} sd": worst.sd,
             "replicas": len(worst.values),
@@ -187,28 +204,31 @@ class TrainingResult:
         return frame
 
     def to_dict(self) -> dict[str, Any]:
-        """One object for `--json`: scores by environment, the worst, settings, versions, seconds."""
+        """Return scores by environment, the worst, options, versions and seconds as JSON can hold them."""
         record, metric = self.record, self.record.metric
-        worst, places = self.worst()
+        worst, names = self.worst()
         return {
-            "algorithm": record.settings.algorithm,
-            "data": record.settings.data,
-            "replicas": record.settings.replicas,
+            "algorithm": record.spec.algorithm,
+            "data": record.spec.data,
+            "replicas": record.spec.replicas,
             "finished": list(self.finished),
             "environments": {
                 name: {
                     "role": role,
                     metric: self.final(name, metric).to_dict(),
-                    "loss": self.final(name, "loss").to_dict(),
+                    "loss": self.final(name, LOSS).to_dict(),
                 }
                 for name, role in record.roles.items()
             },
-            "worst": {metric: worst.to_dict(), "environments": list(places)},
+            "worst": {metric: worst.to_dict(), "environments": list(names)},
             "failures": {str(k): reason for k, reason in self.failures.items()},
             "diagnoses": [asdict(diagnosis) for diagnosis in self.diagnoses],
-            "settings": asdict(record.settings),
+            "remarks": list(record.remarks),
+            "options": record.spec.to_dict(),
+            "changed": list(record.changed),
             "execution": asdict(record.execution),
             "seeds": [asdict(seeds) for seeds in record.seeds],
+            "threads": record.threads,
             "versions": dict(record.versions),
             "hardware": dict(record.hardware),
             "command": record.command,
@@ -222,7 +242,7 @@ def rebuilt(
     hyperparameters: Mapping[str, Any],
     task: Task,
     input_shape: Sequence[int],
-    environments: int,
+    environments: Sequence[str],
 ) -> nn.Module:
     """A network as an algorithm trained it, with weights of its own, for trained ones to be loaded into.
 
@@ -232,7 +252,7 @@ def rebuilt(
         hyperparameters: of the algorithm.
         task: which says how many outputs there are.
         input_shape: of one row.
-        environments: how many were trained on.
+        environments: Names of the training environments.
 
     Raises:
         EnvariantError: the library has no such model.
@@ -241,12 +261,13 @@ def rebuilt(
     with private_random_numbers(0, torch.device("cpu")):
         module = family.build(input_shape, task.outputs)
         try:
-            known = recipe(algorithm)
+            known = composing.recipe(algorithm)
         except EnvariantError:
             # An algorithm of the user's own; if it changed the model, the weights will not fit.
             return module
         setting = TrainContext(
-            environments,
+            tuple(environments),
+            (),
             task,
             input_shape=input_shape,
             linear_head=isinstance(getattr(module, "head", None), nn.Linear),

@@ -13,6 +13,7 @@ from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.training import precision
 from envariant.training.augmentation import RandomAffine
+from envariant.training.evaluator import Adapt
 from envariant.training.network import ModelBuilder, Network
 from envariant.training.optimizers import OptimizerConfig
 from envariant.training.replicas import Replica
@@ -35,6 +36,7 @@ class RunConfig:
         device: where to train.
         compiled: whether to compile each program.
         freeze: "features" to train the head alone.
+        adapt: test-time adaptation to each environment before its rows are predicted.
     """
 
     model: ModelBuilder
@@ -48,6 +50,7 @@ class RunConfig:
     device: torch.device
     compiled: bool = False
     freeze: str | None = None
+    adapt: Adapt | None = None
 
     def measures_at(self, step: int) -> bool:
         """Whether every environment is to be measured after so many updates."""
@@ -86,9 +89,12 @@ def module_of(
         module: object = plan.model(environments.input_shape, task.outputs)
         if not isinstance(module, nn.Module):
             raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
-        roles, inference = environments.roles(plan.test).values(), replica.algorithm.finds_environments
+        inference = replica.algorithm.environment_inference
+        training = [name for name, role in environments.roles(plan.test).items() if role == "train"]
         setting = TrainContext(
-            sum(role == "train" for role in roles) if inference is None else inference.count,
+            tuple(training) if inference is None else inference.environment_names,
+            # Inferred environments have no sizes before they are inferred.
+            tuple(len(environments[name]) for name in training) if inference is None else (),
             task,
             input_shape=tuple(environments.input_shape),
             linear_head=isinstance(getattr(module, "head", None), nn.Linear),

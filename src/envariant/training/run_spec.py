@@ -1,259 +1,363 @@
-"""What a run is made of: names and objects in, checked parts out; what is not given is what the data suggest.
+"""`RunSpec`: the only list of training options.
 
-`train` and studies begin here, so that a run of a study is the run that the same words train.
+`train(**options)`, studies, estimators, command-line flags, stored records and "rerun" commands are generated
+from it or validated by it. Importing this module loads no PyTorch, so that `--help` stays quick.
 """
 
-import copy
-import math
+import hashlib
+import json
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex, cast, final
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, SupportsIndex, cast, final
 
-import torch
-from torch import nn
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
-from envariant import data as sources
-from envariant.algorithms import recipes, settings_of
-from envariant.algorithms.base import Algorithm
-from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.data.validation_split import ValidationSplit
-from envariant.models import ModelConfig, model_config
-from envariant.training.augmentation import augmentation as augmentation_named
-from envariant.training.network import ModelBuilder
-from envariant.training.optimizers import optimizer_config
-from envariant.training.pretraining import Initializer, initializer_named
-from envariant.training.replicas import Replica, Seeds
-from envariant.training.run_config import RunConfig
-
-ModelLike = str | ModelConfig | nn.Module | Callable[[], nn.Module]
 
 
-@final
-@dataclass(frozen=True)
-class Chosen:
-    """An algorithm with its name, all its settings, and what the data suggest for it."""
-
-    name: str
-    algorithm: Algorithm
-    hyperparameters: Mapping[str, Any]
-    suggestion: DefaultSettings
-    suggested: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, wanted: Algorithm | str, changes: Mapping[str, Any], source: EnvironmentSource) -> "Chosen":
-        if isinstance(wanted, Algorithm):
-            if changes:
-                raise EnvariantError("hyperparameters: belong to named recipes; set yours in the object")
-            return cls(
-                wanted.name, wanted, {"as built": repr(wanted)}, source.default_settings(wanted.name), {}
-            )
-        if not isinstance(wanted, str):
-            raise EnvariantError(
-                "algorithm must be a name or an Algorithm, as in Composition(penalties=(IRM(),)); "
-                f"got {wanted!r}"
-            )
-        terms = recipes.terms(wanted)
-        suggestion = source.default_settings(terms[0][0].name)
-        # In a sum, what is suggested for the loss as a whole is what suits the first term.
-        usual = [suggestion.hyperparameters]
-        usual += [known.own(source.default_settings(known.name).hyperparameters) for known, _ in terms[1:]]
-        plain, given = (
-            recipes.added(
-                wanted,
-                [known.build({**s, **g}) for (known, g), s in zip(each, usual, strict=True)],
-            )
-            for each in ([(known, {}) for known, _ in terms], terms)
-        )
-        built = given.build(changes)
-        settings, suggested = (settings_of(given.name, each) for each in (built, plain.default))
-        return cls(given.name, built, settings, suggestion, suggested)
-
-
-@final
-@dataclass(frozen=True)
-class Assembly:
-    """The parts of a run.
-
-    Attributes:
-        data, model, optimizer: what they are called.
-        source: where replicas draw their data, rows that are held out among them.
-        chosen: the algorithm.
-        plan: what all replicas share.
-        initializer: of their weights, if any.
-        learning_rate, weight_decay: of the optimizer.
-        holdout_fraction: share of every training environment's rows that is held out.
-    """
-
-    data: str
-    model: str
-    optimizer: str
-    source: EnvironmentSource
-    chosen: Chosen
-    plan: RunConfig
-    initializer: Initializer | None
-    learning_rate: float
-    weight_decay: float
-    holdout_fraction: float
-
-    def replica(self, index: int, seeds: Seeds) -> Replica:
-        """One run with seeds of its own."""
-        return Replica(index, seeds, self.chosen.algorithm, self.learning_rate, self.weight_decay)
-
-
-def assembled(
-    data: EnvironmentSource | str,
-    algorithm: Algorithm | str,
-    *,
-    hyperparameters: Mapping[str, Any] | None = None,
-    model: ModelLike | None = None,
-    steps: int | None = None,
-    batch_size: int | Literal["full"] | None = None,
-    learning_rate: float | None = None,
-    weight_decay: float = 0.0,
-    optimizer: str | None = None,
-    precision: str = "auto",
-    test_environments: Sequence[str] | None = None,
-    holdout_fraction: float = 0.0,
-    evaluate_every: int | None = None,
-    augmentation: str | None = None,
-    init: str | None = None,
-    freeze: str | None = None,
-    device: str = "auto",
-    compile: bool = False,  # noqa: A002
-) -> Assembly:
-    """The parts that these words name, as `envariant.train` describes them.
-
-    Raises:
-        EnvariantError: a word is unknown or a number makes no sense; the message says how to mend it.
-    """
-    source = sources.source(data) if isinstance(data, str) else data
-    if not isinstance(source, EnvironmentSource):
-        raise EnvariantError(
-            f"data must be a name, a source or an EnvironmentSet; got {type(source).__name__}"
-        )
-    source = source.with_test_environments(test_environments)
-    chosen = Chosen.of(algorithm, hyperparameters or {}, source)
-    suggestion = chosen.suggestion
-    rate = suggestion.learning_rate if learning_rate is None else float(learning_rate)
-    weight_decay, holdout_fraction = float(weight_decay), float(holdout_fraction)
-    if not 0 < rate < math.inf or not 0 <= weight_decay < math.inf:
-        raise EnvariantError(
-            f"learning rate must exceed 0 and weight decay be at least 0; got {rate:g}, {weight_decay:g}"
-        )
-    if chosen.algorithm.returns_updates and (weight_decay or optimizer is not None):
-        raise EnvariantError(
-            f"{chosen.name}: makes its own steps at the run's learning rate; leave optimizer and weight "
-            f"decay out"
-        )
-    steps = at_least("steps", 1, suggestion.steps if steps is None else steps)
-    every = max(1, round(steps / 25)) if evaluate_every is None else evaluate_every
-    test = None if test_environments is None else tuple(test_environments)
-    plan = RunConfig(
-        model=_builder(model or suggestion.model),
-        optimizer=optimizer_config(optimizer or suggestion.optimizer),
-        steps=steps,
-        batch_size=_rows(suggestion.batch_size if batch_size is None else batch_size),
-        evaluate_every=at_least("evaluate-every", 1, every),
-        precision=precision,
-        augmentation=augmentation_named(augmentation),
-        test=test,
-        device=device_named(device),
-        compiled=compile,
-        freeze=_frozen(freeze, init),
-    )
-    return Assembly(
-        source.name,
-        _model_name(model or suggestion.model),
-        optimizer or suggestion.optimizer,
-        ValidationSplit(source, holdout_fraction, test) if holdout_fraction else source,
-        chosen,
-        plan,
-        initializer_named(init),
-        rate,
-        weight_decay,
-        holdout_fraction,
-    )
-
-
-def check_environments(chosen: Chosen, environments: EnvironmentSet, roles: Mapping[str, str]) -> None:
-    """Refuses environments too few for the algorithm.
-
-    Raises:
-        EnvariantError: it needs more to train on.
-    """
-    training = [name for name, role in roles.items() if role == "train"]
-    needed = chosen.algorithm.minimum_environments
-    if len(training) < needed:
-        raise EnvariantError(
-            f"{chosen.name}: needs at least {needed} training environments, to see what holds in all of "
-            f"them; '{environments.name}' leaves {len(training)} ({', '.join(training)}). "
-            f"Hold out fewer, or use erm"
-        )
-
-
-def _builder(model: ModelLike) -> ModelBuilder:
-    if isinstance(model, str):
-        model = model_config(model)
-    if isinstance(model, ModelConfig):
-        return model.build
-    if isinstance(model, nn.Module):
-        module = model
-        return lambda _shape, _outputs: copy.deepcopy(module)
-    function = model
-    return lambda _shape, _outputs: function()
-
-
-def _model_name(model: ModelLike) -> str:
-    if isinstance(model, str):
-        return model
-    if isinstance(model, nn.Module | ModelConfig):
-        return type(model).__name__ if isinstance(model, nn.Module) else str(model)
-    return getattr(model, "__qualname__", repr(model))
-
-
-def _rows(size: int | str | None) -> int | None:
-    if size is None or size == "full":
-        return None
-    return at_least("batch size", 1, size)
-
-
-def at_least(what: str, least: int, value: object) -> int:
-    """The value as a whole number.
-
-    Raises:
-        EnvariantError: it is none, or too small.
-    """
+def _whole(value: object) -> object:
+    """Accept anything that is a whole number, such as NumPy's integers, and nothing that is rounded."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
     try:
-        whole = operator.index(cast("SupportsIndex", value))
+        return operator.index(cast("SupportsIndex", value))
     except TypeError:
-        raise EnvariantError(f"{what} must be a whole number; got {value!r}") from None
-    if whole < least:
-        raise EnvariantError(f"{what} must be at least {least}; got {whole}")
-    return whole
+        raise ValueError("must be a whole number") from None
 
 
-def _frozen(what: str | None, init: str | None) -> str | None:
-    if what not in (None, "features"):
-        raise unknown_name("freeze", what, ("features",))
-    if what is not None and init is None:
-        raise EnvariantError(
-            "freeze: features as they are drawn are of no use; give init as well, such as rfc"
-        )
-    return what
+def _number(value: object) -> object:
+    if isinstance(value, bool | str | bytes):
+        raise ValueError("must be a number")
+    try:
+        return float(cast("Any", value))
+    except (TypeError, ValueError):
+        raise ValueError("must be a number") from None
 
 
-def device_named(name: str) -> torch.device:
-    """The device that "cpu", "cuda" or "auto" names.
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+def _option(default: Any, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, **limits)
+
+
+@final
+class RunSpec(BaseModel):
+    """Options of one training run; every field may hold a name, and most of them an object instead.
+
+    A field that is None takes what the data suggest for the algorithm.
 
     Raises:
-        EnvariantError: it is none of these, or there is no such device.
+        EnvariantError: If an option is unknown or a value is not allowed.
+
+    Example:
+        >>> RunSpec(data="colored-digits", algorithm="irm", steps=200).steps
+        200
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise EnvariantError(f"device must be auto, cpu or cuda; got '{name}'")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise EnvariantError("device: this PyTorch sees no CUDA device; use cpu")
-    return torch.device(name)
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
+
+    data: Any = Field(
+        description="Environments to train on: a name such as colored-mnist or "
+        "colored-digits(label_noise=0.1); in Python also an EnvironmentSource or an EnvironmentSet."
+    )
+    algorithm: Any = _option(
+        "erm",
+        'Algorithm: a name such as irm, "irm(l2=0.001)" or "vrex + and-mask"; in Python also an algorithm, '
+        "recipe, part, predictor or scikit-learn estimator.",
+    )
+    hyperparameters: Mapping[str, Any] = _option(
+        {}, "Hyperparameters of a named algorithm that override those in its text, by name."
+    )
+    model: Any = _option(
+        None,
+        'Network: a name such as linear, "mlp(hidden=390)", lenet or mnist-cnn; in Python also a ModelConfig, '
+        "a function that returns a new module, or a module from whose weights every replica starts.",
+    )
+    steps: Whole | None = _option(None, "Number of optimizer updates of each replica.", ge=1)
+    batch_size: Literal["full"] | Whole | None = _option(
+        None,
+        'Rows of each training environment per step, drawn with replacement; "full" takes all rows.',
+    )
+    learning_rate: Any = _option(
+        None, 'Learning rate: a number, or a schedule such as "step(1e-3, 1e-4, at=80%)".'
+    )
+    weight_decay: Number = _option(
+        0.0, "L2 coefficient applied by the optimizer, after gradient masking.", ge=0
+    )
+    optimizer: Any = _option(
+        None,
+        "Optimizer: adam, adamw or sgd(momentum=0.9); in Python also an OptimizerConfig or a torch.optim class.",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "tf32"] = _option(
+        "auto",
+        "Precision of matrix products. auto takes bfloat16 where the processor multiplies it natively and "
+        "the model is large enough; tf32 needs CUDA.",
+    )
+    test_environments: tuple[str, ...] | None = _option(
+        None, "Names of the environments that are not trained on; by default those that the data suggest."
+    )
+    holdout_fraction: Number = _option(
+        0.0,
+        "Share of the rows of every training environment that is kept for validation, in [0, 1).",
+        ge=0,
+        lt=1,
+    )
+    evaluate_every: Whole | None = _option(
+        None, "Number of steps between evaluations; by default about 25 evaluations per run.", ge=1
+    )
+    augmentation: Any = _option(
+        None, 'Augmentation of training images, such as "affine(rotation=15, shear=10, scale=0.2)".'
+    )
+    init: Any = _option(
+        None,
+        'Pretraining that provides the initial weights: erm, "erm(steps=200)", or rfc for rich features '
+        "(Zhang, Lopez-Paz, Bottou 2022).",
+    )
+    freeze: Literal["features"] | None = _option(
+        None, '"features" trains only the head, on the pretrained features that init provides.'
+    )
+    device: Literal["auto", "cpu", "cuda"] = _option("auto", "Device to train on.")
+    execution: Any = _option(
+        "auto",
+        "How replicas are executed: auto, sequential, stacked or stacked(group=50). To repeat a run "
+        "bit-identically, use the execution that its record names.",
+    )
+    memory: str | Number | None = _option(
+        None, "Memory limit of a replica stack, such as 8GB; by default half of the free memory."
+    )
+    compile: bool = _option(
+        False, "Compile each step program with torch.compile: for long runs of small models."
+    )
+    replicas: Whole = _option(
+        1,
+        "Number of replicas: independent runs, each with its own data, initialization and batch-order seeds.",
+        ge=1,
+    )
+    seed: Whole = _option(0, "Base random seed.", ge=0, lt=2**32)
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise _one_line(error, options) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_alias(cls, options: Any) -> Any:
+        if isinstance(options, Mapping) and "n_seeds" in options:
+            options = dict(cast("Mapping[str, Any]", options))
+            options.setdefault("replicas", options.pop("n_seeds"))
+        return options
+
+    @field_validator("test_environments", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        # A bare name is what people mean; its letters are not.
+        if isinstance(value, str):
+            return (value,)
+        return tuple(cast("Sequence[object]", value)) if isinstance(value, Sequence) else value
+
+    @field_validator("batch_size")
+    @classmethod
+    def _at_least_one(cls, value: Any) -> Any:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _rate(cls, value: object, info: ValidationInfo) -> object:
+        del info
+        return None if value is None else _learning_rate(value)
+
+    @model_validator(mode="after")
+    def _freeze_needs_init(self) -> Self:
+        if self.freeze is not None and self.init is None:
+            raise ValueError(
+                'freeze="features" needs pretrained features: set init as well, for example init="rfc"'
+            )
+        return self
+
+    def but(self, **changes: Any) -> "RunSpec":
+        """Return the same options with some changed.
+
+        Raises:
+            EnvariantError: If an option is unknown or a value is not allowed.
+        """
+        return RunSpec(**{**self.options(), **changes})
+
+    def options(self) -> dict[str, Any]:
+        """Return every option by name, objects as they are."""
+        return {name: getattr(self, name) for name in RunSpec.model_fields}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON can hold them; objects become their text."""
+        return {key: _plain(value) for key, value in self.options().items()}
+
+    def described(self) -> "RunSpec":
+        """Return the same options with every object replaced by its text, as records store them."""
+        return RunSpec(**self.to_dict())
+
+    def identity(self, identities: Mapping[str, str]) -> str:
+        """Return a content hash of what this run means: equal for equal runs, wherever their files lie.
+
+        Args:
+            identities: Content hashes of the options that hold more than their text says, by name.
+        """
+        meaning = {
+            key: identities.get(key, _plain(value))
+            for key, value in self.options().items()
+            if key not in EXECUTION_ONLY
+        }
+        return hashlib.blake2b(json.dumps(meaning, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+EXECUTION_ONLY = frozenset({"execution", "memory", "replicas"})
+"""Options that do not change what one replica computes, beyond rounding."""
+
+_CONDITIONS = (
+    "hyperparameters",
+    "model",
+    "optimizer",
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "augmentation",
+    "init",
+    "freeze",
+    "holdout_fraction",
+    "test_environments",
+)
+
+SHARED = tuple(
+    name
+    for name in RunSpec.model_fields
+    if name
+    not in {
+        "data",
+        "algorithm",
+        "hyperparameters",
+        "learning_rate",
+        "test_environments",
+        "holdout_fraction",
+        *EXECUTION_ONLY,
+        "seed",
+    }
+)
+"""Options that all runs of a study share; the others are what a study varies."""
+
+
+def option(name: str) -> FieldInfo:
+    """Return the type, default and description of an option.
+
+    Raises:
+        EnvariantError: If there is no such option.
+    """
+    if name not in RunSpec.model_fields:
+        raise unknown_name("option", name, RunSpec.model_fields)
+    return RunSpec.model_fields[name]
+
+
+def difference(spec: RunSpec, reference: RunSpec) -> tuple[str, ...]:
+    """Return the names of the options in which the conditions of two runs differ, in a fixed order.
+
+    Conditions are what a published protocol fixes: hyperparameters, network, optimization, pretraining,
+    augmentation, validation split and test environments. Seeds, replicas, precision and device are not.
+
+    Args:
+        spec: Options of a run, all resolved.
+        reference: Options of the protocol.
+    """
+    return tuple(key for key in _CONDITIONS if _plain(getattr(spec, key)) != _plain(getattr(reference, key)))
+
+
+def _learning_rate(value: object) -> object:
+    from envariant.core.schedules import Constant, Schedule, schedule
+
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Schedule):
+        try:
+            value = float(cast("Any", value))
+        except (TypeError, ValueError):
+            raise ValueError("must be a number or a schedule") from None
+    try:
+        course = schedule(cast("Any", value))
+    except EnvariantError as error:
+        raise ValueError(f"must be a number or a schedule ({error})") from None
+    if not isinstance(course, Constant):
+        return course
+    if not 0 < course.value < float("inf"):
+        raise ValueError("must be a finite number above 0")
+    return float(course.value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON would read it back; an object as its text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in cast("Sequence[Any]", value)]
+    return text_of(value)
+
+
+def text_of(value: Any) -> str:
+    """Return the text that names an object in records and tables."""
+    if isinstance(value, str):
+        return value
+    name = getattr(value, "name", None)
+    if isinstance(name, str) and not isinstance(value, type) and not hasattr(value, "__dataclass_fields__"):
+        return name
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        return value.__qualname__
+    if type(value).__str__ is not object.__str__ and hasattr(value, "__dataclass_fields__"):
+        return str(value)
+    return name if isinstance(name, str) else type(value).__name__
+
+
+def _one_line(error: ValidationError, options: Mapping[str, Any]) -> EnvariantError:
+    """Return the first fault as one sentence: which option, what is allowed, and what was given."""
+    fault = error.errors()[0]
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    kind, limits = fault["type"], fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        return unknown_name("option", name, RunSpec.model_fields)
+    if kind == "missing":
+        return EnvariantError(f"{name}: is required; give a name or an object")
+    if not name:
+        return EnvariantError(str(limits.get("error", fault["msg"])))
+    value = options.get(name, options.get("n_seeds"))
+    match kind:
+        case "greater_than_equal":
+            allowed = f"must be at least {limits['ge']:g}"
+        case "less_than":
+            allowed = f"must lie below {'2³²' if limits['lt'] == 2**32 else limits['lt']}"
+        case "literal_error":
+            allowed = f"must be {limits['expected'].replace(chr(39), '')}"
+        case "value_error":
+            allowed = str(limits["error"])
+        case "bool_type" | "bool_parsing":
+            allowed = "must be true or false"
+        case "mapping_type":
+            allowed = "must be a mapping from names to values"
+        case _:
+            allowed = fault["msg"][:1].lower() + fault["msg"][1:]
+    # Of a union the first alternative complains first; the whole number is what people mean.
+    if name == "batch_size" and kind == "literal_error":
+        allowed = 'must be a whole number or "full"' if not isinstance(value, int) else "must be at least 1"
+    return EnvariantError(f"{name} {allowed}; got {value!r}")

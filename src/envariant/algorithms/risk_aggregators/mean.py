@@ -1,32 +1,48 @@
-"""The mean risk: what empirical risk minimization minimizes, and the starting point of all others."""
+"""Mean risk over environments, and mean loss over all rows: empirical risk minimization."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from envariant.algorithms.base import RiskAggregator, State
-from envariant.core import specs
+from envariant.algorithms.base import Parameters, RiskAggregator, State, TrainContext
 from envariant.core.environments import PredictedBatch
-from envariant.core.search_space import Choice
 
 
 @final
 @dataclass(frozen=True)
-class Mean(RiskAggregator):
-    """R̄ = (1/E) Σ_e R_e, or the mean over all rows: the same where environments are of one size.
-
-    Attributes:
-        over: "environments" gives a small hospital the weight of a large one; "rows" weighs by size.
-    """
+class MeanRisk(RiskAggregator):
+    """(1/E) Σ_e R_e: every environment has the same weight, whatever its size."""
 
     name: ClassVar[str] = "mean"
     paper: ClassVar[str] = "Vapnik 1998"
-    over: Annotated[Literal["environments", "rows"], Choice(("environments", "rows"))] = "environments"
-
-    def __post_init__(self) -> None:
-        specs.checked(Mean, vars(self), "Mean")
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        return torch.mean(predicted.risks if self.over == "environments" else predicted.losses), state
+        return torch.mean(predicted.risks), state
+
+
+@final
+@dataclass(frozen=True)
+class PooledMean(RiskAggregator):
+    """Σ_e (n_e/n)·R_e, with n_e rows in environment e and n rows in all: the mean over all training rows.
+
+    With full batches this is the mean loss over the batch. A minibatch holds equally many rows of each
+    environment, so losses are weighted by each environment's number of training rows: the expected gradient
+    is that of the mean over all training rows, with any batch size.
+    """
+
+    name: ClassVar[str] = "pooled"
+    paper: ClassVar[str] = "Vapnik 1998"
+
+    def init(self, params: Parameters, context: TrainContext) -> State:
+        # Row counts are exact in float64, so that with full batches every weight below is exactly 1.
+        device = next(iter(params.values())).device
+        return {"sizes": torch.tensor(context.environment_sizes, dtype=torch.float64, device=device)}
+
+    def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
+        sizes, batch = state["sizes"], predicted.batch
+        in_batch = torch.tensor(batch.sizes, dtype=sizes.dtype, device=sizes.device)
+        weights = (sizes * sum(batch.sizes)) / (sizes.sum() * in_batch)
+        weights = weights.to(predicted.losses.dtype)[batch.environment_of_rows()]
+        return torch.mean(weights * predicted.losses), state

@@ -15,7 +15,7 @@ from envariant.core.environments import PredictedBatch
 class WorstCaseRisk(RiskAggregator):
     """max_e R_e, the largest of all mixtures Σ_e λ_e R_e with λ_e ≥ 0. Krueger et al. 2021, eq. 3."""
 
-    name: ClassVar[str] = "worst"
+    name: ClassVar[str] = "worst-case"
     paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"
     minimum_environments: ClassVar[int] = 2
 

@@ -1,51 +1,58 @@
-"""Runs a study on a Ray cluster: workers train, this process alone writes the store.
+"""Execute a study on a Ray cluster: workers train, this process alone writes the store.
 
-A worker may die with its node: what it was training is trained again elsewhere, from the start, to the same
-numbers; nothing of a batch is written before all of it has come back.
+A worker may die with its node. What it was training is trained again elsewhere, from the start, to the same
+numbers; nothing of a job is written before all of it has come back.
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from filelock import FileLock, Timeout
 
 from envariant.core.errors import EnvariantError
-from envariant.studies.executors.local import ProgressCallback, place
-from envariant.studies.jobs import Batch, perform, steps_of
-from envariant.studies.store import Facts, Outcome, Store
+from envariant.studies.jobs import Job, compared_in, perform
+from envariant.studies.study import Study, stored_study
 from envariant.training.execution import execution_request
 from envariant.training.history import HistoryRow
+from envariant.training.progress import ProgressCallback, ignore
+from envariant.training.record import Record
+from envariant.training.store import RunOutcome, Store
+from envariant.training.store.recorder import Recorder
 
-# How often a batch is tried on another node when its own dies.
+# How often a job is tried on another node when its own dies.
 _TRIES = 10
-# Batches handed out for every core, so that none waits.
+# Jobs handed out for every core, so that none waits.
 _AHEAD = 2
 
-Came = tuple[Facts, list[HistoryRow], list[Outcome]]
+JobResult = tuple[Record, list[HistoryRow], list[RunOutcome]]
 
 
 def sweep(
     folder: Path,
+    study: Study | None = None,
     *,
     address: str | None = None,
-    execution: str = "auto",
-    on_progress: ProgressCallback | None = None,
+    execution: object = "auto",
+    memory: str | float | None = None,
+    on_progress: ProgressCallback = ignore,
 ) -> None:
-    """Trains every planned run of the study in a folder on a cluster.
+    """Train every planned run of the study in a folder on a cluster.
 
     Args:
-        folder: of the study; only this process needs it.
-        address: of the cluster, as Ray writes it; None is the one that is at hand, or this machine.
-        execution: how runs of a batch are executed, as for `envariant.train`.
-        on_progress: hears of every run that has come back.
+        folder: Folder of the study; only this process needs it.
+        study: The study, if it was declared with objects; None reads it from the folder.
+        address: Address of the cluster, as Ray writes it; None is the running one, or this machine.
+        execution: How runs of a job are executed: an option of `envariant.train`.
+        memory: Memory limit of a replica stack per worker.
+        on_progress: Called for every run that has come back.
 
     Raises:
-        EnvariantError: Ray is not installed or cannot be reached, or the store cannot be written.
+        EnvariantError: If Ray is not installed or cannot be reached, or the store cannot be written.
     """
-    execution_request(execution)
+    execution_request(cast("Any", execution))
     ray = _ray()
     if not ray.is_initialized():
         try:
@@ -54,75 +61,71 @@ def sweep(
             raise EnvariantError(f"ray: no cluster at {address or 'this machine'} ({error})") from None
     remote = ray.remote(num_cpus=1, max_retries=_TRIES)(train)
     with Store(folder) as store:
-        _drive(ray, remote, store, execution, on_progress)
+        declared = stored_study(store) if study is None else study
+        template = Job(declared, (), execution, memory)
+        _drive(ray, remote, store, template, on_progress)
 
 
-def train(batch: Batch, execution: str) -> Came:
-    """Trains a batch from its start: what a worker does.
+def train(job: Job) -> JobResult:
+    """Train a job from its start: what a worker does.
+
+    Args:
+        job: Runs to train.
 
     Raises:
-        EnvariantError: the runs cannot train.
+        EnvariantError: If the runs cannot train.
     """
     torch.set_num_threads(1)
-    facts: list[Facts] = []
+    records: list[Record] = []
     rows: list[HistoryRow] = []
-    outcomes: list[Outcome] = []
-    for update in perform(batch, execution_request(execution)):
-        facts += [update.facts] if update.facts is not None else []
+    outcomes: list[RunOutcome] = []
+    for update in perform(job):
+        records += [update.record] if update.record is not None else []
         rows += update.rows
         outcomes += update.outcomes
-    return facts[0], rows, outcomes
+    return records[0], rows, outcomes
 
 
-def _drive(ray: Any, remote: Any, store: Store, execution: str, on_progress: ProgressCallback | None) -> None:
+def _drive(ray: Any, remote: Any, store: Store, template: Job, on_progress: ProgressCallback) -> None:
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = list(store.unfinished())
-    under_way: dict[Any, int] = {}
+    under_way: dict[Any, tuple[int, Job]] = {}
     with ExitStack() as locks:
         while True:
             while len(under_way) < _AHEAD * cores:
-                batch = waiting.pop(0) if waiting else store.claim(cores)
-                if batch is None:
+                number = waiting.pop(0) if waiting else store.claim(cores)
+                if number is None:
                     break
-                if _mine(locks, store, batch):
-                    store.keep(batch, {})
-                    whole = Batch(store.study, store.members(batch))
-                    under_way[remote.remote(whole, execution)] = batch
+                recorder = Recorder.open(store, number)
+                if recorder is not None:
+                    locks.callback(recorder.close)
+                if recorder is not None and number in store.unfinished():
+                    store.discard_after(number, {})
+                    job = replace(template, runs=store.members(number))
+                    under_way[remote.remote(job)] = (number, job)
             if not under_way:
                 return
             for done in ray.wait(list(under_way), num_returns=1)[0]:
-                _written(ray, store, under_way.pop(done), done, on_progress)
+                _write(ray, store, *under_way.pop(done), done, on_progress)
 
 
-def _mine(locks: ExitStack, store: Store, batch: int) -> bool:
-    """Takes a batch's lock for as long as the sweep lasts, unless another process has it."""
-    folder = place(store, batch)
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(ray: Any, store: Store, number: int, job: Job, done: Any, on_progress: ProgressCallback) -> None:
+    """Store what came back of a job, or why nothing did."""
     try:
-        locks.enter_context(FileLock(folder / ".lock", timeout=0))
-    except Timeout:
-        return False
-    return batch in store.unfinished()
-
-
-def _written(ray: Any, store: Store, batch: int, done: Any, on_progress: ProgressCallback | None) -> None:
-    members = store.members(batch)
-    try:
-        facts, rows, outcomes = ray.get(done)
+        record, rows, outcomes = ray.get(done)
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, EnvariantError):
             raise
-        store.finish(batch, str(error.cause))
+        store.finish(number, str(error.cause))
     except ray.exceptions.RayError as error:
-        store.finish(batch, f"its workers died, {_TRIES} times: {type(error).__name__}")
+        store.finish(number, f"its workers died, {_TRIES} times: {type(error).__name__}")
     else:
-        store.under_way(batch, facts)
+        store.begin(number, record, *compared_in(job.study, record))
         store.add(rows, outcomes)
-        store.finish(batch)
-    if on_progress is not None:
-        steps = steps_of(Batch(store.study, members))
-        for stored in members:
-            on_progress(stored.id, steps, steps)
+        store.finish(number)
+    steps = job.steps()
+    for stored in job.runs:
+        on_progress(stored.id, steps, steps)
 
 
 def _ray() -> Any:
@@ -130,5 +133,5 @@ def _ray() -> Any:
         return import_module("ray")
     except ImportError:
         raise EnvariantError(
-            "executor ray: needs Ray; pip install 'envariant[ray]', or use --executor local"
+            "executor ray: needs Ray; pip install 'envariant[ray]', or use the local executor"
         ) from None

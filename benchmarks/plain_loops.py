@@ -1,8 +1,8 @@
-"""The yardstick: training loops as the papers describe them, in plain float32 PyTorch, for one replica.
+"""Training loops as the papers describe them, in plain float32 PyTorch, for one replica.
 
-No row blocks, no bfloat16, no stacking, nothing of the library's: one pass for each environment, IRM's
-penalty by differentiating with respect to a scalar multiplier, and, as in the IRM code, a pass over the
-test environment at every step. What the library claims to be faster than is this.
+These are the reference of `engine.py`. They use no row blocks, no bfloat16, no stacking and nothing of the
+library: one pass per environment and IRM's penalty by differentiating with respect to a scalar multiplier.
+As in the IRM code, the test environment is evaluated at every step.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +12,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 Rows = tuple[Tensor, Tensor]
+"""Inputs and targets of one environment."""
 
 
 def mlp(inputs: int, hidden: int, outputs: int = 1) -> nn.Module:
-    """Two hidden layers with ReLU, Xavier-uniform weights, zero biases."""
+    """Build two hidden layers with ReLU, Xavier-uniform weights and zero biases."""
     layers = [nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)]
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight)
@@ -24,7 +25,7 @@ def mlp(inputs: int, hidden: int, outputs: int = 1) -> nn.Module:
 
 
 def cnn(channels: int, outputs: int = 1) -> nn.Module:
-    """DomainBed's MNIST_CNN, of PyTorch's layers as they are."""
+    """Build DomainBed's MNIST_CNN from PyTorch's own layers."""
     layers: list[nn.Module] = []
     for width, stride in ((64, 1), (128, 2), (128, 1), (128, 1)):
         layers += [nn.Conv2d(channels, width, 3, stride, padding=1), nn.ReLU(), nn.GroupNorm(8, width)]
@@ -40,7 +41,7 @@ def irm_step(
     l2: float,
     test: Rows | None,
 ) -> None:
-    """One step of the IRM code: penalty by a scalar multiplier, the loss divided by the coefficient."""
+    """Take one step of the IRM code: scalar-multiplier penalty, loss divided by the coefficient."""
     risks, penalties = [], []
     for inputs, targets in training:
         logits = model(inputs)[:, 0]
@@ -65,7 +66,7 @@ def irm_step(
 def linear_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, training: Sequence[Rows], algorithm: str
 ) -> None:
-    """One step of ERM, IRMv1, AND-mask (τ = 1) or IGA, as the unit tests of invariance have them."""
+    """Take one step of ERM, IRMv1, AND-mask (τ = 1) or IGA, as in the unit tests of invariance."""
     parameters = list(model.parameters())
     risks, penalties = [], []
     for inputs, targets in training:
@@ -82,10 +83,10 @@ def linear_step(
         total = torch.stack([*risks, *penalties]).sum() / len(risks)
         total.backward()
     else:
-        second = algorithm == "iga"
-        each = [torch.autograd.grad(risk, parameters, create_graph=second) for risk in risks]
-        stacks = [torch.stack(entries) for entries in zip(*each, strict=True)]
-        if second:
+        second_order = algorithm == "iga"
+        gradients = [torch.autograd.grad(risk, parameters, create_graph=second_order) for risk in risks]
+        stacks = [torch.stack(entries) for entries in zip(*gradients, strict=True)]
+        if second_order:
             spread = sum((g - g.mean(dim=0)).square().sum() for g in stacks)
             (torch.stack(risks).mean() + spread).backward()
         else:
@@ -96,13 +97,13 @@ def linear_step(
 
 
 def erm_step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor) -> None:
-    """One step of ERM on one batch of rows."""
+    """Take one step of ERM on one batch."""
     optimizer.zero_grad()
     F.binary_cross_entropy_with_logits(model(inputs)[:, 0], targets).backward()
     optimizer.step()
 
 
 def evaluate(model: Callable[[Tensor], Tensor], inputs: Tensor, rows: int) -> Tensor:
-    """Logits of many rows, `rows` at a time."""
+    """Return the logits of all inputs, computed `rows` at a time."""
     with torch.no_grad():
         return torch.cat([model(block)[:, 0] for block in inputs.split(rows)])

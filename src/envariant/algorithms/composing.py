@@ -1,0 +1,174 @@
+"""Turn names, texts such as `vrex + and-mask(threshold=0.8)`, recipes and parts into algorithms."""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from importlib.metadata import EntryPoint, entry_points
+from operator import add
+from typing import Any
+
+from envariant.algorithms.base import (
+    Algorithm,
+    EnvironmentInference,
+    GradientAggregator,
+    GradientPenalty,
+    Part,
+    Penalty,
+    RiskAggregator,
+    TrainingStep,
+)
+from envariant.algorithms.composition import Composition
+from envariant.algorithms.recipe_base import LOSS, Recipe
+from envariant.algorithms.recipes import RECIPES
+from envariant.core import specs
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.schedules import Schedule
+
+ENTRY_POINTS = "envariant.algorithms"
+"""Entry point group in which other packages register recipes, as `name = "module:recipe"`."""
+
+
+def as_algorithm(
+    algorithm: Algorithm | Recipe | Part | str, settings: Mapping[str, Any] | None = None
+) -> Algorithm:
+    """Return the algorithm that a name, text, recipe, part or algorithm stands for.
+
+    Args:
+        algorithm: Name or text ("vrex", "vrex + and-mask"), `Recipe`, any part (`VREx(30)`, `AndMask()`, a
+            training step) or `Algorithm`. A part is composed with the mean risk and the mean gradient.
+        settings: Hyperparameters that differ from the defaults; for names and recipes only.
+
+    Raises:
+        EnvariantError: If a name or setting is unknown, or the object is none of these.
+
+    Example:
+        >>> as_algorithm(AndMask(threshold=0.8)) == as_algorithm("and-mask", {"threshold": 0.8})
+        True
+    """
+    if isinstance(algorithm, str):
+        algorithm = recipe(algorithm)
+    if isinstance(algorithm, Recipe):
+        return algorithm.build(settings or {})
+    if isinstance(algorithm, type):
+        name = algorithm.__name__
+        raise EnvariantError(f"algorithm: {name} is a class; pass an instance: {name}()")
+    if settings:
+        raise EnvariantError(
+            "hyperparameters apply to named algorithms and recipes; set those of an object in the object"
+        )
+    match algorithm:
+        case Algorithm():
+            return algorithm
+        case RiskAggregator():
+            return Composition(risk_aggregator=algorithm)
+        case Penalty() | GradientPenalty():
+            return Composition(penalties=(algorithm,))
+        case GradientAggregator():
+            return Composition(gradient_aggregator=algorithm)
+        case TrainingStep():
+            return Composition(training_step=algorithm)
+        case EnvironmentInference():
+            return Composition(environment_inference=algorithm)
+        case _:
+            raise EnvariantError(
+                f"algorithm must be a name such as 'vrex', a Recipe, a part such as VREx(), or an Algorithm, "
+                f"got {algorithm!r}"
+            )
+
+
+def recipe(text: str) -> Recipe:
+    """Return the recipe for a text such as `irm` or `vrex + and-mask(threshold=0.8)`.
+
+    Raises:
+        EnvariantError: If a name is unknown, or the algorithms cannot be composed.
+    """
+    parsed = terms(text)
+    if len(parsed) == 1 and not parsed[0][1]:
+        return parsed[0][0]
+    return compose(text, [term.build(settings) for term, settings in parsed])
+
+
+def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
+    """Return the recipe and the settings in brackets for each term of `vrex + coral(1.0)`.
+
+    Raises:
+        EnvariantError: If a name or a setting is unknown.
+    """
+    parsed: list[tuple[Recipe, dict[str, Any]]] = []
+    for term in _split(text):
+        spec = specs.parse(term)
+        known = RECIPES.get(spec.name) or _installed(spec.name)
+        parsed.append((known, known.settings(spec)))
+    return parsed
+
+
+def compose(text: str, built: Sequence[Composition]) -> Recipe:
+    """Return the recipe whose default composes the algorithms built for the terms of a text.
+
+    Raises:
+        EnvariantError: If the algorithms cannot be composed.
+    """
+    known = [term for term, _ in terms(text)]
+    summary = " ".join(term.summary for term in known)
+    return Recipe(" + ".join(term.name for term in known), summary, reduce(add, built))
+
+
+def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, Recipe]:
+    """Return every recipe by name, including those of installed plug-ins.
+
+    Args:
+        on_broken: Receives one line for each plug-in that cannot be loaded, which is then left out. Default:
+            issue a warning.
+    """
+    recipes, report = dict(RECIPES), on_broken or warnings.warn
+    for name in _entry_points():
+        try:
+            recipes.setdefault(name, _installed(name))
+        except EnvariantError as error:
+            report(str(error))
+    return recipes
+
+
+def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
+    """Return every hyperparameter of an algorithm, by its name in a recipe, in a form that can be stored."""
+    owners: dict[str, object] = {LOSS: algorithm, **{part.name: part for part in algorithm.parts}}
+    return {h.name: _stored(getattr(owners[h.part], h.field)) for h in recipe(name).hyperparameters}
+
+
+def _installed(name: str) -> Recipe:
+    """Load a plug-in's recipe, importing its package."""
+    plugins = _entry_points()
+    if name not in plugins:
+        raise unknown_name("algorithm", name, (*RECIPES, *plugins))
+    place = plugins[name].value
+    try:
+        loaded = plugins[name].load()
+    except Exception as error:
+        # Plug-in code may raise anything; one broken package must not stop the others.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EnvariantError(f"algorithm '{name}': {place} cannot be imported: {reason}") from error
+    if not isinstance(loaded, Recipe) or loaded.name != name:
+        raise EnvariantError(f"algorithm '{name}': {place} must be a Recipe of that name, got {loaded!r}")
+    return loaded
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+
+
+def _split(text: str) -> list[str]:
+    """Split a text at the plus signs outside brackets that are not part of a name such as erm++."""
+    pieces, depth, start = list[str](), 0, 0
+    for match in re.finditer(r"[()]|\+(?=\s*[A-Za-z])", text):
+        depth += {"(": 1, ")": -1}.get(match[0], 0)
+        if match[0] == "+" and depth == 0:
+            pieces.append(text[start : match.start()])
+            start = match.end()
+    return [*pieces, text[start:]]
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, RiskAggregator):
+        return value.name
+    return str(value) if isinstance(value, Schedule) else value

@@ -1,0 +1,108 @@
+"""Describe what an algorithm computes, so that equal descriptions mean the same training rule."""
+
+import dataclasses
+import hashlib
+import inspect
+import sys
+from collections.abc import Mapping
+from types import BuiltinFunctionType, CodeType, FunctionType
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from envariant.algorithms.base import Algorithm
+from envariant.core import specs
+from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Schedule
+
+
+def identity(algorithm: Algorithm) -> str:
+    """Return a description of an algorithm's content, for hashing.
+
+    Classes of the library are named, with the values of all fields. Classes from elsewhere also have their
+    module and a hash of their source code, so that an edited class has another identity. Two objects with the
+    same classes and values have the same identity, in any process.
+
+    Raises:
+        EnvariantError: If a value cannot be described, such as an open file.
+
+    Example:
+        >>> identity(Composition(risk_aggregator=WorstCaseRisk())).startswith("Composition(risk_aggregator=")
+        True
+    """
+    try:
+        return _describe(algorithm)
+    except (TypeError, RecursionError) as error:
+        raise EnvariantError(
+            f"{algorithm.name}: has a value without a content to compare ({error}); "
+            f"make it a frozen dataclass of numbers and words"
+        ) from None
+
+
+def _describe(value: Any) -> str:
+    match value:
+        case None | bool() | int() | float() | str():
+            return specs.format_value(value)
+        case tuple() | list():
+            return f"({', '.join(map(_describe, cast('list[Any]', value)))})"
+        case set() | frozenset():
+            return f"{{{', '.join(sorted(map(_describe, cast('set[Any]', value))))}}}"
+        case Mapping():
+            items = cast("Mapping[Any, Any]", value).items()
+            return f"{{{', '.join(sorted(f'{_describe(k)}: {_describe(v)}' for k, v in items))}}}"
+        case bytes():
+            return _digest(value)
+        case Tensor():
+            return f"tensor({value.dtype}, {_describe(value.detach().cpu().numpy())})"
+        case nn.Module():
+            return f"{_class(type(value))}({value}, {_describe(value.state_dict())})"
+        case np.ndarray():
+            return f"array({value.dtype}, {value.shape}, {_digest(value.tobytes())})"
+        case type():
+            return _class(cast("type[Any]", value))
+        case FunctionType():
+            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            return f"{value.__module__}.{value.__qualname__}#{_source(value)}{_describe(cells)}"
+        case CodeType():
+            return f"code({value.co_code.hex()}, {value.co_names}, {_describe(value.co_consts)})"
+        case BuiltinFunctionType():
+            return f"{value.__module__}.{value.__qualname__}"
+        case Schedule() if _origin(type(value)) == "envariant":
+            return str(value)
+        case _ if dataclasses.is_dataclass(value):
+            fields = [f"{f.name}={_describe(getattr(value, f.name))}" for f in dataclasses.fields(value)]
+            return f"{_class(type(value))}({', '.join(fields)})"
+        case _:
+            # What pickle would store: a class or function with arguments, and the attributes.
+            content = value.__reduce_ex__(4)
+            return content if isinstance(content, str) else f"{_class(type(value))}{_describe(content[:3])}"
+
+
+def _class(cls: type[Any]) -> str:
+    if _origin(cls) == "envariant":
+        return cls.__qualname__
+    # Inherited code counts as well, except that of the library, PyTorch and Python.
+    known = {"envariant", "torch", *sys.stdlib_module_names}
+    sources = [_source(base) for base in cls.__mro__ if _origin(base) not in known]
+    return f"{cls.__module__}.{cls.__qualname__}" + (f"#{_digest(sources)}" if sources else "")
+
+
+def _origin(cls: type[Any]) -> str:
+    """Return the name of the top-level package of a class."""
+    return cls.__module__.split(".")[0]
+
+
+def _source(code: Any) -> str:
+    """Return a hash of source code, or of compiled code for a lambda and where there is no source."""
+    try:
+        if code.__name__ != "<lambda>":
+            return _digest(inspect.getsource(code))
+    except (OSError, TypeError):
+        pass
+    members = vars(code).values() if isinstance(code, type) else [code]
+    return _digest([_describe(f.__code__) for f in members if isinstance(f, FunctionType)])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,151 @@
+"""`Recipe`: a named algorithm whose hyperparameters are the fields of its parts."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, final
+
+from envariant.algorithms.base import Part, RiskAggregator
+from envariant.algorithms.composition import Composition
+from envariant.algorithms.risk_aggregators.mean import MeanRisk, PooledMean
+from envariant.algorithms.risk_aggregators.sum import SumRisk
+from envariant.algorithms.risk_aggregators.worst import WorstCaseRisk
+from envariant.core import specs
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.search_space import Choice, Range, ranges
+
+LOSS = "loss"
+"""Value of `Hyperparameter.part` for settings of the loss as a whole."""
+
+RISK_AGGREGATORS: Mapping[str, RiskAggregator] = {
+    part.name: part for part in (MeanRisk(), PooledMean(), SumRisk(), WorstCaseRisk())
+}
+"""Values of the setting `risk_aggregator`: aggregators without hyperparameters."""
+
+
+@final
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One setting of a recipe.
+
+    Attributes:
+        name: Name of the setting, prefixed by the part's name if two parts have a field of this name.
+        part: Name of the part, or `LOSS`.
+        field: Name of the field in the part.
+        default: Value unless set.
+        range: Search range; None if the setting is not searched.
+    """
+
+    name: str
+    part: str
+    field: str
+    default: Any
+    range: Range | None
+
+
+@final
+@dataclass(frozen=True)
+class Recipe:
+    """Named algorithm.
+
+    Attributes:
+        name: Name in texts such as `vrex + and-mask`.
+        summary: One sentence.
+        default: Algorithm with default hyperparameters.
+    """
+
+    name: str
+    summary: str
+    default: Composition
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Parts of the default algorithm other than plain means."""
+        return self.default.non_default_parts
+
+    @property
+    def paper(self) -> str:
+        """Papers of the parts."""
+        return "; ".join(dict.fromkeys(part.paper for part in self.parts))
+
+    @property
+    def hyperparameters(self) -> tuple[Hyperparameter, ...]:
+        """Every setting with its default and search range."""
+        parts = [part for part in self.parts if part not in RISK_AGGREGATORS.values()]
+        fields = [(part, f.name) for part in parts for f in dataclasses.fields(cast("Any", part))]
+        counts = Counter(name for _, name in fields)
+        settings = [
+            Hyperparameter(
+                name if counts[name] == 1 else f"{part.name.replace('-', '_')}_{name}",
+                part.name,
+                name,
+                getattr(part, name),
+                ranges(type(part)).get(name),
+            )
+            for part, name in fields
+        ]
+        plain = self.default.training_step is None
+        if plain and (aggregator := self.default.risk_aggregator) in RISK_AGGREGATORS.values():
+            key, choice = "risk_aggregator", Choice(tuple(RISK_AGGREGATORS))
+            settings.append(Hyperparameter(key, LOSS, key, aggregator.name, choice))
+        for key in ("l2", "normalize_loss") if plain else ("l2",):
+            settings.append(Hyperparameter(key, LOSS, key, getattr(self.default, key), None))
+        return tuple(settings)
+
+    def build(self, settings: Mapping[str, Any]) -> Composition:
+        """Build the algorithm with some settings changed.
+
+        Raises:
+            EnvariantError: If a setting is unknown or its value is not allowed.
+        """
+        changes: dict[str, dict[str, Any]] = {}
+        known = {h.name: h for h in self.hyperparameters}
+        for key, value in settings.items():
+            if key not in known:
+                raise unknown_name("setting", key, known, where=self.name)
+            changes.setdefault(known[key].part, {})[known[key].field] = value
+        loss, default = changes.pop(LOSS, {}), self.default
+        risk_aggregator = default.risk_aggregator
+        if "risk_aggregator" in loss:
+            name = loss.pop("risk_aggregator")
+            if name not in RISK_AGGREGATORS:
+                raise unknown_name("risk_aggregator", str(name), RISK_AGGREGATORS, where=self.name)
+            risk_aggregator = RISK_AGGREGATORS[name]
+
+        def changed(part: Part | None) -> Any:
+            if part is None:
+                return None
+            new = specs.checked(type(part), changes.get(part.name, {}), self.name)
+            return dataclasses.replace(cast("Any", part), **new) if new else part
+
+        return dataclasses.replace(
+            default,
+            risk_aggregator=changed(risk_aggregator),
+            penalties=tuple(map(changed, default.penalties)),
+            gradient_aggregator=changed(default.gradient_aggregator),
+            training_step=changed(default.training_step),
+            environment_inference=changed(default.environment_inference),
+            **specs.checked(Composition, loss, self.name),
+        )
+
+    def own(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that belong to a part, without those of the loss as a whole."""
+        names = {h.name for h in self.hyperparameters if h.part != LOSS}
+        return {key: value for key, value in settings.items() if key in names}
+
+    def settings(self, spec: specs.Spec) -> dict[str, Any]:
+        """Return the settings in a text such as `coral(1.0)` or `irm(l2=0.001)`.
+
+        A value without a key sets the first hyperparameter.
+
+        Raises:
+            EnvariantError: If more than one value has no key, or a setting occurs twice.
+        """
+        first = self.hyperparameters[0]
+        if len(spec.positional) > (first.part != LOSS):
+            raise EnvariantError(f"{self.name}: settings need a key, as in {self.name}(l2=0.001)")
+        values = dict(zip([first.name], spec.positional, strict=False))
+        if repeated := values.keys() & spec.keywords.keys():
+            raise EnvariantError(f"{self.name}: '{repeated.pop()}' occurs twice")
+        return {**values, **spec.keywords}

@@ -1,0 +1,121 @@
+"""Command-line flags of training options, generated from `RunSpec`."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from cyclopts import Parameter
+
+from envariant.cli.options import Whole
+from envariant.core import specs
+from envariant.core.errors import EnvariantError
+from envariant.training.run_spec import RunSpec
+
+_ALIASES = {"data": "-d", "algorithm": "-a", "learning_rate": "--lr"}
+
+Assignments = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        negative="",
+        help="One hyperparameter of the algorithm, KEY=VALUE; repeat it for more: "
+        '--set "coefficient=step(1, 1e4, at=40%)".',
+    ),
+]
+"""Type of `--set`, from which `assignments` makes the option `hyperparameters`."""
+
+
+def with_run_options(
+    names: tuple[str, ...], defaults: Mapping[str, Any] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command that takes `**options` a flag for each training option.
+
+    Args:
+        names: Options to offer, in this order, before the command's own parameters.
+        defaults: Defaults in place of those of `RunSpec`, by name.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        flags = [_flag(name, (defaults or {}).get(name, _DEFAULT)) for name in names]
+
+        @functools.wraps(command)
+        def called(*arguments: Any, **options: Any) -> None:
+            command(*arguments, **options)
+
+        positional = [p for p in own if p.kind is not p.KEYWORD_ONLY]
+        keyword = [p for p in own if p.kind is p.KEYWORD_ONLY]
+        parameters = [*positional, *flags, *keyword]
+        setattr(called, "__signature__", inspect.Signature(parameters))  # noqa: B010
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return decorate
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, without those left open."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def assignments(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Return the hyperparameters that `--set KEY=VALUE` gives, by name.
+
+    Args:
+        texts: What was typed after each `--set`.
+
+    Raises:
+        EnvariantError: If a text is not of that form, or sets a key twice.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise EnvariantError(f"--set: expected KEY=VALUE; got '{text}'")
+        values[key.strip().replace("-", "_")] = specs.parse_value(value)
+    return values
+
+
+_DEFAULT = object()
+
+
+def _flag(name: str, default: Any) -> inspect.Parameter:
+    field = RunSpec.model_fields[name]
+    default = field.default if default is _DEFAULT else default
+    kind = _typed(field.annotation, default)
+    settings: dict[str, Any] = {
+        "help": (field.description or "").partition("; in Python")[0].rstrip(".") + "."
+    }
+    if name in _ALIASES:
+        settings["alias"] = _ALIASES[name]
+    if kind is bool:
+        settings["negative"] = ""
+    if "tuple" in str(kind):
+        settings |= {"negative": "", "allow_leading_hyphen": True}
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, Parameter(**settings)],
+    )
+
+
+def _typed(annotation: Any, default: Any) -> Any:
+    """Return the type in which an option is typed: objects by their text."""
+    if annotation is Any:
+        return str if isinstance(default, str) else str | None
+    text = str(annotation)
+    if "Literal" in text and "int" in text:
+        return int | Literal["full"] | None
+    if get_origin(annotation) is Annotated and get_args(annotation)[0] is int:
+        return Whole
+    if "int" in text and "None" in text:
+        return Annotated[int | None, *get_args(Whole)[1:]]
+    if annotation is int:
+        return Whole
+    return str | None if "str | " in text and "tuple" not in text else annotation
+
+
+OPTIONS = tuple(name for name in RunSpec.model_fields if name != "hyperparameters")
+"""Every training option that has a flag of its own."""

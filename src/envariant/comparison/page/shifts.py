@@ -1,0 +1,103 @@
+"""Section on the kind of shift between each environment and all others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from matplotlib.figure import Figure
+
+from envariant.analysis.distribution_shift import NOTABLE, Shift
+from envariant.comparison.page.base import Block, PageSection, shortened
+from envariant.reporting.figures import INK, MUTED, TRAIN, plain_text, quiet
+from envariant.reporting.tables import TextTable
+
+_MEASURES = ("diversity", "correlation", "label", "covariate")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Shifts(PageSection):
+    """Diversity, correlation, label and covariate shift."""
+
+    anchor: ClassVar[str] = "shift"
+    title: ClassVar[str] = "Which kind of shift is it?"
+
+    def render(self) -> tuple[Block, ...]:
+        """Return the figure and the table, or a note if there are too few rows."""
+        shifts = self.results.data.shifts
+        if not shifts:
+            return (Block("note", "There are too few rows to measure the shift."),)
+        caption = (
+            "Each environment against all others. Right: inputs that do not occur elsewhere. Up: equal "
+            "inputs with different targets."
+        )
+        return (
+            Block.figure(plane(shifts), caption),
+            Block.table(self.table(), "Shift between each environment and all others"),
+        )
+
+    def table(self) -> TextTable:
+        """Return one row per environment."""
+        lines = [
+            (name, *(f"{getattr(shift, measure).mean:.2f}" for measure in _MEASURES), shift.kind)
+            for name, shift in self.results.data.shifts.items()
+        ]
+        note = (
+            "From 0 to 1, between the environment and all others. Diversity: inputs that do not occur "
+            "elsewhere; correlation: equal inputs with different targets (OoD-Bench, Ye et al. 2022); label: "
+            "total variation distance of the targets; covariate: 2·AUROC − 1 of a classifier that tells the "
+            "environment by its inputs. Rough estimates if rows are few."
+        )
+        return TextTable(("environment", *_MEASURES, "shift"), tuple(lines), (note,))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "shifts": {
+                name: {"kind": shift.kind, **{m: getattr(shift, m).mean for m in _MEASURES}}
+                for name, shift in self.results.data.shifts.items()
+            }
+        }
+
+
+def plane(shifts: Mapping[str, Shift]) -> Figure:
+    """Draw diversity against correlation shift, one point per environment.
+
+    A name that would overlap others is left out.
+    """
+    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
+    axes = figure.subplots()
+    points = {name: (s.diversity.mean, s.correlation.mean) for name, s in shifts.items()}
+    top = 1.15 * max(0.26, *(max(point) for point in points.values()))
+    for line in (axes.axvline, axes.axhline):
+        line(NOTABLE, color=MUTED, lw=0.8, ls=(0, (5, 3)), zorder=0)
+    # Boxes occupied by points and names: left, bottom, right, top.
+    occupied = [(x - 0.02 * top, y - 0.02 * top, x + 0.02 * top, y + 0.02 * top) for x, y in points.values()]
+    for name, (x, y) in sorted(points.items(), key=lambda item: -max(item[1])):
+        axes.plot([x], [y], "o", color=TRAIN[0], ms=6.5, alpha=0.8)
+        text = shortened(name, 20)
+        width, height = 0.0195 * top * len(text), 0.045 * top
+        # To the right, to the left, above, below.
+        for align, offset, below in ("left", 0.025, 0.5), ("right", -0.025, 0.5), ("center", 0, -0.6), (
+            "center", 0, 1.6,
+        ):  # fmt: skip
+            left = x + offset * top - width * {"left": 0.0, "right": 1.0, "center": 0.5}[align]
+            box = (left, y - below * height, left + width, y - below * height + height)
+            inside = box[0] >= -0.03 * top and box[2] <= top and box[1] >= -0.03 * top
+            if inside and not any(_overlap(box, other) for other in occupied):
+                occupied.append(box)
+                position = (x + offset * top, box[1] + height / 2)
+                axes.text(*position, plain_text(text), ha=align, va="center", fontsize=8.5, color=INK)
+                break
+    axes.set_xlim(-0.03 * top, top)
+    axes.set_ylim(-0.03 * top, top)
+    axes.set_xlabel("diversity shift: inputs that do not occur elsewhere", fontsize=9, color=INK)
+    axes.set_ylabel("correlation shift: equal inputs, different targets", fontsize=9, color=INK)
+    quiet(axes)
+    return figure
+
+
+Box = tuple[float, float, float, float]
+
+
+def _overlap(first: Box, second: Box) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]

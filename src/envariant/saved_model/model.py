@@ -1,0 +1,349 @@
+"""`SavedModel`: a trained network with everything needed to predict the rows of a new table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter
+from torch import nn
+
+from envariant.analysis.column_sketch import Sketch
+from envariant.analysis.drift import Drift
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Regression, Task, task_named
+from envariant.data.tables.columns import Column
+from envariant.data.tables.encoding import Encoder
+from envariant.data.tables.kinds import Kind, TaskName
+from envariant.data.tables.reading import read_columns
+from envariant.data.tables.source import TableSource
+from envariant.data.validation_split import ValidationSplit
+from envariant.saved_model import folder as files
+from envariant.saved_model import onnx_export
+from envariant.saved_model.network import SavedNetwork
+from envariant.saved_model.onnx_export import probabilities
+from envariant.training.evaluator import Evaluator
+from envariant.training.result import TrainingResult
+
+# Arrays of a column's sketch, which are stored as tensors and not in the description.
+_ARRAYS = ("knots", "counts", "alone")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SavedModel:
+    """The trained network of one replica, with the columns that it reads and the target that it predicts.
+
+    Attributes:
+        encoder: Encoding of columns as inputs, fitted on the training environments.
+        task: "binary", "multiclass" or "regression".
+        classes: Class labels in the order of the outputs; empty for a regression.
+        target: Name of the target column.
+        environment: Name of the environment column of the training table; not needed for prediction.
+        scale: Standard deviation of the target, by which the outputs of a regression are multiplied; else 1.
+        center: Mean of the target, which is added to the outputs of a regression; else 0.
+        predictor: The trained network.
+        environments: Names of the training environments.
+        reference: Distribution of each column in the training environments.
+        about: Further facts by name: the data, options and versions of the run, its command, the date.
+
+    Example:
+        >>> from envariant import load_model
+        >>> model = load_model("ward-model")  # doctest: +SKIP
+        >>> model.predict("new-patients.csv")  # doctest: +SKIP
+        >>> model.resembles("new-patients.csv").verdict  # doctest: +SKIP
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    encoder: Encoder = field(repr=False)
+    task: TaskName
+    classes: tuple[str, ...]
+    target: str
+    environment: str
+    scale: float
+    center: float
+    predictor: SavedNetwork
+    environments: tuple[str, ...]
+    reference: tuple[Sketch, ...] = field(repr=False)
+    about: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        source: TableSource,
+        result: TrainingResult,
+        replica: int = 0,
+        about: Mapping[str, str] | None = None,
+    ) -> "SavedModel":
+        """Return the model that a run on a table trained.
+
+        Args:
+            source: The table that the run was trained on; its test environments are taken from the run.
+            result: The run.
+            replica: Index of the replica to save.
+            about: Further facts to store, by name.
+
+        Raises:
+            EnvariantError: If there is no such replica or it has not finished, if the network cannot be
+                rebuilt by name, or if the run was trained on another table.
+        """
+        record, settings = result.record, result.record.spec
+        if replica in result.checkpoints and replica not in result.finished:
+            state = result.checkpoints[replica]
+            why = state.failure or f"{state.step} of {settings.steps} steps made"
+            raise EnvariantError(f"replica {replica}: has not finished ({why}); choose a finished replica")
+        network = result.model(replica)
+        source = source.with_test_environments(settings.test_environments)
+        split = ValidationSplit(source, settings.holdout_fraction) if settings.holdout_fraction else source
+        if split.sample(record.seeds[0].data).fingerprint() != record.fingerprints["data"]:
+            raise EnvariantError(
+                f"{source.label}: is not the table that this run ({settings.data}) was trained on"
+            )
+        table, task = source.table, source.task
+        environments = tuple(name for name in table.environments if record.roles[name] == "train")
+        return cls(
+            encoder=source.encoder,
+            task=table.task,
+            classes=table.classes,
+            target=table.target.name,
+            environment=table.environment.name,
+            scale=task.scale if isinstance(task, Regression) else 1.0,
+            center=task.center if isinstance(task, Regression) else 0.0,
+            predictor=SavedNetwork(
+                settings.model,
+                settings.algorithm,
+                settings.hyperparameters,
+                # Cloned, because a replica's tensors may be views of a whole stack.
+                {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
+            ),
+            environments=environments,
+            reference=_reference(source, environments),
+            about={
+                "data": settings.data,
+                "test environments": ", ".join(settings.test_environments or ()),
+                "replica": str(replica),
+                "seed": str(settings.seed),
+                "steps": str(settings.steps),
+                "versions": ", ".join(f"{name} {number}" for name, number in record.versions.items()),
+                "command": record.command,
+                "date": datetime.now(UTC).date().isoformat(),
+                **(about or {}),
+            },
+        )
+
+    def save(self, folder: Path | str) -> None:
+        """Store the model in a folder; after an interruption the old or the new model can be loaded.
+
+        `model.safetensors` holds the whole model. `model.json` repeats its description for people and other
+        programs, and is never read back.
+
+        Args:
+            folder: Folder to write to, created if missing.
+
+        Raises:
+            EnvariantError: If the folder cannot be written.
+        """
+        tensors = self.predictor.to_tensors()
+        for k, sketch in enumerate(self.reference):
+            tensors |= {f"{name}{k}": torch.from_numpy(getattr(sketch, name)) for name in _ARRAYS}
+        files.write(Path(folder), self._description(), tensors)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "SavedModel":
+        """Load a model that `save` stored.
+
+        Args:
+            folder: Folder of the saved model.
+
+        Raises:
+            EnvariantError: If the folder holds no model, a damaged one, or one of another schema version.
+        """
+        description, tensors = files.read(Path(folder))
+        try:
+            fields = {key: value for key, value in description.items() if key not in ("schema", "inputs")}
+            fields["predictor"] = SavedNetwork.from_tensors(fields["predictor"], tensors)
+            fields["reference"] = [
+                {**sketch, **{name: tensors[f"{name}{k}"].numpy() for name in _ARRAYS}}
+                for k, sketch in enumerate(fields["reference"])
+            ]
+            model = _FIELDS.validate_python(fields)
+            for sketch, column in zip(model.reference, model.encoder.columns, strict=True):
+                shape = (len(model.environments), sketch.bins)
+                if sketch.name != column.name or not sketch.counts.shape == sketch.alone.shape == shape:
+                    raise ValueError(f"the reference of column '{column.name}' does not fit")
+            # Rebuilt once, so that weights that do not fit are reported here and not at the first prediction.
+            model.network()
+        except (ValueError, KeyError, RuntimeError, TypeError) as error:
+            raise files.damaged(Path(folder), error) from None
+        return model
+
+    def network(self) -> nn.Module:
+        """Return the trained network in evaluation mode, from encoded rows `[rows, width]` to raw outputs.
+
+        Raises:
+            EnvariantError: If this version of the library has no such model.
+        """
+        return self.predictor.module(self._task(), len(self.encoder.names), self.environments)
+
+    def predict(self, data: Any, *, encoding: str = "utf-8") -> pd.DataFrame:
+        """Return a prediction for every row, in the order and with the index of the rows.
+
+        Columns are found by name, in any order; others are ignored. Unknown categories are treated as rare
+        ones, missing values are imputed, and numbers are clipped at ten standard deviations: `resembles`
+        reports how often. Computation is in float32, whatever the precision of training. Models trained by
+        ARM predict neighboring rows jointly: keep the rows of an environment together.
+
+        Args:
+            data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
+            encoding: Encoding of a text file.
+
+        Returns:
+            A column `prediction` with the class label, or with the target in its original unit. For classes,
+            also a column `P(…)` with the probability of each class.
+
+        Raises:
+            EnvariantError: If a column is missing, or a value is not of its column's type.
+        """
+        network = self.network()
+        return pd.concat(
+            [self._frame(network, columns, index) for index, columns in self._read(data, encoding)]
+        )
+
+    def resembles(self, data: Any, *, encoding: str = "utf-8") -> Drift:
+        """Compare new rows with the rows of the training environments, column by column.
+
+        Args:
+            data: Table as for `predict`.
+            encoding: Encoding of a text file.
+
+        Raises:
+            EnvariantError: If a column is missing, or a value is not of its column's type.
+        """
+        counter = _RowCounter(self.reference)
+        for _, columns in self._read(data, encoding):
+            counter.add(columns)
+        return counter.drift(self.environments)
+
+    def predict_and_compare(self, data: Any, *, encoding: str = "utf-8") -> tuple[pd.DataFrame, Drift]:
+        """Return the results of `predict` and `resembles`, reading the rows once.
+
+        Args:
+            data: Table as for `predict`.
+            encoding: Encoding of a text file.
+
+        Raises:
+            EnvariantError: If a column is missing, or a value is not of its column's type.
+        """
+        network, counter = self.network(), _RowCounter(self.reference)
+        frames: list[pd.DataFrame] = []
+        for index, columns in self._read(data, encoding):
+            counter.add(columns)
+            frames.append(self._frame(network, columns, index))
+        return pd.concat(frames), counter.drift(self.environments)
+
+    def to_onnx(self, path: Path | str) -> None:
+        """Export the network for other runtimes, with a JSON file that describes the encoding of its inputs.
+
+        The ONNX model takes `inputs`, float32 `[rows, width]`, in the order of `encoder.names`. It returns
+        `logits` (`[rows]` for two classes, else `[rows, classes]`) and `probabilities` `[rows, classes]`; for
+        a regression `prediction` `[rows]` in the original unit. The JSON file equals the `model.json` of
+        `save`; its `encoder` lists the imputed value, center, scale and categories of each column.
+
+        Args:
+            path: File to write, ending in .onnx.
+
+        Raises:
+            EnvariantError: If a package is missing, the file cannot be written, or the network predicts
+                several rows jointly.
+        """
+        description = files.to_json(self._description())
+        onnx_export.export(self.network(), self._task(), len(self.encoder.names), Path(path), description)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-compatible description of the model, without its encoder and reference."""
+        skipped = ("encoder", "inputs", "reference")
+        return {key: value for key, value in self._description().items() if key not in skipped}
+
+    def _description(self) -> dict[str, Any]:
+        """Return the content of `model.json`: every field without its arrays."""
+        arrays: dict[str, Any] = {"predictor": {"weights"}, "reference": {"__all__": set(_ARRAYS)}}
+        fields = _FIELDS.dump_python(self, mode="json", exclude=arrays)
+        return {"schema": files.SCHEMA, "inputs": list(self.encoder.names), **fields}
+
+    def _read(self, data: Any, encoding: str) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
+        kinds: dict[str, Kind] = {column.name: column.kind for column in self.encoder.columns}
+        for index, columns in read_columns(data, kinds, encoding=encoding):
+            yield index, {s.name: _recognized(columns[s.name], s) for s in self.reference}
+
+    def _frame(
+        self, network: nn.Module, columns: Mapping[str, Column], index: "pd.Index[Any]"
+    ) -> pd.DataFrame:
+        inputs = torch.from_numpy(self.encoder.encode(columns))
+        task = self._task()
+        logits = Evaluator.of_module(network, task).logits(inputs)
+        if isinstance(task, Regression):
+            # In float64, because a year or an income is large compared with its spread.
+            return pd.DataFrame(
+                {"prediction": (logits.double() * task.scale + task.center).numpy()}, index=index
+            )
+        predicted = (logits > 0).long() if logits.dim() == 1 else logits.argmax(dim=1)
+        names = np.array(self.classes, dtype=object)[predicted.numpy()]
+        shares = {f"P({c})": p for c, p in zip(self.classes, probabilities(logits).numpy().T, strict=True)}
+        return pd.DataFrame({"prediction": names} | shares, index=index)
+
+    def _task(self) -> Task:
+        if self.task == Regression.name:
+            return Regression(scale=self.scale, center=self.center)
+        return task_named(self.task, len(self.classes))
+
+
+_FIELDS = TypeAdapter(SavedModel)
+
+
+@final
+class _RowCounter:
+    """Counts of new rows in the bins of each column's sketch."""
+
+    def __init__(self, sketches: tuple[Sketch, ...]) -> None:
+        self._sketches = sketches
+        self._counts = [np.zeros(sketch.bins, dtype=np.int64) for sketch in sketches]
+        self._unseen: list[dict[str, int]] = [{} for _ in sketches]
+        self._rows = 0
+
+    def add(self, columns: Mapping[str, Column]) -> None:
+        """Count the rows of a chunk."""
+        for k, sketch in enumerate(self._sketches):
+            column = columns[sketch.name]
+            self._counts[k] += sketch.tally(column.values, column.categories)
+            for name, count in sketch.unseen(column.values, column.categories).items():
+                self._unseen[k][name] = self._unseen[k].get(name, 0) + count
+        self._rows += len(next(iter(columns.values())))
+
+    def drift(self, environments: tuple[str, ...]) -> Drift:
+        """Compare the rows counted so far with the training rows."""
+        return Drift.of(self._sketches, self._counts, self._unseen, self._rows, environments)
+
+
+def _recognized(column: Column, sketch: Sketch) -> Column:
+    """Return the column with its categories spelled as in training."""
+    return Column(column.name, column.kind, column.values, sketch.recognized(column.categories))
+
+
+def _reference(source: TableSource, environments: Sequence[str]) -> tuple[Sketch, ...]:
+    """Return the distribution of each encoded column over some environments of a table."""
+    table = source.table
+    positions = np.full(len(table.environments), -1)
+    positions[[table.environments.index(name) for name in environments]] = np.arange(len(environments))
+    codes: NDArray[Any] = positions[table.environment.values]
+    rows = codes >= 0
+    columns = {column.name: column for column in table.columns}
+    return tuple(
+        Sketch.of(c.name, cast("Any", c.kind), c.values[rows], codes[rows], len(environments), c.categories)
+        for c in (columns[encoding.name] for encoding in source.encoder.columns)
+    )

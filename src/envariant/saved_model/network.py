@@ -1,0 +1,60 @@
+"""The predictor of a saved model: a network that is rebuilt by name and given its trained weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, final
+
+from torch import Tensor, nn
+
+from envariant.core.tasks import Task
+from envariant.training.result import rebuilt
+
+_WEIGHTS = "weights/"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SavedNetwork:
+    """A trained network.
+
+    Attributes:
+        model: Text of the model, such as `mlp(hidden=(32, 32))`.
+        algorithm: Name of the algorithm that trained it; some algorithms wrap the model.
+        hyperparameters: Hyperparameters of the algorithm.
+        weights: Parameters and buffers by name.
+    """
+
+    model: str
+    algorithm: str
+    hyperparameters: Mapping[str, Any]
+    weights: Mapping[str, Tensor] = field(repr=False)
+
+    def module(self, task: Task, width: int, environments: Sequence[str]) -> nn.Module:
+        """Rebuild the network in evaluation mode.
+
+        Args:
+            task: Task, which determines the number of outputs.
+            width: Number of inputs per row.
+            environments: Names of the training environments.
+
+        Raises:
+            EnvariantError: If this version of the library has no such model.
+        """
+        module = rebuilt(self.model, self.algorithm, self.hyperparameters, task, (width,), environments)
+        module.load_state_dict(dict(self.weights))
+        return module.eval()
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors to store, by name."""
+        return {f"{_WEIGHTS}{name}": value for name, value in self.weights.items()}
+
+    @classmethod
+    def from_tensors(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Return the network of a description without weights and of stored tensors.
+
+        Args:
+            description: Every other field, by name.
+            tensors: All tensors of the saved model, by name.
+        """
+        weights = {k.removeprefix(_WEIGHTS): v for k, v in tensors.items() if k.startswith(_WEIGHTS)}
+        return cls(**description, weights=weights)

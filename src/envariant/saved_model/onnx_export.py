@@ -1,0 +1,84 @@
+"""Export of a trained network to ONNX."""
+
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Regression, Task
+from envariant.training.network import TOGETHER
+
+
+def export(network: nn.Module, task: Task, width: int, path: Path, description: str) -> None:
+    """Write a network to an ONNX file, and its description to the JSON file of the same name.
+
+    Args:
+        network: Network in evaluation mode, from inputs `[rows, width]` to raw outputs.
+        task: Task, which determines the outputs of the ONNX model.
+        width: Number of inputs per row.
+        path: File to write, ending in .onnx.
+        description: Text of the JSON file.
+
+    Raises:
+        EnvariantError: If a package is missing, the file cannot be written, or the network processes several
+            rows jointly.
+    """
+    if path.suffix != ".onnx":
+        raise EnvariantError(f"{path}: the name of an ONNX file must end in .onnx")
+    for package in ("onnx", "onnxscript"):
+        try:
+            import_module(package)
+        except ImportError:
+            raise EnvariantError(f"ONNX export needs {package}; pip install onnx onnxscript") from None
+    if any(getattr(part, TOGETHER, 1) > 1 for part in network.modules()):
+        raise EnvariantError("ONNX export: this network predicts several rows jointly, which ONNX cannot")
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            # PyTorch's exporter warns of future changes in PyTorch.
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.onnx.export(
+                _WithProbabilities(network, task).eval(),
+                (torch.zeros(2, width),),
+                partial,
+                input_names=["inputs"],
+                output_names=["prediction"] if isinstance(task, Regression) else ["logits", "probabilities"],
+                dynamic_shapes=({0: torch.export.Dim("rows")},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        partial.replace(path)
+        partial.write_text(description, encoding="utf-8")
+        partial.replace(path.with_suffix(".json"))
+    except OSError as error:
+        raise EnvariantError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def probabilities(logits: Float[Tensor, "rows *c"]) -> Float[Tensor, "rows classes"]:
+    """Return class probabilities from logits `[rows]` of two classes, or `[rows, classes]`."""
+    # Both computed from the logit: 1 − p would lose small probabilities.
+    if logits.dim() == 1:
+        return torch.sigmoid(torch.stack([-logits, logits], dim=1))
+    return torch.softmax(logits, dim=1)
+
+
+@final
+class _WithProbabilities(nn.Module):
+    """A network whose outputs are logits and probabilities, or predictions in the unit of the target."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network, self.task = network, task
+
+    def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits = self.task.logits(self.network(inputs))
+        if isinstance(self.task, Regression):
+            return logits * self.task.scale + self.task.center
+        return logits, probabilities(logits)

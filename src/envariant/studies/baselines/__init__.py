@@ -1,1 +1,0 @@
-"""Predictors that studies compare with trained networks."""

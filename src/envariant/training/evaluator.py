@@ -1,0 +1,239 @@
+"""Evaluation: the one forward pass behind measurements, predictions, saved models and estimators.
+
+Rows pass through in blocks, so that no activations of a whole environment are held at once. An `Adapt`
+function may change the weights for the rows at hand first, as test-time methods do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, final
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from envariant.core.tasks import Task
+from envariant.training import precision
+from envariant.training.network import TOGETHER, Network
+from envariant.training.precision import Precision
+from envariant.training.step_program import Axis, over_replicas
+
+Weights = Mapping[str, Tensor]
+"""Parameters or buffers by name."""
+
+Decode = Callable[[Tensor], Tensor]
+"""Function from stored rows `[…, rows, *shape]` to the float inputs of a model."""
+
+# Rows of a plain module's block, rounded to a multiple of the rows that it sees together.
+_BLOCK_ROWS = 8192
+
+
+class Forward(Protocol):
+    """Pure forward pass of one model: `forward(params, buffers, inputs) → (features, logits)`."""
+
+    def __call__(
+        self, params: Weights, buffers: Weights, inputs: Tensor, *, training: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return features (width 0 if not needed) and logits of some rows.
+
+        With `training`, layers behave as in training, and running statistics are updated in `buffers` in
+        place: pass copies.
+        """
+        ...
+
+
+class Adapt(Protocol):
+    """Test-time adaptation of one model to unlabeled rows of one environment, before it predicts them.
+
+    It must be a pure function of tensors, because stacked execution maps it over replicas (`vmap`).
+    """
+
+    def __call__(
+        self, forward: Forward, params: Weights, buffers: Weights, inputs: Tensor
+    ) -> tuple[Weights, Weights]:
+        """Return the parameters and buffers to predict `inputs` `[rows, *shape]` with."""
+        ...
+
+
+@final
+class Evaluator:
+    """Forward pass of one model or of K replicas, without gradients.
+
+    Args:
+        forward: The model as a function.
+        params: Parameters that predict, with the replicas along the first axis.
+        buffers: Buffers, with the replicas along the first axis.
+        task: Shapes logits and scores rows.
+        replicas: Number of replicas K.
+        blocks: Function from a number of rows to the sizes of the blocks they are split into.
+        rounding: Precision of the matrix products.
+        device: Device of the weights.
+        adapt: Test-time adaptation; None predicts with the weights as they are.
+        single: Whether `logits` omits the axis of replicas, of which there is one.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        params: Weights,
+        buffers: Weights,
+        *,
+        task: Task,
+        replicas: int,
+        blocks: Callable[[int], Sequence[int]],
+        rounding: Precision,
+        device: torch.device,
+        adapt: Adapt | None = None,
+        single: bool = False,
+    ) -> None:
+        self._forward, self._params, self._buffers = forward, params, buffers
+        self._task, self._replicas, self._blocks = task, replicas, blocks
+        self._rounding: Precision = rounding
+        self._device, self._adapt, self._single = device, adapt, single
+
+    @classmethod
+    def of_stack(
+        cls, network: Network, params: Weights, buffers: Weights, replicas: int, adapt: Adapt | None = None
+    ) -> "Evaluator":
+        """Return the evaluator of K replicas of one architecture.
+
+        Args:
+            network: The architecture.
+            params: Parameters that predict, `[replicas, *shape]` each.
+            buffers: Buffers, `[replicas, *shape]` each.
+            replicas: Number of replicas K.
+            adapt: Test-time adaptation.
+        """
+
+        def forward(
+            params: Weights, buffers: Weights, inputs: Tensor, *, training: bool
+        ) -> tuple[Tensor, Tensor]:
+            return network.forward(params, buffers, inputs, training=training, replicas=replicas)
+
+        return cls(
+            forward,
+            params,
+            buffers,
+            task=network.task,
+            replicas=replicas,
+            blocks=lambda rows: network.blocks(rows, replicas),
+            rounding=network.precision,
+            device=network.device,
+            adapt=adapt,
+        )
+
+    @classmethod
+    def of_module(cls, module: nn.Module, task: Task, *, adapt: Adapt | None = None) -> "Evaluator":
+        """Return the evaluator of one plain module, in the precision of its weights.
+
+        Its `logits` have no axis of replicas.
+
+        Args:
+            module: A trained module; it is put into evaluation mode.
+            task: What the module predicts.
+            adapt: Test-time adaptation.
+        """
+        module.eval()
+        together = max(getattr(part, TOGETHER, 1) for part in module.modules())
+        block = max(together, _BLOCK_ROWS - _BLOCK_ROWS % together)
+        params = {name: value.detach()[None] for name, value in module.named_parameters()}
+        buffers = {name: value[None] for name, value in module.named_buffers()}
+
+        def forward(
+            params: Weights, buffers: Weights, inputs: Tensor, *, training: bool
+        ) -> tuple[Tensor, Tensor]:
+            output = functional_call(module.train(training), {**params, **buffers}, (inputs,))
+            return output.new_zeros(len(output), 0), task.logits(output)
+
+        def blocks(rows: int) -> list[int]:
+            return [min(block, rows - start) for start in range(0, rows, block)]
+
+        device = next((value.device for value in module.parameters()), torch.device("cpu"))
+        return cls(
+            forward,
+            params,
+            buffers,
+            task=task,
+            replicas=1,
+            blocks=blocks,
+            rounding="float32",
+            device=device,
+            adapt=adapt,
+            single=True,
+        )
+
+    def logits(
+        self, inputs: Shaped[Tensor, "*rows_and_shape"], axis: Axis = None, decode: Decode | None = None
+    ) -> Float[Tensor, "*replicas_and_rows"]:
+        """Return the logits `[replicas, rows, *c]`, or `[rows, *c]` for a plain module.
+
+        Args:
+            inputs: Rows `[rows, *shape]`, the same for all replicas, or `[replicas, rows, *shape]`.
+            axis: Axis of the replicas in `inputs`: 0, or None where all share the rows.
+            decode: Turns stored rows into inputs, block by block; None takes them as they are.
+        """
+
+        def predict(params: Weights, buffers: Weights, inputs: Tensor) -> Tensor:
+            return self._forward(params, buffers, inputs, training=False)[1]
+
+        blocks = self._over_blocks(predict, (inputs,), axis, decode)
+        shape = (self._replicas, 0, *self._task.logits_shape)
+        logits = torch.cat(blocks, dim=1).clone() if blocks else torch.zeros(shape, device=self._device)
+        return logits[0] if self._single else logits
+
+    def measure(
+        self, inputs: Tensor, targets: Tensor, axis: Axis = None, decode: Decode | None = None
+    ) -> Float[Tensor, "replicas 3"]:
+        """Return the mean loss, the mean score and the spread of the outputs, in float64.
+
+        The spread is the standard deviation of the logits over rows; over several outputs, the root of the
+        mean square.
+
+        Args:
+            inputs: As for `logits`.
+            targets: Targets `[rows, …]` or `[replicas, rows, …]`, with the replicas along the same axis.
+            axis: As for `logits`.
+            decode: As for `logits`.
+        """
+
+        def sums(params: Weights, buffers: Weights, inputs: Tensor, targets: Tensor) -> Tensor:
+            logits = self._forward(params, buffers, inputs, training=False)[1]
+            values = (self._task.losses(logits, targets), self._task.scores(logits, targets))
+            outputs = logits.double().reshape(len(logits), -1)
+            totals = torch.stack([value.double().sum() for value in values])
+            return torch.cat([totals, outputs.sum(dim=0), outputs.square().sum(dim=0)])
+
+        rows, width = inputs.shape[0 if axis is None else 1], self._task.outputs
+        means = sum(self._over_blocks(sums, (inputs, targets), axis, decode), torch.zeros(())) / rows
+        loss_and_score, first, second = means.split([2, width, width], dim=1)
+        variance = (second - first.square()).clamp(min=0).mean(dim=1, keepdim=True)
+        return torch.cat([loss_and_score, variance.sqrt()], dim=1)
+
+    def _over_blocks(
+        self, function: Callable[..., Tensor], values: tuple[Tensor, ...], axis: Axis, decode: Decode | None
+    ) -> list[Tensor]:
+        """Apply a function of weights, inputs and what belongs to them to each block of rows."""
+        together = over_replicas(function, (0, 0, *(axis for _ in values)), self._replicas)
+        along, results = (0 if axis is None else 1), list[Tensor]()
+        with precision.multiplying(self._rounding, self._device):
+            params, buffers = self._adapted(values[0], axis, decode)
+            blocks = list(self._blocks(values[0].shape[along]))
+            with torch.inference_mode():
+                for inputs, *rest in zip(*(value.split(blocks, dim=along) for value in values), strict=True):
+                    decoded = inputs if decode is None else decode(inputs)
+                    results.append(together(params, buffers, decoded, *rest))
+        return results
+
+    def _adapted(self, inputs: Tensor, axis: Axis, decode: Decode | None) -> tuple[Weights, Weights]:
+        adapt = self._adapt
+        if adapt is None:
+            return self._params, self._buffers
+
+        def of_one(params: Weights, buffers: Weights, inputs: Tensor) -> tuple[Weights, Weights]:
+            params, buffers = adapt(self._forward, params, buffers, inputs)
+            return dict(params), dict(buffers)
+
+        rows = inputs if decode is None else decode(inputs)
+        # Not in inference mode, whose tensors have no gradients: adaptation may need some.
+        with torch.no_grad():
+            return over_replicas(of_one, (0, 0, axis), self._replicas)(self._params, self._buffers, rows)

@@ -1,0 +1,84 @@
+"""Fit predictors, and report them as the engine reports networks."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from envariant.core.environments import EnvironmentSet, EnvironmentSource
+from envariant.predictors import FittedPredictor, Predictor
+from envariant.training.checkpoint import Checkpoint
+from envariant.training.engine import Evaluated, is_done
+from envariant.training.history import LOSS, HistoryRow
+from envariant.training.replica_stack import Change
+from envariant.training.replicas import Seeds
+from envariant.training.run_config import RunConfig
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """One fitted predictor that answers as a replica stack of one does."""
+
+    sample: EnvironmentSet
+    model: FittedPredictor
+
+    def predictions(
+        self, name: str, rows: Tensor | None = None, change: Change | None = None, /
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits and targets `[1, rows, …]` of some rows of an environment."""
+        inputs, targets = self.sample[name].rows(rows)
+        inputs = inputs if change is None else change(inputs)
+        return self.model.logits(inputs)[None], targets[None]
+
+
+def run(
+    source: EnvironmentSource,
+    replicas: Sequence[tuple[int, Seeds, Predictor]],
+    config: RunConfig,
+    resume: Sequence[Checkpoint] = (),
+) -> Iterator[Evaluated]:
+    """Fit one predictor per replica and evaluate it in every environment.
+
+    Args:
+        source: Where each replica draws its data.
+        replicas: Number, seeds and unfitted predictor of each replica.
+        config: What the replicas share.
+        resume: Checkpoints of replicas that are done.
+
+    Raises:
+        EnvariantError: If the data do not suit a predictor.
+    """
+    done = {checkpoint.replicas for checkpoint in resume if is_done(checkpoint, config.steps)}
+    for index, seeds, predictor in replicas:
+        if (index,) in done:
+            continue
+        sample = source.sample(seeds.data)
+        roles = sample.roles(config.test)
+        trained = tuple(e for e in sample.environments if roles[e.name] == "train")
+        started = time.perf_counter()
+        model = predictor.fit(EnvironmentSet(sample.label, trained, sample.task), seeds.initialization)
+        seconds = time.perf_counter() - started
+        fitted, step = _Fitted(sample, model), model.iterations
+        checkpoint = Checkpoint(
+            (index,), step, step, {}, {}, {}, {}, {"failed_at": torch.tensor([-1])}, (), {}, seconds
+        )
+        rows = tuple(_rows(fitted, index, step, roles))
+        yield Evaluated((index,), step, rows, lambda saved=checkpoint: saved, True, fitted.predictions)
+
+
+def _rows(fitted: _Fitted, index: int, step: int, roles: dict[str, str]) -> Iterator[HistoryRow]:
+    """Measure loss and metric in every environment."""
+    task = fitted.sample.task
+    for name, role in roles.items():
+        logits, targets = (part[0] for part in fitted.predictions(name))
+        for metric, values in (
+            (LOSS, task.losses(logits, targets)),
+            (task.metric, task.scores(logits, targets)),
+        ):
+            environment = fitted.sample[name]
+            value = float(values.double().mean())
+            yield HistoryRow(index, step, environment.origin or name, role, metric, value)

@@ -1,0 +1,368 @@
+"""Resolve a `RunSpec`: names become objects, and options left open take what the data suggest."""
+
+import copy
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast, final
+
+import torch
+from torch import nn
+
+from envariant import data as sources
+from envariant.algorithms import (
+    Algorithm,
+    Composition,
+    Recipe,
+    as_algorithm,
+    composing,
+    identity,
+    resolve_schedules,
+    settings_of,
+)
+from envariant.core import specs
+from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
+from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Constant, Schedule, schedule
+from envariant.data.validation_split import ValidationSplit
+from envariant.models import ModelConfig, model_config
+from envariant.predictors import Predictor, predictor
+from envariant.training.augmentation import RandomAffine, augmentation
+from envariant.training.network import ModelBuilder
+from envariant.training.optimizers import OptimizerConfig, optimizer_config
+from envariant.training.pretraining import Initializer, initializer_named
+from envariant.training.replicas import Replica, Seeds
+from envariant.training.run_config import RunConfig
+from envariant.training.run_spec import RunSpec, text_of
+
+
+@final
+@dataclass(frozen=True)
+class ResolvedAlgorithm:
+    """An algorithm with all its hyperparameters, and what the data suggest for it.
+
+    Attributes:
+        name: Name shown in tables.
+        trained: Algorithm that trains a network, or predictor that is fitted as a whole.
+        hyperparameters: Every hyperparameter by name.
+        defaults: Settings that the data suggest.
+        suggested: Hyperparameters under the suggested settings.
+    """
+
+    name: str
+    trained: Algorithm | Predictor
+    hyperparameters: Mapping[str, Any]
+    defaults: DefaultSettings
+    suggested: Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class ResolvedRun:
+    """Everything that a `RunSpec` stands for.
+
+    Attributes:
+        spec: The options with everything filled in, as text where they are objects.
+        reference: The options that the data suggest for this algorithm.
+        source: Data source, validation split included.
+        algorithm: The algorithm.
+        config: What all replicas of the run share.
+        pretraining: Pretraining of the initial weights, if any.
+        learning_rate: Learning rate or its schedule.
+        identity: Content hash of the run (`RunSpec.identity`), without seeds.
+    """
+
+    spec: RunSpec
+    reference: RunSpec
+    source: EnvironmentSource
+    algorithm: ResolvedAlgorithm
+    config: RunConfig
+    pretraining: Initializer | None
+    learning_rate: float | Schedule
+    identity: str
+
+    def replica(self, index: int, seeds: Seeds) -> Replica:
+        """Return one replica with its own seeds."""
+        trained = cast("Algorithm", self.algorithm.trained)
+        return Replica(index, seeds, trained, cast("Any", self.learning_rate), self.spec.weight_decay)
+
+
+def source_of(data: object) -> EnvironmentSource:
+    """Return the source that a name stands for, or the source itself.
+
+    Raises:
+        EnvariantError: If it is neither, or there is no source of that name.
+    """
+    if isinstance(data, str):
+        return sources.source(data)
+    if isinstance(data, EnvironmentSource):
+        return data
+    raise EnvariantError(f"data must be a name, an EnvironmentSource or an EnvironmentSet; got {data!r:.80}")
+
+
+def resolve_algorithm(
+    requested: object, hyperparameters: Mapping[str, Any], source: EnvironmentSource, steps: int | None = None
+) -> ResolvedAlgorithm:
+    """Return the algorithm that a name or an object stands for.
+
+    Args:
+        requested: Text such as `vrex + and-mask`, or an algorithm, recipe, part or predictor.
+        hyperparameters: Changes to what is suggested; only for names and recipes.
+        source: Data whose suggestions apply.
+        steps: Length of the run, to which relative switch points of schedules refer; None keeps them.
+
+    Raises:
+        EnvariantError: If there is no such algorithm or hyperparameter.
+    """
+    known = predictor(requested)
+    if known is not None:
+        if hyperparameters:
+            raise EnvariantError(f"{known.name}: takes no hyperparameters; set them in the object")
+        return ResolvedAlgorithm(known.name, known, {}, source.default_settings(known.name), {})
+    if isinstance(requested, Recipe):
+        suggestion = source.default_settings(requested.name)
+        usual = requested.own(suggestion.hyperparameters)
+        plain, built = requested.build(usual), requested.build({**usual, **hyperparameters})
+        settings, suggested = ({"as built": repr(each)} for each in (built, plain))
+        return ResolvedAlgorithm(requested.name, _timed(built, steps), settings, suggestion, suggested)
+    if not isinstance(requested, str):
+        built = as_algorithm(cast("Any", requested))
+        if hyperparameters and isinstance(built, Composition):
+            built = Recipe(built.name, "", built).build(hyperparameters)
+        elif hyperparameters:
+            raise EnvariantError(
+                "hyperparameters: apply to named algorithms and compositions; set those of an object in it"
+            )
+        settings = {"as built": repr(built)}
+        return ResolvedAlgorithm(
+            built.name, _timed(built, steps), settings, source.default_settings(built.name), {}
+        )
+    terms = composing.terms(requested)
+    suggestion = source.default_settings(terms[0][0].name)
+    # In a composition, what is suggested for the loss as a whole is what suits the first term.
+    usual = [suggestion.hyperparameters]
+    usual += [known.own(source.default_settings(known.name).hyperparameters) for known, _ in terms[1:]]
+    plain, given = (
+        composing.compose(
+            requested, [known.build({**s, **g}) for (known, g), s in zip(each, usual, strict=True)]
+        )
+        for each in ([(known, {}) for known, _ in terms], terms)
+    )
+    built = given.build(hyperparameters)
+    settings, suggested = (settings_of(given.name, each) for each in (built, plain.default))
+    return ResolvedAlgorithm(given.name, _timed(built, steps), settings, suggestion, suggested)
+
+
+def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> ResolvedRun:
+    """Return everything that the options of a run stand for.
+
+    Args:
+        requested: The options.
+        source: The data, if they were loaded before.
+
+    Raises:
+        EnvariantError: If a name is unknown or options do not fit one another.
+    """
+    source = (source or source_of(requested.data)).with_test_environments(requested.test_environments)
+    first = resolve_algorithm(requested.algorithm, requested.hyperparameters, source)
+    defaults = first.defaults
+    fitted = isinstance(first.trained, Predictor)
+    steps = 1 if fitted else requested.steps or defaults.steps
+    algorithm = resolve_algorithm(requested.algorithm, requested.hyperparameters, source, steps)
+    returns_updates = isinstance(algorithm.trained, Algorithm) and algorithm.trained.returns_updates
+    if returns_updates and (requested.weight_decay or requested.optimizer is not None):
+        raise EnvariantError(
+            f"{algorithm.name}: makes its own updates at the run's learning rate; leave optimizer and "
+            f"weight_decay out"
+        )
+    model = defaults.model if requested.model is None else requested.model
+    optimizer = defaults.optimizer if requested.optimizer is None else requested.optimizer
+    batch_size = (defaults.batch_size or "full") if requested.batch_size is None else requested.batch_size
+    rate = defaults.learning_rate if requested.learning_rate is None else requested.learning_rate
+    config = RunConfig(
+        model=model_builder(model),
+        optimizer=_optimizer(optimizer),
+        steps=steps,
+        batch_size=None if batch_size == "full" else batch_size,
+        evaluate_every=requested.evaluate_every or max(1, round(steps / 25)),
+        precision=requested.precision,
+        augmentation=_augmentation(requested.augmentation),
+        test=requested.test_environments,
+        device=device_named(requested.device),
+        compiled=requested.compile,
+        freeze=requested.freeze,
+    )
+    spec = requested.but(
+        data=source.name,
+        algorithm=algorithm.name,
+        hyperparameters=dict(algorithm.hyperparameters),
+        model=model_name(model),
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=rate,
+        optimizer=_text(optimizer),
+        evaluate_every=config.evaluate_every,
+        augmentation=None if requested.augmentation is None else _text(requested.augmentation),
+        init=None if requested.init is None else _text(requested.init),
+        execution=_text(requested.execution),
+    )
+    reference = RunSpec(
+        data=source.name,
+        algorithm=algorithm.name,
+        hyperparameters=dict(algorithm.suggested),
+        model=defaults.model,
+        steps=1 if fitted else defaults.steps,
+        batch_size=defaults.batch_size or "full",
+        learning_rate=defaults.learning_rate,
+        optimizer=defaults.optimizer,
+    )
+    share, test = requested.holdout_fraction, requested.test_environments
+    return ResolvedRun(
+        spec,
+        reference,
+        ValidationSplit(source, share, test) if share else source,
+        algorithm,
+        config,
+        _initializer(requested.init),
+        _rate(rate, steps),
+        spec.identity(_identities(requested, source)),
+    )
+
+
+def check_environments(
+    algorithm: ResolvedAlgorithm, environments: EnvironmentSet, roles: Mapping[str, str]
+) -> None:
+    """Reject data with fewer training environments than the algorithm needs.
+
+    Raises:
+        EnvariantError: If there are too few.
+    """
+    training = [name for name, role in roles.items() if role == "train"]
+    needed = algorithm.trained.minimum_environments
+    if len(training) < needed:
+        raise EnvariantError(
+            f"{algorithm.name}: needs at least {needed} training environments, but '{environments.name}' "
+            f"leaves {len(training)} ({', '.join(training)}); use fewer test environments, or erm"
+        )
+
+
+def model_builder(model: object) -> ModelBuilder:
+    """Return the function that builds a model for an input shape and a number of outputs.
+
+    Raises:
+        EnvariantError: If it is no name, ModelConfig, module or function.
+    """
+    if isinstance(model, str):
+        model = model_config(model)
+    if isinstance(model, ModelConfig):
+        return model.build
+    if isinstance(model, nn.Module):
+        module = model
+        return lambda _shape, _outputs: copy.deepcopy(module)
+    if callable(model):
+        function = cast("Callable[[], nn.Module]", model)
+        return lambda _shape, _outputs: function()
+    raise EnvariantError(f"model must be a name, a ModelConfig, a module or a function; got {model!r:.80}")
+
+
+def model_name(model: object) -> str:
+    """Return the text that names a model in records."""
+    if isinstance(model, str):
+        return model
+    if isinstance(model, nn.Module | ModelConfig):
+        return type(model).__name__ if isinstance(model, nn.Module) else str(model)
+    return getattr(model, "__qualname__", repr(model))
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device that "cpu", "cuda" or "auto" names.
+
+    Raises:
+        EnvariantError: If there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise EnvariantError("device: this PyTorch sees no CUDA device; use cpu")
+    return torch.device(name)
+
+
+def _timed(algorithm: Algorithm, steps: int | None) -> Algorithm:
+    """Return the algorithm with relative switch points as step numbers."""
+    return algorithm if steps is None else resolve_schedules(algorithm, steps)
+
+
+def _optimizer(optimizer: object) -> OptimizerConfig:
+    return optimizer_config(cast("Any", optimizer))
+
+
+def _augmentation(requested: object) -> RandomAffine | None:
+    if requested is None or isinstance(requested, RandomAffine):
+        return requested
+    if isinstance(requested, str):
+        return augmentation(requested)
+    raise EnvariantError(f"augmentation must be a name such as affine(rotation=15); got {requested!r:.80}")
+
+
+def _initializer(requested: object) -> Initializer | None:
+    if requested is None or isinstance(requested, Initializer):
+        return requested
+    if isinstance(requested, str):
+        return initializer_named(requested)
+    raise EnvariantError(f"init must be a name such as erm(steps=100) or rfc; got {requested!r:.80}")
+
+
+def _rate(rate: object, steps: int) -> float | Schedule:
+    course = schedule(cast("Any", rate))
+    return course.value if isinstance(course, Constant) else course.resolve(steps)
+
+
+def _text(value: object) -> str:
+    """Return the text of a named option's object: what would name it, as far as it can be named."""
+    named = getattr(value, "name", None)
+    if isinstance(named, str) and hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        try:
+            return specs.describe(named, value, type(value)())
+        except TypeError:
+            return named
+    return text_of(value)
+
+
+def _identities(requested: RunSpec, source: EnvironmentSource) -> dict[str, str]:
+    """Return content hashes of the options that hold more than their text says."""
+    algorithm = requested.algorithm
+    known = predictor(algorithm)
+    identities = {
+        "data": source.identity(),
+        "algorithm": repr(known) if known is not None else identity(as_algorithm(algorithm)),
+    }
+    for key in ("model", "optimizer"):
+        value = getattr(requested, key)
+        if value is not None and not isinstance(value, str):
+            identities[key] = content_hash(value)
+    return identities
+
+
+def content_hash(value: object) -> str:
+    """Return a hash of what an own model or optimizer is: its structure, weights and source.
+
+    Args:
+        value: A module, a function, a class or a frozen dataclass.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(value, nn.Module):
+        digest.update(repr(value).encode())
+        for name, tensor in value.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+    parts = getattr(value, "func", None), getattr(value, "args", ()), getattr(value, "keywords", {})
+    if parts[0] is not None:
+        digest.update(repr((content_hash(parts[0]), parts[1], sorted(parts[2].items()))).encode())
+        return digest.hexdigest()
+    digest.update(f"{type(value).__qualname__} {text_of(value)}".encode())
+    try:
+        digest.update(inspect.getsource(cast("Any", value if callable(value) else type(value))).encode())
+    except (OSError, TypeError):
+        digest.update(repr(value).encode())
+    return digest.hexdigest()

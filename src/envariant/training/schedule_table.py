@@ -1,0 +1,37 @@
+"""Hyperparameters and learning rates of all replicas at one step, as one tensor."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from envariant.core.schedules import Schedule
+
+
+@final
+class ScheduleTable:
+    """Numbers of every replica, each fixed or following a schedule.
+
+    Args:
+        rows: One row per replica, each with the same count of numbers.
+        device: Device of the tensors.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[Schedule | float]], device: torch.device) -> None:
+        # A thousand replicas may share a handful of schedules: each is evaluated once per step.
+        distinct = list(dict.fromkeys(number for row in rows for number in row))
+        places = {number: i for i, number in enumerate(distinct)}
+        self._distinct, self._device = distinct, device
+        self._index = torch.tensor([[places[number] for number in row] for row in rows], dtype=torch.long)
+        self._values: list[float] | None = None
+        self._tensor = torch.empty(0)
+
+    def at(self, step: int) -> Float[Tensor, "replicas numbers"]:
+        """Return the values at `step`, the number of updates already made."""
+        values = [n(step) if isinstance(n, Schedule) else n for n in self._distinct]
+        if values != self._values:
+            self._values = values
+            self._tensor = torch.tensor(values, dtype=torch.float32)[self._index].to(self._device)
+        return self._tensor

@@ -1,0 +1,7 @@
+"""Storage of runs: one SQLite file per folder, written as results come, by one process or several."""
+
+from envariant.training.store.reader import StoreReader
+from envariant.training.store.rows import STATES, PlannedRun, Predictions, RunOutcome, StoredRun, Trial
+from envariant.training.store.writer import Store
+
+__all__ = ["STATES", "PlannedRun", "Predictions", "RunOutcome", "Store", "StoreReader", "StoredRun", "Trial"]

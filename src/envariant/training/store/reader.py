@@ -1,0 +1,230 @@
+"""Read a store: runs, measured numbers, predictions and records."""
+
+import json
+import sqlite3
+from abc import ABC
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from envariant.core.errors import EnvariantError
+from envariant.training.history import COLUMNS, FULL, HistoryRow
+from envariant.training.record import Record
+from envariant.training.store.rows import STATES, PlannedRun, Predictions, StoredRun, Trial
+
+SCHEMA = 3
+FILE = "runs.sqlite"
+
+_RUN = "id, data, test_set, algorithm, trial, hyperparameters, learning_rate, replica, identity"
+
+
+class StoreReader(ABC):
+    """Reading side of `Store`.
+
+    Args:
+        folder: Folder of a run, a study or a comparison.
+
+    Raises:
+        EnvariantError: If it holds no runs, is damaged, or was written by another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / FILE
+        if not self.path.exists():
+            raise EnvariantError(f"{folder}: holds no runs (no {FILE}); give the folder of a run or a study")
+        self._connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
+        with self.errors_as_envariant():
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            schema = self.fact("schema")
+        if schema != str(SCHEMA):
+            raise EnvariantError(
+                f"{self.path}: has schema {schema}, this version reads {SCHEMA}; train into another folder"
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fact(self, name: str) -> str | None:
+        """Return a stored fact, such as the declaration of the study; None where there is none."""
+        found = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
+        return found[0][0] if found else None
+
+    def declaration(self) -> dict[str, Any]:
+        """Return the declaration of the study, as `Study.to_dict` gives it.
+
+        Raises:
+            EnvariantError: If the folder holds a single run.
+        """
+        stored = self.fact("study")
+        if stored is None:
+            raise EnvariantError(f"{self.folder}: holds a single run and no study")
+        return json.loads(stored)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of runs in each state."""
+        counted = dict(self._rows("SELECT state, COUNT(*) FROM runs GROUP BY state"))
+        return {state: counted.get(state, 0) for state in STATES}
+
+    def listing(self) -> pd.DataFrame:
+        """Return one row per run: what it is, its state and why it failed."""
+        runs = self._frame(
+            "SELECT id, data, test_set, algorithm, trial, replica, state, error, seconds, p_value, "
+            "hyperparameters, learning_rate FROM runs ORDER BY id"
+        )
+        return self._with_test_environments(runs)
+
+    def history(self, runs: Sequence[int] | None = None) -> pd.DataFrame:
+        """Return measured numbers: run, step, environment, role, kind, column, metric, value.
+
+        Args:
+            runs: Numbers of the runs; None is all.
+        """
+        where = "" if runs is None else f"WHERE run IN ({', '.join(str(int(run)) for run in runs)})"
+        return self._frame(
+            "SELECT run, step, e.name AS environment, r.name AS role, k.name AS kind, c.name AS column, "
+            "m.name AS metric, value FROM history JOIN names e ON e.id = environment JOIN names r ON r.id = "
+            'role JOIN names k ON k.id = kind JOIN names c ON c.id = "column" '
+            f"JOIN names m ON m.id = metric {where} ORDER BY run, step, e.name, m.name, k.name, c.name"
+        )
+
+    def history_rows(self, runs: Sequence[int]) -> list[HistoryRow]:
+        """Return the measured numbers of some runs as `HistoryRow`, in the order in which they were stored."""
+        stored = self.history(runs).astype({"value": float}).rename(columns={"run": "replica"})
+        return [HistoryRow(*values) for values in stored[list(COLUMNS)].itertuples(index=False, name=None)]
+
+    def predictions(self, run: int) -> dict[tuple[str, str], Predictions]:
+        """Return what a finished run predicts for some rows, by name and role of the environment."""
+        stored: dict[tuple[str, str], Predictions] = {}
+        for name, role, rows, targets, logits in self._rows(
+            "SELECT e.name, r.name, rows, targets, logits FROM predictions JOIN names e ON e.id = environment "
+            "JOIN names r ON r.id = role WHERE run = ? ORDER BY environment",
+            (run,),
+        ):
+            y, z = (np.frombuffer(part, dtype="<f4") for part in (targets, logits))
+            z = z if len(z) == len(y) else z.reshape(len(y), -1)
+            stored[name, role] = Predictions(name, role, rows, z, y)
+        return stored
+
+    def table(self) -> pd.DataFrame:
+        """Return what selection looks at: one row per run and evaluated step, and per run without any.
+
+        Columns: run, data, test_environments (tuple of names), algorithm, trial, replica, state, error,
+        p_value, metric, higher_is_better, step, validation (mean of the metric over validation rows of the
+        training environments), test and test_worst (over the test environments), and tests (by name, JSON).
+        """
+        ids = dict(self._rows("SELECT name, id FROM names"))
+        runs = self._frame(
+            "SELECT runs.id AS run, data, test_set, algorithm, trial, replica, state, error, p_value, "
+            "j.metric, higher_is_better FROM runs LEFT JOIN jobs j ON j.id = runs.job ORDER BY run"
+        )
+        # Measurements are grouped by themselves, in the order in which they lie on the disk: carrying the
+        # texts of runs along would cost as much again.
+        measured = [
+            self._frame(
+                "SELECT run, :name AS metric, step, "
+                "AVG(value) FILTER (WHERE role = :validation) AS validation, "
+                "AVG(value) FILTER (WHERE role = :test) AS test, "
+                "MIN(value) FILTER (WHERE role = :test) AS lowest, "
+                "MAX(value) FILTER (WHERE role = :test) AS highest, "
+                "json_group_object(e.name, value) FILTER (WHERE role = :test) AS tests "
+                "FROM history h JOIN names e ON e.id = h.environment "
+                "WHERE metric = :metric AND kind = :kind GROUP BY run, step ORDER BY run, step",
+                {"name": name, "metric": ids[name], "kind": ids.get(FULL, -1)}
+                | {key: ids.get(key, -1) for key in ("validation", "test")},
+            )
+            for name in runs["metric"].dropna().unique()
+        ]
+        nothing = runs[["run", "metric"]].head(0).assign(step=0, tests="")
+        nothing = nothing.assign(validation=0.0, test=0.0, lowest=0.0, highest=0.0)
+        table = runs.merge(pd.concat(measured or [nothing]), "left", ["run", "metric"])
+        numbers = ["validation", "test", "lowest", "highest", "p_value"]
+        table[numbers] = table[numbers].astype(float)
+        better = table["higher_is_better"].fillna(1).astype(bool)
+        table["test_worst"] = table["lowest"].where(better, table["highest"])
+        return self._with_test_environments(table.drop(columns=["lowest", "highest"]))
+
+    def record(self, job: int) -> Record | None:
+        """Return the record of a job; None before it has begun.
+
+        Raises:
+            EnvariantError: If it is damaged.
+        """
+        found = self._rows("SELECT record FROM jobs WHERE id = ?", (job,))
+        return Record.of_json(found[0][0], str(self.path)) if found and found[0][0] is not None else None
+
+    def record_of(self, run: int) -> Record | None:
+        """Return the record of the job that a run belongs to; None before it has begun."""
+        found = self._rows("SELECT job FROM runs WHERE id = ?", (run,))
+        return self.record(found[0][0]) if found and found[0][0] is not None else None
+
+    def unfinished(self) -> tuple[int, ...]:
+        """Return the jobs that were begun and not finished."""
+        return tuple(job for (job,) in self._rows("SELECT id FROM jobs WHERE done = 0 ORDER BY id"))
+
+    def members(self, job: int) -> tuple[StoredRun, ...]:
+        """Return the runs of a job, in the order in which they train."""
+        sets = self._test_sets()
+        rows = self._rows(f"SELECT {_RUN} FROM runs WHERE job = ? ORDER BY id", (job,))
+        return tuple(_stored(row, sets) for row in rows)
+
+    def checkpoints(self, job: int) -> Path:
+        """Return the folder of a job's checkpoints."""
+        return self.folder / "jobs" / f"{job:06d}"
+
+    def _test_sets(self) -> dict[int, tuple[str, ...]]:
+        sets: dict[int, tuple[str, ...]] = {i: () for (i,) in self._rows("SELECT id FROM test_sets")}
+        for number, name in self._rows(
+            "SELECT test_set, name FROM test_environments ORDER BY test_set, position"
+        ):
+            sets[number] += (name,)
+        return sets
+
+    def _with_test_environments(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Put the names of test environments in place of the number of their set."""
+        sets = self._test_sets()
+        names = pd.Series([sets[number] for number in table["test_set"]], index=table.index, dtype=object)
+        place = list(table.columns).index("test_set")
+        table = table.drop(columns="test_set")
+        table.insert(place, "test_environments", names)
+        return table
+
+    def _frame(self, query: str, values: Any = ()) -> pd.DataFrame:
+        with self.errors_as_envariant():
+            return pd.read_sql_query(query, self._connection, params=values)
+
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self.errors_as_envariant():
+            return self._connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def errors_as_envariant(self) -> Generator[None]:
+        """Turn errors of the database into one line.
+
+        Raises:
+            EnvariantError: If the database reports one.
+        """
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise EnvariantError(
+                f"{self.path}: {error}; finished runs are not lost: free some space, or restore the file from "
+                f"a copy, and give the same command again"
+            ) from None
+
+
+def _stored(row: tuple[Any, ...], sets: dict[int, tuple[str, ...]]) -> StoredRun:
+    number, data, test_set, algorithm, trial, hyperparameters, rate, replica, identity = row
+    own = Trial(trial, json.loads(hyperparameters), json.loads(rate))
+    return StoredRun(number, PlannedRun(data, sets[test_set], algorithm, own, replica, identity=identity))

@@ -1,0 +1,161 @@
+"""Store a job as it trains, and resume it: the only resumption there is."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import final
+
+from filelock import FileLock, Timeout
+
+from envariant.core.errors import EnvariantError
+from envariant.training import checkpoint as checkpoints
+from envariant.training.checkpoint import Checkpoint
+from envariant.training.engine import Evaluated, Stepped, is_done
+from envariant.training.execution import Execution
+from envariant.training.history import HistoryRow
+from envariant.training.record import Record, conflict
+from envariant.training.store.rows import RunOutcome
+from envariant.training.store.writer import Store
+
+CHECKPOINT_INTERVAL_S = 10.0
+"""Seconds between two checkpoints of a job."""
+
+
+@final
+class Recorder:
+    """One job of a store, locked for this process.
+
+    Args:
+        store: The store.
+        job: Number of the job.
+        lock: Lock of the job, held by this process.
+        compared_in: Gives the metric in which runs are compared and its direction; None is the task's own.
+        execution: How to execute a job that has not begun; None lets it be chosen.
+
+    Attributes:
+        record: What the job trains, as it was first stored; None before it has begun.
+        rows: Measured numbers that are there already and still hold.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        job: int,
+        lock: FileLock,
+        compared_in: Callable[[Record], tuple[str, bool]] | None = None,
+        execution: Execution | None = None,
+    ) -> None:
+        self._store, self._job, self._compared_in = store, job, compared_in
+        self._folder = store.checkpoints(job)
+        self.record = store.record(job)
+        self.rows: list[HistoryRow] = []
+        self._saved = time.monotonic()
+        self._lock, self._execution = lock, execution
+
+    @classmethod
+    def open(
+        cls,
+        store: Store,
+        job: int,
+        compared_in: Callable[[Record], tuple[str, bool]] | None = None,
+        execution: Execution | None = None,
+    ) -> "Recorder | None":
+        """Lock a job for this process; return None if another process trains it.
+
+        Raises:
+            EnvariantError: If its folder cannot be written.
+        """
+        folder = store.checkpoints(job)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        except OSError as error:
+            raise EnvariantError(
+                f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
+            ) from None
+        return cls(store, job, lock, compared_in, execution)
+
+    @property
+    def execution(self) -> Execution | None:
+        """Execution with which the job was begun, or the given one; None if it has to be chosen."""
+        return self._execution if self.record is None else self.record.execution
+
+    def begin(self, record: Record) -> Sequence[Checkpoint]:
+        """Store the record, or check it against the stored one, and return the checkpoints to resume from.
+
+        Raises:
+            EnvariantError: If the job was begun with other options, data or versions.
+        """
+        members = [stored.id for stored in self._store.members(self._job)]
+        saved = [each for each in checkpoints.load(self._folder) if set(each.replicas) <= set(members)]
+        if self.record is None:
+            metric, better = (
+                self._compared_in(record) if self._compared_in else (record.metric, record.higher_is_better)
+            )
+            self._store.begin(self._job, record, metric, better)
+            self.record = record
+            return ()
+        measured = {(row.replica, row.step) for row in self._store.history_rows(members)}
+        # Replicas whose measurements are lost are trained again.
+        saved = [
+            each
+            for each in saved
+            if all((number, each.reached(number)) in measured for number in each.replicas)
+        ]
+        stored = {number for each in saved for number in each.replicas}
+        unfinished = stored != set(members) or not all(
+            is_done(each, record.spec.steps or 0) for each in saved
+        )
+        if differing := conflict(self.record, record, unfinished=unfinished):
+            raise EnvariantError(
+                f"{self._store.folder}: holds a run with other settings ({differing}); choose another folder"
+            )
+        reached = {number: each.reached(number) for each in saved for number in each.replicas}
+        self._store.discard_after(self._job, reached)
+        self.rows = [
+            row for row in self._store.history_rows(members) if row.step <= reached.get(row.replica, -1)
+        ]
+        return saved
+
+    def add(
+        self, event: Stepped | Evaluated, rows: Iterable[HistoryRow] = (), outcomes: Sequence[RunOutcome] = ()
+    ) -> None:
+        """Store what an event brings, and a checkpoint if replicas are done or some seconds have passed.
+
+        Args:
+            event: What the engine reported.
+            rows: Numbers measured besides those of the event.
+            outcomes: How runs ended.
+        """
+        if isinstance(event, Evaluated):
+            if event.finished and not outcomes:
+                outcomes = [
+                    RunOutcome(number, state.failure, state.seconds)
+                    for number, state in event.checkpoint().states().items()
+                ]
+            self._store.add((*event.rows, *rows), outcomes)
+        # Measurements first, so that what a checkpoint has reached is always stored.
+        done = isinstance(event, Evaluated) and event.finished
+        if done or time.monotonic() - self._saved > CHECKPOINT_INTERVAL_S:
+            try:
+                checkpoints.save(event.checkpoint(), self._folder)
+            except OSError as error:
+                raise EnvariantError(
+                    f"{self._folder}: cannot be written ({error.strerror or error}); free some space and give "
+                    f"the same command again"
+                ) from None
+            self._saved = time.monotonic()
+
+    def load_checkpoints(self) -> Sequence[Checkpoint]:
+        """Return the stored checkpoints of the job."""
+        return checkpoints.load(self._folder)
+
+    def finish(self, error: str | None = None) -> None:
+        """Close the job; its runs that have not ended failed for the given reason."""
+        self._store.finish(self._job, error)
+
+    def close(self) -> None:
+        """Release the job's lock."""
+        self._lock.release()

@@ -1,0 +1,145 @@
+"""A folder with a single run: a store with one job."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+from envariant.core.errors import EnvariantError
+from envariant.training import checkpoint as checkpoints
+from envariant.training.checkpoint import Checkpoint, ReplicaState
+from envariant.training.engine import Evaluated, Stepped
+from envariant.training.execution import Execution
+from envariant.training.history import HistoryRow
+from envariant.training.record import Record
+from envariant.training.store.reader import FILE
+from envariant.training.store.recorder import Recorder
+from envariant.training.store.rows import PlannedRun, Trial
+from envariant.training.store.writer import Store
+
+_JOB = 1
+
+
+@final
+class SingleRun:
+    """The folder of a run; it is opened, and created if new, when training begins.
+
+    Args:
+        folder: Folder of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._store: Store | None = None
+        self._recorder: Recorder | None = None
+
+    @property
+    def execution(self) -> Execution | None:
+        """Execution with which the run was begun; None if it is new.
+
+        Raises:
+            EnvariantError: If the folder holds something else.
+        """
+        if not self._is_stored():
+            return None
+        with Store(self._folder) as store:
+            record = store.record(_JOB)
+        return None if record is None else record.execution
+
+    @property
+    def record(self) -> Record | None:
+        """What the run trains, as it was first stored."""
+        return None if self._recorder is None else self._recorder.record
+
+    @property
+    def rows(self) -> list[HistoryRow]:
+        """Measured numbers that were stored before and still hold."""
+        return [] if self._recorder is None else self._recorder.rows
+
+    def begin(self, record: Record) -> Sequence[Checkpoint]:
+        """Open the folder, and return the checkpoints to resume from.
+
+        Raises:
+            EnvariantError: If the folder cannot be written, holds another run, or is in use.
+        """
+        self._is_stored()
+        store = self._store = Store.create(self._folder)
+        if store.fact("study") is not None:
+            raise EnvariantError(f"{self._folder}: holds a study; choose another folder")
+        stored = store.members(_JOB)
+        if not stored:
+            spec = record.spec
+            trial = Trial(0, dict(spec.hyperparameters), spec.to_dict()["learning_rate"])
+            store.plan_job(
+                [
+                    PlannedRun(
+                        spec.data, spec.test_environments or (), spec.algorithm, trial, k, "", record.identity
+                    )
+                    for k in range(spec.replicas)
+                ]
+            )
+        elif len(stored) != record.spec.replicas:
+            raise EnvariantError(
+                f"{self._folder}: holds a run with other settings (replicas {len(stored)}, not "
+                f"{record.spec.replicas}); choose another folder"
+            )
+        self._recorder = Recorder.open(store, _JOB)
+        if self._recorder is None:
+            raise EnvariantError(
+                f"{self._folder}: another process is training into it; choose another folder"
+            )
+        return self._recorder.begin(record)
+
+    def add(self, event: Stepped | Evaluated) -> None:
+        """Store what an event brings."""
+        if self._recorder is not None:
+            self._recorder.add(event)
+
+    def close(self) -> None:
+        """Close the folder."""
+        if self._recorder is not None:
+            self._recorder.close()
+        if self._store is not None:
+            self._store.close()
+
+    def _is_stored(self) -> bool:
+        """Return whether the folder holds runs already, and reject one that holds something else."""
+        try:
+            if (self._folder / FILE).exists():
+                return True
+            if self._folder.exists():
+                others = [p for p in self._folder.iterdir() if p.name != ".lock" and p.suffix != ".partial"]
+                if others:
+                    raise EnvariantError(
+                        f"{self._folder}: is not empty and holds no run; choose another folder"
+                    )
+        except OSError as error:
+            raise EnvariantError(
+                f"{self._folder}: cannot be written ({error.strerror or error}); choose another folder"
+            ) from None
+        return False
+
+
+def load_run(folder: Path) -> tuple[Record, list[HistoryRow], dict[int, ReplicaState]]:
+    """Read a stored run: its record, its measured numbers and the state of its replicas so far.
+
+    Args:
+        folder: Folder of the run.
+
+    Raises:
+        EnvariantError: If it holds no run, or a damaged one.
+    """
+    with Store(folder) as store:
+        record = store.record(_JOB)
+        if record is None or store.fact("study") is not None:
+            raise EnvariantError(f"{folder}: holds no run that has begun; give the folder of a run")
+        members = [stored.id for stored in store.members(_JOB)]
+        rows = store.history_rows(members)
+        saved = checkpoints.load(store.checkpoints(_JOB))
+    measured = {(row.replica, row.step) for row in rows}
+    states = {
+        number: state
+        for each in saved
+        if all((number, each.reached(number)) in measured for number in each.replicas)
+        for number, state in each.states().items()
+    }
+    return record, rows, states

@@ -1,0 +1,288 @@
+"""Write a store: plan runs, hand them out as jobs, and keep what they measure.
+
+A run is planned, running, done or failed. Runs that train together are a job. A job belongs to the process
+that holds its lock; a killed process lets go of it, and the next one resumes.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing, contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from filelock import FileLock
+
+from envariant.core.errors import EnvariantError
+from envariant.training.history import HistoryRow
+from envariant.training.record import Record
+from envariant.training.store.reader import FILE, SCHEMA, StoreReader
+from envariant.training.store.rows import PlannedRun, RunOutcome
+
+
+@final
+class Store(StoreReader):
+    """A folder of runs, open for reading and writing.
+
+    Args:
+        folder: Folder of a run, a study or a comparison.
+
+    Raises:
+        EnvariantError: If it holds no runs, is damaged, or was written by another version.
+    """
+
+    @classmethod
+    def create(cls, folder: Path) -> "Store":
+        """Open the store in a folder, and create it where there is none.
+
+        Raises:
+            EnvariantError: If the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):
+                if not (folder / FILE).exists():
+                    _create(folder / FILE)
+        except (OSError, sqlite3.Error) as error:
+            raise EnvariantError(
+                f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); choose another "
+                f"folder"
+            ) from None
+        return cls(folder)
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Store a fact, such as the declaration of the study."""
+        with self._transaction() as execute:
+            execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def plan(self, runs: Sequence[PlannedRun]) -> None:
+        """Store runs that are not there yet.
+
+        Raises:
+            EnvariantError: If a stored run has the same place in the study and other hyperparameters.
+        """
+        known = {slot: identity for slot, identity in self._rows("SELECT slot, identity FROM runs")}
+        for run in runs:
+            if known.get(run.slot, run.identity) != run.identity:
+                raise EnvariantError(
+                    f"{self.folder}: holds {run.algorithm}, trial {run.trial.number}, with other settings or "
+                    f"hyperparameters; choose another folder"
+                )
+        with self._transaction() as execute:
+            for run in runs:
+                if run.slot not in known:
+                    _insert(execute, run)
+
+    def plan_job(self, runs: Sequence[PlannedRun]) -> None:
+        """Store runs as one job, numbered by their replicas.
+
+        Args:
+            runs: Replicas of one run, for a store that holds nothing else.
+        """
+        with self._transaction() as execute:
+            job = execute("INSERT INTO jobs DEFAULT VALUES").lastrowid
+            for run in runs:
+                number = _insert(execute, run)
+                execute(
+                    "UPDATE runs SET id = ?, job = ?, state = 'running' WHERE id = ?",
+                    (-1 - run.replica, job, number),
+                )
+            execute("UPDATE runs SET id = -1 - id WHERE job = ?", (job,))
+
+    def claim(self, among: int = 1) -> int | None:
+        """Make a job of planned runs that train together, the earliest first.
+
+        Args:
+            among: Number of processes that share the work. A job holds at most one part in so many of what
+                is planned yet, so that jobs grow smaller and all end at about the same time.
+
+        Returns:
+            The number of the job; None if no run is planned.
+        """
+        with self._transaction() as execute:
+            first = execute(
+                "SELECT data, test_set, algorithm FROM runs WHERE state = 'planned' ORDER BY id LIMIT 1"
+            ).fetchone()
+            if first is None:
+                return None
+            job = execute("INSERT INTO jobs DEFAULT VALUES").lastrowid
+            execute(
+                "UPDATE runs SET state = 'running', job = ? WHERE id IN (SELECT id FROM runs WHERE "
+                "state = 'planned' AND data = ? AND test_set = ? AND algorithm = ? ORDER BY id LIMIT "
+                "(SELECT (COUNT(*) + ? - 1) / ? FROM runs WHERE state = 'planned'))",
+                (job, *first, among, among),
+            )
+        return job
+
+    def begin(self, job: int, record: Record, metric: str, higher_is_better: bool) -> None:
+        """Store what a job trains, once, before its first step.
+
+        Args:
+            job: Number of the job.
+            record: What is trained.
+            metric: Metric in which runs are compared.
+            higher_is_better: Direction of that metric.
+        """
+        with self._transaction() as execute:
+            execute(
+                "UPDATE jobs SET record = ?, metric = ?, higher_is_better = ? WHERE id = ?",
+                (record.to_json(), metric, int(higher_is_better), job),
+            )
+            self._name(execute, metric)
+
+    def add(self, rows: Iterable[HistoryRow], outcomes: Iterable[RunOutcome] = ()) -> None:
+        """Store measured numbers, a row's replica being its run's number, and how runs ended."""
+        with self._transaction() as execute:
+            stored = [
+                (
+                    row.replica,
+                    row.step,
+                    *(
+                        self._name(execute, name)
+                        for name in (row.environment, row.role, row.metric, row.kind, row.column)
+                    ),
+                    # SQLite has no NaN.
+                    row.value if row.value == row.value else None,
+                )
+                for row in rows
+            ]
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO history VALUES (?, ?, ?, ?, ?, ?, ?, ?)", stored
+            )
+            for outcome in outcomes:
+                self._end(execute, outcome)
+
+    def discard_after(self, job: int, reached: Mapping[int, int]) -> None:
+        """Discard what unfinished runs of a job measured after their last checkpoint.
+
+        Args:
+            job: Number of the job.
+            reached: Step up to which each run's checkpoint holds; a run without one starts again.
+        """
+        with self._transaction() as execute:
+            for stored in self.members(job):
+                execute(
+                    "DELETE FROM history WHERE run = ? AND step > ? "
+                    "AND (SELECT state FROM runs WHERE id = run) = 'running'",
+                    (stored.id, reached.get(stored.id, -1)),
+                )
+
+    def finish(self, job: int, error: str | None = None) -> None:
+        """Close a job; its runs that have not ended failed for the given reason."""
+        with self._transaction() as execute:
+            execute("UPDATE jobs SET done = 1 WHERE id = ?", (job,))
+            execute(
+                "UPDATE runs SET state = 'failed', error = ? WHERE job = ? AND state = 'running'",
+                (error or "training ended early", job),
+            )
+
+    def forget(self, runs: Sequence[int], *, planned: bool) -> None:
+        """Discard what runs measured, and plan them again or remove them.
+
+        Args:
+            runs: Numbers of the runs.
+            planned: Whether to plan them again.
+
+        Raises:
+            EnvariantError: If one is unknown or running.
+        """
+        known = dict(self._rows("SELECT id, state FROM runs"))
+        for run in runs:
+            if run not in known:
+                raise EnvariantError(f"{self.path}: holds no run {run}")
+            if known[run] == "running":
+                raise EnvariantError(f"run {run}: is running; wait for it, or stop the sweep first")
+        with self._transaction() as execute:
+            for run in runs:
+                execute("DELETE FROM history WHERE run = ?", (run,))
+                execute("DELETE FROM predictions WHERE run = ?", (run,))
+                execute(
+                    "UPDATE runs SET state = 'planned', error = NULL, seconds = NULL, p_value = NULL, "
+                    "job = NULL WHERE id = ?"
+                    if planned
+                    else "DELETE FROM runs WHERE id = ?",
+                    (run,),
+                )
+
+    def _end(self, execute: Any, outcome: RunOutcome) -> None:
+        state = "done" if outcome.error is None else "failed"
+        execute(
+            "UPDATE runs SET state = ?, error = ?, seconds = ?, p_value = ? WHERE id = ?",
+            (state, outcome.error, outcome.seconds, outcome.p_value, outcome.id),
+        )
+        for each in outcome.predictions:
+            names = (self._name(execute, name) for name in (each.environment, each.role))
+            parts = (np.asarray(part, dtype="<f4").tobytes() for part in (each.targets, each.logits))
+            execute(
+                "INSERT OR REPLACE INTO predictions VALUES (?, ?, ?, ?, ?, ?)",
+                (outcome.id, *names, each.of, *parts),
+            )
+
+    def _name(self, execute: Any, name: str) -> int:
+        number = self._names.get(name)
+        if number is None:
+            execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
+            number = execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()[0]
+            self._names[name] = number
+        return number
+
+    @contextmanager
+    def _transaction(self) -> Generator[Any]:
+        # Names that a transaction adds are gone if it is rolled back.
+        self._names: dict[str, int] = {}
+        with self.errors_as_envariant():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection.execute
+            except BaseException:
+                # A full disk has ended the transaction already.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+
+def _test_set(execute: Any, names: Sequence[str]) -> int:
+    """Return the number of a set of test environments, stored if it is new."""
+    digest = hashlib.blake2b(json.dumps(list(names)).encode(), digest_size=16).hexdigest()
+    found = execute("SELECT id FROM test_sets WHERE digest = ?", (digest,)).fetchone()
+    if found is not None:
+        return found[0]
+    number = execute("INSERT INTO test_sets (digest) VALUES (?)", (digest,)).lastrowid
+    for position, name in enumerate(names):
+        execute("INSERT INTO test_environments VALUES (?, ?, ?)", (number, position, name))
+    return number
+
+
+def _insert(execute: Any, run: PlannedRun) -> int:
+    """Insert a planned run and return its number."""
+    return execute(
+        "INSERT INTO runs (slot, identity, data, test_set, algorithm, trial, replica, hyperparameters, "
+        "learning_rate) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            run.slot,
+            run.identity,
+            run.data,
+            _test_set(execute, run.test_environments),
+            run.algorithm,
+            run.trial.number,
+            run.replica,
+            json.dumps(dict(run.trial.hyperparameters)),
+            json.dumps(run.trial.learning_rate),
+        ),
+    ).lastrowid
+
+
+def _create(path: Path) -> None:
+    """Create the file whole: a process that finds it finds its tables."""
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    schema = resources.files("envariant.training.store").joinpath("schema.sql").read_text(encoding="utf-8")
+    with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(schema)
+        connection.execute("INSERT INTO facts VALUES ('schema', ?)", (str(SCHEMA),))
+    partial.replace(path)

@@ -67,7 +67,8 @@ class Sketch:
             categorical: Whether values are category codes.
             ordered: Whether the order of values has a meaning.
         """
-        knots, by_frequency = np.zeros(0, dtype=np.float32), ()
+        knots = np.zeros(0, dtype=np.float32)
+        by_frequency: tuple[str, ...] = ()
         if categorical:
             frequency = np.bincount(values[values >= 0], minlength=len(categories))
             order = np.argsort(-frequency, kind="stable")

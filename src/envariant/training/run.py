@@ -138,10 +138,9 @@ def run(
         prepared(replica, first.source, config, first.pretraining, on_pretraining) for replica in replicas
     ]
     execution = None if resumption is None else resumption.execution
-    if execution is None and isinstance(request, Execution):
-        execution = request
-    elif execution is None:
-        execution = choose(request, first.source, replicas, config, budget)
+    if execution is None:
+        is_known = isinstance(request, Execution)
+        execution = request if is_known else choose(request, first.source, replicas, config, budget)
     record = _record(members, first, sample, execution, net)
     resume = () if resumption is None else resumption.begin(record)
 

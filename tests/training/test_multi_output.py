@@ -96,4 +96,3 @@ def test_vectors_are_learned():
     rows, logits, targets = outcome(data(), Stacked(), "erm", steps=300)
     assert rows[-1].replica == 2
     assert float((logits - targets).square().mean()) < 0.05
-

@@ -279,10 +279,12 @@ def test_missing_values_and_unseen_categories_are_counted(models):
     assert columns["ward"].missing == pytest.approx(0.01)
     assert columns["stays"].missing == pytest.approx(0.1)
     assert columns["age"].outside == 3
-    told = "\n".join(drift.remarks)
-    assert "ward: 4 rows with a category that is not in the training data ('<script>α</script>')" in told
-    assert "stays: 10 rows with a missing value, which training rows never have" in told
-    assert "age: 3 rows outside the training range" in told
+    description = "\n".join(drift.remarks)
+    assert (
+        "ward: 4 rows with a category that is not in the training data ('<script>α</script>')" in description
+    )
+    assert "stays: 10 rows with a missing value, which training rows never have" in description
+    assert "age: 3 rows outside the training range" in description
     everything = fresh.assign(age=np.nan, ward=None, smoker=None, seen=pd.NaT, stays=np.nan)
     assert np.isfinite(model.predict(everything)["P(true)"]).all()
     assert model.resembles(everything).kind == "different"
@@ -348,10 +350,10 @@ def test_distance_approximates_kolmogorov_smirnov():
         (draw.exponential(size=5000), draw.exponential(0.7, size=40)),
     ):
         a, b = (x.astype(np.float32) for x in (first, second))
-        sketch = Sketch.of("x", "number", a, np.zeros(len(a), dtype=int), 1)
-        wanted = stats.ks_2samp(a, b).statistic
-        found = sketch.distance(sketch.tally(b), sketch.counts[0])
-        assert wanted - 0.0101 <= found <= wanted + 1e-9
+        sketch = Sketch.of("x", "number", a, np.zeros(len(a), dtype=int), 1, categorical=False, ordered=True)
+        expected = stats.ks_2samp(a, b).statistic
+        distance = sketch.distance(sketch.tally(b), sketch.counts[0])
+        assert expected - 0.0101 <= distance <= expected + 1e-9
         assert sketch.counts.sum() == len(a)
 
 

@@ -6,14 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from envariant.studies.baselines import boosted_trees
 
 from envariant.comparison import protocol
 from envariant.core.errors import EnvariantError
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.studies import Store, Study
-from envariant.training.store import Outcome
+from envariant.training.store import RunOutcome
 
 
 def table(sizes=(200, 100, 80), rare=0.5, task=None):
@@ -83,8 +82,8 @@ def test_the_default_metric_suits_the_target():
 
 def test_algorithms_that_need_more_environments_are_not_applicable():
     places = (("a",), ("b",))
-    assert protocol.applicable_algorithms(("erm", boosted_trees.NAME, "irm"), places, 2) == (
-        ("erm", boosted_trees.NAME),
+    assert protocol.applicable_algorithms(("erm", "boosted-trees", "irm"), places, 2) == (
+        ("erm", "boosted-trees"),
         ("irm needs 2 training environments; only 1 is left",),
     )
     assert protocol.applicable_algorithms(("erm", "irm"), places, 3) == (("erm", "irm"), ())
@@ -110,13 +109,13 @@ class Runner:
     def __call__(self, left, until):
         self.left.append(left)
         with Store(self.folder) as store:
-            while (batch := store.claim(among=1_000)) is not None:
+            while (job := store.claim(among=1_000)) is not None:
                 if until is not None and time.monotonic() > until:
-                    store.finish(batch, "out of time")
+                    store.finish(job, "out of time")
                     return
                 time.sleep(self.seconds)
-                store.add((), [Outcome(stored.id, None, 0.0, None) for stored in store.members(batch)])
-                store.finish(batch)
+                store.add((), [RunOutcome(stored.id, None, 0.0, None) for stored in store.members(job)])
+                store.finish(job)
 
 
 STUDY = Study(("colored-digits",), ("vrex",), n_trials=8, replicas=1)

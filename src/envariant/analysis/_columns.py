@@ -1,18 +1,17 @@
 """Convert arrays of any type to numbers or category codes."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-Kind = Literal["number", "boolean", "date", "category"]
 
-
-def typed(values: ArrayLike) -> tuple[Kind, NDArray[Any], tuple[str, ...]]:
+def typed(values: ArrayLike) -> tuple[str, NDArray[Any], tuple[str, ...]]:
     """Return the kind of a column, its values and the names of its categories.
 
-    Values are float64 with NaN where missing (dates in days since 1970), or category codes with −1.
+    Kinds are "number", "boolean", "date" and "category". Values are float64 with NaN where missing (dates in
+    days since 1970), or category codes with −1.
     """
     array = np.asarray(values)
     if array.dtype.kind == "M":

@@ -9,8 +9,6 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from envariant.analysis._columns import Kind
-
 # A numeric column is summarized by its values at evenly spaced ranks, a category by its most frequent values.
 _KNOTS = 101
 _SEPARATE_CATEGORIES = 32
@@ -27,6 +25,8 @@ class Sketch:
 
     Attributes:
         name, kind: Name and kind of the column.
+        categorical: Whether values are categories.
+        ordered: Whether the order of values has a meaning; if so, the distance is Kolmogorov and Smirnov's.
         knots: Values of training rows in increasing order, `[m]`; empty for categories.
         categories: All training values, the most frequent first; empty for numbers.
         counts: Training rows, `[environments, bins]`.
@@ -34,7 +34,9 @@ class Sketch:
     """
 
     name: str
-    kind: Kind
+    kind: str
+    categorical: bool
+    ordered: bool
     knots: NDArray[np.float32]
     categories: tuple[str, ...]
     counts: NDArray[np.int64]
@@ -44,11 +46,14 @@ class Sketch:
     def of(
         cls,
         name: str,
-        kind: Kind,
+        kind: str,
         values: NDArray[Any],
         environments: NDArray[Any],
         n_environments: int,
-        categories: tuple[str, ...] = (),
+        categories: Sequence[str] = (),
+        *,
+        categorical: bool,
+        ordered: bool,
     ) -> "Sketch":
         """Summarize a column.
 
@@ -59,37 +64,33 @@ class Sketch:
             environments: Number of each row's environment, `[rows]`.
             n_environments: Number of environments.
             categories: Category names in the order of the codes.
+            categorical: Whether values are category codes.
+            ordered: Whether the order of values has a meaning.
         """
-        knots = np.zeros(0, dtype=np.float32)
-        ordered: tuple[str, ...] = ()
-        if kind == "category":
+        knots, by_frequency = np.zeros(0, dtype=np.float32), ()
+        if categorical:
             frequency = np.bincount(values[values >= 0], minlength=len(categories))
             order = np.argsort(-frequency, kind="stable")
-            ordered = tuple(categories[code] for code in order.tolist() if frequency[code])
+            by_frequency = tuple(categories[code] for code in order.tolist() if frequency[code])
         elif len(present := values[~np.isnan(values)]):
             ranks = np.linspace(0, 1, _KNOTS)
             knots = np.unique(np.quantile(present, ranks, method="inverted_cdf")).astype(np.float32)
         none = np.zeros((n_environments, 0), dtype=np.int64)
-        empty = cls(name, kind, knots, tuple(ordered), none, none)
+        empty = cls(name, kind, categorical, ordered, knots, by_frequency, none, none)
         members = [environments == k for k in range(n_environments)]
         counts = np.stack([empty.tally(values[rows], categories) for rows in members])
         alone = np.zeros_like(counts)
-        if kind == "category":
+        if categorical:
             occurs = np.zeros((n_environments, len(categories) + 1), dtype=bool)
             occurs[environments, values] = True
             unshared = (occurs.sum(axis=0) == 1)[values] & (values >= 0)
             alone = np.stack([empty.tally(values[unshared & rows], categories) for rows in members])
-        return cls(name, kind, knots, tuple(ordered), counts, alone)
-
-    @property
-    def ordered(self) -> bool:
-        """Whether bins have an order, so that the distance is that of Kolmogorov and Smirnov."""
-        return self.kind in ("number", "date")
+        return cls(name, kind, categorical, ordered, knots, by_frequency, counts, alone)
 
     @property
     def bins(self) -> int:
         """Number of bins; the last one is for missing values."""
-        if self.kind == "category":
+        if self.categorical:
             return min(len(self.categories), _SEPARATE_CATEGORIES) + 3
         return 2 * len(self.knots) + 2
 
@@ -103,7 +104,7 @@ class Sketch:
     def tally(self, values: NDArray[Any], categories: Sequence[str] = ()) -> NDArray[np.int64]:
         """Count rows per bin; arguments as in `of`."""
         last = self.bins - 1
-        if self.kind == "category":
+        if self.categorical:
             separate = min(len(self.categories), _SEPARATE_CATEGORIES)
             known = {name: min(k, separate) for k, name in enumerate(self.categories)}
             bins = np.array([*(known.get(name, separate + 1) for name in categories), last])[values]
@@ -118,8 +119,8 @@ class Sketch:
     def distance(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
         """Return the distance of two tallies, between 0 and 1; NaN if one has no values.
 
-        Numbers and dates: Kolmogorov and Smirnov's D at the knots, at most 0.01 too small. Categories and
-        booleans: total variation.
+        Ordered values: Kolmogorov and Smirnov's D at the knots, at most 0.01 too small. Others: total
+        variation.
         """
         shares = [counts[:-1] / max(1, counts[:-1].sum()) for counts in (first, second)]
         if not all(share.sum() for share in shares):
@@ -129,7 +130,7 @@ class Sketch:
 
     def unseen(self, values: NDArray[Any], categories: Sequence[str]) -> dict[str, int]:
         """Count rows by category, for categories that do not occur in training."""
-        if self.kind != "category":
+        if not self.categorical:
             return {}
         counts = np.bincount(values[values >= 0], minlength=len(categories)).tolist()
         known = set(self.categories)
@@ -143,22 +144,22 @@ class Sketch:
     def as_if_new(self, environment: int) -> NDArray[np.int64]:
         """Return the tally of one training environment as if it had not been in training."""
         counts = self.counts[environment] - self.alone[environment]
-        if self.kind == "category":
+        if self.categorical:
             counts[-2] += self.alone[environment].sum()
         return counts
 
     def p_value(self, distance: float, new: NDArray[np.int64], training: NDArray[np.int64]) -> float:
         """Return the uncorrected p-value that a tally of new rows has the training distribution.
 
-        Numbers and dates: Kolmogorov–Smirnov test. Booleans: χ² test. Categories: χ² test of the training
-        values and binomial test of the share of unseen values, Bonferroni-corrected.
+        Ordered values: Kolmogorov–Smirnov test. Categories: χ² test of the training values and binomial
+        test of the share of unseen values, Bonferroni-corrected. Others: χ² test.
         """
         from scipy import stats
 
         n, m = int(new[:-1].sum()), int(training[:-1].sum())
         if self.ordered:
             return float(stats.kstwo.sf(distance, max(1, round(n * m / (n + m)))))
-        if self.kind == "boolean":
+        if not self.categorical:
             return homogeneity_p_value(np.stack([new[:-1], training[:-1]]))
         # Unseen categories are tested separately: new rows always have a few, at the rate at which one
         # training environment has categories that the others lack.
@@ -196,7 +197,7 @@ def _training_spelling(name: str, known: set[str]) -> str:
     return next((spelling for spelling in spellings if spelling in known), name)
 
 
-def _text(kind: Kind, value: float) -> str:
+def _text(kind: str, value: float) -> str:
     if kind == "boolean":
         return "true" if value else "false"
     if kind == "date":

@@ -26,6 +26,9 @@ Array = NDArray[Any]
 Samples = Mapping[str, tuple[Array, Array]]
 """Inputs `[rows, ...]` and targets `[rows]` by environment."""
 
+MEASURES = ("diversity", "correlation", "label", "covariate")
+"""Fields of a `Shift` and of a `ShiftEstimate` that hold a measure."""
+
 NOTABLE = 0.1
 """Smallest notable diversity or correlation shift."""
 
@@ -63,8 +66,7 @@ class Shift:
     @classmethod
     def from_trials(cls, first: str, second: str, trials: Sequence["ShiftEstimate"]) -> "Shift":
         """Average the estimates of independent trials, with intervals over them."""
-        columns = zip(*((t.diversity, t.correlation, t.label, t.covariate) for t in trials), strict=True)
-        return cls(first, second, *map(interval, columns))
+        return cls(first, second, *(interval([getattr(t, name) for t in trials]) for name in MEASURES))
 
     @property
     def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:

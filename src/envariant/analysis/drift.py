@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from envariant.analysis._columns import Kind, typed
+from envariant.analysis._columns import typed
 from envariant.analysis.column_sketch import Sketch, homogeneity_p_value
 from envariant.analysis.statistics import holm
 from envariant.core.errors import EnvariantError
@@ -48,13 +48,14 @@ class ColumnDrift:
         missing, missing_trained: Share of missing values in new rows and in training rows.
         missing_between: Largest difference of that share between a training environment and the others.
         missing_p_value: P-value of equal shares; NaN if no value is missing. Holm-corrected in a `Drift`.
-        unseen: Rows by category, for categories that do not occur in training.
-        outside: Number of rows below the smallest or above the largest training value.
+        unseen: Rows by category, for categories that do not occur in training; None for other kinds.
+        outside: Number of rows below the smallest or above the largest training value; None for kinds
+            without order.
         training_range: Smallest and largest training value as text.
     """
 
     name: str
-    kind: Kind
+    kind: str
     rows: int
     distance: float
     between: float
@@ -63,8 +64,8 @@ class ColumnDrift:
     missing_trained: float
     missing_between: float
     missing_p_value: float
-    unseen: Mapping[str, int]
-    outside: int
+    unseen: Mapping[str, int] | None
+    outside: int | None
     training_range: tuple[str, ...]
 
     @property
@@ -94,7 +95,7 @@ class ColumnDrift:
                 f"{self.name}: {_rows(sum(self.unseen.values()))} with a category that is not in the "
                 f"training data ({', '.join(names)}{more})"
             )
-        if self.outside > _EXPECTED_OUTSIDE * self.rows:
+        if self.outside is not None and self.outside > _EXPECTED_OUTSIDE * self.rows:
             remarks.append(
                 f"{self.name}: {_rows(self.outside)} outside the training range "
                 f"{' … '.join(self.training_range)}"
@@ -237,7 +238,10 @@ def measure_drift(
         if kind != "category":
             # Single precision, as in a saved model, so that equal values remain equal.
             values, new_values = values.astype(np.float32), new_values.astype(np.float32)
-        sketch = Sketch.of(name, kind, values, codes, len(names), categories)
+        categorical, ordered = kind == "category", kind in ("number", "date")
+        sketch = Sketch.of(
+            name, kind, values, codes, len(names), categories, categorical=categorical, ordered=ordered
+        )
         recognized = sketch.recognized(new_categories)
         sketches.append(sketch)
         counts.append(sketch.tally(new_values, recognized))
@@ -264,10 +268,14 @@ def _compare(sketch: Sketch, new: NDArray[np.int64], unseen: Mapping[str, int]) 
         missing_trained=_missing_share(training),
         missing_between=_largest(abs(_missing_share(a) - _missing_share(b)) for a, b in rest),
         missing_p_value=homogeneity_p_value(missing) if missing[:, 0].any() else math.nan,
-        unseen=dict(unseen),
-        outside=int(new[0] + new[-2]) if sketch.ordered and len(sketch.knots) else 0,
+        unseen=dict(unseen) if sketch.categorical else None,
+        outside=_outside(sketch, new) if sketch.ordered else None,
         training_range=sketch.training_range,
     )
+
+
+def _outside(sketch: Sketch, new: NDArray[np.int64]) -> int:
+    return int(new[0] + new[-2]) if len(sketch.knots) else 0
 
 
 def _standing(distance: float, between: float, p_value: float) -> Standing:

@@ -138,7 +138,8 @@ def shift(
     if json:
         print_json({"data": source.name, "shifts": [shift.to_dict() for shift in shifts]})
     else:
-        print_table(reports.shift_table(shifts, n_trials))
+        pairs = {f"{shift.first} → {shift.second}": shift for shift in shifts}
+        print_table(reports.shift_table(pairs, "from → to", f"Means over {n_trials} trials."))
 
 
 def _check_picture(path: Path) -> None:

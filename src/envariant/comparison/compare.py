@@ -26,7 +26,7 @@ from envariant.studies.executors import local, ray
 from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
 from envariant.training.progress import show_sweep
-from envariant.training.run_spec import text_of
+from envariant.training.run_spec import EXECUTION_ONLY, text_of
 from envariant.training.store import Store
 
 MAX_ROWS = 5_000
@@ -145,7 +145,8 @@ def compare(
         target: Name of the column to predict.
         environment: Name of the column with the environment of each row.
         task: "binary", "multiclass" or "regression"; None infers it from the target.
-        algorithms: Methods to compare; ERM is always included.
+        algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. ERM is
+            always included.
         metric: "accuracy", "balanced accuracy", "AUROC", "log loss", "calibration error", "RMSE" or "R²".
             None means RMSE for a regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
         n_trials: Number of trials (sampled hyperparameter configurations) per method.
@@ -173,18 +174,21 @@ def compare(
     """
     start = time.monotonic()
     deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
-    methods = tuple(dict.fromkeys((BASELINE, *algorithms)))
-    how = {key: options.pop(key) for key in ("execution", "memory") if key in options}
+    shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
+    methods = {text_of(each): each for each in (BASELINE, *algorithms)}
     min_rows = max(min_rows, protocol.FEWEST_ROWS)
     full = tables.read(
-        data, target, environment, task=task, exclude=exclude, 
-        sample_weight=sample_weight, min_rows=min_rows, encoding=encoding,
+        data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
+        min_rows=min_rows, encoding=encoding,
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
-    plan = protocol.plan(source, folder.name, methods, metric, n_trials, replicas, seed, options)
-    how.setdefault("execution", protocol.choose_execution(plan.study, source) or "auto")
-    run = _runner(folder, plan.study, how, executor, address)
+    plan = protocol.plan(
+        source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared
+    )
+    execution = {"execution": protocol.choose_execution(plan.study, source) or "auto"}
+    execution |= {key: value for key, value in options.items() if key in EXECUTION_ONLY}
+    run = _runner(folder, plan.study, execution, executor, address)
     completed = protocol.run_within_budget(folder, plan.study, deadline, run)
     study = replace(plan.study, n_trials=completed)
     with Store(folder) as store:
@@ -198,25 +202,20 @@ def compare(
     )
     comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)
     page.write(comparison.to_dict(), results, comparison.recommendation, folder)
-    recommended = comparison.recommended
-    trial = study.trials_of(recommended, source)[results.selected_trials[recommended]]
-    algorithm = next(each for each in study.algorithms if text_of(each) == recommended)
-    model = protocol.train_final_model(full, algorithm, trial, seed, options)
-    model.save(folder / "model")
+    best = comparison.recommended
+    trial = study.trials_of(best, source)[results.selected_trials[best]]
+    protocol.train_final_model(full, methods[best], trial, seed, shared).save(folder / "model")
     return comparison
 
 
 def _runner(
-    folder: Path, study: Study, how: Mapping[str, Any], executor: str, address: str | None
+    folder: Path, study: Study, execution: Mapping[str, Any], executor: str, address: str | None
 ) -> protocol.Run:
     def run(runs_left: int, deadline: float | None) -> None:
         with show_sweep(folder.name, runs_left, folder) as on_progress:
             if executor == "ray":
-                execution = how["execution"] if isinstance(how["execution"], str) else "auto"
-                ray.sweep(
-                    folder, study, address=address, on_progress=on_progress, **{**how, "execution": execution}
-                )
+                ray.sweep(folder, study, address=address, on_progress=on_progress, **execution)
             else:
-                local.sweep(folder, study, on_progress=on_progress, until=deadline, **how)
+                local.sweep(folder, study, on_progress=on_progress, until=deadline, **execution)
 
     return run

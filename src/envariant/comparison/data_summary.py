@@ -65,7 +65,7 @@ def summarize(
         {column.name: column.values for column in table.columns},
         table.targets(),
         task=table.task,
-        categorical=[column.name for column in table.columns if column.kind == "category"],
+        categorical=[column.name for column in table.columns if column.type.categorical],
     )
     return DataSummary(
         table.target.name,

@@ -4,7 +4,7 @@ import math
 
 from envariant.analysis.statistics import Interval
 from envariant.comparison.results import ComparisonResults
-from envariant.predictors import BoostedTrees
+from envariant.studies.significance import BASELINE
 
 _METHOD_NAMES = {
     "erm": "ERM",
@@ -13,7 +13,8 @@ _METHOD_NAMES = {
     "groupdro": "GroupDRO",
     "coral": "CORAL",
     "and-mask": "AND-mask",
-    BoostedTrees().name: "boosted trees",
+    "boosted-trees": "boosted trees",
+    "majority-class": "majority class",
 }
 
 
@@ -33,7 +34,7 @@ def score(results: ComparisonResults, value: float, *, signed: bool = False) -> 
     """Return a value of the metric with three decimals; errors in the target's unit with three digits."""
     places = 3
     if results.metric.name in ("squared error", "RMSE"):
-        size = abs(results.worst("erm")[1].ood_score.mean)
+        size = abs(results.worst(BASELINE)[1].ood_score.mean)
         places = max(0, 2 - math.floor(math.log10(size))) if size > 0 else 3
     # Rounded first, so that −0.0001 becomes 0.000.
     return f"{round(value, places) + 0.0:{'+' if signed else ''},.{places}f}"

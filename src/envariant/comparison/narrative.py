@@ -12,10 +12,7 @@ from envariant.analysis.distribution_shift import NOTABLE
 from envariant.comparison.baselines import baseline_name
 from envariant.comparison.formatting import ci, environment_name, listed, method_name, p_text, score
 from envariant.comparison.results import Cell, ComparisonResults
-from envariant.predictors import BoostedTrees
 from envariant.studies.significance import BASELINE
-
-TREES = BoostedTrees().name
 
 # In relevant differences: importance from which a model relies on a column, and uncertainty that matters.
 _RELIES = 0.25
@@ -50,8 +47,9 @@ class Recommendation:
 
 def recommend(results: ComparisonResults) -> Recommendation:
     """Derive the recommendation from the results of a comparison."""
-    best = next((m for m in results.significantly_better if m != TREES), BASELINE)
-    trees_better, trees = _trees(results, best)
+    best = next((m for m in results.significantly_better if m not in results.predictors), BASELINE)
+    ahead, predictor = _predictor(results, best)
+    instead = ahead if best == BASELINE else ""
     # In the order of priority.
     facts = [
         _leakage(results),
@@ -59,30 +57,30 @@ def recommend(results: ComparisonResults) -> Recommendation:
         _drop(results),
         _method(results, best),
         _price(results, best),
-        trees if trees_better else "",
+        predictor if ahead else "",
         _unseen_classes(results),
         _baseline(results),
         _columns(results),
-        "" if trees_better else trees,
+        "" if ahead else predictor,
     ]
     facts = [fact for fact in facts if fact]
     return Recommendation(
         best,
-        _headline(results, best, use_trees=trees_better and best == BASELINE),
+        _headline(results, best, instead),
         tuple(facts[:_MOST_BULLETS]),
         tuple(facts[_MOST_BULLETS:]),
-        _next_steps(results, best, use_trees=trees_better and best == BASELINE),
+        _next_steps(results, best, instead),
     )
 
 
-def _headline(results: ComparisonResults, best: str, *, use_trees: bool) -> str:
+def _headline(results: ComparisonResults, best: str, predictor: str) -> str:
     new = f"a new {results.data.environment_column or 'environment'}"
     if leaky := results.data.leaky_columns:
         return f"Do not use these results yet: {_quoted(leaky)} may leak the target"
     if best != BASELINE:
         return f"Use {method_name(best)} for {new}"
-    if use_trees:
-        return f"Use gradient-boosted trees for {new}"
+    if predictor:
+        return f"Use {method_name(predictor)} for {new}"
     if significant_drops(results):
         return f"Stay with ERM, but expect a drop at {new}"
     if hidden_drop(results):
@@ -185,7 +183,9 @@ def _method(results: ComparisonResults, best: str) -> str:
             f"{method_name(best)} beats ERM {gain}at {at}, {p_text(cell.p_value)} (Holm); its worst score is "
             f"{score(results, lowest.ood_score.mean)} ({environment_name(results, worst)})."
         )
-    others = [m for m in results.cells if m not in (BASELINE, TREES) and results.is_complete(m)]
+    others = [
+        m for m in results.cells if m != BASELINE and m not in results.predictors and results.is_complete(m)
+    ]
     if not others:
         reason = next(iter(results.not_applicable), "none was evaluated in every environment")
         return f"No other method could be compared: {reason}."
@@ -211,22 +211,28 @@ def _price(results: ComparisonResults, best: str) -> str:
     return f"{method_name(best)} is significantly worse than ERM at {listed(losses)}." if losses else ""
 
 
-def _trees(results: ComparisonResults, best: str) -> tuple[bool, str]:
-    """Return whether boosted trees are ahead significantly (of ERM) or untested, and the fact about them."""
-    if not results.is_complete(TREES) or not results.is_complete(best):
-        return False, ""
-    name, cell = results.worst(TREES)
+def _predictor(results: ComparisonResults, best: str) -> tuple[str, str]:
+    """Return the best predictor if it is ahead (significantly of ERM, or untested), and the fact about it."""
+    candidates = [m for m in results.predictors if results.is_complete(m)]
+    if not candidates or not results.is_complete(best):
+        return "", ""
+    sign = results.metric.sign
+    method = max(candidates, key=lambda m: sign * results.worst(m)[1].ood_score.mean)
+    place, cell = results.worst(method)
     reference = results.worst(best)[1].ood_score.mean
-    label = environment_name(results, name)
-    worst = f"worst {results.metric.name} {score(results, cell.ood_score.mean)} ({label})"
-    versus = f"against {score(results, reference)} for {method_name(best)}"
+    name = method_name(method)
+    scores = (
+        f"worst {results.metric.name} {score(results, cell.ood_score.mean)} "
+        f"({environment_name(results, place)}), against {score(results, reference)} for {method_name(best)}"
+    )
+    name = name[0].upper() + name[1:]
     if results.metric.gain(cell.ood_score.mean, reference) <= results.relevant_difference:
-        return False, f"Gradient-boosted trees do no better: {worst}, {versus}."
-    if TREES not in results.significantly_better:
-        return False, f"Gradient-boosted trees are not significantly better: {worst}, {versus}."
+        return "", f"{name} scored no better: {scores}."
+    if method not in results.significantly_better:
+        return "", f"{name} did not score significantly better: {scores}."
     if best == BASELINE:
-        return True, f"Gradient-boosted trees are significantly better: {worst}, {versus}."
-    return True, f"Gradient-boosted trees have {worst}, {versus}; this difference was not tested."
+        return method, f"{name} scored significantly better: {scores}."
+    return method, f"{name} scored {scores}; this difference was not tested."
 
 
 def _unseen_classes(results: ComparisonResults) -> str:
@@ -278,14 +284,16 @@ def _unstable(results: ComparisonResults) -> list[ColumnStability]:
     return [c for c in results.data.columns if c.unstable]
 
 
-def _next_steps(results: ComparisonResults, best: str, *, use_trees: bool) -> tuple[str, ...]:
+def _next_steps(results: ComparisonResults, best: str, predictor: str) -> tuple[str, ...]:
     steps: list[str] = []
     if leaky := results.data.leaky_columns:
+        it = "them" if len(leaky) > 1 else "it"
         steps.append(
-            f"Check {_quoted(leaky)}; if the target is derived from there, exclude and compare again."
+            f"Check {_quoted(leaky)}: if derived from the target or known only afterwards, exclude {it} and "
+            f"compare again."
         )
-    if use_trees:
-        steps.append("Train gradient-boosted trees separately: the saved model is ERM's.")
+    if predictor:
+        steps.append(f"Train {method_name(predictor)} separately: the saved model is ERM's.")
     if changing := [c.column for c in _unstable(results) if c.changes_sign]:
         steps.append(
             f"Find out why the relation of {_quoted(changing)} with the target changes sign between "

@@ -8,7 +8,6 @@ from typing import Any, final
 
 import numpy as np
 
-from envariant.algorithms import as_algorithm
 from envariant.comparison.baselines import Folds, baseline_scores
 from envariant.core import metrics
 from envariant.core.errors import EnvariantError
@@ -20,7 +19,7 @@ from envariant.data.tables.table import LogEntry, Table
 from envariant.predictors import predictor
 from envariant.saved_model import SavedModel
 from envariant.studies.significance import BASELINE
-from envariant.studies.study import Study, begin
+from envariant.studies.study import Study, begin, recipe_of
 from envariant.training.execution import Execution
 from envariant.training.run_spec import text_of
 from envariant.training.store import Store, Trial
@@ -77,7 +76,17 @@ def plan(
     seed: int,
     options: Mapping[str, Any],
 ) -> Plan:
-    """Plan the study; arguments are those of `compare`, and the name of the study.
+    """Plan the study.
+
+    Args:
+        source: The table.
+        name: Name of the study.
+        algorithms: ERM and other methods.
+        metric: Name of the metric; None chooses it.
+        n_trials: Number of trials per method.
+        replicas: Number of replicas per trial.
+        seed: Base random seed.
+        options: Training options of all runs.
 
     Raises:
         EnvariantError: If an algorithm or the metric is unknown, or the metric is undefined everywhere.
@@ -87,6 +96,7 @@ def plan(
     folds = make_folds(table)
     applicable, not_applicable = applicable_algorithms(algorithms, folds, len(table.environments))
     study = Study(
+        # The source itself, which is identified by its content: the folder can be moved.
         data=(source,),
         algorithms=applicable,
         name=name,
@@ -198,18 +208,18 @@ def applicable_algorithms(
     """
     left = n_environments - max(len(fold) for fold in folds)
     needed = [
-        (known or as_algorithm(each)).minimum_environments
-        for each, known in ((each, predictor(each)) for each in algorithms)
+        1 if predictor(each) is not None else recipe_of(each).default.minimum_environments
+        for each in algorithms
     ]
     reasons: list[str] = []
     for minimum in sorted(set(needed)):
-        lacking = [text_of(each) for each, count in zip(algorithms, needed, strict=True) if count == minimum]
+        lacking = [text_of(each) for each, least in zip(algorithms, needed, strict=True) if least == minimum]
         if minimum > left:
             verb = "needs" if len(lacking) == 1 else "need"
             reasons.append(
                 f"{', '.join(lacking)} {verb} {minimum} training environments; only {left} is left"
             )
-    applicable = [each for each, count in zip(algorithms, needed, strict=True) if count <= left]
+    applicable = (each for each, least in zip(algorithms, needed, strict=True) if least <= left)
     return tuple(applicable), tuple(reasons)
 
 
@@ -231,7 +241,7 @@ def choose_execution(study: Study, source: TableSource) -> Execution | None:
 
     The default algorithms are known to stack well on a table's network, which saves the engine's timing.
     """
-    if not set(map(text_of, study.algorithms)) <= set(ALGORITHMS):
+    if not all(algorithm in ALGORITHMS for algorithm in study.algorithms):
         return None
     bytes_per_replica = 4.0 * len(source.table) * len(source.encoder.names)
     group = max(1, min(study.n_trials * study.replicas, int(_STACKED_BYTES / bytes_per_replica)))
@@ -282,7 +292,7 @@ def train_final_model(
         algorithm: Name or object.
         trial: Its hyperparameters.
         seed: Base random seed.
-        options: Training options besides, as for `compare`.
+        options: Training options of all runs.
     """
     source = TableSource(table, "table")
     settings: dict[str, Any] = {"evaluate_every": table_source.STEPS, **options}

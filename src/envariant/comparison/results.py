@@ -17,6 +17,7 @@ from envariant.comparison.uncertainty import mean_interval, p_value, row_standar
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
+from envariant.predictors import predictor
 from envariant.studies.selection import Invariance, SelectedRun, SelectionResult, select
 from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
@@ -114,6 +115,7 @@ class ComparisonResults:
         selected_trials: By method, the trial selected most often over environments and replicas.
         missing: Reasons for absent results.
         n_replicas: Number of replicas.
+        predictors: Methods that are predictors, such as boosted trees: further baselines.
         not_applicable: Reasons why requested methods could not be run at all.
         data: Measurements on the data that need no training.
         settings: Settings of the study.
@@ -126,6 +128,7 @@ class ComparisonResults:
     selected_trials: Mapping[str, int]
     missing: tuple[str, ...]
     n_replicas: int
+    predictors: tuple[str, ...] = ()
     not_applicable: tuple[str, ...] = ()
     data: DataSummary = field(default_factory=DataSummary)
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -174,7 +177,7 @@ class ComparisonResults:
     def significantly_better(self) -> tuple[str, ...]:
         """Methods that improve on ERM's worst environment significantly and have a better worst score.
 
-        The best first. Boosted trees are included, although they are a second baseline.
+        The best first. Predictors are included, although they are further baselines.
         """
         if not self.is_complete(BASELINE):
             return ()
@@ -239,7 +242,8 @@ def gather(
         EnvariantError: If no run of ERM is finished.
     """
     table = store.table()
-    requested = table["data"].isin(study.sources) & table["algorithm"].isin(map(text_of, study.algorithms))
+    labels = [text_of(algorithm) for algorithm in study.algorithms]
+    requested = table["data"].isin(list(study.sources)) & table["algorithm"].isin(labels)
     table = table[requested & (table["trial"] < n_trials) & (table["replica"] < study.replicas)]
     selected = select(table, Invariance())
     missing = _missing(selected)
@@ -273,14 +277,15 @@ def gather(
         {method: _most_frequent(c.trial for e, c in chosen if e.algorithm == method) for method in methods},
         missing,
         max(len(model.ood) for model in models.values()),
+        tuple(text_of(each) for each in study.algorithms if predictor(each) is not None),
     )
 
 
 def _scores_by_run(history: pd.DataFrame, metric: Metric) -> Scores:
-    """Return every recorded value of the metric by what it measures."""
+    """Return every recorded value of the metric by what it measures; only this reads the history's layout."""
     rows = history[history["metric"] == metric.name].dropna(subset=["value"])
     keys = rows[list(_ScoreKey._fields)].itertuples(index=False, name=None)
-    return {_ScoreKey(*key): float(value) for key, value in zip(keys, rows["value"], strict=True)}
+    return dict(zip(map(_ScoreKey._make, keys), rows["value"].astype(float), strict=True))
 
 
 def _missing(selected: Sequence[SelectionResult]) -> tuple[str, ...]:
@@ -351,9 +356,8 @@ def _importance(
         unchanged = scores.get(key._replace(kind=SUBSAMPLE, column=""))
         if method is None or unchanged is None or key.kind not in (SHUFFLED, REPLACED):
             continue
-        replaced = "replaced" if key.kind == REPLACED else key.role
-        by_kind = losses.setdefault((method, key.column), {"validation": [], "test": [], "replaced": []})
-        by_kind[replaced].append(metric.gain(unchanged, score))
+        by_kind = losses.setdefault((method, key.column), {"validation": [], "test": [], REPLACED: []})
+        by_kind[REPLACED if key.kind == REPLACED else key.role].append(metric.gain(unchanged, score))
     importance: dict[str, dict[str, ColumnImportance]] = {}
     for (method, column), by_kind in losses.items():
         means = [float(np.mean(values)) if values else math.nan for values in by_kind.values()]

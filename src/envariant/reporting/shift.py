@@ -2,28 +2,44 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
 from envariant.analysis import drift as drifts
-from envariant.analysis.distribution_shift import NOTABLE, Shift
+from envariant.analysis.distribution_shift import MEASURES, NOTABLE, Shift
 from envariant.analysis.drift import Drift
 from envariant.core.errors import EnvariantError
-from envariant.reporting.figures import INK, MUTED, TEST, TRAIN, plain_text, quiet, references
+from envariant.reporting.figures import references
 from envariant.reporting.labels import labels
 from envariant.reporting.tables import NONE, TextTable
+from envariant.reporting.theme import (
+    DASHED,
+    LINE,
+    MUTED,
+    colors,
+    legend,
+    name_axes,
+    new_axes,
+    plain_text,
+    quiet,
+)
 from envariant.training.result import TrainingResult
 
 # "flip-0.9" ends in 0.9: a dash after a word is not a sign.
 _NUMBER = re.compile(r"(?<![\d.])\d+(?:\.\d+)?$")
 _FEWEST_POINTS = 3
 
+AXES = (
+    "diversity shift: inputs that do not occur in the other",
+    "correlation shift: equal inputs, different targets",
+)
+"""Axis labels of diversity against correlation shift."""
+
 
 def plane(shifts: Sequence[Shift]) -> Figure:
     """Draw diversity against correlation shift, one point per pair with its interval over trials."""
-    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_axes(5.6, 4.4)
     top = max(0.3, *(1.15 * s.correlation.mean for s in shifts), *(1.15 * s.diversity.mean for s in shifts))
     for (x, y), kind in (((top, 0.0), "diversity"), ((0.0, top), "correlation"), ((top, top), "both")):
         axes.annotate(
@@ -31,9 +47,9 @@ def plane(shifts: Sequence[Shift]) -> Figure:
             ha="right" if x else "left", va="top" if y else "bottom", fontsize=9, color=MUTED,
             rotation=0 if x else 90,
         )  # fmt: skip
-    axes.axvline(NOTABLE, color=MUTED, lw=0.8, ls=(0, (5, 3)), zorder=0)
-    axes.axhline(NOTABLE, color=MUTED, lw=0.8, ls=(0, (5, 3)), zorder=0)
-    for shift, color in zip(shifts, (TEST, *TRAIN) * len(shifts), strict=False):
+    for line in (axes.axvline, axes.axhline):
+        line(NOTABLE, color=MUTED, lw=0.8, ls=DASHED, zorder=0)
+    for shift, color in zip(shifts, colors(), strict=False):
         x, y = shift.diversity, shift.correlation
         if x.count > 1:
             axes.plot([x.low, x.high], [y.mean, y.mean], color=color, lw=1.5)
@@ -42,9 +58,8 @@ def plane(shifts: Sequence[Shift]) -> Figure:
         axes.plot([x.mean], [y.mean], "o", color=color, ms=7, label=name)
     axes.set_xlim(-0.02, top)
     axes.set_ylim(-0.02, top)
-    axes.set_xlabel("diversity shift: inputs that do not occur in the other", fontsize=9, color=INK)
-    axes.set_ylabel("correlation shift: equal inputs, different targets", fontsize=9, color=INK)
-    figure.legend(loc="outside upper left", ncols=1, frameon=False, fontsize=8.5, labelcolor=INK)
+    name_axes(axes, *AXES)
+    legend(figure, columns=1)
     quiet(axes)
     return figure
 
@@ -72,9 +87,8 @@ def curve(results: Sequence[TrainingResult]) -> Figure:
         )
     record = results[0].record
     stem, positions = _numbered(record.roles)
-    figure = Figure(figsize=(7.4, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for result, label, color in zip(results, labels(results), (TEST, *TRAIN) * len(results), strict=False):
+    figure, axes = new_axes(7.4, 3.8)
+    for result, label, color in zip(results, labels(results), colors(), strict=False):
         spreads = {x: result.final(name, record.metric) for x, name in positions.items()}
         axes.plot(
             list(spreads), [s.mean for s in spreads.values()], color=color, lw=2, label=plain_text(label)
@@ -83,13 +97,10 @@ def curve(results: Sequence[TrainingResult]) -> Figure:
             axes.plot([x] * len(spread.values), spread.values, ".", color=color, alpha=0.45, ms=5)
     for x, name in positions.items():
         if record.roles[name] == "train":
-            axes.axvline(x, color="#e4e7eb", lw=6, zorder=-1)
+            axes.axvline(x, color=LINE, lw=6, zorder=-1)
     references(axes, record)
-    axes.set_xlabel(
-        plain_text(f"{stem.rstrip('-_ ')} (shaded: training environments)"), fontsize=9, color=INK
-    )
-    axes.set_ylabel(record.metric, color=INK)
-    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
+    name_axes(axes, f"{stem.rstrip('-_ ')} (shaded: training environments)", record.metric)
+    legend(figure)
     quiet(axes)
     return figure
 
@@ -104,23 +115,24 @@ def _numbered(names: Iterable[str]) -> tuple[str, dict[float, str]]:
     return stem, dict(sorted(positions.items()))
 
 
-def shift_table(shifts: Sequence[Shift], n_trials: int) -> TextTable:
-    """Return one row per pair of groups, with the mean of each measure over trials."""
-    lines = [
-        (
-            f"{s.first} → {s.second}",
-            *(f"{v.mean:.3f}" for v in (s.diversity, s.correlation, s.label, s.covariate)),
-            s.kind,
-        )
-        for s in shifts
+def shift_table(shifts: Mapping[str, Shift], label: str, note: str) -> TextTable:
+    """Return one row per pair of groups, with the mean of each measure over trials.
+
+    Args:
+        shifts: Shifts by name of the pair.
+        label: Header of the names.
+        note: What is compared.
+    """
+    rows = [
+        (name, *(f"{getattr(shift, measure).mean:.3f}" for measure in MEASURES), shift.kind)
+        for name, shift in shifts.items()
     ]
-    note = (
-        f"Means over {n_trials} trials, from 0 to 1. Diversity and correlation shift as in OoD-Bench (Ye "
-        f"et al. 2022); label: total variation distance of the targets; covariate: 2·AUROC − 1 of a classifier that "
-        f"tells the two apart."
+    note += (
+        " From 0 to 1. Diversity: inputs that do not occur in the other; correlation: equal inputs with "
+        "different targets (OoD-Bench, Ye et al. 2022); label: total variation distance of the targets; "
+        "covariate: 2·AUROC − 1 of a classifier that tells the two apart."
     )
-    header = ("from → to", "diversity", "correlation", "label", "covariate", "shift")
-    return TextTable(header, tuple(lines), (note,))
+    return TextTable((label, *MEASURES, "shift"), tuple(rows), (note,))
 
 
 def drift_table(drift: Drift) -> TextTable:
@@ -135,8 +147,8 @@ def drift_table(drift: Drift) -> TextTable:
             _number(c.p_value),
             f"{c.missing:.1%}",
             f"{c.missing_trained:.1%}",
-            f"{sum(c.unseen.values()):,}" if c.kind == "category" else NONE,
-            f"{c.outside:,}" if c.kind in ("number", "date") else NONE,
+            NONE if c.unseen is None else f"{sum(c.unseen.values()):,}",
+            NONE if c.outside is None else f"{c.outside:,}",
             c.standing if drift.rows >= drifts.FEWEST_ROWS else NONE,
         )
         for c in sorted(drift.columns, key=lambda c: order.index(c.standing))

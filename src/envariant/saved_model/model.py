@@ -1,7 +1,7 @@
 """`SavedModel`: a trained network with everything needed to predict the rows of a new table."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -330,11 +330,6 @@ class _RowCounter:
         return Drift.of(self._sketches, self._counts, self._unseen, self._rows, environments)
 
 
-def _recognized(column: Column, sketch: Sketch) -> Column:
-    """Return the column with its categories spelled as in training."""
-    return Column(column.name, column.kind, column.values, sketch.recognized(column.categories))
-
-
 def _reference(source: TableSource, environments: Sequence[str]) -> tuple[Sketch, ...]:
     """Return the distribution of each encoded column over some environments of a table."""
     table = source.table
@@ -343,7 +338,16 @@ def _reference(source: TableSource, environments: Sequence[str]) -> tuple[Sketch
     codes: NDArray[Any] = positions[table.environment.values]
     rows = codes >= 0
     columns = {column.name: column for column in table.columns}
+    encoded = [columns[encoding.name] for encoding in source.encoder.columns]
     return tuple(
-        Sketch.of(c.name, cast("Any", c.kind), c.values[rows], codes[rows], len(environments), c.categories)
-        for c in (columns[encoding.name] for encoding in source.encoder.columns)
-    )
+        Sketch.of(
+            c.name, c.kind, c.values[rows], codes[rows], len(environments), c.categories,
+            categorical=c.type.categorical, ordered=c.type.ordered,
+        )
+        for c in encoded
+    )  # fmt: skip
+
+
+def _recognized(column: Column, sketch: Sketch) -> Column:
+    """Return the column with its categories spelled as in training."""
+    return replace(column, categories=sketch.recognized(column.categories))

@@ -151,15 +151,13 @@ def _of(rows: Iterable[HistoryRow], runs: set[int]) -> list[HistoryRow]:
 def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurements) -> list[float | None]:
     """Test on validation rows whether the target given each run's output depends on the environment."""
     names = [name for name, role in measurements.roles.items() if role == "validation"]
+    answers = [tuple(part.double().cpu().numpy() for part in predict(name)) for name in names]
     if not names:
         return [None] * len(runs)
-    outputs = [tuple(part.double().cpu().numpy() for part in predict(name)) for name in names]
-    environments = np.repeat(np.arange(len(names)), [y.shape[1] for _, y in outputs])
+    logits, targets = (np.concatenate(part, axis=1) for part in zip(*answers, strict=True))
+    environments = np.repeat(np.arange(len(names)), [y.shape[1] for _, y in answers])
     regression = isinstance(measurements.sample.task, Regression)
-    p_values: list[float | None] = []
-    for k in range(len(runs)):
-        logits, targets = (
-            np.concatenate(part) for part in zip(*((z[k], y[k]) for z, y in outputs), strict=True)
-        )
-        p_values.append(assess_invariance(logits, targets, environments, regression=regression).p_value)
-    return p_values
+    return [
+        assess_invariance(z, y, environments, regression=regression).p_value
+        for z, y in zip(logits, targets, strict=True)
+    ]

@@ -11,8 +11,8 @@ from envariant.comparison.formatting import method_name, p_text, score
 from envariant.comparison.page.base import Block, PageSection, known
 from envariant.comparison.page.scores import style_rows
 from envariant.comparison.results import ComparisonResults
-from envariant.reporting.figures import INK, MUTED, TEST, TRAIN
 from envariant.reporting.tables import NONE, TextTable
+from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes
 from envariant.studies.significance import BASELINE
 
 _MOST_ROWS = 20
@@ -65,9 +65,9 @@ class Columns(PageSection):
         self._draw_importance(right, [column.column for column in columns])
         left.plot([], [], "o", color=TRAIN[0], ms=5.5, label="stable (one point per environment)")
         left.plot([], [], "o", color=TEST, ms=5.5, label="unstable")
-        left.set_xlabel("slope of the target over the column", fontsize=9, color=INK)
-        right.set_xlabel(f"loss of {self.results.metric.name} if shuffled", fontsize=9, color=INK)
-        figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8.5, labelcolor=INK)
+        name_axes(left, "slope of the target over the column")
+        name_axes(right, f"loss of {self.results.metric.name} if shuffled")
+        legend(figure)
         for axes in (right, left):
             style_rows(axes, [column.column for column in columns])
         right.tick_params(axis="y", labelleft=False)

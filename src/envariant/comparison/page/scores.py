@@ -12,8 +12,8 @@ from envariant.comparison.baselines import baseline_name
 from envariant.comparison.formatting import ci, method_name, score
 from envariant.comparison.page.base import Block, PageSection, shortened
 from envariant.comparison.results import Cell, ComparisonResults
-from envariant.reporting.figures import INK, MUTED, TEST, TRAIN, plain_text, quiet
 from envariant.reporting.tables import NONE, TextTable
+from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes, name_rows, new_axes, quiet
 from envariant.studies.significance import BASELINE
 
 # Environments that fit into a figure, and into the columns of a table.
@@ -49,8 +49,7 @@ class Drops(PageSection):
         other = self.recommended if self.recommended != BASELINE else _runner_up(results)
         names = results.hardest_first()[:_MOST_ROWS]
         height = (0.5 if len(names) <= 12 else 0.36) * len(names) + 1.5
-        figure = Figure(figsize=(7.4, height), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = new_axes(7.4, height)
         for row, name in enumerate(names):
             _draw_erm(axes, results.baseline[name], row)
             if (cell := results.cells.get(other, {}).get(name)) is not None:
@@ -67,10 +66,8 @@ class Drops(PageSection):
             label = baseline_name(results.metric)
             axes.plot([], [], color=MUTED, lw=1.2, ls=(0, (2, 2)), label=label)
         style_rows(axes, names)
-        axes.set_xlabel(results.metric.name, fontsize=9, color=INK)
-        figure.legend(
-            loc="outside upper left", ncols=4, frameon=False, fontsize=8, labelcolor=INK, columnspacing=1.2
-        )
+        name_axes(axes, results.metric.name)
+        legend(figure)
         return figure
 
     def table(self) -> TextTable:
@@ -182,10 +179,9 @@ def methods_table(results: ComparisonResults) -> TextTable:
 
 def style_rows(axes: Axes, names: list[str]) -> None:
     """Label the rows of a figure from top to bottom and draw a light grid."""
-    axes.set_yticks(range(len(names)), [plain_text(shortened(name)) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
     quiet(axes)
-    axes.tick_params(axis="y", labelsize=9, colors=INK, length=0)
+    name_rows(axes, [shortened(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", color="#f1f3f5", lw=0.8)
     axes.set_axisbelow(True)
 

@@ -6,12 +6,11 @@ from typing import Any, ClassVar, final
 
 from matplotlib.figure import Figure
 
-from envariant.analysis.distribution_shift import NOTABLE, Shift
+from envariant.analysis.distribution_shift import MEASURES, NOTABLE, Shift
 from envariant.comparison.page.base import Block, PageSection, shortened
-from envariant.reporting.figures import INK, MUTED, TRAIN, plain_text, quiet
+from envariant.reporting.shift import AXES, shift_table
 from envariant.reporting.tables import TextTable
-
-_MEASURES = ("diversity", "correlation", "label", "covariate")
+from envariant.reporting.theme import DASHED, INK, MUTED, TRAIN, name_axes, new_axes, plain_text, quiet
 
 
 @final
@@ -38,22 +37,13 @@ class Shifts(PageSection):
 
     def table(self) -> TextTable:
         """Return one row per environment."""
-        lines = [
-            (name, *(f"{getattr(shift, measure).mean:.2f}" for measure in _MEASURES), shift.kind)
-            for name, shift in self.results.data.shifts.items()
-        ]
-        note = (
-            "From 0 to 1, between the environment and all others. Diversity: inputs that do not occur "
-            "elsewhere; correlation: equal inputs with different targets (OoD-Bench, Ye et al. 2022); label: "
-            "total variation distance of the targets; covariate: 2·AUROC − 1 of a classifier that tells the "
-            "environment by its inputs. Rough estimates if rows are few."
-        )
-        return TextTable(("environment", *_MEASURES, "shift"), tuple(lines), (note,))
+        note = "Each environment against all others. Rough estimates if rows are few."
+        return shift_table(self.results.data.shifts, "environment", note)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "shifts": {
-                name: {"kind": shift.kind, **{m: getattr(shift, m).mean for m in _MEASURES}}
+                name: {"kind": shift.kind, **{m: getattr(shift, m).mean for m in MEASURES}}
                 for name, shift in self.results.data.shifts.items()
             }
         }
@@ -64,12 +54,11 @@ def plane(shifts: Mapping[str, Shift]) -> Figure:
 
     A name that would overlap others is left out.
     """
-    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_axes(5.6, 4.0)
     points = {name: (s.diversity.mean, s.correlation.mean) for name, s in shifts.items()}
     top = 1.15 * max(0.26, *(max(point) for point in points.values()))
     for line in (axes.axvline, axes.axhline):
-        line(NOTABLE, color=MUTED, lw=0.8, ls=(0, (5, 3)), zorder=0)
+        line(NOTABLE, color=MUTED, lw=0.8, ls=DASHED, zorder=0)
     # Boxes occupied by points and names: left, bottom, right, top.
     occupied = [(x - 0.02 * top, y - 0.02 * top, x + 0.02 * top, y + 0.02 * top) for x, y in points.values()]
     for name, (x, y) in sorted(points.items(), key=lambda item: -max(item[1])):
@@ -90,8 +79,7 @@ def plane(shifts: Mapping[str, Shift]) -> Figure:
                 break
     axes.set_xlim(-0.03 * top, top)
     axes.set_ylim(-0.03 * top, top)
-    axes.set_xlabel("diversity shift: inputs that do not occur elsewhere", fontsize=9, color=INK)
-    axes.set_ylabel("correlation shift: equal inputs, different targets", fontsize=9, color=INK)
+    name_axes(axes, *AXES)
     quiet(axes)
     return figure
 

@@ -84,7 +84,7 @@ def test_settings_that_change_a_table_change_its_identity():
         table_identity(frame()),
         table_identity(frame(), exclude=["age"]),
         table_identity(frame(), task="multiclass"),
-        table_identity(frame(), weights="w"),
+        table_identity(frame(), sample_weight="w"),
         TableSource(read(frame(), "y", "site")).with_test_environments(("north",)).identity(),
     }
     assert len(identities) == 5

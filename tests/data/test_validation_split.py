@@ -1,4 +1,4 @@
-"""Rows kept back from the training environments: which, how many, and that nothing trains on them."""
+"""Validation split: which rows are held out, how many, and that nothing is trained on them."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from envariant.data import colored_digits
 from envariant.data.validation_split import SUFFIX, ValidationSplit
 
 
-def test_a_share_of_every_training_environment_is_kept_back_and_nothing_is_lost():
+def test_a_share_of_every_training_environment_is_held_out_and_no_row_is_lost():
     plain, parted = colored_digits().sample(3), ValidationSplit(colored_digits(), 0.25).sample(3)
     assert parted.roles() == {
         "flip-0.2": "train",
@@ -29,7 +29,7 @@ def test_a_share_of_every_training_environment_is_kept_back_and_nothing_is_lost(
     assert torch.equal(parted["flip-0.9"].inputs, plain["flip-0.9"].inputs)
 
 
-def test_which_rows_follows_from_the_data_seed():
+def test_the_split_depends_on_the_data_seed_only():
     one, again, other = (
         ValidationSplit(colored_digits(), 0.2).sample(seed)["flip-0.1" + SUFFIX] for seed in (1, 1, 2)
     )
@@ -37,7 +37,7 @@ def test_which_rows_follows_from_the_data_seed():
     assert not torch.equal(one.inputs, other.inputs)
 
 
-def test_any_environment_may_be_held_out_whole():
+def test_test_environments_are_not_split():
     roles = ValidationSplit(colored_digits(), 0.2, ("flip-0.1",)).sample(0).roles()
     assert [name for name, role in roles.items() if role == "validation"] == [
         "flip-0.2" + SUFFIX,
@@ -45,8 +45,8 @@ def test_any_environment_may_be_held_out_whole():
     ]
 
 
-def test_what_is_kept_back_is_measured_and_never_trained_on():
-    """A set whose kept rows are the only ones with a label of their own: nothing is learned of them."""
+def test_held_out_rows_are_evaluated_and_not_trained_on():
+    """Training with held-out rows equals training without them."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(200, 3, generator=generator)
     rows = [Environment(n, inputs, (inputs[:, 0] > 0).float()) for n in ("a", "b", "t")]
@@ -62,6 +62,6 @@ def test_what_is_kept_back_is_measured_and_never_trained_on():
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 1e-6])
-def test_a_share_that_leaves_nothing_is_refused(share):
-    with pytest.raises(EnvariantError, match="hold-out"):
+def test_a_share_that_leaves_a_part_empty_is_rejected(share):
+    with pytest.raises(EnvariantError, match="holdout_fraction"):
         envariant.train("colored-digits", "erm", steps=1, holdout_fraction=share)

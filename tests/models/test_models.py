@@ -223,7 +223,7 @@ def test_lenet_refuses_what_is_no_square_image_and_says_what_would_do(shape):
         LeNet().build(shape, 1)
     assert str(refusal.value) == (
         f"lenet: needs square images of at least 12×12, channels first; got inputs of shape {shape} "
-        "(an mlp takes any shape)"
+        "(mlp accepts any shape)"
     )
 
 

@@ -1,106 +1,126 @@
-"""Where environments come from, one file a source; `source(text)` finds one by its name."""
+"""Data sources: where environments come from. `source(text)` finds one by its name."""
 
-from collections.abc import Callable
-from functools import partial
+import dataclasses
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from envariant.core import specs
+from envariant.core import plugins, specs
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, unknown_name
+from envariant.data.base import SpecSource
 from envariant.data.colored.channels import ColorChannels
 from envariant.data.colored.construction import ColoredSource, Facts
 from envariant.data.colored.digits import ColoredDigits
 from envariant.data.colored.mnist_protocols import ColoredMNIST
-from envariant.data.images.base import ImageSource
 from envariant.data.images.folders import ImageFolders
 from envariant.data.images.wilds import MetadataImages, Wilds
 
+ENTRY_POINTS = "envariant.data"
+"""Entry-point group of sources from other packages: `name = "module:Class"`.
+
+The class is an `EnvironmentSource` and a frozen dataclass, its `name` reads back to an equal source:
+`name(setting=value, …)`. `SpecSource` provides that.
+"""
+
+SOURCES: dict[str, tuple[str, str]] = {
+    "colored-mnist": (
+        "colored.mnist_protocols:ColoredMNIST",
+        "Colored MNIST on the original digits, protocols :irm (default), :domainbed and :thirds.",
+    ),
+    "colored-mnist-grayscale": (
+        "colored.mnist_protocols:ColoredMNIST",
+        "Colored MNIST without colors: the data of the grayscale oracle.",
+    ),
+    "colored-mnist-channels": (
+        "colored.channels:ColorChannels",
+        "Colored MNIST with the color channels as environments, as in the course report.",
+    ),
+    "colored-digits": (
+        "colored.digits:ColoredDigits",
+        "The construction of Colored MNIST on 1,797 digits of 8×8 pixels: offline and tiny.",
+    ),
+    "colored-digits-grayscale": ("colored.digits:ColoredDigits", "Colored digits without colors."),
+    "table": (
+        "tables.source:TableSource",
+        "A CSV or Parquet file with a target column and an environment column.",
+    ),
+    "image-folders": ("images.folders:ImageFolders", "Images in folders domain/class/image."),
+    "metadata-images": (
+        "images.wilds:MetadataImages",
+        "Images with a CSV file that holds their class and environment.",
+    ),
+    "wilds": ("images.wilds:Wilds", "An image data set of WILDS in its own folder."),
+}
+"""Class (imported when it is used) and description of every source, by name."""
+
+
+def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
+    """Return the source that a string such as `colored-mnist:irm(label_noise=0.1)` names.
+
+    Args:
+        text: A name, optionally a protocol after a colon, and settings in parentheses.
+        folder: Folder of the MNIST files; None finds or fetches them.
+
+    Raises:
+        EnvariantError: If the source, its protocol or a setting is unknown or invalid, or a plug-in cannot be
+            imported.
+    """
+    spec = specs.parse(text)
+    name = spec.name.partition(":")[0]
+    if name in SOURCES:
+        module, _, class_name = SOURCES[name][0].partition(":")
+        cls: type[SpecSource] = getattr(import_module(f"{__name__}.{module}"), class_name)
+        return cls.from_spec(spec, folder)
+    if name not in (installed := plugins.plugin_names(ENTRY_POINTS)):
+        raise unknown_name("data set", name, (*SOURCES, *installed))
+    plugin = _plugin(name)
+    built = (
+        plugin.from_spec(spec, folder)
+        if issubclass(plugin, SpecSource)
+        else plugin(**specs.fill(plugin, spec))
+    )
+    if specs.parse(built.name).name.partition(":")[0] != name:
+        raise EnvariantError(f"data set '{name}': its name must begin with '{name}'; got '{built.name}'")
+    return built
+
+
+def installed_sources() -> tuple[dict[str, type[EnvironmentSource]], tuple[str, ...]]:
+    """Return the source classes that other packages register, by name, and a line for each that failed."""
+    return plugins.load_plugins(ENTRY_POINTS, _plugin, SOURCES)
+
+
+def _plugin(name: str) -> type[EnvironmentSource]:
+    def accepts(plugin: Any) -> bool:
+        is_source = isinstance(plugin, type) and issubclass(plugin, EnvironmentSource)
+        return is_source and dataclasses.is_dataclass(plugin)
+
+    requirement = "an EnvironmentSource and a frozen dataclass"
+    return plugins.load_plugin(ENTRY_POINTS, "data set", name, accepts, requirement)
+
 
 def colored_mnist(protocol: str = "irm", **settings: Any) -> ColoredMNIST:
-    """Colored MNIST in the protocol `irm`, `domainbed` or `thirds`; see `ColoredMNIST` for the settings."""
+    """Return Colored MNIST.
+
+    Args:
+        protocol: "irm", "domainbed" or "thirds".
+        settings: Fields of `ColoredMNIST`.
+    """
     return ColoredMNIST(protocol, **settings)
 
 
 def colored_digits(**settings: Any) -> ColoredDigits:
-    """Colored MNIST's construction over scikit-learn's digits; see `ColoredDigits` for the settings."""
+    """Return Colored MNIST's construction on scikit-learn's digits.
+
+    Args:
+        settings: Fields of `ColoredDigits`.
+    """
     return ColoredDigits(**settings)
 
 
-_GRAY = "-grayscale"
-_SOURCES: dict[str, type[ColoredMNIST] | type[ColoredDigits] | type[ColorChannels]] = {
-    cls.base: cls for cls in (ColoredMNIST, ColoredDigits, ColorChannels)
-}
-
-NAMES: dict[str, str] = {
-    "colored-mnist": "the real digits, protocols :irm (default), :domainbed and :thirds",
-    "colored-mnist-grayscale": "the same with the colors added up: what the oracle sees",
-    "colored-mnist-channels": "the real digits with the color channels as environments, as the report did",
-    "colored-digits": "the same construction over scikit-learn's 1,797 digits: offline and tiny",
-    "colored-digits-grayscale": "colored digits with the colors added up",
-}
-
-
-def _images(cls: type[ImageSource], spec: specs.Spec) -> ImageSource:
-    # A single name is typed as a word, several as a tuple; a year is a name here, and no number.
-    test = spec.keywords.get("test", ())
-    names = tuple(map(str, test if isinstance(test, tuple) else (test,)))
-    return cls(
-        **specs.fill(cls, specs.Spec(spec.name, spec.positional, {**spec.keywords, "test": names}), ("root",))
-    )
-
-
-def _table(spec: specs.Spec) -> EnvironmentSource:
-    # Encoders come with much of scikit-learn, which nobody else has to wait for.
-    from envariant.data.tables import source as table_source
-
-    return table_source.source(*spec.positional, **spec.keywords)
-
-
-_OWN: dict[str, Callable[[specs.Spec], EnvironmentSource]] = {
-    "table": _table,
-    **{cls.base: partial(_images, cls) for cls in (ImageFolders, MetadataImages, Wilds)},
-}
-"""Sources of files of one's own, by name: each is made of what stands in the brackets."""
-
-
-def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
-    """The source that a string such as `colored-mnist:irm(label_noise=0.1)` names.
-
-    Args:
-        text: a name, a protocol after a colon, settings in brackets.
-        folder: where the MNIST files are, if not to be fetched.
-
-    Raises:
-        EnvariantError: there is no such source, protocol or setting.
-    """
-    spec = specs.parse(text)
-    if spec.name in _OWN:
-        return _OWN[spec.name](spec)
-    name, _, protocol = spec.name.partition(":")
-    if name not in NAMES:
-        raise unknown_name("data set", name, (*NAMES, *_OWN))
-    cls = _SOURCES[name.removesuffix(_GRAY)]
-    # A single flip is typed as a number, several as a tuple.
-    keywords = {
-        key: (value,) if key.endswith("flips") and isinstance(value, int | float) else value
-        for key, value in spec.keywords.items()
-    }
-    spec = specs.Spec(spec.name, spec.positional, keywords)
-    # What the name says already is no setting, nor is where the files lie.
-    settings = specs.fill(cls, spec, positional=(), hidden=("protocol", "gray", "folder"))
-    gray = name.endswith(_GRAY)
-    if protocol and cls is not ColoredMNIST:
-        raise EnvariantError(f"{name}: has no protocols; got ':{protocol}'")
-    if cls is ColoredDigits:
-        return ColoredDigits(**settings, gray=gray)
-    if cls is ColorChannels:
-        return ColorChannels(**settings, folder=folder)
-    return ColoredMNIST(protocol or "irm", **settings, gray=gray, folder=folder)
-
-
 __all__ = [
-    "NAMES",
+    "ENTRY_POINTS",
+    "SOURCES",
     "ColorChannels",
     "ColoredDigits",
     "ColoredMNIST",
@@ -108,8 +128,10 @@ __all__ = [
     "Facts",
     "ImageFolders",
     "MetadataImages",
+    "SpecSource",
     "Wilds",
     "colored_digits",
     "colored_mnist",
+    "installed_sources",
     "source",
 ]

@@ -1,6 +1,6 @@
-"""Some rows of every training environment kept back, to measure on them what was not trained on.
+"""Training-domain validation: a share of the rows of every training environment is held out.
 
-They become environments of their own beside those they come from, in the role "validation".
+The held-out rows become environments in the role "validation".
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,18 +14,18 @@ from envariant.core.environments import DefaultSettings, Environment, Environmen
 from envariant.core.errors import EnvariantError
 
 SUFFIX = " (held-out rows)"
-"""What the name of such an environment ends in."""
+"""Suffix of the names of validation environments."""
 
 
 @final
 @dataclass(frozen=True)
 class ValidationSplit(EnvironmentSource):
-    """A source of which a share of the training rows is kept back, drawn anew with every data seed.
+    """Source with a validation split of every training environment; each data draw splits differently.
 
     Attributes:
-        source: of the data.
-        share: of the rows of every training environment, above 0 and below 1.
-        test: names of the environments held out whole; None is what the data suggest.
+        source: Source of the data.
+        share: Share of the rows of every training environment to hold out, between 0 and 1 (exclusive).
+        test: Names of the test environments, which are not split; None means the default of the data.
     """
 
     source: EnvironmentSource
@@ -34,7 +34,7 @@ class ValidationSplit(EnvironmentSource):
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise EnvariantError(f"hold-out must lie above 0 and below 1; got {self.share:g}")
+            raise EnvariantError(f"holdout_fraction must lie above 0 and below 1; got {self.share:g}")
 
     @property
     def name(self) -> str:
@@ -52,40 +52,39 @@ class ValidationSplit(EnvironmentSource):
         return self.source.columns
 
     def sample(self, seed: int) -> EnvironmentSet:
-        drawn = self.source.sample(seed)
-        roles = drawn.roles(self.test)
-        # Another stream than the data's own draws, which begin from the seed itself.
+        environments = self.source.sample(seed)
+        roles = environments.roles(self.test)
+        # Another random stream than that of the data, which starts with the seed itself.
         generator = torch.Generator().manual_seed(seed ^ 0x5EED)
         parts = [
             part
-            for environment in drawn.environments
+            for environment in environments.environments
             for part in (
-                self._parted(environment, generator) if roles[environment.name] == "train" else [environment]
+                self._split(environment, generator) if roles[environment.name] == "train" else [environment]
             )
         ]
         return EnvironmentSet(
-            drawn.label,
+            environments.label,
             tuple(parts),
-            drawn.task,
+            environments.task,
             test=tuple(name for name, role in roles.items() if role == "test"),
-            validation=tuple(part.name for part in parts if part.name not in drawn.names),
-            known=drawn.known,
-            classes=drawn.classes,
+            validation=tuple(part.name for part in parts if part.name not in environments.names),
+            known=environments.known,
+            classes=environments.classes,
         )
 
-    def _parted(self, environment: Environment, generator: torch.Generator) -> Iterator[Environment]:
+    def _split(self, environment: Environment, generator: torch.Generator) -> Iterator[Environment]:
         rows = len(environment)
-        kept = round(rows * self.share)
-        if not 0 < kept < rows:
+        held_out = round(rows * self.share)
+        if not 0 < held_out < rows:
             raise EnvariantError(
-                f"hold-out: {self.share:g} of the {rows} rows of '{environment.name}' leaves none on one side"
+                f"holdout_fraction: {self.share:g} of the {rows} rows of '{environment.name}' leaves one "
+                f"part empty"
             )
         order = torch.randperm(rows, generator=generator)
         for name, origin, index in (
-            (environment.name, "", order[kept:]),
-            (environment.name + SUFFIX, environment.name, order[:kept]),
+            (environment.name, "", order[held_out:]),
+            (environment.name + SUFFIX, environment.name, order[:held_out]),
         ):
-            # In the order in which they came, so that what is beside one another stays so.
-            chosen = index.sort().values
-            attributes = {key: values[chosen] for key, values in environment.attributes.items()}
-            yield Environment(name, *environment.rows(chosen), attributes, origin)
+            # Rows keep their order.
+            yield environment.select(index.sort().values, name=name, origin=origin)

@@ -1,6 +1,10 @@
-"""Networks, each a frozen description that builds a featurizer and a head for the shapes at hand."""
+"""Networks: frozen descriptions that build a featurizer and a head for given input and output shapes."""
 
-from envariant.core import specs
+import dataclasses
+from typing import Any
+
+from envariant.core import plugins, specs
+from envariant.core.errors import unknown_name
 from envariant.models.base import FeaturizerAndHead, ModelConfig
 from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
@@ -8,19 +12,48 @@ from envariant.models.mlp import MLP
 from envariant.models.mnist_cnn import MNISTCNN
 from envariant.models.timm import Timm
 
+ENTRY_POINTS = "envariant.models"
+"""Entry-point group of models from other packages: `name = "module:Class"`.
+
+The class is a `ModelConfig` and a frozen dataclass with that `name`; its fields are the settings.
+"""
+
 MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm)}
 
 
 def model_config(text: str) -> ModelConfig:
-    """The family that a string such as `mlp(hidden=390)` names.
+    """Return the model description that a string such as `mlp(hidden=390)` names.
+
+    Args:
+        text: A name, optionally with settings in parentheses.
 
     Raises:
-        EnvariantError: there is no such family, or it has no such setting.
+        EnvariantError: If the model or a setting is unknown or invalid, or a plug-in cannot be imported.
     """
-    return specs.build("model", text, MODELS)
+    name = specs.parse(text).name
+    if name in MODELS:
+        return specs.build("model", text, MODELS)
+    if name not in (installed := plugins.plugin_names(ENTRY_POINTS)):
+        raise unknown_name("model", name, (*MODELS, *installed))
+    return specs.build("model", text, {name: _plugin(name)})
+
+
+def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:
+    """Return the model classes that other packages register, by name, and a line for each that failed."""
+    return plugins.load_plugins(ENTRY_POINTS, _plugin, MODELS)
+
+
+def _plugin(name: str) -> type[ModelConfig]:
+    def accepts(plugin: Any) -> bool:
+        is_config = isinstance(plugin, type) and issubclass(plugin, ModelConfig)
+        return is_config and dataclasses.is_dataclass(plugin) and getattr(plugin, "name", None) == name
+
+    requirement = "a ModelConfig and a frozen dataclass of that name"
+    return plugins.load_plugin(ENTRY_POINTS, "model", name, accepts, requirement)
 
 
 __all__ = [
+    "ENTRY_POINTS",
     "MLP",
     "MNISTCNN",
     "MODELS",
@@ -29,5 +62,6 @@ __all__ = [
     "Linear",
     "ModelConfig",
     "Timm",
+    "installed_models",
     "model_config",
 ]

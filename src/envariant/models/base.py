@@ -1,8 +1,8 @@
-"""What the engine asks of a model: nothing but to be a `torch.nn.Module`.
+"""The interface of a model description, and modules made of a featurizer and a head.
 
-If a module has the parts `featurizer` and `head`, penalties on features see what passes between them;
-otherwise its output is taken for both. A model *family* is a frozen description, writable as a string
-such as `mlp(hidden=390)`, that builds such a module for given shapes.
+Any `torch.nn.Module` can be trained. If it has the parts `featurizer` and `head`, penalties on features use
+the featurizer's output; otherwise they use the module's output. A `ModelConfig` is a frozen description,
+writable as a string such as `mlp(hidden=390)`, that builds a module for given shapes.
 """
 
 from abc import ABC, abstractmethod
@@ -17,11 +17,11 @@ from envariant.core import specs
 
 @final
 class FeaturizerAndHead(nn.Module):
-    """`head(featurizer(inputs))`.
+    """Module that computes `head(featurizer(inputs))`.
 
     Args:
-        featurizer: inputs `[rows, *input_shape]` to features `[rows, width]`.
-        head: features to raw outputs `[rows, outputs]`.
+        featurizer: Module from inputs `[rows, *input_shape]` to features `[rows, width]`.
+        head: Module from features to raw outputs `[rows, outputs]`.
     """
 
     def __init__(self, featurizer: nn.Module, head: nn.Module) -> None:
@@ -34,28 +34,39 @@ class FeaturizerAndHead(nn.Module):
 
 
 class ModelConfig(ABC):
-    """A frozen description of a network that fits itself to the shapes it is given."""
+    """Frozen description of a network that adapts to input and output shapes.
+
+    A subclass is a frozen dataclass; its fields, all with defaults, are the settings.
+    """
 
     name: ClassVar[str]
+    """Name under which the model is registered."""
 
     def __str__(self) -> str:
         return specs.describe(self.name, self, type(self)())
 
     @abstractmethod
     def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
-        """A new network with freshly drawn weights.
+        """Build a network with newly initialized weights.
 
         Args:
-            input_shape: of one row.
-            outputs: numbers per row.
+            input_shape: Shape of one row of inputs.
+            outputs: Number of outputs per row.
 
         Raises:
-            EnvariantError: the network cannot take inputs of that shape.
+            EnvariantError: If the network cannot take inputs of that shape.
         """
 
 
 def xavier(layer: nn.Linear) -> nn.Linear:
-    """The layer with Xavier-uniform weights and zero biases, as in the IRM and REx code."""
+    """Initialize a layer with Xavier-uniform weights and zero biases, as in the IRM and REx code.
+
+    Args:
+        layer: The layer, changed in place.
+
+    Returns:
+        The same layer.
+    """
     with torch.no_grad():
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""LeNet as the course report draws it: three convolutions, two poolings, two fully connected layers."""
+"""LeNet as in the course report: three convolutions, two poolings, two fully connected layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 @final
 @dataclass(frozen=True)
 class LeNet(ModelConfig):
-    """conv 6@5×5, pool, conv 16@5×5, pool, conv 120 over what is left, fully connected 84, then the head.
+    """LeNet-5: conv 6@5×5, pool, conv 16@5×5, pool, conv 120 over the remaining map, dense 84, then the head.
 
-    LeCun et al. 1998 (LeNet-5) with ReLU and max pooling. On 28×28 images the third convolution is the
-    original's 5×5; on smaller ones it spans the map that remains.
+    LeCun et al. 1998, with ReLU and max pooling. On 28×28 images the third convolution is the original's
+    5×5; on smaller images it spans the remaining map.
     """
 
     name: ClassVar[str] = "lenet"
@@ -25,7 +25,7 @@ class LeNet(ModelConfig):
         if len(input_shape) != 3 or input_shape[1] != input_shape[2] or input_shape[1] < 12:
             raise EnvariantError(
                 f"lenet: needs square images of at least 12×12, channels first; "
-                f"got inputs of shape {tuple(input_shape)} (an mlp takes any shape)"
+                f"got inputs of shape {tuple(input_shape)} (mlp accepts any shape)"
             )
         left = (input_shape[1] // 2 - 4) // 2
         featurizer = nn.Sequential(

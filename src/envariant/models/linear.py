@@ -1,4 +1,4 @@
-"""A linear model: the featurizer only flattens, the head is everything."""
+"""Linear model: the featurizer flattens the inputs, the head is the model."""
 
 import math
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig, xavier
 
 @final
 class _Linear(nn.Linear):
-    """W x + b, written with the weights first.
+    """Linear layer W x + b with the weights as the first factor.
 
-    Many such models on the same rows are then one matrix product under `vmap`, and not one each; for that
-    their weights have to lie side by side, hence the copy.
+    Under `vmap`, many such models on the same rows are then one matrix product instead of one each. That
+    needs contiguous weights, hence the copy.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         products = self.weight.clone(memory_format=torch.contiguous_format) @ input.T + self.bias[:, None]
-        # One row becomes a column by its shape, not by its strides, which would part the gradients' product.
+        # A transposed single row would have strides that split the gradients' matrix product.
         return products.T if len(products) > 1 else products.reshape(-1, 1)
 
 
 @final
 @dataclass(frozen=True)
 class Linear(ModelConfig):
-    """W x + b on the flattened inputs; Xavier-uniform weights, zero biases."""
+    """Linear model W x + b on flattened inputs; Xavier-uniform weights, zero biases."""
 
     name: ClassVar[str] = "linear"
 

@@ -1,4 +1,4 @@
-"""A multilayer perceptron of any depth and width; by default that of the IRM paper's Colored MNIST."""
+"""Multilayer perceptron; the default is the network of the IRM paper for Colored MNIST."""
 
 import math
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig, xavier
 @final
 @dataclass(frozen=True)
 class MLP(ModelConfig):
-    """Flatten, then `depth` hidden layers with ReLU (the featurizer), then one linear layer (the head).
+    """Multilayer perceptron: hidden layers with ReLU are the featurizer, one linear layer is the head.
 
-    Xavier-uniform weights, zero biases. Arjovsky et al. 2019 use hidden=390, depth=2.
+    Inputs are flattened. Xavier-uniform weights, zero biases. Arjovsky et al. 2019 use hidden=390, depth=2.
 
     Attributes:
-        hidden: the width of every hidden layer, or a tuple with the width of each.
-        depth: hidden layers; ignored where `hidden` is a tuple.
+        hidden: Width of every hidden layer, or a tuple with the width of each.
+        depth: Number of hidden layers; ignored if `hidden` is a tuple.
     """
 
     name: ClassVar[str] = "mlp"

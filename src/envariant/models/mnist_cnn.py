@@ -1,4 +1,4 @@
-"""MNIST_CNN, the network DomainBed uses for Colored and Rotated MNIST."""
+"""MNIST_CNN, the network of DomainBed for Colored and Rotated MNIST."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 
 @final
 class _FromFewChannels(nn.Conv2d):
-    """A 3×3 convolution of one to three channels, as a product of matrices: weights times patches.
+    """3×3 convolution of one to three channels, as a matrix product of weights and patches.
 
-    So few numbers a pixel are less than convolutions are tuned for; and the product leaves its numbers in
-    the order that the norm wants, so that they are not copied from another one, nor their gradients into it.
+    Convolution kernels are slow with so few channels. The product also has the memory layout that the group
+    norm needs, so that neither outputs nor gradients are copied.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(channels, width, 3, padding=1)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - so named in nn.Conv2d
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Conv2d
         rows, _, height, width = input.shape
         padded = functional.pad(input, (1, 1, 1, 1))
         shifted = [padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        # The bias is the weight of a channel of ones, and costs no pass over what comes out, either way.
+        # The bias is the weight of a channel of ones, which saves a pass over outputs and gradients.
         patches = torch.cat([*shifted, torch.ones_like(input[:, :1])], dim=1).flatten(2)
         assert self.bias is not None
         weight = torch.cat([self.weight.permute(0, 2, 3, 1).flatten(1), self.bias[:, None]], dim=1)
@@ -36,9 +36,9 @@ class _FromFewChannels(nn.Conv2d):
 
 @final
 class _ChannelsLast(nn.Module):
-    """The same numbers with the channels side by side in memory, as fast convolutions want them.
+    """Change to the channels-last memory layout, in which convolutions are faster.
 
-    After the first norm: on maps as large as the image, a norm is slow with the channels side by side.
+    It follows the first norm, because a norm over maps as large as the image is slow in that layout.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class _ChannelsLast(nn.Module):
 
 @final
 class _ChannelMeans(nn.Module):
-    """The mean of every channel over an image, taken and differentiated in the order of memory."""
+    """Mean of every channel over an image, computed and differentiated in memory order."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
@@ -56,10 +56,10 @@ class _ChannelMeans(nn.Module):
 @final
 @dataclass(frozen=True)
 class MNISTCNN(ModelConfig):
-    """Four 3×3 convolutions (64, 128 with stride 2, 128, 128), each with ReLU and group norm, then the mean.
+    """CNN of four 3×3 convolutions (64, 128 with stride 2, 128, 128), each with ReLU and group norm.
 
-    Features are the 128 channel means; the head is linear. Gulrajani & Lopez-Paz 2020 (arXiv
-    2007.01434), table 7. Group norm keeps no running statistics, so batches do not leak into evaluation.
+    Features are the 128 channel means; the head is linear. Gulrajani & Lopez-Paz 2020 (arXiv 2007.01434),
+    table 7. Group norm has no running statistics, so evaluation does not depend on training batches.
     """
 
     name: ClassVar[str] = "mnist-cnn"

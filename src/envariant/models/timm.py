@@ -1,6 +1,6 @@
-"""Any image network of timm (PyTorch Image Models, Wightman 2019) as a featurizer, with a linear head.
+"""Image networks of timm (PyTorch Image Models, Wightman 2019) as featurizers, with a linear head.
 
-timm is asked for only when such a network is built: `pip install 'envariant[vision]'`.
+timm is imported only when such a network is built: `pip install 'envariant[vision]'`.
 """
 
 import difflib
@@ -19,14 +19,13 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 @final
 @dataclass(frozen=True)
 class Timm(ModelConfig):
-    """A network of timm without its classifier, then one linear layer.
+    """Network of timm without its classifier, followed by a linear layer.
 
-    Any number of channels and any size will do that the network itself can take; those that are built for
-    one size are built for that of the images.
+    Networks with a fixed input size are built for the size of the images.
 
     Attributes:
-        architecture: as timm calls it; in quotes where the name holds a dot.
-        pretrained: begin with the weights that timm fetches, for which it needs a connection or its cache.
+        architecture: Name in timm, in quotes if it contains a dot.
+        pretrained: Whether to start with pretrained weights, which timm downloads or takes from its cache.
     """
 
     name: ClassVar[str] = "timm"
@@ -41,8 +40,8 @@ class Timm(ModelConfig):
         backbone = self._backbone(_timm(), input_shape)
         try:
             with torch.no_grad():
-                # Measured and not looked up: not all that timm calls a width is what comes out. Without
-                # training, because running statistics are to begin as they are.
+                # Measured, because `num_features` of timm is not always the output width. In evaluation
+                # mode, so that running statistics stay as they are.
                 features = backbone.eval()(torch.zeros(1, *input_shape))
         except Exception as error:
             raise EnvariantError(
@@ -53,12 +52,12 @@ class Timm(ModelConfig):
 
     def _backbone(self, timm: Any, input_shape: Sequence[int]) -> nn.Module:
         if not timm.is_model(self.architecture):
-            known: list[str] = timm.list_models()
-            near = difflib.get_close_matches(self.architecture, known, n=5, cutoff=0.5)
-            # Not all of a thousand.
-            raise unknown_name("timm architecture", self.architecture, near or known[:5], where="timm")
-        usual = timm.get_pretrained_cfg(self.architecture)
-        fixed = {"img_size": tuple(input_shape[1:])} if getattr(usual, "fixed_input_size", False) else {}
+            names: list[str] = timm.list_models()
+            similar = difflib.get_close_matches(self.architecture, names, n=5, cutoff=0.5)
+            # A few of more than a thousand.
+            raise unknown_name("timm architecture", self.architecture, similar or names[:5], where="timm")
+        config = timm.get_pretrained_cfg(self.architecture)
+        fixed = {"img_size": tuple(input_shape[1:])} if getattr(config, "fixed_input_size", False) else {}
         try:
             return timm.create_model(
                 self.architecture,
@@ -68,10 +67,10 @@ class Timm(ModelConfig):
                 **fixed,
             )
         except Exception as error:
-            mend = "; is there a connection? pretrained=false needs none" if self.pretrained else ""
+            hint = "; is there a connection? pretrained=false needs none" if self.pretrained else ""
             raise EnvariantError(
                 f"timm: {self.architecture} cannot be built for inputs of shape {tuple(input_shape)} "
-                f"({_first(error)}){mend}"
+                f"({_first(error)}){hint}"
             ) from None
 
 
@@ -83,7 +82,7 @@ def _timm() -> Any:
             f"timm: cannot be imported ({_first(error)}); pip install 'envariant[vision]'"
         ) from None
     except (RuntimeError, OSError) as error:
-        # What torchvision says beside a PyTorch that it was not made for.
+        # Raised by a torchvision built for another version of PyTorch.
         raise EnvariantError(
             f"timm: cannot be imported ({_first(error)}); torchvision must fit torch: "
             f"pip install --upgrade torch torchvision 'envariant[vision]'"

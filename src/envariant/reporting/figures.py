@@ -254,10 +254,11 @@ def ranking(rows: Sequence[RankingRow], label: str, marks: Mapping[str, float]) 
     for source, sign in signs.items():
         axes.plot([], [], sign, color=TRAIN[1], ms=6, mfc="white", ls="", label=plain_text(source))
     axes.plot([], [], "o-", color=TEST, lw=2, label="ours: mean, 95 % interval, replicas")
-    for name, value in marks.items():
+    # The first mark is labeled on its left and the others on their right, so that two labels do not overlap.
+    for (name, value), side in zip(marks.items(), ("right", *("left",) * len(marks)), strict=False):
         axes.axvline(value, color=MUTED, lw=0.8, ls=DASHED, zorder=0)
         axes.text(
-            value, 1.0, f" {name} {value:.0%}", fontsize=7.5, color=MUTED, ha="left", va="bottom",
+            value, 1.0, f" {name} {value:.0%} ", fontsize=7.5, color=MUTED, ha=side, va="bottom",
             transform=axes.get_xaxis_transform(),
         )  # fmt: skip
     axes.invert_yaxis()
@@ -375,6 +376,8 @@ def hyperparameters(values: pd.DataFrame, scores: pd.DataFrame, metric: str) -> 
             axes.plot(x, scores[kind], ".", color=color, ms=6, alpha=0.7)
         if (x.dropna() > 0).all() and x.max() > 20 * x.min():
             axes.set_xscale("log")
+        else:
+            axes.locator_params(axis="x", nbins=4)
         name_axes(axes, str(column))
         quiet(axes)
     grid[0, 0].set_ylabel(metric, color=INK)

@@ -185,7 +185,7 @@ def algorithms(comparison: Comparison) -> TextTable:
     ]
     if ranking is not None:
         notes.append(
-            f"Mean ranks over {ranking.places} sets of test environments. Two ranks that are at least "
+            f"Mean ranks over {ranking.n_datasets} sets of test environments. Two ranks that are at least "
             f"{ranking.critical_difference:.2f} apart differ significantly (Nemenyi; Friedman p = "
             f"{ranking.p_value:.2g})."
         )
@@ -315,10 +315,11 @@ def _evaluated(table: pd.DataFrame) -> pd.DataFrame:
 def _lead(store: Store, metric: str) -> str:
     states = ", ".join(f"{count} {state}" for state, count in store.counts().items() if count)
     study = store.declaration()
+    algorithms, data = ", ".join(study["algorithms"]), ", ".join(study["data"])
     return (
-        f"{', '.join(study['algorithms'])} on {', '.join(study['data'])}: {study['n_trials']} trials per algorithm, "
-        f"{study['replicas']} replicas per trial. {study['holdout_fraction']:.0%} of the training rows are kept "
-        f"for validation. Runs: {states}. All scores are {metric}."
+        f"{algorithms} on {data}: {study['n_trials']} trials per algorithm, {study['replicas']} replicas per "
+        f"trial. {study['holdout_fraction']:.0%} of the training rows are kept for validation. Runs: {states}. "
+        f"All scores are {metric}."
     )
 
 

@@ -58,7 +58,7 @@ def painted():
     cases = torch.tensor([(s, a, b) for s in (0, 1) for a in (0, 1) for b in (0, 1)], dtype=torch.bool)
     shape, flipped_label, flipped_color = cases.T
     digits = torch.arange(8)
-    environment = construction.paint(
+    environment = construction.colored_environment(
         "all", images, digits, shape, flipped_label=flipped_label, flipped_color=flipped_color
     )
     return images, cases.long(), environment
@@ -102,7 +102,7 @@ def test_ink_keeps_every_kth_row_and_column_from_the_first_without_averaging():
     images = np.arange(2 * 28 * 28).reshape(2, 28, 28).astype(np.uint8)
     for size in (28, 14, 7):
         k = 28 // size
-        kept = construction.ink(images, size)
+        kept = construction.downsampled(images, size)
         assert kept.dtype == torch.float32
         assert kept.tolist() == (images[:, ::k, ::k].astype(np.float32) / np.float32(255)).tolist()
-    assert float(construction.ink(np.full((1, 8, 8), 16, np.uint8), 8, most=16).max()) == 1.0
+    assert float(construction.downsampled(np.full((1, 8, 8), 16, np.uint8), 8, most=16).max()) == 1.0

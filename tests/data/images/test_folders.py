@@ -16,8 +16,8 @@ from envariant.core.environments import RESERVED
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass
 from envariant.data import ImageFolders, source
-from envariant.data.images import base as images
-from envariant.data.images.base import DEVIATION, MEAN
+from envariant.data.images import reading as images
+from envariant.data.images.reading import DEVIATION, MEAN
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -152,9 +152,9 @@ def test_the_account_tells_what_is_missing_and_what_was_skipped(root):
         "photo: 4 images; none of dog",
         "sketch: 7 images",
         "skipped, hidden: .DS_Store, art/.git",
-        "skipped, a file where a folder belongs: art/labels.csv, readme.txt",
+        "skipped, a file in place of a folder: art/labels.csv, readme.txt",
         "skipped, a folder inside a class: art/cat/old.png",
-        "skipped, no image by its name: art/cat/Thumbs.db",
+        "skipped, not an image by its suffix: art/cat/Thumbs.db",
         "no images in: art/emu, bare",
     ]
     assert drawn(root).names == ("art", "photo", "sketch")
@@ -245,15 +245,17 @@ def test_an_unreadable_cache_is_made_anew(root, cache, spoil):
 def test_a_cache_that_cannot_be_written_is_refused_with_the_mend(root, tmp_path):
     (tmp_path / "file").write_text("")
     said = refusal(drawn, root, cache=tmp_path / "file")
-    assert said.startswith(f"images: cannot be kept in {tmp_path / 'file' / 'images'} (")
-    assert said.endswith("); name a folder with room for 0.0 MiB as cache or in the variable ENVARIANT_CACHE")
+    assert said.startswith(f"images: cannot be stored in {tmp_path / 'file' / 'images'} (")
+    assert said.endswith(
+        "); name a folder with 0.0 MiB of free space as cache or in the variable ENVARIANT_CACHE"
+    )
 
 
 def test_a_broken_image_is_named_and_nothing_half_read_is_kept(root, cache):
     (root / "photo" / "cat" / "1.png").write_text("not an image")
     assert refusal(drawn, root) == (
         f"{root / 'photo' / 'cat' / '1.png'}: cannot be read as an image (cannot identify image file 'it'); "
-        f"replace the file or take it out"
+        f"replace or remove the file"
     )
     assert not list((cache / "images").glob("*.npy"))
     (root / "photo" / "cat" / "1.png").unlink()
@@ -273,19 +275,19 @@ def test_an_image_that_ends_too_soon_is_named(root, suffix, share):
 
 def test_pixels_without_a_known_range_are_refused(root):
     save(root / "art" / "dog" / "0.tiff", 0.5, mode="F")
-    assert "(its pixels are real numbers of no known range)" in refusal(drawn, root)
+    assert "(its pixels are floating-point numbers of unknown range)" in refusal(drawn, root)
 
 
 def test_more_than_fits_into_memory_is_refused_with_a_size_that_would_do(root, monkeypatch, cache):
     monkeypatch.setattr(images, "free_memory", lambda: 2**20)
     said = refusal(drawn, root, size=224)
     assert said == (
-        "image-folders: 15 images of 224×224 need 8.6 MiB of memory and 1.0 MiB are free; take size=40"
+        "image-folders: 15 images of 224×224 need 8.6 MiB of memory and 1.0 MiB are free; use size=40"
     )
     assert not cache.exists()
     assert drawn(root, size=40).input_shape == (3, 40, 40)
     monkeypatch.setattr(images, "free_memory", lambda: 100)
-    assert refusal(drawn, root).endswith("; take fewer images")
+    assert refusal(drawn, root).endswith("; use fewer images")
 
 
 def test_free_memory_is_a_likely_number():
@@ -299,29 +301,29 @@ def test_without_pillow_the_extra_is_named(root, monkeypatch):
 
 def test_a_folder_of_one_domain_class_or_nothing_is_refused(root, tmp_path):
     assert refusal(drawn, tmp_path / "no") == (
-        f"image-folders: cannot look into {tmp_path / 'no'} (No such file or directory)"
+        f"image-folders: cannot list {tmp_path / 'no'} (No such file or directory)"
     )
     file = root / "art" / "cat" / "0.png"
     assert refusal(drawn, file) == (
-        f"image-folders: {file} is a file; give the folder that holds domain/class/image"
+        f"image-folders: {file} is a file; name the folder that holds domain/class/image"
     )
     (tmp_path / "empty").mkdir()
     empty = f"image-folders: {tmp_path / 'empty'} holds no domain/class/image"
     assert refusal(drawn, tmp_path / "empty") == empty
     assert refusal(drawn, root / "art") == (
-        f"image-folders: {root / 'art'} holds no domain/class/image; 'cat/0.png' lies too high"
+        f"image-folders: {root / 'art'} holds no domain/class/image; 'cat/0.png' is not inside a class"
     )
     assert refusal(drawn, tmp_path) == (
-        f"image-folders: {tmp_path} holds no domain/class/image; 'animals/art/cat' is a folder where images belong"
+        f"image-folders: {tmp_path} holds no domain/class/image; 'animals/art/cat' is a folder in place of an image"
     )
     save(tmp_path / "one" / "art" / "cat" / "0.png")
     assert refusal(drawn, tmp_path / "one") == (
-        f"image-folders: {tmp_path / 'one'} holds one domain, 'art'; it takes two at least, each with folders for "
-        f"its classes, to see what holds in all of them"
+        f"image-folders: {tmp_path / 'one'} holds one domain, 'art'; at least two are needed, each with a "
+        f"folder for every class"
     )
     save(tmp_path / "one" / "photo" / "cat" / "0.png")
     assert refusal(drawn, tmp_path / "one") == (
-        f"image-folders: {tmp_path / 'one'} holds one class, 'cat'; it takes two to tell apart"
+        f"image-folders: {tmp_path / 'one'} holds one class, 'cat'; at least two are needed"
     )
 
 

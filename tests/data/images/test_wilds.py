@@ -105,10 +105,10 @@ def test_names_with_markup_are_plain_text(root):
          "metadata-images: there is no x.csv in {root}"),
         (IMAGES.replace("b.png,cat", "b.png,"), {}, "metadata-images: {root}/metadata.csv: column 'animal' is empty "
          "in 1 of 4 rows (first: row 2); fill in or remove them"),
-        (IMAGES.replace("cat", "dog"), {}, "metadata-images: 4 rows have 1 classes (dog); it takes two to tell "
-         "apart, and several images of each"),
-        ("file,animal,site\na.png,cat,9\nb.png,dog,9\n", {}, "metadata-images: all rows come from '9'; it takes two "
-         "environments at least"),
+        (IMAGES.replace("cat", "dog"), {}, "metadata-images: 4 rows have 1 classes (dog); at least two "
+         "are needed, with several images of each"),
+        ("file,animal,site\na.png,cat,9\nb.png,dog,9\n", {}, "metadata-images: all rows come from '9'; at least two "
+         "environments are needed"),
         (IMAGES.replace("c/d.png", "c/e.png"), {}, "{root}: 1 of 4 images are missing: c/e.png"),
         ("\0\1\2", {}, "metadata-images: {root}/metadata.csv: "),
     ],
@@ -130,11 +130,11 @@ def test_as_many_classes_as_rows_are_no_classes(root):
 
 def test_a_folder_that_is_none_is_refused(root, tmp_path):
     assert refusal(own(tmp_path / "no").sample, 0) == (
-        f"metadata-images: {tmp_path / 'no'} is not there; give a folder"
+        f"metadata-images: {tmp_path / 'no'} is missing; name a folder"
     )
     assert (
         refusal(own(root / "a.png").sample, 0)
-        == f"metadata-images: {root / 'a.png'} is a file; give a folder"
+        == f"metadata-images: {root / 'a.png'} is a file; name a folder"
     )
 
 
@@ -252,7 +252,7 @@ def test_a_download_that_is_not_complete_is_refused(tmp_path):
     root = laid_out(tmp_path, "waterbirds_v1.0")
     (root / "RELEASE_v1.0.txt").unlink()
     assert refusal(Wilds(root).sample, 0) == (
-        f"wilds: {root} lacks its RELEASE_v….txt, which is written when a download is complete; download the set "
+        f"wilds: {root} lacks its RELEASE_v….txt, which marks a complete download; download the data set "
         f"again"
     )
 
@@ -260,11 +260,11 @@ def test_a_download_that_is_not_complete_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("animals", "wilds: {root} is not named as WILDS names its folders, such as camelyon17_v1.0; for images of "
-         "your own take metadata-images"),
-        ("fmow_v1.1", "wilds (for others take metadata-images): unknown set of images 'fmow'; known: camelyon17, "
+        ("animals", "wilds: {root} must have a name such as camelyon17_v1.0, as in WILDS; for other "
+         "images use metadata-images"),
+        ("fmow_v1.1", "wilds (for others use metadata-images): unknown data set 'fmow'; known: camelyon17, "
          "iwildcam, rxrx1, waterbirds"),
-        ("camelyon17_v1.0", "wilds: {root} is not there; give a folder"),
+        ("camelyon17_v1.0", "wilds: {root} is missing; name a folder"),
     ],
 )  # fmt: skip
 def test_a_set_that_is_not_known_is_refused(tmp_path, name, message):

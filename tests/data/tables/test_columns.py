@@ -1,4 +1,4 @@
-"""Columns as files hold them: what kind each is taken for, and that no value is misread, lost or moved."""
+"""Columns: the kind of each is inferred, and no value is misread, lost or moved."""
 
 import datetime
 import decimal
@@ -10,17 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envariant.core.errors import EnvariantError
-from envariant.data.tables.columns import Column, mixed, of_kind, piece, read, typed, write
+from envariant.data.tables.columns import (
+    Column,
+    column_of_kind,
+    has_mixed_types,
+    infer_column,
+    read,
+    read_chunk,
+    write,
+)
 
 NAN = np.nan
 
 
 def column(values, dtype=None):
-    return typed("x", [piece("x", pd.Series(values, dtype=dtype))])
+    return infer_column("x", [read_chunk("x", pd.Series(values, dtype=dtype))])
 
 
-def in_pieces(*parts):
-    return typed("x", [piece("x", pd.Series(part)) for part in parts])
+def in_chunks(*parts):
+    return infer_column("x", [read_chunk("x", pd.Series(part)) for part in parts])
 
 
 def days(text):
@@ -87,14 +95,14 @@ def test_numbers_booleans_and_dates(values, dtype, kind, expected):
         (["1.2.10", "1.10.12", "11.9.10"], object, ["1.2.10", "1.10.12", "11.9.10"]),
         (["10:30", "11:45"], object, ["10:30", "11:45"]),
         (["2019/20", "2020/21"], object, ["2019/20", "2020/21"]),
-        # Nothing tells day from month, or decimals from thousands: they are not guessed.
+        # Day and month, or decimals and thousands, cannot be told apart.
         (["01/02/2020", "03/04/2020"], object, ["01/02/2020", "03/04/2020"]),
         (["31/12/2020", "12/31/2020"], object, ["31/12/2020", "12/31/2020"]),
         (["1,234", "5,678"], object, ["1,234", "5,678"]),
         (["3,5", "3.5"], object, ["3,5", "3.5"]),
         (["<b>Ü</b>", "a\nb"], object, ["<b>Ü</b>", "a\nb"]),
         (["b", None, "a"], "category", ["b", None, "a"]),
-        # Whoever made numbers a category meant it.
+        # A pandas categorical stays categorical.
         ([10, 9, 10], "category", ["10", "9", "10"]),
         ([1.0, 2.0, None], "category", ["1", "2", None]),
         (["yes", "no"], "category", ["yes", "no"]),
@@ -110,7 +118,7 @@ def test_categories(values, dtype, texts):
     assert found.values.dtype == np.int32
 
 
-def test_a_time_zone_does_not_move_a_clock():
+def test_a_time_zone_does_not_change_local_time():
     local = pd.Series(pd.date_range("2020-03-28 23:30", periods=4, freq="D", tz="Europe/Berlin"))
     wall = local.dt.tz_localize(None)
     as_text = local.map(lambda t: t.isoformat())
@@ -122,10 +130,10 @@ def test_a_time_zone_does_not_move_a_clock():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["1"] * 20 + ["old"], "column 'x': 1 of 21 values are no numbers (the first: 'old' in row 21); mend"),
+        (["1"] * 20 + ["old"], "column 'x': 1 of 21 values are no numbers (the first: 'old' in row 21); correct them"),
         (["1"] * 20 + ["inf"], "1 of 21 values are no numbers (the first: 'inf' in row 21)"),
         (["2020-01-01"] * 20 + ["2020-02-31"], "1 of 21 values are no dates (the first: '2020-02-31' in row 21)"),
-        ([1.0, np.inf], "column 'x': holds inf in row 2, too large to compute with (from 1e+15 on). Mend it"),
+        ([1.0, np.inf], "column 'x': holds inf in row 2, too large to compute with (the limit is 1e+15). Correct it"),
         ([1, -1e308], "column 'x': holds -1e+308 in row 2, too large"),
         (["1", "1e308"], "column 'x': holds 1e+308 in row 2, too large"),
         ([10**17, 1], "column 'x': holds 1e+17 in row 1, too large"),
@@ -135,7 +143,7 @@ def test_a_time_zone_does_not_move_a_clock():
         ([np.ones(2), np.ones(2)], "column 'x': holds a ndarray where one value should be"),
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_one_clear_line(values, message):
+def test_an_unusable_value_is_rejected_in_one_line(values, message):
     with pytest.raises(EnvariantError) as said:
         column(values)
     assert str(said.value).startswith("column 'x': ")
@@ -143,25 +151,25 @@ def test_what_makes_no_sense_is_one_clear_line(values, message):
     assert "\n" not in str(said.value)
 
 
-def test_pieces_of_other_types_make_one_column():
-    assert in_pieces([True, False], [True, None]).kind == "boolean"
+def test_chunks_of_different_types_make_one_column():
+    assert in_chunks([True, False], [True, None]).kind == "boolean"
     np.testing.assert_array_equal(
-        in_pieces([True, False], [NAN, NAN], [True, None]).values, [1, 0, NAN, NAN, 1, NAN]
+        in_chunks([True, False], [NAN, NAN], [True, None]).values, [1, 0, NAN, NAN, 1, NAN]
     )
-    found = in_pieces([NAN, NAN], pd.to_datetime(["1970-01-02", None]), [None, None])
+    found = in_chunks([NAN, NAN], pd.to_datetime(["1970-01-02", None]), [None, None])
     assert found.kind == "date"
     np.testing.assert_array_equal(found.values, [NAN, NAN, 1, NAN, NAN, NAN])
-    found = in_pieces([1, 2], [NAN, NAN], ["?", "3"], [None, None])
+    found = in_chunks([1, 2], [NAN, NAN], ["?", "3"], [None, None])
     assert found.kind == "number"
     np.testing.assert_array_equal(found.values, [1, 2, NAN, NAN, NAN, 3, NAN, NAN])
-    found = in_pieces(["b", "a"], ["c", "a"], [NAN, NAN])
+    found = in_chunks(["b", "a"], ["c", "a"], [NAN, NAN])
     assert found.texts() == ["b", "a", "c", "a", None, None]
-    assert in_pieces([1, 2], ["a", "b"]).texts() == ["1", "2", "a", "b"]
+    assert in_chunks([1, 2], ["a", "b"]).texts() == ["1", "2", "a", "b"]
 
 
-def test_whether_pandas_guessed_several_types():
+def test_has_mixed_types():
     def of(*parts):
-        return mixed([piece("x", pd.Series(part)) for part in parts])
+        return has_mixed_types([read_chunk("x", pd.Series(part)) for part in parts])
 
     assert of([1, 2], ["a"])
     assert of([True], ["True", None])
@@ -169,14 +177,14 @@ def test_whether_pandas_guessed_several_types():
     assert not of([NAN], ["a", None], [None])
 
 
-def test_what_a_column_is_of_is_found_from_all_its_pieces():
+def test_the_kind_is_inferred_from_all_chunks():
     with pytest.raises(EnvariantError, match="'old' in row 42"):
-        in_pieces(*[["1", "?"]] * 20, ["2", "old"])
+        in_chunks(*[["1", "?"]] * 20, ["2", "old"])
     with pytest.raises(EnvariantError, match="holds inf in row 1003"):
-        piece("x", pd.Series([0, 1, np.inf]), before=1000)
+        read_chunk("x", pd.Series([0, 1, np.inf]), first_row=1000)
 
 
-def test_texts_tell_every_number_from_every_other():
+def test_different_numbers_have_different_texts():
     values = np.array([0.1, 1e-9, 16777216, 16777215, 123456.7, -2, NAN, 1e14], dtype=np.float32)
     texts = Column("x", "number", values).texts()
     assert texts[:7] == ["0.1", "1e-09", "16777216", "16777215", "123456.7", "-2", None]
@@ -198,8 +206,8 @@ def test_texts_tell_every_number_from_every_other():
         ([True, False], "number", [1, 0]),
     ],
 )
-def test_a_kind_that_is_known_is_kept(values, kind, expected):
-    found = of_kind("x", piece("x", pd.Series(values)), kind)
+def test_a_column_of_a_known_kind_is_read(values, kind, expected):
+    found = column_of_kind("x", read_chunk("x", pd.Series(values)), kind)
     assert found.kind == kind
     np.testing.assert_array_equal(found.values, np.array(expected, dtype=np.float32))
 
@@ -207,16 +215,16 @@ def test_a_kind_that_is_known_is_kept(values, kind, expected):
 @pytest.mark.parametrize(
     ("values", "kind", "message"),
     [
-        # Learned from 31/12/2020 and 1,5: what may be read in two ways is not guessed.
+        # Trained on 31/12/2020 and 1,5: ambiguous values are rejected.
         (["01/02/2020"], "date", "holds '01/02/2020' in row 8; the model learned from a date of that name. Write it as 2020-12-31"),
-        (["1,234"], "number", "holds '1,234' in row 8; the model learned from a number of that name. Mend it"),
+        (["1,234"], "number", "holds '1,234' in row 8; the model learned from a number of that name. Correct it"),
         ([3.0], "boolean", "holds '3' in row 8"),
         ([np.inf], "number", "holds inf in row 8, too large"),
     ],
 )  # fmt: skip
-def test_a_value_of_another_kind_is_refused(values, kind, message):
+def test_a_value_of_another_kind_is_rejected(values, kind, message):
     with pytest.raises(EnvariantError) as said:
-        of_kind("x", piece("x", pd.Series(values), before=7), kind, before=7)
+        column_of_kind("x", read_chunk("x", pd.Series(values), first_row=7), kind, first_row=7)
     assert message in str(said.value)
 
 
@@ -229,7 +237,7 @@ TEXTS = st.lists(
 
 
 def attempted(function, *arguments):
-    """What came of it, or what was said."""
+    """Return the result, or the error message."""
     try:
         return function(*arguments)
     except EnvariantError as error:
@@ -237,10 +245,10 @@ def attempted(function, *arguments):
 
 
 @given(TEXTS, st.integers(0, 10))
-def test_any_texts_make_a_column_of_as_many_rows_or_an_error_in_words(texts, cut):
+def test_any_texts_make_a_column_with_the_same_number_of_rows_or_a_clear_error(texts, cut):
     whole = pd.Series(texts, dtype=object)
-    found = attempted(typed, "x", [piece("x", whole)])
-    parts = attempted(typed, "x", [piece("x", whole[:cut]), piece("x", whole[cut:])])
+    found = attempted(infer_column, "x", [read_chunk("x", whole)])
+    parts = attempted(infer_column, "x", [read_chunk("x", whole[:cut]), read_chunk("x", whole[cut:])])
     if isinstance(found, str):
         assert found.startswith("column 'x': ")
         assert found.isprintable()
@@ -251,12 +259,12 @@ def test_any_texts_make_a_column_of_as_many_rows_or_an_error_in_words(texts, cut
         assert (parts.kind, parts.categories) == (found.kind, found.categories)
         np.testing.assert_array_equal(parts.values, found.values)
     for kind in ("number", "boolean", "date", "category"):
-        known = attempted(of_kind, "x", piece("x", whole), kind)
+        known = attempted(column_of_kind, "x", read_chunk("x", whole), kind)
         assert known.isprintable() if isinstance(known, str) else len(known) == len(texts)
 
 
 @given(st.lists(st.floats(width=32, min_value=-(2.0**46), max_value=2.0**46) | st.just(NAN), min_size=1))
-def test_numbers_are_the_same_whether_they_arrive_as_numbers_or_as_text(values):
+def test_numbers_and_their_texts_make_equal_columns(values):
     numbers = column(values)
     words = column([None if v != v else repr(v) for v in values], object)
     assert words.kind == "number"
@@ -264,7 +272,7 @@ def test_numbers_are_the_same_whether_they_arrive_as_numbers_or_as_text(values):
 
 
 @given(st.lists(st.dates(min_value=datetime.date(1000, 1, 1)), min_size=1))
-def test_dates_are_the_same_however_they_are_written(values):
+def test_dates_are_equal_in_every_format(values):
     stamps = column(np.array(values, dtype="datetime64[s]"))
     for sign in ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y"):
         found = column([day.strftime(sign) for day in values], object)
@@ -272,7 +280,7 @@ def test_dates_are_the_same_however_they_are_written(values):
         np.testing.assert_array_equal(found.values, stamps.values)
 
 
-def test_columns_are_stored_and_come_back(tmp_path):
+def test_stored_columns_are_loaded_unchanged(tmp_path):
     columns = (
         column([1.5, None]),
         column([True, None], "boolean"),

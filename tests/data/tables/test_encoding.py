@@ -1,4 +1,4 @@
-"""Columns as inputs: what scikit-learn would give, learned from the training environments and nothing else."""
+"""Encoding: equal to scikit-learn's, learned from the training environments alone."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from envariant.data.tables import table as tables
-from envariant.data.tables.columns import Column, piece, typed
+from envariant.data.tables.columns import Column, infer_column, read_chunk
 from envariant.data.tables.encoding import MOST_CATEGORIES, Encoder, fit
 from envariant.data.tables.source import TableSource
 
@@ -18,14 +18,14 @@ NAN = np.nan
 
 
 def column(values, dtype=None, name="x"):
-    return typed(name, [piece(name, pd.Series(values, dtype=dtype))])
+    return infer_column(name, [read_chunk(name, pd.Series(values, dtype=dtype))])
 
 
 def encoded(column, encoder=None):
     return (encoder or fit([column])).encode({column.name: column})
 
 
-def test_numbers_are_those_of_scikit_learn():
+def test_encoded_numbers_equal_scikit_learn():
     draw = np.random.default_rng(0)
     values = draw.gamma(2.0, size=500) * 100 + 3
     values[draw.random(500) < 0.1] = NAN
@@ -39,7 +39,7 @@ def test_numbers_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("many", [1 + MOST_CATEGORIES // 4, MOST_CATEGORIES, 3 * MOST_CATEGORIES])
-def test_categories_are_those_of_scikit_learn_also_of_rows_it_has_not_seen(many):
+def test_encoded_categories_equal_scikit_learn_also_for_unseen_rows(many):
     draw = np.random.default_rng(0)
     texts = np.array([f"c{k}" for k in range(many)])
     seen, fresh = (texts[np.minimum(draw.geometric(3 / many, 4000) - 1, many - 1)] for _ in range(2))
@@ -56,7 +56,7 @@ def test_categories_are_those_of_scikit_learn_also_of_rows_it_has_not_seen(many)
         np.testing.assert_array_equal(encoded(column(rows, object), encoder), usual.transform(rows[:, None]))
 
 
-def test_missing_categories_are_marked_and_no_category():
+def test_missing_categories_are_marked():
     found = column(["a", None, "b"], object)
     assert fit([found]).names == ("x = a", "x = b", "x: missing")
     np.testing.assert_array_equal(encoded(found), [[1, 0, 0], [0, 0, 1], [0, 1, 0]])
@@ -77,12 +77,12 @@ def test_dates_have_a_season():
     "values",
     [[3, 3, 3], [0.1, 0.1, 0.1], [1e9, 1e9 + 0.5, 1e9], [NAN, NAN], [0.0, 1e-40, 1e-42]],
 )
-def test_what_never_varies_is_left_out(values):
+def test_a_constant_column_is_left_out(values):
     assert fit([column(values)]) == Encoder(())
 
 
 @pytest.mark.parametrize("value", [0.1, 1e-40, 7e14, -3.3])
-def test_what_varies_by_its_gaps_alone_is_marked_and_nothing_else(value):
+def test_a_constant_with_gaps_keeps_only_the_missing_indicator(value):
     found = column([value, NAN] * 50 + [value] * 7)
     encoder = fit([found])
     assert encoder.names == ("x", "x: missing")
@@ -95,7 +95,7 @@ FLOATS = st.floats(min_value=-(2.0**49), max_value=2.0**49, width=32) | st.just(
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=30), st.lists(FLOATS, min_size=1, max_size=30))
-def test_inputs_are_finite_whatever_was_learned_from_and_whatever_comes(seen, fresh):
+def test_inputs_are_finite_for_any_training_and_new_values(seen, fresh):
     for kind in ("number", "date"):
         learned, new = (Column("x", kind, np.array(values, dtype=np.float32)) for values in (seen, fresh))
         encoder = fit([learned])
@@ -112,7 +112,7 @@ ROWS = st.lists(
 
 @settings(max_examples=25, deadline=None)
 @given(ROWS, st.booleans())
-def test_what_a_held_out_environment_holds_teaches_nothing(changed, regression):
+def test_a_test_environment_does_not_influence_the_encoding(changed, regression):
     draw = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
@@ -123,14 +123,14 @@ def test_what_a_held_out_environment_holds_teaches_nothing(changed, regression):
         }
     )
     other = frame.copy()
-    # Nothing but whole numbers of the target would be a class.
+    # Integer targets would be classes.
     other.loc[40:, ["number", "word"]] = np.array([row[:2] for row in changed], dtype=object)
     other["number"] = other["number"].astype(float)
     if regression:
         other.loc[40:, "y"] = [row[2] for row in changed]
     drawn = []
     for each in (frame, other):
-        source = TableSource(tables.read(each, "y", "site", least=5)).with_test_environments(["new"])
+        source = TableSource(tables.read(each, "y", "site", min_rows=5)).with_test_environments(["new"])
         drawn.append((source.encoder, source.task, source.sample(0)))
     (encoder, task, usual), (encoder_, task_, moved) = drawn
     assert encoder == encoder_

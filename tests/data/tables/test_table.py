@@ -82,7 +82,7 @@ def usual():
     ids=str,
 )
 def test_a_text_file_is_the_frame_it_was_written_from(options, stretch, usual, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_AT_A_TIME", stretch)
+    monkeypatch.setattr(reading, "_ROWS_PER_CHUNK", stretch)
     frame().to_csv(tmp_path / "x.csv", index=False, **options)
     encoding = options.get("encoding", "utf-8").removesuffix("-sig")
     assert fingerprint(tmp_path / "x.csv", encoding=encoding) == usual
@@ -110,7 +110,7 @@ def test_an_index_is_no_column(usual, tmp_path):
 @pytest.mark.parametrize("stretch", [200_000, 40])
 def test_parquet_is_the_frame_it_was_written_from(stretch, usual, tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
-    monkeypatch.setattr(reading, "_AT_A_TIME", stretch)
+    monkeypatch.setattr(reading, "_ROWS_PER_CHUNK", stretch)
     path = tmp_path / "x.parquet"
     for each in (frame(), frame().sample(frac=1, random_state=0).sort_index(), frame().convert_dtypes()):
         each.to_parquet(path)
@@ -202,7 +202,7 @@ def of_target(values, **more):
     rows = len(values)
     draw = np.random.default_rng(0)
     table = pd.DataFrame({"x": draw.normal(size=rows), "site": np.arange(rows) % 2, "y": values})
-    return read(table, "y", "site", least=5, **more)
+    return read(table, "y", "site", min_rows=5, **more)
 
 
 THIRTY = np.arange(120)
@@ -257,7 +257,7 @@ def test_the_task_is_inferred_and_told(values, task, classes):
 )
 def test_the_task_may_be_said(values, task, kind):
     table = of_target(values, task=task)
-    assert preprocessing_log(table, "y")[0].startswith(f"target; {task}, as asked")
+    assert preprocessing_log(table, "y")[0].startswith(f"target; {task}, as requested")
     assert isinstance(TableSource(table).task, kind)
 
 
@@ -299,11 +299,11 @@ def test_a_regression_is_learned_in_standard_deviations_and_read_in_the_targets_
     assert float(lost) == pytest.approx(np.mean((new - known.mean()) ** 2), rel=1e-4)
 
 
-def sites(values, least=5, **more):
+def sites(values, min_rows=5, **more):
     rows = len(values)
     draw = np.random.default_rng(0)
     table = pd.DataFrame({"x": draw.normal(size=rows), "y": np.arange(rows) // 3 % 2, "site": values})
-    return read(table.assign(**more), "y", "site", least=least)
+    return read(table.assign(**more), "y", "site", min_rows=min_rows)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_environments_have_names_in_order(values, names, tmp_path):
             {"x": draw.normal(size=len(repeated)), "y": np.arange(len(repeated)) // 3 % 2, "site": repeated}
         )
         written.to_csv(tmp_path / "x.csv", index=False)
-        again = read(tmp_path / "x.csv", "y", "site", least=5)
+        again = read(tmp_path / "x.csv", "y", "site", min_rows=5)
         assert again.environments == names
         assert TableSource(again).sample(0).fingerprint() == drawn.fingerprint()
 
@@ -378,11 +378,12 @@ def test_small_environments_are_pooled_or_left_out():
         table, "site"
     )
     with pytest.raises(
-        EnvariantError, match=r"has 1 environment\(s\) of at least 5 rows \(a\) and \d+ smaller; it takes two"
+        EnvariantError,
+        match=r"has 1 environment\(s\) of at least 5 rows \(a\) and \d+ smaller; two are needed",
     ):
         sites(["a"] * 20 + ["b"] * 4)
     with pytest.raises(EnvariantError, match=r"has 0 environment\(s\) of at least 50 rows \(none\)"):
-        sites(["a", "b"] * 5, least=50)
+        sites(["a", "b"] * 5, min_rows=50)
 
 
 def test_a_class_that_an_environment_lacks_is_noted():
@@ -414,7 +415,7 @@ def test_the_account_speaks_of_every_column():
     table = read(given, "y", "site", exclude=["secret", "secret"])
     assert len(table) == rows - 15
     told = {name: preprocessing_log(table, name) for name in given.columns}
-    assert told["secret"] == ["left out, as asked"]
+    assert told["secret"] == ["left out, as requested"]
     assert told["constant"] == ["left out: it is the same in every row"]
     assert told["empty"] == told["gone"] == ["left out: it holds no value"]
     assert told["number"] == ["left out: it numbers the rows"], "in any order, though 15 rows are left out"
@@ -425,10 +426,10 @@ def test_the_account_speaks_of_every_column():
     assert told["smoker"] == ["boolean, standardized"]
     assert told["seen"] == ["date, as days and as the season"]
     assert told["only"] == [
-        "number, standardized; not used where north is held out: elsewhere it never varies"
+        "number, standardized; not used if the test environment is north: it is constant in all others"
     ]
     assert told["where"] == [
-        "number, standardized; not used where north is held out: elsewhere it never varies"
+        "number, standardized; not used if the test environment is north: it is constant in all others"
     ]
     assert "missing: filled in and marked" in told["gaps"][0]
     assert told["y"][0].startswith("target; 10 of 400 rows without a value")
@@ -444,13 +445,13 @@ def test_the_account_speaks_of_every_column():
 def test_two_environments_each_with_its_own_constant():
     table = sites(["a", "b"] * 30, beds=[100, 200] * 30)
     assert preprocessing_log(table, "beds") == [
-        "number, standardized; not used where a or b is held out: elsewhere it never varies"
+        "number, standardized; not used if the test environment is a or b: it is constant in all others"
     ]
 
 
 @pytest.mark.parametrize("stretch", [200_000, 50])
 def test_codes_stay_as_they_are_written_wherever_the_file_is_cut(stretch, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_AT_A_TIME", stretch)
+    monkeypatch.setattr(reading, "_ROWS_PER_CHUNK", stretch)
     codes = ["03", "3", "1.0", "007"] * 25 + ["V27", "03", "3", "007"] * 25
     flags = ["True", "False"] * 50 + ["TRUE", "", "False", "true"] * 25
     gaps = [""] * 50 + ["2020-01-02", "2020-01-03"] * 25 + [""] * 100
@@ -531,8 +532,8 @@ def test_files_that_make_no_table(text, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.csv", "a,b,site,y\nü,1,2,3\n".encode("latin-1"), r"is not utf-8 text \(it holds byte 0xfc\); name its encoding"),
-        ("x.csv", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "is not utf-8 text .* or is it no text at all"),
+        ("x.csv", "a,b,site,y\nü,1,2,3\n".encode("latin-1"), r"is not utf-8 text \(it holds byte 0xfc\); set its encoding"),
+        ("x.csv", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "is not utf-8 text .* if it is a text file at all"),
         ("x.csv.gz", b"no gzip", "cannot be read as a table"),
         ("x.csv.gz", gzip.compress(HEADER.encode() * 5000, mtime=0)[:40], "cannot be read as a table"),
         ("x.zip", b"PK\x03\x04 no zip", "cannot be read as a table"),
@@ -590,13 +591,13 @@ def test_damaged_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"target": "site"}, r"one column cannot be two things \(target 'site', environment 'site'\)"),
+        ({"target": "site"}, r"a column can have one role only \(target 'site', environment 'site'\)"),
         ({"exclude": ["y"]}, "the target column 'y' cannot be excluded"),
         ({"exclude": ["site"]}, "the environment column 'site' cannot be excluded"),
         ({"exclude": ["agee"]}, r"lacks column 'agee' \(did you mean 'age'\?\)"),
         ({"exclude": [n for n in frame().columns if n not in ("site", "y")]}, "no column is left to predict 'y' from"),
         ({"task": "clustering"}, "unknown task 'clustering'"),
-        ({"least": 1000}, r"column 'site' has 0 environment\(s\) of at least 1000 rows"),
+        ({"min_rows": 1000}, r"column 'site' has 0 environment\(s\) of at least 1000 rows"),
     ],
 )  # fmt: skip
 def test_what_is_asked_makes_no_sense(more, message):
@@ -615,9 +616,12 @@ def test_weights_are_no_input_and_go_with_their_rows(tmp_path):
         }
     )
     frame.loc[3, "y"] = np.nan
-    table = tables.read(frame, "y", "site", weights="often")
+    table = tables.read(frame, "y", "site", sample_weight="often")
     assert [column.name for column in table.columns] == ["x"]
-    assert any(line.column == "often" and line.what.startswith("weights") for line in table.preprocessing_log)
+    assert any(
+        line.column == "often" and line.what.startswith("sampling weights")
+        for line in table.preprocessing_log
+    )
     table.write(tmp_path)
     for each in (table, tables.load(tmp_path)):
         drawn = TableSource(each).sample(0)
@@ -631,22 +635,24 @@ def test_weights_are_no_input_and_go_with_their_rows(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"often": -1.0}, "weights 'often' must be a number of at least 0 in every row"),
-        ({"often": np.nan}, "weights 'often' must be a number of at least 0 in every row"),
-        ({"often": "many"}, "weights 'often' must be a number of at least 0 in every row"),
+        ({"often": -1.0}, "sample_weight 'often' must be a number of at least 0 in every row"),
+        ({"often": np.nan}, "sample_weight 'often' must be a number of at least 0 in every row"),
+        ({"often": "many"}, "sample_weight 'often' must be a number of at least 0 in every row"),
     ],
 )
 def test_weights_that_make_no_sense_are_refused(change, message):
     frame = pd.DataFrame({"x": range(200), "often": 1.0, "y": [0, 1] * 100, "site": ["a", "b"] * 100})
     frame["x"] = np.random.default_rng(0).normal(size=200)
     with pytest.raises(EnvariantError, match=message):
-        tables.read(frame.assign(**change), "y", "site", weights="often")
-    with pytest.raises(EnvariantError, match="one column cannot be two things"):
-        tables.read(frame, "y", "site", weights="site")
-    with pytest.raises(EnvariantError, match=r"lacks weights column 'offen' \(did you mean 'often'\?\)"):
-        tables.read(frame, "y", "site", weights="offen")
+        tables.read(frame.assign(**change), "y", "site", sample_weight="often")
+    with pytest.raises(EnvariantError, match="a column can have one role only"):
+        tables.read(frame, "y", "site", sample_weight="site")
+    with pytest.raises(
+        EnvariantError, match=r"lacks sample_weight column 'offen' \(did you mean 'often'\?\)"
+    ):
+        tables.read(frame, "y", "site", sample_weight="offen")
 
 
 def test_a_setting_of_a_table_that_is_none_is_named():
-    with pytest.raises(EnvariantError, match="table: unknown setting 'weight'; did you mean 'weights'"):
+    with pytest.raises(EnvariantError, match="table: unknown setting 'weight'; did you mean 'sample_weight'"):
         table_source.source("x.csv", "y", "site", weight="w")

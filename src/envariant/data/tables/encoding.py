@@ -1,162 +1,79 @@
-"""Columns as the numbers that a network reads: scaled, filled in, and a column of 0 and 1 for each category.
+"""Encoding of table columns as network inputs.
 
-What is learned from rows (medians, means, which categories are common) is learned from the training
-environments alone, by scikit-learn, and kept as plain numbers that a file can hold.
+Numbers are filled in with the median and standardized, categories are one-hot. All parameters are learned
+by scikit-learn from the training environments alone, and kept as plain numbers that a file can hold.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.impute import SimpleImputer
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from envariant.data.tables.columns import Column, Kind
+from envariant.data.tables.columns import Column
+from envariant.data.tables.kinds import KINDS, MOST_CATEGORIES, ColumnEncoding
 
-MOST_CATEGORIES = 32
-"""Of one column, as a column of 0 and 1 each; rarer ones share one."""
-
-# In standard deviations: how far a value may lie out before it is taken for this.
-_FARTHEST = 10.0
-_YEAR = 365.2425
-
-
-@final
-@dataclass(frozen=True)
-class ColumnEncoding:
-    """How one column becomes numbers.
-
-    Attributes:
-        name, kind: of the column.
-        fill: what stands in for a missing number: the median.
-        center, scale: mean and standard deviation of what is not missing, after filling in.
-        indicator: whether a column says where a value was missing.
-        categories: those with a column of their own.
-        other: whether the rarer ones share a column.
-    """
-
-    name: str
-    kind: Kind
-    fill: float = 0.0
-    center: float = 0.0
-    scale: float = 1.0
-    indicator: bool = False
-    categories: tuple[str, ...] = ()
-    other: bool = False
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What its columns are called once encoded."""
-        if self.kind == "category":
-            found = [f"{self.name} = {category}" for category in self.categories]
-            found += [f"{self.name}: other"] if self.other else []
-        else:
-            found = [self.name]
-            found += [f"{self.name}: season {k}" for k in (1, 2)] if self.kind == "date" else []
-        return (*found, *([f"{self.name}: missing"] if self.indicator else []))
-
-    def into(self, column: Column, out: NDArray[np.float32]) -> None:
-        """Writes a column's rows, encoded, into `out` `[rows, len(names)]`."""
-        if self.indicator:
-            out[:, -1] = column.missing
-        if self.kind == "category":
-            self._one_of(column, out)
-            return
-        values = np.where(column.missing, np.float32(self.fill), column.values)
-        if self.kind == "date":
-            angle = (values % _YEAR) * (2 * np.pi / _YEAR)
-            out[:, 1], out[:, 2] = np.sin(angle), np.cos(angle)
-        np.clip((values - self.center) / self.scale, -_FARTHEST, _FARTHEST, out=out[:, 0])
-
-    def _one_of(self, column: Column, out: NDArray[np.float32]) -> None:
-        places = {category: k for k, category in enumerate(self.categories)}
-        width = len(self.categories) + self.other
-        # A category that training has not seen is one of the others; where there are none, it is nothing.
-        beyond = len(self.categories) if self.other else width
-        table = np.array([*(places.get(c, beyond) for c in column.categories), width], dtype=np.intp)
-        padded = np.zeros((len(column), width + 1), dtype=np.float32)
-        padded[np.arange(len(column)), table[column.values]] = 1
-        out[:, :width] = padded[:, :width]
+__all__ = ["MOST_CATEGORIES", "ColumnEncoding", "Encoder", "fit"]
 
 
 @final
 @dataclass(frozen=True)
 class Encoder:
-    """How a table becomes inputs.
+    """Encoding of a whole table.
 
     Attributes:
-        columns: in order.
+        columns: Encodings of the columns, in the order of their inputs.
     """
 
     columns: tuple[ColumnEncoding, ...]
 
+    def __post_init__(self) -> None:
+        for column in self.columns:
+            if column.kind not in KINDS:
+                raise ValueError(f"column '{column.name}': unknown kind '{column.kind}'")
+
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the encoded columns."""
-        return tuple(name for column in self.columns for name in column.names)
+        """Names of the inputs."""
+        return tuple(name for column in self.columns for name in _names(column))
 
     @property
-    def places(self) -> dict[str, slice]:
-        """Where each column's numbers lie among the inputs."""
-        found: dict[str, slice] = {}
+    def slices(self) -> dict[str, slice]:
+        """Positions of each column's inputs, by the name of the column."""
+        slices: dict[str, slice] = {}
         start = 0
         for column in self.columns:
-            found[column.name] = slice(start, start + len(column.names))
-            start += len(column.names)
-        return found
+            slices[column.name] = slice(start, start + len(_names(column)))
+            start += len(_names(column))
+        return slices
 
     def encode(self, columns: Mapping[str, Column]) -> NDArray[np.float32]:
-        """Inputs `[rows, width]` from columns by name."""
+        """Return the inputs, `[rows, inputs]`.
+
+        Args:
+            columns: Columns by name, all with the same rows.
+        """
         rows = len(next(iter(columns.values())))
-        out = np.zeros((rows, len(self.names)), dtype=np.float32)
-        for encoding, place in zip(self.columns, self.places.values(), strict=True):
-            encoding.into(columns[encoding.name], out[:, place])
-        return out
+        inputs = np.zeros((rows, len(self.names)), dtype=np.float32)
+        for encoding, part in zip(self.columns, self.slices.values(), strict=True):
+            column, out = columns[encoding.name], inputs[:, part]
+            if encoding.indicator:
+                out[:, -1] = column.missing
+            KINDS[encoding.kind].encode(encoding, column.values, column.categories, out)
+        return inputs
 
 
 def fit(columns: Iterable[Column]) -> Encoder:
-    """What the rows of these columns teach; columns that never vary among them are left out."""
-    found = [_category(c) if c.kind == "category" else _number(c) for c in columns]
-    return Encoder(tuple(encoding for encoding in found if encoding is not None))
+    """Return the encoder learned from training rows; columns that do not vary among them are left out.
+
+    Args:
+        columns: Training rows of every column.
+    """
+    encodings = (column.type.fit(column.name, column.values, column.categories) for column in columns)
+    return Encoder(tuple(encoding for encoding in encodings if encoding is not None))
 
 
-def _number(column: Column) -> ColumnEncoding | None:
-    values = column.values[:, None].astype(np.float64)
-    missing = column.missing
-    if missing.all():
-        return None
-    imputer: Any = SimpleImputer(strategy="median").fit(values)
-    scaler: Any = StandardScaler().fit(imputer.transform(values))
-    center, scale = float(scaler.mean_[0]), float(np.sqrt(scaler.var_[0]))
-    # Less than float32 can tell from nothing.
-    varies = scale > max(1e-7 * abs(center), 1e-30)
-    if not varies and not missing.any():
-        return None
-    return ColumnEncoding(
-        column.name,
-        column.kind,
-        fill=float(imputer.statistics_[0]),
-        center=center,
-        scale=scale if varies else 1.0,
-        indicator=bool(missing.any()),
-    )
-
-
-def _category(column: Column) -> ColumnEncoding | None:
-    present = column.values[column.values >= 0]
-    if len(np.unique(present)) + (len(present) < len(column)) < 2:
-        return None
-    encoder: Any = OneHotEncoder(max_categories=MOST_CATEGORIES, handle_unknown="infrequent_if_exist")
-    encoder.fit(present[:, None])
-    rare = encoder.infrequent_categories_[0]
-    rare = set() if rare is None else set(rare.tolist())
-    kept = tuple(column.categories[code] for code in encoder.categories_[0].tolist() if code not in rare)
-    return ColumnEncoding(
-        column.name,
-        "category",
-        indicator=len(present) < len(column),
-        categories=kept,
-        other=bool(rare),
-    )
+def _names(encoding: ColumnEncoding) -> tuple[str, ...]:
+    names = KINDS[encoding.kind].input_names(encoding)
+    return (*names, *([f"{encoding.name}: missing"] if encoding.indicator else []))

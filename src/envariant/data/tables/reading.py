@@ -1,12 +1,11 @@
-"""Files and data frames as stretches of rows: CSV and Parquet, frames of pandas, polars and Arrow.
+"""Read CSV and Parquet files, and data frames of pandas, polars and Arrow, in chunks of rows.
 
-Whatever it was, from here on it is pandas, a stretch at a time, under column names that are used once.
+Every chunk is a pandas data frame with unique column names.
 """
 
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,30 @@ from typing import Any
 import narwhals
 import pandas as pd
 
-from envariant.core.errors import EnvariantError
-from envariant.data.tables.columns import ABSENT, Column, Kind, of_kind, piece
+from envariant.core.errors import EnvariantError, closest_name
+from envariant.data.tables.columns import Column, column_of_kind, read_chunk
+from envariant.data.tables.kinds import KINDS, Kind
+from envariant.data.tables.kinds.base import MISSING_TEXTS
 
-# Rows read at a time: a few dozen megabytes of text.
-_AT_A_TIME = 200_000
+# A few dozen megabytes of text.
+_ROWS_PER_CHUNK = 200_000
 
 
-def stretches(
-    data: Any, encoding: str, words: Sequence[str] = ()
+def read_chunks(
+    data: Any, encoding: str, text_columns: Sequence[str] = ()
 ) -> tuple[str, Iterator[pd.DataFrame], list[str]]:
-    """What to call the table, its rows a stretch at a time, and the names of its columns.
+    """Read a table in chunks of rows.
 
-    Columns named in `words` are read from a text file as they are written, numbers or not.
+    Args:
+        data: Path or data frame.
+        encoding: Encoding of a text file.
+        text_columns: Columns of a text file to read as written, even if they hold numbers.
+
+    Returns:
+        A name for the table, an iterator over its chunks, and the names of its columns.
+
+    Raises:
+        EnvariantError: If the data cannot be read, or a column name is used twice.
     """
     if isinstance(data, str | Path):
         path = Path(data)
@@ -36,7 +46,7 @@ def stretches(
             raise EnvariantError(f"{path}: there is no such file")
         if path.suffix.lower() in (".parquet", ".pq"):
             return (str(path), *_parquet(path))
-        return (str(path), *_text(path, encoding, words))
+        return (str(path), *_text(path, encoding, text_columns))
     whole = data if isinstance(data, pd.DataFrame) else _in_pandas(data)
     header = [str(name) for name in whole.columns]
     _single("data frame", header)
@@ -56,20 +66,20 @@ def _in_pandas(data: Any) -> pd.DataFrame:
 def _as_pandas(column: "narwhals.Series[Any]") -> "pd.Series[Any]":
     kind = column.dtype
     if isinstance(kind, narwhals.Datetime) and kind.time_zone:
-        # The clock on the wall, as of any other time.
+        # Local time, as for other dates.
         column = column.dt.replace_time_zone(None)
     if isinstance(kind, narwhals.Categorical | narwhals.Enum):
-        # Arrow would give a missing category as the last one.
+        # Arrow would return a missing category as the last one.
         return pd.Series(column.cast(narwhals.String).to_numpy(), dtype="category")
     return pd.Series(column.to_numpy())
 
 
-def _text(path: Path, encoding: str, words: Sequence[str]) -> tuple[Iterator[pd.DataFrame], list[str]]:
-    # Numbers with a ? here and there are then read as numbers.
-    absent = [form(text) for text in ABSENT for form in (str, str.upper, str.capitalize)]
+def _text(path: Path, encoding: str, text_columns: Sequence[str]) -> tuple[Iterator[pd.DataFrame], list[str]]:
+    # Numbers with a few ? among them are then read as numbers.
+    missing = [form(text) for text in MISSING_TEXTS for form in (str, str.upper, str.capitalize)]
     options: dict[str, Any] = {"encoding": encoding, "skipinitialspace": True}
     try:
-        # By itself and as text: as a header, the second of two equal names would be given another.
+        # As a row of text: as a header, pandas would rename the second of two equal names.
         firsts = {
             sign: pd.read_csv(
                 path, sep=sign, header=None, nrows=1, dtype=str, keep_default_na=False, **options
@@ -80,38 +90,38 @@ def _text(path: Path, encoding: str, words: Sequence[str]) -> tuple[Iterator[pd.
         raise EnvariantError(f"{path}: is empty") from None
     except Exception as error:
         raise _unreadable(path, encoding, error) from None
-    widths = {sign: found.shape[1] for sign, found in firsts.items()}
+    widths = {sign: frame.shape[1] for sign, frame in firsts.items()}
     separator = max(widths, key=widths.__getitem__)
     header = [
         " ".join(str(name).split()) or f"column {k + 1}" for k, name in enumerate(firsts[separator].iloc[0])
     ]
     _single(str(path), header)
     # As text, so that 03 stays 03.
-    options["dtype"] = {name: str for name in words if name in header}
-    options |= {"sep": separator, "names": header, "na_values": absent}
-    return _of_text(path, encoding, options), header
+    options["dtype"] = {name: str for name in text_columns if name in header}
+    options |= {"sep": separator, "names": header, "na_values": missing}
+    return _text_chunks(path, encoding, options), header
 
 
-def _of_text(path: Path, encoding: str, options: Mapping[str, Any]) -> Iterator[pd.DataFrame]:
+def _text_chunks(path: Path, encoding: str, options: Mapping[str, Any]) -> Iterator[pd.DataFrame]:
     try:
-        # Opened when the first rows are asked for, so that no file stays open where none are.
+        # Opened when the first chunk is requested, so that an unused iterator leaves no file open.
         with pd.read_csv(
-            path, header=0, chunksize=_AT_A_TIME, index_col=False, low_memory=False, **options
-        ) as parts:
+            path, header=0, chunksize=_ROWS_PER_CHUNK, index_col=False, low_memory=False, **options
+        ) as chunks:
             while True:
                 with warnings.catch_warnings():
-                    # Where rows are longer than the header pandas would drop their ends, and warn.
+                    # If rows are longer than the header, pandas drops their ends with a warning.
                     warnings.simplefilter("error", pd.errors.ParserWarning)
-                    part = next(parts, None)
-                if part is None:
+                    chunk = next(chunks, None)
+                if chunk is None:
                     return
-                yield part
+                yield chunk
     except pd.errors.ParserWarning:
         raise EnvariantError(
             f"{path}: some rows hold more values than its header has names ({len(options['names'])}); is a "
-            f"name missing, or a text with a separator in it not in quotes?"
+            f"name missing, or a text that contains the separator not in quotes?"
         ) from None
-    # pandas, and whatever it unpacks a file with, raise some twenty kinds of error.
+    # pandas and the decompressors raise some twenty types of error.
     except Exception as error:
         raise _unreadable(path, encoding, error) from None
 
@@ -119,8 +129,8 @@ def _of_text(path: Path, encoding: str, options: Mapping[str, Any]) -> Iterator[
 def _unreadable(path: Path, encoding: str, error: Exception) -> EnvariantError:
     if isinstance(error, UnicodeDecodeError):
         return EnvariantError(
-            f"{path}: is not {encoding} text (it holds byte 0x{error.object[error.start]:02x}); name its "
-            f"encoding, such as latin-1, or is it no text at all?"
+            f"{path}: is not {encoding} text (it holds byte 0x{error.object[error.start]:02x}); set its "
+            f"encoding, such as latin-1, if it is a text file at all"
         )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return EnvariantError(f"{path}: cannot be read as a table ({reason})")
@@ -137,8 +147,8 @@ def _parquet(path: Path) -> tuple[Iterator[pd.DataFrame], list[str]]:
     def batches() -> Iterator[pd.DataFrame]:
         try:
             with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(_AT_A_TIME):
-                    # What pandas noted would make an index of some columns.
+                for batch in file.iter_batches(_ROWS_PER_CHUNK):
+                    # The metadata of pandas would turn some columns into an index.
                     yield batch.to_pandas(ignore_metadata=True)
         except Exception as error:
             raise EnvariantError(f"{path}: is damaged ({str(error).splitlines()[0]})") from None
@@ -148,7 +158,7 @@ def _parquet(path: Path) -> tuple[Iterator[pd.DataFrame], list[str]]:
             names = [str(name) for name in file.schema_arrow.names]
     except Exception as error:
         raise EnvariantError(f"{path}: is no Parquet file ({str(error).splitlines()[0]})") from None
-    # An index that has no name of its own is no column.
+    # An unnamed index is no column.
     header = [name for name in names if not re.fullmatch(r"__index_level_\d+__", name)]
     _single(str(path), header)
     return batches(), header
@@ -161,59 +171,73 @@ def _single(label: str, header: Sequence[str]) -> None:
 
 
 def labeled(label: str, error: EnvariantError) -> EnvariantError:
-    """The error, with the name of the table before it."""
+    """Return the error with the name of the table in front.
+
+    Args:
+        label: Name of the table.
+        error: The error.
+    """
     return error if str(error).startswith(label) else EnvariantError(f"{label}: {error}")
 
 
 def read_columns(
     data: Any, kinds: Mapping[str, Kind], *, encoding: str = "utf-8"
 ) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
-    """Columns of kinds that are known already, by name, a stretch of rows at a time; others are passed over.
+    """Read columns of known kinds in chunks of rows; other columns are ignored.
 
     Args:
-        data: as for `read`.
-        kinds: of the columns that are wanted.
-        encoding: of a text file.
+        data: Path or data frame, as for `read`.
+        kinds: Kind of every column to read, by name.
+        encoding: Encoding of a text file.
 
     Yields:
-        What names these rows (a pandas frame's own index, else their numbers from 0), and their columns; at
-        least one stretch, if of no rows.
+        The index of the rows (that of a pandas data frame, else row numbers from 0) and the columns by name.
+        An empty table gives one chunk without rows.
 
     Raises:
-        EnvariantError: the file cannot be read, a column is missing, or a value is not of its kind.
+        EnvariantError: If the data cannot be read, a column is missing, or a value is not of its kind.
     """
-    words = [name for name, kind in kinds.items() if kind == "category"]
-    label, parts, header = stretches(data, encoding, words)
+    text_columns = [name for name, kind in kinds.items() if KINDS[kind].categorical]
+    label, chunks, header = read_chunks(data, encoding, text_columns)
     if lacking := [name for name in kinds if name not in header]:
         raise lacking_columns(label, lacking, header)
-    named, before, some = isinstance(data, pd.DataFrame), 0, False
-    for part in parts:
-        index = part.index if named else pd.RangeIndex(before, before + len(part))
+    has_index, first_row, is_empty = isinstance(data, pd.DataFrame), 0, True
+    for chunk in chunks:
+        index = chunk.index if has_index else pd.RangeIndex(first_row, first_row + len(chunk))
         try:
             columns = {
-                name: of_kind(name, piece(name, part[name], before=before), kind, before=before)
+                name: column_of_kind(
+                    name, read_chunk(name, chunk[name], first_row=first_row), kind, first_row=first_row
+                )
                 for name, kind in kinds.items()
             }
         except EnvariantError as error:
             raise labeled(label, error) from None
         yield index, columns
-        before, some = before + len(part), True
-    if not some:
+        first_row, is_empty = first_row + len(chunk), False
+    if is_empty:
         empty = pd.Series([], dtype=object)
-        yield pd.RangeIndex(0), {n: of_kind(n, piece(n, empty), kind) for n, kind in kinds.items()}
+        no_rows = {n: column_of_kind(n, read_chunk(n, empty), kind) for n, kind in kinds.items()}
+        yield pd.RangeIndex(0), no_rows
 
 
 def lacking_columns(
     label: str, lacking: Sequence[str], header: Sequence[str], what: str = "column"
 ) -> EnvariantError:
-    """The error for columns that a table does not hold, with those it does."""
-    small = {name.casefold(): name for name in header}
-    told: list[str] = []
+    """Return the error for columns that a table lacks, with the columns it has.
+
+    Args:
+        label: Name of the table.
+        lacking: Names of the missing columns.
+        header: Names of the columns of the table.
+        what: What the missing columns are, such as "target column".
+    """
+    quoted: list[str] = []
     for name in lacking[:5]:
-        near = get_close_matches(name.casefold(), small, n=1)
-        told.append(f"'{name}'" + (f" (did you mean '{small[near[0]]}'?)" if near else ""))
+        suggestion = closest_name(name, header)
+        quoted.append(f"'{name}'" + (f" (did you mean '{suggestion}'?)" if suggestion else ""))
     more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
     return EnvariantError(
-        f"{label}: lacks {what}{'s' if len(lacking) > 1 else ''} {', '.join(told)}{more}; it holds "
+        f"{label}: lacks {what}{'s' if len(lacking) > 1 else ''} {', '.join(quoted)}{more}; it holds "
         f"{', '.join(header[:20]) or 'none'}{', …' if len(header) > 20 else ''}"
     )

@@ -38,6 +38,14 @@ class SelectedRun:
     p_value: float | None
     remark: str = ""
 
+    @classmethod
+    def from_row(cls, row: Any, remark: str = "") -> "SelectedRun":
+        """Convert a row of `Store.table()`."""
+        validation, test, worst = (float(row[name]) for name in ("validation", "test", "test_worst"))
+        p_value = None if pd.isna(row["p_value"]) else float(row["p_value"])
+        run, step, trial = (int(row[name]) for name in ("run", "step", "trial"))
+        return cls(run, step, str(row["algorithm"]), trial, validation, test, worst, p_value, remark)
+
 
 @final
 @dataclass(frozen=True)
@@ -150,22 +158,6 @@ def _apply(
             int(group["replica"]),
             choice,
         )
-
-
-def selected_run(row: Any, remark: str = "") -> SelectedRun:
-    """Return a row of the table as a `SelectedRun`."""
-    p = row["p_value"]
-    return SelectedRun(
-        int(row["run"]),
-        int(row["step"]),
-        str(row["algorithm"]),
-        int(row["trial"]),
-        float(row["validation"]),
-        float(row["test"]),
-        float(row["test_worst"]),
-        None if pd.isna(p) else float(p),
-        remark,
-    )
 
 
 def last_steps(candidates: pd.DataFrame) -> pd.DataFrame:

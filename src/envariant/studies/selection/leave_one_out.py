@@ -13,7 +13,6 @@ from envariant.studies.selection.base import (
     best,
     decoded,
     environment_names,
-    selected_run,
     signed,
 )
 
@@ -60,7 +59,7 @@ class LeaveOneOut(Selection):
             values = [math.nan if score is None else float(score) for score in scores]
             left_out += signed(candidates, pd.Series(values, index=candidates.index)) / len(pairs)
         scored = candidates.assign(left_out=left_out)
-        return selected_run(best(scored[left_out.notna()], "left_out"))
+        return SelectedRun.from_row(best(scored[left_out.notna()], "left_out"))
 
 
 def _key(row: dict[Any, Any]) -> tuple[Any, ...]:

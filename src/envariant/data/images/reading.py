@@ -1,0 +1,274 @@
+"""Reading of image files: decoded by several threads, cached as bytes, converted to float32.
+
+Reading takes minutes, so decoded images are cached on disk and mapped into memory.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import sys
+import uuid
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from envariant.core.errors import EnvariantError
+from envariant.data.cache import CACHE_VARIABLE, cache_folder
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's pixels by channel, used by pretrained networks and DomainBed."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Suffixes of image files, as for torchvision's folder reader."""
+
+Pixels = UInt8[np.ndarray, "rows 3 size size"]
+
+# Part of the cache key; increased when the same file would decode to other bytes.
+_DECODER_VERSION = "1"
+# Files given to the threads at a time: enough to keep them busy, few enough to stop soon.
+_FILES_PER_BATCH = 256
+# Rows converted at a time, so that a block stays in the processor's cache over all three operations.
+_ROWS_PER_BLOCK = 32
+
+
+def read(
+    root: Path,
+    files: Sequence[str],
+    size: int,
+    *,
+    workers: int | None = None,
+    cache: str | Path | None = None,
+) -> Pixels:
+    """Return images as bytes, `[rows, 3, size, size]`, from the cache; decode and cache them if necessary.
+
+    Args:
+        root: Folder of the images.
+        files: Paths relative to the folder.
+        size: Side of an image in pixels.
+        workers: Number of threads; None means one per available processor.
+        cache: Folder of the cache; None means the variable `ENVARIANT_CACHE`, else the system's cache folder.
+
+    Raises:
+        EnvariantError: If a file is missing or not an image, or the cache cannot be written.
+    """
+    path = cache_folder(cache) / "images" / f"{_key(root, files, size)}.npy"
+    shape = (len(files), 3, size, size)
+    if (pixels := _cached(path, shape)) is not None:
+        return pixels
+    from filelock import FileLock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # If several processes need the same images, one decodes them and the others wait.
+        with FileLock(path.with_suffix(".lock")):
+            if (pixels := _cached(path, shape)) is None:
+                with contextlib.closing(_decoded(root, files, size, workers)) as images:
+                    _store(path, shape, images)
+                pixels = _cached(path, shape)
+    except OSError as error:
+        raise EnvariantError(
+            f"images: cannot be stored in {path.parent} ({error.strerror or error}); name a folder with "
+            f"{_amount(math.prod(shape))} of free space as cache or in the variable {CACHE_VARIABLE}"
+        ) from None
+    if pixels is None:
+        raise EnvariantError(f"images: the cache file {path} cannot be read back; name another cache")
+    return pixels
+
+
+def to_float(pixels: Pixels, *, normalize: bool) -> Float[Tensor, "rows 3 size size"]:
+    """Return bytes as float32 values between 0 and 1, or standardized.
+
+    Args:
+        pixels: Images as bytes.
+        normalize: Whether to subtract ImageNet's mean and divide by its standard deviation.
+    """
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
+    out = torch.empty(pixels.shape)
+    for start in range(0, len(pixels), _ROWS_PER_BLOCK):
+        block = out[start : start + _ROWS_PER_BLOCK]
+        # A copy, because PyTorch warns about read-only arrays.
+        block.copy_(torch.from_numpy(np.array(pixels[start : start + _ROWS_PER_BLOCK]))).div_(255)
+        if normalize:
+            block.sub_(mean).div_(deviation)
+    return out
+
+
+def check_memory(where: str, rows: int, size: int) -> None:
+    """Check that images fit into memory as float32.
+
+    Args:
+        where: Name of the source, for the error message.
+        rows: Number of images.
+        size: Side of an image in pixels.
+
+    Raises:
+        EnvariantError: If they need more than the free memory; the message suggests a size that fits.
+    """
+    needed, free = rows * 3 * size**2 * 4, free_memory()
+    if needed <= free:
+        return
+    # Training concatenates the rows, for which it needs up to three copies.
+    largest = math.isqrt(free // (3 * 12 * rows))
+    largest -= largest % 8 if largest >= 16 else 0
+    hint = f"use size={largest}" if largest >= 8 else "use fewer images"
+    raise EnvariantError(
+        f"{where}: {rows:,} images of {size}×{size} need {_amount(needed)} of memory and {_amount(free)} are "
+        f"free; {hint}"
+    )
+
+
+def free_memory() -> int:
+    """Return the memory available to this process in bytes; the page cache counts as free."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        free = _numbers(Path("/proc/meminfo"))["MemAvailable:"] * 1024
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        limit, used = (int((group / f"memory.{key}").read_text("ascii")) for key in ("max", "current"))
+        free = min(free, limit - used + _numbers(group / "memory.stat")["inactive_file"])
+    return max(free, 0)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    lines = [line.split() for line in path.read_text("ascii").splitlines()]
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
+
+
+def shown(name: str) -> str:
+    """Return a name that is printable on one line."""
+    return name if name.isprintable() else repr(name)
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """Return names as a list in one line: all of them, or the first `most` and the number of the others."""
+    listed = ", ".join(shown(name) for name in names[:most])
+    return listed + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def _key(root: Path, files: Sequence[str], size: int) -> str:
+    """Return a digest that changes when any file does; the folder may be moved."""
+    digest = hashlib.blake2b(f"{_DECODER_VERSION} {size}".encode(), digest_size=16)
+    for file, state in file_states(root, files):
+        digest.update(f"\0{file}\0{state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_result]]:
+    """Return every file with its size and times.
+
+    Args:
+        root: Folder of the images.
+        files: Paths relative to the folder.
+
+    Raises:
+        EnvariantError: If files are missing.
+    """
+    states: list[tuple[str, os.stat_result]] = []
+    missing: list[str] = []
+    for file in files:
+        try:
+            states.append((file, (root / file).stat()))
+        except (OSError, ValueError):
+            missing.append(file)
+    if missing:
+        raise EnvariantError(
+            f"{root}: {len(missing):,} of {len(files):,} images are missing: {some(missing, 3)}"
+        )
+    return states
+
+
+def _cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """Return the cached images, mapped into memory; None if they are missing or damaged."""
+    try:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    valid = isinstance(pixels, np.ndarray) and pixels.shape == shape and pixels.dtype == np.uint8
+    return pixels if valid else None
+
+
+def _store(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
+    """Writes the file whole or not at all, whoever else writes or reads it meanwhile."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    try:
+        with part.open("wb") as file:
+            # Not memory-mapped: a full disk is then an error instead of a crash.
+            np.lib.format.write_array_header_1_0(cast("BinaryIO", file), header)
+            for image in images:
+                file.write(image.tobytes())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _decoded(root: Path, files: Sequence[str], size: int, workers: int | None) -> Generator[np.ndarray]:
+    """Decode images with threads and yield them in order, `[3, size, size]` each."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    _pillow()
+    count = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(4))
+    columns = (
+        TextColumn("reading images"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    bars = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    with bars, ThreadPoolExecutor(count) as pool:
+        task = bars.add_task("", total=len(files))
+        for start in range(0, len(files), _FILES_PER_BATCH):
+            paths = [root / file for file in files[start : start + _FILES_PER_BATCH]]
+            yield from pool.map(partial(_image, size=size), paths)
+            bars.advance(task, len(paths))
+
+
+def _image(path: Path, size: int) -> UInt8[np.ndarray, "3 size size"]:
+    pillow = _pillow()
+    try:
+        with pillow.open(path) as image:
+            # JPEG can be decoded at a reduced scale, which is much faster; never below twice the size.
+            image.draft(None, (2 * size, 2 * size))
+            square = _rgb(image).resize((size, size), pillow.Resampling.BILINEAR)
+            return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise many types of error for a damaged file.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(path), "it")
+        raise EnvariantError(
+            f"{shown(str(path))}: cannot be read as an image ({reason}); replace or remove the file"
+        ) from None
+
+
+def _rgb(image: Any) -> Any:
+    if image.mode.startswith("I"):
+        # 16 bits per pixel, which Pillow would clip at 255.
+        levels = np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8
+        return _pillow().fromarray(levels.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise EnvariantError("images: reading them needs pillow; pip install 'envariant[vision]'") from None
+    return Image
+
+
+def _amount(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

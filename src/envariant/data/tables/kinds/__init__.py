@@ -1,0 +1,38 @@
+"""Column kinds: one class each, registered in `KINDS`."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from envariant.data.tables.kinds.base import ColumnChunk, ColumnEncoding, ColumnKind, TaskName
+from envariant.data.tables.kinds.boolean import Boolean
+from envariant.data.tables.kinds.category import MOST_CATEGORIES, Category
+from envariant.data.tables.kinds.date import Date
+from envariant.data.tables.kinds.number import Number
+
+KINDS: dict[str, ColumnKind] = {kind.name: kind for kind in (Boolean(), Number(), Date(), Category())}
+"""Kinds by name. The first that recognizes a column wins; `Category` recognizes every text."""
+
+
+def _known(name: str) -> str:
+    if name not in KINDS:
+        raise ValueError(f"unknown column kind '{name}'")
+    return name
+
+
+Kind = Annotated[str, AfterValidator(_known)]
+"""Name of a column kind."""
+
+__all__ = [
+    "KINDS",
+    "MOST_CATEGORIES",
+    "Boolean",
+    "Category",
+    "ColumnChunk",
+    "ColumnEncoding",
+    "ColumnKind",
+    "Date",
+    "Kind",
+    "Number",
+    "TaskName",
+]

@@ -1,0 +1,107 @@
+"""Categories: a few distinct texts."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.preprocessing import OneHotEncoder
+
+from envariant.data.tables.kinds.base import (
+    MOST_CLASSES,
+    ColumnChunk,
+    ColumnEncoding,
+    ColumnKind,
+    Parsed,
+    TaskName,
+    Values,
+    missing_texts,
+)
+
+MOST_CATEGORIES = 32
+"""Largest number of inputs of one column; rarer categories share the last."""
+
+# A column with more distinct texts than this share of its rows is a name.
+_NAME_SHARE = 0.5
+
+
+@final
+@dataclass(frozen=True)
+class Category(ColumnKind):
+    """Distinct texts, sorted; encoded one-hot. Any text that is of no other kind."""
+
+    name: ClassVar[str] = "category"
+    categorical: ClassVar[bool] = True
+
+    def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
+        return None
+
+    def infer(self, name: str, texts: ColumnChunk) -> Parsed:
+        missing = missing_texts(texts.texts)
+        used = [k for k in sorted(range(len(texts.texts)), key=lambda k: texts.texts[k]) if not missing[k]]
+        table = np.full(len(texts.texts) + 1, -1, dtype=np.int32)
+        table[used] = np.arange(len(used), dtype=np.int32)
+        return table[texts.values], tuple(texts.texts[k] for k in used)
+
+    def read(self, name: str, chunk: ColumnChunk, first_row: int) -> Parsed:
+        # Without sorting: chunk by chunk, categories keep the order in which they appear.
+        codes = np.where(missing_texts(chunk.texts)[chunk.values], np.int32(-1), chunk.values)
+        return codes.astype(np.int32), chunk.texts
+
+    def missing(self, values: Values) -> NDArray[np.bool_]:
+        return values < 0
+
+    def format(self, values: Values, categories: tuple[str, ...]) -> list[str | None]:
+        return [None if code < 0 else categories[code] for code in values.tolist()]
+
+    def fit(self, name: str, values: Values, categories: tuple[str, ...]) -> ColumnEncoding | None:
+        present = values[values >= 0]
+        if len(np.unique(present)) + (len(present) < len(values)) < 2:
+            return None
+        encoder: Any = OneHotEncoder(max_categories=MOST_CATEGORIES, handle_unknown="infrequent_if_exist")
+        encoder.fit(present[:, None])
+        infrequent = encoder.infrequent_categories_[0]
+        rare = set() if infrequent is None else set(infrequent.tolist())
+        return ColumnEncoding(
+            name,
+            self.name,
+            indicator=len(present) < len(values),
+            categories=tuple(
+                categories[code] for code in encoder.categories_[0].tolist() if code not in rare
+            ),
+            other=bool(rare),
+        )
+
+    def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
+        names = [f"{encoding.name} = {category}" for category in encoding.categories]
+        return (*names, *([f"{encoding.name}: other"] if encoding.other else []))
+
+    def encode(
+        self,
+        encoding: ColumnEncoding,
+        values: Values,
+        categories: tuple[str, ...],
+        out: NDArray[np.float32],
+    ) -> None:
+        inputs = {category: k for k, category in enumerate(encoding.categories)}
+        width = len(encoding.categories) + encoding.other
+        # A category not seen in training counts as a rare one; if there are none, its inputs are zeros.
+        unseen = len(encoding.categories) if encoding.other else width
+        table = np.array([*(inputs.get(c, unseen) for c in categories), width], dtype=np.intp)
+        one_hot = np.zeros((len(values), width + 1), dtype=np.float32)
+        one_hot[np.arange(len(values)), table[values]] = 1
+        out[:, :width] = one_hot[:, :width]
+
+    def describe(self, categories: tuple[str, ...]) -> str:
+        return f"category of {len(categories)}"
+
+    def unusable(self, values: Values) -> str:
+        present = values[values >= 0]
+        distinct = len(np.unique(present))
+        if distinct > max(MOST_CLASSES, _NAME_SHARE * len(present)):
+            return f"{distinct:,} different texts in {len(present):,} rows: a name, not a category"
+        return ""
+
+    def infer_task(self, values: Values) -> TaskName:
+        return "binary" if len(np.unique(values)) == 2 else "multiclass"

@@ -1,0 +1,90 @@
+"""Numbers and durations."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from envariant.core.errors import EnvariantError
+from envariant.data.tables.kinds.base import (
+    LARGEST,
+    MOST_CLASSES,
+    ColumnChunk,
+    NumericKind,
+    TaskName,
+    Values,
+)
+
+_COMMA = re.compile(r"[-+]?\d+,\d+")
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
+
+
+@final
+@dataclass(frozen=True)
+class Number(NumericKind):
+    """Real numbers; durations are numbers of days.
+
+    A comma is a decimal point where nothing else can be meant: 3,14 is read, 3,141 alone is not.
+    """
+
+    name: ClassVar[str] = "number"
+    ordered: ClassVar[bool] = True
+
+    def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
+        if rows.dtype.kind == "m":
+            return (rows.dt.total_seconds() / 86_400).to_numpy(dtype=np.float32, na_value=np.nan)
+        if pd.api.types.is_numeric_dtype(rows) and not pd.api.types.is_bool_dtype(rows):
+            return self.checked(name, rows.to_numpy(dtype=np.float64, na_value=np.nan), first_row)
+        return None
+
+    def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        series = pd.Series(texts, dtype=object)
+        numbers = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, copy=True)
+        commas = [k for k, text in enumerate(texts) if "," in text and _COMMA.fullmatch(text)]
+        # 3,141 may be three thousand, 3,14 may not; beside 3.14 a comma is ambiguous.
+        if any(not _THOUSANDS.fullmatch(texts[k]) for k in commas) and not any(
+            "." in text for text, number in zip(texts, numbers, strict=True) if number == number
+        ):
+            numbers[commas] = [float(texts[k].replace(",", ".")) for k in commas]
+        return numbers
+
+    def accepts(self, chunk: ColumnChunk) -> NDArray[np.bool_]:
+        return np.full(len(chunk.values), chunk.kind in ("number", "boolean"))
+
+    def checked(self, name: str, values: Values, first_row: int = 0) -> NDArray[np.float32]:
+        with np.errstate(invalid="ignore"):
+            large = np.flatnonzero(np.abs(values) > LARGEST)
+        if len(large):
+            value, row = values[large[0]], first_row + int(large[0]) + 1
+            raise EnvariantError(
+                f"column '{name}': holds {value:g} in row {row}, too large to compute with (the limit is "
+                f"{LARGEST:g}). Correct it, leave it empty, or exclude the column"
+            )
+        return values.astype(np.float32)
+
+    def format(self, values: Values, categories: tuple[str, ...]) -> list[str | None]:
+        # The shortest text that identifies a float32.
+        return [
+            None if v != v else str(int(v)) if abs(v) < LARGEST and v == int(v) else str(np.float32(v))
+            for v in values.tolist()
+        ]
+
+    def unusable(self, values: Values) -> str:
+        if np.isnan(values).any() or len(values) <= MOST_CLASSES:
+            return ""
+        # In any order, and even if some rows have been left out.
+        dense = float(values.max()) - float(values.min()) < 2 * len(values)
+        if dense and (values == np.floor(values)).all() and len(np.unique(values)) == len(values):
+            return "it numbers the rows"
+        return ""
+
+    def infer_task(self, values: Values) -> TaskName:
+        distinct = np.unique(values)
+        if len(distinct) == 2:
+            return "binary"
+        integers = bool((distinct == np.round(distinct)).all())
+        return "multiclass" if integers and len(distinct) <= MOST_CLASSES else "regression"

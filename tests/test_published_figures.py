@@ -86,7 +86,7 @@ def test_numbers_of_a_protocol_are_numbers():
         (published.protocol, "protocols", "domain_bed", "domainbed"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest_one(ask, kind, name, near):
+def test_an_unknown_entry_is_rejected_with_a_suggestion(ask, kind, name, near):
     with pytest.raises(EnvariantError) as refusal:
         ask(name)
     assert str(refusal.value).startswith(f"unknown entry of {kind} '{name}'; did you mean '{near}'? known: ")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from envariant.core.errors import EnvariantError
-from envariant.data.tables.kinds import KINDS, ColumnChunk, ColumnKind, Kind
+from envariant.data.tables.kinds import KINDS, Category, ColumnChunk, ColumnKind, Kind
 
 
 @final
@@ -104,10 +104,10 @@ def infer_column(name: str, chunks: Sequence[ColumnChunk]) -> Column:
         values = [np.full(len(c.values), np.nan, np.float32) if c.blank else c.values for c in chunks]
         return Column(name, next(iter(kinds), None) or "number", np.concatenate(values))
     texts = _joined([_as_text(chunk) for chunk in chunks])
-    for kind in KINDS.values():
-        if (kind.categorical or not categorical) and (parsed := kind.infer(name, texts)) is not None:
+    for kind in () if categorical else KINDS.values():
+        if (parsed := kind.infer(name, texts)) is not None:
             return Column(name, kind.name, *parsed)
-    raise AssertionError("every text is a category")
+    return Column(name, Category.name, *Category().infer(name, texts))
 
 
 def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
@@ -178,7 +178,10 @@ def read(folder: Path) -> tuple[Column, ...]:
             Column(header.name, header.kind, arrays[str(k)], header.categories)
             for k, header in enumerate(headers)
         )
-    except (OSError, SafetensorError, ValidationError, KeyError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise EnvariantError(f"{folder}: holds a damaged table ({reason})") from None
+    except (OSError, SafetensorError, KeyError, UnicodeDecodeError) as error:
         raise EnvariantError(f"{folder}: holds no table, or a damaged one ({error})") from None
 
 

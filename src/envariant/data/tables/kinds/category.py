@@ -38,6 +38,7 @@ class Category(ColumnKind):
         return None
 
     def infer(self, name: str, texts: ColumnChunk) -> Parsed:
+        """Return codes and categories; any text is a category, so that all other kinds are tried first."""
         missing = missing_texts(texts.texts)
         used = [k for k in sorted(range(len(texts.texts)), key=lambda k: texts.texts[k]) if not missing[k]]
         table = np.full(len(texts.texts) + 1, -1, dtype=np.int32)

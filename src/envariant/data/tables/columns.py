@@ -91,10 +91,6 @@ def read_chunk(
 def infer_column(name: str, chunks: Sequence[ColumnChunk]) -> Column:
     """Return the column that consecutive chunks make; its kind is inferred from all of them.
 
-    Args:
-        name: Name of the column.
-        chunks: One or more, in order; pandas may have inferred different types for them.
-
     Raises:
         EnvariantError: If a few texts stand among numbers or dates.
     """
@@ -120,12 +116,6 @@ def column_of_kind(name: str, chunk: ColumnChunk, kind: Kind, *, first_row: int 
 
     A category may arrive as numbers, a boolean as 0 and 1 or as words, a number or a date as text.
 
-    Args:
-        name: Name of the column.
-        chunk: The rows.
-        kind: Name of the required kind.
-        first_row: Number of preceding rows, for error messages.
-
     Raises:
         EnvariantError: If a value is not of that kind.
     """
@@ -142,10 +132,6 @@ def column_of_kind(name: str, chunk: ColumnChunk, kind: Kind, *, first_row: int 
 
 def write(columns: Sequence[Column], folder: Path) -> None:
     """Store columns in a folder, as `columns.safetensors` and `columns.json`.
-
-    Args:
-        columns: The columns.
-        folder: The folder; created if it does not exist.
 
     Raises:
         EnvariantError: If the folder cannot be written.
@@ -164,9 +150,6 @@ def write(columns: Sequence[Column], folder: Path) -> None:
 
 def read(folder: Path) -> tuple[Column, ...]:
     """Load columns that `write` stored.
-
-    Args:
-        folder: The folder.
 
     Raises:
         EnvariantError: If the files are missing or damaged.

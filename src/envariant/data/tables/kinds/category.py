@@ -10,6 +10,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from envariant.data.tables.kinds.base import (
     MOST_CLASSES,
+    Categories,
     ColumnChunk,
     ColumnEncoding,
     ColumnKind,
@@ -53,10 +54,10 @@ class Category(ColumnKind):
     def missing(self, values: Values) -> NDArray[np.bool_]:
         return values < 0
 
-    def format(self, values: Values, categories: tuple[str, ...]) -> list[str | None]:
+    def format(self, values: Values, categories: Categories) -> list[str | None]:
         return [None if code < 0 else categories[code] for code in values.tolist()]
 
-    def fit(self, name: str, values: Values, categories: tuple[str, ...]) -> ColumnEncoding | None:
+    def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
         present = values[values >= 0]
         if len(np.unique(present)) + (len(present) < len(values)) < 2:
             return None
@@ -78,13 +79,7 @@ class Category(ColumnKind):
         names = [f"{encoding.name} = {category}" for category in encoding.categories]
         return (*names, *([f"{encoding.name}: other"] if encoding.other else []))
 
-    def encode(
-        self,
-        encoding: ColumnEncoding,
-        values: Values,
-        categories: tuple[str, ...],
-        out: NDArray[np.float32],
-    ) -> None:
+    def encode(self, encoding: ColumnEncoding, values: Values, categories: Categories, out: Values) -> None:
         inputs = {category: k for k, category in enumerate(encoding.categories)}
         width = len(encoding.categories) + encoding.other
         # A category not seen in training counts as a rare one; if there are none, its inputs are zeros.
@@ -94,7 +89,7 @@ class Category(ColumnKind):
         one_hot[np.arange(len(values)), table[values]] = 1
         out[:, :width] = one_hot[:, :width]
 
-    def describe(self, categories: tuple[str, ...]) -> str:
+    def describe(self, categories: Categories) -> str:
         return f"category of {len(categories)}"
 
     def unusable(self, values: Values) -> str:

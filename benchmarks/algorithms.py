@@ -69,7 +69,7 @@ _RICH_FEATURES: dict[str, tuple[dict[str, Any], str]] = {
     "vrex": ({"coefficient": 5e4, "pairwise": True, **_SUM}, "vREx"),
     "sd": ({"coefficient": 2000.0, **_SUM}, "SD"),
     "irm": ({"coefficient": 1e5, **_SUM}, "IRMv1"),
-    "fishr": ({"coefficient": 1e5, "memory": 0.0, "centerd": False, "summed": True, **_SUM}, "Fishr"),
+    "fishr": ({"coefficient": 1e5, "memory": 0.0, "centered": False, "summed": True, **_SUM}, "Fishr"),
 }
 _FULL_BATCH = (
     *("erm", "groupdro", "eqrm", "mm-rex", "risk-interpolation", "irm", "vrex", "fishr"),

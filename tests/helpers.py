@@ -469,8 +469,8 @@ def _risk_interpolation(problem: Problem, differentiate: Differentiate) -> dict[
 
 
 def covariance(h: Tensor) -> Tensor:
-    centerd = h - h.mean(dim=0)
-    return centerd.T @ centerd / (len(h) - 1)
+    centered = h - h.mean(dim=0)
+    return centered.T @ centered / (len(h) - 1)
 
 
 def coral_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -1094,7 +1094,7 @@ ENROLLED: dict[str, Enrolled] = {
     "rsc": Enrolled(
         {"features": 0.5, "rows": 0.4, "l2": _L2}, _rsc, frozenset(_USUAL), problems=("binary", "multiclass")
     ),
-    "mldg": Enrolled({"beta": 0.5, "test_environments": 1, "l2": _L2}, _mldg, frozenset({SHIFT})),
+    "mldg": Enrolled({"beta": 0.5, "meta_test_environments": 1, "l2": _L2}, _mldg, frozenset({SHIFT})),
     "fish": Enrolled({"meta_rate": 0.5}, _fish, frozenset({ORDER_OF_ROWS, SHIFT})),
     "dann": Enrolled(_ADVERSARIAL, _dann(conditional=False), frozenset({ORDER_OF_ROWS, SHIFT})),
     "cdann": Enrolled(
@@ -1111,7 +1111,7 @@ ENROLLED: dict[str, Enrolled] = {
         {"warm_up": 0, "inner_steps": 2, "weight": 0.01}, _trm, frozenset({ORDER_OF_ROWS, SHIFT})
     ),
     "adrmx": Enrolled(
-        {"contrast": 0.6, "environment": 0.7, "remix": 0.4, "turns": 1, "depth": 2, "width": 8},
+        {"contrast": 0.6, "environment": 0.7, "remix": 0.4, "discriminator_steps": 1, "depth": 2, "width": 8},
         _adrmx,
         frozenset({SHIFT}),
         problems=("binary", "multiclass"),

@@ -36,4 +36,4 @@ def test_parameters_are_told_apart_by_the_first_word_of_their_names():
     params = {"head.weight": vector(1), "head-two.weight": vector(2), "featurizer.1.bias": vector(3)}
     assert list(adam.part(params, "head")) == ["head.weight"]
     assert list(adam.without(params, ("head",))) == ["head-two.weight", "featurizer.1.bias"]
-    assert adam.slopes(lambda p: torch.zeros(()), {}) == {}
+    assert adam.gradients_of(lambda p: torch.zeros(()), {}) == {}

@@ -106,7 +106,7 @@ def test_it_is_the_definition_entry_by_entry(gradients, threshold, scaled):
 def test_a_threshold_out_of_range_is_refused(threshold, shown):
     with pytest.raises(EnvariantError) as error:
         AndMask(threshold=threshold)
-    assert str(error.value) == f"AndMask: threshold must lie in [0, 1]; got {shown}"
+    assert str(error.value) == f"AndMask: threshold must be in [0, 1], got {shown}"
 
 
 def test_an_unknown_mean_is_refused():

@@ -35,5 +35,5 @@ def test_rows_that_have_nobody_leave_no_nan_in_the_gradient():
 
 
 def test_a_temperature_of_zero_is_refused():
-    with pytest.raises(EnvariantError, match="CAD: temperature must exceed 0; got 0"):
+    with pytest.raises(EnvariantError, match="CAD: temperature must be positive, got 0"):
         CAD(temperature=0.0)

@@ -67,7 +67,7 @@ def many(context):
 def test_of_many_rows_a_few_are_drawn_without_replacement_anew_at_each_step():
     drawn = []
     for step in (0, 1):
-        index, sizes = distances.few_rows(many(StepContext.at(step)), 20)
+        index, sizes = distances.subsample(many(StepContext.at(step)), 20)
         assert sizes == (20, 10, 20)
         assert len(set(index.tolist())) == 50
         parts = index.split(sizes)
@@ -76,5 +76,5 @@ def test_of_many_rows_a_few_are_drawn_without_replacement_anew_at_each_step():
             assert int(part.max()) < high
         drawn.append(index.tolist())
     assert drawn[0] != drawn[1]
-    index, _ = distances.few_rows(many(StepContext.at(0)), 50)
+    index, _ = distances.subsample(many(StepContext.at(0)), 50)
     assert index.tolist() == list(range(90))

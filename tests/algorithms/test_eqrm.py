@@ -71,5 +71,5 @@ def test_the_mean_risk_is_minimized_before():
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 1.5])
 def test_a_quantile_outside_its_range_is_refused(alpha):
-    with pytest.raises(EnvariantError, match=r"EQRM: quantile must lie between 0 and 1"):
+    with pytest.raises(EnvariantError, match=r"EQRM: quantile must be in \(0, 1\)"):
         EQRM(alpha)

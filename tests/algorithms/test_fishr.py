@@ -39,11 +39,11 @@ def test_the_closed_form_is_the_variance_of_every_rows_own_gradient():
         return TASK.losses((h @ head[0].T + head[1])[None], y[None])[0]
 
     rows = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))((M_WEIGHT, M_BIAS), ROWS, LABELS)
-    for centerd in (True, False):
-        found = Fishr(1.0, centerd=centerd).variances(SEEN)
+    for centered in (True, False):
+        found = Fishr(1.0, centered=centered).variances(SEEN)
         for key, g in zip(("weight", "bias"), rows, strict=True):
             for e, own in enumerate(g.split(3)):
-                expected = own.var(dim=0, correction=0) if centerd else own.square().mean(dim=0)
+                expected = own.var(dim=0, correction=0) if centered else own.square().mean(dim=0)
                 torch.testing.assert_close(found[key][e], expected, rtol=1e-12, atol=1e-14)
 
 
@@ -61,5 +61,5 @@ def test_a_head_that_is_not_linear_is_refused():
 
 
 def test_a_memory_of_one_is_refused():
-    with pytest.raises(EnvariantError, match=r"Fishr: memory must lie in \[0, 1\); got 1"):
+    with pytest.raises(EnvariantError, match=r"Fishr: memory must be in \[0, 1\), got 1"):
         Fishr(memory=1.0)

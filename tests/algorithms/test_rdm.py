@@ -3,7 +3,7 @@
 import torch
 
 from envariant.algorithms import RDM, LossVariance
-from envariant.algorithms.penalties.rdm import of_worst
+from envariant.algorithms.penalties.rdm import worst_environment
 from envariant.core.tasks import Regression
 from helpers import close, predicted, vector
 
@@ -12,7 +12,7 @@ SEEN = predicted(Regression(), LOSSES.sqrt(), torch.zeros_like(LOSSES), (3, 3))
 
 
 def test_the_specs_numbers():
-    assert of_worst(SEEN).tolist() == [1, 1, 1, 0, 0, 0]
+    assert worst_environment(SEEN).tolist() == [1, 1, 1, 0, 0, 0]
     close(RDM(1.0).penalty(SEEN, {})[0], 0.398454)
     close(SEEN.losses.var(), 0.126667)
     close(LossVariance(1.0).penalty(SEEN, {})[0], 0.336667)

@@ -162,7 +162,7 @@ def test_a_weighting_is_named_by_a_word(word, part):
         ("irm", {"l2": -1}, "Composition: l2 must be at least 0, got -1"),
         ("irm", {"coefficient": "stpe(1, 2, at=3)"}, "unknown schedule 'stpe'; did you mean 'step'?"),
         ("irm", {"coefficient": True}, "constant: value must be a number; got 'true'"),
-        ("and-mask", {"threshold": 1.7}, "AndMask: threshold must lie in [0, 1]; got 1.7"),
+        ("and-mask", {"threshold": 1.7}, "AndMask: threshold must be in [0, 1], got 1.7"),
         (
             "erm",
             {"risk_aggregator": "men"},

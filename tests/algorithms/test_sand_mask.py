@@ -30,5 +30,5 @@ def test_one_environment_and_two_that_are_the_same():
 
 
 def test_the_published_default_is_refused_for_it_never_moves_a_weight():
-    with pytest.raises(EnvariantError, match=r"SandMask: threshold must lie in \[0, 1\), for at 1 no weight"):
+    with pytest.raises(EnvariantError, match=r"SandMask: threshold must be in \[0, 1\), got"):
         SandMask(threshold=1.0)

@@ -25,7 +25,7 @@ from envariant.algorithms.training_steps.dann import class_weights
 from envariant.algorithms.training_steps.erm_plus import running_mean
 from envariant.algorithms.training_steps.mixup import mixed_risk
 from envariant.algorithms.training_steps.sagnet import with_content_of, with_style_of
-from envariant.algorithms.training_steps.transfer import gap_of, within
+from envariant.algorithms.training_steps.transfer import project, risk_gap
 from envariant.algorithms.training_steps.trm import neumann
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
@@ -110,7 +110,7 @@ def test_the_discriminator_and_the_model_take_turns():
     """DomainBed's order: with k = 1 the model first, then in turn; with k = 2 discriminator first, then 2 to 1."""
     problem = PROBLEMS["binary"]
     for turns, expected in ((1, "MDMDMD"), (2, "DMDDMD")):
-        algorithm = Composition(training_step=DANN(turns=turns, width=8))
+        algorithm = Composition(training_step=DANN(discriminator_steps=turns, width=8))
         fitted = problem.with_networks_of(algorithm)
         params, state, seen = fitted.params, algorithm.init(fitted.params, fitted.context), ""
         for step in range(6):
@@ -123,14 +123,14 @@ def test_the_discriminator_and_the_model_take_turns():
 
 
 def test_transfer():
-    found = within({"w": torch.tensor([[3.0, 0], [0, 4]])}, {"w": torch.zeros(2, 2)}, 2.0)["w"]
+    found = project({"w": torch.tensor([[3.0, 0], [0, 4]])}, {"w": torch.zeros(2, 2)}, 2.0)["w"]
     close(found.double(), 1.2, 0, 0, 1.6)
     inside = {"w": torch.tensor([[0.3, 0], [0, 0.4]])}
-    assert torch.equal(within(inside, {"w": torch.zeros(2, 2)}, 2.0)["w"], inside["w"])
+    assert torch.equal(project(inside, {"w": torch.zeros(2, 2)}, 2.0)["w"], inside["w"])
     logits = torch.tensor([[1, 0], [0, 1], [0, 0]], dtype=torch.float64)
     batch = EnvironmentBatch(logits, torch.zeros(3, dtype=torch.long), (1, 1, 1), Multiclass(2))
     plain = StepInputs(torch.eye(2, dtype=torch.float64), vector(0, 0))
-    close(gap_of(plain, {}, logits, batch), 1.0)
+    close(risk_gap(plain, {}, logits, batch), 1.0)
 
 
 def test_rsc():
@@ -181,18 +181,18 @@ def test_fish():
         close(params["w"], expected)
 
 
-@pytest.mark.parametrize(("test_environments", "expected"), [(1, 0.0666667), (2, -1.3)])
-def test_mldg(test_environments, expected):
+@pytest.mark.parametrize(("meta_test_environments", "expected"), [(1, 0.0666667), (2, -1.3)])
+def test_mldg(meta_test_environments, expected):
     model, batch, params = quadratics(1, 3, -2)
     # A step whose random order is the one that is there.
     steps = (StepContext.at(step, learning_rate=0.1) for step in range(100))
     context = next(n for n in steps if n.permutation(3, like=params["w"]).tolist() == [0, 1, 2])
-    close(MLDG(1.0, test_environments).gradients(model, params, batch, {}, context)[0]["w"], expected)
+    close(MLDG(1.0, meta_test_environments).gradients(model, params, batch, {}, context)[0]["w"], expected)
 
 
 def test_with_two_environments_mldg_holds_out_one():
     model, batch, params = quadratics(1, 3)
-    found = MLDG(1.0, test_environments=2).gradients(model, params, batch, {}, StepContext.at(0))[0]["w"]
+    found = MLDG(1.0, meta_test_environments=2).gradients(model, params, batch, {}, StepContext.at(0))[0]["w"]
     assert float(found) != 0
 
 

@@ -113,12 +113,12 @@ def test_a_task_that_is_told_takes_numbers_as_they_are_and_numbers_words():
         ({"inputs": [["a"]] * 6}, "arrays: inputs must be numbers in a tensor, an array or a list; encode words "
          "as numbers first"),
         ({"inputs": X[:, 0]}, "environment 'east': inputs must be real numbers of shape [rows, …]; got shape (1,)"),
-        ({"targets": [1] * 6}, "arrays: all targets are 1; nothing is to be told apart"),
+        ({"targets": [1] * 6}, "arrays: all targets are 1; there is nothing to predict"),
         ({"targets": [0.0, 1.0, math.nan, 2.5, 1.0, math.nan]}, "arrays: targets are missing in 2 of 6 rows "
          "(first: row 2); fill in or remove them"),
         ({"environments": ["a", None, "b", "a", math.nan, "b"]}, "arrays: environments are missing in 2 of 6 "
          "rows (first: row 1); fill in or remove them"),
-        ({"environments": X}, "arrays: environments must hold one number or word a row; got shape (6, 3)"),
+        ({"environments": X}, "arrays: environments must hold one number or word per row; got shape (6, 3)"),
         ({"environments": []}, "arrays: environments hold no rows"),
         ({"targets": list("abcdef"), "task": Binary()}, "arrays: binary targets must be at most 2 classes; got "
          "a, b, c, d, e, …"),
@@ -139,7 +139,7 @@ def test_as_many_words_as_rows_are_no_classes():
     words = [f"patient {k}" for k in range(30)]
     said = refusal(EnvironmentSet.from_arrays, np.zeros((30, 1)), words, ["a", "b"] * 15)
     assert said == (
-        "arrays: targets hold 30 different words in 30 rows; give numbers, or say task=Multiclass(30) if they "
+        "arrays: targets hold 30 different words in 30 rows; use numbers, or set task=Multiclass(30) if they "
         "are classes"
     )
 
@@ -200,7 +200,7 @@ def test_a_dataset_of_single_numbers_has_one_column():
     [
         ({}, "datasets: has no environments"),
         ({"x": []}, "datasets: 'x': has no rows; leave it out"),
-        ({"x": [5]}, "datasets: 'x': item 0 is no (input, target); got int"),
+        ({"x": [5]}, "datasets: 'x': item 0 must be (input, target); got int"),
         ({"x": [([1.0, 2.0], 0), ([1.0], 1)]}, "datasets: 'x': item 1 has shape (1,), those before it (2,)"),
         ({"x": [(["a"], 0)]}, "datasets: 'x': item 0 must be numbers in a tensor, an array or a list; encode words "
          "as numbers first"),
@@ -215,7 +215,7 @@ def test_datasets_that_make_no_set_are_refused(datasets, message):
 def test_images_want_a_transform():
     image = pytest.importorskip("PIL.Image").new("RGB", (4, 4))
     assert refusal(EnvironmentSet.from_datasets, {"x": [(image, 0)]}) == (
-        "datasets: 'x': item 0 is an image; give the dataset a transform that makes tensors of them"
+        "datasets: 'x': item 0 is an image; give the dataset a transform that converts images to tensors"
     )
 
 
@@ -287,7 +287,7 @@ def test_a_data_frame_will_do_too():
         ({"inputs": "aeg"}, "dataset: unknown column 'aeg'; did you mean 'age'? known: age, dose, ill, scan, ward"),
         ({"environment": "site"}, "dataset: unknown column 'site'; known: age, dose, ill, scan, ward"),
         ({"inputs": ()}, "dataset: inputs must name a column"),
-        ({"inputs": ("age", "scan")}, "dataset: columns cannot lie side by side: 'age' (4, 1), 'scan' (4, 2, 2)"),
+        ({"inputs": ("age", "scan")}, "dataset: columns cannot be concatenated: 'age' (4, 1), 'scan' (4, 2, 2)"),
         ({"inputs": "ward"}, "dataset: column 'ward' must be numbers in a tensor, an array or a list; encode words "
          "as numbers first"),
     ],

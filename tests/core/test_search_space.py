@@ -119,7 +119,7 @@ def test_a_range_is_read_as_a_study_writes_it():
     assert search_range("integer(1, 9)") == UniformInteger(1, 9)
     assert search_range([1, "a"]) == Choice((1, "a"))
     for wrong, message in (
-        (3, "a range is a list"),
+        (3, "a range must be a list"),
         ("log", "unknown range 'log'"),
         ("integer(1)", "needs high"),
     ):

@@ -5,7 +5,7 @@ The runs are an ordinary study in a folder: it resumes after a stop, and every r
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +25,8 @@ from envariant.saved_model import SavedModel
 from envariant.studies.executors import local, ray
 from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
-from envariant.training.execution import Execution
 from envariant.training.progress import show_sweep
-from envariant.training.run_spec import text_of
+from envariant.training.run_spec import EXECUTION_ONLY, text_of
 from envariant.training.store import Store
 
 MAX_ROWS = 5_000
@@ -133,6 +132,7 @@ def compare(
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
     out: Path | str | None = None,
+    **options: Any,
 ) -> Comparison:
     """Measure how far scores drop in new environments, and whether any method helps.
 
@@ -163,6 +163,8 @@ def compare(
         address: Address of the cluster.
         out: Folder for the study, the page and the model; an existing one is resumed. None uses a
             temporary folder.
+        options: Training options of all runs, as in `RunSpec`: `model`, `steps`, `batch_size`, `optimizer`,
+            `weight_decay`, `device`, `precision`, `execution`, `memory`, and so on.
 
     Returns:
         The comparison, with `.verdict`, `.table`, `.best_model` and `.page`.
@@ -172,6 +174,7 @@ def compare(
     """
     start = time.monotonic()
     deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
+    shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
     methods = {text_of(each): each for each in (BASELINE, *algorithms)}
     min_rows = max(min_rows, protocol.FEWEST_ROWS)
     full = tables.read(
@@ -180,9 +183,12 @@ def compare(
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
-    plan = protocol.plan(source, folder.name, list(methods.values()), metric, n_trials, replicas, seed)
-    protocol.store_table(source.table, folder / "table")
-    run = _runner(folder, plan.study, protocol.choose_execution(plan.study, source), executor, address)
+    plan = protocol.plan(
+        source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared
+    )
+    execution = {"execution": protocol.choose_execution(plan.study, source) or "auto"}
+    execution |= {key: value for key, value in options.items() if key in EXECUTION_ONLY}
+    run = _runner(folder, plan.study, execution, executor, address)
     completed = protocol.run_within_budget(folder, plan.study, deadline, run)
     study = replace(plan.study, n_trials=completed)
     with Store(folder) as store:
@@ -198,20 +204,18 @@ def compare(
     page.write(comparison.to_dict(), results, comparison.recommendation, folder)
     best = comparison.recommended
     trial = study.trials_of(best, source)[results.selected_trials[best]]
-    protocol.train_final_model(full, methods[best], trial, seed).save(folder / "model")
+    protocol.train_final_model(full, methods[best], trial, seed, shared).save(folder / "model")
     return comparison
 
 
 def _runner(
-    folder: Path, study: Study, execution: Execution | None, executor: str, address: str | None
+    folder: Path, study: Study, execution: Mapping[str, Any], executor: str, address: str | None
 ) -> protocol.Run:
     def run(runs_left: int, deadline: float | None) -> None:
         with show_sweep(folder.name, runs_left, folder) as on_progress:
             if executor == "ray":
-                ray.sweep(folder, study, address=address, on_progress=on_progress)
+                ray.sweep(folder, study, address=address, on_progress=on_progress, **execution)
             else:
-                local.sweep(
-                    folder, study, execution=execution or "auto", on_progress=on_progress, until=deadline
-                )
+                local.sweep(folder, study, on_progress=on_progress, until=deadline, **execution)
 
     return run

@@ -14,7 +14,6 @@ from envariant.core.errors import EnvariantError
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
 from envariant.data.tables import source as table_source
-from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import LogEntry, Table
 from envariant.predictors import predictor
@@ -75,6 +74,7 @@ def plan(
     n_trials: int,
     replicas: int,
     seed: int,
+    options: Mapping[str, Any],
 ) -> Plan:
     """Plan the study.
 
@@ -86,6 +86,7 @@ def plan(
         n_trials: Number of trials per method.
         replicas: Number of replicas per trial.
         seed: Base random seed.
+        options: Training options of all runs.
 
     Raises:
         EnvariantError: If an algorithm or the metric is unknown, or the metric is undefined everywhere.
@@ -103,7 +104,7 @@ def plan(
         replicas=replicas,
         test_environments=folds,
         seed=seed,
-        settings={"evaluate_every": table_source.STEPS},
+        settings={"evaluate_every": table_source.STEPS, **options},
         metric=chosen.name,
         store_predictions=True,
     )
@@ -165,28 +166,6 @@ def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
     selected = np.sort(by_environment[rank < max_rows])
     rows = f"{len(selected):,} of {len(codes):,} rows, at most {max_rows:,} per environment"
     return table.rows(selected, LogEntry("", f"methods are compared on {rows}"))
-
-
-def store_table(table: Table, folder: Path) -> None:
-    """Write the table to a folder unless it is there already.
-
-    Raises:
-        EnvariantError: If the folder holds a different table.
-    """
-    if not (folder / "table.json").exists():
-        table.write(folder)
-    elif not _equal(tables.load(folder), table):
-        raise EnvariantError(
-            f"{folder.parent}: holds a comparison of another table or other columns; choose another folder"
-        )
-
-
-def _equal(first: Table, second: Table) -> bool:
-    return (first.task, len(first.all_columns)) == (second.task, len(second.all_columns)) and all(
-        (a.name, a.kind, a.categories) == (b.name, b.kind, b.categories)
-        and np.array_equal(a.values, b.values, equal_nan=not a.type.categorical)
-        for a, b in zip(first.all_columns, second.all_columns, strict=True)
-    )
 
 
 def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
@@ -303,18 +282,29 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
     return max(1, completed)
 
 
-def train_final_model(table: Table, algorithm: Any, trial: Trial, seed: int) -> SavedModel:
-    """Train one algorithm with a trial's hyperparameters on all environments of a table."""
+def train_final_model(
+    table: Table, algorithm: Any, trial: Trial, seed: int, options: Mapping[str, Any]
+) -> SavedModel:
+    """Train one algorithm with a trial's hyperparameters on all environments of a table.
+
+    Args:
+        table: All rows.
+        algorithm: Name or object.
+        trial: Its hyperparameters.
+        seed: Base random seed.
+        options: Training options of all runs.
+    """
     source = TableSource(table, "table")
+    settings: dict[str, Any] = {"evaluate_every": table_source.STEPS, **options}
     result = train(
         source,
         algorithm,
-        hyperparameters=dict(trial.hyperparameters),
+        hyperparameters=trial.hyperparameters,
         learning_rate=trial.learning_rate,
         test_environments=(),
-        evaluate_every=table_source.STEPS,
         execution="sequential",
         seed=seed,
         progress=False,
+        **settings,
     )
     return SavedModel.of(source, result)

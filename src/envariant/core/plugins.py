@@ -26,9 +26,7 @@ def plugin_names(group: str) -> tuple[str, ...]:
     return tuple(_entry_points(group))
 
 
-def load_plugin(
-    group: str, kind: str, name: str, accepts: Callable[[Any], bool], requirement: str
-) -> Any:
+def load_plugin(group: str, kind: str, name: str, accepts: Callable[[Any], bool], requirement: str) -> Any:
     """Import a plug-in.
 
     Args:

@@ -155,7 +155,7 @@ def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurem
     if not names:
         return [None] * len(runs)
     logits, targets = (np.concatenate(part, axis=1) for part in zip(*answers, strict=True))
-    environments = np.repeat(names, [y.shape[1] for _, y in answers])
+    environments = np.repeat(np.arange(len(names)), [y.shape[1] for _, y in answers])
     regression = isinstance(measurements.sample.task, Regression)
     return [
         assess_invariance(z, y, environments, regression=regression).p_value

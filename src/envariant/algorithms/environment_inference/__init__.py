@@ -1,1 +1,1 @@
-"""What finds environments where none are given."""
+"""Environment inference: methods that infer training environments before training."""

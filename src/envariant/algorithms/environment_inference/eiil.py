@@ -1,4 +1,4 @@
-"""EIIL: two environments between which a first model's answers are as far from invariant as can be."""
+"""EIIL: infer two environments that maximize the IRM penalty of a reference model."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, final
@@ -17,15 +17,15 @@ from envariant.core.tasks import Task
 class EIIL(EnvironmentInference):
     """max_q ½[(mean_i q_i·d_i)² + (mean_i (1 − q_i)·d_i)²], d_i = ∂ℓ_i(s·z_i)/∂s at 1. Creager et al. 2021.
 
-    z are the logits of a first model, trained by ERM on all rows and then fixed. The objective is convex in
-    mean_i q_i·d_i, so its maximum is at an end: q_i = 1 where d_i > 0. For the logistic loss d_i < 0 exactly
-    where the model is right, and the environments are the rows on which it is right and those on which it
-    is wrong.
+    z are the logits of a reference model, trained by ERM on all training rows (`PooledMean`) and then fixed.
+    The objective is convex in mean_i q_i·d_i, so its maximum is an extreme: q_i = 1 if d_i > 0, else 0. For
+    the logistic loss d_i < 0 exactly for rows that the model predicts correctly, so the two environments are
+    the rows that it predicts correctly and incorrectly. Their sizes usually differ much.
 
     Attributes:
-        reference_steps: that the first model trains; 0 is as many as the run.
-        reference_l2: weight of the squared norm in its loss.
-        method: "exact", or "ascent" for the paper's 10,000 steps of Adam from random q.
+        reference_steps: Training steps of the reference model; 0 means as many as the run.
+        reference_l2: Weight of the squared parameter norm in the reference model's loss.
+        method: "exact" as above, or "ascent" for the paper's 10,000 steps of Adam from random q.
     """
 
     name: ClassVar[str] = "eiil"
@@ -45,12 +45,12 @@ class EIIL(EnvironmentInference):
 
 
 def objective(q: Tensor, slopes: Tensor) -> Tensor:
-    """What is maximized; means over all rows, whatever Σq."""
+    """Return the objective for weights q `[rows]`; both means are over all rows."""
     return ((q * slopes).mean() ** 2 + ((1 - q) * slopes).mean() ** 2) / 2
 
 
 def ascended(slopes: Tensor, generator: torch.Generator, steps: int = 10_000) -> Tensor:
-    """Q after Adam's ascent at a rate of 1e-3 from q = σ(ω), ω ~ N(0, 1)."""
+    """Return q `[rows]` after ascent by Adam (learning rate 1e-3) from q = σ(ω), ω ~ N(0, 1)."""
     start = torch.randn(slopes.shape, generator=generator, dtype=slopes.dtype).to(slopes.device)
     with torch.enable_grad():
         omega = start.clone().requires_grad_()

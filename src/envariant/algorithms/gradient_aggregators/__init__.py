@@ -1,1 +1,1 @@
-"""Gradient combinations: the gradients of the environments become one gradient."""
+"""Gradient aggregators: rules that turn the gradients of the environments into one gradient."""

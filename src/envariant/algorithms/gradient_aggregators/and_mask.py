@@ -1,4 +1,4 @@
-"""AND-mask: move a weight only where the environments agree which way it should go."""
+"""AND-mask: update a weight only if the signs of the environments' gradients agree."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from envariant.core.search_space import Choice, Uniform
 from envariant.core.step_context import StepContext
 
 KEPT = "and-mask kept"
-"""The metric that tells which share of all entries the mask keeps."""
+"""Metric: share of all entries that the mask keeps."""
 
 
 @final
 @dataclass(frozen=True)
 class AndMask(GradientAggregator):
-    """mask · ḡ with mask = 1[|mean_e sign(g_e)| ≥ τ], entry by entry. Parascandolo et al. 2020.
+    """mask · ḡ with mask = 1[|mean_e sign(g_e)| ≥ τ], elementwise. Parascandolo et al. 2020.
 
-    An optimizer's weight decay acts after the mask: masked weights still decay.
+    The optimizer's weight decay is applied after the mask, so masked weights still decay.
 
     Attributes:
-        threshold: τ in [0, 1]. 0 keeps every entry; 1 only those where all environments agree.
-        mean: what the mask multiplies: the arithmetic mean of the gradients or their geometric mean,
+        threshold: τ in [0, 1]. 0 keeps every entry, 1 only those in which all environments agree.
+        mean: Gradient that is masked: the "arithmetic" mean, or the "geometric" mean
             sign(ḡ)·exp((1/E) Σ_e log(|g_e| + 1e-10)).
-        inverse_sparsity: divide each tensor by the share of its entries that the mask keeps.
-        strict: as in the linear unit tests: the agreement must exceed τ, and each environment's gradient of
-            the first tensor is brought to length 1. At τ = 1 nothing moves.
+        inverse_sparsity: Whether to divide each tensor by the share of its entries that the mask keeps.
+        strict: Whether the agreement must exceed τ, and each environment's gradient of the first tensor is
+            scaled to length 1, as in the linear unit tests (Aubin et al. 2021). With τ = 1 no weight moves.
     """
 
     name: ClassVar[str] = "and-mask"
@@ -44,7 +44,7 @@ class AndMask(GradientAggregator):
     def __post_init__(self) -> None:
         specs.checked(AndMask, vars(self), "AndMask")
         if not 0 <= self.threshold <= 1:
-            raise EnvariantError(f"AndMask: threshold must lie in [0, 1]; got {self.threshold:g}")
+            raise EnvariantError(f"AndMask: threshold must be in [0, 1], got {self.threshold:g}")
 
     def combine(
         self, gradients: Mapping[str, Tensor], state: State, context: StepContext
@@ -61,7 +61,7 @@ class AndMask(GradientAggregator):
 
     def _mask(self, gradients: Tensor) -> Tensor:
         agreement = gradients.sign().mean(dim=0).abs() - self.threshold
-        # The tolerance keeps rounding of τ = k/E from deciding.
+        # The tolerance makes τ = k/E independent of rounding.
         return (agreement > 1e-6 if self.strict else agreement >= -1e-6).to(gradients.dtype)
 
     def _combine(self, gradients: Tensor, mask: Tensor) -> Tensor:

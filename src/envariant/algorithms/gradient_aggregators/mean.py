@@ -1,4 +1,4 @@
-"""The mean gradient: what differentiating the whole loss gives, at the price of one backward pass."""
+"""Mean gradient, which equals the gradient of the whole loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MeanGradient(GradientAggregator):
-    """(1/E) Σ_e g_e. A composition never calls it: the gradient of the whole loss is the same number."""
+    """(1/E) Σ_e g_e.
+
+    A composition computes it by one backward pass through the whole loss and never calls `combine`.
+    """
 
     name: ClassVar[str] = "mean-gradient"
     paper: ClassVar[str] = "Vapnik 1998"

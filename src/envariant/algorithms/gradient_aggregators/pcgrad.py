@@ -1,4 +1,4 @@
-"""PCGrad: where two environments pull against each other, each gives up what harms the other."""
+"""PCGrad: remove from each environment's gradient the components that conflict with the others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class PCGrad(GradientAggregator):
-    """Every g_e loses its part along each g_f with ⟨g_e, g_f⟩ < 0; then the mean. Yu et al. 2020.
+    """g_e ← g_e − min(0, ⟨g_e, g_f⟩)/‖g_f‖²·g_f for all f ≠ e in random order; then the mean. Yu et al. 2020.
 
-    g_e ← g_e − ⟨g_e, g_f⟩/‖g_f‖²·g_f over all parameters, the f in random order, as in algorithm 1. The
-    paper adds the results up; the mean is that divided by E.
+    Inner products run over all parameters, as in algorithm 1. The paper sums the projected gradients; the
+    mean is their sum divided by E.
     """
 
     name: ClassVar[str] = "pcgrad"
@@ -30,20 +30,20 @@ class PCGrad(GradientAggregator):
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         flat = torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
         order = context.permutation(len(flat), like=flat)
-        whole = _projected(flat, order).mean(dim=0)
-        parts = whole.split([g[0].numel() for g in gradients.values()])
+        mean = _projected(flat, order).mean(dim=0)
+        parts = mean.split([g[0].numel() for g in gradients.values()])
         shapes = ((name, g.shape[1:]) for name, g in gradients.items())
         return {n: p.reshape(shape) for (n, shape), p in zip(shapes, parts, strict=True)}, state, {}
 
 
 def _projected(gradients: Tensor, order: Tensor) -> Tensor:
-    """Every gradient less what conflicts with the others, taken in that order."""
+    """Project gradients `[environments, parameters]` onto the normal planes of conflicting ones, in order."""
     tiny, shuffled = torch.finfo(gradients.dtype).tiny, gradients[order]
-    found: list[Tensor] = []
+    projected: list[Tensor] = []
     for e, own in enumerate(gradients):
-        left = own
-        for number, against in zip(order, shuffled, strict=True):
-            conflict = (left @ against).clamp(max=0) / against.square().sum().clamp(min=tiny)
-            left = torch.where(number == e, left, left - conflict * against)
-        found.append(left)
-    return torch.stack(found)
+        result = own
+        for number, other in zip(order, shuffled, strict=True):
+            conflict = (result @ other).clamp(max=0) / other.square().sum().clamp(min=tiny)
+            result = torch.where(number == e, result, result - conflict * other)
+        projected.append(result)
+    return torch.stack(projected)

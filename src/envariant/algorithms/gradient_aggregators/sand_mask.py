@@ -1,4 +1,4 @@
-"""SAND-mask: a smooth AND-mask that also holds back where the environments' gradients differ in size."""
+"""SAND-mask: a smooth AND-mask that also damps entries whose gradients differ in size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from envariant.core.step_context import StepContext
 class SandMask(GradientAggregator):
     """mask·ḡ/mean(mask), mask = max(0, tanh((k/Var_e g_e)·(A − τ))), A = |mean_e sign(g_e)|. Shahtalebi 2021.
 
-    Tensor by tensor. At the published default τ = 1 the mask is 0 everywhere, since A ≤ 1, and no weight
-    ever moves; so τ must lie below 1 here.
+    Each parameter tensor has its own mean(mask). With the published default τ = 1 the mask is 0 everywhere,
+    since A ≤ 1, and no weight ever moves; therefore τ must be below 1 here.
 
     Attributes:
         threshold: τ in [0, 1).
-        steepness: k.
+        steepness: k > 0.
     """
 
     name: ClassVar[str] = "sand-mask"
@@ -35,7 +35,7 @@ class SandMask(GradientAggregator):
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:
             raise EnvariantError(
-                f"SandMask: threshold must lie in [0, 1), for at 1 no weight moves; got {self.threshold:g}"
+                f"SandMask: threshold must be in [0, 1), got {self.threshold:g}; at 1 no weight moves"
             )
 
     def combine(
@@ -46,10 +46,10 @@ class SandMask(GradientAggregator):
 
 
 def sand_masked(gradients: Tensor, threshold: Any, steepness: Any) -> Tensor:
-    """One tensor's gradients `[environments, *shape]` made one."""
+    """Combine the gradients `[environments, *shape]` of one parameter tensor."""
     agreement = gradients.sign().mean(dim=0).abs() - threshold
-    # A single environment has no variance; where there is none, the released code takes 1e-17.
+    # A single environment has no variance; the released code then uses 1e-17.
     spread = gradients.var(dim=0) if len(gradients) > 1 else torch.full_like(gradients[0], 1e-17)
-    # Without variance and without a say, 0·∞ is NaN.
+    # Without variance and with A = τ, 0·∞ is NaN.
     mask = torch.tanh(steepness / spread * agreement).clamp(min=0).nan_to_num(nan=1e-17)
     return mask * gradients.mean(dim=0) / (1e-10 + mask.mean())

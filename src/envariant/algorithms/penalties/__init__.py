@@ -1,1 +1,1 @@
-"""Penalties: scalars that are 0 when the environments agree."""
+"""Penalties: scalars added to the risk, most of them 0 if the environments agree in some sense."""

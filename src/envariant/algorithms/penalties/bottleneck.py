@@ -1,4 +1,4 @@
-"""The information bottleneck: features that vary little carry little that is spurious."""
+"""Information bottleneck: penalize the variance of features."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -15,10 +15,12 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class InformationBottleneck(Penalty):
-    """(1/E) Σ_e mean_d Var_i(h_id), with divisor N_e − 1; 0 for an environment of one row. Ahuja et al. 2021.
+    """(1/E) Σ_e mean_d Var_i(h_id), with divisor N_e − 1. Ahuja et al. 2021.
+
+    An environment with a single row contributes 0.
 
     Attributes:
-        coefficient: its weight.
+        coefficient: Weight of the penalty.
     """
 
     name: ClassVar[str] = "ib"
@@ -27,8 +29,8 @@ class InformationBottleneck(Penalty):
     coefficient: Annotated[Schedule, LogUniform(1e-1, 1e5)] = Step(0.0, 1e2, at=100)
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        spreads = [
+        variances = [
             h.var(dim=0).mean() if len(h) > 1 else h.new_zeros(())
             for h in predicted.batch.split(predicted.features)
         ]
-        return torch.stack(spreads).mean(), state
+        return torch.stack(variances).mean(), state

@@ -1,4 +1,4 @@
-"""CAD: features from which a row's environment cannot be told, by a contrast of rows with one another."""
+"""CAD: a contrastive penalty on features that identify the environment."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -21,16 +21,17 @@ _REFERENCE = 0.07
 class CAD(Penalty):
     """mean_i −(T/0.07)·log Σ_j p(j | i) over the rows j of other environments. Ruan et al. 2022, eq. 9.
 
-    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over the other rows. Rows with no other row of their class are
-    left out; where classes are, so are targets of regression compared, by being equal.
+    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over the other rows j. Rows without another row of their class are
+    left out. Regression targets count as one class if they are equal.
 
     Attributes:
-        coefficient: its weight.
-        temperature: T.
-        conditional: CondCAD: only rows of one class are held against each other.
-        flipped: as above; if not, the log-probability of the row's own environment is lowered.
-        normalized: whether features are first brought to length 1.
-        rows: at most so many rows of each environment are compared, drawn anew at each step.
+        coefficient: Weight of the penalty.
+        temperature: T > 0.
+        conditional: Whether to compare only rows of one class (CondCAD).
+        flipped: Whether to increase the log-probability of other environments, as above. If False, decrease
+            that of the row's own environment.
+        normalized: Whether to scale features to length 1 first.
+        max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
     """
 
     name: ClassVar[str] = "cad"
@@ -43,41 +44,43 @@ class CAD(Penalty):
     conditional: bool = False
     flipped: bool = True
     normalized: bool = False
-    rows: int = 512
+    max_rows: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.temperature > 0:
-            raise EnvariantError(f"CAD: temperature must exceed 0; got {self.temperature:g}")
+            raise EnvariantError(f"CAD: temperature must be positive, got {self.temperature:g}")
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        index, _ = distances.few_rows(predicted, self.rows)
+        index, _ = distances.subsample(predicted, self.max_rows)
         owners = predicted.batch.environment_of_rows()[index]
         return self.of_rows(predicted.features[index], predicted.batch.targets[index], owners), state
 
     def of_rows(self, features: Tensor, targets: Tensor, environments: Tensor) -> Tensor:
-        """The penalty of some rows."""
+        """Return the penalty for features `[rows, width]`, targets `[rows]` and environments `[rows]`."""
         if self.normalized:
             features = torch.nn.functional.normalize(features, dim=1)
         others = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
-        alike = (targets[:, None] == targets[None]) & others
-        together = environments[:, None] == environments[None]
-        # A row's product with itself counts as 0, also in the maximum that is taken off.
+        same_class = (targets[:, None] == targets[None]) & others
+        same_environment = environments[:, None] == environments[None]
+        # A row's product with itself counts as 0, also in the maximum that is subtracted.
         products = torch.where(others, features @ features.T / self.temperature, 0.0)
         products = products - products.max(dim=1, keepdim=True).values.detach()
-        wanted = ~together if self.flipped else together
+        positives = ~same_environment if self.flipped else same_environment
         if self.conditional:
-            wanted, among = wanted & alike, alike
-            used = wanted.any(dim=1)
+            positives, candidates = positives & same_class, same_class
+            used = positives.any(dim=1)
         else:
-            among, used = others, alike.any(dim=1)
-        used = used & wanted.any(dim=1)
-        # Unused rows get something finite, so that no gradient of theirs is NaN.
-        sums = [_log_sum(products, torch.where(used[:, None], chosen, others)) for chosen in (wanted, among)]
+            candidates, used = others, same_class.any(dim=1)
+        used = used & positives.any(dim=1)
+        # Unused rows need finite values as well, so that their gradients are not NaN.
+        sums = [
+            _log_sum(products, torch.where(used[:, None], mask, others)) for mask in (positives, candidates)
+        ]
         sign = -1.0 if self.flipped else 1.0
         values = sign * self.temperature / _REFERENCE * (sums[0] - sums[1])
         return torch.where(used, values, 0.0).sum() / used.sum().clamp(min=1)
 
 
-def _log_sum(values: Tensor, chosen: Tensor) -> Tensor:
-    return torch.where(chosen, values, -torch.inf).logsumexp(dim=1)
+def _log_sum(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, -torch.inf).logsumexp(dim=1)

@@ -1,8 +1,4 @@
-"""CausIRL: features with one distribution however the environments' rows are mixed.
-
-Each environment's rows are cut at a random place; all first parts together are held against all second
-parts, so the two groups are mixtures of the environments in different shares.
-"""
+"""CausIRL: match the distribution of features between two random mixtures of environments."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, final
@@ -23,12 +19,14 @@ from envariant.core.search_space import LogUniform
 class CausIRL(Penalty):
     """dist(∪_e h_e[:s_e], ∪_e h_e[s_e:]) with s_e uniform on 0 … N_e − 1. Chevalley et al. 2022.
 
-    A cut that leaves a group with fewer than two rows has no penalty.
+    Each environment's rows are split at a random position s_e. The first parts of all environments form one
+    group, the second parts the other. The penalty is 0 if a group has fewer than two rows.
 
     Attributes:
-        coefficient: its weight.
-        distance: "coral" or "mmd".
-        rows: at most so many rows of each environment are compared by "mmd", drawn anew at each step.
+        coefficient: Weight of the penalty.
+        distance: Distance between the two groups, "coral" or "mmd".
+        max_rows: Largest number of rows of each environment that "mmd" compares; a new random subset at each
+            step.
     """
 
     name: ClassVar[str] = "causirl"
@@ -38,33 +36,33 @@ class CausIRL(Penalty):
     stochastic: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e-1, 1e1)] = Constant(1.0)
     distance: Literal["coral", "mmd"] = "coral"
-    rows: int = 512
+    max_rows: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        specs.checked(CausIRL, {"distance": self.distance, "rows": self.rows}, "CausIRL")
+        specs.checked(CausIRL, {"distance": self.distance, "max_rows": self.max_rows}, "CausIRL")
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         sizes = predicted.batch.sizes
         like = predicted.losses
         counts = torch.tensor(sizes, device=like.device)
-        # Never the whole of an environment: the product with a number below 1 may round up to it.
+        # A product with a number below 1 may round up to the size itself, which is not a valid split.
         cuts = (predicted.context.uniform(len(sizes), like=like) * counts).long().minimum(counts - 1)
         return self.at(predicted, cuts), state
 
     def at(self, predicted: PredictedBatch, cuts: Tensor) -> Tensor:
-        """The penalty where environment e is cut before its row `cuts[e]`."""
+        """Return the penalty if the rows of environment e are split before row `cuts[e]`."""
         features, sizes = predicted.features, predicted.batch.sizes
-        places = torch.cat([torch.arange(size, device=cuts.device) for size in sizes])
+        positions = torch.cat([torch.arange(size, device=cuts.device) for size in sizes])
         owners = predicted.batch.environment_of_rows()
-        first = (places < cuts[owners]).to(features.dtype)
+        first = (positions < cuts[owners]).to(features.dtype)
         if self.distance == "mmd":
-            index, _ = distances.few_rows(predicted, self.rows)
+            index, _ = distances.subsample(predicted, self.max_rows)
             features, first = features[index], first[index]
         second = 1 - first
         if self.distance == "mmd":
-            apart = distances.squared_mmd(distances.kernel(features), first, second)
+            distance = distances.squared_mmd(distances.kernel(features), first, second)
         else:
-            apart = distances.coral(*(distances.Moments.of(features, part) for part in (first, second)))
+            distance = distances.coral(*(distances.Moments.of(features, part) for part in (first, second)))
         enough = torch.minimum(first.sum(), second.sum()) >= 2
-        return torch.where(enough, apart, 0.0)
+        return torch.where(enough, distance, 0.0)

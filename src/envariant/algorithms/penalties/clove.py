@@ -1,4 +1,4 @@
-"""CLOvE: a model that is calibrated in every environment at once cannot lean on what varies between them."""
+"""CLOvE: penalize miscalibration in every environment, by the maximum mean calibration error."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -19,14 +19,13 @@ from envariant.core.search_space import LogUniform
 class CLOvE(Penalty):
     """(1/E) Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width). Wald et al. 2021.
 
-    f_i is the probability of the predicted class and c_i is 1 where it is right; c_i is a constant for
-    differentiation. The square of the maximum mean calibration error, not its root, whose slope at 0 is
-    infinite. There is none for regression.
+    f_i is the probability of the predicted class; c_i is 1 if it is correct, else 0, and has no gradient.
+    The calibration error is squared, because the slope of its root is infinite at 0.
 
     Attributes:
         coefficient: λ.
-        width: of the kernel, in probability.
-        rows: at most so many rows of each environment are compared, drawn anew at each step.
+        width: Kernel width in units of probability, positive.
+        max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
     """
 
     name: ClassVar[str] = "clove"
@@ -35,19 +34,19 @@ class CLOvE(Penalty):
     needs_classes: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e0, 1e5)] = Step(1.0, 1e4, at=100)
     width: float = 0.4
-    rows: int = 512
+    max_rows: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.width > 0:
-            raise EnvariantError(f"CLOvE: width must exceed 0; got {self.width:g}")
+            raise EnvariantError(f"CLOvE: width must be positive, got {self.width:g}")
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        index, sizes = distances.few_rows(predicted, self.rows)
+        index, sizes = distances.subsample(predicted, self.max_rows)
         batch = predicted.batch
-        sure, right = batch.task.confidence(predicted.logits[index], batch.targets[index])
+        confidences, correct = batch.task.confidence(predicted.logits[index], batch.targets[index])
         errors = [
             (c - f) @ torch.exp(-(f[:, None] - f[None]).abs() / self.width) @ (c - f) / len(f) ** 2
-            for c, f in zip(right.split(sizes), sure.split(sizes), strict=True)
+            for c, f in zip(correct.split(sizes), confidences.split(sizes), strict=True)
         ]
         return torch.stack(errors).mean(), state

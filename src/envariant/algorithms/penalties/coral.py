@@ -1,4 +1,4 @@
-"""CORAL: features whose mean and covariance are the same in every environment."""
+"""CORAL: match the mean and covariance of features across environments."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,11 +17,12 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class CORAL(Penalty):
-    """The mean over pairs of environments of mean_d (μ_e − μ_f)² + mean_dd' (C_e − C_f)². Sun & Saenko 2016.
+    """mean_{e<f} [ mean_d (μ_e − μ_f)² + mean_dd' (C_e − C_f)² ], C covariances. Sun & Saenko 2016, eq. 1.
 
     Attributes:
-        coefficient: its weight.
-        means: whether the means count, as in DomainBed; without them it is the paper's ‖C_e − C_f‖²/(4D²).
+        coefficient: Weight of the penalty.
+        means: Whether to include the means, as in DomainBed. If False, the distance is the paper's
+            ‖C_e − C_f‖²/(4D²).
     """
 
     name: ClassVar[str] = "coral"
@@ -32,8 +33,8 @@ class CORAL(Penalty):
     means: bool = True
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        each = [
+        moments = [
             distances.Moments.of(h, h.new_ones(len(h))) for h in predicted.batch.split(predicted.features)
         ]
-        apart = [distances.coral(x, y, means=self.means) for x, y in combinations(each, 2)]
-        return torch.stack(apart).mean() if apart else predicted.features.new_zeros(()), state
+        values = [distances.coral(x, y, means=self.means) for x, y in combinations(moments, 2)]
+        return torch.stack(values).mean() if values else predicted.features.new_zeros(()), state

@@ -1,4 +1,4 @@
-"""Distances between groups of rows, of which several penalties are made: CORAL's and MMD."""
+"""Distances between groups of rows, used by several penalties: CORAL's distance and MMD."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,45 +11,50 @@ from torch import Tensor
 from envariant.core.environments import PredictedBatch
 
 WIDE = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
-"""The γ of the kernels on features in DomainBed."""
+"""Values of γ of the kernels on features in DomainBed."""
 
-# The last of a part's draws, so that it has the others for itself.
+# Last of a part's random number streams; the part can use all others.
 _ROWS_DRAW = 15
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean `[width]` and covariance `[width, width]`, with divisor n − 1, of some rows."""
+    """Mean and covariance of a group of rows.
+
+    Attributes:
+        mean: Mean `[width]`.
+        covariance: Covariance `[width, width]`, with divisor n − 1.
+    """
 
     mean: Float[Tensor, " width"]
     covariance: Float[Tensor, "width width"]
 
     @classmethod
-    def of(cls, rows: Float[Tensor, "rows width"], chosen: Float[Tensor, " rows"]) -> "Moments":
-        """Those of the rows at which `chosen` is 1; it is 0 at the others."""
-        count = chosen.sum()
-        mean = chosen @ rows / count.clamp(min=1)
-        centerd = rows - mean
-        return cls(mean, centerd.T @ (chosen[:, None] * centerd) / (count - 1).clamp(min=1))
+    def of(cls, rows: Float[Tensor, "rows width"], members: Float[Tensor, " rows"]) -> "Moments":
+        """Return the moments of the group, for which `members` is 1; it is 0 for other rows."""
+        count = members.sum()
+        mean = members @ rows / count.clamp(min=1)
+        centered = rows - mean
+        return cls(mean, centered.T @ (members[:, None] * centered) / (count - 1).clamp(min=1))
 
 
 def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tensor, ""]:
-    """mean_d (μ_X − μ_Y)_d² + mean_dd' (C_X − C_Y)²_dd'. Sun & Saenko 2016.
+    """Return mean_d (μ_X − μ_Y)_d² + mean_dd' (C_X − C_Y)²_dd'. Sun & Saenko 2016, eq. 1.
 
     Args:
-        first: of X.
-        second: of Y.
-        means: whether the means count; the paper leaves them out and divides by 4.
+        first: Moments of X.
+        second: Moments of Y.
+        means: Whether to include the means. The paper leaves them out and divides by 4.
     """
-    apart = (first.covariance - second.covariance).square().mean()
-    return (first.mean - second.mean).square().mean() + apart if means else apart / 4
+    distance = (first.covariance - second.covariance).square().mean()
+    return (first.mean - second.mean).square().mean() + distance if means else distance / 4
 
 
 def kernel(rows: Float[Tensor, "rows width"], gammas: Sequence[float] = WIDE) -> Float[Tensor, "rows rows"]:
-    """Σ_γ exp(−γ·‖a − b‖²) for every pair of rows: a sum over γ, as in DomainBed, not a mean."""
+    """Return Σ_γ exp(−γ·‖a − b‖²) for every pair of rows: a sum over γ, as in DomainBed, not a mean."""
     if rows.shape[1] == 1:
-        # In one dimension differences are as cheap, and nothing cancels.
+        # In one dimension differences are as cheap and more accurate.
         distances = (rows - rows.T).square()
     else:
         norms = rows.square().sum(dim=1)
@@ -60,33 +65,37 @@ def kernel(rows: Float[Tensor, "rows width"], gammas: Sequence[float] = WIDE) ->
 def squared_mmd(
     kernels: Float[Tensor, "rows rows"], first: Float[Tensor, " rows"], second: Float[Tensor, " rows"]
 ) -> Float[Tensor, ""]:
-    """Mean K(X, X) + mean K(Y, Y) − 2·mean K(X, Y): biased, diagonals included. Gretton et al. 2012, eq. 5.
+    """Return mean K(X, X) + mean K(Y, Y) − 2·mean K(X, Y), the biased MMD². Gretton et al. 2012, eq. 5.
 
     Args:
-        kernels: of all rows.
-        first: 1 for the rows of X, 0 for the others.
-        second: 1 for the rows of Y, 0 for the others.
+        kernels: Kernel matrix of all rows; its diagonal is included.
+        first: 1 for the rows of X, 0 for others.
+        second: 1 for the rows of Y, 0 for others.
     """
     difference = first / first.sum().clamp(min=1) - second / second.sum().clamp(min=1)
     return difference @ kernels @ difference
 
 
-def few_rows(predicted: PredictedBatch, most: int) -> tuple[Tensor, tuple[int, ...]]:
-    """Row numbers of at most `most` rows of each environment, drawn anew at each step, and how many of each.
+def subsample(predicted: PredictedBatch, max_rows: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the indices of a random subset of each environment's rows, and the subset's sizes.
 
-    What compares every pair of rows costs their square; a few hundred tell as much.
+    Comparing all pairs of rows costs quadratic time; a few hundred rows suffice.
+
+    Args:
+        predicted: Batch with its predictions.
+        max_rows: Largest number of rows of each environment. Environments with fewer rows are kept whole.
     """
     sizes = predicted.batch.sizes
-    places = torch.arange(sum(sizes), device=predicted.losses.device).split(sizes)
-    if max(sizes) > most:
+    indices = torch.arange(sum(sizes), device=predicted.losses.device).split(sizes)
+    if max(sizes) > max_rows:
         drawn = predicted.context.uniform(sum(sizes), draw=_ROWS_DRAW, like=predicted.losses).split(sizes)
-        places = [
-            place if len(place) <= most else place[numbers.argsort()[:most]]
-            for place, numbers in zip(places, drawn, strict=True)
+        indices = [
+            index if len(index) <= max_rows else index[numbers.argsort()[:max_rows]]
+            for index, numbers in zip(indices, drawn, strict=True)
         ]
-    return torch.cat(list(places)), tuple(min(size, most) for size in sizes)
+    return torch.cat(list(indices)), tuple(min(size, max_rows) for size in sizes)
 
 
 def membership(sizes: Sequence[int], like: Tensor) -> Float[Tensor, "environments rows"]:
-    """For every environment 1 at its rows and 0 elsewhere, rows end to end."""
+    """Return 1 for the rows of each environment and 0 for others, given the number of rows of each."""
     return torch.block_diag(*(like.new_ones(1, size) for size in sizes))

@@ -1,4 +1,4 @@
-"""Fishr: the gradients of single rows should vary as much in one environment as in another."""
+"""Fishr: match the variance of per-row gradients across environments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,16 +19,17 @@ from envariant.core.search_space import LogUniform, Uniform
 class Fishr(Penalty):
     """(1/E) Σ_e mean_k (ṽ_e − ṽ̄)²_k, ṽ_e the variance of the head's per-row gradients. Ramé et al. 2022.
 
-    A linear head's gradient of row i is a_i ⊗ h_i for the weight and a_i for the bias, a_i = ∂ℓ_i/∂z_i, so
-    v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)² needs no differentiation of single rows. As in the released code, a
-    moving mean m_e is kept from the first step on, and ṽ_e = v_e + γ/(1 − γ)·m_e: the newest variance
-    counts in full, and in the long run the penalty is 1/(1 − γ)² times that without memory.
+    The gradient of row i in a linear head is a_i ⊗ h_i for the weight and a_i for the bias, a_i = ∂ℓ_i/∂z_i,
+    so v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)² needs no per-row differentiation. As in the released code, a moving
+    average m_e is updated from the first step on, and ṽ_e = v_e + γ/(1 − γ)·m_e: the newest variance counts
+    in full, and in the long run the penalty is 1/(1 − γ)² times that without memory.
 
     Attributes:
-        coefficient: λ; its range suits the means over environments and entries of the DomainBed code.
-        memory: γ of the moving mean; 0 is none.
-        centerd: whether variances are about the mean; the RFC code takes plain second moments.
-        summed: over environments and entries, as in the paper and its Colored MNIST code, and no mean.
+        coefficient: λ. The search range suits means over environments and entries, as in DomainBed.
+        memory: γ of the moving average in [0, 1); 0 disables it.
+        centered: Whether variances are taken about the mean. The RFC code uses plain second moments (False).
+        summed: Whether to sum over environments and entries, as the paper and its Colored MNIST code do,
+            instead of averaging.
     """
 
     name: ClassVar[str] = "fishr"
@@ -38,13 +39,13 @@ class Fishr(Penalty):
     needs_linear_head: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e1, 1e4)] = Step(0.0, 1e3, at=100)
     memory: Annotated[float, Uniform(0.9, 0.99)] = 0.95
-    centerd: bool = True
+    centered: bool = True
     summed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.memory < 1:
-            raise EnvariantError(f"Fishr: memory must lie in [0, 1); got {self.memory:g}")
+            raise EnvariantError(f"Fishr: memory must be in [0, 1), got {self.memory:g}")
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         shape = (context.environments, context.task.outputs)
@@ -57,17 +58,17 @@ class Fishr(Penalty):
         new = {k: (gamma * state[k] + (1 - gamma) * v).detach() for k, v in newest.items()}
         used = [v + gamma / (1 - gamma) * state[k] for k, v in newest.items()]
         each = torch.cat([value.flatten(1) for value in used], dim=1)
-        distances = (each - each.mean(dim=0)).square()
-        return distances.sum() if self.summed else distances.mean(), new
+        squares = (each - each.mean(dim=0)).square()
+        return squares.sum() if self.summed else squares.mean(), new
 
     def variances(self, predicted: PredictedBatch) -> Mapping[str, Tensor]:
-        """Of the gradients of the head's weight `[environments, outputs, width]` and bias."""
+        """Return v_e for the head's weight `[environments, outputs, width]` and its bias."""
         batch = predicted.batch
         residuals = batch.task.residuals(predicted.logits, batch.targets).reshape(len(batch.targets), -1)
         pairs = list(zip(batch.split(residuals), batch.split(predicted.features), strict=True))
         weight = torch.stack([(a.square().T @ h.square()) / len(a) for a, h in pairs])
         bias = torch.stack([a.square().mean(dim=0) for a, _ in pairs])
-        if self.centerd:
+        if self.centered:
             weight = weight - torch.stack([a.T @ h / len(a) for a, h in pairs]).square()
             bias = bias - torch.stack([a.mean(dim=0) for a, _ in pairs]).square()
         return {"weight": weight, "bias": bias}

@@ -1,4 +1,4 @@
-"""IGA: where the environments' gradients agree, a step that helps one of them helps them all."""
+"""IGA: penalize differences between the gradients of environments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class IGA(GradientPenalty):
-    """Σ_e ‖g_e − ḡ‖² over all parameters, g_e = ∇R_e: inter-environmental gradient alignment.
+    """Σ_e ‖g_e − ḡ‖² over all parameters, g_e = ∇R_e. Koyama & Yamaguchi 2020, eq. 8.
 
-    Koyama & Yamaguchi 2020, eq. 8, take the mean over environments. Whether ḡ is differentiated makes no
-    difference: Σ_e (g_e − ḡ) is 0.
+    The paper averages over environments; the released codes sum. Whether ḡ is differentiated makes no
+    difference, because Σ_e (g_e − ḡ) is 0.
 
     Attributes:
         coefficient: λ.
-        average: the paper's mean over environments for the sum.
+        average: Whether to average over environments, as in the paper, instead of summing.
     """
 
     name: ClassVar[str] = "iga"

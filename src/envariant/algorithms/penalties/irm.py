@@ -1,4 +1,4 @@
-"""IRMv1: a representation is invariant if one classifier on top of it is optimal in every environment."""
+"""IRMv1: learn features for which one classifier is optimal in every environment."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, final
@@ -16,17 +16,17 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class IRM(Penalty):
-    """(1/E) Σ_e ‖∇_{w|w=1} R_e(w·f)‖², the squared slope of each risk in a multiplier of the logits.
+    """(1/E) Σ_e ‖∇_{w|w=1} R_e(w·f)‖², with w a multiplier of the logits. Arjovsky et al. 2019, eq. IRMv1.
 
-    The slope is the mean of d_i = ∂ℓ_i/∂z_i · z_i over the rows of e (`Task.multiplier_derivatives`), so
-    no second differentiation is needed. Arjovsky et al. 2019, eq. IRMv1.
+    The derivative is the mean of d_i = ∂ℓ_i/∂z_i · z_i over the rows of e (`Task.multiplier_derivatives`), so
+    no second differentiation is needed.
 
     Attributes:
-        coefficient: λ. The constant predictor has no penalty, so a large λ from the first step on ends
-            at chance; hence the schedule.
-        form: "squared" as above, for large batches; "halves" multiplies the slopes on even and on odd rows,
-            which is unbiased on small batches and may be negative (DomainBed); "dummies" adds the squared
-            slope in a constant added to all logits (Aubin et al. 2021).
+        coefficient: λ. A constant predictor has no penalty, so a large λ from the first step on leads to
+            chance accuracy; the default increases it at step 100.
+        form: "squared" as above, for large batches; "halves" multiplies the derivatives on even and odd
+            rows, which is unbiased for small batches and may be negative (DomainBed); "dummies" adds the
+            squared derivative in a constant added to all logits (Aubin et al. 2021).
     """
 
     name: ClassVar[str] = "irm"
@@ -52,6 +52,6 @@ class IRM(Penalty):
 
 
 def _of_halves(derivatives: Tensor) -> Tensor:
-    """The product of the means over even and over odd rows; 0 where there is one row."""
+    """Return the product of the means over even and over odd rows; 0 for a single row."""
     even, odd = derivatives[::2], derivatives[1::2]
     return even.mean() * odd.mean() if len(odd) else derivatives.new_zeros(())

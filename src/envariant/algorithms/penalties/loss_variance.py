@@ -1,4 +1,4 @@
-"""The second term of RDM: losses that vary little, over all rows and within the worst environment."""
+"""Loss variance, the second term of RDM: over all rows and within the worst environment."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, final
 from torch import Tensor
 
 from envariant.algorithms.base import Penalty, State
-from envariant.algorithms.penalties.rdm import of_worst
+from envariant.algorithms.penalties.rdm import worst_environment
 from envariant.core.environments import PredictedBatch
 from envariant.core.schedules import Schedule, Step
 from envariant.core.search_space import Uniform
@@ -15,10 +15,10 @@ from envariant.core.search_space import Uniform
 @final
 @dataclass(frozen=True)
 class LossVariance(Penalty):
-    """Var(L) + Var(L_worst), with divisor n − 1, L the row losses. Nguyen et al. 2023.
+    """Var(L) + Var(L_worst), with divisor n − 1, L the losses of all rows in the batch. Nguyen et al. 2023.
 
     Attributes:
-        coefficient: its weight.
+        coefficient: Weight of the penalty.
     """
 
     name: ClassVar[str] = "variance"
@@ -26,7 +26,7 @@ class LossVariance(Penalty):
     coefficient: Annotated[Schedule, Uniform(0.001, 0.007)] = Step(0.0, 0.004, at=100)
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        losses, worst = predicted.losses, of_worst(predicted)
+        losses, worst = predicted.losses, worst_environment(predicted)
         count = worst.sum()
         mean = (worst * losses).sum() / count
         within = (worst * (losses - mean).square()).sum() / (count - 1).clamp(min=1)

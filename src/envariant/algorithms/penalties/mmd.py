@@ -1,4 +1,4 @@
-"""MMD: features with the same distribution in every environment, as a sum of Gaussian kernels sees it."""
+"""MMD: match the distribution of features across environments by Gaussian kernels."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,13 +17,13 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class MMD(Penalty):
-    """The mean over pairs of environments of MMD²(h_e, h_f), kernels Σ_γ exp(−γ‖a − b‖²). Li et al. 2018.
+    """mean_{e<f} MMD²(h_e, h_f) with kernels Σ_γ exp(−γ‖a − b‖²). Li et al. 2018.
 
-    The paper's adversarial autoencoder is left out, as in DomainBed: this is its distance on features.
+    The paper's adversarial autoencoder is left out, as in DomainBed.
 
     Attributes:
-        coefficient: its weight.
-        rows: at most so many rows of each environment are compared, drawn anew at each step.
+        coefficient: Weight of the penalty.
+        max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
     """
 
     name: ClassVar[str] = "mmd"
@@ -32,11 +32,11 @@ class MMD(Penalty):
     needs_features: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e-1, 1e1)] = Constant(1.0)
-    rows: int = 512
+    max_rows: int = 512
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        index, sizes = distances.few_rows(predicted, self.rows)
+        index, sizes = distances.subsample(predicted, self.max_rows)
         kernels = distances.kernel(predicted.features[index])
-        rows = distances.membership(sizes, kernels)
-        apart = [distances.squared_mmd(kernels, x, y) for x, y in combinations(rows, 2)]
-        return torch.stack(apart).mean() if apart else kernels.new_zeros(()), state
+        members = distances.membership(sizes, kernels)
+        values = [distances.squared_mmd(kernels, x, y) for x, y in combinations(members, 2)]
+        return torch.stack(values).mean() if values else kernels.new_zeros(()), state

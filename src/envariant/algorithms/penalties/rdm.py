@@ -1,4 +1,4 @@
-"""RDM: the losses of the worst environment should be spread as those of all environments together."""
+"""RDM: match the loss distribution of the worst environment to that of all rows."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -18,13 +18,13 @@ _GAMMAS = (1e-4, *distances.WIDE)
 @final
 @dataclass(frozen=True)
 class RDM(Penalty):
-    """MMD²(L_worst, L): row losses of the environment with the largest risk, and of all. Nguyen et al. 2023.
+    """MMD²(L_worst, L): losses of the environment with the largest risk, and of all rows. Nguyen et al. 2023.
 
-    The released code stacks environments and needs them of one size; here they may differ.
+    The released code requires environments of equal size; here sizes may differ.
 
     Attributes:
-        coefficient: its weight.
-        rows: at most so many rows of each environment are compared, drawn anew at each step.
+        coefficient: Weight of the penalty.
+        max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
     """
 
     name: ClassVar[str] = "rdm"
@@ -32,16 +32,16 @@ class RDM(Penalty):
     minimum_environments: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
     coefficient: Annotated[Schedule, Uniform(0.1, 10.0)] = Step(0.0, 5.0, at=100)
-    rows: int = 512
+    max_rows: int = 512
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        index, _ = distances.few_rows(predicted, self.rows)
+        index, _ = distances.subsample(predicted, self.max_rows)
         kernels = distances.kernel(predicted.losses[index][:, None], _GAMMAS)
-        worst = of_worst(predicted)[index]
+        worst = worst_environment(predicted)[index]
         return distances.squared_mmd(kernels, worst, torch.ones_like(worst)), state
 
 
-def of_worst(predicted: PredictedBatch) -> Tensor:
-    """1 at the rows of the environment with the largest risk, 0 elsewhere; a constant for differentiation."""
+def worst_environment(predicted: PredictedBatch) -> Tensor:
+    """Return 1 for the rows of the environment with the largest risk, else 0 `[rows]`, without gradient."""
     worst = predicted.risks.detach().argmax()
     return (predicted.batch.environment_of_rows() == worst).to(predicted.losses.dtype)

@@ -1,4 +1,4 @@
-"""Spectral decoupling: small logits leave room for more than the first feature found."""
+"""Spectral decoupling: penalize large logits."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -14,10 +14,10 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class SpectralDecoupling(Penalty):
-    """The mean of the squared logits over all rows and classes. Pezeshki et al. 2020, eq. 16.
+    """mean_ic z_ic² over the rows i of the batch and the classes c. Pezeshki et al. 2020, eq. 16.
 
     Attributes:
-        coefficient: its weight; the paper's λ/2, up to the number of classes.
+        coefficient: Weight of the penalty; the paper's λ/2 times the number of classes.
     """
 
     name: ClassVar[str] = "sd"

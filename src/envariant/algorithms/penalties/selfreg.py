@@ -1,4 +1,4 @@
-"""SelfReg: rows of one class should be predicted alike, whatever the environment they come from."""
+"""SelfReg: predict rows of one class alike, whatever their environment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ _PROJECTION = "selfreg-projection"
 class SelfReg(Penalty):
     """min(1, R)·{λ[d(o, o_ρ) + 0.3·d(h, q_ρ)] + (1 − λ)[d(o, mix o) + 0.3·d(h, mix q)]}. Kim et al. 2021.
 
-    o are logits, h features, q = P(h) a projection of them, d the mean squared difference, ρ and ρ' random
-    partners of the same class, mix v = λ·v_ρ + (1 − λ)·v_ρ' and λ ~ Beta(½, ½), one a step. In the released
-    code P is in no optimizer and stays random; here it trains with the model. With real targets a row's
-    partner is one with the same target, so regression is left as it is.
+    o are logits, h features, q = P(h) a learned projection, d the mean squared difference, ρ and ρ' random
+    partners of the same class, mix v = λ·v_ρ + (1 − λ)·v_ρ', and λ ~ Beta(½, ½), drawn once per step. R is
+    the mean loss of the batch. The released code never trains P; here it is trained with the model. In a
+    regression, partners have equal targets, so the penalty has hardly any effect.
 
     Attributes:
-        coefficient: its weight; 1 in the paper.
+        coefficient: Weight of the penalty; 1 in the paper.
     """
 
     name: ClassVar[str] = "selfreg"
@@ -40,7 +40,7 @@ class SelfReg(Penalty):
         hidden = width if width == 2048 else 2 * width
         layers: list[nn.Module] = []
         for wide, narrow in ((width, hidden), (hidden, hidden), (hidden, width)):
-            # Whatever a bias adds, the next layer takes off; and it is never asked outside of training.
+            # Batch norm removes any bias before it, and is used in training only.
             normalized = nn.BatchNorm1d(narrow, track_running_stats=False)
             layers += [nn.Linear(wide, narrow, bias=False), normalized, nn.ReLU()]
         return {_PROJECTION: nn.Sequential(*layers[:-1])}
@@ -57,26 +57,29 @@ class SelfReg(Penalty):
     def at(
         self, predicted: PredictedBatch, projected: Tensor, share: Tensor, first: Tensor, second: Tensor
     ) -> Tensor:
-        """The penalty for given partners: `first[i]` and `second[i]` are the rows set beside row i."""
+        """Return the penalty for given partners: rows `first[i]` and `second[i]` for row i."""
         logits, features = predicted.logits, predicted.features
 
-        def apart(chosen: Tensor, q: Tensor) -> Tensor:
-            return (logits - chosen).square().mean() + 0.3 * (features - q).square().mean()
+        def distance(partners: Tensor, q: Tensor) -> Tensor:
+            return (logits - partners).square().mean() + 0.3 * (features - q).square().mean()
 
         def mixed(values: Tensor) -> Tensor:
             return share * values[first] + (1 - share) * values[second]
 
-        alone = apart(logits[first], projected[first])
-        together = apart(mixed(logits), mixed(projected))
-        held = predicted.losses.mean().detach().clamp(max=1)
-        return held * (share * alone + (1 - share) * together)
+        single = distance(logits[first], projected[first])
+        mixture = distance(mixed(logits), mixed(projected))
+        scale = predicted.losses.mean().detach().clamp(max=1)
+        return scale * (share * single + (1 - share) * mixture)
 
 
 def partner_of_same(targets: Tensor, order: Tensor) -> Tensor:
-    """For each row another of the same target, or itself: a permutation within every class.
+    """Return a random partner with the same target for each row: a permutation within every class.
 
-    Rows sorted by target in their own order, and in a random one, meet place by place.
+    Args:
+        targets: Targets `[rows]`.
+        order: Random permutation of the rows.
     """
-    own = targets.argsort(stable=True)
-    drawn = order[targets[order].argsort(stable=True)]
-    return torch.zeros_like(own).scatter(0, own, drawn)
+    # Sorted by target, the rows in their own order and in random order are paired position by position.
+    rows = targets.argsort(stable=True)
+    partners = order[targets[order].argsort(stable=True)]
+    return torch.zeros_like(rows).scatter(0, rows, partners)

@@ -1,4 +1,4 @@
-"""V-REx: a predictor whose risk is the same in every environment cannot lean on what varies between them."""
+"""V-REx: penalize the variance of the risks over environments."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -18,7 +18,8 @@ class VREx(Penalty):
 
     Attributes:
         coefficient: β.
-        pairwise: the form of the REx code, Σ_{e<f} (R_e − R_f)² = E²·Var: for two environments 4·Var.
+        pairwise: Whether to use the REx code's form Σ_{e<f} (R_e − R_f)² = E²·Var: for two environments,
+            4·Var.
     """
 
     name: ClassVar[str] = "vrex"

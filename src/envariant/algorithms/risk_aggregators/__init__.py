@@ -1,1 +1,1 @@
-"""Risk weightings: the risks of the environments become one risk."""
+"""Risk aggregators: rules that turn the risks of the environments into one risk."""

@@ -1,4 +1,4 @@
-"""EQRM: minimize a quantile of the risks over environments, between their mean and the worst of them."""
+"""EQRM: minimize a quantile of the distribution of risks over environments."""
 
 import math
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from envariant.core.environments import PredictedBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, Uniform, UniformInteger
 
-# The released code makes 32; these leave nothing but rounding.
-_HALVINGS = 52
+# The released code uses 32 steps; with 52 only rounding errors remain.
+_BISECTION_STEPS = 52
 
 
 @final
@@ -22,17 +22,17 @@ _HALVINGS = 52
 class EQRM(RiskAggregator):
     """k with F(k) = α, F a Gaussian kernel density estimate of the risks. Eastwood et al. 2022, eq. 4.1.
 
-    With s the standard deviation of the risks (divisor E − 1), the bandwidth is b = 1.06·s·E^(−1/5).
-    Until `burn_in` the mean risk is minimized. The released code restarts Adam there, at a rate of 1e-6:
-    `adam(reset=2500)`; see its page in the docs.
+    With s the standard deviation of the risks (divisor E − 1), the bandwidth is b = 1.06·s·E^(−1/5). The mean
+    risk is minimized for the first `burn_in` steps. The released code restarts Adam after them, at a learning
+    rate of 1e-6, as the optimizer `adam(reset=2500)` does.
 
     Attributes:
         quantile: α in (0, 1); or a negative number, log(1 − α), for the limit mean_e(R_e + b·√(−2α)).
-        burn_in: steps of the mean risk before; the code's random search draws it with a fraction, and then
-            its reset never comes.
+        burn_in: Number of steps that minimize the mean risk first. The released random search draws a
+            fractional number, which disables its optimizer reset.
         slope: "brackets" differentiates the ends of the bisection's first interval, as the authors' code
-            does; "exact" is the derivative of F(k) = α.
-        bandwidth: "gaussian" as above, or "silverman", 0.9·min(s, IQR/1.34)·E^(−1/5).
+            does; "exact" is the derivative of k given by F(k) = α.
+        bandwidth: "gaussian" as above, or "silverman": b = 0.9·min(s, IQR/1.34)·E^(−1/5).
     """
 
     name: ClassVar[str] = "eqrm"
@@ -47,7 +47,7 @@ class EQRM(RiskAggregator):
         specs.checked(EQRM, vars(self), "EQRM")
         if not (self.quantile < 0 or 0 < self.quantile < 1):
             raise EnvariantError(
-                f"EQRM: quantile must lie between 0 and 1, or be log(1 − α) < 0; got {self.quantile:g}"
+                f"EQRM: quantile must be in (0, 1), or log(1 − α) < 0, got {self.quantile:g}"
             )
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
@@ -55,10 +55,10 @@ class EQRM(RiskAggregator):
         return torch.where(torch.as_tensor(predicted.context.step) < self.burn_in, mean, quantile), state
 
     def of_risks(self, risks: Tensor) -> Tensor:
-        """The quantile of some risks; their mean where they are all the same, or one."""
+        """Return the quantile of risks `[environments]`; their mean if all are equal."""
         if len(risks) == 1:
             return risks.mean()
-        # Its value and its slopes are constants of this step: both are known in closed form but for k.
+        # The quantile and its slopes are computed without autograd, which cannot differentiate a bisection.
         fixed = risks.detach().double()
         value, slopes = self._value_and_slopes(fixed)
         surrogate = value.to(risks.dtype) + (slopes.to(risks.dtype) * (risks - risks.detach())).sum()
@@ -66,19 +66,19 @@ class EQRM(RiskAggregator):
         return torch.where(apart, surrogate, risks.mean())
 
     def _value_and_slopes(self, risks: Tensor) -> tuple[Tensor, Tensor]:
-        """k, and ∂k/∂R_e for every e."""
+        """Return k, and ∂k/∂R_e `[environments]`."""
         environments = len(risks)
         spread = risks.std()
         tiny = torch.finfo(risks.dtype).tiny
-        shrinking = environments ** (-0.2)
-        width, coefficient_at = spread, 1.06 * shrinking
+        scale = environments ** (-0.2)
+        width, factor = spread, 1.06 * scale
         if self.bandwidth == "silverman":
             low, high = torch.quantile(risks, 0.25), torch.quantile(risks, 0.75)
-            width, coefficient_at = torch.minimum(spread, (high - low) / 1.34), 0.9 * shrinking
-        b = (coefficient_at * width).clamp(min=tiny)
-        # The bandwidth's slopes are those of s; Silverman's quartiles are held.
-        own = (risks - risks.mean()) / ((environments - 1) * spread.clamp(min=tiny))
-        b_slopes = coefficient_at * own if self.bandwidth == "gaussian" else torch.zeros_like(own)
+            width, factor = torch.minimum(spread, (high - low) / 1.34), 0.9 * scale
+        b = (factor * width).clamp(min=tiny)
+        # The slopes of b are those of s; Silverman's quartiles are treated as constants.
+        s_slopes = (risks - risks.mean()) / ((environments - 1) * spread.clamp(min=tiny))
+        b_slopes = factor * s_slopes if self.bandwidth == "gaussian" else torch.zeros_like(s_slopes)
 
         alpha = torch.as_tensor(self.quantile, dtype=risks.dtype, device=risks.device)
         root = (-2 * alpha.clamp(max=0)).sqrt()
@@ -88,7 +88,7 @@ class EQRM(RiskAggregator):
         z = torch.special.ndtri(inner)
         low, high = risks.min() + b * z, risks.max() + b * z
         left, right = low, high
-        for _ in range(_HALVINGS):
+        for _ in range(_BISECTION_STEPS):
             k = (left + right) / 2
             above = torch.special.ndtr((k - risks) / b).mean() > inner
             left, right = torch.where(above, left, k), torch.where(above, k, right)

@@ -1,4 +1,4 @@
-"""GroupDRO: environments that do badly gain weight from step to step, so that the worst one is fitted."""
+"""GroupDRO: the weights of environments with a large risk grow exponentially from step to step."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -15,10 +15,10 @@ from envariant.core.search_space import LogUniform
 class GroupDRO(RiskAggregator):
     """Σ_e q_e·R_e with q_e ← q_e·exp(η·R_e), normalized, before the sum. Sagawa et al. 2020, algorithm 1.
 
-    The weights are kept as logarithms, so that none is lost for good once it is small.
+    Weights are stored as logarithms, so that a small weight does not underflow to 0 for good.
 
     Attributes:
-        rate: η, how fast weight goes to the worst environment.
+        rate: η, step size of the weights.
     """
 
     name: ClassVar[str] = "groupdro"

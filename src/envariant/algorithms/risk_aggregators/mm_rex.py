@@ -1,4 +1,4 @@
-"""MM-REx: the worst of all affine combinations of the risks, which reaches beyond the worst environment."""
+"""MM-REx: minimize the worst affine combination of the risks, which extrapolates the worst environment."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, final
 from torch import Tensor
 
 from envariant.algorithms.base import RiskAggregator, State
-from envariant.algorithms.risk_aggregators.worst import worst_of
+from envariant.algorithms.risk_aggregators.worst import worst_risk
 from envariant.core.environments import PredictedBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Constant, Schedule, Step, schedule
@@ -18,10 +18,10 @@ from envariant.core.search_space import LogUniform
 class MMREx(RiskAggregator):
     """max over Σλ_e = 1, λ_e ≥ λ_min of Σ_e λ_e R_e = R̄ + κ·(max_e R_e − R̄), with κ = 1 − E·λ_min.
 
-    κ = 0 is ERM, κ = 1 the worst risk (risk interpolation), κ > 1 extrapolates. Krueger et al., eq. 4–5.
+    κ = 0 is ERM, κ = 1 the worst-case risk, κ > 1 extrapolates. Krueger et al. 2021, eq. 4–5.
 
     Attributes:
-        coefficient: κ. The REx code's weight c on |R_1 − R_2| is κ = c for two environments.
+        coefficient: κ. For two environments it equals the REx code's weight c of |R_1 − R_2|.
     """
 
     name: ClassVar[str] = "mm-rex"
@@ -34,13 +34,13 @@ class MMREx(RiskAggregator):
 
     @classmethod
     def with_minimum_weight(cls, minimum: float, environments: int) -> "MMREx":
-        """The paper's form: no environment's weight λ_e falls below `minimum`.
+        """Return the paper's form, in which no environment's weight λ_e is below `minimum`.
 
         Raises:
-            EnvariantError: `minimum` exceeds 1/E, so that the weights cannot sum to 1.
+            EnvariantError: If `minimum` exceeds 1/E, so that the weights cannot sum to 1.
         """
         if not environments * minimum <= 1 + 1e-9:
-            raise EnvariantError(f"MMREx: minimum must be at most 1/{environments}; got {minimum:g}")
+            raise EnvariantError(f"MMREx: minimum must be at most 1/{environments}, got {minimum:g}")
         return cls(Constant(1 - environments * minimum))
 
     def coefficient_at(self, step: int) -> float:
@@ -48,5 +48,5 @@ class MMREx(RiskAggregator):
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         risks = predicted.risks
-        beyond = worst_of(risks) - risks.mean()
-        return risks.mean() + self.coefficient(predicted.context.step) * beyond, state
+        excess = worst_risk(risks) - risks.mean()
+        return risks.mean() + self.coefficient(predicted.context.step) * excess, state

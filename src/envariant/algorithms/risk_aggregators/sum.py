@@ -1,7 +1,4 @@
-"""The sum of the risks, as the V-REx paper writes its objective.
-
-Beside a penalty it is not the mean in disguise: with E environments the penalty weighs E times less.
-"""
+"""Sum of the risks, as in the V-REx paper's objective."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -16,7 +13,7 @@ from envariant.core.environments import PredictedBatch
 @final
 @dataclass(frozen=True)
 class SumRisk(RiskAggregator):
-    """Σ_e R_e."""
+    """Σ_e R_e. Relative to it, a penalty weighs E times less than relative to the mean risk."""
 
     name: ClassVar[str] = "sum"
     paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"

@@ -1,1 +1,1 @@
-"""Procedures: what needs networks, inner steps or data of its own making, and so takes no other parts."""
+"""Training steps: algorithms that are not a sum of risks and penalties."""

@@ -1,7 +1,7 @@
-"""Adam as a pure function, for procedures that make steps of their own.
+"""Adam as a pure function, for training steps with inner steps. Kingma & Ba 2014, algorithm 1.
 
-The run's optimizer moves all parameters of all replicas in place; a procedure needs steps within a step,
-some of them on a few parameters, and carries their moments in its state. Kingma & Ba 2014, algorithm 1.
+The run's optimizer updates all parameters of all replicas in place. A training step needs steps within a
+step, some of them for a few parameters, and stores their moments in its state.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ EPSILON = 1e-8
 
 
 def moments(params: Parameters) -> State:
-    """What Adam remembers of such parameters before its first step."""
+    """Return Adam's moments before the first step: zeros in the shapes of the parameters."""
     like = next(iter(params.values()), torch.zeros(()))
     zeros = {name: torch.zeros_like(value) for name, value in params.items()}
     return {"mean": zeros, "square": dict(zeros), "count": like.new_zeros(())}
@@ -26,57 +26,57 @@ def moments(params: Parameters) -> State:
 def step(
     params: Parameters, gradients: Parameters, memory: State, rate: Any, beta1: Any = 0.9, beta2: Any = 0.999
 ) -> tuple[dict[str, Tensor], State]:
-    """Parameters after one step, those without a gradient as they are, and the new moments.
+    """Return the parameters after one step, and the new moments.
 
     Args:
-        params: all of them.
-        gradients: of those that are to move; the same at every step.
-        memory: what `moments` or the previous step gave.
-        rate: the learning rate.
-        beta1: memory of the gradient's mean.
-        beta2: memory of its square's.
+        params: Parameters by name.
+        gradients: Gradients of the parameters to update, with the same keys at every step.
+        memory: Moments returned by `moments` or by the previous step.
+        rate: Learning rate.
+        beta1: Decay of the gradient's moving mean.
+        beta2: Decay of the squared gradient's moving mean.
     """
     count = memory["count"] + 1
     mean = {k: beta1 * memory["mean"][k] + (1 - beta1) * g for k, g in gradients.items()}
     square = {k: beta2 * memory["square"][k] + (1 - beta2) * g.square() for k, g in gradients.items()}
-    # β ** count where β may be a tensor of a replica's own, and 0.
+    # β may be 0, and a tensor with one entry per replica.
     corrections = [1 - torch.as_tensor(beta, dtype=count.dtype, device=count.device) ** count
                    for beta in (beta1, beta2)]  # fmt: skip
-    moved = {
+    updated = {
         k: params[k] - rate * (mean[k] / corrections[0]) / ((square[k] / corrections[1]).sqrt() + EPSILON)
         for k in gradients
     }
-    return {**params, **moved}, {"mean": mean, "square": square, "count": count}
+    return {**params, **updated}, {"mean": mean, "square": square, "count": count}
 
 
-def slopes(loss: Callable[[Parameters], Tensor], params: Parameters) -> dict[str, Tensor]:
-    """The gradient of a loss in some parameters, of which there may be none."""
+def gradients_of(loss: Callable[[Parameters], Tensor], params: Parameters) -> dict[str, Tensor]:
+    """Return the gradient of a loss in parameters, of which there may be none."""
     return grad(loss)(params) if params else {}
 
 
 def first_step(gradients: Parameters, rate: Any) -> dict[str, Tensor]:
-    """How far a fresh Adam goes: about the rate, in the direction of the sign."""
+    """Return the update of Adam's first step: about the rate, with the sign of the gradient."""
     return {k: rate * g / (g.abs() + EPSILON) for k, g in gradients.items()}
 
 
-def chosen(condition: Tensor, yes: Any, no: Any) -> Any:
-    """One tree of tensors where the condition holds, another where it does not."""
-    if isinstance(yes, Tensor):
-        return torch.where(condition, yes, no)
-    return {key: chosen(condition, value, no[key]) for key, value in yes.items()}
+def where(condition: Tensor, first: Any, second: Any) -> Any:
+    """Return the first tree of tensors where the condition holds, and the second elsewhere."""
+    if isinstance(first, Tensor):
+        return torch.where(condition, first, second)
+    return {key: where(condition, value, second[key]) for key, value in first.items()}
 
 
 def part(params: Parameters, *prefixes: str) -> dict[str, Tensor]:
-    """The parameters of some networks: those whose names begin with one of these words and a dot."""
+    """Return the parameters whose names begin with one of the prefixes and a dot."""
     return {k: v for k, v in params.items() if k.split(".")[0] in prefixes}
 
 
 def without(params: Parameters, names: Iterable[str]) -> dict[str, Tensor]:
-    """The parameters that belong to none of these networks."""
-    held = set(names)
-    return {k: v for k, v in params.items() if k.split(".")[0] not in held}
+    """Return the parameters that belong to none of the networks."""
+    excluded = set(names)
+    return {k: v for k, v in params.items() if k.split(".")[0] not in excluded}
 
 
-def moved(before: Parameters, after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """How far each parameter went, as θ ← θ − moved."""
+def update(before: Parameters, after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the update u of each parameter, as in θ ← θ − u."""
     return {k: v - after[k] for k, v in before.items()}

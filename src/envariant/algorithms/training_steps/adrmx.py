@@ -1,4 +1,4 @@
-"""ADRMX: features less what a second featurizer knows of the environment, set against a discriminator."""
+"""ADRMX: subtract environment features from the features, against a discriminator, and remix them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from envariant.core.search_space import Choice
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Task
 
-_ADVERSARY, _OTHER, _PLACE, _DOMAIN = (
+_ADVERSARY, _OTHER, _ENVIRONMENT, _DOMAIN = (
     f"adrmx-{word}" for word in ("discriminator", "difference-head", "environment-head", "environment")
 )
 _TEMPERATURE = 0.07
@@ -38,19 +38,23 @@ _TEMPERATURE = 0.07
 class ADRMX(TrainingStep):
     """CE(A h, y) + CE(B c, y) + CE(G d, e) + Remix + SC(h) + SC(c) − δ·CE(D(c), e), c = h − d. Demirel 2023.
 
-    h are features for the class, d those of a second featurizer for the environment. SC brings rows of one
-    class together, those of other environments more; Remix asks A for the class of c of one row with d of
-    another of that class. The discriminator D takes `turns` of every `turns` + 1 steps. All heads have
-    three layers; two Adams with β = (0.5, 0.9). The released code takes places within a class for places
-    in the batch when it remixes; here they are what they say. A learning rate of three times ERM's is usual.
+    h are features for the class, and d are features of a second featurizer for the environment. A, B and G
+    are heads of three layers, D is a discriminator. SC is a supervised contrastive loss between rows of one
+    class. Remix is the cross-entropy of A on c of one row plus d of another row of the same class. The model
+    and D have an Adam with β = (0.5, 0.9) each and are updated in turn. The released code uses positions
+    within a class as positions in the batch when it remixes; here they are converted. The paper's learning
+    rate is three times that of ERM.
 
     Attributes:
-        contrast, environment, remix: weights of SC, of CE(G d, e) and of Remix.
+        contrast: Weight of both terms SC.
+        environment: Weight of CE(G d, e).
+        remix: Weight of Remix.
         adversary: δ.
-        turns: k; D steps where n mod (1 + k) < k, n the steps made with this one.
-        depth: linear layers of D.
-        width: of its hidden layers.
-        rows: at most so many rows of each environment are contrasted, drawn anew at each step.
+        discriminator_steps: k, steps of D per step of the model: D is updated if n mod (1 + k) < k, where n
+            counts the steps from 1.
+        depth: Number of linear layers of D.
+        width: Width of D's hidden layers.
+        max_rows: Largest number of rows of each environment in SC; a new random subset at each step.
     """
 
     name: ClassVar[str] = "adrmx"
@@ -65,16 +69,16 @@ class ADRMX(TrainingStep):
     environment: float = 1.0
     remix: float = 1.0
     adversary: float = 0.75
-    turns: int = 2
+    discriminator_steps: int = 2
     depth: Annotated[int, Choice((8, 9, 10))] = 9
     width: int = 256
-    rows: int = 512
+    max_rows: int = 512
 
     def __post_init__(self) -> None:
-        if self.turns < 1 or self.width < 1 or self.depth < 2:
+        if self.discriminator_steps < 1 or self.width < 1 or self.depth < 2:
             raise EnvariantError(
-                f"ADRMX: turns and width must be at least 1 and depth at least 2; got {self.turns}, "
-                f"{self.width}, {self.depth}"
+                f"ADRMX: discriminator_steps and width must be at least 1 and depth at least 2, got "
+                f"{self.discriminator_steps}, {self.width}, {self.depth}"
             )
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
@@ -83,11 +87,11 @@ class ADRMX(TrainingStep):
         return module
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
-        width, places = context.features, context.environments
+        width, environments = context.features, context.environments
         return {
-            _ADVERSARY: discriminator(width, places, self.width, self.depth),
+            _ADVERSARY: discriminator(width, environments, self.width, self.depth),
             _OTHER: _deep(width, context.task.outputs),
-            _PLACE: _deep(width, places),
+            _ENVIRONMENT: _deep(width, environments),
             _DOMAIN: featurizer_and_head(context.another(), self.name)[0],
         }
 
@@ -103,70 +107,76 @@ class ADRMX(TrainingStep):
         task, targets, owners = batch.task, batch.targets, batch.environment_of_rows()
         own, rest = adam.part(params, _ADVERSARY), adam.without(params, (_ADVERSARY,))
 
-        def told(own: Parameters, common: Tensor) -> Tensor:
+        def discriminator_loss(own: Parameters, common: Tensor) -> Tensor:
             return F.cross_entropy(model.network(_ADVERSARY, own, common), owners)
 
-        def generator(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        def model_loss(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             features, logits = model(rest, batch.inputs)
             domain = model.network(_DOMAIN, rest, batch.inputs)
             common = features - domain
             risk = task.losses(logits, targets).mean()
-            index, _ = distances.few_rows(batch.predicted(features, logits, context), self.rows)
-            near = [contrast(v[index], targets[index], owners[index]) for v in (features, common)]
+            index, _ = distances.subsample(batch.predicted(features, logits, context), self.max_rows)
+            contrasts = [contrast(v[index], targets[index], owners[index]) for v in (features, common)]
             other = task.logits(model.network(_OTHER, rest, common))
-            first, second, met = pairs_within_classes(
+            first, second, paired = pairs_within_classes(
                 targets, context.uniform(len(targets), like=features), task
             )
             mixed = task.losses(model.head(rest, common[first] + domain[second]), targets[first])
             total = (
                 risk
                 + task.losses(other, targets).mean()
-                + self.environment * F.cross_entropy(model.network(_PLACE, rest, domain), owners)
-                + self.remix * torch.where(met, mixed, 0.0).mean()
-                + self.contrast * (near[0] + near[1])
-                - self.adversary * told(own, common)
+                + self.environment * F.cross_entropy(model.network(_ENVIRONMENT, rest, domain), owners)
+                + self.remix * torch.where(paired, mixed, 0.0).mean()
+                + self.contrast * (contrasts[0] + contrasts[1])
+                - self.adversary * discriminator_loss(own, common)
             )
             return total, (common.detach(), risk.detach())
 
-        toward, (_, (common, risk)) = grad_and_value(generator, has_aux=True)(rest)
-        learned, guess = grad_and_value(told)(own, common)
+        gradient, (_, (common, risk)) = grad_and_value(model_loss, has_aux=True)(rest)
+        own_gradient, own_loss = grad_and_value(discriminator_loss)(own, common)
         rate = context.learning_rate
-        after, moments = adam.step(rest, toward, state["model"], rate, 0.5, 0.9)
-        sharper, sharpened = adam.step(own, learned, state["adversary"], rate, 0.5, 0.9)
-        turn = torch.as_tensor((context.step + 1) % (1 + self.turns) < self.turns, device=risk.device)
+        rest_after, rest_moments = adam.step(rest, gradient, state["model"], rate, 0.5, 0.9)
+        own_after, own_moments = adam.step(own, own_gradient, state["adversary"], rate, 0.5, 0.9)
+        k = self.discriminator_steps
+        turn = torch.as_tensor((context.step + 1) % (1 + k) < k, device=risk.device)
         new = {
-            "adversary": adam.chosen(turn, sharpened, state["adversary"]),
-            "model": adam.chosen(turn, state["model"], moments),
+            "adversary": adam.where(turn, own_moments, state["adversary"]),
+            "model": adam.where(turn, state["model"], rest_moments),
         }
-        ahead = {**adam.chosen(turn, rest, after), **adam.chosen(turn, sharper, own)}
-        return adam.moved(params, ahead), new, {"risk": risk, "discriminator loss": guess.detach()}
+        after = {**adam.where(turn, rest, rest_after), **adam.where(turn, own_after, own)}
+        return adam.update(params, after), new, {"risk": risk, "discriminator loss": own_loss.detach()}
 
 
 def contrast(features: Tensor, targets: Tensor, environments: Tensor) -> Tensor:
-    """SC = −Σ_i s_i/(n + 1) over the n rows that have others of their class.
+    """Return SC = −Σ_i s_i/(n + 1) over the n rows with another row of their class.
 
-    s_i is the mean over those others p of log(ω_ip·e_ip / (Σ_k ω_ik·e_ik + 1e-5) + 1e-5), e_ij =
-    exp(⟨h_i, h_j⟩/0.07) of features of length 1 and ω = ½, within an environment and across alike.
+    s_i is the mean over those other rows p of log(ω_ip·e_ip / (Σ_k ω_ik·e_ik + 1e-5) + 1e-5), where e_ij =
+    exp(⟨h_i, h_j⟩/0.07) for features of length 1, and ω = ½ within and between environments.
+
+    Args:
+        features: Features `[rows, width]`.
+        targets: Classes `[rows]`.
+        environments: Environments `[rows]`.
     """
     rows = F.normalize(features, dim=1)
     others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    alike = (targets[:, None] == targets[None]) & others
-    # The released weights are one half for the same environment and one less a half for others.
-    together = environments[:, None] == environments[None]
-    weights = torch.where(together, 0.5, 1 - 0.5)
+    same_class = (targets[:, None] == targets[None]) & others
+    # The released weights are ½ within an environment and 1 − ½ between environments.
+    same_environment = environments[:, None] == environments[None]
+    weights = torch.where(same_environment, 0.5, 1 - 0.5)
     scores = weights * torch.exp(rows @ rows.T / _TEMPERATURE)
     shares = torch.log(scores / (torch.where(others, scores, 0.0).sum(dim=1, keepdim=True) + 1e-5) + 1e-5)
-    counts = alike.sum(dim=1)
-    means = torch.where(alike, shares, 0.0).sum(dim=1) / counts.clamp(min=1)
+    counts = same_class.sum(dim=1)
+    means = torch.where(same_class, shares, 0.0).sum(dim=1) / counts.clamp(min=1)
     used = counts > 0
     return -torch.where(used, means, 0.0).sum() / (used.sum() + 1)
 
 
 def pairs_within_classes(targets: Tensor, numbers: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-    """For every class the two of its rows with the smallest numbers, and whether there are two."""
+    """Return for each class the two rows with the smallest numbers, and whether it has two rows."""
     classes = torch.arange(max(2, task.outputs), device=targets.device)
     member = targets[None] == classes[:, None]
-    # Numbers lie below 1, so that a class's own rows come first.
+    # Numbers are below 1, so a class's own rows come first.
     order = torch.where(member, numbers[None], 2.0).argsort(dim=1)[:, :2]
     return order[:, 0], order[:, 1], member.sum(dim=1) >= 2
 

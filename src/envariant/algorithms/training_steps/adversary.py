@@ -1,4 +1,4 @@
-"""The discriminator of domain-adversarial training: a small network that tries to tell environments apart."""
+"""Discriminator of domain-adversarial training: a small network that predicts the environment."""
 
 from itertools import pairwise
 
@@ -6,14 +6,14 @@ from torch import nn
 
 
 def discriminator(inputs: int, outputs: int, width: int, depth: int, dropout: float = 0.0) -> nn.Sequential:
-    """`depth` linear layers with ReLU between them; dropout comes before each ReLU, as in DomainBed.
+    """Return `depth` linear layers with ReLU between them; dropout precedes each ReLU, as in DomainBed.
 
     Args:
-        inputs: numbers in.
-        outputs: numbers out.
-        width: of the hidden layers.
-        depth: linear layers, at least 2.
-        dropout: share of hidden numbers dropped.
+        inputs: Number of inputs.
+        outputs: Number of outputs.
+        width: Width of the hidden layers.
+        depth: Number of linear layers, at least 2.
+        dropout: Share of hidden units dropped.
     """
     widths = [inputs, *[width] * (depth - 1)]
     layers: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""ARM: the model is shown, beside each row, what a context network makes of the rows around it."""
+"""ARM: give the model a learned summary of the row's environment as an additional input."""
 
 import math
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class ARM(TrainingStep):
-    """R of f([x_i; mean_j c(x_j)]), the mean over the rows of i's environment. Zhang et al. 2020, ARM-CML.
+    """R of f([x_i; mean_j c(x_j)]), with rows j of the environment of row i. Zhang et al. 2020, ARM-CML.
 
-    The context network c turns an image into one more channel (three 5×5 convolutions), and a
-    row of columns into one more column. In training an environment's whole batch is the context; when
-    eval_params it is 256 neighboring rows, so those must come from one environment. In the released code
-    the context network is in no optimizer and stays random; here it trains with the model. Group norm
-    stands where that code has batch norm, so that a context depends on its own rows alone.
+    The context network c turns an image into one more channel (three 5×5 convolutions), and a row of a table
+    into one more column. In training, the context is an environment's whole batch. For prediction it is a
+    block of 256 neighboring rows, which must come from one environment. The released code never trains the
+    context network; here it is trained with the model. Group norm replaces that code's batch norm, so that a
+    context depends only on its own rows.
 
     Attributes:
-        trained: whether the context network trains.
-        width: of its hidden layers.
+        trained: Whether the context network is trained.
+        width: Width of its hidden layers.
     """
 
     name: ClassVar[str] = "arm"
@@ -39,7 +39,7 @@ class ARM(TrainingStep):
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise EnvariantError(f"ARM: width must be at least 1; got {self.width}")
+            raise EnvariantError(f"ARM: width must be at least 1, got {self.width}")
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         channels, *rest = context.input_shape
@@ -60,7 +60,7 @@ class ARM(TrainingStep):
 
 @final
 class _WithContext(nn.Module):
-    """A model for rows of one more channel, which a context network fills in."""
+    """Model whose inputs have one more channel, computed by a context network."""
 
     def __init__(self, context: nn.Module, model: nn.Module) -> None:
         super().__init__()

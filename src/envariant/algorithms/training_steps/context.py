@@ -1,4 +1,4 @@
-"""Means over neighboring rows, for models that read a row's environment off the rows beside it."""
+"""Means over neighboring rows, for models that use the other rows of an environment as context."""
 
 from typing import final
 
@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 ROWS = 256
-"""How many rows make up one context when eval_params."""
+"""Number of rows in one context in evaluation mode."""
 
 
 @final
 class GroupMeans(nn.Module):
-    """Each row's group mean: `[rows, *shape]` to the same shape.
+    """Replace each row of `[rows, *shape]` by the mean of its group.
 
-    In training all rows are one group; when eval_params, every `ROWS` neighbors are, and what is left.
+    In training mode all rows are one group. In evaluation mode every `ROWS` neighboring rows are a group, and
+    the last group may be smaller.
     """
 
     rows_together = ROWS

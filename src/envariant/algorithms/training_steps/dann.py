@@ -1,4 +1,4 @@
-"""DANN and CDANN: features from which a discriminator cannot tell the environment, trained turn by turn."""
+"""DANN and CDANN: learn features from which a discriminator cannot predict the environment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,21 +26,21 @@ _ADVERSARY, _EMBEDDING = "dann-discriminator", "dann-embedding"
 class DANN(TrainingStep):
     """min_D L_D, L_D = CE(D(h), e) + γ·GP, in turn with min_θ R − λ·L_D. Ganin et al. 2016; Li et al. 2018.
 
-    CDANN adds an embedding of the class to the features that the discriminator sees, and weighs rows so
-    that every class counts alike. GP is the mean squared slope of the discriminator's loss in its input.
-    Both sides have an Adam of their own. With n the steps made, this one included, and k = `turns`, the
-    discriminator steps where n mod (1 + k) < k, as in DomainBed; the DANN paper moves both at once through
-    a reversed gradient.
+    CDANN adds an embedding of the class to the features that the discriminator receives, and weights rows so
+    that every class counts equally. GP is the mean squared gradient of the discriminator's loss with respect
+    to its input. Model and discriminator have an Adam each and are updated in turn, as in DomainBed; the DANN
+    paper updates both at once through a reversed gradient.
 
     Attributes:
         weight: λ.
-        conditional: CDANN.
+        conditional: Whether to condition the discriminator on the class (CDANN).
         gradient_penalty: γ.
-        turns: k, steps of the discriminator for one of the model.
-        beta1: of both Adams.
-        rate: the discriminator's learning rate, as a multiple of the run's.
-        width: of the discriminator's hidden layers.
-        depth: its linear layers.
+        discriminator_steps: k, steps of the discriminator per step of the model: the discriminator is updated
+            if n mod (1 + k) < k, where n counts the steps from 1.
+        beta1: β_1 of both Adams.
+        rate: Learning rate of the discriminator, as a multiple of the run's.
+        width: Width of the discriminator's hidden layers.
+        depth: Number of its linear layers.
     """
 
     name: ClassVar[str] = "dann"
@@ -51,26 +51,26 @@ class DANN(TrainingStep):
     weight: Annotated[float, LogUniform(1e-2, 1e2)] = 1.0
     conditional: bool = False
     gradient_penalty: Annotated[float, LogUniform(1e-2, 1e1)] = 0.0
-    turns: Annotated[int, UniformInteger(1, 8)] = 1
+    discriminator_steps: Annotated[int, UniformInteger(1, 8)] = 1
     beta1: Annotated[float, Choice((0.0, 0.5))] = 0.5
     rate: Annotated[float, LogUniform(1e-1, 1e1)] = 1.0
     width: Annotated[int, Choice((64, 128, 256, 512, 1024))] = 256
     depth: Annotated[int, Choice((3, 4, 5))] = 3
 
     def __post_init__(self) -> None:
-        if self.turns < 1 or self.width < 1 or self.depth < 2:
+        if self.discriminator_steps < 1 or self.width < 1 or self.depth < 2:
             raise EnvariantError(
-                f"DANN: turns and width must be at least 1 and depth at least 2; got {self.turns}, "
-                f"{self.width}, {self.depth}"
+                f"DANN: discriminator_steps and width must be at least 1 and depth at least 2, got "
+                f"{self.discriminator_steps}, {self.width}, {self.depth}"
             )
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
-        found: dict[str, nn.Module] = {
+        networks: dict[str, nn.Module] = {
             _ADVERSARY: discriminator(context.features, context.environments, self.width, self.depth)
         }
         if self.conditional:
-            found[_EMBEDDING] = nn.Embedding(_classes(context.task), context.features)
-        return found
+            networks[_EMBEDDING] = nn.Embedding(_classes(context.task), context.features)
+        return networks
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         if self.conditional and context.task.name == "regression":
@@ -86,57 +86,59 @@ class DANN(TrainingStep):
         own = adam.part(params, _ADVERSARY, _EMBEDDING)
         rest = adam.without(params, (_ADVERSARY, _EMBEDDING))
 
-        def against(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        def model_loss(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             features, logits = model(rest, batch.inputs)
-            told = self.discriminator_loss(model, own, features, batch, owners)
+            own_loss = self.discriminator_loss(model, own, features, batch, owners)
             risk = batch.task.losses(logits, batch.targets).mean()
-            return risk - self.weight * told, (features.detach(), risk.detach())
+            return risk - self.weight * own_loss, (features.detach(), risk.detach())
 
-        toward, (_, (features, risk)) = grad_and_value(against, has_aux=True)(rest)
+        gradient, (_, (features, risk)) = grad_and_value(model_loss, has_aux=True)(rest)
 
-        def telling(own: Parameters) -> Tensor:
+        def discriminator_loss(own: Parameters) -> Tensor:
             return self.discriminator_loss(model, own, features, batch, owners)
 
-        learned, told = grad_and_value(telling)(own)
-        rate, beta1 = context.learning_rate, self.beta1
-        after, moments = adam.step(rest, toward, state["model"], rate, beta1, 0.9)
-        sharper, sharpened = adam.step(own, learned, state["adversary"], rate * self.rate, beta1, 0.9)
-        # Both are worked out, for which of them counts is known to the step alone; the adversary's is cheap.
-        turn = torch.as_tensor((context.step + 1) % (1 + self.turns) < self.turns, device=risk.device)
+        own_gradient, own_loss = grad_and_value(discriminator_loss)(own)
+        rate, beta1, k = context.learning_rate, self.beta1, self.discriminator_steps
+        rest_after, rest_moments = adam.step(rest, gradient, state["model"], rate, beta1, 0.9)
+        own_after, own_moments = adam.step(
+            own, own_gradient, state["adversary"], rate * self.rate, beta1, 0.9
+        )
+        # Both updates are computed, because the step number is a tensor; the discriminator's is cheap.
+        turn = torch.as_tensor((context.step + 1) % (1 + k) < k, device=risk.device)
         new = {
-            "adversary": adam.chosen(turn, sharpened, state["adversary"]),
-            "model": adam.chosen(turn, state["model"], moments),
+            "adversary": adam.where(turn, own_moments, state["adversary"]),
+            "model": adam.where(turn, state["model"], rest_moments),
         }
-        ahead = {**adam.chosen(turn, rest, after), **adam.chosen(turn, sharper, own)}
-        return adam.moved(params, ahead), new, {"risk": risk, "discriminator loss": told.detach()}
+        after = {**adam.where(turn, rest, rest_after), **adam.where(turn, own_after, own)}
+        return adam.update(params, after), new, {"risk": risk, "discriminator loss": own_loss.detach()}
 
     def discriminator_loss(
         self, model: Model, own: Parameters, features: Tensor, batch: EnvironmentBatch, owners: Tensor
     ) -> Tensor:
-        """L_D on some features whose rows come from the environments `owners`."""
+        """Return L_D for features `[rows, width]` of rows from the environments `owners` `[rows]`."""
         weights: Any = 1 / len(features)
         if self.conditional:
             features = features + model.network(_EMBEDDING, own, batch.targets.long())
             weights = class_weights(batch.targets, _classes(batch.task)).to(features.dtype)
         losses = _cross_entropies(model, own, features, owners)
 
-        def total(seen: Tensor) -> Tensor:
-            return _cross_entropies(model, own, seen, owners).sum()
+        def total(features: Tensor) -> Tensor:
+            return _cross_entropies(model, own, features, owners).sum()
 
         slopes = grad(total)(features)
-        # Skipping it where γ is 0 would be a branch on a number that replicas may differ in.
+        # γ = 0 gets no shortcut: that would be a Python branch on a number in which replicas may differ.
         return (weights * losses).sum() + self.gradient_penalty * slopes.square().sum(dim=1).mean()
 
 
 def class_weights(targets: Tensor, classes: int) -> Tensor:
-    """1/(n_y·C') for a row of class y: n_y rows have it, and C' is the largest class here plus 1."""
+    """Return 1/(n_y·C') for a row of class y with n_y rows; C' is the largest class in the batch plus 1."""
     of_class = targets[:, None] == torch.arange(classes, device=targets.device)
     counts = of_class.sum(dim=0)
     return 1 / (counts[targets.long()] * (targets.max() + 1))
 
 
 def _classes(task: Task) -> int:
-    """A single logit has two."""
+    """Return the number of classes; a single logit has two."""
     return max(2, task.outputs)
 
 

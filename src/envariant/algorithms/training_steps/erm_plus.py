@@ -1,4 +1,4 @@
-"""ERM++: ERM whose head warms up alone, and that predicts with the mean of the weights it passed through."""
+"""ERM++: ERM with a warm-up of the head, and averaged weights for prediction."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -18,17 +18,17 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class ERMPlus(TrainingStep):
-    """ERM with a head-only start, eval_params with the mean of its own weights. Teterwak et al. 2023.
+    """R, minimized in the head alone at first; predictions use averaged weights. Teterwak et al. 2023.
 
-    The head trains alone, by an Adam of its own, while at most `head_steps` updates were made; then all
-    parameters do, by another. From update `average_from` on predictions use the plain mean of the iterates
-    from the one before it onward. The schedule of learning rates that a first pass finds on validation data
-    and a second repeats, and LARS, which the released code cannot construct, are left out.
+    The first `head_steps` + 1 updates train only the head, with its own Adam; all later ones train all
+    parameters, with another. From update `average_from` on, predictions use the plain mean of the iterates,
+    beginning with the one before that update. Two parts of the release are left out: the learning rates that
+    a first pass finds on validation data and a second pass repeats, and LARS, which raises an error there.
 
     Attributes:
-        head_steps: n, after whose update number n + 1 everything trains; below 0 there is no such start.
-        head_rate: its learning rate, as a multiple of the run's.
-        average_from: the update with which the mean begins.
+        head_steps: n; update number n + 2 is the first to train all parameters. Below 0, all of them do.
+        head_rate: Learning rate of the warm-up, as a multiple of the run's.
+        average_from: Number of the update, counted from 1, at which averaging begins.
     """
 
     name: ClassVar[str] = "erm++"
@@ -41,7 +41,7 @@ class ERMPlus(TrainingStep):
 
     def __post_init__(self) -> None:
         if self.average_from < 1:
-            raise EnvariantError(f"erm++: average_from must be at least 1; got {self.average_from}")
+            raise EnvariantError(f"erm++: average_from must be at least 1, got {self.average_from}")
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         return {
@@ -59,22 +59,24 @@ class ERMPlus(TrainingStep):
         def loss(params: Parameters) -> Tensor:
             return batch.task.losses(model(params, batch.inputs)[1], batch.targets).mean()
 
-        slope, value = grad_and_value(loss)(params)
+        gradient, value = grad_and_value(loss)(params)
         rate = context.learning_rate
-        by_head, head = adam.step(params, adam.part(slope, "head"), state["head"], rate * self.head_rate)
-        by_all, everything = adam.step(params, slope, state["all"], rate)
-        warm = torch.as_tensor(context.step > self.head_steps, device=value.device)
-        ahead = adam.chosen(warm, by_all, by_head)
+        head_after, head = adam.step(
+            params, adam.part(gradient, "head"), state["head"], rate * self.head_rate
+        )
+        all_after, everything = adam.step(params, gradient, state["all"], rate)
+        warmed_up = torch.as_tensor(context.step > self.head_steps, device=value.device)
+        after = adam.where(warmed_up, all_after, head_after)
         new = {
-            "head": adam.chosen(warm, state["head"], head),
-            "all": adam.chosen(warm, everything, state["all"]),
-            "mean": running_mean(state["mean"], ahead, context.step + 1, self.average_from),
+            "head": adam.where(warmed_up, state["head"], head),
+            "all": adam.where(warmed_up, everything, state["all"]),
+            "mean": running_mean(state["mean"], after, context.step + 1, self.average_from),
         }
-        return adam.moved(params, ahead), new, {"risk": value.detach()}
+        return adam.update(params, after), new, {"risk": value.detach()}
 
 
 def running_mean(mean: Parameters, newest: Parameters, update: int, start: int) -> dict[str, Tensor]:
-    """θ̃ after an update, counted from 1: the newest weights before `start`, then their mean from there on."""
-    # Before it counts 0 earlier iterates, at it one, and so on.
+    """Return the newest weights before update `start`, and their running mean from it on."""
+    # Number of earlier iterates in the mean: 0 before update `start`, 1 at it, and so on.
     earlier = torch.clamp(torch.as_tensor(update - start + 1), min=0)
     return {name: mean[name] + (value - mean[name]) / (earlier + 1) for name, value in newest.items()}

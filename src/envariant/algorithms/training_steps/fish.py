@@ -1,4 +1,4 @@
-"""Fish: one environment after another, and then a part of the way there: so that their gradients agree."""
+"""Fish: align the environments' gradients by inner steps on one environment after another."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -9,7 +9,7 @@ from torch.func import grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
 from envariant.algorithms.training_steps import adam
-from envariant.algorithms.training_steps.pairs import Stack, weighted_mean
+from envariant.algorithms.training_steps.padded_batch import PaddedBatch, weighted_mean
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice
@@ -21,12 +21,12 @@ from envariant.core.step_context import StepContext
 class Fish(TrainingStep):
     """θ ← θ + ε·(θ' − θ), θ' after one inner step on each environment in turn. Shi et al. 2021, algorithm 1.
 
-    To first order that raises the inner product of the environments' gradients. The inner Adam, at the
-    run's learning rate, keeps its moments from step to step, as in DomainBed; there is no outer optimizer.
+    To first order, this increases the inner products of the environments' gradients. The inner Adam uses the
+    run's learning rate and keeps its moments from step to step, as in DomainBed; there is no outer optimizer.
 
     Attributes:
-        meta_rate: ε.
-        shuffled: environments in random order, as in the paper; else in their own.
+        meta_rate: ε in (0, 1].
+        shuffled: Whether to visit environments in random order, as in the paper, instead of their own order.
     """
 
     name: ClassVar[str] = "fish"
@@ -39,7 +39,7 @@ class Fish(TrainingStep):
 
     def __post_init__(self) -> None:
         if not 0 < self.meta_rate <= 1:
-            raise EnvariantError(f"Fish: meta_rate must lie in (0, 1]; got {self.meta_rate:g}")
+            raise EnvariantError(f"Fish: meta_rate must be in (0, 1], got {self.meta_rate:g}")
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         return adam.moments(params)
@@ -47,7 +47,7 @@ class Fish(TrainingStep):
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        stack = Stack.of(batch, next(iter(params.values())))
+        stack = PaddedBatch.of(batch, next(iter(params.values())))
         if self.shuffled:
             stack = stack.at(context.permutation(len(batch.sizes), like=stack.counts))
 
@@ -56,10 +56,10 @@ class Fish(TrainingStep):
                 batch.task.losses(model(p, stack.inputs[e])[1], stack.targets[e]), stack.counts[e]
             )
 
-        there, memory, risks = dict(params), state, list[Tensor]()
+        inner, memory, risks = dict(params), state, list[Tensor]()
         for e in range(len(batch.sizes)):
-            gradient, value = grad_and_value(risk)(there, e)
-            there, memory = adam.step(there, gradient, memory, context.learning_rate)
+            gradient, value = grad_and_value(risk)(inner, e)
+            inner, memory = adam.step(inner, gradient, memory, context.learning_rate)
             risks.append(value.detach())
-        way = {name: self.meta_rate * far for name, far in adam.moved(params, there).items()}
-        return way, memory, {"risk": torch.stack(risks).mean()}
+        update = {name: self.meta_rate * u for name, u in adam.update(params, inner).items()}
+        return update, memory, {"risk": torch.stack(risks).mean()}

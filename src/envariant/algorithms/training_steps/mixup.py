@@ -1,4 +1,4 @@
-"""Mixup between environments: rows half-way from one environment to the next, and both their targets."""
+"""Inter-environment mixup: train on convex combinations of rows from two environments."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainingStep
-from envariant.algorithms.training_steps.pairs import Stack, weighted_mean
+from envariant.algorithms.training_steps.padded_batch import PaddedBatch, weighted_mean
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.search_space import LogUniform
@@ -20,11 +20,11 @@ from envariant.core.step_context import StepContext
 class Mixup(TrainingStep):
     """(1/E) Σ_pairs λ·R(f(x̃), y_i) + (1 − λ)·R(f(x̃), y_j), x̃ = λ·x_i + (1 − λ)·x_j. Yan et al. 2020.
 
-    The environments form a ring in random order, each paired with the next; one λ ~ Beta(α, α) a pair.
-    Rows are paired as they come; of a pair of unlike sizes only as many as the smaller one has.
+    The environments form a ring in random order, and each is paired with the next. Each pair has one
+    λ ~ Beta(α, α). Rows are paired in batch order, up to the size of the smaller environment.
 
     Attributes:
-        alpha: α; small values leave rows nearly as they are.
+        alpha: α > 0; small values leave rows nearly unchanged.
     """
 
     name: ClassVar[str] = "mixup"
@@ -34,7 +34,7 @@ class Mixup(TrainingStep):
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:
-            raise EnvariantError(f"Mixup: alpha must exceed 0; got {self.alpha:g}")
+            raise EnvariantError(f"Mixup: alpha must be positive, got {self.alpha:g}")
 
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
@@ -44,18 +44,26 @@ class Mixup(TrainingStep):
         order = context.permutation(environments, like=like)
         shares = context.symmetric_beta(self.alpha, environments, draw=1, like=like)
 
-        def mixed(params: Parameters) -> Tensor:
+        def loss(params: Parameters) -> Tensor:
             return mixed_risk(model, params, batch, order, shares)
 
-        found, risk = grad_and_value(mixed)(params)
-        return found, state, {"risk": risk.detach()}
+        gradient, risk = grad_and_value(loss)(params)
+        return gradient, state, {"risk": risk.detach()}
 
 
 def mixed_risk(
     model: Model, params: Parameters, batch: EnvironmentBatch, order: Tensor, shares: Tensor
 ) -> Tensor:
-    """The risk on mixed rows for a given ring and given shares, one a pair."""
-    first = Stack.of(batch, shares).at(order)
+    """Return the risk on mixed rows.
+
+    Args:
+        model: Model.
+        params: Parameters of the model.
+        batch: Rows of every environment.
+        order: Environments in the order of the ring.
+        shares: λ of each pair.
+    """
+    first = PaddedBatch.of(batch, shares).at(order)
     second = first.at(torch.arange(len(shares), device=shares.device).roll(-1))
     share = shares.view(-1, 1, *(1,) * (batch.inputs.dim() - 1)).to(batch.inputs.dtype)
     rows = share * first.inputs + (1 - share) * second.inputs

@@ -1,4 +1,4 @@
-"""MLDG: a step that helps some environments should also help others that it was not made for."""
+"""MLDG: take steps that also reduce the risk of environments left out of the step."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -9,7 +9,7 @@ from torch.func import grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainingStep
 from envariant.algorithms.training_steps import adam
-from envariant.algorithms.training_steps.pairs import Stack, weighted_mean
+from envariant.algorithms.training_steps.padded_batch import PaddedBatch, weighted_mean
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, LogUniform
@@ -21,13 +21,13 @@ from envariant.core.step_context import StepContext
 class MLDG(TrainingStep):
     """(1/E) Σ_pairs ∇R_i(θ) + β·∇R_j(θ'), θ' one step of a fresh Adam along ∇R_i. Li et al. 2018.
 
-    In random order, the last `test_environments` environments are the j, the others the i, paired one after
-    another. First order, as in DomainBed: ∇R_j(θ') is taken as if at θ. The paper's inner step is plain
-    gradient descent and is differentiated.
+    Environments are permuted at random. The last `meta_test_environments` of them are the j, the others the
+    i, paired in order. As in DomainBed, this is a first-order approximation: ∇R_j(θ') is used as if taken at
+    θ. The paper's inner step is plain gradient descent and is differentiated.
 
     Attributes:
-        beta: β, the weight of the environments held out.
-        test_environments: how many they are; at most all but one.
+        beta: β, weight of the meta-test environments.
+        meta_test_environments: Number of meta-test environments, at least 1; at most all but one are used.
     """
 
     name: ClassVar[str] = "mldg"
@@ -35,25 +35,27 @@ class MLDG(TrainingStep):
     minimum_environments: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
     beta: Annotated[float, LogUniform(1e-1, 1e1)] = 1.0
-    test_environments: Annotated[int, Choice((1, 2))] = 2
+    meta_test_environments: Annotated[int, Choice((1, 2))] = 2
 
     def __post_init__(self) -> None:
-        if self.test_environments < 1:
-            raise EnvariantError(f"MLDG: test_environments must be at least 1; got {self.test_environments}")
+        if self.meta_test_environments < 1:
+            raise EnvariantError(
+                f"MLDG: meta_test_environments must be at least 1, got {self.meta_test_environments}"
+            )
 
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         like = next(iter(params.values()))
         environments = len(batch.sizes)
-        stack = Stack.of(batch, like).at(context.permutation(environments, like=like))
-        test_environments = min(self.test_environments, environments - 1)
-        meta = environments - test_environments
-        # No more pairs than environments to train on; those left over have no say in this step.
+        stack = PaddedBatch.of(batch, like).at(context.permutation(environments, like=like))
+        meta_test = min(self.meta_test_environments, environments - 1)
+        meta_train = environments - meta_test
+        # There is one pair per meta-train environment; further meta-test environments are not used.
         total = {name: torch.zeros_like(value) for name, value in params.items()}
         risks: list[Tensor] = []
-        for i in range(meta):
-            j = meta + i % test_environments
+        for i in range(meta_train):
+            j = meta_train + i % meta_test
             counts = stack.counts[i] * stack.counts[j]
 
             def risk(p: Parameters, e: int, counts: Tensor = counts) -> Tensor:

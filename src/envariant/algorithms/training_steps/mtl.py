@@ -1,4 +1,4 @@
-"""MTL: the head reads a row's features and, beside them, the mean features of the row's environment."""
+"""MTL: give the head the mean features of the row's environment as context."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
@@ -27,12 +27,12 @@ from envariant.core.step_context import StepContext
 class MTL(TrainingStep):
     """Σ_e R_e of a head on [h_i; ε_e], ε_e ← memory·mean_i h_i + (1 − memory)·ε_e. Blanchard et al. 2017.
 
-    The embedding ε_e of an environment is a moving mean of its features. When eval_params it is the mean
-    over 256 neighboring rows, so those must come from one environment. The released code overwrites the
-    embedding with noise before the head sees it; here the head sees the embedding.
+    The embedding ε_e of an environment is a moving average of its features. For prediction it is the mean
+    over 256 neighboring rows, which must come from one environment. The released code overwrites the
+    embedding with noise before the head reads it; here the head reads the embedding.
 
     Attributes:
-        memory: weight of the newest mean, so that 1 remembers nothing.
+        memory: Weight of the newest mean in the moving average; 1 uses only the newest.
     """
 
     name: ClassVar[str] = "mtl"
@@ -69,14 +69,14 @@ class MTL(TrainingStep):
 
 @final
 class _ContextHead(nn.Module):
-    """A linear head of twice the width; rows that bring no context get the mean of their neighbors'."""
+    """Linear head of twice the width; features without context get the mean of their neighbors."""
 
     def __init__(self, head: Any) -> None:
         super().__init__()
         self.means = GroupMeans()
         self.linear = nn.Linear(2 * head.in_features, head.out_features)
         with torch.no_grad():
-            # With the context left out, it is the head that the model came with.
+            # Zero weights for the context: initially this is the model's own head.
             self.linear.weight[:, : head.in_features] = head.weight
             self.linear.weight[:, head.in_features :] = 0
             self.linear.bias.copy_(head.bias)

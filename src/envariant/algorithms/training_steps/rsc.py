@@ -1,4 +1,4 @@
-"""RSC: the features that a prediction leans on most are muted, so that others must learn to carry it."""
+"""RSC: mask the features that a prediction depends on most."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
@@ -18,15 +18,16 @@ from envariant.core.tasks import Task
 @final
 @dataclass(frozen=True)
 class RSC(TrainingStep):
-    """Mean loss of head(h ∘ mask): representation self-challenging. Huang et al. 2020, algorithm 1.
+    """R of head(h ∘ mask), representation self-challenging. Huang et al. 2020, algorithm 1.
 
-    u_i is the slope of the true class's logit in the features of row i. Its largest entries, a share
-    `features` of them, are muted; but only in those rows, a share `rows` of all, whose confidence in the
-    true class falls most by it. Masks are constants. Vectors only: the paper also mutes in space.
+    u_i is the gradient of the true class's logit with respect to the features of row i. The features with the
+    largest entries of u_i, a share `features`, are set to 0, but only in the share `rows` of rows whose
+    confidence in the true class decreases most by it. Masks have no gradient. Only feature vectors are
+    masked; the paper also masks spatial positions.
 
     Attributes:
-        features: the share of features muted.
-        rows: the share of rows in which they stay muted.
+        features: Share of features to mask, in [0, 1].
+        rows: Share of rows to mask, in [0, 1].
     """
 
     name: ClassVar[str] = "rsc"
@@ -39,7 +40,7 @@ class RSC(TrainingStep):
     def __post_init__(self) -> None:
         if not (0 <= self.features <= 1 and 0 <= self.rows <= 1):
             raise EnvariantError(
-                f"RSC: features and rows must lie in [0, 1]; got {self.features:g} and {self.rows:g}"
+                f"RSC: features and rows must be in [0, 1], got {self.features:g} and {self.rows:g}"
             )
 
     def gradients(
@@ -50,49 +51,49 @@ class RSC(TrainingStep):
             mask = self.mask(model, params, features.detach(), logits.detach(), batch)
             return batch.task.losses(model.head(params, features * mask), batch.targets).mean()
 
-        found, risk = grad_and_value(challenged)(params)
-        return found, state, {"risk": risk.detach()}
+        gradient, risk = grad_and_value(challenged)(params)
+        return gradient, state, {"risk": risk.detach()}
 
     def mask(
         self, model: Model, params: Parameters, features: Tensor, logits: Tensor, batch: EnvironmentBatch
     ) -> Tensor:
-        """0 at the features that are muted, `[rows, width]`."""
-        muted = self.feature_mask(model, params, features, batch)
-        without = model.head(params, features * muted)
-        # The probability of the true class is e to the minus of its loss.
+        """Return 0 for masked features and 1 for others, `[rows, width]`."""
+        feature_mask = self.feature_mask(model, params, features, batch)
+        without = model.head(params, features * feature_mask)
+        # The probability of the true class is exp(−loss).
         before, after = (torch.exp(-batch.task.losses(z, batch.targets)) for z in (logits, without))
-        lost = before - after
-        kept = lost < _quantile(lost, 1 - self.rows)
-        return torch.maximum(muted, kept[:, None].to(muted.dtype)).detach()
+        decrease = before - after
+        unmasked = decrease < _quantile(decrease, 1 - self.rows)
+        return torch.maximum(feature_mask, unmasked[:, None].to(feature_mask.dtype)).detach()
 
     def feature_mask(
         self, model: Model, params: Parameters, features: Tensor, batch: EnvironmentBatch
     ) -> Tensor:
-        """0 at the features that the true class's logit leans on most, before rows are chosen."""
+        """Return 0 for the features with the largest u_i and 1 for others, `[rows, width]`, in every row."""
 
-        def of_truth(h: Tensor) -> Tensor:
-            return _of_truth(batch.task, model.head(params, h), batch.targets).sum()
+        def true_logits(h: Tensor) -> Tensor:
+            return _true_logits(batch.task, model.head(params, h), batch.targets).sum()
 
-        slopes = grad(of_truth)(features)
+        slopes = grad(true_logits)(features)
         return (slopes < _quantile(slopes, 1 - self.features)[:, None]).to(features.dtype)
 
 
-def _of_truth(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
-    """Every row's logit of its true class; of a single logit its half, with the sign of the class."""
+def _true_logits(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
+    """Return each row's logit of its true class; for a single logit, half of it with the class's sign."""
     if task.outputs == 1:
         return (targets - 0.5) * logits
     return logits.gather(1, targets[:, None])[:, 0]
 
 
 def _quantile(values: Tensor, share: Any) -> Tensor:
-    """Along the last axis, linear between order statistics; the share may be a replica's own.
+    """Return the quantile along the last axis, linear between order statistics.
 
-    PyTorch's own refuses more than 16 million numbers, which a full batch of features has.
+    `torch.quantile` rejects more than 16 million numbers, which a full batch of features may have.
     """
     ordered = values.sort(dim=-1).values
     count = values.shape[-1]
-    place = torch.as_tensor(share, dtype=values.dtype, device=values.device) * (count - 1)
-    low = place.floor().clamp(0, count - 1)
+    position = torch.as_tensor(share, dtype=values.dtype, device=values.device) * (count - 1)
+    low = position.floor().clamp(0, count - 1)
     at = torch.stack([low, (low + 1).clamp(max=count - 1)]).long()
     below, above = ordered.index_select(-1, at).unbind(-1)
-    return below + (place - low) * (above - below)
+    return below + (position - low) * (above - below)

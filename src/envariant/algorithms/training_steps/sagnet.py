@@ -1,4 +1,4 @@
-"""SagNet: content is learned under borrowed style, and style is made to say nothing about the class."""
+"""SagNet: learn the class from content under random style, and make style uninformative."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,15 +21,16 @@ _STYLE = "sagnet-style"
 @final
 @dataclass(frozen=True)
 class SagNet(TrainingStep):
-    """Three steps: CE of the head on restyled features; CE of a style head; style to be of no use. Nam 2021.
+    """(1) min R(A(content, mixed style)); (2) min R(S(other content, style)); (3) flatten S. Nam et al. 2021.
 
-    A row's style is the mean and variance of its features, its content what is left. (1) Featurizer and
-    head learn from features whose style is mixed with another row's, (2) a second head learns the class
-    from features with another row's content, (3) the featurizer steps to make that head's answer flat.
-    Three Adams. On vectors, as in DomainBed; the paper does it on the maps inside a convolutional network.
+    The style of a row is the mean and variance of its features, its content the standardized features. Step
+    (1) trains featurizer and head A on features whose style is mixed with another row's. Step (2) trains a
+    second head S to predict the class from features with another row's content. Step (3) trains the
+    featurizer so that S predicts all classes equally. Each network has its own Adam. Features are vectors, as
+    in DomainBed; the paper uses the maps inside a convolutional network.
 
     Attributes:
-        weight: of (3).
+        weight: Weight of step (3).
     """
 
     name: ClassVar[str] = "sagnet"
@@ -42,7 +43,9 @@ class SagNet(TrainingStep):
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         if context.features < 2:
-            raise EnvariantError("sagnet: needs features of width 2 or more; a single one has no style")
+            raise EnvariantError(
+                "sagnet: needs features of width 2 or more, because a single one has no style"
+            )
         return {_STYLE: nn.Linear(context.features, context.task.outputs)}
 
     def init(self, params: Parameters, context: TrainContext) -> State:
@@ -57,7 +60,7 @@ class SagNet(TrainingStep):
         task = batch.task
         groups = {name: list(adam.part(params, name)) for name in ("featurizer", "head", _STYLE)}
 
-        def drawn(turn: int) -> tuple[Tensor, Tensor]:
+        def random_rows(turn: int) -> tuple[Tensor, Tensor]:
             order = context.permutation(rows, draw=2 * turn, like=like)
             return order, context.uniform(rows, 1, draw=2 * turn + 1, like=like)
 
@@ -66,56 +69,62 @@ class SagNet(TrainingStep):
 
         def content_loss(own: Parameters) -> Tensor:
             features, _ = model({**params, **own}, batch.inputs)
-            restyled = with_style_of(features, *drawn(0))
+            restyled = with_style_of(features, *random_rows(0))
             return task.losses(model.head(own, restyled), batch.targets).mean()
 
-        def answer(params: Parameters, turn: int) -> Tensor:
-            """What the style head says of features with the content of other rows."""
+        def style_logits(params: Parameters, turn: int) -> Tensor:
+            """Return the logits of the style head for features with the content of other rows."""
             features, _ = model(params, batch.inputs)
-            return task.logits(model.network(_STYLE, params, with_content_of(features, drawn(turn)[0])))
+            return task.logits(model.network(_STYLE, params, with_content_of(features, random_rows(turn)[0])))
 
         first, risk = grad_and_value(content_loss)(some(params, "featurizer", "head"))
         new = dict(state)
-        ahead, new["head"] = adam.step(params, some(first, "head"), state["head"], rate)
-        ahead, new["featurizer"] = adam.step(ahead, some(first, "featurizer"), state["featurizer"], rate)
+        after, new["head"] = adam.step(params, some(first, "head"), state["head"], rate)
+        after, new["featurizer"] = adam.step(after, some(first, "featurizer"), state["featurizer"], rate)
 
         def style_loss(own: Parameters) -> Tensor:
-            return task.losses(answer({**ahead, **own}, 1), batch.targets).mean()
+            return task.losses(style_logits({**after, **own}, 1), batch.targets).mean()
 
-        second = adam.slopes(style_loss, some(ahead, _STYLE))
-        last, new["style"] = adam.step(ahead, second, state["style"], rate)
+        second = adam.gradients_of(style_loss, some(after, _STYLE))
+        last, new["style"] = adam.step(after, second, state["style"], rate)
 
-        def useless(own: Parameters) -> Tensor:
-            return self.weight * _flatness(answer({**last, **own}, 2))
+        def flatness_loss(own: Parameters) -> Tensor:
+            return self.weight * _flatness(style_logits({**last, **own}, 2))
 
-        third = adam.slopes(useless, some(last, "featurizer"))
+        third = adam.gradients_of(flatness_loss, some(last, "featurizer"))
         last, new["featurizer"] = adam.step(last, third, new["featurizer"], rate)
-        return adam.moved(params, last), new, {"risk": risk.detach()}
+        return adam.update(params, last), new, {"risk": risk.detach()}
 
 
 def with_style_of(features: Tensor, order: Tensor, share: Tensor) -> Tensor:
-    """Features with a mean and variance between their own, a part `share`, and those of the rows `order`."""
-    content, mean, variance = _parted(features)
+    """Return features whose mean and variance are mixed with those of other rows.
+
+    Args:
+        features: Features `[rows, width]`.
+        order: Other row of each row.
+        share: Weight of a row's own mean and variance `[rows, 1]`.
+    """
+    content, mean, variance = _content_and_style(features)
     mean = share * mean + (1 - share) * mean[order]
     variance = share * variance + (1 - share) * variance[order]
     return content * (variance + _TINY).sqrt() + mean
 
 
 def with_content_of(features: Tensor, order: Tensor) -> Tensor:
-    """The content of the rows `order`, a constant, under each row's own mean and variance."""
-    content, mean, variance = _parted(features)
+    """Return the content of the rows `order`, without gradient, with each row's own mean and variance."""
+    content, mean, variance = _content_and_style(features)
     return content[order].detach() * (variance + _TINY).sqrt() + mean
 
 
 _TINY = 1e-5
 
 
-def _parted(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _content_and_style(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean, variance = features.mean(dim=1, keepdim=True), features.var(dim=1, keepdim=True)
     return (features - mean) / (variance + _TINY).sqrt(), mean, variance
 
 
 def _flatness(logits: Tensor) -> Tensor:
-    """Cross-entropy against equal odds, mean over rows; of a single logit those of its two classes."""
+    """Return the mean cross-entropy against uniform probabilities; a single logit has two classes."""
     classes = torch.stack([torch.zeros_like(logits), logits], dim=1) if logits.dim() == 1 else logits
     return -classes.log_softmax(dim=1).mean()

@@ -1,4 +1,4 @@
-"""Transfer: no head near the present one may do much better in one environment than in another."""
+"""Transfer: learn features for which every nearby head has similar risks in all environments."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
@@ -19,20 +19,20 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class Transfer(TrainingStep):
-    """ERM's step, then one down λ·(max_e R_e − min_e R_e) of an adversary head. Zhang et al. 2021.
+    """min R, then min over features of λ·max_{‖a−head‖≤δ} [max_e R_e(a) − min_e R_e(a)]. Zhang et al. 2021.
 
-    A step on the mean risk; a step of the featurizer on the gap of the adversary that the last step left;
-    then the adversary starts again from the head and climbs `climbs` steps of gradient ascent on the gap,
-    held within a ball of radius δ round the head. DomainBed's `gda`, always on in its random search, gives
-    plain gradient descent the adversary's parameters and so trains nothing else; here `descent` trains the
-    model.
+    Each step consists of (1) an update of the model on R, (2) an update of the featurizer on the risk gap of
+    the adversary a from the previous step, and (3) a new adversary: `climbs` steps of gradient ascent on the
+    gap from the head, projected onto a ball of radius δ. DomainBed's `gda` option, always on in its random
+    search, passes the adversary's parameters to plain gradient descent and so trains nothing else; here
+    `descent` trains the model.
 
     Attributes:
         weight: λ.
-        delta: δ, Euclidean over the head's weights and biases together.
-        climbs: steps of the adversary.
-        rate: its learning rate.
-        descent: "adam", or "sgd" for plain gradient descent, of the model's own two steps.
+        delta: δ, Euclidean norm over all weights and biases of the head.
+        climbs: Number of ascent steps of the adversary.
+        rate: Learning rate of the ascent.
+        descent: Optimizer of updates (1) and (2): "adam", or "sgd" for plain gradient descent.
     """
 
     name: ClassVar[str] = "transfer"
@@ -49,7 +49,7 @@ class Transfer(TrainingStep):
     def __post_init__(self) -> None:
         specs.checked(Transfer, vars(self), "Transfer")
         if self.climbs < 1:
-            raise EnvariantError(f"Transfer: climbs must be at least 1; got {self.climbs}")
+            raise EnvariantError(f"Transfer: climbs must be at least 1, got {self.climbs}")
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         head = {name: value.clone() for name, value in adam.part(params, "head").items()}
@@ -67,29 +67,29 @@ class Transfer(TrainingStep):
 
         first, value = grad_and_value(risk)(params)
         rate, new = context.learning_rate, dict(state)
-        ahead, new["head"] = self._step(params, adam.part(first, "head"), state["head"], rate)
-        ahead, new["featurizer"] = self._step(
-            ahead, adam.part(first, "featurizer"), state["featurizer"], rate
+        after, new["head"] = self._step(params, adam.part(first, "head"), state["head"], rate)
+        after, new["featurizer"] = self._step(
+            after, adam.part(first, "featurizer"), state["featurizer"], rate
         )
 
-        def seen_gap(own: Parameters) -> Tensor:
-            features, _ = model({**ahead, **own}, batch.inputs)
-            return self.weight * gap_of(model, state["adversary"], features, batch)
+        def featurizer_gap(own: Parameters) -> Tensor:
+            features, _ = model({**after, **own}, batch.inputs)
+            return self.weight * risk_gap(model, state["adversary"], features, batch)
 
-        second = adam.slopes(seen_gap, adam.part(ahead, "featurizer"))
-        ahead, new["featurizer"] = self._step(ahead, second, new["featurizer"], rate)
-        features = model(ahead, batch.inputs)[0].detach()
-        head = adam.part(ahead, "head")
+        second = adam.gradients_of(featurizer_gap, adam.part(after, "featurizer"))
+        after, new["featurizer"] = self._step(after, second, new["featurizer"], rate)
+        features = model(after, batch.inputs)[0].detach()
+        head = adam.part(after, "head")
         adversary = head
 
         def adversary_gap(own: Parameters) -> Tensor:
-            return self.weight * gap_of(model, own, features, batch)
+            return self.weight * risk_gap(model, own, features, batch)
 
         for _ in range(self.climbs):
-            up = grad(adversary_gap)(adversary)
-            adversary = {name: value + self.rate * up[name] for name, value in adversary.items()}
-            adversary = within(adversary, head, self.delta)
-        return adam.moved(params, ahead), {**new, "adversary": adversary}, {"risk": value.detach()}
+            ascent = grad(adversary_gap)(adversary)
+            adversary = {name: value + self.rate * ascent[name] for name, value in adversary.items()}
+            adversary = project(adversary, head, self.delta)
+        return adam.update(params, after), {**new, "adversary": adversary}, {"risk": value.detach()}
 
     def _step(
         self, params: Parameters, gradients: Parameters, memory: State, rate: Any
@@ -99,16 +99,16 @@ class Transfer(TrainingStep):
         return {**params, **{name: params[name] - rate * g for name, g in gradients.items()}}, memory
 
 
-def gap_of(model: Model, adversary: Parameters, features: Tensor, batch: EnvironmentBatch) -> Tensor:
-    """max_e R_e − min_e R_e of the adversary's head."""
+def risk_gap(model: Model, adversary: Parameters, features: Tensor, batch: EnvironmentBatch) -> Tensor:
+    """Return max_e R_e − min_e R_e of the adversary's head for features `[rows, width]`."""
     losses = batch.task.losses(model.head(adversary, features), batch.targets)
     risks = batch.per_environment_mean(losses)
     return risks.max() - risks.min()
 
 
-def within(point: Parameters, center: Parameters, radius: Any) -> dict[str, Tensor]:
-    """The point of the ball round the center that is nearest to `point`."""
-    apart = {name: value - center[name] for name, value in point.items()}
-    distance = torch.stack([value.square().sum() for value in apart.values()]).sum().sqrt()
+def project(point: Parameters, center: Parameters, radius: Any) -> dict[str, Tensor]:
+    """Return the projection of a point onto the ball around a center."""
+    difference = {name: value - center[name] for name, value in point.items()}
+    distance = torch.stack([value.square().sum() for value in difference.values()]).sum().sqrt()
     share = torch.clamp(radius / distance.clamp(min=1e-30), max=1)
-    return {name: center[name] + share * value for name, value in apart.items()}
+    return {name: center[name] + share * value for name, value in difference.items()}

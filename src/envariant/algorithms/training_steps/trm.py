@@ -1,9 +1,8 @@
-"""TRM: what is learned from one environment should transfer to the others, seen through a head of its own."""
+"""TRM: learn features for which a head fitted in one environment transfers to the others."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +23,17 @@ _INNER_RATE, _TERMS, _BOUND = 0.1, 10, 10.0
 class TRM(TrainingStep):
     """R + (1/E) Σ_Q [P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩], P_Q = Σ_{i≠Q} α_Qi·R_i(w_Q). Xu & Jaakkola 2021.
 
-    Every environment Q has a linear head w_Q, fitted to it by gradient descent on fixed features before
-    each step; P_Q is its risk in the others, weighted by α, which grows where that risk is large. The
-    second term is how the head that is best for Q moves with the features, by a Neumann series for the
-    inverse Hessian. For the first `warm_up` steps it is ERM. Featurizer and head have an Adam each. In the
-    released code a slip doubles the series' second term and drops its first; here it is the series.
+    Every environment Q has a linear head w_Q, fitted by gradient descent on fixed features before each step.
+    P_Q is its risk in the other environments, with weights α that grow where the risk is large. The last term
+    accounts for the change of the optimal w_Q with the features; the inverse Hessian H_Q⁻¹ is a Neumann
+    series. The first `warm_up` steps are ERM. Featurizer and head have an Adam each. The released code
+    doubles the second term of the series and drops the first; here the series is correct.
 
     Attributes:
         weight: λ.
-        warm_up: steps of plain ERM.
-        rate: η, of the weights α.
-        inner_steps: of gradient descent of the heads, at a rate of 0.1.
+        warm_up: Number of ERM steps first.
+        rate: η, step size of the weights α.
+        inner_steps: Number of gradient descent steps of the heads, at learning rate 0.1.
     """
 
     name: ClassVar[str] = "trm"
@@ -50,7 +49,7 @@ class TRM(TrainingStep):
 
     def __post_init__(self) -> None:
         if self.inner_steps < 0:
-            raise EnvariantError(f"TRM: inner_steps must be at least 0; got {self.inner_steps}")
+            raise EnvariantError(f"TRM: inner_steps must be at least 0, got {self.inner_steps}")
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         return {
@@ -69,68 +68,100 @@ class TRM(TrainingStep):
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         count, task = len(batch.sizes), batch.task
-        targets = batch.split(batch.targets)
-        warm = torch.as_tensor(context.step < self.warm_up, device=batch.targets.device)
+        warm_up = torch.as_tensor(context.step < self.warm_up, device=batch.targets.device)
         shares = state["shares"] / state["shares"].sum(dim=1, keepdim=True)
         fixed = [part.detach() for part in batch.split(model(params, batch.inputs)[0])]
-
-        def risk_of(q: int, own: Parameters, i: int, features: Tensor) -> Tensor:
-            """R_i of the head w_q."""
-            return task.losses(task.logits(model.network(_head(q), own, features)), targets[i]).mean()
-
-        def own_risk(q: int, own: Parameters) -> Tensor:
-            return risk_of(q, own, q, fixed[q])
-
-        heads = [adam.part(params, _head(q)) for q in range(count)]
-        for _ in range(self.inner_steps):
-            heads = [descended(partial(own_risk, q), head) for q, head in enumerate(heads)]
+        heads = _Heads(model, batch)
+        fitted = [
+            heads.fitted(q, adam.part(params, _head(q)), fixed[q], self.inner_steps) for q in range(count)
+        ]
 
         def loss(own: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             features, logits = model({**params, **own}, batch.inputs)
-            h, terms, seen = batch.split(features), list[Tensor](), list[Tensor]()
-            for q, head in enumerate(heads):
-                others = [i for i in range(count) if i != q]
-
-                def away(head: Parameters, q: int = q, others: list[int] = others) -> Tensor:
-                    return torch.stack([shares[q, i] * risk_of(q, head, i, h[i]) for i in others]).sum()
-
-                def here(weight: Tensor, q: int = q, head: Parameters = head) -> Tensor:
-                    return risk_of(q, {**head, f"{_head(q)}.weight": weight}, q, h[q])
-
-                def settled(weight: Tensor, q: int = q, head: Parameters = head) -> Tensor:
-                    return risk_of(q, {**head, f"{_head(q)}.weight": weight}, q, fixed[q])
-
-                key = f"{_head(q)}.weight"
-                direction = grad(away)(head)[key].detach()
-                response = neumann(settled, head[key], direction)
-                slope = grad(here)(head[key])
-                terms.append(away(head) - self.weight * (response.detach() * slope).sum())
-                seen += [risk_of(q, head, i, h[i]).detach() for i in range(count)]
+            h = batch.split(features)
+            terms = [
+                heads.transfer(q, head, h, fixed[q], shares[q], self.weight) for q, head in enumerate(fitted)
+            ]
+            risks = [
+                heads.risk(q, head, i, h[i]).detach() for q, head in enumerate(fitted) for i in range(count)
+            ]
             risk = task.losses(logits, batch.targets).mean()
-            total = risk + torch.where(warm, 0.0, torch.stack(terms).mean())
-            return total, (risk.detach(), torch.stack(seen).reshape(count, count))
+            total = risk + torch.where(warm_up, 0.0, torch.stack(terms).mean())
+            return total, (risk.detach(), torch.stack(risks).reshape(count, count))
 
-        some = adam.part(params, "featurizer", "head")
-        gradient, (risk, seen) = grad(loss, has_aux=True)(some)
-        rate = context.learning_rate
-        new, ahead = dict(state), dict(params)
+        own = adam.part(params, "featurizer", "head")
+        gradient, (risk, risks) = grad(loss, has_aux=True)(own)
+        new, after = dict(state), dict(params)
         for name in ("featurizer", "head"):
-            ahead, new[name] = adam.step(ahead, adam.part(gradient, name), state[name], rate)
-        grown = shares * torch.exp(self.rate * shares * seen)
-        new["shares"] = torch.where(warm, state["shares"], grown)
-        fitted = {name: value for head in heads for name, value in head.items()}
-        ahead |= adam.chosen(warm, adam.part(params, *map(_head, range(count))), fitted)
-        return adam.moved(params, ahead), new, {"risk": risk}
+            own_gradient = adam.part(gradient, name)
+            after, new[name] = adam.step(after, own_gradient, state[name], context.learning_rate)
+        grown = shares * torch.exp(self.rate * shares * risks)
+        new["shares"] = torch.where(warm_up, state["shares"], grown)
+        after |= adam.where(
+            warm_up,
+            adam.part(params, *map(_head, range(count))),
+            {name: value for head in fitted for name, value in head.items()},
+        )
+        return adam.update(params, after), new, {"risk": risk}
+
+
+@final
+@dataclass(frozen=True)
+class _Heads:
+    """The environments' heads w_Q on one batch."""
+
+    model: Model
+    batch: EnvironmentBatch
+
+    def risk(self, q: int, head: Parameters, i: int, features: Tensor) -> Tensor:
+        """Return R_i of the head w_q, for the features of environment i."""
+        task, targets = self.batch.task, self.batch.split(self.batch.targets)[i]
+        return task.losses(task.logits(self.model.network(_head(q), head, features)), targets).mean()
+
+    def fitted(self, q: int, head: Parameters, features: Tensor, steps: int) -> Parameters:
+        """Return w_q after gradient descent on R_q."""
+        for _ in range(steps):
+            head = descended(lambda head: self.risk(q, head, q, features), head)
+        return head
+
+    def transfer(
+        self,
+        q: int,
+        head: Parameters,
+        features: Sequence[Tensor],
+        fixed: Tensor,
+        shares: Tensor,
+        weight: Any,
+    ) -> Tensor:
+        """Return P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩ for Q = q, given the features of every environment."""
+        key, others = f"{_head(q)}.weight", [i for i in range(len(features)) if i != q]
+
+        def other_risks(head: Parameters) -> Tensor:
+            return torch.stack([shares[i] * self.risk(q, head, i, features[i]) for i in others]).sum()
+
+        def own_risk(w: Tensor, features: Tensor) -> Tensor:
+            return self.risk(q, {**head, key: w}, q, features)
+
+        direction = grad(other_risks)(head)[key].detach()
+        response = neumann(lambda w: own_risk(w, fixed), head[key], direction)
+        slope = grad(own_risk)(head[key], features[q])
+        return other_risks(head) - weight * (response.detach() * slope).sum()
 
 
 def descended(risk: Callable[[Parameters], Tensor], head: Parameters) -> dict[str, Tensor]:
-    """A head after one step of gradient descent."""
+    """Return a head after one step of gradient descent."""
     slope = grad(risk)(head)
     return {name: value - _INNER_RATE * slope[name] for name, value in head.items()}
 
 
 def neumann(risk: Callable[[Tensor], Tensor], weight: Tensor, direction: Tensor) -> Tensor:
-    """Σ_{k=0}^{10} (I − H)^k v, H the Hessian of a risk in a weight; ends with the first sum above 10."""
+    """Return Σ_{k=0}^{10} (I − H)^k v, ending with the first sum that has an entry above 10.
+
+    Args:
+        risk: Function of the weight whose Hessian is H.
+        weight: Weight at which H is taken.
+        direction: v, in the shape of the weight.
+    """
 
     def along(at: Tensor, v: Tensor) -> Tensor:
         return (grad(risk)(at) * v).sum()

@@ -1,4 +1,4 @@
-"""URM: features spread evenly over a cube, so that none of them is left out; by a discriminator."""
+"""URM: learn uniformly distributed features against a discriminator, so that none is left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,16 +32,17 @@ _DISCRIMINATOR = "urm-discriminator"
 class URM(TrainingStep):
     """R + a·BCE(D(h), 1) for the model; BCE(D(u), 1) + a·BCE(D(h), 0) for D, u uniform. Krishnamachari 2024.
 
-    The featurizer ends in a tanh for good, or a ReLU, and the noise u fills the range of that. Both sides
-    step at every step, D on the features as they were; two Adams. Environments are not used.
+    A tanh or ReLU is appended to the featurizer, and u is uniform over its range, [−1, 1] or [0, 1]. Model
+    and discriminator D are both updated at every step, with an Adam each; D uses the features from before the
+    update. Environments are not used.
 
     Attributes:
         weight: a.
-        output: what the featurizer ends in, "tanh" or "relu".
-        layers: hidden layers of D between the first and the last.
-        width: of D's hidden layers.
-        rate: D's learning rate, as a multiple of the run's.
-        smoothing: ς; targets are drawn from (1 − ς, 1) and (0, ς).
+        output: Function appended to the featurizer, "tanh" or "relu".
+        layers: Number of hidden layers of D between its first and last layer.
+        width: Width of D's hidden layers.
+        rate: Learning rate of D, as a multiple of the run's.
+        smoothing: ς in [0, 1): targets of D are drawn from (1 − ς, 1) and (0, ς).
     """
 
     name: ClassVar[str] = "urm"
@@ -60,7 +61,7 @@ class URM(TrainingStep):
         specs.checked(URM, vars(self), "URM")
         if self.layers < 0 or self.width < 1 or not 0 <= self.smoothing < 1:
             raise EnvariantError(
-                f"URM: layers must be at least 0, width at least 1 and smoothing lie in [0, 1); got "
+                f"URM: layers must be at least 0, width at least 1 and smoothing in [0, 1), got "
                 f"{self.layers}, {self.width}, {self.smoothing:g}"
             )
 
@@ -87,29 +88,29 @@ class URM(TrainingStep):
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         own = adam.part(params, _DISCRIMINATOR)
 
-        def doubt(own: Parameters, features: Tensor, real: bool, draw: int) -> Tensor:
+        def entropy(own: Parameters, features: Tensor, uniform: bool, draw: int) -> Tensor:
+            """Return the cross-entropy of D against the target that features are uniform, or are not."""
             logits = model.network(_DISCRIMINATOR, own, features).flatten()
-            blur = self.smoothing * context.uniform(len(logits), draw=draw, like=logits)
-            return F.binary_cross_entropy_with_logits(logits, 1 - blur if real else blur)
+            smoothing = self.smoothing * context.uniform(len(logits), draw=draw, like=logits)
+            return F.binary_cross_entropy_with_logits(logits, 1 - smoothing if uniform else smoothing)
 
-        def pleasing(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        def model_loss(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             features, logits = model(rest, batch.inputs)
             risk = batch.task.losses(logits, batch.targets).mean()
-            return risk + self.weight * doubt(own, features, True, 0), (features.detach(), risk.detach())
+            return risk + self.weight * entropy(own, features, True, 0), (features.detach(), risk.detach())
 
         rest = adam.without(params, (_DISCRIMINATOR,))
-        toward, (_, (features, risk)) = grad_and_value(pleasing, has_aux=True)(rest)
+        gradient, (_, (features, risk)) = grad_and_value(model_loss, has_aux=True)(rest)
         noise = context.uniform(*features.shape, draw=1, like=features)
         noise = 2 * noise - 1 if self.output == "tanh" else noise
 
-        def telling(own: Parameters) -> Tensor:
-            return doubt(own, noise, True, 2) + self.weight * doubt(own, features, False, 3)
+        def discriminator_loss(own: Parameters) -> Tensor:
+            return entropy(own, noise, True, 2) + self.weight * entropy(own, features, False, 3)
 
-        learned, told = grad_and_value(telling)(own)
-        ahead, moments = adam.step(rest, toward, state["model"], context.learning_rate)
-        sharper, sharpened = adam.step(
-            own, learned, state["discriminator"], context.learning_rate * self.rate
-        )
-        new = {"model": moments, "discriminator": sharpened}
-        metrics = {"risk": risk, "discriminator loss": told.detach()}
-        return adam.moved(params, {**ahead, **sharper}), new, metrics
+        own_gradient, own_loss = grad_and_value(discriminator_loss)(own)
+        rate = context.learning_rate
+        rest_after, rest_moments = adam.step(rest, gradient, state["model"], rate)
+        own_after, own_moments = adam.step(own, own_gradient, state["discriminator"], rate * self.rate)
+        new = {"model": rest_moments, "discriminator": own_moments}
+        metrics = {"risk": risk, "discriminator loss": own_loss.detach()}
+        return adam.update(params, {**rest_after, **own_after}), new, metrics

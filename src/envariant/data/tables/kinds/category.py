@@ -1,6 +1,5 @@
 """Categories: a few distinct texts."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 

@@ -287,7 +287,7 @@ def test_a_state_that_changes_its_keys_is_refused():
             return super().gradients(model, params, batch, full, context)
 
     members = [Replica(0, Seeds.of(7, 0), Growing(), 0.01, 0.0)]
-    with pytest.raises(EnvariantError, match="its state must keep the keys and shapes that init gave it"):
+    with pytest.raises(EnvariantError, match="its state must keep the keys and shapes that init returned"):
         outcome(made(Binary(), 1), members, plan(), SEQUENTIAL)
 
 

@@ -144,7 +144,7 @@ class _Heads:
 
         direction = grad(other_risks)(head)[key].detach()
         response = neumann(lambda w: own_risk(w, fixed), head[key], direction)
-        slope = grad(lambda w: own_risk(w, features[q]))(head[key])
+        slope = grad(own_risk)(head[key], features[q])
         return other_risks(head) - weight * (response.detach() * slope).sum()
 
 

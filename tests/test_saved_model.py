@@ -311,7 +311,7 @@ def test_only_the_shifted_column_is_reported(rows, models):
     assert older.kind == "different"
     assert older.differing == ("age",)
     assert older.verdict.startswith(
-        "New rows differ in age, further than training environments differ: age (distance 0."
+        "New rows differ in age, more than training environments differ: age (distance 0."
     )
     moved = model.resembles(fresh.assign(ward=np.where(fresh.index % 2, "A&E", "new"), age=np.nan))
     assert moved.differing == ("age", "ward")

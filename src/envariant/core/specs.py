@@ -132,10 +132,7 @@ def describe(name: str, instance: object, default: object) -> str:
 
 
 def fill(
-    cls: type[Any],
-    spec: Spec,
-    positional: tuple[str, ...] | None = None,
-    hidden: tuple[str, ...] = (),
+    cls: type[Any], spec: Spec, positional: tuple[str, ...] | None = None, hidden: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Match the arguments of a spec with the fields of a dataclass.
 

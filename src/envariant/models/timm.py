@@ -60,11 +60,7 @@ class Timm(ModelConfig):
         fixed = {"img_size": tuple(input_shape[1:])} if getattr(config, "fixed_input_size", False) else {}
         try:
             return timm.create_model(
-                self.architecture,
-                pretrained=self.pretrained,
-                num_classes=0,
-                in_chans=input_shape[0],
-                **fixed,
+                self.architecture, pretrained=self.pretrained, num_classes=0, in_chans=input_shape[0], **fixed
             )
         except Exception as error:
             hint = "; is there a connection? pretrained=false needs none" if self.pretrained else ""

@@ -65,9 +65,7 @@ def entropy(p: float) -> float:
 
 
 def names(
-    train: Sequence[float],
-    test: Sequence[float],
-    name: Callable[[float], str] = "flip-{:g}".format,
+    train: Sequence[float], test: Sequence[float], name: Callable[[float], str] = "flip-{:g}".format
 ) -> list[str]:
     """Return a name for every environment, such as `flip-0.2`.
 

@@ -58,11 +58,7 @@ def named_environments(column: Column) -> Column:
 
 
 def pool_small(
-    label: str,
-    environment: Column,
-    complete: NDArray[np.bool_],
-    min_rows: int,
-    log: list[LogEntry],
+    label: str, environment: Column, complete: NDArray[np.bool_], min_rows: int, log: list[LogEntry]
 ) -> tuple[Column, NDArray[np.bool_]]:
     """Pool environments with too few rows, or leave them out if the pool is too small as well.
 

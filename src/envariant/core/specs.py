@@ -120,15 +120,22 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
-def describe(name: str, instance: object, default: object) -> str:
-    """Return the text of a dataclass instance: `name`, and the settings that differ from `default`."""
-    fields = dataclasses.fields(cast("Any", instance))
+def describe(name: str, instance: object, default: object = None, positional: tuple[str, ...] = ()) -> str:
+    """Return the text of a dataclass instance: its name, and the settings that are not the default.
+
+    Args:
+        name: Name of the object.
+        instance: The instance; fields with `compare=False` are no settings.
+        default: Instance with the default settings; None means the defaults of the fields.
+        positional: Fields that are always written, first and without a key.
+    """
     changed = {
         f.name: getattr(instance, f.name)
-        for f in fields
-        if f.compare and getattr(instance, f.name) != getattr(default, f.name)
+        for f in dataclasses.fields(cast("Any", instance))
+        if f.compare and f.init and f.name not in positional
+        if getattr(instance, f.name) != (f.default if default is None else getattr(default, f.name))
     }
-    return str(Spec(name, (), changed))
+    return str(Spec(name, tuple(getattr(instance, key) for key in positional), changed))
 
 
 def fill(
@@ -157,9 +164,8 @@ def fill(
             raise EnvariantError(f"{spec.name}: takes no settings")
         if not order:
             raise EnvariantError(f"{spec.name}: settings need a key, as in {spec.name}({names[0]}=…)")
-        raise EnvariantError(
-            f"{spec.name}: takes at most {len(order)} values without a key; got {len(spec.positional)}"
-        )
+        limit = f"at most {len(order)} values without a key"
+        raise EnvariantError(f"{spec.name}: takes {limit}; got {len(spec.positional)}")
     arguments = dict(zip(order, spec.positional, strict=False))
     for key, value in spec.keywords.items():
         if key not in names:
@@ -167,11 +173,8 @@ def fill(
         if key in arguments:
             raise EnvariantError(f"{spec.name}: '{key}' is given twice")
         arguments[key] = value
-    required = {
-        f.name
-        for f in fields
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
+    unset = dataclasses.MISSING
+    required = {f.name for f in fields if f.default is unset and f.default_factory is unset}
     if missing := sorted(required - arguments.keys()):
         raise EnvariantError(f"{spec.name}: needs {', '.join(missing)}, as in {spec.name}({missing[0]}=…)")
     return checked(cls, arguments, spec.name)
@@ -191,8 +194,7 @@ def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
     spec = parse(text)
     if spec.name not in known:
         raise unknown_name(kind, spec.name, known)
-    cls = known[spec.name]
-    return cls(**fill(cls, spec))
+    return known[spec.name](**fill(known[spec.name], spec))
 
 
 def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -221,9 +223,8 @@ def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str
         try:
             values[key] = adapter.validate_python(value)
         except ValidationError:
-            raise EnvariantError(
-                f"{where}: {key} must be {_type_in_words(hint)}; got {format_value(value)}"
-            ) from None
+            expected = _type_in_words(hint)
+            raise EnvariantError(f"{where}: {key} must be {expected}; got {format_value(value)}") from None
     return values
 
 
@@ -265,9 +266,7 @@ def _value(node: ast.expr, text: str) -> Any:
         case ast.Name(id=name):
             # Words as typed in a shell: true, none, mean. Python's spellings are constants already.
             return {"true": True, "false": False, "none": None, "inf": float("inf")}.get(name, name)
-        case ast.BinOp(
-            left=ast.Constant(value=int() | float() as value), op=ast.Mod(), right=ast.Name(id="_")
-        ):
+        case ast.BinOp(ast.Constant(value=int() | float() as value), ast.Mod(), ast.Name(id="_")):
             return Percent(value)
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_value(item, text) for item in items)

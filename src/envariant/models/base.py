@@ -43,7 +43,7 @@ class ModelConfig(ABC):
     """Name under which the model is registered."""
 
     def __str__(self) -> str:
-        return specs.describe(self.name, self, type(self)())
+        return specs.describe(self.name, self)
 
     @abstractmethod
     def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:

@@ -125,10 +125,7 @@ RANGES: dict[str, type[Range]] = {"uniform": Uniform, "loguniform": LogUniform, 
 
 
 def search_range(declared: object) -> Range:
-    """Return the range that a study declares.
-
-    Args:
-        declared: A list of values, or text such as `loguniform(1e2, 1e6)`.
+    """Return the range that a list of values, or text such as `loguniform(1e2, 1e6)`, declares.
 
     Raises:
         EnvariantError: If it is neither, or the bounds are invalid.

@@ -27,11 +27,7 @@ _PERCENT = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|%(?=\s*(?:[,)\]]|$
 @final
 @dataclass(frozen=True)
 class Percent:
-    """Share of a whole, written `40%`.
-
-    Attributes:
-        value: The share in percent, from 0 to 100.
-    """
+    """Share of a whole in percent, from 0 to 100, written `40%`."""
 
     value: float
 
@@ -99,11 +95,7 @@ def parse_value(text: str) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """Return the text that `parse_value` reads back as `value`.
-
-    Args:
-        value: A number, Boolean, None, string, percentage, spec, schedule, or a tuple of these.
-    """
+    """Return the text that `parse_value` reads back as a number, Boolean, None, string, spec or tuple."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):
@@ -150,7 +142,7 @@ def fill(
         hidden: Fields that a spec cannot set.
 
     Returns:
-        Keyword arguments for `cls`, by field name.
+        Keyword arguments for `cls`.
 
     Raises:
         EnvariantError: If a key is unknown, missing or repeated, there are too many arguments, or a value
@@ -181,12 +173,7 @@ def fill(
 
 
 def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
-    """Build the object that a string such as `mlp(hidden=390)` names.
-
-    Args:
-        kind: What the name stands for, such as "model"; used in error messages.
-        text: A name with settings.
-        known: Dataclasses by name.
+    """Build the object of one of the `known` dataclasses that a string such as `mlp(hidden=390)` names.
 
     Raises:
         EnvariantError: If the name or one of its settings is unknown, or a value has the wrong type.
@@ -198,17 +185,12 @@ def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
 
 
 def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return settings in the types that the fields of a class declare; an integer may stand for a float.
+    """Return settings in the types that the fields of a dataclass declare; an integer may stand for a float.
 
     Fields whose type is one of this package's own classes are left for that class to check.
 
-    Args:
-        cls: The dataclass.
-        settings: Values by field name.
-        where: The start of an error message.
-
     Raises:
-        EnvariantError: If a value has the wrong type.
+        EnvariantError: If a value has the wrong type; the message begins with `where`.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 

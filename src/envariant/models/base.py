@@ -59,11 +59,7 @@ class ModelConfig(ABC):
 
 
 def xavier(layer: nn.Linear) -> nn.Linear:
-    """Initialize a layer with Xavier-uniform weights and zero biases, as in the IRM and REx code.
-
-    Returns:
-        The same layer.
-    """
+    """Return the layer with Xavier-uniform weights and zero biases, as in the IRM and REx code."""
     with torch.no_grad():
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)

@@ -86,19 +86,10 @@ def colored_environment(
     flipped_label: Bool[Tensor, " rows"],
     flipped_color: Bool[Tensor, " rows"],
 ) -> Environment:
-    """Return an environment of colored digits.
+    """Return an environment of colored digits, with the attributes digit, shape and color.
 
-    Args:
-        name: Name of the environment.
-        images: Gray values in [0, 1].
-        digits: The digits, 0 … 9.
-        shape: The class s that the shape gives.
-        flipped_label: Whether the label is flipped by label noise.
-        flipped_color: Whether the color is flipped.
-
-    Returns:
-        Inputs `[rows, 2, height, width]` with the digit in channel c and zeros in the other, targets y,
-        and the attributes digit, shape and color.
+    Inputs `[rows, 2, height, width]` hold the image (gray values in [0, 1]) in channel c and zeros in the
+    other. `shape` is the class s that the shape gives; the flips say where label noise and color noise act.
     """
     label = shape ^ flipped_label
     color = label ^ flipped_color
@@ -126,18 +117,12 @@ def _with_inputs(environment: Environment, inputs: Tensor) -> Environment:
 
 
 def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return uniforms in [0, 1) for label noise, then for colors: the order in which the IRM code draws them."""
+    """Return uniforms in [0, 1) for label noise, then for colors, in the order of the IRM code."""
     return torch.rand(rows, generator=generator), torch.rand(rows, generator=generator)
 
 
 def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
-    """Return images downsampled to `size` pixels by keeping every k-th row and column, scaled to [0, 1].
-
-    Args:
-        images: Gray values from 0 to `most`.
-        size: Side of the result in pixels; a divisor of the side of `images`.
-        most: Largest gray value.
-    """
+    """Return every k-th row and column of images, `size` each, as float32 in [0, 1]; `most` becomes 1."""
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
 

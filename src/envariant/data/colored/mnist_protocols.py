@@ -74,11 +74,7 @@ class ColoredMNIST(construction.ColoredSource):
 
 
 def check_size(where: str, size: int | None) -> None:
-    """Check that MNIST images can be downsampled to a size.
-
-    Raises:
-        EnvariantError: If it is not 28, 14 or 7.
-    """
+    """Raise an `EnvariantError` if MNIST images cannot be downsampled to a size."""
     if size not in (28, 14, 7):
         raise EnvariantError(f"{where}: size must be 28, 14 or 7; got {size}")
 

@@ -61,13 +61,9 @@ class Column:
 def read_chunk(
     name: str, rows: "pd.Series[Any]", *, first_row: int = 0, categorical: bool = False
 ) -> ColumnChunk:
-    """Return some rows of a column in compact form.
+    """Return some rows of a column in compact form; `first_row` of them precede, for error messages.
 
-    Args:
-        name: Name of the column.
-        rows: Rows as pandas read them. A pandas categorical stays categorical, even if it holds numbers.
-        first_row: Number of preceding rows, for error messages.
-        categorical: Whether values are categories, whatever their pandas type.
+    With `categorical`, or if pandas reads a categorical, values are categories even if they are numbers.
 
     Raises:
         EnvariantError: If a number is too large to compute with, or a value is not a scalar.

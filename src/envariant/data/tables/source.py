@@ -108,12 +108,7 @@ def _shared_source(table: Table, label: str, test: tuple[str, ...]) -> TableSour
 
 
 def task_of(table: Table, training: NDArray[np.bool_]) -> Task:
-    """Return the task of a table; regression targets are standardized with the training rows.
-
-    Args:
-        table: The table.
-        training: Which rows belong to training environments, `[rows]`.
-    """
+    """Return the task of a table; a mask `[rows]` of training rows standardizes regression targets."""
     if table.task != "regression":
         return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
     targets = table.targets()[training].astype(np.float64)

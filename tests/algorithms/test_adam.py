@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from algorithms.spec_values import vector
 from envariant.algorithms.training_steps import adam
-from helpers import vector
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9), (0.0, 0.9)])

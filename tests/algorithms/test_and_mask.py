@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from algorithms.spec_values import G, vector
 from envariant.algorithms import AndMask
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import START
 from envariant.training.optimizers import StackedOptimizer, optimizer_config
-from helpers import G, vector
 
 
 def combine(gradients, threshold, mean="arithmetic", scaled=False):

@@ -2,9 +2,20 @@
 
 import torch
 
+from algorithms.spec_values import (
+    LABELS_A,
+    LABELS_B,
+    Y3,
+    Z3,
+    A,
+    B,
+    close,
+    predicted,
+    two_environments,
+    vector,
+)
 from envariant.algorithms import IRM, InformationBottleneck, SpectralDecoupling
 from envariant.core.tasks import Multiclass
-from helpers import LABELS_A, LABELS_B, Y3, Z3, A, B, close, predicted, two_environments, vector
 
 HEAD = {"weight": torch.tensor([[1, 0], [0, 0.5]], dtype=torch.float64), "bias": vector(0, 0.1)}
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from algorithms.spec_values import LABELS_Q, OWNERS_Q, Q, close
 from envariant.algorithms import CAD
 from envariant.core.errors import EnvariantError
-from helpers import LABELS_Q, OWNERS_Q, Q, close
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from algorithms.problems import train_context
+from algorithms.spec_values import close, predicted, vector
 from envariant.algorithms import CLOvE, Composition
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Regression
-from helpers import close, predicted, train_context, vector
 
 P, Y = vector(0.9, 0.6, 0.2, 0.7), vector(1, 0, 0, 1)
 SEEN = predicted(Binary(), torch.logit(P), Y, (4,))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from algorithms.problems import PROBLEMS, assert_same, autograd
 from envariant.algorithms import (
     IGA,
     IRM,
@@ -22,7 +23,7 @@ from envariant.algorithms import (
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Schedule, Step
 from envariant.core.step_context import START, StepContext
-from helpers import PROBLEMS, assert_same, autograd, update
+from envariant.testing import update
 
 EVERYTHING_KEPT = AndMask(threshold=0.0, inverse_sparsity=False)
 every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)

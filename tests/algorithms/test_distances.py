@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from algorithms.spec_values import A, B, close, predicted, two_environments, vector
 from envariant.algorithms import CORAL, MMD, CausIRL
 from envariant.algorithms.penalties import distances
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Regression
-from helpers import A, B, close, predicted, two_environments, vector
 
 ROWS = torch.cat([A, B])
 FIRST, SECOND = vector(1, 1, 1, 0, 0, 0), vector(0, 0, 0, 1, 1, 1)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import envariant
+from algorithms.spec_values import YB, ZB, close, vector
 from envariant.algorithms import EIIL, Composition, recipe
 from envariant.algorithms.environment_inference.eiil import ascended, objective
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary
-from helpers import YB, ZB, close, vector
 
 SLOPES = Binary().multiplier_derivatives(ZB, YB)
 

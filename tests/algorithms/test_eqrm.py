@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from algorithms.references.eqrm import slopes_of_quantile, smooth_quantile
+from algorithms.spec_values import close, vector, with_risks
 from envariant.algorithms import EQRM
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
-from helpers import close, slopes_of_quantile, smooth_quantile, vector, with_risks
 
 R = (0.2, 0.5, 0.6, 1.1)
 

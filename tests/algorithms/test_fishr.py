@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from algorithms.problems import train_context
+from algorithms.spec_values import LABELS_1, LABELS_2, M_BIAS, M_WEIGHT, X1, X2, close, predicted, vector
 from envariant.algorithms import Composition, Fishr
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Multiclass
-from helpers import LABELS_1, LABELS_2, M_BIAS, M_WEIGHT, X1, X2, close, predicted, train_context, vector
 
 TASK = Multiclass(2)
 ROWS, LABELS = torch.cat([X1, X2]), torch.cat([LABELS_1, LABELS_2])

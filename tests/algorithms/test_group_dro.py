@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from algorithms.problems import train_context
+from algorithms.spec_values import close, vector, with_risks
 from envariant.algorithms import GroupDRO
 from envariant.core.tasks import Regression
-from helpers import close, train_context, vector, with_risks
 
 
 @pytest.mark.parametrize(

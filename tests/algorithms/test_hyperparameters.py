@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from algorithms.problems import assert_same
+from algorithms.references import ENROLLED, every_case
 from envariant.algorithms import IRM, AndMask, Composition, VREx
 from envariant.algorithms.hyperparameters import numbers, structure, with_numbers
 from envariant.core.schedules import Constant, Step
 from envariant.core.step_context import StepContext
-from helpers import ENROLLED, assert_same, every_case, update
+from envariant.testing import update
 
 
 def test_numbers_are_coefficients_thresholds_and_the_like_in_the_order_of_the_fields():

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from algorithms.problems import train_context
+from algorithms.spec_values import Bare, close, vector
 from envariant.algorithms import IGA, Composition
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.step_context import START
 from envariant.core.tasks import Binary, Multiclass
-from helpers import Bare, close, train_context, vector
 
 X1, Y1 = [[1, 2], [0, 1], [-1, 1]], [0, 1, 1]
 X2, Y2 = [[2, 0], [1, -1], [0, 0.5]], [1, 0, 1]

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from algorithms.problems import PROBLEMS, train_context
+from algorithms.spec_values import Y3, YB, Z3, ZB, Bare, close, predicted, vector
 from envariant.algorithms import IRM, Composition
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.step_context import START
 from envariant.core.tasks import Binary, Multiclass, Regression
-from helpers import PROBLEMS, Y3, YB, Z3, ZB, Bare, close, predicted, train_context, vector
 
 
 def penalty(task, logits, targets, sizes=None):

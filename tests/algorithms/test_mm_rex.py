@@ -5,10 +5,10 @@ import pytest
 import scipy.optimize
 import torch
 
+from algorithms.spec_values import vector, with_risks
 from envariant.algorithms import MMREx
 from envariant.core.schedules import Step
 from envariant.core.step_context import StepContext
-from helpers import vector, with_risks
 
 RISKS = vector(0.3, 0.5, 1.0)
 

@@ -2,9 +2,9 @@
 
 import torch
 
+from algorithms.spec_values import close, vector
 from envariant.algorithms import PCGrad
 from envariant.core.step_context import START, StepContext
-from helpers import close, vector
 
 
 def combined(*gradients, context=START):

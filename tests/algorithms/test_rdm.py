@@ -2,10 +2,10 @@
 
 import torch
 
+from algorithms.spec_values import close, predicted, vector
 from envariant.algorithms import RDM, LossVariance
 from envariant.algorithms.penalties.rdm import worst_environment
 from envariant.core.tasks import Regression
-from helpers import close, predicted, vector
 
 LOSSES = vector(0.2, 0.5, 1.1, 0.1, 0.3, 0.4)
 SEEN = predicted(Regression(), LOSSES.sqrt(), torch.zeros_like(LOSSES), (3, 3))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from algorithms.spec_values import G, close, vector
 from envariant.algorithms import SandMask
 from envariant.algorithms.gradient_aggregators.sand_mask import sand_masked
 from envariant.core.errors import EnvariantError
-from helpers import G, close, vector
 
 
 @pytest.mark.parametrize(

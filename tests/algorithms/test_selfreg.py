@@ -2,11 +2,11 @@
 
 import torch
 
+from algorithms.spec_values import M_BIAS, M_WEIGHT, close, predicted, vector
 from envariant.algorithms import SelfReg
 from envariant.algorithms.penalties.selfreg import partner_of_same
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Multiclass
-from helpers import M_BIAS, M_WEIGHT, close, predicted, vector
 
 ROWS = torch.tensor([[1, 2], [0, 1], [2, 4], [3, 0], [1, 1]], dtype=torch.float64)
 LABELS = torch.tensor([0, 0, 1, 1, 1])

@@ -2,10 +2,11 @@
 
 import pytest
 
+from algorithms.problems import PROBLEMS, assert_same, autograd
 from envariant.algorithms import recipe
 from envariant.core.step_context import StepContext
 from envariant.data import ColoredMNIST
-from helpers import PROBLEMS, assert_same, autograd, update
+from envariant.testing import update
 
 L2, WEIGHT, ANNEAL = 0.00110794568, 91257.18613115903, 190
 TWO = PROBLEMS["binary"].first(2)  # The papers train on two environments.

@@ -5,6 +5,23 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from algorithms.problems import PROBLEMS, assert_same, train_context
+from algorithms.spec_values import (
+    LABELS_1,
+    LABELS_A,
+    LABELS_B,
+    LABELS_Q,
+    M_BIAS,
+    M_WEIGHT,
+    OWNERS_Q,
+    X1,
+    A,
+    B,
+    Bare,
+    Q,
+    close,
+    vector,
+)
 from envariant.algorithms import (
     ADRMX,
     DANN,
@@ -31,25 +48,6 @@ from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Binary, Multiclass, Regression
-from helpers import (
-    LABELS_1,
-    LABELS_A,
-    LABELS_B,
-    LABELS_Q,
-    M_BIAS,
-    M_WEIGHT,
-    OWNERS_Q,
-    PROBLEMS,
-    X1,
-    A,
-    B,
-    Bare,
-    Q,
-    assert_same,
-    close,
-    train_context,
-    vector,
-)
 
 ROWS, LABELS = torch.cat([A, B]), torch.cat([LABELS_A, LABELS_B])
 BATCH = EnvironmentBatch(ROWS, LABELS, (3, 3), Multiclass(2))

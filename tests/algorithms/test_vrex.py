@@ -5,8 +5,10 @@ import itertools
 import pytest
 import torch
 
+from algorithms.problems import PROBLEMS, assert_same
+from algorithms.spec_values import vector, with_risks
 from envariant.algorithms import Composition, MeanRisk, SumRisk, VREx
-from helpers import PROBLEMS, assert_same, update, vector, with_risks
+from envariant.testing import update
 
 RISKS = vector(0.3, 0.5, 1.0)
 

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 import envariant
-from envariant.analysis.drift import Sketch
+from envariant.analysis.column_sketch import Sketch
 from envariant.core.errors import EnvariantError
 from envariant.data.tables import reading
 from envariant.data.tables import table as tables
@@ -280,9 +280,11 @@ def test_missing_values_and_unseen_categories_are_counted(models):
     assert columns["stays"].missing == pytest.approx(0.1)
     assert columns["age"].outside == 3
     description = "\n".join(drift.remarks)
-    assert "ward: 4 rows with a category that training never saw ('<script>α</script>')" in description
-    assert "stays: 10 rows without a value, which training rows always had" in description
-    assert "age: 3 rows outside" in description
+    assert (
+        "ward: 4 rows with a category that is not in the training data ('<script>α</script>')" in description
+    )
+    assert "stays: 10 rows with a missing value, which training rows never have" in description
+    assert "age: 3 rows outside the training range" in description
     everything = fresh.assign(age=np.nan, ward=None, smoker=None, seen=pd.NaT, stays=np.nan)
     assert np.isfinite(model.predict(everything)["P(true)"]).all()
     assert model.resembles(everything).kind == "different"
@@ -309,7 +311,7 @@ def test_only_the_shifted_column_is_reported(rows, models):
     assert older.kind == "different"
     assert older.differing == ("age",)
     assert older.verdict.startswith(
-        "New rows differ in age, further than training environments differ: age (distance 0."
+        "New rows differ in age, more than training environments differ: age (distance 0."
     )
     moved = model.resembles(fresh.assign(ward=np.where(fresh.index % 2, "A&E", "new"), age=np.nan))
     assert moved.differing == ("age", "ward")
@@ -334,7 +336,7 @@ def test_differences_between_training_environments_raise_no_alarm():
     assert age.standing == "within"
     assert drift.kind == "alike"
     assert drift.verdict == (
-        "New rows resemble the training environments; in age they differ, but no more than those from one another"
+        "New rows resemble the training environments; differences in age are no larger than between training environments"
     )
 
 
@@ -347,9 +349,9 @@ def test_distance_approximates_kolmogorov_smirnov():
         (draw.poisson(1.0, 5000), draw.poisson(1.4, 700)),
         (draw.exponential(size=5000), draw.exponential(0.7, size=40)),
     ):
-        a, b = (tables.Column("x", "number", x.astype(np.float32)) for x in (first, second))
-        sketch = Sketch.of(a, np.zeros(len(a), dtype=int), 1)
-        expected = stats.ks_2samp(a.values, b.values).statistic
+        a, b = (x.astype(np.float32) for x in (first, second))
+        sketch = Sketch.of("x", "number", a, np.zeros(len(a), dtype=int), 1, categorical=False, ordered=True)
+        expected = stats.ks_2samp(a, b).statistic
         distance = sketch.distance(sketch.tally(b), sketch.counts[0])
         assert expected - 0.0101 <= distance <= expected + 1e-9
         assert sketch.counts.sum() == len(a)

@@ -1,34 +1,35 @@
-"""Shifts made by hand: none, other rows, other targets of the same rows, other shares of the targets."""
+"""Constructed shifts: none, new inputs, new targets for equal inputs, new target frequencies."""
 
 import json
 
 import pytest
 import torch
 
-from envariant.analysis.distribution_shift import shifts
+from envariant.analysis.distribution_shift import measure_shift
 from envariant.cli import main
+from envariant.comparison.data_summary import pairwise_shifts
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
-from envariant.core.tasks import Binary, Multiclass, Regression
+from envariant.core.tasks import Binary
+from envariant.data import colored_digits
 
 
-def pair(first, second, task=None, rows=1500):
+def pair(first, second, rows=1500, regression=False):
     generator = torch.Generator().manual_seed(0)
-    made = []
+    sides = []
     for name, make in (("a", first), ("b", second)):
         x = torch.randn(rows, 3, generator=generator)
         noise = torch.randn(rows, generator=generator)
         inputs, targets = make(x, noise)
-        made.append(Environment(name, inputs, targets))
-    (found,) = shifts(EnvironmentSet("pair", tuple(made), task or Binary(), test=("b",)), trials=2)
-    return found
+        sides.append({name: (inputs.numpy(), targets.numpy())})
+    return measure_shift(*sides, regression=regression, n_trials=2)
 
 
 def usual(x, noise):
     return x, (x[:, 0] + 0.5 * noise > 0).float()
 
 
-def test_where_nothing_differs_there_is_no_shift():
+def test_equal_distributions_have_no_shift():
     found = pair(usual, usual)
     assert found.diversity.mean < 0.05
     assert found.correlation.mean < 0.12
@@ -36,7 +37,7 @@ def test_where_nothing_differs_there_is_no_shift():
     assert found.covariate.mean < 0.1
 
 
-def test_other_rows_are_diversity_shift():
+def test_new_inputs_are_diversity_shift():
     found = pair(usual, lambda x, noise: (x + 8, (x[:, 0] + 0.5 * noise > 0).float()))
     assert found.diversity.mean > 0.7
     assert found.correlation.mean < 0.1
@@ -44,7 +45,7 @@ def test_other_rows_are_diversity_shift():
     assert found.kind == "diversity"
 
 
-def test_a_column_that_turns_round_is_correlation_shift():
+def test_a_column_that_changes_sign_is_correlation_shift():
     def made(sign):
         def make(x, noise):
             shape = (x[:, 0] > 0).float()
@@ -62,7 +63,7 @@ def test_a_column_that_turns_round_is_correlation_shift():
     assert found.kind == "correlation"
 
 
-def test_other_shares_of_the_targets_are_label_shift():
+def test_different_target_frequencies_are_label_shift():
     def shares(low):
         def make(x, noise):
             return x, (torch.rand(len(x), generator=torch.Generator().manual_seed(2)) < low).float()
@@ -72,39 +73,41 @@ def test_other_shares_of_the_targets_are_label_shift():
     assert pair(shares(0.2), shares(0.6)).label.mean == pytest.approx(0.4, abs=0.05)
 
 
-def test_classes_and_real_targets_have_shifts_too():
-    many = pair(
-        lambda x, noise: (x, x.argmax(dim=1)), lambda x, noise: (x, (-x).argmax(dim=1)), Multiclass(3)
-    )
+def test_several_classes_and_real_targets_have_shifts():
+    many = pair(lambda x, noise: (x, x.argmax(dim=1)), lambda x, noise: (x, (-x).argmax(dim=1)))
     assert 0 <= many.correlation.mean <= 1
     real = pair(
-        lambda x, noise: (x, x[:, 0] + noise), lambda x, noise: (x, x[:, 0] + noise + 3), Regression()
+        lambda x, noise: (x, x[:, 0] + noise), lambda x, noise: (x, x[:, 0] + noise + 3), regression=True
     )
     assert real.label.mean > 0.5
 
 
-def test_the_same_each_time_and_for_every_training_environment():
-    found = shifts(colored_digits(), trials=1)
+def test_shifts_are_reproducible_and_cover_all_pairs():
+    found = pairwise_shifts(colored_digits(), n_trials=1)
     assert [(s.first, s.second) for s in found] == [
         ("flip-0.2 + flip-0.1", "flip-0.9"),
         ("flip-0.2", "flip-0.1"),
     ]
-    assert found == shifts(colored_digits(), trials=1)
+    assert found == pairwise_shifts(colored_digits(), n_trials=1)
 
 
-def test_too_few_rows_or_environments_are_refused():
+def test_too_few_rows_environments_or_trials_are_rejected():
     few = Environment("a", torch.zeros(9, 2), torch.zeros(9))
     other = Environment("b", torch.zeros(9, 2), torch.zeros(9))
     with pytest.raises(EnvariantError, match="'a' and 'b' need at least 40 rows"):
-        shifts(EnvironmentSet("few", (few, other), Binary(), test=("b",)))
-    with pytest.raises(EnvariantError, match="shift lies between environments, and there is one"):
-        shifts(EnvironmentSet("one", (few,), Binary()))
+        pairwise_shifts(EnvironmentSet("few", (few, other), Binary(), test=("b",)))
+    with pytest.raises(EnvariantError, match="shift needs at least two environments, got one"):
+        pairwise_shifts(EnvironmentSet("one", (few,), Binary()))
+    with pytest.raises(EnvariantError, match="n_trials must be at least 1, got 0"):
+        pairwise_shifts(EnvironmentSet("few", (few, other), Binary()), n_trials=0)
+    with pytest.raises(EnvariantError, match="n_trials must be at least 1, got 0"):
+        measure_shift({}, {}, n_trials=0)
 
 
-def test_the_command_says_which_kind(capsys):
-    main(["data", "shift", "colored-digits", "--trials", "1", "--json"])
+def test_the_command_prints_the_kind_of_shift(capsys):
+    main(["data", "shift", "colored-digits", "--n-trials", "1", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["shifts"][0]["kind"] in ("correlation", "both")
     assert set(found["shifts"][0]) >= {"diversity", "correlation", "label", "covariate"}
-    main(["data", "shift", "colored-digits", "--trials", "1"])
+    main(["data", "shift", "colored-digits", "--n-trials", "1"])
     assert "OoD-Bench" in capsys.readouterr().out

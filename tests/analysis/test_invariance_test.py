@@ -1,15 +1,23 @@
-"""The test of invariance: right as often as it says where there is none to find, and sharp where there is."""
+"""The invariance test has its nominal level without a change and high power with one."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from envariant.analysis.invariance_test import p_value
+from envariant.analysis.invariance_test import assess_invariance
+from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass, Regression
 
 
+def p_value(task, scores, targets):
+    """Return the p-value of scores and targets given per environment."""
+    names = np.repeat(np.arange(len(targets)), [len(y) for y in targets])
+    arrays = np.concatenate(scores), np.concatenate(targets)
+    return assess_invariance(*arrays, names, regression=isinstance(task, Regression)).p_value
+
+
 def environments(rng, task, flips, rows=400, width=3):
-    """A score that says the same in each environment but for a flip of its sign."""
+    """Return a score with the same relation to the target in each environment except for its sign."""
     scores, targets = [], []
     for flip in flips:
         if isinstance(task, Multiclass):
@@ -27,27 +35,27 @@ def environments(rng, task, flips, rows=400, width=3):
 
 
 @pytest.mark.parametrize("task", [Binary(), Multiclass(3), Regression()], ids=lambda t: t.name)
-def test_where_nothing_differs_p_values_are_uniform(task):
-    found = [p_value(task, *environments(np.random.default_rng(k), task, (1, 1))) for k in range(120)]
-    assert stats.kstest(found, "uniform").pvalue > 0.001
-    assert np.mean(np.array(found) < 0.05) < 0.12
+def test_p_values_are_uniform_without_a_difference(task):
+    p = [p_value(task, *environments(np.random.default_rng(k), task, (1, 1))) for k in range(120)]
+    assert stats.kstest(p, "uniform").pvalue > 0.001
+    assert np.mean(np.array(p) < 0.05) < 0.12
 
 
 @pytest.mark.parametrize("task", [Binary(), Multiclass(3), Regression()], ids=lambda t: t.name)
-def test_a_relation_that_turns_round_is_found(task):
+def test_a_relation_that_changes_sign_is_detected(task):
     rng = np.random.default_rng(0)
     assert p_value(task, *environments(rng, task, (1, -1))) < 1e-20
     assert p_value(task, *environments(rng, task, (1, 0.3), rows=3000)) < 1e-6
 
 
-def test_other_base_rates_under_one_score_are_found():
+def test_different_base_rates_at_equal_scores_are_detected():
     rng = np.random.default_rng(1)
     scores = [rng.normal(size=500) for _ in range(2)]
     targets = [(rng.random(500) < share).astype(float) for share in (0.3, 0.6)]
     assert p_value(Binary(), scores, targets) < 1e-8
 
 
-def test_the_binary_ratio_is_that_of_one_regression_an_environment():
+def test_the_binary_statistic_is_the_likelihood_ratio():
     """Twice the gain in log-likelihood, by a plain Newton iteration, against chi squared with 2 degrees."""
     scores, targets = environments(np.random.default_rng(2), Binary(), (1, 0.5))
 
@@ -65,7 +73,7 @@ def test_the_binary_ratio_is_that_of_one_regression_an_environment():
     assert p_value(Binary(), scores, targets) == pytest.approx(stats.chi2.sf(2 * gain, 2), rel=1e-3)
 
 
-def test_what_cannot_be_told_is_not_rejected():
+def test_untestable_inputs_have_p_value_one():
     z, y = environments(np.random.default_rng(2), Binary(), (1, 1))
     assert p_value(Binary(), z[:1], y[:1]) == 1.0
     still = [np.zeros(400), np.zeros(400)]
@@ -73,14 +81,38 @@ def test_what_cannot_be_told_is_not_rejected():
     assert p_value(Binary(), z, [np.ones(400), np.ones(400)]) == 1.0
 
 
-def test_the_scale_of_a_score_does_not_matter():
+def test_the_scale_of_a_score_is_irrelevant():
     z, y = environments(np.random.default_rng(2), Binary(), (1, 0.6))
     usual = p_value(Binary(), z, y)
     assert p_value(Binary(), [1e-4 * v + 3 for v in z], y) == pytest.approx(usual, rel=1e-3)
     assert 0 <= p_value(Binary(), [1e8 * v for v in z], y) <= 1
 
 
-def test_separable_classes_end_and_give_a_number():
+def test_separable_classes_give_a_finite_result():
     z = [np.linspace(-1, 1, 50), np.linspace(-1, 1, 50)]
-    found = p_value(Binary(), z, [(v > 0).astype(float) for v in z])
-    assert found == pytest.approx(1.0, abs=0.05)
+    p = p_value(Binary(), z, [(v > 0).astype(float) for v in z])
+    assert p == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_result_names_statistic_and_degrees_of_freedom():
+    rng = np.random.default_rng(3)
+    scores, names = rng.normal(size=(90, 3)), np.repeat(["a", "b", "c"], 30)
+    test = assess_invariance(scores, rng.integers(3, size=90), names)
+    assert test.degrees_of_freedom == (12,)
+    assert test.p_value == pytest.approx(stats.chi2.sf(test.statistic, 12))
+    test = assess_invariance(scores[:, 0], rng.normal(size=90), names, regression=True)
+    assert test.degrees_of_freedom == (4, 84)
+    assert test.p_value == pytest.approx(stats.f.sf(test.statistic, 4, 84))
+
+
+def test_the_order_of_rows_is_irrelevant():
+    z, y = environments(np.random.default_rng(4), Binary(), (1, 0.5))
+    z, y, names = np.concatenate(z), np.concatenate(y), np.repeat(["a", "b"], 400)
+    order = np.random.default_rng(5).permutation(800)
+    shuffled = assess_invariance(z[order], y[order], names[order])
+    assert shuffled.p_value == pytest.approx(assess_invariance(z, y, names).p_value, rel=1e-6)
+
+
+def test_unequal_lengths_are_rejected():
+    with pytest.raises(EnvariantError, match="must have equal lengths; got 3, 3 and 2"):
+        assess_invariance(np.zeros(3), np.zeros(3), ["a", "b"])

@@ -1,201 +1,329 @@
-"""From hand-made numbers to words: it recommends what the numbers bear out, and says so when that is nothing."""
+"""From constructed numbers to text: the recommendation is what the numbers support, and says so if that is nothing."""
 
 from dataclasses import replace
 
 import pytest
-from envariant.studies.baselines import boosted_trees
 
 from envariant.analysis.column_stability import ColumnStability
 from envariant.analysis.distribution_shift import Shift
 from envariant.analysis.statistics import Interval
-from envariant.comparison.narrative import chance, drop, shown, verdict
-from envariant.comparison.results import Cell, Evidence, Reliance
+from envariant.comparison.data_summary import DataSummary
+from envariant.comparison.formatting import ci, p_text, score
+from envariant.comparison.narrative import recommend
+from envariant.comparison.results import Cell, ColumnImportance, ComparisonResults
 from envariant.core.metrics import METRICS
 
 NONE = Interval(0.0, 0.0, 0.0, 3)
+TREES = "boosted-trees"
 
 
 def about(mean, half=0.02):
     return Interval(mean, mean - half, mean + half, 5)
 
 
-def cell(score, inside, gain=None, p=None):
-    return Cell(about(score), about(inside), None if gain is None else about(gain), p)
+def cell(ood, in_domain, gain=None, p=None):
+    return Cell(about(ood), about(in_domain), None if gain is None else about(gain), p)
 
 
-def evidence(cells, metric="accuracy", reliance=None):
-    places = tuple(next(iter(cells.values())))
-    return Evidence(METRICS[metric], places, cells, reliance or {}, dict.fromkeys(cells, 0), (), 5)
+def results(cells, metric="accuracy", importance=None, **data):
+    environments = tuple(next(iter(cells.values())))
+    summary = DataSummary(**{"target": "death", "environment_column": "hospital", **data})
+    trials = dict.fromkeys(cells, 0)
+    return ComparisonResults(
+        METRICS[metric], environments, cells, importance or {}, trials, (), 5, (TREES,), data=summary
+    )
 
 
-FALLS = {
+def recommendation(*arguments, **more):
+    """Return the recommendation after checking what holds for all of them."""
+    found = recommend(
+        arguments[0] if isinstance(arguments[0], ComparisonResults) else results(*arguments, **more)
+    )
+    assert found.headline
+    assert found.text == "\n- ".join([found.headline, *found.bullets])
+    assert 1 <= len(found.bullets) <= 4
+    assert found.next_steps
+    for fact in facts(found):
+        assert len(fact.split()) <= 25, fact
+        assert fact.endswith("."), fact
+    return found
+
+
+def facts(found):
+    return (*found.bullets, *found.further_findings)
+
+
+DROPS = {
     "erm": {"north": cell(0.85, 0.86), "city": cell(0.45, 0.70)},
     "vrex": {"north": cell(0.78, 0.78, -0.07, 0.01), "city": cell(0.72, 0.72, 0.27, 0.001)},
     "coral": {"north": cell(0.85, 0.86, 0.0, 1.0), "city": cell(0.50, 0.70, 0.05, 0.3)},
-    boosted_trees.NAME: {"north": cell(0.84, 0.86, -0.01, 1.0), "city": cell(0.44, 0.7, -0.01, 1.0)},
+    TREES: {"north": cell(0.84, 0.86, -0.01, 1.0), "city": cell(0.44, 0.7, -0.01, 1.0)},
 }
-TURNS = ColumnStability("dose", {"north": 0.8, "city": -0.6}, {"north": 0.01, "city": 0.01}, 0.0)
-STEADY = ColumnStability("age", {"north": 0.5, "city": 0.5}, {"north": 0.01, "city": 0.01}, 1.0)
-LEANS = {"erm": {"dose": Reliance(0.1, 0.1, -0.2), "age": Reliance(0.1, 0.1, 0.1)}}
+HOLDS = {"erm": {"north": cell(0.85, 0.86), "city": cell(0.84, 0.85)}}
+CHANGES = ColumnStability("dose", {"north": 0.8, "city": -0.6}, {"north": 0.01, "city": 0.01}, 0.0)
+VARIES = ColumnStability("weight", {"north": 0.8, "city": 0.2}, {"north": 0.01, "city": 0.01}, 0.0)
+STABLE = ColumnStability("age", {"north": 0.5, "city": 0.5}, {"north": 0.01, "city": 0.01}, 1.0)
+IMPORTANT = ColumnImportance(0.1, 0.1, -0.2)
 
 
-def test_a_fall_a_method_that_helps_its_price_and_the_column():
-    found = verdict(evidence(FALLS, reliance=LEANS), [TURNS, STEADY], {}, "death")
-    assert found.recommended == "vrex"
-    for words in (
-        "An ordinary model (ERM) that predicts death gets worse at places that it was not trained on, at city: "
-        "accuracy 0.450, against 0.700 where rows of city were in training.",
-        "V-REx is better at city by 0.270, beyond noise (p = 0.001), and its own worst is city with 0.720: use V-REx.",
-        "It has its price: it is worse than ERM at north (0.070).",
-        "Gradient-boosted trees do no better: accuracy 0.440 at their worst place, city.",
-        "ERM leans on 'dose', whose relation with the target points one way in some places and the other way",
-    ):
-        assert words in found.paragraph
-    assert "age" not in found.paragraph
-    assert any("Find out why 'dose' means something else" in step for step in found.next)
+def test_a_drop_a_better_method_its_price_and_the_column():
+    found = recommendation(
+        DROPS, importance={"erm": {"dose": IMPORTANT, "age": IMPORTANT}}, columns=(CHANGES, STABLE)
+    )
+    assert found.algorithm == "vrex"
+    assert found.headline == "Use V-REx for a new hospital"
+    assert found.bullets == (
+        "ERM drops significantly at city: accuracy 0.450, 95 % CI [0.430, 0.470], against 0.700 in-domain.",
+        "V-REx beats ERM by 0.270 (95 % CI [0.250, 0.290]) at city, p = 0.001 (Holm); its worst score is 0.720 (city).",
+        "V-REx is significantly worse than ERM at north (by 0.070).",
+        "ERM relies on 'dose', whose relation with the target changes sign between environments.",
+    )
+    assert found.further_findings == (
+        "Boosted trees scored no better: worst accuracy 0.440 (city), against 0.720 for V-REx.",
+    )
+    assert not any("age" in fact.split() for fact in facts(found))
+    assert any(
+        "Find out why the relation of 'dose' with the target changes sign" in s for s in found.next_steps
+    )
+    assert found.next_steps[-1].startswith("Before relying on it, evaluate the saved model on an environment")
 
 
-def test_a_gain_within_noise_is_no_reason_to_leave_erm():
-    noise = {**FALLS, "vrex": {"north": cell(0.85, 0.85, 0.0, 1.0), "city": cell(0.72, 0.72, 0.27, 0.2)}}
-    found = verdict(evidence(noise), [], {}, "death")
-    assert found.recommended == "erm"
+def test_a_gain_that_is_not_significant_is_no_reason_to_leave_erm():
+    noise = {**DROPS, "vrex": {"north": cell(0.85, 0.85, 0.0, 1.0), "city": cell(0.72, 0.72, 0.27, 0.2)}}
+    found = recommendation(noise)
+    assert found.algorithm == "erm"
+    assert found.headline == "Stay with ERM, but expect a drop at a new hospital"
     assert (
-        "No method tried (V-REx, CORAL) helps beyond noise where ERM is worst, at city: stay with ERM."
-        in (found.paragraph)
+        "No other method (V-REx, CORAL) significantly improves on ERM's worst environment, city (accuracy 0.450)."
+        in found.bullets
     )
 
 
-def test_a_method_that_helps_there_and_is_worse_elsewhere_than_erm_ever_was_is_not_recommended():
-    bad = {**FALLS, "vrex": {"north": cell(0.40, 0.4, -0.45, 0.001), "city": cell(0.72, 0.72, 0.27, 0.001)}}
-    assert verdict(evidence(bad), [], {}, "death").recommended == "erm"
+def test_a_method_with_a_lower_worst_score_than_erm_is_not_recommended():
+    bad = {**DROPS, "vrex": {"north": cell(0.40, 0.4, -0.45, 0.001), "city": cell(0.72, 0.72, 0.27, 0.001)}}
+    assert recommendation(bad).algorithm == "erm"
 
 
-def test_a_method_that_is_missing_somewhere_is_not_recommended():
-    partial = {**FALLS, "vrex": {"city": FALLS["vrex"]["city"]}}
-    assert verdict(evidence(partial), [], {}, "death").recommended == "erm"
+def test_a_method_without_results_somewhere_is_not_recommended():
+    partial = {**DROPS, "vrex": {"city": DROPS["vrex"]["city"]}}
+    assert recommendation(partial).algorithm == "erm"
 
 
-def test_where_nothing_falls_it_says_so():
-    holds = {"erm": {"north": cell(0.85, 0.86), "city": cell(0.84, 0.85)}}
-    found = verdict(evidence(holds), [STEADY], {}, "death")
-    assert found.recommended == "erm"
-    assert (
-        "holds at places that it was not trained on: at the worst, city, accuracy 0.840, against 0.850 where "
-        "rows of city were in training." in found.paragraph
+def test_without_a_drop_it_says_so():
+    found = recommendation(HOLDS, columns=(STABLE,))
+    assert found.algorithm == "erm"
+    assert found.headline == "Stay with ERM: no significant drop at a new hospital"
+    assert found.bullets[0] == (
+        "ERM has no significant drop; worst at city: accuracy 0.840, 95 % CI [0.820, 0.860], against 0.850 in-domain."
     )
-    assert found.next == ("Nothing here calls for more than ERM; compare again when a new place is added.",)
-
-
-def test_trees_that_are_better_are_named_though_they_are_no_method_of_ours():
-    better = {
-        **FALLS,
-        boosted_trees.NAME: {"north": cell(0.84, 0.86, -0.01, 1.0), "city": cell(0.8, 0.8, 0.35, 0.001)},
-    }
-    found = verdict(evidence(better), [], {}, "death")
-    assert found.recommended == "vrex"
-    assert (
-        "Gradient-boosted trees reach accuracy 0.800 at their worst place, city; whether that is better than "
-        "V-REx was not tested." in found.paragraph
+    assert found.next_steps == (
+        "Nothing calls for more than ERM. Compare again when an environment is added.",
     )
 
 
-def test_of_errors_lower_is_better():
+def test_without_models_trained_on_a_test_environment_the_drop_is_unknown():
+    unknown = Interval(float("nan"), -float("inf"), float("inf"), 0)
+    alone = {"erm": {name: Cell(about(0.8), unknown) for name in ("north", "city")}}
+    found = recommendation(alone)
+    assert found.headline == "Stay with ERM; its drop at a new hospital is unknown"
+    assert found.bullets[0] == (
+        "ERM's drop is unknown, because no model was trained on a test environment; worst at north: accuracy "
+        "0.800, 95 % CI [0.780, 0.820]."
+    )
+
+
+def test_better_trees_are_reported_beside_a_recommended_method():
+    better = {**DROPS, TREES: {"north": cell(0.84, 0.86, -0.01, 1.0), "city": cell(0.8, 0.8, 0.35, 0.001)}}
+    found = recommendation(better)
+    assert found.algorithm == "vrex"
+    assert (
+        "Boosted trees scored worst accuracy 0.800 (city), against 0.720 for V-REx; this difference was "
+        "not tested." in found.bullets
+    )
+
+
+def test_for_errors_lower_is_better():
     rmse = {
         "erm": {"north": cell(1.0, 1.0), "city": cell(3.0, 1.5)},
         "irm": {"north": cell(1.1, 1.1, -0.1, 0.5), "city": cell(1.6, 1.6, 1.4, 0.001)},
     }
-    found = evidence(rmse, "RMSE")
-    assert drop(found, found.cells["erm"]["city"])[0] == pytest.approx(1.5)
-    assert found.worst("erm")[0] == "city"
-    said = verdict(found, [], {}, "price")
-    assert said.recommended == "irm"
-    assert "RMSE 3.00, against 1.50 where rows of city were in training" in said.paragraph
+    numbers = results(rmse, "RMSE")
+    assert numbers.drop(numbers.cells["erm"]["city"]).mean == pytest.approx(1.5)
+    assert numbers.worst("erm")[0] == "city"
+    found = recommendation(numbers)
+    assert found.algorithm == "irm"
+    assert "RMSE 3.00, 95 % CI [2.98, 3.02], against 1.50 in-domain" in found.bullets[0]
 
 
-def test_what_to_do_about_rows_that_occur_nowhere_else_and_too_few_rows():
-    wide = {"erm": {"north": replace(cell(0.8, 0.8), score=about(0.8, 0.2)), "city": cell(0.8, 0.8)}}
+def test_next_steps_for_new_inputs_and_few_rows():
+    wide = {"erm": {"north": replace(cell(0.8, 0.8), ood_score=about(0.8, 0.2)), "city": cell(0.8, 0.8)}}
     far = Shift("the others", "city", about(0.4), NONE, NONE, about(0.9))
-    steps = verdict(evidence(wide), [], {"city": far}, "death").next
-    assert any(
-        step.startswith("Some rows of city look like none elsewhere (diversity shift)") for step in steps
-    )
-    assert any(step.startswith("Scores at north are uncertain by more than ± 0.100") for step in steps)
+    steps = recommendation(wide, shifts={"city": far}).next_steps
+    assert any(s.startswith("Some rows of city resemble none elsewhere (diversity shift)") for s in steps)
+    assert any(s.startswith("Scores at north are uncertain by more than ± 0.100") for s in steps)
 
 
-def test_a_loss_that_the_noise_may_hide_is_not_called_holding():
-    few = {"erm": {"north": cell(0.84, 0.85), "city": replace(cell(0.8, 0.9), score=about(0.8, 0.15))}}
-    found = verdict(evidence(few), [], {}, "death")
-    assert "holds" not in found.paragraph.replace("to say that it holds", "")
-    assert (
-        "accuracy 0.800, against 0.900 where rows of city were in training; it may lose up to 0.251 there."
-        in (found.paragraph)
+def test_a_drop_that_noise_may_hide_is_reported():
+    few = {"erm": {"north": cell(0.84, 0.85), "city": replace(cell(0.8, 0.9), ood_score=about(0.8, 0.15))}}
+    found = recommendation(few)
+    assert found.headline == "Stay with ERM; a drop at a new hospital cannot be ruled out"
+    assert found.bullets[0] == (
+        "No significant drop, but one of up to 0.251 at city cannot be ruled out: accuracy 0.800, against 0.900 "
+        "in-domain."
     )
 
 
-def test_of_many_places_one_that_seems_to_lose_by_chance_is_not_told():
-    chance_ = {"city": cell(0.80, 0.835)}
-    assert "gets worse" in verdict(evidence({"erm": chance_}), [], {}, "death").paragraph
-    many = {f"place {k}": cell(0.85, 0.85) for k in range(20)} | chance_
-    assert "gets worse" not in verdict(evidence({"erm": many}), [], {}, "death").paragraph
+@pytest.mark.parametrize(
+    ("metric", "ood", "in_domain", "bound"),
+    [
+        ("accuracy", 0.8, 0.9, "0.900 (the largest possible)"),
+        ("calibration error", 0.2, 0.1, "0.900 (the largest possible)"),
+        ("R²", 0.8, 0.9, "1.640"),
+        ("log loss", 0.6, 0.5, "1.640"),
+    ],
+)
+def test_a_possible_drop_is_limited_to_the_range_of_the_metric(metric, ood, in_domain, bound):
+    noisy = Cell(about(ood, 1.54), about(in_domain, 0.0))
+    found = recommendation({"erm": {"north": noisy, "city": noisy}}, metric)
+    assert f"one of up to {bound} at north cannot be ruled out" in found.bullets[0]
 
 
-def test_a_loss_that_nothing_mends_ends_in_something_to_do():
-    lost = {name: FALLS[name] for name in ("erm", "coral")}
-    steps = verdict(evidence(lost), [STEADY], {}, "death").next
-    assert [step for step in steps if step.startswith("Nothing that was tried mends the loss.")]
-    assert not any("Nothing here calls for more" in step for step in steps)
+def test_printed_intervals_are_limited_to_the_range_of_the_metric():
+    numbers = results(HOLDS)
+    assert ci(numbers, about(0.95, 0.1)) == "[0.850, 1.000]"
+    assert ci(numbers, about(0.05, 0.1)) == "[0.000, 0.150]"
+    assert ci(numbers, Interval(0.5, -float("inf"), float("inf"), 1)) == "[0.000, 1.000]"
+    assert ci(results(HOLDS, "RMSE"), about(0.05, 0.1)) == "[0.000, 0.150]"
+    assert ci(results(HOLDS, "RMSE"), Interval(0.5, -float("inf"), float("inf"), 1)) == "[unknown]"
 
 
-def test_trees_that_are_better_by_noise_are_not_to_be_taken():
-    noise = {**FALLS, boosted_trees.NAME: {"north": cell(0.84, 0.86), "city": cell(0.5, 0.7, 0.05, 0.4)}}
+def test_among_many_environments_a_chance_drop_is_not_reported():
+    chance = {"city": cell(0.80, 0.835)}
+    assert "drops significantly" in recommendation({"erm": chance}).text
+    many = {f"site-{k}": cell(0.85, 0.85) for k in range(20)} | chance
+    assert "drops significantly" not in recommendation({"erm": many}).text
+
+
+def test_drops_at_several_environments_are_counted():
+    found = recommendation(
+        {"erm": {"north": cell(0.5, 0.86), "city": cell(0.45, 0.7), "south": cell(0.8, 0.8)}}
+    )
+    assert found.bullets[0].startswith(
+        "ERM drops significantly at 2 of 3 environments, most at north: accuracy 0.500"
+    )
+
+
+def test_a_drop_without_remedy_has_a_next_step():
+    steps = recommendation({name: DROPS[name] for name in ("erm", "coral")}, columns=(STABLE,)).next_steps
+    assert [s for s in steps if s.startswith("No tested method removes the drop.")]
+    assert not any("Nothing calls for more" in s for s in steps)
+
+
+def test_trees_that_are_not_significantly_better_are_not_recommended():
+    noise = {**DROPS, TREES: {"north": cell(0.84, 0.86), "city": cell(0.5, 0.7, 0.05, 0.4)}}
     del noise["vrex"]
-    said = verdict(evidence(noise), [], {}, "death").paragraph
+    found = recommendation(noise)
+    assert found.headline.startswith("Stay with ERM")
     assert (
-        "Gradient-boosted trees reach accuracy 0.500 at their worst place, city, no better beyond noise."
-        in (said)
+        "Boosted trees did not score significantly better: worst accuracy 0.500 (city), against 0.450 for ERM."
+        in facts(found)
     )
-    noise[boosted_trees.NAME]["city"] = cell(0.6, 0.7, 0.15, 0.001)
-    said = verdict(evidence(noise), [], {}, "death").paragraph
-    assert "But gradient-boosted trees, as ordinary, do better: accuracy 0.600" in said
+    noise[TREES]["city"] = cell(0.6, 0.7, 0.15, 0.001)
+    found = recommendation(noise)
+    assert found.headline == "Use boosted trees for a new hospital"
+    assert found.algorithm == "erm"
+    assert (
+        "Boosted trees scored significantly better: worst accuracy 0.600 (city), against 0.450 for ERM."
+        in found.bullets
+    )
+    assert "Train boosted trees separately: the saved model is ERM's." in found.next_steps
 
 
-def test_a_model_that_is_no_better_than_none_and_a_class_that_occurs_once_are_told():
-    found = evidence({"erm": {"north": cell(0.85, 0.86), "city": cell(0.45, 0.70)}})
-    found = replace(found, guess={"north": 0.6, "city": 0.5}, only={"city": ("burn",)})
-    said = verdict(found, [], {}, "wound").paragraph
-    assert "At city (0.500) it is no better than always saying the most frequent class" in said
-    assert "Some classes occur at one place: 'burn' at city only. No model" in said
+def test_a_useless_model_and_unseen_classes_are_reported():
+    cells = {"erm": {"north": cell(0.85, 0.86), "city": cell(0.45, 0.70)}}
+    found = recommendation(
+        cells, baseline_scores={"north": 0.6, "city": 0.5}, unseen_classes={"city": ("burn",)}
+    )
+    assert "ERM is no better than the majority-class baseline at city: 0.450 against 0.500." in found.bullets
+    assert "Classes that models trained elsewhere cannot predict: 'burn' at city." in found.bullets
+    found = recommendation(cells, baseline_scores={"north": 0.9, "city": 0.6})
+    assert "baseline at 2 of 2 environments, such as city: 0.450 against 0.600." in found.text
 
 
-def test_a_column_of_an_error_in_large_units_is_leaned_on_when_it_is_worth_a_share_of_it():
+def test_possible_leakage_comes_first():
+    found = recommendation(DROPS, leaky_columns=("hours",))
+    assert found.headline == "Do not use these results yet: 'hours' may leak the target"
+    assert found.bullets[0] == (
+        "Possible target leakage: 'hours' alone predicts death almost perfectly. Results are invalid if it is "
+        "derived from it or known only afterwards."
+    )
+    assert found.next_steps[0].startswith(
+        "Check 'hours': if derived from the target or known only afterwards, exclude it"
+    )
+    found = recommendation(HOLDS, leaky_columns=("hours", "wage", "lwage", "pay"))
+    assert "'hours', 'wage', 'lwage', … alone predict death almost perfectly." in found.bullets[0]
+    assert not any("Nothing calls for more" in s for s in found.next_steps)
+
+
+def test_why_no_method_could_be_compared():
+    numbers = replace(
+        results(HOLDS), not_applicable=("irm, vrex need 2 training environments; only 1 is left",)
+    )
+    assert (
+        "No other method could be compared: irm, vrex need 2 training environments; only 1 is left."
+        in recommendation(numbers).bullets
+    )
+    unfinished = {**HOLDS, "vrex": {"city": DROPS["vrex"]["city"]}}
+    assert (
+        "No other method could be compared: none was evaluated in every environment."
+        in recommendation(unfinished).bullets
+    )
+
+
+def test_importance_is_judged_relative_to_the_size_of_an_error():
     grams = {"erm": {"north": cell(300.0, 300.0), "city": cell(310.0, 305.0)}}
-    for worth, told in ((1.0, False), (30.0, True)):
-        found = evidence(grams, "RMSE", {"erm": {"dose": Reliance(worth, worth, worth)}})
-        said = verdict(found, [TURNS], {}, "mass")
-        assert ("leans on 'dose'" in said.paragraph) is told
-        assert not any("are uncertain" in step for step in said.next)
+    for loss, relies in ((1.0, False), (30.0, True)):
+        importance = {"erm": {"dose": ColumnImportance(loss, loss, loss)}}
+        found = recommendation(grams, "RMSE", importance, columns=(CHANGES,))
+        assert ("relies on 'dose'" in found.text) is relies
+        assert not any("are uncertain" in s for s in found.next_steps)
 
 
-def test_numbers_have_as_many_decimals_as_say_something():
-    def of(metric, score):
-        return evidence({"erm": {"north": cell(score, score)}}, metric)
-
-    assert shown(of("accuracy", 0.8), -0.0001, signed=True) == "+0.000"
-    assert shown(of("RMSE", 1234.5), 1234.5) == "1,234"
-    assert shown(of("RMSE", 0.01234), 0.01234) == "0.0123"
-    assert [chance(p) for p in (1e-9, 0.0123, None)] == ["p < 0.001", "p = 0.012", "p unknown"]
-
-
-def test_of_one_replica_the_rows_are_the_noise_of_a_loss():
-    alone = Cell(about(0.8, 0.13), Interval(0.83, float("-inf"), float("inf"), 1))
-    found = evidence({"erm": {"north": alone, "city": alone}})
-    assert drop(found, alone) == (pytest.approx(0.03), pytest.approx(0.13))
-    assert "gets worse" not in verdict(found, [], {}, "death").paragraph
-
-
-def test_a_time_that_was_over_early_is_said_first():
-    found = evidence({"erm": {"north": cell(0.85, 0.86), "city": cell(0.84, 0.85)}})
-    found = replace(found, places=("north", "city", "south"))
-    assert verdict(found, [], {}, "death").paragraph.startswith(
-        "Only 2 of 3 places could be tried in the time there was. "
+def test_columns_that_vary_are_reported_unless_one_changes_sign():
+    importance = {"erm": {"dose": IMPORTANT, "weight": IMPORTANT}}
+    found = recommendation(HOLDS, importance=importance, columns=(VARIES, STABLE))
+    assert (
+        "ERM relies on 'weight', whose relation with the target varies in strength between environments."
+        in found.bullets
     )
+    assert "'weight'" not in recommendation(HOLDS, importance=importance, columns=(CHANGES, VARIES)).text
+
+
+def test_numbers_have_a_useful_number_of_decimals():
+    def of(metric, value):
+        return results({"erm": {"north": cell(value, value)}}, metric)
+
+    assert score(of("accuracy", 0.8), -0.0001, signed=True) == "+0.000"
+    assert score(of("RMSE", 1234.5), 1234.5) == "1,234"
+    assert score(of("RMSE", 0.01234), 0.01234) == "0.0123"
+    assert [p_text(p) for p in (1e-9, 0.0123, None)] == ["p < 0.001", "p = 0.012", "p unknown"]
+
+
+def test_with_one_replica_only_row_noise_widens_a_drop():
+    alone = Cell(about(0.8, 0.13), Interval(0.83, float("-inf"), float("inf"), 1))
+    numbers = results({"erm": {"north": alone, "city": alone}})
+    drop = numbers.drop(alone)
+    assert (drop.mean, drop.half_width) == (pytest.approx(0.03), pytest.approx(0.13))
+    assert "drops significantly" not in recommendation(numbers).text
+
+
+def test_environments_that_were_not_evaluated_are_counted_first():
+    numbers = replace(results(HOLDS), environments=("north", "city", "south"))
+    assert recommendation(numbers).bullets[0] == (
+        "Only 2 of 3 environments could be evaluated within the time budget."
+    )
+
+
+def test_environments_named_by_numbers_are_preceded_by_the_column():
+    found = recommendation({"erm": {"1": cell(0.85, 0.86), "2": cell(0.45, 0.70)}})
+    assert "ERM drops significantly at hospital 2: " in found.bullets[0]

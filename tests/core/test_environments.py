@@ -52,9 +52,17 @@ def test_an_environment_without_rows_is_refused():
     assert said == "environment 'ward 3': has no rows; leave it out"
 
 
-@pytest.mark.parametrize("shape", [(4,), (6,), (5, 1)])
-def test_targets_that_do_not_fit_the_inputs_are_refused(shape):
+@pytest.mark.parametrize("shape", [(4,), (6,), ()])
+def test_targets_of_another_length_are_rejected(shape):
     assert refusal(Environment, "ward 3", torch.zeros(5, 2), torch.zeros(shape)) == (
+        f"environment 'ward 3': 5 rows of inputs need targets of shape (5,); got {shape}"
+    )
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 2)])
+def test_targets_of_another_shape_than_the_tasks_are_rejected(shape):
+    ward = Environment("ward 3", torch.zeros(5, 2), torch.zeros(shape))
+    assert refusal(EnvironmentSet, "mine", (ward,), Binary()) == (
         f"environment 'ward 3': 5 rows of inputs need targets of shape (5,); got {shape}"
     )
 

@@ -102,10 +102,10 @@ def test_critical_difference_joins_ranks_that_do_not_differ_significantly():
 
 def test_shift_curve_needs_environments_with_numbers(runs):
     expected = {0.1: "flip-0.1", 0.9: "flip-0.9"}
-    stem, places = shift._places(["flip-0.9", "flip-0.1", "other", "year 3"])
+    stem, places = shift._numbered(["flip-0.9", "flip-0.1", "other", "year 3"])
     assert (stem, places) == ("flip-", expected)
     assert list(places) == [0.1, 0.9], "in order"
-    assert shift._places(["a", "b"]) == ("", {})
+    assert shift._numbered(["a", "b"]) == ("", {})
     several = list(runs.values())
     assert shift.can_be_ordered(several)
     (axes,) = shift.curve(several).axes

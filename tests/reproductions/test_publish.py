@@ -1,4 +1,4 @@
-"""A reproduction as a user meets it: declared in a few lines, stopped and gone on with, on one page."""
+"""Reproductions: declared in a few lines, resumed after an interruption, published on one page."""
 
 import csv
 import json
@@ -14,37 +14,52 @@ from matplotlib.figure import Figure
 
 from envariant.core.errors import EnvariantError
 from envariant.reporting.tables import TextTable
-from envariant.reproductions.base import Claim, Listing, Picture, Reproduction, part
+from envariant.reproductions.base import (
+    CaptionedFigure,
+    CaptionedTable,
+    Claim,
+    Reproduction,
+    section,
+)
 from envariant.reproductions.publish import perform
-from envariant.reproductions.runner import Lab, NotRunError, Run
-from envariant.reproductions.summaries import at, compared, curves, gain, seen, swept, trend, unseen
+from envariant.reproductions.runner import Run, Runner, RunNotStoredError
+from envariant.reproductions.summaries import (
+    curves,
+    gain,
+    id_score,
+    ood_score,
+    ood_score_at,
+    ood_slope,
+    show_runs,
+    show_sweep,
+)
 
 ENVARIANT = [sys.executable, "-m", "envariant"]
 DIGITS = Run("colored-digits", "erm", {"model": "mlp(hidden=4)", "steps": 6, "evaluate_every": 1})
 
 
-@part("first", "The <first> part")
-def first(lab):
-    """It says <b>this</b>.
+@section("first", "The <first> section")
+def first(runner):
+    """It states <b>this</b>.
 
     And that.
     """
-    runs = lab.sweep(
+    runs = runner.sweep(
         {f"l2 = {l2:g}": Run(DIGITS.data, f"erm(l2={l2:g})", DIGITS.settings) for l2 in (0.0, 0.1)}
     )
-    yield from compared(runs, "Two runs & a caption.")
+    yield from show_runs(runs, "Two runs & a caption.")
     yield "A paragraph with <script>."
-    yield Claim("It holds.", unseen(runs["l2 = 0"]).mean > -1, "1 > 0")
+    yield Claim("It holds.", ood_score(runs["l2 = 0"]).mean > -1, "1 > 0")
     yield Claim("It does not.", False, "0 < 1")
 
 
-@part("second", "The second part")
-def second(lab):
-    """It says more."""
-    run = lab.train(DIGITS.but(learning_rate=lab.pick(quick=0.1, full=0.2)))
-    yield Picture("dots", Figure(), "Nothing.", pixels=True)
-    yield Listing(
-        "table", TextTable(("a|b", "c"), (("x, y", f"{unseen(run).mean!r}"),), ("A note.",)), "A table"
+@section("second", "The second section")
+def second(runner):
+    """It states more."""
+    run = runner.train(DIGITS.but(learning_rate=runner.pick(quick=0.1, full=0.2)))
+    yield CaptionedFigure("dots", Figure(), "Nothing.", as_pixels=True)
+    yield CaptionedTable(
+        "table", TextTable(("a|b", "c"), (("x, y", f"{ood_score(run).mean!r}"),), ("A note.",)), "A table"
     )
     yield Claim("Fine.", True, "")
 
@@ -59,12 +74,12 @@ def pages(folder):
             and "runs" not in p.parts}  # fmt: skip
 
 
-def test_the_page_has_every_part_in_order_and_escapes_what_it_is_given(tmp_path):
-    sections = list(perform(SMALL, tmp_path, "quick"))
-    assert [s.count for s in sections] == ["1 of 2 confirmed", "1 of 1 confirmed"]
+def test_page_has_every_section_in_order_and_escapes_texts(tmp_path):
+    results = list(perform(SMALL, tmp_path, "quick"))
+    assert [result.count for result in results] == ["1 of 2 confirmed", "1 of 1 confirmed"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r'<section id="([^"]+)">', page) == ["first", "second"]
-    assert "It says &lt;b&gt;this&lt;/b&gt;. And that." in page
+    assert "It states &lt;b&gt;this&lt;/b&gt;. And that." in page
     assert "A small &lt;reproduction&gt;" in page
     assert "<script" not in page
     assert page.count("<svg") == 1
@@ -83,22 +98,22 @@ def test_the_page_has_every_part_in_order_and_escapes_what_it_is_given(tmp_path)
         assert (tmp_path / "figures" / f"first-runs-curves.{ending}").exists()
 
 
-def test_a_second_call_trains_nothing_and_writes_the_same(tmp_path):
+def test_second_call_trains_nothing_and_writes_identical_files(tmp_path):
     list(perform(SMALL, tmp_path, "quick"))
     before = pages(tmp_path)
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")}
     assert len(times) == 6
     lines = []
     list(perform(SMALL, tmp_path, "quick", report=lines.append))
-    assert lines == ["part 1 of 2: first", "part 2 of 2: second"]
+    assert lines == ["section 1 of 2: first", "section 2 of 2: second"]
     assert pages(tmp_path) == before
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.safetensors")} == times
 
 
-def test_only_runs_what_is_asked_for_and_keeps_what_was_found(tmp_path):
+def test_only_runs_the_requested_sections_and_keeps_earlier_findings(tmp_path):
     lines = []
-    (section,) = perform(SMALL, tmp_path, "quick", only=["second"], report=lines.append)
-    assert section.part.name == "second"
+    (result,) = perform(SMALL, tmp_path, "quick", only=["second"], report=lines.append)
+    assert result.section.name == "second"
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "envariant reproduce small --only first" in page
     assert not (tmp_path / "tables" / "first-runs-scores.csv").exists()
@@ -110,42 +125,42 @@ def test_only_runs_what_is_asked_for_and_keeps_what_was_found(tmp_path):
     ]
 
 
-def test_an_unknown_part_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(EnvariantError, match="small: unknown part 'frist'; did you mean 'first'"):
+def test_unknown_section_is_rejected_before_anything_is_written(tmp_path):
+    with pytest.raises(EnvariantError, match="small: unknown section 'frist'; did you mean 'first'"):
         list(perform(SMALL, tmp_path / "new", "quick", only=["frist"]))
     assert not (tmp_path / "new").exists()
 
 
-def test_parts_that_ask_for_the_same_run_share_it_and_profiles_do_not(tmp_path):
-    lab = Lab(tmp_path, "quick")
-    assert lab.train(DIGITS) is lab.train(Run(DIGITS.data, DIGITS.algorithm, dict(DIGITS.settings)))
-    assert lab.train(DIGITS).record.spec.replicas == 2
-    assert Lab(tmp_path, "full").train(DIGITS).record.spec.replicas == 5
+def test_sections_share_equal_runs_and_profiles_do_not(tmp_path):
+    runner = Runner(tmp_path, "quick")
+    assert runner.train(DIGITS) is runner.train(Run(DIGITS.data, DIGITS.algorithm, dict(DIGITS.settings)))
+    assert runner.train(DIGITS).record.spec.replicas == 2
+    assert Runner(tmp_path, "full").train(DIGITS).record.spec.replicas == 5
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_an_archive_trains_nothing(tmp_path):
-    archive = Lab(tmp_path, "quick", stored_only=True)
-    with pytest.raises(NotRunError):
+def test_stored_only_runner_trains_nothing(tmp_path):
+    archive = Runner(tmp_path, "quick", stored_only=True)
+    with pytest.raises(RunNotStoredError):
         archive.train(DIGITS)
-    Lab(tmp_path, "quick").train(DIGITS)
+    Runner(tmp_path, "quick").train(DIGITS)
     assert len(archive.train(DIGITS).finished) == 2
 
 
-def test_killed_with_sigkill_and_called_again_ends_with_the_same_tables(tmp_path):
-    """The small reproduction in a process of its own, with runs long enough to be killed in."""
+def test_killed_process_resumes_and_writes_identical_files(tmp_path):
+    """Run a small reproduction in its own process, with runs long enough to be killed within one."""
     script = tmp_path / "script.py"
     script.write_text(
         "import sys; from pathlib import Path\n"
-        "from envariant.reproductions.base import Reproduction, part\n"
+        "from envariant.reproductions.base import Reproduction, section\n"
         "from envariant.reproductions.runner import Run\n"
-        "from envariant.reproductions.summaries import compared\n"
+        "from envariant.reproductions.summaries import show_runs\n"
         "from envariant.reproductions.publish import perform\n"
-        "@part('only', 'Only')\n"
-        "def only(lab):\n"
-        "    'It says.'\n"
+        "@section('only', 'Only')\n"
+        "def only(runner):\n"
+        "    'It states.'\n"
         "    settings = {'model': 'mlp(hidden=8)', 'steps': 400, 'evaluate_every': 20}\n"
-        "    yield from compared(lab.sweep({a: Run('colored-digits', a, settings) for a in ('erm', 'irm', 'vrex')}), 'c')\n"
+        "    yield from show_runs(runner.sweep({a: Run('colored-digits', a, settings) for a in ('erm', 'irm', 'vrex')}), 'c')\n"
         "small = Reproduction('s', 't', 'l', {'quick': 'q', 'full': 'f'}, (only,))\n"
         "list(perform(small, Path(sys.argv[1]), 'quick'))\n",
         encoding="utf-8",
@@ -168,25 +183,25 @@ def test_killed_with_sigkill_and_called_again_ends_with_the_same_tables(tmp_path
     assert len(ours) >= 3
 
 
-def test_measures_are_what_a_loop_over_the_history_gives(tmp_path):
-    lab = Lab(tmp_path, "quick")
-    plain, decayed = lab.train(DIGITS), lab.train(Run(DIGITS.data, "erm(l2=0.5)", DIGITS.settings))
+def test_summaries_agree_with_the_history(tmp_path):
+    runner = Runner(tmp_path, "quick")
+    plain, decayed = runner.train(DIGITS), runner.train(Run(DIGITS.data, "erm(l2=0.5)", DIGITS.settings))
     history = plain.history
     own = history[(history.environment == "flip-0.9") & (history.metric == "accuracy")]
-    assert unseen(plain).mean == pytest.approx(own[own.step == 6].value.mean())
-    assert at(plain, 3).mean == pytest.approx(own[own.step == 3].value.mean())
+    assert ood_score(plain).mean == pytest.approx(own[own.step == 6].value.mean())
+    assert ood_score_at(plain, 3).mean == pytest.approx(own[own.step == 3].value.mean())
     other = decayed.history
     last = other[(other.environment == "flip-0.9") & (other.metric == "accuracy") & (other.step == 6)]
     expected = own[own.step == 6].value.to_numpy() - last.value.to_numpy()
     assert gain(plain, decayed).mean == pytest.approx(expected.mean())
     slopes = [100 * (g[g.step >= 5].value.diff().iloc[-1]) for _, g in own.groupby("replica")]
-    assert trend(plain, 5).mean == pytest.approx(sum(slopes) / 2)
+    assert ood_slope(plain, 5).mean == pytest.approx(sum(slopes) / 2)
     train = history[(history.split == "train") & (history.metric == "loss") & (history.step == 6)]
-    assert seen(plain, "loss").mean == pytest.approx(train.value.mean())
+    assert id_score(plain, "loss").mean == pytest.approx(train.value.mean())
     assert curves(plain, "*", "risk")[0][0] == [1, 2, 3, 4, 5, 6]
-    chart, table = swept({1.0: plain, 2.0: decayed}, "x", "c")
+    chart, table = show_sweep({1.0: plain, 2.0: decayed}, "x", "c")
     assert chart.name == "sweep-chart"
-    assert [line[0] for line in table.table.lines] == ["x = 1", "x = 2"]
+    assert [line[0] for line in table.table.rows] == ["x = 1", "x = 2"]
 
 
 def run(*arguments):
@@ -195,35 +210,35 @@ def run(*arguments):
     )
 
 
-def test_the_command_lists_what_it_knows():
+def test_command_lists_reproductions_and_sections():
     done = run("reproduce", "--list")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("sjtu-2023")
     assert "irm-stuck" in done.stdout
-    parts = json.loads(run("reproduce", "--list", "--json").stdout)["sjtu-2023"]["parts"]
-    assert parts[0] == "overview"
-    assert parts[-1] == "summary"
+    sections = json.loads(run("reproduce", "--list", "--json").stdout)["sjtu-2023"]["sections"]
+    assert sections[0] == "overview"
+    assert sections[-1] == "summary"
 
 
-def test_the_command_carries_out_a_part_that_needs_no_training(tmp_path):
+def test_command_runs_a_section_without_training(tmp_path):
     done = run("reproduce", "sjtu-2023", "--only", "derivation", "--out", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert [claim["verdict"] for claim in found["parts"]["derivation"]] == ["confirmed", "confirmed"]
+    output = json.loads(done.stdout)
+    assert [claim["verdict"] for claim in output["sections"]["derivation"]] == ["confirmed", "confirmed"]
     assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["sjtu-2032"], "unknown reproduction 'sjtu-2032'; did you mean 'sjtu-2023'"),
-        (["sjtu-2023", "--only", "lennet"], "sjtu-2023: unknown part 'lennet'; did you mean 'lenet'"),
-        (["sjtu-2023", "--resume", "--out", "nowhere"], "nowhere: nothing has been stored there"),
+        (["sjtu-2023", "--only", "lennet"], "sjtu-2023: unknown section 'lennet'; did you mean 'lenet'"),
+        (["sjtu-2023", "--resume", "--out", "nowhere"], "nowhere: has no stored runs to resume"),
         (["sjtu-2023", "--profile", "fast"], "fast"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_two(arguments, words):
+def test_invalid_input_gives_one_line_and_exit_code_two(arguments, message):
     done = run("reproduce", *arguments)
     assert done.returncode == 2
-    assert words in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The declared report: every part runs to its end and finds what can be known beforehand; small data, few steps."""
+"""The course report on small data with few steps: every section runs, and known claims have known verdicts."""
 
 import csv
 import re
@@ -7,21 +7,21 @@ import pytest
 
 from envariant.reproductions import reproduction, sjtu_2023
 from envariant.reproductions.publish import perform
-from envariant.reproductions.runner import Lab, Run
+from envariant.reproductions.runner import Run, Runner
 
 SJTU = reproduction("sjtu-2023")
-NAMES = [part.name for part in SJTU.parts]
+NAMES = [section.name for section in SJTU.sections]
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """The same declarations on colored digits, a network 4 wide, a dozen steps."""
+    """Train all declared runs on colored digits, with a network 4 wide, for a dozen steps."""
     for name, value in {
         "THIRDS": "colored-digits", "PAPER": "colored-digits", "GRAY": "colored-digits-grayscale",
         "CHANNELS": "colored-digits", "SWITCH": 4, "STEPS": 10, "LATER": 6, "LONG": 12,
     }.items():  # fmt: skip
         monkeypatch.setattr(sjtu_2023, name, value)
-    whole = Lab.train
+    train_as_declared = Runner.train
 
     def train(self, run):
         settings = {k: v for k, v in run.settings.items() if k != "augmentation"}
@@ -31,41 +31,41 @@ def small(monkeypatch):
             "steps": min(settings.get("steps", 12), 14),
         }
         settings |= {"batch_size": 16 if "augmentation" in run.settings else "full"}
-        return whole(self, Run(run.data, run.algorithm, settings))
+        return train_as_declared(self, Run(run.data, run.algorithm, settings))
 
-    monkeypatch.setattr(Lab, "train", train)
+    monkeypatch.setattr(Runner, "train", train)
 
 
-def test_every_part_of_the_report_is_there():
+def test_every_section_of_the_report_is_declared():
     assert NAMES == [
         "overview", "lenet", "augmentation", "derivation", "irm-base", "irm-stuck", "irm-coefficient",
         "irm-stages", "irm-growth", "irm-power", "irm-why", "irm-best", "and-mask", "vrex", "summary",
     ]  # fmt: skip
-    assert all(part.says and part.title for part in SJTU.parts)
+    assert all(section.statement and section.title for section in SJTU.sections)
 
 
-def test_every_part_runs_to_its_end_and_all_of_it_is_on_the_page(small, tmp_path):
-    sections = list(perform(SJTU, tmp_path, "quick"))
-    assert [section.part.name for section in sections] == NAMES
-    assert all(section.claims or section.part.name == "irm-why" for section in sections)
+def test_every_section_runs_to_its_end_and_is_on_the_page(small, tmp_path):
+    results = list(perform(SJTU, tmp_path, "quick"))
+    assert [result.section.name for result in results] == NAMES
+    assert all(result.claims or result.section.name == "irm-why" for result in results)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r'<section id="([^"]+)">', page) == NAMES
     assert "Not run yet" not in page
-    known = {s.part.name: {c.text: c.holds for c in s.claims} for s in sections}
-    # What needs no training, or no more than this, is as the report says.
-    assert known["derivation"] == {
+    verdicts = {r.section.name: {claim.text: claim.holds for claim in r.claims} for r in results}
+    # Claims that need no training are confirmed.
+    assert verdicts["derivation"] == {
         "The distance is the squared gradient.": True,
-        "The penalty grows as w leaves the optimum, to both sides.": True,
+        "The penalty grows as w moves away from the optimum in both directions.": True,
     }
-    assert known["and-mask"]["Its mask is the middle column."]
-    assert known["and-mask"]["0 ≤ det H_A∧B ≤ det H_A+B."]
-    # What a dozen steps cannot show is not confirmed.
-    assert not known["vrex"]["V-REx reaches 0.64, the report 0.3, the paper 0.687."]
-    assert not known["irm-best"]["Its mean test accuracy is 0.67 or more."]
+    assert verdicts["and-mask"]["Its mask is the middle column."]
+    assert verdicts["and-mask"]["0 ≤ det H_A∧B ≤ det H_A+B."]
+    # Claims that a dozen steps cannot support are not confirmed.
+    assert not verdicts["vrex"]["V-REx reaches 0.64, the report 0.3, the paper 0.687."]
+    assert not verdicts["irm-best"]["Its mean test accuracy is 0.67 or more."]
     for path in (tmp_path / "tables").iterdir():
-        header, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
-        assert lines
-        assert all(len(line) == len(header) for line in lines)
+        header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        assert rows
+        assert all(len(row) == len(header) for row in rows)
     for path in (tmp_path / "figures").iterdir():
         assert path.with_suffix(".png").stat().st_size > 2000
         assert path.with_suffix(".svg").stat().st_size > 2000

@@ -241,7 +241,7 @@ def test_a_comparison_of_two_replicas_says_that_they_are_too_few(whole):
     assert [row.algorithm for row in found.rows] == ["erm", "vrex"]
     assert found.rows[0].gain is None
     assert found.rows[1].gain.count == 2
-    assert found.verdict.startswith("No method can be told from ERM with 2 pairs")
+    assert found.verdict.startswith("Too few replicas: with 2 pairs")
 
 
 def test_wrong_wishes_are_refused_before_anything_trains(tmp_path):

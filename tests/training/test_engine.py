@@ -324,7 +324,7 @@ def test_evaluation_sees_whole_environments_at_the_steps_asked_for():
         ({"batch_size": 0}, "batch size must be at least 1"),
         ({"learning_rate": -1.0}, "learning rate must exceed 0"),
         ({"precision": "half"}, "precision must be auto, float32, bfloat16 or tf32"),
-        ({"precision": "tf32", "device": "cpu"}, "tf32 is a GPU's"),
+        ({"precision": "tf32", "device": "cpu"}, "tf32 needs a CUDA device"),
         ({"optimizer": "adm"}, "did you mean 'adam'"),
         ({"model": "lenett"}, "did you mean 'lenet'"),
         ({"model": "lenet"}, "needs square images of at least 12×12"),
@@ -406,10 +406,13 @@ class OwnNetwork(Penalty):
     [
         (
             OwnNetwork(nn.Linear(8, 1), "head"),
-            "its network 'head' must have a name of its own and no buffers",
+            "its network 'head' must have no buffers, such as running statistics, and a name that no part",
         ),
         (OwnNetwork(nn.Sequential(nn.Linear(8, 1), nn.BatchNorm1d(1))), "no buffers"),
-        (OwnNetwork(nn.Linear(8, 1)), "draws random numbers; say so in the part, as draws = True"),
+        (
+            OwnNetwork(nn.Linear(8, 1)),
+            "draws random numbers but is not declared stochastic; set stochastic = True",
+        ),
     ],
 )
 def test_a_part_of_ones_own_is_told_what_is_wrong_with_it(part, message):

@@ -108,7 +108,7 @@ def test_the_background_of_standardized_images_stays_the_background():
 def test_augmentations_are_named_and_checked():
     assert augmentation(None) is None
     assert augmentation("affine(rotation=5)") == RandomAffine(rotation=5)
-    with pytest.raises(EnvariantError, match="rotation must lie in"):
+    with pytest.raises(EnvariantError, match="rotation must be in"):
         augmentation("affine(rotation=400)")
     with pytest.raises(EnvariantError, match="needs images"):
         RandomAffine()(torch.zeros(3, 4), torch.Generator())
@@ -183,8 +183,8 @@ def test_frozen_weights_stay_frozen_even_under_weight_decay():
     ("model", "message"),
     [
         (lambda: None, "must be or make a torch.nn.Module; got NoneType"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), "must give 1 number"),
-        (lambda: nn.Sequential(nn.Flatten(0), nn.Linear(256, 1)), "must give 1 number"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), "must return 1 number"),
+        (lambda: nn.Sequential(nn.Flatten(0), nn.Linear(256, 1)), "must return 1 number"),
     ],
 )
 def test_a_model_that_does_not_fit_is_named(model, message):

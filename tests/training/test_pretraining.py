@@ -13,7 +13,6 @@ from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass, Regression
 from envariant.data import colored_digits
 from envariant.models import model_config
-from envariant.training import run_folder
 from envariant.training.optimizers import optimizer_config
 from envariant.training.pretraining import RFC, balanced_rows, fitting, predictions
 from envariant.training.replicas import Replica, Seeds

@@ -1,5 +1,6 @@
 """Stacked or one after another, recorded or not, alone or in company: the same numbers to rounding."""
 
+import time
 from dataclasses import replace
 from typing import final
 
@@ -287,7 +288,7 @@ def test_a_state_that_changes_its_keys_is_refused():
             return super().gradients(model, params, batch, full, context)
 
     members = [Replica(0, Seeds.of(7, 0), Growing(), 0.01, 0.0)]
-    with pytest.raises(EnvariantError, match="its state must keep the keys and shapes that init gave it"):
+    with pytest.raises(EnvariantError, match="its state must keep the keys and shapes that init returned"):
         outcome(made(Binary(), 1), members, plan(), SEQUENTIAL)
 
 
@@ -511,35 +512,169 @@ def test_a_small_budget_makes_smaller_groups_and_a_tiny_one_is_refused():
         execution.choose(Stacked(), source, members, shared, int(execution.HEAP * need.of(1)))
 
 
+def random_data(environments, rows, shape) -> EnvironmentSet:
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        Environment(f"e{k}", torch.rand(rows, *shape, generator=generator), torch.arange(rows) % 2)
+        for k in range(environments)
+    ]
+    return EnvironmentSet("random", tuple(parts), Binary())
+
+
 @pytest.mark.parametrize(
-    ("alone", "sixteen", "mode", "reason"),
+    ("data", "model", "algorithm", "batch_size", "count", "mode", "reason"),
     [
-        (1e-3, 4e-3, "stacked", "takes 1 ms alone and 0.25 ms in a stack of 16"),
-        (1e-3, 15e-3, "sequential", "takes 1 ms alone and 0.938 ms in a stack of 16"),
-        (0.5, 0.1, "sequential", "one step alone takes 500 ms, so little is left to gain"),
+        pytest.param(
+            (3, 2000, (20,)), "mlp(hidden=64)", "erm", 64, 100, "stacked",
+            "a step is small: 0.057 million activations and 1.04 million multiply-adds", id="small-mlp",
+        ),
+        pytest.param(
+            (3, 10_000, (10,)), "linear", "irm", None, 20, "stacked", "a step is small", id="linear",
+        ),
+        pytest.param(
+            (2, 25_000, (392,)), "mlp(hidden=390)", "irm", None, 10, "sequential",
+            "a step is large: 117 million activations and 1.53e+04 million multiply-adds", id="irm-full-batch",
+        ),
+        pytest.param(
+            (2, 200, (2, 28, 28)), "mnist-cnn", "erm", 64, 10, "sequential", "a step is large", id="mnist-cnn",
+        ),
+        pytest.param(
+            (2, 200, (392,)), "mlp(hidden=390)", "erm", 64, 10, "sequential", "a step is large", id="wide-mlp",
+        ),
     ],
-)
-def test_auto_takes_the_faster_one_and_says_why(alone, sixteen, mode, reason, monkeypatch):
-    monkeypatch.setattr(
-        execution, "_seconds_a_step", lambda group: alone if len(group.replicas) == 1 else sixteen
-    )
-    members, source = replicas("irm", 30), made(Binary(), 1)
-    found = execution.choose(Auto(), source, members, plan(steps=1000, batch_size=16), None)
-    assert (found.mode, found.group) == (mode, 30 if mode == "stacked" else 1)
-    assert reason in found.reason
+)  # fmt: skip
+def test_auto_stacks_small_steps_and_not_large_ones(
+    data, model, algorithm, batch_size, count, mode, reason, monkeypatch
+):
+    """The size of a step is counted; a machine that takes long for it changes nothing."""
+    advance = execution.ReplicaStack.advance
+    monkeypatch.setattr(execution.ReplicaStack, "advance", lambda self: time.sleep(0.05) or advance(self))
+    shared = plan(model, steps=2000, batch_size=batch_size)
+    choice = execution.choose(Auto(), random_data(*data), replicas(algorithm, count), shared, 2**33)
+    assert choice.mode == mode
+    assert choice.group == (count if mode == "stacked" else 1)
+    assert choice.reason.startswith(reason)
 
 
-def test_auto_does_not_measure_where_it_would_take_longer_than_training():
-    found = execution.choose(Auto(), made(Binary(), 1), replicas("irm", 30), plan(steps=3), None)
-    assert (found.mode, found.group) == ("sequential", 1)
-    assert found.reason == "30 × 3 steps are too few to gain from it"
+def test_auto_is_sequential_where_there_is_nothing_to_gain():
+    source = made(Binary(), 1)
+    few = execution.choose(Auto(), source, replicas("irm", 30), plan(steps=3), None)
+    assert (few.mode, few.group) == ("sequential", 1)
+    assert few.reason == "30 × 3 steps are too few to gain from stacking"
+    one = execution.choose(Auto(), source, replicas("irm", 1), plan(steps=10**6), None)
+    assert (one.mode, one.reason) == ("sequential", "there is one replica")
+    two = [replicas("irm", 1)[0], replace(replicas("erm", 1)[0], index=1)]
+    different = execution.choose(Auto(), source, two, plan(steps=10**6), None)
+    assert (different.mode, different.reason) == ("sequential", "no two replicas have the same structure")
 
 
-def test_replicas_of_several_structures_are_judged_by_the_most_common_one(monkeypatch):
-    monkeypatch.setattr(execution, "_seconds_a_step", lambda group: 1e-3)
+def test_most_common_structure_decides_for_all():
     members = [*replicas("irm", 6), *(replace(r, index=r.index + 30) for r in replicas("erm", 2))]
     mixed = execution.choose(Auto(), made(Binary(), 1), members, plan(steps=1000), None)
     assert (mixed.mode, mixed.group) == ("stacked", 6)
+
+
+def test_requests_are_texts_or_objects():
+    for request in (Auto(), Stacked(), Stacked(group=50), execution.Sequential()):
+        assert execution.execution_request(request) is request
+        assert execution.execution_request(str(request)) == request
+    source, members = made(Binary(), 1), replicas("irm", 20)
+    choice = execution.choose(Stacked(group=7), source, members, plan(), None)
+    assert (choice.mode, choice.group, choice.reason) == ("stacked", 7, "as requested")
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:82] DefaultCPUAllocator: not enough memory: you tried"),
+]
+
+
+def limit_memory(monkeypatch, most, error, method="advance"):
+    """Let stacks of more than `most` replicas run out of memory."""
+    original = getattr(execution.ReplicaStack, method)
+
+    def limited(self, *arguments):
+        if len(arguments[1] if method == "__init__" else self.replicas) > most:
+            raise error
+        return original(self, *arguments)
+
+    monkeypatch.setattr(execution.ReplicaStack, method, limited)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "linux", "windows"])
+@pytest.mark.parametrize("method", ["advance", "__init__"])
+def test_stack_is_halved_where_memory_runs_out(error, method, monkeypatch, caplog):
+    source, members, shared = made(Binary(), 1), replicas("irm", 7), plan()
+    expected = outcome(source, members, shared, Execution("stacked", 2, ""))
+    limit_memory(monkeypatch, 2, error, method)
+    events = [e for e in engine.run(source, members, shared, STACKED) if isinstance(e, Evaluated)]
+    assert [e.replicas for e in events if e.step == 0] == [(0, 1), (2, 3), (4, 5), (6,)]
+    assert [e.notes for e in events if e.step == 0] == [
+        (
+            first := "memory ran out with 7 replicas in one program; continued with 4",
+            second := first.replace("7", "x").replace("4", "2").replace("x", "4"),
+        ),
+        (first, second),
+        (first, third := "memory ran out with 3 replicas in one program; continued with 2"),
+        (first, third),
+    ]
+    assert not any(e.notes for e in events if e.step)
+    assert first in caplog.text
+    rows, states = outcome(source, members, shared, STACKED)
+    # Groups of 7 replicas, at most 2 each, are 2, 2, 1 and 2: the last three differ by rounding.
+    assert [r for r in rows if r.replica < 4] == [r for r in expected[0] if r.replica < 4]
+    assert_alike((rows, states), expected)
+
+
+def test_run_whose_stack_was_halved_resumes_with_its_halves(monkeypatch, tmp_path):
+    source, members, shared = made(Binary(), 1), replicas("irm", 4), plan()
+    limit_memory(monkeypatch, 2, OUT_OF_MEMORY[0])
+    whole = outcome(source, members, shared, STACKED)
+    for event in engine.run(source, members, shared, STACKED):
+        if isinstance(event, Evaluated) and event.step == 4:
+            checkpoint.save(event.checkpoint(), tmp_path)
+            if event.replicas == (2, 3):
+                break
+    resume = checkpoint.load(tmp_path)
+    assert [saved.replicas for saved in resume] == [(0, 1), (2, 3)]
+    for stored in (resume, resume[:1]):
+        rows, states = outcome(source, members, shared, STACKED, stored)
+        again = {number for saved in stored for number in saved.replicas}
+        assert rows == [row for row in whole[0] if row.step > 4 or row.replica not in again]
+        for k, state in whole[1].items():
+            assert all(torch.equal(states[k].params[n], v) for n, v in state.params.items())
+
+
+def test_one_replica_without_memory_is_an_error_and_other_errors_are_not_hidden(monkeypatch):
+    source, members = made(Binary(), 1), replicas("irm", 4)
+    with monkeypatch.context() as patch:
+        limit_memory(patch, 0, OUT_OF_MEMORY[0], "__init__")
+        with pytest.raises(
+            EnvariantError, match="memory: replica 0 alone needs more than there is; use a smaller"
+        ):
+            outcome(source, members, plan(), STACKED)
+    limit_memory(monkeypatch, 0, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        outcome(source, members, plan(), STACKED)
+
+
+def test_rehearsed_step_leaves_no_trace():
+    source, shared, one = made(Binary(), 1), plan(normed, batch_size=16), Remembering()
+    members = [Replica(k, Seeds.of(7, k), one, 0.01, 0.0) for k in range(3)]
+    stacks = [execution.ReplicaStack(source, members, shared) for _ in range(2)]
+    for step in range(4):
+        stacks[0].rehearse()
+        ours, theirs = (stack.checkpoint().clone() for stack in stacks)
+        assert ours.step == theirs.step == step
+        for kind in ("params", "buffers", "optimizer", "watch", "algorithm"):
+            ours_by_name, theirs_by_name = (dict(getattr(saved, kind)) for saved in (ours, theirs))
+            if kind == "algorithm":
+                ours_by_name, theirs_by_name = ours_by_name["means"], theirs_by_name["means"]
+            assert ours_by_name.keys() == theirs_by_name.keys()
+            assert all(torch.equal(value, theirs_by_name[name]) for name, value in ours_by_name.items())
+        for stack in stacks:
+            stack.advance()
 
 
 @pytest.mark.parametrize(
@@ -553,7 +688,10 @@ def test_replicas_of_several_structures_are_judged_by_the_most_common_one(monkey
         ({"memory": "0GB"}, "memory: expected an amount"),
         ({"memory": -1}, "memory: expected an amount"),
         ({"execution": "auto(group=5)"}, "unknown setting 'group'"),
-        ({"memory": "1KB", "execution": "stacked", "replicas": 2}, "raise --memory"),
+        (
+            {"memory": "1KB", "execution": "stacked", "replicas": 2},
+            "raise memory, or set execution to sequential",
+        ),
     ],
 )
 def test_wrong_wishes_get_one_clear_error(arguments, message):

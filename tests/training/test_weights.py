@@ -79,9 +79,7 @@ def test_weights_that_make_no_sense_are_refused():
     with pytest.raises(EnvariantError, match="rows of some have weights and rows of others have none"):
         drawn_rows([some])
     both = EnvironmentSet("w", (weighted([1.0, 2.0]), weighted([1.0], "b")), Regression())
-    with pytest.raises(
-        EnvariantError, match="rows have weights, which minibatches follow; give a batch size"
-    ):
+    with pytest.raises(EnvariantError, match="rows have weights, which minibatches follow; set a batch size"):
         drawn_rows([both], batch_size=None)
 
 

@@ -1,43 +1,44 @@
-"""Which columns tell the same of the target everywhere, and which tell one thing here and another there.
+"""Stability of each column's relation with the target across environments.
 
-For every column and environment, the slope of the target over the column, by itself; then whether the slopes
-differ by more than noise. A model that leans on a column whose slope turns will be wrong somewhere.
+A column whose slope changes sign between environments misleads a model that relies on it somewhere.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from envariant.analysis import statistics
-from envariant.core.environments import EnvironmentSet
-from envariant.core.tasks import Multiclass
+from envariant.core.errors import EnvariantError
 
 Array = NDArray[np.float64]
 
 LEVEL = 0.05
-# Of a column's variation in an environment: what one row may bring.
-_MOST_OF_ONE = 0.1
+"""Significance level of the tests."""
+
 NOTABLE = 0.15
-"""From this difference of two slopes on, in standard deviations of the target per one of the column."""
+"""Smallest notable difference of two slopes, in standard deviations of the target per one of the column."""
+
+# Largest share of a column's variation within an environment that one row may contribute.
+_LARGEST_SHARE = 0.1
 
 
 @final
 @dataclass(frozen=True)
 class ColumnStability:
-    """One column's relation with the target.
+    """Relation of one column with the target, environment by environment.
 
     Attributes:
-        column: its name.
-        slopes: by environment, in standard deviations of the target per one of the column; of a category's
-            or a multiclass target's numbers the direction in which they go together most. NaN where the
-            column does not vary.
-        errors: their standard errors.
-        p_value: of there being one slope for all (Cochran's Q), corrected by Holm for all columns.
+        column: Name of the column.
+        slopes: Slope by environment, in standard deviations of the target per standard deviation of the
+            column. For a category or a multiclass target: along the direction of strongest association.
+            NaN where the column does not vary.
+        errors: Standard error of each slope.
+        p_value: P-value of equal slopes in all environments (Cochran's Q), Holm-corrected over columns.
     """
 
     column: str
@@ -47,128 +48,160 @@ class ColumnStability:
 
     @property
     def spread(self) -> float:
-        """The largest slope less the smallest."""
+        """Largest slope minus smallest slope; 0 if none is known."""
         known = [slope for slope in self.slopes.values() if math.isfinite(slope)]
         return max(known) - min(known) if known else 0.0
 
     @property
-    def turns(self) -> bool:
-        """Whether it is beyond noise above 0 in one environment and below in another."""
-        # Of many environments one lies on the other side by chance: each must do so by more.
-        least = float(stats.norm.isf(LEVEL / 2 / max(1, len(self.slopes))))
-        sure = [
+    def changes_sign(self) -> bool:
+        """Whether the slope is significantly positive in one environment and negative in another."""
+        # Bonferroni: with many environments, one has the other sign by chance.
+        quantile = float(stats.norm.isf(LEVEL / 2 / max(1, len(self.slopes))))
+        significant = [
             slope
             for name, slope in self.slopes.items()
-            if math.isfinite(slope) and abs(slope) > least * self.errors[name]
+            if math.isfinite(slope) and abs(slope) > quantile * self.errors[name]
         ]
-        return bool(sure) and min(sure) < 0 < max(sure)
+        return bool(significant) and min(significant) < 0 < max(significant)
 
     @property
     def unstable(self) -> bool:
-        """Whether its slopes differ by more than noise, and by enough to matter."""
+        """Whether the slopes differ significantly and by a notable amount."""
         return self.p_value < LEVEL and self.spread >= NOTABLE
 
     @property
-    def kind(self) -> str:
-        """In a word."""
+    def kind(self) -> Literal["stable", "varies", "changes sign"]:
+        """Category of the relation."""
         if not self.unstable:
             return "stable"
-        return "turns" if self.turns else "varies"
+        return "changes sign" if self.changes_sign else "varies"
 
 
-def stability(drawn: EnvironmentSet, columns: Mapping[str, slice]) -> tuple[ColumnStability, ...]:
-    """Every column's relation with the target, the least stable first.
+def measure_stability(
+    columns: Mapping[str, ArrayLike],
+    targets: ArrayLike,
+    environments: ArrayLike,
+    *,
+    n_classes: int | None = None,
+) -> tuple[ColumnStability, ...]:
+    """Estimate every column's slope in every environment and test whether the slopes are equal.
+
+    Standard errors are heteroskedasticity-consistent (HC3, MacKinnon & White 1985).
 
     Args:
-        drawn: the environments.
-        columns: where each column's numbers lie among their inputs.
+        columns: Values by column name, each `[rows]`, or `[rows, k]` for a one-hot encoded category.
+        targets: Binary or real targets, or class numbers if `n_classes` is set, `[rows]`.
+        environments: Environment of each row, `[rows]`.
+        n_classes: Number of classes of a multiclass target; None for binary and real targets.
+
+    Returns:
+        One entry per column, the least stable first.
+
+    Raises:
+        EnvariantError: If an array does not have one entry per row.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(2)
+        >>> hospital = np.repeat(["north", "south"], 300)
+        >>> age, dose = rng.normal(size=(2, 600))
+        >>> risk = age + np.where(hospital == "north", dose, -dose) + rng.normal(size=600)
+        >>> [(c.column, c.kind) for c in measure_stability({"age": age, "dose": dose}, risk, hospital)]
+        [('dose', 'changes sign'), ('age', 'stable')]
     """
-    targets = [_targets(e.targets.double().numpy(), drawn) for e in drawn.environments]
-    found: list[tuple[str, Array, Array, float]] = []
-    for column, place in columns.items():
-        values = [e.inputs[:, place].double().numpy() for e in drawn.environments]
-        slopes, errors = _slopes(values, targets)
-        found.append((column, slopes, errors, _differ(slopes, errors)))
-    corrected = statistics.holm([p for *_, p in found])
-    each = [
+    y, labels = np.asarray(targets), np.asarray(environments)
+    names, first, codes = np.unique(labels, return_index=True, return_inverse=True)
+    # Environments in order of appearance.
+    order = np.argsort(first).tolist()
+    members = [np.flatnonzero(codes == k) for k in order]
+    arrays = {column: np.asarray(values) for column, values in columns.items()}
+    for name, array in {"targets": y, **arrays}.items():
+        if len(array) != len(labels):
+            raise EnvariantError(
+                f"measure_stability: '{name}' has {len(array)} rows, but environments have {len(labels)}"
+            )
+    outcome = y[:, None] if n_classes is None else y[:, None] == np.arange(n_classes)
+    outcomes = [outcome[rows].astype(np.float64) for rows in members]
+    slopes: dict[str, tuple[Array, Array]] = {}
+    for column, array in arrays.items():
+        values = array[:, None] if array.ndim == 1 else array
+        slopes[column] = _slopes([values[rows].astype(np.float64) for rows in members], outcomes)
+    corrected = statistics.holm([_cochran_p_value(*each) for each in slopes.values()])
+    keys = [str(names[k]) for k in order]
+    results = [
         ColumnStability(
             column,
-            dict(zip(drawn.names, slopes.tolist(), strict=True)),
-            dict(zip(drawn.names, errors.tolist(), strict=True)),
-            p,
+            dict(zip(keys, slope.tolist(), strict=True)),
+            dict(zip(keys, error.tolist(), strict=True)),
+            p_value,
         )
-        for (column, slopes, errors, _), p in zip(found, corrected, strict=True)
+        for (column, (slope, error)), p_value in zip(slopes.items(), corrected, strict=True)
     ]
-    return tuple(sorted(each, key=lambda c: (not c.unstable, -c.spread)))
-
-
-def _targets(values: Array, drawn: EnvironmentSet) -> Array:
-    if isinstance(drawn.task, Multiclass):
-        return (values[:, None] == np.arange(drawn.task.classes)).astype(np.float64)
-    return values[:, None]
+    return tuple(sorted(results, key=lambda c: (not c.unstable, -c.spread)))
 
 
 def _slopes(values: Sequence[Array], targets: Sequence[Array]) -> tuple[Array, Array]:
-    """By environment, with standard errors that hold where the noise is uneven (HC3, MacKinnon & White 1985).
+    """Return slope and HC3 standard error by environment.
 
-    Where a column or the target is several numbers, one half of the rows says in which direction they go
-    together, and the other half how much: a direction fits the rows that it was chosen by.
+    If the column or the target has several components, half of the rows choose the direction of strongest
+    association and the other half estimate the slope, because a direction fits the rows that chose it.
     """
-    several = values[0].shape[1] > 1 or targets[0].shape[1] > 1
-    along, across = np.ones(1), np.ones(1)
-    if several:
-        # At random: rows may come in pairs, such as a woman and her husband.
+    multivariate = values[0].shape[1] > 1 or targets[0].shape[1] > 1
+    value_direction, target_direction = np.ones(1), np.ones(1)
+    if multivariate:
+        # Halves are random, because consecutive rows may be related, such as husband and wife.
         generator = np.random.default_rng(0)
         order = [generator.permutation(len(v)) for v in values]
         values, targets = ([p[o] for p, o in zip(part, order, strict=True)] for part in (values, targets))
-        x, y = _centerd([v[::2] for v in values], [t[::2] for t in targets])
-        together = [v.T @ t / len(v) for v, t in zip(x, y, strict=True)]
-        # In which they go together most in all environments, whatever the sign.
-        along, across = _first(sum(c @ c.T for c in together)), _first(sum(c.T @ c for c in together))
+        x, y = _standardized([v[::2] for v in values], [t[::2] for t in targets])
+        covariances = [v.T @ t / len(v) for v, t in zip(x, y, strict=True)]
+        # Summed over environments without regard to sign.
+        value_direction = _leading_eigenvector(sum(c @ c.T for c in covariances))
+        target_direction = _leading_eigenvector(sum(c.T @ c for c in covariances))
         values, targets = [v[1::2] for v in values], [t[1::2] for t in targets]
-    x, y = _centerd(values, targets)
-    slopes: list[float] = []
-    errors: list[float] = []
-    for v, t in zip(x, y, strict=True):
-        z, goal = v @ along, t @ across
-        power = float(z @ z)
-        # Where a few rows are nearly all that varies, the slope is theirs, and its error cannot be known.
-        if power <= 1e-9 * len(z) or float((z * z).max()) > _MOST_OF_ONE * power:
-            slopes.append(math.nan)
-            errors.append(math.nan)
-            continue
-        slope = float(z @ goal) / power
-        slopes.append(slope)
-        leverage = np.minimum(1 / len(z) + z * z / power, 0.99)
-        left = (goal - slope * z) / (1 - leverage)
-        errors.append(max(1e-12, math.sqrt(float(np.square(z * left).sum())) / power))
-    # A direction has no sign of its own: more of it means more of the target in most places.
-    sign = -1.0 if several and np.nansum(slopes) < 0 else 1.0
-    return sign * np.array(slopes), np.array(errors)
+    estimates = [
+        _slope(v @ value_direction, t @ target_direction)
+        for v, t in zip(*_standardized(values, targets), strict=True)
+    ]
+    slopes, errors = (np.array(part) for part in zip(*estimates, strict=True))
+    # An eigenvector has no sign: choose the one for which most of the association is positive.
+    return (-slopes if multivariate and np.nansum(slopes) < 0 else slopes), errors
 
 
-def _centerd(values: Sequence[Array], targets: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-    """Both without each environment's mean, in standard deviations within environments."""
+def _slope(x: Array, y: Array) -> tuple[float, float]:
+    """Return the least-squares slope of centered values and its standard error; NaN if not identified."""
+    power = float(x @ x)
+    # If a few rows hold most of the variation, the slope is theirs and its error cannot be estimated.
+    if power <= 1e-9 * len(x) or float((x * x).max()) > _LARGEST_SHARE * power:
+        return math.nan, math.nan
+    slope = float(x @ y) / power
+    leverage = np.minimum(1 / len(x) + x * x / power, 0.99)
+    residuals = (y - slope * x) / (1 - leverage)
+    return slope, max(1e-12, math.sqrt(float(np.square(x * residuals).sum())) / power)
+
+
+def _standardized(values: Sequence[Array], targets: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+    """Center both within environments and divide by the standard deviation within environments."""
     x, y = ([part - part.mean(axis=0) for part in parts] for parts in (values, targets))
     x_scale, y_scale = _scale(x), _scale(y)
     return [part / x_scale for part in x], [part / y_scale for part in y]
 
 
 def _scale(parts: Sequence[Array]) -> Array:
-    """The standard deviation within environments, each counting alike; 1 where there is none."""
+    """Return the standard deviation within environments, weighted equally; 1 for a constant column."""
     spread = np.sqrt(np.mean([np.square(part).mean(axis=0) for part in parts], axis=0))
     return np.where(spread > 1e-9, spread, 1.0)
 
 
-def _first(matrix: Any) -> Array:
+def _leading_eigenvector(matrix: Any) -> Array:
     return np.linalg.eigh(matrix)[1][:, -1]
 
 
-def _differ(slopes: Array, errors: Array) -> float:
-    """Cochran's Q: the p-value of all slopes being one."""
+def _cochran_p_value(slopes: Array, errors: Array) -> float:
+    """Return the p-value of equal slopes by Cochran's Q test."""
     known = np.isfinite(slopes)
     if known.sum() < 2:
         return 1.0
     weights = 1 / errors[known] ** 2
-    middle = (weights * slopes[known]).sum() / weights.sum()
-    return float(stats.chi2.sf((weights * np.square(slopes[known] - middle)).sum(), known.sum() - 1))
+    mean = (weights * slopes[known]).sum() / weights.sum()
+    return float(stats.chi2.sf((weights * np.square(slopes[known] - mean)).sum(), known.sum() - 1))

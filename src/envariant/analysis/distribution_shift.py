@@ -1,12 +1,13 @@
-"""Which kind of shift lies between environments, as numbers, before any method is chosen.
+"""Kind and size of the distribution shift between environments.
 
-Diversity shift: there are rows in one that do not occur in the other. Correlation shift: the same rows have
-other targets. Methods that help against one do nothing against the other. Ye et al. 2022, OoD-Bench.
+Diversity shift: one side has inputs that do not occur on the other. Correlation shift: equal inputs have
+different targets. Methods that help against one do nothing against the other. Ye et al. 2022, OoD-Bench
+(arXiv 2106.03721).
 """
 
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, final
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
@@ -19,36 +20,40 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
 from envariant.analysis.statistics import Interval, interval
-from envariant.core.environments import Environment, EnvironmentSource
 from envariant.core.errors import EnvariantError
-from envariant.core.tasks import Regression, Task
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
+Samples = Mapping[str, tuple[Array, Array]]
+"""Inputs `[rows, ...]` and targets `[rows]` by environment."""
 
-# As in OoD-Bench: the features are what a small network ends in that tells the two apart.
+MEASURES = ("diversity", "correlation", "label", "covariate")
+"""Fields of a `Shift` and of a `ShiftEstimate` that hold a measure."""
+
+NOTABLE = 0.1
+"""Smallest notable diversity or correlation shift."""
+
+# As in OoD-Bench, features are the last hidden layer of a small network that classifies the side.
 _FEATURES = 8
 _HIDDEN = 128
-_ROWS = 20_000
-# Where one density is so much smaller than the other, there is none of it.
-_ABSENT = 1e-3
-# From here on a shift is called one.
-NOTABLE = 0.1
-_LEAST = 40
-# Real targets are told apart by which fifth of all of them they are in.
+_MOST_ROWS = 20_000
+_FEWEST_ROWS = 40
+# A density below this share of the other one counts as zero.
+_ZERO_DENSITY = 1e-3
+# Real targets are compared by the quantile bin they fall in.
 _BINS = 5
 
 
 @final
 @dataclass(frozen=True)
 class Shift:
-    """How far two places lie apart: each number between 0 and 1, a mean over trials with its interval.
+    """Distribution shift between two groups of environments; each measure lies between 0 and 1.
 
     Attributes:
-        first, second: what they are called.
-        diversity: ½ ∫ |p − q| over features that occur in one of them only.
-        correlation: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features that occur in both.
-        label: total variation between the targets' distributions.
-        covariate: how well inputs tell the two apart: twice the area under the ROC curve, less 1.
+        first, second: Names of the two groups.
+        diversity: ½ ∫ |p − q| over features that occur in one group only.
+        correlation: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both groups.
+        label: Label shift: total variation distance of the target distributions.
+        covariate: Covariate shift: 2·AUROC − 1 of a classifier that tells the groups apart by their inputs.
     """
 
     first: str
@@ -58,162 +63,182 @@ class Shift:
     label: Interval
     covariate: Interval
 
+    @classmethod
+    def from_trials(cls, first: str, second: str, trials: Sequence["ShiftEstimate"]) -> "Shift":
+        """Average the estimates of independent trials, with intervals over them."""
+        return cls(first, second, *(interval([getattr(t, name) for t in trials]) for name in MEASURES))
+
     @property
-    def kind(self) -> str:
-        """Which of the first two is there, in words."""
-        diverse, turned = self.diversity.mean >= NOTABLE, self.correlation.mean >= NOTABLE
-        if diverse and turned:
+    def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:
+        """Which of diversity and correlation shift is notable."""
+        diversity, correlation = self.diversity.mean >= NOTABLE, self.correlation.mean >= NOTABLE
+        if diversity and correlation:
             return "both"
-        return "diversity" if diverse else "correlation" if turned else "neither"
+        return "diversity" if diversity else "correlation" if correlation else "neither"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return names, measures with intervals, and kind as plain data."""
+        return {**asdict(self), "kind": self.kind}
 
 
-def shifts(
-    source: EnvironmentSource, *, test: tuple[str, ...] | None = None, seed: int = 0, trials: int = 3
-) -> tuple[Shift, ...]:
-    """All training environments together against each that is held out, and against each other.
+@final
+@dataclass(frozen=True)
+class ShiftEstimate:
+    """The four measures of a `Shift`, estimated in one trial."""
+
+    diversity: float
+    correlation: float
+    label: float
+    covariate: float
+
+
+def measure_shift(
+    first: Samples, second: Samples, *, regression: bool = False, seed: int = 0, n_trials: int = 1
+) -> Shift:
+    """Measure the shift between two groups of environments.
+
+    A small network learns on half of the rows to tell the groups apart; the measures are estimated on the
+    other half, with kernel densities of the network's features.
 
     Args:
-        source: of the data.
-        test: names that are held out; None is what the data suggest.
-        seed: of the data draw and of everything else that is drawn.
-        trials: each with a data draw and a network of its own.
+        first: Inputs `[rows, ...]` and targets `[rows]` by environment; each environment gets equal weight.
+        second: The same for the other group.
+        regression: Whether targets are real numbers; they are then compared by quantile bin.
+        seed: Seed of row sampling and network weights.
+        n_trials: Number of trials, with seeds `seed`, `seed + 1`, …; intervals need at least two.
 
     Raises:
-        EnvariantError: there are fewer than two environments, or too few rows.
+        EnvariantError: If a group has fewer than 40 rows or `n_trials` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> x, noise = rng.normal(size=(2, 400, 1))
+        >>> y = (x + noise > 0).astype(int)[:, 0]
+        >>> shift = measure_shift({"2009": (x[:200], y[:200])}, {"2019": (x[200:] + 9, y[200:])})
+        >>> shift.kind, shift.covariate.mean
+        ('diversity', 1.0)
     """
-    if trials < 1:
-        raise EnvariantError(f"shift: trials must be at least 1; got {trials}")
-    found: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
-    for trial in range(seed, seed + trials):
-        drawn = source.with_test_environments(test).sample(trial)
-        if len(drawn.names) < 2:
-            raise EnvariantError(f"{drawn.name}: shift lies between environments, and there is one")
-        roles = drawn.roles(test)
-        training = [e for e in drawn.environments if roles[e.name] == "train"]
-        test_environments = [e for e in drawn.environments if roles[e.name] == "test"]
-        pairs = [(training, [e]) for e in test_environments]
-        pairs += [([a], [b]) for a, b in combinations(training, 2)]
-        for pair in pairs:
-            first, second = (" + ".join(e.name for e in side) for side in pair)
-            found.setdefault((first, second), []).append(between(*pair, drawn.task, trial))
-    return tuple(Shift(*names, *map(interval, zip(*each, strict=True))) for names, each in found.items())
+    if n_trials < 1:
+        raise EnvariantError(f"measure_shift: n_trials must be at least 1, got {n_trials}")
+    trials = [estimate_shift(first, second, regression=regression, seed=seed + k) for k in range(n_trials)]
+    return Shift.from_trials(" + ".join(first), " + ".join(second), trials)
 
 
-def between(
-    first: list[Environment], second: list[Environment], task: Task, seed: int = 0
-) -> tuple[float, float, float, float]:
-    """Diversity, correlation, label and covariate shift, from one half of the rows by features of the other.
-
-    Raises:
-        EnvariantError: there are fewer than 40 rows on one side.
-    """
+def estimate_shift(
+    first: Samples, second: Samples, *, regression: bool = False, seed: int = 0
+) -> ShiftEstimate:
+    """Return the measures of a single trial; arguments and errors are those of `measure_shift`."""
     generator = np.random.default_rng(seed)
-    sides = [_rows(each, generator) for each in (first, second)]
-    if min(len(x) for x, _ in sides) < _LEAST:
-        names = " and ".join(f"'{e.name}'" for e in (*first, *second))
-        raise EnvariantError(f"shift: {names} need at least {_LEAST} rows on either side")
-    labels = _classes([y for _, y in sides], task)
-    features, told = _telling([x[::2] for x, _ in sides], [x[1::2] for x, _ in sides], seed)
-    return (*_parts(features, [y[1::2] for y in labels]), _of_labels(labels), told)
+    sides = [_sample(samples, generator) for samples in (first, second)]
+    if min(len(x) for x, _ in sides) < _FEWEST_ROWS:
+        names = " and ".join(f"'{name}'" for name in (*first, *second))
+        raise EnvariantError(f"shift: {names} need at least {_FEWEST_ROWS} rows on either side")
+    labels = _class_labels([y for _, y in sides], regression=regression)
+    features, covariate = _learned_features([x[::2] for x, _ in sides], [x[1::2] for x, _ in sides], seed)
+    diversity, correlation = _density_measures(features, [y[1::2] for y in labels])
+    return ShiftEstimate(diversity, correlation, _total_variation(labels), covariate)
 
 
-def _rows(environments: list[Environment], generator: np.random.Generator) -> tuple[Array, Array]:
-    """As many rows of each, shuffled; inputs flat."""
-    most = min(_ROWS // len(environments), *(len(e) for e in environments), _ROWS)
-    found: list[tuple[Array, Array]] = []
-    for environment in environments:
-        index = generator.permutation(len(environment))[:most]
-        inputs, targets = environment.inputs[index], environment.targets[index]
-        found.append((inputs.flatten(1).double().numpy(), targets.double().numpy()))
-    order = generator.permutation(most * len(found))
-    return np.concatenate([x for x, _ in found])[order], np.concatenate([y for _, y in found])[order]
+def _sample(samples: Samples, generator: np.random.Generator) -> tuple[Array, Array]:
+    """Draw equally many rows from each environment, shuffled; flatten inputs."""
+    sizes = [len(targets) for _, targets in samples.values()]
+    size = min(_MOST_ROWS // len(samples), *sizes, _MOST_ROWS)
+    parts: list[tuple[Array, Array]] = []
+    for inputs, targets in samples.values():
+        index = generator.permutation(len(targets))[:size]
+        parts.append((inputs[index].reshape(size, -1).astype(np.float64), targets[index].astype(np.float64)))
+    order = generator.permutation(size * len(parts))
+    x, y = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return x[order], y[order]
 
 
-def _classes(targets: list[Array], task: Task) -> list[NDArray[np.int64]]:
-    if isinstance(task, Regression):
+def _class_labels(targets: list[Array], *, regression: bool) -> list[NDArray[np.int64]]:
+    if regression:
         edges = np.quantile(np.concatenate(targets), np.linspace(0, 1, _BINS + 1)[1:-1])
         return [np.digitize(y, edges).astype(np.int64) for y in targets]
     return [y.astype(np.int64) for y in targets]
 
 
-def _telling(seen: list[Array], new: list[Array], seed: int) -> tuple[list[Array], float]:
-    """Features of new rows by a network that learned to tell the sides apart, and how well it does."""
-    scaler = StandardScaler().fit(np.concatenate(seen))
+def _learned_features(train: list[Array], test: list[Array], seed: int) -> tuple[list[Array], float]:
+    """Return features of the test rows by a network trained to tell the sides apart, and its 2·AUROC − 1."""
+    scaler = StandardScaler().fit(np.concatenate(train))
     network: Any = MLPClassifier(
         (_HIDDEN, _FEATURES), alpha=1e-2, random_state=seed, early_stopping=True, max_iter=40
     )
     with catch_warnings():
-        # It stops where it no longer gains, or there: either will do.
+        # The network need not converge: it stops early or after 40 epochs.
         simplefilter("ignore", ConvergenceWarning)
-        network.fit(scaler.transform(np.concatenate(seen)), np.repeat([0, 1], [len(x) for x in seen]))
-    found: list[Array] = []
-    for x in new:
+        network.fit(scaler.transform(np.concatenate(train)), np.repeat([0, 1], [len(x) for x in train]))
+    features: list[Array] = []
+    for x in test:
         h: Any = scaler.transform(x)
         for weight, bias in zip(network.coefs_[:-1], network.intercepts_[:-1], strict=True):
             h = np.maximum(h @ weight + bias, 0.0)
-        found.append(h)
-    scores = np.concatenate([network.predict_proba(scaler.transform(x))[:, 1] for x in new])
-    area = roc_auc_score(np.repeat([0, 1], [len(x) for x in new]), scores)
-    spread = np.concatenate(found).std(axis=0)
-    kept = spread > 1e-9
-    return [h[:, kept] / spread[kept] for h in found], float(max(0.0, 2 * area - 1))
+        features.append(h)
+    scores = np.concatenate([network.predict_proba(scaler.transform(x))[:, 1] for x in test])
+    area = roc_auc_score(np.repeat([0, 1], [len(x) for x in test]), scores)
+    spread = np.concatenate(features).std(axis=0)
+    varies = spread > 1e-9
+    return [h[:, varies] / spread[varies] for h in features], float(max(0.0, 2 * area - 1))
 
 
-def _parts(features: list[Array], labels: list[NDArray[np.int64]]) -> tuple[float, float]:
-    """Diversity and correlation shift, by Gaussian kernels over the features, a row never its own witness."""
-    whole = np.concatenate(features)
-    if not whole.shape[1]:
-        return 0.0, _of_labels(labels)
-    # A bandwidth for the whole, from how far a row's neighbors are.
-    near = NearestNeighbors(n_neighbors=10).fit(whole).kneighbors(whole)[0][:, -1]
-    width = max(float(np.median(near)), 1e-6)
-    classes = int(max(y.max() for y in labels)) + 1
+def _density_measures(features: list[Array], labels: list[NDArray[np.int64]]) -> tuple[float, float]:
+    """Return diversity and correlation shift, from leave-one-out Gaussian kernel densities."""
+    pooled = np.concatenate(features)
+    if not pooled.shape[1]:
+        return 0.0, _total_variation(labels)
+    # One bandwidth for all rows: the median distance to the tenth neighbor.
+    neighbors = NearestNeighbors(n_neighbors=10).fit(pooled).kneighbors(pooled)[0][:, -1]
+    width = max(float(np.median(neighbors)), 1e-6)
+    n_classes = int(max(y.max() for y in labels)) + 1
     densities = np.stack(
         [
-            np.stack([_density(whole, h, y == c, width, side) for c in range(classes)])
+            np.stack([_density(pooled, h, y == c, width, side) for c in range(n_classes)])
             for side, (h, y) in enumerate(zip(features, labels, strict=True))
         ]
-    )  # [sides, classes, rows]: p(z, y) up to a factor that is the same for all
+    )  # [sides, classes, rows]: p(z, y) up to a common factor
     p, q = densities.sum(axis=1)
-    middle = (p + q) / 2
-    # A row that lies by itself, far from all others, is no evidence of anything.
-    seen = middle >= _ABSENT * np.median(middle)
-    apart = ((p < _ABSENT * q) | (q < _ABSENT * p)) & seen
+    mean = (p + q) / 2
+    # Isolated rows are excluded: their densities cannot be compared.
+    supported = mean >= _ZERO_DENSITY * np.median(mean)
+    disjoint = ((p < _ZERO_DENSITY * q) | (q < _ZERO_DENSITY * p)) & supported
     with np.errstate(divide="ignore", invalid="ignore"):
         conditional = np.nan_to_num(densities / np.stack([p, q])[:, None])
-        weight = np.nan_to_num(np.sqrt(p * q) / middle)
-        distance = np.nan_to_num(np.abs(p - q) / middle)
-    changed = np.abs(conditional[0] - conditional[1]).sum(axis=0)
-    # Rows are drawn from both sides; each side counts half, however many rows it has.
+        weight = np.nan_to_num(np.sqrt(p * q) / mean)
+        distance = np.nan_to_num(np.abs(p - q) / mean)
+    conditional_change = np.abs(conditional[0] - conditional[1]).sum(axis=0)
+    # Each side has weight ½, whatever its number of rows.
     sizes = [len(h) for h in features]
     share = np.repeat([0.5 / n for n in sizes], sizes)
-    diversity = float((share * np.where(apart, distance, 0.0)).sum() / 2)
-    correlation = float((share * np.where(apart, 0.0, weight * changed)).sum() / 2)
+    diversity = float((share * np.where(disjoint, distance, 0.0)).sum() / 2)
+    correlation = float((share * np.where(disjoint, 0.0, weight * conditional_change)).sum() / 2)
     return min(1.0, diversity), min(1.0, correlation)
 
 
-def _density(at: Array, rows: Array, chosen: NDArray[np.bool_], width: float, side: int) -> Array:
-    """p(z, y) of one side and class at all rows, without each row's own share."""
-    own = rows[chosen]
-    found = np.zeros(len(at))
-    if not len(own):
-        return found
-    # The place of this side's rows among all.
-    start = 0 if side == 0 else len(at) - len(rows)
-    places = np.full(len(at), -1)
-    places[start : start + len(rows)][chosen] = np.arange(len(own))
-    for block in np.array_split(np.arange(len(at)), max(1, len(at) // 500)):
-        squared = ((at[block] ** 2).sum(axis=1)[:, None] + (own**2).sum(axis=1) - 2 * at[block] @ own.T).clip(
-            min=0
-        ) / (2 * width**2)
-        inside = np.flatnonzero(places[block] >= 0)
-        squared[inside, places[block][inside]] = np.inf
-        found[block] = np.exp(logsumexp(-squared, axis=1))
-    return found / max(1, len(rows) - 1)
+def _density(points: Array, features: Array, in_class: NDArray[np.bool_], width: float, side: int) -> Array:
+    """Return p(z, y) of one side and class at all points, leaving out each point's own kernel."""
+    members = features[in_class]
+    density = np.zeros(len(points))
+    if not len(members):
+        return density
+    # Position among `members` of each point that belongs to them, else −1.
+    start = 0 if side == 0 else len(points) - len(features)
+    position = np.full(len(points), -1)
+    position[start : start + len(features)][in_class] = np.arange(len(members))
+    for block in np.array_split(np.arange(len(points)), max(1, len(points) // 500)):
+        z = points[block]
+        squared = ((z**2).sum(axis=1)[:, None] + (members**2).sum(axis=1) - 2 * z @ members.T).clip(min=0) / (
+            2 * width**2
+        )
+        own = np.flatnonzero(position[block] >= 0)
+        squared[own, position[block][own]] = np.inf
+        density[block] = np.exp(logsumexp(-squared, axis=1))
+    return density / max(1, len(features) - 1)
 
 
-def _of_labels(labels: list[NDArray[np.int64]]) -> float:
-    """Where nothing tells the sides apart, the targets' own distributions are all there is."""
-    classes = int(max(y.max() for y in labels)) + 1
-    shares = [np.bincount(y, minlength=classes) / len(y) for y in labels]
+def _total_variation(labels: list[NDArray[np.int64]]) -> float:
+    """Return the total variation distance of the two sides' target distributions."""
+    n_classes = int(max(y.max() for y in labels)) + 1
+    shares = [np.bincount(y, minlength=n_classes) / len(y) for y in labels]
     return float(np.abs(shares[0] - shares[1]).sum() / 2)

@@ -1,87 +1,124 @@
-"""Does the target, given what a model says, still depend on the environment?
+"""Test whether the target, given a model's score, still depends on the environment.
 
-If a model's score holds the invariant part of the data and nothing else, then among rows with one score the
-target is distributed alike in every environment. A score that leans on a spurious feature says one thing
-here and another there. This is tested on rows that were not trained on.
+If a score carries only the invariant part of the data, then rows with equal scores have the same target
+distribution in every environment. Use rows that the model was not trained on.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from envariant.core.tasks import Regression, Task
+from envariant.core.errors import EnvariantError
 
 Array = NDArray[np.float64]
 
-# Weight of the squared coefficients, so weak that it only keeps separable classes from running off.
-_WEAK = 1e6
+# Inverse strength of the L2 penalty: so weak that it only bounds coefficients of separable classes.
+_INVERSE_PENALTY = 1e6
 
 
-def p_value(task: Task, scores: Sequence[Array], targets: Sequence[Array]) -> float:
-    """How likely at least so much dependence on the environment is where there is none.
+@final
+@dataclass(frozen=True)
+class InvarianceTest:
+    """Test of the hypothesis that target given score is distributed alike in all environments.
 
-    The likelihood ratio of a regression of the target on the score for every environment by itself against
-    one for all: logistic for classes (multinomial for more than two), and for real targets the F test of
-    least squares.
+    Attributes:
+        p_value: P-value between 0 and 1; 1 if the hypothesis cannot be tested.
+        statistic: Likelihood ratio (classes) or F statistic (regression); NaN if not tested.
+        degrees_of_freedom: `(numerator,)` of the χ² distribution, or `(numerator, denominator)` of F.
+    """
+
+    p_value: float
+    statistic: float = float("nan")
+    degrees_of_freedom: tuple[int, ...] = ()
+
+
+_UNTESTED = InvarianceTest(1.0)
+
+
+def assess_invariance(
+    scores: ArrayLike, targets: ArrayLike, environments: ArrayLike, *, regression: bool = False
+) -> InvarianceTest:
+    """Test whether the relation of score and target differs between environments.
+
+    Compares one regression of the target on the score per environment with one regression for all:
+    by the likelihood ratio 2(Σ_e ℓ_e − ℓ), χ²-distributed, of (multinomial) logistic regressions; or, for
+    real targets, by the F test of least squares (Chow 1960).
 
     Args:
-        task: what is predicted.
-        scores: of every environment, `[rows]` or `[rows, classes]`: logits or predictions.
-        targets: of every environment, `[rows]`.
+        scores: Logits or predictions, `[rows]` or `[rows, classes]`.
+        targets: Class numbers or real targets, `[rows]`.
+        environments: Environment of each row, `[rows]`.
+        regression: Whether targets are real numbers rather than classes.
 
     Returns:
-        p, between 0 and 1; 1 where there is one environment.
+        The test; its p-value is 1 with a single environment or a constant target.
+
+    Raises:
+        EnvariantError: If the arrays differ in length.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> score, environment = rng.normal(size=400), np.repeat(["north", "south"], 200)
+        >>> sign = np.where(environment == "north", 1, -1)
+        >>> target = (sign * score + 0.5 * rng.normal(size=400) > 0).astype(int)
+        >>> assess_invariance(score, target, environment).p_value < 0.001
+        True
     """
-    if len(scores) < 2:
-        return 1.0
-    columns = [_columns(score) for score in scores]
-    whole = np.concatenate(columns)
-    center, spread = whole.mean(axis=0), whole.std(axis=0)
-    # A score that says nothing at all is one number for all rows, and no column.
-    kept = spread > 1e-12 * (1 + np.abs(center))
-    columns = [((c - center) / np.where(kept, spread, 1.0))[:, kept] for c in columns]
-    groups, width = len(columns), 1 + int(kept.sum())
-    pooled = (np.concatenate(columns), np.concatenate(list(targets)))
-    if isinstance(task, Regression):
-        restricted = _squares(*pooled)
-        free = sum(_squares(c, y) for c, y in zip(columns, targets, strict=True))
-        rows, extra = len(pooled[1]), width * (groups - 1)
-        left = rows - width * groups
-        if left <= 0 or free <= 0:
-            return 1.0
-        return float(stats.f.sf((restricted - free) / extra / (free / left), extra, left))
-    classes = len(np.unique(pooled[1]))
-    if classes < 2:
-        return 1.0
-    free = sum(_log_likelihood(c, y) for c, y in zip(columns, targets, strict=True))
-    ratio = 2 * (free - _log_likelihood(*pooled))
-    return float(stats.chi2.sf(max(0.0, ratio), width * (classes - 1) * (groups - 1)))
+    z, y, labels = np.asarray(scores), np.asarray(targets), np.asarray(environments)
+    if not len(z) == len(y) == len(labels):
+        raise EnvariantError(
+            f"assess_invariance: scores, targets and environments must have equal lengths; got "
+            f"{len(z)}, {len(y)} and {len(labels)}"
+        )
+    names, codes = np.unique(labels, return_inverse=True)
+    n_classes = 0 if regression else len(np.unique(y))
+    if len(names) < 2 or n_classes == 1:
+        return _UNTESTED
+    # Only differences between the logits of a row carry information.
+    columns = _standardized(z[:, None] if z.ndim == 1 else (z - z[:, -1:])[:, :-1])
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes))[:-1]
+    groups = list(zip(np.split(columns[order], ends), np.split(y[order], ends), strict=True))
+    fit = _squared_error if regression else _log_likelihood
+    separate, joint = sum(fit(*group) for group in groups), fit(columns[order], y[order])
+    width = 1 + columns.shape[1]
+    extra = width * (len(groups) - 1)
+    if not regression:
+        ratio, extra = max(0.0, 2 * (separate - joint)), extra * (n_classes - 1)
+        return InvarianceTest(float(stats.chi2.sf(ratio, extra)), ratio, (extra,))
+    residual = len(y) - width * len(groups)
+    if residual <= 0 or separate <= 0:
+        return _UNTESTED
+    ratio = (joint - separate) / extra / (separate / residual)
+    return InvarianceTest(float(stats.f.sf(ratio, extra, residual)), ratio, (extra, residual))
 
 
-def _columns(score: Array) -> Array:
-    if score.ndim == 1:
-        return score[:, None]
-    # Only differences between logits mean anything.
-    return (score - score[:, -1:])[:, :-1]
+def _standardized(columns: Array) -> Array:
+    """Return columns with mean 0 and standard deviation 1; constant columns are dropped."""
+    center, spread = columns.mean(axis=0), columns.std(axis=0)
+    varies = spread > 1e-12 * (1 + np.abs(center))
+    return ((columns - center) / np.where(varies, spread, 1.0))[:, varies]
 
 
 def _log_likelihood(columns: Array, targets: Array) -> float:
-    """Of the best logistic regression."""
+    """Return the log-likelihood of the best logistic regression."""
     classes, labels = np.unique(targets, return_inverse=True)
     if len(classes) < 2:
         return 0.0
     if not columns.shape[1]:
         shares = np.bincount(labels) / len(labels)
         return float(np.log(shares[labels]).sum())
-    model = LogisticRegression(C=_WEAK, max_iter=1000, tol=1e-8)
+    model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000, tol=1e-8)
     with catch_warnings():
-        # Where classes can be told apart without a mistake, there is no end to it; near it is near enough.
+        # Separable classes have no finite optimum; the likelihood is near its limit long before.
         simplefilter("ignore", ConvergenceWarning)
         model.fit(columns, labels)
     z = model.decision_function(columns)
@@ -90,8 +127,8 @@ def _log_likelihood(columns: Array, targets: Array) -> float:
     return float(log_softmax(z, axis=1)[np.arange(len(labels)), labels].sum())
 
 
-def _squares(columns: Array, targets: Array) -> float:
-    """Sum of squares that a straight line leaves."""
+def _squared_error(columns: Array, targets: Array) -> float:
+    """Return the residual sum of squares of the least-squares fit."""
     design = np.column_stack([np.ones(len(targets)), columns])
-    best = np.linalg.lstsq(design, targets, rcond=None)[0]
-    return float(np.square(targets - design @ best).sum())
+    coefficients = np.linalg.lstsq(design, targets, rcond=None)[0]
+    return float(np.square(targets - design @ coefficients).sum())

@@ -1,7 +1,7 @@
-"""What is noise and what is not: intervals for means, paired differences and slopes over replicas.
+"""Confidence intervals, paired differences, tests and rankings over independent replicas.
 
-Plain numbers in, an interval out. Replicas are the unit: whatever varies inside a run, such as the steps
-of a curve, becomes one number a replica first, because steps of one run are not independent.
+Replicas are the unit of analysis. Reduce whatever varies within a run, such as the steps of a curve, to one
+number per replica first, because the steps of one run are not independent.
 """
 
 import math
@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from typing import Any, final
 
 LEVEL = 0.95
+"""Confidence level of intervals."""
 
 
 @final
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval (Student), in the unit of the values.
+    """Mean with its confidence interval, in the unit of the values.
 
     Attributes:
-        mean: of the values.
-        low, high: ends of the interval; infinite with fewer than two values.
-        count: how many values there were.
+        mean: Mean of the values.
+        low, high: Ends of the interval; infinite if there are fewer than two values.
+        count: Number of values.
     """
 
     mean: float
@@ -35,17 +36,26 @@ class Interval:
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     def contains(self, value: float) -> bool:
-        """Whether the value lies inside or on an end."""
+        """Return whether the interval, ends included, contains the value."""
         return self.low <= value <= self.high
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """The mean of independent values and its interval: mean ± t·s/√n, s with divisor n − 1."""
+    """Return the mean of independent values with Student's interval, mean ± t·s/√n.
+
+    Args:
+        values: n independent values; s is their standard deviation with divisor n − 1.
+        level: Confidence level, between 0 and 1.
+
+    Example:
+        >>> print(interval([0.61, 0.66, 0.70, 0.65, 0.68]))
+        0.66 [0.618, 0.702]
+    """
     n = len(values)
     mean = statistics.fmean(values) if n else math.nan
     if n < 2:
         return Interval(mean, -math.inf, math.inf, n)
-    # Imported here: it takes a moment, and not every page needs it.
+    # Imported here because it takes a moment and not every page needs it.
     from scipy import stats
 
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
@@ -53,27 +63,54 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def difference(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Interval:
-    """First − second, pair by pair: replica k of two runs has the same data, weights and batches.
+    """Return the mean paired difference, first − second, with Student's interval.
+
+    Args:
+        first: One value per replica.
+        second: Values of the same replicas under another method.
+        level: Confidence level, between 0 and 1.
 
     Raises:
-        ValueError: the two have not the same length.
+        ValueError: If the lengths differ.
+
+    Example:
+        >>> print(difference([0.71, 0.74, 0.69], [0.70, 0.71, 0.67]))
+        0.02 [-0.00484, 0.0448]
     """
     return interval([a - b for a, b in zip(first, second, strict=True)], level)
 
 
-def slope(places: Sequence[float], values: Sequence[float]) -> float:
-    """The slope of the least-squares line through one curve, in units of value per unit of place.
+def slope(positions: Sequence[float], values: Sequence[float]) -> float:
+    """Return the slope of the least-squares line through one curve.
+
+    Args:
+        positions: Positions on the horizontal axis, such as training steps.
+        values: One value per position.
 
     Raises:
-        ValueError: there are fewer than two different places.
+        ValueError: If there are fewer than two distinct positions.
+
+    Example:
+        >>> slope([0, 100, 200], [0.25, 0.5, 0.75])
+        0.0025
     """
-    if len(set(places)) < 2:
-        raise ValueError("a slope needs values at two places at least")
-    return float(statistics.linear_regression(places, values).slope)
+    if len(set(positions)) < 2:
+        raise ValueError("slope: needs values at two or more distinct positions")
+    return float(statistics.linear_regression(positions, values).slope)
 
 
 def bootstrap(values: Sequence[float], level: float = LEVEL, seed: int = 0) -> Interval:
-    """The mean of independent values and its percentile interval over 10,000 resamples."""
+    """Return the mean of independent values with its percentile interval over 10,000 resamples.
+
+    Args:
+        values: Independent values.
+        level: Confidence level, between 0 and 1.
+        seed: Seed of the resampling.
+
+    Example:
+        >>> print(bootstrap([0.61, 0.66, 0.70, 0.65, 0.68]))
+        0.66 [0.632, 0.684]
+    """
     n = len(values)
     if n < 2:
         return interval(values, level)
@@ -86,7 +123,14 @@ def bootstrap(values: Sequence[float], level: float = LEVEL, seed: int = 0) -> I
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
-    """The mean of the middle half; a few bad runs do not move it. Agarwal et al. 2021, arXiv 2108.13264."""
+    """Return the mean of the middle half of the values, which a few failed runs do not move.
+
+    NaN if there are no values. Agarwal et al. 2021, arXiv 2108.13264.
+
+    Example:
+        >>> interquartile_mean([0.0, 0.25, 0.75, 1.0])
+        0.5
+    """
     if not values:
         return math.nan
     from scipy import stats
@@ -95,25 +139,48 @@ def interquartile_mean(values: Sequence[float]) -> float:
 
 
 def probability_of_improvement(first: Sequence[float], second: Sequence[float]) -> float:
-    """How often a pair's first is above its second, ties counting half."""
+    """Return the share of pairs in which the first value exceeds the second; ties count half.
+
+    NaN if there are no pairs.
+
+    Raises:
+        ValueError: If the lengths differ.
+
+    Example:
+        >>> probability_of_improvement([1, 2, 3, 4], [0, 2, 4, 3])
+        0.625
+    """
     pairs = list(zip(first, second, strict=True))
     wins = sum((a > b) + 0.5 * (a == b) for a, b in pairs)
     return wins / len(pairs) if pairs else math.nan
 
 
 def signed_rank(first: Sequence[float], second: Sequence[float]) -> float:
-    """Wilcoxon's two-sided p-value for differences in pairs; 1 where no pair differs."""
+    """Return the two-sided p-value of Wilcoxon's signed-rank test of paired values; 1 if no pair differs.
+
+    Raises:
+        ValueError: If the lengths differ.
+
+    Example:
+        >>> signed_rank([0.9, 0.8, 0.85, 0.95, 0.71, 0.6], [0.5, 0.6, 0.55, 0.4, 0.65, 0.5])
+        0.03125
+    """
     differences = [a - b for a, b in zip(first, second, strict=True) if a != b]
     if not differences:
         return 1.0
     from scipy import stats
 
-    found: Any = stats.wilcoxon(differences)
-    return float(found.pvalue)
+    test: Any = stats.wilcoxon(differences)
+    return float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Each p-value, corrected for there being several. Holm 1979."""
+    """Return p-values corrected for multiple tests by Holm's step-down procedure. Holm 1979.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, highest = [math.nan] * len(p_values), 0.0
     for rank, i in enumerate(order):
@@ -125,36 +192,44 @@ def holm(p_values: Sequence[float]) -> list[float]:
 @final
 @dataclass(frozen=True)
 class Ranking:
-    """Friedman's test over places such as data sets, and how far mean ranks must lie apart to differ.
+    """Friedman's test of several methods over several data sets.
 
     Attributes:
-        ranks: the mean rank of each method, 1 the best.
-        p_value: of there being no difference at all.
-        critical_difference: of two mean ranks, by Nemenyi. Demšar 2006.
-        places: over how many.
+        ranks: Mean rank of each method; 1 is best.
+        p_value: P-value of the hypothesis that no method differs.
+        critical_difference: Smallest significant difference of two mean ranks (Nemenyi). Demšar 2006.
+        n_datasets: Number of data sets (or environments).
     """
 
     ranks: tuple[float, ...]
     p_value: float
     critical_difference: float
-    places: int
+    n_datasets: int
 
 
 def friedman(table: Sequence[Sequence[float]], level: float = LEVEL) -> Ranking:
-    """Ranks methods (columns, higher is better) over places (rows).
+    """Rank methods over data sets and test whether any differ (Friedman 1937; Demšar 2006).
+
+    Args:
+        table: One row per data set, one column per method; higher is better.
+        level: Confidence level of the critical difference.
 
     Raises:
-        ValueError: there are fewer than three methods or two places.
+        ValueError: If there are fewer than three methods or two data sets.
+
+    Example:
+        >>> friedman([[0.9, 0.8, 0.7], [0.8, 0.9, 0.7], [0.9, 0.8, 0.7]]).ranks
+        (1.3333333333333333, 1.6666666666666667, 3.0)
     """
-    places, methods = len(table), len(table[0]) if table else 0
-    if methods < 3 or places < 2:
-        raise ValueError("Friedman's test needs three methods and two places at least")
+    n_datasets, methods = len(table), len(table[0]) if table else 0
+    if methods < 3 or n_datasets < 2:
+        raise ValueError("friedman: needs at least three methods and two data sets")
     from scipy import stats
 
     ranks = [stats.rankdata([-value for value in row]) for row in table]
-    mean = tuple(float(sum(row[i] for row in ranks) / places) for i in range(methods))
+    mean = tuple(float(sum(row[i] for row in ranks) / n_datasets) for i in range(methods))
     columns = [[row[i] for row in table] for i in range(methods)]
-    alike = all(len(set(row)) == 1 for row in table)
-    p = 1.0 if alike else float(stats.friedmanchisquare(*columns).pvalue)
+    all_tied = all(len(set(row)) == 1 for row in table)
+    p = 1.0 if all_tied else float(stats.friedmanchisquare(*columns).pvalue)
     q = float(stats.studentized_range.ppf(level, methods, math.inf)) / math.sqrt(2)
-    return Ranking(mean, p, q * math.sqrt(methods * (methods + 1) / (6 * places)), places)
+    return Ranking(mean, p, q * math.sqrt(methods * (methods + 1) / (6 * n_datasets)), n_datasets)

@@ -1,15 +1,16 @@
-"""`envariant compare`: a table in, an answer out."""
+"""`envariant compare`: compare methods on a table and recommend one."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from envariant.cli.options import Json, Whole
+from envariant.cli.options import Json, Names, Whole
+from envariant.cli.run_options import given, with_run_options
+from envariant.training.run_spec import SHARED
 
-Names = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
 
-
+@with_run_options((*SHARED, "execution", "memory"), dict.fromkeys((*SHARED, "execution", "memory")))
 def compare(
     file: Path,
     *,
@@ -21,9 +22,9 @@ def compare(
     n_trials: Whole = 4,
     replicas: Whole = 5,
     exclude: Names = (),
-    weights: str | None = None,
-    least: Whole = 50,
-    rows: Whole = 5_000,
+    sample_weight: str | None = None,
+    min_rows: Whole = 50,
+    max_rows: Whole = 5_000,
     budget: str | None = None,
     seed: Whole = 0,
     encoding: str = "utf-8",
@@ -31,56 +32,57 @@ def compare(
     address: str | None = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     json: Json = False,
+    **options: Any,
 ) -> None:
-    """Say whether a model holds at a new place, whether any method helps, and what to do.
+    """Measure how far scores drop in new environments, whether any method helps, and what to do.
 
-    Each environment of a table is held out in its turn. Stopped and called again, it goes on.
+    Every environment of a table is held out in turn. Repeat the command to resume after a stop.
 
     Parameters
     ----------
     file
-        A table: .csv or .parquet.
+        Table: .csv or .parquet.
     target
-        The column to predict.
+        Column to predict.
     environment
-        The column that says where a row came from: hospital, year, country.
+        Column with the environment of each row: hospital, year, country.
     task
-        What the target is; inferred unless said.
+        Kind of target; inferred by default.
     algorithms
-        To compare with ERM, such as irm "vrex + coral(1.0)" boosted-trees.
+        Methods to compare with ERM, such as irm "vrex + coral(1.0)" boosted-trees.
     metric
         accuracy, "balanced accuracy", AUROC, "log loss", "calibration error", RMSE or R2.
-    draws
-        Of hyperparameters of each algorithm.
+    n_trials
+        Sampled hyperparameter configurations per method.
     replicas
-        Of each draw: other weights, batches and held-out rows.
+        Independent runs with their own seeds per trial.
     exclude
-        Columns that no model may look at.
-    weights
-        The column that says how often a row is drawn in training.
-    least
-        Rows that an environment needs; smaller ones are pooled.
-    rows
-        Of each environment to compare on, drawn at random; the model that is kept learns from all.
+        Columns that models must not use.
+    sample_weight
+        Column with sampling weights for training; scores are unweighted.
+    min_rows
+        Smallest number of rows of an environment; smaller ones are pooled.
+    max_rows
+        Largest number of rows per environment to compare on; the saved model is trained on all rows.
     budget
-        Time there is, such as 10m; more draws are tried as long as it lasts.
+        Time limit such as 10m; trials are added while time remains.
     seed
-        From which everything that is drawn follows.
+        Base random seed.
     encoding
-        Of a text file.
+        Encoding of a text file.
     executor
         local, or ray for a cluster: pip install "envariant[ray]".
     address
-        Of the cluster.
+        Address of the cluster.
     out
-        A folder for the page, the model and all runs; by default comparisons/NAME.
+        Folder for the page, the model and all runs; by default comparisons/NAME.
     """
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.comparison import ALGORITHMS
     from envariant.comparison import compare as run
-    from envariant.comparison.page import methods
+    from envariant.comparison.page import methods_table
 
-    answer = run(
+    comparison = run(
         file,
         target=target,
         environment=environment,
@@ -90,20 +92,22 @@ def compare(
         n_trials=n_trials,
         replicas=replicas,
         exclude=exclude,
-        weights=weights,
-        least=least,
-        rows=rows,
+        sample_weight=sample_weight,
+        min_rows=min_rows,
+        max_rows=max_rows,
         budget=budget,
         seed=seed,
         encoding=encoding,
         executor=executor,
         address=address,
         out=out or Path("comparisons") / file.name.partition(".")[0],
+        **given(options),
     )
     if json:
-        print_json(answer.to_dict())
+        print_json(comparison.to_dict())
         return
-    print_table(methods(answer.evidence))
-    print_lines(["", answer.verdict, *(f"- {step}" for step in answer.words.next)])
-    where = f"open {answer.page} in a browser; the model is in {answer.folder / 'model'}"
-    print_lines(["", f"{answer.seconds:.0f} s; {where}"])
+    steps = comparison.recommendation.next_steps
+    print_table(methods_table(comparison.results))
+    print_lines(["", comparison.verdict, "", "Next steps", *(f"- {step}" for step in steps)])
+    paths = f"page: {comparison.page}; model: {comparison.folder / 'model'}"
+    print_lines(["", f"{comparison.seconds:.0f} s; {paths}"])

@@ -1,4 +1,4 @@
-"""`envariant data`: fetch what has to be fetched, and look at the environments before training on them."""
+"""`envariant data`: fetch data, inspect environments and measure shift."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,7 +11,7 @@ from envariant.core.errors import EnvariantError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-data = App(name="data", help="Fetch data, and look at environments.", help_format="plaintext")
+data = App(name="data", help="Fetch data and inspect environments.", help_format="plaintext")
 
 
 @data.command
@@ -21,12 +21,12 @@ def fetch(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Fetch MNIST into the cache and prove it: four files, four digests.
+    """Fetch MNIST into the cache and verify the MD5 digests of its four files.
 
     Parameters
     ----------
     name
-        What to fetch.
+        Data set to fetch.
     """
     del name
     from rich.console import Console
@@ -34,8 +34,8 @@ def fetch(
     from envariant.cli.show import print_json, print_lines
     from envariant.data.colored import mnist as files
 
-    remarks = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    digits = files.load(mnist, report=lambda line: remarks.print(line, style="dim"))
+    messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    digits = files.load(mnist, report=lambda line: messages.print(line, style="dim"))
     digests = files.digests(digits)
     if json:
         print_json({"source": digits.source, "md5": digests})
@@ -54,16 +54,16 @@ def show(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Show a colored data set: digits of every environment, counts, agreements, and what theory says.
+    """Show a colored data set: digits, counts, agreement of color and label, theoretical accuracies.
 
     Parameters
     ----------
     name
-        Such as colored-mnist:thirds or colored-digits.
+        Data set, such as colored-mnist:thirds or colored-digits.
     seed
-        Of the data draw.
+        Seed of the data draw.
     out
-        The picture, .png or .svg; by default the name of the data set with .png.
+        Picture to write, .png or .svg; by default the name of the data set with .png.
     """
     from dataclasses import asdict
 
@@ -73,7 +73,7 @@ def show(
 
     source = sources.source(name, folder=mnist)
     if not isinstance(source, sources.ColoredSource):
-        raise EnvariantError(f"data show: '{name}' has no colors to show")
+        raise EnvariantError(f"data show: '{name}' is not a colored data set")
     drawn = source.sample(seed)
     facts = source.facts(drawn)
     path = out or Path(name.partition("(")[0].replace(":", "-") + ".png")
@@ -100,70 +100,51 @@ def shift(
     *,
     test_environments: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
     seed: Whole = 0,
-    trials: Whole = 3,
+    n_trials: Whole = 3,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Say which kind of shift lies between environments, before choosing a method.
+    """Measure which kind of shift lies between environments, before choosing a method.
 
-    Diversity: rows of one that do not occur in the other. Correlation: the same rows have other targets.
+    Diversity: inputs of one that do not occur in the other. Correlation: equal inputs with different targets.
 
     Parameters
     ----------
     name
-        A data set.
+        Data set.
     test_environments
-        Names to hold out; by default what the data suggest.
+        Names of the test environments; by default those that the data suggest.
     seed
-        Of the first trial.
-    trials
-        Each with a data draw and a network of its own.
+        Seed of the first trial.
+    n_trials
+        Number of trials, each with its own data draw and network.
     out
-        A picture of it, PNG or SVG.
+        Picture to write, .png or .svg.
     """
-    from dataclasses import asdict
-
     from envariant import data as sources
-    from envariant.analysis.distribution_shift import shifts
     from envariant.cli.show import print_json, print_table
-    from envariant.reporting.tables import TextTable
+    from envariant.comparison.data_summary import pairwise_shifts
+    from envariant.reporting import shift as reports
 
     if out is not None:
         _check_picture(out)
     source = sources.source(name, folder=mnist)
-    found = shifts(source, test=test_environments or None, seed=seed, trials=trials)
-    if out is not None:
-        from envariant.reporting import shift as pictures
-
-        _save(pictures.plane(found), out)
-    if json:
-        print_json({"data": source.name, "shifts": [{**asdict(s), "kind": s.kind} for s in found]})
-        return
-    lines = [
-        (
-            f"{s.first} → {s.second}",
-            *(f"{v.mean:.3f}" for v in (s.diversity, s.correlation, s.label, s.covariate)),
-            s.kind,
-        )
-        for s in found
-    ]
-    print_table(
-        TextTable(
-            ("from → to", "diversity", "correlation", "label", "covariate", "shift"),
-            tuple(lines),
-            (
-                f"Means over {trials} trials; 0 is none, 1 the most. Diversity and correlation shift as in "
-                f"OoD-Bench (Ye et al. 2022); label: total variation; covariate: 2·AUC − 1 of telling "
-                f"the two apart.",
-            ),
-        )
+    shifts = pairwise_shifts(
+        source, test_environments=test_environments or None, seed=seed, n_trials=n_trials
     )
+    if out is not None:
+        _save(reports.plane(shifts), out)
+    if json:
+        print_json({"data": source.name, "shifts": [shift.to_dict() for shift in shifts]})
+    else:
+        pairs = {f"{shift.first} → {shift.second}": shift for shift in shifts}
+        print_table(reports.shift_table(pairs, "from → to", f"Means over {n_trials} trials."))
 
 
 def _check_picture(path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
-        raise EnvariantError(f"{path}: a picture's name must end in .png or .svg")
+        raise EnvariantError(f"{path}: the name of a picture must end in .png or .svg")
 
 
 def _save(figure: "Figure", path: Path) -> None:

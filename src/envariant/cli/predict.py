@@ -48,7 +48,7 @@ def predict(
         Encoding of a text file.
     """
     from envariant.cli.show import print_json, print_table
-    from envariant.reporting.tables import TextTable
+    from envariant.reporting.shift import drift_table
     from envariant.saved_model import load_model
 
     if new is None and onnx is None:
@@ -79,7 +79,7 @@ def predict(
             answer["predictions"] = predictions.to_dict(orient="records")
         print_json(answer)
     elif check:
-        print_table(TextTable(drift.header, drift.lines, (f"{drift.verdict}.", *drift.notes)))
+        print_table(drift_table(drift))
     elif predictions is not None and out is None:
         predictions.to_csv(sys.stdout, index=False)
 

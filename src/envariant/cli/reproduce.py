@@ -43,40 +43,43 @@ def reproduce(
     from envariant.reproductions import NAMES, reproduction
 
     if list_ or name is None:
-        known = {key: [part.name for part in reproduction(key).parts] for key in NAMES}
+        sections = {key: [section.name for section in reproduction(key).sections] for key in NAMES}
         if json:
-            print_json({key: {"about": NAMES[key], "parts": parts} for key, parts in known.items()})
+            print_json({key: {"about": NAMES[key], "sections": names} for key, names in sections.items()})
         else:
-            print_lines([f"{key}  {NAMES[key]}\n  parts: {', '.join(parts)}" for key, parts in known.items()])
+            lines = [
+                f"{key}  {NAMES[key]}\n  sections: {', '.join(names)}" for key, names in sections.items()
+            ]
+            print_lines(lines)
         return
-    chosen = reproduction(name)
+    requested = reproduction(name)
     from rich.console import Console
 
-    from envariant.reproductions.publish import Section, perform
+    from envariant.reproductions.publish import SectionResult, perform
 
     folder = out or Path("reproductions") / f"{name}-{profile}"
     if resume and not (folder / "runs").is_dir():
-        raise EnvariantError(f"{folder}: nothing has been stored there to go on with; leave --resume out")
-    remarks = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    sections: list[Section] = []
-    for section in perform(
-        chosen, folder, profile, only=only, mnist=mnist, report=lambda line: remarks.print(line, style="dim")
+        raise EnvariantError(f"{folder}: has no stored runs to resume; leave --resume out to start")
+    log = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    results: list[SectionResult] = []
+    for result in perform(
+        requested, folder, profile, only=only, mnist=mnist, report=lambda line: log.print(line, style="dim")
     ):
-        sections.append(section)
+        results.append(result)
         if not json:
-            print_lines([f"{section.part.name}: {section.count}"])
-            print_lines([f"  {claim.verdict}: {claim.text} ({claim.numbers})" for claim in section.claims])
+            print_lines([f"{result.section.name}: {result.count}"])
+            print_lines([f"  {claim.verdict}: {claim.text} ({claim.numbers})" for claim in result.claims])
     if json:
         print_json(
             {
                 "page": str(folder / "report.html"),
                 "profile": profile,
-                "parts": {
-                    section.part.name: [
+                "sections": {
+                    result.section.name: [
                         {"claim": claim.text, "verdict": claim.verdict, "numbers": claim.numbers}
-                        for claim in section.claims
+                        for claim in result.claims
                     ]
-                    for section in sections
+                    for result in results
                 },
             }
         )

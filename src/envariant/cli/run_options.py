@@ -40,14 +40,21 @@ def with_run_options(
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
         flags = [_flag(name, (defaults or {}).get(name, _DEFAULT)) for name in names]
 
-        @functools.wraps(command)
-        def called(*arguments: Any, **options: Any) -> None:
-            command(*arguments, **options)
-
         positional = [p for p in own if p.kind is not p.KEYWORD_ONLY]
         keyword = [p for p in own if p.kind is p.KEYWORD_ONLY]
-        parameters = [*positional, *flags, *keyword]
-        setattr(called, "__signature__", inspect.Signature(parameters))  # noqa: B010
+        # A command's own required flags come first in its help.
+        is_required = any(p.default is p.empty for p in keyword) or bool(positional)
+        parameters = [*positional, *(keyword + flags if is_required else flags + keyword)]
+        signature = inspect.Signature(parameters)
+
+        @functools.wraps(command)
+        def called(*arguments: Any, **options: Any) -> None:
+            bound = signature.bind(*arguments, **options)
+            # Cyclopts passes only what was typed.
+            bound.apply_defaults()
+            command(*bound.args, **bound.kwargs)
+
+        setattr(called, "__signature__", signature)  # noqa: B010
         called.__annotations__ = {p.name: p.annotation for p in parameters}
         return called
 
@@ -89,7 +96,7 @@ def _flag(name: str, default: Any) -> inspect.Parameter:
     }
     if name in _ALIASES:
         settings["alias"] = _ALIASES[name]
-    if kind is bool:
+    if field.annotation is bool:
         settings["negative"] = ""
     if "tuple" in str(kind):
         settings |= {"negative": "", "allow_leading_hyphen": True}
@@ -114,7 +121,8 @@ def _typed(annotation: Any, default: Any) -> Any:
         return Annotated[int | None, *get_args(Whole)[1:]]
     if annotation is int:
         return Whole
-    return str | None if "str | " in text and "tuple" not in text else annotation
+    kind = str | None if "str | " in text and "tuple" not in text else annotation
+    return kind | None if default is None else kind
 
 
 OPTIONS = tuple(name for name in RunSpec.model_fields if name != "hyperparameters")

@@ -1,6 +1,6 @@
-"""One table, one question: does a model hold at a new place, does any method help, and what is to be done."""
+"""Compare methods on one table: drops in new environments, gains over ERM, and a recommendation."""
 
-from envariant.comparison.compare import ROWS, Answer, compare
+from envariant.comparison.compare import MAX_ROWS, Comparison, compare
 from envariant.comparison.protocol import ALGORITHMS
 
-__all__ = ["ALGORITHMS", "ROWS", "Answer", "compare"]
+__all__ = ["ALGORITHMS", "MAX_ROWS", "Comparison", "compare"]

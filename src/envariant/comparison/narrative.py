@@ -1,341 +1,337 @@
-"""The answer in words: one plain paragraph that somebody can act on, and what to do next."""
+"""Recommendation: a headline, at most four facts and the next steps, derived from numbers only."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from scipy import stats
 
 from envariant.analysis.column_stability import ColumnStability
-from envariant.analysis.distribution_shift import NOTABLE, Shift
-from envariant.comparison.results import Cell, Evidence
-from envariant.studies.baselines import boosted_trees
+from envariant.analysis.distribution_shift import NOTABLE
+from envariant.comparison.baselines import baseline_name
+from envariant.comparison.formatting import ci, environment_name, listed, method_name, p_text, score
+from envariant.comparison.results import Cell, ComparisonResults
 from envariant.studies.significance import BASELINE
 
-# In differences that nobody would act on: what a column must be worth to be leaned on, and from where on
-# noise could hide something that matters.
-_LEAN = 0.25
+# In relevant differences: importance from which a model relies on a column, and uncertainty that matters.
+_RELIES = 0.25
 _MATTERS = 5.0
-
-_NAMED = {
-    "erm": "ERM",
-    "irm": "IRM",
-    "vrex": "V-REx",
-    "groupdro": "GroupDRO",
-    "coral": "CORAL",
-    "and-mask": "AND-mask",
-    boosted_trees.NAME: "boosted trees",
-}
+_MOST_BULLETS = 4
 
 
 @final
 @dataclass(frozen=True)
-class Verdict:
-    """What to do.
+class Recommendation:
+    """What to do, and why.
 
     Attributes:
-        recommended: an algorithm; `erm` where no other helps beyond noise.
-        paragraph: in plain words.
-        next: steps to take, each a sentence.
+        algorithm: Recommended algorithm; `erm` if no other method is significantly better.
+        headline: The recommendation in one line.
+        bullets: The most important facts, at most four, one sentence each.
+        further_findings: Facts of lower priority.
+        next_steps: Suggested actions.
     """
 
-    recommended: str
-    paragraph: str
-    next: tuple[str, ...]
+    algorithm: str
+    headline: str
+    bullets: tuple[str, ...]
+    further_findings: tuple[str, ...]
+    next_steps: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """Headline and bullets as plain text."""
+        return "\n".join([self.headline, *(f"- {bullet}" for bullet in self.bullets)])
 
 
-def named(method: str) -> str:
-    """A method as people write it."""
-    return _NAMED.get(method, method)
-
-
-def verdict(
-    found: Evidence, columns: Sequence[ColumnStability], shifts: Mapping[str, Shift], target: str
-) -> Verdict:
-    """Puts the numbers into words.
-
-    Args:
-        found: by the comparison.
-        columns: their stability, the least stable first.
-        shifts: of each place against all others.
-        target: the name of the column that is predicted.
-    """
-    best = _recommended(found)
-    unstable = [c for c in columns if c.unstable]
-    parts = [
-        _partial(found),
-        _given_away(found, target),
-        _drop(found, target),
-        _useless(found),
-        _unknown(found),
-        _help(found, best),
-        _trees(found, best),
-        _blame(found, unstable),
+def recommend(results: ComparisonResults) -> Recommendation:
+    """Derive the recommendation from the results of a comparison."""
+    best = next((m for m in results.significantly_better if m not in results.predictors), BASELINE)
+    ahead, predictor = _predictor(results, best)
+    instead = ahead if best == BASELINE else ""
+    # In the order of priority.
+    facts = [
+        _leakage(results),
+        _partial(results),
+        _drop(results),
+        _method(results, best),
+        _price(results, best),
+        predictor if ahead else "",
+        _unseen_classes(results),
+        _baseline(results),
+        _columns(results),
+        "" if ahead else predictor,
     ]
-    return Verdict(best, " ".join(part for part in parts if part), _next(found, unstable, shifts, best))
+    facts = [fact for fact in facts if fact]
+    return Recommendation(
+        best,
+        _headline(results, best, instead),
+        tuple(facts[:_MOST_BULLETS]),
+        tuple(facts[_MOST_BULLETS:]),
+        _next_steps(results, best, instead),
+    )
 
 
-def _partial(found: Evidence) -> str:
-    """What the rest speaks of, where the time was over before every place was tried."""
-    tried, every = len(found.cells[BASELINE]), len(found.places)
-    return f"Only {tried} of {every} places could be tried in the time there was." if tried < every else ""
+def _headline(results: ComparisonResults, best: str, predictor: str) -> str:
+    new = f"a new {results.data.environment_column or 'environment'}"
+    if leaky := results.data.leaky_columns:
+        return f"Do not use these results yet: {_quoted(leaky)} may leak the target"
+    if best != BASELINE:
+        return f"Use {method_name(best)} for {new}"
+    if predictor:
+        return f"Use {method_name(predictor)} for {new}"
+    if significant_drops(results):
+        return f"Stay with ERM, but expect a drop at {new}"
+    if hidden_drop(results):
+        return f"Stay with ERM; a drop at {new} cannot be ruled out"
+    if not _drop_is_known(results):
+        return f"Stay with ERM; its drop at {new} is unknown"
+    return f"Stay with ERM: no significant drop at {new}"
 
 
-def where(found: Evidence, place: str) -> str:
-    """A place in a sentence: with what kind of place it is where its name is a number."""
-    number = place.replace(".", "", 1).lstrip("-").isdigit()
-    return f"{found.environment} {place}" if number and found.environment else place
+def significant_drops(results: ComparisonResults) -> dict[str, float]:
+    """Return ERM's drop by environment, where it is significant and relevant.
+
+    Bonferroni-corrected over environments, because among many one drops by chance.
+    """
+    drops = {name: results.drop(cell) for name, cell in results.baseline.items()}
+    widening = float(stats.norm.isf(0.025 / len(drops)) / stats.norm.isf(0.025))
+    return {
+        name: drop.mean
+        for name, drop in drops.items()
+        if drop.mean > widening * drop.half_width and drop.mean >= results.relevant_difference
+    }
 
 
-def _given_away(found: Evidence, target: str) -> str:
-    if not (names := found.giving_away):
+def hidden_drop(results: ComparisonResults) -> str:
+    """Return the environment where noise could hide the largest drop, "" if none would matter."""
+    upper = {name: results.drop(cell).upper for name, cell in results.baseline.items()}
+    known = {name: most for name, most in upper.items() if math.isfinite(most)}
+    name = max(known, key=known.__getitem__, default="")
+    matters = known and known[name] > _MATTERS * results.relevant_difference
+    return name if matters and not significant_drops(results) else ""
+
+
+def _drop_is_known(results: ComparisonResults) -> bool:
+    return any(math.isfinite(results.drop(cell).mean) for cell in results.baseline.values())
+
+
+def _leakage(results: ComparisonResults) -> str:
+    if not (names := results.data.leaky_columns):
         return ""
-    listed = ", ".join(f"'{name}'" for name in names[:3]) + (", …" if len(names) > 3 else "")
-    verb, it, each = ("say", "they are", "them") if len(names) > 1 else ("says", "it is", "it")
+    verb, subject = ("predict", "they are") if len(names) > 1 else ("predicts", "it is")
     return (
-        f"Beware: {listed} {verb} nearly all of {target} alone; if {it} made from it, or known only "
-        f"afterwards, nothing here holds: leave {each} out (--exclude) and compare again."
+        f"Possible target leakage: {_quoted(names)} alone {verb} {results.data.target} almost perfectly. "
+        f"Results are invalid if {subject} derived from it or known only afterwards."
     )
 
 
-def _recommended(found: Evidence) -> str:
-    return next((m for m in found.helping if m != boosted_trees.NAME), BASELINE)
+def _partial(results: ComparisonResults) -> str:
+    tried, total = len(results.baseline), len(results.environments)
+    if tried == total:
+        return ""
+    return f"Only {tried} of {total} environments could be evaluated within the time budget."
 
 
-def _drop(found: Evidence, target: str) -> str:
-    """Whether performance falls at a new place, and by how much."""
-    who = f"An ordinary model (ERM) that predicts {target}"
-    lost = {place: drop(found, cell) for place, cell in found.cells[BASELINE].items()}
-    if fallen := _fallen(found):
-        place = max(fallen, key=fallen.__getitem__)
-        name = where(found, place)
-        at = f"at {name}" if len(fallen) == 1 else f"at {len(fallen)} of {len(lost)}, {name} most of all"
-        return f"{who} gets worse at places that it was not trained on, {at}: {_against(found, place)}."
-    if place := _hidden(found):
-        up_to = shown(found, sum(drop(found, found.cells[BASELINE][place])))
-        return (
-            f"{who} loses nothing beyond noise at places that it was not trained on, but the noise is too "
-            f"large to say that it holds: at {where(found, place)}, {_against(found, place)}; it may lose up "
-            f"to {up_to} there."
+def _drop(results: ComparisonResults) -> str:
+    """State whether ERM's score drops in new environments, and by how much."""
+    if drops := significant_drops(results):
+        name = max(drops, key=drops.__getitem__)
+        label = environment_name(results, name)
+        where = (
+            label
+            if len(drops) == 1
+            else f"{len(drops)} of {len(results.baseline)} environments, most at {label}"
         )
-    worst, usual = found.worst(BASELINE)
-    if not any(math.isfinite(gone) for gone, _ in lost.values()):
+        return f"ERM drops significantly at {where}: {_scores(results, name)}."
+    if name := hidden_drop(results):
+        drop = results.drop(results.baseline[name])
+        limited = drop.upper > drop.limit
+        bound = score(results, min(drop.upper, drop.limit)) + (" (the largest possible)" if limited else "")
         return (
-            f"{who} was never trained on a place that was held out elsewhere, so nothing tells whether it "
-            f"loses there: at the worst, {where(found, worst)}, it has {_score(found, usual.score.mean)}."
+            f"No significant drop, but one of up to {bound} at {environment_name(results, name)} cannot be "
+            f"ruled out: {_scores(results, name, interval=False)}."
         )
+    worst, _ = results.worst(BASELINE)
+    at = f"worst at {environment_name(results, worst)}: {_scores(results, worst)}."
+    if not _drop_is_known(results):
+        return f"ERM's drop is unknown, because no model was trained on a test environment; {at}"
+    return f"ERM has no significant drop; {at}"
+
+
+def _scores(results: ComparisonResults, environment: str, *, interval: bool = True) -> str:
+    """Return ERM's out-of-domain and in-domain score in an environment."""
+    cell = results.baseline[environment]
+    text = f"{results.metric.name} {score(results, cell.ood_score.mean)}"
+    text += f", 95 % CI {ci(results, cell.ood_score)}" if interval else ""
+    return text + (f", against {score(results, cell.id_score.mean)} in-domain" if cell.id_score.count else "")
+
+
+def _method(results: ComparisonResults, best: str) -> str:
+    """State whether a method is better than ERM where ERM is worst."""
+    place, erm = results.worst(BASELINE)
+    at = environment_name(results, place)
+    if best != BASELINE:
+        cell, (worst, lowest) = results.cells[best][place], results.worst(best)
+        gain = (
+            ""
+            if cell.gain is None
+            else f"by {score(results, cell.gain.mean)} (95 % CI {_gain_ci(results, cell)}) "
+        )
+        return (
+            f"{method_name(best)} beats ERM {gain}at {at}, {p_text(cell.p_value)} (Holm); its worst score is "
+            f"{score(results, lowest.ood_score.mean)} ({environment_name(results, worst)})."
+        )
+    others = [
+        m for m in results.cells if m != BASELINE and m not in results.predictors and results.is_complete(m)
+    ]
+    if not others:
+        reason = next(iter(results.not_applicable), "none was evaluated in every environment")
+        return f"No other method could be compared: {reason}."
+    names = listed([method_name(m) for m in others], most=4)
     return (
-        f"{who} holds at places that it was not trained on: at the worst, {where(found, worst)}, "
-        f"{_against(found, worst)}."
+        f"No other method ({names}) significantly improves on ERM's worst environment, {at} "
+        f"({results.metric.name} {score(results, erm.ood_score.mean)})."
     )
 
 
-def _against(found: Evidence, place: str) -> str:
-    cell = found.cells[BASELINE][place]
-    beside = (
-        f", against {shown(found, cell.inside.mean)} where rows of {where(found, place)} were in training"
+def _gain_ci(results: ComparisonResults, cell: Cell) -> str:
+    gain = cell.gain
+    return "" if gain is None else f"[{score(results, gain.low)}, {score(results, gain.high)}]"
+
+
+def _price(results: ComparisonResults, best: str) -> str:
+    """State where the recommended method is significantly worse than ERM."""
+    losses = [
+        f"{environment_name(results, name)} (by {score(results, -cell.gain.mean)})"
+        for name, cell in results.cells[best].items()
+        if cell.significant and cell.gain is not None and cell.gain.mean < 0
+    ]
+    return f"{method_name(best)} is significantly worse than ERM at {listed(losses)}." if losses else ""
+
+
+def _predictor(results: ComparisonResults, best: str) -> tuple[str, str]:
+    """Return the best predictor if it is ahead (significantly of ERM, or untested), and the fact about it."""
+    candidates = [m for m in results.predictors if results.is_complete(m)]
+    if not candidates or not results.is_complete(best):
+        return "", ""
+    sign = results.metric.sign
+    method = max(candidates, key=lambda m: sign * results.worst(m)[1].ood_score.mean)
+    place, cell = results.worst(method)
+    reference = results.worst(best)[1].ood_score.mean
+    name = method_name(method)
+    scores = (
+        f"worst {results.metric.name} {score(results, cell.ood_score.mean)} "
+        f"({environment_name(results, place)}), against {score(results, reference)} for {method_name(best)}"
     )
-    return _score(found, cell.score.mean) + (beside if cell.inside.count else "")
-
-
-def _fallen(found: Evidence) -> dict[str, float]:
-    """Places at which ERM loses by being new there, beyond noise and enough to matter, and what it loses.
-
-    Of many places one seems to lose by chance: as Bonferroni has it, each must lose by more.
-    """
-    lost = {place: drop(found, cell) for place, cell in found.cells[BASELINE].items()}
-    more = float(stats.norm.isf(0.025 / len(lost)) / stats.norm.isf(0.025))
-    return {p: gone for p, (gone, noise) in lost.items() if gone > more * noise and gone >= _least(found)}
-
-
-def _hidden(found: Evidence) -> str:
-    """The place at which noise could hide the largest loss, if that would matter; "" if none does."""
-    lost = {place: sum(drop(found, cell)) for place, cell in found.cells[BASELINE].items()}
-    known = {place: most for place, most in lost.items() if math.isfinite(most)}
-    place = max(known, key=known.__getitem__, default="")
-    return place if known and known[place] > _MATTERS * _least(found) and not _fallen(found) else ""
-
-
-def _useless(found: Evidence) -> str:
-    """Where a model is no better than none, which a loss or a gain of its own does not tell."""
-    cells = found.cells[BASELINE]
-    none = [
-        place
-        for place, guess in found.guess.items()
-        if place in cells and found.sign * (cells[place].score.mean - guess) <= 0
-    ]
-    if not none:
-        return ""
-    place = max(none, key=lambda name: found.sign * (found.guess[name] - cells[name].score.mean))
-    told = f"{where(found, place)} ({shown(found, found.guess[place])})"
-    told = told if len(none) == 1 else f"{len(none)} of {len(cells)} places"
-    return f"At {told} it is no better than {guessing(found)} of the other places."
-
-
-def guessing(found: Evidence) -> str:
-    """What can be done without a model."""
-    if found.metric.for_regression:
-        return "always saying the mean"
-    if found.metric.name in ("accuracy", "balanced accuracy"):
-        return "always saying the most frequent class"
-    return "always giving each class its share"
-
-
-def _unknown(found: Evidence) -> str:
-    """Classes that a model cannot know at the place where it would need them."""
-    told = [
-        f"{', '.join(map(repr, classes[:3]))} at {where(found, place)} only"
-        for place, classes in found.only.items()
-    ]
-    if not told:
-        return ""
-    listed = "; ".join(told[:3]) + ("; …" if len(told) > 3 else "")
-    return f"Some classes occur at one place: {listed}. No model that was trained elsewhere can know them."
-
-
-def drop(found: Evidence, cell: Cell) -> tuple[float, float]:
-    """How much worse a method is where a place is new than where it was trained on, and how much is noise.
-
-    NaN where no model was trained on the place.
-    """
-    lost = found.sign * (cell.inside.mean - cell.score.mean)
-    halves = [(each.high - each.low) / 2 for each in (cell.score, cell.inside) if math.isfinite(each.high)]
-    return lost, math.hypot(*halves)
-
-
-def _least(found: Evidence) -> float:
-    """A difference nobody would act on is none; of metrics between 0 and 1, two hundredths."""
-    if found.metric.name in ("squared error", "RMSE"):
-        return 0.05 * abs(found.worst(BASELINE)[1].score.mean)
-    return 0.02
-
-
-def _help(found: Evidence, best: str) -> str:
-    place, _ = found.worst(BASELINE)
-    at = where(found, place)
+    name = name[0].upper() + name[1:]
+    if results.metric.gain(cell.ood_score.mean, reference) <= results.relevant_difference:
+        return "", f"{name} scored no better: {scores}."
+    if method not in results.significantly_better:
+        return "", f"{name} did not score significantly better: {scores}."
     if best == BASELINE:
-        others = ", ".join(
-            named(m) for m in found.cells if m not in (BASELINE, boosted_trees.NAME) and found.whole(m)
-        )
-        if not others:
-            few = next((line for line in found.missing if "environments to train on" in line), "")
-            reason = few or "none was tried at every place, for want of time or of a choice"
-            return f"No method for new places could be compared with it ({reason})."
-        return f"No method tried ({others}) helps beyond noise where ERM is worst, at {at}: stay with ERM."
-    cell, (worst, lowest) = found.cells[best][place], found.worst(best)
-    gain = 0.0 if cell.gain is None else cell.gain.mean
-    text = (
-        f"{named(best)} is better at {at} by {shown(found, gain)}, beyond noise ({chance(cell.p_value)}), "
-        f"and its own worst is {where(found, worst)} with {shown(found, lowest.score.mean)}: use "
-        f"{named(best)}."
-    )
-    losing = [
-        f"{where(found, other)} ({shown(found, -c.gain.mean)})"
-        for other, c in found.cells[best].items()
-        if c.beyond and c.gain is not None and c.gain.mean < 0
+        return method, f"{name} scored significantly better: {scores}."
+    return method, f"{name} scored {scores}; this difference was not tested."
+
+
+def _unseen_classes(results: ComparisonResults) -> str:
+    classes = [
+        f"{listed([repr(c) for c in names])} at {environment_name(results, environment)}"
+        for environment, names in results.data.unseen_classes.items()
     ]
-    return text + (f" It has its price: it is worse than ERM at {', '.join(losing)}." if losing else "")
-
-
-def _trees(found: Evidence, best: str) -> str:
-    if not found.whole(boosted_trees.NAME) or not found.whole(best):
+    if not classes:
         return ""
-    place, cell = found.worst(boosted_trees.NAME)
-    reached = f"{_score(found, cell.score.mean)} at their worst place, {where(found, place)}"
-    better = found.sign * (cell.score.mean - found.worst(best)[1].score.mean)
-    if better <= _least(found):
-        return f"Gradient-boosted trees do no better: {reached}."
-    if boosted_trees.NAME not in found.helping:
-        return f"Gradient-boosted trees reach {reached}, no better beyond noise."
-    if best == BASELINE:
-        return (
-            f"But gradient-boosted trees, as ordinary, do better: {reached}. Take those; they are not kept "
-            f"here."
-        )
+    return f"Classes that models trained elsewhere cannot predict: {listed(classes, separator='; ')}."
+
+
+def _baseline(results: ComparisonResults) -> str:
+    """State where ERM is no better than a constant prediction."""
+    scores, cells = results.data.baseline_scores, results.baseline
+    lead = {
+        name: results.metric.gain(cells[name].ood_score.mean, constant)
+        for name, constant in scores.items()
+        if name in cells
+    }
+    useless = [name for name, gain in lead.items() if gain <= 0]
+    if not useless:
+        return ""
+    name = min(useless, key=lead.__getitem__)
+    label = environment_name(results, name)
+    where = label if len(useless) == 1 else f"{len(useless)} of {len(cells)} environments, such as {label}"
     return (
-        f"Gradient-boosted trees reach {reached}; whether that is better than {named(best)} was not tested."
+        f"ERM is no better than the {baseline_name(results.metric)} at {where}: "
+        f"{score(results, cells[name].ood_score.mean)} against {score(results, scores[name])}."
     )
 
 
-def _blame(found: Evidence, unstable: Sequence[ColumnStability]) -> str:
-    """Which columns carry the relation that does not hold, of those that ERM leans on."""
-    usual = found.reliance.get(BASELINE, {})
-    leaning = [c for c in unstable if c.column in usual and usual[c.column].within > _LEAN * _least(found)]
-    chosen = [c for c in leaning if c.turns] or leaning
-    if not chosen:
+def _columns(results: ComparisonResults) -> str:
+    """State which unstable columns ERM relies on; those that change sign take precedence."""
+    importance = results.importance.get(BASELINE, {})
+    threshold = _RELIES * results.relevant_difference
+    relied_on = [
+        c for c in _unstable(results) if c.column in importance and importance[c.column].in_domain > threshold
+    ]
+    columns = [c for c in relied_on if c.changes_sign] or relied_on
+    if not columns:
         return ""
-    names = ", ".join(f"'{c.column}'" for c in chosen[:3]) + (", …" if len(chosen) > 3 else "")
-    how = (
-        "points one way in some places and the other way in others"
-        if chosen[0].turns
-        else "is stronger in some places than in others"
-    )
-    return f"ERM leans on {names}, whose relation with the target {how}."
+    how = "changes sign" if columns[0].changes_sign else "varies in strength"
+    names = _quoted([c.column for c in columns])
+    return f"ERM relies on {names}, whose relation with the target {how} between environments."
 
 
-def _next(
-    found: Evidence, unstable: Sequence[ColumnStability], shifts: Mapping[str, Shift], best: str
-) -> tuple[str, ...]:
+def _unstable(results: ComparisonResults) -> list[ColumnStability]:
+    return [c for c in results.data.columns if c.unstable]
+
+
+def _next_steps(results: ComparisonResults, best: str, predictor: str) -> tuple[str, ...]:
     steps: list[str] = []
-    turning = [c for c in unstable if c.turns]
-    if turning:
-        names = ", ".join(f"'{c.column}'" for c in turning[:3])
+    if leaky := results.data.leaky_columns:
+        it = "them" if len(leaky) > 1 else "it"
         steps.append(
-            f"Find out why {names} {'mean' if len(turning) > 1 else 'means'} something else in different "
-            f"places; if no model should use {'them' if len(turning) > 1 else 'it'}, leave "
-            f"{'them' if len(turning) > 1 else 'it'} out (--exclude) and compare again."
+            f"Check {_quoted(leaky)}: if derived from the target or known only afterwards, exclude {it} and "
+            f"compare again."
         )
-    diverse = [where(found, name) for name, s in shifts.items() if s.diversity.mean >= NOTABLE]
-    if diverse:
+    if predictor:
+        steps.append(f"Train {method_name(predictor)} separately: the saved model is ERM's.")
+    if changing := [c.column for c in _unstable(results) if c.changes_sign]:
         steps.append(
-            f"Some rows of {', '.join(diverse[:3])}{', …' if len(diverse) > 3 else ''} look like none "
-            f"elsewhere (diversity shift): no method can be sure of them; collect rows like these."
+            f"Find out why the relation of {_quoted(changing)} with the target changes sign between "
+            f"environments. If no model should use it, exclude it and compare again."
         )
-    small = [where(found, place) for place, cell in found.cells[BASELINE].items() if _wide(found, cell)]
-    if small:
+    shifts = results.data.shifts.items()
+    if diverse := [environment_name(results, name) for name, s in shifts if s.diversity.mean >= NOTABLE]:
         steps.append(
-            f"Scores at {', '.join(small[:3])}{', …' if len(small) > 3 else ''} are uncertain by more than "
-            f"± {shown(found, _MATTERS * _least(found))}: more rows there, or more replicas, would sharpen "
-            f"the answer."
+            f"Some rows of {listed(diverse)} resemble none elsewhere (diversity shift). No method is "
+            f"reliable there: collect more rows like these."
+        )
+    relevant = _MATTERS * results.relevant_difference
+    uncertain = [
+        environment_name(results, name)
+        for name, cell in results.baseline.items()
+        if (cell.ood_score.high - cell.ood_score.low) / 2 > relevant
+    ]
+    if uncertain:
+        steps.append(
+            f"Scores at {listed(uncertain)} are uncertain by more than ± {score(results, relevant)}: add "
+            f"rows there, or use more replicas."
         )
     if best != BASELINE:
         steps.append(
-            "Before relying on it, try the saved model on rows of a place that had no part in this "
-            "comparison: envariant predict."
+            "Before relying on it, evaluate the saved model on an environment that was not part of this "
+            "comparison."
         )
-    elif _fallen(found):
+    elif significant_drops(results):
         steps.append(
-            "Nothing that was tried mends the loss. Before a model is relied on at a new place, measure it "
-            "on rows of that place, or train on some of them."
+            "No tested method removes the drop. Before relying on a model in a new environment, evaluate it "
+            "on rows from there, or train on some of them."
         )
-    elif _hidden(found) and not small:
-        steps.append("More replicas, or more rows of each place, would tell a loss from noise.")
-    elif not turning and not diverse and not small and not found.giving_away:
-        steps.append("Nothing here calls for more than ERM; compare again when a new place is added.")
+    elif hidden_drop(results) and not uncertain:
+        steps.append("Use more replicas or more rows per environment to tell a drop from noise.")
+    elif not steps:
+        steps.append("Nothing calls for more than ERM. Compare again when an environment is added.")
     return tuple(steps)
 
 
-def _wide(found: Evidence, cell: Cell) -> bool:
-    return (cell.score.high - cell.score.low) / 2 > _MATTERS * _least(found)
-
-
-def shown(found: Evidence, value: float, *, signed: bool = False) -> str:
-    """A value in the metric: three decimals, and of errors in the target's unit as many as say something."""
-    places = 3
-    if found.metric.name in ("squared error", "RMSE"):
-        size = abs(found.worst(BASELINE)[1].score.mean)
-        places = max(0, 2 - math.floor(math.log10(size))) if size > 0 else 3
-    # Rounded first, for −0.000 is 0.000.
-    return f"{round(value, places) + 0.0:{'+' if signed else ''},.{places}f}"
-
-
-def chance(p_value: float | None) -> str:
-    """A p-value as people write it."""
-    if p_value is None:
-        return "p unknown"
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
-
-
-def _score(found: Evidence, value: float) -> str:
-    return f"{found.metric.name} {shown(found, value)}"
+def _quoted(names: Sequence[str]) -> str:
+    return listed([f"'{name}'" for name in names])

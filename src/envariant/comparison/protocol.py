@@ -1,233 +1,310 @@
-"""What a comparison runs: which rows, which places at a time, in what stages, and the model that is kept."""
+"""What a comparison runs: rows, folds of environments, metric, stages and the final model."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, final
 
 import numpy as np
 
-from envariant.algorithms import composing
+from envariant.comparison.baselines import Folds, baseline_scores
+from envariant.core import metrics
 from envariant.core.errors import EnvariantError
-from envariant.core.metrics import Metric, metric
+from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
 from envariant.data.tables import source as table_source
-from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import LogEntry, Table
+from envariant.predictors import predictor
 from envariant.saved_model import SavedModel
-from envariant.studies.baselines import boosted_trees
 from envariant.studies.significance import BASELINE
-from envariant.studies.study import Study
+from envariant.studies.study import Study, begin, recipe_of
 from envariant.training.execution import Execution
-from envariant.training.store import Store
+from envariant.training.run_spec import text_of
+from envariant.training.store import Store, Trial
 from envariant.training.train import train
 
-ALGORITHMS = (BASELINE, "irm", "vrex", "groupdro", "coral", boosted_trees.NAME)
-"""What is compared unless other names are given."""
+ALGORITHMS = (BASELINE, "irm", "vrex", "groupdro", "coral", "boosted-trees")
+"""Methods compared by default."""
 
-# Inputs of replicas that train side by side, in bytes; training needs several times that.
-_SIDE_BY_SIDE = 4e8
-FEWEST = 5
-"""Rows of an environment, below which none can be held out, and nothing be said of it."""
+FEWEST_ROWS = 5
+"""Smallest number of rows per environment that leaves rows for validation."""
 
-# More places than this are held out several at a time.
-_MOST_PLACES = 12
+# Bytes of inputs of replicas that train stacked; training needs several times as much.
+_STACKED_BYTES = 4e8
+# With more environments than this, several are held out together.
+_MOST_FOLDS_OF_ONE = 12
 _FOLDS = 10
-# Where the rarer of two classes is rarer than this, always saying the other looks good.
+# Below this share of the rarer of two classes, accuracy rewards predicting the other one.
 _RARE = 0.2
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
+Run = Callable[[int, float | None], None]
+"""Function of the number of runs left and the deadline that executes the runs planned in the store."""
 
-def seconds_of(budget: str | float) -> float:
-    """A time as people write it: `90s`, `10m`, `1.5h`; a bare number is seconds.
+
+@final
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a comparison runs and measures.
+
+    Attributes:
+        study: All requested runs.
+        metric: Metric of the scores.
+        tasks: By environment, the task of models that did not train on it; only where the metric is defined.
+        baseline_scores: Score of a constant prediction by environment; empty if not informative.
+        undefined: One line per environment where the metric is undefined.
+        not_applicable: Reasons why requested methods cannot be run.
+    """
+
+    study: Study
+    metric: Metric
+    tasks: Mapping[str, Task]
+    baseline_scores: Mapping[str, float]
+    undefined: tuple[str, ...]
+    not_applicable: tuple[str, ...]
+
+
+def plan(
+    source: TableSource,
+    name: str,
+    algorithms: Sequence[Any],
+    metric: str | None,
+    n_trials: int,
+    replicas: int,
+    seed: int,
+    options: Mapping[str, Any],
+) -> Plan:
+    """Plan the study.
+
+    Args:
+        source: The table.
+        name: Name of the study.
+        algorithms: ERM and other methods.
+        metric: Name of the metric; None chooses it.
+        n_trials: Number of trials per method.
+        replicas: Number of replicas per trial.
+        seed: Base random seed.
+        options: Training options of all runs.
 
     Raises:
-        EnvariantError: it is none.
+        EnvariantError: If an algorithm or the metric is unknown, or the metric is undefined everywhere.
+    """
+    table = source.table
+    chosen = choose_metric(metric, table, source.task)
+    folds = make_folds(table)
+    applicable, not_applicable = applicable_algorithms(algorithms, folds, len(table.environments))
+    study = Study(
+        # The source itself, which is identified by its content: the folder can be moved.
+        data=(source,),
+        algorithms=applicable,
+        name=name,
+        n_trials=n_trials,
+        replicas=replicas,
+        test_environments=folds,
+        seed=seed,
+        settings={"evaluate_every": table_source.STEPS, **options},
+        metric=chosen.name,
+        store_predictions=True,
+    )
+    constant = baseline_scores(table, source.task, chosen, folds)
+    tasks = {name: task for name, task in tasks_by_environment(table, folds).items() if name in constant}
+    if not tasks:
+        raise EnvariantError(
+            f"compare: {chosen.name} is undefined at every {table.environment.name}, because each has one "
+            f"class only; use another metric"
+        )
+    undefined = tuple(
+        f"{name}: {chosen.name} is undefined, because there is one class only"
+        for name in table.environments
+        if name not in constant
+    )
+    # A constant prediction is perfectly calibrated and uninformative.
+    informative = {} if chosen.name == "calibration error" else constant
+    return Plan(study, chosen, tasks, informative, undefined, not_applicable)
+
+
+def parse_duration(budget: str | float) -> float:
+    """Return a duration in seconds; text may end in a unit, as in `90s`, `10m` or `1.5h`.
+
+    Raises:
+        EnvariantError: If it is not a positive duration.
     """
     text = str(budget).strip().lower()
     unit = _UNITS.get(text[-1:], 1.0)
     try:
-        found = float(text.rstrip("smh")) * unit
+        seconds = float(text.rstrip("smh")) * unit
     except ValueError:
-        found = float("nan")
-    if not 0 < found < float("inf"):
-        raise EnvariantError(f"budget: expected a time such as 90s, 10m or 1.5h; got '{budget}'")
-    return found
+        seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise EnvariantError(f"budget: expected a duration such as 90s, 10m or 1.5h, got '{budget}'")
+    return seconds
 
 
-def thinned(table: Table, most: int | None, seed: int) -> Table:
-    """At most so many rows of each environment, drawn at random, and a line in the account that says so.
+def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
+    """Return a table with a random subset of rows, and an entry in its preprocessing log.
+
+    Args:
+        table: The table.
+        max_rows: Largest number of rows per environment; None keeps all.
+        seed: Seed of the choice.
 
     Raises:
-        EnvariantError: the number is too small.
+        EnvariantError: If `max_rows` is below 5.
     """
-    if most is not None and most < FEWEST:
-        raise EnvariantError(f"rows: must be at least {FEWEST}; got {most}")
+    if max_rows is not None and max_rows < FEWEST_ROWS:
+        raise EnvariantError(f"max_rows: must be at least {FEWEST_ROWS}, got {max_rows}")
     codes = table.environment.values
     counts = np.bincount(codes)
-    if most is None or counts.max() <= most:
+    if max_rows is None or counts.max() <= max_rows:
         return table
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(len(codes))
-    # The place of each row among those of its environment, in the order in which they were drawn.
-    by_place = order[np.argsort(codes[order], kind="stable")]
+    order = np.random.default_rng(seed).permutation(len(codes))
+    by_environment = order[np.argsort(codes[order], kind="stable")]
+    # Rank of each row among those of its environment, in random order.
     rank = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = np.sort(by_place[rank < most])
-    line = LogEntry(
-        "", f"methods are compared on {len(kept):,} of {len(codes):,} rows, at most {most:,} of a place"
-    )
-    return table.rows(kept, line)
+    selected = np.sort(by_environment[rank < max_rows])
+    rows = f"{len(selected):,} of {len(codes):,} rows, at most {max_rows:,} per environment"
+    return table.rows(selected, LogEntry("", f"methods are compared on {rows}"))
 
 
-def keep(table: Table, folder: Path) -> None:
-    """Stores the table beside its study, unless it is there.
+def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
+    """Return the metric of that name, or the default for the target.
 
-    Raises:
-        EnvariantError: another is there.
-    """
-    if not (folder / "table.json").exists():
-        table.write(folder)
-        return
-    if not _same(tables.load(folder), table):
-        raise EnvariantError(
-            f"{folder.parent}: holds a comparison of another table or other columns; choose another folder"
-        )
-
-
-def _same(there: Table, here: Table) -> bool:
-    return (there.task, len(there.all_columns)) == (here.task, len(here.all_columns)) and all(
-        (a.name, a.kind, a.categories) == (b.name, b.kind, b.categories)
-        and np.array_equal(a.values, b.values, equal_nan=a.kind != "category")
-        for a, b in zip(there.all_columns, here.all_columns, strict=True)
-    )
-
-
-def usual_metric(name: str | None, table: Table, source: TableSource) -> Metric:
-    """The metric of that name, or what suits the target.
+    The default is RMSE for a regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
 
     Raises:
-        EnvariantError: there is none of that name, or it does not suit the task.
+        EnvariantError: If the metric is unknown or does not apply to the task.
     """
     if name is None and table.task == "regression":
         name = "RMSE"
     if name is None:
         shares = np.bincount(table.targets().astype(int)) / len(table)
         name = "AUROC" if table.task == "binary" and shares.min() < _RARE else "accuracy"
-    return metric(name, source.task)
+    return metrics.metric(name, task)
 
 
-def places_at_a_time(table: Table) -> tuple[tuple[str, ...], ...]:
-    """Each environment by itself; where they are many, several at a time, of about as many rows."""
+def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
+    """Build the folds: one environment each, or groups of similar size if there are more than 12."""
     names = table.environments
-    if len(names) <= _MOST_PLACES:
+    if len(names) <= _MOST_FOLDS_OF_ONE:
         return tuple((name,) for name in names)
     folds: list[list[str]] = [[] for _ in range(min(_FOLDS, len(names) // 2))]
     sizes = np.bincount(table.environment.values, minlength=len(names))
     for k, code in enumerate(np.argsort(-sizes, kind="stable").tolist()):
-        # There and back, so that no fold gets the largest of every round.
-        round_, place = divmod(k, len(folds))
-        folds[place if round_ % 2 == 0 else -1 - place].append(names[code])
+        # Alternating direction, so that no fold gets the largest environment of every round.
+        round_, position = divmod(k, len(folds))
+        folds[position if round_ % 2 == 0 else -1 - position].append(names[code])
     return tuple(tuple(fold) for fold in folds)
 
 
-def fitting(
-    names: Sequence[str], places: Sequence[Sequence[str]], count: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of some algorithms those for which enough environments are left to train on, and why others are not.
+def applicable_algorithms(
+    algorithms: Sequence[Any], folds: Folds, n_environments: int
+) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    """Return the algorithms that have enough training environments, and why others have not.
 
     Raises:
-        EnvariantError: a name is unknown.
+        EnvariantError: If an algorithm is unknown.
     """
-    left = count - max(len(test_environments) for test_environments in places)
-    needed = {
-        name: 1 if name == boosted_trees.NAME else composing.recipe(name).default.minimum_environments
-        for name in names
-    }
-    return (
-        tuple(name for name in names if needed[name] <= left),
-        tuple(
-            f"{', '.join(lacking)}: {'needs' if len(lacking) == 1 else 'need'} {least} environments to train "
-            f"on; where one is held out, {left} is left"
-            for least in sorted(set(needed.values()))
-            if least > left and (lacking := [name for name in names if needed[name] == least])
-        ),
-    )
+    left = n_environments - max(len(fold) for fold in folds)
+    needed = [
+        1 if predictor(each) is not None else recipe_of(each).default.minimum_environments
+        for each in algorithms
+    ]
+    reasons: list[str] = []
+    for minimum in sorted(set(needed)):
+        lacking = [text_of(each) for each, least in zip(algorithms, needed, strict=True) if least == minimum]
+        if minimum > left:
+            verb = "needs" if len(lacking) == 1 else "need"
+            reasons.append(
+                f"{', '.join(lacking)} {verb} {minimum} training environments; only {left} is left"
+            )
+    applicable = (each for each, least in zip(algorithms, needed, strict=True) if least <= left)
+    return tuple(applicable), tuple(reasons)
 
 
-def tasks(table: Table, test_environments: Sequence[Sequence[str]]) -> dict[str, Task]:
-    """By place the task of models that have not seen it: real targets in deviations of what they know."""
+def tasks_by_environment(table: Table, folds: Folds) -> dict[str, Task]:
+    """Return by environment the task of models that did not train on it.
+
+    Tasks differ for real targets, which are standardized by the training environments.
+    """
     codes, names = table.environment.values, table.environments
     return {
-        place: table_source.task_of(table, ~np.isin(codes, [names.index(name) for name in places]))
-        for places in test_environments
-        for place in places
+        environment: table_source.task_of(table, ~np.isin(codes, [names.index(name) for name in fold]))
+        for fold in folds
+        for environment in fold
     }
 
 
-def execution(study: Study, table: Table, source: TableSource) -> Execution | None:
-    """How runs are executed; None has it found out, which takes longer than small runs do.
+def choose_execution(study: Study, source: TableSource) -> Execution | None:
+    """Choose the execution mode; None lets the engine choose.
 
-    The usual algorithms on a table's network stack well, and what their rows take is known.
+    The default algorithms are known to stack well on a table's network, which saves the engine's timing.
     """
-    if not set(study.algorithms) <= set(ALGORITHMS):
+    if not all(algorithm in ALGORITHMS for algorithm in study.algorithms):
         return None
-    each = 4.0 * len(table) * len(source.encoder.names)
-    group = max(1, min(study.n_trials * study.replicas, int(_SIDE_BY_SIDE / each)))
-    return Execution("stacked", group, "what the rows of a table take is known") if group > 1 else None
+    bytes_per_replica = 4.0 * len(source.table) * len(source.encoder.names)
+    group = max(1, min(study.n_trials * study.replicas, int(_STACKED_BYTES / bytes_per_replica)))
+    return Execution("stacked", group, "the memory that a table's rows need is known") if group > 1 else None
 
 
-Run = Callable[[int, float | None], None]
-"""Trains what is planned: how many runs are left, and until when."""
-
-
-def staged(folder: Path, study: Study, until: float | None, run: Run) -> int:
-    """Trains the study, a few more draws at a time if there is an end to the time; how many are complete.
+def run_within_budget(folder: Path, study: Study, deadline: float | None, run: Run) -> int:
+    """Train the study, in stages of 1, 2, 4, … trials if there is a deadline.
 
     Args:
-        folder: of the study.
-        study: with all the draws that are wanted.
-        until: when to stop, by `time.monotonic`; None trains all of it.
-        run: trains what is planned.
+        folder: Folder of the study.
+        study: Study with all requested trials.
+        deadline: When to stop, by `time.monotonic`; None trains all trials.
+        run: Executes the runs planned so far.
+
+    Returns:
+        Number of trials completed by every algorithm, at least 1.
     """
-    stages = [study.n_trials] if until is None else [n for n in (1, 2, 4, 8, 16, 32) if n < study.n_trials]
-    stages += [] if until is None else [study.n_trials]
-    complete = 0
-    began = time.monotonic()
+    stages = [study.n_trials]
+    if deadline is not None:
+        stages = [n for n in (1, 2, 4, 8, 16, 32) if n < study.n_trials] + stages
+    completed = 0
+    start = time.monotonic()
     for n_trials in stages:
-        # What has been trained so far tells how long the next stage would take.
-        spent = time.monotonic() - began
-        if (
-            until is not None
-            and complete
-            and time.monotonic() + spent * (n_trials - complete) / complete > until
-        ):
-            break
-        with Store.begin(folder, replace(study, n_trials=n_trials)) as store:
+        if deadline is not None and completed:
+            # Time per trial so far predicts the time of the next stage.
+            now = time.monotonic()
+            if now + (now - start) * (n_trials - completed) / completed > deadline:
+                break
+        with begin(folder, replace(study, n_trials=n_trials)) as store:
             counts = store.counts()
-        run(counts["planned"] + counts["running"], until)
+        run(counts["planned"] + counts["running"], deadline)
         with Store(folder) as store:
             counts = store.counts()
         if counts["planned"] + counts["running"]:
             break
-        complete = n_trials
-    return max(1, complete)
+        completed = n_trials
+    return max(1, completed)
 
 
-def model(
-    table: Table, algorithm: str, hyperparameters: dict[str, object], learning_rate: float, seed: int
+def train_final_model(
+    table: Table, algorithm: Any, trial: Trial, seed: int, options: Mapping[str, Any]
 ) -> SavedModel:
-    """One algorithm, trained on all environments of a table."""
+    """Train one algorithm with a trial's hyperparameters on all environments of a table.
+
+    Args:
+        table: All rows.
+        algorithm: Name or object.
+        trial: Its hyperparameters.
+        seed: Base random seed.
+        options: Training options of all runs.
+    """
     source = TableSource(table, "table")
+    settings: dict[str, Any] = {"evaluate_every": table_source.STEPS, **options}
     result = train(
         source,
         algorithm,
-        hyperparameters=hyperparameters,
-        learning_rate=learning_rate,
+        hyperparameters=trial.hyperparameters,
+        learning_rate=trial.learning_rate,
         test_environments=(),
-        evaluate_every=table_source.STEPS,
         execution="sequential",
         seed=seed,
         progress=False,
+        **settings,
     )
     return SavedModel.of(source, result)

@@ -1,369 +1,365 @@
-"""What a comparison found, as numbers: each method at each new place, what it lost there, and what is noise.
-
-The noise has two sources, and both are counted: replicas differ in weights, batches and held-out rows, and a
-place is known by the rows it happens to have.
-"""
+"""Numeric results of a comparison: scores of every method in every held-out environment, drops and gains."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy import stats
 
 from envariant.analysis import statistics
 from envariant.analysis.statistics import Interval
+from envariant.comparison.data_summary import DataSummary
+from envariant.comparison.uncertainty import mean_interval, p_value, row_standard_error
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
-from envariant.data.validation_split import SUFFIX
-from envariant.studies.permutation_importance import AS_IT_IS, ELSEWHERE, SHUFFLED, Answers
-from envariant.studies.selection import Invariance, SelectedRun, select
+from envariant.predictors import predictor
+from envariant.studies.selection import Invariance, SelectedRun, SelectionResult, select
 from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
-from envariant.training.store import Store
+from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE
+from envariant.training.run_spec import text_of
+from envariant.training.store import Predictions, Store
 
 LEVEL = 0.05
-_RESAMPLES = 100
-# Smaller ones are not told apart.
-_LEAST_P = 1e-12
-# Replicas whose rows are resampled where that is dear; the noise of rows is the same for all.
-_RESAMPLED = 2
+"""Significance level of gains over ERM."""
+
+# Smallest and largest value of each metric; others are unbounded.
+_UNIT = (0.0, 1.0)
+_BOUNDS = {
+    "accuracy": _UNIT,
+    "balanced accuracy": _UNIT,
+    "AUROC": _UNIT,
+    "calibration error": _UNIT,
+    "R²": (-math.inf, 1.0),
+}
 
 
 @final
 @dataclass(frozen=True)
 class Cell:
-    """One method at one place that its models never saw.
+    """One method in one environment.
 
     Attributes:
-        score: in the metric, mean over replicas; its interval counts both sources of noise.
-        inside: the same place's rows held out where it was trained on, by the same method.
-        gain: over ERM, in the direction that is better; None for ERM itself, or where either is missing.
-        p_value: of there being none, corrected by Holm for all methods and places.
+        ood_score: Out-of-domain score: mean over replicas of models that did not train on the environment;
+            the interval covers noise of replicas and rows.
+        id_score: In-domain score: the same method on held-out rows of the environment, with the other rows
+            in training.
+        gain: Gain over ERM, positive if better; None for ERM and where either score is absent.
+        p_value: P-value of no gain, Holm-corrected over all methods and environments.
     """
 
-    score: Interval
-    inside: Interval
+    ood_score: Interval
+    id_score: Interval
     gain: Interval | None = None
     p_value: float | None = None
 
     @property
-    def beyond(self) -> bool:
-        """Whether the gain, or loss, is beyond noise."""
+    def significant(self) -> bool:
+        """Whether the gain (or loss) over ERM is significant."""
         return self.p_value is not None and self.p_value < LEVEL
 
 
 @final
 @dataclass(frozen=True)
-class Reliance:
-    """What a column is worth to a method's models.
+class Drop:
+    """In-domain score minus out-of-domain score, positive if the score gets worse.
 
     Attributes:
-        within: how much worse they are on held-out rows of places they know when it is shuffled there.
-        new: the same at places they never saw.
-        elsewhere: how much worse they are at those when it holds values from the places they know; below 0
-            where its own values mislead them.
+        mean: The drop; NaN if no model was trained on the environment.
+        half_width: Half the width of its 95 % interval.
+        limit: Largest possible drop, given the in-domain score and the metric's range.
     """
 
-    within: float
-    new: float
-    elsewhere: float
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """All that was found.
-
-    Attributes:
-        metric: what scores are in.
-        places: environments, in order.
-        cells: by method, by place; only what could be measured is there.
-        reliance: by method, by column.
-        n_trials: of each method, the draw of hyperparameters chosen most often, over all places and replicas.
-        missing: why something is not there, in words.
-        replicas: of each.
-        rows: of each place, that are compared on.
-        guess: at each place, of always saying what is usual at the places that are not held out with it.
-        only: by place, classes of the target that occur at none of those.
-        giving_away: columns that by themselves say nearly all of the target.
-        environment: the name of the column of places.
-    """
-
-    metric: Metric
-    places: tuple[str, ...]
-    cells: Mapping[str, Mapping[str, Cell]]
-    reliance: Mapping[str, Mapping[str, Reliance]]
-    n_trials: Mapping[str, int]
-    missing: tuple[str, ...]
-    replicas: int
-    rows: Mapping[str, int] = field(default_factory=dict[str, int])
-    guess: Mapping[str, float] = field(default_factory=dict[str, float])
-    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    giving_away: tuple[str, ...] = ()
-    environment: str = ""
+    mean: float
+    half_width: float
+    limit: float = math.inf
 
     @property
-    def sign(self) -> float:
-        """1 where more is better, else −1."""
-        return 1.0 if self.metric.higher_is_better else -1.0
-
-    def worst(self, method: str) -> tuple[str, Cell]:
-        """The place where a method is worst, and how it does there."""
-        return min(self.cells[method].items(), key=lambda item: self.sign * item[1].score.mean)
-
-    def mean(self, method: str) -> float:
-        """Of its scores over all places."""
-        return float(np.mean([cell.score.mean for cell in self.cells[method].values()]))
-
-    def whole(self, method: str) -> bool:
-        """Whether it was measured at every place."""
-        return len(self.cells.get(method, {})) == len(self.places)
-
-    @cached_property
-    def helping(self) -> tuple[str, ...]:
-        """Methods that are better than ERM where ERM is worst, beyond noise, and whose own worst is better.
-
-        The best first. Trees are not among them: they are another baseline.
-        """
-        if not self.whole(BASELINE):
-            return ()
-        place, usual = self.worst(BASELINE)
-        found = [
-            method
-            for method in self.cells
-            if method != BASELINE
-            and self.whole(method)
-            and (cell := self.cells[method][place]).beyond
-            and cell.gain is not None
-            and cell.gain.mean > 0
-            and self.sign * (self.worst(method)[1].score.mean - usual.score.mean) > 0
-        ]
-        return tuple(sorted(found, key=lambda m: -self.sign * self.worst(m)[1].score.mean))
+    def upper(self) -> float:
+        """Upper end of the interval, not limited to possible values."""
+        return self.mean + self.half_width
 
 
 @final
 @dataclass(frozen=True)
-class _Models:
-    """One method's chosen models and one place, by replica, filled in as they are read.
+class ColumnImportance:
+    """Loss of score if one column carries no information, positive if the score gets worse.
 
     Attributes:
-        scores: where it was held out.
-        answers: likewise, on the same rows for all.
-        inside: on its held-out rows, of the models that were trained on the rest of it.
+        in_domain: Values shuffled among held-out rows of training environments.
+        out_of_domain: Values shuffled among rows of a test environment.
+        replaced: Values in a test environment replaced by values from training environments; negative if the
+            environment's own values mislead the model.
     """
 
-    scores: dict[int, float]
-    answers: dict[int, Answers]
-    inside: dict[int, list[float]]
+    in_domain: float
+    out_of_domain: float
+    replaced: float
 
 
-def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric, n_trials: int) -> Evidence:
-    """What the runs that are done say.
+@final
+@dataclass(frozen=True, eq=False)
+class ComparisonResults:
+    """All numbers of a comparison.
+
+    Attributes:
+        metric: Metric of the scores.
+        environments: Names of the environments that were held out.
+        cells: By method and environment; combinations that could not be measured are absent.
+        importance: By method and column.
+        selected_trials: By method, the trial selected most often over environments and replicas.
+        missing: Reasons for absent results.
+        n_replicas: Number of replicas.
+        predictors: Methods that are predictors, such as boosted trees: further baselines.
+        not_applicable: Reasons why requested methods could not be run at all.
+        data: Measurements on the data that need no training.
+        settings: Settings of the study.
+    """
+
+    metric: Metric
+    environments: tuple[str, ...]
+    cells: Mapping[str, Mapping[str, Cell]]
+    importance: Mapping[str, Mapping[str, ColumnImportance]]
+    selected_trials: Mapping[str, int]
+    missing: tuple[str, ...]
+    n_replicas: int
+    predictors: tuple[str, ...] = ()
+    not_applicable: tuple[str, ...] = ()
+    data: DataSummary = field(default_factory=DataSummary)
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def baseline(self) -> Mapping[str, Cell]:
+        """Results of ERM by environment."""
+        return self.cells[BASELINE]
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest possible value of the metric."""
+        return _BOUNDS.get(self.metric.name, (0.0, math.inf))
+
+    @property
+    def relevant_difference(self) -> float:
+        """Smallest difference worth acting on: 5 % of ERM's worst error, or 0.02 for other metrics."""
+        if self.metric.name in ("squared error", "RMSE"):
+            return 0.05 * abs(self.worst(BASELINE)[1].ood_score.mean)
+        return 0.02
+
+    def worst(self, method: str) -> tuple[str, Cell]:
+        """Return the environment with the method's worst out-of-domain score, and its results there."""
+        return min(self.cells[method].items(), key=lambda item: self.metric.sign * item[1].ood_score.mean)
+
+    def hardest_first(self) -> list[str]:
+        """Return the environments in the order of ERM's score, the worst first."""
+        return sorted(self.baseline, key=lambda name: self.metric.sign * self.baseline[name].ood_score.mean)
+
+    def mean(self, method: str) -> float:
+        """Return the method's mean out-of-domain score over environments."""
+        return float(np.mean([cell.ood_score.mean for cell in self.cells[method].values()]))
+
+    def is_complete(self, method: str) -> bool:
+        """Return whether the method was measured in every environment."""
+        return len(self.cells.get(method, {})) == len(self.environments)
+
+    def drop(self, cell: Cell) -> Drop:
+        """Return the drop from the in-domain to the out-of-domain score."""
+        ends = [(e.high - e.low) / 2 for e in (cell.ood_score, cell.id_score) if math.isfinite(e.high)]
+        worst_value = self.bounds[0 if self.metric.higher_is_better else 1]
+        limit = self.metric.gain(cell.id_score.mean, worst_value)
+        return Drop(self.metric.gain(cell.id_score.mean, cell.ood_score.mean), math.hypot(*ends), limit)
+
+    @cached_property
+    def significantly_better(self) -> tuple[str, ...]:
+        """Methods that improve on ERM's worst environment significantly and have a better worst score.
+
+        The best first. Predictors are included, although they are further baselines.
+        """
+        if not self.is_complete(BASELINE):
+            return ()
+        place, erm = self.worst(BASELINE)
+        better = [
+            method
+            for method in self.cells
+            if method != BASELINE
+            and self.is_complete(method)
+            and (cell := self.cells[method][place]).significant
+            and cell.gain is not None
+            and cell.gain.mean > 0
+            and self.metric.gain(self.worst(method)[1].ood_score.mean, erm.ood_score.mean) > 0
+        ]
+        return tuple(sorted(better, key=lambda m: -self.metric.sign * self.worst(m)[1].ood_score.mean))
+
+
+@final
+class _ScoreKey(NamedTuple):
+    """What one recorded value measures."""
+
+    run: int
+    step: int
+    environment: str
+    role: str
+    kind: str
+    column: str
+
+
+Scores = Mapping[_ScoreKey, float]
+
+
+@final
+@dataclass(frozen=True)
+class _ModelScores:
+    """Scores of one method's selected models in one environment, by replica.
+
+    Attributes:
+        ood: Out-of-domain scores.
+        predictions: Predictions of the same models, on the same rows for all.
+        id: In-domain scores, one per set of test environments.
+    """
+
+    ood: dict[int, float] = field(default_factory=dict[int, float])
+    predictions: dict[int, Predictions] = field(default_factory=dict[int, Predictions])
+    id: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
+
+
+def gather(
+    store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric, n_trials: int
+) -> ComparisonResults:
+    """Collect the results of all finished runs.
 
     Args:
-        store: of the study, and perhaps of more that was asked for before.
-        study: what was asked for.
-        tasks: by place, of the models that have not seen it.
-        metric: in which runs are compared.
-        n_trials: how many of each algorithm's are complete; others are left aside, so that none has more.
+        store: Store of the study; it may hold runs of larger studies too.
+        study: The requested study.
+        tasks: By environment, the task of models that did not train on it.
+        metric: Metric of the scores.
+        n_trials: Use only the first `n_trials` trials of every algorithm.
 
     Raises:
-        EnvariantError: no run of ERM is done.
+        EnvariantError: If no run of ERM is finished.
     """
     table = store.table()
-    asked = table["data"].isin(study.data) & table["algorithm"].isin(study.algorithms)
-    table = table[asked & (table["trial"] < n_trials) & (table["replica"] < study.replicas)]
-    places = tuple(tasks)
+    labels = [text_of(algorithm) for algorithm in study.algorithms]
+    requested = table["data"].isin(list(study.sources)) & table["algorithm"].isin(labels)
+    table = table[requested & (table["trial"] < n_trials) & (table["replica"] < study.replicas)]
     selected = select(table, Invariance())
-    reasons: dict[tuple[str, str], list[tuple[str, ...]]] = {}
-    for each in selected:
-        if not isinstance(each.choice, SelectedRun):
-            reasons.setdefault((each.algorithm, each.choice.reason), []).append(each.test_environments)
-    missing = tuple(
-        f"{algorithm}, held out {_listed(list(dict.fromkeys(test_environments)))}: {reason}"
-        for (algorithm, reason), test_environments in reasons.items()
-    )
+    missing = _missing(selected)
     chosen = [(each, each.choice) for each in selected if isinstance(each.choice, SelectedRun)]
     if not any(each.algorithm == BASELINE for each, _ in chosen):
         raise EnvariantError(
-            f"compare: no run of ERM came to its end ({missing[0]}); give it more time: the same command "
-            f"goes on where it was"
+            f"compare: no run of ERM has finished ({missing[0]}); repeat the call with a larger budget"
         )
-    measured = _by_run(store.history(sorted({choice.run for _, choice in chosen})))
-    answered = {choice.run: store.answers(choice.run) for _, choice in chosen}
-    models: dict[tuple[str, str], _Models] = {}
+    scores = _scores_by_run(store.history(sorted({choice.run for _, choice in chosen})), metric)
+    models: dict[tuple[str, str], _ModelScores] = {}
     for each, choice in chosen:
-        test_environments = each.test_environments
-        for place in places:
-            name = place if place in test_environments else place + SUFFIX
-            value = measured.get((choice.run, choice.step, name, metric.name))
-            if value is None:
+        predictions = store.predictions(choice.run)
+        for name in tasks:
+            role = "test" if name in each.test_environments else "validation"
+            score = scores.get(_ScoreKey(choice.run, choice.step, name, role, FULL, ""))
+            if score is None:
                 continue
-            of = models.setdefault((each.algorithm, place), _Models({}, {}, {}))
-            if place not in test_environments:
-                of.inside.setdefault(each.replica, []).append(value)
+            model = models.setdefault((each.algorithm, name), _ModelScores())
+            if role == "validation":
+                model.id.setdefault(each.replica, []).append(score)
                 continue
-            of.scores[each.replica] = value
-            if place in answered[choice.run]:
-                of.answers[each.replica] = answered[choice.run][place]
+            model.ood[each.replica] = score
+            if (name, role) in predictions:
+                model.predictions[each.replica] = predictions[name, role]
     methods = list(dict.fromkeys(each.algorithm for each, _ in chosen))
-    return Evidence(
+    return ComparisonResults(
         metric,
-        places,
+        tuple(tasks),
         _cells(models, methods, tasks, metric),
-        _reliance(chosen, measured, metric),
-        {method: _most_often(c.trial for e, c in chosen if e.algorithm == method) for method in methods},
+        _importance(chosen, scores, metric),
+        {method: _most_frequent(c.trial for e, c in chosen if e.algorithm == method) for method in methods},
         missing,
-        max(len(of.scores) for of in models.values()),
+        max(len(model.ood) for model in models.values()),
+        tuple(text_of(each) for each in study.algorithms if predictor(each) is not None),
     )
 
 
-def _listed(test_environments: Sequence[tuple[str, ...]]) -> str:
-    """Places that were held out together, each by commas; of many the first."""
-    texts = [", ".join(names) for names in test_environments[:3]]
-    return "; ".join(texts) + (
-        f" and {len(test_environments) - 3} more times" if len(test_environments) > 3 else ""
-    )
+def _scores_by_run(history: pd.DataFrame, metric: Metric) -> Scores:
+    """Return every recorded value of the metric by what it measures; only this reads the history's layout."""
+    rows = history[history["metric"] == metric.name].dropna(subset=["value"])
+    keys = rows[list(_ScoreKey._fields)].itertuples(index=False, name=None)
+    return dict(zip(map(_ScoreKey._make, keys), rows["value"].astype(float), strict=True))
 
 
-def _most_often(n_trials: Iterable[int]) -> int:
-    """Of equally frequent ones the first."""
-    counts = Counter(n_trials)
+def _missing(selected: Sequence[SelectionResult]) -> tuple[str, ...]:
+    """Return one line per algorithm and reason for which no run could be selected."""
+    reasons: dict[tuple[str, str], dict[tuple[str, ...], None]] = {}
+    for each in selected:
+        if not isinstance(each.choice, SelectedRun):
+            reasons.setdefault((each.algorithm, each.choice.reason), {})[each.test_environments] = None
+    lines: list[str] = []
+    for (algorithm, reason), folds in reasons.items():
+        names = "; ".join(", ".join(fold) for fold in list(folds)[:3])
+        more = f" and {len(folds) - 3} more" if len(folds) > 3 else ""
+        lines.append(f"{algorithm}, test environments {names}{more}: {reason}")
+    return tuple(lines)
+
+
+def _most_frequent(trials: Iterable[int]) -> int:
+    """Return the most frequent trial, the first of equally frequent ones."""
+    counts = Counter(trials)
     return min(counts, key=lambda trial: (-counts[trial], trial))
 
 
-def _by_run(history: pd.DataFrame) -> dict[tuple[int, int, str, str], float]:
-    rows = history.dropna(subset=["value"])
-    keys = zip(rows["run"], rows["step"], rows["environment"], rows["metric"], strict=True)
-    return dict(zip(keys, rows["value"].astype(float), strict=True))
-
-
 def _cells(
-    models: Mapping[tuple[str, str], _Models],
+    models: Mapping[tuple[str, str], _ModelScores],
     methods: Sequence[str],
     tasks: Mapping[str, Task],
     metric: Metric,
 ) -> dict[str, dict[str, Cell]]:
-    sign = 1.0 if metric.higher_is_better else -1.0
-    found: dict[str, dict[str, Cell]] = {}
-    raw: list[tuple[str, str, float]] = []
+    cells: dict[str, dict[str, Cell]] = {}
+    gains: dict[tuple[str, str], tuple[Interval, float]] = {}
     for method in methods:
-        for place, task in tasks.items():
-            own = models.get((method, place))
-            if own is None or not own.scores:
+        for name, task in tasks.items():
+            own, erm = models.get((method, name)), models.get((BASELINE, name))
+            if own is None or not own.ood:
                 continue
-            score = _interval(list(own.scores.values()), _noise(task, metric, own, None))
-            inside = statistics.interval([float(np.mean(values)) for values in own.inside.values()])
-            gain = None
-            usual = models.get((BASELINE, place))
-            common = [] if usual is None or method == BASELINE else sorted(own.scores.keys() & usual.scores)
-            if usual is not None and common:
-                differences = [sign * (own.scores[k] - usual.scores[k]) for k in common]
-                noise = _noise(task, metric, own, usual)
-                gain = _interval(differences, noise)
-                raw.append((method, place, _p_value(differences, noise)))
-            found.setdefault(method, {})[place] = Cell(score, inside, gain)
-    corrected = statistics.holm([p for *_, p in raw])
-    for (method, place, _), p in zip(raw, corrected, strict=True):
-        cell = found[method][place]
-        found[method][place] = Cell(cell.score, cell.inside, cell.gain, p)
-    return found
+            row_error = row_standard_error(task, metric, _in_order(own.predictions))
+            id_score = statistics.interval([float(np.mean(values)) for values in own.id.values()])
+            cells.setdefault(method, {})[name] = Cell(
+                mean_interval(list(own.ood.values()), row_error), id_score
+            )
+            if erm is not None and method != BASELINE and (common := sorted(own.ood.keys() & erm.ood)):
+                differences = [metric.gain(own.ood[k], erm.ood[k]) for k in common]
+                both = own.predictions.keys() & erm.predictions.keys()
+                pair = (_in_order(side.predictions, both) for side in (own, erm))
+                row_error = row_standard_error(task, metric, *pair)
+                gains[method, name] = mean_interval(differences, row_error), p_value(differences, row_error)
+    corrected = statistics.holm([p for _, p in gains.values()])
+    for ((method, name), (gain, _)), p in zip(gains.items(), corrected, strict=True):
+        cell = cells[method][name]
+        cells[method][name] = Cell(cell.ood_score, cell.id_score, gain, p)
+    return cells
 
 
-def _interval(values: Sequence[float], noise: float) -> Interval:
-    """Of the mean, at 95 %."""
-    mean, half = float(np.mean(values)), _half(values, noise, 0.05)
-    return Interval(mean, mean - half, mean + half, len(values))
+def _in_order(
+    predictions: Mapping[int, Predictions], replicas: Iterable[int] | None = None
+) -> list[Predictions]:
+    return [predictions[k] for k in sorted(predictions if replicas is None else replicas)]
 
 
-def _half(values: Sequence[float], noise: float, level: float) -> float:
-    """Half the width of an interval of a mean over replicas, with what the rows add.
-
-    Replicas are few and their spread hardly known: Student's quantile. The noise of the rows is known from
-    many resamples, and has a quantile of its own; with the replicas' it would be far too wide. The root of
-    the sum of squares of the two is at its level or below. One replica tells nothing of its spread.
-    """
-    n = len(values)
-    few = float(stats.t.ppf(1 - level / 2, max(1, n - 1)))
-    many = float(stats.t.ppf(1 - level / 2, _RESAMPLES - 1)) if n > 1 else few
-    between = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-    return math.hypot(few * between, many * noise)
-
-
-def _p_value(differences: Sequence[float], noise: float) -> float:
-    """The level at which the interval ends at 0."""
-    mean = abs(float(np.mean(differences)))
-    if mean == 0 or _half(differences, noise, _LEAST_P) < mean:
-        return 1.0 if mean == 0 else _LEAST_P
-
-    low, high = math.log(_LEAST_P), 0.0
-    while high - low > 1e-5:
-        middle = (low + high) / 2
-        if _half(differences, noise, math.exp(middle)) < mean:
-            high = middle
-        else:
-            low = middle
-    return math.exp(high)
-
-
-def _noise(task: Task, metric: Metric, own: _Models, usual: _Models | None) -> float:
-    """The standard error that a place's rows bring to a mean score, or to a mean gain on the same rows."""
-    common = sorted(own.answers.keys() & (own.answers if usual is None else usual.answers).keys())
-    if not common:
-        return 0.0
-    generator = np.random.default_rng(0)
-    first = own.answers[common[0]]
-    rows = len(first.targets)
-    estimates: list[float] = []
-    for k in common[:_RESAMPLED]:
-        pair = [own.answers[k]] + ([] if usual is None else [usual.answers[k]])
-        n_trials = generator.integers(rows, size=(_RESAMPLES, rows))
-        worth = np.array([[_worth(task, metric, each, trial) for each in pair] for trial in n_trials])
-        values = worth[:, 0] - worth[:, 1] if usual is not None else worth[:, 0]
-        values = values[np.isfinite(values)]
-        estimates.append(float(values.std(ddof=1)) if len(values) > 1 else 0.0)
-    # Of a thousand rows the noise is known; the whole place has less.
-    return float(np.mean(estimates)) * math.sqrt(rows / first.of)
-
-
-def _worth(task: Task, metric: Metric, said: Answers, rows: NDArray[np.int64]) -> float:
-    targets = said.targets[rows]
-    if said.logits.ndim == 2:
-        return metric.of(task, said.logits[rows], targets.astype(np.int64))
-    return metric.of(task, said.logits[rows], targets)
-
-
-def _reliance(
-    chosen: Sequence[tuple[Any, SelectedRun]],
-    measured: Mapping[tuple[int, int, str, str], float],
-    metric: Metric,
-) -> dict[str, dict[str, Reliance]]:
-    """Over all chosen models of a method, what each column is worth to them."""
-    sign = 1.0 if metric.higher_is_better else -1.0
-    kinds = {SHUFFLED: 0, ELSEWHERE: 1}
+def _importance(
+    chosen: Sequence[tuple[SelectionResult, SelectedRun]], scores: Scores, metric: Metric
+) -> dict[str, dict[str, ColumnImportance]]:
+    """Return the mean importance of each column over a method's selected models."""
     method_of = {(choice.run, choice.step): each.algorithm for each, choice in chosen}
-    found: dict[tuple[str, str], list[list[float]]] = {}
-    for (run, step, name, label), value in measured.items():
-        method = method_of.get((run, step))
-        prefix = next((p for p in kinds if label.startswith(p)), None)
-        usual = measured.get((run, step, name, AS_IT_IS))
-        if method is None or prefix is None or usual is None:
+    losses: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for key, score in scores.items():
+        method = method_of.get((key.run, key.step))
+        unchanged = scores.get(key._replace(kind=SUBSAMPLE, column=""))
+        if method is None or unchanged is None or key.kind not in (SHUFFLED, REPLACED):
             continue
-        within, new, elsewhere = found.setdefault((method, label.removeprefix(prefix)), [[], [], []])
-        lost = sign * (usual - value)
-        if prefix == ELSEWHERE:
-            elsewhere.append(lost)
-        else:
-            (within if name.endswith(SUFFIX) else new).append(lost)
-    result: dict[str, dict[str, Reliance]] = {}
-    for (method, column), parts in found.items():
-        means = [float(np.mean(part)) if part else math.nan for part in parts]
-        result.setdefault(method, {})[column] = Reliance(*means)
-    return result
+        by_kind = losses.setdefault((method, key.column), {"validation": [], "test": [], REPLACED: []})
+        by_kind[REPLACED if key.kind == REPLACED else key.role].append(metric.gain(unchanged, score))
+    importance: dict[str, dict[str, ColumnImportance]] = {}
+    for (method, column), by_kind in losses.items():
+        means = [float(np.mean(values)) if values else math.nan for values in by_kind.values()]
+        importance.setdefault(method, {})[column] = ColumnImportance(*means)
+    return importance

@@ -1,7 +1,6 @@
-"""What people hand in, read as what the house works with: lists, arrays, frames and datasets as tensors.
+"""Convert user inputs (lists, arrays, data frames, datasets) to tensors and tasks.
 
-Nothing is guessed that cannot be said: what is no number, is missing or does not fit is named with its place.
-At the end stands how rows are laid end to end, here and everywhere else.
+Missing values, values of a wrong type and inconsistent shapes are rejected with their position.
 """
 
 import math
@@ -18,32 +17,36 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Different labels in the order people expect: numbers by their size, then words by text."""
+    """Return distinct labels in natural order: numbers by size, then words alphabetically."""
 
-    def place(text: str) -> tuple[float, str]:
+    def key(text: str) -> tuple[float, str]:
         try:
             number = float(text)
         except ValueError:
             return math.inf, text
         return (number if math.isfinite(number) else math.inf), text
 
-    return tuple(sorted(set(labels), key=place))
+    return tuple(sorted(set(labels), key=key))
 
 
-# Whole numbers with more different values than this are a quantity and not a class.
+# Integers with more distinct values than this are a quantity, not classes.
 _MOST_CLASSES = 20
 
 
 def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task, tuple[str, ...]]:
-    """Targets as numbers, the task, and what the numbers stand for.
+    """Convert targets to numbers, and infer the task.
 
     Args:
         values: `[rows]`, numbers or words.
-        task: what is predicted; None is what the values suggest.
-        label: of the data set, for messages.
+        task: The task; None infers it from the values.
+        label: Name of the data set, for error messages.
+
+    Returns:
+        The targets `[rows]`, the task, and the class names; these are empty unless targets are words or the
+        task is inferred.
 
     Raises:
-        EnvariantError: they are no targets of any task, or not of this one.
+        EnvariantError: If the values are not targets of the task, or of any task.
     """
     column = column_of(values, f"{label}: targets")
     different = len(np.unique(column))
@@ -52,34 +55,34 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
         classes = different == 2 or words or (column.dtype.kind in "iub" and different <= _MOST_CLASSES)
         if classes and different < 2:
             raise EnvariantError(
-                f"{label}: all targets are {text_of(column[0])}; nothing is to be told apart"
+                f"{label}: all targets are {text_of(column[0])}; there is nothing to predict"
             )
         if words and different > max(_MOST_CLASSES, len(column) // 2):
             raise EnvariantError(
-                f"{label}: targets hold {different} different words in {len(column)} rows; give numbers, or "
-                f"say task=Multiclass({different}) if they are classes"
+                f"{label}: targets hold {different} different words in {len(column)} rows; use numbers, or "
+                f"set task=Multiclass({different}) if they are classes"
             )
         task = Regression() if not classes else Binary() if different == 2 else Multiclass(different)
     else:
         classes = words
     if not classes:
-        # Unsigned numbers are not all known to PyTorch.
+        # PyTorch does not support all unsigned types.
         plain = column.astype(np.float64 if column.dtype.kind == "f" else np.int64)
         return torch.from_numpy(plain), task, ()
     codes, labels = coded(column)
     most = 2 if isinstance(task, Binary) else task.outputs
     if isinstance(task, Regression) or len(labels) > most:
         shown = ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
-        wanted = "numbers" if isinstance(task, Regression) else f"at most {most} classes"
-        raise EnvariantError(f"{label}: {task.name} targets must be {wanted}; got {shown}")
+        expected = "numbers" if isinstance(task, Regression) else f"at most {most} classes"
+        raise EnvariantError(f"{label}: {task.name} targets must be {expected}; got {shown}")
     return torch.from_numpy(codes), task, labels
 
 
 def column_of(values: Any, what: str) -> NDArray[Any]:
-    """One value a row, none of them missing: numbers where they are numbers, else text.
+    """Convert values to an array of numbers or text, `[rows]`.
 
     Raises:
-        EnvariantError: there is not one value a row, or one is missing; the message begins with `what`.
+        EnvariantError: If there is not exactly one value per row, or one is missing.
     """
     import pandas as pd
 
@@ -89,14 +92,14 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
             values = values.detach().cpu()
         column = np.asarray(values)
         if column.dtype.kind in "US":
-            # Beside words a missing number would have become the word "nan".
+            # Among words, a missing number would have become the word "nan".
             column = np.asarray(values, dtype=object)
     except (TypeError, ValueError, RuntimeError):
         column = np.empty((0, 0))
     if column.ndim == 2 and column.shape[1] == 1:
         column = column[:, 0]
     if column.ndim != 1 or column.dtype.kind == "c":
-        raise EnvariantError(f"{what} must hold one number or word a row; got shape {column.shape}")
+        raise EnvariantError(f"{what} must hold one number or word per row; got shape {column.shape}")
     if not len(column):
         raise EnvariantError(f"{what} hold no rows")
     missing = np.flatnonzero(pd.isna(column))
@@ -107,51 +110,53 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
         )
     if column.dtype.kind != "O":
         return column
-    again = np.array(column.tolist())
-    return again if again.dtype.kind in "biuf" else np.array([text_of(value) for value in column], dtype=str)
+    numbers = np.array(column.tolist())
+    return (
+        numbers if numbers.dtype.kind in "biuf" else np.array([text_of(value) for value in column], dtype=str)
+    )
 
 
 def coded(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Of every row the number of its label, and the labels in order."""
-    found, places = np.unique(column, return_inverse=True)
-    texts = [text_of(value) for value in found]
+    """Return the code of each row's label, and the labels in the order of their codes."""
+    distinct, inverse = np.unique(column, return_inverse=True)
+    texts = [text_of(value) for value in distinct]
     labels = in_order(texts)
     number = {text: k for k, text in enumerate(labels)}
-    return np.array([number[text] for text in texts], dtype=np.int64)[places], labels
+    return np.array([number[text] for text in texts], dtype=np.int64)[inverse], labels
 
 
 def several(names: Sequence[Any]) -> tuple[Any, ...]:
-    """Names from one or several: a single word is not its letters."""
+    """Return one or several names as a tuple; a string is one name."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def text_of(value: object) -> str:
-    """A label as text."""
+    """Return a label as text."""
     if isinstance(value, bool | np.bool_):
         return str(value).lower()
-    # 2019 and 2019.0 are one thing, whatever type a column had to have.
+    # 2019 and 2019.0 are the same label, whatever the type of the column.
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     return str(value)
 
 
 def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
-    """All inputs of a dataset, stacked, and its targets.
+    """Return all inputs of a dataset, stacked, and its targets.
 
     Raises:
-        EnvariantError: it is empty, or an item is no pair of numbers like those before it.
+        EnvariantError: If it is empty, or an item is not a pair, or its shape differs from the others.
     """
-    # PyTorch's datasets with a length need not say where they end when they are run through.
-    measured = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    items = (dataset[k] for k in range(len(dataset))) if measured else iter(dataset)
+    # Iterating over a PyTorch dataset with a length need not terminate.
+    has_length = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    items = (dataset[k] for k in range(len(dataset))) if has_length else iter(dataset)
     inputs: list[Tensor] = []
     targets: list[Any] = []
     for k, item in enumerate(items):
         if not isinstance(item, tuple | list) or len(item) < 2:
-            raise EnvariantError(f"{where}: item {k} is no (input, target); got {type(item).__name__}")
+            raise EnvariantError(f"{where}: item {k} must be (input, target); got {type(item).__name__}")
         if type(item[0]).__module__.startswith("PIL."):
             raise EnvariantError(
-                f"{where}: item {k} is an image; give the dataset a transform that makes tensors of them"
+                f"{where}: item {k} is an image; give the dataset a transform that converts images to tensors"
             )
         row = tensor_of(item[0], f"{where}: item {k}")
         if inputs and row.shape != inputs[0].shape:
@@ -167,36 +172,36 @@ def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
 
 
 def column_of_table(table: Any, name: str, label: str) -> Any:
-    """A column by its name, of anything that has columns.
+    """Return a column of a table by its name.
 
     Raises:
-        EnvariantError: there is none of that name.
+        EnvariantError: If there is no such column.
     """
     known = [str(key) for key in getattr(table, "column_names", None) or table.keys()]
     if name not in known:
         raise unknown_name("column", name, known, where=label)
     column = table[name]
-    # Lists as they are stored; a column may be no list until it is run through.
+    # A column may be lazy, and becomes a list by iteration.
     return column if isinstance(column, Tensor) or hasattr(column, "__array__") else list(column)
 
 
 def _stacked(values: Any) -> Any:
-    """A list of tensors as one tensor; anything else as it is."""
+    """Return a list of tensors as one tensor, and anything else unchanged."""
     first = values[0] if isinstance(values, list) and values else None
     return torch.stack(values) if isinstance(first, Tensor) else values
 
 
 def tensor_of(values: Any, what: str) -> Tensor:
-    """Numbers as a tensor, on the device where they are.
+    """Convert numbers to a tensor; a tensor stays on its device.
 
     Raises:
-        EnvariantError: they are no numbers; the message begins with `what`.
+        EnvariantError: If the values are not numbers.
     """
     try:
         values = _stacked(values)
         if not isinstance(values, Tensor):
-            # By way of an array, because a data frame knows that way and lists of arrays are quick so; of
-            # an array that must not be written PyTorch wants a copy.
+            # By way of an array: data frames convert to arrays, and lists of arrays convert faster. PyTorch
+            # warns about read-only arrays, so they are copied.
             array = np.asarray(values)
             values = array if array.flags.writeable else array.copy()
         return torch.as_tensor(values).detach()
@@ -207,5 +212,5 @@ def tensor_of(values: Any, what: str) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Rows laid end to end; a single part is returned as it is, for a copy would cost as much as a pass."""
+    """Return tensors concatenated; a single tensor is returned without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)

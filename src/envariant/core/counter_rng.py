@@ -1,9 +1,9 @@
-"""Random numbers by counting: each is a pure function of a seed, a step, a stream and its place in it.
+"""Counter-based random numbers: pure functions of a seed, a step, a stream and a position.
 
-No generator is carried along, so a resumed run, a replica in other company and a stack of a thousand
-replicas draw the same numbers, and a whole stack draws with a handful of tensor operations. The mixing is
-splitmix64's (Steele, Lea & Flood 2014); PyTorch has no unsigned integers of 64 bits with all operations,
-so the same bits are kept in signed ones.
+There is no generator state, so a resumed run, a single replica and a stack of a thousand replicas get the
+same numbers, and a whole stack needs only a few tensor operations. The mixing function is that of splitmix64
+(Steele, Lea & Flood 2014). Unsigned 64-bit integers are stored in signed ones, because PyTorch lacks many
+operations on unsigned ones.
 """
 
 from collections.abc import Generator, Sequence
@@ -19,7 +19,7 @@ _MASK = (1 << 64) - 1
 
 
 def mixed(z: int) -> int:
-    """splitmix64's finalizer on one unsigned 64-bit number."""
+    """Return splitmix64's finalizer of an unsigned 64-bit number."""
     z &= _MASK
     z = ((z ^ (z >> 30)) * _FIRST) & _MASK
     z = ((z ^ (z >> 27)) * _SECOND) & _MASK
@@ -27,14 +27,19 @@ def mixed(z: int) -> int:
 
 
 def step_key(seed: int, step: int) -> int:
-    """The unsigned 64-bit key of one step, from which all its random numbers follow."""
+    """Return the unsigned 64-bit key of one step, which determines all its random numbers.
+
+    Args:
+        seed: Seed of the run.
+        step: Number of updates already made.
+    """
     return mixed(seed + _GOLDEN * (step + 1))
 
 
 def step_keys(
     seeds: Sequence[int], first: int, steps: int, device: torch.device
 ) -> Int[Tensor, "steps replicas"]:
-    """The keys of `steps` steps from `first` on, for each seed."""
+    """Return the keys of consecutive steps for several seeds."""
     counts = torch.arange(first + 1, first + 1 + steps, device=device)[:, None]
     return _mixed(torch.tensor(seeds, device=device) + counts * _signed(_GOLDEN))
 
@@ -42,22 +47,22 @@ def step_keys(
 def integers(
     keys: Int[Tensor, "*keys"], stream: int, below: Int[Tensor, " count"]
 ) -> Int[Tensor, "*keys count"]:
-    """For every key, one number from 0 to `below - 1` for each entry of `below`.
+    """Return, for every key and entry of `below`, an integer from 0 to `below - 1`.
 
-    The remainder of 63 random bits: for a million rows it favors none by more than one in 10¹².
+    It is the remainder of 63 random bits; with a million rows, probabilities differ by less than 10⁻¹².
     """
     return _drawn(keys, stream, len(below)).bitwise_and(2**63 - 1) % below
 
 
 def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tensor, "*keys count"]:
-    """For every key, `count` numbers in [0, 1), multiples of 2⁻²⁴."""
+    """Return `count` numbers in [0, 1) for every key, multiples of 2⁻²⁴."""
     return _shifted(_drawn(keys, stream, count), 40).float() * 2.0**-24
 
 
 def default_generator(device: torch.device) -> torch.Generator:
-    """The generator from which modules on a device draw, unless they are given another."""
+    """Return the default random generator of PyTorch for a device."""
     if device.type == "cuda":
-        # They exist only once CUDA has been started.
+        # CUDA generators exist only after initialization.
         torch.cuda.init()
         return torch.cuda.default_generators[device.index or 0]
     return torch.default_generator
@@ -65,9 +70,9 @@ def default_generator(device: torch.device) -> torch.Generator:
 
 @contextmanager
 def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
-    """Seeds PyTorch's default generators for the block and puts them back as they were.
+    """Seed PyTorch's default generators within a `with` block, and restore their state afterwards.
 
-    Modules draw initial weights and dropout from those; nobody else should notice.
+    Modules draw initial weights and dropout masks from them.
     """
     # Weights may be drawn on the CPU whatever the device.
     generators = list({id(g): g for g in (torch.default_generator, default_generator(device))}.values())
@@ -82,9 +87,9 @@ def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
 
 
 def _drawn(keys: Tensor, stream: int, count: int) -> Tensor:
-    # Streams lie 2³² places apart: no step draws as many numbers from one.
-    places = torch.arange(1, count + 1, device=keys.device) + (stream << 32)
-    return _mixed(keys[..., None] + places * _signed(_GOLDEN))
+    # Streams are 2³² positions apart: no step draws that many numbers from one stream.
+    positions = torch.arange(1, count + 1, device=keys.device) + (stream << 32)
+    return _mixed(keys[..., None] + positions * _signed(_GOLDEN))
 
 
 def _mixed(z: Tensor) -> Tensor:
@@ -94,7 +99,7 @@ def _mixed(z: Tensor) -> Tensor:
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """A shift to the right that brings in zeros, as of an unsigned number."""
+    """Return the logical right shift of an unsigned number."""
     return (z >> by).bitwise_and((1 << (64 - by)) - 1)
 
 

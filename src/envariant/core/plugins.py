@@ -18,17 +18,11 @@ T = TypeVar("T")
 
 
 def plugin_names(group: str) -> tuple[str, ...]:
-    """Return the names of all plug-ins of a group, without importing them.
-
-    Args:
-        group: The entry-point group, such as "envariant.models".
-    """
+    """Return the names of all plug-ins of a group, without importing them."""
     return tuple(_entry_points(group))
 
 
-def load_plugin(
-    group: str, kind: str, name: str, accepts: Callable[[Any], bool], requirement: str
-) -> Any:
+def load_plugin(group: str, kind: str, name: str, accepts: Callable[[Any], bool], requirement: str) -> Any:
     """Import a plug-in.
 
     Args:

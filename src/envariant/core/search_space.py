@@ -1,8 +1,7 @@
-"""Where a hyperparameter may be searched, declared in its own type.
+"""Search ranges of hyperparameters, declared in their type annotations.
 
-`coefficient: Annotated[float, LogUniform(1e2, 1e6)] = 1e4` says in one place what the value is, what it
-is by default and where a random search may look. The house keeps no other list of ranges; a study may
-name its own, in the words that `search_range` reads.
+`coefficient: Annotated[float, LogUniform(1e2, 1e6)] = 1e4` declares type, default and search range together.
+There is no other list of ranges; a study may override them with text that `search_range` reads.
 """
 
 import math
@@ -17,17 +16,17 @@ from envariant.core.errors import EnvariantError
 
 
 class Range(ABC):
-    """A distribution from which a random search draws one value."""
+    """Distribution from which a random search samples a hyperparameter."""
 
     @abstractmethod
     def sample(self, generator: np.random.Generator) -> Any:
-        """One value; all randomness comes from `generator`."""
+        """Return one value, drawn with `generator` alone."""
 
 
 @final
 @dataclass(frozen=True)
 class Uniform(Range):
-    """Uniform on [low, high)."""
+    """Uniform distribution on [low, high)."""
 
     low: float
     high: float
@@ -45,7 +44,7 @@ class Uniform(Range):
 @final
 @dataclass(frozen=True)
 class LogUniform(Range):
-    """Uniform in the logarithm on [low, high); both positive."""
+    """Log-uniform distribution on [low, high), with positive bounds."""
 
     low: float
     high: float
@@ -57,7 +56,7 @@ class LogUniform(Range):
 
     def sample(self, generator: np.random.Generator) -> float:
         value = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
-        return min(self.high, max(self.low, value))  # exp(log(x)) may miss x by a rounding.
+        return min(self.high, max(self.low, value))  # exp(log(x)) may differ from x by rounding.
 
     def __str__(self) -> str:
         return f"{self.low:g} … {self.high:g}, log"
@@ -66,7 +65,7 @@ class LogUniform(Range):
 @final
 @dataclass(frozen=True)
 class UniformInteger(Range):
-    """A whole number from low to high, both included."""
+    """Uniform distribution on the integers from low to high, both included."""
 
     low: int
     high: int
@@ -91,7 +90,7 @@ class UniformInteger(Range):
 @final
 @dataclass(frozen=True)
 class Choice(Range):
-    """One of the listed values, each as likely."""
+    """Uniform distribution on a list of values."""
 
     values: tuple[Any, ...]
 
@@ -107,36 +106,41 @@ class Choice(Range):
 
 
 def ranges(cls: type[Any]) -> dict[str, Range]:
-    """The declared range of every field of a class that declares one, by field name."""
-    found: dict[str, Range] = {}
+    """Return the declared search ranges of a class, by field name."""
+    by_field: dict[str, Range] = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
         if get_origin(hint) is Annotated:
             declared = [extra for extra in get_args(hint)[1:] if isinstance(extra, Range)]
             if declared:
-                found[name] = declared[0]
-    return found
+                by_field[name] = declared[0]
+    return by_field
 
 
 RANGES: dict[str, type[Range]] = {"uniform": Uniform, "loguniform": LogUniform, "integer": UniformInteger}
-"""By the name under which a study may write one."""
+"""Ranges that a study can write as text, by name."""
 
 
 def search_range(declared: object) -> Range:
-    """The range that a study writes: a list of values, or text such as `loguniform(1e2, 1e6)`.
+    """Return the range that a study declares.
+
+    Args:
+        declared: A list of values, or text such as `loguniform(1e2, 1e6)`.
 
     Raises:
-        EnvariantError: it is neither, or its numbers make no range.
+        EnvariantError: If it is neither, or the bounds are invalid.
     """
     if isinstance(declared, list | tuple):
         values = tuple(cast("list[Any]", declared))
         for value in values:
             if not isinstance(value, bool | int | float | str):
-                raise EnvariantError(f"values of a range are numbers, words, true or false; got {value!r}")
+                raise EnvariantError(
+                    f"the values of a range must be numbers, words, true or false; got {value!r}"
+                )
         return Choice(values)
     if isinstance(declared, str):
         return specs.build("range", declared, RANGES)
     raise EnvariantError(
-        f"a range is a list of values or one of {', '.join(f'{name}(low, high)' for name in RANGES)}; "
+        f"a range must be a list of values or one of {', '.join(f'{name}(low, high)' for name in RANGES)}; "
         f"got {declared!r}"
     )
 

@@ -87,6 +87,4 @@ class ValidationSplit(EnvironmentSource):
             (environment.name + SUFFIX, environment.name, order[:held_out]),
         ):
             # Rows keep their order.
-            selected = index.sort().values
-            attributes = {key: values[selected] for key, values in environment.attributes.items()}
-            yield Environment(name, *environment.rows(selected), attributes, origin)
+            yield environment.select(index.sort().values, name=name, origin=origin)

@@ -1,7 +1,7 @@
-"""Published figures and protocols, read from `results.toml`, so that no number is typed twice.
+"""Published results and protocols, read from `results.toml`, so that every number is typed once.
 
-Each table has its source, the kind of its spread and the number of runs; pages that show its figures show
-these as well.
+Each table states its source, the kind of its spread and the number of runs; reports that compare with it
+show these as well.
 """
 
 import tomllib
@@ -17,15 +17,7 @@ from envariant.core.errors import unknown_name
 
 @final
 class Source(BaseModel):
-    """Publication or repository from which figures were taken.
-
-    Attributes:
-        title: Title of the publication.
-        authors: Names of the authors.
-        url: Address.
-        checked: How the figures were read and checked.
-        year: Year of publication; None if unknown.
-    """
+    """Publication from which results are taken."""
 
     model_config = ConfigDict(frozen=True)
     title: str
@@ -37,13 +29,7 @@ class Source(BaseModel):
 
 @final
 class Row(BaseModel):
-    """Row of a table, with one entry per column and NaN where the source has none.
-
-    Attributes:
-        mean: Published value in each column.
-        spread: Published spread in each column; None if the source has none.
-        theory: Whether the values are derived instead of measured.
-    """
+    """Row of a table: one entry per column, NaN where the source has none."""
 
     model_config = ConfigDict(frozen=True)
     mean: tuple[float, ...]
@@ -53,19 +39,7 @@ class Row(BaseModel):
 
 @final
 class Table(BaseModel):
-    """Published table.
-
-    Attributes:
-        source: Name of the source.
-        protocol: Name of the protocol.
-        metric: Name of the metric.
-        unit: "percent" or "fraction", as printed; "" for other metrics.
-        columns: Names of the columns.
-        spread_kind: Kind of the spread, such as a standard deviation over restarts.
-        n_runs: Number of runs; None if not stated.
-        higher_is_better: Direction of the metric; None if it has none.
-        rows: Rows by name.
-    """
+    """Published table of results; `unit` is "percent" or "fraction", as printed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     source: str
@@ -79,11 +53,12 @@ class Table(BaseModel):
     rows: Mapping[str, Row]
 
     def fraction(self, row: str, column: str) -> tuple[float, float | None]:
-        """Return mean and spread of one entry as fractions of 1."""
+        """Return mean and spread of an entry as fractions of 1."""
         scale = 100 if self.unit == "percent" else 1
-        i = self.columns.index(column)
+        position = self.columns.index(column)
         entry = self.rows[row]
-        return entry.mean[i] / scale, entry.spread[i] / scale if entry.spread else None
+        spread = entry.spread[position] / scale if entry.spread else None
+        return entry.mean[position] / scale, spread
 
 
 @cache
@@ -103,12 +78,12 @@ def source(name: str) -> Source:
 
 
 def protocol(name: str) -> Mapping[str, Any]:
-    """Return the settings of a protocol: numbers as published, the rest as prose."""
+    """Return the settings of a protocol; numbers as published, the rest in prose."""
     return _entry("protocols", name)
 
 
 def course_report(section: str) -> Mapping[str, Any]:
-    """Return the numbers that the course report states in the text of one of its sections."""
+    """Return the statements of one section of the course report, without its curves."""
     return _entry("course_report", section)
 
 

@@ -1,4 +1,4 @@
-"""Published results, each declared in one file: what was claimed, the runs, the figures, the verdicts."""
+"""Reproductions of published work, one file each: claims, runs, figures and verdicts."""
 
 from importlib import import_module
 
@@ -6,19 +6,19 @@ from envariant.core.errors import unknown_name
 from envariant.reproductions.base import Reproduction
 
 NAMES: dict[str, str] = {
-    "sjtu-2023": "the course report from which this library began: Colored MNIST, LeNet to V-REx",
+    "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
 }
 
 
 def reproduction(name: str) -> Reproduction:
-    """The reproduction of that name.
+    """Return a reproduction by name.
 
     Raises:
-        EnvariantError: there is none; the message suggests the nearest.
+        EnvariantError: If the name is unknown; the message suggests the nearest one.
     """
     if name not in NAMES:
         raise unknown_name("reproduction", name, NAMES)
-    # Imported when asked for, because a list of names should cost nothing.
+    # Imported on demand, so that listing the names is cheap.
     return import_module(f"{__name__}.{name.replace('-', '_')}").REPRODUCTION
 
 

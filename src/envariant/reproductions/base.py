@@ -1,7 +1,7 @@
-"""What a reproduction is made of: parts, each a function that trains in a lab and yields what it found.
+"""Building blocks of a reproduction: sections, each a function that trains with a runner and yields findings.
 
-A part reads as the section of a paper does: it asks the lab for runs, then yields pictures, tables, words
-and claims in the order in which they are to be read. A claim is true or not by its numbers, never by hand.
+A section reads like a section of a paper: it requests runs, and yields figures, tables, paragraphs and claims
+in reading order. Whether a claim holds is computed from the numbers.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,18 +11,18 @@ from typing import final
 from matplotlib.figure import Figure
 
 from envariant.reporting.tables import TextTable
-from envariant.reproductions.runner import Lab
+from envariant.reproductions.runner import Runner
 
 
 @final
 @dataclass(frozen=True)
 class Claim:
-    """Something that the source says, tried here.
+    """Claim of the publication, tested here.
 
     Attributes:
-        text: what is claimed, as a sentence.
-        holds: whether the numbers bear it out.
-        numbers: those it rests on.
+        text: The claim as a sentence.
+        holds: Whether the numbers support it.
+        numbers: The numbers on which that rests.
     """
 
     text: str
@@ -31,37 +31,37 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """Verdict in words."""
         return "confirmed" if self.holds else "not confirmed"
 
 
 @final
 @dataclass(frozen=True)
-class Picture:
-    """A figure.
+class CaptionedFigure:
+    """Figure of a section.
 
     Attributes:
-        name: of its files, within the part.
-        figure: the drawing.
-        caption: what is seen.
-        pixels: whether it is made of images, so that a page carries it as PNG.
+        name: Base name of its files, unique within the section.
+        figure: The drawing.
+        caption: Text below it.
+        as_pixels: Whether the page contains it as PNG instead of SVG, for figures made of images.
     """
 
     name: str
     figure: Figure
     caption: str
-    pixels: bool = False
+    as_pixels: bool = False
 
 
 @final
 @dataclass(frozen=True)
-class Listing:
-    """A table.
+class CaptionedTable:
+    """Table of a section.
 
     Attributes:
-        name: of its file, within the part.
-        table: the table.
-        caption: what it lists.
+        name: Base name of its file, unique within the section.
+        table: The cells.
+        caption: Text above it.
     """
 
     name: str
@@ -69,57 +69,57 @@ class Listing:
     caption: str
 
 
-Finding = Claim | Picture | Listing | str
-"""What a part yields; a string is a paragraph."""
+Finding = Claim | CaptionedFigure | CaptionedTable | str
+"""Element of a section; a string is a paragraph."""
 
 
 @final
 @dataclass(frozen=True)
-class Part:
-    """One section.
+class Section:
+    """Section of a reproduction.
 
     Attributes:
-        name: its id on the page and on the command line.
-        title: its heading.
-        says: what the source says, in our own words.
-        find: trains in a lab and yields what it found.
+        name: Id on the page and on the command line.
+        title: Heading.
+        statement: Summary of what the publication states.
+        find: Function that trains with a runner and yields the findings.
     """
 
     name: str
     title: str
-    says: str
-    find: Callable[[Lab], Iterator[Finding]]
+    statement: str
+    find: Callable[[Runner], Iterator[Finding]]
 
 
 @final
 @dataclass(frozen=True)
 class Reproduction:
-    """A published piece of work, tried again.
+    """Reproduction of a publication.
 
     Attributes:
-        name: on the command line.
-        title: of the page.
-        lead: what it is about, a paragraph.
-        conditions: what each profile does and leaves out.
-        parts: the sections, in order.
+        name: Name on the command line.
+        title: Title of the page.
+        lead: Introduction, one paragraph.
+        conditions: Scope of each profile.
+        sections: The sections in order.
     """
 
     name: str
     title: str
     lead: str
     conditions: dict[str, str]
-    parts: tuple[Part, ...]
+    sections: tuple[Section, ...]
 
 
-def part(name: str, title: str) -> Callable[[Callable[[Lab], Iterator[Finding]]], Part]:
-    """Makes a part of a function; its docstring is what the source says.
+def section(name: str, title: str) -> Callable[[Callable[[Runner], Iterator[Finding]]], Section]:
+    """Decorate a function as a section; its docstring becomes the section's statement.
 
     Args:
-        name: of the part, on the page and on the command line.
-        title: its heading.
+        name: Id on the page and on the command line.
+        title: Heading.
     """
 
-    def made(find: Callable[[Lab], Iterator[Finding]]) -> Part:
-        return Part(name, title, " ".join((find.__doc__ or "").split()), find)
+    def decorate(find: Callable[[Runner], Iterator[Finding]]) -> Section:
+        return Section(name, title, " ".join((find.__doc__ or "").split()), find)
 
-    return made
+    return decorate

@@ -1,7 +1,7 @@
-"""The course report's mathematics, checked in numbers: IRMv1 for least squares, and AND-mask's two views.
+"""Numerical checks of the course report's derivations: IRMv1 for least squares, and AND-mask.
 
-Everything is computed twice, by roads that share nothing: normal equations against automatic
-differentiation, a rule applied by hand against the library's own.
+Everything is computed twice, independently: normal equations against automatic differentiation, a rule
+applied by hand against the library's implementation.
 """
 
 import math
@@ -17,7 +17,7 @@ from envariant.core.environments import EnvironmentBatch
 from envariant.core.step_context import START
 from envariant.core.tasks import Regression
 
-# The worked example of the report: the gradients of one 3×3 weight in three environments.
+# The example of the report: gradients of one 3×3 weight in three environments.
 EXAMPLE = (
     ((0.5, 1.3, -2.1), (3.0, 3.4, -5.0), (-6.0, 3.5, -2.8)),
     ((-1.0, 1.0, -2.0), (-3.0, 4.0, -5.0), (-6.0, 7.0, -8.0)),
@@ -29,16 +29,17 @@ EXAMPLE_THRESHOLD = 0.5
 @final
 @dataclass(frozen=True)
 class LeastSquares:
-    """One environment with a linear relation, rows × features, and three ways to the same number.
+    """One environment with a linear relation, and three computations of the same number.
 
     Attributes:
-        rows, features: of Φ(X).
-        best: ‖w*‖ of the least-squares solution, by the normal equations.
+        rows: Number of rows of Φ(X).
+        features: Number of columns of Φ(X).
+        best: ‖w*‖ of the least-squares solution, from the normal equations.
         distance: D = ‖ΦᵀY − ΦᵀΦw‖² at w = 1.
         gradient: ‖½ ∂/∂w ‖Φw − Y‖²‖² at w = 1, by automatic differentiation.
-        penalty: the library's IRM penalty of the predictions Φ·1 times (rows/2)²; None unless there is one
-            feature, where w is the multiplier that the penalty differentiates by.
-        at_best: D at w*, which is 0 but for rounding.
+        penalty: The library's IRM penalty of the predictions Φ·1, times (rows/2)². None unless there is one
+            feature: then w is the multiplier by which the penalty differentiates.
+        at_best: D at w*, which is 0 up to rounding.
     """
 
     rows: int
@@ -51,13 +52,13 @@ class LeastSquares:
 
     @property
     def disagreement(self) -> float:
-        """The largest relative difference between the ways."""
+        """Largest relative difference between the three."""
         others = [self.gradient] + ([] if self.penalty is None else [self.penalty])
         return max(abs(other - self.distance) / self.distance for other in others)
 
 
 def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
-    """D(Φ, w = 1) by its definition, as a squared gradient, and as the library's penalty; float64."""
+    """Compute D(Φ, w = 1) by definition, as a squared gradient, and as the library's penalty, in float64."""
     phi, y = _linear(rows, features, seed)
     solution = torch.linalg.solve(phi.T @ phi, phi.T @ y)
     ones = torch.ones(features, dtype=torch.float64, requires_grad=True)
@@ -81,30 +82,30 @@ def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
 
 
 def penalty_along(seed: int, reach: float = 2.0, count: int = 81) -> tuple[float, list[float], list[float]]:
-    """The best w of one environment with a single feature; places around it, and D at each."""
+    """Return the optimal w of one environment with a single feature, points around it, and D at each."""
     phi, y = _linear(200, 1, seed)
     best = float((phi.T @ y) / (phi.T @ phi))
-    places = torch.linspace(best - reach, best + reach, count, dtype=torch.float64)
-    return best, places.tolist(), [_distance(phi, y, w[None]) for w in places]
+    points = torch.linspace(best - reach, best + reach, count, dtype=torch.float64)
+    return best, points.tolist(), [_distance(phi, y, w[None]) for w in points]
 
 
 @final
 @dataclass(frozen=True)
-class Worked:
+class WorkedExample:
     """The report's example, entry by entry.
 
     Attributes:
-        agreement: mean of the signs over the three environments, `[3, 3]`.
-        mask: 1 where |agreement| reaches the threshold.
-        kept: which entries of the library's result are not 0.
+        agreement: Mean sign over the three environments, `[3, 3]`.
+        mask: 1 where |agreement| is at least the threshold.
+        kept: 1 where the library's result is not 0.
     """
 
     agreement: tuple[tuple[float, ...], ...]
     mask: tuple[tuple[int, ...], ...]
     kept: tuple[tuple[int, ...], ...]
 
-    def lines(self) -> tuple[tuple[str, ...], ...]:
-        """As a table: entry, three gradients, mean sign, mask by hand, whether the library kept it."""
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        """Return table rows: entry, three gradients, mean sign, mask by hand, kept by the library."""
         return tuple(
             (
                 f"({row + 1}, {column + 1})",
@@ -118,13 +119,13 @@ class Worked:
         )
 
 
-def worked_example() -> Worked:
-    """The mask by hand, and by the library's AND-mask."""
+def worked_example() -> WorkedExample:
+    """Compute the mask by hand and by the library's AND-mask."""
     signs = np.sign(np.array(EXAMPLE)).mean(axis=0)
     mask = (np.abs(signs) >= EXAMPLE_THRESHOLD).astype(int)
     rule = AndMask(threshold=EXAMPLE_THRESHOLD, inverse_sparsity=False)
-    made = rule.combine({"w": torch.tensor(EXAMPLE, dtype=torch.float64)}, {}, START)[0]["w"]
-    return Worked(_rows(signs.tolist()), _rows(mask.tolist()), _rows((made != 0).int().tolist()))
+    result = rule.combine({"w": torch.tensor(EXAMPLE, dtype=torch.float64)}, {}, START)[0]["w"]
+    return WorkedExample(_rows(signs.tolist()), _rows(mask.tolist()), _rows((result != 0).int().tolist()))
 
 
 @final
@@ -133,10 +134,10 @@ class Hessians:
     """Two quadratic losses with diagonal Hessians.
 
     Attributes:
-        size: numbers on each diagonal.
-        ratio: how many times the larger of two entries exceeds the smaller, in the mean of the logarithm.
-        both: det(H_A∧B), H_A∧B being the geometric mean entry by entry.
-        mean: det(H_A+B), H_A+B being the arithmetic mean.
+        size: Length of each diagonal.
+        ratio: Geometric mean over entries of the larger divided by the smaller of the two.
+        both: det(H_A∧B), where H_A∧B is the entrywise geometric mean.
+        mean: det(H_A+B), where H_A+B is the entrywise arithmetic mean.
     """
 
     size: int
@@ -145,10 +146,10 @@ class Hessians:
     mean: float
 
 
-def hessians(size: int, unlike: float, seed: int) -> Hessians:
-    """A draw of two diagonals whose entries differ by factors of about exp(±unlike)."""
-    draws = np.random.default_rng(seed)
-    middle, apart = draws.normal(0, 0.5, size), draws.normal(0, unlike, size)
+def hessians(size: int, spread: float, seed: int) -> Hessians:
+    """Sample two diagonals whose entries differ by factors of about exp(±spread)."""
+    generator = np.random.default_rng(seed)
+    middle, apart = generator.normal(0, 0.5, size), generator.normal(0, spread, size)
     first, second = np.exp(middle + apart / 2), np.exp(middle - apart / 2)
     return Hessians(
         size,
@@ -158,11 +159,11 @@ def hessians(size: int, unlike: float, seed: int) -> Hessians:
     )
 
 
-def largest_ratio(draws: int, seed: int) -> float:
-    """The largest det(H_A∧B)/det(H_A+B) over random pairs of sizes 1 to 20; 1 only where both are alike."""
-    sizes = np.random.default_rng(seed).integers(1, 21, draws)
-    found = (hessians(int(size), 1.0, seed + i) for i, size in enumerate(sizes))
-    return max(h.both / h.mean for h in found if math.isfinite(h.mean))
+def largest_ratio(count: int, seed: int) -> float:
+    """Return the largest det(H_A∧B)/det(H_A+B) of random pairs of sizes 1 to 20; 1 means equal Hessians."""
+    sizes = np.random.default_rng(seed).integers(1, 21, count)
+    pairs = (hessians(int(size), 1.0, seed + i) for i, size in enumerate(sizes))
+    return max(pair.both / pair.mean for pair in pairs if math.isfinite(pair.mean))
 
 
 def _linear(rows: int, features: int, seed: int) -> tuple[Tensor, Tensor]:

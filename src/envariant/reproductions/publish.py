@@ -1,7 +1,7 @@
-"""A reproduction carried out and written down: one HTML page, the same as Markdown, CSV tables, PNG and SVG.
+"""Execution of a reproduction and its report: one HTML page, the same as Markdown, CSV tables, PNG and SVG.
 
-The page is written anew after each part, so a run that is stopped leaves what it has found, and parts that
-were not asked for are filled in from what earlier calls stored.
+The page is rewritten after each section, so an interrupted reproduction leaves its findings. Sections that
+were not requested show the runs that earlier calls stored.
 """
 
 import base64
@@ -15,34 +15,41 @@ from typing import Any, final
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.reporting import figures, html
 from envariant.reporting.tables import TextTable
-from envariant.reproductions.base import Claim, Finding, Listing, Part, Picture, Reproduction
-from envariant.reproductions.runner import Lab, NotRunError, Profile
+from envariant.reproductions.base import (
+    CaptionedFigure,
+    CaptionedTable,
+    Claim,
+    Finding,
+    Reproduction,
+    Section,
+)
+from envariant.reproductions.runner import Profile, Runner, RunNotStoredError
 from envariant.training.result import TrainingResult
 
 
 @final
 @dataclass(frozen=True)
-class Section:
-    """One part and what it found.
+class SectionResult:
+    """Findings of one section.
 
     Attributes:
-        part: the part.
-        findings: in order.
-        done: whether the part came to its end.
+        section: The section.
+        findings: Its findings in order.
+        done: Whether all its runs are finished.
     """
 
-    part: Part
+    section: Section
     findings: tuple[Finding, ...] = field(repr=False)
     done: bool
 
     @property
     def claims(self) -> tuple[Claim, ...]:
-        """The claims among the findings."""
+        """Claims among the findings."""
         return tuple(finding for finding in self.findings if isinstance(finding, Claim))
 
     @property
     def count(self) -> str:
-        """How many claims were confirmed, in words."""
+        """Number of confirmed claims, in words."""
         if not self.done:
             return "not run"
         return f"{sum(claim.holds for claim in self.claims)} of {len(self.claims)} confirmed"
@@ -56,164 +63,161 @@ def perform(
     only: Sequence[str] = (),
     mnist: Path | None = None,
     report: Callable[[str], None] = lambda _line: None,
-) -> Iterator[Section]:
-    """Carries out the parts that are asked for, in order, writing the page after each.
+) -> Iterator[SectionResult]:
+    """Run the requested sections in order, and write the page after each.
 
     Args:
-        reproduction: what to reproduce.
-        out: a folder for runs, page, tables and figures; what it holds already is gone on with.
-        profile: "quick" or "full"; each keeps its runs apart.
-        only: names of parts; none is all.
-        mnist: where the MNIST files are, if not to be fetched.
-        report: is given a line before each part and each run.
+        reproduction: The reproduction.
+        out: Folder for runs, page, tables and figures; stored runs in it are resumed.
+        profile: "quick" or "full"; the profiles share no runs that differ.
+        only: Names of sections; empty for all.
+        mnist: Folder of the MNIST files; None downloads them to the cache.
+        report: Receives a line of text before each section and each run.
 
     Yields:
-        Each part that was asked for, when it is done.
+        The result of each requested section when it is done.
 
     Raises:
-        EnvariantError: a name is unknown, or something cannot be written.
+        EnvariantError: If a section is unknown, or a file cannot be written.
     """
-    names = [part.name for part in reproduction.parts]
+    names = [section.name for section in reproduction.sections]
     for name in only:
         if name not in names:
-            raise unknown_name("part", name, names, where=reproduction.name)
-    wanted = [part for part in reproduction.parts if not only or part.name in only]
-    lab = Lab(out / "runs", profile, mnist=mnist, report=report)
-    archive = Lab(out / "runs", profile, mnist=mnist, stored_only=True)
-    sections = {part.name: Section(part, (), done=False) for part in reproduction.parts}
-    sections |= {part.name: _stored(part, archive) for part in reproduction.parts if part not in wanted}
-    # Drawing takes longer than anything else here, so each section is drawn once.
-    drawn = {name: _drawn(section, out) for name, section in sections.items()}
-    for i, part in enumerate(wanted):
-        report(f"part {i + 1} of {len(wanted)}: {part.name}")
-        sections[part.name] = section = Section(part, tuple(part.find(lab)), done=True)
-        drawn[part.name] = _drawn(section, out)
-        runs = {**archive.runs, **lab.runs}
+            raise unknown_name("section", name, names, where=reproduction.name)
+    requested = [section for section in reproduction.sections if not only or section.name in only]
+    runner = Runner(out / "runs", profile, mnist=mnist, report=report)
+    archive = Runner(out / "runs", profile, mnist=mnist, stored_only=True)
+    results = {
+        section.name: SectionResult(section, (), done=False)
+        if section in requested
+        else _stored(section, archive)
+        for section in reproduction.sections
+    }
+    # Drawing takes longer than anything else here, so each section is rendered once.
+    rendered = {name: _render(result, out) for name, result in results.items()}
+    for i, section in enumerate(requested):
+        report(f"section {i + 1} of {len(requested)}: {section.name}")
+        results[section.name] = result = SectionResult(section, tuple(section.find(runner)), done=True)
+        rendered[section.name] = _render(result, out)
+        runs = {**archive.runs, **runner.runs}
         page = html.render(
             "reproduction.html.j2",
             reproduction=reproduction,
             profile=profile,
-            sections=[(each, drawn[name]) for name, each in sections.items()],
+            sections=[(each, rendered[name]) for name, each in results.items()],
             runs=_runs(runs),
             provenance=_provenance(runs),
         )
         html.write(page, out / "report.html")
-        html.write(_markdown(reproduction, list(sections.values()), profile), out / "report.md")
-        yield section
+        html.write(_markdown(reproduction, list(results.values()), profile), out / "report.md")
+        yield result
 
 
-def _stored(part: Part, archive: Lab) -> Section:
-    """What earlier calls found of a part; nothing where a run is missing."""
+def _stored(section: Section, archive: Runner) -> SectionResult:
+    """Return what stored runs show of a section; nothing if a run is missing."""
     try:
-        return Section(part, tuple(part.find(archive)), done=True)
-    except NotRunError:
-        return Section(part, (), done=False)
+        return SectionResult(section, tuple(section.find(archive)), done=True)
+    except RunNotStoredError:
+        return SectionResult(section, (), done=False)
 
 
-def _drawn(section: Section, out: Path) -> list[dict[str, Any]]:
-    """A section's findings as the page wants them; its figures and tables are written to files as well.
+def _render(result: SectionResult, out: Path) -> list[dict[str, Any]]:
+    """Return a section's findings for the page's template, and write its figures and tables to files.
 
     Raises:
-        EnvariantError: they cannot be written.
+        EnvariantError: If they cannot be written.
     """
-    found: list[dict[str, Any]] = []
+    rendered: list[dict[str, Any]] = []
     try:
-        for finding in section.findings:
+        for finding in result.findings:
             match finding:
                 case Claim():
-                    found.append({"kind": "claim", "claim": finding})
-                case Listing():
-                    path = _place(out / "tables", section, finding.name, ".csv")
+                    rendered.append({"kind": "claim", "claim": finding})
+                case CaptionedTable():
+                    path = _file(out / "tables", result, finding.name, ".csv")
                     path.write_text(_csv(finding.table), encoding="utf-8")
-                    found.append({"kind": "table", "listing": finding})
-                case Picture():
+                    rendered.append({"kind": "table", "listing": finding})
+                case CaptionedFigure():
                     vector, pixels = figures.svg(finding.figure), figures.png(finding.figure, 130)
-                    stem = _place(out / "figures", section, finding.name, "")
+                    stem = _file(out / "figures", result, finding.name, "")
                     stem.with_suffix(".svg").write_text(vector, encoding="utf-8")
                     stem.with_suffix(".png").write_bytes(pixels)
                     data = f"data:image/png;base64,{base64.b64encode(pixels).decode('ascii')}"
-                    drawing = {"drawing": data if finding.pixels else vector, "caption": finding.caption}
-                    found.append({"kind": "png" if finding.pixels else "svg", **drawing})
+                    drawing = {"drawing": data if finding.as_pixels else vector, "caption": finding.caption}
+                    rendered.append({"kind": "png" if finding.as_pixels else "svg", **drawing})
                 case str():
-                    found.append({"kind": "text", "text": finding})
+                    rendered.append({"kind": "text", "text": finding})
     except OSError as error:
         raise EnvariantError(f"{out}: cannot be written ({error.strerror or error})") from None
-    return found
+    return rendered
 
 
-def _place(folder: Path, section: Section, name: str, ending: str) -> Path:
+def _file(folder: Path, result: SectionResult, name: str, ending: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{section.part.name}-{name}{ending}"
+    return folder / f"{result.section.name}-{name}{ending}"
 
 
-def _markdown(reproduction: Reproduction, sections: Sequence[Section], profile: Profile) -> str:
+def _markdown(reproduction: Reproduction, results: Sequence[SectionResult], profile: Profile) -> str:
+    """Return the report as Markdown."""
     lines = [f"# {reproduction.title}", "", reproduction.lead, "",
              f"Profile **{profile}**: {reproduction.conditions[profile]}", ""]  # fmt: skip
-    for section in sections:
-        lines += [
-            f"## {section.part.title}",
-            "",
-            f'<a id="{section.part.name}"></a>',
-            "",
-            f"> {section.part.says}",
-            "",
-        ]
-        for finding in section.findings:
+    for result in results:
+        section = result.section
+        lines += [f"## {section.title}", "", f'<a id="{section.name}"></a>', "", f"> {section.statement}", ""]
+        for finding in result.findings:
             match finding:
                 case Claim():
                     lines += [f"- **{finding.verdict}**: {finding.text} ({finding.numbers})", ""]
-                case Listing():
+                case CaptionedTable():
                     lines += [f"*{finding.caption}*", "", *_grid(finding.table), ""]
                     lines += [line for note in finding.table.notes for line in (f"<sub>{note}</sub>", "")]
-                case Picture():
-                    lines += [f"![{finding.caption}](figures/{section.part.name}-{finding.name}.png)", "",
+                case CaptionedFigure():
+                    lines += [f"![{finding.caption}](figures/{section.name}-{finding.name}.png)", "",
                               f"*{finding.caption}*", ""]  # fmt: skip
                 case str():
                     lines += [finding, ""]
-        if not section.done:
+        if not result.done:
             lines += ["Not run yet.", ""]
     return "\n".join(lines)
 
 
 def _grid(table: TextTable) -> Iterator[str]:
-    for i, line in enumerate((table.header, *table.lines)):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+    """Yield the lines of a table in Markdown."""
+    for i, row in enumerate((table.header, *table.rows)):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
         if i == 0:
-            yield "|" + " --- |" * len(line)
+            yield "|" + " --- |" * len(row)
 
 
 def _csv(table: TextTable) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.header, *table.lines])
+    csv.writer(text, lineterminator="\n").writerows([table.header, *table.rows])
     return text.getvalue()
 
 
 def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
-    shown = {
-        name: {
-            "data": result.record.spec.data,
-            "algorithm": result.record.spec.algorithm,
-            "settings": ", ".join(f"{k}={v}" for k, v in result.record.spec.hyperparameters.items()),
-            "model": result.record.spec.model,
-            "steps": f"{result.record.spec.steps:,}",
-            "replicas": str(result.record.spec.replicas),
-            "seed": str(result.record.spec.seed),
-            "optimizer": result.record.spec.optimizer,
-            "rate": f"{result.record.spec.learning_rate:.4g}",
-            "precision": result.record.spec.precision,
-        }
-        for name, result in sorted(runs.items())
-    }
-    names = dict.fromkeys(key for line in shown.values() for key in line)
-    lines = tuple((name, *line.values()) for name, line in shown.items())
-    return TextTable(("folder", *names), lines)
+    """Return one row per run: its folder and its settings."""
+    rows: list[tuple[str, ...]] = []
+    for name, result in sorted(runs.items()):
+        s = result.record.spec
+        hyperparameters = ", ".join(f"{key}={value}" for key, value in s.hyperparameters.items())
+        numbers = (f"{s.steps:,}", str(s.replicas), str(s.seed))
+        optimizer = (s.optimizer, f"{s.learning_rate:.4g}", s.precision)
+        rows.append((name, s.data, s.algorithm, hyperparameters, s.model, *numbers, *optimizer))
+    header = (
+        "folder", "data", "algorithm", "hyperparameters", "model", "steps", "replicas", "seed", "optimizer",
+        "learning rate", "precision",
+    )  # fmt: skip
+    return TextTable(header, tuple(rows))
 
 
 def _provenance(runs: Mapping[str, TrainingResult]) -> list[str]:
-    """Where the numbers were made: a line for each combination of machine and versions there is."""
-    lines: dict[str, int] = {}
+    """Return one line per combination of hardware and versions, with its number of runs."""
+    counts: dict[str, int] = {}
     for result in runs.values():
         record = result.record
-        parts = [f"{key} {value}" for key, value in (*record.hardware.items(), *record.versions.items())]
-        lines[", ".join(parts)] = lines.get(", ".join(parts), 0) + 1
-    return [f"{line}: {count} run{'s' if count > 1 else ''}." for line, count in lines.items()]
+        line = ", ".join(
+            f"{key} {value}" for key, value in (*record.hardware.items(), *record.versions.items())
+        )
+        counts[line] = counts.get(line, 0) + 1
+    return [f"{line}: {count} run{'s' if count > 1 else ''}." for line, count in counts.items()]

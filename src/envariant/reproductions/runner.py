@@ -1,7 +1,7 @@
-"""Where the parts of a reproduction train: every run is stored as it goes and is never run twice.
+"""Training for reproductions: every run is stored and is trained only once.
 
-A run's folder follows from what is run and from nothing else, so that two parts that ask for the same run
-share it, and a second call goes on where a first was stopped.
+The folder of a run is named after its declaration, so that sections with the same run share it and an
+interrupted reproduction resumes.
 """
 
 import hashlib
@@ -27,19 +27,19 @@ V = TypeVar("V")
 
 
 @final
-class NotRunError(Exception):
-    """A run was asked for that is not stored, where nothing may be trained."""
+class RunNotStoredError(Exception):
+    """A runner that may not train was asked for a run that is not stored."""
 
 
 @final
 @dataclass(frozen=True)
 class Run:
-    """A declared run: what `envariant.train` is to be given.
+    """Declaration of a run: the arguments of `envariant.train`.
 
     Attributes:
-        data: the name of a data set.
-        algorithm: a recipe with its settings, as in `irm(coefficient=1e4)`.
-        settings: everything else, by the names that `train` gives its arguments.
+        data: Name of a data set.
+        algorithm: Recipe with its hyperparameters, such as `irm(coefficient=1e4)`.
+        settings: Other arguments of `train` by name.
     """
 
     data: str
@@ -47,23 +47,23 @@ class Run:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def but(self, **settings: Any) -> "Run":
-        """The same with some settings changed."""
+        """Return a copy with some settings changed."""
         return replace(self, settings={**self.settings, **settings})
 
 
 @final
-class Lab:
-    """Trains and remembers.
+class Runner:
+    """Trains runs and stores them.
 
     Args:
-        folder: for the runs.
+        folder: Folder of the runs.
         profile: "quick" or "full".
-        mnist: where the MNIST files are, if not to be fetched.
-        stored_only: train nothing; a run that is not stored and done is a `NotRunError`.
-        report: is given a line before each run.
+        mnist: Folder of the MNIST files; None downloads them to the cache.
+        stored_only: Whether to load runs only; one that is not stored raises `RunNotStoredError`.
+        report: Receives a line of text before each run of a sweep.
 
     Attributes:
-        runs: every result that was asked for, by the name of its folder.
+        runs: Results of all requested runs by the name of their folder.
     """
 
     def __init__(
@@ -81,23 +81,23 @@ class Lab:
         self._report = report
 
     def pick(self, *, quick: V, full: V) -> V:
-        """What this profile uses."""
+        """Return the value for this profile."""
         return quick if self.profile == "quick" else full
 
     @property
     def replicas(self) -> int:
-        """How many replicas a run has, unless it says otherwise."""
+        """Default number of replicas of a run."""
         return self.pick(quick=2, full=5)
 
     def source(self, data: str) -> EnvironmentSource:
-        """The data set of that name."""
+        """Return the data set of that name."""
         return sources.source(data, folder=self.mnist)
 
     def train(self, run: Run) -> TrainingResult:
-        """The run's result: from its folder if it is there, else trained now.
+        """Return a run's result, loaded from its folder or trained now.
 
         Raises:
-            NotRunError: nothing may be trained, and the run is not stored to its end.
+            RunNotStoredError: If nothing may be trained and the run is not stored to its end.
         """
         settings: dict[str, Any] = {"replicas": self.replicas, **run.settings}
         name = _folder(run, settings)
@@ -105,7 +105,7 @@ class Lab:
             if self.stored_only:
                 self.runs[name] = self._stored(name, settings["replicas"])
             else:
-                # One after another, said and not measured, so that two calls make the same bits.
+                # A fixed mode: an automatic choice would depend on timings, and with it the last bits.
                 self.runs[name] = train(
                     self.source(run.data), run.algorithm, execution="sequential", **settings,
                     out=self.folder / name,
@@ -113,18 +113,20 @@ class Lab:
         return self.runs[name]
 
     def sweep(self, runs: Mapping[K, Run]) -> dict[K, TrainingResult]:
-        """The result of each run, by the same keys."""
-        found: dict[K, TrainingResult] = {}
+        """Return the result of each run, by the same keys."""
+        results: dict[K, TrainingResult] = {}
         started, trained = time.monotonic(), 0
         for i, (key, run) in enumerate(runs.items()):
             known = self._is_known(run)
             if self._report is not None and not self.stored_only and not known:
                 left = (time.monotonic() - started) / trained * (len(runs) - i) if trained else None
-                ahead = "" if left is None else f", about {max(1, round(left / 60))} min left here"
-                self._report(f"run {i + 1} of {len(runs)}: {run.algorithm}{ahead}")
-            found[key] = self.train(run)
+                estimate = (
+                    "" if left is None else f", about {max(1, round(left / 60))} min left in this sweep"
+                )
+                self._report(f"run {i + 1} of {len(runs)}: {run.algorithm}{estimate}")
+            results[key] = self.train(run)
             trained += not known
-        return found
+        return results
 
     def _is_known(self, run: Run) -> bool:
         name = _folder(run, {"replicas": self.replicas, **run.settings})
@@ -132,21 +134,21 @@ class Lab:
             return True
         try:
             self._stored(name, run.settings.get("replicas", self.replicas))
-        except (NotRunError, EnvariantError):
+        except (RunNotStoredError, EnvariantError):
             return False
         return True
 
     def _stored(self, name: str, replicas: int) -> TrainingResult:
         if not (self.folder / name / FILE).exists():
-            raise NotRunError(f"{name}: has not been run")
+            raise RunNotStoredError(f"{name}: is not stored")
         result = TrainingResult.load(self.folder / name)
         if len(result.finished) + len(result.failures) < replicas:
-            raise NotRunError(f"{name}: has not been run to its end")
+            raise RunNotStoredError(f"{name}: is not stored to its end")
         return result
 
 
 def _folder(run: Run, settings: Mapping[str, Any]) -> str:
-    """A name that says what is run, and a digest of all of it."""
-    whole = json.dumps([run.data, run.algorithm, dict(settings)], sort_keys=True)
-    digest = hashlib.blake2b(whole.encode(), digest_size=5).hexdigest()
+    """Return the name of a run's folder: its algorithm and a digest of the declaration."""
+    declaration = json.dumps([run.data, run.algorithm, dict(settings)], sort_keys=True)
+    digest = hashlib.blake2b(declaration.encode(), digest_size=5).hexdigest()
     return f"{specs.parse(run.algorithm).name}-{digest}"

@@ -1,7 +1,7 @@
 """`SavedModel`: a trained network with everything needed to predict the rows of a new table."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 from torch import nn
 
-from envariant.analysis.drift import Drift, Sketch
+from envariant.analysis.column_sketch import Sketch
+from envariant.analysis.drift import Drift
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Regression, Task, task_named
 from envariant.data.tables.columns import Column
@@ -22,6 +23,7 @@ from envariant.data.tables.kinds import Kind, TaskName
 from envariant.data.tables.reading import read_columns
 from envariant.data.tables.source import TableSource
 from envariant.data.validation_split import ValidationSplit
+from envariant.models import model_config
 from envariant.saved_model import folder as files
 from envariant.saved_model import onnx_export
 from envariant.saved_model.network import SavedNetwork
@@ -98,6 +100,13 @@ class SavedModel:
             why = state.failure or f"{state.step} of {settings.steps} steps made"
             raise EnvariantError(f"replica {replica}: has not finished ({why}); choose a finished replica")
         network = result.model(replica)
+        try:
+            model_config(settings.model)
+        except EnvariantError:
+            raise EnvariantError(
+                f"model '{settings.model}': is not one of the library's, so a saved model cannot rebuild it; "
+                f"train a named model"
+            ) from None
         source = source.with_test_environments(settings.test_environments)
         split = ValidationSplit(source, settings.holdout_fraction) if settings.holdout_fraction else source
         if split.sample(record.seeds[0].data).fingerprint() != record.fingerprints["data"]:
@@ -278,7 +287,7 @@ class SavedModel:
     def _read(self, data: Any, encoding: str) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
         kinds: dict[str, Kind] = {column.name: column.kind for column in self.encoder.columns}
         for index, columns in read_columns(data, kinds, encoding=encoding):
-            yield index, {sketch.name: sketch.recognized(columns[sketch.name]) for sketch in self.reference}
+            yield index, {s.name: _recognized(columns[s.name], s) for s in self.reference}
 
     def _frame(
         self, network: nn.Module, columns: Mapping[str, Column], index: "pd.Index[Any]"
@@ -319,8 +328,8 @@ class _RowCounter:
         """Count the rows of a chunk."""
         for k, sketch in enumerate(self._sketches):
             column = columns[sketch.name]
-            self._counts[k] += sketch.tally(column)
-            for name, count in sketch.unseen(column).items():
+            self._counts[k] += sketch.tally(column.values, column.categories)
+            for name, count in sketch.unseen(column.values, column.categories).items():
                 self._unseen[k][name] = self._unseen[k].get(name, 0) + count
         self._rows += len(next(iter(columns.values())))
 
@@ -337,7 +346,16 @@ def _reference(source: TableSource, environments: Sequence[str]) -> tuple[Sketch
     codes: NDArray[Any] = positions[table.environment.values]
     rows = codes >= 0
     columns = {column.name: column for column in table.columns}
+    encoded = [columns[encoding.name] for encoding in source.encoder.columns]
     return tuple(
-        Sketch.of(columns[encoding.name].rows(rows), codes[rows], len(environments))
-        for encoding in source.encoder.columns
-    )
+        Sketch.of(
+            c.name, c.kind, c.values[rows], codes[rows], len(environments), c.categories,
+            categorical=c.type.categorical, ordered=c.type.ordered,
+        )
+        for c in encoded
+    )  # fmt: skip
+
+
+def _recognized(column: Column, sketch: Sketch) -> Column:
+    """Return the column with its categories spelled as in training."""
+    return replace(column, categories=sketch.recognized(column.categories))

@@ -7,8 +7,11 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from envariant.analysis.invariance_test import p_value
+import numpy as np
+
+from envariant.analysis.invariance_test import assess_invariance
 from envariant.core import metrics
+from envariant.core.tasks import Regression
 from envariant.studies.permutation_importance import Predict, StudyMeasurements
 from envariant.studies.study import Study
 from envariant.training.engine import Evaluated, Stepped
@@ -149,8 +152,12 @@ def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurem
     """Test on validation rows whether the target given each run's output depends on the environment."""
     names = [name for name, role in measurements.roles.items() if role == "validation"]
     answers = [tuple(part.double().cpu().numpy() for part in predict(name)) for name in names]
-    task = measurements.sample.task
+    if not names:
+        return [None] * len(runs)
+    logits, targets = (np.concatenate(part, axis=1) for part in zip(*answers, strict=True))
+    environments = np.repeat(np.arange(len(names)), [y.shape[1] for _, y in answers])
+    regression = isinstance(measurements.sample.task, Regression)
     return [
-        p_value(task, [z[k] for z, _ in answers], [y[k] for _, y in answers]) if names else None
-        for k in range(len(runs))
+        assess_invariance(z, y, environments, regression=regression).p_value
+        for z, y in zip(logits, targets, strict=True)
     ]

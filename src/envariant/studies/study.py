@@ -333,7 +333,12 @@ def begin(folder: Path, study: Study) -> Store:
                     f"{folder}: holds runs made with {key} {there!r}, not {declared[key]!r}; choose another "
                     f"folder"
                 )
+    identities = json.loads(store.fact("data") or "{}")
+    for label, source in study.sources.items():
+        if identities.setdefault(label, source.identity()) != source.identity():
+            raise EnvariantError(f"{folder}: holds runs on other data named '{label}'; choose another folder")
     store.plan(runs)
+    store.set_fact("data", json.dumps(identities))
     store.set_fact("study", json.dumps(declared))
     store.set_fact("objects", json.dumps(study.objects))
     return store

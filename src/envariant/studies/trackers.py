@@ -16,7 +16,6 @@ from typing import Any, final
 import pandas as pd
 
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.studies.selection.base import environment_names
 from envariant.training.store import Store
 
 
@@ -245,7 +244,7 @@ def _send_new(store: Store, target: Tracker) -> Iterator[int]:
         if target.has(run):
             continue
         settings = {key: str(row[key]) for key in ("data", "algorithm", "trial", "replica", "learning_rate")}
-        settings["test_environments"] = ", ".join(environment_names(row["test_environments"]))
+        settings["test_environments"] = ", ".join(row["test_environments"])
         settings |= {k: str(v) for k, v in json.loads(row["hyperparameters"]).items()}
         try:
             target.send(run, settings, store.history([run]))

@@ -1,10 +1,10 @@
-"""The rows that replicas see at each step, gathered for all of them at once.
+"""Minibatches of a stack of replicas, gathered for all of them at once.
 
-Environments lie end to end in one tensor, one copy for all replicas that draw the same data, so that a
-step's rows are a single gather whatever the number of replicas and environments.
+All environments lie end to end in one tensor, in their storage type, with one copy for all replicas that
+share their data. A step's rows are a single gather, whatever the number of replicas and environments.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import final
 
@@ -20,101 +20,118 @@ from envariant.training.augmentation import RandomAffine
 
 @final
 class StackingError(Exception):
-    """Why replicas cannot lie side by side."""
+    """Reason why replicas cannot form one program."""
 
 
 Axis = int | None
-"""Where the replicas lie in a tensor: axis 0, or None where all share it."""
+"""Axis of the replicas in a tensor: 0, or None where all share it."""
 
-# Numbers drawn at once: enough that drawing costs nothing beside a step, few enough to fit in a cache.
+# Random numbers drawn at once: enough that drawing costs nothing beside a step, few enough to fit in a cache.
 _DRAWN_AT_ONCE = 2**16
 
 
 @final
 class Rows:
-    """Every environment's rows, training environments first.
+    """Rows of every environment, training environments first.
 
     Args:
-        sets: what each replica drew; the same object several times is kept once.
-        roles: "train" or "test" by environment.
-        device: where the rows lie.
+        sets: Environments of each replica; an object that occurs several times is stored once.
+        roles: "train", "validation" or "test" by environment.
+        device: Device of the rows.
 
     Attributes:
-        axis: of the replicas in what `of` returns.
-        training: names of the training environments, in order.
-        sizes: rows by environment.
-        chances: `[1 or replicas, training rows]`, where rows have weights: up to which number each is drawn.
+        axis: Axis of the replicas in what `of` returns.
+        training: Names of the training environments, in order.
+        sizes: Number of rows by environment.
+        decode: Function from stored rows `[…, *shape]` to float32 inputs.
+        bounds: Cumulative sampling weights `[1 or replicas, training rows]`, if rows have weights: the k-th
+            environment's fill the interval from k to k + 1.
 
     Raises:
-        StackingError: two replicas' environments differ in size, so that they cannot lie side by side.
+        StackingError: If environments differ in size between replicas.
     """
 
     def __init__(
         self, sets: Sequence[EnvironmentSet], roles: Mapping[str, str], device: torch.device
     ) -> None:
-        distinct = list({id(drawn): drawn for drawn in sets}.values())
+        distinct = list({id(sample): sample for sample in sets}.values())
         if len(distinct) not in (1, len(sets)):
             distinct = list(sets)
         self.axis: Axis = None if len(distinct) == 1 else 0
         self.training = tuple(name for name, role in roles.items() if role == "train")
         names = sorted(roles, key=lambda name: roles[name] != "train")
         self.sizes = {name: len(distinct[0][name]) for name in names}
-        if any({n: len(drawn[n]) for n in names} != self.sizes for drawn in distinct):
+        if any({n: len(sample[n]) for n in names} != self.sizes for sample in distinct):
             raise StackingError("environments differ in size from draw to draw")
         ends = list(accumulate(self.sizes.values()))
         self._places = {
             name: slice(end - self.sizes[name], end) for name, end in zip(names, ends, strict=True)
         }
-        rows = [[drawn[name].rows() for name in names] for drawn in distinct]
-        inputs, targets = ([torch.cat([r[i] for r in each]) for each in rows] for i in (0, 1))
+        store = distinct[0][names[0]].input_store
+        if any(sample[names[0]].input_store.encoding != store.encoding for sample in distinct):
+            raise StackingError("environments store their inputs in different ways")
+        self.decode: Callable[[Tensor], Tensor] = store.decode
+        inputs = [torch.cat([sample[name].input_store.gather() for name in names]) for sample in distinct]
+        targets = [torch.cat([sample[name].targets for name in names]) for sample in distinct]
         self._inputs, self._targets = torch.stack(inputs).to(device), torch.stack(targets).to(device)
-        self.chances = self._chances(distinct, device)
+        self.bounds = self._bounds(distinct, device)
 
-    def _chances(self, sets: Sequence[EnvironmentSet], device: torch.device) -> Tensor | None:
-        """Where each training row begins to be drawn: the k-th environment's chances fill k to k + 1."""
-        places = [[drawn[name] for name in self.training] for drawn in sets]
-        weighted = {WEIGHT in e.attributes for each in places for e in each}
+    def _bounds(self, sets: Sequence[EnvironmentSet], device: torch.device) -> Tensor | None:
+        training = [[sample[name] for name in self.training] for sample in sets]
+        weighted = {WEIGHT in e.attributes for environments in training for e in environments}
         if True not in weighted:
             return None
         if len(weighted) > 1:
             raise EnvariantError("environments: rows of some have weights and rows of others have none")
-        ends: list[Tensor] = []
-        for each in places:
-            sums = [e.attributes[WEIGHT].double().cumsum(0) for e in each]
-            ends.append(torch.cat([k + (total / total[-1]) for k, total in enumerate(sums)]))
-        return torch.stack(ends).to(device)
+        bounds: list[Tensor] = []
+        for environments in training:
+            sums = [e.attributes[WEIGHT].double().cumsum(0) for e in environments]
+            bounds.append(torch.cat([k + (total / total[-1]) for k, total in enumerate(sums)]))
+        return torch.stack(bounds).to(device)
 
     def of(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of neighboring environments, with the replicas along `axis`."""
+        """Return stored inputs and targets of adjacent environments, with the replicas along `axis`.
+
+        Args:
+            names: Names of the environments, in the order of `sizes`.
+        """
         place = slice(self._places[names[0]].start, self._places[names[-1]].stop)
-        found = self._inputs[:, place], self._targets[:, place]
-        return found if self.axis == 0 else (found[0][0], found[1][0])
+        inputs, targets = self._inputs[:, place], self._targets[:, place]
+        return (inputs, targets) if self.axis == 0 else (inputs[0], targets[0])
 
     def gather(self, index: Int[Tensor, "replicas rows"]) -> tuple[Tensor, Tensor]:
-        """Training rows by number, for each replica its own: `[replicas, rows, …]`."""
+        """Return stored inputs and targets of training rows, `[replicas, rows, …]`.
+
+        Args:
+            index: Numbers of the rows, for each replica its own.
+        """
         if self.axis == 0:
             index = index + torch.arange(len(index), device=index.device)[:, None] * self._inputs.shape[1]
         flat = index.flatten()
         return (
             self._inputs.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape),
-            self._targets.flatten().index_select(0, flat).unflatten(0, index.shape),
+            self._targets.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape),
         )
 
 
 @final
 class BatchSampler:
-    """What each step trains on.
+    """Sampler of each step's batch, for all replicas of a stack.
 
     Args:
-        rows: the data.
-        seeds: of the batch order, one a replica.
-        batch_size: rows of each training environment, drawn with replacement; None is all rows.
-        augmentation: of the inputs.
-        dtype: in which a full batch is kept; every step would convert it to the same numbers.
+        rows: The data.
+        seeds: Seed of the batch order of each replica.
+        batch_size: Rows of each training environment, drawn with replacement; None is all rows.
+        augmentation: Augmentation of the inputs; None leaves them as they are.
+        dtype: Type of the inputs of a full batch. A type to which every step would round them anyway saves
+            that work.
 
     Attributes:
-        sizes: rows of each training environment in a batch.
-        axes: of the replicas in inputs and targets.
+        sizes: Rows of each training environment in a batch.
+        axes: Axes of the replicas in inputs and targets.
+
+    Raises:
+        EnvariantError: If rows have weights and the batch is full.
     """
 
     def __init__(
@@ -126,12 +143,16 @@ class BatchSampler:
         dtype: torch.dtype,
     ) -> None:
         self._rows, self._seeds, self._augmentation = rows, tuple(seeds), augmentation
+        self._dtype, self._decode = dtype, rows.decode
         sizes = [rows.sizes[name] for name in rows.training]
         self.sizes = tuple(size if batch_size is None else batch_size for size in sizes)
         self._inputs, self._targets = rows.of(rows.training)
         self._device = self._targets.device
         if batch_size is None:
-            self._inputs = self._inputs.to(dtype)
+            if self._inputs.dtype == torch.float32:
+                # Decoded once: that takes no more memory. Smaller types are decoded at every step.
+                self._inputs = self._decode(self._inputs).to(dtype)
+                self._decode = _unchanged
             self.axes = (rows.axis if augmentation is None else 0, rows.axis)
         else:
             self.axes = (0, 0)
@@ -141,58 +162,71 @@ class BatchSampler:
             self._below = torch.tensor(sizes).repeat_interleave(batch_size).to(self._device)
             self._starts = torch.tensor(starts).repeat_interleave(batch_size).to(self._device)
             self._owners = torch.arange(len(sizes)).repeat_interleave(batch_size).to(self._device)
-        elif rows.chances is not None:
+        elif rows.bounds is not None:
             raise EnvariantError(
-                "environments: rows have weights, which minibatches follow; give a batch size"
+                "environments: rows have weights, which minibatches follow; set a batch size"
             )
         self._first, self._keys = -1, torch.empty(0)
         self._drawn: Tensor | None = None
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs `[rows, *shape]` and targets `[rows]` of one step, with the replicas along their `axes`."""
+        """Return inputs `[rows, *shape]` and targets `[rows, …]` of a step, with the replicas along `axes`.
+
+        Args:
+            step: Number of updates already made.
+        """
         if self._below is None and self._augmentation is None:
-            return self._inputs, self._targets
+            return self._decode(self._inputs).to(self._dtype), self._targets
         keys, index = self._draws(step)
         inputs, targets = (self._inputs, self._targets) if index is None else self._rows.gather(index)
+        inputs = self._decode(inputs)
         if self._augmentation is not None:
             inputs = self._augmented(self._augmentation, inputs, keys)
         return inputs, targets
 
     def keys(self, step: int) -> Int[Tensor, " replicas"]:
-        """Each replica's key of that step, from which an algorithm may draw."""
+        """Return the key of each replica's random numbers in a step.
+
+        Args:
+            step: Number of updates already made.
+        """
         return self._draws(step)[0]
 
     def _draws(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """The step's keys and row numbers, from a stretch of steps drawn at once."""
+        """Return the keys and row numbers of a step, from a block of steps drawn at once."""
         count = len(self._seeds) * (1 if self._below is None else sum(self.sizes))
-        stretch = max(1, _DRAWN_AT_ONCE // count)
-        first = step - step % stretch
+        steps = max(1, _DRAWN_AT_ONCE // count)
+        first = step - step % steps
         if first != self._first:
             self._first = first
-            self._keys = counter_rng.step_keys(self._seeds, first, stretch, self._device)
+            self._keys = counter_rng.step_keys(self._seeds, first, steps, self._device)
             if self._below is not None:
-                chances = self._rows.chances
+                bounds = self._rows.bounds
                 self._drawn = (
                     counter_rng.integers(self._keys, step_context.ROWS, self._below) + self._starts
-                    if chances is None
-                    else self._weighted(self._keys, chances, len(self._below))
+                    if bounds is None
+                    else self._weighted(self._keys, bounds, len(self._below))
                 )
         place = step - first
         return self._keys[place], None if self._drawn is None else self._drawn[place]
 
-    def _weighted(self, keys: Tensor, chances: Tensor, count: int) -> Tensor:
-        """Row numbers `[stretch, replicas, count]`, each as likely as its weight says."""
+    def _weighted(self, keys: Tensor, bounds: Tensor, count: int) -> Tensor:
+        """Return row numbers `[steps, replicas, count]`, drawn with probability proportional to weight."""
         at = counter_rng.uniforms(keys, step_context.ROWS, count).double() + self._owners
-        stretch, replicas = keys.shape
-        # Each replica looks its own numbers up, where replicas have rows of their own.
-        own = at.transpose(0, 1).reshape(1 if len(chances) == 1 else replicas, -1)
-        found = torch.searchsorted(chances, own, right=True)
-        return found.view(replicas, stretch, count).transpose(0, 1)
+        steps, replicas = keys.shape
+        # Replicas with their own rows look their numbers up in their own bounds.
+        by_bounds = at.transpose(0, 1).reshape(1 if len(bounds) == 1 else replicas, -1)
+        numbers = torch.searchsorted(bounds, by_bounds, right=True)
+        return numbers.view(replicas, steps, count).transpose(0, 1)
 
     def _augmented(self, augmentation: RandomAffine, inputs: Tensor, keys: Tensor) -> Tensor:
         replicas, rows = len(keys), sum(self.sizes)
         shape = self._inputs.shape[1 if self._rows.axis is None else 2 :]
         images = inputs.expand(replicas, rows, *shape).reshape(replicas * rows, *shape)
-        stochastic = counter_rng.uniforms(keys, step_context.AUGMENTATION, 3 * rows).view(replicas, 3, rows)
-        augmented = augmentation(images, stochastic.transpose(0, 1).reshape(3, replicas * rows))
+        uniforms = counter_rng.uniforms(keys, step_context.AUGMENTATION, 3 * rows).view(replicas, 3, rows)
+        augmented = augmentation(images, uniforms.transpose(0, 1).reshape(3, replicas * rows))
         return augmented.unflatten(0, (replicas, rows))
+
+
+def _unchanged(inputs: Tensor) -> Tensor:
+    return inputs

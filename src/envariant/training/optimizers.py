@@ -157,7 +157,8 @@ class _SharedRule:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         whole = self._optimizer.state_dict()
-        whole["state"] = {0: dict(state)} if state else {}
+        # Copies, because the optimizer changes its state in place.
+        whole["state"] = {0: {name: value.clone() for name, value in state.items()}} if state else {}
         self._optimizer.load_state_dict(whole)
 
 

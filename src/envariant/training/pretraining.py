@@ -1,7 +1,7 @@
-"""Where an algorithm may start from, other than freshly drawn weights: a model trained before it.
+"""Pretraining: models trained before the algorithm starts, whose weights it starts from.
 
-`erm` learns what is easy; `rfc` trains several models, each where those before it are wrong, and one that
-imitates them all, so that the features it ends with hold more than the easiest way to be right.
+`erm` learns the easiest features; `rfc` (rich feature construction) trains several models, each where the
+earlier ones are wrong, and one that imitates them all, so that its features hold more than the easiest ones.
 """
 
 import itertools
@@ -38,11 +38,11 @@ from envariant.training.run_config import RunConfig
 @final
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A trained model.
+    """A pretrained model.
 
     Attributes:
-        weights: parameters and buffers, by name.
-        logits: what it says of rows of inputs.
+        weights: Parameters and buffers by name.
+        logits: Function from rows, as the environments store them, to logits `[rows, *c]`.
     """
 
     weights: Mapping[str, Tensor]
@@ -50,43 +50,55 @@ class Fitted:
 
 
 class Fit(Protocol):
-    """Trains a newly drawn model of the run's kind on some environments for some steps."""
+    """Function that trains a new model of the run's architecture."""
 
-    def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted: ...
+    def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
+        """Return a model trained on all environments.
+
+        Args:
+            environments: Environments to train on.
+            algorithm: The algorithm.
+            steps: Number of updates.
+        """
+        ...
 
 
 class Initializer(ABC):
-    """Makes the weights that an algorithm starts from."""
+    """Frozen description of how the weights that an algorithm starts from are pretrained.
+
+    Attributes:
+        name: Name, such as `rfc`.
+    """
 
     name: ClassVar[str]
 
     @property
     @abstractmethod
     def total_steps(self) -> int:
-        """Of training, all models together."""
+        """Number of training steps of all models together."""
 
     @abstractmethod
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
-        """Parameters and buffers of the run's model, by name.
+        """Return parameters and buffers of the run's model by name.
 
         Args:
-            environments: those that are trained on.
-            fit: trains a model of the run's kind.
-            seed: of what is drawn besides.
+            environments: Training environments.
+            fit: Trains a model of the run's architecture.
+            seed: Seed of random choices other than weights and batches.
 
         Raises:
-            EnvariantError: the task or the model is not one it knows.
+            EnvariantError: If the task or the model does not suit this pretraining.
         """
 
 
 @final
 @dataclass(frozen=True)
 class FromERM(Initializer):
-    """ERM for some steps.
+    """Pretraining by ERM.
 
     Attributes:
-        steps: of training.
-        l2: weight of the squared norm in the loss.
+        steps: Number of updates.
+        l2: Coefficient of the squared parameter norm in the loss.
     """
 
     name: ClassVar[str] = "erm"
@@ -108,20 +120,20 @@ class FromERM(Initializer):
 @final
 @dataclass(frozen=True)
 class RFC(Initializer):
-    """Rich features. Zhang, Lopez-Paz, Bottou 2022 (arXiv 2203.15516), with the constants of its release.
+    """Rich feature construction. Zhang, Lopez-Paz, Bottou 2022 (arXiv 2203.15516), its release's constants.
 
-    A first model by ERM, stopped early. Then in every further round a new model that minimizes the largest
-    mean loss over groups: each earlier model cuts all rows into those on which it is right and those on
-    which it is wrong. Last, one featurizer with a head for each of those models learns to answer as they
-    do; half of its rows are drawn from those on which they are all right or all wrong, half from the
-    others. The algorithm starts from that featurizer and the mean of the heads.
+    The first model is trained by ERM and stopped early. Every further round trains a new model that minimizes
+    the largest mean loss over groups; each earlier model splits all rows into a group on which it is right
+    and a group on which it is wrong. Finally, one featurizer with one head per model learns to imitate their
+    predictions. Half of its rows are drawn from those on which all models are right or all are wrong, half
+    from the others. The algorithm starts from that featurizer and the mean of the heads.
 
     Attributes:
-        rounds: models to be imitated.
-        first_steps: of the first model.
-        steps: of each other one.
-        synthesis_steps: of the one that imitates.
-        l2: weight of the squared norm in all these losses.
+        rounds: Number of models to imitate.
+        first_steps: Updates of the first model.
+        steps: Updates of each further model.
+        synthesis_steps: Updates of the model that imitates.
+        l2: Coefficient of the squared parameter norm in all these losses.
     """
 
     name: ClassVar[str] = "rfc"
@@ -147,44 +159,42 @@ class RFC(Initializer):
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
         task = environments.task
         if isinstance(task, Regression):
-            raise EnvariantError("rfc: needs classes, to tell right from wrong; the task is regression")
-        rows = [e.rows() for e in environments.environments]
-        inputs, targets = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        first = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
-        answers, right = [predictions(first.logits(inputs), task)], [_right(first, inputs, targets, task)]
+            raise EnvariantError(
+                "rfc: needs classes, because it asks which rows are right; the task is regression"
+            )
+        pooled = _pooled(environments)
+        model = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
+        answers, right = [_predicted(model, pooled, task)], [_is_right(model, pooled, task)]
         while len(answers) < self.rounds:
-            groups = EnvironmentSet("groups", tuple(_groups(inputs, targets, right)), task)
-            # Rows of a group are as many as there are, so a model that was always right leaves one.
-            found = fit(groups, Composition(WorstCaseRisk(), l2=self.l2), self.steps)
-            answers.append(predictions(found.logits(inputs), task))
-            right.append(_right(found, inputs, targets, task))
+            # A model that is right everywhere gives one group instead of two.
+            groups = EnvironmentSet("groups", tuple(_groups(pooled, right)), task)
+            model = fit(groups, Composition(WorstCaseRisk(), l2=self.l2), self.steps)
+            answers.append(_predicted(model, pooled, task))
+            right.append(_is_right(model, pooled, task))
         index = balanced_rows(torch.stack(right), torch.Generator().manual_seed(seed))
+        inputs = pooled.input_store.select(index)
         imitated = EnvironmentSet(
             "answers",
-            tuple(
-                Environment(f"answers {k + 1}", inputs[index], answer[index])
-                for k, answer in enumerate(answers)
-            ),
+            tuple(Environment(f"answers {k + 1}", inputs, answer[index]) for k, answer in enumerate(answers)),
             task,
         )
-        fitted = fit(
-            imitated, Composition(training_step=_Imitation(), l2=self.l2), self.synthesis_steps
-        ).weights
+        imitation = Composition(training_step=_Imitation(), l2=self.l2)
+        weights = fit(imitated, imitation, self.synthesis_steps).weights
         heads = [_head_name(k) for k in range(self.rounds)]
-        own = {key: value for key, value in fitted.items() if key.split(".")[0] not in heads}
-        mean = {
-            f"head.{key}": torch.stack([fitted[f"{name}.{key}"] for name in heads]).mean(dim=0)
+        featurizer = {key: value for key, value in weights.items() if key.split(".")[0] not in heads}
+        mean_head = {
+            f"head.{key}": torch.stack([weights[f"{name}.{key}"] for name in heads]).mean(dim=0)
             for key in ("weight", "bias")
         }
-        return {**own, **mean}
+        return {**featurizer, **mean_head}
 
 
 @final
 @dataclass(frozen=True)
 class _Imitation(TrainingStep):
-    """(1/K) Σ_k mean_i ℓ(w_k·h_i, ŷ_ik): one featurizer, a head for the answers of each model.
+    """(1/K) Σ_k mean_i ℓ(w_k·h_i, ŷ_ik): one featurizer, and one head per imitated model.
 
-    The environments hold the same rows with the answers of one model each.
+    All environments hold the same rows; the targets of each are the predictions of one model.
     """
 
     name: ClassVar[str] = "imitation"
@@ -216,16 +226,18 @@ class _Imitation(TrainingStep):
 
 
 def balanced_rows(right: Tensor, generator: torch.Generator) -> Tensor:
-    """As many row numbers as there are rows: half from those on which all models are right or all wrong.
+    """Draw as many row numbers as there are rows, half from rows on which all models agree in being right.
+
+    A row counts as agreed on if all models are right or all are wrong. If no row is agreed on, or every row
+    is, all numbers come from the rows there are.
 
     Args:
-        right: `[models, rows]`, whether each model is right.
-        generator: draws, with replacement.
+        right: Whether each model is right, `[models, rows]`.
+        generator: Generator of the draws, which are with replacement.
     """
     alike = (right == right[0]).all(dim=0)
     rows = right.shape[1]
     places = [chosen.nonzero().flatten() for chosen in (alike, ~alike)]
-    # Where one kind is missing, the other gives all.
     counts = [rows // 2, rows - rows // 2] if all(map(len, places)) else [rows * bool(len(p)) for p in places]
     return torch.cat(
         [
@@ -237,21 +249,38 @@ def balanced_rows(right: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def predictions(logits: Tensor, task: Task) -> Tensor:
-    """The class that is predicted for each row, in the type of the task's targets."""
+    """Return the predicted class of each row, in the type of the task's targets.
+
+    Args:
+        logits: Logits `[rows]` or `[rows, classes]`.
+        task: A classification task.
+    """
     return (logits > 0).float() if task.outputs == 1 else logits.argmax(dim=1)
 
 
-def _right(fitted: Fitted, inputs: Tensor, targets: Tensor, task: Task) -> Tensor:
-    return task.scores(fitted.logits(inputs), targets) > 0.5
+def _pooled(environments: EnvironmentSet) -> Environment:
+    """Return the rows of all environments as one."""
+    stores = [e.input_store for e in environments.environments]
+    rows = torch.cat([store.gather() for store in stores])
+    targets = torch.cat([e.targets for e in environments.environments])
+    return Environment("all rows", stores[0].with_rows(rows), targets)
 
 
-def _groups(inputs: Tensor, targets: Tensor, right: list[Tensor]) -> list[Environment]:
-    """For each model so far the rows on which it is right and those on which it is wrong; none is empty."""
+def _predicted(model: Fitted, rows: Environment, task: Task) -> Tensor:
+    return predictions(model.logits(rows.input_store.gather()), task)
+
+
+def _is_right(model: Fitted, rows: Environment, task: Task) -> Tensor:
+    return task.scores(model.logits(rows.input_store.gather()), rows.targets) > 0.5
+
+
+def _groups(rows: Environment, right: list[Tensor]) -> list[Environment]:
+    """Return, for each model so far, the rows on which it is right and those on which it is wrong, if any."""
     return [
-        Environment(f"{word} {k + 1}", inputs[chosen], targets[chosen])
-        for k, ok in enumerate(right)
-        for word, chosen in (("right", ok), ("wrong", ~ok))
-        if bool(chosen.any())
+        rows.select(selected.nonzero().flatten(), name=f"{word} {k + 1}")
+        for k, is_right in enumerate(right)
+        for word, selected in (("right", is_right), ("wrong", ~is_right))
+        if bool(selected.any())
     ]
 
 
@@ -265,94 +294,103 @@ def _check(name: str, **counts: int) -> None:
             raise EnvariantError(f"{name}: {key} must be at least 1; got {value}")
 
 
-INITIALISERS: dict[str, type[Initializer]] = {cls.name: cls for cls in (FromERM, RFC)}
+INITIALIZERS: dict[str, type[Initializer]] = {cls.name: cls for cls in (FromERM, RFC)}
 
 
 def initializer_named(text: str | None) -> Initializer | None:
-    """What `rfc` or `erm(steps=200)` names; None for none.
+    """Return the pretraining that a text such as `rfc` or `erm(steps=200)` stands for; None for None.
+
+    Args:
+        text: Name with settings in brackets.
 
     Raises:
-        EnvariantError: there is no such initializer, or it has no such setting.
+        EnvariantError: If the name is unknown, or it has no such setting.
     """
-    return None if text is None else specs.build("init", text, INITIALISERS)
+    return None if text is None else specs.build("init", text, INITIALIZERS)
 
 
 def prepared(
     replica: Replica,
     source: EnvironmentSource,
-    plan: RunConfig,
+    config: RunConfig,
     initializer: Initializer | None,
     on_progress: Callable[[int, int, int], None],
 ) -> Replica:
-    """The replica, with its start where it needs one; nothing is trained before that is asked for.
+    """Return the replica with pretraining, if it needs any; training starts when its `start` is first read.
 
     Args:
-        replica: which one.
-        source: where it draws its data.
-        plan: of the run.
-        initializer: of its weights, if any.
-        on_progress: is called at every step with the replica's number, how many were made and how many there are.
+        replica: The replica.
+        source: Source of its environments.
+        config: Settings of the run.
+        initializer: Pretraining of its weights; None starts from new weights.
+        on_progress: Called after every pretraining step with the replica's number, the steps made and the
+            total number of steps.
     """
     inference = replica.algorithm.environment_inference
     if inference is None and initializer is None:
         return replica
 
     def start() -> Start:
-        drawn = source.sample(replica.seeds.data)
-        roles = drawn.roles(plan.test)
-        training = tuple(e for e in drawn.environments if roles[e.name] == "train")
-        own = EnvironmentSet(drawn.label, training, drawn.task)
-        steps = 0 if inference is None else inference.reference_steps or plan.steps
+        sample = source.sample(replica.seeds.data)
+        roles = sample.roles(config.test)
+        training = tuple(e for e in sample.environments if roles[e.name] == "train")
+        environments = EnvironmentSet(sample.label, training, sample.task)
+        steps = 0 if inference is None else inference.reference_steps or config.steps
         steps += 0 if initializer is None else initializer.total_steps
-        made = itertools.count(1)
-        fit = fitting(replica, plan, lambda: on_progress(replica.index, next(made), steps))
-        found = None if inference is None else _inferred(own, inference, fit, plan.steps)
-        params = {} if initializer is None else initializer.weights(own, fit, replica.seeds.order)
-        return Start(params, found)
+        done = itertools.count(1)
+        fit = fitting(replica, config, lambda: on_progress(replica.index, next(done), steps))
+        inferred = None if inference is None else _inferred(environments, inference, fit, config.steps)
+        params = {} if initializer is None else initializer.weights(environments, fit, replica.seeds.order)
+        return Start(params, inferred)
 
     return replace(replica, prepared=start)
 
 
-def fitting(replica: Replica, plan: RunConfig, stepped: Callable[[], None] = lambda: None) -> Fit:
-    """Trains one more model of the run's kind, from the replica's seeds and at its learning rate.
+def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = lambda: None) -> Fit:
+    """Return a function that trains new models with the replica's seeds and learning rate.
+
+    A scheduled learning rate starts from its first step for every model.
 
     Args:
-        replica: which one.
-        plan: of the run.
-        stepped: is called after every step.
+        replica: The replica.
+        config: Settings of the run.
+        on_step: Called after every step.
     """
 
     def fit(environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
-        own = replace(replica, algorithm=algorithm, weight_decay=0.0, prepared=None)
-        alone = replace(plan, steps=steps, test=(), freeze=None, evaluate_every=steps, compiled=False)
-        group = ReplicaStack(environments, (own,), alone)
+        alone = replace(replica, algorithm=algorithm, weight_decay=0.0, prepared=None)
+        own_config = replace(
+            config, steps=steps, test=(), freeze=None, evaluate_every=steps, compiled=False, adapt=None
+        )
+        stack = ReplicaStack(environments, (alone,), own_config)
         for _ in range(steps):
-            group.advance()
-            stepped()
-        rows = group.measure()
-        state = group.checkpoint().states()[replica.index]
-        if group.failed or state.failure is not None or not rows:
-            raise EnvariantError(f"replica {replica.index}: before its first step, {state.failure}")
+            stack.advance()
+            on_step()
+        rows = stack.measure()
+        state = stack.checkpoint().states()[replica.index]
+        if stack.failed or state.failure is not None or not rows:
+            raise EnvariantError(f"replica {replica.index}: pretraining failed, because {state.failure}")
         weights = {**state.params, **state.buffers}
-        return Fitted(weights, lambda inputs: group.outputs(inputs)[0].to(inputs.device))
+        return Fitted(weights, lambda inputs: stack.outputs(inputs)[0].to(inputs.device))
 
     return fit
 
 
-def _inferred(own: EnvironmentSet, inference: EnvironmentInference, fit: Fit, steps: int) -> EnvironmentSet:
-    """The rows of all training environments, dealt out anew by a first model's answers."""
-    reference = fit(
-        own, Composition(PooledMean(), l2=inference.reference_l2), inference.reference_steps or steps
-    )
-    inputs, targets = (torch.cat(parts) for parts in zip(*(e.rows() for e in own.environments), strict=True))
-    owners = inference.environments(reference.logits(inputs), targets, own.task)
-    found: list[Environment] = []
-    for number in range(inference.count):
-        index = (owners == number).nonzero().flatten()
+def _inferred(
+    environments: EnvironmentSet, inference: EnvironmentInference, fit: Fit, steps: int
+) -> EnvironmentSet:
+    """Return the rows of all training environments in new environments, inferred from a reference model."""
+    erm = Composition(PooledMean(), l2=inference.reference_l2)
+    reference, pooled = fit(environments, erm, inference.reference_steps or steps), _pooled(environments)
+    logits = reference.logits(pooled.input_store.gather())
+    numbers = inference.environments(logits, pooled.targets, environments.task)
+    parts: list[Environment] = []
+    for number, name in enumerate(inference.environment_names):
+        index = (numbers == number).nonzero().flatten()
         if not len(index):
             raise EnvariantError(
-                f"{inference.name}: the first model is right everywhere, or wrong everywhere, so no second "
-                f"environment is found; give it fewer steps with reference_steps"
+                f"{inference.name}: the reference model is right everywhere, or wrong everywhere, so no "
+                f"second environment is found; set reference_steps to fewer steps"
             )
-        found.append(Environment(inference.environment_names[number], inputs[index], targets[index]))
-    return EnvironmentSet(own.label, tuple(found), own.task)
+        parts.append(pooled.select(index, name=name))
+    return EnvironmentSet(environments.label, tuple(parts), environments.task)

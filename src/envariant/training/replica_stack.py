@@ -213,7 +213,7 @@ class ReplicaStack:
         Args:
             inputs: Rows as the environments store them, `[rows, *shape]`.
         """
-        return self._evaluator().logits(inputs.to(self.device))
+        return self._evaluator().logits(inputs.to(self.device), decode=self._rows.decode)
 
     def answers(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
@@ -223,16 +223,18 @@ class ReplicaStack:
         Args:
             name: Name of the environment.
             rows: Numbers of the rows to predict; None is all of them.
-            change: Changes the inputs first; None leaves them as they are.
+            change: Changes the inputs, as float32, first; None leaves them as they are.
         """
         inputs, targets = self._rows.of([name])
         axis = self._rows.axis
         if rows is not None:
             along, index = (0 if axis is None else 1), rows.to(targets.device)
             inputs, targets = inputs.index_select(along, index), targets.index_select(along, index)
-        inputs = inputs if change is None else change(inputs)
+        decode = self._rows.decode
+        if change is not None:
+            inputs, decode = change(decode(inputs)), None
         own = targets.expand(len(self._replicas), *targets.shape) if axis is None else targets
-        return self._evaluator().logits(inputs, axis), own
+        return self._evaluator().logits(inputs, axis, decode), own
 
     def checkpoint(self) -> Checkpoint:
         """Return the current state; its tensors belong to the stack and change with the next step."""
@@ -312,7 +314,7 @@ class ReplicaStack:
 
     def _measured(self, name: str) -> Float[Tensor, "replicas 3"]:
         inputs, targets = self._rows.of([name])
-        return self._evaluator().measure(inputs, targets, self._rows.axis)
+        return self._evaluator().measure(inputs, targets, self._rows.axis, self._rows.decode)
 
     def _step_inputs(self, step: int) -> StepInputs:
         inputs, targets = self._batches.at(step)

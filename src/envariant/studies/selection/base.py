@@ -1,6 +1,5 @@
 """Base class of selection rules, and `select`, which applies one rule to every part of a study."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,14 @@ class SelectedRun:
     test_worst: float
     p_value: float | None
     remark: str = ""
+
+    @classmethod
+    def from_row(cls, row: Any, remark: str = "") -> "SelectedRun":
+        """Convert a row of `Store.table()`."""
+        validation, test, worst = (float(row[name]) for name in ("validation", "test", "test_worst"))
+        p_value = None if pd.isna(row["p_value"]) else float(row["p_value"])
+        run, step, trial = (int(row[name]) for name in ("run", "step", "trial"))
+        return cls(run, step, str(row["algorithm"]), trial, validation, test, worst, p_value, remark)
 
 
 @final
@@ -92,16 +99,6 @@ class SelectionResult:
     choice: SelectedRun | NoSelection
 
 
-def decoded(entry: Any) -> Any:
-    """Return the value of a table entry that may be stored as JSON text."""
-    return json.loads(entry) if isinstance(entry, str) else entry
-
-
-def environment_names(entry: Any) -> tuple[str, ...]:
-    """Return the names in one entry of the column `test_environments`."""
-    return tuple(decoded(entry))
-
-
 def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -> tuple[SelectionResult, ...]:
     """Apply a rule to each data set, set of test environments, replica and algorithm of a study.
 
@@ -118,8 +115,8 @@ def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -
     """
     if table.empty:
         raise EnvariantError("selection: the study has no run")
-    codes, entries = pd.factorize(table["test_environments"])
-    names = [environment_names(entry) for entry in entries]
+    # Grouping by numbers is faster than by tuples of names.
+    codes, names = pd.factorize(table["test_environments"])
     table = table.assign(score=signed(table, table["validation"]), test_set=codes)
     single = table[table["test_set"].isin([code for code, each in enumerate(names) if len(each) < 2])]
     reported = table if single.empty else single
@@ -150,22 +147,6 @@ def _apply(
             int(group["replica"]),
             choice,
         )
-
-
-def selected_run(row: Any, remark: str = "") -> SelectedRun:
-    """Return a row of the table as a `SelectedRun`."""
-    p = row["p_value"]
-    return SelectedRun(
-        int(row["run"]),
-        int(row["step"]),
-        str(row["algorithm"]),
-        int(row["trial"]),
-        float(row["validation"]),
-        float(row["test"]),
-        float(row["test_worst"]),
-        None if pd.isna(p) else float(p),
-        remark,
-    )
 
 
 def last_steps(candidates: pd.DataFrame) -> pd.DataFrame:

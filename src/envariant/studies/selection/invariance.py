@@ -6,14 +6,7 @@ from typing import ClassVar, final
 import pandas as pd
 
 from envariant.core.errors import EnvariantError
-from envariant.studies.selection.base import (
-    NoSelection,
-    SelectedRun,
-    Selection,
-    best,
-    last_steps,
-    selected_run,
-)
+from envariant.studies.selection.base import NoSelection, SelectedRun, Selection, best, last_steps
 
 
 @final
@@ -51,7 +44,6 @@ class Invariance(Selection):
             remark = (
                 f"all {len(tested)} candidates are rejected at {self.alpha:g}; this has the largest p-value"
             )
-            return selected_run(best(tested, "p_value"), remark)
-        return selected_run(
-            best(passed, "score"), f"{len(passed)} of {len(tested)} candidates are not rejected"
-        )
+            return SelectedRun.from_row(best(tested, "p_value"), remark)
+        remark = f"{len(passed)} of {len(tested)} candidates are not rejected"
+        return SelectedRun.from_row(best(passed, "score"), remark)

@@ -1,5 +1,6 @@
 """Leave-one-domain-out selection: the best mean score in training environments left out in turn."""
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -11,9 +12,6 @@ from envariant.studies.selection.base import (
     SelectedRun,
     Selection,
     best,
-    decoded,
-    environment_names,
-    selected_run,
     signed,
 )
 
@@ -31,13 +29,10 @@ class LeaveOneOut(Selection):
     about: ClassVar[str] = "best mean score in training environments that were left out in turn, at any step"
 
     def choose(self, candidates: pd.DataFrame, others: pd.DataFrame) -> SelectedRun | NoSelection:
-        test = environment_names(candidates["test_environments"].iloc[0])
+        test = candidates["test_environments"].iloc[0]
         if len(test) != 1:
             return NoSelection("needs runs with a single test environment")
-        sets = {
-            frozenset(environment_names(entry)): runs
-            for entry, runs in others.groupby("test_environments", sort=False)
-        }
+        sets = {frozenset(names): runs for names, runs in others.groupby("test_environments", sort=False)}
         pairs = {
             next(iter(names - {*test})): runs
             for names, runs in sets.items()
@@ -52,7 +47,7 @@ class LeaveOneOut(Selection):
         left_out = pd.Series(0.0, index=candidates.index)
         for name, runs in pairs.items():
             done = runs[runs["state"] == "done"]
-            known = {_key(row): decoded(row["tests"]).get(name) for row in done.to_dict("records")}
+            known = {_key(row): json.loads(row["tests"]).get(name) for row in done.to_dict("records")}
             scores = [known.get(_key(row)) for row in candidates.to_dict("records")]
             if all(score is None for score in scores):
                 states = ", ".join(sorted(set(runs["state"])))
@@ -60,7 +55,7 @@ class LeaveOneOut(Selection):
             values = [math.nan if score is None else float(score) for score in scores]
             left_out += signed(candidates, pd.Series(values, index=candidates.index)) / len(pairs)
         scored = candidates.assign(left_out=left_out)
-        return selected_run(best(scored[left_out.notna()], "left_out"))
+        return SelectedRun.from_row(best(scored[left_out.notna()], "left_out"))
 
 
 def _key(row: dict[Any, Any]) -> tuple[Any, ...]:

@@ -5,15 +5,7 @@ from typing import ClassVar, final
 
 import pandas as pd
 
-from envariant.studies.selection.base import (
-    NoSelection,
-    SelectedRun,
-    Selection,
-    best,
-    last_steps,
-    selected_run,
-    signed,
-)
+from envariant.studies.selection.base import NoSelection, SelectedRun, Selection, best, last_steps, signed
 
 
 @final
@@ -35,4 +27,4 @@ class Oracle(Selection):
         last = last[last["test_score"].notna()]
         if last.empty:
             return NoSelection("there is no test environment")
-        return selected_run(best(last, "test_score"), "oracle: selected by test score")
+        return SelectedRun.from_row(best(last, "test_score"), "oracle: selected by test score")

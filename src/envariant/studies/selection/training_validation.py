@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 import pandas as pd
 
-from envariant.studies.selection.base import NoSelection, SelectedRun, Selection, best, selected_run
+from envariant.studies.selection.base import NoSelection, SelectedRun, Selection, best
 
 
 @final
@@ -21,4 +21,4 @@ class TrainingValidation(Selection):
         scored = candidates[candidates["score"].notna()]
         if scored.empty:
             return NoSelection("no run has a score on validation rows")
-        return selected_run(best(scored, "score"))
+        return SelectedRun.from_row(best(scored, "score"))

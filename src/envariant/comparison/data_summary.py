@@ -1,0 +1,150 @@
+"""What a comparison measures on the data itself, without training a method: shift, stability, leakage."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import final
+
+import numpy as np
+
+from envariant.analysis.column_stability import ColumnStability, measure_stability
+from envariant.analysis.distribution_shift import Samples, Shift, ShiftEstimate, estimate_shift, measure_shift
+from envariant.analysis.leakage import leaky_columns
+from envariant.comparison.baselines import Folds, unseen_classes
+from envariant.core.environments import Environment, EnvironmentSource
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Multiclass, Regression
+from envariant.data.tables.source import TableSource
+from envariant.data.tables.table import LogEntry
+
+_SHIFT_TRIALS = 2
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DataSummary:
+    """Measurements on the table that is compared on.
+
+    Attributes:
+        target, environment_column: Names of the two columns.
+        n_rows: Number of rows by environment.
+        baseline_scores: Score of a constant prediction by environment.
+        unseen_classes: Classes by environment that occur in none of its training environments.
+        leaky_columns: Names of columns with possible target leakage.
+        columns: Stability of each column, the least stable first.
+        shifts: Shift between each environment and all others; empty if there are too few rows.
+        preprocessing_log: What was done to each column.
+    """
+
+    target: str = ""
+    environment_column: str = ""
+    n_rows: Mapping[str, int] = field(default_factory=dict[str, int])
+    baseline_scores: Mapping[str, float] = field(default_factory=dict[str, float])
+    unseen_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    leaky_columns: tuple[str, ...] = ()
+    columns: tuple[ColumnStability, ...] = ()
+    shifts: Mapping[str, Shift] = field(default_factory=dict[str, Shift])
+    preprocessing_log: tuple[LogEntry, ...] = ()
+
+
+def summarize(
+    source: TableSource, folds: Folds, baseline_scores: Mapping[str, float], seed: int
+) -> DataSummary:
+    """Measure a table.
+
+    Args:
+        source: The table.
+        folds: Environments that are held out together.
+        baseline_scores: Result of `baselines.baseline_scores`.
+        seed: Base random seed of the shift measures.
+    """
+    table = source.table
+    counts = np.bincount(table.environment.values, minlength=len(table.environments)).tolist()
+    leaky = leaky_columns(
+        {column.name: column.values for column in table.columns},
+        table.targets(),
+        task=table.task,
+        categorical=[column.name for column in table.columns if column.type.categorical],
+    )
+    return DataSummary(
+        table.target.name,
+        table.environment.name,
+        dict(zip(table.environments, counts, strict=True)),
+        baseline_scores,
+        unseen_classes(table, source.task, folds),
+        tuple(column.column for column in leaky),
+        column_stability(source),
+        _shifts_from_others(source, seed),
+        table.preprocessing_log,
+    )
+
+
+def column_stability(source: TableSource) -> tuple[ColumnStability, ...]:
+    """Measure the stability of each column's relation with the target, the least stable first."""
+    drawn = source.sample(0)
+    inputs, targets = (
+        np.concatenate([part.numpy() for part in parts])
+        for parts in zip(*((e.inputs, e.targets) for e in drawn.environments), strict=True)
+    )
+    return measure_stability(
+        {column: inputs[:, place] for column, place in source.columns.items()},
+        targets,
+        np.repeat(drawn.names, [len(e) for e in drawn.environments]),
+        n_classes=drawn.task.classes if isinstance(drawn.task, Multiclass) else None,
+    )
+
+
+def pairwise_shifts(
+    source: EnvironmentSource,
+    *,
+    test_environments: tuple[str, ...] | None = None,
+    seed: int = 0,
+    n_trials: int = 3,
+) -> tuple[Shift, ...]:
+    """Measure the shift from the training environments to each test environment and between training ones.
+
+    Args:
+        source: Data source; each trial uses its own data draw.
+        test_environments: Names of the test environments; None means the source's own.
+        seed: Seed of the first trial.
+        n_trials: Number of trials.
+
+    Raises:
+        EnvariantError: If there are fewer than two environments, too few rows or no trials.
+    """
+    if n_trials < 1:
+        raise EnvariantError(f"shift: n_trials must be at least 1, got {n_trials}")
+    trials: dict[tuple[str, str], list[ShiftEstimate]] = {}
+    for trial in range(seed, seed + n_trials):
+        drawn = source.with_test_environments(test_environments).sample(trial)
+        if len(drawn.names) < 2:
+            raise EnvariantError(f"{drawn.name}: shift needs at least two environments, got one")
+        roles = drawn.roles(test_environments)
+        training = [e for e in drawn.environments if roles[e.name] == "train"]
+        pairs = [(training, [e]) for e in drawn.environments if roles[e.name] == "test"]
+        pairs += [([a], [b]) for a, b in combinations(training, 2)]
+        for pair in pairs:
+            first, second = map(_samples, pair)
+            regression = isinstance(drawn.task, Regression)
+            estimate = estimate_shift(first, second, regression=regression, seed=trial)
+            trials.setdefault((" + ".join(first), " + ".join(second)), []).append(estimate)
+    return tuple(Shift.from_trials(*names, estimates) for names, estimates in trials.items())
+
+
+def _shifts_from_others(source: TableSource, seed: int) -> dict[str, Shift]:
+    """Return the shift between each environment and all others; environments with few rows are left out."""
+    drawn = source.sample(0)
+    shifts: dict[str, Shift] = {}
+    for environment in drawn.environments:
+        others = _samples([each for each in drawn.environments if each is not environment])
+        regression = isinstance(drawn.task, Regression)
+        with suppress(EnvariantError):
+            shifts[environment.name] = measure_shift(
+                others, _samples([environment]), regression=regression, seed=seed, n_trials=_SHIFT_TRIALS
+            )
+    return shifts
+
+
+def _samples(environments: Sequence[Environment]) -> Samples:
+    return {e.name: (e.inputs.numpy(), e.targets.numpy()) for e in environments}

@@ -1,0 +1,81 @@
+"""Page of a comparison: one offline HTML file, made of sections.
+
+A new section is one `PageSection` subclass and its entry in `SECTIONS`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from envariant.comparison.formatting import method_name
+from envariant.comparison.narrative import Recommendation
+from envariant.comparison.page.base import Block, PageSection
+from envariant.comparison.page.columns import Columns
+from envariant.comparison.page.provenance import PreprocessingLog, Settings
+from envariant.comparison.page.scores import Drops, Methods, methods_table
+from envariant.comparison.page.shifts import Shifts
+from envariant.comparison.results import ComparisonResults
+from envariant.reporting import html
+from envariant.reporting.tables import finite
+
+__all__ = ["SECTIONS", "Block", "PageSection", "fragment", "methods_table", "render", "to_dict", "write"]
+
+SECTIONS: tuple[type[PageSection], ...] = (Drops, Methods, Columns, Shifts, PreprocessingLog, Settings)
+"""Sections in the order of the page."""
+
+# Environments listed by name at the top.
+_MOST_NAMES = 8
+
+
+def sections(results: ComparisonResults, recommended: str) -> list[PageSection]:
+    """Return the applicable sections."""
+    return [section(results, recommended) for section in SECTIONS if section.applies(results)]
+
+
+def to_dict(results: ComparisonResults, recommended: str) -> dict[str, Any]:
+    """Return the numbers of all applicable sections."""
+    return {key: value for each in sections(results, recommended) for key, value in each.to_dict().items()}
+
+
+def render(results: ComparisonResults, recommendation: Recommendation, folder: Path) -> str:
+    """Return the page as HTML; nothing in it is loaded from elsewhere."""
+    data = results.data
+    return html.render(
+        "comparison.html.j2",
+        heading=f"{data.target} in a new {data.environment_column}",
+        extent=_extent(results),
+        recommendation=recommendation,
+        sections=[(s.anchor, s.title, s.render()) for s in sections(results, recommendation.algorithm)],
+        method=method_name(recommendation.algorithm),
+        folder=str(folder),
+    )
+
+
+def write(
+    numbers: Mapping[str, Any], results: ComparisonResults, recommendation: Recommendation, folder: Path
+) -> None:
+    """Write the page (report.html) and the numbers (comparison.json) to a folder.
+
+    Raises:
+        EnvariantError: If a file cannot be written.
+    """
+    html.write(render(results, recommendation, folder), folder / "report.html")
+    text = json.dumps(finite(dict(numbers)), indent=1, allow_nan=False)
+    html.write(text, folder / "comparison.json")
+
+
+def fragment(results: ComparisonResults, recommendation: Recommendation) -> str:
+    """Return the recommendation and the table of methods as HTML for a notebook."""
+    table = methods_table(results)
+    return html.render("comparison_fragment.html.j2", recommendation=recommendation, methods=table)
+
+
+def _extent(results: ComparisonResults) -> str:
+    rows = results.data.n_rows
+    names = ", ".join(f"{name} ({count:,})" for name, count in list(rows.items())[:_MOST_NAMES])
+    more = ", …" if len(rows) > _MOST_NAMES else ""
+    return (
+        f"{sum(rows.values()):,} rows, {len(results.data.columns)} columns, {len(rows)} environments by "
+        f"{results.data.environment_column}: {names}{more}"
+    )

@@ -1,0 +1,134 @@
+"""Section on columns: stability of their relation with the target, and importance to models."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, final
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from envariant.comparison.formatting import method_name, p_text, score
+from envariant.comparison.page.base import Block, PageSection, known
+from envariant.comparison.page.scores import style_rows
+from envariant.comparison.results import ComparisonResults
+from envariant.reporting.tables import NONE, TextTable
+from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes
+from envariant.studies.significance import BASELINE
+
+_MOST_ROWS = 20
+_ABSENT = (math.nan,) * 3
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Columns(PageSection):
+    """Stability and importance of columns."""
+
+    anchor: ClassVar[str] = "columns"
+    title: ClassVar[str] = "Which columns carry an unstable relation?"
+
+    @classmethod
+    def applies(cls, results: ComparisonResults) -> bool:
+        return bool(results.data.columns)
+
+    def render(self) -> tuple[Block, ...]:
+        """Return the figure and both tables."""
+        hidden = len(self.results.data.columns) - _MOST_ROWS
+        more = f" {hidden} columns with a more stable relation are not drawn." if hidden > 0 else ""
+        caption = (
+            "Left: slope of the target over the column in each environment; distant points mean that the "
+            "relation differs. Right: importance, as the loss of score if the column is shuffled among "
+            f"held-out rows of training environments.{more}"
+        )
+        return (
+            Block.figure(self.figure(), caption),
+            Block.table(self.stability_table(), "Columns, the least stable first"),
+            Block.table(self.importance_table(), "Importance of each column"),
+        )
+
+    @property
+    def _methods(self) -> list[str]:
+        return [BASELINE] if self.recommended == BASELINE else [BASELINE, self.recommended]
+
+    def figure(self) -> Figure:
+        """Draw slopes by environment, and importance."""
+        columns = self.results.data.columns[:_MOST_ROWS]
+        figure = Figure(figsize=(7.4, 0.36 * len(columns) + 1.6), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
+        left.axvline(0, color=MUTED, lw=0.8, zorder=0)
+        for row, column in enumerate(columns):
+            slopes = list(known(dict(column.slopes)).values())
+            color = TEST if column.unstable else TRAIN[0]
+            if slopes:
+                left.plot([min(slopes), max(slopes)], [row, row], color=color, lw=2, alpha=0.35)
+                left.plot(slopes, [row] * len(slopes), "o", color=color, ms=5.5, alpha=0.8)
+        self._draw_importance(right, [column.column for column in columns])
+        left.plot([], [], "o", color=TRAIN[0], ms=5.5, label="stable (one point per environment)")
+        left.plot([], [], "o", color=TEST, ms=5.5, label="unstable")
+        name_axes(left, "slope of the target over the column")
+        name_axes(right, f"loss of {self.results.metric.name} if shuffled")
+        legend(figure)
+        for axes in (right, left):
+            style_rows(axes, [column.column for column in columns])
+        right.tick_params(axis="y", labelleft=False)
+        return figure
+
+    def _draw_importance(self, axes: Axes, columns: list[str]) -> None:
+        height = 0.7 / len(self._methods)
+        for k, method in enumerate(self._methods):
+            importance = self.results.importance.get(method, {})
+            losses = [max(0.0, importance[c].in_domain) if c in importance else 0.0 for c in columns]
+            rows = [row + (k - (len(self._methods) - 1) / 2) * height for row in range(len(columns))]
+            axes.barh(rows, losses, height * 0.9, color=(MUTED, TRAIN[1])[k], label=method_name(method))
+
+    def stability_table(self) -> TextTable:
+        """Return one row per column: relation, extreme slopes and p-value."""
+        lines: list[tuple[str, ...]] = []
+        for column in self.results.data.columns[:_MOST_ROWS]:
+            slopes = known(dict(column.slopes))
+            extremes = [f(slopes, key=slopes.__getitem__) for f in (min, max)] if slopes else []
+            texts = [f"{round(slopes[name], 2) + 0.0:+.2f} ({name})" for name in extremes] or [NONE, NONE]
+            p_value = p_text(column.p_value).removeprefix("p ").removeprefix("= ")
+            lines.append((column.column, column.kind, *texts, p_value))
+        note = (
+            "Slope: standard deviations of the target per standard deviation of the column, one column at a "
+            "time, in each environment. p: equal slopes in all environments (Cochran's Q, Holm-corrected). "
+            "Varies: slopes differ significantly. Changes sign: significantly positive in one environment "
+            "and negative in another."
+        )
+        header = ("column", "relation", "lowest slope", "highest slope", "p")
+        return TextTable(header, tuple(lines), (note,))
+
+    def importance_table(self) -> TextTable:
+        """Return one row per column: loss of score if it is shuffled or replaced."""
+        lines: list[tuple[str, ...]] = []
+        for column in self.results.data.columns[:_MOST_ROWS]:
+            losses: list[float] = []
+            for method in self._methods:
+                own = self.results.importance.get(method, {}).get(column.column)
+                losses += _ABSENT if own is None else (own.in_domain, own.out_of_domain, own.replaced)
+            texts = (score(self.results, v, signed=True) if math.isfinite(v) else NONE for v in losses)
+            lines.append((column.column, *texts))
+        kinds = ("shuffled, in-domain", "shuffled, out-of-domain", "replaced, out-of-domain")
+        header = ("column", *(f"{method_name(m)}: {kind}" for m in self._methods for kind in kinds))
+        note = (
+            f"Loss of {self.results.metric.name}. Shuffled: values permuted among held-out rows of training "
+            f"environments (in-domain) or among rows of the test environment (out-of-domain). Replaced: "
+            f"values of the test environment replaced by values from training environments; negative if the "
+            f"environment's own values mislead the model."
+        )
+        return TextTable(header, tuple(lines), (note,))
+
+    def to_dict(self) -> dict[str, Any]:
+        importance = self.results.importance
+        columns = [
+            {
+                "column": c.column,
+                "kind": c.kind,
+                "slopes": dict(c.slopes),
+                "p_value": c.p_value,
+                "importance": {m: asdict(own[c.column]) for m, own in importance.items() if c.column in own},
+            }
+            for c in self.results.data.columns
+        ]
+        return {"columns": columns, "possible_target_leakage": list(self.results.data.leaky_columns)}

@@ -1,0 +1,53 @@
+"""Sections on how the results came about: the preprocessing log and the settings of the study."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, final
+
+from envariant.comparison.page.base import Block, PageSection
+from envariant.comparison.results import ComparisonResults
+from envariant.reporting.tables import TextTable
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PreprocessingLog(PageSection):
+    """What was done to each column."""
+
+    anchor: ClassVar[str] = "preprocessing"
+    title: ClassVar[str] = "Preprocessing log"
+
+    def render(self) -> tuple[Block, ...]:
+        """Return the entries by column."""
+        entries = [(entry.column or "table", entry.what) for entry in self.results.data.preprocessing_log]
+        return (Block("definitions", entries),)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"preprocessing_log": [asdict(entry) for entry in self.results.data.preprocessing_log]}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Settings(PageSection):
+    """Settings of the study."""
+
+    anchor: ClassVar[str] = "settings"
+    title: ClassVar[str] = "Settings of the study"
+
+    @classmethod
+    def applies(cls, results: ComparisonResults) -> bool:
+        return bool(results.settings)
+
+    def render(self) -> tuple[Block, ...]:
+        """Return one row per setting."""
+        lines = tuple((key, _text(value)) for key, value in self.results.settings.items())
+        return (Block.table(TextTable(("setting", "value"), lines), "Settings"),)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"settings": dict(self.results.settings)}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,219 @@
+"""Sections with scores: ERM's drop in every environment, and the comparison of methods."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, final
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from envariant.analysis.statistics import Interval
+from envariant.comparison.baselines import baseline_name
+from envariant.comparison.formatting import ci, method_name, score
+from envariant.comparison.page.base import Block, PageSection, shortened
+from envariant.comparison.results import Cell, ComparisonResults
+from envariant.reporting.tables import NONE, TextTable
+from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes, name_rows, new_axes, quiet
+from envariant.studies.significance import BASELINE
+
+# Environments that fit into a figure, and into the columns of a table.
+_MOST_ROWS = 30
+_MOST_COLUMNS = 8
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Drops(PageSection):
+    """In-domain and out-of-domain score of ERM in every environment."""
+
+    anchor: ClassVar[str] = "drop"
+    title: ClassVar[str] = "Does the score drop in new environments?"
+
+    def render(self) -> tuple[Block, ...]:
+        """Return the figure and the table."""
+        hidden = len(self.results.baseline) - _MOST_ROWS
+        more = f" {hidden} environments with better ERM scores are not drawn." if hidden > 0 else ""
+        caption = (
+            "Arrows: from the in-domain score (model trained on other rows of the environment) to the "
+            "out-of-domain score (model not trained on the environment). Bars: 95 % CI over replicas and "
+            f"rows.{more}"
+        )
+        return (
+            Block.figure(self.figure(), caption),
+            Block.table(self.table(), "Scores with and without the environment in training"),
+        )
+
+    def figure(self) -> Figure:
+        """Draw in-domain and out-of-domain scores, one row per environment."""
+        results = self.results
+        other = self.recommended if self.recommended != BASELINE else _runner_up(results)
+        names = results.hardest_first()[:_MOST_ROWS]
+        height = (0.5 if len(names) <= 12 else 0.36) * len(names) + 1.5
+        figure, axes = new_axes(7.4, height)
+        for row, name in enumerate(names):
+            _draw_erm(axes, results.baseline[name], row)
+            if (cell := results.cells.get(other, {}).get(name)) is not None:
+                _draw_interval(axes, cell.ood_score, row + 0.24, TRAIN[0])
+                axes.plot([cell.ood_score.mean], [row + 0.24], "D", color=TRAIN[0], ms=6)
+            if name in results.data.baseline_scores:
+                constant = [results.data.baseline_scores[name]] * 2
+                axes.plot(constant, [row - 0.3, row + 0.36], color=MUTED, lw=1.2, ls=(0, (2, 2)), zorder=1)
+        axes.plot([], [], "o", color=TEST, ms=7, mfc="white", label="ERM, in-domain")
+        axes.plot([], [], "o", color=TEST, ms=7, label="ERM, out-of-domain")
+        if other:
+            axes.plot([], [], "D", color=TRAIN[0], ms=6, label=f"{method_name(other)}, out-of-domain")
+        if any(name in results.data.baseline_scores for name in names):
+            label = baseline_name(results.metric)
+            axes.plot([], [], color=MUTED, lw=1.2, ls=(0, (2, 2)), label=label)
+        style_rows(axes, names)
+        name_axes(axes, results.metric.name)
+        legend(figure)
+        return figure
+
+    def table(self) -> TextTable:
+        """Return one row per environment."""
+        results = self.results
+        rows = results.data.n_rows
+        constant = results.data.baseline_scores
+        lines: list[tuple[str, ...]] = []
+        for name, cell in results.baseline.items():
+            others = {m: c[name] for m, c in results.cells.items() if m != BASELINE and name in c}
+            best = max(others, key=lambda m: results.metric.sign * others[m].ood_score.mean, default="")
+            drop = results.drop(cell)
+            drop_text = f"{score(results, drop.mean, signed=True)} ± {score(results, drop.half_width)}"
+            lines.append(
+                (
+                    name,
+                    f"{rows[name]:,}" if name in rows else NONE,
+                    score(results, constant[name]) if name in constant else NONE,
+                    score(results, cell.id_score.mean) if cell.id_score.count else NONE,
+                    f"{score(results, cell.ood_score.mean)} {ci(results, cell.ood_score)}",
+                    drop_text if math.isfinite(drop.mean) else NONE,
+                    f"{method_name(best)}: {_gain(results, others[best])}" if best else NONE,
+                )
+            )
+        better = "higher" if results.metric.higher_is_better else "lower"
+        header = (
+            results.data.environment_column or "environment", "rows", baseline_name(results.metric),
+            "ERM in-domain", "ERM out-of-domain", "drop (in-domain − out-of-domain)",
+            "best other method, gain over ERM",
+        )  # fmt: skip
+        note = (
+            f"{results.metric.name}, {better} is better. In-domain: held-out rows of the environment, its "
+            f"other rows in training. Brackets and ±: 95 % CI over {results.n_replicas} replicas and the "
+            f"sampled rows, limited to the metric's range. n.s.: not significant."
+        )
+        return TextTable(header, tuple(lines), (note,))
+
+    def to_dict(self) -> dict[str, Any]:
+        data = self.results.data
+        return {
+            "n_rows": dict(data.n_rows),
+            "baseline": baseline_name(self.results.metric),
+            "baseline_scores": dict(data.baseline_scores),
+            "unseen_classes": {name: list(classes) for name, classes in data.unseen_classes.items()},
+        }
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Methods(PageSection):
+    """Out-of-domain scores of every method."""
+
+    anchor: ClassVar[str] = "methods"
+    title: ClassVar[str] = "Does any method help?"
+
+    def render(self) -> tuple[Block, ...]:
+        """Return the table, and why results are absent."""
+        absent = (*self.results.not_applicable, *self.results.missing)
+        table = Block.table(methods_table(self.results), "Out-of-domain score of every method")
+        return (table, *(Block("warning", line) for line in absent))
+
+    def to_dict(self) -> dict[str, Any]:
+        methods = {
+            method: {
+                name: {
+                    "ood_score": asdict(cell.ood_score),
+                    "id_score": asdict(cell.id_score),
+                    "drop": self.results.drop(cell).mean,
+                    "gain_over_erm": None if cell.gain is None else asdict(cell.gain),
+                    "p_value": cell.p_value,
+                    "significant": cell.significant,
+                }
+                for name, cell in cells.items()
+            }
+            for method, cells in self.results.cells.items()
+        }
+        return {"methods": methods, "missing": [*self.results.not_applicable, *self.results.missing]}
+
+
+def methods_table(results: ComparisonResults) -> TextTable:
+    """Return one row per method and one column per environment; of many, those where ERM is worst."""
+    hardest = results.hardest_first()[:_MOST_COLUMNS]
+    total = len(results.environments)
+    names = [name for name in results.environments if name in hardest or total <= _MOST_COLUMNS]
+    lines: list[tuple[str, ...]] = []
+    for method, cells in results.cells.items():
+        scores = [
+            f"{score(results, cells[name].ood_score.mean)}{_mark(cells[name])}" if name in cells else NONE
+            for name in names
+        ]
+        summary = (NONE, NONE)
+        if results.is_complete(method):
+            place, worst = results.worst(method)
+            mean = score(results, results.mean(method))
+            summary = (f"{score(results, worst.ood_score.mean)} ({place})", mean)
+        lines.append((method_name(method), *scores, *summary))
+    selection = (
+        f"Of {total} environments, the {len(names)} where ERM is worst. " if len(names) < total else ""
+    )
+    better = "higher" if results.metric.higher_is_better else "lower"
+    note = (
+        f"{selection}Means over {results.n_replicas} replicas; {better} is better. ↑ significantly better, ↓ "
+        f"significantly worse than ERM (t test over replicas and rows, p < 0.05, Holm-corrected over methods "
+        f"and environments). Hyperparameters: invariance selection on validation rows of the training "
+        f"environments. A recommended method was chosen by these scores; its own are slightly optimistic."
+    )
+    return TextTable((results.metric.name, *names, "worst", "mean"), tuple(lines), (note,))
+
+
+def style_rows(axes: Axes, names: list[str]) -> None:
+    """Label the rows of a figure from top to bottom and draw a light grid."""
+    quiet(axes)
+    name_rows(axes, [shortened(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", color="#f1f3f5", lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def _draw_erm(axes: Axes, cell: Cell, row: int) -> None:
+    _draw_interval(axes, cell.ood_score, row, TEST)
+    if cell.id_score.count:
+        axes.annotate(
+            "", (cell.ood_score.mean, row), (cell.id_score.mean, row),
+            arrowprops={"arrowstyle": "-|>", "color": TEST, "lw": 1.2, "shrinkA": 5, "shrinkB": 5},
+        )  # fmt: skip
+        axes.plot([cell.id_score.mean], [row], "o", color=TEST, ms=7, mfc="white")
+    axes.plot([cell.ood_score.mean], [row], "o", color=TEST, ms=7)
+
+
+def _draw_interval(axes: Axes, interval: Interval, row: float, color: str) -> None:
+    axes.plot([interval.low, interval.high], [row, row], color=color, lw=2, alpha=0.35, solid_capstyle="butt")
+
+
+def _runner_up(results: ComparisonResults) -> str:
+    """Return the method other than ERM with the best worst score; "" if there is none."""
+    others = [m for m in results.cells if m != BASELINE and results.is_complete(m)]
+    return max(others, key=lambda m: results.metric.sign * results.worst(m)[1].ood_score.mean, default="")
+
+
+def _gain(results: ComparisonResults, cell: Cell) -> str:
+    if cell.gain is None:
+        return NONE
+    return f"{score(results, cell.gain.mean, signed=True)}{_mark(cell) or ' (n.s.)'}"
+
+
+def _mark(cell: Cell) -> str:
+    if not cell.significant or cell.gain is None:
+        return ""
+    return " ↑" if cell.gain.mean > 0 else " ↓"

@@ -1,0 +1,102 @@
+"""Batches: rows of several environments end to end, alone and with a model's predictions."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from envariant.core.step_context import START, StepContext
+from envariant.core.tasks import Task
+
+Networks = Mapping[str, Callable[[Tensor], Tensor]]
+"""Auxiliary networks of an algorithm, as functions of their inputs, by name."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class EnvironmentBatch:
+    """Rows of several environments, environment by environment.
+
+    Attributes:
+        inputs: Inputs `[rows, *input_shape]`.
+        targets: Targets `[rows, *target_shape]`.
+        sizes: Number of rows of each environment, in order; they may differ.
+        task: What is predicted.
+    """
+
+    inputs: Shaped[Tensor, "rows *input_shape"]
+    targets: Shaped[Tensor, "rows *target_shape"]
+    sizes: tuple[int, ...]
+    task: Task
+
+    def split(self, values: Shaped[Tensor, "rows *shape"]) -> tuple[Tensor, ...]:
+        """Return `values` as one tensor per environment."""
+        return values.split(self.sizes)
+
+    def per_environment_mean(
+        self, values: Float[Tensor, "rows *shape"]
+    ) -> Float[Tensor, "environments *shape"]:
+        """Return the mean of `values` over the rows of each environment."""
+        if len(set(self.sizes)) == 1:
+            # Equal sizes need a reshape only, which costs nothing and vectorizes.
+            apart = values.reshape(len(self.sizes), self.sizes[0], *values.shape[1:])
+            # The same as `mean` in float32, except that its derivative divides once for every row.
+            return apart.sum(dim=1) / self.sizes[0]
+        return torch.stack([part.sum(dim=0) / len(part) for part in self.split(values)])
+
+    def environment_of_rows(self) -> Int[Tensor, " rows"]:
+        """Return the number of each row's environment, from 0."""
+        device = self.targets.device
+        return torch.arange(len(self.sizes), device=device).repeat_interleave(
+            torch.tensor(self.sizes, device=device), output_size=sum(self.sizes)
+        )
+
+    def predicted(
+        self,
+        features: Float[Tensor, "rows width"],
+        logits: Float[Tensor, "rows *c"],
+        context: StepContext = START,
+        auxiliary_networks: Networks | None = None,
+    ) -> "PredictedBatch":
+        """Return the batch with a model's predictions, losses and risks.
+
+        Args:
+            features: Input of the model's head; width 0 if no part needs it.
+            logits: Output of the model.
+            context: The step, its learning rate and random numbers.
+            auxiliary_networks: Networks of the part that sees the batch, by name.
+        """
+        losses = self.task.losses(logits, self.targets)
+        risks = self.per_environment_mean(losses)
+        return PredictedBatch(self, features, logits, losses, risks, context, auxiliary_networks or {})
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PredictedBatch:
+    """A batch with a model's predictions: all that a risk aggregator or a penalty sees.
+
+    Attributes:
+        batch: The rows.
+        features: Input of the model's head, `[rows, width]`.
+        logits: Output of the model, `[rows]` or `[rows, outputs]`.
+        losses: Loss of each row `[rows]`, in nats or squared units of the target.
+        risks: Mean loss of each environment `[environments]`.
+        context: The step, its learning rate and random numbers.
+        auxiliary_networks: Networks of the part that sees the batch, as functions, by name.
+    """
+
+    batch: EnvironmentBatch
+    features: Float[Tensor, "rows width"]
+    logits: Float[Tensor, "rows *c"]
+    losses: Float[Tensor, " rows"]
+    risks: Float[Tensor, " environments"]
+    context: StepContext = START
+    auxiliary_networks: Networks = field(default_factory=dict[str, Callable[[Tensor], Tensor]])
+
+    def multiplier_derivatives(self) -> Float[Tensor, " rows"]:
+        """Return each row's derivative of its loss with respect to a multiplier of its logits, at 1."""
+        return self.batch.task.multiplier_derivatives(self.logits, self.batch.targets)

@@ -1,0 +1,43 @@
+"""What is known about a data set besides its rows: default settings of its protocol, reference scores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+
+@final
+@dataclass(frozen=True)
+class DefaultSettings:
+    """Default training settings of a data set for one algorithm, as its protocol or paper uses them.
+
+    Attributes:
+        hyperparameters: Hyperparameters of the algorithm by name.
+        model: Model, such as `mlp(hidden=64)`.
+        optimizer: Optimizer, such as `adam`.
+        steps: Number of optimizer updates.
+        learning_rate: Learning rate of the optimizer.
+        batch_size: Rows of each training environment per step; None is all of them.
+        source: Where these settings come from.
+    """
+
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    model: str = "mlp(hidden=64)"
+    optimizer: str = "adam"
+    steps: int = 500
+    learning_rate: float = 1e-3
+    batch_size: int | None = None
+    source: str = "the library's general defaults"
+
+
+@final
+@dataclass(frozen=True)
+class ReferenceScores:
+    """Theoretical scores of a data set, in the task's metric.
+
+    Attributes:
+        chance: Score of guessing; None if unknown.
+        optimum: Score of the best invariant predictor; None if unknown.
+    """
+
+    chance: float | None = None
+    optimum: float | None = None

@@ -269,7 +269,7 @@ def test_every_algorithm_improves_its_own_objective_on_colored_digits(name):
         "colored-digits", name, hyperparameters=settings, model="mlp(hidden=16)",
         steps=40, learning_rate=0.01, batch_size=128, evaluate_every=1,
     )  # fmt: skip
-    steps = [{r.metric: r.value for r in rows(result, split="batch", step=k)} for k in range(1, 41)]
+    steps = [{r.metric: r.value for r in rows(result, role="batch", step=k)} for k in range(1, 41)]
     objective = [
         step["risk"]
         + sum(
@@ -284,7 +284,7 @@ def test_every_algorithm_improves_its_own_objective_on_colored_digits(name):
 def test_any_environment_can_be_held_out():
     result = envariant.train("colored-digits", "erm", test_environments=["flip-0.1"], **QUICK)
     assert result.record.roles == {"flip-0.2": "train", "flip-0.1": "test", "flip-0.9": "train"}
-    assert {r.environment for r in rows(result, split="test")} == {"flip-0.1"}
+    assert {r.environment for r in rows(result, role="test")} == {"flip-0.1"}
 
 
 def test_bfloat16_stays_near_float32():

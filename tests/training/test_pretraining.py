@@ -17,6 +17,8 @@ from envariant.training.optimizers import optimizer_config
 from envariant.training.pretraining import RFC, balanced_rows, fitting, predictions
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig, network
+from envariant.training.store import recorder
+from envariant.training.store.recorder import Recorder
 
 SHORT = {"model": "mlp(hidden=16)", "precision": "float32", "batch_size": "full", "learning_rate": 0.01}
 QUICK_RFC = "rfc(first_steps=4, steps=6, synthesis_steps=6)"
@@ -29,7 +31,7 @@ def run(algorithm="vrex(5)", steps=6, **changes):
 
 
 def measured(result, step):
-    return {(r.environment, r.metric): r.value for r in result.rows if r.step == step and r.split != "batch"}
+    return {(r.environment, r.metric): r.value for r in result.rows if r.step == step and r.role != "batch"}
 
 
 def weights(result, replica=0):
@@ -147,16 +149,16 @@ def test_what_was_prepared_is_prepared_alike_when_a_run_goes_on(tmp_path, monkey
     class Stop(Exception):
         pass
 
-    stored, calls = run_folder.RunFolder.store, []
+    stored, calls = Recorder.add, []
 
-    def store(self, event):
-        stored(self, event)
+    def add(self, event, *arguments):
+        stored(self, event, *arguments)
         calls.append(event)
         if len(calls) == 5:
             raise Stop
 
-    monkeypatch.setattr(run_folder, "CHECKPOINT_INTERVAL_S", 0.0)
-    monkeypatch.setattr(run_folder.RunFolder, "store", store)
+    monkeypatch.setattr(recorder, "CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(Recorder, "add", add)
     with pytest.raises(Stop):
         run(out=tmp_path, **how)
     resumed = run(out=tmp_path, **how)
@@ -250,8 +252,8 @@ class Bent(nn.Module):
         ({"init": "rcf"}, "unknown init 'rcf'; did you mean 'rfc'?"),
         ({"init": "rfc(rounds=0)"}, "rfc: rounds must be at least 1; got 0"),
         ({"init": "erm(step=3)"}, "did you mean 'steps'?"),
-        ({"freeze": "features"}, "features as they are drawn are of no use; give init as well"),
-        ({"init": "rfc", "freeze": "feature"}, "unknown freeze 'feature'; did you mean 'features'?"),
+        ({"freeze": "features"}, "needs pretrained features: set init as well"),
+        ({"init": "rfc", "freeze": "feature"}, "freeze must be features; got 'feature'"),
         ({"init": QUICK_RFC, "data": Real(), "model": "linear"}, "rfc: needs classes"),
         ({"init": QUICK_RFC, "model": Bent}, "the model's head must be one linear layer"),
     ],

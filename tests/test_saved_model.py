@@ -324,7 +324,6 @@ def test_only_the_shifted_column_is_reported(rows, models):
     table = drift_table(older)
     assert {len(row) for row in table.rows} == {len(table.header)}
     assert (table.rows[0][0], table.rows[0][-1]) == ("age", "further")
-    assert older.lines[0][0] == "age"
 
 
 def test_differences_between_training_environments_raise_no_alarm():

@@ -44,8 +44,8 @@ def compare(capsys, tmp_path):
             main([*map(str, arguments)])
         except SystemExit as end:
             code = end.code or 0
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(data, code, said.out, said.err)
+        captured = capsys.readouterr()
+        return subprocess.CompletedProcess(data, code, captured.out, captured.err)
 
     return called
 

@@ -188,7 +188,7 @@ def done(tmp_path_factory):
 
 def test_unusual_columns_and_names_are_accepted_and_logged(done):
     folder, _ = done
-    answer = json.loads((folder / "answer.json").read_text())
+    answer = json.loads((folder / "comparison.json").read_text())
     log = {}
     for line in answer["preprocessing_log"]:
         log.setdefault(line["column"], []).append(line["what"])
@@ -197,7 +197,7 @@ def test_unusual_columns_and_names_are_accepted_and_logged(done):
     assert log["id"] == ["left out: 239 different texts in 239 rows: a name, not a category"]
     assert log["mixed"][0].startswith("category of 3; 25.1% missing")
     assert log["hospital"][0] == "1 of 4 environments have fewer than 50 rows (alone): left out, 1 rows"
-    assert log[""] == ["methods are compared on 180 of 239 rows, at most 60 of a place"]
+    assert log[""] == ["methods are compared on 180 of 239 rows, at most 60 per environment"]
     assert set(answer["methods"]["erm"]) == {"'worst'", "<script>alert(1)</script>", "a b"}
 
 
@@ -221,9 +221,7 @@ def test_another_table_in_the_same_folder_is_rejected_and_changes_nothing(done, 
     folder, _ = done
     files = [path for path in folder.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files if path.suffix in (".html", ".json", ".safetensors")}
-    check_rejected(
-        compare(frame(), *TINY, out=folder), "holds a comparison of another table", "choose another folder"
-    )
+    check_rejected(compare(frame(), *TINY, out=folder), "holds runs on other data", "choose another folder")
     wrong = ("--n-trials", 3, "--replicas", 2, "--max-rows", 0)
     check_rejected(compare(frame(), *wrong, out=folder), "max_rows")
     assert {path: path.read_bytes() for path in before} == before
@@ -234,5 +232,6 @@ def test_two_environments_are_enough(compare, tmp_path):
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert set(answer["methods"]["erm"]) == {"0", "1"}
-    assert re.fullmatch(r"[^\n]+", answer["verdict"])
+    assert re.fullmatch(r"[^\n]+", answer["headline"])
+    assert 1 <= len(answer["bullets"]) <= 4
     assert Path(answer["page"]).exists()

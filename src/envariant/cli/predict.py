@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -84,7 +84,7 @@ def predict(
         predictions.to_csv(sys.stdout, index=False)
 
 
-def _print_remarks(drift: "Drift", *, everything: bool) -> None:
+def _print_remarks(drift: Any, *, everything: bool) -> None:
     """Print on standard error what is notable about the new rows."""
     remarks = list(drift.remarks)
     if not everything:

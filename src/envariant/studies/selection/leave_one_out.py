@@ -32,7 +32,8 @@ class LeaveOneOut(Selection):
         test = candidates["test_environments"].iloc[0]
         if len(test) != 1:
             return NoSelection("needs runs with a single test environment")
-        sets = {frozenset(names): runs for names, runs in others.groupby("test_environments", sort=False)}
+        groups: Any = others.groupby("test_environments", sort=False)
+        sets: dict[frozenset[str], pd.DataFrame] = {frozenset(names): runs for names, runs in groups}
         pairs = {
             next(iter(names - {*test})): runs
             for names, runs in sets.items()

@@ -11,7 +11,7 @@ A plug-in is imported when it is named, or when all plug-ins are listed.
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, cast, final
 
 from envariant.core.errors import EnvariantError, first_line
 
@@ -50,14 +50,14 @@ class Plugins(Generic[T]):
         entry = self._entries()[name]
         where = f"{self.kind} '{name}': {entry.value}"
         try:
-            plugin: Any = entry.load()
+            plugin = entry.load()
         except Exception as error:
             # Importing runs the code of a stranger, which may raise anything.
             raise EnvariantError(f"{where} cannot be imported: {first_line(error)}") from error
         valid = isinstance(plugin, type) and issubclass(plugin, self.base) and is_dataclass(plugin)
         if not valid or not self.fits(plugin, name):
             raise EnvariantError(f"{where} must be {self.requirement}; got {plugin!r}")
-        return plugin
+        return cast("type[T]", plugin)
 
     def load_all(self, reserved: Collection[str]) -> tuple[dict[str, type[T]], tuple[str, ...]]:
         """Import all plug-ins, except those with a reserved name.

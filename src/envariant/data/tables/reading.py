@@ -87,7 +87,8 @@ def _text(path: Path, encoding: str, text_columns: Sequence[str]) -> tuple[Itera
         raise EnvariantError(f"{path}: is empty") from None
     except Exception as error:
         raise _unreadable(path, encoding, error) from None
-    separator = max(firsts, key=lambda sign: firsts[sign].shape[1])
+    widths = {sign: frame.shape[1] for sign, frame in firsts.items()}
+    separator = max(widths, key=widths.__getitem__)
     names = firsts[separator].iloc[0]
     header = [" ".join(str(name).split()) or f"column {k + 1}" for k, name in enumerate(names)]
     _single(str(path), header)

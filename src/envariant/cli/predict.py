@@ -12,7 +12,6 @@ from envariant.core.errors import EnvariantError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from envariant.analysis.drift import Drift
 
 # Number of remarks printed unless --check is given.
 _REMARKS = 5

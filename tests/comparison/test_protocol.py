@@ -11,7 +11,7 @@ from envariant.comparison import protocol
 from envariant.core.errors import EnvariantError
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
-from envariant.studies import Store, Study
+from envariant.studies import Store, Study, begin
 from envariant.training.store import RunOutcome
 
 
@@ -92,12 +92,16 @@ def test_algorithms_that_need_more_environments_are_not_applicable():
 
 
 def test_the_same_table_resumes_and_another_is_rejected(tmp_path):
-    protocol.store_table(table(), tmp_path / "table")
-    protocol.store_table(table(), tmp_path / "table")
-    with pytest.raises(EnvariantError, match="holds a comparison of another table or other columns"):
-        protocol.store_table(table(sizes=(200, 100, 81)), tmp_path / "table")
-    with pytest.raises(EnvariantError, match="holds a comparison of another table or other columns"):
-        protocol.store_table(table(task="regression"), tmp_path / "table")
+    def start(own):
+        plan = protocol.plan(TableSource(own), "name", ["erm"], None, 1, 1, 0, {})
+        begin(tmp_path, plan.study).close()
+
+    start(table())
+    start(table())
+    with pytest.raises(EnvariantError, match="holds runs on other data named 'table'; choose another folder"):
+        start(table(sizes=(200, 100, 81)))
+    with pytest.raises(EnvariantError, match="choose another folder"):
+        start(table(task="regression"))
 
 
 class Runner:

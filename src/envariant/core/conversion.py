@@ -81,10 +81,6 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
 def column_of(values: Any, what: str) -> NDArray[Any]:
     """Convert values to an array of numbers or text, `[rows]`.
 
-    Args:
-        values: One number or word per row.
-        what: Description of the values, the start of an error message.
-
     Raises:
         EnvariantError: If there is not exactly one value per row, or one is missing.
     """
@@ -121,11 +117,7 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
 
 
 def coded(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Return the code of each row's label, and the labels in the order of their codes.
-
-    Args:
-        column: `[rows]`, labels.
-    """
+    """Return the code of each row's label, and the labels in the order of their codes."""
     distinct, inverse = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in distinct]
     labels = in_order(texts)
@@ -134,11 +126,7 @@ def coded(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
 
 
 def several(names: Sequence[Any]) -> tuple[Any, ...]:
-    """Return one or several names as a tuple; a string is one name.
-
-    Args:
-        names: A name, or a sequence of names.
-    """
+    """Return one or several names as a tuple; a string is one name."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -154,10 +142,6 @@ def text_of(value: object) -> str:
 
 def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
     """Return all inputs of a dataset, stacked, and its targets.
-
-    Args:
-        dataset: Dataset or iterable of pairs (input, target).
-        where: Name of the dataset, for error messages.
 
     Raises:
         EnvariantError: If it is empty, or an item is not a pair, or its shape differs from the others.
@@ -190,11 +174,6 @@ def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
 def column_of_table(table: Any, name: str, label: str) -> Any:
     """Return a column of a table by its name.
 
-    Args:
-        table: Data frame, Hugging Face dataset or mapping of columns.
-        name: Name of the column.
-        label: Name of the table, for error messages.
-
     Raises:
         EnvariantError: If there is no such column.
     """
@@ -215,10 +194,6 @@ def _stacked(values: Any) -> Any:
 def tensor_of(values: Any, what: str) -> Tensor:
     """Convert numbers to a tensor; a tensor stays on its device.
 
-    Args:
-        values: Numbers: a tensor, an array, a data frame or lists.
-        what: Description of the values, the start of an error message.
-
     Raises:
         EnvariantError: If the values are not numbers.
     """
@@ -237,10 +212,5 @@ def tensor_of(values: Any, what: str) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Return tensors concatenated; a single tensor is returned without a copy.
-
-    Args:
-        parts: One or more tensors.
-        dim: Dimension along which to concatenate.
-    """
+    """Return tensors concatenated; a single tensor is returned without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)

@@ -8,7 +8,7 @@ differ in size.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -39,7 +39,7 @@ RESERVED = frozenset({"worst", "*"})
 """Names that no environment may have, because tables and histories use them."""
 
 WEIGHT = "weight"
-"""Name of the attribute with sampling weights: how often a row is drawn into minibatches, relative to others."""
+"""Name of the attribute with sampling weights: relative frequencies of the rows in minibatches."""
 
 
 @final
@@ -150,7 +150,7 @@ class EnvironmentSource(ABC):
         """Name of the source, as in options and stored results."""
 
     def identity(self) -> str:
-        """Return what identifies these data wherever they are stored: a content hash, or a name with settings.
+        """Return what identifies these data wherever they are: a content hash, or a name with settings.
 
         A source that reads files overrides this, so that a moved file is still the same data.
         """
@@ -212,7 +212,7 @@ class EnvironmentSet(EnvironmentSource):
     environments: tuple[Environment, ...]
     task: Task
     test: tuple[str, ...] = ()
-    known: ReferenceScores = ReferenceScores()
+    known: ReferenceScores = field(default_factory=ReferenceScores)
     validation: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
 

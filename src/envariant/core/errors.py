@@ -35,12 +35,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name most similar to `name`, or None if none is similar.
-
-    Args:
-        name: The name as the user wrote it.
-        known: The candidates.
-    """
+    """Return the known name most similar to `name`, or None if none is similar."""
     candidates = {_simplified(candidate): candidate for candidate in known}
     similar = difflib.get_close_matches(_simplified(name), candidates, n=1, cutoff=0.6)
     return candidates[similar[0]] if similar else None

@@ -101,11 +101,7 @@ def default_metric(task: Task) -> Metric:
 
 
 def probabilities(logits: Array) -> Array:
-    """Return class probabilities `[rows, classes]`.
-
-    Args:
-        logits: `[rows]` for a binary task, or `[rows, classes]`.
-    """
+    """Return class probabilities `[rows, classes]` from logits, `[rows]` or `[rows, classes]`."""
     if logits.ndim == 1:
         return np.stack([expit(-logits), expit(logits)], axis=1)
     return softmax(logits, axis=1)

@@ -18,11 +18,7 @@ T = TypeVar("T")
 
 
 def plugin_names(group: str) -> tuple[str, ...]:
-    """Return the names of all plug-ins of a group, without importing them.
-
-    Args:
-        group: The entry-point group, such as "envariant.models".
-    """
+    """Return the names of all plug-ins of a group, without importing them."""
     return tuple(_entry_points(group))
 
 

@@ -36,9 +36,6 @@ class Schedule(ABC):
     def __call__(self, step: int) -> float:
         """Return the value at `step`, between -CAP and CAP.
 
-        Args:
-            step: Number of updates already made.
-
         Raises:
             EnvariantError: If a switch point is relative to the run's length; `resolve` it first.
         """
@@ -86,9 +83,6 @@ class Schedule(ABC):
     def takes_effect_within(self, steps: int) -> bool:
         """Return whether a run reaches every stage of the schedule.
 
-        Args:
-            steps: Length of the run in optimizer updates.
-
         Example:
             >>> schedule("step(1, 1e4, at=100)").takes_effect_within(100)
             False
@@ -96,11 +90,7 @@ class Schedule(ABC):
         return all(point < steps for point in self.resolve(steps).switch_points)
 
     def with_final_value(self, value: float) -> "Schedule | None":
-        """Return the same schedule with another last value, or None if it grows without a last value.
-
-        Args:
-            value: The new last value.
-        """
+        """Return the same schedule with another last value, or None if it grows without a last value."""
         del value
         return None
 

@@ -20,11 +20,7 @@ class Range(ABC):
 
     @abstractmethod
     def sample(self, generator: np.random.Generator) -> Any:
-        """Return one value.
-
-        Args:
-            generator: Random generator; the only source of randomness.
-        """
+        """Return one value, drawn with `generator` alone."""
 
 
 @final
@@ -110,11 +106,7 @@ class Choice(Range):
 
 
 def ranges(cls: type[Any]) -> dict[str, Range]:
-    """Return the declared search ranges of a class, by field name.
-
-    Args:
-        cls: Class with annotated fields.
-    """
+    """Return the declared search ranges of a class, by field name."""
     by_field: dict[str, Range] = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
         if get_origin(hint) is Annotated:

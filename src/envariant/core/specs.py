@@ -61,9 +61,6 @@ class Spec:
 def parse(text: str) -> Spec:
     """Parse `name` or `name(1, key=value, …)`.
 
-    Args:
-        text: A name, optionally followed by arguments in parentheses.
-
     Raises:
         EnvariantError: If the text is not of that form.
     """
@@ -124,13 +121,7 @@ def format_value(value: Any) -> str:
 
 
 def describe(name: str, instance: object, default: object) -> str:
-    """Return the text that names a dataclass instance: `name`, and its non-default settings in parentheses.
-
-    Args:
-        name: The registered name.
-        instance: The dataclass instance to describe.
-        default: An instance of the same class built from the name alone.
-    """
+    """Return the text of a dataclass instance: `name`, and the settings that differ from `default`."""
     fields = dataclasses.fields(cast("Any", instance))
     changed = {
         f.name: getattr(instance, f.name)

@@ -1,7 +1,7 @@
-"""What an algorithm is told of the step at hand: how many were made, the learning rate, and random numbers.
+"""What an algorithm knows of the current step: number of updates, learning rate and random numbers.
 
 In a stack of replicas each of these is a tensor that stands for every replica's own. Random numbers come
-by counting, so an algorithm stays a pure function: asked again, it draws the same.
+from counters, so an algorithm stays a pure function: called again, it draws the same numbers.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from envariant.core import counter_rng
 from envariant.core.errors import EnvariantError
 
-# Streams of random numbers within a step: the engine's own, then so many for each part of an algorithm.
+# Streams of random numbers within a step: the engine's two, then `_DRAWS` for each part of an algorithm.
 ROWS, AUGMENTATION = 0, 1
 _PARTS, _DRAWS = 16, 16
 
@@ -25,10 +25,10 @@ class StepContext:
     """One step of one replica.
 
     Attributes:
-        step: updates already made; the first step has 0.
-        learning_rate: of the run's optimizer.
-        key: from which the step's random numbers follow; None for those who do not say that they draw.
-        part: the number of the part that asks, so that no two draw the same numbers.
+        step: Number of updates already made; 0 in the first step.
+        learning_rate: Learning rate of the run's optimizer at this step.
+        key: Key of the step's random numbers; None for algorithms that are not `stochastic`.
+        part: Number of the part that draws, so that no two parts draw the same numbers.
     """
 
     step: Any = 0
@@ -38,27 +38,40 @@ class StepContext:
 
     @classmethod
     def at(cls, step: int, seed: int = 0, learning_rate: float = 1e-3) -> "StepContext":
-        """A step by hand, outside of any run."""
+        """Return the context of a step outside of any run.
+
+        Args:
+            step: Number of updates already made.
+            seed: Seed of the random numbers.
+            learning_rate: Learning rate of the step.
+        """
         keys = counter_rng.step_keys([seed], step, 1, torch.device("cpu"))
         return cls(step, learning_rate, keys[0, 0])
 
     def of_part(self, part: int) -> "StepContext":
-        """The same step as that part is to see it."""
+        """Return the context of the same step for another part.
+
+        Args:
+            part: Number of the part.
+        """
         return replace(self, part=part)
 
     def uniform(self, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
-        """Numbers in [0, 1) of that shape, in the type and on the device of `like`.
+        """Return numbers uniform in [0, 1).
 
         Args:
-            shape: empty for a single number.
-            draw: which of the part's draws, 0 to 15; the same draw gives the same numbers.
-            like: whose type and device to take.
+            shape: Shape of the result; empty for a single number.
+            draw: Number of the draw within the part, 0 to 15; the same draw gives the same numbers.
+            like: Tensor whose type and device the result has.
 
         Raises:
-            EnvariantError: the algorithm does not say that it draws, so that it was given no key.
+            EnvariantError: If the algorithm is not declared stochastic and so has no key.
         """
         if self.key is None:
-            raise EnvariantError("algorithm: draws random numbers; say so in the part, as draws = True")
+            raise EnvariantError(
+                "algorithm: draws random numbers but is not declared stochastic; set stochastic = True in "
+                "the part that draws"
+            )
         stream = _PARTS + self.part * _DRAWS + draw
         return (
             counter_rng.uniforms(self.key.to(like.device), stream, math.prod(shape))
@@ -67,17 +80,36 @@ class StepContext:
         )
 
     def normal(self, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
-        """Standard normal numbers, from two uniform ones each (Box & Muller 1958)."""
+        """Return standard normal numbers, each from two uniform ones (Box & Muller 1958).
+
+        Args:
+            shape: As for `uniform`.
+            draw: As for `uniform`.
+            like: As for `uniform`.
+        """
         # 1 − u lies in (0, 1], so that its logarithm is finite.
         size, angle = self.uniform(2, *shape, draw=draw, like=like)
         return (-2 * torch.log1p(-size)).sqrt() * torch.cos(2 * math.pi * angle)
 
     def permutation(self, count: int, *, draw: int = 0, like: Tensor) -> Tensor:
-        """The numbers 0 … count − 1 in random order."""
+        """Return the numbers 0 … count − 1 in random order.
+
+        Args:
+            count: How many numbers.
+            draw: As for `uniform`.
+            like: As for `uniform`.
+        """
         return self.uniform(count, draw=draw, like=like).argsort()
 
     def symmetric_beta(self, alpha: Any, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
-        """Numbers from Beta(α, α), from two uniform ones each (Ulrich 1984, by way of Student's t)."""
+        """Return numbers from Beta(α, α), each from two uniform ones (Ulrich 1984, through Student's t).
+
+        Args:
+            alpha: Parameter α of the distribution.
+            shape: As for `uniform`.
+            draw: As for `uniform`.
+            like: As for `uniform`.
+        """
         size, angle = self.uniform(2, *shape, draw=draw, like=like)
         cosine = torch.cos(2 * math.pi * angle)
         # As t² = ν(u^(−2/ν) − 1)·cos², written so that no power overflows where α is small.
@@ -86,4 +118,4 @@ class StepContext:
 
 
 START = StepContext(key=torch.zeros((), dtype=torch.int64))
-"""The first step, with a key of 0: for calling a part by hand."""
+"""Context of the first step with key 0, for calling a part outside of a run."""

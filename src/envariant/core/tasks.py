@@ -1,8 +1,8 @@
-"""What is asked of a model: binary classification, multiclass classification or regression.
+"""Tasks: what a model predicts, with its loss and the metric that people read.
 
-A task knows its loss per row, the derivative of that loss with respect to a multiplier of the logits
-(IRM's penalty is built from it) and the metric people read. Everything else in the house is written once,
-for all tasks.
+A task defines the loss of each row, the derivative of that loss with respect to a multiplier of the logits
+(IRM's penalty is built from it), the metric, and the shapes of targets and logits. All other code is written
+once for all tasks.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,15 @@ from envariant.core.errors import EnvariantError, unknown_name
 
 
 class Task(ABC):
-    """A loss and a metric. Logits are `[rows]` where there is one output, else `[rows, outputs]`."""
+    """A loss and a metric.
+
+    Targets are `[rows, *target_shape]`; logits are `[rows]` if there is one output, else `[rows, outputs]`.
+
+    Attributes:
+        name: Name of the task.
+        metric: Name of the metric that people read.
+        higher_is_better: Direction of the metric.
+    """
 
     name: ClassVar[str]
     metric: ClassVar[str]
@@ -27,79 +35,85 @@ class Task(ABC):
     @property
     @abstractmethod
     def outputs(self) -> int:
-        """How many numbers a model gives per row."""
+        """Number of values that a model returns per row."""
 
     @property
     def target_shape(self) -> tuple[int, ...]:
-        """Return the shape of one row's target; empty for a single number or class."""
+        """Shape of one row's target; empty for a single number or class."""
         return ()
 
     @property
     def logits_shape(self) -> tuple[int, ...]:
-        """Return the shape of one row's logits; empty where a model gives one number per row."""
+        """Shape of one row's logits; empty where a model returns one value per row."""
         return () if self.outputs == 1 else (self.outputs,)
 
     @property
     @abstractmethod
     def chance(self) -> float | None:
-        """What guessing with equal odds reaches in the metric; None where that has no meaning."""
+        """Score of guessing with equal odds; None if that has no meaning."""
 
     @abstractmethod
     def losses(
-        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]
+        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """The loss of every row: natural-log likelihood in nats, or the squared error."""
+        """Return the loss of each row: negative log-likelihood in nats, or the squared error."""
 
     @abstractmethod
     def residuals(
-        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]
+        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, "rows *c"]:
-        """∂ℓ_i/∂z_i in closed form: probabilities less the truth, or twice the error; differentiable in z."""
+        """Return ∂ℓ_i/∂z_i, differentiable in z: probabilities − truth, or twice the error."""
 
     def multiplier_derivatives(
-        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]
+        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """d_i = ∂ℓ_i(s·z_i)/∂s at s = 1 in closed form, Σ_c ∂ℓ_i/∂z_ic · z_ic; differentiable in z."""
+        """Return d_i = ∂ℓ_i(s·z_i)/∂s at s = 1, Σ_c ∂ℓ_i/∂z_ic · z_ic; differentiable in z."""
         products = self.residuals(logits, targets) * logits
         return products if self.outputs == 1 else products.sum(dim=1)
 
     @abstractmethod
     def confidence(
-        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]
+        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """The probability of the class that is predicted, and 1 where it is right, else 0.
+        """Return the probability of each row's predicted class, and 1 where that class is right, else 0.
 
         Raises:
-            EnvariantError: the task has no classes.
+            EnvariantError: If the task has no classes.
         """
 
     @abstractmethod
     def scores(
-        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"]
+        self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Every row's share of the metric: 1 for a right class, 0 for a wrong one; or the squared error."""
+        """Return each row's contribution to the metric: 1 or 0 for a class, or the squared error."""
 
     @abstractmethod
-    def constant_loss(self, targets: Shaped[Tensor, " rows"]) -> float:
-        """The least mean loss of a model that says the same of every row: entropy of labels, or variance."""
+    def constant_loss(self, targets: Shaped[Tensor, "rows *target_shape"]) -> float:
+        """Return the smallest mean loss of a constant prediction: entropy of the classes, or the variance."""
 
     @abstractmethod
-    def cast(self, targets: Shaped[Tensor, " rows"], where: str) -> Shaped[Tensor, " rows"]:
-        """The targets in the task's own type.
+    def cast(
+        self, targets: Shaped[Tensor, "rows *target_shape"], where: str
+    ) -> Shaped[Tensor, "rows *target_shape"]:
+        """Return the targets in the task's own type.
+
+        Args:
+            targets: Targets of any numeric type.
+            where: Name of the environment, with which messages begin.
 
         Raises:
-            EnvariantError: a target is not one the task allows; the message begins with `where`.
+            EnvariantError: If a target is not one that the task allows.
         """
 
     def logits(self, raw: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows *c"]:
-        """A model's raw output `[rows, outputs]` (or `[rows]`) in the task's own shape."""
+        """Return a model's raw output, `[rows, outputs]` or `[rows]`, in the shape of the task's logits."""
         return raw.flatten() if self.outputs == 1 else raw
 
 
 @final
 @dataclass(frozen=True)
 class Binary(Task):
-    """Targets 0 and 1, one logit, logistic loss; the prediction is 1 where the logit is above 0."""
+    """Binary classification: targets 0 and 1, one logit, logistic loss; a positive logit predicts 1."""
 
     name: ClassVar[str] = "binary"
     metric: ClassVar[str] = "accuracy"
@@ -114,8 +128,8 @@ class Binary(Task):
         return 0.5
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        # log(1 + e^(−z)) for a 1 and log(1 + e^z) for a 0: half the operations of PyTorch's own form, each
-        # over all rows, and nothing cancels. From 40 on, 1 + e^z is e^z in every precision.
+        # log(1 + e^(−z)) for a 1 and log(1 + e^z) for a 0: half the operations of PyTorch's own form, and
+        # nothing cancels. From 40 on, 1 + e^z equals e^z in every precision.
         return F.softplus((1 - 2 * targets) * logits, threshold=40.0)
 
     def residuals(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -143,7 +157,11 @@ class Binary(Task):
 @final
 @dataclass(frozen=True)
 class Multiclass(Task):
-    """Targets 0 … classes − 1, one logit a class, cross-entropy; the prediction is the largest logit."""
+    """Classification with targets 0 … classes − 1, one logit per class and cross-entropy loss.
+
+    Attributes:
+        classes: Number of classes, at least 2.
+    """
 
     name: ClassVar[str] = "multiclass"
     metric: ClassVar[str] = "accuracy"
@@ -191,12 +209,13 @@ class Multiclass(Task):
 @final
 @dataclass(frozen=True)
 class Regression(Task):
-    """Real targets, one output, squared error (f − y)² (not halved).
+    """Regression of one number, with squared error (f − y)² (not halved).
+
+    Targets may be standardized; `scale` and `center` say how to undo that for people.
 
     Attributes:
-        scale: how much one unit of the targets as they are trained on is in the unit people read the metric
-            in; for targets that were standardized, their standard deviation.
-        center: what 0 of them is in that unit.
+        scale: Standard deviation of the targets before standardization; 1 if they are not standardized.
+        center: Mean of the targets before standardization; 0 if they are not standardized.
     """
 
     name: ClassVar[str] = "regression"
@@ -220,7 +239,7 @@ class Regression(Task):
         return 2 * (logits - targets)
 
     def confidence(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        raise EnvariantError("regression: a prediction has no confidence; leave clove out")
+        raise EnvariantError("regression: a prediction has no confidence; use an algorithm without clove")
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return self.losses(logits, targets) * self.scale**2
@@ -235,10 +254,14 @@ class Regression(Task):
 
 
 def task_named(name: str, outputs: int) -> Task:
-    """The task of that name with so many outputs.
+    """Return the task of a name.
+
+    Args:
+        name: "binary", "multiclass" or "regression".
+        outputs: Number of classes of a multiclass task.
 
     Raises:
-        EnvariantError: there is none.
+        EnvariantError: If the name is unknown.
     """
     known = {
         Binary.name: Binary(),

@@ -61,9 +61,6 @@ class ModelConfig(ABC):
 def xavier(layer: nn.Linear) -> nn.Linear:
     """Initialize a layer with Xavier-uniform weights and zero biases, as in the IRM and REx code.
 
-    Args:
-        layer: The layer, changed in place.
-
     Returns:
         The same layer.
     """

@@ -17,11 +17,7 @@ from envariant.core.errors import unknown_name
 
 @final
 class Source(BaseModel):
-    """Publication or repository from which figures were taken.
-
-    Attributes:
-        checked: How the figures were read and checked.
-    """
+    """Publication from which results are taken."""
 
     model_config = ConfigDict(frozen=True)
     title: str
@@ -43,15 +39,7 @@ class Row(BaseModel):
 
 @final
 class Table(BaseModel):
-    """Published table.
-
-    Attributes:
-        source: Name of the source; likewise protocol and metric.
-        unit: "percent" or "fraction", as printed; "" for other metrics.
-        spread_kind: Kind of the spread, such as a standard deviation over restarts.
-        n_runs: Number of runs; None if not stated.
-        higher_is_better: Direction of the metric; None if it has none.
-    """
+    """Published table of results; `unit` is "percent" or "fraction", as printed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     source: str
@@ -65,12 +53,7 @@ class Table(BaseModel):
     rows: Mapping[str, Row]
 
     def fraction(self, row: str, column: str) -> tuple[float, float | None]:
-        """Return mean and spread of an entry as fractions of 1.
-
-        Args:
-            row: Name of the row.
-            column: Name of the column.
-        """
+        """Return mean and spread of an entry as fractions of 1."""
         scale = 100 if self.unit == "percent" else 1
         position = self.columns.index(column)
         entry = self.rows[row]

@@ -1,8 +1,8 @@
-"""The state of replicas that train together, between two steps: one safetensors file, nothing pickled.
+"""Checkpoints: the state of a stack between two steps, in one safetensors file without pickled objects.
 
-Training resumed from one gives the bits that an uninterrupted run gives, because everything else (data,
-rows of a step, augmentation) follows from seeds and the step's number. What is not a tensor stands in the
-file's header, and once more beside it as JSON for people to read.
+A run resumed from a checkpoint is bit-identical to an uninterrupted run, because everything else (data,
+batches, augmentation) follows from seeds and the step. Values that are not tensors are in the file's header,
+and once more in a JSON file for people to read.
 """
 
 import json
@@ -22,11 +22,11 @@ from envariant.core.errors import EnvariantError
 @final
 @dataclass(frozen=True)
 class Failure:
-    """Why a replica stopped early.
+    """Divergence of a replica.
 
     Attributes:
-        step: updates it had made.
-        reason: in words.
+        step: Number of updates it had made.
+        reason: What became infinite or NaN, and usual causes.
     """
 
     step: int
@@ -36,13 +36,14 @@ class Failure:
 @final
 @dataclass(frozen=True)
 class ReplicaState:
-    """One replica's network, as far as it has come.
+    """State of one replica's network.
 
     Attributes:
-        step: updates made.
-        params, buffers: of the model, by name, as they predict.
-        failure: why training stopped early, or None.
-        seconds: spent on it; a group's time is shared out evenly.
+        step: Number of updates made.
+        params: Parameters that predict, by name.
+        buffers: Buffers by name.
+        failure: Why the replica diverged; None if it did not.
+        seconds: Training time; a stack's time is divided evenly among its replicas.
     """
 
     step: int
@@ -55,20 +56,21 @@ class ReplicaState:
 @final
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that changes while a group of replicas trains.
+    """Everything that changes while a stack of replicas trains.
 
     Attributes:
-        replicas: their numbers, in the order of the tensors' first axis.
-        step: updates made by those that have not failed.
-        measured: the step at which they were last measured; -1 if they never were.
-        params, buffers: of the models, by name.
-        optimizer: what the update rule remembers, by PyTorch's names.
-        algorithm: the algorithm's state.
-        watch: what was seen of each replica in its last step: where it failed, and its metrics.
-        metrics: the names of those.
-        failures: of the replicas that stopped early, as far as they have been measured.
-        seconds: spent on all of them so far.
-        eval_params: the parameters that predict, where those are not the ones that train.
+        replicas: Numbers of the replicas, in the order of the tensors' first axis.
+        step: Number of updates made by replicas that have not diverged.
+        measured: Step of the last measurement; -1 before the first.
+        params: Parameters by name, `[replicas, *shape]` each.
+        buffers: Buffers by name, `[replicas, *shape]` each.
+        optimizer: Optimizer state by PyTorch's names.
+        algorithm: State of the algorithm, a tree of tensors.
+        watch: Values of each replica's last step: "failed_at", "metrics" and "gradient_rms".
+        metrics: Names of the metrics.
+        failures: Divergences reported so far, by replica.
+        seconds: Training time of the stack.
+        eval_params: Parameters that predict, if they are not those that train; else empty.
     """
 
     replicas: tuple[int, ...]
@@ -85,35 +87,39 @@ class Checkpoint:
     eval_params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def clone(self) -> "Checkpoint":
-        """Return a copy that does not change with the stack's next step."""
+        """Return a copy in main memory, which does not change with the stack's next step."""
         return replace(self, **{group: _copied(getattr(self, group)) for group in _GROUPS})
 
     def reached(self, replica: int) -> int:
-        """The step at which that replica was last measured."""
+        """Return the step at which a replica was last measured.
+
+        Args:
+            replica: Number of the replica.
+        """
         return self.failures[replica].step if replica in self.failures else self.measured
 
     def states(self) -> dict[int, ReplicaState]:
-        """Each replica by itself; the tensors are views of the group's."""
-        found: dict[int, ReplicaState] = {}
+        """Return the state of each replica by number; the tensors are views of the stack's."""
+        states: dict[int, ReplicaState] = {}
         for k, index in enumerate(self.replicas):
             failure = self.failures.get(index)
             params, buffers = (
                 {name: value[k] for name, value in held.items()}
                 for held in (self.eval_params or self.params, self.buffers)
             )
-            found[index] = ReplicaState(
+            states[index] = ReplicaState(
                 self.step if failure is None else failure.step,
                 params,
                 buffers,
                 None if failure is None else failure.reason,
                 self.seconds / len(self.replicas),
             )
-        return found
+        return states
 
 
 @final
 @dataclass(frozen=True)
-class _Side:
+class _Header:
     replicas: tuple[int, ...]
     step: int
     measured: int
@@ -122,22 +128,27 @@ class _Side:
     seconds: float
 
 
-_SIDE = TypeAdapter(_Side)
+_HEADER = TypeAdapter(_Header)
 _GROUPS = ("params", "buffers", "optimizer", "algorithm", "watch", "eval_params")
 _SEPARATOR = "/"
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes the two files; a kill at any moment leaves the former pair or the new one."""
+    """Write a checkpoint; a process killed at any moment leaves the previous checkpoint or this one.
+
+    Args:
+        checkpoint: What to write.
+        folder: Folder of all checkpoints of a run; it is created if necessary.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        # Copied where it stands in two places: what predicts may be part of the algorithm's state.
+        # Copied, because parameters that predict may also be part of the algorithm's state.
         key: value.detach().clone() if group == "eval_params" else value.detach().contiguous()
         for group in _GROUPS
         for key, value in _flat(getattr(checkpoint, group), group).items()
     }
-    side = asdict(
-        _Side(
+    header = asdict(
+        _Header(
             checkpoint.replicas,
             checkpoint.step,
             checkpoint.measured,
@@ -147,38 +158,42 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         )
     )
     path = folder / f"{_name(checkpoint.replicas)}.safetensors"
-    # The side file is in the tensors' header as well, so that a kill between the two writes cannot pair a
-    # new file with an old one.
-    save_file(tensors, partial := path.with_suffix(".partial"), metadata={"checkpoint": json.dumps(side)})
+    # The JSON file repeats the header and is not read, so that a new file cannot be paired with an old one.
+    save_file(tensors, partial := path.with_suffix(".partial"), metadata={"checkpoint": json.dumps(header)})
     partial.replace(path)
-    partial.write_text(json.dumps(side, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
     partial.replace(path.with_suffix(".json"))
 
 
 def load(folder: Path) -> list[Checkpoint]:
-    """Every checkpoint of a folder, in the order of their replicas.
+    """Return every checkpoint of a folder, sorted by replica.
+
+    Args:
+        folder: Folder to which `save` wrote.
 
     Raises:
-        EnvariantError: a file is not a checkpoint.
+        EnvariantError: If a file is not a checkpoint.
     """
-    found = [_read(path) for path in folder.glob("replica*.safetensors")]
-    return sorted(found, key=lambda checkpoint: checkpoint.replicas)
+    checkpoints = [_read(path) for path in folder.glob("replica*.safetensors")]
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.replicas)
 
 
 def _read(path: Path) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            side = _SIDE.validate_json(file.metadata()["checkpoint"])
+            header = _HEADER.validate_json(file.metadata()["checkpoint"])
         tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(load_file(path))
     except (safetensors.SafetensorError, ValidationError, KeyError, TypeError):
-        raise EnvariantError(f"{path}: is not a checkpoint; remove it to train these replicas anew") from None
+        raise EnvariantError(
+            f"{path}: is not a checkpoint; delete it to train these replicas again"
+        ) from None
     return Checkpoint(
-        replicas=side.replicas,
-        step=side.step,
-        measured=side.measured,
-        metrics=side.metrics,
-        failures=side.failures,
-        seconds=side.seconds,
+        replicas=header.replicas,
+        step=header.step,
+        measured=header.measured,
+        metrics=header.metrics,
+        failures=header.failures,
+        seconds=header.seconds,
         **{group: tensors[group] for group in _GROUPS},
     )
 
@@ -191,7 +206,7 @@ def _name(replicas: tuple[int, ...]) -> str:
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: value.detach().clone() if isinstance(value, Tensor) else _copied(value)
+        key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else _copied(value)
         for key, value in tree.items()
     }
 
@@ -203,7 +218,7 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             flat[path] = value
         else:
-            # An empty branch leaves no trace, so the algorithm's init has to fill it in again.
+            # Empty branches are not stored; the algorithm's `init` provides them again.
             flat |= _flat(value, path)
     return flat
 

@@ -12,7 +12,7 @@ from envariant.core.errors import EnvariantError
 from envariant.training.batch_sampler import StackingError
 from envariant.training.network import Network, constants
 from envariant.training.replicas import Replica
-from envariant.training.run_config import RunConfig, module_of, own_networks
+from envariant.training.run_config import RunConfig, auxiliary_networks, module_of
 
 
 def initial_weights(
@@ -48,7 +48,7 @@ def initial_weights(
                 "the models differ in more than parameters and buffers (register tensors as buffers)"
             )
         params, buffers = network.weights(module)
-        auxiliary = network.own_weights(own_networks(replica, context, config.device))
+        auxiliary = network.auxiliary_weights(auxiliary_networks(replica, context, config.device))
         weights.append(({**params, **auxiliary}, buffers))
     weights = [
         (_pretrained(params, replica), _pretrained(buffers, replica))
@@ -76,7 +76,7 @@ def stacked(trees: Sequence[Any]) -> Any:
 
 
 def restored(initial: Mapping[str, Any], saved: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return the saved tree on a device; branches that it lacks, because they are empty, come from `initial`."""
+    """Return the saved tree on a device; empty branches, which files lack, come from `initial`."""
     return {
         key: restored(value, saved.get(key, {}), device)
         if isinstance(value, Mapping)

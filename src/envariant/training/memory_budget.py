@@ -1,8 +1,8 @@
-"""How much memory a piece of work needs at its height, and how much there is.
+"""Peak memory that work needs, and the memory that is available.
 
-Needs are counted, not guessed: while the work runs once on a small scale, every tensor that an operation
-makes is added to the tally and taken off when its storage dies. What kernels allocate inside themselves
-is not seen; it is small beside the tensors they return.
+Needs are counted, not estimated: while the work runs once on a small scale, the storage of every tensor that
+an operation returns is added, and subtracted when it is freed. Memory that kernels allocate internally is
+not seen; it is small compared with the tensors they return.
 """
 
 import bisect
@@ -25,35 +25,44 @@ _AMOUNT = TypeAdapter(ByteSize)
 
 
 def peak_bytes(*phases: Callable[[], Any]) -> tuple[int, ...]:
-    """The most that tensors hold at one time in each phase; what the phases return lives on to the end."""
-    kept: list[Any] = []
+    """Return the peak bytes of tensors in each phase; what a phase returns is kept until the last one ends.
+
+    Args:
+        phases: Functions that run one after another.
+    """
+    results: list[Any] = []
     peaks: list[int] = []
     with _Tally() as tally:
         for phase in phases:
-            kept.append(phase())
+            results.append(phase())
             peaks.append(tally.peak)
             tally.peak = tally.live
     return tuple(peaks)
 
 
 Load = Callable[[int], float]
-"""How many replicas' worth of rows a phase holds at one time, for a number of replicas."""
+"""Function from a number of replicas to the replicas' worth of rows that a phase holds at one time."""
 
 
 @final
 @dataclass(frozen=True)
 class Need:
-    """Bytes of tensors as a function of the number of replicas; the phases come one after another.
+    """Bytes of tensors as a function of the number of replicas.
 
     Attributes:
-        phases: of each, what it needs whatever the number, what each replica's rows add, and its load.
+        phases: For each phase its fixed bytes, the bytes per replica's worth of rows, and its load.
     """
 
     phases: tuple[tuple[int, float, Load], ...]
 
     @classmethod
     def measured(cls, peaks: Callable[[int], tuple[int, ...]], loads: Sequence[Load]) -> "Need":
-        """From the peaks of each phase at two and at four replicas."""
+        """Return the need that follows from the peaks of each phase with two and with four replicas.
+
+        Args:
+            peaks: Function from a number of replicas to the peak bytes of each phase.
+            loads: Load of each phase.
+        """
         phases: list[tuple[int, float, Load]] = []
         for two, four, load in zip(peaks(2), peaks(4), loads, strict=True):
             added = load(4) - load(2)
@@ -62,14 +71,23 @@ class Need:
         return cls(tuple(phases))
 
     def of(self, replicas: int) -> int:
-        """What so many replicas need at their height."""
+        """Return the peak bytes of so many replicas.
+
+        Args:
+            replicas: Number of replicas.
+        """
         return max(round(fixed + load(replicas) * each) for fixed, each, load in self.phases)
 
     def fit(self, budget: int, most: int) -> int:
-        """How many replicas fit, up to `most`."""
-        # What is measured at one time may fall a little where blocks divide evenly; the height so far counts.
-        heights = list(accumulate((self.of(count) for count in range(1, most + 1)), max))
-        return bisect.bisect_right(heights, budget)
+        """Return how many replicas fit.
+
+        Args:
+            budget: Bytes available.
+            most: Largest number to consider.
+        """
+        # The load may fall a little where blocks divide evenly, so the peak up to each number counts.
+        peaks = list(accumulate((self.of(count) for count in range(1, most + 1)), max))
+        return bisect.bisect_right(peaks, budget)
 
 
 @final
@@ -92,7 +110,7 @@ class _Tally(TorchDispatchMode):
                 self._count(part)
         elif type(result) is Tensor and result.device.type != "meta":
             storage = result.untyped_storage()
-            # Views share a storage, and PyTorch gives back the same Python object for it while it lives.
+            # Views share a storage, and PyTorch returns the same Python object for it while it lives.
             if storage not in self._known:
                 self._known.add(storage)
                 self.live += storage.nbytes()
@@ -104,7 +122,11 @@ class _Tally(TorchDispatchMode):
 
 
 def available(device: torch.device) -> int:
-    """Bytes that can still be had: of the device, or of this machine as far as this process may use it."""
+    """Return the bytes of memory that this process can still allocate on a device.
+
+    Args:
+        device: The device.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     limits = [_linux_available(), _container_available()]
@@ -113,10 +135,13 @@ def available(device: torch.device) -> int:
 
 
 def parse(text: str | float | None) -> int | None:
-    """Bytes from a number or a text such as `8GB` or `512 MiB`; None for None.
+    """Return the bytes of a number or of a text such as `8GB` or `512 MiB`; None for None.
+
+    Args:
+        text: Amount of memory.
 
     Raises:
-        EnvariantError: the text is no amount of memory.
+        EnvariantError: If the text is not an amount of memory.
     """
     if text is None:
         return None
@@ -132,8 +157,8 @@ def parse(text: str | float | None) -> int | None:
 def _linux_available() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = dict(line.split(":", 1) for line in lines)
-        return int(found["MemAvailable"].split()[0]) * 1024
+        amounts = dict(line.split(":", 1) for line in lines)
+        return int(amounts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
 

@@ -1,7 +1,7 @@
-"""A `torch.nn.Module` seen as a pure function of its parameters, cut into row blocks.
+"""A `torch.nn.Module` as a pure function of its parameters, applied to blocks of rows.
 
-A full batch goes through the model a few thousand rows at a time and the outputs are laid end to end
-before the loss; autograd then walks back block by block and activations stay in the processor's cache.
+A full batch passes through the model a few thousand rows at a time, and the outputs are concatenated before
+the loss. Autograd then goes back block by block, and activations stay in the processor's cache.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from envariant.core.tasks import Task
 from envariant.training.precision import Precision
 
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
-"""`(input_shape, outputs) → module`, with weights drawn from PyTorch's default generator."""
+"""Function `(input_shape, outputs) → module` that draws weights from PyTorch's default generator."""
 
-# Activations of one block, in bytes of float32, by kind of device. Measured on full batches of a few
-# architectures: smaller blocks pay for casting weights and starting products, larger ones for leaving a
-# processor's caches. A GPU streams from its memory, and only has to be kept busy.
+# Bytes of a block's float32 activations, by kind of device. Measured on full batches of several
+# architectures: smaller blocks spend more on casting weights and starting products, larger ones leave a
+# processor's caches. A GPU streams from its memory and only has to be kept busy.
 BLOCK_BYTES = {"cpu": 100 * 2**20, "cuda": 2**30}
 _BLOCK_ROWS = (64, 2**20)
 
 TOGETHER = "rows_together"
-"""An attribute of modules whose answer for a row depends on its neighbors: of how many, when eval_params."""
+"""Attribute of modules whose prediction of a row depends on its neighbors: rows they see together."""
 
 
 @final
@@ -44,7 +44,7 @@ class _FeaturesAndOutput(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if not self.needs_features:
             output = self.module(inputs)
-            # Nobody looks at the features, so none are carried along: that would cost a copy a step.
+            # Nothing needs the features, so none are returned: that would cost a copy per step.
             return output.new_zeros(len(output), 0), output
         featurizer, head = (getattr(self.module, part) for part in ("featurizer", "head"))
         features = featurizer(inputs)
@@ -53,29 +53,29 @@ class _FeaturesAndOutput(nn.Module):
 
 @final
 class Network:
-    """One architecture: pure forward passes, given parameters and buffers.
+    """One architecture: pure forward passes for given parameters and buffers.
 
     Args:
-        module: any module; its own weights are copied and not touched again.
-        task: shapes the logits.
-        precision: of the matrix products.
-        device: where the numbers live.
-        needs_features: whether anyone looks at what the head reads.
-        input_shape: of one row.
+        module: Any module; its weights are copied and not changed.
+        task: What the module predicts.
+        precision: Precision of the matrix products.
+        device: Device of the weights.
+        needs_features: Whether the algorithm needs the inputs of the head.
+        input_shape: Shape of one row of inputs.
 
     Attributes:
-        params: what is trained: every parameter that asks for a gradient.
-        buffers: everything else of the module: running statistics, constants, frozen weights.
-        changing: names of the buffers that a training pass changes.
-        width: numbers that its layers make of one row, about.
-        features: numbers that the head reads; 0 where nobody looks at them.
-        own: networks of the algorithm's own, by name, whose parameters are among `params`.
-        draws: whether a training pass draws random numbers, as dropout does.
-        together: rows that a prediction looks at side by side; 1 for most models.
+        params: Initial values of the trained parameters: those that require a gradient.
+        buffers: Initial values of everything else: running statistics, constants, frozen weights.
+        changing: Names of the buffers that a training pass changes.
+        width: Approximate number of activations per row.
+        features: Number of inputs of the head per row; 0 if nothing needs them.
+        auxiliary: Auxiliary networks of the algorithm by name; their parameters are among `params`.
+        stochastic: Whether a training pass draws random numbers, as dropout does.
+        together: Number of rows that a prediction depends on; 1 for most models.
 
     Raises:
-        EnvariantError: the module cannot take such inputs, does not give one row of outputs for each row
-            of inputs, or has nothing to train.
+        EnvariantError: If the module cannot take such inputs, does not return one row of outputs per row of
+            inputs, or has nothing to train.
     """
 
     def __init__(
@@ -92,15 +92,15 @@ class Network:
         self.task = task
         self.precision: Precision = precision
         self.device = device
-        self.own: dict[str, nn.Module] = {}
+        self.auxiliary: dict[str, nn.Module] = {}
         self.params, self.buffers = self.weights(module)
-        # Where parameters of several types are kept side by side, each is used in its own.
+        # Parameters are stored in one type together, and each is used in its own type.
         self._types = {name: value.dtype for name, value in self.params.items()}
         if not self.params:
             raise EnvariantError("model: has no parameters to train; at least one must require a gradient")
         if needs_features and not all(hasattr(module, part) for part in ("featurizer", "head")):
             raise EnvariantError(
-                "model: this algorithm looks at features, so the module needs the parts featurizer and head"
+                "model: this algorithm needs features, so the module needs the parts featurizer and head"
             )
         self._both = _FeaturesAndOutput(module, needs_features).to(device)
         self.together = max(getattr(part, TOGETHER, 1) for part in module.modules())
@@ -109,33 +109,44 @@ class Network:
         least, most = _BLOCK_ROWS
         self._block = max(least, min(most, BLOCK_BYTES[device.type] // (4 * self.width)))
 
-    def adopt(self, own: Mapping[str, nn.Module]) -> None:
-        """Takes in networks of the algorithm's own, which train beside the model.
+    def adopt(self, auxiliary: Mapping[str, nn.Module]) -> None:
+        """Add auxiliary networks of the algorithm, which train with the model.
+
+        Args:
+            auxiliary: Networks by name.
 
         Raises:
-            EnvariantError: one holds buffers, or a part of the model has its name.
+            EnvariantError: If a network has buffers, or the name of a part of the model.
         """
-        for name, network in own.items():
+        for name, network in auxiliary.items():
             if hasattr(self.module, name) or list(network.buffers()):
                 raise EnvariantError(
-                    f"algorithm: its network '{name}' must have a name of its own and no buffers (running "
-                    f"statistics among them)"
+                    f"algorithm: its network '{name}' must have no buffers, such as running statistics, and "
+                    f"a name that no part of the model has"
                 )
-            self.own[name] = network.to(self.device)
-        added = self.own_weights(own)
+            self.auxiliary[name] = network.to(self.device)
+        added = self.auxiliary_weights(auxiliary)
         self.params |= added
         self._types |= {name: value.dtype for name, value in added.items()}
 
-    def own_weights(self, own: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        """Copies of what such networks train, by the names under which they train here."""
+    def auxiliary_weights(self, auxiliary: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """Return copies of the parameters of auxiliary networks, named as among `params`.
+
+        Args:
+            auxiliary: Networks by name.
+        """
         return {
             f"{name}.{key}": _copy(value, self.device)
-            for name, network in own.items()
+            for name, network in auxiliary.items()
             for key, value in network.named_parameters()
         }
 
     def weights(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Copies of what a module trains, and of everything else it holds."""
+        """Return copies of the trained parameters of a module, and of everything else it holds.
+
+        Args:
+            module: A module of this architecture.
+        """
         named = dict(module.named_parameters())
         frozen = {name: p for name, p in named.items() if not p.requires_grad}
         held = {**frozen, **dict(module.named_buffers())}
@@ -153,35 +164,45 @@ class Network:
         training: bool,
         replicas: int = 1,
     ) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows *c"]]:
-        """Features (of width 0 where nobody needs them) and logits, float32.
+        """Return features (of width 0 if nothing needs them) and logits, in float32.
 
-        Running statistics are updated in `buffers` in place if `training`. Row blocks are smaller where
-        `replicas` go through side by side, under `torch.func.vmap`.
+        Args:
+            params: Parameters by name.
+            buffers: Buffers by name; running statistics are updated in place if `training`.
+            inputs: Rows of inputs.
+            training: Whether layers behave as in training.
+            replicas: Number of replicas that `torch.func.vmap` stacks; row blocks are smaller then.
         """
         self._both.train(training)
         held = self._part(params, "")
         names = {f"module.{name}": value for name, value in (*held.items(), *buffers.items())}
-        # A model with running statistics must see its whole batch at once: they are part of its answer.
+        # In training, predictions depend on the statistics of the whole batch, if a model computes any.
         whole = training and (self.changing or self.together > 1)
         blocks = [len(inputs)] if whole else self.blocks(len(inputs), replicas)
-        # Casting weights anew for every block makes their gradients add up over blocks in float32.
+        # Weights are cast again for every block, so that their gradients add up over blocks in float32.
         with self._rounding():
             outputs = [functional_call(self._both, names, (block,)) for block in inputs.split(blocks)]
         features, raw = (joined(parts).float() for parts in zip(*outputs, strict=True))
         return features, self.task.logits(raw)
 
     def call(self, part: str, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """What the model's head, or a network of the algorithm's own, makes of some inputs, float32."""
-        module = self.own[part] if part in self.own else getattr(self.module, part)
+        """Return the output of the model's head or of an auxiliary network, in float32.
+
+        Args:
+            part: "head", or the name of an auxiliary network.
+            params: Parameters by name.
+            inputs: Rows of inputs of that part.
+        """
+        module = self.auxiliary[part] if part in self.auxiliary else getattr(self.module, part)
         with self._rounding():
             return functional_call(module.train(), self._part(params, f"{part}."), (inputs,)).float()
 
     def _part(self, params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """The parameters under a prefix, in the types in which they are used; under none, the model's."""
+        """Return the parameters with a prefix, in their own types; without a prefix, those of the model."""
         return {
             name.removeprefix(prefix): value.to(self._types[name])
             for name, value in params.items()
-            if (name.startswith(prefix) if prefix else name.split(".")[0] not in self.own)
+            if (name.startswith(prefix) if prefix else name.split(".")[0] not in self.auxiliary)
         }
 
     def _rounding(self) -> torch.autocast:
@@ -193,19 +214,28 @@ class Network:
         )
 
     def rows_of_a_block(self, replicas: int) -> int:
-        """How many rows go through at a time where so many replicas go side by side."""
+        """Return the largest number of rows in a block.
+
+        Args:
+            replicas: Number of stacked replicas.
+        """
         rows = max(_BLOCK_ROWS[0], self._block // replicas)
         return max(self.together, rows - rows % self.together)
 
     def blocks(self, rows: int, replicas: int) -> list[int]:
-        """Sizes of about equal blocks, in which no rows are parted that are looked at side by side."""
+        """Return the sizes of about equal blocks; rows that are seen together stay in one block.
+
+        Args:
+            rows: Number of rows to split.
+            replicas: Number of stacked replicas.
+        """
         groups = math.ceil(rows / self.together)
         parts = math.ceil(groups / (self.rows_of_a_block(replicas) // self.together))
         edges = [min(rows, self.together * (i * groups // parts)) for i in range(parts + 1)]
         return [end - start for start, end in pairwise(edges)]
 
     def fingerprint(self) -> str:
-        """A digest of the architecture as it prints itself and of the weights before training."""
+        """Return a digest of the architecture, as its `repr` shows it, and of the initial weights."""
         digest = hashlib.blake2b(repr(self.module).encode(), digest_size=16)
         for name, value in (*self.params.items(), *self.buffers.items()):
             digest.update(name.encode())
@@ -213,9 +243,9 @@ class Network:
         return digest.hexdigest()
 
     def _probe(self, input_shape: Sequence[int]) -> tuple[frozenset[str], bool, int, int]:
-        """One training pass over two rows: what it changes and draws, how wide it is, and its features."""
+        """Return the changing buffers, randomness, width and features, from a training pass over two rows."""
         inputs = torch.zeros(2, *input_shape, device=self.device)
-        # BatchNorm insists on differences.
+        # Batch norm needs rows that differ.
         inputs[1] = 1
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
         sizes: list[int] = [inputs.numel()]
@@ -244,12 +274,12 @@ class Network:
         finally:
             for hook in hooks:
                 hook.remove()
-        wanted = {(2,), (2, 1)} if self.task.outputs == 1 else {(2, self.task.outputs)}
-        if not isinstance(output, Tensor) or tuple(output.shape) not in wanted:
+        shapes = {(2,), (2, 1)} if self.task.outputs == 1 else {(2, self.task.outputs)}
+        if not isinstance(output, Tensor) or tuple(output.shape) not in shapes:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise EnvariantError(
-                f"model: must give {self.task.outputs} number(s) a row for {self.task.name} data; "
-                f"two rows gave {got}"
+                f"model: must return {self.task.outputs} number(s) per row for {self.task.name} data; "
+                f"for two rows it returned {got}"
             )
         changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
         return frozenset(changed), stochastic, sum(sizes) // 2, features.shape[1]
@@ -257,23 +287,26 @@ class Network:
 
 @final
 class PureModel:
-    """A network and its buffers as algorithms see them (`algorithms.contract.Model`): a pure function.
+    """A network and its buffers as algorithms see them: a pure function (`algorithms.base.Model`).
 
     Args:
-        net: the network.
-        buffers: of this replica.
-        replicas: how many go through side by side.
+        net: The network.
+        buffers: Buffers of one replica.
+        replicas: Number of stacked replicas.
+
+    Attributes:
+        auxiliary_networks: Names of the algorithm's auxiliary networks.
     """
 
     def __init__(self, net: Network, buffers: Mapping[str, Tensor], replicas: int) -> None:
         self._net, self._buffers, self._replicas = net, buffers, replicas
-        self.auxiliary_networks = tuple(net.own)
+        self.auxiliary_networks = tuple(net.auxiliary)
 
     def __call__(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
         net = self._net
-        # Differentiation must not see running statistics change, so it gets copies to spoil.
-        spoiled = {k: v.clone() if k in net.changing else v for k, v in self._buffers.items()}
-        return net.forward(params, spoiled, inputs, training=True, replicas=self._replicas)
+        # Differentiation must not see running statistics change, so they are copied.
+        copies = {k: v.clone() if k in net.changing else v for k, v in self._buffers.items()}
+        return net.forward(params, copies, inputs, training=True, replicas=self._replicas)
 
     def head(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
         return self._net.task.logits(self._net.call("head", params, features))
@@ -283,9 +316,12 @@ class PureModel:
 
 
 def constants(module: nn.Module) -> str:
-    """A digest of what a module computes with besides parameters and buffers: its layers and attributes.
+    """Return a digest of a module's layers and attributes other than parameters and buffers.
 
-    One program can serve two modules only if these are the same.
+    Two modules can share one program only if these are equal.
+
+    Args:
+        module: The module.
     """
     digest = hashlib.blake2b(repr(module).encode(), digest_size=16)
     for name, part in module.named_modules():

@@ -1,6 +1,6 @@
-"""Which numbers the matrix products use: float32, bfloat16 where it is native, or TF32 on CUDA.
+"""Precision of matrix products: float32, bfloat16 or, on CUDA, TF32.
 
-Parameters, optimizer state, losses and penalties are float32 either way.
+Parameters, optimizer state, losses and penalties are always float32.
 """
 
 from collections.abc import Generator
@@ -16,28 +16,39 @@ from envariant.core.tasks import Regression, Task
 Precision = Literal["float32", "bfloat16", "tf32"]
 
 
-def resolve(wanted: str, device: torch.device, model: nn.Module, task: Task) -> Precision:
-    """The precision to use for "auto", "float32", "bfloat16" or "tf32".
+def resolve(requested: str, device: torch.device, model: nn.Module, task: Task) -> Precision:
+    """Return the precision to use.
 
-    "auto" takes bfloat16 only where it is native, the model has a matrix large enough to gain from it
-    (128×128) and the task is classification: three significant digits are too few for a regression.
+    "auto" chooses bfloat16 if the device has instructions for it, the model has a matrix large enough to
+    gain from it (128×128) and the task is classification; three significant digits are too few for
+    regression.
+
+    Args:
+        requested: "auto", "float32", "bfloat16" or "tf32".
+        device: Device that trains.
+        model: The model.
+        task: What is predicted.
 
     Raises:
-        EnvariantError: `wanted` is none of these, or the device does not have it.
+        EnvariantError: If `requested` is none of these, or the device does not support it.
     """
-    if wanted == "tf32" and device.type != "cuda":
-        raise EnvariantError("precision: tf32 is a GPU's; here choose auto, float32 or bfloat16")
-    if wanted in ("float32", "bfloat16", "tf32"):
-        return wanted
-    if wanted != "auto":
-        raise EnvariantError(f"precision must be auto, float32, bfloat16 or tf32; got '{wanted}'")
+    if requested == "tf32" and device.type != "cuda":
+        raise EnvariantError("precision: tf32 needs a CUDA device; choose auto, float32 or bfloat16")
+    if requested in ("float32", "bfloat16", "tf32"):
+        return requested
+    if requested != "auto":
+        raise EnvariantError(f"precision must be auto, float32, bfloat16 or tf32; got '{requested}'")
     large = any(p.dim() >= 2 and p.numel() >= 128 * 128 for p in model.parameters())
     pays = large and not isinstance(task, Regression)
     return "bfloat16" if pays and native_bfloat16(device) else "float32"
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16 products (AMX, AVX512-BF16, recent CUDA)."""
+    """Return whether a device has instructions for bfloat16 products (AMX, AVX512-BF16, recent CUDA).
+
+    Args:
+        device: Device that trains.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
@@ -46,10 +57,14 @@ def native_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def multiplying(precision: Precision, device: torch.device) -> Generator[None]:
-    """Makes a GPU multiply for the block as the precision says; elsewhere there is nothing to set.
+    """Set a GPU's matrix products to a precision within a `with` block; on a CPU there is nothing to set.
 
-    PyTorch rounds the float32 convolutions of a GPU to TF32 unless it is told not to, and picks algorithms
-    that add up in another order from run to run. Its settings are global and put back afterwards.
+    By default PyTorch rounds float32 convolutions of a GPU to TF32, and selects algorithms whose order of
+    summation differs between runs. Its settings are global; they are restored afterwards.
+
+    Args:
+        precision: Precision of the products.
+        device: Device that computes.
     """
     if device.type != "cuda":
         yield

@@ -389,8 +389,8 @@ def _inferred(
         index = (numbers == number).nonzero().flatten()
         if not len(index):
             raise EnvariantError(
-                f"{inference.name}: the reference model is right everywhere, or wrong everywhere, so no second "
-                f"environment is found; set reference_steps to fewer steps"
+                f"{inference.name}: the reference model is right everywhere, or wrong everywhere, so no "
+                f"second environment is found; set reference_steps to fewer steps"
             )
         parts.append(pooled.select(index, name=name))
     return EnvironmentSet(environments.label, tuple(parts), environments.task)

@@ -1,7 +1,7 @@
-"""A replica is one training run inside a batch of runs: its own data draw, initial weights and settings.
+"""Replicas: independent runs, each with its own seeds and hyperparameters.
 
-Three seeds, not one: two algorithms compared at replica k see the same data draw and, with one model, the
-same initial weights and batches, so that what differs between them is the algorithm.
+A replica has three seeds. Two algorithms compared at replica k see the same data draw and, with the same
+model, the same initial weights and batches, so that they differ in the algorithm only.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,13 @@ from envariant.core.schedules import Schedule
 @final
 @dataclass(frozen=True)
 class Seeds:
-    """Where a replica's randomness comes from; each below 2³²."""
+    """Seeds of one replica, each below 2³².
+
+    Attributes:
+        data: Seed of the data draw.
+        initialization: Seed of the initial weights.
+        order: Seed of the batches, of augmentation and of an algorithm's random numbers.
+    """
 
     data: int
     initialization: int
@@ -29,15 +35,22 @@ class Seeds:
 
     @classmethod
     def of(cls, seed: int, replica: int) -> "Seeds":
-        """Seeds that depend on the run's seed and the replica's number and on nothing else."""
+        """Return the seeds of a replica, which depend on nothing but the arguments.
+
+        Args:
+            seed: Base random seed of the run.
+            replica: Number of the replica.
+        """
         data, initialization, order = np.random.SeedSequence([seed, replica]).generate_state(3)
         return cls(int(data), int(initialization), int(order))
 
     def at(self, step: int) -> int:
-        """A seed for what a module draws itself in one step, such as dropout.
+        """Return the seed of random numbers that a module draws itself in one step, as dropout does.
 
-        Counting instead of carrying a generator's state means that a resumed run, or one in other
-        company, draws the same numbers.
+        It depends on the step and not on a generator's state, so a resumed run draws the same numbers.
+
+        Args:
+            step: Number of updates already made.
         """
         # torch takes seeds as signed 64-bit numbers.
         return step_key(self.order, step) >> 1
@@ -46,11 +59,11 @@ class Seeds:
 @final
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where a replica starts.
+    """Result of pretraining that a replica starts from.
 
     Attributes:
-        params: of the model, by name; what is not among them is as freshly drawn.
-        environments: to train on, in place of those of its data draw.
+        params: Pretrained parameters and buffers by name; others have new values.
+        environments: Inferred training environments; None keeps those of the data draw.
     """
 
     params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -60,14 +73,15 @@ class Start:
 @final
 @dataclass(frozen=True)
 class Replica:
-    """What one replica does its own way; everything else is in the plan that all share.
+    """What is specific to one replica; all replicas of a run share a `RunConfig`.
 
     Attributes:
-        index: its number, from 0.
-        seeds: of its data draw, initial weights and batch order.
-        algorithm: with this replica's hyperparameters.
-        learning_rate, weight_decay: of the optimizer.
-        prepared: makes its start, which may take long; None is as freshly drawn.
+        index: Number of the replica, from 0.
+        seeds: Seeds of data draw, initial weights and batches.
+        algorithm: The algorithm, with this replica's hyperparameters.
+        learning_rate: Learning rate, a number or a schedule of the step.
+        weight_decay: Weight decay of the optimizer.
+        prepared: Runs the pretraining, which may take long; None starts from new weights.
     """
 
     index: int
@@ -79,5 +93,5 @@ class Replica:
 
     @cached_property
     def start(self) -> Start:
-        """Its start, made when it is first asked for."""
+        """Result of the pretraining, which runs when this is first read."""
         return Start() if self.prepared is None else self.prepared()

@@ -112,7 +112,8 @@ def run(
     Raises:
         EnvariantError: If a name is unknown, or data, model and algorithm do not fit one another.
     """
-    requested = execution_request(members[0].spec.execution)
+    how = members[0].spec.execution
+    request = how if isinstance(how, Execution) else execution_request(how)
     budget = memory_in_bytes(members[0].spec.memory)
     source = source_of(members[0].spec.data)
     resolved = _resolve_all(members, source)
@@ -136,8 +137,10 @@ def run(
     replicas = [
         prepared(replica, first.source, config, first.pretraining, on_pretraining) for replica in replicas
     ]
-    begun = None if resumption is None else resumption.execution
-    execution = begun or choose(requested, first.source, replicas, config, budget)
+    execution = None if resumption is None else resumption.execution
+    if execution is None:
+        is_known = isinstance(request, Execution)
+        execution = request if is_known else choose(request, first.source, replicas, config, budget)
     record = _record(members, first, sample, execution, net)
     resume = () if resumption is None else resumption.begin(record)
 

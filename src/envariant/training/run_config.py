@@ -1,4 +1,4 @@
-"""What all replicas of a run share, and the networks with which each of them starts."""
+"""Settings that all replicas of a run share, and each replica's initial network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,21 +22,21 @@ from envariant.training.replicas import Replica
 @final
 @dataclass(frozen=True)
 class RunConfig:
-    """What all replicas of a run share.
+    """Settings that all replicas of a run share.
 
     Attributes:
-        model: builds the network.
-        optimizer: the update rule.
-        steps: updates of each replica.
-        batch_size: rows of each training environment a step, drawn with replacement; None is all rows.
-        evaluate_every: steps between measurements; the first and the last step are measured anyway.
+        model: Function that builds the network.
+        optimizer: The update rule.
+        steps: Number of updates of each replica.
+        batch_size: Rows of each training environment per step, drawn with replacement; None is all rows.
+        evaluate_every: Steps between measurements; the first and the last step are always measured.
         precision: "auto", "float32", "bfloat16" or "tf32".
-        augmentation: of training inputs.
-        test: names of held-out environments; None is the data's own choice.
-        device: where to train.
-        compiled: whether to compile each program.
-        freeze: "features" to train the head alone.
-        adapt: test-time adaptation to each environment before its rows are predicted.
+        augmentation: Augmentation of training inputs; None leaves them as they are.
+        test: Names of the test environments; None is the data's default.
+        device: Device that trains.
+        compiled: Whether to compile each step program.
+        freeze: "features" trains the head only; None trains all parameters.
+        adapt: Test-time adaptation to an environment before its rows are predicted; None is none.
     """
 
     model: ModelBuilder
@@ -53,54 +53,86 @@ class RunConfig:
     adapt: Adapt | None = None
 
     def measures_at(self, step: int) -> bool:
-        """Whether every environment is to be measured after so many updates."""
+        """Return whether every environment is measured after so many updates.
+
+        Args:
+            step: Number of updates made.
+        """
         return step % self.evaluate_every == 0 or step == self.steps
 
 
-def network(environments: EnvironmentSet, replica: Replica, plan: RunConfig) -> tuple[Network, TrainContext]:
-    """The replica's network with its initial weights, and what the algorithm is told of it and the data."""
-    module, setting = module_of(environments, replica, plan)
+def network(
+    environments: EnvironmentSet, replica: Replica, config: RunConfig
+) -> tuple[Network, TrainContext]:
+    """Return the replica's network with its initial weights, and what the algorithm knows of the training.
+
+    Args:
+        environments: Environments of the replica.
+        replica: The replica.
+        config: Settings of the run.
+
+    Raises:
+        EnvariantError: If data, model and algorithm do not fit one another.
+    """
+    module, context = module_of(environments, replica, config)
     net = Network(
         module,
         environments.task,
-        precision.resolve(plan.precision, plan.device, module, environments.task),
-        plan.device,
+        precision.resolve(config.precision, config.device, module, environments.task),
+        config.device,
         needs_features=replica.algorithm.needs_features,
         input_shape=environments.input_shape,
     )
-    setting = replace(setting, features=net.features)
-    net.adopt(own_networks(replica, setting, plan.device))
-    return net, setting
+    context = replace(context, features=net.features)
+    net.adopt(auxiliary_networks(replica, context, config.device))
+    return net, context
 
 
-def own_networks(replica: Replica, context: TrainContext, device: torch.device) -> Mapping[str, nn.Module]:
-    """The networks that the replica's algorithm has of its own, with their initial weights."""
-    # Another seed than the model's, whose weights are then the same with any algorithm.
+def auxiliary_networks(
+    replica: Replica, context: TrainContext, device: torch.device
+) -> Mapping[str, nn.Module]:
+    """Return the auxiliary networks of the replica's algorithm, with their initial weights.
+
+    Args:
+        replica: The replica.
+        context: What the algorithm knows of the training.
+        device: Device that trains.
+    """
+    # Not the model's seed, so that the model's weights are the same with every algorithm.
     with private_random_numbers(mixed(replica.seeds.initialization) >> 1, device):
         return replica.algorithm.auxiliary_networks(context)
 
 
 def module_of(
-    environments: EnvironmentSet, replica: Replica, plan: RunConfig
+    environments: EnvironmentSet, replica: Replica, config: RunConfig
 ) -> tuple[nn.Module, TrainContext]:
-    """The model as the algorithm wants it, and what the algorithm may know beforehand."""
+    """Return the model as the algorithm changes it, and what the algorithm knows of the training.
+
+    Args:
+        environments: Environments of the replica.
+        replica: The replica.
+        config: Settings of the run.
+
+    Raises:
+        EnvariantError: If the model is not a module, or does not suit the algorithm.
+    """
     task = environments.task
-    with private_random_numbers(replica.seeds.initialization, plan.device):
-        module: object = plan.model(environments.input_shape, task.outputs)
+    with private_random_numbers(replica.seeds.initialization, config.device):
+        module: object = config.model(environments.input_shape, task.outputs)
         if not isinstance(module, nn.Module):
             raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
         inference = replica.algorithm.environment_inference
-        training = [name for name, role in environments.roles(plan.test).items() if role == "train"]
-        setting = TrainContext(
+        training = [name for name, role in environments.roles(config.test).items() if role == "train"]
+        context = TrainContext(
             tuple(training) if inference is None else inference.environment_names,
             # Inferred environments have no sizes before they are inferred.
             tuple(len(environments[name]) for name in training) if inference is None else (),
             task,
             input_shape=tuple(environments.input_shape),
             linear_head=isinstance(getattr(module, "head", None), nn.Linear),
-            build=lambda shape: plan.model(shape, task.outputs),
+            build=lambda shape: config.model(shape, task.outputs),
         )
-        module = replica.algorithm.wrap_model(module, setting)
-    if plan.freeze is not None:
+        module = replica.algorithm.wrap_model(module, context)
+    if config.freeze is not None:
         featurizer_and_head(module, "freeze")[0].requires_grad_(False)
-    return module, setting
+    return module, context

@@ -1,9 +1,8 @@
 """One step of K replicas as one program: a list of tensor operations without Python between them.
 
 An algorithm is a pure function, so K replicas of it are the same function of stacked tensors
-(`torch.func.vmap`). What Python does to build a step, differentiating and stacking, is the same at every
-step; so it is done once, recorded, and from then on only the recorded operations run. They are the same
-operations on the same numbers, hence the same bits.
+(`torch.func.vmap`). Python builds the operations of a step, by differentiation and stacking, in the same way
+at every step. They are therefore recorded once and replayed, with bit-identical results.
 """
 
 import logging
@@ -24,26 +23,28 @@ from envariant.core.step_context import StepContext
 from envariant.training.batch_sampler import Axis
 from envariant.training.network import Network, PureModel
 
-# Recording takes about a second, most of it a first import, and saves about half a millisecond a step. Of a
-# step that makes many numbers it saves more, because less is held in memory: so much for each _LARGE_STEP.
+# Recording takes about a second, most of it a first import, and saves about half a millisecond per step. It
+# saves as much again for every `_LARGE_STEP` activations, because less is held in memory.
 _WORTH_RECORDING = 2000
 _LARGE_STEP = 2_000_000
 
 
 @final
 class StepInputs(NamedTuple):
-    """What a step starts from; every tensor but `step` has the replicas along its first axis.
+    """Inputs of a step program; every tensor but `step` has the replicas along its first axis.
 
     Attributes:
-        params, buffers: of the networks.
-        state: of the algorithm.
-        inputs, targets: of the batch; their axis of replicas is the program's `axes`.
-        numbers: the algorithm's hyperparameters at this step.
-        keys: of the step's random numbers.
-        rates: learning rates.
-        alive: which replicas have been finite so far.
-        failed_at: the step at which a replica ceased to be, else -1.
-        step: updates made.
+        params: Parameters by name.
+        buffers: Buffers by name.
+        state: State of the algorithm.
+        inputs: Inputs of the batch; the axis of replicas is the program's.
+        targets: Targets of the batch; the axis of replicas is the program's.
+        numbers: Hyperparameters of the algorithm at this step.
+        keys: Keys of the step's random numbers.
+        rates: Learning rates at this step.
+        alive: Which replicas have not diverged.
+        failed_at: Step at which a replica diverged; -1 if it has not.
+        step: Number of updates already made.
     """
 
     params: dict[str, Tensor]
@@ -61,14 +62,15 @@ class StepInputs(NamedTuple):
 
 @final
 class StepOutputs(NamedTuple):
-    """What a step makes.
+    """Outputs of a step program.
 
     Attributes:
-        gradients: all parameters end to end; 0 for replicas that are not alive.
-        buffers: those that a training pass changes.
-        state: of the algorithm.
-        metrics: in the order of the program's `metrics`.
-        alive, failed_at: brought up to date.
+        gradients: Gradients of all parameters, concatenated; 0 for replicas that have diverged.
+        buffers: New values of the buffers that a training pass changes.
+        state: New state of the algorithm.
+        metrics: Metrics of the algorithm, in the order of the program's `metrics`.
+        alive: Which replicas have not diverged, this step included.
+        failed_at: Step at which a replica diverged; -1 if it has not.
     """
 
     gradients: Float[Tensor, "replicas numbers"]
@@ -84,19 +86,19 @@ Function = Callable[..., Any]
 
 @final
 class StepProgram:
-    """The step of `replicas` replicas of one algorithm and one architecture.
+    """Program of one step of a stack of replicas with one algorithm and one architecture.
 
     Args:
-        net: the architecture.
-        algorithm: whose numbers are replaced by `StepInputs.numbers`.
-        sizes: rows of each environment in a batch.
-        axes: of the replicas in inputs and targets.
-        replicas: how many; one alone is run without `vmap`.
-        calls: how often it will be called, which decides whether recording pays.
-        compiled: whether to compile the recorded operations (`torch.compile`).
+        net: The architecture.
+        algorithm: The algorithm; `StepInputs.numbers` replace its hyperparameters.
+        sizes: Rows of each environment in a batch.
+        axes: Axes of the replicas in inputs and targets.
+        replicas: Number of replicas; a single one runs without `vmap`.
+        calls: Expected number of calls, which decides whether recording pays.
+        compiled: Whether to compile the recorded operations (`torch.compile`).
 
     Attributes:
-        metrics: names of the algorithm's metrics; known after the first call.
+        metrics: Names of the algorithm's metrics; known after the first call.
     """
 
     def __init__(
@@ -112,41 +114,45 @@ class StepProgram:
     ) -> None:
         self._net, self._algorithm, self._sizes = net, algorithm, sizes
         self._axes, self._replicas, self._compiled = axes, replicas, compiled
-        # Of one replica, whatever their number: a group of any size is run in the same way.
-        numbers = sum(sizes) * net.width
-        worth = calls * max(1, numbers // _LARGE_STEP) >= _WORTH_RECORDING
-        # What dropout draws depends on a global generator, and so it stays with Python.
+        # Counted for one replica, so that stacks of any size run in the same way.
+        activations = sum(sizes) * net.width
+        worth = calls * max(1, activations // _LARGE_STEP) >= _WORTH_RECORDING
+        # Random numbers of dropout come from a global generator, which a recording does not call.
         self._to_be_recorded = (compiled or worth) and not net.stochastic
         self._recorded: Function | None = None
         self.metrics: tuple[str, ...] = ()
 
-    def __call__(self, given: StepInputs) -> StepOutputs:
-        """One step."""
+    def __call__(self, inputs: StepInputs) -> StepOutputs:
+        """Compute one step.
+
+        Args:
+            inputs: State, batch and hyperparameters of the step.
+        """
         with torch.no_grad():
             if self._to_be_recorded:
                 self._to_be_recorded = False
-                self._recorded = self._record(given)
+                self._recorded = self._record(inputs)
             if self._recorded is None:
-                return self._step(*given)
+                return self._step(*inputs)
             if not self._compiled:
-                return StepOutputs(*self._recorded(*given))
-            gradients, *rest = _compiling(self._recorded, given)
+                return StepOutputs(*self._recorded(*inputs))
+            gradients, *rest = _compiling(self._recorded, inputs)
             if self._net.device.type == "cuda":
-                # A CUDA graph writes its results to the same place at the next step; gradients are used
-                # before that, everything else is kept.
+                # A CUDA graph overwrites its results at the next step. Gradients are used before that; the
+                # rest is copied.
                 rest = [_each(torch.clone, tree) for tree in rest]
             return StepOutputs(gradients, *rest)
 
-    def _step(self, *given: Any) -> StepOutputs:
-        """What is recorded: all replicas, and which of them are still finite."""
-        params, buffers, state, inputs, targets, numbers, keys, rates, alive, failed_at, step = given
+    def _step(self, *arguments: Any) -> StepOutputs:
+        """Compute the step of all replicas and freeze those whose gradient is infinite or NaN."""
+        params, buffers, state, inputs, targets, numbers, keys, rates, alive, failed_at, step = arguments
         together = over_replicas(self._one, (0, 0, 0, *self._axes, 0, 0, 0, None), self._replicas)
         gradients, changed, new, metrics = together(
             params, buffers, state, inputs, targets, numbers, keys, rates, step
         )
         _check_state(state, new)
         total = gradients.sum(dim=1)
-        # Infinity less itself is NaN, so this is finiteness in two operations.
+        # Infinity minus itself is NaN, so these two operations test for finite values.
         finite = (total - total) == 0
         failed_at = torch.where(alive & ~finite, step, failed_at)
         alive = alive & finite
@@ -183,73 +189,73 @@ class StepProgram:
         reported = [value.to(flat.dtype).flatten() for value in metrics.values()]
         return flat, changed, state, torch.cat(reported) if reported else flat.new_zeros(0)
 
-    def _record(self, given: StepInputs) -> Function | None:
+    def _record(self, inputs: StepInputs) -> Function | None:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         try:
-            # On tensors without numbers, so that recording takes neither their memory nor their time.
-            recorded = make_fx(lambda *given: tuple(self._step(*given)), tracing_mode="fake")(*given)
+            # Fake tensors have no values, so that recording takes neither memory nor time for them.
+            recorded = make_fx(lambda *values: tuple(self._step(*values)), tracing_mode="fake")(*inputs)
         except EnvariantError:
             raise
         except Exception as error:
-            # An algorithm or a model of the user's own may do what cannot be recorded.
-            logging.getLogger(__name__).info("not recorded: %s", error)
+            # A user's algorithm or model may contain operations that cannot be recorded.
+            logging.getLogger(__name__).info("step not recorded: %s", error)
             return None
         if not self._compiled:
             return _without_idle_casts(recorded)
-        # Compilers make a program for each shape; ours never changes shape.
+        # Compilers make a program for each shape; the shapes of a step never change.
         mode = "reduce-overhead" if self._net.device.type == "cuda" else None
         return torch.compile(recorded, mode=mode, dynamic=False)
 
 
 def _without_idle_casts(recorded: GraphModule) -> GraphModule:
-    """The same operations, with no copy where a tensor turns out to have the type that it is cast to.
+    """Return the same operations without copies where a tensor already has the type that it is cast to.
 
-    PyTorch's descriptions of its operations err here and there: that of the group norm's derivative says
-    float32 where bfloat16 comes out, and the recorded cast would copy it to bfloat16.
+    PyTorch's fake tensors have the wrong type in places: the derivative of group norm is described as
+    float32 where it is bfloat16, and the recorded cast to bfloat16 would copy it.
     """
     aten = torch.ops.aten
     for node in recorded.graph.find_nodes(op="call_function", target=aten._to_copy.default):
-        (source,), wanted = node.args, node.kwargs.get("dtype")
-        described = source.meta["val"].dtype if isinstance(source, Node) else wanted
-        # What is also moved, or laid out anew, stays as it was recorded.
-        if described != wanted and set(node.kwargs) == {"dtype"}:
-            node.target, node.args, node.kwargs = aten.to.dtype, (source, wanted), {}
+        (source,), dtype = node.args, node.kwargs.get("dtype")
+        described = source.meta["val"].dtype if isinstance(source, Node) else dtype
+        # Casts that also change the device or the memory layout stay as they are.
+        if described != dtype and set(node.kwargs) == {"dtype"}:
+            node.target, node.args, node.kwargs = aten.to.dtype, (source, dtype), {}
     recorded.recompile()
     return recorded
 
 
-def _compiling(step: Function, given: StepInputs) -> tuple[Any, ...]:
-    """A step whose first call compiles it, which needs a compiler."""
+def _compiling(step: Function, inputs: StepInputs) -> tuple[Any, ...]:
+    """Call a step whose first call compiles it, which needs a C++ compiler."""
     try:
-        return step(*given)
+        return step(*inputs)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EnvariantError(
-            f"compile: PyTorch could not compile the program ({first}); it needs a C++ compiler. "
-            f"Leave --compile out, or mend that"
+            f"compile: PyTorch could not compile the program ({first}); install a C++ compiler, or set "
+            f"compile to false"
         ) from error
 
 
 def over_replicas(function: Function, axes: tuple[Axis, ...], replicas: int) -> Function:
-    """A function of one replica as a function of stacks of them.
+    """Return a function of stacks of replicas from a function of one replica.
 
     Args:
-        function: of trees of tensors (nested mappings), returning one tree or a tuple of them.
-        axes: for each argument 0, if it has the replicas along its first axis, or None.
-        replicas: how many there are; one alone needs no `vmap`.
+        function: Function of trees of tensors (nested mappings) that returns one tree or a tuple of trees.
+        axes: Axis of the replicas in each argument: 0, or None where all share it.
+        replicas: Number of replicas; for a single one, `vmap` is not used.
     """
     if replicas > 1:
         return vmap(function, in_dims=axes)
 
     def alone(*arguments: Any) -> Any:
-        given = (
+        single = (
             _each(_only, argument) if axis == 0 else argument
             for argument, axis in zip(arguments, axes, strict=True)
         )
-        return _each(_stack_of_one, function(*given))
+        return _each(_stack_of_one, function(*single))
 
     return alone
 
@@ -263,7 +269,7 @@ def _each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def _chosen(alive: Tensor, new: Any, old: Any) -> Any:
-    """The new tree where a replica is alive, the old one where it is not."""
+    """Return the new tree where a replica is alive, the old one where it has diverged."""
     if isinstance(new, Tensor):
         return torch.where(alive.view(-1, *(1,) * (new.dim() - 1)), new, old)
     return {key: _chosen(alive, value, old[key]) for key, value in new.items()}
@@ -272,7 +278,7 @@ def _chosen(alive: Tensor, new: Any, old: Any) -> Any:
 def _check_state(before: State, after: State) -> None:
     if _shape(before) != _shape(after):
         raise EnvariantError(
-            f"algorithm: its state must keep the keys and shapes that init gave it; "
+            f"algorithm: its state must keep the keys and shapes that init returned; "
             f"got {_shape(after)} after {_shape(before)}"
         )
 

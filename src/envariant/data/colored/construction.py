@@ -43,12 +43,7 @@ class Theory:
 
 
 def theory(label_noise: float, flip: float) -> Theory:
-    """Return the closed forms by Bayes' rule; given the label, shape and color are independent.
-
-    Args:
-        label_noise: Probability that the label differs from the shape's class.
-        flip: Probability that the color differs from the label.
-    """
+    """Return the closed forms by Bayes' rule; given the label, shape and color are independent."""
     q, e = label_noise, flip
     agree = (1 - q) * (1 - e) + q * e
     # P(y = 1 | s = 1, c = 1) and P(y = 1 | s = 1, c = 0), each with the probability of its case.
@@ -77,11 +72,6 @@ def names(
     """Return a name for every environment, such as `flip-0.2`.
 
     A test environment with the flip of a training environment is named `test-flip-0.2`.
-
-    Args:
-        train: Color flip probabilities of the training environments.
-        test: Color flip probabilities of the test environments.
-        name: Function from a flip probability to a name.
     """
     return [*map(name, train), *(f"{'test-' if flip in train else ''}{name(flip)}" for flip in test)]
 
@@ -124,13 +114,7 @@ def grayscale(environment: Environment) -> Environment:
 
 
 def as_rgb(environment: Environment, mean: float, deviation: float) -> Environment:
-    """Return the same rows as RGB images with an empty blue channel, standardized as in protocol "thirds".
-
-    Args:
-        environment: Environment with two color channels.
-        mean: Mean to subtract.
-        deviation: Standard deviation to divide by.
-    """
+    """Return the same rows as RGB images with an empty blue channel, standardized as in protocol "thirds"."""
     rgb = torch.zeros(len(environment), 3, *environment.inputs.shape[2:])
     rgb[:, :2] = (environment.inputs - mean) / deviation
     return Environment(environment.name, rgb, environment.targets, environment.attributes)
@@ -218,11 +202,7 @@ class ColoredSource(DigitSource):
         """Probability in each environment that the color differs from the label."""
 
     def facts(self, sample: EnvironmentSet) -> Sequence[Facts]:
-        """Return measured and theoretical shares of every environment.
-
-        Args:
-            sample: Environments sampled from this source.
-        """
+        """Return measured and theoretical shares of every environment."""
         roles = sample.roles()
         facts: list[Facts] = []
         for environment, flip in zip(sample.environments, self.flips, strict=True):

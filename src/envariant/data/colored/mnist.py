@@ -219,10 +219,6 @@ def decode_idx(data: bytes, name: str) -> Bytes:
     IDX is big-endian: two zero bytes, the element type (8: unsigned byte), the number of dimensions, a
     32-bit size for each, then the elements, last dimension fastest.
 
-    Args:
-        data: Content of the file.
-        name: Name of the file, for error messages.
-
     Raises:
         EnvariantError: If the header is invalid, or does not fit the length of the data.
     """
@@ -245,12 +241,7 @@ def encode_idx(array: Bytes) -> bytes:
 
 
 def write_idx(path: Path, array: Bytes) -> None:
-    """Write an IDX file atomically, even if other processes read or write it.
-
-    Args:
-        path: Path of the file.
-        array: Labels or images.
-    """
+    """Write an IDX file atomically, even if other processes read or write it."""
     # Files of `tempfile` are readable by their owner only, but caches are shared.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

@@ -77,9 +77,6 @@ class ColoredMNIST(construction.ColoredSource):
     def sample(self, seed: int) -> EnvironmentSet:
         """Sample the environments of one data draw.
 
-        Args:
-            seed: Seed of the data draw.
-
         Raises:
             EnvariantError: If MNIST cannot be found or fetched.
         """
@@ -97,11 +94,6 @@ class ColoredMNIST(construction.ColoredSource):
 
 def check_chances(where: str, key: str, values: Flips) -> None:
     """Check that values are distinct probabilities.
-
-    Args:
-        where: Name of the source, for the error message.
-        key: Name of the setting.
-        values: The probabilities.
 
     Raises:
         EnvariantError: If one is not a number in [0, 1], or occurs twice.

@@ -194,9 +194,6 @@ class ImageSource(SpecSource):
     def sample(self, seed: int) -> EnvironmentSet:
         """Return all images, whatever the seed.
 
-        Args:
-            seed: Ignored.
-
         Raises:
             EnvariantError: If the folder does not have the expected layout, a file cannot be read, or memory
                 does not suffice.

@@ -84,12 +84,7 @@ def read(
 
 
 def to_float(pixels: Pixels, *, normalize: bool) -> Float[Tensor, "rows 3 size size"]:
-    """Return bytes as float32 values between 0 and 1, or standardized.
-
-    Args:
-        pixels: Images as bytes.
-        normalize: Whether to subtract ImageNet's mean and divide by its standard deviation.
-    """
+    """Return bytes as float32 values between 0 and 1, or standardized."""
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
     out = torch.empty(pixels.shape)
     for start in range(0, len(pixels), _ROWS_PER_BLOCK):
@@ -103,11 +98,6 @@ def to_float(pixels: Pixels, *, normalize: bool) -> Float[Tensor, "rows 3 size s
 
 def check_memory(where: str, rows: int, size: int) -> None:
     """Check that images fit into memory as float32.
-
-    Args:
-        where: Name of the source, for the error message.
-        rows: Number of images.
-        size: Side of an image in pixels.
 
     Raises:
         EnvariantError: If they need more than the free memory; the message suggests a size that fits.
@@ -164,10 +154,6 @@ def _key(root: Path, files: Sequence[str], size: int) -> str:
 def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_result]]:
     """Return every file with its size and times.
 
-    Args:
-        root: Folder of the images.
-        files: Paths relative to the folder.
-
     Raises:
         EnvariantError: If files are missing.
     """
@@ -196,7 +182,7 @@ def _cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
 
 
 def _store(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
-    """Writes the file whole or not at all, whoever else writes or reads it meanwhile."""
+    """Write the cache file atomically, even if other processes read or write it."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     try:

@@ -45,9 +45,6 @@ class Rows:
 
         The training split keeps the name of the environment; other splits add theirs in parentheses.
 
-        Args:
-            where: Name of the source, for error messages.
-
         Raises:
             EnvariantError: If a split is unknown, or there are too few classes or environments.
         """

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from envariant.core.errors import EnvariantError
-from envariant.data.tables.kinds import KINDS, ColumnChunk, ColumnKind, Kind
+from envariant.data.tables.kinds import KINDS, Category, ColumnChunk, ColumnKind, Kind
 
 
 @final
@@ -91,10 +91,6 @@ def read_chunk(
 def infer_column(name: str, chunks: Sequence[ColumnChunk]) -> Column:
     """Return the column that consecutive chunks make; its kind is inferred from all of them.
 
-    Args:
-        name: Name of the column.
-        chunks: One or more, in order; pandas may have inferred different types for them.
-
     Raises:
         EnvariantError: If a few texts stand among numbers or dates.
     """
@@ -104,10 +100,10 @@ def infer_column(name: str, chunks: Sequence[ColumnChunk]) -> Column:
         values = [np.full(len(c.values), np.nan, np.float32) if c.blank else c.values for c in chunks]
         return Column(name, next(iter(kinds), None) or "number", np.concatenate(values))
     texts = _joined([_as_text(chunk) for chunk in chunks])
-    for kind in KINDS.values():
-        if (kind.categorical or not categorical) and (parsed := kind.infer(name, texts)) is not None:
+    for kind in () if categorical else KINDS.values():
+        if (parsed := kind.infer(name, texts)) is not None:
             return Column(name, kind.name, *parsed)
-    raise AssertionError("every text is a category")
+    return Column(name, Category.name, *Category().infer(name, texts))
 
 
 def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
@@ -119,12 +115,6 @@ def column_of_kind(name: str, chunk: ColumnChunk, kind: Kind, *, first_row: int 
     """Return some rows of a column whose kind is known from training.
 
     A category may arrive as numbers, a boolean as 0 and 1 or as words, a number or a date as text.
-
-    Args:
-        name: Name of the column.
-        chunk: The rows.
-        kind: Name of the required kind.
-        first_row: Number of preceding rows, for error messages.
 
     Raises:
         EnvariantError: If a value is not of that kind.
@@ -142,10 +132,6 @@ def column_of_kind(name: str, chunk: ColumnChunk, kind: Kind, *, first_row: int 
 
 def write(columns: Sequence[Column], folder: Path) -> None:
     """Store columns in a folder, as `columns.safetensors` and `columns.json`.
-
-    Args:
-        columns: The columns.
-        folder: The folder; created if it does not exist.
 
     Raises:
         EnvariantError: If the folder cannot be written.
@@ -165,9 +151,6 @@ def write(columns: Sequence[Column], folder: Path) -> None:
 def read(folder: Path) -> tuple[Column, ...]:
     """Load columns that `write` stored.
 
-    Args:
-        folder: The folder.
-
     Raises:
         EnvariantError: If the files are missing or damaged.
     """
@@ -178,7 +161,10 @@ def read(folder: Path) -> tuple[Column, ...]:
             Column(header.name, header.kind, arrays[str(k)], header.categories)
             for k, header in enumerate(headers)
         )
-    except (OSError, SafetensorError, ValidationError, KeyError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise EnvariantError(f"{folder}: holds a damaged table ({reason})") from None
+    except (OSError, SafetensorError, KeyError, UnicodeDecodeError) as error:
         raise EnvariantError(f"{folder}: holds no table, or a damaged one ({error})") from None
 
 

@@ -49,11 +49,7 @@ class Encoder:
         return slices
 
     def encode(self, columns: Mapping[str, Column]) -> NDArray[np.float32]:
-        """Return the inputs, `[rows, inputs]`.
-
-        Args:
-            columns: Columns by name, all with the same rows.
-        """
+        """Return the inputs, `[rows, inputs]`."""
         rows = len(next(iter(columns.values())))
         inputs = np.zeros((rows, len(self.names)), dtype=np.float32)
         for encoding, part in zip(self.columns, self.slices.values(), strict=True):
@@ -65,11 +61,7 @@ class Encoder:
 
 
 def fit(columns: Iterable[Column]) -> Encoder:
-    """Return the encoder learned from training rows; columns that do not vary among them are left out.
-
-    Args:
-        columns: Training rows of every column.
-    """
+    """Return the encoder learned from training rows; columns that do not vary among them are left out."""
     encodings = (column.type.fit(column.name, column.values, column.categories) for column in columns)
     return Encoder(tuple(encoding for encoding in encodings if encoding is not None))
 

@@ -171,12 +171,7 @@ def _single(label: str, header: Sequence[str]) -> None:
 
 
 def labeled(label: str, error: EnvariantError) -> EnvariantError:
-    """Return the error with the name of the table in front.
-
-    Args:
-        label: Name of the table.
-        error: The error.
-    """
+    """Return the error with the name of the table in front."""
     return error if str(error).startswith(label) else EnvariantError(f"{label}: {error}")
 
 

@@ -34,12 +34,6 @@ def rows_with_values(
 ) -> NDArray[np.bool_]:
     """Return which rows have both a target and an environment, `[rows]`.
 
-    Args:
-        label: Name of the table, for error messages.
-        target: The target column.
-        environment: The environment column.
-        log: Receives an entry for each of the two columns with missing values.
-
     Raises:
         EnvariantError: If one of the two columns holds no value at all.
     """
@@ -55,11 +49,7 @@ def rows_with_values(
 
 
 def named_environments(column: Column) -> Column:
-    """Return the environment column with one-line names, numbers in numerical order.
-
-    Args:
-        column: The environment column, a category.
-    """
+    """Return the environment column with one-line names, numbers in numerical order."""
     names = [_one_line(category) for category in column.categories]
     ordered = in_order(names)
     code_of = {name: code for code, name in enumerate(ordered)}
@@ -121,10 +111,6 @@ def pool_small(
 def weights_entry(label: str, weights: Column) -> LogEntry:
     """Return the log entry of a column of sample weights.
 
-    Args:
-        label: Name of the table, for error messages.
-        weights: The column.
-
     Raises:
         EnvariantError: If a weight is missing, negative or not a number.
     """
@@ -138,11 +124,6 @@ def weights_entry(label: str, weights: Column) -> LogEntry:
 
 def as_target(label: str, target: Column, task: TaskName) -> Column:
     """Return the target as a task needs it: numbers, a boolean, or a category without unused classes.
-
-    Args:
-        label: Name of the table, for error messages.
-        target: The target column, without missing values.
-        task: The task.
 
     Raises:
         EnvariantError: If the target is constant, or does not fit the task.

@@ -101,9 +101,6 @@ class Table:
     def write(self, folder: Path) -> None:
         """Store the table in a folder, for `load`.
 
-        Args:
-            folder: The folder; created if it does not exist.
-
         Raises:
             EnvariantError: If the folder cannot be written.
         """
@@ -136,9 +133,6 @@ _SIDE = TypeAdapter(_Side)
 
 def load(folder: Path) -> Table:
     """Load a table that `Table.write` stored.
-
-    Args:
-        folder: The folder.
 
     Raises:
         EnvariantError: If the folder holds no table, or a damaged one.

@@ -128,10 +128,7 @@ def _apart(folder: Path, plan: _Plan, threads: int) -> None:
 
 def _train_if_free(store: Store, job: int, plan: _Plan, on_progress: ProgressCallback) -> None:
     """Train a job, unless another process does."""
-    known = plan.execution if isinstance(plan.execution, Execution) else None
-    recorder = Recorder.open(
-        store, job, compared_in=lambda record: compared_in(plan.study, record), execution=known
-    )
+    recorder = Recorder.open(store, job, lambda record: compared_in(plan.study, record))
     if recorder is None:
         return
     try:
@@ -146,8 +143,7 @@ def _train(store: Store, number: int, recorder: Recorder, plan: _Plan, on_progre
     if not members:
         recorder.finish()
         return
-    request = "auto" if isinstance(plan.execution, Execution) else plan.execution
-    job = Job(plan.study, members, request, plan.memory)
+    job = Job(plan.study, members, plan.execution, plan.memory)
     try:
         steps = job.steps()
         for update in perform(job, recorder):

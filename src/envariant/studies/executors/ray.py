@@ -15,7 +15,7 @@ import torch
 from envariant.core.errors import EnvariantError
 from envariant.studies.jobs import Job, compared_in, perform
 from envariant.studies.study import Study, stored_study
-from envariant.training.execution import execution_request
+from envariant.training.execution import Execution, execution_request
 from envariant.training.history import HistoryRow
 from envariant.training.progress import ProgressCallback, ignore
 from envariant.training.record import Record
@@ -52,7 +52,8 @@ def sweep(
     Raises:
         EnvariantError: If Ray is not installed or cannot be reached, or the store cannot be written.
     """
-    execution_request(cast("Any", execution))
+    if not isinstance(execution, Execution):
+        execution_request(cast("Any", execution))
     ray = _ray()
     if not ray.is_initialized():
         try:

@@ -29,7 +29,6 @@ class Recorder:
         job: Number of the job.
         lock: Lock of the job, held by this process.
         compared_in: Gives the metric in which runs are compared and its direction; None is the task's own.
-        execution: How to execute a job that has not begun; None lets it be chosen.
 
     Attributes:
         record: What the job trains, as it was first stored; None before it has begun.
@@ -42,14 +41,13 @@ class Recorder:
         job: int,
         lock: FileLock,
         compared_in: Callable[[Record], tuple[str, bool]] | None = None,
-        execution: Execution | None = None,
     ) -> None:
         self._store, self._job, self._compared_in = store, job, compared_in
         self._folder = store.checkpoints(job)
         self.record = store.record(job)
         self.rows: list[HistoryRow] = []
         self._saved = time.monotonic()
-        self._lock, self._execution = lock, execution
+        self._lock = lock
 
     @classmethod
     def open(
@@ -57,7 +55,6 @@ class Recorder:
         store: Store,
         job: int,
         compared_in: Callable[[Record], tuple[str, bool]] | None = None,
-        execution: Execution | None = None,
     ) -> "Recorder | None":
         """Lock a job for this process; return None if another process trains it.
 
@@ -75,12 +72,12 @@ class Recorder:
             raise EnvariantError(
                 f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
             ) from None
-        return cls(store, job, lock, compared_in, execution)
+        return cls(store, job, lock, compared_in)
 
     @property
     def execution(self) -> Execution | None:
-        """Execution with which the job was begun, or the given one; None if it has to be chosen."""
-        return self._execution if self.record is None else self.record.execution
+        """Execution with which the job was begun; None if it was not."""
+        return None if self.record is None else self.record.execution
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
         """Store the record, or check it against the stored one, and return the checkpoints to resume from.

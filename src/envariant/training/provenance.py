@@ -1,4 +1,4 @@
-"""What a result must remember about where it came from: versions, machine, threads, command."""
+"""Provenance of a result: versions, machine, threads and command."""
 
 import os
 import platform
@@ -14,13 +14,13 @@ _PACKAGES = ("envariant", "torch", "numpy", "scipy", "pandas", "scikit-learn", "
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of every package whose numbers enter a result."""
+    """Return the versions of Python and of every package whose numbers enter a result."""
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
-    """The processor, its cores and the threads that PyTorch uses."""
-    found: dict[str, str | int] = {
+    """Return the system, the processor, its cores, and the accelerator."""
+    facts: dict[str, str | int] = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
@@ -28,12 +28,12 @@ def hardware(device: torch.device) -> dict[str, str | int]:
         "device": str(device),
     }
     if device.type == "cuda":
-        found["accelerator"] = torch.cuda.get_device_name(device)
-    return found
+        facts["accelerator"] = torch.cuda.get_device_name(device)
+    return facts
 
 
 def command() -> str:
-    """The `envariant` command that started this process; empty under any other program."""
+    """Return the `envariant` command that started this process; "" under any other program."""
     program, *arguments = sys.argv or [""]
     path = Path(program)
     ours = path.stem == "envariant" or path.parts[-2:] == ("envariant", "__main__.py")

@@ -192,9 +192,8 @@ def tensor_of(values: Any, what: str) -> Tensor:
             values = array if array.flags.writeable else array.copy()
         return torch.as_tensor(values).detach()
     except (TypeError, ValueError, RuntimeError):
-        raise EnvariantError(
-            f"{what} must be numbers in a tensor, an array or a list; encode words as numbers first"
-        ) from None
+        remedy = "encode words as numbers first"
+        raise EnvariantError(f"{what} must be numbers in a tensor, an array or a list; {remedy}") from None
 
 
 def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:

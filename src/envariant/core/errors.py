@@ -23,8 +23,7 @@ class EnvariantWarning(UserWarning):
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> EnvariantError:
     """Return the error for an unknown name, with the closest known name as a suggestion.
 
-    Upper and lower case, blanks, underscores and hyphens do not count: `IRM` and `and_mask` suggest `irm`
-    and `and-mask`.
+    Case, blanks, underscores and hyphens do not count: `IRM` and `and_mask` suggest `irm` and `and-mask`.
 
     Args:
         kind: What the name stands for, such as "algorithm".

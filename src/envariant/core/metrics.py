@@ -74,11 +74,7 @@ class Metric:
 
 
 def metric(name: str, task: Task) -> Metric:
-    """Return the metric of that name for a task.
-
-    Args:
-        name: A key of `METRICS`, in any case; "r2" names R².
-        task: The prediction task.
+    """Return the metric of a name, a key of `METRICS` in any case, for a task; "r2" names R².
 
     Raises:
         EnvariantError: If there is no such metric, or it does not apply to the task.

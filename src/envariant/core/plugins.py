@@ -50,12 +50,12 @@ class Plugins(Generic[T]):
         entry = self._entries()[name]
         where = f"{self.kind} '{name}': {entry.value}"
         try:
-            plugin = entry.load()
+            plugin: Any = entry.load()
         except Exception as error:
             # Importing runs the code of a stranger, which may raise anything.
             raise EnvariantError(f"{where} cannot be imported: {first_line(error)}") from error
-        is_subclass = isinstance(plugin, type) and issubclass(plugin, self.base)
-        if not is_subclass or not is_dataclass(plugin) or not self.fits(plugin, name):
+        valid = isinstance(plugin, type) and issubclass(plugin, self.base) and is_dataclass(plugin)
+        if not valid or not self.fits(plugin, name):
             raise EnvariantError(f"{where} must be {self.requirement}; got {plugin!r}")
         return plugin
 

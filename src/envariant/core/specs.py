@@ -75,10 +75,7 @@ def parse(text: str) -> Spec:
 
 
 def parse_value(text: str) -> Any:
-    """Parse one value: a number, a percentage, `true`, `false`, `none`, a word, a tuple or a spec.
-
-    Args:
-        text: The value as typed, such as `0.1`, `40%` or `step(1, 1e4, at=190)`.
+    """Parse one value: a number, a percentage such as `40%`, `true`, `none`, a word, a tuple or a spec.
 
     Raises:
         EnvariantError: If the text is not of that form.

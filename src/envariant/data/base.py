@@ -22,11 +22,7 @@ class SpecSource(EnvironmentSource):
 
     @classmethod
     def from_spec(cls, spec: Spec, folder: Path | None = None) -> Self:
-        """Build the source that a text names.
-
-        Args:
-            spec: The parsed text.
-            folder: Folder of the MNIST files, for sources made of them; None finds or fetches them.
+        """Build the source that a text names; `folder` holds the MNIST files, None finds or fetches them.
 
         Raises:
             EnvariantError: If a setting is unknown or invalid.

@@ -29,9 +29,6 @@ MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in (Linear, MLP, L
 def model_config(text: str) -> ModelConfig:
     """Return the model description that a string such as `mlp(hidden=390)` names.
 
-    Args:
-        text: A name, optionally with settings in parentheses.
-
     Raises:
         EnvariantError: If the model or a setting is unknown or invalid, or a plug-in cannot be imported.
     """

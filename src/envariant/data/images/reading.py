@@ -152,9 +152,8 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
         except (OSError, ValueError):
             missing.append(file)
     if missing:
-        raise EnvariantError(
-            f"{root}: {len(missing):,} of {len(files):,} images are missing: {some(missing, 3)}"
-        )
+        count = f"{len(missing):,} of {len(files):,}"
+        raise EnvariantError(f"{root}: {count} images are missing: {some(missing, 3)}")
     return states
 
 
@@ -206,10 +205,8 @@ def _image(path: Path, size: int) -> UInt8[np.ndarray, "3 size size"]:
         raise
     except Exception as error:
         # Pillow's decoders raise many types of error for a damaged file.
-        reason = first_line(error).replace(str(path), "it")
-        raise EnvariantError(
-            f"{shown(str(path))}: cannot be read as an image ({reason}); replace or remove the file"
-        ) from None
+        problem = f"cannot be read as an image ({first_line(error).replace(str(path), 'it')})"
+        raise EnvariantError(f"{shown(str(path))}: {problem}; replace or remove the file") from None
 
 
 def _rgb(image: Any) -> Any:

@@ -75,7 +75,13 @@ def _text(path: Path, encoding: str, text_columns: Sequence[str]) -> tuple[Itera
     options: dict[str, Any] = {"encoding": encoding, "skipinitialspace": True}
     try:
         # As a row of text: as a header, pandas would rename the second of two equal names.
-        first = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False, **options}
+        first: dict[str, Any] = {
+            "header": None,
+            "nrows": 1,
+            "dtype": str,
+            "keep_default_na": False,
+            **options,
+        }
         firsts = {sign: pd.read_csv(path, sep=sign, **first) for sign in (",", ";", "\t", "|")}
     except pd.errors.EmptyDataError:
         raise EnvariantError(f"{path}: is empty") from None
@@ -128,9 +134,8 @@ def _parquet(path: Path) -> tuple[Iterator[pd.DataFrame], list[str]]:
     try:
         parquet = import_module("pyarrow.parquet")
     except ImportError:
-        raise EnvariantError(
-            f"{path}: Parquet needs pyarrow; pip install pyarrow, or save it as CSV"
-        ) from None
+        remedy = "pip install pyarrow, or save it as CSV"
+        raise EnvariantError(f"{path}: Parquet needs pyarrow; {remedy}") from None
 
     def batches() -> Iterator[pd.DataFrame]:
         try:
@@ -153,8 +158,7 @@ def _parquet(path: Path) -> tuple[Iterator[pd.DataFrame], list[str]]:
 
 
 def _single(label: str, header: Sequence[str]) -> None:
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
         raise EnvariantError(f"{label}: column name '{repeated[0]}' is used twice; rename one")
 
 
@@ -166,12 +170,7 @@ def labeled(label: str, error: EnvariantError) -> EnvariantError:
 def read_columns(
     data: Any, kinds: Mapping[str, Kind], *, encoding: str = "utf-8"
 ) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
-    """Read columns of known kinds in chunks of rows; other columns are ignored.
-
-    Args:
-        data: Path or data frame, as for `read`.
-        kinds: Kind of every column to read, by name.
-        encoding: Encoding of a text file.
+    """Read columns of known kinds, given by name, in chunks of rows; other columns are ignored.
 
     Yields:
         The index of the rows (that of a pandas data frame, else row numbers from 0) and the columns by name.

@@ -77,12 +77,7 @@ class Table:
         return (*self.columns, self.target, self.environment, *weights)
 
     def rows(self, index: NDArray[Any], *entries: LogEntry) -> "Table":
-        """Return some of the rows.
-
-        Args:
-            index: Row numbers, or a mask `[rows]`.
-            entries: Entries to add to the preprocessing log.
-        """
+        """Return the rows at an index or under a mask `[rows]`; `entries` are added to the log."""
         columns = tuple(column.rows(index) for column in self.columns)
         target, environment = self.target.rows(index), self.environment.rows(index)
         weights = self.sample_weight and self.sample_weight.rows(index)
@@ -268,9 +263,8 @@ def _assembled(
         inputs.append(column)
     if not inputs:
         left_out = ", ".join([*excluded, *columns]) or "the table has no other column"
-        raise EnvariantError(
-            f"{label}: no column is left to predict '{target.name}' from (left out: {left_out})"
-        )
+        problem = f"no column is left to predict '{target.name}' from"
+        raise EnvariantError(f"{label}: {problem} (left out: {left_out})")
     return Table(tuple(inputs), target, environment, task_name, tuple(log), weights)
 
 

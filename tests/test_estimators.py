@@ -505,12 +505,12 @@ INVALID = {
     "hyperparameters of an object": (
         {"algorithm": VREx(), "hyperparameters": {"coefficient": 1.0}},
         {},
-        "hyperparameters apply to named algorithms; set those of an algorithm object in the object",
+        "hyperparameters apply to named algorithms and recipes; set those of an object in the object",
     ),
     "no model": (
         {"model": 3},
         {},
-        "model must be a name such as 'mlp(hidden=64)', a ModelConfig, a module, or a function that returns a module; got 3",
+        "model must be a name, a ModelConfig, a module or a function; got 3",
     ),
     "no such model": ({"model": "mpl"}, {}, "unknown model 'mpl'; did you mean 'mlp'? known: "),
     "batches": ({"batch_size": 0}, {}, "batch_size must be at least 1; got 0"),

@@ -1,4 +1,4 @@
-"""Tests of the published figures: every table is complete and every score converts to a fraction."""
+"""The published figures: every table is whole, and every number can be had as a fraction."""
 
 import math
 import tomllib
@@ -16,7 +16,7 @@ TABLES = sorted(EVERYTHING["tables"])
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_table_loads_and_its_rows_match_its_columns(name):
+def test_every_table_reads_and_its_rows_fit_its_columns(name):
     table = published.table(name)
     assert table.rows
     assert len(set(table.columns)) == len(table.columns) > 0
@@ -28,7 +28,7 @@ def test_every_table_loads_and_its_rows_match_its_columns(name):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_table_names_its_source_and_protocol(name):
+def test_every_table_says_where_it_comes_from_and_under_which_protocol(name):
     table = published.table(name)
     source = published.source(table.source)
     assert source.title
@@ -38,12 +38,12 @@ def test_every_table_names_its_source_and_protocol(name):
     assert table.spread_kind
 
 
-def test_every_source_loads():
+def test_every_source_reads():
     assert all(published.source(name).title for name in EVERYTHING["sources"])
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_accuracies_and_shares_lie_between_zero_and_one(name):
+def test_accuracies_and_shares_are_fractions_of_one(name):
     table = published.table(name)
     if "accuracy" in table.metric or "share" in table.metric:
         assert table.unit in ("percent", "fraction")
@@ -53,7 +53,7 @@ def test_accuracies_and_shares_lie_between_zero_and_one(name):
                 assert math.isnan(mean) or 0 <= mean <= 1
 
 
-def test_fraction_divides_percentages_by_100_and_keeps_fractions():
+def test_percent_is_divided_by_a_hundred_and_a_fraction_stays():
     printed = published.table("irm_colored_mnist")
     assert printed.unit == "percent"
     assert printed.fraction("IRM", "test") == pytest.approx((0.669, 0.025))
@@ -62,31 +62,31 @@ def test_fraction_divides_percentages_by_100_and_keeps_fractions():
     assert recorded.fraction("IRM", "test") == (0.66902, 0.025403263)
 
 
-def test_figure_without_standard_deviation_returns_none():
+def test_a_figure_without_a_spread_has_none():
     assert published.table("irm_colored_mnist").fraction("Optimal invariant model", "test") == (0.75, None)
 
 
-def test_theoretical_figures_are_marked():
+def test_derived_figures_are_marked_as_theory():
     rows = published.table("irm_colored_mnist").rows
     marked = [name for name, row in rows.items() if row.theory]
     assert marked == ["Random guessing", "Optimal invariant model"]
 
 
-def test_protocol_values_are_numbers():
+def test_numbers_of_a_protocol_are_numbers():
     paper = published.protocol("colored_mnist_irm")
-    values = [paper[key] for key in ("hidden", "l2", "lr", "anneal_steps", "penalty_weight", "steps")]
-    assert values == [390, 0.00110794568, 0.0004898536566546834, 190, 91257.18613115903, 501]
+    found = [paper[key] for key in ("hidden", "l2", "lr", "anneal_steps", "penalty_weight", "steps")]
+    assert found == [390, 0.00110794568, 0.0004898536566546834, 190, 91257.18613115903, 501]
 
 
 @pytest.mark.parametrize(
-    ("load", "kind", "name", "near"),
+    ("ask", "kind", "name", "near"),
     [
         (published.table, "tables", "irm_colored_mist", "irm_colored_mnist"),
         (published.source, "sources", "irm2019", "irm_2019"),
         (published.protocol, "protocols", "domain_bed", "domainbed"),
     ],
 )
-def test_unknown_name_suggests_the_nearest_name(load, kind, name, near):
+def test_an_unknown_entry_is_rejected_with_a_suggestion(ask, kind, name, near):
     with pytest.raises(EnvariantError) as refusal:
-        load(name)
+        ask(name)
     assert str(refusal.value).startswith(f"unknown entry of {kind} '{name}'; did you mean '{near}'? known: ")

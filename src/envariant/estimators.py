@@ -30,9 +30,10 @@ from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
-from envariant.models import ModelConfig, model_config
+from envariant.models import ModelConfig
 from envariant.training.evaluator import Evaluator
 from envariant.training.optimizers import OptimizerConfig
+from envariant.training.resolution import model_builder
 from envariant.training.result import TrainingResult
 from envariant.training.train import train
 
@@ -158,11 +159,6 @@ class InvariantEstimator(BaseEstimator, ABC):
 
     def _settings(self, environments: int, *, labeled: bool) -> dict[str, Any]:
         """Return the algorithm to train, or its substitute, with hyperparameters and model."""
-        if not (isinstance(self.model, str | ModelConfig) or callable(self.model)):
-            raise EnvariantError(
-                f"model must be a name such as 'mlp(hidden=64)', a ModelConfig, a module, or a function that "
-                f"returns a module; got {self.model!r}"
-            )
         settings: dict[str, Any] = {
             "algorithm": self.algorithm,
             "hyperparameters": dict(self.hyperparameters or {}),
@@ -205,13 +201,10 @@ class InvariantEstimator(BaseEstimator, ABC):
     def _network(self) -> tuple[nn.Module, Task]:
         """Rebuild the trained network; return it with its task."""
         task = task_named(self.settings_["task"], self.settings_["outputs"])
-        shape, model = self.mean_.shape, self.settings_["model"]
+        shape, builder = self.mean_.shape, model_builder(self.settings_["model"])
 
         def build(shape: Sequence[int]) -> nn.Module:
-            if isinstance(model, nn.Module):
-                return copy.deepcopy(model)
-            config = model_config(model) if isinstance(model, str) else model
-            return config.build(shape, task.outputs) if isinstance(config, ModelConfig) else config()
+            return builder(shape, task.outputs)
 
         with private_random_numbers(0, torch.device("cpu")):
             module = build(shape)
@@ -377,28 +370,21 @@ def _errors_as_value_error() -> Generator[None]:
 
 def _algorithm(settings: Mapping[str, Any]) -> Algorithm:
     """Build the algorithm of some settings."""
-    requested, hyperparameters = settings["algorithm"], settings["hyperparameters"]
-    inference = {"environment_inference": EIIL()} if settings["inferred"] else {}
+    requested, inferred = settings["algorithm"], settings["inferred"]
     if isinstance(requested, str):
         requested = algorithms.recipe(requested)
-    if isinstance(requested, Recipe):
-        known = (
-            replace(requested, default=replace(requested.default, **inference)) if inference else requested
-        )
-        return known.build(hyperparameters)
-    if hyperparameters:
-        raise EnvariantError(
-            "hyperparameters apply to named algorithms; set those of an algorithm object in the object"
-        )
-    algorithm = algorithms.as_algorithm(requested)
-    if not inference:
+    if inferred and isinstance(requested, Recipe):
+        # In the recipe, so that hyperparameters may be those of the inference.
+        requested = replace(requested, default=replace(requested.default, environment_inference=EIIL()))
+    algorithm = algorithms.as_algorithm(requested, settings["hyperparameters"])
+    if not inferred or isinstance(requested, Recipe):
         return algorithm
     if not isinstance(algorithm, Composition):
         raise EnvariantError(
             f"{algorithm.name}: infer_environments needs a named algorithm or a Composition; "
             f"pass environments to fit instead"
         )
-    return replace(algorithm, **inference)
+    return replace(algorithm, environment_inference=EIIL())
 
 
 def _split_environments(X: Any, environments: ArrayLike | str | None) -> tuple[Any, Any]:  # noqa: N803

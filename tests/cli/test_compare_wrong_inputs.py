@@ -5,7 +5,6 @@ Unusual but valid input is accepted, and its treatment is listed in the preproce
 
 import gzip
 import json
-import re
 import subprocess
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from envariant.cli import main
 from envariant.saved_model import load_model
 
 ODD = "<u>$x_{$ </u>"
-TINY = ("--n-trials", 1, "--replicas", 2, "--rows", 60, "--algorithms", "erm")
+TINY = ("--n-trials", 1, "--replicas", 2, "--max-rows", 60, "--algorithms", "erm")
 
 
 def frame(rows=180, sites=("north", "south", "east")):
@@ -45,8 +44,8 @@ def compare(capsys, tmp_path):
             main([*map(str, arguments)])
         except SystemExit as end:
             code = end.code or 0
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(data, code, said.out, said.err)
+        captured = capsys.readouterr()
+        return subprocess.CompletedProcess(data, code, captured.out, captured.err)
 
     return called
 
@@ -79,9 +78,9 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
     [
         (text(""), ["x.csv: is empty"]),
         (text("hospital,age,ward,died\n"), ["x.csv: holds no rows under its header"]),
-        (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "name its encoding, such as latin-1"]),
+        (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "set its encoding, such as latin-1"]),
         (text(GOOD.replace("icu", "ü").encode("latin-1")), ["is not utf-8 text (it holds byte 0xfc)"]),
-        (text(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "x.png"), ["x.png: is not utf-8 text", "or is it no text at all?"]),
+        (text(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "x.png"), ["x.png: is not utf-8 text", "if it is a text file at all"]),
         (text(b"PK\x03\x04\xff\xfe\x00", "x.xlsx"), ["x.xlsx: is not utf-8 text"]),
         (text(b"PK\x03\x04", "x.zip"), ["x.zip: cannot be read as a table"]),
         (text(gzip.compress(GOOD.encode())[:60], "x.csv.gz"), ["x.csv.gz: cannot be read as a table"]),
@@ -89,7 +88,7 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
         (text(GOOD.replace("died", "dead")), ["lacks target column 'died'", "it holds hospital, age, ward, dead"]),
         (text(GOOD.replace("died", "DIED")), ["lacks target column 'died' (did you mean 'DIED'?)"]),
         (text(GOOD.replace("hospital", "hospitals")), ["lacks environment column 'hospital' (did you mean 'hospitals'?)"]),
-        (text(GOOD.replace("south", "north")), ["column 'hospital' has 1 environment(s) of at least 50 rows", "it takes two"]),
+        (text(GOOD.replace("south", "north")), ["column 'hospital' has 1 environment(s) of at least 50 rows", "two are needed, one of them for testing"]),
         (text(GOOD.replace(",yes", ",no")), ["target 'died' is 'no' in every row; there is nothing to predict"]),
         (text(GOOD.replace(",yes", ",").replace(",no\n", ",\n")), ["target 'died' holds no value at all"]),
         (text(GOOD.replace("north,", ",").replace("south,", "?,")), ["environment 'hospital' holds no value at all"]),
@@ -115,16 +114,16 @@ def test_unreadable_files(file, words, compare, tmp_path):
         (["--algorithms", "vrex(coefficient=many)"], ["unknown schedule 'many'"]),
         (["--metric", "acuracy"], ["unknown metric 'acuracy'; did you mean 'accuracy'?"]),
         (["--metric", "RMSE"], ["RMSE"]),
-        (["--least", 1000], ["has 0 environment(s) of at least 1000 rows (none)", "Allow fewer rows (least, --least)"]),
-        (["--rows", 0], ["rows: must be at least 5; got 0"]),
-        (["--rows", 4], ["rows: must be at least 5; got 4"]),
+        (["--min-rows", 1000], ["has 0 environment(s) of at least 1000 rows (none)", "Lower min_rows"]),
+        (["--max-rows", 0], ["max_rows: must be at least 5, got 0"]),
+        (["--max-rows", 4], ["max_rows: must be at least 5, got 4"]),
         (["--seed", -1], ["seed must lie in [0, 2³²); got -1"]),
         (["--n-trials", -1], ["n_trials"]),
         (["--n-trials", 0], ["n_trials"]),
         (["--n-trials", "2.5"], ["--n-trials: expected a whole number; got '2.5'"]),
         (["--replicas", 0], ["replicas"]),
-        (["--budget", "soon"], ["budget: expected a time such as 90s, 10m or 1.5h; got 'soon'"]),
-        (["--budget=-5m"], ["budget: expected a time"]),
+        (["--budget", "soon"], ["budget: expected a duration such as 90s, 10m or 1.5h, got 'soon'"]),
+        (["--budget=-5m"], ["budget: expected a duration"]),
         (["--exclude", "died"], ["target column 'died' cannot be excluded"]),
         (["--exclude", "hospital"], ["environment column 'hospital' cannot be excluded"]),
         (["--exclude", "wardd"], ["lacks column 'wardd' (did you mean 'ward'?)"]),
@@ -142,7 +141,7 @@ def test_invalid_options(options, words, compare, tmp_path):
 
 
 def test_target_and_environment_column_must_differ(compare):
-    check_rejected(compare(frame(), target="hospital"), "one column cannot be two things")
+    check_rejected(compare(frame(), target="hospital"), "a column can have one role only")
 
 
 def test_target_and_metric_must_suit_the_task(compare):
@@ -188,7 +187,7 @@ def done(tmp_path_factory):
 
 def test_unusual_columns_and_names_are_accepted_and_logged(done):
     folder, _ = done
-    answer = json.loads((folder / "answer.json").read_text())
+    answer = json.loads((folder / "comparison.json").read_text())
     log = {}
     for line in answer["preprocessing_log"]:
         log.setdefault(line["column"], []).append(line["what"])
@@ -197,7 +196,7 @@ def test_unusual_columns_and_names_are_accepted_and_logged(done):
     assert log["id"] == ["left out: 239 different texts in 239 rows: a name, not a category"]
     assert log["mixed"][0].startswith("category of 3; 25.1% missing")
     assert log["hospital"][0] == "1 of 4 environments have fewer than 50 rows (alone): left out, 1 rows"
-    assert log[""] == ["methods are compared on 180 of 239 rows, at most 60 of a place"]
+    assert log[""] == ["methods are compared on 180 of 239 rows, at most 60 per environment"]
     assert set(answer["methods"]["erm"]) == {"'worst'", "<script>alert(1)</script>", "a b"}
 
 
@@ -222,10 +221,10 @@ def test_another_table_in_the_same_folder_is_rejected_and_changes_nothing(done, 
     files = [path for path in folder.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files if path.suffix in (".html", ".json", ".safetensors")}
     check_rejected(
-        compare(frame(), *TINY, out=folder), "holds a comparison of another table", "choose another folder"
+        compare(frame(), *TINY, out=folder), "holds runs on other data named 'table'", "choose another folder"
     )
-    wrong = ("--n-trials", 3, "--replicas", 2, "--rows", 0)
-    check_rejected(compare(frame(), *wrong, out=folder), "rows: must be at least 5; got 0")
+    wrong = ("--n-trials", 3, "--replicas", 2, "--max-rows", 0)
+    check_rejected(compare(frame(), *wrong, out=folder), "max_rows: must be at least 5, got 0")
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -234,5 +233,7 @@ def test_two_environments_are_enough(compare, tmp_path):
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert set(answer["methods"]["erm"]) == {"0", "1"}
-    assert re.fullmatch(r"[^\n]+", answer["verdict"])
+    assert answer["verdict"].split("\n- ") == [answer["headline"], *answer["bullets"]]
+    assert re.fullmatch(r"[^\n]+", answer["headline"])
+    assert 1 <= len(answer["bullets"]) <= 4
     assert Path(answer["page"]).exists()

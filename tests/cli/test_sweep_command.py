@@ -57,7 +57,7 @@ def test_options_override_the_study_file(here, tmp_path):
     )
     plan = json.loads(here("sweep", file, "--replicas", 2, "--steps", 5, "--dry-run", "--json").stdout)
     assert plan["runs"] == 2
-    assert plan["batches"][0]["steps"] == 5
+    assert plan["jobs"][0]["steps"] == 5
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_options_override_the_study_file(here, tmp_path):
         (["sweep", *SMALL, "--test-environments", "flip-9"], "unknown environment 'flip-9'"),
         (["sweep", "--data", "colored-digits", "--algorithms", "imr"], "did you mean 'irm'"),
         (["sweep", *SMALL, "--seed", "many"], "expected a whole number"),
-        (["sweep", *SMALL, "-o", "/dev/null/study"], "cannot hold a study"),
-        (["runs", "list", "nowhere"], "holds no study"),
-        (["runs", "retry", "nowhere"], "holds no study"),
+        (["sweep", *SMALL, "-o", "/dev/null/study"], "/dev/null/study: cannot be written"),
+        (["runs", "list", "nowhere"], "nowhere: holds no runs"),
+        (["runs", "retry", "nowhere"], "nowhere: holds no runs"),
         (["sweep", *SMALL, "--track-at", "folder"], "--track-at needs --track tensorboard or --track mlflow"),
     ],
 )

@@ -58,16 +58,16 @@ def test_rows_go_to_their_environment_in_the_order_they_came(kind):
         (["<b>1</b>", "a & b", "a & b", "a & b", "a & b", "a & b"], ("<b>1</b>", "a & b")),
     ],
 )
-def test_environments_come_by_number_if_they_are_numbers_and_else_by_text(labels, names):
+def test_environments_are_sorted_by_number_or_text(labels, names):
     assert arrays(environments=labels).names == names
 
 
-def test_what_is_nearly_a_number_is_text():
+def test_number_like_words_are_quoted():
     assert in_order(["nan", "2", "10"]) == ("2", "10", "nan")
     assert in_order(["b", "a", "b"]) == ("a", "b")
 
 
-def test_environments_may_be_called_otherwise_and_held_out_by_their_label():
+def test_environments_can_be_renamed_and_held_out_by_label():
     found = arrays(environments=[0, 1, 0, 1, 2, 2], names={0: "land", 1: "water"}, test=(1, 2))
     assert found.names == ("land", "water", "2")
     assert list(found.roles().values()) == ["train", "test", "test"]
@@ -92,14 +92,14 @@ def test_the_task_follows_from_the_targets_and_the_classes_are_kept(targets, tas
     assert torch.cat([e.targets for e in found.environments]).tolist() == coded
 
 
-def test_many_whole_numbers_are_an_amount():
+def test_many_integers_are_a_regression():
     rows = np.arange(42)
     few = EnvironmentSet.from_arrays(rows[:, None], rows % 20, rows % 2)
     many = EnvironmentSet.from_arrays(rows[:, None], rows % 21, rows % 2)
     assert (few.task, many.task) == (Multiclass(20), Regression())
 
 
-def test_a_task_that_is_told_takes_numbers_as_they_are_and_numbers_words():
+def test_a_given_task_keeps_numbers_and_encodes_words():
     assert arrays(task=Multiclass(5)).environments[0].targets.tolist() == [1]
     assert arrays(task=Regression()).task == Regression()
     words = arrays(targets=list("cabcab"), task=Multiclass(4))
@@ -131,11 +131,11 @@ def test_a_task_that_is_told_takes_numbers_as_they_are_and_numbers_words():
         ({"label": "mine", "names": dict.fromkeys(SITES, "one")}, "mine: environment name 'one' is used twice"),
     ],
 )  # fmt: skip
-def test_what_makes_no_set_is_refused(settings, message):
+def test_invalid_arrays_are_rejected(settings, message):
     assert refusal(arrays, **settings) == message
 
 
-def test_as_many_words_as_rows_are_no_classes():
+def test_as_many_words_as_rows_are_rejected():
     words = [f"patient {k}" for k in range(30)]
     said = refusal(EnvironmentSet.from_arrays, np.zeros((30, 1)), words, ["a", "b"] * 15)
     assert said == (
@@ -144,7 +144,7 @@ def test_as_many_words_as_rows_are_no_classes():
     )
 
 
-def test_a_single_name_may_be_held_out_as_a_word():
+def test_a_single_test_environment_may_be_a_word():
     assert arrays(test="east").test == ("east",)
 
 
@@ -179,7 +179,7 @@ def test_each_dataset_is_an_environment_and_is_read_once():
     assert found.roles() == {"b": "train", "a": "test"}
 
 
-def test_pytorchs_own_datasets_will_do():
+def test_pytorch_datasets_are_accepted():
     images, labels = torch.rand(5, 1, 4, 4), torch.tensor([0, 1, 0, 1, 1])
     found = EnvironmentSet.from_datasets(
         {"x": TensorDataset(images, labels), "y": TensorDataset(images, labels)}
@@ -189,7 +189,7 @@ def test_pytorchs_own_datasets_will_do():
     assert found.task == Binary()
 
 
-def test_a_dataset_of_single_numbers_has_one_column():
+def test_a_dataset_of_scalars_has_one_column():
     found = EnvironmentSet.from_datasets({"x": [(1.0, 0.5), (2.0, 0.7), (3.0, 0.1)]})
     assert found["x"].inputs.tolist() == [[1], [2], [3]]
     assert found.task == Regression()
@@ -208,11 +208,11 @@ def test_a_dataset_of_single_numbers_has_one_column():
          "datasets: environment 'y' has inputs of shape (2,), 'x' has (1,)"),
     ],
 )  # fmt: skip
-def test_datasets_that_make_no_set_are_refused(datasets, message):
+def test_invalid_datasets_are_rejected(datasets, message):
     assert refusal(EnvironmentSet.from_datasets, datasets) == message
 
 
-def test_images_want_a_transform():
+def test_images_need_a_transform():
     image = pytest.importorskip("PIL.Image").new("RGB", (4, 4))
     assert refusal(EnvironmentSet.from_datasets, {"x": [(image, 0)]}) == (
         "datasets: 'x': item 0 is an image; give the dataset a transform that converts images to tensors"
@@ -275,7 +275,7 @@ def test_columns_may_hold_a_tensor_or_an_array_a_row(kind):
     torch.testing.assert_close(found["b"].inputs, torch.tensor([[0.5], [0.2]]))
 
 
-def test_a_data_frame_will_do_too():
+def test_data_frames_are_accepted():
     frame = pd.DataFrame({name: COLUMNS[name] for name in ("age", "ill", "ward")})
     found = EnvironmentSet.from_huggingface(frame, inputs="age", target="ill", environment="ward")
     assert found["b"].inputs.tolist() == [[1], [3]]
@@ -292,6 +292,6 @@ def test_a_data_frame_will_do_too():
          "as numbers first"),
     ],
 )  # fmt: skip
-def test_columns_that_make_no_set_are_refused(settings, message):
+def test_invalid_columns_are_rejected(settings, message):
     usual = {"inputs": "age", "target": "ill", "environment": "ward"}
     assert refusal(EnvironmentSet.from_huggingface, Dataset(COLUMNS), **(usual | settings)) == message

@@ -27,7 +27,7 @@ def test_mixing_is_splitmix64():
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3), st.integers(0, 10**7))
-def test_tensors_hold_the_same_bits_as_plain_integers(seeds, step):
+def test_tensor_arithmetic_equals_integer_arithmetic(seeds, step):
     keys = step_keys(seeds, step, 2, CPU)
     assert keys.shape == (2, len(seeds))
     for i in (0, 1):

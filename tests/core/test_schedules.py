@@ -204,7 +204,7 @@ def test_with_final_value_replaces_the_last_value_only():
     assert Polynomial(1, 2).with_final_value(7) is Exponential(1, 2).with_final_value(7) is None
 
 
-def test_a_schedule_a_number_and_a_string_all_name_a_schedule():
+def test_schedules_are_built_from_schedules_numbers_and_text():
     assert schedule(3.5) == schedule("3.5") == schedule("constant(3.5)") == Constant(3.5)
     step = Step(1, 1e4, at=190)
     assert schedule(step) is step
@@ -212,7 +212,7 @@ def test_a_schedule_a_number_and_a_string_all_name_a_schedule():
     assert schedule("stages(1, 2, at=5)") == schedule("stages((1, 2), at=(5,))") == Stages((1, 2), (5,))
 
 
-def test_a_step_switches_at_its_step():
+def test_a_step_switches_at_its_switch_point():
     s = Step(1, 91257.18613115903, at=190)
     assert [s(0), s(189), s(190), s(10**9)] == [1, 1, 91257.18613115903, 91257.18613115903]
 
@@ -239,7 +239,7 @@ def test_a_polynomial_from_the_first_step_starts_at_its_limit():
     assert Polynomial(1, 9)(10**6) == CAP
 
 
-def test_a_line_goes_straight_from_start_to_end_and_is_flat_outside():
+def test_linear_interpolates_and_is_constant_outside():
     s = Linear(2, 10, until=30, after=10)
     assert [s(t) for t in (0, 10, 15, 20, 30, 10**9)] == [2, 2, 4, 6, 10, 10]
 
@@ -295,7 +295,7 @@ def test_the_cap_squared_fits_in_a_float32():
         ("1 +", "cannot read '1 +': expected name or name(key=value, …)"),
     ],
 )  # fmt: skip
-def test_a_schedule_that_cannot_be_is_refused(text, message):
+def test_an_invalid_schedule_is_rejected(text, message):
     with pytest.raises(EnvariantError) as refusal:
         schedule(text)
     assert str(refusal.value) == message
@@ -312,6 +312,6 @@ def test_a_schedule_that_cannot_be_is_refused(text, message):
         "stages(1, 2, at=1.5)",
     ],
 )
-def test_a_tuple_is_no_number_and_a_number_no_tuple(text):
+def test_tuples_and_numbers_are_not_interchangeable(text):
     with pytest.raises(EnvariantError, match=r"must be|needs"):
         schedule(text)(0)

@@ -24,7 +24,7 @@ def draws(declared, seed, count=20):
 
 
 @given(ordered(st.floats(-1e9, 1e9)), SEEDS)
-def test_uniform_draws_lie_in_range(bounds, seed):
+def test_uniform_samples_lie_in_range(bounds, seed):
     assert all(bounds[0] <= value <= bounds[1] for value in draws(Uniform(*bounds), seed))
 
 
@@ -35,13 +35,13 @@ def test_log_uniform_draws_lie_in_range(bounds, seed):
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(0, 10**6), SEEDS)
-def test_whole_draws_lie_in_range_and_are_whole(low, width, seed):
+def test_integer_samples_lie_in_range(low, width, seed):
     for value in draws(UniformInteger(low, low + width), seed):
         assert type(value) is int
         assert low <= value <= low + width
 
 
-def test_every_whole_number_both_ends_included_and_every_choice_is_drawn():
+def test_all_integers_and_choices_are_sampled():
     assert set(draws(UniformInteger(2, 4), 0, 200)) == {2, 3, 4}
     assert set(draws(Choice(("a", "b", "c")), 0, 200)) == {"a", "b", "c"}
     assert set(draws(UniformInteger(7, 7), 0)) == {7}
@@ -56,7 +56,7 @@ def test_log_uniform_draws_are_uniform_in_the_logarithm():
 @pytest.mark.parametrize(
     "declared", [Uniform(0, 1), LogUniform(1, 9), UniformInteger(0, 10**6), Choice(tuple(range(1000)))]
 )
-def test_the_same_generator_gives_the_same_draws_and_another_does_not(declared):
+def test_samples_depend_on_the_generator_only(declared):
     assert draws(declared, 1) == draws(declared, 1) != draws(declared, 2)
 
 
@@ -70,19 +70,19 @@ def test_the_same_generator_gives_the_same_draws_and_another_does_not(declared):
         (lambda: Choice(()), "Choice: needs at least one value"),
     ],
 )
-def test_an_impossible_range_is_refused(build, message):
+def test_an_invalid_range_is_rejected(build, message):
     with pytest.raises(EnvariantError) as refusal:
         build()
     assert str(refusal.value) == message
 
 
-def test_a_refused_whole_range_is_quoted_as_it_was_given():
+def test_an_invalid_integer_range_is_quoted_in_the_error():
     with pytest.raises(EnvariantError, match="got 5, 3"):
         UniformInteger(5, 3)
 
 
 @pytest.mark.parametrize("bounds", [(0, float("inf")), (-float("inf"), 0)])
-def test_an_endless_range_is_refused_before_it_is_drawn_from(bounds):
+def test_an_infinite_range_is_rejected(bounds):
     with pytest.raises(EnvariantError, match=r"^Uniform: "):
         Uniform(*bounds)
 
@@ -108,12 +108,12 @@ def test_ranges_are_inherited():
     assert ranges(Derived) == {"rate": Uniform(0, 1), "size": Choice((1, 2))}
 
 
-def test_ranges_read_well():
+def test_ranges_as_text():
     written = map(str, (Uniform(0, 0.5), LogUniform(1e2, 1e6), UniformInteger(1, 9), Choice((1, "a"))))
     assert list(written) == ["0 … 0.5", "100 … 1e+06, log", "1 … 9, whole", "1 | a"]
 
 
-def test_a_range_is_read_as_a_study_writes_it():
+def test_search_range_reads_text_and_lists():
     assert search_range("loguniform(1e2, high=1e6)") == LogUniform(1e2, 1e6)
     assert search_range("uniform(0, 1)") == Uniform(0, 1)
     assert search_range("integer(1, 9)") == UniformInteger(1, 9)

@@ -37,13 +37,13 @@ VALUES = st.recursive(ATOMS, lambda v: st.lists(v, max_size=3).map(tuple) | call
 
 
 @given(NAMES, st.lists(VALUES, max_size=3), st.dictionaries(WORDS, VALUES, max_size=3))
-def test_a_spec_written_down_is_read_back(name, positional, keywords):
+def test_text_round_trip_preserves_a_spec(name, positional, keywords):
     spec = Spec(name, tuple(positional), keywords)
     assert parse(str(spec)) == spec
 
 
 @given(VALUES)
-def test_a_value_written_down_is_read_back_in_its_own_type(value):
+def test_text_round_trip_preserves_the_type_of_a_value(value):
     read = parse_value(format_value(value))
     assert read == value
     if not isinstance(value, float):  # 10000.0 is written 10000.
@@ -54,7 +54,7 @@ def test_a_value_written_down_is_read_back_in_its_own_type(value):
     "value",
     [float("inf"), -float("inf"), "two words", "true", "1", "mm-rex", ("and-mask", 2)],
 )
-def test_an_unusual_value_written_down_is_read_back(value):
+def test_text_round_trip_preserves_unusual_values(value):
     read = parse_value(format_value(value))
     assert read == value
     assert type(read) is type(value)
@@ -75,7 +75,7 @@ def test_an_unusual_value_written_down_is_read_back(value):
         ("a('two words')", Spec("a", ("two words",))),
     ],
 )
-def test_names_and_arguments_mean_what_a_reader_expects(text, spec):
+def test_parse_examples(text, spec):
     assert parse(text) == spec
 
 
@@ -122,13 +122,13 @@ def test_a_value_may_be_a_number_a_word_or_a_call_whose_name_has_hyphens(text, v
         'f(f\'{{open("{}", "w")}}\')',
     ],
 )
-def test_nothing_is_ever_evaluated(read, attack, tmp_path):
+def test_code_is_never_evaluated(read, attack, tmp_path):
     with pytest.raises(EnvariantError, match=r"^cannot read "):
         read(attack.format(tmp_path / "touched"))
     assert not (tmp_path / "touched").exists()
 
 
-def test_a_call_is_kept_as_a_call_and_not_made(tmp_path):
+def test_a_call_is_parsed_and_not_executed(tmp_path):
     path = str(tmp_path / "touched")
     assert parse(f"f(open('{path}', 'w'))") == Spec("f", (Spec("open", (path, "w")),))
     assert not (tmp_path / "touched").exists()
@@ -155,7 +155,7 @@ def test_a_call_is_kept_as_a_call_and_not_made(tmp_path):
         "f(%)",
     ],
 )
-def test_what_is_no_spec_is_refused_with_what_was_typed(text):
+def test_invalid_text_is_rejected(text):
     with pytest.raises(EnvariantError) as refusal:
         parse(text)
     assert str(refusal.value).startswith(f"cannot read '{text}': expected ")
@@ -181,31 +181,31 @@ def test_arguments_are_matched_with_fields():
         ("r(water=2)", "r: needs flour, as in r(flour=…)"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(text, message):
+def test_invalid_arguments_are_rejected(text, message):
     with pytest.raises(EnvariantError) as refusal:
         fill(Recipe, parse(text))
     assert str(refusal.value) == message
 
 
-def test_fields_may_be_barred_from_going_without_a_key():
+def test_fields_can_be_keyword_only():
     with pytest.raises(EnvariantError, match=r"^r: takes at most 1 values without a key; got 2$"):
         fill(Recipe, parse("r(1, 2)"), positional=("flour",))
     with pytest.raises(EnvariantError, match=r"^r: settings need a key, as in r\(flour=…\)$"):
         fill(Recipe, parse("r(1)"), positional=())
 
 
-def test_hidden_fields_are_neither_known_nor_named():
+def test_hidden_fields_cannot_be_set():
     with pytest.raises(EnvariantError) as refusal:
         fill(Recipe, parse("r(1, salt=3)"), hidden=("salt",))
     assert str(refusal.value) == "r: unknown setting 'salt'; known: flour, water"
 
 
-def test_a_description_names_only_what_is_unusual():
+def test_a_description_lists_only_changed_settings():
     assert describe("r", Recipe(1), Recipe(1)) == "r"
     assert describe("r", Recipe(1, salt=0.5), Recipe(1)) == "r(salt=0.5)"
 
 
-def test_an_unknown_name_comes_with_the_nearest_and_all_known_ones():
+def test_an_unknown_name_lists_a_suggestion_and_all_known_names():
     assert str(unknown_name("fruit", "aple", ["pear", "apple"])) == (
         "unknown fruit 'aple'; did you mean 'apple'? known: apple, pear"
     )

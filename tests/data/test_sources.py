@@ -29,7 +29,7 @@ SOURCES = st.one_of(
 
 
 @given(SOURCES)
-def test_a_source_is_found_again_by_its_name(x):
+def test_text_round_trip_preserves_a_source(x):
     assert source(x.name) == x
     assert source(x.name).name == x.name
 
@@ -47,11 +47,11 @@ def test_a_source_is_found_again_by_its_name(x):
         ("colored-digits-grayscale(label_noise=0)", ColoredDigits(label_noise=0, gray=True)),
     ],
 )
-def test_names_mean_what_they_say(text, expected):
+def test_source_names(text, expected):
     assert source(text) == expected
 
 
-def test_only_what_is_unusual_is_written_in_a_name():
+def test_names_list_only_changed_settings():
     assert ColoredMNIST().name == "colored-mnist:irm"
     assert ColoredMNIST("irm", train_flips=(0.2, 0.1), size=14).name == "colored-mnist:irm"
     named = ColoredMNIST("thirds", label_noise=0.1, size=14, gray=True).name
@@ -59,14 +59,14 @@ def test_only_what_is_unusual_is_written_in_a_name():
     assert ColoredDigits(test_flips=(0.5,)).name == "colored-digits(test_flips=(0.5,))"
 
 
-def test_where_the_files_lie_is_no_part_of_the_name(tmp_path):
+def test_the_folder_is_not_part_of_the_name(tmp_path):
     there = source("colored-mnist", folder=tmp_path)
     assert there == ColoredMNIST(folder=tmp_path) == ColoredMNIST()
     assert there.folder == tmp_path
     assert there.name == "colored-mnist:irm"
 
 
-def test_every_listed_name_is_a_source_whose_draws_bear_its_name():
+def test_every_registered_source_has_a_summary_and_its_name():
     for name, (_, summary) in data.SOURCES.items():
         assert summary.endswith(".")
         if name.startswith("colored-"):
@@ -79,7 +79,7 @@ def test_every_listed_name_is_a_source_whose_draws_bear_its_name():
 @pytest.mark.parametrize("protocol", ["irm", "domainbed", "thirds"])
 @pytest.mark.parametrize("algorithm", RECIPES)
 @pytest.mark.parametrize("gray", [False, True])
-def test_every_suggestion_can_be_followed(protocol, algorithm, gray):
+def test_default_settings_are_valid(protocol, algorithm, gray):
     for x in (ColoredMNIST(protocol, gray=gray), ColoredDigits(gray=gray)):
         found = x.default_settings(algorithm)
         algorithm_built = RECIPES[algorithm].build(found.hyperparameters)
@@ -118,7 +118,7 @@ SETTINGS = "known: label_noise, size, test_flips, train_flips"
         ("colored-digits(label_noise=2)", "colored-digits: label_noise must lie in [0, 1]; got 2"),
     ],
 )  # fmt: skip
-def test_what_names_no_source_is_refused(text, message):
+def test_an_invalid_source_is_rejected(text, message):
     with pytest.raises(EnvariantError) as refusal:
         source(text)
     assert str(refusal.value) == message
@@ -128,6 +128,6 @@ def test_what_names_no_source_is_refused(text, message):
 @pytest.mark.parametrize(
     "setting", ["label_noise=lots", "label_noise=none", "train_flips=few", "test_flips=(0.9, all)"]
 )
-def test_a_chance_that_is_no_number_is_refused_by_name(name, setting):
+def test_an_invalid_probability_is_rejected(name, setting):
     with pytest.raises(EnvariantError, match=rf"^{name}: {setting.split('=')[0]} must"):
         source(f"{name}({setting})")

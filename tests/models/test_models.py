@@ -111,7 +111,7 @@ def test_mnist_cnn_computes_what_plain_layers_compute_and_has_their_gradients(ch
     torch.testing.assert_close(*gradients)
 
 
-def test_the_norm_of_mnist_cnn_finds_its_numbers_in_the_order_that_it_wants():
+def test_mnist_cnn_activations_are_contiguous_for_the_norm():
     """A convolution of so few channels would have them copied, which took longer than itself."""
     first = MNISTCNN().build((2, 12, 10), 2).featurizer[0]
     images = torch.rand(3, 2, 12, 10, generator=torch.Generator().manual_seed(0))
@@ -123,14 +123,14 @@ def test_the_norm_of_mnist_cnn_finds_its_numbers_in_the_order_that_it_wants():
     torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.02)
 
 
-def test_mnist_cnn_takes_no_rows():
+def test_mnist_cnn_accepts_an_empty_batch():
     assert MNISTCNN().build((2, 12, 10), 3)(torch.rand(0, 2, 12, 10)).shape == (0, 3)
 
 
 ALL = ["linear", "mlp(hidden=12)", "lenet", "mnist-cnn"]
 
 
-def test_every_family_is_tried():
+def test_every_model_is_tested():
     # Networks of timm have a file of their own.
     assert {*(type(model_config(text)) for text in ALL), Timm} == set(MODELS.values())
 
@@ -145,7 +145,7 @@ def test_featurizer_and_head_compose_to_the_output_and_features_are_flat(text):
 
 
 @pytest.mark.parametrize("text", ALL)
-def test_the_same_torch_seed_gives_the_same_weights_and_another_does_not(text):
+def test_initial_weights_depend_on_the_torch_seed_only(text):
     def weights(seed):
         torch.manual_seed(seed)
         return nn.utils.parameters_to_vector(model_config(text).build((2, 14, 14), 1).parameters())
@@ -155,7 +155,7 @@ def test_the_same_torch_seed_gives_the_same_weights_and_another_does_not(text):
 
 
 @pytest.mark.parametrize("text", ALL)
-def test_no_row_of_a_batch_sees_another(text):
+def test_rows_of_a_batch_are_independent(text):
     model = model_config(text).build((2, 14, 14), 1)
     images = torch.rand(5, 2, 14, 14, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(images)[:1], model(images[:1]))
@@ -173,7 +173,7 @@ def test_no_row_of_a_batch_sees_another(text):
         (MNISTCNN(), "mnist-cnn"),
     ],
 )
-def test_a_family_and_its_string_are_one(family, text):
+def test_text_round_trip_preserves_a_model(family, text):
     assert str(family) == text
     assert model_config(text) == family
 
@@ -200,25 +200,25 @@ def test_settings_may_go_without_a_key():
         ("mlp(1, 2, 3)", "mlp: takes at most 2 values without a key; got 3"),
     ],
 )
-def test_a_string_that_names_no_model_is_refused(text, message):
+def test_an_invalid_model_is_rejected(text, message):
     with pytest.raises(EnvariantError) as refusal:
         model_config(text)
     assert str(refusal.value) == message
 
 
 @pytest.mark.parametrize("depth", ["0", "-1", "1.5", "deep"])
-def test_a_depth_that_is_no_whole_number_is_refused_by_its_own_name(depth):
+def test_a_noninteger_depth_is_rejected(depth):
     with pytest.raises(EnvariantError, match=r"^mlp: depth must be"):
         model_config(f"mlp(depth={depth})")
 
 
-def test_a_family_without_settings_takes_none():
+def test_a_model_without_settings_rejects_settings():
     with pytest.raises(EnvariantError, match=r"^lenet: "):
         model_config("lenet(1)")
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 28), (1, 11, 11), (2, 14, 28)])
-def test_lenet_refuses_what_is_no_square_image_and_says_what_would_do(shape):
+def test_lenet_rejects_inputs_that_are_not_square_images(shape):
     with pytest.raises(EnvariantError) as refusal:
         LeNet().build(shape, 1)
     assert str(refusal.value) == (
@@ -228,7 +228,7 @@ def test_lenet_refuses_what_is_no_square_image_and_says_what_would_do(shape):
 
 
 @pytest.mark.parametrize("shape", [(5,), (28, 28)])
-def test_mnist_cnn_refuses_what_is_no_image(shape):
+def test_mnist_cnn_rejects_inputs_that_are_not_images(shape):
     with pytest.raises(EnvariantError) as refusal:
         MNISTCNN().build(shape, 1)
     assert str(refusal.value) == (f"mnist-cnn: needs images, channels first; got inputs of shape {shape}")

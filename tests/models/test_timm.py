@@ -57,7 +57,7 @@ def refusal(call, *arguments):
 
 
 @pytest.mark.parametrize("shape", [(3, 224, 224), (3, 64, 64), (1, 20, 33)])
-def test_the_head_is_as_wide_as_what_comes_out(asked, shape):
+def test_the_head_has_the_width_of_the_features(asked, shape):
     model = Timm().build(shape, 7)
     assert isinstance(model, FeaturizerAndHead)
     assert asked == [("resnet18", {"pretrained": False, "num_classes": 0, "in_chans": shape[0]})]
@@ -71,7 +71,7 @@ def test_measuring_leaves_running_statistics_and_ends_in_training(asked):
     assert all(module.training for module in model.modules())
 
 
-def test_what_is_built_for_one_size_is_built_for_that_of_the_images(asked):
+def test_fixed_size_networks_are_built_for_the_image_size(asked):
     Timm("vit_tiny").build((3, 48, 32), 1)
     assert asked[0][1]["img_size"] == (48, 32)
 
@@ -94,13 +94,13 @@ def test_a_network_with_running_statistics_trains(asked):
         ("timm('vit.in1k')", Timm("vit.in1k"), "timm(architecture='vit.in1k')"),
     ],
 )
-def test_a_family_and_its_string_are_one(text, built, name):
+def test_text_round_trip_preserves_a_model(text, built, name):
     assert model_config(text) == built
     assert str(built) == name
     assert model_config(name) == built
 
 
-def test_other_inputs_and_names_are_refused(asked):
+def test_invalid_inputs_and_architectures_are_rejected(asked):
     assert refusal(Timm().build, (12,), 1) == "timm: needs images, channels first; got inputs of shape (12,)"
     assert refusal(Timm("resnet19").build, (3, 8, 8), 1) == (
         "timm: unknown timm architecture 'resnet19'; did you mean 'resnet18'? known: resnet18, resnet34"
@@ -124,7 +124,7 @@ def test_other_inputs_and_names_are_refused(asked):
          "'envariant[vision]'"),
     ],
 )  # fmt: skip
-def test_without_timm_the_extra_is_named(monkeypatch, error, message):
+def test_a_missing_timm_is_explained(monkeypatch, error, message):
     def fail(name):
         raise error
 

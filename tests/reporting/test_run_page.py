@@ -16,6 +16,7 @@ from envariant.reporting import figures, published_figures, run_page, tables
 from envariant.reporting.labels import labels, verdict
 from envariant.training.history import HistoryRow
 from envariant.training.result import TrainingResult
+from envariant.training.run_spec import RunSpec
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +69,27 @@ def test_score_table_has_environments_worst_spread_and_replicas(results):
     assert [row[0] for row in table.rows] == ["erm", "vrex", "erm (grayscale oracle)"]
 
 
-def with_settings(result: TrainingResult, **changes) -> TrainingResult:
-    settings = dataclasses.replace(result.record.spec, **changes)
-    return dataclasses.replace(result, record=dataclasses.replace(result.record, settings=settings))
+def with_record(result: TrainingResult, **changes) -> TrainingResult:
+    return dataclasses.replace(result, record=dataclasses.replace(result.record, **changes))
 
 
 def test_published_scores_are_shown_only_for_runs_in_the_settings_of_the_paper(results):
     assert published_figures.comparable(results[0].record) is None
-    paper = with_settings(results[1], data="colored-mnist:irm", changed=())
+    spec = results[1].record.spec.but(data="colored-mnist:irm")
+    paper = with_record(results[1], spec=spec, changed=())
     mean, spread = published.table("rex_colored_mnist").fraction("V-REx", "test")
     assert published_figures.comparable(paper.record).test == (mean, spread)
     assert tables.scores([paper]).rows[0][-1] == f"{mean:.3f} ± {spread:.3f}"
-    changed = with_settings(paper, changed=("steps",))
+    changed = with_record(paper, changed=("steps",))
     assert published_figures.comparable(changed.record) is None
     assert tables.scores([paper, changed]).rows[1][-2:] == (tables.NONE, tables.NONE)
     assert "published test" not in tables.scores([changed]).header
+
+
+def test_settings_table_has_every_option(results):
+    names = [row[0] for row in tables.settings(results).rows]
+    for option in RunSpec.model_fields.keys() - {"algorithm", "hyperparameters"}:
+        assert option.replace("_", " ") in names
 
 
 def test_every_listed_published_row_exists():
@@ -140,7 +147,7 @@ def test_names_are_escaped_and_every_task_has_a_page(task):
 
 
 def test_page_shows_why_a_run_failed():
-    result = envariant.train("colored-digits", "erm", steps=3, optimizer="sgd", learning_rate=1e30)
+    result = envariant.train("colored-digits", "erm", steps=3, optimizer="sgd", learning_rate=1e12)
     text = run_page.render([result], "Title")
     assert "no replica finished" in text
     assert "learning rate or a coefficient is too large" in text
@@ -174,6 +181,17 @@ def test_curves_draw_test_environments_solid_and_training_environments_dotted(re
     assert {text.get_text().strip() for text in axes.texts} == {"chance 50%", "optimum 75%"}
 
 
+def test_validation_rows_have_their_own_curve_and_column():
+    result = envariant.train("colored-digits", "erm", steps=4, holdout_fraction=0.2)
+    (axes,) = figures.curves([result]).axes
+    history = result.history.query("environment == 'flip-0.1' and metric == 'accuracy'")
+    lines = {line.get_color(): list(line.get_ydata()) for line in axes.get_lines()}
+    for role in ("train", "validation"):
+        assert list(history[history["role"] == role]["value"]) in lines.values()
+    header = tables.scores([result]).header
+    assert header.count("flip-0.1 (train)") == header.count("flip-0.1 (validation)") == 1
+
+
 def test_overview_shows_each_digit_in_its_color_above_its_label():
     source = envariant.data.colored_digits()
     environments = source.sample(0)
@@ -191,7 +209,7 @@ def test_overview_shows_each_digit_in_its_color_above_its_label():
 
 def test_fields_of_a_history_row():
     assert [f.name for f in dataclasses.fields(HistoryRow)] == [
-        "replica", "step", "environment", "split", "metric", "value",
+        "replica", "step", "environment", "role", "metric", "value", "kind", "column",
     ]  # fmt: skip
 
 

@@ -2,12 +2,13 @@
 
 import pytest
 
+import envariant
 from envariant.core.errors import EnvariantError
 from envariant.reporting import study_page as page
-from envariant.studies import Store, Study, sweep
+from envariant.studies import Store, Study, begin, sweep
 from envariant.studies.selection import SELECTIONS, select
 from envariant.training.history import HistoryRow
-from envariant.training.store import Facts, Outcome
+from envariant.training.store import RunOutcome
 
 SETTINGS = {"steps": 8, "evaluate_every": 4, "model": "linear"}
 
@@ -19,9 +20,14 @@ def folder(tmp_path_factory):
         ("colored-digits",), ("erm", "vrex"), name="<b>mine</b>", n_trials=2, replicas=2, test_environments="each-and-pairs",
         settings=SETTINGS,
     )  # fmt: skip
-    Store.begin(folder, study).close()
+    begin(folder, study).close()
     sweep(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def record():
+    return envariant.train("colored-digits", "erm", model="linear", steps=1).record
 
 
 def test_page_shows_every_rule_every_environment_and_failures(folder):
@@ -50,7 +56,7 @@ def test_command_on_the_page_can_be_run(folder, capsys, tmp_path):
     with Store(folder) as store:
         table = store.table()
         command = page.rerun(
-            store.study, store, select(table, SELECTIONS["training-domain validation"](), pooled=True)
+            store.declaration(), store, select(table, SELECTIONS["training-domain validation"](), pooled=True)
         )
     program, *arguments = shlex.split(command)
     assert program == "envariant"
@@ -60,23 +66,23 @@ def test_command_on_the_page_can_be_run(folder, capsys, tmp_path):
     assert '"learning_rate"' in capsys.readouterr().out
 
 
-def test_page_without_finished_runs_is_rejected_with_the_reason(tmp_path):
-    with Store.begin(tmp_path, Study(("colored-digits",), ("erm",))) as store:
+def test_page_without_finished_runs_is_rejected_with_the_reason(tmp_path, record):
+    with begin(tmp_path, Study(("colored-digits",), ("erm",))) as store:
         with pytest.raises(EnvariantError, match="report: no run of the study is done"):
             page.render(store)
-        batch = store.claim()
-        store.under_way(batch, Facts({}, "accuracy", True, {}, {}))
-        store.finish(batch, "diverged")
+        job = store.claim()
+        store.begin(job, record, "accuracy", True)
+        store.finish(job, "diverged")
         with pytest.raises(EnvariantError, match="first error: diverged"):
             page.render(store)
 
 
-def test_page_says_why_no_run_was_selected(tmp_path):
-    with Store.begin(tmp_path, Study(("colored-digits",), ("erm",), replicas=1)) as store:
-        batch = store.claim()
-        store.under_way(batch, Facts({}, "accuracy", True, {}, {}))
-        store.add([HistoryRow(1, 0, "flip-0.9", "test", "accuracy", 0.5)], [Outcome(1, None, 1.0, None)])
-        store.finish(batch)
+def test_page_says_why_no_run_was_selected(tmp_path, record):
+    with begin(tmp_path, Study(("colored-digits",), ("erm",), replicas=1)) as store:
+        job = store.claim()
+        store.begin(job, record, "accuracy", True)
+        store.add([HistoryRow(1, 0, "flip-0.9", "test", "accuracy", 0.5)], [RunOutcome(1, None, 1.0)])
+        store.finish(job)
         text = page.render(store)
     assert "No run has a score on validation rows." in text
     assert "No run was selected." in text

@@ -30,7 +30,7 @@ def study_table(*runs, higher_is_better=1):
             values = list(tests.values())
             rows.append(
                 {
-                    "run": run, "data": "d", "test_environments": json.dumps(list(test)), "algorithm": algorithm,
+                    "run": run, "data": "d", "test_environments": tuple(test), "algorithm": algorithm,
                     "trial": trial, "replica": replica, "state": "done" if done else (steps or "planned"),
                     "error": "diverged" if steps == "failed" else None, "p_value": p_value, "metric": "accuracy",
                     "higher_is_better": higher_is_better, "step": step, "validation": validation,
@@ -119,14 +119,6 @@ def test_leave_one_out_averages_left_out_environments_and_ignores_the_test_envir
     assert [result.test_environments for result in results] == [("a",)], "pairs are not reported"
     choice = only_choice(results)
     assert (choice.run, choice.step, choice.test) == (1, 20, 0.22)
-
-
-@pytest.mark.parametrize("rule", [TrainingValidation, LeaveOneOut, Invariance, Oracle])
-def test_test_environments_may_be_stored_as_tuples_or_as_json(rule):
-    table = study_table(*PAIRS)
-    with_tuples = table.assign(test_environments=[tuple(json.loads(e)) for e in table["test_environments"]])
-    for pooled in (False, True):
-        assert select(with_tuples, rule(), pooled=pooled) == select(table, rule(), pooled=pooled)
 
 
 def test_leave_one_out_names_missing_runs():

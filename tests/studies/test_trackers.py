@@ -8,7 +8,7 @@ import pytest
 
 from envariant.cli import main
 from envariant.core.errors import EnvariantError
-from envariant.studies import Store, Study, sweep, trackers
+from envariant.studies import Store, Study, begin, sweep, trackers
 from envariant.studies.trackers import TRACKERS, BackgroundTracking, Tracker, _safe, track
 
 SETTINGS = {"steps": 6, "evaluate_every": 3, "model": "linear"}
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
     study = Study(
         ("colored-digits",), ("erm", "irm"), name="mine", n_trials=2, replicas=1, settings=SETTINGS
     )  # fmt: skip
-    Store.begin(folder, study).close()
+    begin(folder, study).close()
     sweep(folder)
     return folder
 
@@ -29,14 +29,13 @@ def last_values(folder, run):
     """Return the last step and value of each metric of a run, by its name in trackers."""
     with Store(folder) as store:
         history = store.history([run])
-    rows = history.sort_values("step").to_dict("records")
-    return {
-        (r["metric"] if r["environment"] == "*" else f"{r['metric']}/{r['environment']}"): (
-            r["step"],
-            r["value"],
-        )
-        for r in rows
-    }
+    values = {}
+    for row in history.sort_values("step").to_dict("records"):
+        name = row["metric"] if row["environment"] == "*" else f"{row['metric']}/{row['environment']}"
+        name += " (validation)" if row["role"] == "validation" else ""
+        values[name] = (row["step"], row["value"])
+    assert {"accuracy/flip-0.1", "accuracy/flip-0.1 (validation)", "accuracy/flip-0.9", "risk"} <= set(values)
+    return values
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -92,7 +91,7 @@ def test_mlflow_gets_every_run_once(folder, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_runs_are_sent_while_the_sweep_is_running(tmp_path):
     study = Study(("colored-digits",), ("erm",), n_trials=3, replicas=1, settings=SETTINGS)
-    Store.begin(tmp_path / "study", study).close()
+    begin(tmp_path / "study", study).close()
     sent = []
     with BackgroundTracking(
         tmp_path / "study", "tensorboard", str(tmp_path / "board"), interval_s=0.05

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import envariant
+from algorithms.references import ENROLLED, every_case
 from envariant.algorithms import RECIPES, Composition, Penalty
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import Environment, EnvironmentSet
@@ -23,7 +24,6 @@ from envariant.training.execution import SEQUENTIAL, Execution
 from envariant.training.optimizers import optimizer_config
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
-from helpers import ENROLLED, every_case
 
 QUICK = {"steps": 12, "evaluate_every": 4, "precision": "float32"}
 

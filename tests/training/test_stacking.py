@@ -10,6 +10,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envariant
+from algorithms.problems import train_context
+from algorithms.references import ENROLLED, every_case
 from benchmarks import step_timing
 from envariant.algorithms import RECIPES, Algorithm, Composition, VREx, recipe
 from envariant.core.environments import Environment, EnvironmentSet
@@ -23,7 +25,6 @@ from envariant.training.execution import SEQUENTIAL, Auto, Execution
 from envariant.training.optimizers import optimizer_config
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
-from helpers import ENROLLED, every_case, train_context
 
 CPU = torch.device("cpu")
 SETTING = train_context(2, Binary())

@@ -72,7 +72,7 @@ class Sketch:
         if categorical:
             frequency = np.bincount(values[values >= 0], minlength=len(categories))
             order = np.argsort(-frequency, kind="stable")
-            by_frequency = tuple(categories[code] for code in order.tolist() if frequency[code])
+            by_frequency = tuple(str(categories[code]) for code in order.tolist() if frequency[code])
         elif len(present := values[~np.isnan(values)]):
             ranks = np.linspace(0, 1, _KNOTS)
             knots = np.unique(np.quantile(present, ranks, method="inverted_cdf")).astype(np.float32)

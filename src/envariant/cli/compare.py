@@ -1,15 +1,16 @@
 """`envariant compare`: compare methods on a table and recommend one."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from envariant.cli.options import Json, Whole
+from envariant.cli.options import Json, Names, Whole
+from envariant.cli.run_options import given, with_run_options
+from envariant.training.run_spec import SHARED
 
-Names = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
 
-
+@with_run_options((*SHARED, "execution", "memory"), dict.fromkeys((*SHARED, "execution", "memory")))
 def compare(
     file: Path,
     *,
@@ -31,6 +32,7 @@ def compare(
     address: str | None = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     json: Json = False,
+    **options: Any,
 ) -> None:
     """Measure how far scores drop in new environments, whether any method helps, and what to do.
 
@@ -99,6 +101,7 @@ def compare(
         executor=executor,
         address=address,
         out=out or Path("comparisons") / file.name.partition(".")[0],
+        **given(options),
     )
     if json:
         print_json(comparison.to_dict())

@@ -42,7 +42,9 @@ def with_run_options(
 
         positional = [p for p in own if p.kind is not p.KEYWORD_ONLY]
         keyword = [p for p in own if p.kind is p.KEYWORD_ONLY]
-        parameters = [*positional, *flags, *keyword]
+        # A command's own required flags come first in its help.
+        is_required = any(p.default is p.empty for p in keyword) or bool(positional)
+        parameters = [*positional, *(keyword + flags if is_required else flags + keyword)]
         signature = inspect.Signature(parameters)
 
         @functools.wraps(command)

@@ -27,26 +27,14 @@ def mixed(z: int) -> int:
 
 
 def step_key(seed: int, step: int) -> int:
-    """Return the unsigned 64-bit key of one step, which determines all its random numbers.
-
-    Args:
-        seed: Seed of the run.
-        step: Number of updates already made.
-    """
+    """Return the unsigned 64-bit key of one step of a run, which determines all its random numbers."""
     return mixed(seed + _GOLDEN * (step + 1))
 
 
 def step_keys(
     seeds: Sequence[int], first: int, steps: int, device: torch.device
 ) -> Int[Tensor, "steps replicas"]:
-    """Return the keys of consecutive steps for several seeds.
-
-    Args:
-        seeds: Seed of each replica.
-        first: The first step.
-        steps: Number of steps.
-        device: Device of the result.
-    """
+    """Return the keys of consecutive steps for several seeds."""
     counts = torch.arange(first + 1, first + 1 + steps, device=device)[:, None]
     return _mixed(torch.tensor(seeds, device=device) + counts * _signed(_GOLDEN))
 
@@ -57,23 +45,12 @@ def integers(
     """Return, for every key and entry of `below`, an integer from 0 to `below - 1`.
 
     It is the remainder of 63 random bits; with a million rows, probabilities differ by less than 10⁻¹².
-
-    Args:
-        keys: Keys of steps.
-        stream: Number of the random stream.
-        below: Upper bounds (exclusive).
     """
     return _drawn(keys, stream, len(below)).bitwise_and(2**63 - 1) % below
 
 
 def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tensor, "*keys count"]:
-    """Return `count` numbers in [0, 1) for every key, multiples of 2⁻²⁴.
-
-    Args:
-        keys: Keys of steps.
-        stream: Number of the random stream.
-        count: Numbers per key.
-    """
+    """Return `count` numbers in [0, 1) for every key, multiples of 2⁻²⁴."""
     return _shifted(_drawn(keys, stream, count), 40).float() * 2.0**-24
 
 
@@ -91,10 +68,6 @@ def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
     """Seed PyTorch's default generators within a `with` block, and restore their state afterwards.
 
     Modules draw initial weights and dropout masks from them.
-
-    Args:
-        seed: Seed of the generators.
-        device: Device whose generator is seeded, besides that of the CPU.
     """
     # Weights may be drawn on the CPU whatever the device.
     generators = list({id(g): g for g in (torch.default_generator, default_generator(device))}.values())

@@ -53,12 +53,7 @@ class Table(BaseModel):
     rows: Mapping[str, Row]
 
     def fraction(self, row: str, column: str) -> tuple[float, float | None]:
-        """Return mean and spread of an entry as fractions of 1.
-
-        Args:
-            row: Name of the row.
-            column: Name of the column.
-        """
+        """Return mean and spread of an entry as fractions of 1."""
         scale = 100 if self.unit == "percent" else 1
         position = self.columns.index(column)
         entry = self.rows[row]

@@ -140,7 +140,7 @@ def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None
     # A single panel is wider, to leave room for the legend above it.
     width = 3.7 * columns + 0.4 if columns > 1 else 6.4
     figure, grid = _panels(len(results), width)
-    environments = dict.fromkeys(name for result in results for name in result.record.roles)
+    environments = dict.fromkeys(each.label for result in results for each in result.record.environments)
     hues = dict(zip(environments, cycle(TRAIN), strict=False))
     handles: dict[str, Line2D] = {}
     for axes, result, label in zip(grid.flat, results, names or labels(results), strict=False):
@@ -156,16 +156,15 @@ def _curve(axes: Axes, result: TrainingResult, hues: Mapping[str, str]) -> dict[
     record, history = result.record, result.history
     history = history[(history["metric"] == record.metric) & history["replica"].isin(result.finished)]
     handles: dict[str, Line2D] = {}
-    for environment, role in record.roles.items():
-        scores = history[history["environment"] == environment].pivot(
-            index="step", columns="replica", values="value"
-        )
-        is_test = role == "test"
-        color = TEST if is_test and list(record.roles.values()).count("test") == 1 else hues[environment]
+    for environment in record.environments:
+        rows = (history["environment"] == environment.name) & (history["role"] == environment.role)
+        scores = history[rows].pivot(index="step", columns="replica", values="value")
+        is_test = environment.role == "test"
+        color = TEST if is_test and len(record.test_environments) == 1 else hues[environment.label]
         if scores.shape[1] > 1:
             low, high = scores.min(axis=1).to_numpy(), scores.max(axis=1).to_numpy()
             axes.fill_between(scores.index.to_numpy(), low, high, color=color, alpha=0.15, lw=0)
-        (handles[plain_text(f"{environment} ({role})")],) = axes.plot(
+        (handles[plain_text(f"{environment.name} ({environment.role})")],) = axes.plot(
             scores.index, scores.mean(axis=1), "-" if is_test else ":", color=color, lw=2
         )
     references(axes, record)
@@ -195,11 +194,11 @@ def sweep(results: Mapping[float, TrainingResult], setting: str, scale: str = "l
     """
     figure, axes = new_axes(7.4, 3.6)
     record = next(iter(results.values())).record
-    train = iter(TRAIN)
-    for environment, role in record.roles.items():
-        color, style = (TEST, "-") if role == "test" else (next(train), ":")
-        spreads = {x: result.final(environment, record.metric) for x, result in results.items()}
-        label = plain_text(f"{environment} ({role})")
+    train = cycle(TRAIN)
+    for environment in record.environments:
+        color, style = (TEST, "-") if environment.role == "test" else (next(train), ":")
+        spreads = {x: result.final(environment.label, record.metric) for x, result in results.items()}
+        label = plain_text(f"{environment.name} ({environment.role})")
         axes.plot(list(spreads), [s.mean for s in spreads.values()], style, color=color, lw=2, label=label)
         dots = [(x, value) for x, spread in spreads.items() for value in spread.values]
         axes.plot(*zip(*dots, strict=True), ".", color=color, alpha=0.45, ms=5)

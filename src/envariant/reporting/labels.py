@@ -1,6 +1,6 @@
 """Short texts about runs: their names, settings and verdicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from envariant.core.specs import format_value
@@ -62,26 +62,18 @@ def verdict(result: TrainingResult) -> str:
 
 
 def settings(result: TrainingResult) -> dict[str, str]:
-    """Return every setting that determines a run's numbers as text, by its name in tables."""
-    record, s = result.record, result.record.spec
-    hyperparameters: Mapping[str, Any] = s.hyperparameters
+    """Return every option and hyperparameter of a run as text, by its name in tables."""
+    record = result.record
+    options = record.spec.to_dict()
+    hyperparameters = options.pop("hyperparameters")
     return {
         **{key: _text(value) for key, value in hyperparameters.items()},
-        "data": s.data,
+        **{key.replace("_", " "): _text(value) for key, value in options.items() if key != "algorithm"},
         "test environments": ", ".join(record.test_environments) or "none",
-        "model": s.model,
-        "optimizer": s.optimizer,
-        "learning rate": _text(s.learning_rate),
-        "weight decay": _text(s.weight_decay),
-        "steps": str(s.steps),
-        "batch size": "all rows" if s.batch_size == "full" else f"{s.batch_size} rows per environment",
-        "augmentation": s.augmentation or "none",
-        "evaluation": f"every {s.evaluate_every} steps",
-        "replicas": str(s.replicas),
-        "seed": str(s.seed),
-        "precision": s.precision,
-        "device": f"{s.device}, {record.threads} threads",
-        "execution": _execution(result),
+        "device": f"{record.spec.device}, {record.threads} thread{'s' if record.threads != 1 else ''}",
+        "execution": f"stacks of {record.execution.group}"
+        if record.execution.mode == "stacked"
+        else "sequential",
         "source of defaults": record.defaults,
         "changed from defaults": ", ".join(record.changed) or "nothing",
     }
@@ -89,9 +81,3 @@ def settings(result: TrainingResult) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else format_value(value)
-
-
-def _execution(result: TrainingResult) -> str:
-    execution, compiled = result.record.execution, ", compiled" if result.record.spec.compile else ""
-    mode = f"stacks of {execution.group}" if execution.mode == "stacked" else "sequential"
-    return mode + compiled

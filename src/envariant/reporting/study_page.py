@@ -24,7 +24,7 @@ from envariant.studies.selection import (
     SelectionResult,
     select,
 )
-from envariant.studies.selection.base import environment_names, last_steps
+from envariant.studies.selection.base import last_steps
 from envariant.studies.significance import Comparison, compare
 from envariant.training.store import Store
 
@@ -256,7 +256,7 @@ def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionRe
         words += ["--set", f"{key}={value}"]
     words += ["--learning-rate", str(json.loads(str(best["learning_rate"])))]
     words += ["--holdout-fraction", f"{study['holdout_fraction']:g}"]
-    for name in environment_names(best["test_environments"]):
+    for name in best["test_environments"]:
         words += ["--test-environments", name]
     words += ["--replicas", str(study["replicas"]), "--seed", str(study["seed"])]
     for key, value in study["settings"].items():
@@ -271,7 +271,7 @@ def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]
     for name, runs in last.groupby("algorithm", sort=False):
         rows = [listing.loc[run] for run in runs["run"]]
         values = pd.DataFrame(
-            [{"learning rate": float(str(row["learning_rate"])), **_numbers(row)} for row in rows],
+            [_numbers(row) for row in rows],
             index=runs.index,
         )
         varied = values.loc[:, values.nunique() > 1]
@@ -281,9 +281,10 @@ def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]
 
 
 def _numbers(row: Any) -> dict[str, float]:
-    """Return the numeric hyperparameters of a run; of a schedule its final value."""
+    """Return learning rate and numeric hyperparameters of a run; of a schedule its final value."""
     numbers: dict[str, float] = {}
-    for key, value in json.loads(str(row["hyperparameters"])).items():
+    values = {"learning rate": json.loads(row["learning_rate"]), **json.loads(row["hyperparameters"])}
+    for key, value in values.items():
         if isinstance(value, bool):
             continue
         if isinstance(value, int | float):
@@ -318,8 +319,8 @@ def _lead(store: Store, metric: str) -> str:
     algorithms, data = ", ".join(study["algorithms"]), ", ".join(study["data"])
     return (
         f"{algorithms} on {data}: {study['n_trials']} trials per algorithm, {study['replicas']} replicas per "
-        f"trial. {study['holdout_fraction']:.0%} of the training rows are kept for validation. Runs: {states}. "
-        f"All scores are {metric}."
+        f"trial. {study['holdout_fraction']:.0%} of the training rows are kept for validation. "
+        f"Runs: {states}. All scores are {metric}."
     )
 
 
@@ -337,7 +338,7 @@ def _reasons(selected: Sequence[SelectionResult]) -> list[str]:
 
 
 def _describe(row: dict[Any, Any]) -> str:
-    test = ", ".join(environment_names(row["test_environments"]))
+    test = ", ".join(row["test_environments"])
     return (
         f"run {row['run']}: {row['algorithm']}, trial {row['trial']}, replica {row['replica']}, "
         f"test environments {test or 'none'}"

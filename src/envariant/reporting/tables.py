@@ -37,18 +37,18 @@ def scores(results: Sequence[TrainingResult], names: Sequence[str] | None = None
         names: Names of the rows; None derives them from the settings in which the runs differ.
     """
     environments = dict.fromkeys(
-        (name, role) for result in results for name, role in result.record.roles.items()
+        (each.name, each.role, each.label) for result in results for each in result.record.environments
     )
     published = [comparable(result.record) for result in results]
     metric = results[0].record.metric
-    header = [metric, *(f"{name} ({role})" for name, role in environments), "worst", "replicas"]
+    header = [metric, *(f"{name} ({role})" for name, role, _ in environments), "worst", "replicas"]
     header += ["published train", "published test"] if any(published) else []
     rows: list[tuple[str, ...]] = []
     for name, result, paper in zip(names or labels.labels(results), results, published, strict=True):
         roles = result.record.roles
         cells = [
-            spread(result.final(environment, metric)) if roles.get(environment) == role else NONE
-            for environment, role in environments
+            spread(result.final(label, metric)) if roles.get(label) == role else NONE
+            for _, role, label in environments
         ]
         row = [name, *cells, spread(result.worst()[0]), _replicas(result)]
         if any(published):

@@ -23,6 +23,7 @@ from envariant.data.tables.kinds import Kind, TaskName
 from envariant.data.tables.reading import read_columns
 from envariant.data.tables.source import TableSource
 from envariant.data.validation_split import ValidationSplit
+from envariant.models import model_config
 from envariant.saved_model import folder as files
 from envariant.saved_model import onnx_export
 from envariant.saved_model.network import SavedNetwork
@@ -99,6 +100,13 @@ class SavedModel:
             why = state.failure or f"{state.step} of {settings.steps} steps made"
             raise EnvariantError(f"replica {replica}: has not finished ({why}); choose a finished replica")
         network = result.model(replica)
+        try:
+            model_config(settings.model)
+        except EnvariantError:
+            raise EnvariantError(
+                f"model '{settings.model}': is not one of the library's, so a saved model cannot rebuild it; "
+                f"train a named model"
+            ) from None
         source = source.with_test_environments(settings.test_environments)
         split = ValidationSplit(source, settings.holdout_fraction) if settings.holdout_fraction else source
         if split.sample(record.seeds[0].data).fingerprint() != record.fingerprints["data"]:

@@ -28,6 +28,6 @@ def test_each_environment_holds_one_channel_of_every_training_row(drawn):
     assert torch.equal(drawn["test"].inputs, thirds["test"].inputs)
 
 
-def test_it_has_a_name_on_the_command_line():
+def test_the_source_is_found_by_name():
     assert source("colored-mnist-channels") == ColorChannels()
     assert source("colored-mnist-channels(size=28)").name == "colored-mnist-channels(size=28)"

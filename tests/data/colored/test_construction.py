@@ -33,7 +33,7 @@ def test_theory_is_that_of_the_table(flip, best_accuracy, best_risk, color_risk)
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("flip", [0.0, 0.2, 0.25, 0.6, 1.0])
-def test_theory_is_what_counting_all_cases_gives(noise, flip):
+def test_theory_equals_enumeration_of_all_cases(noise, flip):
     # P(s, c, y) written out; the best rule and its risk follow from the eight numbers alone.
     joint = np.zeros((2, 2, 2))
     for s in (0, 1):
@@ -74,14 +74,14 @@ def test_the_label_is_shape_and_noise_and_the_color_is_label_and_flip(painted):
     assert environment.attributes["digit"].tolist() == list(range(8))
 
 
-def test_the_channel_of_the_color_holds_the_digit_and_the_other_nothing(painted):
+def test_the_channel_of_the_color_holds_the_digit(painted):
     images, _, environment = painted
     for row, color in enumerate(environment.attributes["color"]):
         assert torch.equal(environment.inputs[row, color], images[row])
         assert not environment.inputs[row, 1 - color].any()
 
 
-def test_grayscale_gives_the_digit_back_and_changes_nothing_else(painted):
+def test_grayscale_restores_the_digit(painted):
     images, _, environment = painted
     gray = construction.grayscale(environment)
     assert torch.equal(gray.inputs, images[:, None])
@@ -92,13 +92,13 @@ def test_grayscale_gives_the_digit_back_and_changes_nothing_else(painted):
 
 def test_rgb_is_standardized_in_red_and_green_and_empty_in_blue(painted):
     _, _, environment = painted
-    rgb = construction.as_rgb(environment, 0.1307, 0.3081).inputs
+    rgb = construction.standardized(environment, 0.1307, 0.3081).inputs
     assert rgb.shape == (8, 3, 4, 4)
     assert torch.equal(rgb[:, :2], (environment.inputs - 0.1307) / 0.3081)
     assert not rgb[:, 2].any()
 
 
-def test_ink_keeps_every_kth_row_and_column_from_the_first_without_averaging():
+def test_downsampling_keeps_every_kth_row_and_column():
     images = np.arange(2 * 28 * 28).reshape(2, 28, 28).astype(np.uint8)
     for size in (28, 14, 7):
         k = 28 // size

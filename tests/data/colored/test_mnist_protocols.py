@@ -178,7 +178,7 @@ def test_facts_are_direct_counts(protocol, request):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(protocol):
+def test_samples_depend_on_the_seed_only(protocol):
     source = ColoredMNIST(protocol, size=7)
     first, again, other = (source.sample(seed) for seed in (3, 3, 4))
     for a, b, c in zip(first.environments, again.environments, other.environments, strict=True):
@@ -187,7 +187,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(protocol):
         assert not torch.equal(a.targets, c.targets)
 
 
-def test_a_draw_leaves_the_global_generators_alone():
+def test_sampling_leaves_global_generators_unchanged():
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     for protocol in PROTOCOLS:
         ColoredMNIST(protocol, size=7).sample(3)
@@ -196,7 +196,7 @@ def test_a_draw_leaves_the_global_generators_alone():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_gray_data_are_the_same_whatever_the_colors_do(protocol):
+def test_grayscale_data_do_not_depend_on_the_color_flips(protocol):
     flips = {"train_flips": (0.0, 1.0), "test_flips": (0.5,)}
     usual = ColoredMNIST(protocol, size=7, gray=True).sample(0)
     other = ColoredMNIST(protocol, size=7, gray=True, **flips).sample(0)
@@ -207,7 +207,7 @@ def test_gray_data_are_the_same_whatever_the_colors_do(protocol):
         assert a.inputs.shape[1] == 1
 
 
-def test_the_oracle_sees_the_plain_digit(irm):
+def test_grayscale_thirds_are_plain_digits(irm):
     gray = ColoredMNIST("irm", gray=True).sample(0)
     for g, c in zip(gray.environments, irm.environments, strict=True):
         assert torch.equal(g.inputs, c.inputs.sum(dim=1, keepdim=True))
@@ -246,7 +246,7 @@ def test_several_test_flips_color_the_same_ten_thousand_digits():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_held_out_flip_may_repeat_a_training_one(protocol):
+def test_a_test_flip_may_equal_a_training_flip(protocol):
     drawn = ColoredMNIST(protocol, test_flips=(0.1,), size=7).sample(0)
     assert list(drawn.roles().values()) == ["train", "train", "test"]
     assert len(set(drawn.names)) == 3
@@ -288,7 +288,7 @@ def test_penalty_methods_start_from_the_papers_settings(algorithm):
         (True, "hidden {hidden}, l2 {l2}, lr {lr}, {steps} steps"),
     ],
 )
-def test_erm_and_the_oracle_have_the_settings_that_the_protocol_states(gray, sentence):
+def test_erm_and_oracle_default_settings_match_the_protocol(gray, sentence):
     found = ColoredMNIST("irm", gray=gray).default_settings("erm")
     stated = sentence.format(
         hidden=model_config(found.model).hidden,
@@ -319,7 +319,7 @@ def test_domainbed_has_its_own_defaults():
         ((), {"size": 0}, "size must be 28, 14 or 7; got 0"),
     ],
 )
-def test_impossible_settings_are_refused(arguments, settings, message):
+def test_invalid_settings_are_rejected(arguments, settings, message):
     with pytest.raises(EnvariantError) as refusal:
         colored_mnist(*arguments, **settings)
     assert str(refusal.value) == f"colored-mnist: {message}"

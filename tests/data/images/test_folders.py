@@ -62,7 +62,7 @@ def drawn(root, **settings):
     return ImageFolders(root, **{"size": 8, **settings}).sample(0)
 
 
-def test_domains_are_environments_and_classes_are_numbered_alike_in_all_of_them(root):
+def test_domains_are_environments_with_common_class_numbers(root):
     found = drawn(root, normalize=False, test=("sketch",))
     assert found.names == ("art", "photo", "sketch")
     assert found.roles()["sketch"] == "test"
@@ -80,7 +80,7 @@ def test_domains_are_environments_and_classes_are_numbered_alike_in_all_of_them(
     assert found["art"].inputs[0, :, 0, 0].tolist() == [1, 0, 0]
 
 
-def test_pixels_are_less_imagenets_mean_and_by_its_deviation(root):
+def test_pixels_are_standardized_with_imagenet_statistics(root):
     plain, usual = drawn(root, normalize=False)["photo"].inputs, drawn(root)["photo"].inputs
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
     assert usual.dtype == torch.float32
@@ -96,7 +96,7 @@ def test_an_image_is_resized_as_pillow_does_it(tmp_path):
     assert (np.moveaxis(found[0], 0, 2) == np.asarray(expected)).all()
 
 
-def test_a_large_jpeg_read_at_a_reduced_scale_is_nearly_the_one_read_in_full(tmp_path):
+def test_a_large_jpeg_decoded_at_a_reduced_scale_is_nearly_unchanged(tmp_path):
     ramp = np.linspace(0, 255, 512, dtype=np.uint8)
     picture = Image.fromarray(
         np.stack(
@@ -137,7 +137,7 @@ def test_two_classes_are_binary(root, tmp_path):
     assert drawn(tmp_path / "two").task == Binary()
 
 
-def test_the_account_tells_what_is_missing_and_what_was_skipped(root):
+def test_the_preprocessing_log_lists_missing_classes_and_skipped_files(root):
     (root / ".DS_Store").write_text("")
     (root / "readme.txt").write_text("")
     (root / "art" / ".git").mkdir()
@@ -160,7 +160,7 @@ def test_the_account_tells_what_is_missing_and_what_was_skipped(root):
     assert drawn(root).names == ("art", "photo", "sketch")
 
 
-def test_a_long_account_is_cut_short(root):
+def test_a_long_preprocessing_log_is_shortened(root):
     for k in range(13):
         (root / f"{k:02d}.txt").write_text("")
     assert ImageFolders(root).preprocessing_log()[-1].endswith("08.txt, 09.txt and 3 more")
@@ -178,7 +178,7 @@ def test_names_with_markup_and_signs_are_plain_text(tmp_path):
     assert source(own.name) == own
 
 
-def test_a_name_that_is_no_line_is_refused_before_anything_is_read(root, cache):
+def test_an_invalid_environment_name_is_rejected_before_reading(root, cache):
     (root / "art").rename(root / "a\nb")
     assert refusal(drawn, root).startswith("environment 'a\nb': a name must be one line of text")
     (root / "a\nb").rename(root / sorted(RESERVED)[-1])
@@ -190,7 +190,7 @@ def test_a_name_that_is_no_line_is_refused_before_anything_is_read(root, cache):
     assert not cache.exists()
 
 
-def test_a_second_draw_reads_no_image_and_leaves_the_bytes_on_disk(root, cache, monkeypatch):
+def test_a_second_sample_maps_the_cache_and_decodes_no_image(root, cache, monkeypatch):
     first = drawn(root)
     (kept,) = (cache / "images").glob("*.npy")
     assert np.load(kept).shape == (15, 3, 8, 8)
@@ -200,7 +200,7 @@ def test_a_second_draw_reads_no_image_and_leaves_the_bytes_on_disk(root, cache, 
     assert isinstance(images.read(root, files, 8), np.memmap)
 
 
-def test_what_is_kept_goes_with_the_folder_and_ends_with_a_change(root, cache, tmp_path):
+def test_the_cache_survives_a_moved_folder_and_ends_with_a_change(root, cache, tmp_path):
     def kept():
         return len(list((cache / "images").glob("*.npy")))
 
@@ -216,14 +216,14 @@ def test_what_is_kept_goes_with_the_folder_and_ends_with_a_change(root, cache, t
     assert kept() == 3
 
 
-def test_the_cache_may_be_named(root, tmp_path, cache):
+def test_a_cache_folder_can_be_set(root, tmp_path, cache):
     drawn(root, cache=tmp_path / "mine")
     assert list((tmp_path / "mine" / "images").glob("*.npy"))
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("spoil", ["text", "cut", "shape", "kind", "pickle"])
-def test_an_unreadable_cache_is_made_anew(root, cache, spoil):
+def test_a_damaged_cache_is_rebuilt(root, cache, spoil):
     first = drawn(root)
     (kept,) = (cache / "images").glob("*.npy")
     whole = kept.read_bytes()
@@ -242,7 +242,7 @@ def test_an_unreadable_cache_is_made_anew(root, cache, spoil):
     assert {path.suffix for path in (cache / "images").iterdir()} <= {".npy", ".lock"}
 
 
-def test_a_cache_that_cannot_be_written_is_refused_with_the_mend(root, tmp_path):
+def test_an_unwritable_cache_is_rejected(root, tmp_path):
     (tmp_path / "file").write_text("")
     said = refusal(drawn, root, cache=tmp_path / "file")
     assert said.startswith(f"images: cannot be stored in {tmp_path / 'file' / 'images'} (")
@@ -251,7 +251,7 @@ def test_a_cache_that_cannot_be_written_is_refused_with_the_mend(root, tmp_path)
     )
 
 
-def test_a_broken_image_is_named_and_nothing_half_read_is_kept(root, cache):
+def test_a_broken_image_is_named_and_no_partial_cache_is_stored(root, cache):
     (root / "photo" / "cat" / "1.png").write_text("not an image")
     assert refusal(drawn, root) == (
         f"{root / 'photo' / 'cat' / '1.png'}: cannot be read as an image (cannot identify image file 'it'); "
@@ -264,7 +264,7 @@ def test_a_broken_image_is_named_and_nothing_half_read_is_kept(root, cache):
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 @pytest.mark.parametrize("share", [0, 0.02, 0.5])
-def test_an_image_that_ends_too_soon_is_named(root, suffix, share):
+def test_a_truncated_image_is_named(root, suffix, share):
     path = root / "art" / "dog" / f"0.{suffix}"
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -273,12 +273,12 @@ def test_an_image_that_ends_too_soon_is_named(root, suffix, share):
     assert refusal(drawn, root).startswith(f"{path}: cannot be read as an image (")
 
 
-def test_pixels_without_a_known_range_are_refused(root):
+def test_floating_point_pixels_are_rejected(root):
     save(root / "art" / "dog" / "0.tiff", 0.5, mode="F")
     assert "(its pixels are floating-point numbers of unknown range)" in refusal(drawn, root)
 
 
-def test_more_than_fits_into_memory_is_refused_with_a_size_that_would_do(root, monkeypatch, cache):
+def test_images_larger_than_memory_are_rejected_with_a_size_that_fits(root, monkeypatch, cache):
     monkeypatch.setattr(images, "free_memory", lambda: 2**20)
     said = refusal(drawn, root, size=224)
     assert said == (
@@ -290,16 +290,16 @@ def test_more_than_fits_into_memory_is_refused_with_a_size_that_would_do(root, m
     assert refusal(drawn, root).endswith("; use fewer images")
 
 
-def test_free_memory_is_a_likely_number():
+def test_free_memory_is_plausible():
     assert 2**20 < images.free_memory() < 2**50
 
 
-def test_without_pillow_the_extra_is_named(root, monkeypatch):
+def test_a_missing_pillow_is_explained(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert refusal(drawn, root) == "images: reading them needs pillow; pip install 'envariant[vision]'"
 
 
-def test_a_folder_of_one_domain_class_or_nothing_is_refused(root, tmp_path):
+def test_a_folder_with_one_domain_or_class_or_no_image_is_rejected(root, tmp_path):
     assert refusal(drawn, tmp_path / "no") == (
         f"image-folders: cannot list {tmp_path / 'no'} (No such file or directory)"
     )
@@ -327,7 +327,7 @@ def test_a_folder_of_one_domain_class_or_nothing_is_refused(root, tmp_path):
     )
 
 
-def test_an_image_that_goes_meanwhile_is_missed(tmp_path):
+def test_an_image_deleted_after_listing_is_reported(tmp_path):
     assert refusal(images.read, tmp_path, ["a/b.png", "c.png"], 8) == (
         f"{tmp_path}: 2 of 2 images are missing: a/b.png, c.png"
     )
@@ -343,7 +343,7 @@ def test_an_image_that_goes_meanwhile_is_missed(tmp_path):
         ({"workers": 3, "cache": "elsewhere"}, "image-folders('{root}')"),
     ],
 )
-def test_a_source_is_found_again_by_its_name_from_anywhere(root, monkeypatch, settings, name):
+def test_the_name_of_an_image_source_works_in_any_working_directory(root, monkeypatch, settings, name):
     monkeypatch.chdir(root.parent)
     own = ImageFolders("animals", **settings)
     assert own.name == name.format(root=root)
@@ -353,7 +353,7 @@ def test_a_source_is_found_again_by_its_name_from_anywhere(root, monkeypatch, se
     assert hash(own) == hash(source(own.name))
 
 
-def test_what_is_typed_may_be_short(root):
+def test_short_forms_are_accepted(root):
     typed = source(f'image-folders("{root}", size=16, test=art, workers=1, cache="x")')
     assert typed == ImageFolders(root, 16, ("art",))
     assert (typed.workers, typed.cache) == (1, "x")
@@ -375,11 +375,11 @@ def test_what_is_typed_may_be_short(root):
         ("image-folder(x)", "unknown data set 'image-folder'; did you mean 'image-folders'? known: "),
     ],
 )  # fmt: skip
-def test_what_names_no_folder_is_refused(text, message):
+def test_invalid_image_settings_are_rejected(text, message):
     assert refusal(source, text).startswith(message)
 
 
-def test_replicas_share_one_copy_of_the_rows_for_as_long_as_it_is_needed(root):
+def test_replicas_share_one_copy_of_the_rows(root):
     own = ImageFolders(root, size=8)
     first = own.sample(0)
     assert own.sample(1) is first
@@ -391,12 +391,12 @@ def test_replicas_share_one_copy_of_the_rows_for_as_long_as_it_is_needed(root):
     assert last() is None
 
 
-def test_nothing_is_said_unless_on_a_terminal(root, capfd):
+def test_no_progress_is_printed_without_a_terminal(root, capfd):
     drawn(root)
     assert capfd.readouterr() == ("", "")
 
 
-def test_on_a_terminal_reading_is_shown(root, monkeypatch, capsys):
+def test_progress_is_printed_on_a_terminal(root, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     drawn(root)
@@ -411,4 +411,4 @@ def test_folders_of_images_train_and_rows_are_held_out(root):
         own, "vrex", steps=2, batch_size=2, replicas=2, holdout_fraction=0.5, evaluate_every=2
     )
     assert result.record.spec.data == own.name
-    assert {(r.environment, r.split) for r in result.rows} >= {("art", "train"), ("sketch", "test")}
+    assert {(r.environment, r.role) for r in result.rows} >= {("art", "train"), ("sketch", "test")}

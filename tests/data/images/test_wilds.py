@@ -60,13 +60,13 @@ def test_three_columns_make_environments(root):
     assert [shades(e) for e in found.environments] == [[0, 20], [10], [10]]
 
 
-def test_a_split_says_what_is_held_out_and_what_is_only_measured(root):
+def test_splits_become_test_and_validation_environments(root):
     found = own(root, split="part").sample(0)
     assert found.roles() == {"9": "train", "9 (val)": "validation", "10": "train", "11": "test"}
     assert own(root, split="part", test=("10",)).sample(0).roles()["11"] == "train"
 
 
-def test_the_account_tells_which_class_is_missing_where(root):
+def test_the_preprocessing_log_lists_missing_classes(root):
     assert own(root).preprocessing_log() == [
         f"{root}: 3 environments, 2 classes, 4 images",
         "9: 2 images",
@@ -113,14 +113,14 @@ def test_names_with_markup_are_plain_text(root):
         ("\0\1\2", {}, "metadata-images: {root}/metadata.csv: "),
     ],
 )  # fmt: skip
-def test_what_makes_no_environments_is_refused(root, table, settings, message):
+def test_invalid_metadata_is_rejected(root, table, settings, message):
     (root / "metadata.csv").unlink()
     if table is not None:
         (root / "metadata.csv").write_text(table)
     assert refusal(own(root, **settings).sample, 0).startswith(message.format(root=root))
 
 
-def test_as_many_classes_as_rows_are_no_classes(root):
+def test_as_many_classes_as_rows_are_rejected(root):
     rows = "".join(f"a.png,{k},{k % 2}\n" for k in range(60))
     (root / "metadata.csv").write_text(f"file,animal,site\n{rows}")
     assert refusal(own(root).sample, 0).startswith(
@@ -128,7 +128,7 @@ def test_as_many_classes_as_rows_are_no_classes(root):
     )
 
 
-def test_a_folder_that_is_none_is_refused(root, tmp_path):
+def test_a_path_that_is_not_a_folder_is_rejected(root, tmp_path):
     assert refusal(own(tmp_path / "no").sample, 0) == (
         f"metadata-images: {tmp_path / 'no'} is missing; name a folder"
     )
@@ -138,7 +138,7 @@ def test_a_folder_that_is_none_is_refused(root, tmp_path):
     )
 
 
-def test_an_image_that_is_text_is_named(root):
+def test_an_image_file_with_text_is_named(root):
     (root / "a.png").write_text("no image")
     assert refusal(own(root).sample, 0).startswith(f"{root / 'a.png'}: cannot be read as an image (")
 
@@ -154,7 +154,7 @@ def test_an_image_that_is_text_is_named(root):
         ),
     ],
 )
-def test_a_source_is_found_again_by_its_name(root, settings, name):
+def test_text_round_trip_preserves_a_source(root, settings, name):
     found = own(root, **settings)
     assert found.name == name.format(root=root)
     assert source(found.name) == found
@@ -230,7 +230,7 @@ def laid_out(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_an_official_set_keeps_to_its_splits_or_leaves_them(tmp_path, name):
+def test_wilds_data_use_the_official_splits_or_none(tmp_path, name):
     *_, roles, targets = SETS[name]
     root = laid_out(tmp_path, name)
     assert source(f"wilds('{root}', size=4)").sample(0).roles() == roles
@@ -239,7 +239,7 @@ def test_an_official_set_keeps_to_its_splits_or_leaves_them(tmp_path, name):
     assert set(whole.roles().values()) == {"train"}
 
 
-def test_the_files_of_a_row_are_its_own(tmp_path):
+def test_file_paths_follow_from_metadata(tmp_path):
     for name, (_, files, _, _) in SETS.items():
         root = laid_out(tmp_path, name)
         found = Wilds(root, size=4, splits=False, normalize=False).sample(0)
@@ -248,7 +248,7 @@ def test_the_files_of_a_row_are_its_own(tmp_path):
         )
 
 
-def test_a_download_that_is_not_complete_is_refused(tmp_path):
+def test_an_incomplete_download_is_rejected(tmp_path):
     root = laid_out(tmp_path, "waterbirds_v1.0")
     (root / "RELEASE_v1.0.txt").unlink()
     assert refusal(Wilds(root).sample, 0) == (
@@ -267,7 +267,7 @@ def test_a_download_that_is_not_complete_is_refused(tmp_path):
         ("camelyon17_v1.0", "wilds: {root} is missing; name a folder"),
     ],
 )  # fmt: skip
-def test_a_set_that_is_not_known_is_refused(tmp_path, name, message):
+def test_an_unknown_wilds_data_set_is_rejected(tmp_path, name, message):
     root = tmp_path / name
     assert refusal(Wilds(root).sample, 0) == message.format(root=root)
 
@@ -279,6 +279,6 @@ def test_a_table_of_images_trains(root):
     )
     (root / "metadata.csv").write_text(f"file,animal,site,part\n{rows}")
     result = envariant.train(own(root, split="part"), "erm", steps=2, batch_size=4, evaluate_every=2)
-    assert {(r.environment, r.split) for r in result.rows} >= {("0", "train"), ("1", "train"), ("2", "test")}
+    assert {(r.environment, r.role) for r in result.rows} >= {("0", "train"), ("1", "train"), ("2", "test")}
     assert all(np.isfinite(r.value) for r in result.rows)
     assert torch.get_default_dtype() == torch.float32

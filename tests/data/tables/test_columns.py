@@ -2,6 +2,9 @@
 
 import datetime
 import decimal
+import re
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import numpy as np
 import pandas as pd
@@ -15,10 +18,13 @@ from envariant.data.tables.columns import (
     column_of_kind,
     has_mixed_types,
     infer_column,
-    read,
     read_chunk,
-    write,
 )
+from envariant.data.tables.kinds import KINDS
+from envariant.data.tables.kinds.base import NumericKind
+from envariant.data.tables.source import TableSource
+from envariant.data.tables.table import Table, load
+from envariant.data.tables.table import read as read_table
 
 NAN = np.nan
 
@@ -287,18 +293,69 @@ def test_stored_columns_are_loaded_unchanged(tmp_path):
         column(["Ü\n<b>", None], object),
         column(["2020-01-01", None], object),
     )
-    write(columns, tmp_path / "deep" / "folder")
-    again = read(tmp_path / "deep" / "folder")
-    for a, b in zip(columns, again, strict=True):
+    table = Table(columns, column([1.0, 2.0]), column(["a", "b"], object), "regression", ())
+    folder = tmp_path / "deep" / "folder"
+    table.write(folder)
+    for a, b in zip(table.all_columns, load(folder).all_columns, strict=True):
         assert (a.name, a.kind, a.categories) == (b.name, b.kind, b.categories)
         np.testing.assert_array_equal(a.values, b.values)
-    assert sorted(p.name for p in (tmp_path / "deep" / "folder").iterdir()) == [
-        "columns.json",
-        "columns.safetensors",
-    ]
-    (tmp_path / "deep" / "folder" / "columns.safetensors").write_bytes(b"no")
-    with pytest.raises(EnvariantError, match="holds no table, or a damaged one"):
-        read(tmp_path / "deep" / "folder")
+        assert a.values.dtype == b.values.dtype
+    assert [path.name for path in folder.iterdir()] == ["table.safetensors"]
+    for content in (b"no", (folder / "table.safetensors").read_bytes()[:-1]):
+        (folder / "table.safetensors").write_bytes(content)
+        with pytest.raises(EnvariantError, match="holds no table, or a damaged one"):
+            load(folder)
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvariantError, match="cannot be written"):
-        write(columns, tmp_path / "file")
+        table.write(tmp_path / "file")
+
+
+@final
+@dataclass(frozen=True)
+class Percentage(NumericKind):
+    """Shares written with a percent sign: a kind of column from outside."""
+
+    name: ClassVar[str] = "percentage"
+    ordered: ClassVar[bool] = True
+
+    def from_pandas(self, name, rows, first_row):
+        return None
+
+    def parse(self, texts):
+        return np.array([float(t[:-1]) / 100 if re.fullmatch(r"\d+(\.\d+)?%", t) else NAN for t in texts])
+
+    def format(self, values, categories):
+        return [None if v != v else f"{100 * v:g}%" for v in values.tolist()]
+
+    def infer_task(self, values):
+        return "regression"
+
+
+def test_a_new_kind_is_one_registered_class(tmp_path, monkeypatch):
+    texts = [f"{k}%" for k in range(40)] * 3 + [None]
+    assert column(texts, object).kind == "category"
+    for name, kind in KINDS.items():
+        monkeypatch.setitem(KINDS, name, kind)
+    category = KINDS.pop("category")
+    KINDS.update(percentage=Percentage(), category=category)
+    inferred = column(texts, object)
+    assert inferred.kind == "percentage"
+    np.testing.assert_allclose(inferred.values[:3], [0, 0.01, 0.02], rtol=1e-6)
+    assert inferred.texts()[38:41] == ["38%", "39%", "0%"]
+    assert column_of_kind("x", read_chunk("x", pd.Series(["7%"])), "percentage").values == np.float32(0.07)
+    with pytest.raises(EnvariantError, match="holds 'seven' in row 1; the model learned from a percentage"):
+        column_of_kind("x", read_chunk("x", pd.Series(["seven"])), "percentage")
+    sites = ["north", "south"] * 60 + ["north"]
+    Table((inferred,), inferred, column(sites, object), "regression", ()).write(tmp_path)
+    assert load(tmp_path).columns[0].texts() == inferred.texts()
+    rows = pd.DataFrame({"share": texts, "site": sites, "y": np.arange(121) % 2, "z": np.arange(121) % 7})
+    table = read_table(rows, "y", "site")
+    encoder = TableSource(table).encoder
+    assert encoder.names[:2] == ("share", "share: missing")
+    assert [e.what for e in table.preprocessing_log if e.column == "share"] == [
+        "percentage, standardized; 0.8% missing: filled in and marked"
+    ]
+    assert read_table(rows.dropna(), "share", "site").task == "regression"
+    del KINDS["percentage"]
+    with pytest.raises(EnvariantError, match="holds a damaged table .*unknown column kind"):
+        load(tmp_path)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from envariant import data
 from envariant.core.environments import WEIGHT, EnvironmentSource
@@ -81,7 +82,7 @@ def usual():
     ],
     ids=str,
 )
-def test_a_text_file_is_the_frame_it_was_written_from(options, stretch, usual, tmp_path, monkeypatch):
+def test_a_text_file_equals_its_data_frame(options, stretch, usual, tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_ROWS_PER_CHUNK", stretch)
     frame().to_csv(tmp_path / "x.csv", index=False, **options)
     encoding = options.get("encoding", "utf-8").removesuffix("-sig")
@@ -92,7 +93,7 @@ def test_a_text_file_is_the_frame_it_was_written_from(options, stretch, usual, t
 @pytest.mark.parametrize(
     "name", ["x.csv.gz", "x.csv.bz2", "x.csv.xz", "x.csv.zip", "x.TSV", "x", "x.parquet.csv"]
 )
-def test_the_name_of_a_text_file_tells_only_how_it_is_packed(name, usual, tmp_path):
+def test_the_suffix_of_a_text_file_decides_its_compression_only(name, usual, tmp_path):
     frame().to_csv(tmp_path / name, index=False)
     assert fingerprint(tmp_path / name) == usual
 
@@ -108,7 +109,7 @@ def test_an_index_is_no_column(usual, tmp_path):
 
 
 @pytest.mark.parametrize("stretch", [200_000, 40])
-def test_parquet_is_the_frame_it_was_written_from(stretch, usual, tmp_path, monkeypatch):
+def test_a_parquet_file_equals_its_data_frame(stretch, usual, tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     monkeypatch.setattr(reading, "_ROWS_PER_CHUNK", stretch)
     path = tmp_path / "x.parquet"
@@ -126,7 +127,7 @@ def test_parquet_is_the_frame_it_was_written_from(stretch, usual, tmp_path, monk
     assert fingerprint(path) == usual
 
 
-def test_frames_of_other_libraries(usual):
+def test_data_frames_of_other_libraries(usual):
     pyarrow = pytest.importorskip("pyarrow")
     arrow = pyarrow.Table.from_pandas(frame())
     assert fingerprint(arrow) == usual
@@ -160,7 +161,7 @@ def test_other_types_of_pandas(dtypes, usual):
     assert fingerprint(frame().astype(object)) == usual
 
 
-def test_a_name_reads_back_to_the_same_environments(usual, tmp_path):
+def test_the_name_of_a_table_reads_back_to_the_same_environments(usual, tmp_path):
     frame().rename(columns={"site": 'the, "site"'}).to_csv(tmp_path / "x.csv", index=False)
     source = table_source.source(str(tmp_path / "x.csv"), target="y", environment='the, "site"')
     again = data.source(source.name)
@@ -182,7 +183,7 @@ def test_a_name_reads_back_to_the_same_environments(usual, tmp_path):
         stored.with_test_environments(["north", "south", "east, or so"]).sample(0)
 
 
-def test_a_table_is_stored_and_comes_back(tmp_path):
+def test_a_stored_table_is_loaded_unchanged(tmp_path):
     table = read(frame(), "y", "site")
     table.write(tmp_path / "x")
     again = load(tmp_path / "x")
@@ -193,7 +194,11 @@ def test_a_table_is_stored_and_comes_back(tmp_path):
         table.classes,
         ROWS,
     )
-    (tmp_path / "x" / "table.json").write_text("{")
+    arrays, header = {"0": np.zeros(1)}, {"table": "{"}
+    save_file(arrays, tmp_path / "x" / "table.safetensors", metadata=header)
+    with pytest.raises(EnvariantError, match=r"holds a damaged table \(Invalid JSON"):
+        load(tmp_path / "x")
+    save_file(arrays, tmp_path / "x" / "table.safetensors")
     with pytest.raises(EnvariantError, match="holds no table"):
         load(tmp_path / "x")
 
@@ -228,7 +233,7 @@ THIRTY = np.arange(120)
         (pd.date_range("2020-01-01", periods=120), "regression", ()),
     ],
 )  # fmt: skip
-def test_the_task_is_inferred_and_told(values, task, classes):
+def test_the_task_is_inferred_and_logged(values, task, classes):
     table = of_target(values)
     assert (table.task, table.classes) == (task, classes)
     told = preprocessing_log(table, "y")[0]
@@ -255,7 +260,7 @@ def test_the_task_is_inferred_and_told(values, task, classes):
         (THIRTY % 2, "binary", Binary),
     ],
 )
-def test_the_task_may_be_said(values, task, kind):
+def test_the_task_can_be_set(values, task, kind):
     table = of_target(values, task=task)
     assert preprocessing_log(table, "y")[0].startswith(f"target; {task}, as requested")
     assert isinstance(TableSource(table).task, kind)
@@ -278,12 +283,12 @@ def test_the_task_may_be_said(values, task, kind):
         (THIRTY, "classes", "unknown task 'classes'; known: binary"),
     ],
 )
-def test_a_target_that_cannot_be_predicted(values, task, message):
+def test_an_unusable_target_is_rejected(values, task, message):
     with pytest.raises(EnvariantError, match=message):
         of_target(values, task=task)
 
 
-def test_a_regression_is_learned_in_standard_deviations_and_read_in_the_targets_unit():
+def test_regression_targets_are_standardized_for_training_only():
     draw = np.random.default_rng(0)
     values = np.where(THIRTY % 2, 5000, 100) + draw.normal(scale=30, size=120)
     table = of_target(values.astype(np.float32))
@@ -352,7 +357,7 @@ def test_environments_have_names_in_order(values, names, tmp_path):
         assert TableSource(again).sample(0).fingerprint() == drawn.fingerprint()
 
 
-def test_environments_that_differ_in_capitals_only_are_two_and_it_is_said():
+def test_environments_that_differ_in_case_only_are_distinct_and_logged():
     assert "'North' and 'north' differ in capitals only, and count as different" in preprocessing_log(
         sites(["North", "north", "x"] * 12), "site"
     )
@@ -386,7 +391,7 @@ def test_small_environments_are_pooled_or_left_out():
         sites(["a", "b"] * 5, min_rows=50)
 
 
-def test_a_class_that_an_environment_lacks_is_noted():
+def test_a_missing_class_is_logged():
     values = np.array(["a", "b", "c"])[np.arange(120) % 3]
     values[1::2] = np.where(values[1::2] == "a", "b", values[1::2])
     table = of_target(values)
@@ -394,7 +399,7 @@ def test_a_class_that_an_environment_lacks_is_noted():
     assert not any("no row of 0" in what for what in preprocessing_log(table, "y"))
 
 
-def test_the_account_speaks_of_every_column():
+def test_the_preprocessing_log_covers_every_column():
     draw = np.random.default_rng(0)
     rows = 400
     many = [f"c{k}" for k in draw.integers(0, 40, rows)]
@@ -450,7 +455,7 @@ def test_two_environments_each_with_its_own_constant():
 
 
 @pytest.mark.parametrize("stretch", [200_000, 50])
-def test_codes_stay_as_they_are_written_wherever_the_file_is_cut(stretch, tmp_path, monkeypatch):
+def test_codes_keep_their_spelling_across_chunks(stretch, tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_ROWS_PER_CHUNK", stretch)
     codes = ["03", "3", "1.0", "007"] * 25 + ["V27", "03", "3", "007"] * 25
     flags = ["True", "False"] * 50 + ["TRUE", "", "False", "true"] * 25
@@ -498,7 +503,7 @@ def test_headers(header, names, tmp_path):
     assert table.columns[0].values[:3].tolist() == [0, 1, 4]
 
 
-def test_commas_at_the_end_of_every_line_do_no_harm(tmp_path):
+def test_trailing_commas_are_ignored(tmp_path):
     ending = BODY.replace("\n", ",\n")
     assert len(read(csv(tmp_path / "x.csv", f"{HEADER}\n{ending},\n"), "y", "site").columns) == 2
     table = read(csv(tmp_path / "x.csv", f"{HEADER},\n{ending},\n"), "y", "site")
@@ -521,7 +526,7 @@ def test_commas_at_the_end_of_every_line_do_no_harm(tmp_path):
         ('a,b,site,y\n"1,2,0,1\n', "cannot be read as a table|holds no rows|no value"),
     ],
 )  # fmt: skip
-def test_files_that_make_no_table(text, message, tmp_path):
+def test_invalid_text_files_are_rejected(text, message, tmp_path):
     path = csv(tmp_path / "x.csv", text)
     with pytest.raises(EnvariantError, match=message) as said:
         read(path, "y", "site")
@@ -543,14 +548,14 @@ def test_files_that_make_no_table(text, message, tmp_path):
         ("x.csv.zst", b"no zst", "cannot be read as a table"),
     ],
 )  # fmt: skip
-def test_files_that_are_no_text(name, content, message, tmp_path):
+def test_binary_files_are_rejected(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(EnvariantError, match=message) as said:
         read(tmp_path / name, "y", "site")
     assert "\n" not in str(said.value)
 
 
-def test_other_things_that_are_no_table(tmp_path, monkeypatch):
+def test_unsupported_data_are_rejected(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as packed:
         packed.writestr("a.csv", HEADER)
         packed.writestr("b.csv", HEADER)
@@ -600,12 +605,12 @@ def test_damaged_parquet(tmp_path):
         ({"min_rows": 1000}, r"column 'site' has 0 environment\(s\) of at least 1000 rows"),
     ],
 )  # fmt: skip
-def test_what_is_asked_makes_no_sense(more, message):
+def test_invalid_options_are_rejected(more, message):
     with pytest.raises(EnvariantError, match=message):
         read(frame(), **{"target": "y", "environment": "site", **more})
 
 
-def test_weights_are_no_input_and_go_with_their_rows(tmp_path):
+def test_sample_weights_follow_their_rows_and_are_not_inputs(tmp_path):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
@@ -640,7 +645,7 @@ def test_weights_are_no_input_and_go_with_their_rows(tmp_path):
         ({"often": "many"}, "sample_weight 'often' must be a number of at least 0 in every row"),
     ],
 )
-def test_weights_that_make_no_sense_are_refused(change, message):
+def test_invalid_sample_weights_are_rejected(change, message):
     frame = pd.DataFrame({"x": range(200), "often": 1.0, "y": [0, 1] * 100, "site": ["a", "b"] * 100})
     frame["x"] = np.random.default_rng(0).normal(size=200)
     with pytest.raises(EnvariantError, match=message):
@@ -653,6 +658,6 @@ def test_weights_that_make_no_sense_are_refused(change, message):
         tables.read(frame, "y", "site", sample_weight="offen")
 
 
-def test_a_setting_of_a_table_that_is_none_is_named():
+def test_an_unknown_setting_of_a_table_is_rejected():
     with pytest.raises(EnvariantError, match="table: unknown setting 'weight'; did you mean 'sample_weight'"):
         table_source.source("x.csv", "y", "site", weight="w")

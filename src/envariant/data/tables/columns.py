@@ -1,21 +1,16 @@
-"""Columns of a table: one array each, with the kind of its values; reading, inferring and storing them."""
+"""Columns of a table: one array each, with the kind of its values; reading and inferring them."""
 
-import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from envariant.core.errors import EnvariantError
-from envariant.data.tables.kinds import KINDS, ColumnChunk, ColumnKind, Kind
+from envariant.data.tables.kinds import KINDS, Category, ColumnChunk, ColumnKind, Kind
 
 
 @final
@@ -66,13 +61,9 @@ class Column:
 def read_chunk(
     name: str, rows: "pd.Series[Any]", *, first_row: int = 0, categorical: bool = False
 ) -> ColumnChunk:
-    """Return some rows of a column in compact form.
+    """Return some rows of a column in compact form; `first_row` of them precede, for error messages.
 
-    Args:
-        name: Name of the column.
-        rows: Rows as pandas read them. A pandas categorical stays categorical, even if it holds numbers.
-        first_row: Number of preceding rows, for error messages.
-        categorical: Whether values are categories, whatever their pandas type.
+    With `categorical`, or if pandas reads a categorical, values are categories even if they are numbers.
 
     Raises:
         EnvariantError: If a number is too large to compute with, or a value is not a scalar.
@@ -91,10 +82,6 @@ def read_chunk(
 def infer_column(name: str, chunks: Sequence[ColumnChunk]) -> Column:
     """Return the column that consecutive chunks make; its kind is inferred from all of them.
 
-    Args:
-        name: Name of the column.
-        chunks: One or more, in order; pandas may have inferred different types for them.
-
     Raises:
         EnvariantError: If a few texts stand among numbers or dates.
     """
@@ -104,10 +91,10 @@ def infer_column(name: str, chunks: Sequence[ColumnChunk]) -> Column:
         values = [np.full(len(c.values), np.nan, np.float32) if c.blank else c.values for c in chunks]
         return Column(name, next(iter(kinds), None) or "number", np.concatenate(values))
     texts = _joined([_as_text(chunk) for chunk in chunks])
-    for kind in KINDS.values():
-        if (kind.categorical or not categorical) and (parsed := kind.infer(name, texts)) is not None:
+    for kind in () if categorical else KINDS.values():
+        if (parsed := kind.infer(name, texts)) is not None:
             return Column(name, kind.name, *parsed)
-    raise AssertionError("every text is a category")
+    return Column(name, Category.name, *Category().infer(name, texts))
 
 
 def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
@@ -120,77 +107,15 @@ def column_of_kind(name: str, chunk: ColumnChunk, kind: Kind, *, first_row: int 
 
     A category may arrive as numbers, a boolean as 0 and 1 or as words, a number or a date as text.
 
-    Args:
-        name: Name of the column.
-        chunk: The rows.
-        kind: Name of the required kind.
-        first_row: Number of preceding rows, for error messages.
-
     Raises:
         EnvariantError: If a value is not of that kind.
     """
-    required = KINDS[kind]
-    if chunk.kind is not None:
-        if KINDS[chunk.kind].exclusive and chunk.kind != kind and not chunk.blank:
-            raise EnvariantError(
-                f"column '{name}': holds {chunk.kind}s; the model learned from a {kind} of that name"
-            )
-        if required.categorical:
-            chunk = _as_text(chunk)
-    return Column(name, kind, *required.read(name, chunk, first_row))
-
-
-def write(columns: Sequence[Column], folder: Path) -> None:
-    """Store columns in a folder, as `columns.safetensors` and `columns.json`.
-
-    Args:
-        columns: The columns.
-        folder: The folder; created if it does not exist.
-
-    Raises:
-        EnvariantError: If the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = {str(k): np.ascontiguousarray(column.values) for k, column in enumerate(columns)}
-        save_file(arrays, partial := folder / "columns.partial")
-        partial.replace(folder / "columns.safetensors")
-        headers = [{"name": c.name, "kind": c.kind, "categories": c.categories} for c in columns]
-        partial.write_text(json.dumps(headers, ensure_ascii=False), encoding="utf-8")
-        partial.replace(folder / "columns.json")
-    except OSError as error:
-        raise EnvariantError(f"{folder}: cannot be written ({error.strerror or error})") from None
-
-
-def read(folder: Path) -> tuple[Column, ...]:
-    """Load columns that `write` stored.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        EnvariantError: If the files are missing or damaged.
-    """
-    try:
-        arrays: Mapping[str, NDArray[Any]] = load_file(folder / "columns.safetensors")
-        headers = _HEADERS.validate_json((folder / "columns.json").read_text(encoding="utf-8"))
-        return tuple(
-            Column(header.name, header.kind, arrays[str(k)], header.categories)
-            for k, header in enumerate(headers)
+    if chunk.kind not in (None, kind) and KINDS[chunk.kind].exclusive and not chunk.blank:
+        raise EnvariantError(
+            f"column '{name}': holds {chunk.kind}s; the model learned from a {kind} of that name"
         )
-    except (OSError, SafetensorError, ValidationError, KeyError, UnicodeDecodeError) as error:
-        raise EnvariantError(f"{folder}: holds no table, or a damaged one ({error})") from None
-
-
-@final
-@dataclass(frozen=True)
-class _Header:
-    name: str
-    kind: Kind
-    categories: tuple[str, ...]
-
-
-_HEADERS = TypeAdapter(tuple[_Header, ...])
+    chunk = _as_text(chunk) if KINDS[kind].categorical else chunk
+    return Column(name, kind, *KINDS[kind].read(name, chunk, first_row))
 
 
 def _text_chunk(name: str, rows: "pd.Series[Any]", *, categorical: bool) -> ColumnChunk:

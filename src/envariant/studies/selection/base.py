@@ -1,6 +1,5 @@
 """Base class of selection rules, and `select`, which applies one rule to every part of a study."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,16 +99,6 @@ class SelectionResult:
     choice: SelectedRun | NoSelection
 
 
-def decoded(entry: Any) -> Any:
-    """Return the value of a table entry that may be stored as JSON text."""
-    return json.loads(entry) if isinstance(entry, str) else entry
-
-
-def environment_names(entry: Any) -> tuple[str, ...]:
-    """Return the names in one entry of the column `test_environments`."""
-    return tuple(decoded(entry))
-
-
 def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -> tuple[SelectionResult, ...]:
     """Apply a rule to each data set, set of test environments, replica and algorithm of a study.
 
@@ -126,13 +115,13 @@ def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -
     """
     if table.empty:
         raise EnvariantError("selection: the study has no run")
-    codes, entries = pd.factorize(table["test_environments"])
-    names = [environment_names(entry) for entry in entries]
+    # Grouping by numbers is faster than by tuples of names.
+    codes, names = pd.factorize(table["test_environments"])
     table = table.assign(score=signed(table, table["validation"]), test_set=codes)
     single = table[table["test_set"].isin([code for code, each in enumerate(names) if len(each) < 2])]
     reported = table if single.empty else single
     keys = ["data", "test_set", *([] if pooled else ["algorithm"]), "replica"]
-    return tuple(_apply(selection, table, reported, keys, names))
+    return tuple(_apply(selection, table, reported, keys, list(names)))
 
 
 def _apply(

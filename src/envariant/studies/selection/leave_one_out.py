@@ -1,8 +1,9 @@
 """Leave-one-domain-out selection: the best mean score in training environments left out in turn."""
 
+import json
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import pandas as pd
 
@@ -11,8 +12,6 @@ from envariant.studies.selection.base import (
     SelectedRun,
     Selection,
     best,
-    decoded,
-    environment_names,
     signed,
 )
 
@@ -30,12 +29,12 @@ class LeaveOneOut(Selection):
     about: ClassVar[str] = "best mean score in training environments that were left out in turn, at any step"
 
     def choose(self, candidates: pd.DataFrame, others: pd.DataFrame) -> SelectedRun | NoSelection:
-        test = environment_names(candidates["test_environments"].iloc[0])
+        test = candidates["test_environments"].iloc[0]
         if len(test) != 1:
             return NoSelection("needs runs with a single test environment")
         sets = {
-            frozenset(environment_names(entry)): runs
-            for entry, runs in others.groupby("test_environments", sort=False)
+            frozenset(cast("tuple[str, ...]", names)): runs
+            for names, runs in others.groupby("test_environments", sort=False)
         }
         pairs = {
             next(iter(names - {*test})): runs
@@ -51,7 +50,7 @@ class LeaveOneOut(Selection):
         left_out = pd.Series(0.0, index=candidates.index)
         for name, runs in pairs.items():
             done = runs[runs["state"] == "done"]
-            known = {_key(row): decoded(row["tests"]).get(name) for row in done.to_dict("records")}
+            known = {_key(row): json.loads(row["tests"]).get(name) for row in done.to_dict("records")}
             scores = [known.get(_key(row)) for row in candidates.to_dict("records")]
             if all(score is None for score in scores):
                 states = ", ".join(sorted(set(runs["state"])))

@@ -11,7 +11,7 @@ from envariant.data.tables.kinds.date import Date
 from envariant.data.tables.kinds.number import Number
 
 KINDS: dict[str, ColumnKind] = {kind.name: kind for kind in (Boolean(), Number(), Date(), Category())}
-"""Kinds by name. The first that recognizes a column wins; `Category` recognizes every text."""
+"""Kinds by name. The first that recognizes a column wins; `Category`, which takes any text, comes last."""
 
 
 def _known(name: str) -> str:
@@ -26,13 +26,10 @@ Kind = Annotated[str, AfterValidator(_known)]
 __all__ = [
     "KINDS",
     "MOST_CATEGORIES",
-    "Boolean",
     "Category",
     "ColumnChunk",
     "ColumnEncoding",
     "ColumnKind",
-    "Date",
     "Kind",
-    "Number",
     "TaskName",
 ]

@@ -32,7 +32,8 @@ _FARTHEST = 10.0
 _LONGEST_QUOTE = 40
 
 Values = NDArray[Any]
-Parsed = tuple[Values, tuple[str, ...]]
+Categories = tuple[str, ...]
+Parsed = tuple[Values, Categories]
 """Values of a column and its categories; see `Column`."""
 
 
@@ -62,11 +63,9 @@ class ColumnChunk:
 @final
 @dataclass(frozen=True)
 class ColumnEncoding:
-    """Parameters that turn one column into network inputs.
+    """Parameters that turn one column of a kind into network inputs.
 
     Attributes:
-        name: Name of the column.
-        kind: Name of its kind.
         fill: Median, used for missing numbers.
         center: Mean after filling in.
         scale: Standard deviation after filling in.
@@ -103,21 +102,11 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
-        """Return float32 values if the pandas type stands for this kind, else None.
-
-        Args:
-            name: Name of the column.
-            rows: Rows as pandas read them.
-            first_row: Number of preceding rows, for error messages.
-        """
+        """Return float32 values if the pandas type stands for this kind, else None."""
 
     @abstractmethod
     def infer(self, name: str, texts: ColumnChunk) -> Parsed | None:
         """Return values and categories if a column of text is of this kind, else None.
-
-        Args:
-            name: Name of the column.
-            texts: All rows of the column, as text.
 
         Raises:
             EnvariantError: If most values are of this kind, and others are not.
@@ -126,11 +115,6 @@ class ColumnKind(ABC):
     @abstractmethod
     def read(self, name: str, chunk: ColumnChunk, first_row: int) -> Parsed:
         """Return values and categories of rows that must be of this kind.
-
-        Args:
-            name: Name of the column.
-            chunk: The rows.
-            first_row: Number of preceding rows, for error messages.
 
         Raises:
             EnvariantError: If a value is not of this kind.
@@ -141,7 +125,7 @@ class ColumnKind(ABC):
         """Return which rows have no value, `[rows]`."""
 
     @abstractmethod
-    def format(self, values: Values, categories: tuple[str, ...]) -> list[str | None]:
+    def format(self, values: Values, categories: Categories) -> list[str | None]:
         """Return values as text, as people write them; None where missing."""
 
     def as_text(self, values: Values) -> ColumnChunk:
@@ -150,7 +134,7 @@ class ColumnKind(ABC):
         return ColumnChunk(None, codes.astype(np.int32), tuple(map(str, self.format(distinct, ()))))
 
     @abstractmethod
-    def fit(self, name: str, values: Values, categories: tuple[str, ...]) -> ColumnEncoding | None:
+    def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
         """Return the encoding learned from training rows, or None if they do not vary."""
 
     @abstractmethod
@@ -158,29 +142,18 @@ class ColumnKind(ABC):
         """Return the names of the encoded inputs, the missing-value indicator excepted."""
 
     @abstractmethod
-    def encode(
-        self,
-        encoding: ColumnEncoding,
-        values: Values,
-        categories: tuple[str, ...],
-        out: NDArray[np.float32],
-    ) -> None:
+    def encode(self, encoding: ColumnEncoding, values: Values, categories: Categories, out: Values) -> None:
         """Write encoded rows into `out`, `[rows, inputs]`, the missing-value indicator excepted."""
 
     @abstractmethod
-    def describe(self, categories: tuple[str, ...]) -> str:
+    def describe(self, categories: Categories) -> str:
         """Return the entry of the preprocessing log: the kind, and how it is encoded."""
 
     def unusable(self, values: Values) -> str:
-        """Return why a column that varies cannot help any model, or "" if it may.
-
-        Args:
-            values: `[rows]`, with missing values.
-        """
-        del values
+        """Return why a column that varies cannot help any model, or "" if it may."""
         return ""
 
-    def class_names(self, categories: tuple[str, ...]) -> tuple[str, ...]:
+    def class_names(self, categories: Categories) -> tuple[str, ...]:
         """Return what the values of a classification target stand for, in order."""
         return categories
 
@@ -190,11 +163,7 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def infer_task(self, values: Values) -> TaskName:
-        """Return the task that a target of this kind suggests.
-
-        Args:
-            values: `[rows]`, none of them missing.
-        """
+        """Return the task that a target of this kind suggests."""
 
 
 class NumericKind(ColumnKind):
@@ -249,23 +218,13 @@ class NumericKind(ColumnKind):
         return np.full(len(chunk.values), chunk.kind == self.name)
 
     def checked(self, name: str, values: Values, first_row: int = 0) -> NDArray[np.float32]:
-        """Return values as float32.
-
-        Args:
-            name: Name of the column.
-            values: `[rows]`, numbers.
-            first_row: Number of preceding rows, for error messages.
-
-        Raises:
-            EnvariantError: If this kind does not allow a value.
-        """
-        del name, first_row
+        """Return values as float32; raise an `EnvariantError` if this kind does not allow a value."""
         return values.astype(np.float32)
 
     def missing(self, values: Values) -> NDArray[np.bool_]:
         return np.isnan(values)
 
-    def fit(self, name: str, values: Values, categories: tuple[str, ...]) -> ColumnEncoding | None:
+    def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
         column = values[:, None].astype(np.float64)
         missing = self.missing(values)
         if missing.all():
@@ -275,27 +234,16 @@ class NumericKind(ColumnKind):
         center, scale = float(scaler.mean_[0]), float(np.sqrt(scaler.var_[0]))
         # Smaller deviations are rounding in float32.
         varies = scale > max(1e-7 * abs(center), 1e-30)
-        if not varies and not missing.any():
-            return None
-        return ColumnEncoding(
-            name,
-            self.name,
-            fill=float(imputer.statistics_[0]),
-            center=center,
-            scale=scale if varies else 1.0,
-            indicator=bool(missing.any()),
+        fill, indicator = float(imputer.statistics_[0]), bool(missing.any())
+        scale = scale if varies else 1.0
+        return (
+            ColumnEncoding(name, self.name, fill, center, scale, indicator) if varies or indicator else None
         )
 
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
         return (encoding.name,)
 
-    def encode(
-        self,
-        encoding: ColumnEncoding,
-        values: Values,
-        categories: tuple[str, ...],
-        out: NDArray[np.float32],
-    ) -> None:
+    def encode(self, encoding: ColumnEncoding, values: Values, categories: Categories, out: Values) -> None:
         filled = self.filled(encoding, values)
         np.clip((filled - encoding.center) / encoding.scale, -_FARTHEST, _FARTHEST, out=out[:, 0])
 
@@ -303,7 +251,7 @@ class NumericKind(ColumnKind):
         """Return values with the median in place of missing ones."""
         return np.where(self.missing(values), np.float32(encoding.fill), values)
 
-    def describe(self, categories: tuple[str, ...]) -> str:
+    def describe(self, categories: Categories) -> str:
         return f"{self.name}, standardized"
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from envariant.data.tables.kinds.base import (
+    Categories,
     ColumnChunk,
     NumericKind,
     Parsed,
@@ -47,14 +48,14 @@ class Boolean(NumericKind):
     def accepts(self, chunk: ColumnChunk) -> NDArray[np.bool_]:
         return np.isin(chunk.values, (0, 1))
 
-    def format(self, values: Values, categories: tuple[str, ...]) -> list[str | None]:
+    def format(self, values: Values, categories: Categories) -> list[str | None]:
         return [None if v != v else "true" if v else "false" for v in values.tolist()]
 
     def as_text(self, values: Values) -> ColumnChunk:
         codes = np.where(np.isnan(values), -1, values).astype(np.int32)
         return ColumnChunk(None, codes, ("False", "True"))
 
-    def class_names(self, categories: tuple[str, ...]) -> tuple[str, ...]:
+    def class_names(self, categories: Categories) -> tuple[str, ...]:
         return ("false", "true")
 
     def infer_task(self, values: Values) -> TaskName:

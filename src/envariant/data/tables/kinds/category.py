@@ -10,6 +10,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from envariant.data.tables.kinds.base import (
     MOST_CLASSES,
+    Categories,
     ColumnChunk,
     ColumnEncoding,
     ColumnKind,
@@ -38,6 +39,7 @@ class Category(ColumnKind):
         return None
 
     def infer(self, name: str, texts: ColumnChunk) -> Parsed:
+        """Return codes and categories; any text is a category, so that all other kinds are tried first."""
         missing = missing_texts(texts.texts)
         used = [k for k in sorted(range(len(texts.texts)), key=lambda k: texts.texts[k]) if not missing[k]]
         table = np.full(len(texts.texts) + 1, -1, dtype=np.int32)
@@ -52,10 +54,10 @@ class Category(ColumnKind):
     def missing(self, values: Values) -> NDArray[np.bool_]:
         return values < 0
 
-    def format(self, values: Values, categories: tuple[str, ...]) -> list[str | None]:
+    def format(self, values: Values, categories: Categories) -> list[str | None]:
         return [None if code < 0 else categories[code] for code in values.tolist()]
 
-    def fit(self, name: str, values: Values, categories: tuple[str, ...]) -> ColumnEncoding | None:
+    def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
         present = values[values >= 0]
         if len(np.unique(present)) + (len(present) < len(values)) < 2:
             return None
@@ -63,27 +65,15 @@ class Category(ColumnKind):
         encoder.fit(present[:, None])
         infrequent = encoder.infrequent_categories_[0]
         rare = set() if infrequent is None else set(infrequent.tolist())
-        return ColumnEncoding(
-            name,
-            self.name,
-            indicator=len(present) < len(values),
-            categories=tuple(
-                categories[code] for code in encoder.categories_[0].tolist() if code not in rare
-            ),
-            other=bool(rare),
-        )
+        common = tuple(categories[code] for code in encoder.categories_[0].tolist() if code not in rare)
+        indicator = len(present) < len(values)
+        return ColumnEncoding(name, self.name, indicator=indicator, categories=common, other=bool(rare))
 
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
         names = [f"{encoding.name} = {category}" for category in encoding.categories]
         return (*names, *([f"{encoding.name}: other"] if encoding.other else []))
 
-    def encode(
-        self,
-        encoding: ColumnEncoding,
-        values: Values,
-        categories: tuple[str, ...],
-        out: NDArray[np.float32],
-    ) -> None:
+    def encode(self, encoding: ColumnEncoding, values: Values, categories: Categories, out: Values) -> None:
         inputs = {category: k for k, category in enumerate(encoding.categories)}
         width = len(encoding.categories) + encoding.other
         # A category not seen in training counts as a rare one; if there are none, its inputs are zeros.
@@ -93,7 +83,7 @@ class Category(ColumnKind):
         one_hot[np.arange(len(values)), table[values]] = 1
         out[:, :width] = one_hot[:, :width]
 
-    def describe(self, categories: tuple[str, ...]) -> str:
+    def describe(self, categories: Categories) -> str:
         return f"category of {len(categories)}"
 
     def unusable(self, values: Values) -> str:

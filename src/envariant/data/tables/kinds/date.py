@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from envariant.data.tables.kinds.base import ColumnEncoding, NumericKind, TaskName, Values
+from envariant.data.tables.kinds.base import Categories, ColumnEncoding, NumericKind, TaskName, Values
 
 _YEAR = 365.2425
 _TIME = r"(?P<time>[ T]\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?)"
@@ -59,7 +59,7 @@ class Date(NumericKind):
         series = pd.Series([iso(match) for match in matches], dtype=object)
         return _days(pd.to_datetime(series, errors="coerce", format="mixed")).astype(np.float64)
 
-    def format(self, values: Values, categories: tuple[str, ...]) -> list[str | None]:
+    def format(self, values: Values, categories: Categories) -> list[str | None]:
         return [
             None if v != v else str(np.datetime64(0, "D") + np.timedelta64(math.floor(v), "D"))
             for v in values.tolist()
@@ -68,18 +68,12 @@ class Date(NumericKind):
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
         return (encoding.name, *(f"{encoding.name}: season {k}" for k in (1, 2)))
 
-    def encode(
-        self,
-        encoding: ColumnEncoding,
-        values: Values,
-        categories: tuple[str, ...],
-        out: NDArray[np.float32],
-    ) -> None:
+    def encode(self, encoding: ColumnEncoding, values: Values, categories: Categories, out: Values) -> None:
         super().encode(encoding, values, categories, out)
         angle = (self.filled(encoding, values) % _YEAR) * (2 * np.pi / _YEAR)
         out[:, 1], out[:, 2] = np.sin(angle), np.cos(angle)
 
-    def describe(self, categories: tuple[str, ...]) -> str:
+    def describe(self, categories: Categories) -> str:
         return "date, as days and as the season"
 
     def class_values(self, values: Values) -> Values:

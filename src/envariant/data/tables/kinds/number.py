@@ -13,6 +13,7 @@ from envariant.core.errors import EnvariantError
 from envariant.data.tables.kinds.base import (
     LARGEST,
     MOST_CLASSES,
+    Categories,
     ColumnChunk,
     NumericKind,
     TaskName,
@@ -66,7 +67,7 @@ class Number(NumericKind):
             )
         return values.astype(np.float32)
 
-    def format(self, values: Values, categories: tuple[str, ...]) -> list[str | None]:
+    def format(self, values: Values, categories: Categories) -> list[str | None]:
         # The shortest text that identifies a float32.
         return [
             None if v != v else str(int(v)) if abs(v) < LARGEST and v == int(v) else str(np.float32(v))

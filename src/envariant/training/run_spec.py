@@ -357,8 +357,8 @@ def _settings(value: Any) -> dict[str, Any]:
     for field in dataclasses.fields(value):
         if not field.compare or field.name == "name":
             continue
-        has_factory = field.default_factory is not dataclasses.MISSING
-        default = field.default_factory() if has_factory else field.default
+        factory: Any = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
         if (current := _setting(getattr(value, field.name))) != _setting(default):
             settings[field.name] = current
     return settings

@@ -211,6 +211,20 @@ class RunSpec(BaseModel):
         """Return every option by name, objects as they are."""
         return {name: getattr(self, name) for name in RunSpec.model_fields}
 
+    def flags(self) -> list[str]:
+        """Return the command-line flags of the options that differ from their defaults."""
+        words: list[str] = []
+        for name, value in self.to_dict().items():
+            flag = f"--{name.replace('_', '-')}"
+            if name == "hyperparameters":
+                words += [word for key, each in value.items() for word in ("--set", f"{key}={each}")]
+            elif value is True:
+                words.append(flag)
+            elif value != _plain(RunSpec.model_fields[name].default):
+                each = value if isinstance(value, list) else [value]
+                words += [word for one in each for word in (flag, str(one))]
+        return words
+
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON can hold them; objects become their text."""
         return {key: _plain(value) for key, value in self.options().items()}

@@ -253,16 +253,13 @@ class Source(EnvironmentSource):
         if self.fault == "global":
             np.random.rand()
         environments = []
-        for name in ("a", "b"):
+        for name in ("a", "c" if self.fault == "names" and seed else "b"):
             inputs = torch.from_numpy(generator.normal(size=(6, 2))).float()
+            if self.fault == "aliasing":
+                # Every sample writes to the same memory.
+                self.buffer = inputs if self.buffer is None else self.buffer.copy_(inputs)
+                inputs = self.buffer
             environments.append(Environment(name, inputs, torch.tensor([0.0, 1] * 3)))
-        if self.fault == "aliasing":
-            if self.buffer is None:
-                self.buffer = environments[0].inputs
-            self.buffer.copy_(environments[0].inputs)
-            environments[0] = replace(environments[0], inputs=self.buffer)
-        if self.fault == "names" and seed:
-            environments[1] = replace(environments[1], name="c")
         return EnvironmentSet(self.name, tuple(environments), Binary())
 
     def with_test_environments(self, test):

@@ -165,7 +165,7 @@ def test_diverged_replica_is_reported_and_others_stay_bit_identical():
 
 def test_diverged_replicas_are_reported_and_not_in_the_summary():
     result = envariant.train(
-        "colored-digits", "erm", optimizer="sgd", learning_rate=1e30, replicas=2, **QUICK
+        "colored-digits", "erm", optimizer="sgd", learning_rate=1e12, replicas=2, **QUICK
     )
     assert set(result.failures) == {0, 1}
     assert result.finished == ()

@@ -320,11 +320,12 @@ def test_amounts_of_memory(text, expected):
     assert memory_budget.parse(text) == expected
 
 
-def test_stacked_run_resumes_stacked_and_rejects_another_execution(tmp_path):
-    long = {"steps": 20, "replicas": 3, "evaluate_every": 5}
-    first = envariant.train("colored-digits", "irm", out=tmp_path, execution="stacked", **long)
+def test_resumed_run_keeps_the_execution_that_it_was_begun_with(tmp_path):
+    long = {"steps": 20, "replicas": 3, "evaluate_every": 5, "out": tmp_path}
+    first = envariant.train("colored-digits", "irm", execution="stacked", **long)
     assert first.record.execution.mode == "stacked"
-    assert (tmp_path / "checkpoints" / "replicas-000-002.safetensors").exists()
-    with pytest.raises(EnvariantError, match="execution stacked, not sequential"):
-        envariant.train("colored-digits", "irm", out=tmp_path, execution="sequential", **long)
+    assert list(tmp_path.rglob("replicas-000-002.safetensors"))
+    again = envariant.train("colored-digits", "irm", execution="sequential", **long)
+    assert again.record.execution == first.record.execution
+    assert sorted(again.rows, key=str) == sorted(first.rows, key=str)
     assert envariant.TrainingResult.load(tmp_path).finished == (0, 1, 2)

@@ -9,11 +9,6 @@ from cyclopts import Parameter
 from envariant.cli.options import Json, Switch
 from envariant.core.errors import EnvariantError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from envariant.analysis.drift import Drift
-
 # Number of remarks printed unless --check is given.
 _REMARKS = 5
 
@@ -96,7 +91,7 @@ def _print_remarks(drift: Any, *, everything: bool) -> None:
         sys.stderr.write(f"envariant: {remark}\n")
 
 
-def _write(predictions: "pd.DataFrame", path: Path) -> None:
+def _write(predictions: Any, path: Path) -> None:
     """Write the whole file or nothing."""
     partial = path.with_name(path.name + ".partial")
     try:

@@ -88,7 +88,7 @@ def column_stability(source: TableSource) -> tuple[ColumnStability, ...]:
         for parts in zip(*((e.inputs, e.targets) for e in drawn.environments), strict=True)
     )
     return measure_stability(
-        {column: inputs[:, place] for column, place in source.columns.items()},
+        {column: inputs[:, position] for column, position in source.columns.items()},
         targets,
         np.repeat(drawn.names, [len(e) for e in drawn.environments]),
         n_classes=drawn.task.classes if isinstance(drawn.task, Multiclass) else None,

@@ -170,10 +170,10 @@ def _scores(results: ComparisonResults, environment: str, *, interval: bool = Tr
 
 def _method(results: ComparisonResults, best: str) -> str:
     """State whether a method is better than ERM where ERM is worst."""
-    place, erm = results.worst(BASELINE)
-    at = environment_name(results, place)
+    hardest, erm = results.worst(BASELINE)
+    at = environment_name(results, hardest)
     if best != BASELINE:
-        cell, (worst, lowest) = results.cells[best][place], results.worst(best)
+        cell, (worst, lowest) = results.cells[best][hardest], results.worst(best)
         gain = (
             ""
             if cell.gain is None
@@ -218,12 +218,12 @@ def _predictor(results: ComparisonResults, best: str) -> tuple[str, str]:
         return "", ""
     sign = results.metric.sign
     method = max(candidates, key=lambda m: sign * results.worst(m)[1].ood_score.mean)
-    place, cell = results.worst(method)
+    worst, cell = results.worst(method)
     reference = results.worst(best)[1].ood_score.mean
     name = method_name(method)
     scores = (
         f"worst {results.metric.name} {score(results, cell.ood_score.mean)} "
-        f"({environment_name(results, place)}), against {score(results, reference)} for {method_name(best)}"
+        f"({environment_name(results, worst)}), against {score(results, reference)} for {method_name(best)}"
     )
     name = name[0].upper() + name[1:]
     if results.metric.gain(cell.ood_score.mean, reference) <= results.relevant_difference:

@@ -181,13 +181,13 @@ class ComparisonResults:
         """
         if not self.is_complete(BASELINE):
             return ()
-        place, erm = self.worst(BASELINE)
+        hardest, erm = self.worst(BASELINE)
         better = [
             method
             for method in self.cells
             if method != BASELINE
             and self.is_complete(method)
-            and (cell := self.cells[method][place]).significant
+            and (cell := self.cells[method][hardest]).significant
             and cell.gain is not None
             and cell.gain.mean > 0
             and self.metric.gain(self.worst(method)[1].ood_score.mean, erm.ood_score.mean) > 0

@@ -15,6 +15,11 @@ class EnvariantError(Exception):
     """An input that cannot be used. The message says what is wrong, where, and how to fix it."""
 
 
+@final
+class EnvariantWarning(UserWarning):
+    """A remark on a run that trains, but probably not as intended."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> EnvariantError:
     """Return the error for an unknown name, with the closest known name as a suggestion.
 

@@ -30,10 +30,7 @@ from envariant.training.result import TrainingResult
 _NUMBER = re.compile(r"(?<![\d.])\d+(?:\.\d+)?$")
 _FEWEST_POINTS = 3
 
-AXES = (
-    "diversity shift: inputs that do not occur in the other",
-    "correlation shift: equal inputs, different targets",
-)
+AXES = "diversity shift: new inputs", "correlation shift: equal inputs, new targets"
 """Axis labels of diversity against correlation shift."""
 
 
@@ -128,9 +125,9 @@ def shift_table(shifts: Mapping[str, Shift], label: str, note: str) -> TextTable
         for name, shift in shifts.items()
     ]
     note += (
-        " From 0 to 1. Diversity: inputs that do not occur in the other; correlation: equal inputs with "
-        "different targets (OoD-Bench, Ye et al. 2022); label: total variation distance of the targets; "
-        "covariate: 2·AUROC − 1 of a classifier that tells the two apart."
+        " From 0 to 1. Diversity: new inputs, which do not occur on the other side; correlation: equal "
+        "inputs with new targets (OoD-Bench, Ye et al. 2022); label: total variation distance of "
+        "the targets; covariate: 2·AUROC − 1 of a classifier that tells the two apart."
     )
     return TextTable((label, *MEASURES, "shift"), tuple(rows), (note,))
 

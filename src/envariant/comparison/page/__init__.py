@@ -43,7 +43,7 @@ def render(results: ComparisonResults, recommendation: Recommendation, folder: P
     data = results.data
     return html.render(
         "comparison.html.j2",
-        heading=f"{data.target} in a new {data.environment_column}",
+        heading=f"Predict {data.target} in a new {data.environment_column}",
         extent=_extent(results),
         recommendation=recommendation,
         sections=[(s.anchor, s.title, s.render()) for s in sections(results, recommendation.algorithm)],

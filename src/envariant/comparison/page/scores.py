@@ -99,9 +99,10 @@ class Drops(PageSection):
             "best other method, gain over ERM",
         )  # fmt: skip
         note = (
-            f"{results.metric.name}, {better} is better. In-domain: held-out rows of the environment, its "
-            f"other rows in training. Brackets and ±: 95 % CI over {results.n_replicas} replicas and the "
-            f"sampled rows, limited to the metric's range. n.s.: not significant."
+            f"Scores are {results.metric.name}; {better} is better. In-domain: held-out rows of the "
+            f"environment, its other rows in training. Brackets and ±: 95 % CI over "
+            f"{results.n_replicas} replicas and the sampled rows, limited to the metric's range. "
+            f"n.s.: not significant."
         )
         return TextTable(header, tuple(lines), (note,))
 
@@ -160,9 +161,9 @@ def methods_table(results: ComparisonResults) -> TextTable:
         ]
         summary = (NONE, NONE)
         if results.is_complete(method):
-            place, worst = results.worst(method)
+            name, worst = results.worst(method)
             mean = score(results, results.mean(method))
-            summary = (f"{score(results, worst.ood_score.mean)} ({place})", mean)
+            summary = (f"{score(results, worst.ood_score.mean)} ({name})", mean)
         lines.append((method_name(method), *scores, *summary))
     selection = (
         f"Of {total} environments, the {len(names)} where ERM is worst. " if len(names) < total else ""

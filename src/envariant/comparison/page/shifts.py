@@ -28,7 +28,7 @@ class Shifts(PageSection):
             return (Block("note", "There are too few rows to measure the shift."),)
         caption = (
             "Each environment against all others. Right: inputs that do not occur elsewhere. Up: equal "
-            "inputs with different targets."
+            "inputs with other targets."
         )
         return (
             Block.figure(plane(shifts), caption),

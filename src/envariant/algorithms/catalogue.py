@@ -169,7 +169,8 @@ def _needs(recipe: Recipe) -> Iterator[str]:
 def _example(recipe: Recipe) -> str:
     first = recipe.hyperparameters[0]
     setting = f"({first.name}={specs.format_value(first.default)})" if first.part != LOSS else ""
-    return f'envariant train --data colored-mnist --algorithm "{recipe.name}{setting}"'
+    name, plus, others = recipe.name.partition(" + ")
+    return f'envariant train --data colored-mnist --algorithm "{name}{setting}{plus}{others}"'
 
 
 def _docstring(part: object) -> tuple[str, str, dict[str, str]]:

@@ -99,8 +99,8 @@ class Drops(PageSection):
             "best other method, gain over ERM",
         )  # fmt: skip
         note = (
-            f"Scores are {results.metric.name}; {better} is better. In-domain: held-out rows of the environment, its "
-            f"other rows in training. Brackets and ±: 95 % CI over {results.n_replicas} replicas and the "
+            f"Scores are {results.metric.name}; {better} is better. In-domain: held-out rows of the "
+            f"environment, its other rows in training. Brackets and ±: 95 % CI over {results.n_replicas} replicas and the "
             f"sampled rows, limited to the metric's range. n.s.: not significant."
         )
         return TextTable(header, tuple(lines), (note,))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envariant.core.errors import EnvariantError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the stored description."""
 
 TENSORS, TEXT = "model.safetensors", "model.json"

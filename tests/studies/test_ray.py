@@ -1,4 +1,4 @@
-"""A study on a real cluster of three nodes, one of which is killed: the same table as without."""
+"""A study on a cluster of three nodes, one of which is killed, gives the same table as on one machine."""
 
 import time
 from threading import Thread
@@ -7,32 +7,32 @@ import pandas as pd
 import pytest
 
 from envariant.core.errors import EnvariantError
-from envariant.studies import Store, Study, sweep
+from envariant.studies import Store, Study, begin, sweep
 from envariant.studies.executors import ray as on_ray
 
 SETTINGS = {"steps": 300, "evaluate_every": 100, "model": "mlp(hidden=16)", "precision": "float32"}
 STUDY = Study(("colored-digits",), ("erm", "vrex"), n_trials=3, replicas=2, settings=SETTINGS)
 
 
-def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
-    Store.begin(tmp_path, STUDY).close()
+def test_missing_ray_names_the_extra_to_install(tmp_path, monkeypatch):
+    begin(tmp_path, STUDY).close()
 
     def missing(name):
         raise ImportError(name)
 
     monkeypatch.setattr(on_ray, "import_module", missing)
-    with pytest.raises(EnvariantError, match=r"pip install 'envariant\[ray\]', or use --executor local"):
+    with pytest.raises(EnvariantError, match=r"pip install 'envariant\[ray\]', or use the local executor"):
         on_ray.sweep(tmp_path)
 
 
 @pytest.mark.verify
 @pytest.mark.filterwarnings("ignore")
-def test_a_node_is_killed_and_the_table_is_whole(tmp_path):
+def test_killed_node_leaves_the_table_unchanged(tmp_path):
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     here, there = tmp_path / "here", tmp_path / "there"
-    Store.begin(here, STUDY).close()
+    begin(here, STUDY).close()
     started = time.perf_counter()
     sweep(here, execution="sequential")
     alone = time.perf_counter() - started
@@ -40,7 +40,7 @@ def test_a_node_is_killed_and_the_table_is_whole(tmp_path):
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         ray.init(address=cluster.address, log_to_driver=False)
-        Store.begin(there, STUDY).close()
+        begin(there, STUDY).close()
 
         def kill():
             # Once the workers are busy.

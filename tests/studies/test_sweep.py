@@ -1,4 +1,4 @@
-"""Sweeps on small digits: the runs that `train` makes, killed and gone on with, by one process or several."""
+"""Sweeps on small digits: equal to `train`, resumed after a kill, by one process or several."""
 
 import json
 import multiprocessing
@@ -14,20 +14,19 @@ from filelock import FileLock
 
 import envariant
 from envariant.core.errors import EnvariantError
-from envariant.data.validation_split import SUFFIX
-from envariant.studies import Store, Study, progress, sweep
+from envariant.studies import Store, Study, begin, sweep
 from envariant.studies.estimate import estimate
-from envariant.studies.executors import local
 from envariant.studies.selection import TrainingValidation, select
 from envariant.studies.significance import compare
-from envariant.training.store import Outcome
+from envariant.training import progress
+from envariant.training.store import RunOutcome
 
 SETTINGS = {"steps": 30, "evaluate_every": 10, "model": "mlp(hidden=16)", "precision": "float32"}
 STUDY = Study(("colored-digits",), ("erm", "vrex"), n_trials=2, replicas=2, settings=SETTINGS)
 
 
 def swept(folder, study=STUDY, **how):
-    Store.begin(folder, study).close()
+    begin(folder, study).close()
     sweep(folder, execution="sequential", **how)
     with Store(folder) as store:
         return store.listing().drop(columns="seconds"), store.history()
@@ -44,40 +43,39 @@ def same(ours, theirs):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
-def test_a_run_of_a_study_is_the_run_that_the_same_words_train(whole):
+def test_run_of_a_study_equals_train_with_the_same_options(whole):
     folder, listed, history = whole
     assert set(listed["state"]) == {"done"}
     with Store(folder) as store:
-        drawn = store.listing().query("algorithm == 'vrex' and draw == 1 and replica == 1").iloc[0]
+        sampled = store.listing().query("algorithm == 'vrex' and trial == 1 and replica == 1").iloc[0]
     result = envariant.train(
-        "colored-digits", "vrex", hyperparameters=json.loads(drawn["hyperparameters"]),
-        learning_rate=drawn["learning_rate"], holdout_fraction=0.2, replicas=2, execution="sequential", **SETTINGS,
+        "colored-digits", "vrex", hyperparameters=json.loads(sampled["hyperparameters"]),
+        learning_rate=sampled["learning_rate"], holdout_fraction=0.2, replicas=2, execution="sequential", **SETTINGS,
     )  # fmt: skip
     ours = {
-        (r.step, r.environment, r.metric): r.value
-        for r in history[history["run"] == drawn["id"]].itertuples()
+        (r.step, r.environment, r.role, r.metric): r.value
+        for r in history[history["run"] == sampled["id"]].itertuples()
     }
-    theirs = {(r.step, r.environment, r.metric): r.value for r in result.rows if r.replica == 1}
+    theirs = {(r.step, r.environment, r.role, r.metric): r.value for r in result.rows if r.replica == 1}
     assert ours == theirs
-    assert {place for _, place, _ in ours} >= {"flip-0.1" + SUFFIX, "flip-0.9"}
+    assert {each[1:3] for each in ours} >= {("flip-0.1", "validation"), ("flip-0.9", "test")}
 
 
-def test_stacked_in_one_process_or_apart_in_two_the_table_is_the_same(whole, tmp_path):
+def test_one_process_two_processes_and_stacked_execution_give_the_same_table(whole, tmp_path):
     two = swept(tmp_path / "two", workers=2)
-    columns = ["batch"] if "batch" in two[0] else []
-    same((two[0].drop(columns=columns), two[1]), whole[1:])
+    same(two, whole[1:])
     folder = tmp_path / "stacked"
-    Store.begin(folder, STUDY).close()
+    begin(folder, STUDY).close()
     sweep(folder, execution="stacked")
     with Store(folder) as store:
         stacked = store.history()
-        facts = store.facts(1)
-    assert facts.execution["mode"] == "stacked"
-    assert facts.execution["group"] == 4, "draws and replicas side by side"
+        execution = store.record(1).execution
+    assert execution.mode == "stacked"
+    assert execution.group == 4, "trials and replicas are one stack"
     pd.testing.assert_frame_equal(stacked, whole[2], rtol=2e-3, atol=2e-3)
 
 
-def test_processes_share_the_threads_and_the_work(tmp_path):
+def test_processes_share_threads_and_work(tmp_path):
     study = Study(("colored-digits",), ("erm",), n_trials=4, replicas=4, settings=SETTINGS | {"steps": 3})
     before, seen = torch.get_num_threads(), set()
     torch.set_num_threads(2)
@@ -88,11 +86,11 @@ def test_processes_share_the_threads_and_the_work(tmp_path):
     finally:
         torch.set_num_threads(before)
     with Store(tmp_path) as store:
-        sizes = [len(store.members(batch)) for batch in range(1, 6)]
-    assert sizes == [8, 4, 2, 1, 1], "half of what is left, so that none waits long for the other"
+        sizes = [len(store.members(job)) for job in range(1, 6)]
+    assert sizes == [8, 4, 2, 1, 1], "half of the runs left, so that no process waits long"
 
 
-def test_what_a_killed_worker_left_is_trained_by_the_first_process(tmp_path):
+def test_runs_of_a_killed_worker_are_trained_by_the_first_process(tmp_path):
     study = Study(("colored-digits",), ("erm",), n_trials=2, replicas=2, settings=SETTINGS | {"steps": 300})
     killed = []
 
@@ -109,61 +107,72 @@ def test_what_a_killed_worker_left_is_trained_by_the_first_process(tmp_path):
     assert set(listed["state"]) == {"done"}
 
 
-def test_progress_counts_what_trains_here_and_what_has_ended_elsewhere(tmp_path, monkeypatch, capsys):
-    Store.begin(tmp_path, STUDY).close()
+def test_progress_counts_running_runs_here_and_ended_runs_elsewhere(tmp_path, monkeypatch, capsys):
+    begin(tmp_path, STUDY).close()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(progress, "_LOOK_EVERY", -1.0)
-    with progress.watching("mine", 8, tmp_path) as on_progress:
+    with progress.show_sweep("mine", 8, tmp_path) as on_progress:
         on_progress(1, 3, 6)
         with Store(tmp_path) as store:
             store.claim()
-            store.add((), [Outcome(run, None, 0.0, None) for run in (2, 3)])
+            store.add((), [RunOutcome(run, None, 0.0, None) for run in (2, 3)])
         on_progress(1, 3, 6)
     assert "2.5/8 runs" in capsys.readouterr().err
 
 
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
-from envariant.studies import executors, sweep
-from envariant.studies.executors import local
-local.CHECKPOINT_INTERVAL_S = 0.0
-sweep(Path(sys.argv[1]), execution="sequential", workers=int(sys.argv[2]))
+from envariant.studies import sweep
+from envariant.training.store import recorder
+from envariant.training.store.recorder import Recorder
+recorder.CHECKPOINT_INTERVAL_S = -1.0
+folder, workers, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+add, calls = Recorder.add, []
+
+def add_and_die(*arguments):
+    add(*arguments)
+    calls.append(0)
+    if len(calls) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if last:
+    Recorder.add = add_and_die
+sweep(folder, execution="sequential", workers=workers)
 """
 
 
-def test_killed_three_times_and_called_again_ends_with_the_same_table(whole, tmp_path):
-    Store.begin(tmp_path, STUDY).close()
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), "1"]
-    seen = []
-    for rows in (5, 100, 250):
-        process = subprocess.Popen(command)
-        deadline = time.monotonic() + 90
+def script(folder, workers=1, last=0):
+    """Return the command that sweeps in another process, and is killed after `last` events unless that is 0."""
+    return [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), str(workers), str(last)]
+
+
+def test_sweep_killed_three_times_ends_with_the_same_table(whole, tmp_path):
+    begin(tmp_path, STUDY).close()
+    done = []
+    for last in (7, 50, 100):
+        killed = subprocess.run(script(tmp_path, last=last), check=False)
+        assert killed.returncode == -signal.SIGKILL
         with Store(tmp_path) as store:
-            while time.monotonic() < deadline and len(store.history()) < rows and process.poll() is None:
-                time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        with Store(tmp_path) as store:
-            seen.append(store.counts()["done"])
-    assert seen == sorted(seen)
-    assert seen[-1] < 8, "it was killed before its end"
-    subprocess.run(command, check=True)
+            done.append(store.counts()["done"])
+    assert done == sorted(done)
+    assert 0 < done[-1] < 8
+    sweep(tmp_path, execution="sequential")
     with Store(tmp_path) as store:
         same((store.listing().drop(columns="seconds"), store.history()), whole[1:])
 
 
-def test_a_process_stops_when_the_one_that_started_it_is_killed(tmp_path):
+def test_worker_stops_when_its_parent_is_killed(tmp_path):
     study = Study(("colored-digits",), ("erm",), n_trials=2, replicas=1, settings=SETTINGS | {"steps": 10**6})
-    Store.begin(tmp_path, study).close()
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path), "2"])
+    begin(tmp_path, study).close()
+    process = subprocess.Popen(script(tmp_path, workers=2))
     with Store(tmp_path) as store:
         wait_until(lambda: store.history()["run"].nunique() == 2, 90)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for batch in (1, 2):
-            with FileLock(local.place(store, batch) / ".lock", timeout=30):
-                assert batch in store.unfinished()
+        for job in (1, 2):
+            with FileLock(store.checkpoints(job) / ".lock", timeout=60):
+                assert job in store.unfinished()
 
 
 def wait_until(true, seconds):
@@ -173,12 +182,12 @@ def wait_until(true, seconds):
         time.sleep(0.05)
 
 
-def test_what_cannot_train_fails_with_its_reason_and_the_rest_goes_on(tmp_path):
+def test_runs_that_cannot_train_fail_with_a_reason_and_others_train(tmp_path):
     held = (("flip-0.1", "flip-0.9"), ("flip-0.9",))
     study = Study(("colored-digits",), ("vrex", "erm"), replicas=1, test_environments=held, settings=SETTINGS)
     listed, _ = swept(tmp_path, study)
     states = {(r.algorithm, r.test_environments): r.state for r in listed.itertuples()}
-    assert states.pop(("vrex", '["flip-0.1", "flip-0.9"]')) == "failed"
+    assert states.pop(("vrex", ("flip-0.1", "flip-0.9"))) == "failed"
     assert set(states.values()) == {"done"}
     assert "vrex: needs at least 2 training environments" in listed["error"].dropna().iloc[0]
     with Store(tmp_path) as store:
@@ -190,7 +199,7 @@ def test_what_cannot_train_fails_with_its_reason_and_the_rest_goes_on(tmp_path):
         assert store.counts() == {"planned": 0, "running": 0, "done": 3, "failed": 1}
 
 
-def test_a_replica_that_becomes_infinite_is_a_failed_run_beside_its_neighbors(tmp_path):
+def test_diverged_replica_is_a_failed_run_and_others_finish(tmp_path):
     study = Study(
         ("colored-digits",),
         ("erm",),
@@ -205,12 +214,12 @@ def test_a_replica_that_becomes_infinite_is_a_failed_run_beside_its_neighbors(tm
         assert "infinite or NaN" in error or "became" in error
 
 
-def test_more_draws_train_only_what_is_new(whole, tmp_path):
+def test_more_trials_train_only_new_runs(whole, tmp_path):
     small = Study(("colored-digits",), ("vrex",), n_trials=1, replicas=2, settings=SETTINGS)
     before = swept(tmp_path, small)[1]
     asked = []
     larger = Study(("colored-digits",), ("vrex", "erm"), n_trials=2, replicas=2, settings=SETTINGS)
-    Store.begin(tmp_path, larger).close()
+    begin(tmp_path, larger).close()
     sweep(tmp_path, execution="sequential", on_progress=lambda run, done, of: asked.append(run))
     assert set(asked) & {1, 2} == set()
     with Store(tmp_path) as store:
@@ -223,32 +232,30 @@ def test_more_draws_train_only_what_is_new(whole, tmp_path):
     pd.testing.assert_series_equal(ours, theirs)
 
 
-def test_the_plan_says_how_much_and_how_long():
-    found = estimate(STUDY)
-    assert [(b.algorithm, b.runs, b.steps) for b in found.batches] == [("erm", 4, 30), ("vrex", 4, 30)]
-    assert all(0 < b.seconds < 60 for b in found.batches)
-    assert found.lines()[-1].startswith("8 runs, about ")
+def test_estimate_has_runs_steps_and_seconds_of_each_job():
+    cost = estimate(STUDY)
+    assert [(b.algorithm, b.runs, b.steps) for b in cost.jobs] == [("erm", 4, 30), ("vrex", 4, 30)]
+    assert all(b.seconds > 0 for b in cost.jobs)
+    assert cost.lines()[-1].startswith("8 runs, about ")
     held = (("flip-0.1", "flip-0.9"),)
-    wrong = estimate(
-        Study(("colored-digits",), ("vrex",), test_environments=held, settings=SETTINGS)
-    ).batches[0]
+    wrong = estimate(Study(("colored-digits",), ("vrex",), test_environments=held, settings=SETTINGS)).jobs[0]
     assert "needs at least 2 training environments" in wrong.problem
 
 
-def test_a_comparison_of_two_replicas_says_that_they_are_too_few(whole):
+def test_two_replicas_are_too_few_for_a_verdict(whole):
     with Store(whole[0]) as store:
-        found = compare(select(store.table(), TrainingValidation()))
-    assert [row.algorithm for row in found.rows] == ["erm", "vrex"]
-    assert found.rows[0].gain is None
-    assert found.rows[1].gain.count == 2
-    assert found.verdict.startswith("Too few replicas: with 2 pairs")
+        comparison = compare(select(store.table(), TrainingValidation()))
+    assert [row.algorithm for row in comparison.rows] == ["erm", "vrex"]
+    assert comparison.rows[0].gain is None
+    assert comparison.rows[1].gain.count == 2
+    assert comparison.verdict.startswith("Too few replicas: with 2 pairs")
 
 
-def test_wrong_wishes_are_refused_before_anything_trains(tmp_path):
-    Store.begin(tmp_path, STUDY).close()
+def test_wrong_options_are_rejected_before_anything_trains(tmp_path):
+    begin(tmp_path, STUDY).close()
     with pytest.raises(EnvariantError, match="unknown execution 'stack'"):
         sweep(tmp_path, execution="stack")
     with pytest.raises(EnvariantError, match="workers must be at least 1; got 0"):
         sweep(tmp_path, workers=0)
-    with pytest.raises(EnvariantError, match="holds no study"):
+    with pytest.raises(EnvariantError, match="holds no runs"):
         sweep(tmp_path / "nowhere")

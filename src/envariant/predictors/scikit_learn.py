@@ -107,5 +107,6 @@ def fit_estimator(name: str, estimator: Any, environments: EnvironmentSet) -> Fi
             estimator.fit(inputs.numpy(), targets.numpy(), sample_weight=weights.numpy())
     except (ValueError, TypeError) as error:
         raise EnvariantError(f"{name}: {str(error).splitlines()[0]}") from None
-    iterations = getattr(estimator, "n_iter_", 1)
-    return FittedEstimator(environments.task, estimator, max(1, int(np.max(iterations))))
+    iterations = getattr(estimator, "n_iter_", None)
+    count = 1 if iterations is None else max(1, int(np.max(iterations)))
+    return FittedEstimator(environments.task, estimator, count)

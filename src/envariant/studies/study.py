@@ -13,14 +13,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, final
 
-from envariant.algorithms import as_algorithm
-from envariant.algorithms import identity as identity_of_algorithm
 from envariant.core import metrics
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.predictors import predictor
 from envariant.studies.trials import SearchSpace, recipe_of
-from envariant.training.resolution import content_hash, remarks, resolve, resolve_algorithm, source_of
+from envariant.training.resolution import (
+    algorithm_identity,
+    content_hash,
+    remarks,
+    resolve,
+    resolve_algorithm,
+    source_of,
+)
 from envariant.training.run_spec import SHARED, RunSpec, shown, text_of
 from envariant.training.store import PlannedRun, Store, Trial
 
@@ -151,9 +156,7 @@ class Study:
             splits = self._splits_of(source)
             for name, algorithm in self._labeled("algorithms").items():
                 trials = self.trials_of(name, source)
-                known = predictor(algorithm)
-                own = repr(known) if known is not None else identity_of_algorithm(as_algorithm(algorithm))
-                hashes |= {"data": data_identity, "algorithm": own}
+                hashes |= {"data": data_identity, "algorithm": algorithm_identity(algorithm)}
                 for names, trial in itertools.product(splits, trials):
                     run = PlannedRun(label, names, name, trial, 0, data_identity)
                     shared = self.spec_of(run).identity(hashes)

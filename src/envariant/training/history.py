@@ -1,6 +1,6 @@
 """Measured numbers, one row each."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import final
 
@@ -46,6 +46,25 @@ class HistoryRow:
 
 
 COLUMNS = tuple(f.name for f in fields(HistoryRow))
+
+
+def ordered(rows: Iterable[HistoryRow], environments: Sequence[tuple[str, str]]) -> list[HistoryRow]:
+    """Return rows as a sequential run measures them: by replica, step, environment and metric.
+
+    Other metrics than those that every network reports keep their order.
+
+    Args:
+        rows: Measured numbers.
+        environments: Name and role of every environment, in order.
+    """
+    position = {environment: number for number, environment in enumerate(environments)}
+    rank = {LOSS: 0, OUTPUT_SD: 2, GRADIENT_RMS: 3}
+
+    def key(row: HistoryRow) -> tuple[int, int, int, int]:
+        place = position.get((row.environment, row.role), len(position))
+        return row.replica, row.step, place, rank.get(row.metric, 1)
+
+    return sorted(rows, key=key)
 
 
 def frame(rows: Iterable[HistoryRow]) -> pd.DataFrame:

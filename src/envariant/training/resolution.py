@@ -127,7 +127,7 @@ def resolve_algorithm(
         suggestion = source.default_settings(requested.name)
         usual = requested.own(suggestion.hyperparameters)
         plain, built = requested.build(usual), requested.build({**usual, **hyperparameters})
-        settings, suggested = ({"as built": repr(each)} for each in (built, plain))
+        settings, suggested = ({"as built": identity(each)} for each in (built, plain))
         return ResolvedAlgorithm(requested.name, _timed(built, steps), settings, suggestion, suggested)
     if not isinstance(requested, str):
         built = as_algorithm(cast("Any", requested))
@@ -138,7 +138,9 @@ def resolve_algorithm(
                 "hyperparameters: apply to named algorithms and compositions; set those of an object in it"
             )
         suggestion = source.default_settings(built.name)
-        return ResolvedAlgorithm(built.name, _timed(built, steps), {"as built": repr(built)}, suggestion, {})
+        return ResolvedAlgorithm(
+            built.name, _timed(built, steps), {"as built": identity(built)}, suggestion, {}
+        )
     terms = composing.terms(requested)
     suggestion = source.default_settings(terms[0][0].name)
     # In a composition, what is suggested for the loss as a whole is what suits the first term.
@@ -201,7 +203,7 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         _config(complete, spec),
         _initializer(requested.init),
         _rate(complete.learning_rate, steps),
-        spec.identity(_identities(requested, source)),
+        spec.identity(_identities(requested, source, algorithm)),
     )
 
 
@@ -332,15 +334,26 @@ def _rate(rate: object, steps: int) -> float | Schedule:
     return course.value if isinstance(course, Constant) else course.resolve(steps)
 
 
-def _identities(requested: RunSpec, source: EnvironmentSource) -> dict[str, str]:
+def algorithm_identity(requested: object) -> str:
+    """Return a description of what an algorithm or predictor computes, for hashing.
+
+    Raises:
+        EnvariantError: If it is unknown, or has a value without a content to compare.
+    """
+    return identity(cast("Any", predictor(requested) or as_algorithm(cast("Any", requested))))
+
+
+def _identities(
+    requested: RunSpec, source: EnvironmentSource, algorithm: ResolvedAlgorithm
+) -> dict[str, str]:
     """Return content hashes of the options that hold more than their text says."""
-    algorithm = requested.algorithm
-    known = predictor(algorithm)
+    # The algorithm holds its hyperparameters.
     identities = {
         "data": source.identity(),
-        "algorithm": repr(known) if known is not None else identity(as_algorithm(algorithm)),
+        "algorithm": algorithm_identity(algorithm.trained),
+        "hyperparameters": "",
     }
-    for key in ("model", "optimizer"):
+    for key in ("model", "optimizer", "init", "augmentation"):
         value = getattr(requested, key)
         if value is not None and not isinstance(value, str):
             identities[key] = content_hash(value)

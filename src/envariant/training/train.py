@@ -8,7 +8,7 @@ from typing import Any
 from envariant.core.errors import EnvariantWarning
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.engine import Evaluated
-from envariant.training.history import HistoryRow
+from envariant.training.history import HistoryRow, ordered
 from envariant.training.progress import show_run
 from envariant.training.result import TrainingResult
 from envariant.training.run import Started, members_of, run
@@ -78,7 +78,8 @@ def train(
             folder.close()
     assert started is not None
     record = started.record if folder is None or folder.record is None else folder.record
-    return TrainingResult(record, rows, states, started.build_model)
+    places = [(each.name, each.role) for each in record.environments]
+    return TrainingResult(record, ordered(rows, places), states, started.build_model)
 
 
 def _signature() -> Signature:

@@ -20,6 +20,13 @@ FILE = "runs.sqlite"
 
 _RUN = "id, data, test_set, algorithm, trial, hyperparameters, learning_rate, replica, identity"
 
+_HISTORY = (
+    "SELECT run, step, e.name AS environment, r.name AS role, k.name AS kind, c.name AS column, "
+    "m.name AS metric, value FROM history h JOIN names e ON e.id = h.environment "
+    'JOIN names r ON r.id = h.role JOIN names k ON k.id = h.kind JOIN names c ON c.id = h."column" '
+    "JOIN names m ON m.id = h.metric {} ORDER BY "
+)
+
 
 class StoreReader:
     """Reading side of `Store`.
@@ -90,18 +97,15 @@ class StoreReader:
         Args:
             runs: Numbers of the runs; None is all.
         """
-        where = "" if runs is None else f"WHERE run IN ({', '.join(str(int(run)) for run in runs)})"
         return self._frame(
-            "SELECT run, step, e.name AS environment, r.name AS role, k.name AS kind, c.name AS column, "
-            "m.name AS metric, value FROM history JOIN names e ON e.id = environment JOIN names r ON r.id = "
-            'role JOIN names k ON k.id = kind JOIN names c ON c.id = "column" '
-            f"JOIN names m ON m.id = metric {where} ORDER BY run, step, e.name, m.name, k.name, c.name"
+            _HISTORY.format(_where(runs)) + "run, step, e.name, r.name, m.name, k.name, c.name"
         )
 
     def history_rows(self, runs: Sequence[int]) -> list[HistoryRow]:
-        """Return the measured numbers of some runs as `HistoryRow`."""
-        stored = self.history(runs).astype({"value": float}).rename(columns={"run": "replica"})
-        return [HistoryRow(*values) for values in stored[list(COLUMNS)].itertuples(index=False, name=None)]
+        """Return the measured numbers of some runs, metrics in the order of their first use."""
+        measured = self._frame(_HISTORY.format(_where(runs)) + "run, step, h.metric")
+        measured = measured.astype({"value": float}).rename(columns={"run": "replica"})
+        return [HistoryRow(*values) for values in measured[list(COLUMNS)].itertuples(index=False, name=None)]
 
     def predictions(self, run: int) -> dict[tuple[str, str], Predictions]:
         """Return what a finished run predicts for some rows, by name and role of the environment."""
@@ -222,6 +226,10 @@ class StoreReader:
                 f"{self.path}: {error}; finished runs are not lost: free some space, or restore the file "
                 f"from a copy, and give the same command again"
             ) from None
+
+
+def _where(runs: Sequence[int] | None) -> str:
+    return "" if runs is None else f"WHERE run IN ({', '.join(str(int(run)) for run in runs)})"
 
 
 def _stored(row: tuple[Any, ...], sets: dict[int, tuple[str, ...]]) -> StoredRun:

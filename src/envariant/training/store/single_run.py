@@ -9,7 +9,7 @@ from envariant.training import checkpoint as checkpoints
 from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.engine import Evaluated, Stepped
 from envariant.training.execution import Execution
-from envariant.training.history import HistoryRow
+from envariant.training.history import HistoryRow, ordered
 from envariant.training.record import Record
 from envariant.training.store.reader import FILE
 from envariant.training.store.recorder import Recorder
@@ -142,4 +142,4 @@ def load_run(folder: Path) -> tuple[Record, list[HistoryRow], dict[int, ReplicaS
         if all((number, each.reached(number)) in measured for number in each.replicas)
         for number, state in each.states().items()
     }
-    return record, rows, states
+    return record, ordered(rows, [(each.name, each.role) for each in record.environments]), states

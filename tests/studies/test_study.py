@@ -234,10 +234,12 @@ def environments(seed=0) -> EnvironmentSet:
     ],
 )
 def test_invalid_declaration_is_one_sentence(fields, message):
-    with pytest.raises(EnvariantError) as error:
+    def plan():
         study = Study(**{"data": "colored-digits", "algorithms": "erm", **fields})
-        study.runs()
         Job(study, (StoredRun(1, study.runs()[0]),)).steps()
+
+    with pytest.raises(EnvariantError) as error:
+        plan()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

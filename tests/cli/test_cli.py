@@ -105,14 +105,20 @@ def test_algorithms_are_listed_with_parts_papers_and_ranges(here):
     for word in ("erm", "irm", "vrex", "mm-rex", "and-mask", "gradient aggregator", "penalty"):
         assert word in done.stdout
     one = here("algorithms", "and-mask").stdout
-    for word in ("mask · ḡ", "arXiv 2009.00329", "threshold=1", "search 0.5 … 1", "2 environments or more"):
+    for word in (
+        "mask · ḡ",
+        "arXiv 2009.00329",
+        "threshold=1",
+        "search 0.5 … 1",
+        "at least 2 training environments",
+    ):
         assert word in one
     answer = json.loads(here("algorithms", "--json").stdout)
-    assert answer["irm"]["needs"] == ["2 environments or more"]
+    assert answer["irm"]["needs"] == ["at least 2 training environments"]
     threshold = answer["and-mask"]["hyperparameters"]["threshold"]
     assert (threshold["default"], threshold["range"]) == ("1", "0.5 … 1")
     assert threshold["meaning"].startswith("τ in [0, 1].")
-    assert "vrex + and-mask: Equal risk" in here("algorithms", "vrex + and-mask").stdout
+    assert "vrex + and-mask: Penalize" in here("algorithms", "vrex + and-mask").stdout
     wrong = here("algorithms", "vrx")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "did you mean 'vrex'" in wrong.stderr

@@ -234,4 +234,6 @@ def test_two_environments_are_enough(compare, tmp_path):
     answer = json.loads(done.stdout)
     assert set(answer["methods"]["erm"]) == {"0", "1"}
     assert answer["verdict"].split("\n- ") == [answer["headline"], *answer["bullets"]]
+    assert re.fullmatch(r"[^\n]+", answer["headline"])
+    assert 1 <= len(answer["bullets"]) <= 4
     assert Path(answer["page"]).exists()

@@ -59,6 +59,9 @@ class Recipe:
     summary: str
     default: Composition
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def parts(self) -> tuple[Part, ...]:
         """Parts of the default algorithm other than plain means."""

@@ -3,14 +3,11 @@
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from envariant.cli.options import Json
-
-if TYPE_CHECKING:
-    from envariant.algorithms.catalogue import Description
 
 
 def algorithms(
@@ -51,7 +48,8 @@ def algorithms(
         )
 
 
-def _lines(description: "Description") -> Iterator[str]:
+def _lines(description: Any) -> Iterator[str]:
+    """Return the lines that show a `catalogue.Description`, whose import takes as long as PyTorch's."""
     yield f"{description.name}: {description.summary}"
     for part, kind, formula, remarks in description.parts:
         yield from _wrapped("formula", f"{formula}  ({part}, {kind})")

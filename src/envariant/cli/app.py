@@ -5,8 +5,11 @@ exit code 2; any other exception is a bug and keeps its traceback.
 """
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -21,7 +24,7 @@ from envariant.cli.reproduce import reproduce
 from envariant.cli.runs import runs
 from envariant.cli.sweep import sweep
 from envariant.cli.train import train
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 
 app = App(
     name="envariant",
@@ -41,6 +44,24 @@ app.command(algorithms)
 app.command(data)
 
 
+@contextmanager
+def _remarks_as_lines(errors: Console) -> Generator[None]:
+    """Print each distinct `EnvariantWarning` once, as one line on standard error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", EnvariantWarning)
+        show_others, printed = warnings.showwarning, set[str]()
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if not issubclass(category, EnvariantWarning):
+                show_others(message, category, *place)
+            elif str(message) not in printed:
+                printed.add(str(message))
+                errors.print(f"envariant: {message}", markup=False, style="yellow")
+
+        warnings.showwarning = show
+        yield
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit with code 2 if the input is invalid and 130 if interrupted.
 
@@ -49,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with _remarks_as_lines(errors):
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (EnvariantError, CycloptsError) as error:
         errors.print(f"envariant: {error}", markup=False, style="red")
         sys.exit(2)

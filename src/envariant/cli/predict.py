@@ -2,17 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from envariant.cli.options import Json, Switch
 from envariant.core.errors import EnvariantError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from envariant.analysis.drift import Drift
 
 # Number of remarks printed unless --check is given.
 _REMARKS = 5
@@ -84,7 +79,7 @@ def predict(
         predictions.to_csv(sys.stdout, index=False)
 
 
-def _print_remarks(drift: "Drift", *, everything: bool) -> None:
+def _print_remarks(drift: Any, *, everything: bool) -> None:
     """Print on standard error what is notable about the new rows."""
     remarks = list(drift.remarks)
     if not everything:
@@ -96,7 +91,7 @@ def _print_remarks(drift: "Drift", *, everything: bool) -> None:
         sys.stderr.write(f"envariant: {remark}\n")
 
 
-def _write(predictions: "pd.DataFrame", path: Path) -> None:
+def _write(predictions: Any, path: Path) -> None:
     """Write the whole file or nothing."""
     partial = path.with_name(path.name + ".partial")
     try:

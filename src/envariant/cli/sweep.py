@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -10,10 +10,6 @@ from envariant.cli.options import Json, Names, Switch, Whole
 from envariant.cli.run_options import given, with_run_options
 from envariant.core.errors import EnvariantError
 from envariant.training.run_spec import SHARED
-
-if TYPE_CHECKING:
-    from envariant.studies.study import Study
-    from envariant.studies.trackers import BackgroundTracking
 
 
 @with_run_options((*SHARED, "execution", "memory"), dict.fromkeys((*SHARED, "memory")))
@@ -121,7 +117,7 @@ def sweep(
         print_lines([f"not all runs were sent ({tracking.problem}); to send them: {command}"])
 
 
-def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> "Study":
+def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> Any:
     """Return the study of a file, with the options given on the command line in place of its own."""
     from envariant.studies import study as studies
 
@@ -140,7 +136,7 @@ def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, An
     return studies.of(declared, "sweep" if file is None else str(file))
 
 
-def _print_estimate(study: "Study", json: bool) -> None:
+def _print_estimate(study: Any, json: bool) -> None:
     from envariant.cli.show import print_json, print_lines
     from envariant.studies.estimate import estimate
 
@@ -152,7 +148,7 @@ def _print_estimate(study: "Study", json: bool) -> None:
 
 
 def _train(
-    study: "Study",
+    study: Any,
     folder: Path,
     executor: str,
     address: str | None,
@@ -175,7 +171,7 @@ def _train(
             local.sweep(folder, study, workers=workers, on_progress=on_progress, **execution)
 
 
-def _print_summary(folder: Path, tracking: "BackgroundTracking | None", json: bool) -> None:
+def _print_summary(folder: Path, tracking: Any, json: bool) -> None:
     """Write the page of a study, and print what each selection rule selects."""
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.reporting import study_page

@@ -19,7 +19,8 @@ from envariant.data.tables.table import LogEntry, Table
 from envariant.predictors import predictor
 from envariant.saved_model import SavedModel
 from envariant.studies.significance import BASELINE
-from envariant.studies.study import Study, begin, recipe_of
+from envariant.studies.study import Study, begin
+from envariant.studies.trials import recipe_of
 from envariant.training.execution import Execution
 from envariant.training.run_spec import text_of
 from envariant.training.store import Store, Trial

@@ -27,12 +27,7 @@ def mixed(z: int) -> int:
 
 
 def step_key(seed: int, step: int) -> int:
-    """Return the unsigned 64-bit key of one step, which determines all its random numbers.
-
-    Args:
-        seed: Seed of the run.
-        step: Number of updates already made.
-    """
+    """Return the unsigned 64-bit key of one step of a run, which determines all its random numbers."""
     return mixed(seed + _GOLDEN * (step + 1))
 
 

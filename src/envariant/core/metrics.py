@@ -74,11 +74,7 @@ class Metric:
 
 
 def metric(name: str, task: Task) -> Metric:
-    """Return the metric of that name for a task.
-
-    Args:
-        name: A key of `METRICS`, in any case; "r2" names R².
-        task: The prediction task.
+    """Return the metric of a name, a key of `METRICS` in any case, for a task; "r2" names R².
 
     Raises:
         EnvariantError: If there is no such metric, or it does not apply to the task.
@@ -88,10 +84,9 @@ def metric(name: str, task: Task) -> Metric:
         raise unknown_name("metric", name, METRICS)
     selected = by_text[_plain(name)]
     if not isinstance(task, selected.tasks):
-        applicable = [m.name for m in METRICS.values() if isinstance(task, m.tasks)]
-        raise EnvariantError(
-            f"metric '{name}' does not apply to {task.name} tasks; use one of {', '.join(applicable)}"
-        )
+        applicable = ", ".join(m.name for m in METRICS.values() if isinstance(task, m.tasks))
+        problem = f"metric '{name}' does not apply to {task.name} tasks"
+        raise EnvariantError(f"{problem}; use one of {applicable}")
     return selected
 
 
@@ -167,24 +162,8 @@ METRICS: dict[str, Metric] = {
         Metric("log loss", False, _mean_loss, unit="nats"),
         # Expected calibration error over 15 equal bins of confidence. Guo et al. 2017.
         Metric("calibration error", False, _calibration_error),
-        Metric(
-            "squared error",
-            False,
-            _mean_score,
-            (Regression,),
-            unit="target unit²",
-            number_format=".4g",
-            notable_difference=None,
-        ),
-        Metric(
-            "RMSE",
-            False,
-            _rmse,
-            (Regression,),
-            unit="target unit",
-            number_format=".4g",
-            notable_difference=None,
-        ),
+        Metric("squared error", False, _mean_score, (Regression,), "target unit²", ".4g", None),
+        Metric("RMSE", False, _rmse, (Regression,), "target unit", ".4g", None),
         Metric("R²", True, _r2, (Regression,)),
     )
 }

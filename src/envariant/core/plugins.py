@@ -1,4 +1,4 @@
-"""Plug-ins: classes and objects that other installed packages register as entry points.
+"""Plug-ins: classes that other installed packages register as entry points.
 
 A package names them in its `pyproject.toml`:
 
@@ -9,66 +9,71 @@ A plug-in is imported when it is named, or when all plug-ins are listed.
 """
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, final
 
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, first_line
 
 T = TypeVar("T")
 
 
-def plugin_names(group: str) -> tuple[str, ...]:
-    """Return the names of all plug-ins of a group, without importing them."""
-    return tuple(_entry_points(group))
+@final
+@dataclass(frozen=True)
+class Plugins(Generic[T]):
+    """Dataclasses of one kind that other packages register.
 
-
-def load_plugin(group: str, kind: str, name: str, accepts: Callable[[Any], bool], requirement: str) -> Any:
-    """Import a plug-in.
-
-    Args:
+    Attributes:
         group: The entry-point group.
-        kind: What the plug-in is, such as "model"; used in error messages.
-        name: One of `plugin_names(group)`.
-        accepts: Function that returns whether the imported object can be used.
-        requirement: What `accepts` requires, in words.
-
-    Raises:
-        EnvariantError: If the plug-in cannot be imported or is not accepted.
+        kind: What a plug-in is, such as "model"; used in error messages.
+        base: Class from which every plug-in inherits.
+        requirement: What a plug-in must be, in words.
+        fits: Further condition on the class and the name of its entry point.
     """
-    entry = _entry_points(group)[name]
-    try:
-        plugin = entry.load()
-    except Exception as error:
-        # Importing runs the code of a stranger, which may raise anything.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EnvariantError(f"{kind} '{name}': {entry.value} cannot be imported: {reason}") from error
-    if not accepts(plugin):
-        raise EnvariantError(f"{kind} '{name}': {entry.value} must be {requirement}; got {plugin!r}")
-    return plugin
 
+    group: str
+    kind: str
+    base: type[T]
+    requirement: str
+    fits: Callable[[Any, str], bool] = lambda plugin, name: True
 
-def load_plugins(
-    group: str, load: Callable[[str], T], reserved: Collection[str]
-) -> tuple[dict[str, T], tuple[str, ...]]:
-    """Import all plug-ins of a group.
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all plug-ins, without importing them."""
+        return tuple(self._entries())
 
-    Args:
-        group: The entry-point group.
-        load: Function that imports and checks the plug-in of a name; raises `EnvariantError`.
-        reserved: Names that plug-ins cannot have; such plug-ins are ignored.
+    def load(self, name: str) -> type[T]:
+        """Import the plug-in of a name.
 
-    Returns:
-        The plug-ins by name, and one line for each that failed.
-    """
-    plugins: dict[str, T] = {}
-    failures: list[str] = []
-    for name in (name for name in plugin_names(group) if name not in reserved):
+        Raises:
+            EnvariantError: If it cannot be imported, or is not such a class.
+        """
+        entry = self._entries()[name]
+        where = f"{self.kind} '{name}': {entry.value}"
         try:
-            plugins[name] = load(name)
-        except EnvariantError as error:
-            failures.append(str(error))
-    return plugins, tuple(failures)
+            plugin: Any = entry.load()
+        except Exception as error:
+            # Importing runs the code of a stranger, which may raise anything.
+            raise EnvariantError(f"{where} cannot be imported: {first_line(error)}") from error
+        valid = isinstance(plugin, type) and issubclass(plugin, self.base) and is_dataclass(plugin)
+        if not valid or not self.fits(plugin, name):
+            raise EnvariantError(f"{where} must be {self.requirement}; got {plugin!r}")
+        return plugin
 
+    def load_all(self, reserved: Collection[str]) -> tuple[dict[str, type[T]], tuple[str, ...]]:
+        """Import all plug-ins, except those with a reserved name.
 
-def _entry_points(group: str) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=group)}
+        Returns:
+            The plug-ins by name, and one line for each that failed.
+        """
+        plugins: dict[str, type[T]] = {}
+        failures: list[str] = []
+        for name in self.names():
+            try:
+                if name not in reserved:
+                    plugins[name] = self.load(name)
+            except EnvariantError as error:
+                failures.append(str(error))
+        return plugins, tuple(failures)
+
+    def _entries(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=self.group)}

@@ -31,6 +31,8 @@ class Schedule(ABC):
     name: ClassVar[str]
     switch_fields: ClassVar[tuple[str, ...]] = ()
     """Names of the fields that hold step numbers."""
+    final_field: ClassVar[str] = ""
+    """Name of the field that holds the last value; "" if the schedule grows without one."""
 
     @abstractmethod
     def __call__(self, step: int) -> float:
@@ -42,25 +44,19 @@ class Schedule(ABC):
 
     @property
     def switch_points(self) -> tuple[int, ...]:
-        """First step of every stage but the first one, in order; empty for a constant.
-
-        Raises:
-            EnvariantError: If a switch point is relative to the run's length; `resolve` it first.
-        """
-        return tuple(self._step_number(point) for key in self.switch_fields for point in _points(self, key))
+        """First step of every stage but the first one, in order; raises like a call."""
+        return tuple(self._step_number(point) for key in self.switch_fields for point in self._numbers(key))
 
     @property
     def is_relative(self) -> bool:
         """Whether a switch point is a share of the run's length."""
-        return any(isinstance(point, Percent) for key in self.switch_fields for point in _points(self, key))
+        return any(isinstance(point, Percent) for key in self.switch_fields for point in self._numbers(key))
 
     def resolve(self, steps: int) -> Self:
         """Return the same schedule with relative switch points as step numbers.
 
-        A share of the run is rounded to the nearest step, halves up. Absolute switch points stay.
-
         Args:
-            steps: Length of the run in optimizer updates.
+            steps: Length of the run in optimizer updates; shares are rounded to the nearest step, halves up.
 
         Raises:
             EnvariantError: If the resulting step numbers are out of order.
@@ -91,8 +87,8 @@ class Schedule(ABC):
 
     def with_final_value(self, value: float) -> "Schedule | None":
         """Return the same schedule with another last value, or None if it grows without a last value."""
-        del value
-        return None
+        changes = {self.final_field: value}
+        return dataclasses.replace(cast("Any", self), **changes) if self.final_field else None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(cast("Any", self)):
@@ -100,22 +96,25 @@ class Schedule(ABC):
             several = "tuple" in str(field.type)
             if several != isinstance(value, tuple):
                 expected = "several numbers" if several else "a number"
-                raise EnvariantError(
-                    f"{self.name}: {key} must be {expected}; got {specs.format_value(value)!r}"
-                )
-            for number in _points(self, key):
+                raise self._wrong_type(key, expected, value)
+            for number in self._numbers(key):
                 if isinstance(number, Percent) and key in self.switch_fields:
                     continue
                 if isinstance(number, bool) or not isinstance(number, int | float):
-                    raise EnvariantError(
-                        f"{self.name}: {key} must be a number; got {specs.format_value(number)!r}"
-                    )
+                    raise self._wrong_type(key, "a number", number)
                 if not math.isfinite(number) or abs(number) > CAP:
                     raise EnvariantError(f"{self.name}: {key} must lie within ±{CAP:g}; got {number}")
 
     def __str__(self) -> str:
         fields = dataclasses.fields(cast("Any", self))
         return str(Spec(self.name, (), {f.name: getattr(self, f.name) for f in fields}))
+
+    def _wrong_type(self, key: str, expected: str, value: object) -> EnvariantError:
+        return EnvariantError(f"{self.name}: {key} must be {expected}; got {specs.format_value(value)!r}")
+
+    def _numbers(self, key: str) -> tuple[Any, ...]:
+        value: Any = getattr(self, key)
+        return cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
 
     def _step_number(self, point: int | Percent) -> int:
         if isinstance(point, Percent):
@@ -131,13 +130,11 @@ class Constant(Schedule):
     """The same value at every step."""
 
     name: ClassVar[str] = "constant"
+    final_field: ClassVar[str] = "value"
     value: float
 
     def __call__(self, step: int) -> float:
         return self.value
-
-    def with_final_value(self, value: float) -> "Constant":
-        return Constant(value)
 
     def __str__(self) -> str:
         return specs.format_value(self.value)
@@ -150,15 +147,13 @@ class Step(Schedule):
 
     name: ClassVar[str] = "step"
     switch_fields: ClassVar[tuple[str, ...]] = ("at",)
+    final_field: ClassVar[str] = "after"
     before: float
     after: float
     at: int | Percent
 
     def __call__(self, step: int) -> float:
         return self.after if step >= self._step_number(self.at) else self.before
-
-    def with_final_value(self, value: float) -> "Step":
-        return dataclasses.replace(self, after=value)
 
     def __str__(self) -> str:
         return str(Spec(self.name, (self.before, self.after), {"at": self.at}))
@@ -213,6 +208,7 @@ class Linear(Schedule):
 
     name: ClassVar[str] = "linear"
     switch_fields: ClassVar[tuple[str, ...]] = ("until", "after")
+    final_field: ClassVar[str] = "end"
     start: float
     end: float
     until: int | Percent
@@ -243,9 +239,6 @@ class Linear(Schedule):
             until = max(until, after + 1)
         return dataclasses.replace(self, after=after, until=until)
 
-    def with_final_value(self, value: float) -> "Linear":
-        return dataclasses.replace(self, end=value)
-
 
 @final
 @dataclass(frozen=True)
@@ -266,9 +259,9 @@ class Polynomial(Schedule):
         if step < self._step_number(self.after):
             return self.before
         # In logarithms nothing overflows before it is clipped; t = 0 with p < 0 counts as the largest value.
-        if step == 0:
-            return _capped(self.k) if self.p == 0 else (_capped(self.k, math.inf) if self.p < 0 else 0.0)
-        return _capped(self.k, self.p * math.log(step))
+        if step == 0 and self.p != 0:
+            return _capped(self.k, math.inf) if self.p < 0 else 0.0
+        return _capped(self.k, self.p * math.log(max(step, 1)))
 
 
 @final
@@ -292,10 +285,8 @@ class Exponential(Schedule):
             raise EnvariantError(f"exp: factor must be positive; got {self.factor:g}")
 
     def __call__(self, step: int) -> float:
-        after = self._step_number(self.after)
-        if step < after:
-            return self.before
-        return _capped(self.start, (step - after) * math.log(self.factor))
+        age = step - self._step_number(self.after)
+        return self.before if age < 0 else _capped(self.start, age * math.log(self.factor))
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -319,14 +310,13 @@ def schedule(value: "Schedule | Spec | str | float") -> Schedule:
     if isinstance(value, Schedule):
         return value
     if isinstance(value, str):
-        value = cast("Spec | str | float", specs.parse_value(value))
-    if isinstance(value, str):
-        value = specs.parse(value)
+        parsed: Spec | str | float = specs.parse_value(value)
+        value = specs.parse(parsed) if isinstance(parsed, str) else parsed
     if not isinstance(value, Spec):
         return Constant(value)
-    cls = SCHEDULES.get(value.name)
-    if cls is None:
+    if value.name not in SCHEDULES:
         raise unknown_name("schedule", value.name, SCHEDULES)
+    cls = SCHEDULES[value.name]
     if cls is Stages:
         # Values are written as separate arguments; a single tuple is accepted as well.
         if value.positional and not isinstance(value.positional[0], tuple):
@@ -337,16 +327,11 @@ def schedule(value: "Schedule | Spec | str | float") -> Schedule:
     return cls(**specs.fill(cls, value))
 
 
-def _points(instance: Schedule, name: str) -> tuple[Any, ...]:
-    value: Any = getattr(instance, name)
-    return cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
-
-
 def _absolute(point: int | Percent, steps: int) -> int:
     return math.floor(point.value * steps / 100 + 0.5) if isinstance(point, Percent) else point
 
 
-def _capped(scale: float, log_growth: float = 0.0) -> float:
+def _capped(scale: float, log_growth: float) -> float:
     if scale == 0:
         return 0.0
     size = math.log(abs(scale)) + log_growth

@@ -1,8 +1,7 @@
 """Sources that are written as text: a name with settings in parentheses."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, Self
 
 from envariant.core import specs
 from envariant.core.environments import EnvironmentSource
@@ -18,26 +17,18 @@ class SpecSource(EnvironmentSource):
 
     base: ClassVar[str]
     """Name under which the source is registered."""
+    positional: ClassVar[tuple[str, ...]] = ()
+    """Fields that are always written, first and without a key."""
 
     @classmethod
     def from_spec(cls, spec: Spec, folder: Path | None = None) -> Self:
-        """Build the source that a text names.
-
-        Args:
-            spec: The parsed text.
-            folder: Folder of the MNIST files, for sources made of them; None finds or fetches them.
+        """Build the source that a text names; `folder` holds the MNIST files, None finds or fetches them.
 
         Raises:
             EnvariantError: If a setting is unknown or invalid.
         """
-        del folder
-        return cls(**specs.fill(cls, spec))
+        return cls(**specs.fill(cls, spec, cls.positional or None))
 
     @property
     def name(self) -> str:
-        settings = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(cast("Any", self))
-            if field.compare and field.init and getattr(self, field.name) != field.default
-        }
-        return str(Spec(self.base, (), settings))
+        return specs.describe(self.base, self, positional=self.positional)

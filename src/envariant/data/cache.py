@@ -8,11 +8,7 @@ CACHE_VARIABLE = "ENVARIANT_CACHE"
 
 
 def cache_folder(folder: Path | str | None = None) -> Path:
-    """Return the cache folder: the given one, else that of `ENVARIANT_CACHE`, else the system's.
-
-    Args:
-        folder: Folder to use; None for the default.
-    """
+    """Return the given folder, else that of `ENVARIANT_CACHE`, else the system's cache folder."""
     selected = folder or os.environ.get(CACHE_VARIABLE)
     if not selected:
         import pooch

@@ -43,7 +43,7 @@ class ModelConfig(ABC):
     """Name under which the model is registered."""
 
     def __str__(self) -> str:
-        return specs.describe(self.name, self, type(self)())
+        return specs.describe(self.name, self)
 
     @abstractmethod
     def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
@@ -59,11 +59,7 @@ class ModelConfig(ABC):
 
 
 def xavier(layer: nn.Linear) -> nn.Linear:
-    """Initialize a layer with Xavier-uniform weights and zero biases, as in the IRM and REx code.
-
-    Returns:
-        The same layer.
-    """
+    """Return the layer with Xavier-uniform weights and zero biases, as in the IRM and REx code."""
     with torch.no_grad():
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)

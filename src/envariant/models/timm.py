@@ -12,7 +12,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import nn
 
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, first_line, unknown_name
 from envariant.models.base import FeaturizerAndHead, ModelConfig
 
 
@@ -44,10 +44,8 @@ class Timm(ModelConfig):
                 # mode, so that running statistics stay as they are.
                 features = backbone.eval()(torch.zeros(1, *input_shape))
         except Exception as error:
-            raise EnvariantError(
-                f"timm: {self.architecture} cannot take inputs of shape {tuple(input_shape)} "
-                f"({_first(error)})"
-            ) from None
+            problem = f"cannot take inputs of shape {tuple(input_shape)} ({first_line(error)})"
+            raise EnvariantError(f"timm: {self.architecture} {problem}") from None
         return FeaturizerAndHead(backbone, nn.Linear(features.shape[1], outputs)).train()
 
     def _backbone(self, timm: Any, input_shape: Sequence[int]) -> nn.Module:
@@ -60,34 +58,23 @@ class Timm(ModelConfig):
         fixed = {"img_size": tuple(input_shape[1:])} if getattr(config, "fixed_input_size", False) else {}
         try:
             return timm.create_model(
-                self.architecture,
-                pretrained=self.pretrained,
-                num_classes=0,
-                in_chans=input_shape[0],
-                **fixed,
+                self.architecture, pretrained=self.pretrained, num_classes=0, in_chans=input_shape[0], **fixed
             )
         except Exception as error:
             hint = "; is there a connection? pretrained=false needs none" if self.pretrained else ""
-            raise EnvariantError(
-                f"timm: {self.architecture} cannot be built for inputs of shape {tuple(input_shape)} "
-                f"({_first(error)}){hint}"
-            ) from None
+            problem = f"cannot be built for inputs of shape {tuple(input_shape)} ({first_line(error)})"
+            raise EnvariantError(f"timm: {self.architecture} {problem}{hint}") from None
 
 
 def _timm() -> Any:
     try:
         return import_module("timm")
     except ImportError as error:
-        raise EnvariantError(
-            f"timm: cannot be imported ({_first(error)}); pip install 'envariant[vision]'"
-        ) from None
+        remedy = "pip install 'envariant[vision]'"
+        raise EnvariantError(f"timm: cannot be imported ({first_line(error)}); {remedy}") from None
     except (RuntimeError, OSError) as error:
         # Raised by a torchvision built for another version of PyTorch.
         raise EnvariantError(
-            f"timm: cannot be imported ({_first(error)}); torchvision must fit torch: "
+            f"timm: cannot be imported ({first_line(error)}); torchvision must fit torch: "
             f"pip install --upgrade torch torchvision 'envariant[vision]'"
         ) from None
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -34,6 +34,9 @@ class ScikitLearn(Predictor):
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or type(self.estimator).__name__)
 
+    def __str__(self) -> str:
+        return self.name
+
     def fit(self, environments: EnvironmentSet, seed: int) -> FittedPredictor:
         estimator = copy.deepcopy(self.estimator)
         if "random_state" in estimator.get_params():
@@ -105,4 +108,4 @@ def fit_estimator(name: str, estimator: Any, environments: EnvironmentSet) -> Fi
     except (ValueError, TypeError) as error:
         raise EnvariantError(f"{name}: {str(error).splitlines()[0]}") from None
     iterations = getattr(estimator, "n_iter_", 1)
-    return FittedEstimator(environments.task, estimator, int(np.max(iterations)))
+    return FittedEstimator(environments.task, estimator, max(1, int(np.max(iterations))))

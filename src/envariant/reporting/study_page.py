@@ -26,6 +26,7 @@ from envariant.studies.selection import (
 )
 from envariant.studies.selection.base import last_steps
 from envariant.studies.significance import Comparison, compare
+from envariant.training.run_spec import RunSpec
 from envariant.training.store import Store
 
 Pooled = Mapping[str, Sequence[SelectionResult]]
@@ -251,17 +252,16 @@ def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionRe
         tuple(str(run[key]) for key in ("data", "test_environments", "algorithm", "trial")) for run in runs
     ]
     best = runs[keys.index(Counter(keys).most_common(1)[0][0])]
-    words = ["envariant", "train", "--data", str(best["data"]), "--algorithm", str(best["algorithm"])]
-    for key, value in json.loads(str(best["hyperparameters"])).items():
-        words += ["--set", f"{key}={value}"]
-    words += ["--learning-rate", str(json.loads(str(best["learning_rate"])))]
-    words += ["--holdout-fraction", f"{study['holdout_fraction']:g}"]
-    for name in best["test_environments"]:
-        words += ["--test-environments", name]
-    words += ["--replicas", str(study["replicas"]), "--seed", str(study["seed"])]
-    for key, value in study["settings"].items():
-        words += [f"--{key.replace('_', '-')}", str(value)] if value is not True else [f"--{key}"]
-    return shlex.join(words)
+    spec = RunSpec(
+        data=str(best["data"]),
+        algorithm=str(best["algorithm"]),
+        hyperparameters=json.loads(str(best["hyperparameters"])),
+        learning_rate=json.loads(str(best["learning_rate"])) or None,
+        test_environments=best["test_environments"],
+        **{key: study[key] for key in ("holdout_fraction", "replicas", "seed")},
+        **study["settings"],
+    )
+    return shlex.join(["envariant", "train", *spec.flags()])
 
 
 def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -3,6 +3,7 @@
 An executor, here or on another machine, is given plain data and returns plain data.
 """
 
+import warnings
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -11,6 +12,7 @@ import numpy as np
 
 from envariant.analysis.invariance_test import assess_invariance
 from envariant.core import metrics
+from envariant.core.errors import EnvariantWarning
 from envariant.core.tasks import Regression
 from envariant.studies.permutation_importance import Predict, StudyMeasurements
 from envariant.studies.study import Study
@@ -106,6 +108,16 @@ def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]
             yield Update(None, (*event.rows, *rows), outcomes, event.step, event.replicas, event)
         else:
             yield Update(step=event.step, runs=event.replicas, event=event)
+
+
+def warn_of_remarks(study: Study) -> None:
+    """Issue one `EnvariantWarning` for each schedule of a study that never takes effect.
+
+    Args:
+        study: The study that the caller's caller is about to train.
+    """
+    for remark in study.remarks():
+        warnings.warn(remark, EnvariantWarning, stacklevel=3)
 
 
 def compared_in(study: Study, record: Record) -> tuple[str, bool]:

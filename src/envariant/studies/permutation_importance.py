@@ -1,7 +1,7 @@
 """What a study measures besides training: other metrics, permutation importance of columns, predictions.
 
-Networks and fitted predictors are asked alike: for their logits on rows of an environment, as they are or with
-a column changed (Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
+Networks and fitted predictors give logits on rows of an environment, unchanged or with one column changed
+(Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
 """
 
 from collections.abc import Mapping, Sequence

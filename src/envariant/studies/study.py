@@ -4,40 +4,28 @@ It is planned in full before anything trains. A run follows from its place in th
 algorithms or trials leave the runs that are there as they are.
 """
 
-import hashlib
 import itertools
 import json
 import tomllib
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, final
 
-import numpy as np
-from pydantic import TypeAdapter, ValidationError
-
-from envariant.algorithms import Composition, Recipe, as_algorithm, composing
+from envariant.algorithms import as_algorithm
 from envariant.algorithms import identity as identity_of_algorithm
 from envariant.core import metrics
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.core.schedules import Schedule, schedule
-from envariant.core.search_space import LogUniform, Range, search_range
 from envariant.predictors import predictor
-from envariant.training.resolution import ResolvedAlgorithm, content_hash, resolve_algorithm, source_of
-from envariant.training.run_spec import SHARED, RunSpec, text_of
+from envariant.studies.trials import SearchSpace, recipe_of
+from envariant.training.resolution import content_hash, remarks, resolve, resolve_algorithm, source_of
+from envariant.training.run_spec import SHARED, RunSpec, shown, text_of
 from envariant.training.store import PlannedRun, Store, Trial
-
-RATE = "learning_rate"
-"""Name of the learning rate among an algorithm's search ranges."""
 
 SPLITS = ("suggested", "each", "each-and-pairs")
 """Ways to choose test environments without naming them."""
-
-# No network trains at such a rate, and float32 ends not far above.
-_HIGHEST_RATE = 1e30
 
 
 @final
@@ -47,8 +35,8 @@ class Study:
 
     Attributes:
         data: Data sources: names, sources or environment sets.
-        algorithms: Algorithms such as `irm` or `vrex + coral(1.0)`, whose bracketed settings are not searched,
-            or algorithm, recipe, part and predictor objects.
+        algorithms: Algorithms such as `irm` or `vrex + coral(1.0)`, whose bracketed settings are not
+            searched, or algorithm, recipe, part and predictor objects.
         name: Name of the study.
         n_trials: Number of hyperparameter configurations per algorithm; the first is what the data suggest.
         replicas: Number of replicas of each trial.
@@ -88,31 +76,48 @@ class Study:
             if not getattr(self, key):
                 raise EnvariantError(f"study: {key} names nothing; give at least one")
         object.__setattr__(self, "test_environments", _splits(self.test_environments))
-        for key in ("n_trials", "replicas"):
-            count: object = getattr(self, key)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise EnvariantError(f"study: {key} must be at least 1; got {count!r}")
-        if not 0 < self.holdout_fraction < 1:
-            raise EnvariantError(
-                f"study: holdout_fraction must lie above 0 and below 1; got {self.holdout_fraction:g}"
-            )
-        if not self.lr_range >= 1:
-            raise EnvariantError(f"study: lr_range must be at least 1; got {self.lr_range:g}")
-        if not 0 <= self.seed < 2**32:
-            raise EnvariantError(f"study: seed must lie in [0, 2³²); got {self.seed}")
+        self._check_types()
         for key in self.settings:
             if key not in SHARED:
                 raise unknown_name("setting", key, SHARED, where="study")
         RunSpec(data="", **self.settings)
-        for label, algorithm in self._labeled("algorithms").items():
+        algorithms = self._labeled("algorithms")
+        for label in self.ranges:
+            if label not in algorithms:
+                raise unknown_name("algorithm", label, algorithms, where="study: ranges")
+        for label, algorithm in algorithms.items():
             if predictor(algorithm) is None:
                 recipe_of(algorithm)
-            self._ranges_of(label)
-        for label in self.ranges:
-            if label not in self._labeled("algorithms"):
-                raise unknown_name("algorithm", label, self._labeled("algorithms"), where="study: ranges")
+            SearchSpace(label, algorithm, self.ranges.get(label, {})).ranges()
         if self.metric and self.metric not in metrics.METRICS:
             raise unknown_name("metric", self.metric, metrics.METRICS, where="study")
+
+    def _check_types(self) -> None:
+        """Reject values of a wrong type or outside their limits."""
+        unbounded = float("inf")
+        for key, kind, allowed, lowest, highest in (
+            ("n_trials", int, "a whole number of at least 1", 1, unbounded),
+            ("replicas", int, "a whole number of at least 1", 1, unbounded),
+            ("holdout_fraction", float, "a number above 0 and below 1", 1e-12, 1 - 1e-12),
+            ("lr_range", float, "a number of at least 1", 1, 1e100),
+            ("seed", int, "a whole number in [0, 2³²)", 0, 2**32 - 1),
+        ):
+            number: object = getattr(self, key)
+            is_number = isinstance(number, int if kind is int else (int, float))
+            if isinstance(number, bool) or not is_number or not lowest <= cast("float", number) <= highest:
+                raise EnvariantError(f"study: {key} must be {allowed}; got {shown(number)}")
+        for key, kind, allowed in (
+            ("name", str, "text"),
+            ("metric", str, "the name of a metric"),
+            ("settings", Mapping, "a mapping from options to values"),
+            ("ranges", Mapping, "a mapping from algorithms to ranges"),
+            ("store_predictions", bool, "true or false"),
+        ):
+            if not isinstance(value := getattr(self, key), kind):
+                raise EnvariantError(f"study: {key} must be {allowed}; got {shown(value)}")
+        for label, declared in self.ranges.items():
+            if not isinstance(declared, Mapping):
+                raise EnvariantError(f"study: ranges of {label} must be a mapping; got {shown(declared)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the declaration as JSON or TOML would hold it; objects become their text."""
@@ -181,6 +186,25 @@ class Study:
             **self.settings,
         )
 
+    def remarks(self) -> tuple[str, ...]:
+        """Return what never takes effect within the runs, once per algorithm and hyperparameter."""
+        collected: dict[tuple[str, str], str] = {}
+        for (label, source), (name, algorithm) in itertools.product(
+            self.sources.items(), self._labeled("algorithms").items()
+        ):
+            trials = self.trials_of(name, source)
+            try:
+                first = PlannedRun(label, self._splits_of(source)[0], name, trials[0], 0)
+                steps = resolve(self.spec_of(first), source).config.steps
+            except EnvariantError:
+                # Runs that cannot train fail with their reason.
+                continue
+            for trial in trials:
+                resolved = resolve_algorithm(algorithm, trial.hyperparameters, source, steps)
+                for remark in remarks(resolved, trial.learning_rate, steps):
+                    collected.setdefault((name, remark.partition(":")[0]), f"{name}: {remark}")
+        return tuple(collected.values())
+
     def trials_of(self, algorithm: str, source: EnvironmentSource) -> tuple[Trial, ...]:
         """Return the trials of an algorithm; fewer than requested where it has nothing to search.
 
@@ -189,23 +213,8 @@ class Study:
             source: Data whose suggestions apply.
         """
         declared = self._labeled("algorithms").get(algorithm, algorithm)
-        if predictor(declared) is not None:
-            return (Trial(0, {}, 0.0),)
-        suggested = resolve_algorithm(declared, {}, source)
-        rate, factor, own = suggested.defaults.learning_rate, self.lr_range, self._ranges_of(algorithm)
-        rates = own.pop(RATE, LogUniform(rate / factor, rate * factor) if factor > 1 else None)
-        trials = [Trial(0, {}, rate)]
-        for number in range(1, self.n_trials):
-            generator = _generator(self.seed, algorithm, number, "rate")
-            sampled_rate = rate if rates is None else rates.sample(generator)
-            with _located(algorithm in self.ranges, algorithm):
-                sampled = sample_hyperparameters(algorithm, declared, suggested, self.seed, number, own)
-                if algorithm in self.ranges:
-                    resolve_algorithm(declared, sampled, source)
-                    _check_rate(sampled_rate)
-            trials.append(Trial(number, sampled, sampled_rate))
-        distinct = {(json.dumps(t.hyperparameters), t.learning_rate): t for t in reversed(trials)}
-        return tuple(distinct.values())[::-1]
+        space = SearchSpace(algorithm, declared, self.ranges.get(algorithm, {}))
+        return space.trials(source, self.seed, self.n_trials, self.lr_range)
 
     def _labeled(self, key: str) -> dict[str, Any]:
         """Return what is declared by its text, which has to be unique."""
@@ -216,29 +225,6 @@ class Study:
                 raise EnvariantError(f"study: {key} hold '{label}' twice; give objects different names")
             labeled[label] = each
         return labeled
-
-    def _ranges_of(self, algorithm: str) -> dict[str, Range]:
-        """Return the study's own search ranges of an algorithm, the learning rate's among them."""
-        declared = self.ranges.get(algorithm, {})
-        requested = self._labeled("algorithms").get(algorithm, algorithm)
-        if not declared:
-            return {}
-        if predictor(requested) is not None:
-            raise EnvariantError(f"study: ranges: {algorithm} has no hyperparameters to search")
-        hyperparameters = recipe_of(requested).hyperparameters
-        ranges: dict[str, Range] = {}
-        for name, value in declared.items():
-            settable = [h for h in hyperparameters if h.name == name]
-            if name != RATE and not settable:
-                known = [RATE, *(h.name for h in hyperparameters)]
-                raise unknown_name("hyperparameter", name, known, where=f"study: ranges of {algorithm}")
-            if any((h.part, h.field) in _fixed(requested) for h in settable):
-                raise EnvariantError(
-                    f"study: ranges of {algorithm}: {name} is set in its brackets; remove one of them"
-                )
-            with _located(True, f"{algorithm}: {name}"):
-                ranges[name] = search_range(value)
-        return ranges
 
     def _splits_of(self, source: EnvironmentSource) -> list[tuple[str, ...]]:
         """Return the sets of test environments on some data."""
@@ -254,61 +240,6 @@ class Study:
         with_pairs = self.test_environments == "each-and-pairs"
         pairs = list(itertools.combinations(sample.names, 2)) if with_pairs else []
         return each + [pair for pair in pairs if len(pair) < len(sample.names)]
-
-
-def sample_hyperparameters(
-    label: str,
-    algorithm: Any,
-    suggested: ResolvedAlgorithm,
-    seed: int,
-    number: int,
-    ranges: Mapping[str, Range],
-) -> dict[str, Any]:
-    """Sample one trial: a value for every hyperparameter that has a search range.
-
-    Each value follows from the seed, the algorithm, the number and the hyperparameter's name. Of a schedule,
-    the last value is sampled. Settings in brackets stay, and so do those of the loss as a whole unless the
-    study has a range for them.
-
-    Args:
-        label: Label of the algorithm.
-        algorithm: Name or object.
-        suggested: The algorithm under the suggested hyperparameters.
-        seed: Base random seed.
-        number: Number of the trial.
-        ranges: The study's own search ranges.
-    """
-    if not isinstance(suggested.trained, Composition):
-        return {}
-    fixed = _fixed(algorithm)
-    sampled: dict[str, Any] = {}
-    for h in recipe_of(algorithm).hyperparameters:
-        declared = None if h.part == "loss" or (h.part, h.field) in fixed else h.range
-        within = ranges.get(h.name, declared)
-        if within is None:
-            continue
-        value = within.sample(_generator(seed, label, number, h.name))
-        if not isinstance(h.default, Schedule):
-            sampled[h.name] = value
-            continue
-        usual = schedule(suggested.hyperparameters.get(h.name, h.default))
-        if (course := usual.with_final_value(value)) is not None:
-            sampled[h.name] = str(course)
-    return sampled
-
-
-def recipe_of(algorithm: object) -> Recipe:
-    """Return the recipe of a name or an object, which lists its hyperparameters.
-
-    Raises:
-        EnvariantError: If there is no such algorithm.
-    """
-    if isinstance(algorithm, str):
-        return composing.recipe(algorithm)
-    if isinstance(algorithm, Recipe):
-        return algorithm
-    built = as_algorithm(cast("Any", algorithm))
-    return Recipe(built.name, "", built if isinstance(built, Composition) else Composition())
 
 
 def begin(folder: Path, study: Study) -> Store:
@@ -389,12 +320,10 @@ def of(declared: Mapping[str, Any], where: str) -> Study:
     for key in declared:
         if key not in known:
             raise unknown_name("key", key, known, where=where)
-    try:
-        return _STUDY.validate_python(declared)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][:1])
-        raise EnvariantError(f"{where}: {place}: {first['msg'].lower()}; got {first['input']!r}") from None
+    for key in ("data", "algorithms"):
+        if key not in declared:
+            raise EnvariantError(f"{where}: {key} is missing; give at least one")
+    return Study(**declared)
 
 
 _PLAIN = (str, bool, int, float, type(None))
@@ -428,38 +357,3 @@ def _text(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_text(each) for each in cast("Sequence[Any]", value)]
     return value if isinstance(value, _PLAIN) else text_of(value)
-
-
-@contextmanager
-def _located(own: bool, what: str) -> Generator[None]:
-    """Begin errors with their place in the study, if the study's own ranges are wrong."""
-    try:
-        yield
-    except EnvariantError as error:
-        raise EnvariantError(f"study: ranges of {what}: {error}") if own else error from None
-
-
-def _check_rate(rate: object) -> None:
-    if isinstance(rate, bool) or not isinstance(rate, float | int) or not 0 < rate < _HIGHEST_RATE:
-        raise EnvariantError(f"{RATE} must be a positive number; got {rate!r}")
-
-
-def _fixed(algorithm: object) -> set[tuple[str, str]]:
-    """Return part and field of the hyperparameters that an algorithm's text sets in brackets."""
-    if not isinstance(algorithm, str):
-        return set()
-    return {
-        (h.part, h.field)
-        for known, given in composing.terms(algorithm)
-        for h in known.hyperparameters
-        if h.name in given
-    }
-
-
-def _generator(*names: object) -> np.random.Generator:
-    """Return random numbers that follow from these names alone."""
-    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))
-
-
-_STUDY = TypeAdapter(Study)

@@ -16,6 +16,7 @@ from typing import Any, final
 import pandas as pd
 
 from envariant.core.errors import EnvariantError, unknown_name
+from envariant.training.history import FULL
 from envariant.training.store import Store
 
 
@@ -33,7 +34,7 @@ class Tracker(ABC):
         Args:
             run: Id of the run in the study.
             settings: Data set, algorithm, hyperparameters and the like, by name.
-            history: Its metrics, with columns step, environment, metric and value.
+            history: Its metrics, as `Store.history` returns them.
         """
 
 
@@ -257,13 +258,22 @@ def _send_new(store: Store, target: Tracker) -> Iterator[int]:
 
 
 def _points(history: pd.DataFrame) -> list[tuple[int, str, float]]:
-    """Return step, name and value of finite metrics; names are such as `accuracy/flip-0.9`."""
-    columns = zip(history["step"], history["metric"], history["environment"], history["value"], strict=True)
-    return [
-        (int(step), str(metric) if environment == "*" else f"{metric}/{environment}", float(value))
-        for step, metric, environment, value in columns
-        if value is not None and math.isfinite(value)
-    ]
+    """Return step, name and value of finite metrics.
+
+    Names are such as `accuracy/flip-0.9`, `accuracy/flip-0.1 (validation)` or `auroc/north/shuffled age`.
+    """
+    points: list[tuple[int, str, float]] = []
+    columns = ("step", "environment", "role", "metric", "kind", "column", "value")
+    for step, environment, role, metric, kind, column, value in zip(
+        *(history[c] for c in columns), strict=True
+    ):
+        if value is None or not math.isfinite(value):
+            continue
+        name = str(metric) if environment == "*" else f"{metric}/{environment}"
+        name += " (validation)" if role == "validation" else ""
+        name += f"/{kind} {column}".rstrip() if kind != FULL else ""
+        points.append((int(step), name, float(value)))
+    return points
 
 
 def _label(run: int) -> str:

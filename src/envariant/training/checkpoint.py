@@ -87,7 +87,7 @@ class Checkpoint:
     eval_params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def clone(self) -> "Checkpoint":
-        """Return a copy that does not change with the stack's next step."""
+        """Return a copy in main memory, which does not change with the stack's next step."""
         return replace(self, **{group: _copied(getattr(self, group)) for group in _GROUPS})
 
     def reached(self, replica: int) -> int:
@@ -206,7 +206,7 @@ def _name(replicas: tuple[int, ...]) -> str:
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: value.detach().clone() if isinstance(value, Tensor) else _copied(value)
+        key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else _copied(value)
         for key, value in tree.items()
     }
 

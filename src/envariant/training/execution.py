@@ -95,9 +95,13 @@ def execution_request(request: str | ExecutionRequest) -> ExecutionRequest:
         request: A text, or a request, which is returned as it is.
 
     Raises:
-        EnvariantError: If the text names no request.
+        EnvariantError: If it is neither.
     """
-    return specs.build("execution", request, _REQUESTS) if isinstance(request, str) else request
+    if isinstance(request, str):
+        return specs.build("execution", request, _REQUESTS)
+    if isinstance(request, ExecutionRequest):
+        return request
+    raise EnvariantError(f"execution must be auto, sequential, stacked or stacked(group=50); got {request!r}")
 
 
 @final
@@ -116,6 +120,9 @@ class Execution:
     group: int
     reason: str
     bytes_predicted: int | None = None
+
+    def __str__(self) -> str:
+        return f"stacked(group={self.group})" if self.mode == "stacked" else self.mode
 
 
 SEQUENTIAL = Execution("sequential", 1, "as requested")

@@ -21,7 +21,6 @@ from envariant.algorithms import (
     resolve_schedules,
     settings_of,
 )
-from envariant.core import specs
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Constant, Schedule, schedule
@@ -30,11 +29,11 @@ from envariant.models import ModelConfig, model_config
 from envariant.predictors import Predictor, predictor
 from envariant.training.augmentation import RandomAffine, augmentation
 from envariant.training.network import ModelBuilder
-from envariant.training.optimizers import OptimizerConfig, optimizer_config
+from envariant.training.optimizers import optimizer_config
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
-from envariant.training.run_spec import RunSpec, text_of
+from envariant.training.run_spec import RunSpec, shown, text_of
 
 
 @final
@@ -87,6 +86,10 @@ class ResolvedRun:
         trained = cast("Algorithm", self.algorithm.trained)
         return Replica(index, seeds, trained, cast("Any", self.learning_rate), self.spec.weight_decay)
 
+    def remarks(self) -> tuple[str, ...]:
+        """Return one sentence per schedule that never takes effect within the run."""
+        return remarks(self.algorithm, self.learning_rate, self.config.steps)
+
 
 def source_of(data: object) -> EnvironmentSource:
     """Return the source that a name stands for, or the source itself.
@@ -98,7 +101,7 @@ def source_of(data: object) -> EnvironmentSource:
         return sources.source(data)
     if isinstance(data, EnvironmentSource):
         return data
-    raise EnvariantError(f"data must be a name, an EnvironmentSource or an EnvironmentSet; got {data!r:.80}")
+    raise _wrong("data", "a name, an EnvironmentSource or an EnvironmentSet", data)
 
 
 def resolve_algorithm(
@@ -134,10 +137,8 @@ def resolve_algorithm(
             raise EnvariantError(
                 "hyperparameters: apply to named algorithms and compositions; set those of an object in it"
             )
-        settings = {"as built": repr(built)}
-        return ResolvedAlgorithm(
-            built.name, _timed(built, steps), settings, source.default_settings(built.name), {}
-        )
+        suggestion = source.default_settings(built.name)
+        return ResolvedAlgorithm(built.name, _timed(built, steps), {"as built": repr(built)}, suggestion, {})
     terms = composing.terms(requested)
     suggestion = source.default_settings(terms[0][0].name)
     # In a composition, what is suggested for the loss as a whole is what suits the first term.
@@ -176,57 +177,72 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
             f"{algorithm.name}: makes its own updates at the run's learning rate; leave optimizer and "
             f"weight_decay out"
         )
-    model = defaults.model if requested.model is None else requested.model
-    optimizer = defaults.optimizer if requested.optimizer is None else requested.optimizer
-    batch_size = (defaults.batch_size or "full") if requested.batch_size is None else requested.batch_size
-    rate = defaults.learning_rate if requested.learning_rate is None else requested.learning_rate
-    config = RunConfig(
-        model=model_builder(model),
-        optimizer=_optimizer(optimizer),
-        steps=steps,
-        batch_size=None if batch_size == "full" else batch_size,
-        evaluate_every=requested.evaluate_every or max(1, round(steps / 25)),
-        precision=requested.precision,
-        augmentation=_augmentation(requested.augmentation),
-        test=requested.test_environments,
-        device=device_named(requested.device),
-        compiled=requested.compile,
-        freeze=requested.freeze,
-    )
-    spec = requested.but(
-        data=source.name,
-        algorithm=algorithm.name,
-        hyperparameters=dict(algorithm.hyperparameters),
-        model=model_name(model),
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=rate,
-        optimizer=_text(optimizer),
-        evaluate_every=config.evaluate_every,
-        augmentation=None if requested.augmentation is None else _text(requested.augmentation),
-        init=None if requested.init is None else _text(requested.init),
-        execution=_text(requested.execution),
-    )
-    reference = RunSpec(
-        data=source.name,
-        algorithm=algorithm.name,
-        hyperparameters=dict(algorithm.suggested),
-        model=defaults.model,
-        steps=1 if fitted else defaults.steps,
-        batch_size=defaults.batch_size or "full",
-        learning_rate=defaults.learning_rate,
-        optimizer=defaults.optimizer,
-    )
+    suggested: dict[str, Any] = {
+        "model": defaults.model,
+        "steps": steps if fitted else defaults.steps,
+        "batch_size": defaults.batch_size or "full",
+        "learning_rate": defaults.learning_rate,
+        "optimizer": defaults.optimizer,
+    }
+    left_open = {key: value for key, value in suggested.items() if getattr(requested, key) is None}
+    complete = requested.but(**{**left_open, "steps": steps})
+    named = {"data": source.name, "algorithm": algorithm.name}
+    spec = complete.but(
+        **named,
+        hyperparameters=algorithm.hyperparameters,
+        evaluate_every=complete.evaluate_every or max(1, round(steps / 25)),
+    ).described()
     share, test = requested.holdout_fraction, requested.test_environments
     return ResolvedRun(
         spec,
-        reference,
+        RunSpec(**named, hyperparameters=algorithm.suggested, **suggested),
         ValidationSplit(source, share, test) if share else source,
         algorithm,
-        config,
+        _config(complete, spec),
         _initializer(requested.init),
-        _rate(rate, steps),
+        _rate(complete.learning_rate, steps),
         spec.identity(_identities(requested, source)),
+    )
+
+
+def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
+    """Return what all replicas share.
+
+    Args:
+        complete: The options with nothing left open, objects as they are.
+        spec: The same with objects as text.
+    """
+    return RunConfig(
+        model=model_builder(complete.model),
+        optimizer=optimizer_config(complete.optimizer),
+        steps=cast("int", spec.steps),
+        batch_size=None if complete.batch_size == "full" else complete.batch_size,
+        evaluate_every=cast("int", spec.evaluate_every),
+        precision=complete.precision,
+        augmentation=_augmentation(complete.augmentation),
+        test=complete.test_environments,
+        device=device_named(complete.device),
+        compiled=complete.compile,
+        freeze=complete.freeze,
+    )
+
+
+def remarks(algorithm: ResolvedAlgorithm, learning_rate: object, steps: int) -> tuple[str, ...]:
+    """Return one sentence per schedule that never takes effect within a run.
+
+    Args:
+        algorithm: The algorithm.
+        learning_rate: Learning rate or its schedule.
+        steps: Length of the run.
+    """
+    schedules = {"learning_rate": schedule(cast("Any", learning_rate))}
+    if isinstance(algorithm.trained, Composition):
+        schedules |= algorithm.trained.schedules()
+    return tuple(
+        f"{name}: {course} changes only after this run of {steps} steps has ended; train longer, or give the "
+        f"switch point as a share of the run, such as at=40%"
+        for name, course in schedules.items()
+        if not course.takes_effect_within(steps)
     )
 
 
@@ -260,19 +276,12 @@ def model_builder(model: object) -> ModelBuilder:
     if isinstance(model, nn.Module):
         module = model
         return lambda _shape, _outputs: copy.deepcopy(module)
+    if isinstance(model, type) and issubclass(model, ModelConfig):
+        return model().build
     if callable(model):
         function = cast("Callable[[], nn.Module]", model)
         return lambda _shape, _outputs: function()
-    raise EnvariantError(f"model must be a name, a ModelConfig, a module or a function; got {model!r:.80}")
-
-
-def model_name(model: object) -> str:
-    """Return the text that names a model in records."""
-    if isinstance(model, str):
-        return model
-    if isinstance(model, nn.Module | ModelConfig):
-        return type(model).__name__ if isinstance(model, nn.Module) else str(model)
-    return getattr(model, "__qualname__", repr(model))
+    raise _wrong("model", "a name, a ModelConfig, a module or a function that returns a new module", model)
 
 
 def device_named(name: str) -> torch.device:
@@ -293,16 +302,12 @@ def _timed(algorithm: Algorithm, steps: int | None) -> Algorithm:
     return algorithm if steps is None else resolve_schedules(algorithm, steps)
 
 
-def _optimizer(optimizer: object) -> OptimizerConfig:
-    return optimizer_config(cast("Any", optimizer))
-
-
 def _augmentation(requested: object) -> RandomAffine | None:
     if requested is None or isinstance(requested, RandomAffine):
         return requested
     if isinstance(requested, str):
         return augmentation(requested)
-    raise EnvariantError(f"augmentation must be a name such as affine(rotation=15); got {requested!r:.80}")
+    raise _wrong("augmentation", "a name such as affine(rotation=15)", requested)
 
 
 def _initializer(requested: object) -> Initializer | None:
@@ -310,23 +315,21 @@ def _initializer(requested: object) -> Initializer | None:
         return requested
     if isinstance(requested, str):
         return initializer_named(requested)
-    raise EnvariantError(f"init must be a name such as erm(steps=100) or rfc; got {requested!r:.80}")
+    raise _wrong("init", "a name such as erm(steps=100) or rfc", requested)
+
+
+def _wrong(option: str, allowed: str, value: object) -> EnvariantError:
+    """Return the error of an option whose value is of none of the allowed types."""
+    if isinstance(value, type):
+        return EnvariantError(
+            f"{option}: {value.__name__} is a class; pass an instance, as in {value.__name__}(…)"
+        )
+    return EnvariantError(f"{option} must be {allowed}; got {shown(value)}")
 
 
 def _rate(rate: object, steps: int) -> float | Schedule:
     course = schedule(cast("Any", rate))
     return course.value if isinstance(course, Constant) else course.resolve(steps)
-
-
-def _text(value: object) -> str:
-    """Return the text of a named option's object: what would name it, as far as it can be named."""
-    named = getattr(value, "name", None)
-    if isinstance(named, str) and hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        try:
-            return specs.describe(named, value, type(value)())
-        except TypeError:
-            return named
-    return text_of(value)
 
 
 def _identities(requested: RunSpec, source: EnvironmentSource) -> dict[str, str]:

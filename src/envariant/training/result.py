@@ -123,11 +123,12 @@ class TrainingResult:
             raise unknown_name("environment", environment, labels)
         if metric not in (known := (self.record.metric, LOSS, OUTPUT_SD)):
             raise unknown_name("metric", metric, known)
-        wanted = labels[environment]
+        requested = labels[environment]
         last = {
             row.replica: row.value
             for row in self.rows
-            if (row.environment, row.role, row.metric, row.kind) == (wanted.name, wanted.role, metric, FULL)
+            if (row.environment, row.role, row.metric, row.kind)
+            == (requested.name, requested.role, metric, FULL)
             and row.step == self.checkpoints[row.replica].step
         }
         return Spread(tuple(last[replica] for replica in self.finished))
@@ -175,16 +176,22 @@ class TrainingResult:
             )
         tensors = {**saved.params, **saved.buffers}
         # The algorithm's auxiliary networks are not part of the model.
-        module.load_state_dict({name: tensors[name] for name in module.state_dict()})
+        try:
+            module.load_state_dict({name: tensors[name] for name in module.state_dict()})
+        except (KeyError, RuntimeError):
+            raise EnvariantError(
+                f"model '{spec.model}': does not fit the weights, because {spec.algorithm} changed it; "
+                f"load result.checkpoints[{replica}].params and .buffers into your own module"
+            ) from None
         return module.eval()
 
     def summary(self) -> pd.DataFrame:
         """Return one row per environment and one for the worst: mean and standard deviation over replicas."""
         metric = self.record.metric
-        lines: dict[str, dict[str, Any]] = {}
+        rows: dict[str, dict[str, Any]] = {}
         for name, role in self.record.roles.items():
             score, loss = self.final(name, metric), self.final(name, LOSS)
-            lines[name] = {
+            rows[name] = {
                 "role": role,
                 metric: score.mean,
                 f"{metric} sd": score.sd,
@@ -193,13 +200,13 @@ class TrainingResult:
                 "replicas": len(score.values),
             }
         worst, names = self.worst()
-        lines[WORST] = {
+        rows[WORST] = {
             "role": "/".join(dict.fromkeys(names)),
             metric: worst.mean,
             f"{metric} sd": worst.sd,
             "replicas": len(worst.values),
         }
-        frame = pd.DataFrame.from_dict(lines, orient="index")
+        frame = pd.DataFrame.from_dict(rows, orient="index")
         frame.index.name = "environment"
         return frame
 
@@ -244,28 +251,28 @@ def rebuilt(
     input_shape: Sequence[int],
     environments: Sequence[str],
 ) -> nn.Module:
-    """A network as an algorithm trained it, with weights of its own, for trained ones to be loaded into.
+    """Build the network that an algorithm trained, untrained, to load weights into.
 
     Args:
-        model: the family, as written on the command line.
-        algorithm: a recipe's name; under any other, the model is taken to be as its family builds it.
-        hyperparameters: of the algorithm.
-        task: which says how many outputs there are.
-        input_shape: of one row.
+        model: Text of the model, such as "mlp(hidden=390)".
+        algorithm: Name of the algorithm; one that is not in the library leaves the model unchanged.
+        hyperparameters: Hyperparameters of the algorithm.
+        task: Task, which fixes the number of outputs.
+        input_shape: Shape of one row of inputs.
         environments: Names of the training environments.
 
     Raises:
-        EnvariantError: the library has no such model.
+        EnvariantError: If the library has no such model.
     """
     family = model_config(model)
     with private_random_numbers(0, torch.device("cpu")):
         module = family.build(input_shape, task.outputs)
         try:
-            known = composing.recipe(algorithm)
+            known = composing.recipe(algorithm).build(hyperparameters)
         except EnvariantError:
-            # An algorithm of the user's own; if it changed the model, the weights will not fit.
+            # An algorithm object: if it changed the model, the weights do not fit.
             return module
-        setting = TrainContext(
+        context = TrainContext(
             tuple(environments),
             (),
             task,
@@ -273,4 +280,4 @@ def rebuilt(
             linear_head=isinstance(getattr(module, "head", None), nn.Linear),
             build=lambda shape: family.build(shape, task.outputs),
         )
-        return known.build(hyperparameters).wrap_model(module, setting)
+        return known.wrap_model(module, context)

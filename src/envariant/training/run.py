@@ -6,10 +6,8 @@ from typing import Protocol, cast, final
 
 import torch
 
-from envariant.algorithms import Composition
 from envariant.core.environments import EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
-from envariant.core.schedules import Schedule
 from envariant.predictors import Predictor
 from envariant.training import engine, predictor_run, provenance
 from envariant.training.checkpoint import Checkpoint, ReplicaState
@@ -188,11 +186,13 @@ def _record(
         replicas=len(members),
         test_environments=tuple(name for name, role in roles.items() if role == "test"),
     )
+    # In the order of the data, as in the spec.
+    suggested = tuple(name for name in sample.names if name in sample.test)
     fingerprints = {"data": sample.fingerprint()}
     return Record(
         spec=spec,
         identity=resolved.identity,
-        changed=difference(spec, resolved.reference.but(test_environments=sample.test)),
+        changed=difference(spec, resolved.reference.but(test_environments=suggested)),
         defaults=algorithm.defaults.source,
         execution=execution,
         task=task.name,
@@ -206,21 +206,5 @@ def _record(
         fingerprints=fingerprints if net is None else {**fingerprints, "model": net.fingerprint()},
         seeds=tuple(member.seeds for member in members),
         hardware=provenance.hardware(config.device),
-        remarks=_remarks(resolved),
-    )
-
-
-def _remarks(resolved: ResolvedRun) -> tuple[str, ...]:
-    """Return what never takes effect within the run."""
-    steps = resolved.config.steps
-    schedules = (
-        {"learning_rate": resolved.learning_rate} if isinstance(resolved.learning_rate, Schedule) else {}
-    )
-    if isinstance(resolved.algorithm.trained, Composition):
-        schedules |= resolved.algorithm.trained.schedules()
-    return tuple(
-        f"{name}: {course} has a switch point beyond the end of this run of {steps} steps, so its last value "
-        f"never takes effect; train longer, or give the switch point as a share of the run, such as at=40%"
-        for name, course in schedules.items()
-        if not course.takes_effect_within(steps)
+        remarks=resolved.remarks(),
     )

@@ -4,8 +4,11 @@
 from it or validated by it. Importing this module loads no PyTorch, so that `--help` stays quick.
 """
 
+import dataclasses
+import functools
 import hashlib
 import json
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, SupportsIndex, cast, final
@@ -22,6 +25,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from envariant.core import specs
 from envariant.core.errors import EnvariantError, unknown_name
 
 
@@ -36,12 +40,13 @@ def _whole(value: object) -> object:
 
 
 def _number(value: object) -> object:
-    if isinstance(value, bool | str | bytes):
-        raise ValueError("must be a number")
     try:
-        return float(cast("Any", value))
+        number = float("nan" if isinstance(value, bool | str | bytes) else cast("Any", value))
     except (TypeError, ValueError):
-        raise ValueError("must be a number") from None
+        number = float("nan")
+    if not math.isfinite(number):
+        raise ValueError("must be a number")
+    return number
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -84,8 +89,9 @@ class RunSpec(BaseModel):
     )
     model: Any = _option(
         None,
-        'Network: a name such as linear, "mlp(hidden=390)", lenet or mnist-cnn; in Python also a ModelConfig, '
-        "a function that returns a new module, or a module from whose weights every replica starts.",
+        'Network: a name such as linear, "mlp(hidden=390)", lenet or mnist-cnn; in Python also a '
+        "ModelConfig, a function that returns a new module, or a module from whose weights every replica "
+        "starts.",
     )
     steps: Whole | None = _option(None, "Number of optimizer updates of each replica.", ge=1)
     batch_size: Literal["full"] | Whole | None = _option(
@@ -100,7 +106,8 @@ class RunSpec(BaseModel):
     )
     optimizer: Any = _option(
         None,
-        "Optimizer: adam, adamw or sgd(momentum=0.9); in Python also an OptimizerConfig or a torch.optim class.",
+        "Optimizer: adam, adamw or sgd(momentum=0.9); in Python also an OptimizerConfig or a torch.optim "
+        "class.",
     )
     precision: Literal["auto", "float32", "bfloat16", "tf32"] = _option(
         "auto",
@@ -140,7 +147,7 @@ class RunSpec(BaseModel):
         None, "Memory limit of a replica stack, such as 8GB; by default half of the free memory."
     )
     compile: bool = _option(
-        False, "Compile each step program with torch.compile: for long runs of small models."
+        False, "Compile each step program with torch.compile: for long runs of small models.", strict=True
     )
     replicas: Whole = _option(
         1,
@@ -203,6 +210,20 @@ class RunSpec(BaseModel):
     def options(self) -> dict[str, Any]:
         """Return every option by name, objects as they are."""
         return {name: getattr(self, name) for name in RunSpec.model_fields}
+
+    def flags(self) -> list[str]:
+        """Return the command-line flags of the options that differ from their defaults."""
+        words: list[str] = []
+        for name, value in self.to_dict().items():
+            flag = f"--{name.replace('_', '-')}"
+            if name == "hyperparameters":
+                words += [word for key, each in value.items() for word in ("--set", f"{key}={each}")]
+            elif value is True:
+                words.append(flag)
+            elif value != _plain(RunSpec.model_fields[name].default):
+                each = value if isinstance(value, list) else [value]
+                words += [word for one in each for word in (flag, str(one))]
+        return words
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON can hold them; objects become their text."""
@@ -289,7 +310,9 @@ def difference(spec: RunSpec, reference: RunSpec) -> tuple[str, ...]:
 def _learning_rate(value: object) -> object:
     from envariant.core.schedules import Constant, Schedule, schedule
 
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Schedule):
+    if isinstance(value, bool):
+        raise ValueError("must be a number or a schedule")
+    if not isinstance(value, str | int | float | Schedule):
         try:
             value = float(cast("Any", value))
         except (TypeError, ValueError):
@@ -317,17 +340,50 @@ def _plain(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Return the text that names an object in records and tables."""
+    """Return the text that names an object in records and tables, the same in every process.
+
+    A class or function is named by its qualified name, a dataclass by its name and the settings that differ
+    from their defaults, as in "sgd(momentum=0.9)", and any other object by its name or that of its class.
+    """
     if isinstance(value, str):
         return value
-    name = getattr(value, "name", None)
-    if isinstance(name, str) and not isinstance(value, type) and not hasattr(value, "__dataclass_fields__"):
-        return name
+    if isinstance(value, functools.partial):
+        partial = cast("functools.partial[Any]", value)
+        arguments = tuple(_setting(each) for each in partial.args)
+        keywords = {key: _setting(each) for key, each in partial.keywords.items()}
+        return str(specs.Spec(text_of(partial.func), arguments, keywords))
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         return value.__qualname__
-    if type(value).__str__ is not object.__str__ and hasattr(value, "__dataclass_fields__"):
+    name = getattr(value, "name", None)
+    name = name if isinstance(name, str) and name else type(value).__name__
+    if not dataclasses.is_dataclass(value):
+        return name
+    if type(value).__str__ is not object.__str__:
         return str(value)
-    return name if isinstance(name, str) else type(value).__name__
+    # A name that the class computes from its fields, as sources and compositions do, holds the settings.
+    computed = isinstance(getattr(type(value), "name", None), property)
+    return name if computed else str(specs.Spec(name, (), _settings(value)))
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that differ from their defaults, as text can hold them."""
+    settings: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        if not field.compare or field.name == "name":
+            continue
+        factory: Any = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if (current := _setting(getattr(value, field.name))) != _setting(default):
+            settings[field.name] = current
+    return settings
+
+
+def _setting(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return tuple(_setting(each) for each in cast("Sequence[Any]", value))
+    return specs.Spec(text_of(value))
 
 
 def _one_line(error: ValidationError, options: Mapping[str, Any]) -> EnvariantError:
@@ -342,22 +398,36 @@ def _one_line(error: ValidationError, options: Mapping[str, Any]) -> EnvariantEr
     if not name:
         return EnvariantError(str(limits.get("error", fault["msg"])))
     value = options.get(name, options.get("n_seeds"))
+    if isinstance(value, type) and name not in ("model", "optimizer"):
+        return EnvariantError(
+            f"{name}: {value.__name__} is a class; pass an instance, as in {value.__name__}(…)"
+        )
     match kind:
         case "greater_than_equal":
             allowed = f"must be at least {limits['ge']:g}"
         case "less_than":
-            allowed = f"must lie below {'2³²' if limits['lt'] == 2**32 else limits['lt']}"
+            allowed = f"must lie below {'2³²' if limits['lt'] == 2**32 else format(limits['lt'], 'g')}"
         case "literal_error":
             allowed = f"must be {limits['expected'].replace(chr(39), '')}"
         case "value_error":
             allowed = str(limits["error"])
         case "bool_type" | "bool_parsing":
             allowed = "must be true or false"
-        case "mapping_type":
+        case "mapping_type" | "dict_type":
             allowed = "must be a mapping from names to values"
+        case "tuple_type" | "string_type" if name == "test_environments":
+            allowed = "must be a list of names"
+        case "string_type" if name == "memory":
+            allowed = "must be a size such as 8GB, or a number of bytes"
         case _:
             allowed = fault["msg"][:1].lower() + fault["msg"][1:]
     # Of a union the first alternative complains first; the whole number is what people mean.
     if name == "batch_size" and kind == "literal_error":
         allowed = 'must be a whole number or "full"' if not isinstance(value, int) else "must be at least 1"
-    return EnvariantError(f"{name} {allowed}; got {value!r}")
+    return EnvariantError(f"{name} {allowed}; got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Return a value as it stands at the end of an error, in one line of at most 80 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:79]}…"

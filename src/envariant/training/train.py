@@ -1,9 +1,11 @@
 """`train`: options in, a result out."""
 
+import warnings
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
+from envariant.core.errors import EnvariantWarning
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.engine import Evaluated
 from envariant.training.history import HistoryRow
@@ -39,6 +41,9 @@ def train(
     Raises:
         EnvariantError: If options are unknown or do not fit one another.
 
+    Warns:
+        EnvariantWarning: If a schedule never takes effect within the run.
+
     Example:
         >>> import envariant
         >>> result = envariant.train("colored-digits", "erm", steps=20, replicas=2)
@@ -56,6 +61,8 @@ def train(
                 shown(event)
                 if isinstance(event, Started):
                     started = event
+                    for remark in event.record.remarks:
+                        warnings.warn(remark, EnvariantWarning, stacklevel=2)
                     if folder is not None:
                         rows += folder.rows
                     states |= event.states
@@ -93,4 +100,4 @@ def _signature() -> Signature:
 
 
 # For help(), notebooks and editors that ask at run time: the options are listed in one place only.
-setattr(train, "__signature__", _signature())
+setattr(train, "__signature__", _signature())  # noqa: B010

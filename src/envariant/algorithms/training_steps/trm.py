@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, final
 
 import torch
@@ -139,11 +140,11 @@ class _Heads:
         def other_risks(head: Parameters) -> Tensor:
             return torch.stack([shares[i] * self.risk(q, head, i, features[i]) for i in others]).sum()
 
-        def own_risk(w: Tensor, features: Tensor) -> Tensor:
-            return self.risk(q, {**head, key: w}, q, features)
+        def own_risk(weight: Tensor, features: Tensor) -> Tensor:
+            return self.risk(q, {**head, key: weight}, q, features)
 
         direction = grad(other_risks)(head)[key].detach()
-        response = neumann(lambda w: own_risk(w, fixed), head[key], direction)
+        response = neumann(partial(own_risk, features=fixed), head[key], direction)
         slope = grad(own_risk)(head[key], features[q])
         return other_risks(head) - weight * (response.detach() * slope).sum()
 

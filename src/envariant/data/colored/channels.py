@@ -11,9 +11,8 @@ from typing import ClassVar, final
 import torch
 
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet
-from envariant.core.errors import EnvariantError
 from envariant.data.colored.construction import DigitSource
-from envariant.data.colored.mnist_protocols import ColoredMNIST
+from envariant.data.colored.mnist_protocols import ColoredMNIST, check_size
 
 CHANNELS = ("red", "green", "blue")
 
@@ -36,8 +35,7 @@ class ColorChannels(DigitSource):
     folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.size not in (28, 14, 7):
-            raise EnvariantError(f"{self.base}: size must be 28, 14 or 7; got {self.size}")
+        check_size(self.base, self.size)
 
     def sample(self, seed: int) -> EnvironmentSet:
         colored = ColoredMNIST("thirds", size=self.size, folder=self.folder).sample(seed)
@@ -54,7 +52,6 @@ class ColorChannels(DigitSource):
         return EnvironmentSet(self.name, (*channels, *test), colored.task, colored.test, colored.known)
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
-        del algorithm
         return DefaultSettings(
             model="mlp(hidden=256)",
             steps=1000,

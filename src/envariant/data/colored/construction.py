@@ -19,9 +19,12 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from envariant.core import specs
-from envariant.core.environments import Environment, EnvironmentSet
+from envariant.core.environments import Environment, EnvironmentSet, ReferenceScores
 from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Binary
 from envariant.data.base import SpecSource
+
+Flips = tuple[float, ...]
 
 
 @final
@@ -65,9 +68,7 @@ def entropy(p: float) -> float:
 
 
 def names(
-    train: Sequence[float],
-    test: Sequence[float],
-    name: Callable[[float], str] = "flip-{:g}".format,
+    train: Sequence[float], test: Sequence[float], name: Callable[[float], str] = "flip-{:g}".format
 ) -> list[str]:
     """Return a name for every environment, such as `flip-0.2`.
 
@@ -85,19 +86,10 @@ def colored_environment(
     flipped_label: Bool[Tensor, " rows"],
     flipped_color: Bool[Tensor, " rows"],
 ) -> Environment:
-    """Return an environment of colored digits.
+    """Return an environment of colored digits, with the attributes digit, shape and color.
 
-    Args:
-        name: Name of the environment.
-        images: Gray values in [0, 1].
-        digits: The digits, 0 … 9.
-        shape: The class s that the shape gives.
-        flipped_label: Whether the label is flipped by label noise.
-        flipped_color: Whether the color is flipped.
-
-    Returns:
-        Inputs `[rows, 2, height, width]` with the digit in channel c and zeros in the other, targets y,
-        and the attributes digit, shape and color.
+    Inputs `[rows, 2, height, width]` hold the image (gray values in [0, 1]) in channel c and zeros in the
+    other. `shape` is the class s that the shape gives; the flips say where label noise and color noise act.
     """
     label = shape ^ flipped_label
     color = label ^ flipped_color
@@ -109,30 +101,28 @@ def colored_environment(
 
 def grayscale(environment: Environment) -> Environment:
     """Return the same rows with the color channels added up: the data of the grayscale oracle."""
-    gray = environment.inputs.sum(dim=1, keepdim=True)
-    return Environment(environment.name, gray, environment.targets, environment.attributes)
+    return _with_inputs(environment, environment.inputs.sum(dim=1, keepdim=True))
 
 
-def as_rgb(environment: Environment, mean: float, deviation: float) -> Environment:
-    """Return the same rows as RGB images with an empty blue channel, standardized as in protocol "thirds"."""
-    rgb = torch.zeros(len(environment), 3, *environment.inputs.shape[2:])
-    rgb[:, :2] = (environment.inputs - mean) / deviation
-    return Environment(environment.name, rgb, environment.targets, environment.attributes)
+def standardized(environment: Environment, mean: float, deviation: float) -> Environment:
+    """Return the same rows standardized; two colors become RGB images with an empty blue channel."""
+    inputs = (environment.inputs - mean) / deviation
+    if inputs.shape[1] == 2:
+        inputs = torch.cat([inputs, torch.zeros_like(inputs[:, :1])], dim=1)
+    return _with_inputs(environment, inputs)
 
 
-def uniforms(rows: int, generator: torch.Generator) -> Float[Tensor, " rows"]:
-    """Return float32 uniforms in [0, 1), in the order in which the IRM code draws them."""
-    return torch.rand(rows, generator=generator)
+def _with_inputs(environment: Environment, inputs: Tensor) -> Environment:
+    return Environment(environment.name, inputs, environment.targets, environment.attributes)
+
+
+def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return uniforms in [0, 1) for label noise, then for colors, in the order of the IRM code."""
+    return torch.rand(rows, generator=generator), torch.rand(rows, generator=generator)
 
 
 def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
-    """Return images downsampled to `size` pixels by keeping every k-th row and column, scaled to [0, 1].
-
-    Args:
-        images: Gray values from 0 to `most`.
-        size: Side of the result in pixels; a divisor of the side of `images`.
-        most: Largest gray value.
-    """
+    """Return every k-th row and column of images, `size` each, as float32 in [0, 1]; `most` becomes 1."""
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
 
@@ -178,48 +168,110 @@ class DigitSource(SpecSource):
         # Stated by the name, or not a property of the data.
         implied: dict[str, Any] = {"gray": name.endswith("-grayscale"), "folder": folder}
         implied |= {"protocol": protocol} if protocol else {}
-        settings = specs.fill(
-            cls,
-            specs.Spec(spec.name, spec.positional, keywords),
-            positional=(),
-            hidden=("protocol", "gray", "folder"),
-        )
+        complete = specs.Spec(spec.name, spec.positional, keywords)
+        settings = specs.fill(cls, complete, positional=(), hidden=("protocol", "gray", "folder"))
         return cls(**settings, **{key: value for key, value in implied.items() if key in fields})
 
 
+@dataclass(frozen=True, kw_only=True)
 class ColoredSource(DigitSource):
-    """Source of colored digits.
+    """Source of colored digits; every data draw shuffles, relabels and recolors the digits.
 
     Attributes:
         label_noise: Probability that the label differs from the shape's class.
+        train_flips: Probability that the color differs from the label, for each training environment.
+        test_flips: The same for each default test environment.
+        gray: Whether to add the color channels up, as the grayscale oracle sees the data.
     """
 
-    label_noise: float
+    label_noise: float = 0.25
+    train_flips: Flips = (0.2, 0.1)
+    test_flips: Flips = (0.9,)
+    gray: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_chances("label_noise", (self.label_noise,))
+        self._check_chances("train_flips", self.train_flips)
+        self._check_chances("test_flips", self.test_flips)
+
+    def _check_chances(self, key: str, values: Flips) -> None:
+        where = f"{self.base}: {key} must"
+        if not isinstance(values, tuple):
+            raise EnvariantError(f"{where} be numbers in [0, 1]; got {values}")
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise EnvariantError(f"{where} be numbers in [0, 1]; got {value}")
+            if not 0 <= value <= 1:
+                raise EnvariantError(f"{where} lie in [0, 1]; got {value:g}")
+        if len(set(values)) < len(values):
+            raise EnvariantError(f"{where} differ from one another; got {values}")
 
     @property
+    def flips(self) -> Flips:
+        """Color flip probabilities of all environments, in order."""
+        return (*self.train_flips, *self.test_flips)
+
     @abstractmethod
-    def flips(self) -> tuple[float, ...]:
-        """Probability in each environment that the color differs from the label."""
+    def environments(self, seed: int) -> tuple[Environment, ...]:
+        """Return the environments of one data draw, in the order of `flips`.
+
+        Raises:
+            EnvariantError: If the digits cannot be found or fetched.
+        """
+
+    def sample(self, seed: int) -> EnvironmentSet:
+        environments = self.environments(seed)
+        test = tuple(environment.name for environment in environments[len(self.train_flips) :])
+        known = ReferenceScores(chance=0.5, optimum=max(self.label_noise, 1 - self.label_noise))
+        return EnvironmentSet(self.name, environments, Binary(), test, known)
+
+    def colored(
+        self,
+        name: str,
+        images: Tensor,
+        digits: np.ndarray,
+        flip: float,
+        uniforms: tuple[Tensor, Tensor],
+        group: Callable[[Tensor], Tensor] = lambda number: number < 5,
+    ) -> Environment:
+        """Return one environment.
+
+        Args:
+            name: Name of the environment.
+            images: Gray values in [0, 1], `[rows, height, width]`.
+            digits: The digits, `[rows]`.
+            flip: Probability that the color differs from the label.
+            uniforms: Numbers in [0, 1) that decide on label noise and on colors, `[rows]` each.
+            group: Function from digits to the class that the shape gives.
+        """
+        number = torch.from_numpy(digits.astype(np.int64))
+        noise, color = uniforms
+        environment = colored_environment(
+            name,
+            images,
+            number,
+            group(number),
+            flipped_label=noise < self.label_noise,
+            flipped_color=color < flip,
+        )
+        return grayscale(environment) if self.gray else environment
 
     def facts(self, sample: EnvironmentSet) -> Sequence[Facts]:
         """Return measured and theoretical shares of every environment."""
+
+        def share(agrees: Tensor) -> float:
+            return float(agrees.double().mean())
+
         roles = sample.roles()
-        facts: list[Facts] = []
-        for environment, flip in zip(sample.environments, self.flips, strict=True):
-            label = environment.targets.long()
-
-            def share(agrees: Tensor) -> float:
-                return float(agrees.double().mean())
-
-            facts.append(
-                Facts(
-                    environment.name,
-                    roles[environment.name],
-                    len(environment),
-                    share(label == 1),
-                    share(environment.attributes["color"] == label),
-                    share(environment.attributes["shape"] == label),
-                    theory(self.label_noise, flip),
-                )
+        return [
+            Facts(
+                environment.name,
+                roles[environment.name],
+                len(environment),
+                share(environment.targets == 1),
+                share(environment.attributes["color"] == environment.targets),
+                share(environment.attributes["shape"] == environment.targets),
+                theory(self.label_noise, flip),
             )
-        return facts
+            for environment, flip in zip(sample.environments, self.flips, strict=True)
+        ]

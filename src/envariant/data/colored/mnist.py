@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from envariant.core.errors import EnvariantError
+from envariant.core.files import replacing
 from envariant.data.cache import cache_folder
 
 DIGESTS: Mapping[str, str] = {
@@ -218,9 +218,6 @@ def decode_idx(data: bytes, name: str) -> Bytes:
 
     IDX is big-endian: two zero bytes, the element type (8: unsigned byte), the number of dimensions, a
     32-bit size for each, then the elements, last dimension fastest.
-
-    Raises:
-        EnvariantError: If the header is invalid, or does not fit the length of the data.
     """
     dimensions = {b"\0\0\x08\x01": 1, b"\0\0\x08\x03": 3}.get(data[:4])
     if dimensions is None:
@@ -242,13 +239,8 @@ def encode_idx(array: Bytes) -> bytes:
 
 def write_idx(path: Path, array: Bytes) -> None:
     """Write an IDX file atomically, even if other processes read or write it."""
-    # Files of `tempfile` are readable by their owner only, but caches are shared.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with replacing(path) as part:
         part.write_bytes(encode_idx(array))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read(name: str, source: Source, expected: Mapping[str, str]) -> MNIST:

@@ -8,15 +8,16 @@ import os
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
 from envariant.core import specs
+from envariant.core.conversion import several
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass
@@ -28,13 +29,7 @@ from envariant.data.images.reading import shown, some
 @final
 @dataclass(frozen=True, eq=False)
 class ImageGroup:
-    """The image files of one environment.
-
-    Attributes:
-        name: Name of the environment.
-        files: Paths relative to the root.
-        targets: Number of the class of each file.
-    """
+    """The image files of one environment: paths relative to the root, and the number of each file's class."""
 
     name: str
     files: Sequence[str]
@@ -44,10 +39,9 @@ class ImageGroup:
 @final
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The image files of a source, before any of them is read.
+    """The image files of a source by environment, before any of them is read.
 
     Attributes:
-        groups: Files by environment, in order.
         classes: Names of the classes, in the order of their numbers.
         test: Names of the default test environments.
         validation: Names of the environments that are evaluated but not trained on.
@@ -98,6 +92,7 @@ class ImageSource(SpecSource):
         cache: Folder of the cache; None means the variable `ENVARIANT_CACHE`, else the system's cache folder.
     """
 
+    positional: ClassVar[tuple[str, ...]] = ("root",)
     root: str | Path
     size: int = 64
     test: tuple[str, ...] = ()
@@ -112,29 +107,17 @@ class ImageSource(SpecSource):
             raise EnvariantError(f"{self.base}: root must be the path of a folder; got {self.root!r}")
         # The name must identify the same folder from any working directory.
         object.__setattr__(self, "root", os.path.abspath(os.path.expanduser(self.root)))  # noqa: PTH100, PTH111
-        names = (self.test,) if isinstance(self.test, str) else tuple(self.test)
-        object.__setattr__(self, "test", names)
+        object.__setattr__(self, "test", several(self.test))
         for key, value in (("size", self.size), ("workers", 1 if self.workers is None else self.workers)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise EnvariantError(f"{self.base}: {key} must be a whole number from 1; got {value!r}")
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
-        del folder
         # A single name is typed as a word, several as a tuple; a year is a name here, not a number.
         test = spec.keywords.get("test", ())
         names = tuple(map(str, test if isinstance(test, tuple) else (test,)))
-        complete = specs.Spec(spec.name, spec.positional, {**spec.keywords, "test": names})
-        return cls(**specs.fill(cls, complete, ("root",)))
-
-    @property
-    def name(self) -> str:
-        settings = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.compare and f.name != "root" and getattr(self, f.name) != f.default
-        }
-        return str(specs.Spec(self.base, (self.root,), settings))
+        return super().from_spec(specs.Spec(spec.name, spec.positional, {**spec.keywords, "test": names}))
 
     def identity(self) -> str:
         if not self._identity:
@@ -142,10 +125,7 @@ class ImageSource(SpecSource):
         return self._identity[0]
 
     def _content(self) -> str:
-        """Return a digest of settings, environments, classes, and the relative names and sizes of files.
-
-        File times and the folder do not count, so that a copy elsewhere has the same identity.
-        """
+        # File times and the folder do not count, so that a copy elsewhere has the same identity.
         listing = self.listing()
         settings = (self.size, self.normalize, self.test or listing.test, listing.validation, listing.classes)
         digest = hashlib.blake2b(repr(settings).encode("utf-8", "surrogateescape"), digest_size=16)
@@ -158,24 +138,14 @@ class ImageSource(SpecSource):
 
     @abstractmethod
     def listing(self) -> Listing:
-        """List the image files.
-
-        Raises:
-            EnvariantError: If the folder does not have the expected layout; the message states it.
-        """
+        """List the image files; raise an `EnvariantError` that states the layout if it is another."""
 
     def preprocessing_log(self) -> list[str]:
-        """Return one line each for the folder, every environment with its missing classes, and skipped files.
-
-        Raises:
-            EnvariantError: If the folder does not have the expected layout.
-        """
+        """Return a line for the folder, each environment with its missing classes, and skipped files."""
         listing = self.listing()
         images = sum(len(group.files) for group in listing.groups)
-        lines = [
-            f"{self.root}: {len(listing.groups)} environments, {len(listing.classes)} classes, "
-            f"{images:,} images"
-        ]
+        counts = f"{len(listing.groups)} environments, {len(listing.classes)} classes, {images:,} images"
+        lines = [f"{self.root}: {counts}"]
         for group in listing.groups:
             absent = sorted(set(range(len(listing.classes))) - set(group.targets))
             none = f"; none of {some([listing.classes[k] for k in absent])}" if absent else ""
@@ -184,25 +154,18 @@ class ImageSource(SpecSource):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers.
-
-        Raises:
-            EnvariantError: If the folder does not have the expected layout.
-        """
+        """Names of the classes, in the order of their numbers."""
         return self.listing().classes
 
     def sample(self, seed: int) -> EnvironmentSet:
         """Return all images, whatever the seed.
 
         Raises:
-            EnvariantError: If the folder does not have the expected layout, a file cannot be read, or memory
-                does not suffice.
+            EnvariantError: If the layout is wrong, a file cannot be read, or memory does not suffice.
         """
-        del seed
         return self._shared.get(self._read)
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
-        del algorithm
         return DefaultSettings(
             model="mnist-cnn",
             steps=1000,
@@ -227,13 +190,10 @@ class ImageSource(SpecSource):
         environments(lambda _: (torch.zeros(1, 1), torch.zeros(1)))
         reading.check_memory(self.base, len(files), self.size)
         pixels = reading.read(Path(self.root), files, self.size, workers=self.workers, cache=self.cache)
-        ends = dict(
-            zip(listing.groups, accumulate(len(group.files) for group in listing.groups), strict=True)
-        )
+        ends = dict(zip(listing.groups, accumulate(len(g.files) for g in listing.groups), strict=True))
 
         def rows_of(group: ImageGroup) -> tuple[Tensor, Tensor]:
-            end = ends[group]
-            inputs = reading.to_float(pixels[end - len(group.files) : end], normalize=self.normalize)
-            return inputs, torch.tensor(group.targets)
+            part = pixels[ends[group] - len(group.files) : ends[group]]
+            return reading.to_float(part, normalize=self.normalize), torch.tensor(group.targets)
 
         return environments(rows_of)

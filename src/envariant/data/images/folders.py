@@ -15,12 +15,8 @@ from envariant.data.images.base import ImageGroup, ImageSource, Listing
 from envariant.data.images.reading import SUFFIXES, shown, some
 
 # Reasons for skipping an entry.
-_HIDDEN, _STRAY, _DEEP, _OTHER = (
-    "hidden",
-    "a file in place of a folder",
-    "a folder inside a class",
-    "not an image by its suffix",
-)
+_HIDDEN, _STRAY = "hidden", "a file in place of a folder"
+_DEEP, _OTHER = "a folder inside a class", "not an image by its suffix"
 
 
 @final
@@ -41,10 +37,8 @@ class ImageFolders(ImageSource):
             )
         skipped: dict[str, list[str]] = {why: [] for why in (_HIDDEN, _STRAY, _DEEP, _OTHER)}
         domains = {
-            domain: {kind: list(self._images(f"{domain}/{kind}", skipped)) for kind in kinds}
-            for domain, kinds in (
-                (name, list(self._folders(name, skipped))) for name in self._folders("", skipped)
-            )
+            domain: {k: list(self._images(f"{domain}/{k}", skipped)) for k in self._folders(domain, skipped)}
+            for domain in self._folders("", skipped)
         }
         used = {domain: kinds for domain, kinds in domains.items() if any(kinds.values())}
         classes = sorted({kind for kinds in used.values() for kind, files in kinds.items() if files})

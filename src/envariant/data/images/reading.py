@@ -8,7 +8,6 @@ import hashlib
 import math
 import os
 import sys
-import uuid
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +19,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, first_line
+from envariant.core.files import replacing
 from envariant.data.cache import CACHE_VARIABLE, cache_folder
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -49,12 +49,7 @@ def read(
 ) -> Pixels:
     """Return images as bytes, `[rows, 3, size, size]`, from the cache; decode and cache them if necessary.
 
-    Args:
-        root: Folder of the images.
-        files: Paths relative to the folder.
-        size: Side of an image in pixels.
-        workers: Number of threads; None means one per available processor.
-        cache: Folder of the cache; None means the variable `ENVARIANT_CACHE`, else the system's cache folder.
+    Files are relative to `root`. `workers` is the number of threads; None means one per available processor.
 
     Raises:
         EnvariantError: If a file is missing or not an image, or the cache cannot be written.
@@ -97,11 +92,7 @@ def to_float(pixels: Pixels, *, normalize: bool) -> Float[Tensor, "rows 3 size s
 
 
 def check_memory(where: str, rows: int, size: int) -> None:
-    """Check that images fit into memory as float32.
-
-    Raises:
-        EnvariantError: If they need more than the free memory; the message suggests a size that fits.
-    """
+    """Raise an `EnvariantError` that suggests a size, unless images fit into memory as float32."""
     needed, free = rows * 3 * size**2 * 4, free_memory()
     if needed <= free:
         return
@@ -152,11 +143,7 @@ def _key(root: Path, files: Sequence[str], size: int) -> str:
 
 
 def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_result]]:
-    """Return every file with its size and times.
-
-    Raises:
-        EnvariantError: If files are missing.
-    """
+    """Return every file with its size and times; raise an `EnvariantError` if files are missing."""
     states: list[tuple[str, os.stat_result]] = []
     missing: list[str] = []
     for file in files:
@@ -165,9 +152,8 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
         except (OSError, ValueError):
             missing.append(file)
     if missing:
-        raise EnvariantError(
-            f"{root}: {len(missing):,} of {len(files):,} images are missing: {some(missing, 3)}"
-        )
+        count = f"{len(missing):,} of {len(files):,}"
+        raise EnvariantError(f"{root}: {count} images are missing: {some(missing, 3)}")
     return states
 
 
@@ -182,18 +168,12 @@ def _cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
 
 
 def _store(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
-    """Write the cache file atomically, even if other processes read or write it."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    try:
-        with part.open("wb") as file:
-            # Not memory-mapped: a full disk is then an error instead of a crash.
-            np.lib.format.write_array_header_1_0(cast("BinaryIO", file), header)
-            for image in images:
-                file.write(image.tobytes())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        # Not memory-mapped: a full disk is then an error instead of a crash.
+        np.lib.format.write_array_header_1_0(cast("BinaryIO", file), header)
+        for image in images:
+            file.write(image.tobytes())
 
 
 def _decoded(root: Path, files: Sequence[str], size: int, workers: int | None) -> Generator[np.ndarray]:
@@ -203,12 +183,7 @@ def _decoded(root: Path, files: Sequence[str], size: int, workers: int | None) -
 
     _pillow()
     count = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(4))
-    columns = (
-        TextColumn("reading images"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = TextColumn("reading images"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()
     bars = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
     with bars, ThreadPoolExecutor(count) as pool:
         task = bars.add_task("", total=len(files))
@@ -230,10 +205,8 @@ def _image(path: Path, size: int) -> UInt8[np.ndarray, "3 size size"]:
         raise
     except Exception as error:
         # Pillow's decoders raise many types of error for a damaged file.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(path), "it")
-        raise EnvariantError(
-            f"{shown(str(path))}: cannot be read as an image ({reason}); replace or remove the file"
-        ) from None
+        problem = f"cannot be read as an image ({first_line(error).replace(str(path), 'it')})"
+        raise EnvariantError(f"{shown(str(path))}: {problem}; replace or remove the file") from None
 
 
 def _rgb(image: Any) -> Any:

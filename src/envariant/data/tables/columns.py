@@ -1,18 +1,13 @@
-"""Columns of a table: one array each, with the kind of its values; reading, inferring and storing them."""
+"""Columns of a table: one array each, with the kind of its values; reading and inferring them."""
 
-import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from envariant.core.errors import EnvariantError
 from envariant.data.tables.kinds import KINDS, Category, ColumnChunk, ColumnKind, Kind
@@ -66,13 +61,9 @@ class Column:
 def read_chunk(
     name: str, rows: "pd.Series[Any]", *, first_row: int = 0, categorical: bool = False
 ) -> ColumnChunk:
-    """Return some rows of a column in compact form.
+    """Return some rows of a column in compact form; `first_row` of them precede, for error messages.
 
-    Args:
-        name: Name of the column.
-        rows: Rows as pandas read them. A pandas categorical stays categorical, even if it holds numbers.
-        first_row: Number of preceding rows, for error messages.
-        categorical: Whether values are categories, whatever their pandas type.
+    With `categorical`, or if pandas reads a categorical, values are categories even if they are numbers.
 
     Raises:
         EnvariantError: If a number is too large to compute with, or a value is not a scalar.
@@ -119,64 +110,12 @@ def column_of_kind(name: str, chunk: ColumnChunk, kind: Kind, *, first_row: int 
     Raises:
         EnvariantError: If a value is not of that kind.
     """
-    required = KINDS[kind]
-    if chunk.kind is not None:
-        if KINDS[chunk.kind].exclusive and chunk.kind != kind and not chunk.blank:
-            raise EnvariantError(
-                f"column '{name}': holds {chunk.kind}s; the model learned from a {kind} of that name"
-            )
-        if required.categorical:
-            chunk = _as_text(chunk)
-    return Column(name, kind, *required.read(name, chunk, first_row))
-
-
-def write(columns: Sequence[Column], folder: Path) -> None:
-    """Store columns in a folder, as `columns.safetensors` and `columns.json`.
-
-    Raises:
-        EnvariantError: If the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = {str(k): np.ascontiguousarray(column.values) for k, column in enumerate(columns)}
-        save_file(arrays, partial := folder / "columns.partial")
-        partial.replace(folder / "columns.safetensors")
-        headers = [{"name": c.name, "kind": c.kind, "categories": c.categories} for c in columns]
-        partial.write_text(json.dumps(headers, ensure_ascii=False), encoding="utf-8")
-        partial.replace(folder / "columns.json")
-    except OSError as error:
-        raise EnvariantError(f"{folder}: cannot be written ({error.strerror or error})") from None
-
-
-def read(folder: Path) -> tuple[Column, ...]:
-    """Load columns that `write` stored.
-
-    Raises:
-        EnvariantError: If the files are missing or damaged.
-    """
-    try:
-        arrays: Mapping[str, NDArray[Any]] = load_file(folder / "columns.safetensors")
-        headers = _HEADERS.validate_json((folder / "columns.json").read_text(encoding="utf-8"))
-        return tuple(
-            Column(header.name, header.kind, arrays[str(k)], header.categories)
-            for k, header in enumerate(headers)
+    if chunk.kind not in (None, kind) and KINDS[chunk.kind].exclusive and not chunk.blank:
+        raise EnvariantError(
+            f"column '{name}': holds {chunk.kind}s; the model learned from a {kind} of that name"
         )
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise EnvariantError(f"{folder}: holds a damaged table ({reason})") from None
-    except (OSError, SafetensorError, KeyError, UnicodeDecodeError) as error:
-        raise EnvariantError(f"{folder}: holds no table, or a damaged one ({error})") from None
-
-
-@final
-@dataclass(frozen=True)
-class _Header:
-    name: str
-    kind: Kind
-    categories: tuple[str, ...]
-
-
-_HEADERS = TypeAdapter(tuple[_Header, ...])
+    chunk = _as_text(chunk) if KINDS[kind].categorical else chunk
+    return Column(name, kind, *KINDS[kind].read(name, chunk, first_row))
 
 
 def _text_chunk(name: str, rows: "pd.Series[Any]", *, categorical: bool) -> ColumnChunk:

@@ -6,6 +6,7 @@ by scikit-learn from the training environments alone, and kept as plain numbers 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import final
 
 import numpy as np
@@ -20,11 +21,7 @@ __all__ = ["MOST_CATEGORIES", "ColumnEncoding", "Encoder", "fit"]
 @final
 @dataclass(frozen=True)
 class Encoder:
-    """Encoding of a whole table.
-
-    Attributes:
-        columns: Encodings of the columns, in the order of their inputs.
-    """
+    """Encoding of a whole table: encodings of the columns, in the order of their inputs."""
 
     columns: tuple[ColumnEncoding, ...]
 
@@ -41,12 +38,8 @@ class Encoder:
     @property
     def slices(self) -> dict[str, slice]:
         """Positions of each column's inputs, by the name of the column."""
-        slices: dict[str, slice] = {}
-        start = 0
-        for column in self.columns:
-            slices[column.name] = slice(start, start + len(_names(column)))
-            start += len(_names(column))
-        return slices
+        ends = [0, *accumulate(len(_names(column)) for column in self.columns)]
+        return {column.name: slice(*ends[k : k + 2]) for k, column in enumerate(self.columns)}
 
     def encode(self, columns: Mapping[str, Column]) -> NDArray[np.float32]:
         """Return the inputs, `[rows, inputs]`."""

@@ -1,7 +1,6 @@
 """The columns of a table that are not inputs: environment, target and sample weights."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from envariant.core.conversion import in_order
 from envariant.core.environments import RESERVED
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, listed
 from envariant.data.tables.columns import Column
 from envariant.data.tables.kinds import TaskName
 
@@ -18,12 +17,7 @@ from envariant.data.tables.kinds import TaskName
 @final
 @dataclass(frozen=True)
 class LogEntry:
-    """One entry of the preprocessing log.
-
-    Attributes:
-        column: Name of the column; "" for the table as a whole.
-        what: What was done, in words.
-    """
+    """Entry of the preprocessing log: what was done to a column, or to the whole table if its name is ""."""
 
     column: str
     what: str
@@ -32,19 +26,13 @@ class LogEntry:
 def rows_with_values(
     label: str, target: Column, environment: Column, log: list[LogEntry]
 ) -> NDArray[np.bool_]:
-    """Return which rows have both a target and an environment, `[rows]`.
-
-    Raises:
-        EnvariantError: If one of the two columns holds no value at all.
-    """
+    """Return which rows have both a target and an environment, `[rows]`; raise an error if none has one."""
     for role, column in (("target", target), ("environment", environment)):
         if column.missing.all():
             raise EnvariantError(f"{label}: {role} '{column.name}' holds no value at all")
         if missing := int(column.missing.sum()):
-            what = "without a value (empty, NA, none, unknown …)"
-            log.append(
-                LogEntry(column.name, f"{role}; {missing:,} of {len(column):,} rows {what} are left out")
-            )
+            rows = f"{missing:,} of {len(column):,} rows without a value (empty, NA, none, unknown …)"
+            log.append(LogEntry(column.name, f"{role}; {rows} are left out"))
     return ~(environment.missing | target.missing)
 
 
@@ -58,26 +46,12 @@ def named_environments(column: Column) -> Column:
 
 
 def pool_small(
-    label: str,
-    environment: Column,
-    complete: NDArray[np.bool_],
-    min_rows: int,
-    log: list[LogEntry],
+    label: str, environment: Column, complete: NDArray[np.bool_], min_rows: int, log: list[LogEntry]
 ) -> tuple[Column, NDArray[np.bool_]]:
-    """Pool environments with too few rows, or leave them out if the pool is too small as well.
-
-    Args:
-        label: Name of the table, for error messages.
-        environment: The environment column.
-        complete: Which rows have a target and an environment, `[rows]`.
-        min_rows: Rows that an environment needs.
-        log: Receives entries on pooled environments and on the environment column.
+    """Pool environments with too few complete rows, or leave them out if the pool is too small as well.
 
     Returns:
         The environment column, and which rows are used, `[rows]`.
-
-    Raises:
-        EnvariantError: If fewer than two environments remain.
     """
     counts = np.bincount(environment.values[complete], minlength=len(environment.categories))
     present = np.flatnonzero(counts)
@@ -88,8 +62,8 @@ def pool_small(
     table[large] = np.arange(len(large), dtype=np.int32)
     pooled_rows = int(counts[small].sum())
     if small:
-        listed = _first(names=[environment.categories[k] for k in small])
-        what = f"{len(small)} of {len(present)} environments have fewer than {min_rows} rows ({listed})"
+        shown = listed([environment.categories[k] for k in small])
+        what = f"{len(small)} of {len(present)} environments have fewer than {min_rows} rows ({shown})"
         if pooled_rows >= min_rows and len(small) > 1:
             table[small] = len(large)
             names.append(f"{len(small)} small ones")
@@ -97,10 +71,10 @@ def pool_small(
         else:
             log.append(LogEntry(environment.name, f"{what}: left out, {pooled_rows:,} rows"))
     if len(names) < 2:
-        listed = ", ".join(environment.categories[k] for k in large) or "none"
+        shown = ", ".join(environment.categories[k] for k in large) or "none"
         raise EnvariantError(
             f"{label}: column '{environment.name}' has {len(large)} environment(s) of at least {min_rows} "
-            f"rows ({listed}) and {len(small)} smaller; two are needed, one of them for testing. Lower "
+            f"rows ({shown}) and {len(small)} smaller; two are needed, one of them for testing. Lower "
             f"min_rows, or name another column"
         )
     codes = table[environment.values]
@@ -109,11 +83,7 @@ def pool_small(
 
 
 def weights_entry(label: str, weights: Column) -> LogEntry:
-    """Return the log entry of a column of sample weights.
-
-    Raises:
-        EnvariantError: If a weight is missing, negative or not a number.
-    """
+    """Return the log entry of a column of sample weights, if they are numbers of at least 0."""
     if weights.kind != "number" or weights.missing.any() or weights.values.min() < 0:
         raise EnvariantError(
             f"{label}: sample_weight '{weights.name}' must be a number of at least 0 in every row; fill in "
@@ -123,16 +93,10 @@ def weights_entry(label: str, weights: Column) -> LogEntry:
 
 
 def as_target(label: str, target: Column, task: TaskName) -> Column:
-    """Return the target as a task needs it: numbers, a boolean, or a category without unused classes.
-
-    Raises:
-        EnvariantError: If the target is constant, or does not fit the task.
-    """
+    """Return the target as a task needs it: numbers, a boolean, or a category without unused classes."""
     if len(np.unique(target.values)) < 2:
-        value = target.rows(np.array([0])).texts()[0]
-        raise EnvariantError(
-            f"{label}: target '{target.name}' is '{value}' in every row; there is nothing to predict"
-        )
+        value = f"'{target.rows(np.array([0])).texts()[0]}' in every row"
+        raise EnvariantError(f"{label}: target '{target.name}' is {value}; there is nothing to predict")
     if task == "regression":
         if target.type.categorical:
             raise EnvariantError(
@@ -164,12 +128,11 @@ def target_entry(target: Column, task: TaskName, *, inferred: bool) -> LogEntry:
     """Return the log entry of the target: the task, and the share of each class."""
     start = f"target; {task}, {'inferred' if inferred else 'as requested'}"
     if task == "regression":
-        scaling = "standardized for training, by the training environments"
-        return LogEntry(target.name, f"{start}; {scaling}")
+        return LogEntry(target.name, f"{start}; standardized for training, by the training environments")
     names = target.class_names
     shares = np.bincount(target.values.astype(int), minlength=len(names)) / len(target)
-    listed = _first([f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)], 6)
-    return LogEntry(target.name, f"{start}; {listed}")
+    texts = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]
+    return LogEntry(target.name, f"{start}; {listed(texts, 6)}")
 
 
 def missing_classes(target: Column, environment: Column, task: TaskName) -> list[LogEntry]:
@@ -182,7 +145,7 @@ def missing_classes(target: Column, environment: Column, task: TaskName) -> list
     entries: list[LogEntry] = []
     for where, row in zip(environment.categories, counts, strict=True):
         if absent := [name for name, count in zip(names, row, strict=True) if not count]:
-            entries.append(LogEntry(target.name, f"no row of {where} is {_first(absent)}"))
+            entries.append(LogEntry(target.name, f"no row of {where} is {listed(absent)}"))
     return entries
 
 
@@ -192,8 +155,7 @@ def similar_categories(column: Column) -> list[LogEntry]:
     for category in column.categories:
         by_lower.setdefault(category.casefold(), []).append(category)
     groups = [" and ".join(f"'{name}'" for name in names) for names in by_lower.values() if len(names) > 1]
-    listed = "; ".join(groups[:3]) + ("; …" if len(groups) > 3 else "")
-    what = f"{listed} differ in capitals only, and count as different"
+    what = f"{listed(groups, 3, '; ')} differ in capitals only, and count as different"
     return [LogEntry(column.name, what)] if groups else []
 
 
@@ -214,7 +176,3 @@ def _one_line(name: str) -> str:
     # If one row has no number, pandas makes all others 1.0, 2.0, ….
     text = text.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", text) else text
     return f"'{text}'" if text in ("", "mean", *RESERVED) else text
-
-
-def _first(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -16,7 +16,7 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 from envariant.data.base import SpecSource
 from envariant.data.tables.encoding import Encoder, fit
-from envariant.data.tables.table import Table, load, read
+from envariant.data.tables.table import FILE, Table, load, read
 
 NAME = "table"
 """Name of this kind of source."""
@@ -54,7 +54,6 @@ class TableSource(SpecSource):
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> "TableSource":
-        del folder
         return source(*spec.positional, **spec.keywords)
 
     @property
@@ -80,7 +79,6 @@ class TableSource(SpecSource):
         )
 
     def sample(self, seed: int) -> EnvironmentSet:
-        del seed
         return self._encoded()[1]
 
     @property
@@ -110,12 +108,7 @@ def _shared_source(table: Table, label: str, test: tuple[str, ...]) -> TableSour
 
 
 def task_of(table: Table, training: NDArray[np.bool_]) -> Task:
-    """Return the task of a table; regression targets are standardized with the training rows.
-
-    Args:
-        table: The table.
-        training: Which rows belong to training environments, `[rows]`.
-    """
+    """Return the task of a table; a mask `[rows]` of training rows standardizes regression targets."""
     if table.task != "regression":
         return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
     targets = table.targets()[training].astype(np.float64)
@@ -169,21 +162,19 @@ def source(
     """
     location = Path(path)
     if target is None and environment is None and location.is_dir():
-        header = location / "table.json"
-        modified = header.stat().st_mtime_ns if header.exists() else 0
-        table = _loaded(location.absolute(), modified)
-        return _shared_source(table, str(specs.Spec(TableSource.base, (path,))), ())
+        stored = location / FILE
+        table = _loaded(location.absolute(), stored.stat().st_mtime_ns if stored.exists() else 0)
+        return _shared_source(table, str(specs.Spec(NAME, (path,))), ())
     if target is None or environment is None:
         raise EnvariantError(f"table: '{path}' needs target=… and environment=…, the names of two columns")
     for key in settings:
         if key not in _SETTINGS:
             raise unknown_name("setting", key, ("target", "environment", *_SETTINGS), where="table")
-    keywords: Mapping[str, Any] = {"target": target, "environment": environment, **settings}
-    label = str(specs.Spec(TableSource.base, (path,), keywords))
+    roles: Mapping[str, Any] = {"target": target, "environment": environment}
+    label = str(specs.Spec(NAME, (path,), {**roles, **settings}))
     return TableSource(read(path, target, environment, **settings), label)
 
 
 @lru_cache(maxsize=2)
 def _loaded(folder: Path, modified: int) -> Table:
-    del modified
     return load(folder)

@@ -16,18 +16,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from envariant.core.errors import EnvariantError, unknown_name
-from envariant.data.tables import columns as column_files
+from envariant.core.errors import EnvariantError, first_line, unknown_name
+from envariant.core.files import replacing
 from envariant.data.tables import roles
 from envariant.data.tables.columns import Column, has_mixed_types, infer_column, read_chunk
-from envariant.data.tables.kinds import ColumnChunk, TaskName
+from envariant.data.tables.kinds import ColumnChunk, Kind, TaskName
 from envariant.data.tables.reading import labeled, lacking_columns, read_chunks
 from envariant.data.tables.roles import LogEntry
 
 __all__ = ["TASKS", "LogEntry", "Table", "TaskName", "load", "read"]
 
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
+FILE = "table.safetensors"
+"""Name of the file of a stored table."""
 MIN_ROWS = 50
 """Rows that an environment needs by default."""
 
@@ -73,12 +77,7 @@ class Table:
         return (*self.columns, self.target, self.environment, *weights)
 
     def rows(self, index: NDArray[Any], *entries: LogEntry) -> "Table":
-        """Return some of the rows.
-
-        Args:
-            index: Row numbers, or a mask `[rows]`.
-            entries: Entries to add to the preprocessing log.
-        """
+        """Return the rows at an index or under a mask `[rows]`; `entries` are added to the log."""
         columns = tuple(column.rows(index) for column in self.columns)
         target, environment = self.target.rows(index), self.environment.rows(index)
         weights = self.sample_weight and self.sample_weight.rows(index)
@@ -99,36 +98,32 @@ class Table:
         return self.target.values
 
     def write(self, folder: Path) -> None:
-        """Store the table in a folder, for `load`.
+        """Store the table in a folder, as the file `FILE`, for `load`.
 
         Raises:
             EnvariantError: If the folder cannot be written.
         """
-        column_files.write(self.all_columns, folder)
-        partial = folder / "table.partial"
-        side = {
-            "task": self.task,
-            "weighted": self.sample_weight is not None,
-            "preprocessing_log": [
-                {"column": entry.column, "what": entry.what} for entry in self.preprocessing_log
-            ],
-        }
+        headers = tuple((column.name, column.kind, column.categories) for column in self.all_columns)
+        header = _Header(self.task, self.preprocessing_log, self.sample_weight is not None, headers)
+        arrays = {str(k): np.ascontiguousarray(column.values) for k, column in enumerate(self.all_columns)}
         try:
-            partial.write_text(json.dumps(side, ensure_ascii=False, indent=1), encoding="utf-8")
-            partial.replace(folder / "table.json")
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(folder / FILE) as partial:
+                save_file(arrays, partial, metadata={"table": _HEADER.dump_json(header).decode()})
         except OSError as error:
             raise EnvariantError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 @final
 @dataclass(frozen=True)
-class _Side:
+class _Header:
     task: TaskName
     preprocessing_log: tuple[LogEntry, ...]
-    weighted: bool = False
+    weighted: bool
+    columns: tuple[tuple[str, Kind, tuple[str, ...]], ...]
 
 
-_SIDE = TypeAdapter(_Side)
+_HEADER = TypeAdapter(_Header)
 
 
 def load(folder: Path) -> Table:
@@ -138,15 +133,19 @@ def load(folder: Path) -> Table:
         EnvariantError: If the folder holds no table, or a damaged one.
     """
     try:
-        side = _SIDE.validate_json((folder / "table.json").read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError):
-        raise EnvariantError(f"{folder}: holds no table") from None
-    *columns, last = column_files.read(folder)
-    if side.weighted:
-        *columns, target, environment = columns
-        return Table(tuple(columns), target, environment, side.task, side.preprocessing_log, last)
-    *columns, target = columns
-    return Table(tuple(columns), target, last, side.task, side.preprocessing_log)
+        with safe_open(folder / FILE, "numpy") as file:
+            header = _HEADER.validate_json(file.metadata()["table"])
+            columns = [
+                Column(name, kind, file.get_tensor(str(k)), categories)
+                for k, (name, kind, categories) in enumerate(header.columns)
+            ]
+    except ValidationError as error:
+        raise EnvariantError(f"{folder}: holds a damaged table ({error.errors()[0]['msg']})") from None
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise EnvariantError(f"{folder}: holds no table, or a damaged one ({first_line(error)})") from None
+    weights = columns.pop() if header.weighted else None
+    *inputs, target, environment = columns
+    return Table(tuple(inputs), target, environment, header.task, header.preprocessing_log, weights)
 
 
 def read(
@@ -256,54 +255,36 @@ def _assembled(
         if reason := _unusable(column):
             log.append(LogEntry(column.name, f"left out: {reason}"))
             continue
+        share = column.missing.mean()
+        gaps = f"; {share:.1%} missing: filled in and marked" if share else ""
         constant = _constant_outside(column, environment, order)
-        log.append(LogEntry(column.name, _description(column) + constant))
+        log.append(LogEntry(column.name, column.type.describe(column.categories) + gaps + constant))
         log += roles.similar_categories(column)
         inputs.append(column)
     if not inputs:
         left_out = ", ".join([*excluded, *columns]) or "the table has no other column"
-        raise EnvariantError(
-            f"{label}: no column is left to predict '{target.name}' from (left out: {left_out})"
-        )
+        problem = f"no column is left to predict '{target.name}' from"
+        raise EnvariantError(f"{label}: {problem} (left out: {left_out})")
     return Table(tuple(inputs), target, environment, task_name, tuple(log), weights)
 
 
 def _unusable(column: Column) -> str:
     """Return why a column cannot help any model, or "" if it may."""
-    missing = column.missing
-    if missing.all():
+    if column.missing.all():
         return "it holds no value"
-    values = column.values[~missing]
-    if values.min() == values.max() and not missing.any():
+    if not column.missing.any() and column.values.min() == column.values.max():
         return "it is the same in every row"
     return column.type.unusable(column.values)
 
 
-def _description(column: Column) -> str:
-    share = column.missing.mean()
-    gaps = f"; {share:.1%} missing: filled in and marked" if share else ""
-    return column.type.describe(column.categories) + gaps
-
-
 def _constant_outside(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return a log text that names the environments outside of which a column is constant.
-
-    Args:
-        column: The column.
-        environment: The environment of each row; every environment has some.
-        order: Row numbers, environment by environment.
-    """
+    """Return a log text on environments outside of which a column is constant; `order` sorts rows by them."""
     starts = np.searchsorted(environment.values, np.arange(len(environment.categories)), sorter=order)
     # A missing value counts as a value, because it is marked.
     values = np.where(column.missing, np.float32(-np.inf), column.values)[order]
     low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
     if (low != high).sum() > 1:
         return ""
-    names = [
-        name
-        for k, name in enumerate(environment.categories)
-        if np.delete(low, k).min() == np.delete(high, k).max()
-    ]
-    if not names:
-        return ""
-    return f"; not used if the test environment is {' or '.join(names)}: it is constant in all others"
+    only = [k for k in range(len(starts)) if np.delete(low, k).min() == np.delete(high, k).max()]
+    names = " or ".join(environment.categories[k] for k in only)
+    return f"; not used if the test environment is {names}: it is constant in all others" if only else ""

@@ -12,7 +12,7 @@ from typing import Any, cast, final
 import torch
 
 from envariant.core.errors import EnvariantError
-from envariant.studies.jobs import Job, Update, compared_in, perform
+from envariant.studies.jobs import Job, Update, compared_in, perform, warn_of_remarks
 from envariant.studies.study import Study, stored_study
 from envariant.training.execution import Execution, execution_request
 from envariant.training.progress import ProgressCallback, ignore
@@ -70,6 +70,9 @@ def sweep(
 
     Raises:
         EnvariantError: If the store cannot be written, or the study has to be passed.
+
+    Warns:
+        EnvariantWarning: If a schedule never takes effect within a run.
     """
     if not isinstance(execution, Execution):
         execution_request(cast("Any", execution))
@@ -78,6 +81,7 @@ def sweep(
     if study is None:
         with Store(folder) as store:
             study = stored_study(store)
+    warn_of_remarks(study)
     plan = _Plan(study, execution, memory, workers, until)
     before = torch.get_num_threads()
     threads = max(1, before // workers)

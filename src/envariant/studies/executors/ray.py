@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from envariant.core.errors import EnvariantError
-from envariant.studies.jobs import Job, compared_in, perform
+from envariant.studies.jobs import Job, compared_in, perform, warn_of_remarks
 from envariant.studies.study import Study, stored_study
 from envariant.training.execution import Execution, execution_request
 from envariant.training.history import HistoryRow
@@ -51,6 +51,9 @@ def sweep(
 
     Raises:
         EnvariantError: If Ray is not installed or cannot be reached, or the store cannot be written.
+
+    Warns:
+        EnvariantWarning: If a schedule never takes effect within a run.
     """
     if not isinstance(execution, Execution):
         execution_request(cast("Any", execution))
@@ -63,6 +66,7 @@ def sweep(
     remote = ray.remote(num_cpus=1, max_retries=_TRIES)(train)
     with Store(folder) as store:
         declared = stored_study(store) if study is None else study
+        warn_of_remarks(declared)
         template = Job(declared, (), execution, memory)
         _drive(ray, remote, store, template, on_progress)
 

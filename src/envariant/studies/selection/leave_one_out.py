@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import pandas as pd
 
@@ -32,7 +32,10 @@ class LeaveOneOut(Selection):
         test = candidates["test_environments"].iloc[0]
         if len(test) != 1:
             return NoSelection("needs runs with a single test environment")
-        sets = {frozenset(names): runs for names, runs in others.groupby("test_environments", sort=False)}
+        sets = {
+            frozenset(cast("tuple[str, ...]", names)): runs
+            for names, runs in others.groupby("test_environments", sort=False)
+        }
         pairs = {
             next(iter(names - {*test})): runs
             for names, runs in sets.items()

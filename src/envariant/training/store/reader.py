@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-from abc import ABC
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ FILE = "runs.sqlite"
 _RUN = "id, data, test_set, algorithm, trial, hyperparameters, learning_rate, replica, identity"
 
 
-class StoreReader(ABC):
+class StoreReader:
     """Reading side of `Store`.
 
     Args:
@@ -58,8 +57,8 @@ class StoreReader(ABC):
 
     def fact(self, name: str) -> str | None:
         """Return a stored fact, such as the declaration of the study; None where there is none."""
-        found = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
-        return found[0][0] if found else None
+        rows = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
+        return rows[0][0] if rows else None
 
     def declaration(self) -> dict[str, Any]:
         """Return the declaration of the study, as `Study.to_dict` gives it.
@@ -100,7 +99,7 @@ class StoreReader(ABC):
         )
 
     def history_rows(self, runs: Sequence[int]) -> list[HistoryRow]:
-        """Return the measured numbers of some runs as `HistoryRow`, in the order in which they were stored."""
+        """Return the measured numbers of some runs as `HistoryRow`."""
         stored = self.history(runs).astype({"value": float}).rename(columns={"run": "replica"})
         return [HistoryRow(*values) for values in stored[list(COLUMNS)].itertuples(index=False, name=None)]
 
@@ -108,8 +107,9 @@ class StoreReader(ABC):
         """Return what a finished run predicts for some rows, by name and role of the environment."""
         stored: dict[tuple[str, str], Predictions] = {}
         for name, role, rows, targets, logits in self._rows(
-            "SELECT e.name, r.name, rows, targets, logits FROM predictions JOIN names e ON e.id = environment "
-            "JOIN names r ON r.id = role WHERE run = ? ORDER BY environment",
+            "SELECT e.name, r.name, rows, targets, logits FROM predictions "
+            "JOIN names e ON e.id = environment JOIN names r ON r.id = role "
+            "WHERE run = ? ORDER BY environment",
             (run,),
         ):
             y, z = (np.frombuffer(part, dtype="<f4") for part in (targets, logits))
@@ -161,13 +161,13 @@ class StoreReader(ABC):
         Raises:
             EnvariantError: If it is damaged.
         """
-        found = self._rows("SELECT record FROM jobs WHERE id = ?", (job,))
-        return Record.of_json(found[0][0], str(self.path)) if found and found[0][0] is not None else None
+        rows = self._rows("SELECT record FROM jobs WHERE id = ?", (job,))
+        return Record.of_json(rows[0][0], str(self.path)) if rows and rows[0][0] is not None else None
 
     def record_of(self, run: int) -> Record | None:
         """Return the record of the job that a run belongs to; None before it has begun."""
-        found = self._rows("SELECT job FROM runs WHERE id = ?", (run,))
-        return self.record(found[0][0]) if found and found[0][0] is not None else None
+        rows = self._rows("SELECT job FROM runs WHERE id = ?", (run,))
+        return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
 
     def unfinished(self) -> tuple[int, ...]:
         """Return the jobs that were begun and not finished."""
@@ -219,8 +219,8 @@ class StoreReader(ABC):
             yield
         except sqlite3.DatabaseError as error:
             raise EnvariantError(
-                f"{self.path}: {error}; finished runs are not lost: free some space, or restore the file from "
-                f"a copy, and give the same command again"
+                f"{self.path}: {error}; finished runs are not lost: free some space, or restore the file "
+                f"from a copy, and give the same command again"
             ) from None
 
 

@@ -140,8 +140,8 @@ class Recorder:
                 checkpoints.save(event.checkpoint(), self._folder)
             except OSError as error:
                 raise EnvariantError(
-                    f"{self._folder}: cannot be written ({error.strerror or error}); free some space and give "
-                    f"the same command again"
+                    f"{self._folder}: cannot be written ({error.strerror or error}); free some space and "
+                    f"give the same command again"
                 ) from None
             self._saved = time.monotonic()
 

@@ -64,7 +64,7 @@ class Store(StoreReader):
         Raises:
             EnvariantError: If a stored run has the same place in the study and other hyperparameters.
         """
-        known = {slot: identity for slot, identity in self._rows("SELECT slot, identity FROM runs")}
+        known = dict(self._rows("SELECT slot, identity FROM runs"))
         for run in runs:
             if known.get(run.slot, run.identity) != run.identity:
                 raise EnvariantError(
@@ -248,9 +248,9 @@ class Store(StoreReader):
 def _test_set(execute: Any, names: Sequence[str]) -> int:
     """Return the number of a set of test environments, stored if it is new."""
     digest = hashlib.blake2b(json.dumps(list(names)).encode(), digest_size=16).hexdigest()
-    found = execute("SELECT id FROM test_sets WHERE digest = ?", (digest,)).fetchone()
-    if found is not None:
-        return found[0]
+    stored = execute("SELECT id FROM test_sets WHERE digest = ?", (digest,)).fetchone()
+    if stored is not None:
+        return stored[0]
     number = execute("INSERT INTO test_sets (digest) VALUES (?)", (digest,)).lastrowid
     for position, name in enumerate(names):
         execute("INSERT INTO test_environments VALUES (?, ?, ?)", (number, position, name))

@@ -26,13 +26,10 @@ Kind = Annotated[str, AfterValidator(_known)]
 __all__ = [
     "KINDS",
     "MOST_CATEGORIES",
-    "Boolean",
     "Category",
     "ColumnChunk",
     "ColumnEncoding",
     "ColumnKind",
-    "Date",
     "Kind",
-    "Number",
     "TaskName",
 ]

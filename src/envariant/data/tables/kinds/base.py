@@ -63,11 +63,9 @@ class ColumnChunk:
 @final
 @dataclass(frozen=True)
 class ColumnEncoding:
-    """Parameters that turn one column into network inputs.
+    """Parameters that turn one column of a kind into network inputs.
 
     Attributes:
-        name: Name of the column.
-        kind: Name of its kind.
         fill: Median, used for missing numbers.
         center: Mean after filling in.
         scale: Standard deviation after filling in.
@@ -153,7 +151,6 @@ class ColumnKind(ABC):
 
     def unusable(self, values: Values) -> str:
         """Return why a column that varies cannot help any model, or "" if it may."""
-        del values
         return ""
 
     def class_names(self, categories: Categories) -> tuple[str, ...]:
@@ -221,12 +218,7 @@ class NumericKind(ColumnKind):
         return np.full(len(chunk.values), chunk.kind == self.name)
 
     def checked(self, name: str, values: Values, first_row: int = 0) -> NDArray[np.float32]:
-        """Return values as float32.
-
-        Raises:
-            EnvariantError: If this kind does not allow a value.
-        """
-        del name, first_row
+        """Return values as float32; raise an `EnvariantError` if this kind does not allow a value."""
         return values.astype(np.float32)
 
     def missing(self, values: Values) -> NDArray[np.bool_]:
@@ -242,15 +234,10 @@ class NumericKind(ColumnKind):
         center, scale = float(scaler.mean_[0]), float(np.sqrt(scaler.var_[0]))
         # Smaller deviations are rounding in float32.
         varies = scale > max(1e-7 * abs(center), 1e-30)
-        if not varies and not missing.any():
-            return None
-        return ColumnEncoding(
-            name,
-            self.name,
-            fill=float(imputer.statistics_[0]),
-            center=center,
-            scale=scale if varies else 1.0,
-            indicator=bool(missing.any()),
+        fill, indicator = float(imputer.statistics_[0]), bool(missing.any())
+        scale = scale if varies else 1.0
+        return (
+            ColumnEncoding(name, self.name, fill, center, scale, indicator) if varies or indicator else None
         )
 
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:

@@ -65,15 +65,9 @@ class Category(ColumnKind):
         encoder.fit(present[:, None])
         infrequent = encoder.infrequent_categories_[0]
         rare = set() if infrequent is None else set(infrequent.tolist())
-        return ColumnEncoding(
-            name,
-            self.name,
-            indicator=len(present) < len(values),
-            categories=tuple(
-                categories[code] for code in encoder.categories_[0].tolist() if code not in rare
-            ),
-            other=bool(rare),
-        )
+        common = tuple(categories[code] for code in encoder.categories_[0].tolist() if code not in rare)
+        indicator = len(present) < len(values)
+        return ColumnEncoding(name, self.name, indicator=indicator, categories=common, other=bool(rare))
 
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
         names = [f"{encoding.name} = {category}" for category in encoding.categories]

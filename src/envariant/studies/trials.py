@@ -1,0 +1,164 @@
+"""Trials: hyperparameters and learning rates sampled from the search ranges of an algorithm.
+
+A trial follows from the seed, the algorithm and its number alone, so that more trials leave the earlier ones
+as they are.
+"""
+
+import hashlib
+import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast, final
+
+import numpy as np
+
+from envariant.algorithms import Composition, Recipe, as_algorithm, composing
+from envariant.core.environments import EnvironmentSource
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.schedules import Schedule, schedule
+from envariant.core.search_space import LogUniform, Range, search_range
+from envariant.predictors import predictor
+from envariant.training.resolution import ResolvedAlgorithm, resolve_algorithm
+from envariant.training.run_spec import RunSpec
+from envariant.training.store import Trial
+
+RATE = "learning_rate"
+"""Name of the learning rate among an algorithm's search ranges."""
+
+
+@final
+@dataclass(frozen=True)
+class SearchSpace:
+    """Search ranges of one algorithm of a study.
+
+    Attributes:
+        label: Label of the algorithm in the study.
+        algorithm: Its name or object.
+        declared: Ranges of the study that replace those of the algorithm, by hyperparameter.
+    """
+
+    label: str
+    algorithm: Any
+    declared: Mapping[str, Any]
+
+    def ranges(self) -> dict[str, Range]:
+        """Return the study's own search ranges, the learning rate's among them.
+
+        Raises:
+            EnvariantError: If a range is wrong, or of something that is not searched.
+        """
+        if not self.declared:
+            return {}
+        if predictor(self.algorithm) is not None:
+            raise EnvariantError(f"study: ranges: {self.label} has no hyperparameters to search")
+        hyperparameters = recipe_of(self.algorithm).hyperparameters
+        ranges: dict[str, Range] = {}
+        for name, value in self.declared.items():
+            settable = [h for h in hyperparameters if h.name == name]
+            if name != RATE and not settable:
+                known = [RATE, *(h.name for h in hyperparameters)]
+                raise unknown_name("hyperparameter", name, known, where=f"study: ranges of {self.label}")
+            if any((h.part, h.field) in _fixed(self.algorithm) for h in settable):
+                raise EnvariantError(
+                    f"study: ranges of {self.label}: {name} is set in its brackets; remove one of them"
+                )
+            with _located(True, f"{self.label}: {name}"):
+                ranges[name] = search_range(value)
+        return ranges
+
+    def trials(
+        self, source: EnvironmentSource, seed: int, n_trials: int, lr_range: float
+    ) -> tuple[Trial, ...]:
+        """Return the trials; fewer than requested where there is nothing to search.
+
+        Args:
+            source: Data whose suggestions apply.
+            seed: Base random seed.
+            n_trials: Number of trials; the first is what the data suggest.
+            lr_range: Factor around the suggested learning rate.
+        """
+        if predictor(self.algorithm) is not None:
+            return (Trial(0, {}, 0.0),)
+        suggested = resolve_algorithm(self.algorithm, {}, source)
+        rate, own = suggested.defaults.learning_rate, self.ranges()
+        rates = own.pop(RATE, LogUniform(rate / lr_range, rate * lr_range) if lr_range > 1 else None)
+        trials = [Trial(0, {}, rate)]
+        for number in range(1, n_trials):
+            generator = _generator(seed, self.label, number, "rate")
+            sampled_rate = rate if rates is None else rates.sample(generator)
+            with _located(bool(self.declared), self.label):
+                sampled = self._sample(suggested, seed, number, own)
+                if self.declared:
+                    resolve_algorithm(self.algorithm, sampled, source)
+                    RunSpec(data="", learning_rate=sampled_rate)
+            trials.append(Trial(number, sampled, sampled_rate))
+        distinct = {(json.dumps(t.hyperparameters), t.learning_rate): t for t in reversed(trials)}
+        return tuple(distinct.values())[::-1]
+
+    def _sample(
+        self, suggested: ResolvedAlgorithm, seed: int, number: int, ranges: Mapping[str, Range]
+    ) -> dict[str, Any]:
+        """Sample one trial: a value for every hyperparameter that has a search range.
+
+        Of a schedule, the last value is sampled. Settings in brackets stay, and so do those of the loss as a
+        whole unless the study has a range for them.
+        """
+        if not isinstance(suggested.trained, Composition):
+            return {}
+        fixed = _fixed(self.algorithm)
+        sampled: dict[str, Any] = {}
+        for h in recipe_of(self.algorithm).hyperparameters:
+            declared = None if h.part == "loss" or (h.part, h.field) in fixed else h.range
+            within = ranges.get(h.name, declared)
+            if within is None:
+                continue
+            value = within.sample(_generator(seed, self.label, number, h.name))
+            if not isinstance(h.default, Schedule):
+                sampled[h.name] = value
+                continue
+            usual = schedule(suggested.hyperparameters.get(h.name, h.default))
+            if (course := usual.with_final_value(value)) is not None:
+                sampled[h.name] = str(course)
+        return sampled
+
+
+def recipe_of(algorithm: object) -> Recipe:
+    """Return the recipe of a name or an object, which lists its hyperparameters.
+
+    Raises:
+        EnvariantError: If there is no such algorithm.
+    """
+    if isinstance(algorithm, str):
+        return composing.recipe(algorithm)
+    if isinstance(algorithm, Recipe):
+        return algorithm
+    built = as_algorithm(cast("Any", algorithm))
+    return Recipe(built.name, "", built if isinstance(built, Composition) else Composition())
+
+
+@contextmanager
+def _located(own: bool, what: str) -> Generator[None]:
+    """Begin errors with their place in the study, if the study's own ranges are wrong."""
+    try:
+        yield
+    except EnvariantError as error:
+        raise EnvariantError(f"study: ranges of {what}: {error}") if own else error from None
+
+
+def _fixed(algorithm: object) -> set[tuple[str, str]]:
+    """Return part and field of the hyperparameters that an algorithm's text sets in brackets."""
+    if not isinstance(algorithm, str):
+        return set()
+    return {
+        (h.part, h.field)
+        for known, given in composing.terms(algorithm)
+        for h in known.hyperparameters
+        if h.name in given
+    }
+
+
+def _generator(*names: object) -> np.random.Generator:
+    """Return random numbers that follow from these names alone."""
+    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))

@@ -1,0 +1,28 @@
+"""Checks of the library's own test suite, for algorithms and data sources from other packages.
+
+Call them in your tests:
+
+    from envariant.testing import check_algorithm, check_source
+
+    def test_my_penalty():
+        check_algorithm(MyPenalty(coefficient=3.0))
+
+    def test_my_data():
+        check_source(MySource("rows.parquet"))
+
+A check raises an `AssertionError` whose message names the violated property in one sentence.
+"""
+
+from envariant.testing.algorithms import ALGORITHM_CHECKS, check_algorithm, check_training, update
+from envariant.testing.problem import TASKS, Problem
+from envariant.testing.sources import check_source
+
+__all__ = [
+    "ALGORITHM_CHECKS",
+    "TASKS",
+    "Problem",
+    "check_algorithm",
+    "check_source",
+    "check_training",
+    "update",
+]

@@ -126,8 +126,8 @@ def shift_table(shifts: Mapping[str, Shift], label: str, note: str) -> TextTable
     ]
     note += (
         " From 0 to 1. Diversity: new inputs, which do not occur on the other side; correlation: equal "
-        "inputs with new targets (OoD-Bench, Ye et al. 2022); label: total variation distance of the "
-        "targets; covariate: 2·AUROC − 1 of a classifier that tells the two apart."
+        "inputs with new targets (OoD-Bench, Ye et al. 2022); label: total variation distance of "
+        "the targets; covariate: 2·AUROC − 1 of a classifier that tells the two apart."
     )
     return TextTable((label, *MEASURES, "shift"), tuple(rows), (note,))
 

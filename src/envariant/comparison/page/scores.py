@@ -100,8 +100,9 @@ class Drops(PageSection):
         )  # fmt: skip
         note = (
             f"Scores are {results.metric.name}; {better} is better. In-domain: held-out rows of the "
-            f"environment, its other rows in training. Brackets and ±: 95 % CI over {results.n_replicas} "
-            f"replicas and the sampled rows, limited to the metric's range. n.s.: not significant."
+            f"environment, its other rows in training. Brackets and ±: 95 % CI over "
+            f"{results.n_replicas} replicas and the sampled rows, limited to the metric's range. "
+            f"n.s.: not significant."
         )
         return TextTable(header, tuple(lines), (note,))
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from envariant.cli.options import Whole
 from envariant.core import specs
 from envariant.core.errors import EnvariantError
-from envariant.training.run_spec import RunSpec
+from envariant.training.run_spec import PYTHON_ONLY, RunSpec
 
 _ALIASES = {"data": "-d", "algorithm": "-a", "learning_rate": "--lr"}
 
@@ -38,7 +38,9 @@ def with_run_options(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        flags = [_flag(name, (defaults or {}).get(name, _DEFAULT)) for name in names]
+        flags = [
+            _flag(name, (defaults or {}).get(name, _DEFAULT)) for name in names if name not in PYTHON_ONLY
+        ]
 
         positional = [p for p in own if p.kind is not p.KEYWORD_ONLY]
         keyword = [p for p in own if p.kind is p.KEYWORD_ONLY]
@@ -125,5 +127,5 @@ def _typed(annotation: Any, default: Any) -> Any:
     return kind | None if default is None else kind
 
 
-OPTIONS = tuple(name for name in RunSpec.model_fields if name != "hyperparameters")
+OPTIONS = tuple(name for name in RunSpec.model_fields if name not in ("hyperparameters", *PYTHON_ONLY))
 """Every training option that has a flag of its own."""

@@ -226,6 +226,7 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
         device=device_named(complete.device),
         compiled=complete.compile,
         freeze=complete.freeze,
+        adapt=complete.adapt,
     )
 
 
@@ -353,7 +354,7 @@ def _identities(
         "algorithm": algorithm_identity(algorithm.trained),
         "hyperparameters": "",
     }
-    for key in ("model", "optimizer", "init", "augmentation"):
+    for key in ("model", "optimizer", "init", "augmentation", "adapt"):
         value = getattr(requested, key)
         if value is not None and not isinstance(value, str):
             identities[key] = content_hash(value)

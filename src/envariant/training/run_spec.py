@@ -137,6 +137,11 @@ class RunSpec(BaseModel):
     freeze: Literal["features"] | None = _option(
         None, '"features" trains only the head, on the pretrained features that init provides.'
     )
+    adapt: Any = _option(
+        None,
+        "Test-time adaptation: a function that changes the weights for the unlabeled rows of an environment "
+        "before they are predicted (`training.evaluator.Adapt`); in Python only.",
+    )
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "Device to train on.")
     execution: Any = _option(
         "auto",
@@ -261,6 +266,7 @@ _CONDITIONS = (
     "augmentation",
     "init",
     "freeze",
+    "adapt",
     "holdout_fraction",
     "test_environments",
 )
@@ -281,6 +287,10 @@ SHARED = tuple(
     }
 )
 """Options that all runs of a study share; the others are what a study varies."""
+
+
+PYTHON_ONLY = ("adapt",)
+"""Options that take a function, and so have no command-line flag."""
 
 
 def option(name: str) -> FieldInfo:

@@ -69,6 +69,8 @@ def train(
                     continue
                 if isinstance(event, Evaluated):
                     rows += event.rows
+                    for note in event.notes:
+                        warnings.warn(note, EnvariantWarning, stacklevel=2)
                     if event.finished:
                         states |= event.checkpoint().states()
                 if folder is not None:

@@ -168,12 +168,12 @@ def test_killed_process_resumes_and_writes_identical_files(tmp_path):
     command = [sys.executable, str(script)]
     process = subprocess.Popen([*command, str(tmp_path / "killed")])
     deadline, runs = time.monotonic() + 90, tmp_path / "killed" / "runs"
-    while time.monotonic() < deadline and not list(runs.glob("irm-*/history.csv")):
+    while time.monotonic() < deadline and not list(runs.glob("irm-*/runs.sqlite")):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert len(list(runs.iterdir())) == 2, "killed within the second of three runs"
-    done = {p: p.stat().st_mtime_ns for p in runs.glob("erm-*/checkpoints/*.safetensors")}
+    done = {p: p.stat().st_mtime_ns for p in runs.glob("erm-*/jobs/000001/*.safetensors")}
     assert len(done) == 2
     for name in ("killed", "whole"):
         subprocess.run([*command, str(tmp_path / name)], check=True)
@@ -196,7 +196,7 @@ def test_summaries_agree_with_the_history(tmp_path):
     assert gain(plain, decayed).mean == pytest.approx(expected.mean())
     slopes = [100 * (g[g.step >= 5].value.diff().iloc[-1]) for _, g in own.groupby("replica")]
     assert ood_slope(plain, 5).mean == pytest.approx(sum(slopes) / 2)
-    train = history[(history.split == "train") & (history.metric == "loss") & (history.step == 6)]
+    train = history[(history.role == "train") & (history.metric == "loss") & (history.step == 6)]
     assert id_score(plain, "loss").mean == pytest.approx(train.value.mean())
     assert curves(plain, "*", "risk")[0][0] == [1, 2, 3, 4, 5, 6]
     chart, table = show_sweep({1.0: plain, 2.0: decayed}, "x", "c")

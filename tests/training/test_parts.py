@@ -165,7 +165,7 @@ def test_the_summary_shows_every_environment_and_the_worst_of_each_replica():
     plain = result.to_dict()
     assert plain["environments"]["flip-0.9"]["role"] == "test"
     assert plain["environments"]["flip-0.9"]["accuracy"]["values"] == by_replica["flip-0.9"].tolist()
-    assert {"algorithm", "data", "replicas", "worst", "settings", "versions", "seconds"} <= plain.keys()
+    assert {"algorithm", "data", "replicas", "worst", "options", "versions", "seconds"} <= plain.keys()
 
 
 def test_frozen_weights_stay_frozen_even_under_weight_decay():

@@ -80,7 +80,7 @@ def main() -> None:
         for precision in PRECISIONS:
             out = arguments.folder / f"{name}-{precision}"
             if arguments.only_report or name not in arguments.only or precision not in arguments.precisions:
-                if (out / "run.json").exists():
+                if (out / "runs.sqlite").exists():
                     results[name][precision] = TrainingResult.load(out)
                 continue
             results[name][precision] = envariant.train(

@@ -95,7 +95,7 @@ def test_ranges_of_the_study_replace_those_of_the_algorithm():
 
 def test_invalid_range_is_rejected_when_planned():
     for own, message in (
-        ({"coefficient": ["a"]}, "study: ranges of irm: step: after must be a number; got 'a'"),
+        ({"coefficient": ["a"]}, "study: ranges of irm: unknown schedule 'a'"),
         ({"form": ["thirds"]}, "study: ranges of irm: irm: form must be squared or halves or dummies"),
         (
             {"learning_rate": "uniform(-2, -1)"},

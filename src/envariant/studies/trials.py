@@ -101,7 +101,7 @@ class SearchSpace:
     ) -> dict[str, Any]:
         """Sample one trial: a value for every hyperparameter that has a search range.
 
-        Of a schedule, the last value is sampled. Settings in brackets stay, and so do those of the loss as a
+        Of a schedule, the last value is sampled, unless the range lists whole schedules. Settings in brackets stay, and so do those of the loss as a
         whole unless the study has a range for them.
         """
         if not isinstance(suggested.trained, Composition):
@@ -116,6 +116,9 @@ class SearchSpace:
             value = within.sample(_generator(seed, self.label, number, h.name))
             if not isinstance(h.default, Schedule):
                 sampled[h.name] = value
+                continue
+            if isinstance(value, str):
+                sampled[h.name] = str(schedule(value))
                 continue
             usual = schedule(suggested.hyperparameters.get(h.name, h.default))
             if (course := usual.with_final_value(value)) is not None:

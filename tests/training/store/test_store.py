@@ -14,31 +14,12 @@ from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study, begin
 from envariant.studies.selection import Invariance, TrainingValidation, select
 from envariant.studies.study import stored_study
-from envariant.training.execution import SEQUENTIAL
 from envariant.training.history import HistoryRow
-from envariant.training.record import EnvironmentRecord, Record
-from envariant.training.run_spec import RunSpec
 from envariant.training.store import Predictions, RunOutcome
 from envariant.training.store.reader import FILE
+from stored import RECORD
 
 STUDY = Study(("colored-digits",), ("erm", "irm"), n_trials=2, replicas=2)
-RECORD = Record(
-    spec=RunSpec(data="colored-digits", algorithm="erm", steps=5),
-    identity="x",
-    changed=(),
-    defaults="the library's defaults",
-    execution=SEQUENTIAL,
-    task="binary",
-    metric="accuracy",
-    higher_is_better=True,
-    chance=0.5,
-    optimum=None,
-    input_shape=(2, 8, 8),
-    outputs=1,
-    environments=(EnvironmentRecord("a", "train", 8, 0.69), EnvironmentRecord("t", "test", 8, 0.69)),
-    fingerprints={},
-    seeds=(),
-)
 
 
 def rows(run, step, value=0.5):

@@ -22,7 +22,7 @@ class LeaveOneOut(Selection):
     """Trial and step with the best mean score in left-out environments. Gulrajani & Lopez-Paz 2021.
 
     For a test environment t and each other environment v, a run of the same trial with the test environments
-    {t, v} is scored in v. The mean over all v decides.
+    {t, v} is scored in v. The score of a trial and step is the mean over all v.
     """
 
     name: ClassVar[str] = "leave-one-domain-out"
@@ -62,5 +62,5 @@ class LeaveOneOut(Selection):
 
 
 def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
-    """Return what runs with different test environments share: algorithm, trial and step."""
+    """Return algorithm, trial and step, by which runs with different test environments are matched."""
     return row["algorithm"], row["trial"], row["step"]

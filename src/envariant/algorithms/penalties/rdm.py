@@ -42,6 +42,6 @@ class RDM(Penalty):
 
 
 def worst_environment(predicted: PredictedBatch) -> Tensor:
-    """Return a mask `[rows]`, without gradient: 1 for rows of the environment with the largest risk, else 0."""
+    """Return a mask `[rows]` without gradient: 1 in the environment with the largest risk, else 0."""
     worst = predicted.risks.detach().argmax()
     return (predicted.batch.environment_of_rows() == worst).to(predicted.losses.dtype)

@@ -1,7 +1,7 @@
 """Adam as a pure function, for training steps with inner steps. Kingma & Ba 2014, algorithm 1.
 
-The run's optimizer updates all parameters of all replicas in place. Training steps need inner updates, some of
-only a few parameters, and store Adam's moments in their state.
+The run's optimizer updates all parameters of all replicas in place. Training steps need inner updates, some
+for only a few parameters, and store Adam's moments in their state.
 """
 
 from collections.abc import Callable, Iterable, Mapping

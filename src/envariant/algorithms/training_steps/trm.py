@@ -25,7 +25,7 @@ class TRM(TrainingStep):
     """R + (1/E) Σ_Q [P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩], P_Q = Σ_{i≠Q} α_Qi·R_i(w_Q). Xu & Jaakkola 2021.
 
     Every environment Q has a linear head w_Q, fitted by gradient descent on fixed features before each step.
-    P_Q is the weighted risk of w_Q in the other environments; weights α of large risks grow. The last term
+    P_Q is the weighted risk of w_Q in other environments; large risks increase their weights α. The last term
     accounts for the change of the optimal w_Q with the features; the inverse Hessian H_Q⁻¹ is approximated by
     a Neumann series. The first `warm_up` steps are ERM. Featurizer and head have separate Adam optimizers.
     The released code doubles the second term of the series and drops the first; here the series is correct.

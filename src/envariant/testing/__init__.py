@@ -1,6 +1,6 @@
-"""Checks of the library's own test suite, for algorithms and data sources from other packages.
+"""Checks for algorithms and data sources from other packages; the library's tests use them too.
 
-Call them in your tests:
+Call the checks in your tests:
 
     from envariant.testing import check_algorithm, check_source
 
@@ -10,7 +10,7 @@ Call them in your tests:
     def test_my_data():
         check_source(MySource("rows.parquet"))
 
-A check raises an `AssertionError` whose message names the violated property in one sentence.
+A failed check raises an `AssertionError` that names the violated property in one sentence.
 """
 
 from envariant.testing.algorithms import ALGORITHM_CHECKS, check_algorithm, check_training, update

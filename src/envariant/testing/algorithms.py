@@ -1,4 +1,4 @@
-"""Checks of algorithms."""
+"""Checks of the properties that training and studies require of an algorithm."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from envariant.core.tasks import Regression, Task
 from envariant.testing.problem import TASKS, Problem, require
 
 TOLERANCE = 1e-12
-"""Largest rounding difference in float64, relative to the larger of 1 and the largest entry."""
+"""Largest accepted rounding difference in float64, relative to the larger of 1 and the largest entry."""
 
 
 def update(
@@ -31,15 +31,22 @@ def update(
     context: StepContext = START,
     params: Parameters | None = None,
 ) -> dict[str, Tensor]:
-    """Return the gradients of one step from a new state."""
+    """Return the gradients of one step from the initial state.
+
+    Args:
+        algorithm: Algorithm.
+        problem: Batch and network.
+        context: Step number, learning rate and random numbers.
+        params: Parameters by name. Default: parameters of the problem.
+    """
     return _step(algorithm, problem, context, params)[0]
 
 
 def check_algorithm(algorithm: Algorithm | Recipe | Part | str) -> None:
-    """Check that an algorithm does what the engine and studies rely on.
+    """Check that an algorithm has the properties that training and studies require.
 
-    The algorithm is checked on every task that its `init` accepts; see `ALGORITHM_CHECKS` for the properties.
-    It is also trained for a few steps.
+    The algorithm is checked on every task that its `init` accepts, and trained for a few steps.
+    `ALGORITHM_CHECKS` lists the properties.
 
     Args:
         algorithm: Algorithm, part of a composition, recipe or name.
@@ -113,7 +120,7 @@ def check_purity(algorithm: Algorithm, problem: Problem) -> None:
     before = copy.deepcopy(inputs)
     torch.manual_seed(11)
     generator = torch.get_rng_state()
-    # The second call must not see anything that the first one left behind.
+    # The first call must not affect the second.
     first, second = (_step(algorithm, problem, StepContext.at(3), state=state) for _ in range(2))
     require(
         torch.equal(torch.get_rng_state(), generator),
@@ -129,7 +136,7 @@ def check_purity(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_state(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that the state keeps the keys, shapes and dtypes that `init` gives it."""
+    """Check that the state keeps the keys, shapes and dtypes returned by `init`."""
     state = initial = algorithm.init(problem.params, problem.context)
     for step in range(2):
         _, state, _ = _step(algorithm, problem, StepContext.at(step), state=state)
@@ -146,7 +153,7 @@ def check_state(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that a stack of models gets the gradients that each model gets alone."""
+    """Check that stacked models get the same gradients as each model alone."""
     stack = {key: torch.stack([value, 0.3 * value, value.flip(0)]) for key, value in problem.params.items()}
 
     def one(params: Parameters) -> dict[str, Tensor]:
@@ -161,7 +168,7 @@ def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_replicas(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that stacked replicas with their own rows and random numbers get what each gets alone."""
+    """Check that stacked replicas with different rows and seeds get the same gradients as each alone."""
     batch = problem.batch
     other = problem.with_batch([(x.flip(0) + 1, y.flip(0)) for x, y in problem.environments()])
     replicas, contexts = [problem, other], [StepContext.at(4, seed=1), StepContext.at(4, seed=2)]
@@ -188,7 +195,7 @@ def check_stacked_replicas(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_numbers(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that hyperparameters may be tensors that differ between stacked replicas."""
+    """Check that hyperparameters may be tensors with different values for each stacked replica."""
     context, before = StepContext.at(3), numbers(algorithm)
     values = _numbers_at(algorithm, context.step)
     columns = [torch.tensor([v, 0.9 * v], dtype=torch.float64) for v in values]
@@ -208,7 +215,7 @@ def check_numbers(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_recorded_step(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that a step recorded once, with the step number as a tensor, repeats the plain step."""
+    """Check that a recorded step, with the step number as a tensor, gives the same gradients as a call."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     batch, first, later = problem.batch, StepContext.at(0), StepContext.at(3)
@@ -245,7 +252,7 @@ def check_recorded_step(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_declarations(algorithm: Algorithm, problem: Problem) -> None:
-    """Check `needs_features`, `minimum_environments` and `environment_inference` against what a step does."""
+    """Check that `needs_features`, `minimum_environments` and `environment_inference` are correct."""
     if not algorithm.needs_features:
         bare = replace(problem, has_features=False)
         message = f"{algorithm.name}: reads features, so it must declare needs_features"
@@ -282,7 +289,7 @@ def check_declarations(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_identity(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that the identity, by which studies recognize an algorithm, is the same for a copy."""
+    """Check that an algorithm and its copy have the same `identity`, which studies use as a key."""
     del problem
     first, second = (identity(each) for each in (algorithm, copy.deepcopy(algorithm)))
     require(
@@ -301,14 +308,14 @@ ALGORITHM_CHECKS: tuple[Callable[[Algorithm, Problem], None], ...] = (
     check_declarations,
     check_identity,
 )
-"""Properties of every algorithm on a problem with its networks (`Problem.with_networks_of`)."""
+"""Checks of one property each, called with an algorithm and `problem.with_networks_of(algorithm)`."""
 
 
 def check_training(algorithm: Algorithm) -> None:
     """Check that two runs of a few steps with the same seed are bit-identical and finite.
 
     Raises:
-        AssertionError: If they are not, or if the algorithm accepts no task.
+        AssertionError: If the runs differ or diverge, or if the algorithm accepts no task.
     """
     from envariant.training.train import train
 
@@ -328,7 +335,7 @@ def check_training(algorithm: Algorithm) -> None:
 
 
 def _environments(task: Task, count: int) -> EnvironmentSet:
-    """Return noisy data, so that no model predicts all rows correctly."""
+    """Return environments with noisy targets, so that no model predicts all rows correctly."""
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(24 * count, 3)).astype(np.float32)
     scores = inputs + 2 * generator.normal(size=inputs.shape)
@@ -349,7 +356,7 @@ def _step(
     params = problem.params if params is None else params
     state = algorithm.init(params, problem.context) if state is None else state
     if not algorithm.stochastic:
-        # Without a key, drawing a random number raises an error that says what to declare.
+        # Without a key, using random numbers raises an error that asks to declare `stochastic`.
         context = replace(context, key=None)
     return algorithm.gradients(problem, params, problem.batch, state, context)
 

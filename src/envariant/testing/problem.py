@@ -1,4 +1,4 @@
-"""A small batch and network on which algorithms are checked."""
+"""Small batch and network for checks of algorithms."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from envariant.core.environments import EnvironmentBatch
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 TASKS: Mapping[str, Task] = {"binary": Binary(), "multiclass": Multiclass(3), "regression": Regression()}
-"""Tasks on which an algorithm is checked."""
+"""Tasks used in checks, by name."""
 
 
 @final
@@ -41,7 +41,7 @@ class Problem:
 
     @classmethod
     def example(cls, task: Task, environments: int = 3) -> Self:
-        """Return a problem with a given task and number of environments, always with the same numbers."""
+        """Return the fixed example problem for a task and a number of environments."""
         generator = torch.Generator().manual_seed(7)
 
         def sample(*shape: int) -> Tensor:
@@ -69,7 +69,7 @@ class Problem:
 
     @property
     def context(self) -> TrainContext:
-        """Training context that belongs to the batch."""
+        """Fixed facts about the problem, as passed to `Algorithm.init`."""
         return TrainContext(
             tuple(f"environment {e}" for e in range(len(self.batch.sizes))),
             self.batch.sizes,
@@ -102,7 +102,7 @@ class Problem:
         return functional_call(self.own[name], _of_network(params, name), (inputs,))
 
     def with_networks_of(self, algorithm: Algorithm) -> Self:
-        """Return the problem with the network that the algorithm trains and its auxiliary networks."""
+        """Return the problem with an algorithm's wrapped model and auxiliary networks."""
         with torch.random.fork_rng():
             torch.manual_seed(5)
             plain = _Network(3, self.task.outputs).double()
@@ -115,7 +115,11 @@ class Problem:
         return replace(self, own=own, params={**params, **added}, module=module if changed else None)
 
     def with_batch(self, environments: Sequence[tuple[Tensor, Tensor]]) -> Self:
-        """Return the problem with other rows: inputs and targets of each environment."""
+        """Return the problem with other rows.
+
+        Args:
+            environments: Inputs and targets of each environment.
+        """
         inputs, targets = (torch.cat(parts) for parts in zip(*environments, strict=True))
         sizes = tuple(len(x) for x, _ in environments)
         return replace(self, batch=EnvironmentBatch(inputs, targets, sizes, self.task))
@@ -125,7 +129,7 @@ class Problem:
         return list(zip(*map(self.batch.split, (self.batch.inputs, self.batch.targets)), strict=True))
 
     def first(self, environments: int) -> Self:
-        """Return the problem with only the first environments."""
+        """Return the problem with only its first `environments` environments."""
         return self.with_batch(self.environments()[:environments])
 
     def _call_part(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
@@ -135,7 +139,7 @@ class Problem:
 
 @final
 class _Network(nn.Module):
-    """The network of a problem as a module."""
+    """Network of a problem as a PyTorch module."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

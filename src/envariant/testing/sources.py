@@ -1,4 +1,4 @@
-"""Checks of data sources."""
+"""Checks of the properties that training and studies require of a data source."""
 
 import copy
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from envariant.testing.problem import require
 
 
 def check_source(source: EnvironmentSource, seeds: Sequence[int] = (0, 1)) -> None:
-    """Check that a data source does what the engine and studies rely on.
+    """Check that a data source has the properties that training and studies require.
 
     Args:
-        source: Source to check. Its data are loaded several times.
-        seeds: Seeds of the data draws to compare.
+        source: Data source to check. The data are loaded several times.
+        seeds: Seeds passed to `source.sample`.
 
     Raises:
         AssertionError: If a property is violated; the message names it.

@@ -102,7 +102,7 @@ class StoreReader:
         )
 
     def history_rows(self, runs: Sequence[int]) -> list[HistoryRow]:
-        """Return the measured values of some runs; metrics are in the order in which they were first stored."""
+        """Return the measured values of some runs, sorted by run, step and first use of the metric."""
         measured = self._frame(_HISTORY.format(_where(runs)) + "run, step, h.metric")
         measured = measured.astype({"value": float}).rename(columns={"run": "replica"})
         return [HistoryRow(*values) for values in measured[list(COLUMNS)].itertuples(index=False, name=None)]
@@ -134,8 +134,8 @@ class StoreReader:
             "SELECT runs.id AS run, data, test_set, algorithm, trial, replica, state, error, p_value, "
             "j.metric, higher_is_better FROM runs LEFT JOIN jobs j ON j.id = runs.job ORDER BY run"
         )
-        # Measurements are grouped before the join, in the order of the file: a join in SQL takes twice as
-        # long.
+        # Measurements are grouped before the join, in the order of the file: a query that also returns the
+        # texts of the runs takes twice as long.
         measured = [
             self._frame(
                 "SELECT run, :name AS metric, step, "

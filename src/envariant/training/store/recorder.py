@@ -28,8 +28,8 @@ class Recorder:
         store: Store of the job.
         job: Number of the job.
         lock: Acquired lock of the job.
-        compared_in: Function that returns the metric for comparing runs, and whether higher is better. Default:
-            the metric of the task.
+        compared_in: Function that returns the metric for comparing runs, and whether higher is better.
+            Default: the metric of the task.
 
     Attributes:
         record: Record of the job, as first stored. None: the job has not begun.

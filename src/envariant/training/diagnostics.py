@@ -1,7 +1,7 @@
-"""Diagnoses of a run from its measurements: what looks wrong, the evidence, the likely cause and a remedy.
+"""Diagnoses of a run from its measurements: problem, evidence, likely cause and remedy.
 
-Each diagnosis is a pure function of the measured values of one replica; a report says in how many replicas
-it occurred. Diagnoses that use test environments say so: selecting a model by them would be oracle selection.
+Each diagnosis is a pure function of the measured values of one replica. Diagnoses from test environments must
+not be used for model selection, which would be oracle selection; their text mentions this.
 """
 
 import statistics
@@ -14,10 +14,10 @@ from envariant.core.schedules import CAP
 from envariant.training.history import FULL, GRADIENT_RMS, LOSS, OUTPUT_SD, HistoryRow
 from envariant.training.record import Record
 
-# A collapsed model has the loss of a constant prediction, up to this share, and outputs with at most this
-# standard deviation over rows.
+# A model has collapsed if its loss differs from that of a constant prediction by at most this fraction, and
+# the standard deviation of its outputs over rows is at most this large.
 _SAME_LOSS, _FLAT_OUTPUT = 0.01, 0.25
-# A score that exceeds the optimum by this much is not chance.
+# Smallest difference between score and optimum that is reported.
 _MARGIN = 0.02
 # A test score has decayed if it fell by _DECAY from a peak that exceeds chance by _PEAK. Curves are averaged
 # over _WINDOW measurements first, because the peak of a noisy curve is always above its end.
@@ -28,20 +28,20 @@ _FEW_KEPT = 0.01
 
 Curve = Sequence[tuple[int, float]]
 Curves = Mapping[tuple[str, str], Curve]
-"""Curves of one replica: (environment, metric) → (step, value) in order of steps; "*" is the whole batch."""
+"""Curves of one replica: (environment, metric) → (step, value), sorted by step; "*" is the training batch."""
 
 
 @final
 @dataclass(frozen=True)
 class Diagnosis:
-    """Problem of a run, inferred from its measurements.
+    """Possible problem of a run, detected in its measurements.
 
     Attributes:
         name: Name of the diagnosis.
         replicas: Numbers of the affected replicas.
-        evidence: Values in the first affected replica.
-        cause: Usual cause.
-        remedy: Usual remedy.
+        evidence: Measured values of the first affected replica.
+        cause: Likely cause.
+        remedy: Suggested remedy.
     """
 
     name: str
@@ -65,11 +65,11 @@ class _Kind:
 
 
 def diagnose(record: Record, rows: Sequence[HistoryRow]) -> tuple[Diagnosis, ...]:
-    """Return the problems of a run.
+    """Return possible problems of a run.
 
     Args:
         record: Record of the run.
-        rows: Its measurements; those of validation rows and of changed inputs are not used.
+        rows: Measurements of the run. Validation rows and changed inputs are ignored.
     """
     curves: dict[int, dict[tuple[str, str], list[tuple[int, float]]]] = {}
     for row in rows:
@@ -139,7 +139,7 @@ def _decayed(record: Record, curves: Curves) -> str | None:
         ]
         step, peak = max(smooth, key=lambda point: point[1])
         end = smooth[-1][1]
-        # A score that falls from chance, as ERM's may, has no peak to decay from.
+        # A score that falls from chance level, as with ERM, is not a decay after a peak.
         if peak - end > _DECAY and (record.chance is None or peak > record.chance + _PEAK):
             return (
                 f"{record.metric} in test environment '{name}' fell from {peak:.3f} near step {step} to "

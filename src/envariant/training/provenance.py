@@ -14,12 +14,12 @@ _PACKAGES = ("envariant", "torch", "numpy", "scipy", "pandas", "scikit-learn", "
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of every package whose numbers enter a result."""
+    """Return the versions of Python and of all packages that affect results."""
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
-    """Return the system, the processor, its cores, the threads of PyTorch and the accelerator."""
+    """Return system, processor, number of cores and PyTorch threads, device and accelerator."""
     description: dict[str, str | int] = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -33,11 +33,11 @@ def hardware(device: torch.device) -> dict[str, str | int]:
 
 
 def command() -> str:
-    """Return the `envariant` command that started this process; "" under any other program."""
+    """Return the `envariant` command line that started this process; "" for other programs."""
     program, *arguments = sys.argv or [""]
     path = Path(program)
     ours = path.stem == "envariant" or path.parts[-2:] == ("envariant", "__main__.py")
-    # Arguments of other programs may be private, and pages are shared.
+    # Arguments of other programs may be private, and reports are shared.
     return shlex.join(["envariant", *arguments]) if ours else ""
 
 

@@ -148,8 +148,8 @@ class SavedModel:
     def save(self, folder: Path | str) -> None:
         """Store the model in a folder; if interrupted, either the old or the new model can be loaded.
 
-        `model.safetensors` contains the whole model. `model.json` repeats its description for people and other
-        programs, and is not used by `load`.
+        `model.safetensors` contains the whole model. `model.json` repeats its description for people and
+        other programs, and is not used by `load`.
 
         Args:
             folder: Folder to write to, created if missing.
@@ -205,10 +205,11 @@ class SavedModel:
     def predict(self, data: Any, *, encoding: str = "utf-8") -> pd.DataFrame:
         """Return a prediction for every row, with the order and index of the input rows.
 
-        Columns are matched by name, in any order; other columns are ignored. Unknown categories are treated as
-        rare categories, missing values are imputed, and numbers are clipped at ten standard deviations.
-        `resembles` reports unknown categories and missing values. Computation is always in float32. Models
-        trained by ARM predict neighboring rows jointly: keep the rows of an environment together.
+        Columns are matched by name, in any order; other columns are ignored. Unknown categories are treated
+        as rare categories, missing values are imputed, and numbers are clipped at ten standard deviations.
+        `resembles` reports unknown categories, missing values and values outside the training range.
+        Computation is in float32, whatever the precision of training. Models trained by ARM predict
+        neighboring rows jointly: keep the rows of an environment together.
 
         Args:
             data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
@@ -263,8 +264,9 @@ class SavedModel:
 
         The input of the ONNX model is `inputs`, float32 `[rows, width]`, in the order of `encoder.names`. Its
         outputs are `logits` (`[rows]` for two classes, else `[rows, classes]`) and `probabilities`
-        `[rows, classes]`; for a regression, `prediction` `[rows]` in the original unit. The JSON file equals the `model.json` of
-        `save`; its `encoder` lists the imputed value, center, scale and categories of each column.
+        `[rows, classes]`; for a regression, `prediction` `[rows]` in the original unit. The JSON file equals
+        the `model.json` of `save`; its `encoder` lists the imputed value, center, scale and categories of
+        each column.
 
         Args:
             path: File to write, ending in .onnx.

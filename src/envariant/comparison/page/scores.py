@@ -30,7 +30,7 @@ class Drops(PageSection):
     title: ClassVar[str] = "Does the score drop in new environments?"
 
     def render(self) -> tuple[Block, ...]:
-        """Return the figure and the table."""
+        """Return the figure and the table of ERM's scores."""
         hidden = len(self.results.baseline) - _MOST_ROWS
         more = f" {hidden} environments with better ERM scores are not drawn." if hidden > 0 else ""
         caption = (

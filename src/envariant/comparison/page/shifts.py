@@ -22,7 +22,7 @@ class Shifts(PageSection):
     title: ClassVar[str] = "Which kind of shift is it?"
 
     def render(self) -> tuple[Block, ...]:
-        """Return the figure and the table, or a note if there are too few rows."""
+        """Return the figure and the table of shift measures, or a note if there are too few rows."""
         shifts = self.results.data.shifts
         if not shifts:
             return (Block("note", "There are too few rows to measure the shift."),)

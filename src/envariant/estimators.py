@@ -158,7 +158,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         """Return the task, the encoded targets `[rows]`, and the fitted attributes used for prediction."""
 
     def _settings(self, environments: int, *, labeled: bool) -> dict[str, Any]:
-        """Return algorithm, hyperparameters and model for training; ERM if the algorithm lacks environments."""
+        """Return algorithm, hyperparameters and model for training; ERM if `fit` lacks environments."""
         settings: dict[str, Any] = {
             "algorithm": self.algorithm,
             "hyperparameters": dict(self.hyperparameters or {}),
@@ -257,8 +257,8 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
             computed in float64 on the CPU.
         device: Device to train on: "cpu", "cuda" or "auto".
         infer_environments: Whether to infer two environments by EIIL if `fit` receives none: rows that a
-            reference model predicts well, and rows that it predicts poorly. `hyperparameters` may include those of EIIL, such
-            as `reference_steps`. Ignored if the algorithm needs no environments.
+            reference model predicts well, and rows that it predicts poorly. `hyperparameters` may include
+            those of EIIL, such as `reference_steps`. Ignored if the algorithm needs no environments.
         random_state: Seed of initialization and batch order. Default: a new seed for each fit.
         verbose: Whether to show progress.
 

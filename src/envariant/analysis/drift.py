@@ -74,12 +74,12 @@ class ColumnDrift:
 
     @property
     def values_standing(self) -> Standing:
-        """Result for the values: "alike", "within" or "further" (see `Standing`)."""
+        """Comparison of the values: "alike", "within" or "further" (see `Standing`)."""
         return _standing(self.distance, self.between, self.p_value)
 
     @property
     def missing_standing(self) -> Standing:
-        """Result for the share of missing values: "alike", "within" or "further" (see `Standing`)."""
+        """Comparison of the shares of missing values: "alike", "within" or "further" (see `Standing`)."""
         return _standing(abs(self.missing - self.missing_trained), self.missing_between, self.missing_p_value)
 
     @property
@@ -122,8 +122,8 @@ class ColumnDrift:
 class Drift:
     """Comparison of new rows with the training rows in every column.
 
-    A column has drifted (standing "further") if the difference is significant (p < 0.01, Holm-corrected over
-    columns), at least 0.1, and larger than between any training environment and the others. Columns are
+    A column has drifted (`standing` is "further") if the difference is significant (p < 0.01, Holm-corrected
+    over columns), at least 0.1, and larger than between any training environment and the others. Columns are
     compared separately: changes of their joint distribution or of the target are not detected.
 
     Attributes:

@@ -49,7 +49,7 @@ def algorithms(
 
 
 def _lines(description: Any) -> Iterator[str]:
-    """Yield the printed lines of a `catalogue.Description`; it is not imported here, because that is slow."""
+    """Yield the printed lines of a `catalogue.Description`, which is not imported here because it is slow."""
     yield f"{description.name}: {description.summary}"
     for part, kind, formula, remarks in description.parts:
         yield from _wrapped("formula", f"{formula}  ({part}, {kind})")

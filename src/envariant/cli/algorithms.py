@@ -17,14 +17,14 @@ def algorithms(
     markdown: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
-    """List the algorithms, or describe one: formula, parts, requirements, paper, hyperparameters, an example.
+    """List all algorithms, or describe one: formula, parts, requirements, paper, hyperparameters, example.
 
     Parameters
     ----------
     name
-        An algorithm, or a composition such as "vrex + and-mask".
+        Name of an algorithm, or a composition such as "vrex + and-mask".
     markdown
-        Print the page of the documentation.
+        Print the documentation page of all algorithms as Markdown.
     """
     from envariant.algorithms import all_recipes, catalogue, recipe
     from envariant.cli.show import print_json, print_lines
@@ -49,7 +49,7 @@ def algorithms(
 
 
 def _lines(description: Any) -> Iterator[str]:
-    """Return the lines that show a `catalogue.Description`, whose import takes as long as PyTorch's."""
+    """Yield the printed lines of a `catalogue.Description`, which is not imported here because it is slow."""
     yield f"{description.name}: {description.summary}"
     for part, kind, formula, remarks in description.parts:
         yield from _wrapped("formula", f"{formula}  ({part}, {kind})")

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from envariant.cli.options import Json, Switch
 from envariant.core.errors import EnvariantError
 
-# Number of remarks printed unless --check is given.
+# Largest number of remarks printed without --check.
 _REMARKS = 5
 
 
@@ -25,20 +25,20 @@ def predict(
 ) -> None:
     """Predict the rows of a new table, and compare them with the training rows of the model.
 
-    Predictions go to standard output as CSV, remarks to standard error.
+    Predictions are written to standard output as CSV, remarks to standard error.
 
     Parameters
     ----------
     model
         Folder of a saved model.
     new
-        Table to predict: .csv, .tsv, .txt or .parquet. Columns are found by name; others are ignored.
+        Table to predict: .csv, .tsv, .txt or .parquet. Columns are matched by name; others are ignored.
     out
-        File for the predictions, ending in .csv: one row per row of the table, in the same order.
+        CSV file for the predictions, one per row of the table in the order of its rows.
     check
         Print the column-by-column comparison with the training rows instead of predictions.
     onnx
-        File for the network in ONNX format; a .json file of the same name describes its inputs.
+        ONNX file to which the network is exported; a .json file of the same name describes its inputs.
     encoding
         Encoding of a text file.
     """
@@ -80,7 +80,7 @@ def predict(
 
 
 def _print_remarks(drift: Any, *, everything: bool) -> None:
-    """Print on standard error what is notable about the new rows."""
+    """Print the remarks on the new rows to standard error."""
     remarks = list(drift.remarks)
     if not everything:
         if drift.kind == "different":
@@ -92,7 +92,7 @@ def _print_remarks(drift: Any, *, everything: bool) -> None:
 
 
 def _write(predictions: Any, path: Path) -> None:
-    """Write the whole file or nothing."""
+    """Write predictions to a CSV file; if interrupted, an existing file is unchanged."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

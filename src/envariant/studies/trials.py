@@ -101,8 +101,9 @@ class SearchSpace:
     ) -> dict[str, Any]:
         """Sample a value for every hyperparameter that has a search range.
 
-        For a schedule, the final value is sampled, unless the range lists whole schedules. Values in parentheses are fixed. Hyperparameters of the
-        whole loss are fixed unless the study declares a range for them.
+        For a schedule, the final value is sampled, unless the range lists whole schedules. Values in
+        parentheses are fixed. Hyperparameters of the whole loss are fixed unless the study declares a range
+        for them.
         """
         if not isinstance(suggested.trained, Composition):
             return {}

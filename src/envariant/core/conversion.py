@@ -37,8 +37,8 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
     """Convert targets `[rows]` (numbers or words) to numbers, and infer the task if it is None.
 
     Returns:
-        The targets `[rows]`, the task, and the class names. Class names are empty if the task is given and
-        the targets are numbers.
+        The targets `[rows]`, the task, and the class names. Class names are empty for a regression, and for
+        numeric targets with a given task.
 
     Raises:
         EnvariantError: If the values are not valid targets of the task, or fit no task.

@@ -11,8 +11,8 @@ from envariant.core.specs import Spec
 class SpecSource(EnvironmentSource):
     """Base class of environment sources written as `base(setting=value, …)`.
 
-    A subclass is a frozen dataclass whose fields are the settings. Fields that do not change the data, such as
-    the folder of a cache, are declared with `compare=False` and are not settings.
+    A subclass is a frozen dataclass whose fields are the settings. Fields that do not change the data, such
+    as the folder of a cache, are declared with `compare=False` and are not settings.
     """
 
     base: ClassVar[str]

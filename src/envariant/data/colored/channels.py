@@ -22,9 +22,9 @@ CHANNELS = ("red", "green", "blue")
 class ColorChannels(DigitSource):
     """Colored MNIST, protocol thirds, with one environment per color channel.
 
-    Each environment contains all training rows. In "red", the green and blue channels show only background, and
-    likewise for the other colors; "blue" contains no digits. The test environment is that of the protocol, with
-    all channels.
+    Each environment contains all training rows. In "red", the green and blue channels show only background,
+    and likewise for the other colors; "blue" contains no digits. The test environment is that of the
+    protocol, with all channels.
 
     Attributes:
         size: Side of an image in pixels: 28, 14 or 7.

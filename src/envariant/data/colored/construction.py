@@ -49,7 +49,7 @@ def theory(label_noise: float, flip: float) -> Theory:
     """Return exact accuracies and risks by Bayes' rule; given the label, shape and color are independent."""
     q, e = label_noise, flip
     agree = (1 - q) * (1 - e) + q * e
-    # Probability that color and shape agree or differ, with P(y = 1 | s = 1, c = 1) or P(y = 1 | s = 1, c = 0).
+    # P(c = 1 | s = 1) with P(y = 1 | s = 1, c = 1), then P(c = 0 | s = 1) with P(y = 1 | s = 1, c = 0).
     cases = (
         (agree, (1 - q) * (1 - e) / agree if agree else 0.5),
         (1 - agree, (1 - q) * e / (1 - agree) if agree < 1 else 0.5),
@@ -89,8 +89,8 @@ def colored_environment(
     """Return an environment of colored digits, with the attributes digit, shape and color.
 
     Inputs `[rows, 2, height, width]` hold the image (gray values in [0, 1]) in channel c and zeros in the
-    other channel. `shape` is the class s of the digit's shape. The flips are masks of the rows with label noise
-    and with color noise.
+    other channel. `shape` is the class s of the digit's shape. The flips are masks of the rows with label
+    noise and with color noise.
     """
     label = shape ^ flipped_label
     color = label ^ flipped_color
@@ -106,7 +106,7 @@ def grayscale(environment: Environment) -> Environment:
 
 
 def standardized(environment: Environment, mean: float, deviation: float) -> Environment:
-    """Return the environment with standardized RGB inputs; with two color channels, blue is empty."""
+    """Standardize the inputs; two color channels become RGB images with an empty blue channel."""
     inputs = (environment.inputs - mean) / deviation
     if inputs.shape[1] == 2:
         inputs = torch.cat([inputs, torch.zeros_like(inputs[:, :1])], dim=1)

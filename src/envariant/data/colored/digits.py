@@ -1,6 +1,7 @@
 """Colored digits: the construction of Colored MNIST on the 1,797 digits of scikit-learn.
 
-The data set is offline and small, for tests and first experiments: 8×8 images, three environments of 599 rows.
+The data set is small and needs no download: 8×8 images, three environments of 599 rows. It is meant for tests
+and first experiments.
 """
 
 from dataclasses import dataclass

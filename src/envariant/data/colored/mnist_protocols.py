@@ -116,7 +116,7 @@ def _sample_domainbed(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> I
 
 
 def _agreement(flip: float) -> str:
-    """Return DomainBed's name, such as +90%: the share of agreeing color and label, or −90% disagreeing."""
+    """Return DomainBed's name: "+90%" if color and label agree in 90 % of rows, "-90%" if they differ."""
     return f"+{100 - 100 * flip:.6g}%" if flip <= 0.5 else f"-{100 * flip:.6g}%"
 
 

@@ -17,7 +17,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return distinct labels in natural order: numbers by size, then words alphabetically."""
+    """Return the distinct labels, sorted: numbers by size, then words alphabetically."""
 
     def key(text: str) -> tuple[float, str]:
         try:
@@ -34,14 +34,14 @@ _MOST_CLASSES = 20
 
 
 def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task, tuple[str, ...]]:
-    """Convert targets `[rows]`, numbers or words, to numbers; infer the task if it is None.
+    """Convert targets `[rows]` (numbers or words) to numbers, and infer the task if it is None.
 
     Returns:
-        The targets `[rows]`, the task, and the class names; these are empty unless targets are words or the
-        task is inferred.
+        The targets `[rows]`, the task, and the class names. Class names are empty for a regression, and for
+        numeric targets with a given task.
 
     Raises:
-        EnvariantError: If the values are not targets of the task, or of any task.
+        EnvariantError: If the values are not valid targets of the task, or fit no task.
     """
     column = column_of(values, f"{label}: targets")
     different = len(np.unique(column))
@@ -75,7 +75,7 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
     """Convert values to an array of numbers or text, `[rows]`.
 
     Raises:
-        EnvariantError: If there is not exactly one value per row, or one is missing.
+        EnvariantError: If there is not exactly one value per row, or a value is missing.
     """
     import pandas as pd
 
@@ -105,7 +105,7 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
 
 
 def coded(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Return the code of each row's label, and the labels in the order of their codes."""
+    """Return an integer code for the label of each row, and the labels in the order of the codes."""
     distinct, inverse = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in distinct]
     labels = in_order(texts)
@@ -114,7 +114,7 @@ def coded(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
 
 
 def several(names: Sequence[Any]) -> tuple[Any, ...]:
-    """Return one or several names as a tuple; a string is one name."""
+    """Return names as a tuple; a string is a single name."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -129,10 +129,10 @@ def text_of(value: object) -> str:
 
 
 def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
-    """Return all inputs of a dataset, stacked, and its targets.
+    """Return the stacked inputs and the targets of a dataset.
 
     Raises:
-        EnvariantError: If it is empty, or an item is not a pair, or its shape differs from the others.
+        EnvariantError: If the dataset is empty, an item is not a pair, or shapes of inputs differ.
     """
     # Iterating over a PyTorch dataset with a length need not terminate.
     has_length = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
@@ -158,10 +158,10 @@ def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
 
 
 def column_of_table(table: Any, name: str, label: str) -> Any:
-    """Return a column of a table by its name.
+    """Return the column of a table that has a given name.
 
     Raises:
-        EnvariantError: If there is no such column.
+        EnvariantError: If the table has no column of that name.
     """
     known = [str(key) for key in getattr(table, "column_names", None) or table.keys()]
     if name not in known:
@@ -172,7 +172,7 @@ def column_of_table(table: Any, name: str, label: str) -> Any:
 
 
 def _stacked(values: Any) -> Any:
-    """Return a list of tensors as one tensor, and anything else unchanged."""
+    """Stack a list of tensors into one tensor; return other values unchanged."""
     first = values[0] if isinstance(values, list) and values else None
     return torch.stack(values) if isinstance(first, Tensor) else values
 
@@ -197,5 +197,5 @@ def tensor_of(values: Any, what: str) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Return tensors concatenated; a single tensor is returned without a copy."""
+    """Concatenate tensors along a dimension; a single tensor is returned without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)

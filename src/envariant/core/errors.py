@@ -1,7 +1,8 @@
 """User-facing errors.
 
-Every error that a user can fix is an `EnvariantError`: its text names what is wrong, where, and how to fix
-it. The command line prints that text and exits with 2; any other exception is a bug and keeps its traceback.
+Every error that a user can fix is an `EnvariantError`. Its message states the problem, the location and the
+remedy. The command line prints the message and exits with 2; any other exception is a bug and keeps its
+traceback.
 """
 
 import difflib
@@ -12,24 +13,24 @@ from typing import final
 
 @final
 class EnvariantError(Exception):
-    """An input that cannot be used. The message says what is wrong, where, and how to fix it."""
+    """Error in a user input. The message states the problem, the location and the remedy."""
 
 
 @final
 class EnvariantWarning(UserWarning):
-    """A remark on a run that trains, but probably not as intended."""
+    """Warning about a run that works, but probably not as intended."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> EnvariantError:
     """Return the error for an unknown name, with the closest known name as a suggestion.
 
-    Case, blanks, underscores and hyphens do not count: `IRM` and `and_mask` suggest `irm` and `and-mask`.
+    Case, spaces, underscores and hyphens are ignored: `IRM` and `and_mask` suggest `irm` and `and-mask`.
 
     Args:
-        kind: What the name stands for, such as "algorithm".
-        name: The name as the user wrote it.
+        kind: Kind of the named object, such as "algorithm".
+        name: Unknown name, as entered by the user.
         known: All valid names.
-        where: Context that precedes the message, such as "irm(…)"; empty for none.
+        where: Prefix of the message, such as "irm(…)"; empty for none.
     """
     names = sorted(known)
     suggestion = closest_name(name, names)
@@ -51,7 +52,7 @@ def first_line(error: Exception) -> str:
 
 
 def listed(names: Sequence[object], most: int = 5, separator: str = ", ") -> str:
-    """Return names in one line: the first `most`, and an ellipsis if there are more."""
+    """Join the first `most` names in one line, with an ellipsis if there are more."""
     return separator.join(map(str, names[:most])) + (f"{separator}…" if len(names) > most else "")
 
 

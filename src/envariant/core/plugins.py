@@ -1,11 +1,11 @@
-"""Plug-ins: classes that other installed packages register as entry points.
+"""Plug-ins: classes of other installed packages, registered as entry points.
 
-A package names them in its `pyproject.toml`:
+A package registers its classes in its `pyproject.toml`:
 
     [project.entry-points."envariant.models"]
     my-model = "my_package.models:MyModel"
 
-A plug-in is imported when it is named, or when all plug-ins are listed.
+A plug-in is imported when it is used by name, or when all plug-ins are listed.
 """
 
 from collections.abc import Callable, Collection
@@ -21,14 +21,14 @@ T = TypeVar("T")
 @final
 @dataclass(frozen=True)
 class Plugins(Generic[T]):
-    """Dataclasses of one kind that other packages register.
+    """Registry of the plug-ins of one kind; every plug-in is a dataclass of another package.
 
     Attributes:
-        group: The entry-point group.
-        kind: What a plug-in is, such as "model"; used in error messages.
-        base: Class from which every plug-in inherits.
-        requirement: What a plug-in must be, in words.
-        fits: Further condition on the class and the name of its entry point.
+        group: Entry-point group, such as "envariant.models".
+        kind: Kind of plug-in, such as "model", for error messages.
+        base: Required base class of every plug-in.
+        requirement: Description of a valid plug-in, for error messages.
+        fits: Additional condition, a function of the class and the name of the entry point.
     """
 
     group: str
@@ -42,17 +42,17 @@ class Plugins(Generic[T]):
         return tuple(self._entries())
 
     def load(self, name: str) -> type[T]:
-        """Import the plug-in of a name.
+        """Import the plug-in registered under a name.
 
         Raises:
-            EnvariantError: If it cannot be imported, or is not such a class.
+            EnvariantError: If the plug-in cannot be imported, or does not meet `requirement`.
         """
         entry = self._entries()[name]
         where = f"{self.kind} '{name}': {entry.value}"
         try:
             plugin = entry.load()
         except Exception as error:
-            # Importing runs the code of a stranger, which may raise anything.
+            # Importing runs third-party code, which may raise any exception.
             raise EnvariantError(f"{where} cannot be imported: {first_line(error)}") from error
         valid = isinstance(plugin, type) and issubclass(plugin, self.base) and is_dataclass(plugin)
         if not valid or not self.fits(plugin, name):
@@ -63,7 +63,7 @@ class Plugins(Generic[T]):
         """Import all plug-ins, except those with a reserved name.
 
         Returns:
-            The plug-ins by name, and one line for each that failed.
+            The plug-ins by name, and one message for each plug-in that could not be loaded.
         """
         plugins: dict[str, type[T]] = {}
         failures: list[str] = []

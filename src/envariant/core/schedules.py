@@ -1,7 +1,7 @@
 """Schedules: coefficients and learning rates as functions of the step, writable as short strings.
 
-A penalty that acts from the first step finds the constant predictor, whose penalty is zero; a penalty that
-never acts gives ERM. Published compromises are schedules: `step(1, 1e4, at=190)`,
+With a strong penalty from the first step, training ends at the constant predictor, whose penalty is zero;
+without a penalty, it is ERM. Published compromises are schedules: `step(1, 1e4, at=190)`,
 `stages(1, 1e4, 1e6, at=(190, 400))`, `poly(k=1, p=3, after=190)`. Switch points are step numbers, or shares
 of the run's length such as `at=40%`. Values are clipped to ±`CAP`, since an exponential would overflow
 within a few hundred steps.
@@ -18,11 +18,11 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.specs import Percent, Spec
 
 CAP = 1e12
-"""Largest absolute value of a schedule: far above any coefficient in use, and its square fits in float32."""
+"""Largest absolute value of a schedule: above all usual coefficients, and its square fits in float32."""
 
 
 class Schedule(ABC):
-    """Finite value for every step; step t is the number of updates already made, so the first step is 0.
+    """Base class of schedules, functions of the step t, the number of updates already made (from 0).
 
     A subclass is a frozen dataclass with a `name`. Its fields are numbers, tuples of numbers, or switch
     points: step numbers or `Percent` values, listed in `switch_fields`.
@@ -30,33 +30,38 @@ class Schedule(ABC):
 
     name: ClassVar[str]
     switch_fields: ClassVar[tuple[str, ...]] = ()
-    """Names of the fields that hold step numbers."""
+    """Names of the fields for switch points."""
     final_field: ClassVar[str] = ""
-    """Name of the field that holds the last value; "" if the schedule grows without one."""
+    """Name of the field for the last value; "" if the schedule grows without a last value."""
 
     @abstractmethod
     def __call__(self, step: int) -> float:
         """Return the value at `step`, between -CAP and CAP.
 
         Raises:
-            EnvariantError: If a switch point is relative to the run's length; `resolve` it first.
+            EnvariantError: If a switch point is relative to the run's length; `resolve` the schedule first.
         """
 
     @property
     def switch_points(self) -> tuple[int, ...]:
-        """First step of every stage but the first one, in order; raises like a call."""
+        """First step of every stage except the first, in order.
+
+        Raises:
+            EnvariantError: If a switch point is relative to the run's length; `resolve` the schedule first.
+        """
         return tuple(self._step_number(point) for key in self.switch_fields for point in self._numbers(key))
 
     @property
     def is_relative(self) -> bool:
-        """Whether a switch point is a share of the run's length."""
+        """Whether any switch point is a share of the run's length."""
         return any(isinstance(point, Percent) for key in self.switch_fields for point in self._numbers(key))
 
     def resolve(self, steps: int) -> Self:
-        """Return the same schedule with relative switch points as step numbers.
+        """Convert relative switch points to step numbers.
 
         Args:
-            steps: Length of the run in optimizer updates; shares are rounded to the nearest step, halves up.
+            steps: Length of the run in optimizer updates; shares are rounded to the nearest step, with
+                halves rounded up.
 
         Raises:
             EnvariantError: If the resulting step numbers are out of order.
@@ -77,7 +82,7 @@ class Schedule(ABC):
         return dataclasses.replace(cast("Any", self), **changes)
 
     def takes_effect_within(self, steps: int) -> bool:
-        """Return whether a run reaches every stage of the schedule.
+        """Return whether a run of `steps` updates reaches every stage of the schedule.
 
         Example:
             >>> schedule("step(1, 1e4, at=100)").takes_effect_within(100)
@@ -86,7 +91,7 @@ class Schedule(ABC):
         return all(point < steps for point in self.resolve(steps).switch_points)
 
     def with_final_value(self, value: float) -> "Schedule | None":
-        """Return the same schedule with another last value, or None if it grows without a last value."""
+        """Replace the last value; return None if the schedule grows without a last value."""
         changes = {self.final_field: value}
         return dataclasses.replace(cast("Any", self), **changes) if self.final_field else None
 
@@ -127,7 +132,7 @@ class Schedule(ABC):
 @final
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same value at every step."""
+    """Constant schedule: the same value at every step."""
 
     name: ClassVar[str] = "constant"
     final_field: ClassVar[str] = "value"
@@ -143,7 +148,7 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True)
 class Step(Schedule):
-    """`before` until step `at`, `after` from then on: the "anneal" of the IRM and REx code."""
+    """Step schedule: `before` until step `at`, then `after`; the annealing of the IRM and REx code."""
 
     name: ClassVar[str] = "step"
     switch_fields: ClassVar[tuple[str, ...]] = ("at",)
@@ -162,9 +167,9 @@ class Step(Schedule):
 @final
 @dataclass(frozen=True)
 class Stages(Schedule):
-    """`values[i]` from step `at[i-1]` on: any number of stages, one switch point fewer than values.
+    """Piecewise constant schedule: `values[i]` from step `at[i-1]` on; one switch point fewer than values.
 
-    A stage whose relative switch points fall on one step of a short run is skipped.
+    A stage without steps, because its relative switch points coincide in a short run, is skipped.
     """
 
     name: ClassVar[str] = "stages"
@@ -201,9 +206,9 @@ class Stages(Schedule):
 @final
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """Straight line from `start` at step `after` to `end` at step `until`, constant outside them.
+    """Linear schedule from `start` at step `after` to `end` at step `until`, and constant outside.
 
-    A line with relative ends takes at least one step, however short the run.
+    With relative ends, the line takes at least one step even in a short run.
     """
 
     name: ClassVar[str] = "linear"
@@ -243,9 +248,9 @@ class Linear(Schedule):
 @final
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """`before` until step `after`, then k·t^p with t the step itself, clipped to ±`CAP`.
+    """Polynomial schedule: `before` until step `after`, then k·t^p for step t, clipped to ±`CAP`.
 
-    The form of the course report: λ = 1 before the annealing step, k·t^p from it on.
+    The course report uses λ = 1 before the annealing step and k·t^p from that step on.
     """
 
     name: ClassVar[str] = "poly"
@@ -258,7 +263,7 @@ class Polynomial(Schedule):
     def __call__(self, step: int) -> float:
         if step < self._step_number(self.after):
             return self.before
-        # In logarithms nothing overflows before it is clipped; t = 0 with p < 0 counts as the largest value.
+        # Logarithms avoid an overflow before clipping; t = 0 with p < 0 counts as the largest value.
         if step == 0 and self.p != 0:
             return _capped(self.k, math.inf) if self.p < 0 else 0.0
         return _capped(self.k, self.p * math.log(max(step, 1)))
@@ -267,7 +272,7 @@ class Polynomial(Schedule):
 @final
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """`before` until step `after`, then start·factor^(t − after), clipped to ±`CAP`.
+    """Exponential schedule: `before` until step `after`, then start·factor^(t − after), clipped to ±`CAP`.
 
     Without the cap, a factor of 1.1 overflows float32 after about 930 steps.
     """
@@ -295,13 +300,13 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def schedule(value: "Schedule | Spec | str | float") -> Schedule:
-    """Return the schedule that a schedule, a number or a string such as `poly(k=1, p=3, after=40%)` names.
+    """Convert a number or a string such as `poly(k=1, p=3, after=40%)` to a schedule.
 
     Args:
-        value: A schedule, returned as it is; a number, for a constant; or text.
+        value: Schedule (returned unchanged), number (a constant schedule), or string.
 
     Raises:
-        EnvariantError: If the text names no schedule, or a setting is unknown or invalid.
+        EnvariantError: If the schedule or a setting is unknown, or a setting is invalid.
 
     Example:
         >>> schedule("step(1, 1e4, at=190)")(190)

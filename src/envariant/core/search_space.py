@@ -1,7 +1,7 @@
 """Search ranges of hyperparameters, declared in their type annotations.
 
 `coefficient: Annotated[float, LogUniform(1e2, 1e6)] = 1e4` declares type, default and search range together.
-There is no other list of ranges; a study may override them with text that `search_range` reads.
+There is no other list of ranges. A study can override a range with text such as `loguniform(1e2, 1e6)`.
 """
 
 import math
@@ -16,11 +16,11 @@ from envariant.core.errors import EnvariantError
 
 
 class Range(ABC):
-    """Distribution from which a random search samples a hyperparameter."""
+    """Base class of search ranges, the distributions of hyperparameters in a random search."""
 
     @abstractmethod
     def sample(self, generator: np.random.Generator) -> Any:
-        """Return one value, drawn with `generator` alone."""
+        """Sample one value with the given generator."""
 
     def _reject(self, requirement: str, low: float, high: float) -> NoReturn:
         raise EnvariantError(f"{type(self).__name__}: {requirement}; got {low:g}, {high:g}")
@@ -121,14 +121,14 @@ def ranges(cls: type[Any]) -> dict[str, Range]:
 
 
 RANGES: dict[str, type[Range]] = {"uniform": Uniform, "loguniform": LogUniform, "integer": UniformInteger}
-"""Ranges that a study can write as text, by name."""
+"""Range classes by their names in text."""
 
 
 def search_range(declared: object) -> Range:
-    """Return the range that a list of values, or text such as `loguniform(1e2, 1e6)`, declares.
+    """Convert a list of values, or text such as `loguniform(1e2, 1e6)`, to a search range.
 
     Raises:
-        EnvariantError: If it is neither, or the bounds are invalid.
+        EnvariantError: If `declared` is neither a list nor the text of a range, or the bounds are invalid.
     """
     if isinstance(declared, list | tuple):
         values = tuple(cast("list[Any]", declared))

@@ -1,8 +1,8 @@
-"""The text form of named objects with settings, such as `poly(k=1, p=3, after=40%)`.
+"""Specs: named objects with settings as text, such as `poly(k=1, p=3, after=40%)`.
 
 Schedules, models, algorithms and data sets are written this way on the command line, in stored results and
-in Python. Python's own parser reads the arguments, so numbers, strings, tuples and nested calls mean what
-they mean in Python; nothing is ever evaluated.
+in Python. Python's own parser reads the arguments, so numbers, strings, tuples and nested calls have
+the same syntax as in Python; no code is evaluated.
 """
 
 import ast
@@ -27,7 +27,7 @@ _PERCENT = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|%(?=\s*(?:[,)\]]|$
 @final
 @dataclass(frozen=True)
 class Percent:
-    """Share of a whole in percent, from 0 to 100, written `40%`."""
+    """Percentage from 0 to 100, written `40%`."""
 
     value: float
 
@@ -42,7 +42,7 @@ class Percent:
 @final
 @dataclass(frozen=True)
 class Spec:
-    """A name with positional and keyword arguments; arguments may be specs themselves."""
+    """Name with positional and keyword arguments, written `name(1, key=value)`; arguments may be specs."""
 
     name: str
     positional: tuple[Any, ...] = ()
@@ -92,7 +92,7 @@ def parse_value(text: str) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """Return the text that `parse_value` reads back as a number, Boolean, None, string, spec or tuple."""
+    """Convert a number, Boolean, None, string, spec or tuple to text that `parse_value` reads back."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):
@@ -110,13 +110,13 @@ def format_value(value: Any) -> str:
 
 
 def describe(name: str, instance: object, default: object = None, positional: tuple[str, ...] = ()) -> str:
-    """Return the text of a dataclass instance: its name, and the settings that are not the default.
+    """Return a dataclass instance as text: a name, and the settings that differ from the defaults.
 
     Args:
         name: Name of the object.
-        instance: The instance; fields with `compare=False` are no settings.
-        default: Instance with the default settings; None means the defaults of the fields.
-        positional: Fields that are always written, first and without a key.
+        instance: Dataclass instance; fields with `compare=False` are not written.
+        default: Instance with the default settings. None: the defaults of the fields.
+        positional: Names of the fields that are always written, first and without a key.
     """
     changed = {
         f.name: getattr(instance, f.name)
@@ -130,13 +130,13 @@ def describe(name: str, instance: object, default: object = None, positional: tu
 def fill(
     cls: type[Any], spec: Spec, positional: tuple[str, ...] | None = None, hidden: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Match the arguments of a spec with the fields of a dataclass.
+    """Convert the arguments of a spec to keyword arguments of a dataclass.
 
     Args:
-        cls: The dataclass.
-        spec: The arguments.
-        positional: Fields that may be set without a key, in order. None means all fields.
-        hidden: Fields that a spec cannot set.
+        cls: Dataclass to be constructed.
+        spec: Spec with the arguments.
+        positional: Names of the fields that may be set without a key, in order. None: all fields.
+        hidden: Names of the fields that a spec cannot set.
 
     Returns:
         Keyword arguments for `cls`.
@@ -170,7 +170,7 @@ def fill(
 
 
 def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
-    """Build the object of one of the `known` dataclasses that a string such as `mlp(hidden=390)` names.
+    """Build an object of one of the `known` dataclasses from a string such as `mlp(hidden=390)`.
 
     Raises:
         EnvariantError: If the name or one of its settings is unknown, or a value has the wrong type.
@@ -182,9 +182,9 @@ def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
 
 
 def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return settings in the types that the fields of a dataclass declare; an integer may stand for a float.
+    """Convert settings to the declared types of the fields of a dataclass; integers are valid floats.
 
-    Fields whose type is one of this package's own classes are left for that class to check.
+    Settings whose declared type is a class of this package are not checked here; the class checks them.
 
     Raises:
         EnvariantError: If a value has the wrong type; the message begins with `where`.

@@ -1,4 +1,4 @@
-"""Data sources: where environments come from. `source(text)` finds one by its name."""
+"""Data sources, which provide environments; `source(text)` returns a source by its name."""
 
 from importlib import import_module
 from pathlib import Path
@@ -16,10 +16,10 @@ from envariant.data.images.folders import ImageFolders
 from envariant.data.images.wilds import MetadataImages, Wilds
 
 ENTRY_POINTS = "envariant.data"
-"""Entry-point group of sources from other packages: `name = "module:Class"`.
+"""Entry-point group of data sources from other packages: `name = "module:Class"`.
 
-The class is an `EnvironmentSource` and a frozen dataclass, its `name` reads back to an equal source:
-`name(setting=value, …)`. `SpecSource` provides that.
+The class must be an `EnvironmentSource` and a frozen dataclass. Its `name`, such as `name(setting=value, …)`,
+must be the text of an equal source; the base class `SpecSource` ensures this.
 """
 
 PLUGINS = Plugins[EnvironmentSource](
@@ -55,18 +55,18 @@ SOURCES: dict[str, tuple[str, str]] = {
     ),
     "wilds": ("images.wilds:Wilds", "An image data set of WILDS in its own folder."),
 }
-"""Class (imported when it is used) and description of every source, by name."""
+"""Class (imported at first use) and description of every source, by name."""
 
 colored_mnist = ColoredMNIST
 colored_digits = ColoredDigits
 
 
 def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
-    """Return the source that a string such as `colored-mnist:irm(label_noise=0.1)` names.
+    """Return the source specified by a string such as `colored-mnist:irm(label_noise=0.1)`.
 
     Args:
-        text: A name, optionally a protocol after a colon, and settings in parentheses.
-        folder: Folder of the MNIST files; None finds or fetches them.
+        text: Name, optional protocol after a colon, and settings in parentheses.
+        folder: Folder of the MNIST files. Default: search the cache, or download them.
 
     Raises:
         EnvariantError: If the source, its protocol or a setting is unknown or invalid, or a plug-in cannot be
@@ -89,7 +89,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
 
 
 def installed_sources() -> tuple[dict[str, type[EnvironmentSource]], tuple[str, ...]]:
-    """Return the source classes that other packages register, by name, and a line for each that failed."""
+    """Return the source classes of plug-ins by name, and a message for each plug-in that failed to load."""
     return PLUGINS.load_all(SOURCES)
 
 

@@ -1,4 +1,4 @@
-"""Sources that are written as text: a name with settings in parentheses."""
+"""Base class of data sources written as text, a name with settings in parentheses."""
 
 from pathlib import Path
 from typing import ClassVar, Self
@@ -9,20 +9,24 @@ from envariant.core.specs import Spec
 
 
 class SpecSource(EnvironmentSource):
-    """Environment source written `base(setting=value, …)`.
+    """Base class of environment sources written as `base(setting=value, …)`.
 
-    A subclass is a frozen dataclass. Its fields are the settings, except those with `compare=False`, such as
-    the folder of a cache, which do not change the data.
+    A subclass is a frozen dataclass whose fields are the settings. Fields that do not change the data, such
+    as the folder of a cache, are declared with `compare=False` and are not settings.
     """
 
     base: ClassVar[str]
-    """Name under which the source is registered."""
+    """Registered name of the source."""
     positional: ClassVar[tuple[str, ...]] = ()
-    """Fields that are always written, first and without a key."""
+    """Names of the fields that are always written, first and without a key."""
 
     @classmethod
     def from_spec(cls, spec: Spec, folder: Path | None = None) -> Self:
-        """Build the source that a text names; `folder` holds the MNIST files, None finds or fetches them.
+        """Build a source from its spec.
+
+        Args:
+            spec: Name and settings of the source.
+            folder: Folder of the MNIST files. Default: search the cache, or download them.
 
         Raises:
             EnvariantError: If a setting is unknown or invalid.

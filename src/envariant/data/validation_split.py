@@ -1,6 +1,6 @@
 """Training-domain validation: a share of the rows of every training environment is held out.
 
-The held-out rows become environments in the role "validation".
+The held-out rows become validation environments.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,12 +20,12 @@ SUFFIX = " (held-out rows)"
 @final
 @dataclass(frozen=True)
 class ValidationSplit(EnvironmentSource):
-    """Source with a validation split of every training environment; each data draw splits differently.
+    """Source with a validation split of every training environment; every seed gives another split.
 
     Attributes:
         source: Source of the data.
         share: Share of the rows of every training environment to hold out, between 0 and 1 (exclusive).
-        test: Names of the test environments, which are not split; None means the default of the data.
+        test: Names of the test environments, which are not split. Default: those of the data.
     """
 
     source: EnvironmentSource
@@ -54,7 +54,7 @@ class ValidationSplit(EnvironmentSource):
     def sample(self, seed: int) -> EnvironmentSet:
         environments = self.source.sample(seed)
         roles = environments.roles(self.test)
-        # Another random stream than that of the data, which starts with the seed itself.
+        # The random stream differs from that of the data, which starts with the seed itself.
         generator = torch.Generator().manual_seed(seed ^ 0x5EED)
         parts: list[Environment] = []
         for environment in environments.environments:

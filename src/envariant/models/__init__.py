@@ -1,4 +1,4 @@
-"""Networks: frozen descriptions that build a featurizer and a head for given input and output shapes."""
+"""Models: frozen descriptions that build networks for given input and output shapes."""
 
 from envariant.core import specs
 from envariant.core.errors import unknown_name
@@ -13,7 +13,7 @@ from envariant.models.timm import Timm
 ENTRY_POINTS = "envariant.models"
 """Entry-point group of models from other packages: `name = "module:Class"`.
 
-The class is a `ModelConfig` and a frozen dataclass with that `name`; its fields are the settings.
+The class must be a `ModelConfig` and a frozen dataclass with the same `name`; its fields are the settings.
 """
 PLUGINS = Plugins[ModelConfig](
     ENTRY_POINTS,
@@ -27,7 +27,7 @@ MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in (Linear, MLP, L
 
 
 def model_config(text: str) -> ModelConfig:
-    """Return the model description that a string such as `mlp(hidden=390)` names.
+    """Return the model description specified by a string such as `mlp(hidden=390)`.
 
     Raises:
         EnvariantError: If the model or a setting is unknown or invalid, or a plug-in cannot be imported.
@@ -41,7 +41,7 @@ def model_config(text: str) -> ModelConfig:
 
 
 def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:
-    """Return the model classes that other packages register, by name, and a line for each that failed."""
+    """Return the model classes of plug-ins by name, and a message for each plug-in that failed to load."""
     return PLUGINS.load_all(MODELS)
 
 

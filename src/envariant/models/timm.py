@@ -1,6 +1,6 @@
 """Image networks of timm (PyTorch Image Models, Wightman 2019) as featurizers, with a linear head.
 
-timm is imported only when such a network is built: `pip install 'envariant[vision]'`.
+timm is imported only when a timm network is built: `pip install 'envariant[vision]'`.
 """
 
 import difflib
@@ -19,13 +19,13 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 @final
 @dataclass(frozen=True)
 class Timm(ModelConfig):
-    """Network of timm without its classifier, followed by a linear layer.
+    """Image network of timm with its classifier replaced by a linear layer.
 
-    Networks with a fixed input size are built for the size of the images.
+    Architectures with a fixed input size are built for the size of the images.
 
     Attributes:
-        architecture: Name in timm, in quotes if it contains a dot.
-        pretrained: Whether to start with pretrained weights, which timm downloads or takes from its cache.
+        architecture: Name of the architecture in timm, in quotes if it contains a dot.
+        pretrained: Whether to start from pretrained weights, which timm downloads or reads from its cache.
     """
 
     name: ClassVar[str] = "timm"
@@ -40,8 +40,8 @@ class Timm(ModelConfig):
         backbone = self._backbone(_timm(), input_shape)
         try:
             with torch.no_grad():
-                # Measured, because `num_features` of timm is not always the output width. In evaluation
-                # mode, so that running statistics stay as they are.
+                # Measured, because `num_features` of timm is not always the output width. Evaluation mode
+                # leaves running statistics unchanged.
                 features = backbone.eval()(torch.zeros(1, *input_shape))
         except Exception as error:
             problem = f"cannot take inputs of shape {tuple(input_shape)} ({first_line(error)})"
@@ -52,7 +52,7 @@ class Timm(ModelConfig):
         if not timm.is_model(self.architecture):
             names: list[str] = timm.list_models()
             similar = difflib.get_close_matches(self.architecture, names, n=5, cutoff=0.5)
-            # A few of more than a thousand.
+            # Only five of more than a thousand names.
             raise unknown_name("timm architecture", self.architecture, similar or names[:5], where="timm")
         config = timm.get_pretrained_cfg(self.architecture)
         fixed = {"img_size": tuple(input_shape[1:])} if getattr(config, "fixed_input_size", False) else {}

@@ -1,7 +1,7 @@
 """Colored MNIST with the color channels of its images as environments, as in the course report.
 
-The channels of an image are not environments it could come from, and a relation common to all channels need
-not hold where the colors are swapped. The data set is here to reproduce the report.
+The channels of an image are not environments in the usual sense: a relation common to all channels need not
+hold if the colors are swapped. The data set exists to reproduce the report.
 """
 
 from dataclasses import dataclass, field
@@ -22,12 +22,13 @@ CHANNELS = ("red", "green", "blue")
 class ColorChannels(DigitSource):
     """Colored MNIST, protocol thirds, with one environment per color channel.
 
-    Each environment holds all training rows; in "red" the other channels show only their background, and so
-    on. Blue is empty. The test environment is that of the protocol, with all channels.
+    Each environment contains all training rows. In "red", the green and blue channels show only background,
+    and likewise for the other colors; "blue" contains no digits. The test environment is that of the
+    protocol, with all channels.
 
     Attributes:
         size: Side of an image in pixels: 28, 14 or 7.
-        folder: Folder of the MNIST files; None finds or fetches them.
+        folder: Folder of the MNIST files. Default: search the cache, or download them.
     """
 
     base: ClassVar[str] = "colored-mnist-channels"

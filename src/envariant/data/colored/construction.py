@@ -1,4 +1,4 @@
-"""The construction of colored digits: noisy labels from shapes, misleading colors from labels.
+"""Construction of colored digits: noisy labels from shapes, misleading colors from labels.
 
 A digit's shape gives the class s (its group of five digits). The label is y = s ⊕ Bern(label noise), the
 color c = y ⊕ Bern(flip), and c is the channel that holds the digit. Within an environment the color may
@@ -35,8 +35,8 @@ class Theory:
     Attributes:
         shape_only: Accuracy of the best classifier that uses only the shape, 1 − label noise.
         color_only: Accuracy of predicting the color, 1 − flip.
-        bayes: Accuracy of the best classifier of this environment that uses both.
-        bayes_risk: Its risk in nats, the entropy of the label given shape and color.
+        bayes: Accuracy of the Bayes classifier of this environment, which uses shape and color.
+        bayes_risk: Risk of the Bayes classifier in nats, the entropy of the label given shape and color.
     """
 
     shape_only: float
@@ -46,10 +46,10 @@ class Theory:
 
 
 def theory(label_noise: float, flip: float) -> Theory:
-    """Return the closed forms by Bayes' rule; given the label, shape and color are independent."""
+    """Return exact accuracies and risks by Bayes' rule; given the label, shape and color are independent."""
     q, e = label_noise, flip
     agree = (1 - q) * (1 - e) + q * e
-    # P(y = 1 | s = 1, c = 1) and P(y = 1 | s = 1, c = 0), each with the probability of its case.
+    # P(c = 1 | s = 1) with P(y = 1 | s = 1, c = 1), then P(c = 0 | s = 1) with P(y = 1 | s = 1, c = 0).
     cases = (
         (agree, (1 - q) * (1 - e) / agree if agree else 0.5),
         (1 - agree, (1 - q) * e / (1 - agree) if agree < 1 else 0.5),
@@ -72,7 +72,7 @@ def names(
 ) -> list[str]:
     """Return a name for every environment, such as `flip-0.2`.
 
-    A test environment with the flip of a training environment is named `test-flip-0.2`.
+    If a test environment has the same flip as a training environment, it is named `test-flip-0.2`.
     """
     return [*map(name, train), *(f"{'test-' if flip in train else ''}{name(flip)}" for flip in test)]
 
@@ -89,7 +89,8 @@ def colored_environment(
     """Return an environment of colored digits, with the attributes digit, shape and color.
 
     Inputs `[rows, 2, height, width]` hold the image (gray values in [0, 1]) in channel c and zeros in the
-    other. `shape` is the class s that the shape gives; the flips say where label noise and color noise act.
+    other channel. `shape` is the class s of the digit's shape. The flips are masks of the rows with label
+    noise and with color noise.
     """
     label = shape ^ flipped_label
     color = label ^ flipped_color
@@ -100,12 +101,12 @@ def colored_environment(
 
 
 def grayscale(environment: Environment) -> Environment:
-    """Return the same rows with the color channels added up: the data of the grayscale oracle."""
+    """Return the environment with summed color channels, the data of the grayscale oracle."""
     return _with_inputs(environment, environment.inputs.sum(dim=1, keepdim=True))
 
 
 def standardized(environment: Environment, mean: float, deviation: float) -> Environment:
-    """Return the same rows standardized; two colors become RGB images with an empty blue channel."""
+    """Standardize the inputs; two color channels become RGB images with an empty blue channel."""
     inputs = (environment.inputs - mean) / deviation
     if inputs.shape[1] == 2:
         inputs = torch.cat([inputs, torch.zeros_like(inputs[:, :1])], dim=1)
@@ -117,12 +118,12 @@ def _with_inputs(environment: Environment, inputs: Tensor) -> Environment:
 
 
 def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return uniforms in [0, 1) for label noise, then for colors, in the order of the IRM code."""
+    """Return uniform numbers in [0, 1) for label noise and for colors, in the order of the IRM code."""
     return torch.rand(rows, generator=generator), torch.rand(rows, generator=generator)
 
 
 def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
-    """Return every k-th row and column of images, `size` each, as float32 in [0, 1]; `most` becomes 1."""
+    """Downsample images to `size` × `size` by taking every k-th row and column; divide them by `most`."""
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
 
@@ -130,16 +131,16 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
 @final
 @dataclass(frozen=True)
 class Facts:
-    """Measured shares of one sampled environment, with their theoretical counterparts.
+    """Measured shares of one sampled environment, and the exact accuracies and risks.
 
     Attributes:
         environment: Name of the environment.
-        role: Its default role, "train" or "test".
+        role: Default role of the environment, "train" or "test".
         rows: Number of rows.
         label_one: Share of rows with label 1.
-        color_agreement: Share of rows whose label equals the color.
-        shape_agreement: Share of rows whose label equals the shape's class.
-        theory: Exact accuracies and risks.
+        color_agreement: Share of rows with label equal to the color.
+        shape_agreement: Share of rows with label equal to the class of the shape.
+        theory: Exact accuracies and risks of the environment.
     """
 
     environment: str
@@ -152,7 +153,7 @@ class Facts:
 
 
 class DigitSource(SpecSource):
-    """Source made of digits, written `base:protocol(setting=value, …)` or `base-grayscale(…)`."""
+    """Base class of digit sources, written as `base:protocol(setting=value, …)` or `base-grayscale(…)`."""
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
@@ -175,13 +176,13 @@ class DigitSource(SpecSource):
 
 @dataclass(frozen=True, kw_only=True)
 class ColoredSource(DigitSource):
-    """Source of colored digits; every data draw shuffles, relabels and recolors the digits.
+    """Base class of colored-digit sources; every seed gives another shuffle, label noise and colors.
 
     Attributes:
-        label_noise: Probability that the label differs from the shape's class.
+        label_noise: Probability that the label differs from the class of the shape.
         train_flips: Probability that the color differs from the label, for each training environment.
-        test_flips: The same for each default test environment.
-        gray: Whether to add the color channels up, as the grayscale oracle sees the data.
+        test_flips: Probability that the color differs from the label, for each default test environment.
+        gray: Whether to sum the color channels, as for the grayscale oracle.
     """
 
     label_noise: float = 0.25
@@ -216,7 +217,7 @@ class ColoredSource(DigitSource):
         """Return the environments of one data draw, in the order of `flips`.
 
         Raises:
-            EnvariantError: If the digits cannot be found or fetched.
+            EnvariantError: If the digits are not found and cannot be downloaded.
         """
 
     def sample(self, seed: int) -> EnvironmentSet:
@@ -234,15 +235,15 @@ class ColoredSource(DigitSource):
         uniforms: tuple[Tensor, Tensor],
         group: Callable[[Tensor], Tensor] = lambda number: number < 5,
     ) -> Environment:
-        """Return one environment.
+        """Build one environment from gray images and random numbers.
 
         Args:
             name: Name of the environment.
             images: Gray values in [0, 1], `[rows, height, width]`.
-            digits: The digits, `[rows]`.
+            digits: Digit of each image, 0 to 9, `[rows]`.
             flip: Probability that the color differs from the label.
-            uniforms: Numbers in [0, 1) that decide on label noise and on colors, `[rows]` each.
-            group: Function from digits to the class that the shape gives.
+            uniforms: Uniform numbers in [0, 1) for label noise and for colors, `[rows]` each.
+            group: Function from digits to the class of the shape.
         """
         number = torch.from_numpy(digits.astype(np.int64))
         noise, color = uniforms
@@ -257,7 +258,7 @@ class ColoredSource(DigitSource):
         return grayscale(environment) if self.gray else environment
 
     def facts(self, sample: EnvironmentSet) -> Sequence[Facts]:
-        """Return measured and theoretical shares of every environment."""
+        """Return the measured shares and exact accuracies of every environment."""
 
         def share(agrees: Tensor) -> float:
             return float(agrees.double().mean())

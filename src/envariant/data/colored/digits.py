@@ -1,6 +1,7 @@
-"""Colored digits: the construction of Colored MNIST on the 1,797 digits that scikit-learn ships.
+"""Colored digits: the construction of Colored MNIST on the 1,797 digits of scikit-learn.
 
-Offline and tiny, for tests and first experiments: 8×8 images, three environments of 599 rows.
+The data set is small and needs no download: 8×8 images, three environments of 599 rows. It is meant for tests
+and first experiments.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from envariant.data.colored import construction
 @final
 @dataclass(frozen=True)
 class ColoredDigits(construction.ColoredSource):
-    """Colored digits: settings as in `ColoredSource`."""
+    """Colored digits of scikit-learn; the settings are those of `ColoredSource`."""
 
     base: ClassVar[str] = "colored-digits"
 
@@ -53,9 +54,9 @@ class ColoredDigits(construction.ColoredSource):
 
 
 def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return scikit-learn's digits: images `[1797, 8, 8]` with values from 0 to 16, and the digits `[1797]`.
+    """Return images `[1797, 8, 8]` with values from 0 to 16, and their digits `[1797]`, of scikit-learn.
 
-    They are read from its data file, because importing scikit-learn takes a second.
+    They are read from the data file directly, because importing scikit-learn takes a second.
     """
     package = find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or []:

@@ -1,9 +1,10 @@
 """Colored MNIST on the original digits, in the three protocols of the literature.
 
-`irm` is the IRM paper's program (and REx's and Fishr's): 25,000 + 25,000 training rows and 10,000 test
-rows of 2×14×14. `domainbed` cuts all 70,000 digits into three environments of 2×28×28. `thirds` takes
-three blocks of 20,000 in file order as standardized 28×28 RGB, as many course projects do. Sampling uses
-each program's order of random numbers, so that samples are bit-identical to those of the program.
+`irm` is the protocol of the IRM, REx and Fishr code: 25,000 + 25,000 training rows and 10,000 test rows of
+2×14×14, all from the MNIST training file. `domainbed` splits all 70,000 digits into three environments of
+2×28×28. `thirds` uses three blocks of 20,000 rows in file order as standardized 28×28 RGB images, as many
+course projects do. Random numbers are generated in the order of the published code, so samples are
+bit-identical to those of that code.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,16 +28,17 @@ from envariant.data.colored.construction import Flips
 @final
 @dataclass(frozen=True)
 class ColoredMNIST(construction.ColoredSource):
-    """Colored MNIST. In protocol irm every test environment holds all 10,000 test digits.
+    """Colored MNIST on the original digits, in protocol "irm", "domainbed" or "thirds".
 
-    In the other protocols, test environments share the digits with the training environments. Further
-    settings as in `ColoredSource`; without `train_flips`, those of the protocol are used.
+    In protocol "irm", all test environments use the same 10,000 images: rows 50,000–59,999 of the MNIST
+    *training* file. In the other protocols, every environment has different images. The other settings are
+    those of `ColoredSource`; the default of `train_flips` depends on the protocol.
 
     Attributes:
         protocol: "irm", "domainbed" or "thirds".
-        size: Side of an image in pixels: 28, 14 or 7; every k-th row and column is kept. None means the
-            size of the protocol.
-        folder: Folder of the MNIST files; None finds or fetches them.
+        size: Side of an image in pixels: 28, 14 or 7; smaller images use every k-th row and column.
+            Default: the size of the protocol.
+        folder: Folder of the MNIST files. Default: search the cache, or download them.
     """
 
     base: ClassVar[str] = "colored-mnist"
@@ -68,13 +70,17 @@ class ColoredMNIST(construction.ColoredSource):
     def drawn(
         self, name: str, images: np.ndarray, labels: np.ndarray, flip: float, generator: torch.Generator
     ) -> Environment:
-        """Return one environment of MNIST images, with random numbers of a torch generator."""
+        """Build one environment from MNIST images, with random numbers from a torch generator."""
         gray = construction.downsampled(images, self.size or 28)
         return self.colored(name, gray, labels, flip, construction.uniforms(len(images), generator))
 
 
 def check_size(where: str, size: int | None) -> None:
-    """Raise an `EnvariantError` if MNIST images cannot be downsampled to a size."""
+    """Check that MNIST images can be downsampled to a size.
+
+    Raises:
+        EnvariantError: If the size is not 28, 14 or 7.
+    """
     if size not in (28, 14, 7):
         raise EnvariantError(f"{where}: size must be 28, 14 or 7; got {size}")
 
@@ -86,7 +92,7 @@ def _digits(folder: Path | None) -> mnist.MNIST:
 
 
 def _sample_irm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:
-    """Shuffle the first 50,000 digits with NumPy's legacy generator and draw colors with torch (IRM code)."""
+    """Shuffle the first 50,000 digits with NumPy's legacy generator; sample colors with torch (IRM code)."""
     order = np.random.RandomState(seed).permutation(50_000)
     generator = torch.Generator().manual_seed(seed)
     parts = len(source.train_flips)
@@ -110,12 +116,12 @@ def _sample_domainbed(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> I
 
 
 def _agreement(flip: float) -> str:
-    """Return DomainBed's name: how often color and label agree, with a minus if they mostly disagree."""
+    """Return DomainBed's name: "+90%" if color and label agree in 90 % of rows, "-90%" if they differ."""
     return f"+{100 - 100 * flip:.6g}%" if flip <= 0.5 else f"-{100 * flip:.6g}%"
 
 
 def _sample_thirds(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:
-    """Take blocks in file order; two NumPy uniforms per row decide on the label and then on the color."""
+    """Split the digits into blocks in file order; use two NumPy uniforms per row for label and color."""
     uniforms = torch.from_numpy(np.random.RandomState(seed).random_sample((60_000, 2)))
     names = [f"train{i + 1}" for i in range(len(source.train_flips))]
     test = len(source.test_flips)
@@ -130,7 +136,7 @@ def _sample_thirds(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iter
 
 
 def _irm_settings(algorithm: str, gray: bool) -> DefaultSettings:
-    """Return the settings of the IRM and REx papers; for other algorithms, those of ERM."""
+    """Return the settings of the IRM and REx papers; other algorithms get the settings of ERM."""
     paper = published.protocol("colored_mnist_irm")
     eiil = paper["eiil_settings"]
     coefficient = Step(1.0, paper["penalty_weight"], at=paper["anneal_steps"])
@@ -138,9 +144,9 @@ def _irm_settings(algorithm: str, gray: bool) -> DefaultSettings:
         "irm": {"l2": paper["l2"]},
         # The REx code's objective: the sum of the risks plus c·(R_1 − R_2)².
         "vrex": {"l2": paper["l2"], "pairwise": True, "risk_aggregator": "sum"},
-        # R_1 + R_2 + c|R_1 − R_2| is twice R̄ + c(max − R̄), so the l2 term is halved as well.
+        # R_1 + R_2 + c|R_1 − R_2| is twice R̄ + c(max − R̄), so the l2 term is halved.
         "mm-rex": {"l2": paper["l2"] / 2},
-        # The Fishr code on these data: variances of the current batch alone, their distances summed.
+        # The Fishr code for these data: variances of the current batch only, and summed distances.
         "fishr": {"l2": paper["l2"], "memory": 0.0, "summed": True},
         "eiil": {"l2": paper["l2"], "coefficient": replace(coefficient, after=eiil["penalty_weight"])},
     }
@@ -166,7 +172,7 @@ def _irm_settings(algorithm: str, gray: bool) -> DefaultSettings:
 
 def _rfc_settings(algorithm: str) -> DefaultSettings | None:
     # The code lists five weights and up to six lengths of the first stage; these are the middle weight, and
-    # the length of its figure. Its penalties are sums over environments, ours are means.
+    # the length in its figure. Its penalties are sums over environments; those of Envariant are means.
     rfc = published.protocol("colored_mnist_rfc")
     weights = {"sd": (2 * 100.0, 250), "iga": (1e4, 250), "clove": (2 * 1e4, 200)}
     if algorithm not in weights:

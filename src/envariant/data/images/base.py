@@ -1,4 +1,4 @@
-"""Base class of image sources: listing, sampling and identity; subclasses find the files.
+"""Base class of image sources; subclasses list the image files of every environment.
 
 Reading images takes minutes, so names are checked before any image is read.
 """
@@ -29,7 +29,7 @@ from envariant.data.images.reading import shown, some
 @final
 @dataclass(frozen=True, eq=False)
 class ImageGroup:
-    """The image files of one environment: paths relative to the root, and the number of each file's class."""
+    """Image files of one environment: paths relative to the root, and class numbers."""
 
     name: str
     files: Sequence[str]
@@ -39,13 +39,14 @@ class ImageGroup:
 @final
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The image files of a source by environment, before any of them is read.
+    """List of the image files of a source, grouped by environment.
 
     Attributes:
+        groups: Image files of each environment.
         classes: Names of the classes, in the order of their numbers.
         test: Names of the default test environments.
-        validation: Names of the environments that are evaluated but not trained on.
-        remarks: One line for every kind of skipped file.
+        validation: Names of the validation environments.
+        remarks: Lines for the preprocessing log, one for each reason to skip files.
     """
 
     groups: tuple[ImageGroup, ...]
@@ -57,7 +58,7 @@ class Listing:
 
 @final
 class _Shared:
-    """Weak reference to the last sample, so that replicas train on one copy of the rows."""
+    """Weak reference to the last sample, so that all replicas use one copy of the rows."""
 
     def __init__(self) -> None:
         self._last: weakref.ref[EnvironmentSet] | None = None
@@ -70,26 +71,26 @@ class _Shared:
         return environments
 
     def __reduce__(self) -> tuple[type["_Shared"], tuple[()]]:
-        # Another process makes its own sample.
+        # Every process reads the images separately.
         return _Shared, ()
 
 
 @dataclass(frozen=True)
 class ImageSource(SpecSource):
-    """Source of image files under a folder, written `base('folder', size=64, …)`.
+    """Base class of image sources, written as `base('folder', size=64, …)`.
 
-    Images are converted to RGB and resized to a square, bilinearly. Much larger JPEGs are first decoded at a
-    reduced scale of at least twice the size. Transparency is dropped, 16 bits become 8, and EXIF orientation
-    is ignored, as in DomainBed.
+    Images are converted to RGB and resized bilinearly to a square. Much larger JPEGs are first decoded at a
+    reduced scale of at least twice the size. Transparency is dropped, 16-bit values are converted to 8 bits,
+    and EXIF orientation is ignored, as in DomainBed.
 
     Attributes:
         root: Folder of the images; stored as an absolute path.
         size: Side of an image in pixels.
         test: Names of the default test environments.
-        normalize: Whether to standardize pixels with ImageNet's mean and standard deviation by channel; else
-            they lie between 0 and 1.
-        workers: Number of threads that read images; None means one per available processor.
-        cache: Folder of the cache; None means the variable `ENVARIANT_CACHE`, else the system's cache folder.
+        normalize: Whether to standardize pixels with ImageNet's mean and standard deviation of each channel;
+            otherwise pixels lie in [0, 1].
+        workers: Number of threads for reading images. Default: one per available processor.
+        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("root",)
@@ -114,7 +115,7 @@ class ImageSource(SpecSource):
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
-        # A single name is typed as a word, several as a tuple; a year is a name here, not a number.
+        # A single name is written as a word, several as a tuple; a year is a name here, not a number.
         test = spec.keywords.get("test", ())
         names = tuple(map(str, test if isinstance(test, tuple) else (test,)))
         return super().from_spec(specs.Spec(spec.name, spec.positional, {**spec.keywords, "test": names}))
@@ -125,7 +126,7 @@ class ImageSource(SpecSource):
         return self._identity[0]
 
     def _content(self) -> str:
-        # File times and the folder do not count, so that a copy elsewhere has the same identity.
+        # File times and the folder are ignored, so that a copied folder has the same identity.
         listing = self.listing()
         settings = (self.size, self.normalize, self.test or listing.test, listing.validation, listing.classes)
         digest = hashlib.blake2b(repr(settings).encode("utf-8", "surrogateescape"), digest_size=16)
@@ -138,10 +139,14 @@ class ImageSource(SpecSource):
 
     @abstractmethod
     def listing(self) -> Listing:
-        """List the image files; raise an `EnvariantError` that states the layout if it is another."""
+        """List the image files of every environment.
+
+        Raises:
+            EnvariantError: If the folder does not have the expected layout.
+        """
 
     def preprocessing_log(self) -> list[str]:
-        """Return a line for the folder, each environment with its missing classes, and skipped files."""
+        """Return the log: one line each for the folder, every environment, and skipped files."""
         listing = self.listing()
         images = sum(len(group.files) for group in listing.groups)
         counts = f"{len(listing.groups)} environments, {len(listing.classes)} classes, {images:,} images"
@@ -158,10 +163,10 @@ class ImageSource(SpecSource):
         return self.listing().classes
 
     def sample(self, seed: int) -> EnvironmentSet:
-        """Return all images, whatever the seed.
+        """Return the environments with all images; the seed is ignored.
 
         Raises:
-            EnvariantError: If the layout is wrong, a file cannot be read, or memory does not suffice.
+            EnvariantError: If the layout is wrong, a file cannot be read, or memory is insufficient.
         """
         return self._shared.get(self._read)
 
@@ -186,7 +191,7 @@ class ImageSource(SpecSource):
                 self.name, members, task, test, validation=listing.validation, classes=listing.classes
             )
 
-        # Names are checked on placeholders before an hour of reading, not after it.
+        # Names are checked with placeholders first, because reading may take an hour.
         environments(lambda _: (torch.zeros(1, 1), torch.zeros(1)))
         reading.check_memory(self.base, len(files), self.size)
         pixels = reading.read(Path(self.root), files, self.size, workers=self.workers, cache=self.cache)

@@ -1,7 +1,7 @@
-"""Images with a CSV file that holds the class and the environment of each.
+"""Images with a CSV file of their classes and environments.
 
-`MetadataImages` needs the names of three columns; `Wilds` knows the columns and paths of the image data sets
-of WILDS (Koh et al. 2021, arXiv 2012.07421), which the user downloads.
+`MetadataImages` needs the names of three columns. `Wilds` supports image data sets of WILDS (Koh et al. 2021,
+arXiv 2012.07421), which the user downloads.
 """
 
 import re
@@ -20,13 +20,13 @@ ROLES: Mapping[str, str] = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "id_val", "1"), "validation"),
     **dict.fromkeys(("test", "id_test", "2"), "test"),
 }
-"""Roles of the values of a split column; numbers as in WILDS."""
+"""Role of each value of a split column, as in WILDS."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Table of images: path relative to the root, class, environment and official split (if any) of each."""
+    """Table of images with path relative to the root, class, environment and (optional) official split."""
 
     files: Sequence[str]
     labels: Sequence[str]
@@ -36,7 +36,7 @@ class Rows:
     def listing(self, where: str) -> Listing:
         """Group the images by environment; an environment with several splits becomes one per split.
 
-        The training split keeps the name of the environment; other splits add theirs in parentheses.
+        The training split keeps the name of the environment; other splits are added in parentheses.
         """
         splits = ["train"] * len(self.files) if self.splits is None else [s.lower() for s in self.splits]
         for split in splits:
@@ -74,14 +74,14 @@ class Rows:
 @final
 @dataclass(frozen=True)
 class MetadataImages(ImageSource):
-    """Folder of images with a CSV file of one row per image.
+    """Source of images in a folder, with a CSV file of one row per image.
 
     Attributes:
-        file: Column of paths, relative to the folder.
-        label: Column of classes, numbers or words.
-        environment: Column of environments.
-        split: Column of `train`, `val` and `test` (or 0, 1, 2); None without splits. Rows for testing or
-            validation become environments of that role.
+        file: Name of the column of image paths, relative to the folder.
+        label: Name of the column of classes, numbers or words.
+        environment: Name of the column of environments.
+        split: Name of the column of splits: `train`, `val` and `test` (or 0, 1, 2). Default: no splits. Rows
+            for validation or testing become validation or test environments.
         metadata: Name of the CSV file in the folder.
     """
 
@@ -102,14 +102,14 @@ class MetadataImages(ImageSource):
 @final
 @dataclass(frozen=True)
 class Wilds(ImageSource):
-    """Image data set of WILDS in the folder that its package downloads, such as `camelyon17_v1.0`.
+    """Source of a WILDS image data set in a folder downloaded by `wilds`, such as `camelyon17_v1.0`.
 
-    Supported are camelyon17 (environments: five hospitals), iwildcam (camera traps), rxrx1 (experiments)
-    and waterbirds (backgrounds).
+    Supported data sets are camelyon17 (environments: five hospitals), iwildcam (camera traps), rxrx1
+    (experiments) and waterbirds (backgrounds).
 
     Attributes:
-        splits: Whether to use the official splits for test and validation environments; else environments
-            are not split, as in DomainBed.
+        splits: Whether to use the official splits for test and validation environments; otherwise
+            environments are not split, as in DomainBed.
     """
 
     base: ClassVar[str] = "wilds"
@@ -140,7 +140,7 @@ class Wilds(ImageSource):
 
 @final
 class _Table:
-    """Columns of a CSV file, as text."""
+    """CSV file whose columns are read as text."""
 
     def __init__(self, base: str, root: Path, name: str) -> None:
         import pandas as pd
@@ -153,7 +153,7 @@ class _Table:
         if not path.is_file():
             raise EnvariantError(f"{base}: there is no {name} in {root}")
         try:
-            # As text: patient numbers may begin with zeros, and missing values must be noticed.
+            # Read as text: patient numbers may begin with zeros, and missing values must be detected.
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
         except (OSError, ValueError) as error:
             raise EnvariantError(f"{self._where}: cannot be read as a table ({first_line(error)})") from None
@@ -183,7 +183,7 @@ def _camelyon17(table: _Table) -> Rows:
         f"patches/patient_{patient}_node_{node}/patch_patient_{patient}_node_{node}_x_{x}_y_{y}.png"
         for patient, node, x, y in table.together("patient", "node", "x_coord", "y_coord")
     ]
-    # Two hospitals are never trained on, whatever the split of their slides.
+    # Two hospitals are never training environments, regardless of the split of their slides.
     fixed, official = {"1": "val", "2": "test"}, table.together("center", "split")
     splits = [fixed.get(center, "id_val" if split == "1" else split) for center, split in official]
     return Rows(files, table["tumor"], [f"center {center}" for center in table["center"]], splits)

@@ -18,20 +18,20 @@ from envariant.data.tables.columns import Column, column_of_kind, read_chunk
 from envariant.data.tables.kinds import KINDS, Kind
 from envariant.data.tables.kinds.base import MISSING_TEXTS
 
-# A few dozen megabytes of text.
+# About a few dozen megabytes of text.
 _ROWS_PER_CHUNK = 200_000
 
 
 def read_chunks(
     data: Any, encoding: str, text_columns: Sequence[str] = ()
 ) -> tuple[str, Iterator[pd.DataFrame], list[str]]:
-    """Read a table in chunks of rows; in a text file, keep `text_columns` as written.
+    """Read a table in chunks of rows; values of `text_columns` in a text file are not converted.
 
     Returns:
         A name for the table, an iterator over its chunks, and the names of its columns.
 
     Raises:
-        EnvariantError: If the data cannot be read, or a column name is used twice.
+        EnvariantError: If the data cannot be read, or a column name occurs twice.
     """
     if isinstance(data, str | Path):
         path = Path(data)
@@ -61,20 +61,20 @@ def _in_pandas(data: Any) -> pd.DataFrame:
 def _as_pandas(column: "narwhals.Series[Any]") -> "pd.Series[Any]":
     kind = column.dtype
     if isinstance(kind, narwhals.Datetime) and kind.time_zone:
-        # Local time, as for other dates.
+        # Local time, as in all other dates.
         column = column.dt.replace_time_zone(None)
     if isinstance(kind, narwhals.Categorical | narwhals.Enum):
-        # Arrow would return a missing category as the last one.
+        # Arrow would convert a missing category to the last category.
         return pd.Series(column.cast(narwhals.String).to_numpy(), dtype="category")
     return pd.Series(column.to_numpy())
 
 
 def _text(path: Path, encoding: str, text_columns: Sequence[str]) -> tuple[Iterator[pd.DataFrame], list[str]]:
-    # Numbers with a few ? among them are then read as numbers.
+    # A column of numbers with a few "?" is then read as numbers.
     missing = [form(text) for text in MISSING_TEXTS for form in (str, str.upper, str.capitalize)]
     options: dict[str, Any] = {"encoding": encoding, "skipinitialspace": True}
     try:
-        # As a row of text: as a header, pandas would rename the second of two equal names.
+        # The header is read as a row of text, because pandas would rename duplicate names in a header.
         first: dict[str, Any] = {
             "header": None,
             "nrows": 1,
@@ -92,7 +92,7 @@ def _text(path: Path, encoding: str, text_columns: Sequence[str]) -> tuple[Itera
     names = firsts[separator].iloc[0]
     header = [" ".join(str(name).split()) or f"column {k + 1}" for k, name in enumerate(names)]
     _single(str(path), header)
-    # As text, so that 03 stays 03.
+    # Read as text, so that 03 is not converted to 3.
     options["dtype"] = {name: str for name in text_columns if name in header}
     options |= {"sep": separator, "names": header, "na_values": missing}
     return _text_chunks(path, encoding, options), header
@@ -106,7 +106,7 @@ def _text_chunks(path: Path, encoding: str, options: Mapping[str, Any]) -> Itera
         ) as chunks:
             while True:
                 with warnings.catch_warnings():
-                    # If rows are longer than the header, pandas drops their ends with a warning.
+                    # If rows are longer than the header, pandas truncates them with a warning.
                     warnings.simplefilter("error", pd.errors.ParserWarning)
                     chunk = next(chunks, None)
                 if chunk is None:
@@ -152,7 +152,7 @@ def _parquet(path: Path) -> tuple[Iterator[pd.DataFrame], list[str]]:
             names = [str(name) for name in file.schema_arrow.names]
     except Exception as error:
         raise EnvariantError(f"{path}: is no Parquet file ({first_line(error)})") from None
-    # An unnamed index is no column.
+    # An unnamed index is not a column.
     header = [name for name in names if not re.fullmatch(r"__index_level_\d+__", name)]
     _single(str(path), header)
     return batches(), header
@@ -164,21 +164,22 @@ def _single(label: str, header: Sequence[str]) -> None:
 
 
 def labeled(label: str, error: EnvariantError) -> EnvariantError:
-    """Return the error with the name of the table in front."""
+    """Return the error with the name of the table as a prefix."""
     return error if str(error).startswith(label) else EnvariantError(f"{label}: {error}")
 
 
 def read_columns(
     data: Any, kinds: Mapping[str, Kind], *, encoding: str = "utf-8"
 ) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
-    """Read columns of known kinds, given by name, in chunks of rows; other columns are ignored.
+    """Read columns of given kinds in chunks of rows; other columns are ignored.
 
     Yields:
         The index of the rows (that of a pandas data frame, else row numbers from 0) and the columns by name.
-        An empty table gives one chunk without rows.
+        An empty table yields one chunk without rows.
 
     Raises:
-        EnvariantError: If the data cannot be read, a column is missing, or a value is not of its kind.
+        EnvariantError: If the data cannot be read, a column is missing, or a value is not of the given
+            kind.
     """
     text_columns = [name for name, kind in kinds.items() if KINDS[kind].categorical]
     label, chunks, header = read_chunks(data, encoding, text_columns)
@@ -208,7 +209,7 @@ def _of_kinds(frame: pd.DataFrame, kinds: Mapping[str, Kind], first_row: int) ->
 def lacking_columns(
     label: str, lacking: Sequence[str], header: Sequence[str], what: str = "column"
 ) -> EnvariantError:
-    """Return the error for columns that are not in the header of a table."""
+    """Return the error for required columns that are missing from the header of a table."""
     similar = {name: closest_name(name, header) for name in lacking[:5]}
     quoted = [f"'{k}'" + (f" (did you mean '{known}'?)" if known else "") for k, known in similar.items()]
     more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""

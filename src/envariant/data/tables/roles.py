@@ -1,4 +1,4 @@
-"""The columns of a table that are not inputs: environment, target and sample weights."""
+"""Preprocessing of the columns that are not inputs: environment, target and sample weights."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from envariant.data.tables.kinds import TaskName
 @final
 @dataclass(frozen=True)
 class LogEntry:
-    """Entry of the preprocessing log: what was done to a column, or to the whole table if its name is ""."""
+    """Entry of the preprocessing log for a column, or for the whole table if the column name is ""."""
 
     column: str
     what: str
@@ -26,7 +26,11 @@ class LogEntry:
 def rows_with_values(
     label: str, target: Column, environment: Column, log: list[LogEntry]
 ) -> NDArray[np.bool_]:
-    """Return which rows have both a target and an environment, `[rows]`; raise an error if none has one."""
+    """Return the mask of rows with both target and environment, `[rows]`, and log the other rows.
+
+    Raises:
+        EnvariantError: If all targets or all environments are missing.
+    """
     for role, column in (("target", target), ("environment", environment)):
         if column.missing.all():
             raise EnvariantError(f"{label}: {role} '{column.name}' holds no value at all")
@@ -37,7 +41,7 @@ def rows_with_values(
 
 
 def named_environments(column: Column) -> Column:
-    """Return the environment column with one-line names, numbers in numerical order."""
+    """Convert the environment column to one-line names; numbers are sorted by size."""
     names = [_one_line(category) for category in column.categories]
     ordered = in_order(names)
     code_of = {name: code for code, name in enumerate(ordered)}
@@ -48,10 +52,10 @@ def named_environments(column: Column) -> Column:
 def pool_small(
     label: str, environment: Column, complete: NDArray[np.bool_], min_rows: int, log: list[LogEntry]
 ) -> tuple[Column, NDArray[np.bool_]]:
-    """Pool environments with too few complete rows, or leave them out if the pool is too small as well.
+    """Pool environments with too few complete rows, or omit them if the pool is also too small.
 
     Returns:
-        The environment column, and which rows are used, `[rows]`.
+        The new environment column, and a mask of the used rows, `[rows]`.
     """
     counts = np.bincount(environment.values[complete], minlength=len(environment.categories))
     present = np.flatnonzero(counts)
@@ -83,7 +87,11 @@ def pool_small(
 
 
 def weights_entry(label: str, weights: Column) -> LogEntry:
-    """Return the log entry of a column of sample weights, if they are numbers of at least 0."""
+    """Check the column of sample weights and return its log entry.
+
+    Raises:
+        EnvariantError: If the weights are not non-negative numbers.
+    """
     if weights.kind != "number" or weights.missing.any() or weights.values.min() < 0:
         raise EnvariantError(
             f"{label}: sample_weight '{weights.name}' must be a number of at least 0 in every row; fill in "
@@ -93,7 +101,7 @@ def weights_entry(label: str, weights: Column) -> LogEntry:
 
 
 def as_target(label: str, target: Column, task: TaskName) -> Column:
-    """Return the target as a task needs it: numbers, a boolean, or a category without unused classes."""
+    """Convert the target for a task: numbers, Booleans, or categories without unused classes."""
     if len(np.unique(target.values)) < 2:
         value = f"'{target.rows(np.array([0])).texts()[0]}' in every row"
         raise EnvariantError(f"{label}: target '{target.name}' is {value}; there is nothing to predict")
@@ -125,7 +133,7 @@ def as_target(label: str, target: Column, task: TaskName) -> Column:
 
 
 def target_entry(target: Column, task: TaskName, *, inferred: bool) -> LogEntry:
-    """Return the log entry of the target: the task, and the share of each class."""
+    """Return the log entry of the target, with the task and the share of each class."""
     start = f"target; {task}, {'inferred' if inferred else 'as requested'}"
     if task == "regression":
         return LogEntry(target.name, f"{start}; standardized for training, by the training environments")
@@ -136,7 +144,7 @@ def target_entry(target: Column, task: TaskName, *, inferred: bool) -> LogEntry:
 
 
 def missing_classes(target: Column, environment: Column, task: TaskName) -> list[LogEntry]:
-    """Return a log entry for every environment that lacks a class."""
+    """Return a log entry for every environment with missing classes."""
     if task == "regression":
         return []
     names = target.class_names
@@ -150,7 +158,7 @@ def missing_classes(target: Column, environment: Column, task: TaskName) -> list
 
 
 def similar_categories(column: Column) -> list[LogEntry]:
-    """Return a log entry on categories that differ only in upper and lower case."""
+    """Return a log entry for categories that differ only in upper and lower case."""
     by_lower: dict[str, list[str]] = {}
     for category in column.categories:
         by_lower.setdefault(category.casefold(), []).append(category)
@@ -160,7 +168,7 @@ def similar_categories(column: Column) -> list[LogEntry]:
 
 
 def _as_category(column: Column) -> Column:
-    """Return distinct values as categories, in their order."""
+    """Convert a column to a category column; categories keep the order of the values."""
     if column.type.categorical:
         return column
     distinct, codes = np.unique(column.type.class_values(column.values), return_inverse=True)
@@ -171,8 +179,8 @@ def _as_category(column: Column) -> Column:
 
 
 def _one_line(name: str) -> str:
-    """Return a name on one line that is not reserved."""
+    """Convert a name to one line, and change it if it is reserved."""
     text = " ".join("".join(character if character.isprintable() else " " for character in name).split())
-    # If one row has no number, pandas makes all others 1.0, 2.0, ….
+    # If one value is missing, pandas converts all integers to 1.0, 2.0, ….
     text = text.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", text) else text
     return f"'{text}'" if text in ("", "mean", *RESERVED) else text

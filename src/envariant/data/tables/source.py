@@ -1,4 +1,4 @@
-"""Tables as environment sources, encoded with the training environments alone."""
+"""Tables as environment sources; the encoding is fitted on the training environments only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +19,15 @@ from envariant.data.tables.encoding import Encoder, fit
 from envariant.data.tables.table import FILE, Table, load, read
 
 NAME = "table"
-"""Name of this kind of source."""
+"""Registered name of table sources."""
 
 _SETTINGS = ("task", "exclude", "sample_weight", "min_rows", "encoding")
 _BATCH = 128
 
 STEPS = 400
-"""Default length of a run on a table."""
+"""Default number of optimizer updates of a run on a table."""
 
-# A penalty from the first step on keeps a network from learning anything.
+# With a penalty from the first step on, a network learns nothing.
 _SWITCH = STEPS // 4
 _DEFAULT_HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "irm": {"coefficient": f"step(1, 100, at={_SWITCH})"},
@@ -38,12 +38,12 @@ _DEFAULT_HYPERPARAMETERS: dict[str, dict[str, Any]] = {
 @final
 @dataclass(frozen=True, eq=False)
 class TableSource(SpecSource):
-    """A table as environments, written `table("patients.csv", target=died, environment=hospital)`.
+    """Source of a table, written as `table("patients.csv", target=died, environment=hospital)`.
 
     Attributes:
-        table: The rows.
+        table: Table with typed columns, target and environments.
         label: Name of the source.
-        test: Names of the test environments. Columns are encoded with the other environments alone.
+        test: Names of the test environments. The encoding is fitted on the other environments only.
     """
 
     base: ClassVar[str] = NAME
@@ -87,12 +87,12 @@ class TableSource(SpecSource):
 
     @property
     def encoder(self) -> Encoder:
-        """The encoding of columns as inputs, fitted on the training environments."""
+        """Encoder of columns as inputs, fitted on the training environments."""
         return self._encoded()[0]
 
     @property
     def task(self) -> Task:
-        """The task; for a regression with mean and standard deviation of the training environments."""
+        """Prediction task; targets of a regression are standardized on the training environments."""
         return self.sample(0).task
 
     def _encoded(self) -> tuple[Encoder, EnvironmentSet]:
@@ -101,14 +101,14 @@ class TableSource(SpecSource):
         return self._sampled[0]
 
 
-# Every run of a study needs the same environments; the last two sets are kept in memory.
+# All runs of a study use the same environments; the last two sets are cached in memory.
 @lru_cache(maxsize=2)
 def _shared_source(table: Table, label: str, test: tuple[str, ...]) -> TableSource:
     return TableSource(table, label, test)
 
 
 def task_of(table: Table, training: NDArray[np.bool_]) -> Task:
-    """Return the task of a table; a mask `[rows]` of training rows standardizes regression targets."""
+    """Return the task of a table; regression targets are standardized with the rows in `training`."""
     if table.task != "regression":
         return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
     targets = table.targets()[training].astype(np.float64)
@@ -134,7 +134,7 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
     weights = table.sample_weight
     ends = np.cumsum(np.bincount(codes, minlength=len(table.environments)))
     environments = [
-        # One by one, so that inputs are in memory once.
+        # One environment at a time, so that only one copy of the inputs is in memory.
         Environment(
             name,
             torch.from_numpy(encoder.encode({column.name: column.rows(rows) for column in table.columns})),
@@ -149,10 +149,10 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
 def source(
     path: str, target: str | None = None, environment: str | None = None, **settings: Any
 ) -> TableSource:
-    """Return the source that `table("patients.csv", target=died, environment=hospital)` names.
+    """Return the source specified by `table("patients.csv", target=died, environment=hospital)`.
 
     Args:
-        path: Path of a file, or of a folder that `Table.write` made.
+        path: Path of a file, or of a folder written by `Table.write`.
         target: Name of the column to predict; unnecessary for a stored table.
         environment: Name of the environment column; unnecessary for a stored table.
         settings: `task`, `exclude`, `sample_weight`, `min_rows` and `encoding`, as for `read`.

@@ -1,7 +1,7 @@
 """Tables with an environment column: typed columns, a target, and a log of all preprocessing.
 
-The input is a CSV or Parquet file, or a data frame of pandas, polars or Arrow. Whatever is learned from rows
-to encode them is learned later, from the training environments.
+The input is a CSV or Parquet file, or a data frame of pandas, polars or Arrow. The encoding
+is fitted later, on the training environments.
 """
 
 import hashlib
@@ -31,23 +31,23 @@ __all__ = ["TASKS", "LogEntry", "Table", "TaskName", "load", "read"]
 
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 FILE = "table.safetensors"
-"""Name of the file of a stored table."""
+"""File name of a stored table in its folder."""
 MIN_ROWS = 50
-"""Rows that an environment needs by default."""
+"""Default minimum number of rows of an environment."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Typed columns, a target, and the environment of every row.
+    """Table with typed input columns, a target column and an environment column.
 
     Attributes:
-        columns: Columns that a model may use.
-        target: The column to predict: a category or boolean for classes, or a number.
-        environment: The environment of every row, a category without missing values.
-        task: What is predicted.
-        preprocessing_log: What was done to each column, and to the table.
-        sample_weight: Sampling weight of every row in training; None for equal weights.
+        columns: Input columns of the model.
+        target: Target column: categories or Booleans for classification, numbers for regression.
+        environment: Environment column: categories without missing values.
+        task: Name of the prediction task.
+        preprocessing_log: Log entries for each column and for the whole table.
+        sample_weight: Column of sampling weights for training; None for equal weights.
     """
 
     columns: tuple[Column, ...]
@@ -77,7 +77,7 @@ class Table:
         return (*self.columns, self.target, self.environment, *weights)
 
     def rows(self, index: NDArray[Any], *entries: LogEntry) -> "Table":
-        """Return the rows at an index or under a mask `[rows]`; `entries` are added to the log."""
+        """Return the table with the rows selected by an index or mask `[rows]`; add `entries` to the log."""
         columns = tuple(column.rows(index) for column in self.columns)
         target, environment = self.target.rows(index), self.environment.rows(index)
         weights = self.sample_weight and self.sample_weight.rows(index)
@@ -85,7 +85,7 @@ class Table:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the task and every column: equal for equal tables, wherever they are stored."""
+        """Digest of the task and all columns, independent of the location of the table."""
         digest = hashlib.blake2b(self.task.encode(), digest_size=16)
         for column in self.all_columns:
             header = json.dumps([column.name, column.kind, column.categories, str(column.values.dtype)])
@@ -94,11 +94,11 @@ class Table:
         return digest.hexdigest()
 
     def targets(self) -> NDArray[Any]:
-        """Return the number of the class of each row, or the target itself, `[rows]`."""
+        """Return the class number of each row, or the target value for a regression, `[rows]`."""
         return self.target.values
 
     def write(self, folder: Path) -> None:
-        """Store the table in a folder, as the file `FILE`, for `load`.
+        """Write the table to the file `FILE` in a folder; `load` reads it.
 
         Raises:
             EnvariantError: If the folder cannot be written.
@@ -127,10 +127,10 @@ _HEADER = TypeAdapter(_Header)
 
 
 def load(folder: Path) -> Table:
-    """Load a table that `Table.write` stored.
+    """Load a table written by `Table.write`.
 
     Raises:
-        EnvariantError: If the folder holds no table, or a damaged one.
+        EnvariantError: If the folder contains no table, or the file is damaged.
     """
     try:
         with safe_open(folder / FILE, "numpy") as file:
@@ -164,16 +164,16 @@ def read(
     Args:
         data: Path (.csv, .tsv, .txt or .parquet, compressed or not), or a pandas, polars or Arrow data frame.
         target: Name of the column to predict.
-        environment: Name of the column that holds the environment of each row.
-        task: "binary", "multiclass" or "regression". None infers it from the target.
-        exclude: Names of columns that no model may use.
-        sample_weight: Name of the column of sampling weights for training; evaluation ignores them. None
-            means equal weights.
-        min_rows: Rows that an environment needs; smaller environments are pooled, or left out.
+        environment: Name of the environment column.
+        task: "binary", "multiclass" or "regression". Default: inferred from the target.
+        exclude: Names of columns to exclude from the inputs.
+        sample_weight: Name of the column of sampling weights for training; evaluation ignores them.
+            Default: equal weights.
+        min_rows: Minimum number of rows of an environment; smaller environments are pooled or omitted.
         encoding: Encoding of a text file.
 
     Raises:
-        EnvariantError: If the file cannot be read, a column is missing, or its values cannot be used.
+        EnvariantError: If the file cannot be read, a column is missing, or values are invalid.
     """
     if task is not None and task not in TASKS:
         raise unknown_name("task", task, TASKS)
@@ -187,7 +187,7 @@ def read(
         chunks, rows = _read_columns(frames, names, environment)
         if not rows:
             raise EnvariantError("holds no rows under its header")
-        # pandas read some columns as numbers at first, and found text in later rows.
+        # pandas inferred numbers for some columns from the first rows, but later rows contain text.
         if mixed := [name for name, parts in chunks.items() if has_mixed_types(parts)]:
             chunks |= _read_columns(read_chunks(data, encoding, mixed)[1], mixed, environment)[0]
         columns = {name: infer_column(name, chunks.pop(name)) for name in names}
@@ -269,7 +269,7 @@ def _assembled(
 
 
 def _unusable(column: Column) -> str:
-    """Return why a column cannot help any model, or "" if it may."""
+    """Return the reason that a column cannot be useful to any model, or "" if there is none."""
     if column.missing.all():
         return "it holds no value"
     if not column.missing.any() and column.values.min() == column.values.max():
@@ -278,9 +278,9 @@ def _unusable(column: Column) -> str:
 
 
 def _constant_outside(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return a log text on environments outside of which a column is constant; `order` sorts rows by them."""
+    """Return a log text if a column is constant outside of one environment; `order` sorts rows by it."""
     starts = np.searchsorted(environment.values, np.arange(len(environment.categories)), sorter=order)
-    # A missing value counts as a value, because it is marked.
+    # A missing value counts as a value, because it has an indicator input.
     values = np.where(column.missing, np.float32(-np.inf), column.values)[order]
     low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
     if (low != high).sum() > 1:

@@ -1,4 +1,4 @@
-"""Possible target leakage: columns that nearly determine the target on their own."""
+"""Possible target leakage: columns that nearly determine the target."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _FEWEST = 30
 @final
 @dataclass(frozen=True)
 class LeakyColumn:
-    """Column that nearly determines the target on its own.
+    """Column that alone nearly determines the target.
 
     Attributes:
         column: Name of the column.
@@ -47,7 +47,7 @@ def leaky_columns(
     task: Literal["binary", "multiclass", "regression"],
     categorical: Collection[str] = (),
 ) -> tuple[LeakyColumn, ...]:
-    """Find columns that nearly determine the target on their own.
+    """Find columns that nearly determine the target.
 
     Such a column is often a copy of the target, derived from the target, or known only afterwards. Checks:
     ranks of numeric columns for binary and real targets, categories for all targets, and missing values for

@@ -34,7 +34,7 @@ def compare(
     json: Json = False,
     **options: Any,
 ) -> None:
-    """Measure how far scores drop in new environments, whether any method helps, and what to do.
+    """Measure how far scores drop in new environments, compare methods with ERM, and recommend one.
 
     Every environment of a table is held out in turn. Repeat the command to resume after a stop.
 

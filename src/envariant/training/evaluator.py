@@ -1,7 +1,7 @@
 """Evaluation: the forward pass used for measurements, predictions, saved models and estimators.
 
-Rows are evaluated in blocks to limit the memory for activations. Test-time adaptation (`Adapt`) may change the
-weights before the prediction of an environment.
+Rows are evaluated in blocks to limit the memory for activations. Test-time adaptation (`Adapt`) may change
+the weights before the prediction of an environment.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +45,7 @@ class Forward(Protocol):
 class Adapt(Protocol):
     """Test-time adaptation of one model to unlabeled rows of one environment, before their prediction.
 
-    Adaptation must be a pure function of tensors, because stacked execution applies it with `torch.func.vmap`.
+    It must be a pure function of tensors, because stacked execution applies it with `torch.func.vmap`.
     """
 
     def __call__(

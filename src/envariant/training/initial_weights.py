@@ -76,7 +76,7 @@ def stacked(trees: Sequence[Any]) -> Any:
 
 
 def restored(initial: Mapping[str, Any], saved: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return a saved tree of tensors on a device; empty branches, which are not saved, come from `initial`."""
+    """Return a saved tree of tensors on a device; add empty branches, which are not saved, from `initial`."""
     return {
         key: restored(value, saved.get(key, {}), device)
         if isinstance(value, Mapping)

@@ -40,7 +40,7 @@ def peak_bytes(*phases: Callable[[], Any]) -> tuple[int, ...]:
 
 
 Load = Callable[[int], float]
-"""Function from a number of replicas to the rows in memory at one time, in multiples of one replica's rows."""
+"""Function from a number of replicas to the rows in memory at a time, in multiples of one replica's rows."""
 
 
 @final

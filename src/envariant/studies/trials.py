@@ -101,8 +101,8 @@ class SearchSpace:
     ) -> dict[str, Any]:
         """Sample one trial: a value for every hyperparameter that has a search range.
 
-        Of a schedule, the last value is sampled, unless the range lists whole schedules. Settings in brackets stay, and so do those of the loss as a
-        whole unless the study has a range for them.
+        Of a schedule, the last value is sampled, unless the range lists whole schedules. Settings in
+        brackets stay, and so do those of the loss as a whole unless the study has a range for them.
         """
         if not isinstance(suggested.trained, Composition):
             return {}

@@ -239,7 +239,8 @@ def remarks(algorithm: ResolvedAlgorithm, learning_rate: object, steps: int) -> 
         learning_rate: Learning rate, a number or a schedule.
         steps: Number of steps of the run.
     """
-    schedules = {"learning_rate": schedule(cast("Any", learning_rate))}
+    rate = _rate(learning_rate, steps)
+    schedules = {"learning_rate": rate} if isinstance(rate, Schedule) else {}
     if isinstance(algorithm.trained, Composition):
         schedules |= algorithm.trained.schedules()
     return tuple(
@@ -332,8 +333,10 @@ def _wrong(option: str, allowed: str, value: object) -> EnvariantError:
 
 
 def _rate(rate: object, steps: int) -> float | Schedule:
-    course = schedule(cast("Any", rate))
-    return course.value if isinstance(course, Constant) else course.resolve(steps)
+    if isinstance(rate, str | Schedule):
+        course = schedule(rate)
+        return course.value if isinstance(course, Constant) else course.resolve(steps)
+    return cast("float", rate)
 
 
 def algorithm_identity(requested: object) -> str:

@@ -320,22 +320,23 @@ def difference(spec: RunSpec, reference: RunSpec) -> tuple[str, ...]:
 def _learning_rate(value: object) -> object:
     from envariant.core.schedules import Constant, Schedule, schedule
 
-    if isinstance(value, bool):
-        raise ValueError("must be a number or a schedule")
-    if not isinstance(value, str | int | float | Schedule):
+    if isinstance(value, str | Schedule):
         try:
-            value = float(cast("Any", value))
-        except (TypeError, ValueError):
-            raise ValueError("must be a number or a schedule") from None
+            course = schedule(value)
+        except EnvariantError as error:
+            raise ValueError(f"must be a number or a schedule ({error})") from None
+        if not isinstance(course, Constant):
+            return course
+        value = course.value
     try:
-        course = schedule(cast("Any", value))
-    except EnvariantError as error:
-        raise ValueError(f"must be a number or a schedule ({error})") from None
-    if not isinstance(course, Constant):
-        return course
-    if not 0 < course.value < float("inf"):
+        rate = float("nan" if isinstance(value, bool) else cast("Any", value))
+    except (TypeError, ValueError):
+        rate = float("nan")
+    if rate != rate:
+        raise ValueError("must be a number or a schedule")
+    if not 0 < rate < float("inf"):
         raise ValueError("must be a finite number above 0")
-    return float(course.value)
+    return rate
 
 
 def _plain(value: Any) -> Any:

@@ -123,7 +123,7 @@ class BatchSampler:
         seeds: Seed of the batch order of each replica.
         batch_size: Rows of each training environment per batch, sampled with replacement. None: all rows.
         augmentation: Augmentation of the inputs. None: no augmentation.
-        dtype: Type of the inputs of a full batch. The precision of the model avoids a conversion per step.
+        dtype: Type of the inputs of a full batch; the precision of the model, to avoid a conversion per step.
 
     Attributes:
         sizes: Number of rows of each training environment in a batch.
@@ -192,7 +192,7 @@ class BatchSampler:
         return self._draws(step)[0]
 
     def _draws(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return the random keys and row indices of a step; they are generated for several steps at a time."""
+        """Return the random keys and row indices of a step; they are generated for many steps at a time."""
         count = len(self._seeds) * (1 if self._below is None else sum(self.sizes))
         steps = max(1, _DRAWN_AT_ONCE // count)
         first = step - step % steps

@@ -137,7 +137,7 @@ def choose(
 ) -> Execution:
     """Return the requested execution; for `Auto`, choose it by the two rules of this module.
 
-    If replicas differ in structure, the rules are applied to the largest group of replicas with equal structure.
+    If replicas differ in structure, the rules are applied to the largest group with equal structure.
 
     Args:
         request: Requested execution.

@@ -228,9 +228,10 @@ class _Imitation(TrainingStep):
 
 
 def balanced_rows(right: Tensor, generator: torch.Generator) -> Tensor:
-    """Sample row indices with replacement, half from rows that all models predict correctly or all incorrectly.
+    """Sample row indices with replacement, half of them from rows on which all models agree.
 
-    The other half are rows that only some models predict correctly. If one of the two kinds does not occur,
+    Models agree on a row if all of them predict it correctly or all incorrectly. The other half is sampled
+    from rows that only some models predict correctly. If one of the two kinds of rows does not occur,
     all indices are sampled from the other kind. The result has as many indices as there are rows.
 
     Args:

@@ -152,7 +152,7 @@ class ReplicaStack:
         self._load(before)
 
     def measure(self) -> tuple[HistoryRow, ...]:
-        """Return loss, score and other metrics in all environments, for each replica that trains.
+        """Return loss, score and other metrics in all environments, for each replica that has not diverged.
 
         A replica that diverged since the last measurement is measured for the last time, with the weights
         from before the failing step.

@@ -211,8 +211,8 @@ class StepProgram:
 def _without_idle_casts(recorded: GraphModule) -> GraphModule:
     """Return the recorded operations without copies for casts to the type that a tensor already has.
 
-    PyTorch's fake tensors have the wrong type in places: the derivative of group norm is described as
-    float32 where it is bfloat16, and the recorded cast to bfloat16 would copy it.
+    PyTorch's fake tensors sometimes have the wrong type: the derivative of group norm is reported as float32,
+    although it is bfloat16, so the recorded cast to bfloat16 would copy it.
     """
     aten = torch.ops.aten
     for node in recorded.graph.find_nodes(op="call_function", target=aten._to_copy.default):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import ENROLLED, every_case
 from torch import nn
 
 import envariant
@@ -23,7 +24,6 @@ from envariant.training.execution import SEQUENTIAL, Execution
 from envariant.training.optimizers import optimizer_config
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
-from helpers import ENROLLED, every_case
 
 QUICK = {"steps": 12, "evaluate_every": 4, "precision": "float32"}
 

@@ -14,6 +14,7 @@ from envariant.core.errors import EnvariantError
 from envariant.data.tables import reading
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
+from envariant.reporting.shift import drift_table
 from envariant.saved_model import SCHEMA, TENSORS, TEXT, SavedModel, load_model
 from envariant.training.result import TrainingResult
 
@@ -320,8 +321,9 @@ def test_only_the_shifted_column_is_reported(rows, models):
     assert description["kind"] == "different"
     assert description["differing"] == ["age"]
     assert next(c for c in description["columns"] if c["name"] == "age")["standing"] == "further"
-    assert {len(line) for line in older.lines} == {len(older.header)}
-    assert older.lines[0][0] == "age"
+    table = drift_table(older)
+    assert {len(row) for row in table.rows} == {len(table.header)}
+    assert (table.rows[0][0], table.rows[0][-1]) == ("age", "further")
 
 
 def test_differences_between_training_environments_raise_no_alarm():

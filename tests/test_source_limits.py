@@ -22,8 +22,8 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 12
 
-# Files that are one table, with one entry per algorithm.
-TABLES = {"envariant.algorithms.recipes"}
+# Files that are one table with one entry per algorithm, or one report with one function per section.
+TABLES = {"envariant.algorithms.recipes", "envariant.reproductions.sjtu_2023"}
 
 # Functions that take the options of a run by keyword: the API, the estimators and the commands.
 TAKE_RUN_OPTIONS = {

@@ -1,7 +1,7 @@
 """Scikit-learn estimators for tables whose rows come from several environments.
 
-A fitted estimator holds NumPy arrays and text, and the user's own objects where those were passed, so that
-it can be cloned, searched over and pickled like any other.
+Fitted estimators store NumPy arrays, text and the user's parameters, and can be cloned, pickled and used in
+parameter searches like any scikit-learn estimator.
 """
 
 import copy
@@ -37,18 +37,18 @@ from envariant.training.resolution import model_builder
 from envariant.training.result import TrainingResult
 from envariant.training.train import train
 
-# batch_size="auto": full batches up to this many rows, which is exact and as fast for tables of that size;
-# above, minibatches of _BATCH rows per environment.
+# batch_size="auto": full batches for at most _FULL_BATCH rows, which are exact and equally fast; otherwise
+# minibatches of _BATCH rows per environment.
 _FULL_BATCH = 5000
 _BATCH = 256
-# scikit-learn ships no types, and those inferred from its code are wrong.
+# scikit-learn has no type annotations, and types inferred from its code are wrong.
 _validate: Any = validate_data
 
 
 class InvariantEstimator(BaseEstimator, ABC):
     """Base class of `InvariantClassifier` and `InvariantRegressor`."""
 
-    # Read by scikit-learn's metadata routing: `environments` is passed on to `fit`.
+    # Request for scikit-learn's metadata routing: pass `environments` to `fit`.
     __metadata_request__fit = {"environments": True}  # noqa: RUF012  # pyright: ignore[reportUnusedVariable]
 
     mean_: NDArray[np.float64]
@@ -91,15 +91,15 @@ class InvariantEstimator(BaseEstimator, ABC):
         Args:
             X: Numeric inputs `[rows, columns]`: an array or a DataFrame.
             y: Targets `[rows]`.
-            environments: Environment labels `[rows]` of any type, or the name of the column of the DataFrame
-                `X` that holds them; that column is not an input. Default: no environments, which trains ERM
-                with a warning unless the algorithm accepts one environment or `infer_environments` is set.
+            environments: Environment labels `[rows]` of any type, or the name of the environment column of
+                the DataFrame `X`, which is not used as an input. Default: no environments; ERM is trained
+                with a warning, unless the algorithm accepts one environment or `infer_environments` is set.
 
         Returns:
             The fitted estimator.
 
         Raises:
-            ValueError: If an argument or a parameter cannot be used.
+            ValueError: If an argument of `fit` or a parameter of the estimator is invalid.
         """
         with _errors_as_value_error():
             rows, labels = _split_environments(X, environments)
@@ -136,7 +136,7 @@ class InvariantEstimator(BaseEstimator, ABC):
             )
             if result.failures:
                 raise EnvariantError(f"{type(self).__name__}: training failed: {result.failures[0]}")
-        # Set last, so that a failed fit leaves an earlier one intact.
+        # Set attributes last, so that a failed fit does not change an estimator fitted earlier.
         for name, value in {**fitted, "mean_": mean, "scale_": scale}.items():
             setattr(self, name, value)
         self.environments_ = np.array(table.names)
@@ -149,24 +149,24 @@ class InvariantEstimator(BaseEstimator, ABC):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # Prediction does not need the training result, which holds tensors.
+        # The training result contains tensors and is not needed for prediction.
         state = cast("dict[str, Any]", super().__getstate__())
         return {**state, "result_": None} if "result_" in state else state
 
     @abstractmethod
     def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
-        """Return the task, the encoded targets `[rows]`, and fitted attributes that predictions need."""
+        """Return the task, the encoded targets `[rows]`, and the fitted attributes used for prediction."""
 
     def _settings(self, environments: int, *, labeled: bool) -> dict[str, Any]:
-        """Return the algorithm to train, or its substitute, with hyperparameters and model."""
+        """Return algorithm, hyperparameters and model for training; ERM if `fit` lacks environments."""
         settings: dict[str, Any] = {
             "algorithm": self.algorithm,
             "hyperparameters": dict(self.hyperparameters or {}),
-            # Later changes of the user's module must not reach the fitted estimator.
+            # Copy, so that later changes of the user's module do not affect the fitted estimator.
             "model": copy.deepcopy(self.model),
             "inferred": False,
         }
-        # Without hyperparameters, which may include those of environment inference.
+        # Omit hyperparameters, which may include those of environment inference.
         algorithm = _algorithm({**settings, "hyperparameters": {}})
         name, needed = algorithm.name, algorithm.minimum_environments
         if environments >= needed:
@@ -178,7 +178,7 @@ class InvariantEstimator(BaseEstimator, ABC):
             )
         if self.infer_environments:
             return {**settings, "inferred": True}
-        _algorithm(settings)  # A misspelled hyperparameter is an error even where ERM is trained.
+        _algorithm(settings)  # Report misspelled hyperparameters even if ERM is trained.
         warnings.warn(
             f"{type(self).__name__}: {name} needs environments, but fit received none, so ERM was trained "
             f"instead. Pass fit(…, environments=…), or silence this warning with algorithm='erm' or "
@@ -191,15 +191,15 @@ class InvariantEstimator(BaseEstimator, ABC):
     def _seed(self) -> int:
         state = self.random_state
         if state is None:
-            # Leaves NumPy's global generator alone.
+            # Do not change the state of NumPy's global generator.
             return secrets.randbits(32)
         if isinstance(state, np.random.RandomState):
             return int(state.randint(2**32, dtype=np.uint32))
-        check_random_state(state)  # Rejects what scikit-learn rejects.
+        check_random_state(state)  # Reject invalid values as scikit-learn does.
         return int(state)
 
     def _network(self) -> tuple[nn.Module, Task]:
-        """Rebuild the trained network; return it with its task."""
+        """Return the rebuilt network with its trained weights, and its task."""
         task = task_named(self.settings_["task"], self.settings_["outputs"])
         shape, builder = self.mean_.shape, model_builder(self.settings_["model"])
 
@@ -220,7 +220,7 @@ class InvariantEstimator(BaseEstimator, ABC):
             module = _algorithm(self.settings_).wrap_model(module, setting)
         # The algorithm's auxiliary networks are not needed for prediction.
         module.load_state_dict({name: torch.from_numpy(self.weights_[name]) for name in module.state_dict()})
-        # In double precision, predictions for a row do not depend on the other rows of its block.
+        # Double precision, so that the prediction of a row does not depend on the other rows of its block.
         return module.double().eval(), task
 
     def _outputs(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
@@ -243,22 +243,22 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
     Args:
         algorithm: Name such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (see `envariant
             algorithms`), recipe, part such as `VREx()`, or `Algorithm`.
-        hyperparameters: Hyperparameters of a named algorithm by name; they override those in its text.
+        hyperparameters: Hyperparameters of a named algorithm by name; they override those in `algorithm`.
         model: Name such as `linear` or `mlp(hidden=(64, 64))`, `ModelConfig`, function that returns a new
-            module, or module from whose weights training starts.
+            module, or module with initial weights.
         steps: Number of optimizer updates. By default the penalties of irm and vrex switch on at step 100.
-        batch_size: Rows of each environment per step, drawn with replacement; "full" takes all rows; "auto"
-            takes all rows of tables with up to 5,000 rows, and 256 of each environment otherwise.
+        batch_size: Number of rows per environment and step, sampled with replacement. "full": all rows.
+            "auto": all rows of tables with at most 5,000 rows, otherwise 256 per environment.
         learning_rate: Learning rate of the optimizer.
         weight_decay: L2 coefficient applied by the optimizer.
         optimizer: `adam`, `adamw`, `sgd(momentum=0.9)`, `OptimizerConfig` or `torch.optim` class. Default:
-            adam, unless the algorithm makes its own updates.
+            adam, unless the algorithm computes parameter updates itself.
         precision: Precision of matrix products in training: "float32", "bfloat16" or "auto". Predictions are
             computed in float64 on the CPU.
         device: Device to train on: "cpu", "cuda" or "auto".
-        infer_environments: Whether to infer two environments by EIIL where `fit` receives none: the rows that
-            a reference model predicts well and those that it predicts poorly. Its hyperparameters, such as
-            `reference_steps`, may be among `hyperparameters`. Ignored if the algorithm needs no environments.
+        infer_environments: Whether to infer two environments by EIIL if `fit` receives none: rows that a
+            reference model predicts well, and rows that it predicts poorly. `hyperparameters` may include
+            those of EIIL, such as `reference_steps`. Ignored if the algorithm needs no environments.
         random_state: Seed of initialization and batch order. Default: a new seed for each fit.
         verbose: Whether to show progress.
 
@@ -268,11 +268,11 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         feature_names_in_: Names of the input columns, if `X` had names.
         environments_: Names of the training environments; "all" if `fit` received none.
         environment_column_: Name of the environment column, if any; `predict` accepts `X` with or without it.
-        settings_: Algorithm, hyperparameters, model and task that were trained.
+        settings_: Settings of training: algorithm, hyperparameters, model and task.
         weights_: Trained weights of the network by name, as arrays.
         mean_: Mean of each input column.
         scale_: Standard deviation of each input column.
-        result_: History and record of the run; None in an unpickled estimator.
+        result_: `TrainingResult` of the run; None in an unpickled estimator.
 
     Example:
         >>> import numpy as np
@@ -314,11 +314,11 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
 class InvariantRegressor(RegressorMixin, InvariantEstimator):
     """Regressor for tables whose rows come from several environments, trained on the squared error.
 
-    Targets are standardized in training, so that a penalty coefficient does not depend on their unit.
-    Predictions are in the original unit.
+    Targets are standardized for training, so that penalty coefficients do not depend on the unit of the
+    target. Predictions are in the original unit.
 
     Args:
-        algorithm: See `InvariantClassifier`, as for all parameters.
+        algorithm: Name, recipe, part or `Algorithm`; see `InvariantClassifier` for details of all parameters.
         hyperparameters: Hyperparameters of a named algorithm by name.
         model: Name, `ModelConfig`, function that returns a new module, or module.
         steps: Number of optimizer updates.
@@ -328,7 +328,7 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
         optimizer: Name, `OptimizerConfig` or `torch.optim` class.
         precision: Precision of matrix products in training.
         device: Device to train on.
-        infer_environments: Whether to infer two environments by EIIL where `fit` receives none.
+        infer_environments: Whether to infer two environments by EIIL if `fit` receives none.
         random_state: Seed of initialization and batch order.
         verbose: Whether to show progress.
 
@@ -361,7 +361,7 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
 
 @contextmanager
 def _errors_as_value_error() -> Generator[None]:
-    """Raise errors as `ValueError`, which scikit-learn and its users expect for unusable input."""
+    """Convert `EnvariantError` to `ValueError`, which scikit-learn expects for invalid input."""
     try:
         yield
     except EnvariantError as error:
@@ -369,12 +369,12 @@ def _errors_as_value_error() -> Generator[None]:
 
 
 def _algorithm(settings: Mapping[str, Any]) -> Algorithm:
-    """Build the algorithm of some settings."""
+    """Return the algorithm specified by the settings of training."""
     requested, inferred = settings["algorithm"], settings["inferred"]
     if isinstance(requested, str):
         requested = algorithms.recipe(requested)
     if inferred and isinstance(requested, Recipe):
-        # In the recipe, so that hyperparameters may be those of the inference.
+        # Set it in the recipe, so that `hyperparameters` may include those of environment inference.
         requested = replace(requested, default=replace(requested.default, environment_inference=EIIL()))
     algorithm = algorithms.as_algorithm(requested, settings["hyperparameters"])
     if not inferred or isinstance(requested, Recipe):
@@ -408,6 +408,6 @@ def _batch_size(requested: Any, rows: int) -> int | Literal["full"]:
 
 
 def _mean_and_scale(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return each column's mean and standard deviation; 1 for columns that are constant up to rounding."""
+    """Return the mean and standard deviation of each column; 1 if constant up to rounding errors."""
     scaler: Any = StandardScaler().fit(columns)
     return scaler.mean_, scaler.scale_

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from algorithms.spec_values import vector
 from envariant.algorithms.training_steps import adam
-from helpers import vector
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9), (0.0, 0.9)])
-def test_it_is_pytorchs(betas):
+def test_steps_equal_those_of_pytorch(betas):
     params = {"a": vector(1, -2, 3), "b": vector(0.5), "still": vector(9)}
     leaves = {name: params[name].clone().requires_grad_() for name in ("a", "b")}
     theirs = torch.optim.Adam(leaves.values(), lr=0.1, betas=betas)
@@ -25,14 +25,14 @@ def test_it_is_pytorchs(betas):
     assert ours["still"] is params["still"]
 
 
-def test_a_first_step_is_that_of_a_fresh_adam():
+def test_first_step_equals_one_step_from_zero_moments():
     params, gradients = {"a": vector(1, 2)}, {"a": vector(3, -1e-9)}
     expected, _ = adam.step(params, gradients, adam.moments(params), 0.1)
     found = adam.first_step(gradients, 0.1)
     torch.testing.assert_close(params["a"] - found["a"], expected["a"], rtol=1e-12, atol=0)
 
 
-def test_parameters_are_told_apart_by_the_first_word_of_their_names():
+def test_parameters_are_selected_by_the_first_part_of_their_names():
     params = {"head.weight": vector(1), "head-two.weight": vector(2), "featurizer.1.bias": vector(3)}
     assert list(adam.part(params, "head")) == ["head.weight"]
     assert list(adam.without(params, ("head",))) == ["head-two.weight", "featurizer.1.bias"]

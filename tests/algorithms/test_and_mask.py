@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from algorithms.spec_values import G, vector
 from envariant.algorithms import AndMask
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import START
 from envariant.training.optimizers import StackedOptimizer, optimizer_config
-from helpers import G, vector
 
 
 def combine(gradients, threshold, mean="arithmetic", scaled=False):
@@ -34,22 +34,22 @@ def combine(gradients, threshold, mean="arithmetic", scaled=False):
         ("geometric", 0, False, (1.81712, -1.81712, 0.629961, 0.000144225)),
     ],
 )
-def test_the_specs_numbers(mean, threshold, scaled, expected):
+def test_values_of_the_specification(mean, threshold, scaled, expected):
     torch.testing.assert_close(combine(G, threshold, mean, scaled), vector(*expected), rtol=1e-5, atol=0)
 
 
-def test_where_nothing_is_kept_the_gradient_is_zero():
+def test_an_empty_mask_gives_a_zero_gradient():
     found = combine(torch.stack([vector(1, -1), vector(-1, 1)]), 1, scaled=True)
     assert found.tolist() == [0.0, 0.0]
 
 
-def test_one_environment_keeps_what_is_not_zero():
+def test_one_environment_masks_only_zeros():
     torch.testing.assert_close(combine(vector(1, -1)[None], 1, scaled=True), vector(1, -1))
     torch.testing.assert_close(combine(vector(1, 0, -3, 0)[None], 1), vector(1, 0, -3, 0))
     torch.testing.assert_close(combine(vector(1, 0, -3, 0)[None], 1, scaled=True), vector(2, 0, -6, 0))
 
 
-def test_the_course_reports_example():
+def test_example_of_the_course_report():
     """Three images' layers R, G and B, τ = 0.5: only the middle column is kept."""
     m1 = [[0.5, 1.3, -2.1], [3, 3.4, -5], [-6, 3.5, -2.8]]
     m2 = [[-1, 1, -2], [-3, 4, -5], [-6, 7, -8]]
@@ -59,7 +59,7 @@ def test_the_course_reports_example():
     torch.testing.assert_close(found[:, 1], vector(3.3 / 3, 11.4 / 3, 17.5 / 3))
 
 
-def test_every_tensor_is_scaled_by_its_own_sparsity():
+def test_each_tensor_is_scaled_by_its_own_sparsity():
     found, state, told = AndMask().combine({"half": G[:, :2], "all": G[:, :3], "none": G[:, 2:]}, {}, START)
     assert state == {}
     # Both of half, two of all, none of none; of all entries together.
@@ -71,7 +71,7 @@ def test_every_tensor_is_scaled_by_its_own_sparsity():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("environments", range(1, 13))
-def test_rounding_of_a_threshold_k_of_e_does_not_decide(environments, dtype):
+def test_a_threshold_of_k_of_e_is_independent_of_rounding(environments, dtype):
     for k in range(1, environments + 1):
         # In column j, j environments say up and the others nothing: |Σ sign| = j.
         columns = torch.arange(environments + 1)
@@ -81,7 +81,7 @@ def test_rounding_of_a_threshold_k_of_e_does_not_decide(environments, dtype):
 
 
 @pytest.mark.parametrize(("typed", "kept"), [(0.666667, True), (0.66667, False)])
-def test_two_of_three_typed_to_six_digits_is_two_of_three(typed, kept):
+def test_a_threshold_with_six_digits_counts_as_two_of_three(typed, kept):
     """The tolerance of 1e-6 is for thresholds such as these, which lie a little above 2/3."""
     found = combine(torch.stack([vector(1), vector(1), vector(0)]), typed)
     assert bool(found != 0) is kept
@@ -92,7 +92,7 @@ def test_two_of_three_typed_to_six_digits_is_two_of_three(typed, kept):
     st.integers(0, 84),
     st.booleans(),
 )
-def test_it_is_the_definition_entry_by_entry(gradients, threshold, scaled):
+def test_result_equals_the_definition_entry_by_entry(gradients, threshold, scaled):
     tau, (environments, entries) = Fraction(threshold, 84), gradients.shape
     signs = [sum((x > 0) - (x < 0) for x in gradients[:, j].tolist()) for j in range(entries)]
     kept = [Fraction(abs(s), environments) >= tau for s in signs]
@@ -103,19 +103,19 @@ def test_it_is_the_definition_entry_by_entry(gradients, threshold, scaled):
 
 
 @pytest.mark.parametrize(("threshold", "shown"), [(1.7, "1.7"), (-0.1, "-0.1"), (float("nan"), "nan")])
-def test_a_threshold_out_of_range_is_refused(threshold, shown):
+def test_a_threshold_out_of_range_is_rejected(threshold, shown):
     with pytest.raises(EnvariantError) as error:
         AndMask(threshold=threshold)
     assert str(error.value) == f"AndMask: threshold must be in [0, 1], got {shown}"
 
 
-def test_an_unknown_mean_is_refused():
+def test_an_unknown_mean_is_rejected():
     with pytest.raises(EnvariantError, match="AndMask: mean must be arithmetic or geometric; got harmonic"):
         AndMask(mean="harmonic")
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_weight_decay_acts_after_the_mask(weight_decay):
+def test_weight_decay_is_applied_after_the_mask(weight_decay):
     """Adam's first step has length lr: a masked weight takes it towards 0 if it decays, and none if not."""
     weights = vector(1, -1, 1, -1)[None].float()
     adam = StackedOptimizer(optimizer_config("adam"), weights, [0.01], [weight_decay])
@@ -125,7 +125,7 @@ def test_weight_decay_acts_after_the_mask(weight_decay):
     torch.testing.assert_close(weights[0, :2], vector(0.99, -0.99).float(), rtol=1e-6, atol=0)
 
 
-def test_the_specs_numbers_for_the_form_of_the_linear_unit_tests():
+def test_values_of_the_specification_for_the_unit_tests_form():
     """Squared error; rows of two environments; a step of rate 1 without decay."""
     weight, bias = vector(0.5, -1.0), vector(0.1)
     rows = [

@@ -2,14 +2,25 @@
 
 import torch
 
+from algorithms.spec_values import (
+    LABELS_A,
+    LABELS_B,
+    Y3,
+    Z3,
+    A,
+    B,
+    close,
+    predicted,
+    two_environments,
+    vector,
+)
 from envariant.algorithms import IRM, InformationBottleneck, SpectralDecoupling
 from envariant.core.tasks import Multiclass
-from helpers import LABELS_A, LABELS_B, Y3, Z3, A, B, close, predicted, two_environments, vector
 
 HEAD = {"weight": torch.tensor([[1, 0], [0, 0.5]], dtype=torch.float64), "bias": vector(0, 0.1)}
 
 
-def test_spectral_decoupling():
+def test_values_of_the_specification_for_spectral_decoupling():
     seen = predicted(Multiclass(3), Z3, Y3, (4,))
     penalty = SpectralDecoupling().penalty(seen, {})[0]
     close(penalty, 0.8275)
@@ -17,7 +28,7 @@ def test_spectral_decoupling():
     close(seen.risks[0] + 0.1 * penalty, 0.981670)
 
 
-def test_the_bottleneck_and_both_of_its_recipes():
+def test_values_of_the_specification_for_the_bottleneck_and_its_recipes():
     seen = two_environments(**HEAD)
     close(A.var(dim=0), 1, 4)
     bottleneck = InformationBottleneck().penalty(seen, {})[0]
@@ -35,6 +46,6 @@ def test_the_bottleneck_and_both_of_its_recipes():
     close(seen.risks.mean() + 100 * bottleneck + 100 * irm, 231.011)
 
 
-def test_an_environment_of_one_row_has_no_spread():
+def test_an_environment_of_one_row_has_no_variance():
     alone = predicted(Multiclass(3), Z3[:1], Y3[:1], (1,), A[:1])
     assert float(InformationBottleneck().penalty(alone, {})[0]) == 0.0

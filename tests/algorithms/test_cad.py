@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from algorithms.spec_values import LABELS_Q, OWNERS_Q, Q, close
 from envariant.algorithms import CAD
 from envariant.core.errors import EnvariantError
-from helpers import LABELS_Q, OWNERS_Q, Q, close
 
 
 @pytest.mark.parametrize(
@@ -21,12 +21,12 @@ from helpers import LABELS_Q, OWNERS_Q, Q, close
         (True, False, True, -9.59135),
     ],
 )
-def test_the_specs_numbers(conditional, flipped, normalized, expected):
+def test_values_of_the_specification(conditional, flipped, normalized, expected):
     part = CAD(1.0, 0.1, conditional, flipped, normalized)
     close(part.of_rows(Q, LABELS_Q, OWNERS_Q), expected)
 
 
-def test_rows_that_have_nobody_leave_no_nan_in_the_gradient():
+def test_rows_without_partners_leave_no_nan_in_the_gradient():
     part = CAD(1.0)
     found = torch.func.grad(lambda q: part.of_rows(q, LABELS_Q, torch.zeros(5, dtype=torch.long)))(Q)
     assert not bool(found.any())
@@ -34,6 +34,6 @@ def test_rows_that_have_nobody_leave_no_nan_in_the_gradient():
     assert not bool(torch.func.grad(lambda q: part.of_rows(q, lonely, OWNERS_Q))(Q).any())
 
 
-def test_a_temperature_of_zero_is_refused():
+def test_a_temperature_of_zero_is_rejected():
     with pytest.raises(EnvariantError, match="CAD: temperature must be positive, got 0"):
         CAD(temperature=0.0)

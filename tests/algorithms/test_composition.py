@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from algorithms.problems import PROBLEMS, assert_same, autograd
 from envariant.algorithms import (
     IGA,
     IRM,
@@ -22,7 +23,7 @@ from envariant.algorithms import (
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Schedule, Step
 from envariant.core.step_context import START, StepContext
-from helpers import PROBLEMS, assert_same, autograd, update
+from envariant.testing import update
 
 EVERYTHING_KEPT = AndMask(threshold=0.0, inverse_sparsity=False)
 every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
@@ -36,7 +37,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLE
 @pytest.mark.parametrize(
     "penalties", [(), (VREx(7.0),), (IRM(7.0),), (VREx(2.0), IRM(9.0)), (IGA(0.5), VREx(2.0))], ids=str
 )
-def test_gradients_taken_apart_and_averaged_are_the_gradient_of_the_whole(
+def test_the_mean_of_environment_gradients_is_the_gradient_of_the_whole_loss(
     problem, risk_aggregator, penalties, extras
 ):
     apart, whole = (
@@ -60,7 +61,7 @@ UNSCALED = AndMask(threshold=1.0, inverse_sparsity=False)
 
 
 @every_problem
-def test_the_mask_sees_each_environments_share_of_the_vrex_gradient(problem):
+def test_the_mask_receives_each_environments_term_of_the_vrex_gradient(problem):
     """L = R̄ + c·Var(R), so E·∂L/∂R_e = 1 + 2c(R_e − R̄)."""
     c, risks = 4.0, problem.risks(problem.params)
     each = []
@@ -72,7 +73,7 @@ def test_the_mask_sees_each_environments_share_of_the_vrex_gradient(problem):
 
 
 @every_problem
-def test_the_mask_sees_each_environments_own_irm_penalty(problem):
+def test_the_mask_receives_each_environments_irm_penalty(problem):
     c = 4.0
     each = [
         autograd(lambda p, e=e: problem.environment_risk(p, e) + c * problem.slope(p, e) ** 2, problem.params)
@@ -94,7 +95,7 @@ def test_l2_is_added_after_the_mask(problem):
 
 @every_problem
 @pytest.mark.parametrize(("step", "weight"), [(0, 1.0), (189, 1.0), (190, 91257.0)])
-def test_the_irm_codes_objective(problem, step, weight):
+def test_objective_of_the_irm_code(problem, step, weight):
     """Mean risk + l2·‖θ‖² + λ·mean squared slope, divided by λ once it exceeds 1; differentiated twice."""
 
     def objective(p):
@@ -110,7 +111,7 @@ def test_the_irm_codes_objective(problem, step, weight):
 
 @every_problem
 @pytest.mark.parametrize(("step", "c"), [(99, 1.0), (100, 1e4)])
-def test_the_rex_codes_objective(problem, step, c):
+def test_objective_of_the_rex_code(problem, step, c):
     """[R₁ + R₂ + l2·‖θ‖² + c·(R₁ − R₂)²] / max(1, c)."""
     two = problem.first(2)
 
@@ -125,7 +126,7 @@ def test_the_rex_codes_objective(problem, step, c):
     assert_same(update(ours, two, context=StepContext.at(step)), autograd(objective, problem.params), 1e-11)
 
 
-def test_the_loss_is_divided_by_the_largest_factor_only_above_one_and_only_if_asked():
+def test_normalize_loss_divides_by_the_largest_coefficient_above_one():
     problem = PROBLEMS["binary"]
     parts = {"risk_aggregator": MMREx(2.0), "penalties": (VREx(8.0), IRM(4.0)), "l2": 0.1}
     small = {"penalties": (VREx(0.5),), "l2": 0.1}
@@ -140,7 +141,7 @@ def test_the_loss_is_divided_by_the_largest_factor_only_above_one_and_only_if_as
     )
 
 
-def test_the_metrics_are_the_undivided_risk_and_penalties_and_each_coefficient():
+def test_metrics_are_the_unnormalized_risk_penalties_and_coefficients():
     problem = PROBLEMS["binary"]
     algorithm = Composition(SumRisk(), (VREx(8.0),), normalize_loss=True)
     state = algorithm.init(problem.params, problem.context)
@@ -182,7 +183,7 @@ class Remembered(RiskAggregator):
 
 
 @pytest.mark.parametrize("gradient_aggregator", [MeanGradient(), EVERYTHING_KEPT], ids=str)
-def test_a_part_of_ones_own_may_look_at_features_and_carry_a_state(gradient_aggregator):
+def test_outside_parts_may_read_features_and_carry_a_state(gradient_aggregator):
     problem = PROBLEMS["regression"]
     algorithm = Composition(Remembered(), (FeatureSize("constant(3)"),), gradient_aggregator)
     assert (algorithm.needs_features, algorithm.minimum_environments) == (True, 3)
@@ -199,19 +200,19 @@ def test_a_part_of_ones_own_may_look_at_features_and_carry_a_state(gradient_aggr
         assert state["0"]["calls"].tolist() == [call] * 3
 
 
-def test_needs_are_those_of_the_most_demanding_part():
+def test_requirements_are_those_of_the_most_demanding_part():
     assert (Composition().minimum_environments, Composition().needs_features) == (1, False)
     assert Composition(gradient_aggregator=AndMask()).minimum_environments == 2
     assert Composition(penalties=(VREx(),)).minimum_environments == 2
 
 
 @pytest.mark.parametrize(("l2", "shown"), [(-1.0, "-1"), (float("nan"), "nan")])
-def test_a_negative_l2_is_refused(l2, shown):
+def test_a_negative_l2_is_rejected(l2, shown):
     with pytest.raises(EnvariantError) as error:
         Composition(l2=l2)
     assert str(error.value) == f"Composition: l2 must be at least 0, got {shown}"
 
 
-def test_an_unknown_schedule_is_refused_with_the_nearest():
+def test_an_unknown_schedule_is_rejected_with_the_nearest_name():
     with pytest.raises(EnvariantError, match="unknown schedule 'stpe'; did you mean 'step'"):
         IRM("stpe(1, 10, at=5)")

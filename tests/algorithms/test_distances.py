@@ -3,17 +3,17 @@
 import pytest
 import torch
 
+from algorithms.spec_values import A, B, close, predicted, two_environments, vector
 from envariant.algorithms import CORAL, MMD, CausIRL
 from envariant.algorithms.penalties import distances
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Regression
-from helpers import A, B, close, predicted, two_environments, vector
 
 ROWS = torch.cat([A, B])
 FIRST, SECOND = vector(1, 1, 1, 0, 0, 0), vector(0, 0, 0, 1, 1, 1)
 
 
-def test_the_specs_coral_distance():
+def test_values_of_the_specification_for_coral():
     first, second = (distances.Moments.of(ROWS, chosen) for chosen in (FIRST, SECOND))
     close(first.covariance, 1, -1, -1, 4)
     close(second.covariance, 1, -1.5, -1.5, 3)
@@ -23,7 +23,7 @@ def test_the_specs_coral_distance():
     close(CORAL(1.0, means=False).penalty(two_environments(), {})[0], 0.09375)
 
 
-def test_the_specs_kernels():
+def test_values_of_the_specification_for_kernels():
     kernels = distances.kernel(ROWS)
     close(kernels[:3, :3].mean(), 3.87418)
     close(kernels[3:, 3:].mean(), 4.03608)
@@ -34,7 +34,7 @@ def test_the_specs_kernels():
 
 
 @pytest.mark.parametrize(("distance", "expected"), [("coral", 21.9861), ("mmd", 3.59052)])
-def test_the_specs_causirl(distance, expected):
+def test_values_of_the_specification_for_causirl(distance, expected):
     seen, part = two_environments(), CausIRL(1.0, distance=distance)
     close(seen.risks.mean(), 0.872490)
     close(part.at(seen, torch.tensor([1, 2])), expected)
@@ -42,7 +42,7 @@ def test_the_specs_causirl(distance, expected):
     assert float(part.at(seen, torch.tensor([1, 0]))) == 0.0, "one row is too few"
 
 
-def test_cuts_are_uniform_and_never_the_whole():
+def test_split_positions_are_uniform_and_never_the_whole_environment():
     seen, cuts = two_environments(), set()
     for step in range(200):
         drawn = (StepContext.at(step).uniform(2, like=A) * 3).long()
@@ -64,7 +64,7 @@ def many(context):
     return predicted(Regression(), zeros, zeros, (50, 10, 30), features, context)
 
 
-def test_of_many_rows_a_few_are_drawn_without_replacement_anew_at_each_step():
+def test_subsamples_are_new_at_each_step_and_without_replacement():
     drawn = []
     for step in (0, 1):
         index, sizes = distances.subsample(many(StepContext.at(step)), 20)

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 import envariant
+from algorithms.spec_values import YB, ZB, close, vector
 from envariant.algorithms import EIIL, Composition, recipe
 from envariant.algorithms.environment_inference.eiil import ascended, objective
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary
-from helpers import YB, ZB, close, vector
 
 SLOPES = Binary().multiplier_derivatives(ZB, YB)
 
 
-def test_the_specs_partition_and_objective():
+def test_values_of_the_specification():
     found = EIIL().environments(ZB, YB, Binary())
     assert found.tolist() == [0, 0, 1, 0], "rows 1, 2, 4 are right and row 3 is wrong"
     close(objective(found.double(), SLOPES), 0.107684)
@@ -24,7 +24,7 @@ def test_the_specs_partition_and_objective():
     assert float(max(values)) == float(objective(found.double(), SLOPES))
 
 
-def test_the_papers_ascent_finds_it_from_three_random_starts():
+def test_ascent_finds_the_exact_partition_from_three_random_starts():
     for seed in range(3):
         q = ascended(SLOPES, torch.Generator().manual_seed(seed))
         # Which of the two is called the first is chance.
@@ -32,7 +32,7 @@ def test_the_papers_ascent_finds_it_from_three_random_starts():
         close(objective((q > 0.5).double(), SLOPES), 0.107684)
 
 
-def test_a_first_model_that_is_right_everywhere_leaves_no_second_environment():
+def test_a_perfect_reference_model_is_rejected():
     with pytest.raises(
         EnvariantError, match="right everywhere, or wrong everywhere, so no second environment"
     ):
@@ -51,7 +51,7 @@ class _Easy(envariant.EnvironmentSource):
         return envariant.EnvironmentSet("easy", (one, replace(one, name="b")), Binary(), test=("b",))
 
 
-def test_the_environments_are_those_on_which_a_first_model_is_right_and_wrong(tmp_path):
+def test_environments_are_the_rows_that_the_reference_model_predicts_correctly_and_incorrectly(tmp_path):
     """One training environment suffices; the run goes on from where it was killed, bit for bit."""
     how = {"steps": 24, "evaluate_every": 6, "replicas": 2, "seed": 3}
     whole = envariant.train("colored-digits", "eiil(reference_steps=30)", out=tmp_path, **how)
@@ -68,7 +68,7 @@ def test_the_environments_are_those_on_which_a_first_model_is_right_and_wrong(tm
     )
 
 
-def test_what_is_inferred_goes_with_penalties_but_not_twice():
+def test_inference_composes_with_penalties_but_not_twice():
     both = recipe("eiil + vrex(10)").default
     assert isinstance(both, Composition)
     assert both.environment_inference == EIIL()

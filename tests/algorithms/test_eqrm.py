@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from algorithms.references.eqrm import slopes_of_quantile, smooth_quantile
+from algorithms.spec_values import close, vector, with_risks
 from envariant.algorithms import EQRM
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
-from helpers import close, slopes_of_quantile, smooth_quantile, vector, with_risks
 
 R = (0.2, 0.5, 0.6, 1.1)
 
@@ -26,19 +27,19 @@ def value_and_slopes(part, risks=R):
         (0.9, 1.20197, (-0.0521611, -0.0917159, 0, 1.14388), (-0.185033, 0.00988051, 0.117253, 1.05790)),
     ],
 )
-def test_the_specs_numbers(alpha, loss, brackets, exact):
+def test_values_of_the_specification(alpha, loss, brackets, exact):
     for slope, expected in (("brackets", brackets), ("exact", exact)):
         value, slopes = value_and_slopes(EQRM(alpha, 0, slope))
         close(value, loss)
         torch.testing.assert_close(slopes, vector(*expected), rtol=1e-5, atol=1e-8)
 
 
-def test_the_log_form():
+def test_values_of_the_specification_for_the_log_form():
     close(value_and_slopes(EQRM(-100.0, 0))[0], 4.85082)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.5, 0.75, 0.99])
-def test_the_quantile_and_its_exact_slopes_are_those_found_by_root_finding(alpha):
+def test_quantile_and_exact_slopes_equal_those_of_root_finding(alpha):
     for risks in (R, (0.3, 0.31), (2.0, 0.1, 0.1)):
         value, slopes = value_and_slopes(EQRM(alpha, 0, "exact"), risks)
         torch.testing.assert_close(value, vector(smooth_quantile(list(risks), alpha))[0], rtol=1e-8, atol=0)
@@ -46,7 +47,7 @@ def test_the_quantile_and_its_exact_slopes_are_those_found_by_root_finding(alpha
         torch.testing.assert_close(slopes, expected, rtol=1e-8, atol=1e-9)
 
 
-def test_silvermans_bandwidth():
+def test_value_of_the_specification_for_silvermans_bandwidth():
     """k of the spec's 0.152703, which the median of a symmetric sample does not tell, another quantile does."""
     value, _ = value_and_slopes(EQRM(0.75, 0, "exact", bandwidth="silverman"))
     from scipy.stats import norm
@@ -56,13 +57,13 @@ def test_silvermans_bandwidth():
 
 
 @pytest.mark.parametrize("risks", [(0.7,), (0.7, 0.7, 0.7)])
-def test_where_risks_do_not_differ_it_is_their_mean(risks):
+def test_the_quantile_of_equal_risks_is_their_mean(risks):
     value, slopes = value_and_slopes(EQRM(0.9, 0), risks)
     close(value, 0.7)
     close(slopes, *[1 / len(risks)] * len(risks))
 
 
-def test_the_mean_risk_is_minimized_before():
+def test_the_mean_risk_is_minimized_during_burn_in():
     part = EQRM(0.9, burn_in=5)
     early, late = (float(part.risk(with_risks(vector(*R), StepContext.at(step)), {})[0]) for step in (4, 5))
     assert early == pytest.approx(0.6)
@@ -70,6 +71,6 @@ def test_the_mean_risk_is_minimized_before():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 1.5])
-def test_a_quantile_outside_its_range_is_refused(alpha):
+def test_a_quantile_out_of_range_is_rejected(alpha):
     with pytest.raises(EnvariantError, match=r"EQRM: quantile must be in \(0, 1\)"):
         EQRM(alpha)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from algorithms.problems import train_context
+from algorithms.spec_values import LABELS_1, LABELS_2, M_BIAS, M_WEIGHT, X1, X2, close, predicted, vector
 from envariant.algorithms import Composition, Fishr
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Multiclass
-from helpers import LABELS_1, LABELS_2, M_BIAS, M_WEIGHT, X1, X2, close, predicted, train_context, vector
 
 TASK = Multiclass(2)
 ROWS, LABELS = torch.cat([X1, X2]), torch.cat([LABELS_1, LABELS_2])
@@ -14,7 +15,7 @@ SEEN = predicted(TASK, ROWS @ M_WEIGHT.T + M_BIAS, LABELS, (3, 3), ROWS)
 START_OF = Fishr(1.0).init({"any": vector(0)}, train_context(2, TASK, features=2, linear_head=True))
 
 
-def test_the_specs_variances():
+def test_values_of_the_specification_for_variances():
     close(SEEN.risks.mean(), 0.643601)
     found = Fishr(1.0).variances(SEEN)
     close(found["weight"][0], 0.0753558, 0.604763, 0.0753558, 0.604763)
@@ -23,7 +24,7 @@ def test_the_specs_variances():
     close(found["bias"][1], 0.171683, 0.171683)
 
 
-def test_the_specs_penalties_with_memory():
+def test_values_of_the_specification_for_the_penalty_with_memory():
     part, state = Fishr(1.0, memory=0.95), START_OF
     for expected in (0.0447443, 0.170140, 0.364073):
         value, state = part.penalty(SEEN, state)
@@ -34,7 +35,7 @@ def test_the_specs_penalties_with_memory():
     close(Fishr(1.0, memory=0.0).penalty(SEEN, state)[0], 0.0447443)
 
 
-def test_the_closed_form_is_the_variance_of_every_rows_own_gradient():
+def test_the_closed_form_is_the_variance_of_per_row_gradients():
     def loss(head, h, y):
         return TASK.losses((h @ head[0].T + head[1])[None], y[None])[0]
 
@@ -47,7 +48,7 @@ def test_the_closed_form_is_the_variance_of_every_rows_own_gradient():
                 torch.testing.assert_close(found[key][e], expected, rtol=1e-12, atol=1e-14)
 
 
-def test_distances_may_be_summed_over_environments_and_entries():
+def test_the_penalty_may_be_summed_over_environments_and_entries():
     v = Fishr(1.0).variances(SEEN)
     each = [torch.cat([v[key][e].flatten() for key in ("weight", "bias")]) for e in (0, 1)]
     found, _ = Fishr(1.0, memory=0.0, summed=True).penalty(SEEN, START_OF)
@@ -55,11 +56,11 @@ def test_distances_may_be_summed_over_environments_and_entries():
     torch.testing.assert_close(found, (each[0] - each[1]).square().sum() / 2)
 
 
-def test_a_head_that_is_not_linear_is_refused():
+def test_a_head_that_is_not_linear_is_rejected():
     with pytest.raises(EnvariantError, match="fishr: the model's head must be one linear layer"):
         Composition(penalties=(Fishr(),)).wrap_model(torch.nn.Identity(), train_context(2, TASK, features=2))
 
 
-def test_a_memory_of_one_is_refused():
+def test_a_memory_of_one_is_rejected():
     with pytest.raises(EnvariantError, match=r"Fishr: memory must be in \[0, 1\), got 1"):
         Fishr(memory=1.0)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from algorithms.problems import train_context
+from algorithms.spec_values import close, vector, with_risks
 from envariant.algorithms import GroupDRO
 from envariant.core.tasks import Regression
-from helpers import close, train_context, vector, with_risks
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ from helpers import close, train_context, vector, with_risks
         (0.01, [((0.332772, 0.336116, 0.331112), 1.17056), ((0.332198, 0.338909, 0.328893), 1.17446)]),
     ],
 )
-def test_the_specs_numbers(rate, updates):
+def test_values_of_the_specification(rate, updates):
     part, seen = GroupDRO(rate), with_risks(vector(1, 2, 0.5))
     state = part.init({"any": vector(0)}, train_context(3, Regression()))
     for weights, loss in updates:
@@ -27,7 +28,7 @@ def test_the_specs_numbers(rate, updates):
         close(found, loss)
 
 
-def test_no_weight_is_lost_for_good():
+def test_small_weights_can_grow_again():
     """Where exp(−1000) is 0 in every precision, its logarithm is not."""
     part = GroupDRO(1.0)
     state = part.init({"any": vector(0)}, train_context(2, Regression()))
@@ -36,7 +37,7 @@ def test_no_weight_is_lost_for_good():
     close(state["log_weights"].exp(), 0.5, 0.5)
 
 
-def test_the_weights_are_constants_for_differentiation():
+def test_weights_have_no_gradient():
     risks = vector(1, 2, 0.5).requires_grad_()
     part = GroupDRO(0.1)
     found, state = part.risk(with_risks(risks), part.init({"any": vector(0)}, train_context(3, Regression())))

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from algorithms.problems import train_context
+from algorithms.spec_values import Bare, close, vector
 from envariant.algorithms import IGA, Composition
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.step_context import START
 from envariant.core.tasks import Binary, Multiclass
-from helpers import Bare, close, train_context, vector
 
 X1, Y1 = [[1, 2], [0, 1], [-1, 1]], [0, 1, 1]
 X2, Y2 = [[2, 0], [1, -1], [0, 0.5]], [1, 0, 1]
@@ -28,7 +29,7 @@ def step(algorithm, task, params, rows):
     return gradients, metrics
 
 
-def test_the_specs_numbers_for_two_classes():
+def test_values_of_the_specification_for_two_classes():
     params = {"W": torch.tensor([[0.5, -0.2], [0.1, 0.3]], dtype=torch.float64), "b": vector(0, 0.1)}
     for rows, weight, bias in (
         ((X1, Y1), (-0.312376, -0.237697, 0.312376, 0.237697), (-0.0149676, 0.0149676)),
@@ -47,7 +48,7 @@ def test_the_specs_numbers_for_two_classes():
     torch.testing.assert_close(gradients["b"], vector(18.8454, -18.8454), rtol=3e-6, atol=0)
 
 
-def test_the_specs_numbers_for_a_logistic_model():
+def test_values_of_the_specification_for_a_logistic_model():
     params = {"W": vector(0.5, -1)[None], "b": vector(0.1)}
     rows = [([[1, 0], [0, 1]], [1, 0]), ([[1, 1], [-1, 2]], [1, 0])]
     risks = [float(step(Composition(), Binary(), params, [own])[1]["risk"]) for own in rows]

@@ -8,18 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from algorithms.problems import PROBLEMS, train_context
+from algorithms.spec_values import Y3, YB, Z3, ZB, Bare, close, predicted, vector
 from envariant.algorithms import IRM, Composition
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.step_context import START
 from envariant.core.tasks import Binary, Multiclass, Regression
-from helpers import PROBLEMS, Y3, YB, Z3, ZB, Bare, close, predicted, train_context, vector
 
 
 def penalty(task, logits, targets, sizes=None):
     return IRM(1.0).penalty(predicted(task, logits, targets, sizes or (len(logits),)), {})[0]
 
 
-def test_the_specs_numbers_for_a_binary_environment():
+def test_values_of_the_specification_for_a_binary_environment():
     one = predicted(Binary(), ZB, YB, (4,))
     close(one.risks, 0.867155)
     close(one.multiplier_derivatives(), -0.188770, -0.268941, 1.76159, -0.127667)
@@ -30,7 +31,7 @@ def test_the_specs_numbers_for_a_binary_environment():
     )
 
 
-def test_the_specs_number_for_the_rescaled_loss():
+def test_value_of_the_specification_for_the_rescaled_loss():
     """The composition gives gradients only, so its loss is summed up along the way from logits 0."""
     algorithm = Composition(penalties=(IRM(1e4),), normalize_loss=True)
     batch = EnvironmentBatch(torch.zeros(4, 1, dtype=torch.float64), YB, (4,), Binary())
@@ -55,7 +56,7 @@ def test_the_specs_number_for_the_rescaled_loss():
     close(math.log(2) / 1e4 + along, 0.0865543)
 
 
-def test_the_specs_numbers_for_three_classes():
+def test_values_of_the_specification_for_three_classes():
     close(predicted(Multiclass(3), Z3, Y3, (4,)).multiplier_derivatives().mean(), 0.103399)
     close(penalty(Multiclass(3), Z3, Y3), 0.0106913)
 
@@ -68,7 +69,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_closed_form_and_its_gradient_are_those_of_a_scalar_multiplier(name):
+def test_the_closed_form_equals_differentiation_in_a_multiplier(name):
     (task, loss), problem = LOSSES[name], PROBLEMS[name]
     sizes, targets = problem.batch.sizes, problem.batch.targets
     logits = problem(problem.params, problem.batch.inputs)[1].requires_grad_()
@@ -88,7 +89,7 @@ def halves(task, logits, targets, sizes=None):
     return part.penalty(predicted(task, logits, targets, sizes or (len(logits),)), {})[0]
 
 
-def test_the_specs_numbers_for_half_batches():
+def test_values_of_the_specification_for_half_batches():
     two_classes = torch.stack([torch.zeros_like(ZB), ZB], dim=1)
     close(halves(Multiclass(2), two_classes, YB.long()), -0.155949)
     close(halves(Binary(), ZB, YB), -0.155949)
@@ -117,7 +118,7 @@ def test_half_batches_are_unbiased():
         (Regression(), (1, -1, 0, -2), 0.1225, (0.395, -0.55), 0.458525),
     ],
 )
-def test_the_specs_numbers_for_two_dummies(task, targets, risk, slopes, penalty):
+def test_values_of_the_specification_for_two_dummies(task, targets, risk, slopes, penalty):
     rows = torch.tensor([[1, 0], [0, 1], [1, 1], [-1, 2]], dtype=torch.float64)
     outputs = rows @ vector(0.5, -1.0) + 0.1
     close(outputs, 0.6, -0.9, -0.4, -2.4)

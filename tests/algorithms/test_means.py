@@ -3,19 +3,12 @@
 import pytest
 import torch
 
+from algorithms.problems import PROBLEMS, assert_same, assert_same_bits, autograd, train_context
+from algorithms.spec_values import predicted, vector
 from envariant.algorithms import Composition, MeanGradient, MeanRisk, PooledMean, SumRisk
 from envariant.core.step_context import START
 from envariant.core.tasks import Regression
-from helpers import (
-    PROBLEMS,
-    assert_same,
-    assert_same_bits,
-    autograd,
-    predicted,
-    train_context,
-    update,
-    vector,
-)
+from envariant.testing import update
 
 
 def risk(part, residuals, sizes, training_sizes=None):

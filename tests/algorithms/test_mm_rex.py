@@ -5,10 +5,10 @@ import pytest
 import scipy.optimize
 import torch
 
+from algorithms.spec_values import vector, with_risks
 from envariant.algorithms import MMREx
 from envariant.core.schedules import Step
 from envariant.core.step_context import StepContext
-from helpers import vector, with_risks
 
 RISKS = vector(0.3, 0.5, 1.0)
 
@@ -22,19 +22,19 @@ def weights(part, risks):
 
 
 @pytest.mark.parametrize(("least", "expected"), [(1 / 3, 0.6), (0, 1), (-1, 2.2), (-10, 13)])
-def test_the_specs_numbers(least, expected):
+def test_values_of_the_specification(least, expected):
     assert float(risk(MMREx.with_minimum_weight(least, 3), RISKS)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("c", "expected"), [(1.0, 1.0), (1e4, 0.20008)])
-def test_the_specs_numbers_for_the_rex_codes_absolute_form(c, expected):
+def test_values_of_the_specification_for_the_rex_codes_absolute_form(c, expected):
     """R₁ + R₂ + c·|R₁ − R₂| is twice the risk at κ = c."""
     found = 2 * float(risk(MMREx(c), vector(0.3, 0.5))) / max(1, c)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("least", [1 / 4, 0.1, 0.0, -0.5, -20.0])
-def test_it_is_the_worst_affine_combination(least):
+def test_the_risk_is_the_worst_affine_combination(least):
     """Against a linear program over the weights: Σλ = 1, each at least λ_min."""
     risks = np.array([0.7, 0.2, 1.3, 0.9])
     solved = scipy.optimize.linprog(-risks, A_eq=np.ones((1, 4)), b_eq=[1], bounds=(least, None))
@@ -48,11 +48,11 @@ def test_kappa_one_is_the_worst_risk():
     torch.testing.assert_close(weights(MMREx(1.0), RISKS), vector(0, 0, 1))
 
 
-def test_a_tie_goes_to_the_lowest_index():
+def test_of_equal_risks_only_the_first_has_a_gradient():
     torch.testing.assert_close(weights(MMREx(4.0), vector(0.5, 0.9, 0.9)), vector(-1, 3, -1))
 
 
-def test_one_environment_is_its_risk_whatever_kappa():
+def test_one_environment_gives_its_risk_for_every_kappa():
     assert float(risk(MMREx(1e4), vector(0.3))) == pytest.approx(0.3)
     torch.testing.assert_close(weights(MMREx(1e4), vector(0.3)), vector(1))
 

@@ -47,7 +47,7 @@ def test_a_recipe_is_its_parts(name, expected):
     assert recipe(name).build({}) == expected
 
 
-def test_few_mean_anything_with_one_environment():
+def test_recipes_that_accept_one_environment():
     alone = {name for name, r in RECIPES.items() if r.default.minimum_environments == 1}
     assert alone == {
         "erm", "sd", "ib-erm", "clove", "selfreg", "mixup", "rsc", "sagnet", "mtl", "arm", "erm++", "urm", "eiil",
@@ -93,7 +93,7 @@ def test_settings_are_listed_with_their_ranges(name, expected):
 
 
 @every_recipe
-def test_a_recipe_says_what_it_is_and_where_it_comes_from(name):
+def test_every_recipe_has_a_summary_and_a_paper(name):
     assert recipe(name).summary.endswith(".")
     assert "arXiv" in recipe(name).paper or name in ("erm", "mmd", "urm")
 
@@ -136,7 +136,7 @@ def test_a_setting_changes_its_own_part_and_nothing_else():
 @pytest.mark.parametrize(
     ("word", "part"), [("mean", MeanRisk()), ("pooled", PooledMean()), ("sum", SumRisk())]
 )
-def test_a_weighting_is_named_by_a_word(word, part):
+def test_a_risk_aggregator_is_set_by_its_name(word, part):
     built = recipe("vrex").build({"risk_aggregator": word})
     assert built == Composition(part, (VREx(),), normalize_loss=True)
     assert settings_of("vrex", built)["risk_aggregator"] == word
@@ -170,14 +170,14 @@ def test_a_weighting_is_named_by_a_word(word, part):
         ),
     ],
 )
-def test_a_wrong_name_or_value_gets_one_clear_error(name, settings, message):
+def test_a_wrong_name_or_value_is_rejected_in_one_sentence(name, settings, message):
     with pytest.raises(EnvariantError) as error:
         recipe(name).build(settings)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
-def test_two_settings_of_one_name_bear_the_names_of_their_parts():
+def test_settings_with_the_same_name_are_prefixed_by_their_part():
     built = recipe("ib-irm").build(
         {"irm_coefficient": 7, "ib_coefficient": "step(0, 3, at=5)", "form": "halves"}
     )
@@ -185,7 +185,7 @@ def test_two_settings_of_one_name_bear_the_names_of_their_parts():
     assert recipe("ib-irm").build(settings_of("ib-irm", built)) == built
 
 
-def test_names_add_up_as_typed():
+def test_texts_compose_algorithms_in_order():
     known = recipe("vrex(coefficient=30) + and-mask(threshold=0.8)")
     assert known.default == Composition(MeanRisk(), (VREx(30),), AndMask(threshold=0.8), normalize_loss=True)
     assert known.name == "vrex + and-mask"
@@ -197,7 +197,7 @@ def test_names_add_up_as_typed():
     assert three.build(settings_of("irm + coral + groupdro", three.default)) == three.default
 
 
-def test_compositions_add_up_in_python():
+def test_algorithms_compose_in_python():
     assert Composition(penalties=(IRM(1),), l2=0.1) + Composition(
         gradient_aggregator=PCGrad()
     ) == Composition(MeanRisk(), (IRM(1),), PCGrad(), l2=0.1)
@@ -222,13 +222,13 @@ def test_compositions_add_up_in_python():
         ("vrex + ", "cannot read"),
     ],
 )
-def test_what_cannot_be_added_up_is_refused_and_why(text, message):
+def test_invalid_compositions_are_rejected(text, message):
     with pytest.raises(EnvariantError) as error:
         recipe(text)
     assert str(error.value).startswith(message)
 
 
-def test_a_sum_trains_with_what_is_suggested_for_its_first_term(tmp_path):
+def test_a_composition_trains_with_the_default_settings_of_its_first_term(tmp_path):
     result = envariant.train(
         "colored-digits", "vrex(coefficient=30) + and-mask(threshold=0.5)", steps=5, out=tmp_path / "run"
     )
@@ -263,7 +263,7 @@ number = 3
 """
 
 
-def test_an_installed_package_brings_algorithms_of_its_own(package):
+def test_a_plugin_registers_algorithms(package):
     package(THEIRS, gentle="theirs:gentle")
     assert recipe("gentle").default.penalties == (VREx(0.5),)
     assert recipe("gentle(coefficient=2) + coral(1.0)").default.penalties[0] == VREx(2.0)
@@ -287,7 +287,7 @@ def test_an_installed_package_brings_algorithms_of_its_own(package):
         ("theirs:other", "must be a Recipe of that name, got Recipe\\(name='another'"),
     ],
 )
-def test_what_a_package_brings_amiss_is_named(package, place, message):
+def test_an_invalid_plugin_is_rejected(package, place, message):
     package(THEIRS, gentle=place)
     with pytest.raises(EnvariantError, match=message):
         recipe("gentle")

@@ -2,17 +2,17 @@
 
 import torch
 
+from algorithms.spec_values import M_BIAS, M_WEIGHT, close, predicted, vector
 from envariant.algorithms import SelfReg
 from envariant.algorithms.penalties.selfreg import partner_of_same
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Multiclass
-from helpers import M_BIAS, M_WEIGHT, close, predicted, vector
 
 ROWS = torch.tensor([[1, 2], [0, 1], [2, 4], [3, 0], [1, 1]], dtype=torch.float64)
 LABELS = torch.tensor([0, 0, 1, 1, 1])
 
 
-def test_the_specs_numbers():
+def test_values_of_the_specification():
     seen = predicted(Multiclass(2), ROWS @ M_WEIGHT.T + M_BIAS, LABELS, (5,), ROWS)
     first, second = torch.tensor([1, 0, 4, 2, 3]), torch.tensor([0, 1, 3, 4, 2])
     penalty = SelfReg().at(seen, ROWS, vector(0.3)[0], first, second)
@@ -20,7 +20,7 @@ def test_the_specs_numbers():
     close(seen.losses.mean() + penalty, 2.04191)
 
 
-def test_partners_are_a_permutation_within_each_class_and_differ_from_step_to_step():
+def test_partners_are_random_permutations_within_each_class():
     targets = torch.tensor([2, 0, 1, 0, 2, 2, 0])
     seen = set()
     for step in range(300):

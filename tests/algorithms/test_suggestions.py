@@ -2,10 +2,11 @@
 
 import pytest
 
+from algorithms.problems import PROBLEMS, assert_same, autograd
 from envariant.algorithms import recipe
 from envariant.core.step_context import StepContext
 from envariant.data import ColoredMNIST
-from helpers import PROBLEMS, assert_same, autograd, update
+from envariant.testing import update
 
 L2, WEIGHT, ANNEAL = 0.00110794568, 91257.18613115903, 190
 TWO = PROBLEMS["binary"].first(2)  # The papers train on two environments.
@@ -44,7 +45,7 @@ def rex_code_absolute(params, c):
     # MM-REx is R̄ + κ(max − R̄), half of the code's R₁ + R₂ + c|R₁ − R₂|: Adam does not see the factor.
     [("irm", irm_code, 1), ("vrex", rex_code, 1), ("mm-rex", rex_code_absolute, 2)],
 )
-def test_protocol_irm_suggests_the_objective_of_the_irm_and_rex_code(algorithm, objective, times, step):
+def test_protocol_irm_uses_the_objective_of_the_irm_and_rex_code(algorithm, objective, times, step):
     c = WEIGHT if step >= ANNEAL else 1.0
     expected = autograd(lambda p: objective(p, c) / max(1.0, c), TWO.params)
     found = update(suggested("irm", algorithm), TWO, context=StepContext.at(step))
@@ -52,12 +53,12 @@ def test_protocol_irm_suggests_the_objective_of_the_irm_and_rex_code(algorithm, 
 
 
 @pytest.mark.parametrize(("algorithm", "l2"), [("erm", 1e-3), ("and-mask", 1e-3)])
-def test_protocol_irm_suggests_the_baselines_weight_decay_to_the_others(algorithm, l2):
+def test_protocol_irm_uses_the_baselines_weight_decay_for_others(algorithm, l2):
     assert suggested("irm", algorithm).l2 == l2
 
 
 @pytest.mark.parametrize(("step", "after"), [(0, False), (499, False), (500, True), (5000, True)])
-def test_protocol_domainbed_suggests_domainbeds_objective_for_vrex(step, after):
+def test_protocol_domainbed_uses_domainbeds_objective_for_vrex(step, after):
     """R̄ + λ·Var(R), λ from 1 to 10, and never divided by λ."""
 
     def objective(params):
@@ -72,7 +73,7 @@ def test_protocol_domainbed_suggests_domainbeds_objective_for_vrex(step, after):
 
 
 @pytest.mark.parametrize(("step", "after"), [(499, False), (500, True)])
-def test_protocol_domainbed_suggests_domainbeds_coefficient_for_irm(step, after):
+def test_protocol_domainbed_uses_domainbeds_coefficient_for_irm(step, after):
     """R̄ + λ·penalty, λ from 1 to 100; DomainBed's own penalty is of half batches, ours of whole ones."""
 
     def objective(params):

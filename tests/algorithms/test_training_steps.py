@@ -5,6 +5,23 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from algorithms.problems import PROBLEMS, assert_same, train_context
+from algorithms.spec_values import (
+    LABELS_1,
+    LABELS_A,
+    LABELS_B,
+    LABELS_Q,
+    M_BIAS,
+    M_WEIGHT,
+    OWNERS_Q,
+    X1,
+    A,
+    B,
+    Bare,
+    Q,
+    close,
+    vector,
+)
 from envariant.algorithms import (
     ADRMX,
     DANN,
@@ -31,25 +48,6 @@ from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Binary, Multiclass, Regression
-from helpers import (
-    LABELS_1,
-    LABELS_A,
-    LABELS_B,
-    LABELS_Q,
-    M_BIAS,
-    M_WEIGHT,
-    OWNERS_Q,
-    PROBLEMS,
-    X1,
-    A,
-    B,
-    Bare,
-    Q,
-    assert_same,
-    close,
-    train_context,
-    vector,
-)
 
 ROWS, LABELS = torch.cat([A, B]), torch.cat([LABELS_A, LABELS_B])
 BATCH = EnvironmentBatch(ROWS, LABELS, (3, 3), Multiclass(2))
@@ -106,7 +104,7 @@ def test_cdanns_weights():
     close(class_weights(torch.tensor([0, 0, 2]), 4).double(), 1 / 6, 1 / 6, 1 / 3)
 
 
-def test_the_discriminator_and_the_model_take_turns():
+def test_discriminator_and_model_are_updated_in_turn():
     """DomainBed's order: with k = 1 the model first, then in turn; with k = 2 discriminator first, then 2 to 1."""
     problem = PROBLEMS["binary"]
     for turns, expected in ((1, "MDMDMD"), (2, "DMDDMD")):
@@ -190,13 +188,13 @@ def test_mldg(meta_test_environments, expected):
     close(MLDG(1.0, meta_test_environments).gradients(model, params, batch, {}, context)[0]["w"], expected)
 
 
-def test_with_two_environments_mldg_holds_out_one():
+def test_mldg_with_two_environments_has_one_meta_test_environment():
     model, batch, params = quadratics(1, 3)
     found = MLDG(1.0, meta_test_environments=2).gradients(model, params, batch, {}, StepContext.at(0))[0]["w"]
     assert float(found) != 0
 
 
-def test_weights_of_what_moves_itself_decay_at_the_runs_rate():
+def test_l2_of_updates_is_scaled_by_the_learning_rate():
     model, batch, params = quadratics(1, 3)
     params, context, context = (
         {"w": vector(2)[0]},
@@ -210,7 +208,7 @@ def test_weights_of_what_moves_itself_decay_at_the_runs_rate():
     close(decayed - plain, 0.1 * 2 * 0.25 * 2)
 
 
-def test_a_procedure_takes_no_other_parts():
+def test_a_training_step_takes_no_other_parts():
     with pytest.raises(EnvariantError, match="fish: a training step replaces the whole step and takes no"):
         Composition(penalties=(VREx(),), training_step=Fish())
     with pytest.raises(EnvariantError, match=r"fish \+ vrex: fish is a training step, which replaces"):
@@ -232,7 +230,7 @@ def test_adrmx_remixes_two_rows_of_each_class_that_has_two():
     assert [(int(i), int(j)) for i, j in zip(first[:2], second[:2], strict=True)] == [(2, 3), (1, 5)]
 
 
-def test_adrmxs_discriminator_takes_two_of_three_turns():
+def test_adrmx_updates_its_discriminator_in_two_of_three_steps():
     algorithm = Composition(training_step=ADRMX(depth=2, width=4))
     fitted = PROBLEMS["binary"].with_networks_of(algorithm)
     params, state, seen = fitted.params, algorithm.init(fitted.params, fitted.context), ""
@@ -267,7 +265,7 @@ def test_mtls_embedding():
         close(state["embeddings"], *expected)
 
 
-def test_when_predicting_a_context_is_the_mean_over_neighbors():
+def test_context_for_prediction_is_the_mean_over_neighboring_rows():
     means, values = GroupMeans(), torch.randn(2 * CONTEXT + 7, 3, dtype=torch.float64)
     torch.testing.assert_close(means(values), values.mean(dim=0).expand_as(values))
     found = means.eval()(values)
@@ -287,7 +285,7 @@ def test_erm_plus_plus_predicts_with_the_mean_of_its_weights():
     assert part.eval_params(params, state)["head.w"] == 5
 
 
-def test_erm_plus_plus_trains_its_head_alone_first():
+def test_erm_plus_plus_trains_only_the_head_first():
     algorithm = recipe("erm++").build({"head_steps": 2})
     problem = PROBLEMS["binary"]
     params, state, seen = problem.params, algorithm.init(problem.params, problem.context), []
@@ -308,13 +306,13 @@ def test_trms_neumann_series():
     close(neumann(risk, M_WEIGHT, direction), 1.91431, -0.910993, 2.48569, -0.739007)
 
 
-def test_trms_series_ends_with_the_first_sum_above_its_bound():
+def test_trms_series_ends_with_the_first_sum_above_the_bound():
     found = neumann(lambda w: -0.5 * (w**2).sum(), vector(1), vector(1))
     close(found, 15)  # 1 + 2 + 4 + 8
     close(neumann(lambda w: -0.5 * (w**2).sum(), vector(1), vector(11)), 11)
 
 
-def test_trm_is_erm_while_it_warms_up_and_then_fits_its_heads():
+def test_trm_is_erm_during_warm_up_and_then_fits_its_heads():
     def moved(step):
         algorithm = Composition(training_step=TRM(warm_up=3))
         problem = PROBLEMS["binary"].with_networks_of(algorithm)
@@ -338,7 +336,7 @@ def test_trm_is_erm_while_it_warms_up_and_then_fits_its_heads():
 
 
 @pytest.mark.parametrize("task", [Binary(), Regression()], ids=["binary", "regression"])
-def test_arms_context_network_is_left_alone_if_asked(task):
+def test_arm_with_an_untrained_context_network(task):
     problem = PROBLEMS[task.name]
     for trained in (True, False):
         algorithm = recipe("arm").build({"trained": trained, "width": 4})
@@ -349,6 +347,6 @@ def test_arms_context_network_is_left_alone_if_asked(task):
 
 
 @pytest.mark.parametrize("name", ["adrmx", "cdann", "rsc", "sagnet"])
-def test_what_needs_classes_says_so(name):
+def test_algorithms_that_need_classes_reject_regression(name):
     with pytest.raises(EnvariantError, match=r"needs classes, but the task is regression"):
         recipe(name).default.init({"any": vector(0)}, train_context(2, Regression(), features=3))

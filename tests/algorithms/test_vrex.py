@@ -5,8 +5,10 @@ import itertools
 import pytest
 import torch
 
+from algorithms.problems import PROBLEMS, assert_same
+from algorithms.spec_values import vector, with_risks
 from envariant.algorithms import Composition, MeanRisk, SumRisk, VREx
-from helpers import PROBLEMS, assert_same, update, vector, with_risks
+from envariant.testing import update
 
 RISKS = vector(0.3, 0.5, 1.0)
 
@@ -29,18 +31,18 @@ def loss(risk_aggregator, part, risks):
         ((0.3,), 0.0, 10.0, 0.3),
     ],
 )
-def test_the_specs_numbers(risks, variance, coefficient, total):
+def test_values_of_the_specification(risks, variance, coefficient, total):
     assert float(penalty(vector(*risks))) == pytest.approx(variance, rel=1e-5)
     assert loss(MeanRisk(), VREx(coefficient), vector(*risks)) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize(("c", "expected"), [(1.0, 0.84), (1e4, 0.04008)])
-def test_the_specs_numbers_for_the_rex_code(c, expected):
+def test_values_of_the_specification_for_the_rex_code(c, expected):
     found = loss(SumRisk(), VREx(c, pairwise=True), vector(0.3, 0.5)) / max(1, c)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_penalty_pulls_each_risk_towards_the_mean():
+def test_the_gradient_moves_each_risk_towards_the_mean():
     found = torch.func.grad(penalty)(RISKS)
     torch.testing.assert_close(found, 2 * (RISKS - RISKS.mean()) / 3)
     assert float(torch.func.grad(penalty)(vector(0.3))) == 0.0

@@ -1,10 +1,13 @@
 """The command line in real processes with real files; invalid input gives one line and exit code 2."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+
+from envariant.algorithms import recipe
 
 ENVARIANT = [sys.executable, "-m", "envariant"]
 TRAIN = ["train", "--data", "colored-digits", "--steps", "4"]
@@ -45,7 +48,7 @@ print("loaded:", *sorted(name for name in loaded if not name.startswith("_")))
 
 def test_json_output_has_the_documented_keys():
     done = run(
-        *TRAIN, "--algorithm", "irm", "--set", "coefficient=step(1,91257,at=190)", "--replicas", 2, "--json"
+        *TRAIN, "--algorithm", "irm", "--set", "coefficient=step(1,91257,at=2)", "--replicas", 2, "--json"
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -56,7 +59,7 @@ def test_json_output_has_the_documented_keys():
     assert test["role"] == "test"
     assert len(test["accuracy"]["values"]) == 2
     assert {"mean", "sd", "values"} == test["accuracy"].keys() == test["loss"].keys()
-    assert answer["options"]["hyperparameters"]["coefficient"] == "step(1, 91257, at=190)"
+    assert answer["options"]["hyperparameters"]["coefficient"] == "step(1, 91257, at=2)"
     assert {"worst", "versions", "seconds", "seeds", "hardware"} <= answer.keys()
     assert answer["command"].startswith("envariant train --data colored-digits --steps 4 --algorithm irm ")
     assert done.stderr == "", "quiet when not on a terminal"
@@ -105,14 +108,23 @@ def test_algorithms_are_listed_with_parts_papers_and_ranges(here):
     for word in ("erm", "irm", "vrex", "mm-rex", "and-mask", "gradient aggregator", "penalty"):
         assert word in done.stdout
     one = here("algorithms", "and-mask").stdout
-    for word in ("mask · ḡ", "arXiv 2009.00329", "threshold=1", "search 0.5 … 1", "2 environments or more"):
+    for word in (
+        "mask · ḡ",
+        "arXiv 2009.00329",
+        "threshold=1",
+        "search 0.5 … 1",
+        "at least 2 training environments",
+    ):
         assert word in one
     answer = json.loads(here("algorithms", "--json").stdout)
-    assert answer["irm"]["needs"] == ["2 environments or more"]
+    assert answer["irm"]["needs"] == ["at least 2 training environments"]
     threshold = answer["and-mask"]["hyperparameters"]["threshold"]
     assert (threshold["default"], threshold["range"]) == ("1", "0.5 … 1")
     assert threshold["meaning"].startswith("τ in [0, 1].")
-    assert "vrex + and-mask: Equal risk" in here("algorithms", "vrex + and-mask").stdout
+    composed = here("algorithms", "vrex + and-mask").stdout
+    assert "vrex + and-mask: Penalize" in composed
+    example = re.search(r'--algorithm "(.*?)"', " ".join(composed.split()))
+    assert recipe(example[1]).name == "vrex + and-mask", "the example can be run"
     wrong = here("algorithms", "vrx")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "did you mean 'vrex'" in wrong.stderr

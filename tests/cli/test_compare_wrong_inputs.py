@@ -5,7 +5,6 @@ Unusual but valid input is accepted, and its treatment is listed in the preproce
 
 import gzip
 import json
-import re
 import subprocess
 from pathlib import Path
 
@@ -89,7 +88,7 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
         (text(GOOD.replace("died", "dead")), ["lacks target column 'died'", "it holds hospital, age, ward, dead"]),
         (text(GOOD.replace("died", "DIED")), ["lacks target column 'died' (did you mean 'DIED'?)"]),
         (text(GOOD.replace("hospital", "hospitals")), ["lacks environment column 'hospital' (did you mean 'hospitals'?)"]),
-        (text(GOOD.replace("south", "north")), ["column 'hospital' has 1 environment(s) of at least 50 rows", "two are needed"]),
+        (text(GOOD.replace("south", "north")), ["column 'hospital' has 1 environment(s) of at least 50 rows", "two are needed, one of them for testing"]),
         (text(GOOD.replace(",yes", ",no")), ["target 'died' is 'no' in every row; there is nothing to predict"]),
         (text(GOOD.replace(",yes", ",").replace(",no\n", ",\n")), ["target 'died' holds no value at all"]),
         (text(GOOD.replace("north,", ",").replace("south,", "?,")), ["environment 'hospital' holds no value at all"]),
@@ -116,8 +115,8 @@ def test_unreadable_files(file, words, compare, tmp_path):
         (["--metric", "acuracy"], ["unknown metric 'acuracy'; did you mean 'accuracy'?"]),
         (["--metric", "RMSE"], ["RMSE"]),
         (["--min-rows", 1000], ["has 0 environment(s) of at least 1000 rows (none)", "Lower min_rows"]),
-        (["--max-rows", 0], ["max_rows", "at least 5", "got 0"]),
-        (["--max-rows", 4], ["max_rows", "at least 5", "got 4"]),
+        (["--max-rows", 0], ["max_rows: must be at least 5, got 0"]),
+        (["--max-rows", 4], ["max_rows: must be at least 5, got 4"]),
         (["--seed", -1], ["seed must lie in [0, 2³²); got -1"]),
         (["--n-trials", -1], ["n_trials"]),
         (["--n-trials", 0], ["n_trials"]),
@@ -188,7 +187,7 @@ def done(tmp_path_factory):
 
 def test_unusual_columns_and_names_are_accepted_and_logged(done):
     folder, _ = done
-    answer = json.loads((folder / "answer.json").read_text())
+    answer = json.loads((folder / "comparison.json").read_text())
     log = {}
     for line in answer["preprocessing_log"]:
         log.setdefault(line["column"], []).append(line["what"])
@@ -197,7 +196,7 @@ def test_unusual_columns_and_names_are_accepted_and_logged(done):
     assert log["id"] == ["left out: 239 different texts in 239 rows: a name, not a category"]
     assert log["mixed"][0].startswith("category of 3; 25.1% missing")
     assert log["hospital"][0] == "1 of 4 environments have fewer than 50 rows (alone): left out, 1 rows"
-    assert log[""] == ["methods are compared on 180 of 239 rows, at most 60 of a place"]
+    assert log[""] == ["methods are compared on 180 of 239 rows, at most 60 per environment"]
     assert set(answer["methods"]["erm"]) == {"'worst'", "<script>alert(1)</script>", "a b"}
 
 
@@ -222,10 +221,10 @@ def test_another_table_in_the_same_folder_is_rejected_and_changes_nothing(done, 
     files = [path for path in folder.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files if path.suffix in (".html", ".json", ".safetensors")}
     check_rejected(
-        compare(frame(), *TINY, out=folder), "holds a comparison of another table", "choose another folder"
+        compare(frame(), *TINY, out=folder), "holds runs on other data named 'table'", "choose another folder"
     )
     wrong = ("--n-trials", 3, "--replicas", 2, "--max-rows", 0)
-    check_rejected(compare(frame(), *wrong, out=folder), "max_rows")
+    check_rejected(compare(frame(), *wrong, out=folder), "max_rows: must be at least 5, got 0")
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -234,5 +233,7 @@ def test_two_environments_are_enough(compare, tmp_path):
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert set(answer["methods"]["erm"]) == {"0", "1"}
-    assert re.fullmatch(r"[^\n]+", answer["verdict"])
+    assert answer["verdict"].split("\n- ") == [answer["headline"], *answer["bullets"]]
+    assert re.fullmatch(r"[^\n]+", answer["headline"])
+    assert 1 <= len(answer["bullets"]) <= 4
     assert Path(answer["page"]).exists()

@@ -59,7 +59,8 @@ def test_predictions_go_to_a_file_and_remarks_to_standard_error(model, here, new
     first, *others = done.stderr.splitlines()
     assert first.startswith("envariant: New rows differ in age")
     assert any(
-        "ward: 1 row with a category that is not in the training data ('<i>new</i>')" in line for line in others
+        "ward: 1 row with a category that is not in the training data ('<i>new</i>')" in line
+        for line in others
     )
     assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 100
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.csv"]

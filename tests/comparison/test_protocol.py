@@ -1,6 +1,5 @@
 """Duration, rows, folds, metric and stages of a comparison, and what is rejected before anything runs."""
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from envariant.comparison import protocol
 from envariant.core.errors import EnvariantError
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
-from envariant.studies import Store, Study
+from envariant.studies import Store, Study, begin
 from envariant.training.store import RunOutcome
 
 
@@ -92,28 +91,49 @@ def test_algorithms_that_need_more_environments_are_not_applicable():
 
 
 def test_the_same_table_resumes_and_another_is_rejected(tmp_path):
-    protocol.store_table(table(), tmp_path / "table")
-    protocol.store_table(table(), tmp_path / "table")
-    with pytest.raises(EnvariantError, match="holds a comparison of another table or other columns"):
-        protocol.store_table(table(sizes=(200, 100, 81)), tmp_path / "table")
-    with pytest.raises(EnvariantError, match="holds a comparison of another table or other columns"):
-        protocol.store_table(table(task="regression"), tmp_path / "table")
+    def start(own):
+        plan = protocol.plan(TableSource(own), "name", ["erm"], None, 1, 1, 0, {})
+        begin(tmp_path, plan.study).close()
+
+    start(table())
+    start(table())
+    with pytest.raises(EnvariantError, match="holds runs on other data named 'table'; choose another folder"):
+        start(table(sizes=(200, 100, 81)))
+    with pytest.raises(EnvariantError, match="choose another folder"):
+        start(table(task="regression"))
+
+
+class Clock:
+    """A clock that advances only while runs train, in place of the module `time`."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(protocol, "time", clock)
+    return clock
 
 
 class Runner:
-    """Mark planned runs as done, each after some seconds, until the deadline."""
+    """Mark planned runs as done, each after some seconds of the clock, until the deadline."""
 
-    def __init__(self, folder, seconds):
-        self.folder, self.seconds, self.left = folder, seconds, []
+    def __init__(self, folder, clock, seconds):
+        self.folder, self.clock, self.seconds, self.left = folder, clock, seconds, []
 
     def __call__(self, left, until):
         self.left.append(left)
         with Store(self.folder) as store:
             while (job := store.claim(among=1_000)) is not None:
-                if until is not None and time.monotonic() > until:
+                if until is not None and self.clock.now > until:
                     store.finish(job, "out of time")
                     return
-                time.sleep(self.seconds)
+                self.clock.now += self.seconds
                 store.add((), [RunOutcome(stored.id, None, 0.0, None) for stored in store.members(job)])
                 store.finish(job)
 
@@ -121,27 +141,27 @@ class Runner:
 STUDY = Study(("colored-digits",), ("vrex",), n_trials=8, replicas=1)
 
 
-def test_without_a_deadline_all_trials_are_one_stage(tmp_path):
-    run = Runner(tmp_path, 0.0)
+def test_without_a_deadline_all_trials_are_one_stage(tmp_path, clock):
+    run = Runner(tmp_path, clock, 1.0)
     assert protocol.run_within_budget(tmp_path, STUDY, None, run) == 8
     assert run.left == [8]
 
 
-def test_with_a_deadline_trials_are_added_while_time_remains(tmp_path):
-    run = Runner(tmp_path / "enough", 0.01)
-    assert protocol.run_within_budget(tmp_path / "enough", STUDY, time.monotonic() + 60, run) == 8
-    assert run.left == [1, 1, 2, 4]
-    # 0.5 s a run: after two draws the next two would end after the time.
-    short = Runner(tmp_path / "short", 0.5)
-    assert protocol.run_within_budget(tmp_path / "short", STUDY, time.monotonic() + 1.9, short) == 2
-    assert short.left == [1, 1]
+@pytest.mark.parametrize(
+    ("budget", "completed", "stages"),
+    # One second per run: after 2 trials the next 2 would end at 4 s, after 4 the next 4 at 8 s.
+    [(60, 8, [1, 1, 2, 4]), (3.5, 2, [1, 1]), (7.5, 4, [1, 1, 2]), (8.5, 8, [1, 1, 2, 4])],
+)
+def test_with_a_deadline_trials_are_added_while_time_remains(tmp_path, clock, budget, completed, stages):
+    run = Runner(tmp_path, clock, 1.0)
+    assert protocol.run_within_budget(tmp_path, STUDY, clock.now + budget, run) == completed
+    assert run.left == stages
 
 
-def test_an_unfinished_first_stage_counts_as_one_trial(tmp_path):
-    study = replace(STUDY, replicas=5)
-    run = Runner(tmp_path, 0.3)
-    assert protocol.run_within_budget(tmp_path, study, time.monotonic() + 0.7, run) == 1
+def test_an_unfinished_first_stage_counts_as_one_trial(tmp_path, clock):
+    run = Runner(tmp_path, clock, 1.0)
+    assert protocol.run_within_budget(tmp_path, replace(STUDY, replicas=5), clock.now + 2.5, run) == 1
     with Store(tmp_path) as store:
         counts = store.counts()
-    assert counts["done"] >= 1
-    assert counts["planned"] >= 1
+    assert counts["done"] == 3
+    assert counts["planned"] == 1

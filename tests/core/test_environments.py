@@ -1,4 +1,4 @@
-"""Environments, sets and batches: unequal sizes are normal; a refusal says what, where and the mend."""
+"""Environments, sets and batches; errors say what is wrong, where, and how to fix it."""
 
 import math
 
@@ -26,7 +26,7 @@ def refusal(call, *arguments, **settings):
     return str(caught.value)
 
 
-def test_an_environment_gives_all_its_rows_or_those_asked_for():
+def test_rows_returns_all_rows_or_the_requested_ones():
     e = environment(rows=5)
     assert len(e) == 5
     inputs, targets = e.rows()
@@ -47,7 +47,7 @@ def test_rows_with_missing_inputs_are_counted_and_the_first_is_named(bad):
     )
 
 
-def test_an_environment_without_rows_is_refused():
+def test_environment_without_rows_is_rejected():
     said = refusal(Environment, "ward 3", torch.zeros(0, 2), torch.zeros(0))
     assert said == "environment 'ward 3': has no rows; leave it out"
 
@@ -67,7 +67,7 @@ def test_targets_of_another_shape_than_the_tasks_are_rejected(shape):
     )
 
 
-def test_a_set_casts_targets_keeps_attributes_and_order():
+def test_set_casts_targets_and_keeps_attributes_and_order():
     digit = torch.tensor([7, 8])
     marked = Environment("b", torch.zeros(2, 3), torch.tensor([0, 1]), {"digit": digit})
     both = EnvironmentSet("mine", (marked, environment("a")), Binary())
@@ -78,13 +78,13 @@ def test_a_set_casts_targets_keeps_attributes_and_order():
     assert EnvironmentSet("mine", (marked,), Multiclass(2))["b"].targets.dtype == torch.int64
 
 
-def test_a_set_draws_itself_whatever_the_seed():
+def test_set_samples_itself_for_every_seed():
     both = pair(test=("beta",), known=ReferenceScores(chance=0.5))
     assert both.sample(0) is both.sample(1) is both
     assert both.name == "mine"
 
 
-def test_roles_follow_the_default_or_what_is_asked_for():
+def test_roles_follow_the_default_or_the_requested_test_environments():
     both = pair(test=("beta",))
     assert both.roles() == {"alpha": "train", "beta": "test"}
     assert both.roles(("alpha",)) == {"alpha": "test", "beta": "train"}
@@ -96,18 +96,18 @@ UNKNOWN = "mine: unknown environment 'bta'; did you mean 'beta'? known: alpha, b
 ALL = "mine: all environments are held out; none is left to train on"
 
 
-def test_an_unknown_environment_is_refused_with_the_nearest_one():
+def test_unknown_environment_is_rejected_with_a_suggestion():
     assert refusal(pair, test=("bta",)) == UNKNOWN
     assert refusal(pair().roles, ("bta",)) == UNKNOWN
     assert refusal(pair().__getitem__, "bta") == UNKNOWN
 
 
-def test_holding_out_everything_is_refused():
+def test_holding_out_every_environment_is_rejected():
     assert refusal(pair, test=("beta", "alpha")) == ALL
     assert refusal(pair().roles, ("alpha", "beta")) == ALL
 
 
-def test_a_set_that_does_not_hold_together_is_refused():
+def test_inconsistent_set_is_rejected():
     make = EnvironmentSet
     assert refusal(make, "mine", (), Binary()) == "mine: has no environments"
     twice = (environment("alpha"), environment("beta"), environment("alpha"))
@@ -118,7 +118,7 @@ def test_a_set_that_does_not_hold_together_is_refused():
     )
 
 
-def test_targets_that_the_task_does_not_allow_name_their_environment():
+def test_invalid_targets_are_reported_with_their_environment():
     wrong = environment("beta", targets=torch.tensor([0, 1, 2, 0]))
     assert refusal(EnvironmentSet, "mine", (environment("alpha"), wrong), Binary()) == (
         "environment 'beta': binary targets must be 0 or 1; got 0, 1, 2 "
@@ -126,7 +126,7 @@ def test_targets_that_the_task_does_not_allow_name_their_environment():
     )
 
 
-def test_a_batch_splits_into_its_environments():
+def test_batch_splits_into_its_environments():
     parts = [environment(rows=n).rows() for n in (2, 5, 1)]
     inputs, targets = (joined(rows) for rows in zip(*parts, strict=True))
     batch = EnvironmentBatch(inputs, targets, (2, 5, 1), Binary())
@@ -138,7 +138,7 @@ def test_a_batch_splits_into_its_environments():
 
 @pytest.mark.parametrize("sizes", [(4, 4, 4), (1, 5, 2), (3,), (1, 1)])
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
-def test_the_mean_of_each_environment_equals_a_plain_loop(sizes, shape):
+def test_mean_of_each_environment_equals_a_plain_loop(sizes, shape):
     values = torch.randn((sum(sizes), *shape), dtype=torch.float64)
     batch = EnvironmentBatch(values, torch.zeros(len(values)), sizes, Regression())
     expected, start = [], 0
@@ -148,7 +148,7 @@ def test_the_mean_of_each_environment_equals_a_plain_loop(sizes, shape):
     torch.testing.assert_close(batch.per_environment_mean(values), torch.stack(expected))
 
 
-def test_equal_and_unequal_sizes_go_two_ways_to_the_same_mean():
+def test_equal_and_unequal_sizes_have_the_same_mean():
     values = torch.randn(12, dtype=torch.float64)
     equal = EnvironmentBatch(values[:, None], values, (4, 4), Regression())
     padded = EnvironmentBatch(values[:, None], values, (4, 4, 1), Regression())
@@ -159,7 +159,7 @@ def test_equal_and_unequal_sizes_go_two_ways_to_the_same_mean():
 
 @pytest.mark.parametrize("sizes", [(3, 3), (2, 4)])
 @pytest.mark.parametrize("task", [Binary(), Multiclass(3), Regression()], ids=str)
-def test_a_predicted_batch_holds_losses_risks_and_derivatives(task, sizes):
+def test_predicted_batch_has_losses_risks_and_derivatives(task, sizes):
     rows = sum(sizes)
     logits = torch.randn((rows,) if task.outputs == 1 else (rows, task.outputs))
     targets = task.cast(torch.arange(rows) % 2, "here")

@@ -7,7 +7,6 @@ import torch
 
 import envariant
 from envariant import data, models
-from envariant.core import plugins
 from envariant.core.errors import EnvariantError
 
 PACKAGE = '''
@@ -174,5 +173,5 @@ def test_a_plugin_cannot_replace_a_built_in(package):
 
 def test_listing_names_imports_nothing(package):
     package(models.ENTRY_POINTS, wide="theirs:Wide")
-    assert plugins.plugin_names(models.ENTRY_POINTS) == ("wide",)
+    assert models.PLUGINS.names() == ("wide",)
     assert "theirs" not in sys.modules

@@ -1,4 +1,4 @@
-"""Random numbers of a step: the distributions they claim, and that nobody shares them."""
+"""Random numbers of a step: their distributions and their independence."""
 
 import numpy as np
 import pytest
@@ -26,19 +26,19 @@ def test_symmetric_beta_numbers(alpha):
     assert scipy.stats.kstest(beta_numbers(alpha, 2000), scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
-def test_a_steep_beta_stays_within_its_bounds_where_powers_would_overflow():
+def test_beta_numbers_with_small_alpha_stay_within_bounds():
     drawn = beta_numbers(0.01, 500)
     assert ((drawn >= 0) & (drawn <= 1)).all()
     assert 0.4 < np.mean(drawn > 0.5) < 0.6
 
 
-def test_permutations_are_permutations_and_all_of_them_come():
+def test_all_permutations_occur():
     seen = {tuple(StepContext.at(step).permutation(3, like=LIKE).tolist()) for step in range(100)}
     assert len(seen) == 6
     assert all(sorted(order) == [0, 1, 2] for order in seen)
 
 
-def test_the_same_question_has_the_same_answer_and_another_has_another():
+def test_same_draw_repeats_and_other_draws_differ():
     context = StepContext.at(5, seed=1)
     draw = context.uniform(4, like=LIKE)
     assert torch.equal(draw, context.uniform(4, like=LIKE))
@@ -50,7 +50,7 @@ def test_the_same_question_has_the_same_answer_and_another_has_another():
     assert len({tuple(value.tolist()) for value in (draw, *others)}) == 5
 
 
-def test_a_stack_of_keys_draws_as_each_alone():
+def test_stacked_keys_draw_as_each_alone():
     keys = torch.stack([StepContext.at(3, seed=s).key for s in (1, 2)])
     together = torch.func.vmap(lambda key: StepContext(3, 0.1, key).symmetric_beta(0.3, like=LIKE))(keys)
     alone = [StepContext.at(3, seed=s).symmetric_beta(0.3, like=LIKE) for s in (1, 2)]

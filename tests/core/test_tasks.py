@@ -37,7 +37,7 @@ TASKS = [task for task, _ in REFERENCES]
 
 
 @pytest.mark.parametrize(("task", "reference"), REFERENCES, ids=map(str, TASKS))
-def test_losses_are_pytorchs_row_by_row(task, reference):
+def test_losses_equal_pytorchs_for_each_row(task, reference):
     logits, targets = problem(task)
     torch.testing.assert_close(task.losses(logits, targets), reference(logits, targets))
 
@@ -108,7 +108,7 @@ def test_risks_and_irm_gradients_of_known_predictors_at_flips_0_1_and_0_2(logits
         assert float(weights(flip) @ slopes) == pytest.approx(gradient, abs=5e-8)
 
 
-def test_the_pooled_optimum_fails_where_the_color_lies():
+def test_pooled_optimum_fails_where_the_color_misleads():
     risk = weights(0.9) @ Binary().losses(pooled_optimum(), Y)
     assert float(risk) == pytest.approx(1.381331, abs=5e-7)
     assert float(weights(0.9) @ Binary().scores(pooled_optimum(), Y).double()) == pytest.approx(0.1)
@@ -136,12 +136,12 @@ def test_two_classes_with_opposite_logits_are_the_binary_task():
         torch.testing.assert_close(ours, getattr(Binary(), measure)(logits, targets))
 
 
-def test_chance_is_equal_odds_and_has_no_meaning_in_regression():
+def test_chance_is_equal_odds_and_undefined_for_regression():
     assert [t.chance for t in (Binary(), Multiclass(2), Multiclass(10))] == [0.5, 0.5, 0.1]
     assert Regression().chance is None
 
 
-def test_a_models_raw_output_is_brought_to_the_tasks_shape():
+def test_raw_output_gets_the_shape_of_the_tasks_logits():
     assert Binary().logits(torch.zeros(5, 1)).shape == (5,)
     assert Regression().logits(torch.zeros(5)).shape == (5,)
     assert Multiclass(3).logits(torch.zeros(5, 3)).shape == (5, 3)
@@ -179,19 +179,19 @@ def test_targets_are_cast_to_the_tasks_type(task, given, cast):
         (Regression(), [math.inf], "here: targets hold NaN or infinity; remove those rows"),
     ],
 )  # fmt: skip
-def test_targets_that_a_task_does_not_allow_are_refused(task, targets, message):
+def test_invalid_targets_are_rejected(task, targets, message):
     with pytest.raises(EnvariantError) as refusal:
         task.cast(torch.tensor(targets), "here")
     assert str(refusal.value) == message
 
 
 @pytest.mark.parametrize("task", [Binary(), Multiclass(3)], ids=str)
-def test_a_missing_label_is_refused(task):
+def test_missing_label_is_rejected(task):
     with pytest.raises(EnvariantError, match=r"^here: .*targets must be .*got 0, nan"):
         task.cast(torch.tensor([0.0, math.nan]), "here")
 
 
-def test_one_class_is_no_problem_to_learn():
+def test_targets_of_one_class_are_valid():
     with pytest.raises(EnvariantError, match=r"^Multiclass: classes must be at least 2; got 1$"):
         Multiclass(1)
 
@@ -204,7 +204,7 @@ def test_one_class_is_no_problem_to_learn():
         (Regression(), torch.tensor([1.0, 2, 6]), 1),
     ],
 )
-def test_the_constant_loss_is_the_least_of_a_model_that_says_the_same_of_every_row(task, targets, outputs):
+def test_constant_loss_is_the_smallest_of_any_constant_prediction(task, targets, outputs):
     said = torch.zeros(outputs, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([said], max_iter=200, tolerance_grad=1e-12)
 
@@ -219,5 +219,5 @@ def test_the_constant_loss_is_the_least_of_a_model_that_says_the_same_of_every_r
     assert task.constant_loss(targets) == pytest.approx(loss().item(), abs=1e-8)
 
 
-def test_the_constant_loss_of_one_class_is_zero():
+def test_constant_loss_of_one_class_is_zero():
     assert Binary().constant_loss(torch.ones(5)) == 0

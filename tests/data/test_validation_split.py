@@ -52,9 +52,7 @@ def test_held_out_rows_are_evaluated_and_not_trained_on():
     rows = [Environment(n, inputs, (inputs[:, 0] > 0).float()) for n in ("a", "b", "t")]
     own = EnvironmentSet("own", tuple(rows), Binary(), test=("t",))
     result = envariant.train(own, "erm", holdout_fraction=0.3, steps=4, evaluate_every=4, model="linear")
-    assert result.record.sizes == {
-        "a": 140, "a (validation)": 60, "b": 140, "b (validation)": 60, "t": 200,
-    }  # fmt: skip
+    assert result.record.sizes == {"a": 140, "a (validation)": 60, "b": 140, "b (validation)": 60, "t": 200}
     assert {r.environment for r in result.rows if r.role == "validation"} == {"a", "b"}
     # The same as training on the other rows alone.
     parted = ValidationSplit(own, 0.3).sample(result.record.seeds[0].data)

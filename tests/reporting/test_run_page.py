@@ -147,7 +147,7 @@ def test_names_are_escaped_and_every_task_has_a_page(task):
 
 
 def test_page_shows_why_a_run_failed():
-    result = envariant.train("colored-digits", "erm", steps=3, optimizer="sgd", learning_rate=1e30)
+    result = envariant.train("colored-digits", "erm", steps=3, optimizer="sgd", learning_rate=1e12)
     text = run_page.render([result], "Title")
     assert "no replica finished" in text
     assert "learning rate or a coefficient is too large" in text
@@ -179,6 +179,17 @@ def test_curves_draw_test_environments_solid_and_training_environments_dotted(re
     means = axes.get_lines()[2].get_ydata()
     assert list(means) == pytest.approx(list(measured.groupby("step")["value"].mean()))
     assert {text.get_text().strip() for text in axes.texts} == {"chance 50%", "optimum 75%"}
+
+
+def test_validation_rows_have_their_own_curve_and_column():
+    result = envariant.train("colored-digits", "erm", steps=4, holdout_fraction=0.2)
+    (axes,) = figures.curves([result]).axes
+    history = result.history.query("environment == 'flip-0.1' and metric == 'accuracy'")
+    lines = {line.get_color(): list(line.get_ydata()) for line in axes.get_lines()}
+    for role in ("train", "validation"):
+        assert list(history[history["role"] == role]["value"]) in lines.values()
+    header = tables.scores([result]).header
+    assert header.count("flip-0.1 (train)") == header.count("flip-0.1 (validation)") == 1
 
 
 def test_overview_shows_each_digit_in_its_color_above_its_label():

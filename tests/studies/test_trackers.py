@@ -29,14 +29,13 @@ def last_values(folder, run):
     """Return the last step and value of each metric of a run, by its name in trackers."""
     with Store(folder) as store:
         history = store.history([run])
-    rows = history.sort_values("step").to_dict("records")
-    return {
-        (r["metric"] if r["environment"] == "*" else f"{r['metric']}/{r['environment']}"): (
-            r["step"],
-            r["value"],
-        )
-        for r in rows
-    }
+    values = {}
+    for row in history.sort_values("step").to_dict("records"):
+        name = row["metric"] if row["environment"] == "*" else f"{row['metric']}/{row['environment']}"
+        name += " (validation)" if row["role"] == "validation" else ""
+        values[name] = (row["step"], row["value"])
+    assert {"accuracy/flip-0.1", "accuracy/flip-0.1 (validation)", "accuracy/flip-0.9", "risk"} <= set(values)
+    return values
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

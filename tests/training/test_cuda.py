@@ -1,7 +1,6 @@
-"""On a GPU: the same numbers as on the processor to rounding, and from run to run the same bits.
+"""CUDA: the same numbers as on the CPU to rounding, and bit-identical runs.
 
-Skipped where there is none. The problems are those of the other tests; rounding differs because a GPU adds
-up in another order.
+Skipped without a CUDA device. Rounding differs because a GPU sums in another order.
 """
 
 from dataclasses import replace
@@ -24,14 +23,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def moved(members, shared, how):
-    """How far the parameters of each replica went, on the CPU."""
+    """Return the final parameters of each replica, on the CPU."""
     _, states = outcome(made(Binary(), 1), members, shared, how)
     return {k: torch.cat([v.flatten().cpu() for v in s.params.values()]) for k, s in states.items()}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_algorithm_trains_there_as_on_the_processor(name):
-    """Plain gradient descent, because Adam makes whole steps of what is nothing but rounding."""
+def test_every_algorithm_trains_on_cuda_as_on_the_cpu(name):
+    """Use plain gradient descent, because Adam makes full steps from rounding noise."""
     shared = replace(plan(batch_size=16), optimizer=optimizer_config("sgd"), steps=4)
     members = replicas(name, 3)
     here = moved(members, shared, SEQUENTIAL)
@@ -42,7 +41,7 @@ def test_every_algorithm_trains_there_as_on_the_processor(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_twice_the_same_bits_and_again_from_a_checkpoint(name, tmp_path):
+def test_cuda_runs_are_bit_identical_also_from_a_checkpoint(name, tmp_path):
     shared, source, members = plan(batch_size=16, device=CUDA), made(Binary(), 1), replicas(name, 2)
     rows, states = outcome(source, members, shared, STACKED)
     again, _ = outcome(source, members, shared, STACKED)
@@ -60,7 +59,7 @@ def test_twice_the_same_bits_and_again_from_a_checkpoint(name, tmp_path):
 # PyTorch's own compiler warns of parts of itself.
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["erm", "irm", "and-mask"])
-def test_compiled_programs_are_cuda_graphs_and_give_the_same(name):
+def test_compiled_programs_are_cuda_graphs_and_agree(name):
     shared = replace(plan(batch_size=16, device=CUDA), optimizer=optimizer_config("sgd"), steps=12)
     members = replicas(name, 3)
     plain, compiled = (moved(members, replace(shared, compiled=c), STACKED) for c in (False, True))
@@ -69,7 +68,7 @@ def test_compiled_programs_are_cuda_graphs_and_give_the_same(name):
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-def test_every_precision_learns_and_leaves_pytorchs_settings_alone(precision):
+def test_every_precision_learns_and_restores_pytorchs_settings(precision):
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     result = envariant.train(
         "colored-digits", "erm", model="mnist-cnn", steps=30, precision=precision, device="cuda"
@@ -79,7 +78,7 @@ def test_every_precision_learns_and_leaves_pytorchs_settings_alone(precision):
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
-def test_weights_to_start_from_and_inferred_environments_are_made_there():
+def test_pretraining_and_environment_inference_run_on_cuda():
     short = {"steps": 4, "model": "mlp(hidden=16)", "batch_size": "full", "device": "cuda"}
     rich = "rfc(first_steps=3, steps=3, synthesis_steps=3)"
     for given in (("vrex", {"init": rich, "freeze": "features"}), ("eiil(reference_steps=5)", {})):
@@ -88,7 +87,7 @@ def test_weights_to_start_from_and_inferred_environments_are_made_there():
         assert result.record.hardware["accelerator"]
 
 
-def test_memory_is_as_predicted():
+def test_cuda_memory_is_as_predicted():
     shared = plan("mlp(hidden=256)", batch_size=256, device=CUDA)
     source, members = made(Binary(), 1), replicas("irm", 24)
     chosen = execution.choose(Stacked(), source, members, shared, None)
@@ -100,7 +99,7 @@ def test_memory_is_as_predicted():
     assert taken == pytest.approx(chosen.bytes_predicted, rel=0.25)
 
 
-def test_one_that_fails_stands_still_and_the_others_do_not_notice():
+def test_diverged_replica_is_frozen_on_cuda():
     source, shared = made(Binary(), 1), plan(device=CUDA)
     healthy = replicas("irm", 3)
     spoiled = [*healthy, replace(healthy[0], index=3, learning_rate=float("inf"))]

@@ -57,13 +57,13 @@ def digits():
     return envariant.data.colored_digits().sample(0)["flip-0.9"].inputs[:20]
 
 
-def test_an_augmentation_of_nothing_changes_nothing():
+def test_augmentation_by_nothing_changes_nothing():
     images = digits()
     same = RandomAffine(0, 0, 0)(images, torch.rand(3, len(images)))
     torch.testing.assert_close(same, images, atol=1e-5, rtol=0)
 
 
-def test_augmentation_follows_its_draws_and_moves_every_image_its_own_way():
+def test_augmentation_follows_its_random_numbers_for_each_image():
     images = digits()[:1].expand(6, -1, -1, -1)
     a, b, c = (
         RandomAffine()(images, torch.rand(3, 6, generator=torch.Generator().manual_seed(s)))
@@ -78,7 +78,7 @@ def test_augmentation_follows_its_draws_and_moves_every_image_its_own_way():
 @pytest.mark.parametrize(
     ("angle", "shear", "scale"), [(0.4, 0, 1), (0, 0.3, 1), (0, 0, 1.3), (-0.7, 0.2, 0.8)]
 )
-def test_the_warp_is_the_affine_map_it_says(height, width, angle, shear, scale):
+def test_warp_is_the_documented_affine_map(height, width, angle, shear, scale):
     """Against scipy: first scale, then lean, then turn, about the center, counter-clockwise."""
     image = np.zeros((height, width), dtype=np.float32)
     image[3:6, 3:8] = np.linspace(0.2, 1, 15).reshape(3, 5)
@@ -96,7 +96,7 @@ def test_the_warp_is_the_affine_map_it_says(height, width, angle, shear, scale):
     np.testing.assert_allclose(ours, expected, atol=2e-3)
 
 
-def test_the_background_of_standardized_images_stays_the_background():
+def test_background_of_standardized_images_is_preserved():
     images = digits() - 0.42
     warped = RandomAffine(45, 10, 0.3)(
         images, torch.rand(3, len(images), generator=torch.Generator().manual_seed(0))
@@ -130,7 +130,7 @@ def test_row_blocks_change_nothing(monkeypatch):
     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_features_are_what_the_head_reads_and_are_left_out_where_nobody_looks():
+def test_features_are_the_inputs_of_the_head_and_omitted_if_not_needed():
     module = envariant.models.model_config("mlp(hidden=4)").build((6,), 1)
     inputs = torch.randn(9, 6)
     for wanted, width in ((True, 4), (False, 0)):
@@ -143,7 +143,7 @@ def test_features_are_what_the_head_reads_and_are_left_out_where_nobody_looks():
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=0, max_size=6))
-def test_a_spread_is_a_mean_and_a_sample_deviation(values):
+def test_spread_is_a_mean_and_a_sample_standard_deviation(values):
     spread = Spread(tuple(values))
     assert (spread.sd is None) == (len(values) < 2)
     if values:
@@ -152,7 +152,7 @@ def test_a_spread_is_a_mean_and_a_sample_deviation(values):
         assert spread.sd == pytest.approx(np.std(values, ddof=1))
 
 
-def test_the_summary_shows_every_environment_and_the_worst_of_each_replica():
+def test_summary_shows_every_environment_and_the_worst_of_each_replica():
     result = envariant.train("colored-digits", "erm", steps=30, replicas=3)
     frame = result.summary()
     assert list(frame.index) == ["flip-0.2", "flip-0.1", "flip-0.9", "worst"]
@@ -187,7 +187,7 @@ def test_frozen_weights_stay_frozen_even_under_weight_decay():
         (lambda: nn.Sequential(nn.Flatten(0), nn.Linear(256, 1)), "must return 1 number"),
     ],
 )
-def test_a_model_that_does_not_fit_is_named(model, message):
+def test_unsuitable_model_is_rejected(model, message):
     with pytest.raises(EnvariantError, match=message):
         envariant.train("colored-digits", "erm", model=model, steps=1)
 
@@ -203,6 +203,6 @@ def test_a_model_that_does_not_fit_is_named(model, message):
         ("-c", ""),
     ],
 )
-def test_a_result_remembers_its_command_and_no_other_programs(monkeypatch, program, on_progress):
+def test_result_stores_its_command_but_not_other_programs(monkeypatch, program, on_progress):
     monkeypatch.setattr("sys.argv", [program, "train", "--set", "l2=1 2"])
     assert provenance.command() == on_progress

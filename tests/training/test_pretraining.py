@@ -1,4 +1,4 @@
-"""What comes before the first step: weights from ERM or rich features, and models that algorithms change."""
+"""Pretraining by ERM and rich features, and models that algorithms change."""
 
 import pytest
 import torch
@@ -17,6 +17,8 @@ from envariant.training.optimizers import optimizer_config
 from envariant.training.pretraining import RFC, balanced_rows, fitting, predictions
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig, network
+from envariant.training.store import recorder
+from envariant.training.store.recorder import Recorder
 
 SHORT = {"model": "mlp(hidden=16)", "precision": "float32", "batch_size": "full", "learning_rate": 0.01}
 QUICK_RFC = "rfc(first_steps=4, steps=6, synthesis_steps=6)"
@@ -29,14 +31,14 @@ def run(algorithm="vrex(5)", steps=6, **changes):
 
 
 def measured(result, step):
-    return {(r.environment, r.metric): r.value for r in result.rows if r.step == step and r.split != "batch"}
+    return {(r.environment, r.metric): r.value for r in result.rows if r.step == step and r.role != "batch"}
 
 
 def weights(result, replica=0):
     return result.checkpoints[replica].params
 
 
-def test_starting_from_erm_is_going_on_from_where_erm_stood():
+def test_pretraining_by_erm_equals_training_by_erm_first():
     erm = run("erm(l2=0)", steps=7)
     started = run("vrex(5)", steps=1, init="erm(steps=7, l2=0)")
     assert measured(started, 0) == measured(erm, 7)
@@ -73,7 +75,7 @@ def training_rows():
     return EnvironmentSet("rows", drawn.environments[:2], Binary())
 
 
-def test_rich_features_are_made_as_the_release_makes_them():
+def test_rich_features_equal_those_of_a_plain_loop_like_the_release():
     member = Replica(0, Seeds.of(1, 0), Composition(), 0.01, 0.0)
     fit, own = Noted(fitting(member, PLAN)), training_rows()
     found = RFC(first_steps=20, steps=11, synthesis_steps=12, l2=0.002).weights(own, fit, 5)
@@ -104,7 +106,7 @@ def test_rich_features_are_made_as_the_release_makes_them():
     assert not any(key.startswith("imitating") for key in found)
 
 
-def test_a_second_round_finds_what_the_first_overlooks():
+def test_second_round_finds_features_that_the_first_misses():
     """One column is right more often than another: ERM follows it, and the next model has to use the other."""
     generator = torch.Generator().manual_seed(0)
     targets = (torch.rand(4000, generator=generator) < 0.5).float()
@@ -124,7 +126,7 @@ def test_a_second_round_finds_what_the_first_overlooks():
 
 
 @pytest.mark.parametrize("init", [QUICK_RFC, "erm(steps=3)"])
-def test_with_frozen_features_only_the_head_moves(init):
+def test_with_frozen_features_only_the_head_trains(init):
     early = weights(run(steps=1, init=init, freeze="features"))
     late = weights(run(steps=6, init=init, freeze="features"))
     free = weights(run(steps=6, init=init))
@@ -140,23 +142,23 @@ def test_with_frozen_features_only_the_head_moves(init):
 
 @pytest.mark.parametrize("freeze", [None, "features"])
 @pytest.mark.parametrize("execution", ["sequential", "stacked"])
-def test_what_was_prepared_is_prepared_alike_when_a_run_goes_on(tmp_path, monkeypatch, execution, freeze):
+def test_pretraining_is_repeated_bit_identically_on_resumption(tmp_path, monkeypatch, execution, freeze):
     how = {"init": QUICK_RFC, "freeze": freeze, "replicas": 2, "execution": execution}
     whole = run(**how)
 
     class Stop(Exception):
         pass
 
-    stored, calls = run_folder.RunFolder.store, []
+    stored, calls = Recorder.add, []
 
-    def store(self, event):
-        stored(self, event)
+    def add(self, event, *arguments):
+        stored(self, event, *arguments)
         calls.append(event)
         if len(calls) == 5:
             raise Stop
 
-    monkeypatch.setattr(run_folder, "CHECKPOINT_INTERVAL_S", 0.0)
-    monkeypatch.setattr(run_folder.RunFolder, "store", store)
+    monkeypatch.setattr(recorder, "CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(Recorder, "add", add)
     with pytest.raises(Stop):
         run(out=tmp_path, **how)
     resumed = run(out=tmp_path, **how)
@@ -167,7 +169,7 @@ def test_what_was_prepared_is_prepared_alike_when_a_run_goes_on(tmp_path, monkey
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40), st.integers(0, 5))
-def test_half_of_the_rows_are_those_on_which_all_models_agree(pairs, seed):
+def test_half_of_the_drawn_rows_are_those_on_which_all_models_agree(pairs, seed):
     right = torch.tensor(pairs).T
     found = balanced_rows(right, torch.Generator().manual_seed(seed))
     alike = right[0] == right[1]
@@ -180,7 +182,7 @@ def test_half_of_the_rows_are_those_on_which_all_models_agree(pairs, seed):
 
 
 @given(st.integers(1, 5000), st.integers(1, 7), st.sampled_from([1, 3, 256]))
-def test_blocks_never_part_rows_that_are_looked_at_together(rows, replicas, together):
+def test_rows_that_are_seen_together_stay_in_one_block(rows, replicas, together):
     net, _ = network(training_rows(), Replica(0, Seeds.of(0, 0), Composition(), 0.1, 0.0), PLAN)
     net.together, net._block = together, 700
     sizes = net.blocks(rows, replicas)
@@ -193,7 +195,7 @@ def test_blocks_never_part_rows_that_are_looked_at_together(rows, replicas, toge
 @pytest.mark.parametrize(
     "name", ["mtl", "arm", "urm", "adrmx(depth=2)", "erm++(head_steps=1, average_from=3)"]
 )
-def test_the_model_that_is_handed_out_is_the_one_that_was_measured(name):
+def test_returned_model_is_the_measured_one(name):
     """Those that change the model, or predict with other weights than they train."""
     result = run(name, steps=5, evaluate_every=5, seed=2)
     drawn = colored_digits().sample(Seeds.of(2, 0).data)
@@ -205,7 +207,7 @@ def test_the_model_that_is_handed_out_is_the_one_that_was_measured(name):
     assert accuracy == pytest.approx(measured(result, 5)["flip-0.9", "accuracy"], abs=1e-3)
 
 
-def test_what_predicts_may_be_other_weights_than_what_trains():
+def test_weights_that_predict_may_differ_from_those_that_train():
     """One trains as the other does; it is measured, and handed out, as a mean of its weights."""
     newest, mean = (run(f"erm++(head_steps=1, average_from={n})", steps=6) for n in (1000, 2))
     assert measured(newest, 1) == measured(mean, 1)
@@ -250,20 +252,20 @@ class Bent(nn.Module):
         ({"init": "rcf"}, "unknown init 'rcf'; did you mean 'rfc'?"),
         ({"init": "rfc(rounds=0)"}, "rfc: rounds must be at least 1; got 0"),
         ({"init": "erm(step=3)"}, "did you mean 'steps'?"),
-        ({"freeze": "features"}, "features as they are drawn are of no use; give init as well"),
-        ({"init": "rfc", "freeze": "feature"}, "unknown freeze 'feature'; did you mean 'features'?"),
+        ({"freeze": "features"}, "needs pretrained features: set init as well"),
+        ({"init": "rfc", "freeze": "feature"}, "freeze must be features; got 'feature'"),
         ({"init": QUICK_RFC, "data": Real(), "model": "linear"}, "rfc: needs classes"),
         ({"init": QUICK_RFC, "model": Bent}, "the model's head must be one linear layer"),
     ],
 )
-def test_what_cannot_be_is_refused(changes, message):
+def test_invalid_pretraining_is_rejected(changes, message):
     arguments = {"data": "colored-digits", "algorithm": "erm", **SHORT, "steps": 2, **changes}
     with pytest.raises(EnvariantError) as error:
         envariant.train(**arguments)
     assert message in str(error.value)
 
 
-def test_multiclass_rows_have_rich_features_too():
+def test_rich_features_of_multiclass_data():
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(60, 6, generator=generator)
     own = EnvironmentSet("m", (Environment("a", inputs, inputs[:, :3].argmax(dim=1)),), Multiclass(3))

@@ -1,6 +1,5 @@
-"""Stacked or one after another, recorded or not, alone or in company: the same numbers to rounding."""
+"""Stacked and sequential execution, with and without recording: the same numbers to rounding."""
 
-import time
 from dataclasses import replace
 from typing import final
 
@@ -11,20 +10,21 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envariant
+from algorithms.problems import train_context
+from algorithms.references import ENROLLED, every_case
 from benchmarks import step_timing
 from envariant.algorithms import RECIPES, Algorithm, Composition, VREx, recipe
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary
 from envariant.models import model_config
-from envariant.training import checkpoint, engine, execution, memory_budget, step_program
+from envariant.training import checkpoint, engine, execution, step_program
 from envariant.training.augmentation import RandomAffine
 from envariant.training.engine import Evaluated
-from envariant.training.execution import SEQUENTIAL, Auto, Execution, Stacked
+from envariant.training.execution import SEQUENTIAL, Auto, Execution
 from envariant.training.optimizers import optimizer_config
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
-from helpers import ENROLLED, every_case, train_context
 
 CPU = torch.device("cpu")
 SETTING = train_context(2, Binary())
@@ -94,7 +94,7 @@ def test_replicas_may_follow_different_schedules():
 
 
 @every_case()
-def test_stacked_and_one_after_another_are_the_same_to_rounding(name, problem):
+def test_stacked_and_sequential_agree_to_rounding(name, problem):
     """Replicas with weights, rates, decays and hyperparameters of their own."""
     task = problem.task
     batch_size = 16 if task.name == "multiclass" else None
@@ -109,7 +109,7 @@ def test_stacked_and_one_after_another_are_the_same_to_rounding(name, problem):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_algorithm_goes_on_from_its_checkpoint_bit_for_bit(name, tmp_path):
+def test_every_algorithm_resumes_bit_identically(name, tmp_path):
     shared, source, members = plan(batch_size=16), made(Binary(), 1), replicas(name, 2)
     whole = outcome(source, members, shared, STACKED)
     for event in engine.run(source, members, shared, STACKED):
@@ -124,7 +124,7 @@ def test_every_algorithm_goes_on_from_its_checkpoint_bit_for_bit(name, tmp_path)
 
 @pytest.mark.parametrize("name", ["irm", "and-mask"])
 @pytest.mark.parametrize("batch_size", [None, 16])
-def test_images_of_their_own_draw_and_augmentation_for_each_replica(name, batch_size):
+def test_images_with_a_data_draw_and_augmentation_per_replica(name, batch_size):
     shared = plan("lenet", batch_size=batch_size, augmentation=RandomAffine(), steps=4)
     assert_alike(
         outcome(Images(), replicas(name, 3), shared, STACKED),
@@ -166,7 +166,7 @@ def test_batch_norm_can_be_stacked_and_its_running_statistics_follow():
 
 @pytest.mark.parametrize("how", [SEQUENTIAL, STACKED], ids=["alone", "stacked"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recorded_program_gives_the_bits_of_the_unrecorded_one(name, how, monkeypatch):
+def test_recorded_program_is_bit_identical_to_the_unrecorded_one(name, how, monkeypatch):
     shared, source = plan(batch_size=16), made(Binary(), 1)
     plain = outcome(source, replicas(name), shared, how)
     monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
@@ -200,7 +200,7 @@ class Casts(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def test_a_recorded_program_copies_nothing_that_has_its_type_already(monkeypatch):
+def test_recorded_program_casts_nothing_to_its_own_type(monkeypatch):
     """PyTorch describes the group norm's derivative in bfloat16 as float32, and would have it cast."""
     monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
     group = replace(step_timing.CASES["mnist-cnn"], precision="bfloat16").stack()
@@ -224,7 +224,7 @@ class Products(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def test_linear_models_on_the_same_rows_are_one_product_both_ways():
+def test_linear_models_on_shared_rows_need_one_product_per_pass():
     group = replace(step_timing.CASES["linear-irm-x20"], rows=50).stack()
     group.advance()
     with Products() as products:
@@ -232,7 +232,7 @@ def test_linear_models_on_the_same_rows_are_one_product_both_ways():
     assert products.seen == {"mm"}, "bmm would multiply for each model alone"
 
 
-def test_a_cast_that_moves_as_well_stays_as_it_was_recorded():
+def test_cast_to_another_device_stays_as_recorded():
     recorded = make_fx(lambda x: x.to("meta", torch.bfloat16), tracing_mode="fake")(torch.ones(2))
     assert step_program._without_idle_casts(recorded)(torch.ones(2)).device.type == "meta"
 
@@ -256,7 +256,7 @@ class Remembering(Algorithm):
         return means, {"means": means, "count": state["count"] + 1}, metrics
 
 
-def test_an_algorithms_state_is_stacked_recorded_stored_and_resumed(monkeypatch, tmp_path):
+def test_algorithm_state_is_stacked_recorded_stored_and_resumed(monkeypatch, tmp_path):
     one, source = Remembering(), made(Binary(), 1)
     members = [Replica(k, Seeds.of(7, k), one, 0.01, 0.0) for k in range(3)]
     apart = outcome(source, members, plan(), SEQUENTIAL)
@@ -277,7 +277,7 @@ def test_an_algorithms_state_is_stacked_recorded_stored_and_resumed(monkeypatch,
     assert outcome(source, members, plan(), STACKED)[0] == together[0]
 
 
-def test_a_state_that_changes_its_keys_is_refused():
+def test_algorithm_state_with_changing_keys_is_rejected():
     class Growing(Remembering):
         def init(self, params, setting):
             return {}
@@ -304,10 +304,8 @@ def normed(shape, outputs):
         pytest.param("sgd(momentum=0.9)", SEQUENTIAL, True, id="sgd-alone-recorded"),
     ],
 )
-def test_a_replica_that_fails_stands_still_and_a_resumed_group_keeps_it_so(
-    how, optimizer, recorded, monkeypatch, tmp_path
-):
-    """At a rate without measure its weights become infinite; what is kept is how it stood before that."""
+def test_diverged_replica_is_frozen_also_after_resumption(how, optimizer, recorded, monkeypatch, tmp_path):
+    """At a huge learning rate weights become infinite; the state before that is kept."""
     if recorded:
         monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
     source = made(Binary(), 1)
@@ -329,7 +327,7 @@ def test_a_replica_that_fails_stands_still_and_a_resumed_group_keeps_it_so(
 
 
 def assert_resumes_from_every_step(source, members, shared, how, folder):
-    """Stored after any update or measurement and gone on with: the same rows and the same bits."""
+    """Resume from a checkpoint after every update and measurement: the same rows and bits."""
     whole = outcome(source, members, shared, how)
     places = []
     for number, event in enumerate(engine.run(source, members, shared, how)):
@@ -351,7 +349,7 @@ def assert_resumes_from_every_step(source, members, shared, how, folder):
 
 
 class Branching(Algorithm):
-    """What a user may write without a thought of programs: a branch on the step, in Python."""
+    """An algorithm with a Python branch on the step, which cannot be recorded."""
 
     name, minimum_environments, needs_features = "branching", 1, False
 
@@ -365,7 +363,7 @@ class Branching(Algorithm):
         return gradients, state, {"risk": metrics["risk"]}
 
 
-def test_an_algorithm_that_cannot_be_recorded_runs_as_it_is(monkeypatch):
+def test_algorithm_that_cannot_be_recorded_runs_unrecorded(monkeypatch):
     one = Branching()
     members = [Replica(k, Seeds.of(7, k), one, 0.01, 0.0) for k in range(3)]
     shared, source = plan(), made(Binary(), 1)
@@ -382,54 +380,7 @@ def test_row_blocks_do_not_change_a_stack(monkeypatch):
     assert_alike(outcome(source, replicas("irm"), shared, STACKED), whole)
 
 
-def test_members_of_different_structure_train_in_groups_of_their_own():
-    members = [replicas("irm", 5)[k] for k in (0, 1, 2)] + [
-        replace(r, index=r.index + 10) for r in replicas("erm", 4)
-    ]
-    found = engine.groups(members, 2)
-    assert [[r.index for r in g] for g in found] == [[0, 1], [2], [10, 11], [12, 13]]
-    balanced = engine.groups(replicas("erm", 10), 4)
-    assert sorted(len(g) for g in balanced) == [3, 3, 4]
-    rows, states = outcome(made(Binary(), 1), members, plan(), STACKED)
-    assert set(states) == {0, 1, 2, 10, 11, 12, 13}
-    assert {r.replica for r in rows} == set(states)
-
-
-def test_draws_of_different_sizes_cannot_be_stacked_and_the_mend_is_named():
-    class Uneven(envariant.EnvironmentSource):
-        name = "uneven"
-
-        def sample(self, seed):
-            return made(Binary(), 1, seed % 5, sizes=(30 + seed % 7, 20, 10))
-
-    with pytest.raises(EnvariantError) as error:
-        envariant.train(Uneven(), "erm", model="linear", steps=3, replicas=4, execution="stacked")
-    assert str(error.value) == (
-        "execution: these replicas cannot be stacked (environments differ in size from draw to draw); "
-        "use sequential"
-    )
-    found = execution.choose(Auto(), Uneven(), replicas("erm"), plan(steps=600), None)
-    assert found.mode == "sequential"
-    assert found.reason == "environments differ in size from draw to draw"
-
-
-def test_a_group_that_turns_out_not_to_lie_side_by_side_trains_its_members_alone():
-    class Late(envariant.EnvironmentSource):
-        """The twentieth replica's draw is larger than the others: nobody looks that far beforehand."""
-
-        name = "late"
-
-        def sample(self, seed):
-            return made(Binary(), 1, 0, sizes=(31 if seed == Seeds.of(7, 19).data else 30, 20, 10))
-
-    members, shared = replicas("erm", 20), plan(steps=4)
-    rows, states = outcome(Late(), members, shared, Execution("stacked", 10, ""))
-    assert set(states) == set(range(20))
-    assert {k: s.failure for k, s in states.items()} == dict.fromkeys(range(20))
-    assert_alike((rows, states), outcome(Late(), members, shared, SEQUENTIAL))
-
-
-def test_models_that_differ_in_more_than_parameters_are_neither_stacked_nor_share_a_program(monkeypatch):
+def test_models_that_differ_in_more_than_parameters_do_not_share_a_program(monkeypatch):
     class Hidden(nn.Module):
         def __init__(self):
             super().__init__()
@@ -447,7 +398,7 @@ def test_models_that_differ_in_more_than_parameters_are_neither_stacked_nor_shar
     assert [r for r in together[0] if r.replica == 2] == alone[0]
 
 
-def test_parameters_of_several_types_stay_what_they_are():
+def test_parameters_of_several_types_keep_their_types():
     class Mixed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -461,264 +412,8 @@ def test_parameters_of_several_types_stay_what_they_are():
     assert_alike(outcome(source, replicas("irm", 3), shared, STACKED), apart)
 
 
-def test_dropout_is_run_one_after_another():
-    def build():
-        return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-
-    source = made(Binary(), 1)
-    with pytest.raises(EnvariantError, match="of its own, as dropout does\\); use sequential"):
-        envariant.train(source, "erm", model=build, steps=3, replicas=2, execution="stacked")
-    result = envariant.train(source, "erm", model=build, steps=1000, replicas=2)
-    assert "dropout" in result.record.execution.reason
-
-
-@pytest.mark.parametrize("name", ["erm", "irm", "and-mask"])
-@pytest.mark.parametrize("batch_size", [None, 64])
-@pytest.mark.parametrize("own_data", [False, True])
-def test_memory_is_predicted_within_a_fifth(name, batch_size, own_data):
-    """From two and four replicas to fifty."""
-    source = Images() if own_data else made(Binary(), 1, sizes=(400, 700, 300))
-    shared = plan(batch_size=batch_size)
-    members = [replace(r, index=k) for k, r in enumerate(replicas(name, 50))]
-    predicted = execution.need(source, members, shared).of(50)
-    found = execution.peaks(source, members, shared)
-    assert predicted == pytest.approx(max(found), rel=0.2)
-
-
-def test_the_tally_counts_what_lives_at_one_time():
-    def work():
-        a = torch.ones(1000)
-        b = a + 1
-        del a
-        c = b.view(10, 100) * 2
-        return c.sum()
-
-    assert memory_budget.peak_bytes(work, lambda: torch.zeros(10)) == (8000 + 4, 44)
-
-
-def test_a_small_budget_makes_smaller_groups_and_a_tiny_one_is_refused():
-    source, members, shared = made(Binary(), 1), replicas("irm", 20), plan()
-    need = execution.need(source, members, shared)
-    budget = int(execution.HEAP * need.of(7)) + 3
-    found = execution.choose(Stacked(), source, members, shared, budget)
-    assert found.mode == "stacked"
-    assert found.group == 7
-    assert budget - 3 <= found.bytes_predicted <= budget
-    found = execution.choose(Auto(), source, members, replace(shared, steps=500), 1000)
-    assert found.mode == "sequential"
-    assert found.reason == "a stack does not fit in 1e-06 GB"
-    with pytest.raises(EnvariantError, match="memory: 2 replicas need about .* GB and .* GB are allowed"):
-        execution.choose(Stacked(), source, members, shared, int(execution.HEAP * need.of(1)))
-
-
-def random_data(environments, rows, shape) -> EnvironmentSet:
-    generator = torch.Generator().manual_seed(0)
-    parts = [
-        Environment(f"e{k}", torch.rand(rows, *shape, generator=generator), torch.arange(rows) % 2)
-        for k in range(environments)
-    ]
-    return EnvironmentSet("random", tuple(parts), Binary())
-
-
-@pytest.mark.parametrize(
-    ("data", "model", "algorithm", "batch_size", "count", "mode", "reason"),
-    [
-        pytest.param(
-            (3, 2000, (20,)), "mlp(hidden=64)", "erm", 64, 100, "stacked",
-            "a step is small: 0.057 million activations and 1.04 million multiply-adds", id="small-mlp",
-        ),
-        pytest.param(
-            (3, 10_000, (10,)), "linear", "irm", None, 20, "stacked", "a step is small", id="linear",
-        ),
-        pytest.param(
-            (2, 25_000, (392,)), "mlp(hidden=390)", "irm", None, 10, "sequential",
-            "a step is large: 117 million activations and 1.53e+04 million multiply-adds", id="irm-full-batch",
-        ),
-        pytest.param(
-            (2, 200, (2, 28, 28)), "mnist-cnn", "erm", 64, 10, "sequential", "a step is large", id="mnist-cnn",
-        ),
-        pytest.param(
-            (2, 200, (392,)), "mlp(hidden=390)", "erm", 64, 10, "sequential", "a step is large", id="wide-mlp",
-        ),
-    ],
-)  # fmt: skip
-def test_auto_stacks_small_steps_and_not_large_ones(
-    data, model, algorithm, batch_size, count, mode, reason, monkeypatch
-):
-    """The size of a step is counted; a machine that takes long for it changes nothing."""
-    advance = execution.ReplicaStack.advance
-    monkeypatch.setattr(execution.ReplicaStack, "advance", lambda self: time.sleep(0.05) or advance(self))
-    shared = plan(model, steps=2000, batch_size=batch_size)
-    choice = execution.choose(Auto(), random_data(*data), replicas(algorithm, count), shared, 2**33)
-    assert choice.mode == mode
-    assert choice.group == (count if mode == "stacked" else 1)
-    assert choice.reason.startswith(reason)
-
-
-def test_auto_is_sequential_where_there_is_nothing_to_gain():
-    source = made(Binary(), 1)
-    few = execution.choose(Auto(), source, replicas("irm", 30), plan(steps=3), None)
-    assert (few.mode, few.group) == ("sequential", 1)
-    assert few.reason == "30 × 3 steps are too few to gain from stacking"
-    one = execution.choose(Auto(), source, replicas("irm", 1), plan(steps=10**6), None)
-    assert (one.mode, one.reason) == ("sequential", "there is one replica")
-    two = [replicas("irm", 1)[0], replace(replicas("erm", 1)[0], index=1)]
-    different = execution.choose(Auto(), source, two, plan(steps=10**6), None)
-    assert (different.mode, different.reason) == ("sequential", "no two replicas have the same structure")
-
-
-def test_most_common_structure_decides_for_all():
-    members = [*replicas("irm", 6), *(replace(r, index=r.index + 30) for r in replicas("erm", 2))]
-    mixed = execution.choose(Auto(), made(Binary(), 1), members, plan(steps=1000), None)
-    assert (mixed.mode, mixed.group) == ("stacked", 6)
-
-
-def test_requests_are_texts_or_objects():
-    for request in (Auto(), Stacked(), Stacked(group=50), execution.Sequential()):
-        assert execution.execution_request(request) is request
-        assert execution.execution_request(str(request)) == request
-    source, members = made(Binary(), 1), replicas("irm", 20)
-    choice = execution.choose(Stacked(group=7), source, members, plan(), None)
-    assert (choice.mode, choice.group, choice.reason) == ("stacked", 7, "as requested")
-
-
-OUT_OF_MEMORY = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:82] DefaultCPUAllocator: not enough memory: you tried"),
-]
-
-
-def limit_memory(monkeypatch, most, error, method="advance"):
-    """Let stacks of more than `most` replicas run out of memory."""
-    original = getattr(execution.ReplicaStack, method)
-
-    def limited(self, *arguments):
-        if len(arguments[1] if method == "__init__" else self.replicas) > most:
-            raise error
-        return original(self, *arguments)
-
-    monkeypatch.setattr(execution.ReplicaStack, method, limited)
-
-
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "linux", "windows"])
-@pytest.mark.parametrize("method", ["advance", "__init__"])
-def test_stack_is_halved_where_memory_runs_out(error, method, monkeypatch, caplog):
-    source, members, shared = made(Binary(), 1), replicas("irm", 7), plan()
-    expected = outcome(source, members, shared, Execution("stacked", 2, ""))
-    limit_memory(monkeypatch, 2, error, method)
-    events = [e for e in engine.run(source, members, shared, STACKED) if isinstance(e, Evaluated)]
-    assert [e.replicas for e in events if e.step == 0] == [(0, 1), (2, 3), (4, 5), (6,)]
-    assert [e.notes for e in events if e.step == 0] == [
-        (
-            first := "memory ran out with 7 replicas in one program; continued with 4",
-            second := first.replace("7", "x").replace("4", "2").replace("x", "4"),
-        ),
-        (first, second),
-        (first, third := "memory ran out with 3 replicas in one program; continued with 2"),
-        (first, third),
-    ]
-    assert not any(e.notes for e in events if e.step)
-    assert first in caplog.text
-    rows, states = outcome(source, members, shared, STACKED)
-    # Groups of 7 replicas, at most 2 each, are 2, 2, 1 and 2: the last three differ by rounding.
-    assert [r for r in rows if r.replica < 4] == [r for r in expected[0] if r.replica < 4]
-    assert_alike((rows, states), expected)
-
-
-def test_run_whose_stack_was_halved_resumes_with_its_halves(monkeypatch, tmp_path):
-    source, members, shared = made(Binary(), 1), replicas("irm", 4), plan()
-    limit_memory(monkeypatch, 2, OUT_OF_MEMORY[0])
-    whole = outcome(source, members, shared, STACKED)
-    for event in engine.run(source, members, shared, STACKED):
-        if isinstance(event, Evaluated) and event.step == 4:
-            checkpoint.save(event.checkpoint(), tmp_path)
-            if event.replicas == (2, 3):
-                break
-    resume = checkpoint.load(tmp_path)
-    assert [saved.replicas for saved in resume] == [(0, 1), (2, 3)]
-    for stored in (resume, resume[:1]):
-        rows, states = outcome(source, members, shared, STACKED, stored)
-        again = {number for saved in stored for number in saved.replicas}
-        assert rows == [row for row in whole[0] if row.step > 4 or row.replica not in again]
-        for k, state in whole[1].items():
-            assert all(torch.equal(states[k].params[n], v) for n, v in state.params.items())
-
-
-def test_one_replica_without_memory_is_an_error_and_other_errors_are_not_hidden(monkeypatch):
-    source, members = made(Binary(), 1), replicas("irm", 4)
-    with monkeypatch.context() as patch:
-        limit_memory(patch, 0, OUT_OF_MEMORY[0], "__init__")
-        with pytest.raises(
-            EnvariantError, match="memory: replica 0 alone needs more than there is; use a smaller"
-        ):
-            outcome(source, members, plan(), STACKED)
-    limit_memory(monkeypatch, 0, RuntimeError("shapes do not match"))
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        outcome(source, members, plan(), STACKED)
-
-
-def test_rehearsed_step_leaves_no_trace():
-    source, shared, one = made(Binary(), 1), plan(normed, batch_size=16), Remembering()
-    members = [Replica(k, Seeds.of(7, k), one, 0.01, 0.0) for k in range(3)]
-    stacks = [execution.ReplicaStack(source, members, shared) for _ in range(2)]
-    for step in range(4):
-        stacks[0].rehearse()
-        ours, theirs = (stack.checkpoint().clone() for stack in stacks)
-        assert ours.step == theirs.step == step
-        for kind in ("params", "buffers", "optimizer", "watch", "algorithm"):
-            ours_by_name, theirs_by_name = (dict(getattr(saved, kind)) for saved in (ours, theirs))
-            if kind == "algorithm":
-                ours_by_name, theirs_by_name = ours_by_name["means"], theirs_by_name["means"]
-            assert ours_by_name.keys() == theirs_by_name.keys()
-            assert all(torch.equal(value, theirs_by_name[name]) for name, value in ours_by_name.items())
-        for stack in stacks:
-            stack.advance()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"execution": "stack"}, "unknown execution 'stack'; did you mean 'stacked'?"),
-        ({"execution": "stacked(group=0)"}, "stacked: group must be at least 1; got 0"),
-        ({"execution": "stacked(group=2.5)"}, "stacked: group must be a whole number; got 2.5"),
-        ({"execution": "sequential(group=2)"}, "unknown setting 'group'"),
-        ({"memory": "lots"}, "memory: expected an amount such as 8GB or 512MiB; got 'lots'"),
-        ({"memory": "0GB"}, "memory: expected an amount"),
-        ({"memory": -1}, "memory: expected an amount"),
-        ({"execution": "auto(group=5)"}, "unknown setting 'group'"),
-        (
-            {"memory": "1KB", "execution": "stacked", "replicas": 2},
-            "raise memory, or set execution to sequential",
-        ),
-    ],
-)
-def test_wrong_wishes_get_one_clear_error(arguments, message):
-    with pytest.raises(EnvariantError) as error:
-        envariant.train(**{"data": "colored-digits", "algorithm": "erm", "steps": 1} | arguments)
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("8GB", 8 * 10**9), ("512 MiB", 2**29), ("1.5kb", 1500), (77, 77), (8e9, 8 * 10**9), (None, None)],
-)
-def test_amounts_of_memory(text, expected):
-    assert memory_budget.parse(text) == expected
-
-
-def test_a_stack_goes_on_as_a_stack_and_another_wish_is_refused(tmp_path):
-    long = {"steps": 20, "replicas": 3, "evaluate_every": 5}
-    first = envariant.train("colored-digits", "irm", out=tmp_path, execution="stacked", **long)
-    assert first.record.execution.mode == "stacked"
-    assert (tmp_path / "checkpoints" / "replicas-000-002.safetensors").exists()
-    with pytest.raises(EnvariantError, match="execution stacked, not sequential"):
-        envariant.train("colored-digits", "irm", out=tmp_path, execution="sequential", **long)
-    assert envariant.TrainingResult.load(tmp_path).finished == (0, 1, 2)
-
-
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-def test_a_compiled_program_gives_the_same_numbers_to_rounding():
+def test_compiled_program_agrees_to_rounding():
     pytest.importorskip("torch._inductor")
     shared, source = plan(batch_size=16, steps=4), made(Binary(), 1)
     ours = outcome(source, replicas("irm"), replace(shared, compiled=True), STACKED)

@@ -1,4 +1,4 @@
-"""Weights of rows: a row is drawn as often as its weight says, in every replica, and no other bit changes."""
+"""Sampling weights: rows are drawn in proportion to their weights, in every replica."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def drawn_rows(sets, batch_size=64, steps=400):
     return torch.stack([batches.at(step)[0][..., 0] for step in range(steps)], dim=1)
 
 
-def test_a_row_is_drawn_as_often_as_its_weight_says():
+def test_rows_are_drawn_in_proportion_to_their_weights():
     a, b = [1.0, 0.0, 3.0, 4.0, 0.0], [0.5, 0.5]
     both = EnvironmentSet("w", (weighted(a), weighted(b, "b")), Regression())
     found = drawn_rows([both, both])
@@ -40,7 +40,7 @@ def test_a_row_is_drawn_as_often_as_its_weight_says():
     assert not torch.equal(found[0], found[1])
 
 
-def test_replicas_with_rows_of_their_own_follow_their_own_weights():
+def test_replicas_with_separate_rows_follow_separate_weights():
     sets = [
         EnvironmentSet("w", (weighted([1.0, 0.0] if k else [0.0, 1.0]), weighted([1.0], "b")), Regression())
         for k in range(2)
@@ -50,13 +50,13 @@ def test_replicas_with_rows_of_their_own_follow_their_own_weights():
     assert (found[1][:, :64] == 0).all()
 
 
-def test_held_out_rows_take_their_weights_along():
+def test_held_out_rows_keep_their_weights():
     both = EnvironmentSet("w", (weighted(list(range(1, 11))), weighted([1.0] * 10, "b")), Regression())
     for part in ValidationSplit(both, 0.5).sample(0).environments[:2]:
         assert torch.equal(part.attributes[WEIGHT], part.inputs[:, 0] + 1)
 
 
-def test_a_weighted_mean_is_what_a_model_learns():
+def test_model_learns_the_weighted_mean():
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(400, 1))).float()
     y = torch.where(torch.arange(400) % 2 == 0, 1.0, 5.0)
@@ -71,7 +71,7 @@ def test_a_weighted_mean_is_what_a_model_learns():
     assert said == pytest.approx(2.0, abs=0.25)  # (3·1 + 1·5) / 4, where without weights it would be 3
 
 
-def test_weights_that_make_no_sense_are_refused():
+def test_invalid_weights_are_rejected():
     for wrong in ([-1.0, 1.0], [0.0, 0.0], [float("nan"), 1.0]):
         with pytest.raises(EnvariantError, match="environment 'a': weights must be at least 0 and not all 0"):
             weighted(wrong)
@@ -83,6 +83,6 @@ def test_weights_that_make_no_sense_are_refused():
         drawn_rows([both], batch_size=None)
 
 
-def test_the_same_rows_with_other_weights_are_other_data():
+def test_other_weights_change_the_fingerprint():
     one, other = (EnvironmentSet("w", (weighted(w),), Regression()) for w in ([1.0, 2.0], [2.0, 1.0]))
     assert one.fingerprint() != other.fingerprint()

@@ -35,18 +35,19 @@ Metrics = Mapping[str, Tensor]
 @final
 @dataclass(frozen=True)
 class TrainContext:
-    """Facts that stay fixed during training.
+    """Fixed facts about a training run: its environments, task and model.
 
     Attributes:
         environment_names: Names of the training environments, in batch order.
-        environment_sizes: Number of training rows of each environment, whatever the batch size. Always set
-            in `init`. Empty in `wrap_model` and `auxiliary_networks` if environments are still to be
-            inferred, or if a trained model is rebuilt.
+        environment_sizes: Number of training rows of each environment, independent of the batch size. Always
+            set in `init`. Empty in `wrap_model` and `auxiliary_networks` before environment inference and
+            when a saved model is rebuilt.
         task: Prediction task.
-        features: Width of the features that the head reads; 0 if the algorithm does not need features.
+        features: Width of the head's input features; 0 if the algorithm does not need features.
         input_shape: Shape of one row of inputs.
-        linear_head: Whether the head of the unwrapped model is one linear layer.
-        build: Build another model like the run's, with new random weights, for rows of a given shape.
+        linear_head: Whether the model's head, before `wrap_model`, is one linear layer.
+        build: Function that builds a model with the run's architecture and new random weights for a given
+            row shape. None: no second model can be built.
     """
 
     environment_names: tuple[str, ...]
@@ -70,13 +71,13 @@ class TrainContext:
         return len(self.environment_names)
 
     def another(self, input_shape: Sequence[int] | None = None) -> nn.Module:
-        """Build a second model like the run's, with new random weights.
+        """Build a second model with the run's architecture and new random weights.
 
         Args:
-            input_shape: Shape of one row of its inputs. Default: the run's.
+            input_shape: Shape of one input row. Default: the input shape of the run.
 
         Raises:
-            EnvariantError: If the run has a single model object and cannot build another one.
+            EnvariantError: If `build` is None, because the run was given a model object.
         """
         if self.build is None:
             raise EnvariantError(
@@ -108,7 +109,8 @@ class Algorithm(ABC):
     """Training rule: gradients and new state from parameters, a minibatch and the old state.
 
     Attributes:
-        environment_inference: Method that infers the training environments; None to use those of the data.
+        environment_inference: Method that infers the training environments. None: use the environments of
+            the data.
     """
 
     environment_inference: "EnvironmentInference | None" = None
@@ -116,7 +118,7 @@ class Algorithm(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name in tables and figures."""
+        """Name shown in tables and figures."""
 
     @property
     @abstractmethod
@@ -126,24 +128,24 @@ class Algorithm(ABC):
     @property
     @abstractmethod
     def needs_features(self) -> bool:
-        """Whether the algorithm reads the head's inputs; if not, features have width 0."""
+        """Whether the algorithm needs the head's input features; if not, they are passed with width 0."""
 
     @property
     def stochastic(self) -> bool:
-        """Whether a step draws random numbers."""
+        """Whether a step uses random numbers."""
         return False
 
     @property
     def returns_updates(self) -> bool:
-        """Whether `gradients` returns the update itself, θ ← θ − update, and the run needs no optimizer."""
+        """Whether `gradients` returns parameter updates (θ ← θ − update), so the run needs no optimizer."""
         return False
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
-        """Return the model that is trained and used for prediction. Default: the model unchanged.
+        """Adapt the model to the algorithm before training. Default: return it unchanged.
 
         Args:
-            module: Newly built model. It may be changed in place.
-            context: Fixed facts of the run; `features` is not known yet.
+            module: Newly built model; may be changed in place.
+            context: Fixed facts about the run; `features` is not set yet.
 
         Raises:
             EnvariantError: If the algorithm does not support this model.
@@ -159,7 +161,8 @@ class Algorithm(ABC):
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         """Return additional networks by name, initialized from PyTorch's default generator.
 
-        Their parameters are trained with the model's, under the names `name.…`.
+        Their parameters are trained together with the model's. Parameter names begin with the network's name
+        and a dot.
         """
         del context
         return {}
@@ -170,7 +173,7 @@ class Algorithm(ABC):
 
         Args:
             params: Parameters of the model and of the auxiliary networks.
-            context: Fixed facts of the run.
+            context: Fixed facts about the run.
 
         Raises:
             EnvariantError: If the algorithm does not support this task or model.
@@ -180,7 +183,7 @@ class Algorithm(ABC):
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        """Return the gradients of one step. The function is pure.
+        """Return the gradients of one step, without side effects.
 
         Args:
             model: Model as a function of its parameters.
@@ -198,13 +201,13 @@ class Part(ABC):
     """Part of a composition: a frozen dataclass whose fields are its hyperparameters.
 
     Attributes:
-        name: Name in texts such as `vrex + and-mask`.
+        name: Name in specifications such as `vrex + and-mask`.
         paper: Authors, year, and arXiv number or venue.
         minimum_environments: Smallest number of training environments for which the part is meaningful.
-        needs_features: Whether the part reads the head's inputs.
+        needs_features: Whether the part needs the head's input features.
         needs_linear_head: Whether the head must be one linear layer.
         needs_classes: Whether the part is undefined for regression.
-        stochastic: Whether the part draws random numbers.
+        stochastic: Whether the part uses random numbers.
     """
 
     name: ClassVar[str]
@@ -216,33 +219,37 @@ class Part(ABC):
     stochastic: ClassVar[bool] = False
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
-        """Return the model that the part needs, as `Algorithm.wrap_model`. Default: the model unchanged."""
+        """Adapt the model to the part; see `Algorithm.wrap_model`. Default: return it unchanged."""
         del context
         return module
 
     def eval_params(self, params: Parameters, state: State) -> Parameters:
-        """Return the parameters used for prediction, as `Algorithm.eval_params`."""
+        """Return the parameters used for prediction; see `Algorithm.eval_params`."""
         del state
         return params
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
-        """Return additional networks, as `Algorithm.auxiliary_networks`. Default: none."""
+        """Return additional networks; see `Algorithm.auxiliary_networks`. Default: none."""
         del context
         return {}
 
     def init(self, params: Parameters, context: TrainContext) -> State:
-        """Return the state before the first step, as `Algorithm.init`. Default: an empty state."""
+        """Return the state before the first step; see `Algorithm.init`. Default: an empty state."""
         del params, context
         return {}
 
     def coefficient_at(self, step: int) -> float:
-        """Return the part's factor in the loss at a step; `normalize_loss` divides by the largest one."""
+        """Return the coefficient of this part in the loss at a step.
+
+        With `normalize_loss`, the whole loss is divided by the largest coefficient of any part once that
+        exceeds 1.
+        """
         del step
         return 1.0
 
 
 class RiskAggregator(Part):
-    """Rule that turns the risks of the environments into one risk."""
+    """Rule that combines the environments' risks into one risk."""
 
     @abstractmethod
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
@@ -255,7 +262,7 @@ class _WithCoefficient(Part, ABC):
     coefficient: Schedule
 
     def __post_init__(self) -> None:
-        # Accept a number or a text such as "step(1, 1e4, at=190)" for the schedule.
+        # The schedule may be given as a number or as a text such as "step(1, 1e4, at=190)".
         object.__setattr__(self, "coefficient", schedule(self.coefficient))
 
     def coefficient_at(self, step: int) -> float:
@@ -263,7 +270,7 @@ class _WithCoefficient(Part, ABC):
 
 
 class Penalty(_WithCoefficient):
-    """Scalar computed from predictions, multiplied by a coefficient schedule."""
+    """Penalty computed from predictions and weighted by a coefficient schedule."""
 
     @abstractmethod
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
@@ -271,9 +278,9 @@ class Penalty(_WithCoefficient):
 
 
 class GradientPenalty(_WithCoefficient):
-    """Scalar computed from the gradients of the environments' risks, multiplied by a coefficient schedule.
+    """Penalty computed from the gradients of the environments' risks, weighted by a coefficient schedule.
 
-    Its own gradient takes second derivatives, which the composition computes.
+    Its gradient contains second derivatives, which `Composition` computes.
     """
 
     @abstractmethod
@@ -287,13 +294,14 @@ class GradientPenalty(_WithCoefficient):
 
 
 class TrainingStep(Part):
-    """Whole step that is not a sum of risks and penalties, for example one with inner steps.
+    """Training step that is not a sum of risks and penalties, such as a step with inner updates.
 
-    Steps that average the loss over the rows of the batch weight environments by their share of the batch: by
-    size with full batches, equally with minibatches, which hold the same number of rows of each environment.
+    A step that averages the loss over the batch weights each environment by its share of the batch. Full
+    batches weight environments by size. Minibatches contain equally many rows of each environment and weight
+    environments equally.
 
     Attributes:
-        returns_updates: Whether `gradients` returns the update itself rather than a gradient for the run's
+        returns_updates: Whether `gradients` returns parameter updates instead of gradients for the run's
             optimizer.
     """
 
@@ -303,11 +311,11 @@ class TrainingStep(Part):
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        """Return gradients, new state and metrics, as `Algorithm.gradients`."""
+        """Return gradients, new state and metrics; see `Algorithm.gradients`."""
 
 
 class GradientAggregator(Part):
-    """Rule that turns the gradients of the environments into one gradient."""
+    """Rule that combines the environments' gradients into one gradient."""
 
     @abstractmethod
     def combine(
@@ -327,7 +335,7 @@ class EnvironmentInference(Part):
 
     Attributes:
         count: Number of inferred environments.
-        reference_steps: Training steps of the reference model; 0 means as many as the run.
+        reference_steps: Number of training steps of the reference model. 0: as many as the run.
         reference_l2: Weight of the squared parameter norm in the reference model's loss.
     """
 
@@ -355,7 +363,7 @@ def featurizer_and_head(module: nn.Module, name: str) -> tuple[nn.Module, nn.Mod
         name: Name of the caller, for the error message.
 
     Raises:
-        EnvariantError: If one of them is missing.
+        EnvariantError: If the model has no submodule `featurizer` or no submodule `head`.
     """
     if not all(hasattr(module, part) for part in ("featurizer", "head")):
         raise EnvariantError(f"{name}: the model needs submodules named featurizer and head")

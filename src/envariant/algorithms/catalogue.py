@@ -1,6 +1,6 @@
-"""Describe every algorithm from its parts, for the terminal and for the page in the docs.
+"""Describe all algorithms from their docstrings, for the terminal and for `docs/algorithms.md`.
 
-Formulas are the first sentences of the parts' docstrings, and meanings of settings are their attributes.
+The first paragraph of a part's docstring is the formula; `Attributes` describe the settings.
 """
 
 import dataclasses
@@ -53,17 +53,17 @@ training steps take `normalize_loss` (divide the loss by its largest coefficient
 @final
 @dataclass(frozen=True)
 class Description:
-    """Description of one algorithm as text.
+    """Text description of one algorithm.
 
     Attributes:
         name: Name of the recipe.
-        summary: One sentence.
-        kind: Kind of its first part.
-        parts: Name, kind, formula and remarks of each part, in the order of the loss.
+        summary: One-sentence summary.
+        kind: Kind of the first part, such as "penalty".
+        parts: Name, kind, formula and remarks of each part, in the order of `Recipe.parts`.
         needs: Requirements on data and model.
         settings: Name, default, search range (or None) and meaning of each hyperparameter.
-        paper: Papers of the parts.
-        example: Command line.
+        paper: Papers on the parts, separated by semicolons.
+        example: Example command line.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Description:
     example: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the description as a JSON object."""
+        """Return the description as a JSON-serializable dictionary."""
         keys = ("part", "kind", "formula", "remarks")
         return {
             "summary": self.summary,
@@ -118,7 +118,7 @@ def describe(recipe: Recipe) -> Description:
 
 
 def markdown() -> str:
-    """Return the page of all algorithms, grouped by kind, as Markdown."""
+    """Return a Markdown page that describes all algorithms, grouped by kind."""
     descriptions = [describe(recipe) for recipe in RECIPES.values()]
     lines = [_INTRODUCTION.rstrip()]
     for kind in dict.fromkeys(each.kind for each in descriptions):
@@ -169,7 +169,8 @@ def _needs(recipe: Recipe) -> Iterator[str]:
 def _example(recipe: Recipe) -> str:
     first = recipe.hyperparameters[0]
     setting = f"({first.name}={specs.format_value(first.default)})" if first.part != LOSS else ""
-    return f'envariant train --data colored-mnist --algorithm "{recipe.name}{setting}"'
+    name, plus, others = recipe.name.partition(" + ")
+    return f'envariant train --data colored-mnist --algorithm "{name}{setting}{plus}{others}"'
 
 
 def _docstring(part: object) -> tuple[str, str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Turn names, texts such as `vrex + and-mask(threshold=0.8)`, recipes and parts into algorithms."""
+"""Build algorithms from names, texts such as `vrex + and-mask(threshold=0.8)`, recipes and parts."""
 
 import re
 import warnings
@@ -32,15 +32,16 @@ ENTRY_POINTS = "envariant.algorithms"
 def as_algorithm(
     algorithm: Algorithm | Recipe | Part | str, settings: Mapping[str, Any] | None = None
 ) -> Algorithm:
-    """Return the algorithm that a name, text, recipe, part or algorithm stands for.
+    """Return the algorithm specified by a name, text, recipe, part or algorithm object.
 
     Args:
         algorithm: Name or text ("vrex", "vrex + and-mask"), `Recipe`, any part (`VREx(30)`, `AndMask()`, a
             training step) or `Algorithm`. A part is composed with the mean risk and the mean gradient.
-        settings: Hyperparameters that differ from the defaults; for names and recipes only.
+        settings: Hyperparameters by name, in place of the defaults. Allowed only for names and recipes.
 
     Raises:
-        EnvariantError: If a name or setting is unknown, or the object is none of these.
+        EnvariantError: If a name or setting is unknown, `algorithm` has another type, or settings are given
+            for a part or an `Algorithm`.
 
     Example:
         >>> as_algorithm(AndMask(threshold=0.8)) == as_algorithm("and-mask", {"threshold": 0.8})
@@ -90,7 +91,7 @@ def recipe(text: str) -> Recipe:
 
 
 def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
-    """Return the recipe and the settings in brackets for each term of `vrex + coral(1.0)`.
+    """Parse a text such as `vrex + coral(1.0)` into the recipe and settings of each term.
 
     Raises:
         EnvariantError: If a name or a setting is unknown.
@@ -104,7 +105,11 @@ def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
 
 
 def compose(text: str, built: Sequence[Composition]) -> Recipe:
-    """Return the recipe whose default composes the algorithms built for the terms of a text.
+    """Return a recipe that composes the algorithms built from the terms of a text.
+
+    Args:
+        text: Names joined by `+`, such as `vrex + coral(1.0)`.
+        built: Algorithm of each term.
 
     Raises:
         EnvariantError: If the algorithms cannot be composed.
@@ -118,8 +123,8 @@ def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, R
     """Return every recipe by name, including those of installed plug-ins.
 
     Args:
-        on_broken: Receives one line for each plug-in that cannot be loaded, which is then left out. Default:
-            issue a warning.
+        on_broken: Function called with a one-line message for each plug-in that cannot be loaded and is
+            skipped. Default: issue a warning.
     """
     recipes, report = dict(RECIPES), on_broken or warnings.warn
     for name in _entry_points():
@@ -131,13 +136,18 @@ def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, R
 
 
 def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
-    """Return every hyperparameter of an algorithm, by its name in a recipe, in a form that can be stored."""
+    """Return all hyperparameters of an algorithm by setting name, as JSON-serializable values.
+
+    Args:
+        name: Name of the recipe.
+        algorithm: Algorithm built from the recipe.
+    """
     owners: dict[str, object] = {LOSS: algorithm, **{part.name: part for part in algorithm.parts}}
     return {h.name: _stored(getattr(owners[h.part], h.field)) for h in recipe(name).hyperparameters}
 
 
 def _installed(name: str) -> Recipe:
-    """Load a plug-in's recipe, importing its package."""
+    """Import a plug-in's package and return its recipe."""
     plugins = _entry_points()
     if name not in plugins:
         raise unknown_name("algorithm", name, (*RECIPES, *plugins))
@@ -158,7 +168,7 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 
 def _split(text: str) -> list[str]:
-    """Split a text at the plus signs outside brackets that are not part of a name such as erm++."""
+    """Split a text at plus signs, except inside brackets and in names such as erm++."""
     pieces, depth, start = list[str](), 0, 0
     for match in re.finditer(r"[()]|\+(?=\s*[A-Za-z])", text):
         depth += {"(": 1, ")": -1}.get(match[0], 0)

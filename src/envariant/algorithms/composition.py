@@ -1,11 +1,11 @@
 """Algorithm composed of parts: any risk aggregator with any penalties and any gradient aggregator.
 
-A penalty that couples environments, such as the variance of their risks, may meet an aggregator that needs
-one gradient per environment, such as AND-mask. By the chain rule the gradient of the whole loss is a sum over
-environments, ∇L = Σ_e (∂L/∂z_e)(∂z_e/∂θ), where z_e are the model outputs on the rows of e. So L is
-differentiated once with respect to the outputs, and each environment's term is propagated back through the
-model separately. For the mean risk, E times that term is exactly g_e = ∇R_e; for every other loss it is the
-natural extension, so all combinations are possible. A penalty on gradients is handled in the same way:
+A penalty on all environments together, such as the variance of their risks, can be combined with an
+aggregator that needs one gradient per environment, such as AND-mask. By the chain rule, the gradient of the
+whole loss is a sum over environments, ∇L = Σ_e (∂L/∂z_e)(∂z_e/∂θ), where z_e are the model outputs on the
+rows of e. L is differentiated once with respect to the outputs, and each environment's term is propagated
+back through the model separately. For the mean risk, E times that term is exactly g_e = ∇R_e. Other losses
+use the same term, so all combinations are possible. Gradient penalties are handled in the same way:
 ∇P = Σ_e (∂g_e/∂θ)ᵀ ∂P/∂g_e, a Hessian-vector product per environment.
 """
 
@@ -53,15 +53,16 @@ class Composition(Algorithm):
     """L = [ A(R_1 … R_E) + Σ_k c_k(t)·P_k + l2·‖θ‖² ] / divisor, with A the risk aggregator.
 
     Attributes:
-        risk_aggregator: Rule that turns the environments' risks into one risk.
+        risk_aggregator: Rule that combines the environments' risks into one risk.
         penalties: Penalties, each with its coefficient schedule.
-        gradient_aggregator: Rule that turns the environments' gradients into one gradient.
+        gradient_aggregator: Rule that combines the environments' gradients into one gradient.
         l2: Weight of the squared norm of all parameters *inside* the loss, as in the IRM code. Its gradient
-            is added after the gradient aggregator, because it belongs to no environment.
-        normalize_loss: Divide the whole loss by the largest coefficient once that exceeds 1, as the IRM and
-            REx code do, to keep gradients in range.
-        training_step: Whole step that replaces all parts above except l2; None to use the parts.
-        environment_inference: Method that infers the training environments; None to use those of the data.
+            is added after gradient aggregation, because it does not depend on the environment.
+        normalize_loss: Whether to divide the whole loss by the largest coefficient once that exceeds 1, as
+            the IRM and REx code do, to keep gradients in range.
+        training_step: Training step that replaces all parts above except `l2`. None: use these parts.
+        environment_inference: Method that infers the training environments. None: use the environments of
+            the data.
     """
 
     risk_aggregator: RiskAggregator = field(default_factory=MeanRisk)
@@ -95,10 +96,11 @@ class Composition(Algorithm):
             raise EnvariantError(f"Composition: l2 must be at least 0, got {self.l2:g}")
 
     def __add__(self, other: object) -> "Composition":
-        """Compose two algorithms: all penalties, and the aggregators that differ from a mean.
+        """Compose two algorithms: combine their penalties and their aggregators other than means.
 
         Raises:
-            EnvariantError: If both have an aggregator of one kind, or the same penalty.
+            EnvariantError: If both algorithms have a penalty of the same name, both set the same field (such
+                as the risk aggregator), or either one is a training step.
         """
         if not isinstance(other, Composition):
             raise EnvariantError(
@@ -125,7 +127,7 @@ class Composition(Algorithm):
         )
 
     def _either(self, other: "Composition", key: str, default: Any) -> Any:
-        """Return the field's value that differs from the default."""
+        """Return a field's non-default value, or the default if neither algorithm sets the field."""
         first, second = getattr(self, key), getattr(other, key)
         if first not in (default, second) and second != default:
             names = " and ".join(getattr(value, "name", f"{value}") for value in (first, second))
@@ -136,7 +138,7 @@ class Composition(Algorithm):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Aggregators and penalties in order, or the training step; then the environment inference."""
+        """Risk aggregator, penalties and gradient aggregator (or training step); environment inference."""
         last = () if self.environment_inference is None else (self.environment_inference,)
         if self.training_step is not None:
             return (self.training_step, *last)
@@ -144,7 +146,7 @@ class Composition(Algorithm):
 
     @property
     def non_default_parts(self) -> tuple[Part, ...]:
-        """Parts other than plain means; the mean risk if there are no others."""
+        """Parts other than `MeanRisk` and `MeanGradient`; the risk aggregator if there are none."""
         parts = tuple(part for part in self.parts if not isinstance(part, MeanRisk | MeanGradient))
         return parts or (self.risk_aggregator,)
 
@@ -154,7 +156,7 @@ class Composition(Algorithm):
 
     @property
     def minimum_environments(self) -> int:
-        # Environment inference makes its own environments from any number of given ones.
+        # Environment inference works with any number of given environments.
         if self.environment_inference is not None:
             return 1
         return max(part.minimum_environments for part in self.parts)
@@ -172,7 +174,7 @@ class Composition(Algorithm):
         return any(part.stochastic for part in self.parts)
 
     def schedules(self) -> Mapping[str, Schedule]:
-        """Return every schedule among the parts' hyperparameters, by a name such as "vrex coefficient"."""
+        """Return all scheduled hyperparameters of the parts, by names such as "vrex coefficient"."""
         return {
             f"{part.name} {f.name}": value
             for part in self.parts
@@ -209,7 +211,7 @@ class Composition(Algorithm):
             return self._gradients_of_step(self.training_step, model, params, batch, state, context)
         divisor = self._divisor(context.step)
         networks = model.auxiliary_networks
-        # The parts' own networks. The model's parameters act on the loss through its outputs alone.
+        # Parameters of auxiliary networks. The model's parameters affect the loss only through its outputs.
         own = {name: value for name, value in params.items() if name.split(".")[0] in networks}
 
         def loss(features: Tensor, logits: Tensor, own: Parameters) -> tuple[Tensor, tuple[State, Metrics]]:
@@ -263,7 +265,7 @@ class Composition(Algorithm):
         return _largest([1.0, *(part.coefficient_at(step) for part in self.parts)])
 
     def _coefficients(self, step: int, like: Tensor) -> dict[str, Tensor]:
-        """Return the coefficient of every part that has a schedule for it, as metrics."""
+        """Return the parts' scheduled coefficients at a step, as metrics."""
         parts = (part for part in self.parts if isinstance(getattr(part, "coefficient", None), Schedule))
         return {f"{part.name} coefficient": like.new_zeros(()) + part.coefficient_at(step) for part in parts}
 
@@ -274,7 +276,7 @@ class Composition(Algorithm):
         states: dict[str, Any],
         context: StepContext,
     ) -> tuple[dict[str, Tensor], Metrics]:
-        """Combine the environments' gradients; the aggregator's state in `states` is replaced."""
+        """Combine the environments' gradients, and update the aggregator's state in `states`."""
         number = len(self.penalties) + 1
         stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in names}
         gradient, states[str(number)], metrics = self.gradient_aggregator.combine(
@@ -292,7 +294,7 @@ class Composition(Algorithm):
         context: StepContext,
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         gradient, new, metrics = training_step.gradients(model, params, batch, state["0"], context)
-        # An update already contains the learning rate, so the decay needs it as well.
+        # Updates include the learning rate, so the gradient of the l2 term must include it too.
         decay = 2 * self.l2 * (context.learning_rate if training_step.returns_updates else 1.0)
         total = {name: gradient[name] + decay * value for name, value in params.items()}
         return total, {**state, "0": new}, metrics

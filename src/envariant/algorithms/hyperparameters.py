@@ -1,8 +1,8 @@
-"""Read and replace the numbers inside an algorithm, so that stacked replicas may differ in them.
+"""Read and replace an algorithm's numeric hyperparameters, which may differ between stacked replicas.
 
 Two algorithms of the same *structure* differ only in numbers: coefficients, thresholds, the l2 weight. They
-run as one program whose numbers are tensors with one entry per replica. A number that follows a schedule is
-evaluated at every step.
+run as one program in which each number is a tensor with one entry per replica. Schedules are evaluated at
+every step.
 """
 
 import copy
@@ -18,16 +18,16 @@ from envariant.core.schedules import Constant, Schedule
 A = TypeVar("A")
 
 Number = Schedule | float
-"""Hyperparameter in which replicas may differ."""
+"""Numeric hyperparameter, which may differ between stacked replicas."""
 
 
 def numbers(algorithm: object) -> tuple[Number, ...]:
-    """Return every number of an algorithm, part by part in the order of their fields."""
+    """Return all numeric hyperparameters of an algorithm, part by part in field order."""
     return tuple(_numbers(algorithm))
 
 
 def structure(algorithm: object) -> Hashable:
-    """Return everything except the numbers; equal structures can run as one program."""
+    """Return an algorithm without its numbers, as a key; equal keys can run as one program."""
     if isinstance(algorithm, Schedule):
         return "number"
     if isinstance(algorithm, tuple):
@@ -48,9 +48,9 @@ def structure(algorithm: object) -> Hashable:
 
 
 def with_numbers(algorithm: A, values: Sequence[Tensor]) -> A:
-    """Return a copy of an algorithm with tensors in place of its numbers, in the order of `numbers`.
+    """Return a copy of an algorithm with its numbers replaced by tensors, in the order of `numbers`.
 
-    Values are not validated again: a tensor with one entry per replica has no single value to check.
+    The values are not validated, because a tensor may hold a different value for each replica.
 
     Raises:
         ValueError: If there are more values than numbers.
@@ -65,10 +65,10 @@ def with_numbers(algorithm: A, values: Sequence[Tensor]) -> A:
 
 
 def resolve_schedules(algorithm: A, steps: int) -> A:
-    """Return a copy in which relative switch points of schedules, such as `at=40%`, are step numbers.
+    """Convert relative switch points of an algorithm's schedules, such as `at=40%`, to step numbers.
 
     Args:
-        algorithm: Any algorithm; one that is not a dataclass is returned unchanged.
+        algorithm: Algorithm to copy. An algorithm that is not a dataclass is returned unchanged.
         steps: Length of the run in steps.
 
     Raises:
@@ -99,7 +99,7 @@ def _numbers(part: object) -> Iterator[Number]:
 
 
 def _replaced(part: Any, change: Callable[[Number], Any]) -> Any:
-    """Copy a tree of dataclasses and tuples with every number changed."""
+    """Copy nested dataclasses and tuples, and replace every number `n` by `change(n)`."""
     if isinstance(part, Schedule):
         return change(part)
     if isinstance(part, tuple):

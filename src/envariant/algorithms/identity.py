@@ -1,4 +1,4 @@
-"""Describe what an algorithm computes, so that equal descriptions mean the same training rule."""
+"""Describe algorithms as texts that are equal only for the same training rule."""
 
 import dataclasses
 import hashlib
@@ -18,14 +18,14 @@ from envariant.core.schedules import Schedule
 
 
 def identity(algorithm: Algorithm) -> str:
-    """Return a description of an algorithm's content, for hashing.
+    """Return a text that identifies an algorithm by its classes and values, for hashing.
 
-    Classes of the library are named, with the values of all fields. Classes from elsewhere also have their
-    module and a hash of their source code, so that an edited class has another identity. Two objects with the
-    same classes and values have the same identity, in any process.
+    The text contains class names and the values of all fields. For classes of other packages it also contains
+    the module and a hash of the source code, so editing such a class changes the identity. Two objects with
+    the same classes and values have the same identity in every process.
 
     Raises:
-        EnvariantError: If a value cannot be described, such as an open file.
+        EnvariantError: If a field has a value that cannot be described, such as an open file.
 
     Example:
         >>> identity(Composition(risk_aggregator=WorstCaseRisk())).startswith("Composition(risk_aggregator=")
@@ -74,7 +74,7 @@ def _describe(value: Any) -> str:
             fields = [f"{f.name}={_describe(getattr(value, f.name))}" for f in dataclasses.fields(value)]
             return f"{_class(type(value))}({', '.join(fields)})"
         case _:
-            # What pickle would store: a class or function with arguments, and the attributes.
+            # Content of a pickle: a class or function, its arguments, and the attributes.
             content = value.__reduce_ex__(4)
             return content if isinstance(content, str) else f"{_class(type(value))}{_describe(content[:3])}"
 
@@ -82,7 +82,7 @@ def _describe(value: Any) -> str:
 def _class(cls: type[Any]) -> str:
     if _origin(cls) == "envariant":
         return cls.__qualname__
-    # Inherited code counts as well, except that of the library, PyTorch and Python.
+    # Include inherited code, except code of the library, PyTorch and Python.
     known = {"envariant", "torch", *sys.stdlib_module_names}
     sources = [_source(base) for base in cls.__mro__ if _origin(base) not in known]
     return f"{cls.__module__}.{cls.__qualname__}" + (f"#{_digest(sources)}" if sources else "")
@@ -94,7 +94,7 @@ def _origin(cls: type[Any]) -> str:
 
 
 def _source(code: Any) -> str:
-    """Return a hash of source code, or of compiled code for a lambda and where there is no source."""
+    """Return a hash of the source code, or of the compiled code for lambdas and code without source."""
     try:
         if code.__name__ != "<lambda>":
             return _digest(inspect.getsource(code))

@@ -16,25 +16,25 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.search_space import Choice, Range, ranges
 
 LOSS = "loss"
-"""Value of `Hyperparameter.part` for settings of the loss as a whole."""
+"""Value of `Hyperparameter.part` for settings of the whole loss, such as `l2`."""
 
 RISK_AGGREGATORS: Mapping[str, RiskAggregator] = {
     part.name: part for part in (MeanRisk(), PooledMean(), SumRisk(), WorstCaseRisk())
 }
-"""Values of the setting `risk_aggregator`: aggregators without hyperparameters."""
+"""Allowed values of the setting `risk_aggregator`: all aggregators without hyperparameters."""
 
 
 @final
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One setting of a recipe.
+    """Hyperparameter of a recipe, with its default and search range.
 
     Attributes:
         name: Name of the setting, prefixed by the part's name if two parts have a field of this name.
-        part: Name of the part, or `LOSS`.
+        part: Name of the part, or `LOSS` for settings of the whole loss.
         field: Name of the field in the part.
-        default: Value unless set.
-        range: Search range; None if the setting is not searched.
+        default: Default value.
+        range: Search range. None: the setting is not searched.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Hyperparameter:
 @final
 @dataclass(frozen=True)
 class Recipe:
-    """Named algorithm.
+    """Named algorithm with default hyperparameters.
 
     Attributes:
-        name: Name in texts such as `vrex + and-mask`.
-        summary: One sentence.
+        name: Name in specifications such as `vrex + and-mask`.
+        summary: One-sentence summary.
         default: Algorithm with default hyperparameters.
     """
 
@@ -64,17 +64,17 @@ class Recipe:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Parts of the default algorithm other than plain means."""
+        """Parts of the default algorithm, as listed by `Composition.non_default_parts`."""
         return self.default.non_default_parts
 
     @property
     def paper(self) -> str:
-        """Papers of the parts."""
+        """Papers on the parts, separated by semicolons."""
         return "; ".join(dict.fromkeys(part.paper for part in self.parts))
 
     @property
     def hyperparameters(self) -> tuple[Hyperparameter, ...]:
-        """Every setting with its default and search range."""
+        """All hyperparameters, with defaults and search ranges."""
         parts = [part for part in self.parts if part not in RISK_AGGREGATORS.values()]
         fields = [(part, f.name) for part in parts for f in dataclasses.fields(cast("Any", part))]
         counts = Counter(name for _, name in fields)
@@ -97,7 +97,10 @@ class Recipe:
         return tuple(settings)
 
     def build(self, settings: Mapping[str, Any]) -> Composition:
-        """Build the algorithm with some settings changed.
+        """Build the algorithm with new values for some hyperparameters.
+
+        Args:
+            settings: New values by hyperparameter name.
 
         Raises:
             EnvariantError: If a setting is unknown or its value is not allowed.
@@ -133,12 +136,12 @@ class Recipe:
         )
 
     def own(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that belong to a part, without those of the loss as a whole."""
+        """Return the settings of parts, without settings of the whole loss such as `l2`."""
         names = {h.name for h in self.hyperparameters if h.part != LOSS}
         return {key: value for key, value in settings.items() if key in names}
 
     def settings(self, spec: specs.Spec) -> dict[str, Any]:
-        """Return the settings in a text such as `coral(1.0)` or `irm(l2=0.001)`.
+        """Return the settings of a parsed specification such as `coral(1.0)` or `irm(l2=0.001)`.
 
         A value without a key sets the first hyperparameter.
 

@@ -1,4 +1,4 @@
-"""Table of named algorithms: a name, a sentence, and a composition of parts with their defaults.
+"""Named algorithms: name, one-sentence summary, and composition of parts with default values.
 
 Hyperparameters are the fields of the parts and are not repeated here. `composing.py` combines recipes.
 """

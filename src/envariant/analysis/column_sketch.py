@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-# A numeric column is summarized by its values at evenly spaced ranks, a category by its most frequent values.
+# Summarize a numeric column by its values at evenly spaced ranks, a category by its most frequent values.
 _KNOTS = 101
 _SEPARATE_CATEGORIES = 32
 _INTEGER = re.compile(r"(0|-?[1-9]\d*)(?:\.0+)?")
@@ -26,11 +26,12 @@ class Sketch:
     Attributes:
         name, kind: Name and kind of the column.
         categorical: Whether values are categories.
-        ordered: Whether the order of values has a meaning; if so, the distance is Kolmogorov and Smirnov's.
+        ordered: Whether values are ordered; if so, distances are Kolmogorov–Smirnov statistics.
         knots: Values of training rows in increasing order, `[m]`; empty for categories.
         categories: All training values, the most frequent first; empty for numbers.
-        counts: Training rows, `[environments, bins]`.
-        alone: Those of them whose category occurs in no other environment, `[environments, bins]`.
+        counts: Number of training rows, `[environments, bins]`.
+        alone: Number of training rows whose category occurs in no other environment,
+            `[environments, bins]`.
     """
 
     name: str
@@ -55,17 +56,17 @@ class Sketch:
         categorical: bool,
         ordered: bool,
     ) -> "Sketch":
-        """Summarize a column.
+        """Return the summary of a column.
 
         Args:
             name: Name of the column.
             kind: Kind of the column.
-            values: Training values, `[rows]`: floats with NaN where missing, or category codes with −1.
-            environments: Number of each row's environment, `[rows]`.
+            values: Training values, `[rows]`: floats, NaN if missing; or category codes, −1 if missing.
+            environments: Environment of each row, `[rows]`, as numbers from 0.
             n_environments: Number of environments.
             categories: Category names in the order of the codes.
             categorical: Whether values are category codes.
-            ordered: Whether the order of values has a meaning.
+            ordered: Whether values are ordered.
         """
         knots = np.zeros(0, dtype=np.float32)
         by_frequency: tuple[str, ...] = ()
@@ -103,7 +104,12 @@ class Sketch:
         )
 
     def tally(self, values: NDArray[Any], categories: Sequence[str] = ()) -> NDArray[np.int64]:
-        """Count rows per bin; arguments as in `of`."""
+        """Return the number of rows in each bin, `[bins]`.
+
+        Args:
+            values: Values, `[rows]`: floats, NaN if missing; or category codes, −1 if missing.
+            categories: Category names in the order of the codes.
+        """
         last = self.bins - 1
         if self.categorical:
             separate = min(len(self.categories), _SEPARATE_CATEGORIES)
@@ -118,10 +124,10 @@ class Sketch:
         return np.bincount(bins, minlength=self.bins).astype(np.int64)
 
     def distance(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-        """Return the distance of two tallies, between 0 and 1; NaN if one has no values.
+        """Return the distance between two arrays of counts, in [0, 1]; NaN if one has no values.
 
-        Ordered values: Kolmogorov and Smirnov's D at the knots, at most 0.01 too small. Others: total
-        variation.
+        Ordered values: Kolmogorov–Smirnov statistic D at the knots, which underestimates D by at most 0.01.
+        Categories and other values: total variation distance.
         """
         shares = [counts[:-1] / max(1, counts[:-1].sum()) for counts in (first, second)]
         if not all(share.sum() for share in shares):
@@ -130,7 +136,7 @@ class Sketch:
         return float(np.abs(np.cumsum(gap)).max() if self.ordered else np.abs(gap).sum() / 2)
 
     def unseen(self, values: NDArray[Any], categories: Sequence[str]) -> dict[str, int]:
-        """Count rows by category, for categories that do not occur in training."""
+        """Return the number of rows of each category that does not occur in training."""
         if not self.categorical:
             return {}
         counts = np.bincount(values[values >= 0], minlength=len(categories)).tolist()
@@ -138,22 +144,22 @@ class Sketch:
         return {n: count for n, count in zip(categories, counts, strict=True) if count and n not in known}
 
     def recognized(self, categories: Sequence[str]) -> tuple[str, ...]:
-        """Return category names spelled as in training if only the notation differs, such as 3.0 for 3."""
+        """Return category names in the notation of the training data, such as 3 for 3.0."""
         known = set(self.categories)
         return tuple(name if name in known else _training_spelling(name, known) for name in categories)
 
     def as_if_new(self, environment: int) -> NDArray[np.int64]:
-        """Return the tally of one training environment as if it had not been in training."""
+        """Return the counts of a training environment, `[bins]`, as if it were absent from training."""
         counts = self.counts[environment] - self.alone[environment]
         if self.categorical:
             counts[-2] += self.alone[environment].sum()
         return counts
 
     def p_value(self, distance: float, new: NDArray[np.int64], training: NDArray[np.int64]) -> float:
-        """Return the uncorrected p-value that a tally of new rows has the training distribution.
+        """Return the uncorrected p-value of the hypothesis that new and training rows are distributed alike.
 
         Ordered values: Kolmogorov–Smirnov test. Categories: χ² test of the training values and binomial
-        test of the share of unseen values, Bonferroni-corrected. Others: χ² test.
+        test of the share of unseen values, Bonferroni-corrected. Other values: χ² test.
         """
         from scipy import stats
 
@@ -162,7 +168,7 @@ class Sketch:
             return float(stats.kstwo.sf(distance, max(1, round(n * m / (n + m)))))
         if not self.categorical:
             return homogeneity_p_value(np.stack([new[:-1], training[:-1]]))
-        # Unseen categories are tested separately: new rows always have a few, at the rate at which one
+        # Unseen categories are tested separately. New rows always have a few, at the rate at which one
         # training environment has categories that the others lack.
         seen = np.stack([new[:-2], training[:-2]])
         seen[0, -1] += new[-2]
@@ -172,7 +178,7 @@ class Sketch:
 
 
 def homogeneity_p_value(table: NDArray[Any]) -> float:
-    """Return the p-value of the χ² test that two rows of counts have one distribution.
+    """Return the p-value of the χ² test of homogeneity of two rows of counts.
 
     Bins with fewer than 5 expected rows are pooled.
     """

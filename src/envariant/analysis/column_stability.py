@@ -1,6 +1,6 @@
 """Stability of each column's relation with the target across environments.
 
-A column whose slope changes sign between environments misleads a model that relies on it somewhere.
+A column whose slope changes sign between environments misleads models that rely on it in some of them.
 """
 
 import math
@@ -21,7 +21,7 @@ LEVEL = 0.05
 """Significance level of the tests."""
 
 NOTABLE = 0.15
-"""Smallest notable difference of two slopes, in standard deviations of the target per one of the column."""
+"""Smallest relevant difference of two slopes, in target standard deviations per column standard deviation."""
 
 # Largest share of a column's variation within an environment that one row may contribute.
 _LARGEST_SHARE = 0.1
@@ -30,15 +30,15 @@ _LARGEST_SHARE = 0.1
 @final
 @dataclass(frozen=True)
 class ColumnStability:
-    """Relation of one column with the target, environment by environment.
+    """Relation of one column with the target in each environment.
 
     Attributes:
         column: Name of the column.
         slopes: Slope by environment, in standard deviations of the target per standard deviation of the
             column. For a category or a multiclass target: along the direction of strongest association.
-            NaN where the column does not vary.
+            NaN in environments with a constant column.
         errors: Standard error of each slope.
-        p_value: P-value of equal slopes in all environments (Cochran's Q), Holm-corrected over columns.
+        p_value: P-value of the hypothesis of equal slopes (Cochran's Q), Holm-corrected over columns.
     """
 
     column: str
@@ -48,7 +48,7 @@ class ColumnStability:
 
     @property
     def spread(self) -> float:
-        """Largest slope minus smallest slope; 0 if none is known."""
+        """Largest slope minus smallest slope; 0 if all slopes are NaN."""
         known = [slope for slope in self.slopes.values() if math.isfinite(slope)]
         return max(known) - min(known) if known else 0.0
 
@@ -66,12 +66,12 @@ class ColumnStability:
 
     @property
     def unstable(self) -> bool:
-        """Whether the slopes differ significantly and by a notable amount."""
+        """Whether the slopes differ significantly and by at least `NOTABLE`."""
         return self.p_value < LEVEL and self.spread >= NOTABLE
 
     @property
     def kind(self) -> Literal["stable", "varies", "changes sign"]:
-        """Category of the relation."""
+        """Kind of the relation: "stable", "varies" or "changes sign"."""
         if not self.unstable:
             return "stable"
         return "changes sign" if self.changes_sign else "varies"
@@ -92,13 +92,13 @@ def measure_stability(
         columns: Values by column name, each `[rows]`, or `[rows, k]` for a one-hot encoded category.
         targets: Binary or real targets, or class numbers if `n_classes` is set, `[rows]`.
         environments: Environment of each row, `[rows]`.
-        n_classes: Number of classes of a multiclass target; None for binary and real targets.
+        n_classes: Number of classes of a multiclass target. Default: a binary or real target.
 
     Returns:
         One entry per column, the least stable first.
 
     Raises:
-        EnvariantError: If an array does not have one entry per row.
+        EnvariantError: If a column or `environments` does not have one entry per target.
 
     Example:
         >>> import numpy as np
@@ -143,8 +143,8 @@ def measure_stability(
 def _slopes(values: Sequence[Array], targets: Sequence[Array]) -> tuple[Array, Array]:
     """Return slope and HC3 standard error by environment.
 
-    If the column or the target has several components, half of the rows choose the direction of strongest
-    association and the other half estimate the slope, because a direction fits the rows that chose it.
+    If the column or the target has several components, half of the rows determine the direction of
+    strongest association. The slope is estimated on the other half, so that its estimate is unbiased.
     """
     multivariate = values[0].shape[1] > 1 or targets[0].shape[1] > 1
     value_direction, target_direction = np.ones(1), np.ones(1)
@@ -169,9 +169,9 @@ def _slopes(values: Sequence[Array], targets: Sequence[Array]) -> tuple[Array, A
 
 
 def _slope(x: Array, y: Array) -> tuple[float, float]:
-    """Return the least-squares slope of centered values and its standard error; NaN if not identified."""
+    """Return the least-squares slope of centered values and its standard error; NaN if not estimable."""
     power = float(x @ x)
-    # If a few rows hold most of the variation, the slope is theirs and its error cannot be estimated.
+    # If a few rows cause most of the variation, the standard error cannot be estimated.
     if power <= 1e-9 * len(x) or float((x * x).max()) > _LARGEST_SHARE * power:
         return math.nan, math.nan
     slope = float(x @ y) / power
@@ -181,7 +181,7 @@ def _slope(x: Array, y: Array) -> tuple[float, float]:
 
 
 def _standardized(values: Sequence[Array], targets: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-    """Center both within environments and divide by the standard deviation within environments."""
+    """Center columns and targets within environments and divide by the standard deviation within them."""
     x, y = ([part - part.mean(axis=0) for part in parts] for parts in (values, targets))
     x_scale, y_scale = _scale(x), _scale(y)
     return [part / x_scale for part in x], [part / y_scale for part in y]
@@ -198,7 +198,7 @@ def _leading_eigenvector(matrix: Any) -> Array:
 
 
 def _cochran_p_value(slopes: Array, errors: Array) -> float:
-    """Return the p-value of equal slopes by Cochran's Q test."""
+    """Return the p-value of Cochran's Q test of the hypothesis of equal slopes."""
     known = np.isfinite(slopes)
     if known.sum() < 2:
         return 1.0

@@ -1,8 +1,8 @@
 """Kind and size of the distribution shift between environments.
 
-Diversity shift: one side has inputs that do not occur on the other. Correlation shift: equal inputs have
-different targets. Methods that help against one do nothing against the other. Ye et al. 2022, OoD-Bench
-(arXiv 2106.03721).
+Diversity shift: one group has inputs that do not occur in the other. Correlation shift: equal inputs have
+different targets. Methods that help against one kind do not help against the other. Ye et al. 2022,
+OoD-Bench (arXiv 2106.03721).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,19 +27,19 @@ Samples = Mapping[str, tuple[Array, Array]]
 """Inputs `[rows, ...]` and targets `[rows]` by environment."""
 
 MEASURES = ("diversity", "correlation", "label", "covariate")
-"""Fields of a `Shift` and of a `ShiftEstimate` that hold a measure."""
+"""Names of the shift measures, which are fields of `Shift` and `ShiftEstimate`."""
 
 NOTABLE = 0.1
-"""Smallest notable diversity or correlation shift."""
+"""Smallest relevant diversity or correlation shift."""
 
-# As in OoD-Bench, features are the last hidden layer of a small network that classifies the side.
+# As in OoD-Bench, features are the last hidden layer of a small network that classifies the group.
 _FEATURES = 8
 _HIDDEN = 128
 _MOST_ROWS = 20_000
 _FEWEST_ROWS = 40
-# A density below this share of the other one counts as zero.
+# Density ratio below which the smaller density counts as zero.
 _ZERO_DENSITY = 1e-3
-# Real targets are compared by the quantile bin they fall in.
+# Number of quantile bins for real targets.
 _BINS = 5
 
 
@@ -50,10 +50,10 @@ class Shift:
 
     Attributes:
         first, second: Names of the two groups.
-        diversity: ½ ∫ |p − q| over features that occur in one group only.
+        diversity: ½ ∫ |p − q| over features z that occur in one group only.
         correlation: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both groups.
         label: Label shift: total variation distance of the target distributions.
-        covariate: Covariate shift: 2·AUROC − 1 of a classifier that tells the groups apart by their inputs.
+        covariate: Covariate shift: 2·AUROC − 1 of a classifier of the group from the inputs.
     """
 
     first: str
@@ -65,19 +65,19 @@ class Shift:
 
     @classmethod
     def from_trials(cls, first: str, second: str, trials: Sequence["ShiftEstimate"]) -> "Shift":
-        """Average the estimates of independent trials, with intervals over them."""
+        """Return the means of the estimates of independent trials, with confidence intervals."""
         return cls(first, second, *(interval([getattr(t, name) for t in trials]) for name in MEASURES))
 
     @property
     def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:
-        """Which of diversity and correlation shift is notable."""
+        """Kind of shift of at least `NOTABLE`: "both", "diversity", "correlation" or "neither"."""
         diversity, correlation = self.diversity.mean >= NOTABLE, self.correlation.mean >= NOTABLE
         if diversity and correlation:
             return "both"
         return "diversity" if diversity else "correlation" if correlation else "neither"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return names, measures with intervals, and kind as plain data."""
+        """Return names, measures with intervals, and kind as a JSON-compatible dictionary."""
         return {**asdict(self), "kind": self.kind}
 
 
@@ -97,13 +97,14 @@ def measure_shift(
 ) -> Shift:
     """Measure the shift between two groups of environments.
 
-    A small network learns on half of the rows to tell the groups apart; the measures are estimated on the
+    A small network is trained on half of the rows to classify the group. The measures are estimated on the
     other half, with kernel densities of the network's features.
 
     Args:
-        first: Inputs `[rows, ...]` and targets `[rows]` by environment; each environment gets equal weight.
-        second: The same for the other group.
-        regression: Whether targets are real numbers; they are then compared by quantile bin.
+        first: Inputs `[rows, ...]` and targets `[rows]` of the first group by environment. Environments are
+            weighted equally.
+        second: Inputs and targets of the second group by environment.
+        regression: Whether targets are real numbers, which are compared by quantile bin.
         seed: Seed of row sampling and network weights.
         n_trials: Number of trials, with seeds `seed`, `seed + 1`, …; intervals need at least two.
 
@@ -128,7 +129,7 @@ def measure_shift(
 def estimate_shift(
     first: Samples, second: Samples, *, regression: bool = False, seed: int = 0
 ) -> ShiftEstimate:
-    """Return the measures of a single trial; arguments and errors are those of `measure_shift`."""
+    """Return the measures of a single trial; see `measure_shift` for arguments and errors."""
     generator = np.random.default_rng(seed)
     sides = [_sample(samples, generator) for samples in (first, second)]
     if min(len(x) for x, _ in sides) < _FEWEST_ROWS:
@@ -141,7 +142,7 @@ def estimate_shift(
 
 
 def _sample(samples: Samples, generator: np.random.Generator) -> tuple[Array, Array]:
-    """Draw equally many rows from each environment, shuffled; flatten inputs."""
+    """Sample equally many rows from each environment in random order, and flatten their inputs."""
     sizes = [len(targets) for _, targets in samples.values()]
     size = min(_MOST_ROWS // len(samples), *sizes, _MOST_ROWS)
     parts: list[tuple[Array, Array]] = []
@@ -161,7 +162,7 @@ def _class_labels(targets: list[Array], *, regression: bool) -> list[NDArray[np.
 
 
 def _learned_features(train: list[Array], test: list[Array], seed: int) -> tuple[list[Array], float]:
-    """Return features of the test rows by a network trained to tell the sides apart, and its 2·AUROC − 1."""
+    """Return features of the test rows from a network trained to classify the group, and its 2·AUROC − 1."""
     scaler = StandardScaler().fit(np.concatenate(train))
     network: Any = MLPClassifier(
         (_HIDDEN, _FEATURES), alpha=1e-2, random_state=seed, early_stopping=True, max_iter=40
@@ -208,7 +209,7 @@ def _density_measures(features: list[Array], labels: list[NDArray[np.int64]]) ->
         weight = np.nan_to_num(np.sqrt(p * q) / mean)
         distance = np.nan_to_num(np.abs(p - q) / mean)
     conditional_change = np.abs(conditional[0] - conditional[1]).sum(axis=0)
-    # Each side has weight ½, whatever its number of rows.
+    # Each group has weight ½, whatever its number of rows.
     sizes = [len(h) for h in features]
     share = np.repeat([0.5 / n for n in sizes], sizes)
     diversity = float((share * np.where(disjoint, distance, 0.0)).sum() / 2)
@@ -217,7 +218,7 @@ def _density_measures(features: list[Array], labels: list[NDArray[np.int64]]) ->
 
 
 def _density(points: Array, features: Array, in_class: NDArray[np.bool_], width: float, side: int) -> Array:
-    """Return p(z, y) of one side and class at all points, leaving out each point's own kernel."""
+    """Return p(z, y) of one group and class at all points, leaving out the kernel of the point itself."""
     members = features[in_class]
     density = np.zeros(len(points))
     if not len(members):
@@ -238,7 +239,7 @@ def _density(points: Array, features: Array, in_class: NDArray[np.bool_], width:
 
 
 def _total_variation(labels: list[NDArray[np.int64]]) -> float:
-    """Return the total variation distance of the two sides' target distributions."""
+    """Return the total variation distance between the target distributions of the two groups."""
     n_classes = int(max(y.max() for y in labels)) + 1
     shares = [np.bincount(y, minlength=n_classes) / len(y) for y in labels]
     return float(np.abs(shares[0] - shares[1]).sum() / 2)

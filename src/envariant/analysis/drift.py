@@ -1,8 +1,7 @@
 """Drift of new rows from the training rows, column by column.
 
-A few counts are kept of the training rows, per environment. The distance of new rows can then be compared
-with the distances between training environments: with many rows every difference is significant, and what
-matters is whether it exceeds those that the model has already seen.
+The distance of new rows from the training rows is compared with the distances between training environments.
+With many rows every difference is significant; relevant are differences larger than those in training.
 """
 
 import math
@@ -19,10 +18,13 @@ from envariant.analysis.statistics import holm
 from envariant.core.errors import EnvariantError
 
 Standing = Literal["alike", "within", "further"]
-"""No relevant difference; no larger than between training environments; or larger."""
+"""Result of a comparison of new rows with the training rows.
+
+"alike": no relevant difference; "within": no larger than between training environments; "further": larger.
+"""
 
 FEWEST_ROWS = 20
-"""Smallest number of new rows that is compared."""
+"""Smallest number of new rows for a comparison."""
 
 NOTABLE = 0.1
 """Smallest relevant distance."""
@@ -30,27 +32,29 @@ NOTABLE = 0.1
 LEVEL = 0.01
 """Significance level over all columns."""
 
-# Share of rows outside the training range below which nothing is reported: a few are expected.
+# Smallest reported share of rows outside the training range; a few such rows are expected.
 _EXPECTED_OUTSIDE = 0.01
 
 
 @final
 @dataclass(frozen=True)
 class ColumnDrift:
-    """New rows compared with the training rows in one column.
+    """Comparison of new rows with the training rows in one column.
 
     Attributes:
         name, kind: Name and kind of the column.
         rows: Number of new rows.
-        distance: Distance of new values from all training values, between 0 and 1; NaN without values.
-        between: Largest distance of a training environment from the others; NaN if there is only one.
-        p_value: P-value of equal distributions; NaN if it cannot be tested. Holm-corrected in a `Drift`.
+        distance: Distance between the distributions of new and training values, in [0, 1]; NaN without any.
+        between: Largest distance of a training environment from the others; NaN with a single environment.
+        p_value: P-value of the hypothesis of equal distributions, Holm-corrected in a `Drift`; NaN if not
+            tested.
         missing, missing_trained: Share of missing values in new rows and in training rows.
-        missing_between: Largest difference of that share between a training environment and the others.
-        missing_p_value: P-value of equal shares; NaN if no value is missing. Holm-corrected in a `Drift`.
-        unseen: Rows by category, for categories that do not occur in training; None for other kinds.
-        outside: Number of rows below the smallest or above the largest training value; None for kinds
-            without order.
+        missing_between: Largest difference in the share of missing values between a training environment and
+            the others.
+        missing_p_value: P-value of the hypothesis of equal shares of missing values, Holm-corrected in a
+            `Drift`; NaN if no value is missing.
+        unseen: Number of new rows of each category that does not occur in training; None for other kinds.
+        outside: Number of new rows outside the training range; None for unordered kinds.
         training_range: Smallest and largest training value as text.
     """
 
@@ -70,17 +74,17 @@ class ColumnDrift:
 
     @property
     def values_standing(self) -> Standing:
-        """Standing of the values."""
+        """Comparison of the values: "alike", "within" or "further" (see `Standing`)."""
         return _standing(self.distance, self.between, self.p_value)
 
     @property
     def missing_standing(self) -> Standing:
-        """Standing of the share of missing values."""
+        """Comparison of the shares of missing values: "alike", "within" or "further" (see `Standing`)."""
         return _standing(abs(self.missing - self.missing_trained), self.missing_between, self.missing_p_value)
 
     @property
     def standing(self) -> Standing:
-        """The worse of `values_standing` and `missing_standing`."""
+        """Overall result: the worse of `values_standing` and `missing_standing`."""
         both = (self.values_standing, self.missing_standing)
         return "further" if "further" in both else "within" if "within" in both else "alike"
 
@@ -108,7 +112,7 @@ class ColumnDrift:
         return remarks
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the attributes and the standing as plain data; None replaces NaN."""
+        """Return attributes and results as a JSON-compatible dictionary, with None for NaN."""
         fields = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
         return {**fields, "standing": self.standing}
 
@@ -116,11 +120,11 @@ class ColumnDrift:
 @final
 @dataclass(frozen=True)
 class Drift:
-    """New rows compared with the training rows in every column.
+    """Comparison of new rows with the training rows in every column.
 
-    A column stands "further" if the difference is significant (p < 0.01, Holm-corrected over columns), the
-    distance is at least 0.1, and no training environment lies as far from the others. Columns are compared
-    one by one: changes of their joint distribution or of the target are not detected.
+    A column has drifted (`standing` is "further") if the difference is significant (p < 0.01, Holm-corrected
+    over columns), at least 0.1, and larger than between any training environment and the others. Columns are
+    compared separately: changes of their joint distribution or of the target are not detected.
 
     Attributes:
         columns: Comparison of each column.
@@ -141,7 +145,18 @@ class Drift:
         rows: int,
         environments: tuple[str, ...],
     ) -> "Drift":
-        """Compare tallies of new rows, one per sketch, and correct the p-values."""
+        """Compare counts of new rows with sketches of the training rows.
+
+        Args:
+            sketches: Summary of the training rows in each column.
+            counts: Number of new rows per bin, one array per sketch.
+            unseen: Number of new rows of each unseen category, one mapping per sketch.
+            rows: Number of new rows.
+            environments: Names of the training environments.
+
+        Returns:
+            The comparison, with p-values Holm-corrected over columns.
+        """
         raw = [_compare(*each) for each in zip(sketches, counts, unseen, strict=True)]
         tested = [p for c in raw for p in (c.p_value, c.missing_p_value) if not math.isnan(p)]
         corrected = iter(holm(tested))
@@ -155,14 +170,14 @@ class Drift:
 
     @property
     def kind(self) -> Literal["alike", "different", "too few rows"]:
-        """Overall result."""
+        """Overall result: "alike", "different" or "too few rows"."""
         if self.rows < FEWEST_ROWS:
             return "too few rows"
         return "different" if self.differing else "alike"
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """Names of the columns that stand "further"."""
+        """Names of the drifted columns."""
         if self.rows < FEWEST_ROWS:
             return ()
         return tuple(c.name for c in self.columns if c.standing == "further")
@@ -187,7 +202,7 @@ class Drift:
         return tuple(remark for column in self.columns for remark in column.remarks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result and all columns as plain data."""
+        """Return the overall result and the results of all columns as a JSON-compatible dictionary."""
         return {
             "kind": self.kind,
             "verdict": self.verdict,
@@ -205,13 +220,13 @@ def measure_drift(
     """Compare new rows with training rows, column by column.
 
     Args:
-        training: Training values by column name, `[rows]`: numbers, booleans or dates (NaN or NaT where
-            missing), or text for categories (None where missing).
+        training: Training values by column name, `[rows]`: numbers, booleans or dates (NaN or NaT for
+            missing values), or text for categories (None for missing values).
         environments: Environment of each training row, `[rows]`.
         new: New values of the same columns, `[new rows]`.
 
     Raises:
-        EnvariantError: If a column is absent from `new` or is a category on one side only.
+        EnvariantError: If a column is absent from `new`, or is categorical in only one table.
 
     Example:
         >>> import numpy as np
@@ -251,7 +266,7 @@ def measure_drift(
 
 
 def _compare(sketch: Sketch, new: NDArray[np.int64], unseen: Mapping[str, int]) -> ColumnDrift:
-    """Compare the tally of new rows with the training rows; p-values are uncorrected."""
+    """Compare counts of new rows with the training rows; p-values are uncorrected."""
     training = sketch.counts.sum(axis=0)
     rest = [(sketch.as_if_new(k), training - counts) for k, counts in enumerate(sketch.counts)]
     rest = rest if len(rest) > 1 else []
@@ -279,7 +294,7 @@ def _outside(sketch: Sketch, new: NDArray[np.int64]) -> int:
 
 
 def _standing(distance: float, between: float, p_value: float) -> Standing:
-    # Comparisons with NaN, where nothing could be tested, are false.
+    # Comparisons with NaN (no test was possible) are false.
     if not (p_value < LEVEL and distance >= NOTABLE):
         return "alike"
     return "within" if distance <= between else "further"

@@ -1,7 +1,7 @@
 """Test whether the target, given a model's score, still depends on the environment.
 
-If a score carries only the invariant part of the data, then rows with equal scores have the same target
-distribution in every environment. Use rows that the model was not trained on.
+If a score depends only on invariant features, then rows with equal scores have the same target distribution
+in every environment. Use rows that were not used for training.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from envariant.core.errors import EnvariantError
 
 Array = NDArray[np.float64]
 
-# Inverse strength of the L2 penalty: so weak that it only bounds coefficients of separable classes.
+# Inverse strength of the L2 penalty, which only serves to bound the coefficients of separable classes.
 _INVERSE_PENALTY = 1e6
 
 
 @final
 @dataclass(frozen=True)
 class InvarianceTest:
-    """Test of the hypothesis that target given score is distributed alike in all environments.
+    """Test of the hypothesis that P(target | score) is equal in all environments.
 
     Attributes:
         p_value: P-value between 0 and 1; 1 if the hypothesis cannot be tested.
@@ -47,7 +47,7 @@ def assess_invariance(
 ) -> InvarianceTest:
     """Test whether the relation of score and target differs between environments.
 
-    Compares one regression of the target on the score per environment with one regression for all:
+    Separate regressions of the target on the score in each environment are compared with a joint regression:
     by the likelihood ratio 2(Σ_e ℓ_e − ℓ), χ²-distributed, of (multinomial) logistic regressions; or, for
     real targets, by the F test of least squares (Chow 1960).
 
@@ -61,7 +61,7 @@ def assess_invariance(
         The test; its p-value is 1 with a single environment or a constant target.
 
     Raises:
-        EnvariantError: If the arrays differ in length.
+        EnvariantError: If `scores`, `targets` and `environments` differ in length.
 
     Example:
         >>> import numpy as np
@@ -82,7 +82,7 @@ def assess_invariance(
     n_classes = 0 if regression else len(np.unique(y))
     if len(names) < 2 or n_classes == 1:
         return _UNTESTED
-    # Only differences between the logits of a row carry information.
+    # Only differences between the logits of a row matter.
     columns = _standardized(z[:, None] if z.ndim == 1 else (z - z[:, -1:])[:, :-1])
     order = np.argsort(codes, kind="stable")
     ends = np.cumsum(np.bincount(codes))[:-1]
@@ -102,14 +102,14 @@ def assess_invariance(
 
 
 def _standardized(columns: Array) -> Array:
-    """Return columns with mean 0 and standard deviation 1; constant columns are dropped."""
+    """Return the columns standardized to mean 0 and standard deviation 1, without constant columns."""
     center, spread = columns.mean(axis=0), columns.std(axis=0)
     varies = spread > 1e-12 * (1 + np.abs(center))
     return ((columns - center) / np.where(varies, spread, 1.0))[:, varies]
 
 
 def _log_likelihood(columns: Array, targets: Array) -> float:
-    """Return the log-likelihood of the best logistic regression."""
+    """Return the log-likelihood of the fitted logistic regression."""
     classes, labels = np.unique(targets, return_inverse=True)
     if len(classes) < 2:
         return 0.0
@@ -118,7 +118,7 @@ def _log_likelihood(columns: Array, targets: Array) -> float:
         return float(np.log(shares[labels]).sum())
     model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000, tol=1e-8)
     with catch_warnings():
-        # Separable classes have no finite optimum; the likelihood is near its limit long before.
+        # Separable classes have no finite optimum; the likelihood approaches its limit early.
         simplefilter("ignore", ConvergenceWarning)
         model.fit(columns, labels)
     z = model.decision_function(columns)

@@ -1,4 +1,4 @@
-"""Possible target leakage: columns that nearly determine the target on their own."""
+"""Possible target leakage: columns that nearly determine the target."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -15,23 +15,24 @@ Array = NDArray[Any]
 Measure = Literal["missingness", "AUROC", "rank correlation", "accuracy", "R²"]
 
 THRESHOLD = 0.99
-"""Smallest suspicious score; for accuracies, the share of the majority class's errors that is removed."""
+"""Smallest score reported as leakage; for accuracies, smallest share of majority-class errors avoided."""
 
-# Rows needed in a column, and rows per category on average.
+# Smallest number of rows in a column, and smallest mean number of rows per category.
 _FEWEST = 30
 
 
 @final
 @dataclass(frozen=True)
 class LeakyColumn:
-    """Column that nearly determines the target on its own.
+    """Column that alone nearly determines the target.
 
     Attributes:
         column: Name of the column.
-        measure: What gives it away: whether a value is missing, the AUROC of its values, the rank
-            correlation (absolute), the accuracy of the most frequent class per category, or the share of
-            variance that categories explain (R²).
-        score: Value of that measure, between 0 and 1.
+        measure: Measure of the relation with the target. "missingness": accuracy of predicting the target
+            from missing values; "AUROC": AUROC of the values; "rank correlation": its absolute value;
+            "accuracy": accuracy of the most frequent class per category; "R²": share of variance explained
+            by categories.
+        score: Value of the measure, between 0 and 1.
     """
 
     column: str
@@ -46,19 +47,18 @@ def leaky_columns(
     task: Literal["binary", "multiclass", "regression"],
     categorical: Collection[str] = (),
 ) -> tuple[LeakyColumn, ...]:
-    """Find columns that nearly determine the target on their own.
+    """Find columns that nearly determine the target.
 
-    Such a column is often the target under another name, derived from it, or known only afterwards.
-    Numeric columns are checked by rank against binary and real targets, categories against all targets, and
-    missingness against binary targets.
+    Such a column is often a copy of the target, derived from the target, or known only afterwards. Checks:
+    ranks of numeric columns for binary and real targets, categories for all targets, and missing values for
+    binary targets.
 
     Args:
-        columns: Values by column name, `[rows]`. NaN or None marks missing values; for integer codes of
-            categories, any negative code does.
+        columns: Values by column name, `[rows]`. NaN, None and negative category codes are missing
+            values.
         targets: Class numbers from 0, or real numbers, `[rows]`.
         task: Kind of target.
-        categorical: Names of numeric columns that hold codes of categories. Text columns are always
-            categories.
+        categorical: Names of numeric columns with category codes. Text columns are always categorical.
 
     Raises:
         EnvariantError: If a column does not have one value per target.
@@ -130,19 +130,19 @@ def _category_variance(codes: Array, targets: Array) -> Leak | None:
 
 
 def _categories(codes: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return category numbers from 0 for every row, and the size of each category."""
+    """Return the category of every row, as numbers from 0, and the number of rows in each category."""
     _, labels, sizes = np.unique(codes, return_inverse=True, return_counts=True)
     return labels, sizes
 
 
 def _beats_majority(accuracy: float, targets: Array) -> bool:
-    """Return whether nearly all errors of the majority-class baseline are gone."""
+    """Return whether nearly all errors of the majority-class baseline are avoided."""
     majority_error = 1 - float(np.bincount(targets.astype(int)).max()) / len(targets)
     return majority_error > 0 and 1 - accuracy <= (1 - THRESHOLD) * majority_error
 
 
 def _no_check(values: Array, targets: Array) -> None:
-    """Numbers are not checked against several classes."""
+    """Return None: numeric columns are not checked for multiclass targets."""
 
 
 _CHECKS: dict[tuple[bool, str], Callable[[Array, Array], Leak | None]] = {

@@ -1,7 +1,7 @@
 """Confidence intervals, paired differences, tests and rankings over independent replicas.
 
-Replicas are the unit of analysis. Reduce whatever varies within a run, such as the steps of a curve, to one
-number per replica first, because the steps of one run are not independent.
+Replicas are the unit of analysis. First reduce values within a run, such as the points of a learning curve,
+to one number per replica, because they are not independent.
 """
 
 import math
@@ -17,7 +17,7 @@ LEVEL = 0.95
 @final
 @dataclass(frozen=True)
 class Interval:
-    """Mean with its confidence interval, in the unit of the values.
+    """Mean and confidence interval, in the unit of the values.
 
     Attributes:
         mean: Mean of the values.
@@ -41,7 +41,7 @@ class Interval:
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return the mean of independent values with Student's interval, mean ± t·s/√n.
+    """Return the mean of independent values with Student's t interval, mean ± t·s/√n.
 
     Args:
         values: n independent values; s is their standard deviation with divisor n − 1.
@@ -63,15 +63,15 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def difference(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return the mean paired difference, first − second, with Student's interval.
+    """Return the mean paired difference, first − second, with Student's t interval.
 
     Args:
-        first: One value per replica.
-        second: Values of the same replicas under another method.
+        first: Values of the first method, one per replica.
+        second: Values of the second method for the same replicas.
         level: Confidence level, between 0 and 1.
 
     Raises:
-        ValueError: If the lengths differ.
+        ValueError: If `first` and `second` differ in length.
 
     Example:
         >>> print(difference([0.71, 0.74, 0.69], [0.70, 0.71, 0.67]))
@@ -81,7 +81,7 @@ def difference(first: Sequence[float], second: Sequence[float], level: float = L
 
 
 def slope(positions: Sequence[float], values: Sequence[float]) -> float:
-    """Return the slope of the least-squares line through one curve.
+    """Return the slope of the least-squares line through the points of a curve.
 
     Args:
         positions: Positions on the horizontal axis, such as training steps.
@@ -100,7 +100,7 @@ def slope(positions: Sequence[float], values: Sequence[float]) -> float:
 
 
 def bootstrap(values: Sequence[float], level: float = LEVEL, seed: int = 0) -> Interval:
-    """Return the mean of independent values with its percentile interval over 10,000 resamples.
+    """Return the mean of independent values with its bootstrap percentile interval (10,000 resamples).
 
     Args:
         values: Independent values.
@@ -123,9 +123,9 @@ def bootstrap(values: Sequence[float], level: float = LEVEL, seed: int = 0) -> I
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
-    """Return the mean of the middle half of the values, which a few failed runs do not move.
+    """Return the mean of the middle half of the values, which is robust to a few failed runs.
 
-    NaN if there are no values. Agarwal et al. 2021, arXiv 2108.13264.
+    Return NaN if there are no values. Agarwal et al. 2021, arXiv 2108.13264.
 
     Example:
         >>> interquartile_mean([0.0, 0.25, 0.75, 1.0])
@@ -141,10 +141,10 @@ def interquartile_mean(values: Sequence[float]) -> float:
 def probability_of_improvement(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the share of pairs in which the first value exceeds the second; ties count half.
 
-    NaN if there are no pairs.
+    Return NaN if there are no pairs.
 
     Raises:
-        ValueError: If the lengths differ.
+        ValueError: If `first` and `second` differ in length.
 
     Example:
         >>> probability_of_improvement([1, 2, 3, 4], [0, 2, 4, 3])
@@ -156,10 +156,10 @@ def probability_of_improvement(first: Sequence[float], second: Sequence[float]) 
 
 
 def signed_rank(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the two-sided p-value of Wilcoxon's signed-rank test of paired values; 1 if no pair differs.
+    """Return the two-sided p-value of Wilcoxon's signed-rank test; 1 if the values of all pairs are equal.
 
     Raises:
-        ValueError: If the lengths differ.
+        ValueError: If `first` and `second` differ in length.
 
     Example:
         >>> signed_rank([0.9, 0.8, 0.85, 0.95, 0.71, 0.6], [0.5, 0.6, 0.55, 0.4, 0.65, 0.5])
@@ -175,7 +175,7 @@ def signed_rank(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for multiple tests by Holm's step-down procedure. Holm 1979.
+    """Return p-values corrected for multiple testing by Holm's step-down procedure (Holm 1979).
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -192,12 +192,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 @final
 @dataclass(frozen=True)
 class Ranking:
-    """Friedman's test of several methods over several data sets.
+    """Result of Friedman's test of several methods over several data sets.
 
     Attributes:
         ranks: Mean rank of each method; 1 is best.
-        p_value: P-value of the hypothesis that no method differs.
-        critical_difference: Smallest significant difference of two mean ranks (Nemenyi). Demšar 2006.
+        p_value: P-value of the hypothesis that all methods perform equally.
+        critical_difference: Smallest significant difference of two mean ranks (Nemenyi test; Demšar 2006).
         n_datasets: Number of data sets (or environments).
     """
 
@@ -208,14 +208,14 @@ class Ranking:
 
 
 def friedman(table: Sequence[Sequence[float]], level: float = LEVEL) -> Ranking:
-    """Rank methods over data sets and test whether any differ (Friedman 1937; Demšar 2006).
+    """Rank methods over data sets and test whether they differ (Friedman 1937; Demšar 2006).
 
     Args:
         table: One row per data set, one column per method; higher is better.
         level: Confidence level of the critical difference.
 
     Raises:
-        ValueError: If there are fewer than three methods or two data sets.
+        ValueError: If there are fewer than three methods or fewer than two data sets.
 
     Example:
         >>> friedman([[0.9, 0.8, 0.7], [0.8, 0.9, 0.7], [0.9, 0.8, 0.7]]).ranks

@@ -3,14 +3,11 @@
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from envariant.cli.options import Json
-
-if TYPE_CHECKING:
-    from envariant.algorithms.catalogue import Description
 
 
 def algorithms(
@@ -20,14 +17,14 @@ def algorithms(
     markdown: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
-    """List the algorithms, or describe one: formula, parts, requirements, paper, hyperparameters, an example.
+    """List all algorithms, or describe one: formula, parts, requirements, paper, hyperparameters, example.
 
     Parameters
     ----------
     name
-        An algorithm, or a composition such as "vrex + and-mask".
+        Name of an algorithm, or a composition such as "vrex + and-mask".
     markdown
-        Print the page of the documentation.
+        Print the documentation page of all algorithms as Markdown.
     """
     from envariant.algorithms import all_recipes, catalogue, recipe
     from envariant.cli.show import print_json, print_lines
@@ -51,7 +48,8 @@ def algorithms(
         )
 
 
-def _lines(description: "Description") -> Iterator[str]:
+def _lines(description: Any) -> Iterator[str]:
+    """Yield the printed lines of a `catalogue.Description`, which is not imported here because it is slow."""
     yield f"{description.name}: {description.summary}"
     for part, kind, formula, remarks in description.parts:
         yield from _wrapped("formula", f"{formula}  ({part}, {kind})")

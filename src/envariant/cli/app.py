@@ -1,7 +1,7 @@
-"""Command-line application: one file per command, which imports PyTorch and the like only when it runs.
+"""Command-line application: one file per command, which imports slow packages such as PyTorch only when run.
 
-Results go to standard output, progress and remarks to standard error. An invalid input gives one line and
-exit code 2; any other exception is a bug and keeps its traceback.
+Results are written to standard output, progress and remarks to standard error. An invalid input gives one
+line and exit code 2; any other exception is a bug and is shown with its traceback.
 """
 
 import sys
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit with code 2 if the input is invalid and 130 if interrupted.
 
     Args:
-        arguments: Command-line arguments. Default: those of the process.
+        arguments: Command-line arguments. Default: the arguments of the process.
     """
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
@@ -79,6 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         errors.print("envariant: interrupted; the same command resumes what is stored in its output folder")
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of the pipe, such as `head`, has finished.
+        # The reader of the pipe, such as `head`, has closed it.
         sys.stderr.close()
         sys.exit(0)

@@ -34,7 +34,7 @@ def compare(
     json: Json = False,
     **options: Any,
 ) -> None:
-    """Measure how far scores drop in new environments, whether any method helps, and what to do.
+    """Measure how far scores drop in new environments, compare methods with ERM, and recommend one.
 
     Every environment of a table is held out in turn. Repeat the command to resume after a stop.
 
@@ -45,25 +45,25 @@ def compare(
     target
         Column to predict.
     environment
-        Column with the environment of each row: hospital, year, country.
+        Column with the environment of each row, such as hospital, year or country.
     task
         Kind of target; inferred by default.
     algorithms
-        Methods to compare with ERM, such as irm "vrex + coral(1.0)" boosted-trees.
+        Methods to compare with ERM, such as: irm "vrex + coral(1.0)" boosted-trees.
     metric
-        accuracy, "balanced accuracy", AUROC, "log loss", "calibration error", RMSE or R2.
+        Metric: accuracy, "balanced accuracy", AUROC, "log loss", "calibration error", RMSE or R2.
     n_trials
-        Sampled hyperparameter configurations per method.
+        Number of trials (sampled hyperparameter configurations) per method.
     replicas
-        Independent runs with their own seeds per trial.
+        Number of replicas (independent runs with their own seeds) per trial.
     exclude
-        Columns that models must not use.
+        Columns not used as inputs.
     sample_weight
         Column with sampling weights for training; scores are unweighted.
     min_rows
-        Smallest number of rows of an environment; smaller ones are pooled.
+        Smallest number of rows per environment; smaller environments are pooled.
     max_rows
-        Largest number of rows per environment to compare on; the saved model is trained on all rows.
+        Largest number of rows per environment in the comparison; the saved model is trained on all rows.
     budget
         Time limit such as 10m; trials are added while time remains.
     seed
@@ -71,11 +71,11 @@ def compare(
     encoding
         Encoding of a text file.
     executor
-        local, or ray for a cluster: pip install "envariant[ray]".
+        Execution of runs: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
     address
-        Address of the cluster.
+        Address of the Ray cluster.
     out
-        Folder for the page, the model and all runs; by default comparisons/NAME.
+        Folder for the page, the model and all runs; comparisons/NAME by default.
     """
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.comparison import ALGORITHMS

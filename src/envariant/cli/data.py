@@ -21,12 +21,12 @@ def fetch(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Fetch MNIST into the cache and verify the MD5 digests of its four files.
+    """Download MNIST into the cache and verify the MD5 digests of its four files.
 
     Parameters
     ----------
     name
-        Data set to fetch.
+        Name of the data set.
     """
     del name
     from rich.console import Console
@@ -54,16 +54,16 @@ def show(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Show a colored data set: digits, counts, agreement of color and label, theoretical accuracies.
+    """Show a colored data set: digits, counts, agreement of color and label, and theoretical accuracies.
 
     Parameters
     ----------
     name
-        Data set, such as colored-mnist:thirds or colored-digits.
+        Name of the data set, such as colored-mnist:thirds or colored-digits.
     seed
         Seed of the data draw.
     out
-        Picture to write, .png or .svg; by default the name of the data set with .png.
+        Image file to write, .png or .svg; by default the name of the data set with .png.
     """
     from dataclasses import asdict
 
@@ -105,22 +105,23 @@ def shift(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Measure which kind of shift lies between environments, before choosing a method.
+    """Measure the kinds of distribution shift between environments.
 
-    Diversity: inputs of one that do not occur in the other. Correlation: equal inputs with different targets.
+    Diversity shift: inputs of one environment do not occur in the other. Correlation shift: equal inputs have
+    different targets.
 
     Parameters
     ----------
     name
-        Data set.
+        Name of the data set.
     test_environments
-        Names of the test environments; by default those that the data suggest.
+        Names of the test environments; by default those of the data set.
     seed
         Seed of the first trial.
     n_trials
-        Number of trials, each with its own data draw and network.
+        Number of trials, each with a new data draw and network.
     out
-        Picture to write, .png or .svg.
+        Image file to write, .png or .svg.
     """
     from envariant import data as sources
     from envariant.cli.show import print_json, print_table

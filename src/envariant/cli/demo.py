@@ -1,4 +1,4 @@
-"""`envariant demo`: five runs on Colored MNIST in a few minutes, and one page about them."""
+"""`envariant demo`: five short runs on Colored MNIST and one page with their results."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from envariant.cli.options import Json, Mnist, Whole
 
-# Algorithm, and whether its data are grayscale.
+# Algorithm, and whether images are converted to grayscale.
 _RUNS = (("erm", False), ("irm", False), ("vrex", False), ("and-mask", False), ("erm", True))
 
 
@@ -20,7 +20,7 @@ def demo(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Train ERM, IRM, V-REx, AND-mask and the grayscale oracle on Colored MNIST, and write one page.
+    """Train ERM, IRM, V-REx, AND-mask and the grayscale oracle on Colored MNIST, and write a page of results.
 
     Run the same command again to resume after an interruption.
 
@@ -29,11 +29,11 @@ def demo(
     out
         Folder for the runs and the page.
     replicas
-        Replicas per algorithm; the default is 2, or 1 on processors without native bfloat16.
+        Number of replicas per algorithm; the default is 2, or 1 on processors without native bfloat16.
     steps
-        Updates per replica; the default is that of the papers.
+        Number of optimizer updates per replica; by default as in the papers.
     data
-        colored-mnist, or colored-digits for a trial of some seconds.
+        Data set: colored-mnist, or colored-digits for a demo of a few seconds.
     """
     import sys
     from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Option types that several commands share."""
+"""Option types shared by several commands."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from envariant.core.errors import EnvariantError
 
 
 def _whole(_type: object, tokens: Sequence[Token]) -> int:
-    """Convert an argument to a whole number; 2.9 is rejected, not rounded."""
+    """Convert an argument to an integer; numbers such as 2.9 are rejected."""
     text = tokens[0].value
     try:
         return int(text)

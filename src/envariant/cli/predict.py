@@ -2,19 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from envariant.cli.options import Json, Switch
 from envariant.core.errors import EnvariantError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from envariant.analysis.drift import Drift
-
-# Number of remarks printed unless --check is given.
+# Largest number of remarks printed without --check.
 _REMARKS = 5
 
 
@@ -30,20 +25,20 @@ def predict(
 ) -> None:
     """Predict the rows of a new table, and compare them with the training rows of the model.
 
-    Predictions go to standard output as CSV, remarks to standard error.
+    Predictions are written to standard output as CSV, remarks to standard error.
 
     Parameters
     ----------
     model
         Folder of a saved model.
     new
-        Table to predict: .csv, .tsv, .txt or .parquet. Columns are found by name; others are ignored.
+        Table to predict: .csv, .tsv, .txt or .parquet. Columns are matched by name; others are ignored.
     out
-        File for the predictions, ending in .csv: one row per row of the table, in the same order.
+        CSV file for the predictions, one per row of the table in the order of its rows.
     check
         Print the column-by-column comparison with the training rows instead of predictions.
     onnx
-        File for the network in ONNX format; a .json file of the same name describes its inputs.
+        ONNX file to which the network is exported; a .json file of the same name describes its inputs.
     encoding
         Encoding of a text file.
     """
@@ -84,8 +79,8 @@ def predict(
         predictions.to_csv(sys.stdout, index=False)
 
 
-def _print_remarks(drift: "Drift", *, everything: bool) -> None:
-    """Print on standard error what is notable about the new rows."""
+def _print_remarks(drift: Any, *, everything: bool) -> None:
+    """Print the remarks on the new rows to standard error."""
     remarks = list(drift.remarks)
     if not everything:
         if drift.kind == "different":
@@ -96,8 +91,8 @@ def _print_remarks(drift: "Drift", *, everything: bool) -> None:
         sys.stderr.write(f"envariant: {remark}\n")
 
 
-def _write(predictions: "pd.DataFrame", path: Path) -> None:
-    """Write the whole file or nothing."""
+def _write(predictions: Any, path: Path) -> None:
+    """Write predictions to a CSV file; if interrupted, an existing file is unchanged."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

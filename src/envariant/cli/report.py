@@ -1,4 +1,4 @@
-"""`envariant report`: write a page about stored runs."""
+"""`envariant report`: write a page of results of stored runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,14 +15,14 @@ def report(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Write one offline HTML page about stored runs.
+    """Write an offline HTML page with the results of stored runs.
 
     Parameters
     ----------
     runs
         Folders written by `envariant train --out`.
     out
-        File of the page.
+        HTML file to write.
     title
         Heading of the page.
     """

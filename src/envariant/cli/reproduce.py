@@ -19,7 +19,7 @@ def reproduce(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Repeat the experiments of a publication, and write one page with its figures and claims.
+    """Repeat the experiments of a publication, and write a page with its figures and claims.
 
     Finished runs are stored. Run the same command again to resume after an interruption.
 
@@ -28,15 +28,15 @@ def reproduce(
     name
         Name of the reproduction, such as sjtu-2023.
     profile
-        quick: small networks and few replicas, minutes on two cores. full: hours.
+        Size of the experiments. quick: small networks and few replicas, minutes on two cores. full: hours.
     only
-        Sections to run; the others show stored runs.
+        Names of the sections to run; other sections use stored runs.
     out
-        Folder for runs, page, tables and figures; the default is reproductions/NAME-PROFILE.
+        Folder for runs, page, tables and figures; reproductions/NAME-PROFILE by default.
     resume
         Fail if the folder has no stored runs.
     list_
-        List the reproductions and their sections.
+        List the available reproductions and their sections.
     """
     from envariant.cli.show import print_json, print_lines
     from envariant.core.errors import EnvariantError

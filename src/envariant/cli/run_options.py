@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from envariant.cli.options import Whole
 from envariant.core import specs
 from envariant.core.errors import EnvariantError
-from envariant.training.run_spec import RunSpec
+from envariant.training.run_spec import PYTHON_ONLY, RunSpec
 
 _ALIASES = {"data": "-d", "algorithm": "-a", "learning_rate": "--lr"}
 
@@ -23,26 +23,29 @@ Assignments = Annotated[
         '--set "coefficient=step(1, 1e4, at=40%)".',
     ),
 ]
-"""Type of `--set`, from which `assignments` makes the option `hyperparameters`."""
+"""Type of the option `--set`; `assignments` converts its values to hyperparameters."""
 
 
 def with_run_options(
     names: tuple[str, ...], defaults: Mapping[str, Any] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command that takes `**options` a flag for each training option.
+    """Return a decorator that adds a flag for each training option to a command with `**options`.
 
     Args:
-        names: Options to offer, in this order, before the command's own parameters.
-        defaults: Defaults in place of those of `RunSpec`, by name.
+        names: Names of the training options, in the order of their flags. The flags precede the command's
+            parameters unless any of these is required or positional.
+        defaults: Default values by name, which replace those of `RunSpec`.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        flags = [_flag(name, (defaults or {}).get(name, _DEFAULT)) for name in names]
+        flags = [
+            _flag(name, (defaults or {}).get(name, _DEFAULT)) for name in names if name not in PYTHON_ONLY
+        ]
 
         positional = [p for p in own if p.kind is not p.KEYWORD_ONLY]
         keyword = [p for p in own if p.kind is p.KEYWORD_ONLY]
-        # A command's own required flags come first in its help.
+        # Required parameters of the command come first in its help.
         is_required = any(p.default is p.empty for p in keyword) or bool(positional)
         parameters = [*positional, *(keyword + flags if is_required else flags + keyword)]
         signature = inspect.Signature(parameters)
@@ -50,7 +53,7 @@ def with_run_options(
         @functools.wraps(command)
         def called(*arguments: Any, **options: Any) -> None:
             bound = signature.bind(*arguments, **options)
-            # Cyclopts passes only what was typed.
+            # Cyclopts passes only options from the command line.
             bound.apply_defaults()
             command(*bound.args, **bound.kwargs)
 
@@ -62,18 +65,18 @@ def with_run_options(
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, without those left open."""
+    """Return the options with a value other than None."""
     return {key: value for key, value in options.items() if value is not None}
 
 
 def assignments(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Return the hyperparameters that `--set KEY=VALUE` gives, by name.
+    """Return the hyperparameters from `--set KEY=VALUE` options, by name.
 
     Args:
-        texts: What was typed after each `--set`.
+        texts: Values of the `--set` options, each of the form `KEY=VALUE`.
 
     Raises:
-        EnvariantError: If a text is not of that form, or sets a key twice.
+        EnvariantError: If a text is not of the form `KEY=VALUE`.
     """
     values: dict[str, Any] = {}
     for text in texts:
@@ -109,7 +112,7 @@ def _flag(name: str, default: Any) -> inspect.Parameter:
 
 
 def _typed(annotation: Any, default: Any) -> Any:
-    """Return the type in which an option is typed: objects by their text."""
+    """Return the command-line type of an option; objects are given as text."""
     if annotation is Any:
         return str if isinstance(default, str) else str | None
     text = str(annotation)
@@ -125,5 +128,5 @@ def _typed(annotation: Any, default: Any) -> Any:
     return kind | None if default is None else kind
 
 
-OPTIONS = tuple(name for name in RunSpec.model_fields if name != "hyperparameters")
+OPTIONS = tuple(name for name in RunSpec.model_fields if name not in ("hyperparameters", *PYTHON_ONLY))
 """Every training option that has a flag of its own."""

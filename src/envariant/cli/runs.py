@@ -15,7 +15,7 @@ Failed = Annotated[bool, Parameter(negative="", help="Select all failed runs.")]
 
 @runs.command(name="list")
 def list_(study: Study, *, state: str | None = None, json: Json = False) -> None:
-    """List runs with their state and the reason of a failure, one per line.
+    """List runs with their state and the reason of any failure, one run per line.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def show(study: Study, run: Whole, *, json: Json = False) -> None:
 
 @runs.command
 def retry(study: Study, *numbers: Whole, failed: Failed = False) -> None:
-    """Discard the results of runs and plan them again; the next sweep trains them.
+    """Discard the results of runs, so that the next sweep trains them again.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def retry(study: Study, *numbers: Whole, failed: Failed = False) -> None:
 
 @runs.command
 def rm(study: Study, *numbers: Whole, failed: Failed = False) -> None:
-    """Remove runs and their results; a sweep that still declares them plans them again.
+    """Remove runs and their results; a sweep whose study includes them plans them again.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def rm(study: Study, *numbers: Whole, failed: Failed = False) -> None:
 
 @runs.command
 def export(study: Study, *, out: Annotated[Path, Parameter(alias="-o")]) -> None:
-    """Export every evaluation, with the settings of its run, to a table.
+    """Export all evaluations to a table, with the settings of their runs.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def export(study: Study, *, out: Annotated[Path, Parameter(alias="-o")]) -> None
 def track(
     study: Study, *, to: Literal["tensorboard", "mlflow"], at: str | None = None, json: Json = False
 ) -> None:
-    """Send finished runs to TensorBoard or MLflow; runs that were sent before are skipped.
+    """Send finished runs to TensorBoard or MLflow; runs that have already been sent are skipped.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def track(
         Tracker to send to. Needs pip install "envariant[tracking]".
     at
         Folder for TensorBoard, by default inside the study's folder; or tracking URI for MLflow, by default
-        that of the variable MLFLOW_TRACKING_URI.
+        the value of the environment variable MLFLOW_TRACKING_URI.
     """
     from envariant.cli.show import print_json, print_lines
     from envariant.studies.trackers import track as send

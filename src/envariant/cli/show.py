@@ -1,4 +1,4 @@
-"""Output of the commands: tables and sentences, or one JSON object."""
+"""Print the output of commands: tables and text, or one JSON object."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def print_table(table: TextTable) -> None:
 
 
 def print_result(result: TrainingResult, out: Path | None) -> None:
-    """Print one run: its scores, verdict, failures, diagnoses and folder."""
+    """Print the scores, verdict, failures, diagnoses and folder of one run."""
     print_table(tables.scores([result]))
     console = _console()
     console.print(f"\n{title(result)}: {verdict(result)}")
@@ -52,7 +52,7 @@ def print_result(result: TrainingResult, out: Path | None) -> None:
 
 
 def exit_code(results: Sequence[TrainingResult]) -> int:
-    """Return 1 if no replica of some run finished, else 0."""
+    """Return exit code 1 if a run has no finished replica, else 0."""
     return 0 if all(result.finished for result in results) else 1
 
 
@@ -62,7 +62,7 @@ def print_lines(lines: Sequence[str]) -> None:
 
 
 def _console() -> Console:
-    # A pipe has no width: use one that keeps the rows of tables whole.
+    # A pipe has no width; 160 columns avoid line breaks within table rows.
     width = None if sys.stdout.isatty() else 160
     return Console(width=width, highlight=False, markup=False, soft_wrap=False)
 

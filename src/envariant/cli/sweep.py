@@ -1,8 +1,8 @@
-"""`envariant sweep`: plan a study in full, train it, and summarize it on one page."""
+"""`envariant sweep`: plan and train all runs of a study, and write a page of results."""
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -10,10 +10,6 @@ from envariant.cli.options import Json, Names, Switch, Whole
 from envariant.cli.run_options import given, with_run_options
 from envariant.core.errors import EnvariantError
 from envariant.training.run_spec import SHARED
-
-if TYPE_CHECKING:
-    from envariant.studies.study import Study
-    from envariant.studies.trackers import BackgroundTracking
 
 
 @with_run_options((*SHARED, "execution", "memory"), dict.fromkeys((*SHARED, "memory")))
@@ -47,34 +43,34 @@ def sweep(
     Parameters
     ----------
     file
-        Study as a TOML file. Options given on the command line override it.
+        TOML file with the settings of the study. Command-line options override them.
     data
         Names of data sets.
     algorithms
-        Algorithms to compare, such as erm irm "vrex + coral(1.0)".
+        Algorithms to compare, such as: erm irm "vrex + coral(1.0)".
     name
-        Name of the study; by default that of the file.
+        Name of the study; by default the name of the file.
     n_trials
-        Number of hyperparameter trials per algorithm. The first trial takes the values suggested by the data.
+        Number of hyperparameter trials per algorithm. The first uses the default settings of the data set.
     replicas
-        Number of replicas of each trial. All trials share their data, initialization and batch-order seeds.
+        Number of replicas per trial. All trials use the same seeds for data, initialization and batch order.
     test_environments
-        Environments that are not trained on: suggested (by the data), each (every environment in turn),
-        each-and-pairs, or the name of one environment.
+        Test environments: suggested (those of the data set), each (every environment in turn),
+        each-and-pairs (also every pair), or the name of one environment.
     holdout_fraction
-        Share of the rows of every training environment that is kept for validation, in [0, 1).
+        Share of the rows of every training environment used for validation, in [0, 1).
     lr_range
-        Factor around the suggested learning rate within which trials sample theirs.
+        Largest factor between a trial's learning rate and the default learning rate of the data set.
     seed
         Base random seed of trials and replicas.
     metric
-        Metric by which runs are compared, such as AUROC; by default that of the task.
+        Metric used to compare runs, such as AUROC; by default the metric of the task.
     out
-        Folder of the study; by default studies/NAME.
+        Folder of the study; studies/NAME by default.
     workers
-        Number of worker processes, which share the processor cores.
+        Number of worker processes; they share the processor cores.
     executor
-        Where runs are trained: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
+        Execution of runs: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
     address
         Address of the Ray cluster.
     track
@@ -121,8 +117,8 @@ def sweep(
         print_lines([f"not all runs were sent ({tracking.problem}); to send them: {command}"])
 
 
-def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> "Study":
-    """Return the study of a file, with the options given on the command line in place of its own."""
+def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> Any:
+    """Return the study of a file, with command-line options in place of the settings in the file."""
     from envariant.studies import study as studies
 
     declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
@@ -140,7 +136,7 @@ def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, An
     return studies.of(declared, "sweep" if file is None else str(file))
 
 
-def _print_estimate(study: "Study", json: bool) -> None:
+def _print_estimate(study: Any, json: bool) -> None:
     from envariant.cli.show import print_json, print_lines
     from envariant.studies.estimate import estimate
 
@@ -152,14 +148,14 @@ def _print_estimate(study: "Study", json: bool) -> None:
 
 
 def _train(
-    study: "Study",
+    study: Any,
     folder: Path,
     executor: str,
     address: str | None,
     workers: int,
     execution: dict[str, Any],
 ) -> None:
-    """Train the runs of a study that are not done."""
+    """Train the unfinished runs of a study."""
     from envariant.studies.executors import local
     from envariant.training.progress import show_sweep
     from envariant.training.store import Store
@@ -175,8 +171,8 @@ def _train(
             local.sweep(folder, study, workers=workers, on_progress=on_progress, **execution)
 
 
-def _print_summary(folder: Path, tracking: "BackgroundTracking | None", json: bool) -> None:
-    """Write the page of a study, and print what each selection rule selects."""
+def _print_summary(folder: Path, tracking: Any, json: bool) -> None:
+    """Write the page of a study, and print the algorithm scores by selection rule."""
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.reporting import study_page
     from envariant.training.store import Store

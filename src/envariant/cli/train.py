@@ -21,13 +21,13 @@ def train(
 ) -> None:
     """Train replicas of one algorithm and evaluate every environment.
 
-    Options that are left out take the values suggested by the data for the algorithm: the command without
-    options reproduces the ERM baseline of the IRM paper on Colored MNIST.
+    By default, options have the values suggested by the data set for the algorithm. Without any options, the
+    command reproduces the ERM baseline of the IRM paper on Colored MNIST.
 
     Parameters
     ----------
     out
-        Folder to store the run in. The same command resumes an interrupted run.
+        Folder for the results of the run. Repeat the command to resume an interrupted run.
     """
     from envariant import data as sources
     from envariant.cli.show import exit_code, print_json, print_result

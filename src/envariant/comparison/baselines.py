@@ -1,4 +1,4 @@
-"""Reference scores without a model, and classes that a model cannot know."""
+"""Scores of constant predictions, and test classes that are absent from the training environments."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,20 +12,20 @@ from envariant.data.tables.table import Table
 
 Array = NDArray[np.float64]
 Folds = Sequence[Sequence[str]]
-"""Environments that are held out together."""
+"""Groups of environments, each held out together."""
 
 
 def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> Mapping[str, float]:
     """Return each environment's score of a constant prediction learned from the other environments.
 
-    The prediction is the mean target of a regression and the class frequencies (plus one row each) otherwise,
-    so that the predicted class is the majority class. Environments with an undefined score are left out.
+    The prediction is the mean target for a regression, else the class frequencies with one row added per
+    class; the predicted class is then the majority class. Environments with an undefined score are left out.
 
     Args:
-        table: The table.
-        task: Its task.
+        table: Table with targets and environments.
+        task: Prediction task.
         metric: Metric of the scores.
-        folds: Environments that are held out together.
+        folds: Groups of environments, each held out together.
     """
     scores: dict[str, float] = {}
     for environment, own, others in _split(table, folds):
@@ -33,7 +33,7 @@ def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> M
             own, others = ((part - task.center) / task.scale for part in (own, others))
             scores[environment] = metric.compute(task, np.full(len(own), others.mean()), own)
             continue
-        # One row more of each class, so that no frequency is 0.
+        # Add one row per class, so that no frequency is 0.
         frequencies = np.bincount(others.astype(int), minlength=len(table.classes)) + 1.0
         logits = np.log(frequencies / frequencies.sum())
         binary = isinstance(task, Binary)
@@ -44,7 +44,7 @@ def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> M
 
 
 def baseline_name(metric: Metric) -> str:
-    """Return what the prediction of `baseline_scores` is called under a metric."""
+    """Return the name of the constant prediction of `baseline_scores` for a metric."""
     if metric.for_regression:
         return "mean-target baseline"
     if metric.name in ("accuracy", "balanced accuracy"):
@@ -53,7 +53,7 @@ def baseline_name(metric: Metric) -> str:
 
 
 def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple[str, ...]]:
-    """Return by environment the classes that occur in none of the environments it is predicted from."""
+    """Return for each environment the classes that are absent from its training environments."""
     if isinstance(task, Regression):
         return {}
     unseen = {
@@ -64,7 +64,7 @@ def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple
 
 
 def _split(table: Table, folds: Folds) -> Iterator[tuple[str, Array, Array]]:
-    """Yield each environment, its targets, and the targets of all environments outside its fold."""
+    """Yield each environment with its targets and the targets of its training environments."""
     targets, codes = table.targets().astype(np.float64), table.environment.values
     for fold in folds:
         members = [table.environments.index(name) for name in fold]

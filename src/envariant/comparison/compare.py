@@ -1,6 +1,6 @@
 """`compare`: hold out each environment of a table in turn and recommend a method.
 
-The runs are an ordinary study in a folder: it resumes after a stop, and every run can be inspected.
+The runs are stored as a study in a folder, which can be resumed and inspected.
 """
 
 import tempfile
@@ -30,9 +30,9 @@ from envariant.training.run_spec import EXECUTION_ONLY, text_of
 from envariant.training.store import Store
 
 MAX_ROWS = 5_000
-"""Default number of rows per environment to compare on; the saved model is trained on all rows."""
+"""Default largest number of rows per environment in a comparison; the saved model is trained on all rows."""
 
-# Share of the budget for the study; the rest is for analysis and the final model.
+# Share of the time budget for the study; analysis and the final model use the rest.
 _TRAINING_SHARE = 0.75
 
 
@@ -43,10 +43,10 @@ class Comparison:
 
     Attributes:
         folder: Folder of the study, the page and the saved model.
-        results: All numbers.
+        results: Scores, drops and gains of all methods, and measurements on the data.
         recommendation: Headline, facts and next steps.
-        study: The study that was run.
-        seconds: Duration of the call.
+        study: Settings of all runs.
+        seconds: Duration of `compare` in seconds.
     """
 
     folder: Path
@@ -79,7 +79,7 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         """Out-of-domain scores: one row per method, one column per environment, and the worst and mean.
 
-        NaN where a score is absent; worst and mean need scores in all environments.
+        Absent scores are NaN; so are worst and mean if any score of the method is absent.
         """
         results, rows = self.results, dict[str, dict[str, float]]()
         for method, cells in results.cells.items():
@@ -93,7 +93,7 @@ class Comparison:
         return frame
 
     def to_dict(self) -> dict[str, Any]:
-        """Return verdict, numbers and paths as plain data."""
+        """Return verdict, numbers and paths as a JSON-compatible dictionary."""
         return {
             "verdict": self.verdict,
             "headline": self.recommendation.headline,
@@ -137,33 +137,33 @@ def compare(
     """Measure how far scores drop in new environments, and whether any method helps.
 
     Every environment is held out in turn (several together if there are more than 12). Replicas of every
-    method are trained on the others, and hyperparameters are chosen by invariance selection on validation
-    rows of the training environments. Test environments never influence a choice.
+    method are trained on the other environments. Hyperparameters are chosen by invariance selection on
+    validation rows of the training environments, never on test environments.
 
     Args:
         data: Path (.csv, .parquet) or data frame of pandas, polars or Arrow.
         target: Name of the column to predict.
         environment: Name of the column with the environment of each row.
-        task: "binary", "multiclass" or "regression"; None infers it from the target.
+        task: "binary", "multiclass" or "regression"; Default: inferred from the target.
         algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. ERM is
             always included.
         metric: "accuracy", "balanced accuracy", "AUROC", "log loss", "calibration error", "RMSE" or "R²".
-            None means RMSE for a regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
+            Default: RMSE for a regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
         n_trials: Number of trials (sampled hyperparameter configurations) per method.
         replicas: Number of replicas (independent runs with their own seeds) per trial.
-        exclude: Names of columns that models must not use.
+        exclude: Names of columns not used as inputs.
         sample_weight: Name of the column with sampling weights for training; scores are unweighted.
-        min_rows: Smallest number of rows of an environment; smaller ones are pooled.
-        max_rows: Largest number of rows per environment to compare on, drawn at random; None uses all.
-        budget: Time limit such as "10m", or seconds; trials are added while time remains. A cluster is
-            stopped only between two stages.
+        min_rows: Smallest number of rows per environment; smaller environments are pooled.
+        max_rows: Largest number of rows per environment in the comparison, sampled at random; None: all rows.
+        budget: Time limit such as "10m", or seconds; trials are added while time remains. Runs on a cluster
+            stop only between two stages. Default: no limit.
         seed: Base random seed.
         encoding: Encoding of a text file.
-        executor: "local", or "ray" for a cluster.
-        address: Address of the cluster.
-        out: Folder for the study, the page and the model; an existing one is resumed. None uses a
-            temporary folder.
-        options: Training options of all runs, as in `RunSpec`: `model`, `steps`, `batch_size`, `optimizer`,
+        executor: "local", or "ray" for a Ray cluster.
+        address: Address of the Ray cluster.
+        out: Folder for the study, the page and the model; an existing study is resumed. Default: a temporary
+            folder.
+        options: Training options of `RunSpec` for all runs: `model`, `steps`, `batch_size`, `optimizer`,
             `weight_decay`, `device`, `precision`, `execution`, `memory`, and so on.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a comparison measures on the data itself, without training a method: shift, stability, leakage."""
+"""Measurements on the data of a comparison that need no trained method: shift, stability and leakage."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,17 +24,17 @@ _SHIFT_TRIALS = 2
 @final
 @dataclass(frozen=True, eq=False)
 class DataSummary:
-    """Measurements on the table that is compared on.
+    """Measurements on the data of a comparison.
 
     Attributes:
-        target, environment_column: Names of the two columns.
+        target, environment_column: Names of the target column and the environment column.
         n_rows: Number of rows by environment.
-        baseline_scores: Score of a constant prediction by environment.
-        unseen_classes: Classes by environment that occur in none of its training environments.
+        baseline_scores: Score of the constant baseline prediction by environment.
+        unseen_classes: Classes of each test environment that are absent from its training environments.
         leaky_columns: Names of columns with possible target leakage.
         columns: Stability of each column, the least stable first.
         shifts: Shift between each environment and all others; empty if there are too few rows.
-        preprocessing_log: What was done to each column.
+        preprocessing_log: Preprocessing steps of each column.
     """
 
     target: str = ""
@@ -51,11 +51,11 @@ class DataSummary:
 def summarize(
     source: TableSource, folds: Folds, baseline_scores: Mapping[str, float], seed: int
 ) -> DataSummary:
-    """Measure a table.
+    """Measure shift, column stability and possible target leakage on a table.
 
     Args:
-        source: The table.
-        folds: Environments that are held out together.
+        source: Table of the comparison.
+        folds: Groups of environments, each held out together.
         baseline_scores: Result of `baselines.baseline_scores`.
         seed: Base random seed of the shift measures.
     """
@@ -88,7 +88,7 @@ def column_stability(source: TableSource) -> tuple[ColumnStability, ...]:
         for parts in zip(*((e.inputs, e.targets) for e in drawn.environments), strict=True)
     )
     return measure_stability(
-        {column: inputs[:, place] for column, place in source.columns.items()},
+        {column: inputs[:, position] for column, position in source.columns.items()},
         targets,
         np.repeat(drawn.names, [len(e) for e in drawn.environments]),
         n_classes=drawn.task.classes if isinstance(drawn.task, Multiclass) else None,
@@ -102,16 +102,16 @@ def pairwise_shifts(
     seed: int = 0,
     n_trials: int = 3,
 ) -> tuple[Shift, ...]:
-    """Measure the shift from the training environments to each test environment and between training ones.
+    """Measure the shift to each test environment and between training environments.
 
     Args:
         source: Data source; each trial uses its own data draw.
-        test_environments: Names of the test environments; None means the source's own.
+        test_environments: Names of the test environments; Default: those of the source.
         seed: Seed of the first trial.
         n_trials: Number of trials.
 
     Raises:
-        EnvariantError: If there are fewer than two environments, too few rows or no trials.
+        EnvariantError: If there are fewer than two environments or too few rows, or `n_trials` is below 1.
     """
     if n_trials < 1:
         raise EnvariantError(f"shift: n_trials must be at least 1, got {n_trials}")
@@ -133,7 +133,7 @@ def pairwise_shifts(
 
 
 def _shifts_from_others(source: TableSource, seed: int) -> dict[str, Shift]:
-    """Return the shift between each environment and all others; environments with few rows are left out."""
+    """Return the shift between each environment and all others, without environments that have few rows."""
     drawn = source.sample(0)
     shifts: dict[str, Shift] = {}
     for environment in drawn.environments:

@@ -1,4 +1,4 @@
-"""Recommendation: a headline, at most four facts and the next steps, derived from numbers only."""
+"""Recommendation of a comparison: a headline, at most four facts and the next steps."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from envariant.comparison.formatting import ci, environment_name, listed, method
 from envariant.comparison.results import Cell, ComparisonResults
 from envariant.studies.significance import BASELINE
 
-# In relevant differences: importance from which a model relies on a column, and uncertainty that matters.
+# Thresholds in units of the relevant difference: column importance, and uncertainty of a drop.
 _RELIES = 0.25
 _MATTERS = 5.0
 _MOST_BULLETS = 4
@@ -23,12 +23,12 @@ _MOST_BULLETS = 4
 @final
 @dataclass(frozen=True)
 class Recommendation:
-    """What to do, and why.
+    """Recommended method, with reasons and next steps.
 
     Attributes:
         algorithm: Recommended algorithm; `erm` if no other method is significantly better.
         headline: The recommendation in one line.
-        bullets: The most important facts, at most four, one sentence each.
+        bullets: At most four most important facts, one sentence each.
         further_findings: Facts of lower priority.
         next_steps: Suggested actions.
     """
@@ -50,7 +50,7 @@ def recommend(results: ComparisonResults) -> Recommendation:
     best = next((m for m in results.significantly_better if m not in results.predictors), BASELINE)
     ahead, predictor = _predictor(results, best)
     instead = ahead if best == BASELINE else ""
-    # In the order of priority.
+    # In order of priority.
     facts = [
         _leakage(results),
         _partial(results),
@@ -91,9 +91,9 @@ def _headline(results: ComparisonResults, best: str, predictor: str) -> str:
 
 
 def significant_drops(results: ComparisonResults) -> dict[str, float]:
-    """Return ERM's drop by environment, where it is significant and relevant.
+    """Return ERM's significant and relevant drops by environment.
 
-    Bonferroni-corrected over environments, because among many one drops by chance.
+    Intervals are Bonferroni-corrected over environments.
     """
     drops = {name: results.drop(cell) for name, cell in results.baseline.items()}
     widening = float(stats.norm.isf(0.025 / len(drops)) / stats.norm.isf(0.025))
@@ -105,7 +105,10 @@ def significant_drops(results: ComparisonResults) -> dict[str, float]:
 
 
 def hidden_drop(results: ComparisonResults) -> str:
-    """Return the environment where noise could hide the largest drop, "" if none would matter."""
+    """Return the environment with the largest drop that cannot be ruled out.
+
+    Return "" if no such drop is relevant, or if any drop is significant.
+    """
     upper = {name: results.drop(cell).upper for name, cell in results.baseline.items()}
     known = {name: most for name, most in upper.items() if math.isfinite(most)}
     name = max(known, key=known.__getitem__, default="")
@@ -169,11 +172,11 @@ def _scores(results: ComparisonResults, environment: str, *, interval: bool = Tr
 
 
 def _method(results: ComparisonResults, best: str) -> str:
-    """State whether a method is better than ERM where ERM is worst."""
-    place, erm = results.worst(BASELINE)
-    at = environment_name(results, place)
+    """State whether a method is better than ERM in ERM's worst environment."""
+    hardest, erm = results.worst(BASELINE)
+    at = environment_name(results, hardest)
     if best != BASELINE:
-        cell, (worst, lowest) = results.cells[best][place], results.worst(best)
+        cell, (worst, lowest) = results.cells[best][hardest], results.worst(best)
         gain = (
             ""
             if cell.gain is None
@@ -202,7 +205,7 @@ def _gain_ci(results: ComparisonResults, cell: Cell) -> str:
 
 
 def _price(results: ComparisonResults, best: str) -> str:
-    """State where the recommended method is significantly worse than ERM."""
+    """State in which environments the recommended method is significantly worse than ERM."""
     losses = [
         f"{environment_name(results, name)} (by {score(results, -cell.gain.mean)})"
         for name, cell in results.cells[best].items()
@@ -212,18 +215,18 @@ def _price(results: ComparisonResults, best: str) -> str:
 
 
 def _predictor(results: ComparisonResults, best: str) -> tuple[str, str]:
-    """Return the best predictor if it is ahead (significantly of ERM, or untested), and the fact about it."""
+    """Return the best predictor and a sentence about it; "" as predictor if it is not recommended."""
     candidates = [m for m in results.predictors if results.is_complete(m)]
     if not candidates or not results.is_complete(best):
         return "", ""
     sign = results.metric.sign
     method = max(candidates, key=lambda m: sign * results.worst(m)[1].ood_score.mean)
-    place, cell = results.worst(method)
+    worst, cell = results.worst(method)
     reference = results.worst(best)[1].ood_score.mean
     name = method_name(method)
     scores = (
         f"worst {results.metric.name} {score(results, cell.ood_score.mean)} "
-        f"({environment_name(results, place)}), against {score(results, reference)} for {method_name(best)}"
+        f"({environment_name(results, worst)}), against {score(results, reference)} for {method_name(best)}"
     )
     name = name[0].upper() + name[1:]
     if results.metric.gain(cell.ood_score.mean, reference) <= results.relevant_difference:
@@ -246,7 +249,7 @@ def _unseen_classes(results: ComparisonResults) -> str:
 
 
 def _baseline(results: ComparisonResults) -> str:
-    """State where ERM is no better than a constant prediction."""
+    """State in which environments ERM is no better than a constant prediction."""
     scores, cells = results.data.baseline_scores, results.baseline
     lead = {
         name: results.metric.gain(cells[name].ood_score.mean, constant)
@@ -266,7 +269,7 @@ def _baseline(results: ComparisonResults) -> str:
 
 
 def _columns(results: ComparisonResults) -> str:
-    """State which unstable columns ERM relies on; those that change sign take precedence."""
+    """State which unstable columns ERM relies on; columns with a change of sign come first."""
     importance = results.importance.get(BASELINE, {})
     threshold = _RELIES * results.relevant_difference
     relied_on = [

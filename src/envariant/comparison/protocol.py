@@ -1,4 +1,4 @@
-"""What a comparison runs: rows, folds of environments, metric, stages and the final model."""
+"""Protocol of a comparison: choice of rows, folds and metric, training in stages, and the final model."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,31 +30,31 @@ ALGORITHMS = (BASELINE, "irm", "vrex", "groupdro", "coral", "boosted-trees")
 """Methods compared by default."""
 
 FEWEST_ROWS = 5
-"""Smallest number of rows per environment that leaves rows for validation."""
+"""Smallest number of rows per environment, so that some remain for validation."""
 
-# Bytes of inputs of replicas that train stacked; training needs several times as much.
+# Largest size of the inputs of stacked replicas, in bytes; training needs several times as much.
 _STACKED_BYTES = 4e8
-# With more environments than this, several are held out together.
+# Largest number of environments that are held out one at a time.
 _MOST_FOLDS_OF_ONE = 12
 _FOLDS = 10
-# Below this share of the rarer of two classes, accuracy rewards predicting the other one.
+# Share of the rarer of two classes below which AUROC replaces accuracy.
 _RARE = 0.2
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 Run = Callable[[int, float | None], None]
-"""Function of the number of runs left and the deadline that executes the runs planned in the store."""
+"""Function that executes the planned runs, given the number of runs left and the deadline."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a comparison runs and measures.
+    """Plan of a comparison: its runs, metric and tasks.
 
     Attributes:
-        study: All requested runs.
+        study: Study with all requested runs.
         metric: Metric of the scores.
-        tasks: By environment, the task of models that did not train on it; only where the metric is defined.
-        baseline_scores: Score of a constant prediction by environment; empty if not informative.
+        tasks: Task by test environment; without environments where the metric is undefined.
+        baseline_scores: Score of the constant baseline prediction by environment; empty if uninformative.
         undefined: One line per environment where the metric is undefined.
         not_applicable: Reasons why requested methods cannot be run.
     """
@@ -77,13 +77,13 @@ def plan(
     seed: int,
     options: Mapping[str, Any],
 ) -> Plan:
-    """Plan the study.
+    """Plan the study of a comparison.
 
     Args:
-        source: The table.
+        source: Table of the comparison.
         name: Name of the study.
         algorithms: ERM and other methods.
-        metric: Name of the metric; None chooses it.
+        metric: Name of the metric. None: chosen by `choose_metric`.
         n_trials: Number of trials per method.
         replicas: Number of replicas per trial.
         seed: Base random seed.
@@ -97,7 +97,7 @@ def plan(
     folds = make_folds(table)
     applicable, not_applicable = applicable_algorithms(algorithms, folds, len(table.environments))
     study = Study(
-        # The source itself, which is identified by its content: the folder can be moved.
+        # Sources are identified by their content, so that the folder can be moved.
         data=(source,),
         algorithms=applicable,
         name=name,
@@ -130,7 +130,7 @@ def parse_duration(budget: str | float) -> float:
     """Return a duration in seconds; text may end in a unit, as in `90s`, `10m` or `1.5h`.
 
     Raises:
-        EnvariantError: If it is not a positive duration.
+        EnvariantError: If `budget` is not a positive duration.
     """
     text = str(budget).strip().lower()
     unit = _UNITS.get(text[-1:], 1.0)
@@ -147,9 +147,9 @@ def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
     """Return a table with a random subset of rows, and an entry in its preprocessing log.
 
     Args:
-        table: The table.
-        max_rows: Largest number of rows per environment; None keeps all.
-        seed: Seed of the choice.
+        table: Table to sample from.
+        max_rows: Largest number of rows per environment. None: all rows.
+        seed: Seed of the random choice.
 
     Raises:
         EnvariantError: If `max_rows` is below 5.
@@ -162,7 +162,7 @@ def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
         return table
     order = np.random.default_rng(seed).permutation(len(codes))
     by_environment = order[np.argsort(codes[order], kind="stable")]
-    # Rank of each row among those of its environment, in random order.
+    # Random rank of each row within its environment.
     rank = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
     selected = np.sort(by_environment[rank < max_rows])
     rows = f"{len(selected):,} of {len(codes):,} rows, at most {max_rows:,} per environment"
@@ -170,7 +170,7 @@ def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
 
 
 def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
-    """Return the metric of that name, or the default for the target.
+    """Return the metric with the given name, or the default metric for the target.
 
     The default is RMSE for a regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
 
@@ -193,7 +193,7 @@ def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
     folds: list[list[str]] = [[] for _ in range(min(_FOLDS, len(names) // 2))]
     sizes = np.bincount(table.environment.values, minlength=len(names))
     for k, code in enumerate(np.argsort(-sizes, kind="stable").tolist()):
-        # Alternating direction, so that no fold gets the largest environment of every round.
+        # Alternate the direction, so that no fold gets the largest environment of every round.
         round_, position = divmod(k, len(folds))
         folds[position if round_ % 2 == 0 else -1 - position].append(names[code])
     return tuple(tuple(fold) for fold in folds)
@@ -202,7 +202,7 @@ def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
 def applicable_algorithms(
     algorithms: Sequence[Any], folds: Folds, n_environments: int
 ) -> tuple[tuple[Any, ...], tuple[str, ...]]:
-    """Return the algorithms that have enough training environments, and why others have not.
+    """Return the algorithms with enough training environments, and reasons for excluding the others.
 
     Raises:
         EnvariantError: If an algorithm is unknown.
@@ -225,9 +225,9 @@ def applicable_algorithms(
 
 
 def tasks_by_environment(table: Table, folds: Folds) -> dict[str, Task]:
-    """Return by environment the task of models that did not train on it.
+    """Return the task by test environment.
 
-    Tasks differ for real targets, which are standardized by the training environments.
+    Tasks differ for real targets, which are standardized with the statistics of the training environments.
     """
     codes, names = table.environment.values, table.environments
     return {
@@ -238,9 +238,9 @@ def tasks_by_environment(table: Table, folds: Folds) -> dict[str, Task]:
 
 
 def choose_execution(study: Study, source: TableSource) -> Execution | None:
-    """Choose the execution mode; None lets the engine choose.
+    """Choose the execution mode; return None to let the engine time both modes.
 
-    The default algorithms are known to stack well on a table's network, which saves the engine's timing.
+    Stacked execution of the default algorithms is known to be fast for tables and needs no timing.
     """
     if not all(algorithm in ALGORITHMS for algorithm in study.algorithms):
         return None
@@ -255,8 +255,8 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
     Args:
         folder: Folder of the study.
         study: Study with all requested trials.
-        deadline: When to stop, by `time.monotonic`; None trains all trials.
-        run: Executes the runs planned so far.
+        deadline: Stopping time on the clock of `time.monotonic`. None: no limit.
+        run: Function that executes the planned runs.
 
     Returns:
         Number of trials completed by every algorithm, at least 1.
@@ -268,7 +268,7 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
     start = time.monotonic()
     for n_trials in stages:
         if deadline is not None and completed:
-            # Time per trial so far predicts the time of the next stage.
+            # Estimate the time of the next stage from the time per trial so far.
             now = time.monotonic()
             if now + (now - start) * (n_trials - completed) / completed > deadline:
                 break
@@ -289,9 +289,9 @@ def train_final_model(
     """Train one algorithm with a trial's hyperparameters on all environments of a table.
 
     Args:
-        table: All rows.
-        algorithm: Name or object.
-        trial: Its hyperparameters.
+        table: Table with all rows.
+        algorithm: Name of the algorithm, or the algorithm itself.
+        trial: Trial with the hyperparameters.
         seed: Base random seed.
         options: Training options of all runs.
     """

@@ -1,4 +1,4 @@
-"""Numeric results of a comparison: scores of every method in every held-out environment, drops and gains."""
+"""Numeric results of a comparison: scores by method and test environment, drops and gains."""
 
 import math
 from collections import Counter
@@ -28,7 +28,7 @@ from envariant.training.store import Predictions, Store
 LEVEL = 0.05
 """Significance level of gains over ERM."""
 
-# Smallest and largest value of each metric; others are unbounded.
+# Smallest and largest value of each metric. Default: from 0 to infinity.
 _UNIT = (0.0, 1.0)
 _BOUNDS = {
     "accuracy": _UNIT,
@@ -42,15 +42,14 @@ _BOUNDS = {
 @final
 @dataclass(frozen=True)
 class Cell:
-    """One method in one environment.
+    """Results of one method in one environment.
 
     Attributes:
-        ood_score: Out-of-domain score: mean over replicas of models that did not train on the environment;
-            the interval covers noise of replicas and rows.
-        id_score: In-domain score: the same method on held-out rows of the environment, with the other rows
-            in training.
-        gain: Gain over ERM, positive if better; None for ERM and where either score is absent.
-        p_value: P-value of no gain, Holm-corrected over all methods and environments.
+        ood_score: Out-of-domain score: mean over replicas trained without the environment. The interval
+            accounts for variation between replicas and between rows.
+        id_score: In-domain score: mean over replicas trained on the environment, on its validation rows.
+        gain: Gain over ERM, positive if better; None for ERM and if either score is absent.
+        p_value: P-value of the hypothesis of no gain, Holm-corrected over all methods and environments.
     """
 
     ood_score: Interval
@@ -67,11 +66,11 @@ class Cell:
 @final
 @dataclass(frozen=True)
 class Drop:
-    """In-domain score minus out-of-domain score, positive if the score gets worse.
+    """Drop from the in-domain to the out-of-domain score, positive if the score gets worse.
 
     Attributes:
-        mean: The drop; NaN if no model was trained on the environment.
-        half_width: Half the width of its 95 % interval.
+        mean: Estimated drop; NaN if the in-domain score is absent.
+        half_width: Half the width of the 95 % confidence interval.
         limit: Largest possible drop, given the in-domain score and the metric's range.
     """
 
@@ -81,20 +80,20 @@ class Drop:
 
     @property
     def upper(self) -> float:
-        """Upper end of the interval, not limited to possible values."""
+        """Upper end of the confidence interval, which may exceed `limit`."""
         return self.mean + self.half_width
 
 
 @final
 @dataclass(frozen=True)
 class ColumnImportance:
-    """Loss of score if one column carries no information, positive if the score gets worse.
+    """Loss of score after the values of a column are shuffled or replaced, positive if the score gets worse.
 
     Attributes:
-        in_domain: Values shuffled among held-out rows of training environments.
-        out_of_domain: Values shuffled among rows of a test environment.
-        replaced: Values in a test environment replaced by values from training environments; negative if the
-            environment's own values mislead the model.
+        in_domain: Loss after shuffling among validation rows of training environments.
+        out_of_domain: Loss after shuffling among rows of a test environment.
+        replaced: Loss after replacing the values in a test environment by values from training environments;
+            negative if the original values mislead the model.
     """
 
     in_domain: float
@@ -105,19 +104,19 @@ class ColumnImportance:
 @final
 @dataclass(frozen=True, eq=False)
 class ComparisonResults:
-    """All numbers of a comparison.
+    """Scores, drops and gains of all methods, and measurements on the data.
 
     Attributes:
         metric: Metric of the scores.
-        environments: Names of the environments that were held out.
-        cells: By method and environment; combinations that could not be measured are absent.
-        importance: By method and column.
-        selected_trials: By method, the trial selected most often over environments and replicas.
+        environments: Names of the test environments.
+        cells: Results by method and environment, without combinations that could not be measured.
+        importance: Column importance by method and column.
+        selected_trials: Trial selected most often over environments and replicas, by method.
         missing: Reasons for absent results.
         n_replicas: Number of replicas.
-        predictors: Methods that are predictors, such as boosted trees: further baselines.
-        not_applicable: Reasons why requested methods could not be run at all.
-        data: Measurements on the data that need no training.
+        predictors: Names of the predictors, such as boosted trees, which serve as additional baselines.
+        not_applicable: Reasons why requested methods cannot be run.
+        data: Measurements on the data that need no trained method.
         settings: Settings of the study.
     """
 
@@ -145,7 +144,7 @@ class ComparisonResults:
 
     @property
     def relevant_difference(self) -> float:
-        """Smallest difference worth acting on: 5 % of ERM's worst error, or 0.02 for other metrics."""
+        """Smallest relevant difference of two scores: 5 % of ERM's worst error, or 0.02 for other metrics."""
         if self.metric.name in ("squared error", "RMSE"):
             return 0.05 * abs(self.worst(BASELINE)[1].ood_score.mean)
         return 0.02
@@ -155,7 +154,7 @@ class ComparisonResults:
         return min(self.cells[method].items(), key=lambda item: self.metric.sign * item[1].ood_score.mean)
 
     def hardest_first(self) -> list[str]:
-        """Return the environments in the order of ERM's score, the worst first."""
+        """Return the environments sorted by ERM's out-of-domain score, the worst first."""
         return sorted(self.baseline, key=lambda name: self.metric.sign * self.baseline[name].ood_score.mean)
 
     def mean(self, method: str) -> float:
@@ -163,7 +162,7 @@ class ComparisonResults:
         return float(np.mean([cell.ood_score.mean for cell in self.cells[method].values()]))
 
     def is_complete(self, method: str) -> bool:
-        """Return whether the method was measured in every environment."""
+        """Return whether the method has results in every environment."""
         return len(self.cells.get(method, {})) == len(self.environments)
 
     def drop(self, cell: Cell) -> Drop:
@@ -175,19 +174,19 @@ class ComparisonResults:
 
     @cached_property
     def significantly_better(self) -> tuple[str, ...]:
-        """Methods that improve on ERM's worst environment significantly and have a better worst score.
+        """Methods significantly better in ERM's worst environment and with a better worst score than ERM.
 
-        The best first. Predictors are included, although they are further baselines.
+        Sorted by worst score, the best first. Predictors are included.
         """
         if not self.is_complete(BASELINE):
             return ()
-        place, erm = self.worst(BASELINE)
+        hardest, erm = self.worst(BASELINE)
         better = [
             method
             for method in self.cells
             if method != BASELINE
             and self.is_complete(method)
-            and (cell := self.cells[method][place]).significant
+            and (cell := self.cells[method][hardest]).significant
             and cell.gain is not None
             and cell.gain.mean > 0
             and self.metric.gain(self.worst(method)[1].ood_score.mean, erm.ood_score.mean) > 0
@@ -197,7 +196,7 @@ class ComparisonResults:
 
 @final
 class _ScoreKey(NamedTuple):
-    """What one recorded value measures."""
+    """Key of one recorded score."""
 
     run: int
     step: int
@@ -217,8 +216,8 @@ class _ModelScores:
 
     Attributes:
         ood: Out-of-domain scores.
-        predictions: Predictions of the same models, on the same rows for all.
-        id: In-domain scores, one per set of test environments.
+        predictions: Out-of-domain predictions; all replicas predict the same rows.
+        id: In-domain scores, one per fold that excludes the environment.
     """
 
     ood: dict[int, float] = field(default_factory=dict[int, float])
@@ -232,9 +231,9 @@ def gather(
     """Collect the results of all finished runs.
 
     Args:
-        store: Store of the study; it may hold runs of larger studies too.
+        store: Store of the study, which may contain runs of larger studies.
         study: The requested study.
-        tasks: By environment, the task of models that did not train on it.
+        tasks: Task by test environment.
         metric: Metric of the scores.
         n_trials: Use only the first `n_trials` trials of every algorithm.
 
@@ -282,14 +281,14 @@ def gather(
 
 
 def _scores_by_run(history: pd.DataFrame, metric: Metric) -> Scores:
-    """Return every recorded value of the metric by what it measures; only this reads the history's layout."""
+    """Return the recorded values of the metric by key; no other function depends on the history's layout."""
     rows = history[history["metric"] == metric.name].dropna(subset=["value"])
     keys = rows[list(_ScoreKey._fields)].itertuples(index=False, name=None)
     return dict(zip(map(_ScoreKey._make, keys), rows["value"].astype(float), strict=True))
 
 
 def _missing(selected: Sequence[SelectionResult]) -> tuple[str, ...]:
-    """Return one line per algorithm and reason for which no run could be selected."""
+    """Return one line per algorithm and reason without a selected run."""
     reasons: dict[tuple[str, str], dict[tuple[str, ...], None]] = {}
     for each in selected:
         if not isinstance(each.choice, SelectedRun):
@@ -303,7 +302,7 @@ def _missing(selected: Sequence[SelectionResult]) -> tuple[str, ...]:
 
 
 def _most_frequent(trials: Iterable[int]) -> int:
-    """Return the most frequent trial, the first of equally frequent ones."""
+    """Return the most frequent trial; ties go to the lowest trial number."""
     counts = Counter(trials)
     return min(counts, key=lambda trial: (-counts[trial], trial))
 

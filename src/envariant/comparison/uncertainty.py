@@ -1,6 +1,7 @@
-"""Intervals and p-values of mean scores that account for two sources of noise.
+"""Confidence intervals and p-values of mean scores.
 
-Replicas differ in weights, batches and validation rows; and an environment is known only by a sample of rows.
+Two sources of noise are included: replicas differ in weights, batches and validation rows, and each
+environment is only a sample of rows.
 """
 
 import math
@@ -16,28 +17,33 @@ from envariant.core.tasks import Task
 from envariant.training.store import Predictions
 
 _RESAMPLES = 100
-# Replicas whose rows are resampled; the row noise of all replicas is about the same.
+# Number of replicas whose rows are resampled; row noise is similar for all replicas.
 _RESAMPLED_REPLICAS = 2
 _SMALLEST_P = 1e-12
 
 
 def mean_interval(values: Sequence[float], row_error: float) -> Interval:
-    """Return the mean over replicas with its 95 % interval.
+    """Return the mean over replicas with its 95 % confidence interval.
 
     Args:
         values: One value per replica.
-        row_error: Standard error of the mean that is due to the sampled rows.
+        row_error: Standard error of the mean due to the sampling of rows.
     """
     mean, half = float(np.mean(values)), half_width(values, row_error, 0.05)
     return Interval(mean, mean - half, mean + half, len(values))
 
 
 def half_width(values: Sequence[float], row_error: float, level: float) -> float:
-    """Return half the width of the interval of a mean over replicas; `level` is the error probability.
+    """Return half the width of the confidence interval of a mean over replicas.
 
-    Replicas are few, so their spread takes Student's quantile. The row error is estimated from many resamples
-    and has its own quantile. The error probability of the root of the sum of squares is at most `level`. A
-    single replica says nothing about the spread.
+    The replica error and the row error are each multiplied by their Student quantile, with degrees of freedom
+    from the number of replicas or of resamples. The half width is the root of the sum of their squares. For
+    a single replica, only the row error is included.
+
+    Args:
+        values: One value per replica.
+        row_error: Standard error of the mean due to the sampling of rows.
+        level: Largest error probability, such as 0.05.
     """
     n = len(values)
     replica_quantile = float(stats.t.ppf(1 - level / 2, max(1, n - 1)))
@@ -47,7 +53,7 @@ def half_width(values: Sequence[float], row_error: float, level: float) -> float
 
 
 def p_value(differences: Sequence[float], row_error: float) -> float:
-    """Return the level at which the interval of the mean difference just reaches 0, by bisection."""
+    """Return the p-value of a zero mean difference: the level whose interval ends at 0, by bisection."""
     mean = abs(float(np.mean(differences)))
     if mean == 0 or half_width(differences, row_error, _SMALLEST_P) < mean:
         return 1.0 if mean == 0 else _SMALLEST_P
@@ -64,13 +70,13 @@ def p_value(differences: Sequence[float], row_error: float) -> float:
 def row_standard_error(
     task: Task, metric: Metric, predictions: Sequence[Predictions], reference: Sequence[Predictions] = ()
 ) -> float:
-    """Return the standard error of a mean score, or of a mean gain, that is due to the sampled rows.
+    """Return the standard error of a mean score or mean gain due to the sampling of rows.
 
     Args:
-        task: Task of the models.
+        task: Prediction task.
         metric: Metric of the scores.
         predictions: Predictions of each replica on the same rows.
-        reference: For a gain: predictions of the same replicas of the reference method; else empty.
+        reference: Predictions of the reference method for a gain, one per replica; empty for a score.
     """
     if not predictions:
         return 0.0

@@ -1,4 +1,4 @@
-"""Batches: rows of several environments end to end, alone and with a model's predictions."""
+"""Batches of rows from several environments, with and without the predictions of a model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,19 +12,19 @@ from envariant.core.step_context import START, StepContext
 from envariant.core.tasks import Task
 
 Networks = Mapping[str, Callable[[Tensor], Tensor]]
-"""Auxiliary networks of an algorithm, as functions of their inputs, by name."""
+"""Auxiliary networks of an algorithm by name; each is a function of its inputs."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class EnvironmentBatch:
-    """Rows of several environments, environment by environment.
+    """Batch of rows from several environments, concatenated in the order of the environments.
 
     Attributes:
         inputs: Inputs `[rows, *input_shape]`.
         targets: Targets `[rows, *target_shape]`.
-        sizes: Number of rows of each environment, in order; they may differ.
-        task: What is predicted.
+        sizes: Number of rows of each environment, in order; sizes may differ.
+        task: Prediction task.
     """
 
     inputs: Shaped[Tensor, "rows *input_shape"]
@@ -48,7 +48,7 @@ class EnvironmentBatch:
         return torch.stack([part.sum(dim=0) / len(part) for part in self.split(values)])
 
     def environment_of_rows(self) -> Int[Tensor, " rows"]:
-        """Return the number of each row's environment, from 0."""
+        """Return the index of the environment of each row, counted from 0."""
         device = self.targets.device
         return torch.arange(len(self.sizes), device=device).repeat_interleave(
             torch.tensor(self.sizes, device=device), output_size=sum(self.sizes)
@@ -64,10 +64,10 @@ class EnvironmentBatch:
         """Return the batch with a model's predictions, losses and risks.
 
         Args:
-            features: Input of the model's head; width 0 if no part needs it.
+            features: Input of the model's head; width 0 if no part of the algorithm needs features.
             logits: Output of the model.
-            context: The step, its learning rate and random numbers.
-            auxiliary_networks: Networks of the part that sees the batch, by name.
+            context: Step number, learning rate and random numbers of the step.
+            auxiliary_networks: Auxiliary networks of the part that receives the batch, by name.
         """
         losses = self.task.losses(logits, self.targets)
         risks = self.per_environment_mean(losses)
@@ -77,16 +77,16 @@ class EnvironmentBatch:
 @final
 @dataclass(frozen=True, eq=False)
 class PredictedBatch:
-    """A batch with a model's predictions: all that a risk aggregator or a penalty sees.
+    """Batch with a model's predictions: the input of risk aggregators and penalties.
 
     Attributes:
-        batch: The rows.
+        batch: Batch of inputs and targets.
         features: Input of the model's head, `[rows, width]`.
         logits: Output of the model, `[rows]` or `[rows, outputs]`.
         losses: Loss of each row `[rows]`, in nats or squared units of the target.
         risks: Mean loss of each environment `[environments]`.
-        context: The step, its learning rate and random numbers.
-        auxiliary_networks: Networks of the part that sees the batch, as functions, by name.
+        context: Step number, learning rate and random numbers of the step.
+        auxiliary_networks: Auxiliary networks of the part that receives the batch, as functions, by name.
     """
 
     batch: EnvironmentBatch
@@ -98,5 +98,5 @@ class PredictedBatch:
     auxiliary_networks: Networks = field(default_factory=dict[str, Callable[[Tensor], Tensor]])
 
     def multiplier_derivatives(self) -> Float[Tensor, " rows"]:
-        """Return each row's derivative of its loss with respect to a multiplier of its logits, at 1."""
+        """Return the derivative of each row's loss with respect to a multiplier of its logits, at 1."""
         return self.batch.task.multiplier_derivatives(self.logits, self.batch.targets)

@@ -12,18 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, listed, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return distinct labels in natural order: numbers by size, then words alphabetically."""
+    """Return the distinct labels, sorted: numbers by size, then words alphabetically."""
 
     def key(text: str) -> tuple[float, str]:
         try:
             number = float(text)
         except ValueError:
-            return math.inf, text
+            number = math.inf
         return (number if math.isfinite(number) else math.inf), text
 
     return tuple(sorted(set(labels), key=key))
@@ -34,19 +34,14 @@ _MOST_CLASSES = 20
 
 
 def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task, tuple[str, ...]]:
-    """Convert targets to numbers, and infer the task.
-
-    Args:
-        values: `[rows]`, numbers or words.
-        task: The task; None infers it from the values.
-        label: Name of the data set, for error messages.
+    """Convert targets `[rows]` (numbers or words) to numbers, and infer the task if it is None.
 
     Returns:
-        The targets `[rows]`, the task, and the class names; these are empty unless targets are words or the
-        task is inferred.
+        The targets `[rows]`, the task, and the class names. Class names are empty for a regression, and for
+        numeric targets with a given task.
 
     Raises:
-        EnvariantError: If the values are not targets of the task, or of any task.
+        EnvariantError: If the values are not valid targets of the task, or fit no task.
     """
     column = column_of(values, f"{label}: targets")
     different = len(np.unique(column))
@@ -54,9 +49,8 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
     if task is None:
         classes = different == 2 or words or (column.dtype.kind in "iub" and different <= _MOST_CLASSES)
         if classes and different < 2:
-            raise EnvariantError(
-                f"{label}: all targets are {text_of(column[0])}; there is nothing to predict"
-            )
+            value = text_of(column[0])
+            raise EnvariantError(f"{label}: all targets are {value}; there is nothing to predict")
         if words and different > max(_MOST_CLASSES, len(column) // 2):
             raise EnvariantError(
                 f"{label}: targets hold {different} different words in {len(column)} rows; use numbers, or "
@@ -72,9 +66,8 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
     codes, labels = coded(column)
     most = 2 if isinstance(task, Binary) else task.outputs
     if isinstance(task, Regression) or len(labels) > most:
-        shown = ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
         expected = "numbers" if isinstance(task, Regression) else f"at most {most} classes"
-        raise EnvariantError(f"{label}: {task.name} targets must be {expected}; got {shown}")
+        raise EnvariantError(f"{label}: {task.name} targets must be {expected}; got {listed(labels)}")
     return torch.from_numpy(codes), task, labels
 
 
@@ -82,7 +75,7 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
     """Convert values to an array of numbers or text, `[rows]`.
 
     Raises:
-        EnvariantError: If there is not exactly one value per row, or one is missing.
+        EnvariantError: If there is not exactly one value per row, or a value is missing.
     """
     import pandas as pd
 
@@ -102,22 +95,17 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
         raise EnvariantError(f"{what} must hold one number or word per row; got shape {column.shape}")
     if not len(column):
         raise EnvariantError(f"{what} hold no rows")
-    missing = np.flatnonzero(pd.isna(column))
-    if len(missing):
-        raise EnvariantError(
-            f"{what} are missing in {len(missing)} of {len(column)} rows (first: row {missing[0]}); "
-            f"fill in or remove them"
-        )
+    if len(missing := np.flatnonzero(pd.isna(column))):
+        rows = f"{len(missing)} of {len(column)} rows (first: row {missing[0]})"
+        raise EnvariantError(f"{what} are missing in {rows}; fill in or remove them")
     if column.dtype.kind != "O":
         return column
     numbers = np.array(column.tolist())
-    return (
-        numbers if numbers.dtype.kind in "biuf" else np.array([text_of(value) for value in column], dtype=str)
-    )
+    return numbers if numbers.dtype.kind in "biuf" else np.array(list(map(text_of, column)), dtype=str)
 
 
 def coded(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Return the code of each row's label, and the labels in the order of their codes."""
+    """Return an integer code for the label of each row, and the labels in the order of the codes."""
     distinct, inverse = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in distinct]
     labels = in_order(texts)
@@ -126,7 +114,7 @@ def coded(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
 
 
 def several(names: Sequence[Any]) -> tuple[Any, ...]:
-    """Return one or several names as a tuple; a string is one name."""
+    """Return names as a tuple; a string is a single name."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -141,10 +129,10 @@ def text_of(value: object) -> str:
 
 
 def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
-    """Return all inputs of a dataset, stacked, and its targets.
+    """Return the stacked inputs and the targets of a dataset.
 
     Raises:
-        EnvariantError: If it is empty, or an item is not a pair, or its shape differs from the others.
+        EnvariantError: If the dataset is empty, an item is not a pair, or shapes of inputs differ.
     """
     # Iterating over a PyTorch dataset with a length need not terminate.
     has_length = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
@@ -155,14 +143,12 @@ def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
         if not isinstance(item, tuple | list) or len(item) < 2:
             raise EnvariantError(f"{where}: item {k} must be (input, target); got {type(item).__name__}")
         if type(item[0]).__module__.startswith("PIL."):
-            raise EnvariantError(
-                f"{where}: item {k} is an image; give the dataset a transform that converts images to tensors"
-            )
+            remedy = "give the dataset a transform that converts images to tensors"
+            raise EnvariantError(f"{where}: item {k} is an image; {remedy}")
         row = tensor_of(item[0], f"{where}: item {k}")
         if inputs and row.shape != inputs[0].shape:
-            raise EnvariantError(
-                f"{where}: item {k} has shape {tuple(row.shape)}, those before it {tuple(inputs[0].shape)}"
-            )
+            shapes = f"{tuple(row.shape)}, those before it {tuple(inputs[0].shape)}"
+            raise EnvariantError(f"{where}: item {k} has shape {shapes}")
         inputs.append(row)
         targets.append(item[1].item() if isinstance(item[1], Tensor) and item[1].numel() == 1 else item[1])
     if not inputs:
@@ -172,10 +158,10 @@ def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
 
 
 def column_of_table(table: Any, name: str, label: str) -> Any:
-    """Return a column of a table by its name.
+    """Return the column of a table that has a given name.
 
     Raises:
-        EnvariantError: If there is no such column.
+        EnvariantError: If the table has no column of that name.
     """
     known = [str(key) for key in getattr(table, "column_names", None) or table.keys()]
     if name not in known:
@@ -186,7 +172,7 @@ def column_of_table(table: Any, name: str, label: str) -> Any:
 
 
 def _stacked(values: Any) -> Any:
-    """Return a list of tensors as one tensor, and anything else unchanged."""
+    """Stack a list of tensors into one tensor; return other values unchanged."""
     first = values[0] if isinstance(values, list) and values else None
     return torch.stack(values) if isinstance(first, Tensor) else values
 
@@ -206,11 +192,10 @@ def tensor_of(values: Any, what: str) -> Tensor:
             values = array if array.flags.writeable else array.copy()
         return torch.as_tensor(values).detach()
     except (TypeError, ValueError, RuntimeError):
-        raise EnvariantError(
-            f"{what} must be numbers in a tensor, an array or a list; encode words as numbers first"
-        ) from None
+        remedy = "encode words as numbers first"
+        raise EnvariantError(f"{what} must be numbers in a tensor, an array or a list; {remedy}") from None
 
 
 def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Return tensors concatenated; a single tensor is returned without a copy."""
+    """Concatenate tensors along a dimension; a single tensor is returned without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)

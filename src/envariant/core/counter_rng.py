@@ -1,4 +1,4 @@
-"""Counter-based random numbers: pure functions of a seed, a step, a stream and a position.
+"""Counter-based random number generator: a pure function of seed, step, stream and position.
 
 There is no generator state, so a resumed run, a single replica and a stack of a thousand replicas get the
 same numbers, and a whole stack needs only a few tensor operations. The mixing function is that of splitmix64
@@ -19,7 +19,7 @@ _MASK = (1 << 64) - 1
 
 
 def mixed(z: int) -> int:
-    """Return splitmix64's finalizer of an unsigned 64-bit number."""
+    """Apply the finalizer of splitmix64 to an unsigned 64-bit number."""
     z &= _MASK
     z = ((z ^ (z >> 30)) * _FIRST) & _MASK
     z = ((z ^ (z >> 27)) * _SECOND) & _MASK
@@ -27,19 +27,14 @@ def mixed(z: int) -> int:
 
 
 def step_key(seed: int, step: int) -> int:
-    """Return the unsigned 64-bit key of one step, which determines all its random numbers.
-
-    Args:
-        seed: Seed of the run.
-        step: Number of updates already made.
-    """
+    """Return the unsigned 64-bit key that determines all random numbers of one step of a run."""
     return mixed(seed + _GOLDEN * (step + 1))
 
 
 def step_keys(
     seeds: Sequence[int], first: int, steps: int, device: torch.device
 ) -> Int[Tensor, "steps replicas"]:
-    """Return the keys of consecutive steps for several seeds."""
+    """Return the random-number keys of consecutive steps for several seeds, `[steps, replicas]`."""
     counts = torch.arange(first + 1, first + 1 + steps, device=device)[:, None]
     return _mixed(torch.tensor(seeds, device=device) + counts * _signed(_GOLDEN))
 
@@ -49,13 +44,14 @@ def integers(
 ) -> Int[Tensor, "*keys count"]:
     """Return, for every key and entry of `below`, an integer from 0 to `below - 1`.
 
-    It is the remainder of 63 random bits; with a million rows, probabilities differ by less than 10⁻¹².
+    Each integer is the remainder of 63 random bits. For `below` up to a million, probabilities differ by
+    less than 10⁻¹².
     """
     return _drawn(keys, stream, len(below)).bitwise_and(2**63 - 1) % below
 
 
 def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tensor, "*keys count"]:
-    """Return `count` numbers in [0, 1) for every key, multiples of 2⁻²⁴."""
+    """Return `count` uniform numbers in [0, 1) for every key; all are multiples of 2⁻²⁴."""
     return _shifted(_drawn(keys, stream, count), 40).float() * 2.0**-24
 
 
@@ -72,9 +68,9 @@ def default_generator(device: torch.device) -> torch.Generator:
 def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
     """Seed PyTorch's default generators within a `with` block, and restore their state afterwards.
 
-    Modules draw initial weights and dropout masks from them.
+    Modules use these generators for initial weights and dropout masks.
     """
-    # Weights may be drawn on the CPU whatever the device.
+    # Initial weights may be sampled on the CPU even if the device is a GPU.
     generators = list({id(g): g for g in (torch.default_generator, default_generator(device))}.values())
     before = [generator.get_state() for generator in generators]
     for generator in generators:
@@ -87,7 +83,7 @@ def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
 
 
 def _drawn(keys: Tensor, stream: int, count: int) -> Tensor:
-    # Streams are 2³² positions apart: no step draws that many numbers from one stream.
+    # Streams are 2³² positions apart: no step uses that many numbers of one stream.
     positions = torch.arange(1, count + 1, device=keys.device) + (stream << 32)
     return _mixed(keys[..., None] + positions * _signed(_GOLDEN))
 
@@ -99,7 +95,7 @@ def _mixed(z: Tensor) -> Tensor:
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """Return the logical right shift of an unsigned number."""
+    """Shift an unsigned number to the right, filling with zeros."""
     return (z >> by).bitwise_and((1 << (64 - by)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""What is known about a data set besides its rows: default settings of its protocol, reference scores."""
+"""Default training settings and reference scores of a data set."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any, final
 @final
 @dataclass(frozen=True)
 class DefaultSettings:
-    """Default training settings of a data set for one algorithm, as its protocol or paper uses them.
+    """Default training settings of a data set for one algorithm, taken from a protocol or paper.
 
     Attributes:
         hyperparameters: Hyperparameters of the algorithm by name.
@@ -16,8 +16,8 @@ class DefaultSettings:
         optimizer: Optimizer, such as `adam`.
         steps: Number of optimizer updates.
         learning_rate: Learning rate of the optimizer.
-        batch_size: Rows of each training environment per step; None is all of them.
-        source: Where these settings come from.
+        batch_size: Rows of each training environment per step. None: all rows.
+        source: Origin of the settings, such as a paper.
     """
 
     hyperparameters: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -1,8 +1,7 @@
 """Core data types: `Environment`, `EnvironmentSet` and `EnvironmentSource`.
 
-An environment is a name and rows drawn from one distribution: a hospital, a year, a camera. Which
-environments are test environments is *not* part of the data; each experiment decides it. Environments may
-differ in size.
+An environment is a named set of rows from one distribution: a hospital, a year, a camera. The choice of test
+environments is *not* part of the data; every experiment makes it. Environments may differ in size.
 """
 
 import hashlib
@@ -36,31 +35,31 @@ __all__ = [
 ]
 
 RESERVED = frozenset({"worst", "*"})
-"""Names that no environment may have, because tables and histories use them."""
+"""Reserved names that environments cannot have, because tables and histories use them."""
 
 WEIGHT = "weight"
-"""Name of the attribute with sampling weights: relative frequencies of the rows in minibatches."""
+"""Name of the attribute for sampling weights, the relative frequencies of rows in minibatches."""
 
 
 @final
 @dataclass(frozen=True, eq=False, init=False)
 class Environment:
-    """A name and the rows of one environment.
+    """Named set of rows from one distribution.
 
     Args:
         name: Name of the environment, on one line.
-        inputs: Inputs `[rows, *input_shape]`, numbers of any kind, which become float32; or an `InputStore`.
+        inputs: Inputs `[rows, *input_shape]`, converted to float32, or an `InputStore`.
         targets: Targets `[rows, *target_shape]`, numbers.
-        attributes: Further values of each row, `[rows, …]` each, such as sampling weights or a color. Models
-            never see them; figures and diagnostics do.
-        origin: For rows held out of another environment, the name of that environment.
+        attributes: Additional values of each row by name, `[rows, …]` each, such as sampling weights or a
+            color. They are not model inputs; figures and diagnostics use them.
+        origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
 
     Attributes:
         name: Name of the environment.
-        input_store: Its inputs as they are stored.
+        input_store: Inputs in their storage format.
         targets: Targets `[rows, *target_shape]`.
-        attributes: Further values of each row, by name.
-        origin: Name of the environment that held-out rows come from, else "".
+        attributes: Additional values of each row, by name.
+        origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
 
     Raises:
         EnvariantError: If lengths differ, there are no rows, or a value is NaN or infinite.
@@ -110,14 +109,14 @@ class Environment:
 
     @property
     def inputs(self) -> Float[Tensor, "rows *input_shape"]:
-        """All inputs as float32; stored bytes are decoded at every call."""
+        """All inputs as float32. Stored bytes are decoded again at every access."""
         return self.input_store.decode(self.input_store.gather())
 
     def rows(self, index: Int[Tensor, " selected"] | None = None) -> tuple[Tensor, Tensor]:
-        """Return inputs, as float32, and targets of some rows.
+        """Return inputs (as float32) and targets of selected rows.
 
         Args:
-            index: Numbers of the rows; None is all of them.
+            index: Row numbers. None: all rows.
         """
         inputs = self.input_store.decode(self.input_store.gather(index))
         return inputs, self.targets if index is None else self.targets[index]
@@ -125,12 +124,12 @@ class Environment:
     def select(
         self, index: Int[Tensor, " selected"], *, name: str | None = None, origin: str | None = None
     ) -> "Environment":
-        """Return an environment of some of the rows, stored in the same way.
+        """Return an environment with a subset of the rows, in the same storage format.
 
         Args:
-            index: Numbers of the rows.
-            name: Name of the new environment; None keeps the name.
-            origin: Name of the environment that the rows were held out of; None keeps the origin.
+            index: Row numbers.
+            name: Name of the new environment. None: keep the name.
+            origin: Name of the environment from which the rows are held out. None: keep the origin.
         """
         return Environment(
             self.name if name is None else name,
@@ -142,17 +141,17 @@ class Environment:
 
 
 class EnvironmentSource(ABC):
-    """Source of environments: a construction with a seed, or a fixed set."""
+    """Base class of data sources, which return a set of environments for a seed."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name of the source, as in options and stored results."""
+        """Name of the source in options and stored results."""
 
     def identity(self) -> str:
-        """Return what identifies these data wherever they are: a content hash, or a name with settings.
+        """Return a path-independent identifier of the data: a content hash, or name and settings.
 
-        A source that reads files overrides this, so that a moved file is still the same data.
+        Sources that read files override this method, so that moving a file does not change the identifier.
         """
         return self.name
 
@@ -161,11 +160,11 @@ class EnvironmentSource(ABC):
         """Return the environments of one data draw.
 
         Args:
-            seed: Seed of the draw; the same seed gives bit-identical data.
+            seed: Random seed; the same seed gives bit-identical data.
         """
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
-        """Return training settings that suit these data and an algorithm.
+        """Return the default training settings for these data and an algorithm.
 
         Args:
             algorithm: Name of the algorithm.
@@ -174,37 +173,37 @@ class EnvironmentSource(ABC):
         return DefaultSettings()
 
     def with_test_environments(self, test: Sequence[str] | None) -> "EnvironmentSource":
-        """Return the same data prepared for an experiment with these test environments.
+        """Return the source with its preprocessing fitted without the test environments.
 
-        Where inputs are computed from the data, as scaled columns are, only training environments may
-        contribute. Most sources ignore the test environments.
+        If inputs are computed from the data, such as scaled columns, only training environments may be used.
+        Most sources ignore the test environments.
 
         Args:
-            test: Names of the test environments; None is the data's default.
+            test: Names of the test environments. Default: those of the data.
         """
         del test
         return self
 
     @property
     def columns(self) -> Mapping[str, slice]:
-        """Positions of each table column among the inputs; empty if inputs are not columns of a table."""
+        """Input positions of each table column; empty if the inputs are not columns of a table."""
         return {}
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class EnvironmentSet(EnvironmentSource):
-    """Environments that share a task and an input shape.
+    """Set of environments with the same task and input shape.
 
-    A set is also a source, which returns itself for every seed.
+    A set is also a source; `sample` returns the set itself for every seed.
 
     Attributes:
         label: Name of the set.
         environments: The environments, in a fixed order.
-        task: What is predicted.
+        task: Prediction task.
         test: Names of the default test environments.
-        known: Theoretical scores.
-        validation: Names of environments whose rows are held out of training environments.
+        known: Theoretical reference scores.
+        validation: Names of validation environments, whose rows are held out from training environments.
         classes: Labels of the classes, in the order of their numbers; empty if targets are numbers.
     """
 
@@ -267,7 +266,7 @@ class EnvironmentSet(EnvironmentSource):
         test: Sequence[Any] = (),
         names: Mapping[Any, str] | None = None,
     ) -> "EnvironmentSet":
-        """Return a set from rows and a column of environment labels.
+        """Build a set of environments from arrays and a column of environment labels.
 
         Environments are sorted by number if all labels are numbers, else by text.
 
@@ -276,11 +275,12 @@ class EnvironmentSet(EnvironmentSource):
             targets: Targets `[rows]`. Two distinct values make a binary task; words, and whole numbers with
                 at most 20 distinct values, are classes; everything else makes a regression. Classes are
                 numbered in order; `classes` of the set holds their labels.
-            environments: Labels of any kind `[rows]`.
-            task: What is predicted; None infers it from the targets. With a task, numbers are not recoded.
+            environments: Environment label of each row `[rows]`, of any type.
+            task: Prediction task. Default: inferred from the targets. With a given task, numeric targets are
+                not recoded.
             label: Name of the set.
             test: Labels of the default test environments.
-            names: Names of environments by label; others are named by their label.
+            names: Environment names by label. Default: the label.
 
         Raises:
             EnvariantError: If lengths differ, a value is missing, or inputs are not numbers.
@@ -315,7 +315,7 @@ class EnvironmentSet(EnvironmentSource):
         label: str = "datasets",
         test: Sequence[str] = (),
     ) -> "EnvironmentSet":
-        """Return a set from PyTorch datasets, one per environment; each is read once.
+        """Build a set of environments from PyTorch datasets, one per environment; each is read once.
 
         Args:
             datasets: Datasets by environment name. An item is a tuple of input and target; further entries
@@ -353,10 +353,10 @@ class EnvironmentSet(EnvironmentSource):
         label: str = "dataset",
         test: Sequence[Any] = (),
     ) -> "EnvironmentSet":
-        """Return a set from a Hugging Face dataset, or any object whose columns are read by name.
+        """Build a set of environments from a Hugging Face dataset, a data frame or a dictionary of columns.
 
         Args:
-            dataset: Table with columns `dataset[name]`, such as a data frame or a dictionary.
+            dataset: Object whose columns are accessed as `dataset[name]`.
             inputs: Name of a column of numbers or arrays, or names of several columns to concatenate.
             target: Name of the column to predict.
             environment: Name of the column of environment labels.
@@ -365,7 +365,7 @@ class EnvironmentSet(EnvironmentSource):
             test: Labels of the default test environments.
 
         Raises:
-            EnvariantError: If a column is missing, or for the reasons of `from_arrays`.
+            EnvariantError: If a column or a value is missing, lengths differ, or inputs are not numbers.
         """
         chosen = conversion.several(inputs)
         if not chosen:
@@ -410,7 +410,7 @@ class EnvironmentSet(EnvironmentSource):
         return self.fingerprint()
 
     def fingerprint(self) -> str:
-        """Return a digest of all names, inputs, targets and weights, wherever the data are stored."""
+        """Return a digest of all names, inputs, targets and sampling weights."""
         digest = hashlib.blake2b(digest_size=16)
         for environment in self.environments:
             digest.update(environment.name.encode())
@@ -425,10 +425,10 @@ class EnvironmentSet(EnvironmentSource):
         """Return the role of each environment, "train", "validation" or "test", in order.
 
         Args:
-            test: Names of the test environments; None is the set's default.
+            test: Names of the test environments. Default: those of the set.
 
         Raises:
-            EnvariantError: If a name is unknown, or no training environment is left.
+            EnvariantError: If a name is unknown, or there is no training environment.
         """
         test_environments = self.test if test is None else test
         if isinstance(test_environments, str):

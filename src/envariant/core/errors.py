@@ -1,36 +1,36 @@
 """User-facing errors.
 
-Every error that a user can fix is an `EnvariantError`: its text names what is wrong, where, and how to fix
-it. The command line prints that text and exits with 2; any other exception is a bug and keeps its traceback.
+Every error that a user can fix is an `EnvariantError`. Its message states the problem, the location and the
+remedy. The command line prints the message and exits with 2; any other exception is a bug and keeps its
+traceback.
 """
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import final
 
 
 @final
 class EnvariantError(Exception):
-    """An input that cannot be used. The message says what is wrong, where, and how to fix it."""
+    """Error in a user input. The message states the problem, the location and the remedy."""
 
 
 @final
 class EnvariantWarning(UserWarning):
-    """A remark on a run that trains, but probably not as intended."""
+    """Warning about a run that works, but probably not as intended."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> EnvariantError:
     """Return the error for an unknown name, with the closest known name as a suggestion.
 
-    Upper and lower case, blanks, underscores and hyphens do not count: `IRM` and `and_mask` suggest `irm`
-    and `and-mask`.
+    Case, spaces, underscores and hyphens are ignored: `IRM` and `and_mask` suggest `irm` and `and-mask`.
 
     Args:
-        kind: What the name stands for, such as "algorithm".
-        name: The name as the user wrote it.
+        kind: Kind of the named object, such as "algorithm".
+        name: Unknown name, as entered by the user.
         known: All valid names.
-        where: Context that precedes the message, such as "irm(…)"; empty for none.
+        where: Prefix of the message, such as "irm(…)"; empty for none.
     """
     names = sorted(known)
     suggestion = closest_name(name, names)
@@ -44,6 +44,16 @@ def closest_name(name: str, known: Iterable[str]) -> str | None:
     candidates = {_simplified(candidate): candidate for candidate in known}
     similar = difflib.get_close_matches(_simplified(name), candidates, n=1, cutoff=0.6)
     return candidates[similar[0]] if similar else None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def listed(names: Sequence[object], most: int = 5, separator: str = ", ") -> str:
+    """Join the first `most` names in one line, with an ellipsis if there are more."""
+    return separator.join(map(str, names[:most])) + (f"{separator}…" if len(names) > most else "")
 
 
 def _simplified(name: str) -> str:

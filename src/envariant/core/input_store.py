@@ -1,7 +1,7 @@
-"""Input stores: how an environment holds its inputs, and how stored rows become inputs of a model.
+"""Input stores: storage of the inputs of an environment, and decoding to float32.
 
-Rows stay in their storage type, also on the device that trains; a batch, or a block of rows, is decoded to
-float32 when it is used. Training so never holds all rows of a uint8 set as float32.
+Rows keep their storage type on every device; a batch or block of rows is decoded to float32 when it is used.
+Training on uint8 data therefore never holds all rows as float32.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from envariant.core.errors import EnvariantError
 
 
 class InputStore(ABC):
-    """Stored inputs of one environment."""
+    """Base class of input stores, which hold the inputs of one environment."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -37,49 +37,49 @@ class InputStore(ABC):
     @property
     @abstractmethod
     def encoding(self) -> Hashable:
-        """Return what `decode` depends on: equal for stores whose rows may lie in one batch."""
+        """Return a key of the encoding; rows of stores with equal keys can be decoded in one batch."""
 
     @abstractmethod
     def gather(self, index: Int[Tensor, " selected"] | None = None) -> Shaped[Tensor, "selected *shape"]:
-        """Return stored rows, not decoded.
+        """Return rows in their storage type, without decoding.
 
         Args:
-            index: Numbers of the rows; None is all of them.
+            index: Row numbers. None: all rows.
         """
 
     @abstractmethod
     def decode(self, rows: Shaped[Tensor, "*rows_and_shape"]) -> Float[Tensor, "*rows_and_shape"]:
-        """Return stored rows as float32 inputs, on the device of `rows`.
+        """Decode stored rows to float32 inputs, on the device of `rows`.
 
         Args:
-            rows: Rows as `gather` returns them, with any number of leading axes.
+            rows: Rows in the format of `gather`, with any number of leading axes.
         """
 
     @abstractmethod
     def with_rows(self, rows: Shaped[Tensor, "selected *shape"]) -> "InputStore":
-        """Return a store of other rows in the same encoding.
+        """Return a store with the same encoding and other rows.
 
         Args:
-            rows: Rows as `gather` returns them.
+            rows: Rows in the format of `gather`.
         """
 
     def select(self, index: Int[Tensor, " selected"]) -> "InputStore":
-        """Return a store of some of the rows.
+        """Return a store with a subset of the rows.
 
         Args:
-            index: Numbers of the rows.
+            index: Row numbers.
         """
         return self.with_rows(self.gather(index))
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield bytes that identify the inputs, for a content hash."""
+        """Yield the bytes of the inputs in chunks, for a content hash."""
         yield self.gather().cpu().contiguous().numpy().tobytes()
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class FloatStore(InputStore):
-    """Inputs in memory as float32; decoding returns them as they are.
+    """Store of float32 inputs in memory; decoding returns the rows unchanged.
 
     Attributes:
         values: Inputs `[rows, *shape]`.
@@ -115,15 +115,16 @@ class FloatStore(InputStore):
 @final
 @dataclass(frozen=True, eq=False)
 class ByteStore(InputStore):
-    """Inputs in memory as uint8: a value v is decoded to (v / 255 − mean) / deviation.
+    """Store of uint8 inputs in memory; a value v is decoded to (v / 255 − mean) / deviation.
 
     Attributes:
         values: Stored inputs `[rows, *shape]`.
-        mean: Mean of each channel, subtracted after scaling to [0, 1]; None subtracts nothing.
-        deviation: Standard deviation of each channel, by which values are divided; None divides by nothing.
+        mean: Mean of each channel after scaling to [0, 1]. None: 0.
+        deviation: Standard deviation of each channel after scaling to [0, 1]. None: 1.
 
     Raises:
-        EnvariantError: If the values are not uint8, or means and deviations do not fit the channels.
+        EnvariantError: If the values are not uint8, the number of means or deviations is not the
+            number of channels, or a deviation is not positive.
     """
 
     values: Shaped[Tensor, "rows *shape"]
@@ -184,14 +185,14 @@ class ByteStore(InputStore):
 
 
 def input_store(inputs: Any, where: str) -> InputStore:
-    """Return the store of an environment's inputs.
+    """Return inputs as an input store.
 
     Args:
-        inputs: A store, or numbers of any kind `[rows, *shape]`, which become float32.
-        where: Name of the environment, for messages.
+        inputs: Input store, or numbers `[rows, *shape]`, converted to float32.
+        where: Name of the environment, for error messages.
 
     Raises:
-        EnvariantError: If inputs are not numbers of such a shape, or hold NaN or infinity.
+        EnvariantError: If inputs are not real numbers of shape `[rows, *shape]`, or contain NaN or infinity.
     """
     if isinstance(inputs, InputStore):
         return inputs

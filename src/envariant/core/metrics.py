@@ -1,4 +1,4 @@
-"""Metrics: name, direction, unit, number format, and how to compute them from logits and targets.
+"""Metrics of prediction quality, computed from logits and targets.
 
 A new metric is one entry in `METRICS`.
 """
@@ -28,14 +28,14 @@ class Metric:
     """Measure of prediction quality on a set of rows.
 
     Attributes:
-        name: Name in tables, figures and options.
+        name: Name of the metric in tables, figures and options.
         higher_is_better: Direction of the metric.
-        compute: Function of task, logits (`[rows]` or `[rows, classes]`) and targets (`[rows]`); NaN where
-            undefined, such as AUROC with a single class.
-        tasks: Task classes it applies to.
-        unit: Unit of its values; "" for a plain number.
-        number_format: Format specification for printed values.
-        notable_difference: Smallest difference worth mentioning; None where it depends on the target's scale.
+        compute: Function of task, logits (`[rows]` or `[rows, classes]`) and targets (`[rows]`). The value is
+            NaN if the metric is undefined, such as AUROC with a single class.
+        tasks: Task classes for which the metric is defined.
+        unit: Unit of the values; "" for dimensionless values.
+        number_format: Python format specification for printed values.
+        notable_difference: Smallest difference worth mentioning. None: it depends on the scale of the target.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Metric:
 
     @property
     def sign(self) -> float:
-        """1 if higher values are better, else −1."""
+        """Sign of the direction: 1 if higher values are better, else −1."""
         return 1.0 if self.higher_is_better else -1.0
 
     def gain(self, value: float, reference: float) -> float:
-        """Return by how much `value` is better than `reference`; negative if it is worse."""
+        """Return the improvement of `value` over `reference`; negative if `value` is worse."""
         return self.sign * (value - reference)
 
     def best(self, values: Iterable[float]) -> float:
@@ -69,34 +69,29 @@ class Metric:
         return min(values) if self.higher_is_better else max(values)
 
     def format(self, value: float) -> str:
-        """Return a value as printed in tables and sentences; "–" where it is undefined."""
+        """Format a value for tables and sentences; "–" if it is NaN or infinite."""
         return format(value, self.number_format) if np.isfinite(value) else "–"
 
 
 def metric(name: str, task: Task) -> Metric:
-    """Return the metric of that name for a task.
-
-    Args:
-        name: A key of `METRICS`, in any case; "r2" names R².
-        task: The prediction task.
+    """Return a metric by its name in `METRICS`; case is ignored, and "r2" is accepted for R².
 
     Raises:
-        EnvariantError: If there is no such metric, or it does not apply to the task.
+        EnvariantError: If the name is unknown, or the metric does not apply to the task.
     """
     by_text = {_plain(key): known for key, known in METRICS.items()}
     if _plain(name) not in by_text:
         raise unknown_name("metric", name, METRICS)
     selected = by_text[_plain(name)]
     if not isinstance(task, selected.tasks):
-        applicable = [m.name for m in METRICS.values() if isinstance(task, m.tasks)]
-        raise EnvariantError(
-            f"metric '{name}' does not apply to {task.name} tasks; use one of {', '.join(applicable)}"
-        )
+        applicable = ", ".join(m.name for m in METRICS.values() if isinstance(task, m.tasks))
+        problem = f"metric '{name}' does not apply to {task.name} tasks"
+        raise EnvariantError(f"{problem}; use one of {applicable}")
     return selected
 
 
 def default_metric(task: Task) -> Metric:
-    """Return the metric that training records for a task: accuracy, or squared error for a regression."""
+    """Return the metric recorded during training: accuracy, or squared error for a regression."""
     return METRICS[task.metric]
 
 
@@ -133,7 +128,7 @@ def _auroc(task: Task, logits: Array, targets: Array) -> float:
     if logits.ndim == 1:
         return float(roc_auc_score(targets, logits))
     scores = probabilities(logits)
-    # Each class against the rest: the mean over the classes that are present.
+    # One-vs-rest AUROC, averaged over the classes that occur in the targets.
     return float(np.mean([roc_auc_score(targets == k, scores[:, k]) for k in present]))
 
 
@@ -160,31 +155,15 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", True, _mean_score),
-        # Mean recall over the classes that are present.
+        # Mean recall over the classes that occur in the targets.
         Metric("balanced accuracy", True, _balanced_accuracy),
-        # For several classes the mean of one class against the rest.
+        # With more than two classes, the mean of the one-vs-rest AUROCs.
         Metric("AUROC", True, _auroc),
         Metric("log loss", False, _mean_loss, unit="nats"),
         # Expected calibration error over 15 equal bins of confidence. Guo et al. 2017.
         Metric("calibration error", False, _calibration_error),
-        Metric(
-            "squared error",
-            False,
-            _mean_score,
-            (Regression,),
-            unit="target unit²",
-            number_format=".4g",
-            notable_difference=None,
-        ),
-        Metric(
-            "RMSE",
-            False,
-            _rmse,
-            (Regression,),
-            unit="target unit",
-            number_format=".4g",
-            notable_difference=None,
-        ),
+        Metric("squared error", False, _mean_score, (Regression,), "target unit²", ".4g", None),
+        Metric("RMSE", False, _rmse, (Regression,), "target unit", ".4g", None),
         Metric("R²", True, _r2, (Regression,)),
     )
 }

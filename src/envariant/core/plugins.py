@@ -1,74 +1,79 @@
-"""Plug-ins: classes and objects that other installed packages register as entry points.
+"""Plug-ins: classes of other installed packages, registered as entry points.
 
-A package names them in its `pyproject.toml`:
+A package registers its classes in its `pyproject.toml`:
 
     [project.entry-points."envariant.models"]
     my-model = "my_package.models:MyModel"
 
-A plug-in is imported when it is named, or when all plug-ins are listed.
+A plug-in is imported when it is used by name, or when all plug-ins are listed.
 """
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast, final
 
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, first_line
 
 T = TypeVar("T")
 
 
-def plugin_names(group: str) -> tuple[str, ...]:
-    """Return the names of all plug-ins of a group, without importing them."""
-    return tuple(_entry_points(group))
+@final
+@dataclass(frozen=True)
+class Plugins(Generic[T]):
+    """Registry of the plug-ins of one kind; every plug-in is a dataclass of another package.
 
-
-def load_plugin(group: str, kind: str, name: str, accepts: Callable[[Any], bool], requirement: str) -> Any:
-    """Import a plug-in.
-
-    Args:
-        group: The entry-point group.
-        kind: What the plug-in is, such as "model"; used in error messages.
-        name: One of `plugin_names(group)`.
-        accepts: Function that returns whether the imported object can be used.
-        requirement: What `accepts` requires, in words.
-
-    Raises:
-        EnvariantError: If the plug-in cannot be imported or is not accepted.
+    Attributes:
+        group: Entry-point group, such as "envariant.models".
+        kind: Kind of plug-in, such as "model", for error messages.
+        base: Required base class of every plug-in.
+        requirement: Description of a valid plug-in, for error messages.
+        fits: Additional condition, a function of the class and the name of the entry point.
     """
-    entry = _entry_points(group)[name]
-    try:
-        plugin = entry.load()
-    except Exception as error:
-        # Importing runs the code of a stranger, which may raise anything.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EnvariantError(f"{kind} '{name}': {entry.value} cannot be imported: {reason}") from error
-    if not accepts(plugin):
-        raise EnvariantError(f"{kind} '{name}': {entry.value} must be {requirement}; got {plugin!r}")
-    return plugin
 
+    group: str
+    kind: str
+    base: type[T]
+    requirement: str
+    fits: Callable[[Any, str], bool] = lambda plugin, name: True
 
-def load_plugins(
-    group: str, load: Callable[[str], T], reserved: Collection[str]
-) -> tuple[dict[str, T], tuple[str, ...]]:
-    """Import all plug-ins of a group.
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all plug-ins, without importing them."""
+        return tuple(self._entries())
 
-    Args:
-        group: The entry-point group.
-        load: Function that imports and checks the plug-in of a name; raises `EnvariantError`.
-        reserved: Names that plug-ins cannot have; such plug-ins are ignored.
+    def load(self, name: str) -> type[T]:
+        """Import the plug-in registered under a name.
 
-    Returns:
-        The plug-ins by name, and one line for each that failed.
-    """
-    plugins: dict[str, T] = {}
-    failures: list[str] = []
-    for name in (name for name in plugin_names(group) if name not in reserved):
+        Raises:
+            EnvariantError: If the plug-in cannot be imported, or does not meet `requirement`.
+        """
+        entry = self._entries()[name]
+        where = f"{self.kind} '{name}': {entry.value}"
         try:
-            plugins[name] = load(name)
-        except EnvariantError as error:
-            failures.append(str(error))
-    return plugins, tuple(failures)
+            plugin = entry.load()
+        except Exception as error:
+            # Importing runs third-party code, which may raise any exception.
+            raise EnvariantError(f"{where} cannot be imported: {first_line(error)}") from error
+        valid = isinstance(plugin, type) and issubclass(plugin, self.base) and is_dataclass(plugin)
+        if not valid or not self.fits(plugin, name):
+            raise EnvariantError(f"{where} must be {self.requirement}; got {plugin!r}")
+        return cast("type[T]", plugin)
 
+    def load_all(self, reserved: Collection[str]) -> tuple[dict[str, type[T]], tuple[str, ...]]:
+        """Import all plug-ins, except those with a reserved name.
 
-def _entry_points(group: str) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=group)}
+        Returns:
+            The plug-ins by name, and one message for each plug-in that could not be loaded.
+        """
+        plugins: dict[str, type[T]] = {}
+        failures: list[str] = []
+        for name in self.names():
+            try:
+                if name not in reserved:
+                    plugins[name] = self.load(name)
+            except EnvariantError as error:
+                failures.append(str(error))
+        return plugins, tuple(failures)
+
+    def _entries(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=self.group)}

@@ -1,7 +1,7 @@
 """Schedules: coefficients and learning rates as functions of the step, writable as short strings.
 
-A penalty that acts from the first step finds the constant predictor, whose penalty is zero; a penalty that
-never acts gives ERM. Published compromises are schedules: `step(1, 1e4, at=190)`,
+With a strong penalty from the first step, training ends at the constant predictor, whose penalty is zero;
+without a penalty, it is ERM. Published compromises are schedules: `step(1, 1e4, at=190)`,
 `stages(1, 1e4, 1e6, at=(190, 400))`, `poly(k=1, p=3, after=190)`. Switch points are step numbers, or shares
 of the run's length such as `at=40%`. Values are clipped to ±`CAP`, since an exponential would overflow
 within a few hundred steps.
@@ -18,11 +18,11 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.specs import Percent, Spec
 
 CAP = 1e12
-"""Largest absolute value of a schedule: far above any coefficient in use, and its square fits in float32."""
+"""Largest absolute value of a schedule: above all usual coefficients, and its square fits in float32."""
 
 
 class Schedule(ABC):
-    """Finite value for every step; step t is the number of updates already made, so the first step is 0.
+    """Base class of schedules, functions of the step t, the number of updates already made (from 0).
 
     A subclass is a frozen dataclass with a `name`. Its fields are numbers, tuples of numbers, or switch
     points: step numbers or `Percent` values, listed in `switch_fields`.
@@ -30,37 +30,38 @@ class Schedule(ABC):
 
     name: ClassVar[str]
     switch_fields: ClassVar[tuple[str, ...]] = ()
-    """Names of the fields that hold step numbers."""
+    """Names of the fields for switch points."""
+    final_field: ClassVar[str] = ""
+    """Name of the field for the last value; "" if the schedule grows without a last value."""
 
     @abstractmethod
     def __call__(self, step: int) -> float:
         """Return the value at `step`, between -CAP and CAP.
 
         Raises:
-            EnvariantError: If a switch point is relative to the run's length; `resolve` it first.
+            EnvariantError: If a switch point is relative to the run's length; `resolve` the schedule first.
         """
 
     @property
     def switch_points(self) -> tuple[int, ...]:
-        """First step of every stage but the first one, in order; empty for a constant.
+        """First step of every stage except the first, in order.
 
         Raises:
-            EnvariantError: If a switch point is relative to the run's length; `resolve` it first.
+            EnvariantError: If a switch point is relative to the run's length; `resolve` the schedule first.
         """
-        return tuple(self._step_number(point) for key in self.switch_fields for point in _points(self, key))
+        return tuple(self._step_number(point) for key in self.switch_fields for point in self._numbers(key))
 
     @property
     def is_relative(self) -> bool:
-        """Whether a switch point is a share of the run's length."""
-        return any(isinstance(point, Percent) for key in self.switch_fields for point in _points(self, key))
+        """Whether any switch point is a share of the run's length."""
+        return any(isinstance(point, Percent) for key in self.switch_fields for point in self._numbers(key))
 
     def resolve(self, steps: int) -> Self:
-        """Return the same schedule with relative switch points as step numbers.
-
-        A share of the run is rounded to the nearest step, halves up. Absolute switch points stay.
+        """Convert relative switch points to step numbers.
 
         Args:
-            steps: Length of the run in optimizer updates.
+            steps: Length of the run in optimizer updates; shares are rounded to the nearest step, with
+                halves rounded up.
 
         Raises:
             EnvariantError: If the resulting step numbers are out of order.
@@ -81,7 +82,7 @@ class Schedule(ABC):
         return dataclasses.replace(cast("Any", self), **changes)
 
     def takes_effect_within(self, steps: int) -> bool:
-        """Return whether a run reaches every stage of the schedule.
+        """Return whether a run of `steps` updates reaches every stage of the schedule.
 
         Example:
             >>> schedule("step(1, 1e4, at=100)").takes_effect_within(100)
@@ -90,9 +91,9 @@ class Schedule(ABC):
         return all(point < steps for point in self.resolve(steps).switch_points)
 
     def with_final_value(self, value: float) -> "Schedule | None":
-        """Return the same schedule with another last value, or None if it grows without a last value."""
-        del value
-        return None
+        """Replace the last value; return None if the schedule grows without a last value."""
+        changes = {self.final_field: value}
+        return dataclasses.replace(cast("Any", self), **changes) if self.final_field else None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(cast("Any", self)):
@@ -100,22 +101,25 @@ class Schedule(ABC):
             several = "tuple" in str(field.type)
             if several != isinstance(value, tuple):
                 expected = "several numbers" if several else "a number"
-                raise EnvariantError(
-                    f"{self.name}: {key} must be {expected}; got {specs.format_value(value)!r}"
-                )
-            for number in _points(self, key):
+                raise self._wrong_type(key, expected, value)
+            for number in self._numbers(key):
                 if isinstance(number, Percent) and key in self.switch_fields:
                     continue
                 if isinstance(number, bool) or not isinstance(number, int | float):
-                    raise EnvariantError(
-                        f"{self.name}: {key} must be a number; got {specs.format_value(number)!r}"
-                    )
+                    raise self._wrong_type(key, "a number", number)
                 if not math.isfinite(number) or abs(number) > CAP:
                     raise EnvariantError(f"{self.name}: {key} must lie within ±{CAP:g}; got {number}")
 
     def __str__(self) -> str:
         fields = dataclasses.fields(cast("Any", self))
         return str(Spec(self.name, (), {f.name: getattr(self, f.name) for f in fields}))
+
+    def _wrong_type(self, key: str, expected: str, value: object) -> EnvariantError:
+        return EnvariantError(f"{self.name}: {key} must be {expected}; got {specs.format_value(value)!r}")
+
+    def _numbers(self, key: str) -> tuple[Any, ...]:
+        value: Any = getattr(self, key)
+        return cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
 
     def _step_number(self, point: int | Percent) -> int:
         if isinstance(point, Percent):
@@ -128,16 +132,14 @@ class Schedule(ABC):
 @final
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same value at every step."""
+    """Constant schedule: the same value at every step."""
 
     name: ClassVar[str] = "constant"
+    final_field: ClassVar[str] = "value"
     value: float
 
     def __call__(self, step: int) -> float:
         return self.value
-
-    def with_final_value(self, value: float) -> "Constant":
-        return Constant(value)
 
     def __str__(self) -> str:
         return specs.format_value(self.value)
@@ -146,19 +148,17 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True)
 class Step(Schedule):
-    """`before` until step `at`, `after` from then on: the "anneal" of the IRM and REx code."""
+    """Step schedule: `before` until step `at`, then `after`; the annealing of the IRM and REx code."""
 
     name: ClassVar[str] = "step"
     switch_fields: ClassVar[tuple[str, ...]] = ("at",)
+    final_field: ClassVar[str] = "after"
     before: float
     after: float
     at: int | Percent
 
     def __call__(self, step: int) -> float:
         return self.after if step >= self._step_number(self.at) else self.before
-
-    def with_final_value(self, value: float) -> "Step":
-        return dataclasses.replace(self, after=value)
 
     def __str__(self) -> str:
         return str(Spec(self.name, (self.before, self.after), {"at": self.at}))
@@ -167,9 +167,9 @@ class Step(Schedule):
 @final
 @dataclass(frozen=True)
 class Stages(Schedule):
-    """`values[i]` from step `at[i-1]` on: any number of stages, one switch point fewer than values.
+    """Piecewise constant schedule: `values[i]` from step `at[i-1]` on; one switch point fewer than values.
 
-    A stage whose relative switch points fall on one step of a short run is skipped.
+    A stage without steps, because its relative switch points coincide in a short run, is skipped.
     """
 
     name: ClassVar[str] = "stages"
@@ -206,13 +206,14 @@ class Stages(Schedule):
 @final
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """Straight line from `start` at step `after` to `end` at step `until`, constant outside them.
+    """Linear schedule from `start` at step `after` to `end` at step `until`, and constant outside.
 
-    A line with relative ends takes at least one step, however short the run.
+    With relative ends, the line takes at least one step even in a short run.
     """
 
     name: ClassVar[str] = "linear"
     switch_fields: ClassVar[tuple[str, ...]] = ("until", "after")
+    final_field: ClassVar[str] = "end"
     start: float
     end: float
     until: int | Percent
@@ -243,16 +244,13 @@ class Linear(Schedule):
             until = max(until, after + 1)
         return dataclasses.replace(self, after=after, until=until)
 
-    def with_final_value(self, value: float) -> "Linear":
-        return dataclasses.replace(self, end=value)
-
 
 @final
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """`before` until step `after`, then k·t^p with t the step itself, clipped to ±`CAP`.
+    """Polynomial schedule: `before` until step `after`, then k·t^p for step t, clipped to ±`CAP`.
 
-    The form of the course report: λ = 1 before the annealing step, k·t^p from it on.
+    The course report uses λ = 1 before the annealing step and k·t^p from that step on.
     """
 
     name: ClassVar[str] = "poly"
@@ -265,16 +263,16 @@ class Polynomial(Schedule):
     def __call__(self, step: int) -> float:
         if step < self._step_number(self.after):
             return self.before
-        # In logarithms nothing overflows before it is clipped; t = 0 with p < 0 counts as the largest value.
-        if step == 0:
-            return _capped(self.k) if self.p == 0 else (_capped(self.k, math.inf) if self.p < 0 else 0.0)
-        return _capped(self.k, self.p * math.log(step))
+        # Logarithms avoid an overflow before clipping; t = 0 with p < 0 counts as the largest value.
+        if step == 0 and self.p != 0:
+            return _capped(self.k, math.inf) if self.p < 0 else 0.0
+        return _capped(self.k, self.p * math.log(max(step, 1)))
 
 
 @final
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """`before` until step `after`, then start·factor^(t − after), clipped to ±`CAP`.
+    """Exponential schedule: `before` until step `after`, then start·factor^(t − after), clipped to ±`CAP`.
 
     Without the cap, a factor of 1.1 overflows float32 after about 930 steps.
     """
@@ -292,10 +290,8 @@ class Exponential(Schedule):
             raise EnvariantError(f"exp: factor must be positive; got {self.factor:g}")
 
     def __call__(self, step: int) -> float:
-        after = self._step_number(self.after)
-        if step < after:
-            return self.before
-        return _capped(self.start, (step - after) * math.log(self.factor))
+        age = step - self._step_number(self.after)
+        return self.before if age < 0 else _capped(self.start, age * math.log(self.factor))
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -304,13 +300,13 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def schedule(value: "Schedule | Spec | str | float") -> Schedule:
-    """Return the schedule that a schedule, a number or a string such as `poly(k=1, p=3, after=40%)` names.
+    """Convert a number or a string such as `poly(k=1, p=3, after=40%)` to a schedule.
 
     Args:
-        value: A schedule, returned as it is; a number, for a constant; or text.
+        value: Schedule (returned unchanged), number (a constant schedule), or string.
 
     Raises:
-        EnvariantError: If the text names no schedule, or a setting is unknown or invalid.
+        EnvariantError: If the schedule or a setting is unknown, or a setting is invalid.
 
     Example:
         >>> schedule("step(1, 1e4, at=190)")(190)
@@ -319,14 +315,13 @@ def schedule(value: "Schedule | Spec | str | float") -> Schedule:
     if isinstance(value, Schedule):
         return value
     if isinstance(value, str):
-        value = cast("Spec | str | float", specs.parse_value(value))
-    if isinstance(value, str):
-        value = specs.parse(value)
+        parsed: Spec | str | float = specs.parse_value(value)
+        value = specs.parse(parsed) if isinstance(parsed, str) else parsed
     if not isinstance(value, Spec):
         return Constant(value)
-    cls = SCHEDULES.get(value.name)
-    if cls is None:
+    if value.name not in SCHEDULES:
         raise unknown_name("schedule", value.name, SCHEDULES)
+    cls = SCHEDULES[value.name]
     if cls is Stages:
         # Values are written as separate arguments; a single tuple is accepted as well.
         if value.positional and not isinstance(value.positional[0], tuple):
@@ -337,16 +332,11 @@ def schedule(value: "Schedule | Spec | str | float") -> Schedule:
     return cls(**specs.fill(cls, value))
 
 
-def _points(instance: Schedule, name: str) -> tuple[Any, ...]:
-    value: Any = getattr(instance, name)
-    return cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
-
-
 def _absolute(point: int | Percent, steps: int) -> int:
     return math.floor(point.value * steps / 100 + 0.5) if isinstance(point, Percent) else point
 
 
-def _capped(scale: float, log_growth: float = 0.0) -> float:
+def _capped(scale: float, log_growth: float) -> float:
     if scale == 0:
         return 0.0
     size = math.log(abs(scale)) + log_growth

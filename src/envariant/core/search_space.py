@@ -1,13 +1,13 @@
 """Search ranges of hyperparameters, declared in their type annotations.
 
 `coefficient: Annotated[float, LogUniform(1e2, 1e6)] = 1e4` declares type, default and search range together.
-There is no other list of ranges; a study may override them with text that `search_range` reads.
+There is no other list of ranges. A study can override a range with text such as `loguniform(1e2, 1e6)`.
 """
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, cast, final, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, cast, final, get_type_hints
 
 import numpy as np
 
@@ -16,11 +16,20 @@ from envariant.core.errors import EnvariantError
 
 
 class Range(ABC):
-    """Distribution from which a random search samples a hyperparameter."""
+    """Base class of search ranges, the distributions of hyperparameters in a random search."""
 
     @abstractmethod
     def sample(self, generator: np.random.Generator) -> Any:
-        """Return one value, drawn with `generator` alone."""
+        """Sample one value with the given generator."""
+
+    def _reject(self, requirement: str, low: float, high: float) -> NoReturn:
+        raise EnvariantError(f"{type(self).__name__}: {requirement}; got {low:g}, {high:g}")
+
+    def _check_order(self, low: float, high: float) -> None:
+        if not math.isfinite(high - low) and low < high:
+            self._reject("low and high must be finite", low, high)
+        if not low < high:
+            self._reject("low must lie below high", low, high)
 
 
 @final
@@ -32,7 +41,7 @@ class Uniform(Range):
     high: float
 
     def __post_init__(self) -> None:
-        _ordered(self, self.low, self.high)
+        self._check_order(self.low, self.high)
 
     def sample(self, generator: np.random.Generator) -> float:
         return float(generator.uniform(self.low, self.high))
@@ -50,7 +59,7 @@ class LogUniform(Range):
     high: float
 
     def __post_init__(self) -> None:
-        _ordered(self, self.low, self.high)
+        self._check_order(self.low, self.high)
         if self.low <= 0:
             raise EnvariantError(f"LogUniform: low must be positive; got {self.low:g}")
 
@@ -72,13 +81,9 @@ class UniformInteger(Range):
 
     def __post_init__(self) -> None:
         if self.low > self.high:
-            raise EnvariantError(
-                f"UniformInteger: low must not lie above high; got {self.low:g}, {self.high:g}"
-            )
+            self._reject("low must not lie above high", self.low, self.high)
         if not -(2**62) <= self.low <= self.high <= 2**62:
-            raise EnvariantError(
-                f"UniformInteger: low and high must lie within 2⁶²; got {self.low:g}, {self.high:g}"
-            )
+            self._reject("low and high must lie within 2⁶²", self.low, self.high)
 
     def sample(self, generator: np.random.Generator) -> int:
         return int(generator.integers(self.low, self.high + 1))
@@ -107,27 +112,23 @@ class Choice(Range):
 
 def ranges(cls: type[Any]) -> dict[str, Range]:
     """Return the declared search ranges of a class, by field name."""
-    by_field: dict[str, Range] = {}
-    for name, hint in get_type_hints(cls, include_extras=True).items():
-        if get_origin(hint) is Annotated:
-            declared = [extra for extra in get_args(hint)[1:] if isinstance(extra, Range)]
-            if declared:
-                by_field[name] = declared[0]
-    return by_field
+    return {
+        name: declared
+        for name, hint in get_type_hints(cls, include_extras=True).items()
+        for declared in getattr(hint, "__metadata__", ())
+        if isinstance(declared, Range)
+    }
 
 
 RANGES: dict[str, type[Range]] = {"uniform": Uniform, "loguniform": LogUniform, "integer": UniformInteger}
-"""Ranges that a study can write as text, by name."""
+"""Range classes by their names in text."""
 
 
 def search_range(declared: object) -> Range:
-    """Return the range that a study declares.
-
-    Args:
-        declared: A list of values, or text such as `loguniform(1e2, 1e6)`.
+    """Convert a list of values, or text such as `loguniform(1e2, 1e6)`, to a search range.
 
     Raises:
-        EnvariantError: If it is neither, or the bounds are invalid.
+        EnvariantError: If `declared` is neither a list nor the text of a range, or the bounds are invalid.
     """
     if isinstance(declared, list | tuple):
         values = tuple(cast("list[Any]", declared))
@@ -139,14 +140,5 @@ def search_range(declared: object) -> Range:
         return Choice(values)
     if isinstance(declared, str):
         return specs.build("range", declared, RANGES)
-    raise EnvariantError(
-        f"a range must be a list of values or one of {', '.join(f'{name}(low, high)' for name in RANGES)}; "
-        f"got {declared!r}"
-    )
-
-
-def _ordered(where: Range, low: float, high: float) -> None:
-    if not math.isfinite(high - low) and low < high:
-        raise EnvariantError(f"{type(where).__name__}: low and high must be finite; got {low:g}, {high:g}")
-    if not low < high:
-        raise EnvariantError(f"{type(where).__name__}: low must lie below high; got {low:g}, {high:g}")
+    forms = ", ".join(f"{name}(low, high)" for name in RANGES)
+    raise EnvariantError(f"a range must be a list of values or one of {forms}; got {declared!r}")

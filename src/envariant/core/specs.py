@@ -1,8 +1,8 @@
-"""The text form of named objects with settings, such as `poly(k=1, p=3, after=40%)`.
+"""Specs: named objects with settings as text, such as `poly(k=1, p=3, after=40%)`.
 
 Schedules, models, algorithms and data sets are written this way on the command line, in stored results and
-in Python. Python's own parser reads the arguments, so numbers, strings, tuples and nested calls mean what
-they mean in Python; nothing is ever evaluated.
+in Python. Python's own parser reads the arguments, so numbers, strings, tuples and nested calls have
+the same syntax as in Python; no code is evaluated.
 """
 
 import ast
@@ -27,11 +27,7 @@ _PERCENT = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|%(?=\s*(?:[,)\]]|$
 @final
 @dataclass(frozen=True)
 class Percent:
-    """Share of a whole, written `40%`.
-
-    Attributes:
-        value: The share in percent, from 0 to 100.
-    """
+    """Percentage from 0 to 100, written `40%`."""
 
     value: float
 
@@ -46,7 +42,7 @@ class Percent:
 @final
 @dataclass(frozen=True)
 class Spec:
-    """A name with positional and keyword arguments; arguments may be specs themselves."""
+    """Name with positional and keyword arguments, written `name(1, key=value)`; arguments may be specs."""
 
     name: str
     positional: tuple[Any, ...] = ()
@@ -79,10 +75,7 @@ def parse(text: str) -> Spec:
 
 
 def parse_value(text: str) -> Any:
-    """Parse one value: a number, a percentage, `true`, `false`, `none`, a word, a tuple or a spec.
-
-    Args:
-        text: The value as typed, such as `0.1`, `40%` or `step(1, 1e4, at=190)`.
+    """Parse one value: a number, a percentage such as `40%`, `true`, `none`, a word, a tuple or a spec.
 
     Raises:
         EnvariantError: If the text is not of that form.
@@ -99,11 +92,7 @@ def parse_value(text: str) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """Return the text that `parse_value` reads back as `value`.
-
-    Args:
-        value: A number, Boolean, None, string, percentage, spec, schedule, or a tuple of these.
-    """
+    """Convert a number, Boolean, None, string, spec or tuple to text that `parse_value` reads back."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):
@@ -120,33 +109,37 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
-def describe(name: str, instance: object, default: object) -> str:
-    """Return the text of a dataclass instance: `name`, and the settings that differ from `default`."""
-    fields = dataclasses.fields(cast("Any", instance))
+def describe(name: str, instance: object, default: object = None, positional: tuple[str, ...] = ()) -> str:
+    """Return a dataclass instance as text: a name, and the settings that differ from the defaults.
+
+    Args:
+        name: Name of the object.
+        instance: Dataclass instance; fields with `compare=False` are not written.
+        default: Instance with the default settings. None: the defaults of the fields.
+        positional: Names of the fields that are always written, first and without a key.
+    """
     changed = {
         f.name: getattr(instance, f.name)
-        for f in fields
-        if f.compare and getattr(instance, f.name) != getattr(default, f.name)
+        for f in dataclasses.fields(cast("Any", instance))
+        if f.compare and f.init and f.name not in positional
+        if getattr(instance, f.name) != (f.default if default is None else getattr(default, f.name))
     }
-    return str(Spec(name, (), changed))
+    return str(Spec(name, tuple(getattr(instance, key) for key in positional), changed))
 
 
 def fill(
-    cls: type[Any],
-    spec: Spec,
-    positional: tuple[str, ...] | None = None,
-    hidden: tuple[str, ...] = (),
+    cls: type[Any], spec: Spec, positional: tuple[str, ...] | None = None, hidden: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Match the arguments of a spec with the fields of a dataclass.
+    """Convert the arguments of a spec to keyword arguments of a dataclass.
 
     Args:
-        cls: The dataclass.
-        spec: The arguments.
-        positional: Fields that may be set without a key, in order. None means all fields.
-        hidden: Fields that a spec cannot set.
+        cls: Dataclass to be constructed.
+        spec: Spec with the arguments.
+        positional: Names of the fields that may be set without a key, in order. None: all fields.
+        hidden: Names of the fields that a spec cannot set.
 
     Returns:
-        Keyword arguments for `cls`, by field name.
+        Keyword arguments for `cls`.
 
     Raises:
         EnvariantError: If a key is unknown, missing or repeated, there are too many arguments, or a value
@@ -160,9 +153,8 @@ def fill(
             raise EnvariantError(f"{spec.name}: takes no settings")
         if not order:
             raise EnvariantError(f"{spec.name}: settings need a key, as in {spec.name}({names[0]}=…)")
-        raise EnvariantError(
-            f"{spec.name}: takes at most {len(order)} values without a key; got {len(spec.positional)}"
-        )
+        limit = f"at most {len(order)} values without a key"
+        raise EnvariantError(f"{spec.name}: takes {limit}; got {len(spec.positional)}")
     arguments = dict(zip(order, spec.positional, strict=False))
     for key, value in spec.keywords.items():
         if key not in names:
@@ -170,23 +162,15 @@ def fill(
         if key in arguments:
             raise EnvariantError(f"{spec.name}: '{key}' is given twice")
         arguments[key] = value
-    required = {
-        f.name
-        for f in fields
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
+    unset = dataclasses.MISSING
+    required = {f.name for f in fields if f.default is unset and f.default_factory is unset}
     if missing := sorted(required - arguments.keys()):
         raise EnvariantError(f"{spec.name}: needs {', '.join(missing)}, as in {spec.name}({missing[0]}=…)")
     return checked(cls, arguments, spec.name)
 
 
 def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
-    """Build the object that a string such as `mlp(hidden=390)` names.
-
-    Args:
-        kind: What the name stands for, such as "model"; used in error messages.
-        text: A name with settings.
-        known: Dataclasses by name.
+    """Build an object of one of the `known` dataclasses from a string such as `mlp(hidden=390)`.
 
     Raises:
         EnvariantError: If the name or one of its settings is unknown, or a value has the wrong type.
@@ -194,22 +178,16 @@ def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
     spec = parse(text)
     if spec.name not in known:
         raise unknown_name(kind, spec.name, known)
-    cls = known[spec.name]
-    return cls(**fill(cls, spec))
+    return known[spec.name](**fill(known[spec.name], spec))
 
 
 def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return settings in the types that the fields of a class declare; an integer may stand for a float.
+    """Convert settings to the declared types of the fields of a dataclass; integers are valid floats.
 
-    Fields whose type is one of this package's own classes are left for that class to check.
-
-    Args:
-        cls: The dataclass.
-        settings: Values by field name.
-        where: The start of an error message.
+    Settings whose declared type is a class of this package are not checked here; the class checks them.
 
     Raises:
-        EnvariantError: If a value has the wrong type.
+        EnvariantError: If a value has the wrong type; the message begins with `where`.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -224,9 +202,8 @@ def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str
         try:
             values[key] = adapter.validate_python(value)
         except ValidationError:
-            raise EnvariantError(
-                f"{where}: {key} must be {_type_in_words(hint)}; got {format_value(value)}"
-            ) from None
+            expected = _type_in_words(hint)
+            raise EnvariantError(f"{where}: {key} must be {expected}; got {format_value(value)}") from None
     return values
 
 
@@ -268,9 +245,7 @@ def _value(node: ast.expr, text: str) -> Any:
         case ast.Name(id=name):
             # Words as typed in a shell: true, none, mean. Python's spellings are constants already.
             return {"true": True, "false": False, "none": None, "inf": float("inf")}.get(name, name)
-        case ast.BinOp(
-            left=ast.Constant(value=int() | float() as value), op=ast.Mod(), right=ast.Name(id="_")
-        ):
+        case ast.BinOp(ast.Constant(value=int() | float() as value), ast.Mod(), ast.Name(id="_")):
             return Percent(value)
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_value(item, text) for item in items)

@@ -1,7 +1,7 @@
-"""What an algorithm knows of the current step: number of updates, learning rate and random numbers.
+"""`StepContext`: step number, learning rate and random numbers of the current step.
 
-In a stack of replicas each of these is a tensor that stands for every replica's own. Random numbers come
-from counters, so an algorithm stays a pure function: called again, it draws the same numbers.
+In a replica stack, each value is a tensor over the replicas. Random numbers are counter-based, so an
+algorithm is a pure function: a second call uses the same random numbers.
 """
 
 import math
@@ -22,13 +22,13 @@ _PARTS, _DRAWS = 16, 16
 @final
 @dataclass(frozen=True, eq=False)
 class StepContext:
-    """One step of one replica.
+    """Step number, learning rate and random-number key of one step of one replica.
 
     Attributes:
         step: Number of updates already made; 0 in the first step.
         learning_rate: Learning rate of the run's optimizer at this step.
         key: Key of the step's random numbers; None for algorithms that are not `stochastic`.
-        part: Number of the part that draws, so that no two parts draw the same numbers.
+        part: Index of the part of the algorithm; every part has separate random numbers.
     """
 
     step: Any = 0
@@ -38,7 +38,7 @@ class StepContext:
 
     @classmethod
     def at(cls, step: int, seed: int = 0, learning_rate: float = 1e-3) -> "StepContext":
-        """Return the context of a step outside of any run.
+        """Return a context for calling a part outside of a run.
 
         Args:
             step: Number of updates already made.
@@ -49,20 +49,20 @@ class StepContext:
         return cls(step, learning_rate, keys[0, 0])
 
     def of_part(self, part: int) -> "StepContext":
-        """Return the context of the same step for another part.
+        """Return the context of the same step for another part of the algorithm.
 
         Args:
-            part: Number of the part.
+            part: Index of the part.
         """
         return replace(self, part=part)
 
     def uniform(self, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
-        """Return numbers uniform in [0, 1).
+        """Return random numbers uniform in [0, 1).
 
         Args:
             shape: Shape of the result; empty for a single number.
-            draw: Number of the draw within the part, 0 to 15; the same draw gives the same numbers.
-            like: Tensor whose type and device the result has.
+            draw: Index of the random sample within the part, 0 to 15; equal indices give equal numbers.
+            like: Tensor that determines data type and device of the result.
 
         Raises:
             EnvariantError: If the algorithm is not declared stochastic and so has no key.
@@ -80,39 +80,39 @@ class StepContext:
         )
 
     def normal(self, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
-        """Return standard normal numbers, each from two uniform ones (Box & Muller 1958).
+        """Return standard normal random numbers, each from two uniform numbers (Box & Muller 1958).
 
         Args:
-            shape: As for `uniform`.
-            draw: As for `uniform`.
-            like: As for `uniform`.
+            shape: Shape of the result; empty for a single number.
+            draw: Index of the random sample within the part, 0 to 15; equal indices give equal numbers.
+            like: Tensor that determines data type and device of the result.
         """
         # 1 − u lies in (0, 1], so that its logarithm is finite.
         size, angle = self.uniform(2, *shape, draw=draw, like=like)
         return (-2 * torch.log1p(-size)).sqrt() * torch.cos(2 * math.pi * angle)
 
     def permutation(self, count: int, *, draw: int = 0, like: Tensor) -> Tensor:
-        """Return the numbers 0 … count − 1 in random order.
+        """Return a random permutation of 0 … count − 1.
 
         Args:
-            count: How many numbers.
-            draw: As for `uniform`.
-            like: As for `uniform`.
+            count: Length of the permutation.
+            draw: Index of the random sample within the part, 0 to 15; equal indices give equal numbers.
+            like: Tensor that determines the device of the result.
         """
         return self.uniform(count, draw=draw, like=like).argsort()
 
     def symmetric_beta(self, alpha: Any, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
-        """Return numbers from Beta(α, α), each from two uniform ones (Ulrich 1984, through Student's t).
+        """Return Beta(α, α) random numbers, each from two uniform numbers (Ulrich 1984, by Student's t).
 
         Args:
             alpha: Parameter α of the distribution.
-            shape: As for `uniform`.
-            draw: As for `uniform`.
-            like: As for `uniform`.
+            shape: Shape of the result; empty for a single number.
+            draw: Index of the random sample within the part, 0 to 15; equal indices give equal numbers.
+            like: Tensor that determines data type and device of the result.
         """
         size, angle = self.uniform(2, *shape, draw=draw, like=like)
         cosine = torch.cos(2 * math.pi * angle)
-        # As t² = ν(u^(−2/ν) − 1)·cos², written so that no power overflows where α is small.
+        # As t² = ν(u^(−2/ν) − 1)·cos², written so that no power overflows if α is small.
         s = (1 - size).pow(1 / alpha)
         return 0.5 * (1 + (1 - s).sqrt() * cosine / (s + (1 - s) * cosine.square()).sqrt())
 

@@ -1,4 +1,4 @@
-"""Tasks: what a model predicts, with its loss and the metric that people read.
+"""Prediction tasks: binary and multiclass classification, and regression.
 
 A task defines the loss of each row, the derivative of that loss with respect to a multiplier of the logits
 (IRM's penalty is built from it), the metric, and the shapes of targets and logits. All other code is written
@@ -18,13 +18,13 @@ from envariant.core.errors import EnvariantError, unknown_name
 
 
 class Task(ABC):
-    """A loss and a metric.
+    """Base class of prediction tasks, which define the loss, the metric and the shape of the targets.
 
     Targets are `[rows, *target_shape]`; logits are `[rows]` if there is one output, else `[rows, outputs]`.
 
     Attributes:
         name: Name of the task.
-        metric: Name of the metric that people read.
+        metric: Name of the metric that training records.
         higher_is_better: Direction of the metric.
     """
 
@@ -35,39 +35,39 @@ class Task(ABC):
     @property
     @abstractmethod
     def outputs(self) -> int:
-        """Number of values that a model returns per row."""
+        """Number of model outputs per row."""
 
     @property
     def target_shape(self) -> tuple[int, ...]:
-        """Shape of one row's target; empty for a single number or class."""
+        """Shape of the target of one row; empty for a number or class."""
         return ()
 
     @property
     def logits_shape(self) -> tuple[int, ...]:
-        """Shape of one row's logits; empty where a model returns one value per row."""
+        """Shape of the logits of one row; empty for one output per row."""
         return () if self.outputs == 1 else (self.outputs,)
 
     @property
     @abstractmethod
     def chance(self) -> float | None:
-        """Score of guessing with equal odds; None if that has no meaning."""
+        """Score of a uniformly random guess; None for a regression."""
 
     @abstractmethod
     def losses(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return the loss of each row: negative log-likelihood in nats, or the squared error."""
+        """Return the loss of each row: negative log-likelihood in nats, or squared error."""
 
     @abstractmethod
     def residuals(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, "rows *c"]:
-        """Return ∂ℓ_i/∂z_i, differentiable in z: probabilities − truth, or twice the error."""
+        """Return ∂ℓ_i/∂z_i, differentiable in z: probabilities minus one-hot targets, or twice the error."""
 
     def multiplier_derivatives(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return d_i = ∂ℓ_i(s·z_i)/∂s at s = 1, Σ_c ∂ℓ_i/∂z_ic · z_ic; differentiable in z."""
+        """Return d_i = ∂ℓ_i(s·z_i)/∂s at s = 1, which is Σ_c ∂ℓ_i/∂z_ic · z_ic; differentiable in z."""
         products = self.residuals(logits, targets) * logits
         return products if self.outputs == 1 else products.sum(dim=1)
 
@@ -75,7 +75,7 @@ class Task(ABC):
     def confidence(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """Return the probability of each row's predicted class, and 1 where that class is right, else 0.
+        """Return the probability of each predicted class, and whether the prediction is correct (1 or 0).
 
         Raises:
             EnvariantError: If the task has no classes.
@@ -85,28 +85,28 @@ class Task(ABC):
     def scores(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return each row's contribution to the metric: 1 or 0 for a class, or the squared error."""
+        """Return the score of each row: 1 for a correct class and 0 otherwise, or the squared error."""
 
     @abstractmethod
     def constant_loss(self, targets: Shaped[Tensor, "rows *target_shape"]) -> float:
-        """Return the smallest mean loss of a constant prediction: entropy of the classes, or the variance."""
+        """Return the mean loss of the best constant prediction: entropy of the classes, or variance."""
 
     @abstractmethod
     def cast(
         self, targets: Shaped[Tensor, "rows *target_shape"], where: str
     ) -> Shaped[Tensor, "rows *target_shape"]:
-        """Return the targets in the task's own type.
+        """Convert targets to the data type of the task.
 
         Args:
             targets: Targets of any numeric type.
-            where: Name of the environment, with which messages begin.
+            where: Name of the environment, for error messages.
 
         Raises:
-            EnvariantError: If a target is not one that the task allows.
+            EnvariantError: If a target is not valid for the task.
         """
 
     def logits(self, raw: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows *c"]:
-        """Return a model's raw output, `[rows, outputs]` or `[rows]`, in the shape of the task's logits."""
+        """Reshape the raw output of a model, `[rows, outputs]` or `[rows]`, to the task's logits."""
         return raw.flatten() if self.outputs == 1 else raw
 
 
@@ -157,7 +157,7 @@ class Binary(Task):
 @final
 @dataclass(frozen=True)
 class Multiclass(Task):
-    """Classification with targets 0 … classes − 1, one logit per class and cross-entropy loss.
+    """Multiclass classification: targets 0 … classes − 1, one logit per class, cross-entropy loss.
 
     Attributes:
         classes: Number of classes, at least 2.
@@ -209,9 +209,9 @@ class Multiclass(Task):
 @final
 @dataclass(frozen=True)
 class Regression(Task):
-    """Regression of one number, with squared error (f − y)² (not halved).
+    """Regression of one number, with loss (f − y)² (not halved).
 
-    Targets may be standardized; `scale` and `center` say how to undo that for people.
+    Targets may be standardized; `scale` and `center` convert them back to the original unit.
 
     Attributes:
         scale: Standard deviation of the targets before standardization; 1 if they are not standardized.
@@ -254,7 +254,7 @@ class Regression(Task):
 
 
 def task_named(name: str, outputs: int) -> Task:
-    """Return the task of a name.
+    """Return the task with a given name.
 
     Args:
         name: "binary", "multiclass" or "regression".

@@ -1,13 +1,12 @@
-"""Data sources: where environments come from. `source(text)` finds one by its name."""
+"""Data sources, which provide environments; `source(text)` returns a source by its name."""
 
-import dataclasses
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from envariant.core import plugins, specs
+from envariant.core import specs
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.plugins import Plugins
 from envariant.data.base import SpecSource
 from envariant.data.colored.channels import ColorChannels
 from envariant.data.colored.construction import ColoredSource, Facts
@@ -17,11 +16,15 @@ from envariant.data.images.folders import ImageFolders
 from envariant.data.images.wilds import MetadataImages, Wilds
 
 ENTRY_POINTS = "envariant.data"
-"""Entry-point group of sources from other packages: `name = "module:Class"`.
+"""Entry-point group of data sources from other packages: `name = "module:Class"`.
 
-The class is an `EnvironmentSource` and a frozen dataclass, its `name` reads back to an equal source:
-`name(setting=value, …)`. `SpecSource` provides that.
+The class must be an `EnvironmentSource` and a frozen dataclass. Its `name`, such as `name(setting=value, …)`,
+must be the text of an equal source; the base class `SpecSource` ensures this.
 """
+
+PLUGINS = Plugins[EnvironmentSource](
+    ENTRY_POINTS, "data set", EnvironmentSource, requirement="an EnvironmentSource and a frozen dataclass"
+)
 
 SOURCES: dict[str, tuple[str, str]] = {
     "colored-mnist": (
@@ -52,15 +55,18 @@ SOURCES: dict[str, tuple[str, str]] = {
     ),
     "wilds": ("images.wilds:Wilds", "An image data set of WILDS in its own folder."),
 }
-"""Class (imported when it is used) and description of every source, by name."""
+"""Class (imported at first use) and description of every source, by name."""
+
+colored_mnist = ColoredMNIST
+colored_digits = ColoredDigits
 
 
 def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
-    """Return the source that a string such as `colored-mnist:irm(label_noise=0.1)` names.
+    """Return the source specified by a string such as `colored-mnist:irm(label_noise=0.1)`.
 
     Args:
-        text: A name, optionally a protocol after a colon, and settings in parentheses.
-        folder: Folder of the MNIST files; None finds or fetches them.
+        text: Name, optional protocol after a colon, and settings in parentheses.
+        folder: Folder of the MNIST files. Default: search the cache, or download them.
 
     Raises:
         EnvariantError: If the source, its protocol or a setting is unknown or invalid, or a plug-in cannot be
@@ -69,53 +75,22 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
     spec = specs.parse(text)
     name = spec.name.partition(":")[0]
     if name in SOURCES:
-        module, _, class_name = SOURCES[name][0].partition(":")
+        module, class_name = SOURCES[name][0].split(":")
         cls: type[SpecSource] = getattr(import_module(f"{__name__}.{module}"), class_name)
         return cls.from_spec(spec, folder)
-    if name not in (installed := plugins.plugin_names(ENTRY_POINTS)):
+    if name not in (installed := PLUGINS.names()):
         raise unknown_name("data set", name, (*SOURCES, *installed))
-    plugin = _plugin(name)
-    built = (
-        plugin.from_spec(spec, folder)
-        if issubclass(plugin, SpecSource)
-        else plugin(**specs.fill(plugin, spec))
-    )
+    plugin = PLUGINS.load(name)
+    is_spec_source = issubclass(plugin, SpecSource)
+    built = plugin.from_spec(spec, folder) if is_spec_source else plugin(**specs.fill(plugin, spec))
     if specs.parse(built.name).name.partition(":")[0] != name:
         raise EnvariantError(f"data set '{name}': its name must begin with '{name}'; got '{built.name}'")
     return built
 
 
 def installed_sources() -> tuple[dict[str, type[EnvironmentSource]], tuple[str, ...]]:
-    """Return the source classes that other packages register, by name, and a line for each that failed."""
-    return plugins.load_plugins(ENTRY_POINTS, _plugin, SOURCES)
-
-
-def _plugin(name: str) -> type[EnvironmentSource]:
-    def accepts(plugin: Any) -> bool:
-        is_source = isinstance(plugin, type) and issubclass(plugin, EnvironmentSource)
-        return is_source and dataclasses.is_dataclass(plugin)
-
-    requirement = "an EnvironmentSource and a frozen dataclass"
-    return plugins.load_plugin(ENTRY_POINTS, "data set", name, accepts, requirement)
-
-
-def colored_mnist(protocol: str = "irm", **settings: Any) -> ColoredMNIST:
-    """Return Colored MNIST.
-
-    Args:
-        protocol: "irm", "domainbed" or "thirds".
-        settings: Fields of `ColoredMNIST`.
-    """
-    return ColoredMNIST(protocol, **settings)
-
-
-def colored_digits(**settings: Any) -> ColoredDigits:
-    """Return Colored MNIST's construction on scikit-learn's digits.
-
-    Args:
-        settings: Fields of `ColoredDigits`.
-    """
-    return ColoredDigits(**settings)
+    """Return the source classes of plug-ins by name, and a message for each plug-in that failed to load."""
+    return PLUGINS.load_all(SOURCES)
 
 
 __all__ = [

@@ -1,8 +1,7 @@
-"""Sources that are written as text: a name with settings in parentheses."""
+"""Base class of data sources written as text, a name with settings in parentheses."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, Self
 
 from envariant.core import specs
 from envariant.core.environments import EnvironmentSource
@@ -10,34 +9,30 @@ from envariant.core.specs import Spec
 
 
 class SpecSource(EnvironmentSource):
-    """Environment source written `base(setting=value, …)`.
+    """Base class of environment sources written as `base(setting=value, …)`.
 
-    A subclass is a frozen dataclass. Its fields are the settings, except those with `compare=False`, such as
-    the folder of a cache, which do not change the data.
+    A subclass is a frozen dataclass whose fields are the settings. Fields that do not change the data, such
+    as the folder of a cache, are declared with `compare=False` and are not settings.
     """
 
     base: ClassVar[str]
-    """Name under which the source is registered."""
+    """Registered name of the source."""
+    positional: ClassVar[tuple[str, ...]] = ()
+    """Names of the fields that are always written, first and without a key."""
 
     @classmethod
     def from_spec(cls, spec: Spec, folder: Path | None = None) -> Self:
-        """Build the source that a text names.
+        """Build a source from its spec.
 
         Args:
-            spec: The parsed text.
-            folder: Folder of the MNIST files, for sources made of them; None finds or fetches them.
+            spec: Name and settings of the source.
+            folder: Folder of the MNIST files. Default: search the cache, or download them.
 
         Raises:
             EnvariantError: If a setting is unknown or invalid.
         """
-        del folder
-        return cls(**specs.fill(cls, spec))
+        return cls(**specs.fill(cls, spec, cls.positional or None))
 
     @property
     def name(self) -> str:
-        settings = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(cast("Any", self))
-            if field.compare and field.init and getattr(self, field.name) != field.default
-        }
-        return str(Spec(self.base, (), settings))
+        return specs.describe(self.base, self, positional=self.positional)

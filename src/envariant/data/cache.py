@@ -1,4 +1,4 @@
-"""The folder in which downloaded and decoded data are cached."""
+"""Cache folder for downloaded and decoded data."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,7 @@ CACHE_VARIABLE = "ENVARIANT_CACHE"
 
 
 def cache_folder(folder: Path | str | None = None) -> Path:
-    """Return the cache folder: the given one, else that of `ENVARIANT_CACHE`, else the system's.
-
-    Args:
-        folder: Folder to use; None for the default.
-    """
+    """Return `folder` if given, else the folder set in `ENVARIANT_CACHE`, else the system's cache folder."""
     selected = folder or os.environ.get(CACHE_VARIABLE)
     if not selected:
         import pooch

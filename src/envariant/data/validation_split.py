@@ -1,6 +1,6 @@
 """Training-domain validation: a share of the rows of every training environment is held out.
 
-The held-out rows become environments in the role "validation".
+The held-out rows become validation environments.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,12 +20,12 @@ SUFFIX = " (held-out rows)"
 @final
 @dataclass(frozen=True)
 class ValidationSplit(EnvironmentSource):
-    """Source with a validation split of every training environment; each data draw splits differently.
+    """Source with a validation split of every training environment; every seed gives another split.
 
     Attributes:
         source: Source of the data.
         share: Share of the rows of every training environment to hold out, between 0 and 1 (exclusive).
-        test: Names of the test environments, which are not split; None means the default of the data.
+        test: Names of the test environments, which are not split. Default: those of the data.
     """
 
     source: EnvironmentSource
@@ -54,15 +54,12 @@ class ValidationSplit(EnvironmentSource):
     def sample(self, seed: int) -> EnvironmentSet:
         environments = self.source.sample(seed)
         roles = environments.roles(self.test)
-        # Another random stream than that of the data, which starts with the seed itself.
+        # The random stream differs from that of the data, which starts with the seed itself.
         generator = torch.Generator().manual_seed(seed ^ 0x5EED)
-        parts = [
-            part
-            for environment in environments.environments
-            for part in (
-                self._split(environment, generator) if roles[environment.name] == "train" else [environment]
-            )
-        ]
+        parts: list[Environment] = []
+        for environment in environments.environments:
+            is_split = roles[environment.name] == "train"
+            parts += self._split(environment, generator) if is_split else [environment]
         return EnvironmentSet(
             environments.label,
             tuple(parts),
@@ -77,14 +74,9 @@ class ValidationSplit(EnvironmentSource):
         rows = len(environment)
         held_out = round(rows * self.share)
         if not 0 < held_out < rows:
-            raise EnvariantError(
-                f"holdout_fraction: {self.share:g} of the {rows} rows of '{environment.name}' leaves one "
-                f"part empty"
-            )
-        order = torch.randperm(rows, generator=generator)
-        for name, origin, index in (
-            (environment.name, "", order[held_out:]),
-            (environment.name + SUFFIX, environment.name, order[:held_out]),
-        ):
-            # Rows keep their order.
-            yield environment.select(index.sort().values, name=name, origin=origin)
+            part = f"{self.share:g} of the {rows} rows of '{environment.name}'"
+            raise EnvariantError(f"holdout_fraction: {part} leaves one part empty")
+        name, order = environment.name, torch.randperm(rows, generator=generator)
+        # Rows keep their order.
+        yield environment.select(order[held_out:].sort().values, name=name, origin="")
+        yield environment.select(order[:held_out].sort().values, name=name + SUFFIX, origin=name)

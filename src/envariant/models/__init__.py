@@ -1,10 +1,8 @@
-"""Networks: frozen descriptions that build a featurizer and a head for given input and output shapes."""
+"""Models: frozen descriptions that build networks for given input and output shapes."""
 
-import dataclasses
-from typing import Any
-
-from envariant.core import plugins, specs
+from envariant.core import specs
 from envariant.core.errors import unknown_name
+from envariant.core.plugins import Plugins
 from envariant.models.base import FeaturizerAndHead, ModelConfig
 from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
@@ -15,17 +13,21 @@ from envariant.models.timm import Timm
 ENTRY_POINTS = "envariant.models"
 """Entry-point group of models from other packages: `name = "module:Class"`.
 
-The class is a `ModelConfig` and a frozen dataclass with that `name`; its fields are the settings.
+The class must be a `ModelConfig` and a frozen dataclass with the same `name`; its fields are the settings.
 """
+PLUGINS = Plugins[ModelConfig](
+    ENTRY_POINTS,
+    "model",
+    ModelConfig,
+    requirement="a ModelConfig and a frozen dataclass of that name",
+    fits=lambda plugin, name: getattr(plugin, "name", None) == name,
+)
 
 MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm)}
 
 
 def model_config(text: str) -> ModelConfig:
-    """Return the model description that a string such as `mlp(hidden=390)` names.
-
-    Args:
-        text: A name, optionally with settings in parentheses.
+    """Return the model description specified by a string such as `mlp(hidden=390)`.
 
     Raises:
         EnvariantError: If the model or a setting is unknown or invalid, or a plug-in cannot be imported.
@@ -33,23 +35,14 @@ def model_config(text: str) -> ModelConfig:
     name = specs.parse(text).name
     if name in MODELS:
         return specs.build("model", text, MODELS)
-    if name not in (installed := plugins.plugin_names(ENTRY_POINTS)):
+    if name not in (installed := PLUGINS.names()):
         raise unknown_name("model", name, (*MODELS, *installed))
-    return specs.build("model", text, {name: _plugin(name)})
+    return specs.build("model", text, {name: PLUGINS.load(name)})
 
 
 def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:
-    """Return the model classes that other packages register, by name, and a line for each that failed."""
-    return plugins.load_plugins(ENTRY_POINTS, _plugin, MODELS)
-
-
-def _plugin(name: str) -> type[ModelConfig]:
-    def accepts(plugin: Any) -> bool:
-        is_config = isinstance(plugin, type) and issubclass(plugin, ModelConfig)
-        return is_config and dataclasses.is_dataclass(plugin) and getattr(plugin, "name", None) == name
-
-    requirement = "a ModelConfig and a frozen dataclass of that name"
-    return plugins.load_plugin(ENTRY_POINTS, "model", name, accepts, requirement)
+    """Return the model classes of plug-ins by name, and a message for each plug-in that failed to load."""
+    return PLUGINS.load_all(MODELS)
 
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""The interface of a model description, and modules made of a featurizer and a head.
+"""Base class of model descriptions, and modules with a featurizer and a head.
 
-Any `torch.nn.Module` can be trained. If it has the parts `featurizer` and `head`, penalties on features use
-the featurizer's output; otherwise they use the module's output. A `ModelConfig` is a frozen description,
-writable as a string such as `mlp(hidden=390)`, that builds a module for given shapes.
+Any `torch.nn.Module` can be trained. If it has the submodules `featurizer` and `head`, penalties on features
+use the output of the featurizer; otherwise they use the output of the module. A `ModelConfig` builds a module
+for given shapes and can be written as a string such as `mlp(hidden=390)`.
 """
 
 from abc import ABC, abstractmethod
@@ -34,16 +34,16 @@ class FeaturizerAndHead(nn.Module):
 
 
 class ModelConfig(ABC):
-    """Frozen description of a network that adapts to input and output shapes.
+    """Base class of model descriptions, which build networks for given input and output shapes.
 
     A subclass is a frozen dataclass; its fields, all with defaults, are the settings.
     """
 
     name: ClassVar[str]
-    """Name under which the model is registered."""
+    """Registered name of the model."""
 
     def __str__(self) -> str:
-        return specs.describe(self.name, self, type(self)())
+        return specs.describe(self.name, self)
 
     @abstractmethod
     def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
@@ -59,11 +59,7 @@ class ModelConfig(ABC):
 
 
 def xavier(layer: nn.Linear) -> nn.Linear:
-    """Initialize a layer with Xavier-uniform weights and zero biases, as in the IRM and REx code.
-
-    Returns:
-        The same layer.
-    """
+    """Initialize a layer with Xavier-uniform weights and zero biases, as in the IRM and REx code."""
     with torch.no_grad():
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)

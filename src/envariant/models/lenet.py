@@ -1,4 +1,4 @@
-"""LeNet as in the course report: three convolutions, two poolings, two fully connected layers."""
+"""LeNet of the course report: three convolutions, two pooling layers, two fully connected layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 class LeNet(ModelConfig):
     """LeNet-5: conv 6@5×5, pool, conv 16@5×5, pool, conv 120 over the remaining map, dense 84, then the head.
 
-    LeCun et al. 1998, with ReLU and max pooling. On 28×28 images the third convolution is the original's
-    5×5; on smaller images it spans the remaining map.
+    LeCun et al. 1998, with ReLU and max pooling. On 28×28 images the third convolution is 5×5 as
+    in the paper; on other images it spans the remaining map.
     """
 
     name: ClassVar[str] = "lenet"

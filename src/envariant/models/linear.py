@@ -1,4 +1,4 @@
-"""Linear model: the featurizer flattens the inputs, the head is the model."""
+"""Linear model: the featurizer flattens the inputs, and the head is a linear layer."""
 
 import math
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig, xavier
 
 @final
 class _Linear(nn.Linear):
-    """Linear layer W x + b with the weights as the first factor.
+    """Linear layer W x + b with the weights as the first factor of the matrix product.
 
-    Under `vmap`, many such models on the same rows are then one matrix product instead of one each. That
-    needs contiguous weights, hence the copy.
+    Under `vmap`, many models with the same inputs then need one matrix product instead of one per model. This
+    requires contiguous weights, hence the copy.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         products = self.weight.clone(memory_format=torch.contiguous_format) @ input.T + self.bias[:, None]
-        # A transposed single row would have strides that split the gradients' matrix product.
+        # The strides of a transposed single row would split the matrix product for the gradients.
         return products.T if len(products) > 1 else products.reshape(-1, 1)
 
 

@@ -15,12 +15,12 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig, xavier
 @final
 @dataclass(frozen=True)
 class MLP(ModelConfig):
-    """Multilayer perceptron: hidden layers with ReLU are the featurizer, one linear layer is the head.
+    """Multilayer perceptron with ReLU; the featurizer is the hidden layers, the head is linear.
 
     Inputs are flattened. Xavier-uniform weights, zero biases. Arjovsky et al. 2019 use hidden=390, depth=2.
 
     Attributes:
-        hidden: Width of every hidden layer, or a tuple with the width of each.
+        hidden: Width of every hidden layer, or a tuple of the widths of all hidden layers.
         depth: Number of hidden layers; ignored if `hidden` is a tuple.
     """
 
@@ -36,7 +36,7 @@ class MLP(ModelConfig):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The width of each hidden layer."""
+        """Width of each hidden layer."""
         return self.hidden if isinstance(self.hidden, tuple) else (self.hidden,) * self.depth
 
     def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:

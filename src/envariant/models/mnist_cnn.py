@@ -14,10 +14,10 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 
 @final
 class _FromFewChannels(nn.Conv2d):
-    """3×3 convolution of one to three channels, as a matrix product of weights and patches.
+    """3×3 convolution of one to three channels, computed as a matrix product of weights and patches.
 
-    Convolution kernels are slow with so few channels. The product also has the memory layout that the group
-    norm needs, so that neither outputs nor gradients are copied.
+    Convolution kernels are slow with so few channels. The product also has the memory layout required by
+    group norm, so that neither outputs nor gradients are copied.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -27,7 +27,7 @@ class _FromFewChannels(nn.Conv2d):
         rows, _, height, width = input.shape
         padded = functional.pad(input, (1, 1, 1, 1))
         shifted = [padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        # The bias is the weight of a channel of ones, which saves a pass over outputs and gradients.
+        # The bias is the weight of an extra channel of ones, which saves a pass over outputs and gradients.
         patches = torch.cat([*shifted, torch.ones_like(input[:, :1])], dim=1).flatten(2)
         assert self.bias is not None
         weight = torch.cat([self.weight.permute(0, 2, 3, 1).flatten(1), self.bias[:, None]], dim=1)
@@ -36,9 +36,9 @@ class _FromFewChannels(nn.Conv2d):
 
 @final
 class _ChannelsLast(nn.Module):
-    """Change to the channels-last memory layout, in which convolutions are faster.
+    """Conversion to the channels-last memory layout, in which convolutions are faster.
 
-    It follows the first norm, because a norm over maps as large as the image is slow in that layout.
+    It follows the first norm layer, because group norm of full-size maps is slow in that layout.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class _ChannelsLast(nn.Module):
 
 @final
 class _ChannelMeans(nn.Module):
-    """Mean of every channel over an image, computed and differentiated in memory order."""
+    """Mean of every channel over the image, computed and differentiated in memory order."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.permute(0, 2, 3, 1).flatten(1, 2).mean(1)

@@ -1,6 +1,6 @@
 """Image networks of timm (PyTorch Image Models, Wightman 2019) as featurizers, with a linear head.
 
-timm is imported only when such a network is built: `pip install 'envariant[vision]'`.
+timm is imported only when a timm network is built: `pip install 'envariant[vision]'`.
 """
 
 import difflib
@@ -12,20 +12,20 @@ from typing import Any, ClassVar, final
 import torch
 from torch import nn
 
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, first_line, unknown_name
 from envariant.models.base import FeaturizerAndHead, ModelConfig
 
 
 @final
 @dataclass(frozen=True)
 class Timm(ModelConfig):
-    """Network of timm without its classifier, followed by a linear layer.
+    """Image network of timm with its classifier replaced by a linear layer.
 
-    Networks with a fixed input size are built for the size of the images.
+    Architectures with a fixed input size are built for the size of the images.
 
     Attributes:
-        architecture: Name in timm, in quotes if it contains a dot.
-        pretrained: Whether to start with pretrained weights, which timm downloads or takes from its cache.
+        architecture: Name of the architecture in timm, in quotes if it contains a dot.
+        pretrained: Whether to start from pretrained weights, which timm downloads or reads from its cache.
     """
 
     name: ClassVar[str] = "timm"
@@ -40,54 +40,41 @@ class Timm(ModelConfig):
         backbone = self._backbone(_timm(), input_shape)
         try:
             with torch.no_grad():
-                # Measured, because `num_features` of timm is not always the output width. In evaluation
-                # mode, so that running statistics stay as they are.
+                # Measured, because `num_features` of timm is not always the output width. Evaluation mode
+                # leaves running statistics unchanged.
                 features = backbone.eval()(torch.zeros(1, *input_shape))
         except Exception as error:
-            raise EnvariantError(
-                f"timm: {self.architecture} cannot take inputs of shape {tuple(input_shape)} "
-                f"({_first(error)})"
-            ) from None
+            problem = f"cannot take inputs of shape {tuple(input_shape)} ({first_line(error)})"
+            raise EnvariantError(f"timm: {self.architecture} {problem}") from None
         return FeaturizerAndHead(backbone, nn.Linear(features.shape[1], outputs)).train()
 
     def _backbone(self, timm: Any, input_shape: Sequence[int]) -> nn.Module:
         if not timm.is_model(self.architecture):
             names: list[str] = timm.list_models()
             similar = difflib.get_close_matches(self.architecture, names, n=5, cutoff=0.5)
-            # A few of more than a thousand.
+            # Only five of more than a thousand names.
             raise unknown_name("timm architecture", self.architecture, similar or names[:5], where="timm")
         config = timm.get_pretrained_cfg(self.architecture)
         fixed = {"img_size": tuple(input_shape[1:])} if getattr(config, "fixed_input_size", False) else {}
         try:
             return timm.create_model(
-                self.architecture,
-                pretrained=self.pretrained,
-                num_classes=0,
-                in_chans=input_shape[0],
-                **fixed,
+                self.architecture, pretrained=self.pretrained, num_classes=0, in_chans=input_shape[0], **fixed
             )
         except Exception as error:
             hint = "; is there a connection? pretrained=false needs none" if self.pretrained else ""
-            raise EnvariantError(
-                f"timm: {self.architecture} cannot be built for inputs of shape {tuple(input_shape)} "
-                f"({_first(error)}){hint}"
-            ) from None
+            problem = f"cannot be built for inputs of shape {tuple(input_shape)} ({first_line(error)})"
+            raise EnvariantError(f"timm: {self.architecture} {problem}{hint}") from None
 
 
 def _timm() -> Any:
     try:
         return import_module("timm")
     except ImportError as error:
-        raise EnvariantError(
-            f"timm: cannot be imported ({_first(error)}); pip install 'envariant[vision]'"
-        ) from None
+        remedy = "pip install 'envariant[vision]'"
+        raise EnvariantError(f"timm: cannot be imported ({first_line(error)}); {remedy}") from None
     except (RuntimeError, OSError) as error:
         # Raised by a torchvision built for another version of PyTorch.
         raise EnvariantError(
-            f"timm: cannot be imported ({_first(error)}); torchvision must fit torch: "
+            f"timm: cannot be imported ({first_line(error)}); torchvision must fit torch: "
             f"pip install --upgrade torch torchvision 'envariant[vision]'"
         ) from None
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,6 +1,6 @@
-"""Predictors that are fitted as a whole: boosted trees, the majority class, any scikit-learn estimator.
+"""Predictors without gradient steps: boosted trees, majority-class baseline, scikit-learn estimators.
 
-They are named, trained, stored, selected and reported as algorithms are.
+Studies train, store, select and report predictors in the same way as algorithms.
 """
 
 from envariant.predictors.base import FittedPredictor, Predictor
@@ -9,14 +9,14 @@ from envariant.predictors.majority_class import MajorityClass
 from envariant.predictors.scikit_learn import ScikitLearn
 
 PREDICTORS: dict[str, type[Predictor]] = {"boosted-trees": BoostedTrees, "majority-class": MajorityClass}
-"""Predictors by the name that stands among algorithms."""
+"""Predictor classes by name. These names are accepted wherever names of algorithms are."""
 
 
 def predictor(requested: object) -> Predictor | None:
-    """Return the predictor that a name or an object stands for; None if it is no predictor.
+    """Return the predictor specified by a name or an object, or None if there is no such predictor.
 
     Args:
-        requested: A name, a predictor or a scikit-learn estimator, or anything else.
+        requested: Name, predictor or scikit-learn estimator. All other values give None.
     """
     if isinstance(requested, str):
         cls = PREDICTORS.get(requested)

@@ -1,4 +1,4 @@
-"""The protocol of predictors that are fitted as a whole rather than trained by gradient steps."""
+"""Abstract base classes of predictors that are fitted in one call, without gradient steps."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -11,29 +11,29 @@ from envariant.core.environments import WEIGHT, EnvironmentSet
 
 
 class FittedPredictor(ABC):
-    """A fitted predictor.
+    """Predictor after fitting.
 
     Attributes:
-        iterations: Number of iterations or trees that fitting took; 1 where there are none.
+        iterations: Number of iterations or trees of the fit; 1 if the predictor has no iterations.
     """
 
     iterations: int
 
     @abstractmethod
     def logits(self, inputs: Float[Tensor, "rows *input_shape"]) -> Float[Tensor, "rows *c"]:
-        """Return logits, or the predicted target of a regression: `[rows]`, or `[rows, classes]`.
+        """Return logits `[rows]` or `[rows, classes]`, or the predicted targets `[rows]` of a regression.
 
         Args:
-            inputs: Rows `[rows, *input_shape]`, encoded as in training.
+            inputs: Inputs `[rows, *input_shape]`, encoded as in training.
         """
 
 
 class Predictor(ABC):
-    """A model that is fitted to the pooled rows of all training environments.
+    """Model fitted to the pooled rows of all training environments.
 
     Attributes:
         name: Name shown in tables; unique among the algorithms of a study.
-        minimum_environments: Number of training environments that it needs.
+        minimum_environments: Smallest number of training environments.
     """
 
     name: str
@@ -41,27 +41,27 @@ class Predictor(ABC):
 
     @abstractmethod
     def fit(self, environments: EnvironmentSet, seed: int) -> FittedPredictor:
-        """Fit to training environments.
+        """Fit the predictor to the training environments.
 
         Args:
-            environments: The training environments only.
-            seed: Seed of everything random in fitting.
+            environments: Training environments only.
+            seed: Random seed of the fit.
 
         Raises:
-            EnvariantError: If the data do not suit the predictor.
+            EnvariantError: If the predictor cannot be fitted to the data.
         """
 
 
 def pooled(
     environments: EnvironmentSet,
 ) -> tuple[Shaped[Tensor, "rows width"], Shaped[Tensor, " rows"], Float[Tensor, " rows"] | None]:
-    """Return inputs, targets and sample weights of all environments end to end.
+    """Concatenate the inputs, targets and sample weights of all environments.
 
     Args:
         environments: Environments with one input shape.
 
     Returns:
-        Inputs `[rows, width]`, flattened; targets `[rows]`; weights `[rows]`, or None where rows have none.
+        Inputs `[rows, width]`, flattened; targets `[rows]`; weights `[rows]`, or None without weights.
     """
     rows: list[tuple[Tensor, Tensor]] = [environment.rows() for environment in environments.environments]
     inputs, targets = (torch.cat(parts) for parts in zip(*rows, strict=True))

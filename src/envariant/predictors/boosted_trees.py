@@ -1,6 +1,6 @@
-"""Gradient-boosted trees, the baseline that most tables are compared with.
+"""Gradient-boosted trees, the usual baseline for tables.
 
-They see the pooled rows of all training environments and know nothing of environments.
+They are fitted to the pooled rows of all training environments and ignore environment labels.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The majority-class baseline: the same prediction for every row."""
+"""Majority-class baseline, with the same prediction for every row."""
 
 from dataclasses import dataclass
 from typing import final
@@ -14,7 +14,7 @@ from envariant.predictors.base import FittedPredictor, Predictor, pooled
 @final
 @dataclass(frozen=True)
 class MajorityClass(Predictor):
-    """Predict the class frequencies of the training rows, or their mean target, whatever the inputs.
+    """Baseline that predicts the class frequencies of the training rows (regression: the mean target).
 
     Attributes:
         name: Name shown in tables.

@@ -1,4 +1,4 @@
-"""Any scikit-learn estimator as a predictor."""
+"""Adapter that makes any scikit-learn estimator a predictor."""
 
 import copy
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ _LIMIT = 15.0
 @final
 @dataclass(frozen=True, eq=False)
 class ScikitLearn(Predictor):
-    """A scikit-learn estimator, fitted to the pooled rows of the training environments.
+    """Scikit-learn estimator, fitted to the pooled rows of the training environments.
 
     Attributes:
-        estimator: An unfitted classifier or regressor; a copy of it is fitted.
-        name: Name shown in tables; by default the class name of the estimator.
+        estimator: Unfitted classifier or regressor; each fit uses a copy.
+        name: Name shown in tables. Default: class name of the estimator.
     """
 
     estimator: Any
@@ -47,12 +47,12 @@ class ScikitLearn(Predictor):
 @final
 @dataclass(frozen=True, eq=False)
 class FittedEstimator(FittedPredictor):
-    """A fitted scikit-learn estimator that gives logits.
+    """Fitted scikit-learn estimator with logits as outputs.
 
     Attributes:
-        task: What is predicted.
-        estimator: The fitted estimator.
-        iterations: Number of boosting rounds or solver iterations, where the estimator counts them.
+        task: Prediction task.
+        estimator: Fitted estimator.
+        iterations: Number of boosting rounds or solver iterations; 1 if the estimator does not report it.
     """
 
     task: Task
@@ -64,7 +64,7 @@ class FittedEstimator(FittedPredictor):
         if isinstance(task, Regression):
             return torch.from_numpy(np.asarray(self.estimator.predict(rows))).float()
         classes = self.estimator.classes_.astype(int)
-        # A class without training rows keeps the lowest logit.
+        # Classes without training rows have the lowest logit.
         logits = np.full((len(rows), task.outputs), -_LIMIT)
         if len(classes) == 1:
             binary = isinstance(task, Binary)
@@ -80,7 +80,7 @@ class FittedEstimator(FittedPredictor):
         return torch.from_numpy(logits).float()
 
     def _scores(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Return log-odds `[rows]` of two classes, or log-probabilities `[rows, classes]` of more."""
+        """Return log-odds `[rows]` for two classes, or class scores `[rows, classes]` for more classes."""
         if hasattr(self.estimator, "predict_proba") and not hasattr(self.estimator, "_raw_predict"):
             with np.errstate(divide="ignore"):
                 logs = np.log(self.estimator.predict_proba(rows))
@@ -92,12 +92,12 @@ def fit_estimator(name: str, estimator: Any, environments: EnvironmentSet) -> Fi
     """Fit a scikit-learn estimator to the pooled rows of environments.
 
     Args:
-        name: Name of the predictor, for errors.
-        estimator: An unfitted estimator, which is changed.
-        environments: The training environments.
+        name: Name of the predictor, for error messages.
+        estimator: Unfitted estimator; it is fitted in place.
+        environments: Training environments.
 
     Raises:
-        EnvariantError: If the estimator rejects the rows.
+        EnvariantError: If the estimator rejects the data.
     """
     inputs, targets, weights = pooled(environments)
     try:

@@ -1,7 +1,6 @@
-"""Published results and protocols, read from `results.toml`, so that every number is typed once.
+"""Published results and protocols, stored in `results.toml`.
 
-Each table states its source, the kind of its spread and the number of runs; reports that compare with it
-show these as well.
+Every table states its source, the kind of spread and the number of runs; reports repeat this information.
 """
 
 import tomllib
@@ -17,7 +16,7 @@ from envariant.core.errors import unknown_name
 
 @final
 class Source(BaseModel):
-    """Publication from which results are taken."""
+    """Publication that is the source of results."""
 
     model_config = ConfigDict(frozen=True)
     title: str
@@ -29,7 +28,7 @@ class Source(BaseModel):
 
 @final
 class Row(BaseModel):
-    """Row of a table: one entry per column, NaN where the source has none."""
+    """Row of a published table: one entry per column, NaN if the source gives no value."""
 
     model_config = ConfigDict(frozen=True)
     mean: tuple[float, ...]
@@ -39,7 +38,7 @@ class Row(BaseModel):
 
 @final
 class Table(BaseModel):
-    """Published table of results; `unit` is "percent" or "fraction", as printed."""
+    """Published table of results; `unit` is "percent" or "fraction", as in the publication."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     source: str
@@ -53,7 +52,7 @@ class Table(BaseModel):
     rows: Mapping[str, Row]
 
     def fraction(self, row: str, column: str) -> tuple[float, float | None]:
-        """Return mean and spread of an entry as fractions of 1."""
+        """Return mean and spread of an entry as fractions; percentages are divided by 100."""
         scale = 100 if self.unit == "percent" else 1
         position = self.columns.index(column)
         entry = self.rows[row]
@@ -68,22 +67,22 @@ def _everything() -> dict[str, Any]:
 
 
 def table(name: str) -> Table:
-    """Return the published table of that name."""
+    """Return the published table with a given name."""
     return Table.model_validate(_entry("tables", name))
 
 
 def source(name: str) -> Source:
-    """Return the source of that name."""
+    """Return the publication with a given name."""
     return Source.model_validate(_entry("sources", name))
 
 
 def protocol(name: str) -> Mapping[str, Any]:
-    """Return the settings of a protocol; numbers as published, the rest in prose."""
+    """Return the settings of a published protocol by its name; some values are text."""
     return _entry("protocols", name)
 
 
 def course_report(section: str) -> Mapping[str, Any]:
-    """Return the statements of one section of the course report, without its curves."""
+    """Return the numbers and statements of one section of the course report; curves are not included."""
     return _entry("course_report", section)
 
 

@@ -1,7 +1,7 @@
 """Figures of runs and studies, drawn without pyplot's global state and written as SVG or PNG.
 
 Charts of scores show every environment, each replica as a dot, the mean as a line, and chance and optimum
-where they are known.
+if known.
 """
 
 import io
@@ -48,7 +48,7 @@ _PAPER = np.array([1.0, 1.0, 1.0])
 
 
 def svg(figure: Figure) -> str:
-    """Return the figure as SVG text for a page; equal figures give equal text."""
+    """Return the figure as SVG text for a page; identical figures give identical text."""
     text = io.StringIO()
     figure.set_canvas(FigureCanvasSVG(figure))
     # No date and no random ids: two identical runs give identical pages.
@@ -67,7 +67,7 @@ def png(figure: Figure, dots_per_inch: int = 150) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as SVG if the file name ends in `.svg`, else as PNG."""
+    """Write the figure to a file: as SVG if its name ends in `.svg`, otherwise as PNG."""
     if path.suffix == ".svg":
         path.write_text(svg(figure), encoding="utf-8")
     else:
@@ -75,14 +75,13 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def overview(environments: EnvironmentSet, facts: Sequence[Facts], columns: int = 12) -> Figure:
-    """Show sample digits of every colored environment, each above its label.
+    """Draw sample digits of every colored environment, each above its label.
 
-    Color 0 is drawn red and color 1 green; grayscale data are drawn black. Each label is printed in the color
-    that agrees with it.
+    Color 0 is red and color 1 green; grayscale data are black. Label 0 is printed in red, label 1 in green.
 
     Args:
         environments: Colored digits.
-        facts: Facts about the same environments, one entry per row of digits.
+        facts: Facts about each environment to draw, one row of digits per entry.
         columns: Number of digits per environment.
     """
     figure = Figure(figsize=(0.78 * columns + 2.6, 1.32 * len(facts) + 0.2), layout="constrained")
@@ -110,7 +109,7 @@ def _caption(axes: Axes, fact: Facts) -> None:
 
 def _digit(axes: Axes, environment: Environment, row: int) -> None:
     image = environment.inputs[row].numpy()
-    # Whatever the scaling, the background is the smallest value of its channel.
+    # With any scaling, the background is the smallest value of a channel.
     ink = image[:2] - image[:2].min(axis=(1, 2), keepdims=True)
     ink = ink / max(float(ink.max()), 1e-9)
     hues = _COLORS if len(ink) == 2 else np.zeros((1, 3))
@@ -127,14 +126,14 @@ def _digit(axes: Axes, environment: Environment, row: int) -> None:
 
 
 def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> Figure:
-    """Draw the score over training, one panel per run.
+    """Draw the score during training, one panel per run.
 
-    Test environments are solid, training environments dotted. Lines are means over replicas; bands span all
-    replicas.
+    Lines are solid for test environments and dotted for others. They show means over replicas; bands show
+    the range of all replicas.
 
     Args:
-        results: The runs.
-        names: Titles of the panels; None derives them from the settings in which the runs differ.
+        results: Results of the runs.
+        names: Titles of the panels. Default: the algorithm, and settings in which the runs differ.
     """
     columns = min(3, len(results))
     # A single panel is wider, to leave room for the legend above it.
@@ -175,7 +174,7 @@ def _curve(axes: Axes, result: TrainingResult, hues: Mapping[str, str]) -> dict[
 
 
 def references(axes: Axes, record: Record) -> None:
-    """Draw chance and optimum where they are known, and fix the range of accuracies to [0, 1]."""
+    """Draw reference lines at chance and optimum, if known, and limit accuracies to [0, 1]."""
     is_accuracy = record.metric == "accuracy"
     for value, name in ((record.chance, "chance"), (record.optimum, "optimum")):
         if value is not None:
@@ -185,12 +184,12 @@ def references(axes: Axes, record: Record) -> None:
 
 
 def sweep(results: Mapping[float, TrainingResult], setting: str, scale: str = "linear") -> Figure:
-    """Draw the final score in every environment against the one setting that was varied.
+    """Draw the final score in every environment against the varied setting.
 
     Args:
-        results: Runs by value of the setting.
+        results: Results of the runs, by value of the setting.
         setting: Label of the horizontal axis.
-        scale: Scale of the horizontal axis; "symlog" is logarithmic and includes 0.
+        scale: Scale of the horizontal axis: "linear", "log", or "symlog" (logarithmic, including 0).
     """
     figure, axes = new_axes(7.4, 3.6)
     record = next(iter(results.values())).record
@@ -217,12 +216,12 @@ def sweep(results: Mapping[float, TrainingResult], setting: str, scale: str = "l
 @final
 @dataclass(frozen=True)
 class RankingRow:
-    """One row of `ranking`.
+    """Scores of one method, drawn as a row of `ranking`.
 
     Attributes:
         name: Label of the row.
-        values: Score of each replica; empty for a row of published figures alone.
-        published: Published scores by name of the source.
+        values: Score of each replica; empty if there are only published scores.
+        published: Published scores, by name of the source.
     """
 
     name: str
@@ -234,7 +233,7 @@ def ranking(rows: Sequence[RankingRow], label: str, marks: Mapping[str, float]) 
     """Draw one row per method: replicas as dots, the mean with its 95 % interval, published scores.
 
     Args:
-        rows: The methods from top to bottom.
+        rows: Methods from top to bottom.
         label: Label of the horizontal axis.
         marks: Reference values by name, such as chance.
     """
@@ -271,10 +270,10 @@ def ranking(rows: Sequence[RankingRow], label: str, marks: Mapping[str, float]) 
 
 
 def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: float) -> Figure:
-    """Draw mean ranks, the best on top; bars join methods whose ranks do not differ significantly.
+    """Draw mean ranks with the best on top; bars join methods that do not differ significantly.
 
     Args:
-        names: The methods.
+        names: Names of the methods.
         ranks: Mean rank of each method over environments; 1 is best.
         distance: Critical difference of two mean ranks. Demšar 2006.
     """
@@ -300,7 +299,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
 
 
 def _indistinguishable(ranks: Sequence[float], distance: float) -> list[tuple[int, int]]:
-    """Return the first and last index of each maximal run of sorted ranks that spans less than a distance."""
+    """Return first and last index of each maximal sequence of sorted ranks within less than a distance."""
     groups: list[tuple[int, int]] = []
     for first, start in enumerate(ranks):
         last = max(k for k, rank in enumerate(ranks) if rank - start < distance)
@@ -316,13 +315,13 @@ def lines(
     scales: tuple[str, str] = ("linear", "linear"),
     marks: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Draw curves.
+    """Draw several curves in one chart.
 
     Args:
-        series: x and y of each curve by name.
+        series: x and y values of each curve, by name.
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
-        scales: Scales of both axes: "linear", "log" or "symlog".
+        scales: Scales of the horizontal and vertical axes: "linear", "log" or "symlog".
         marks: Heights of horizontal reference lines by name.
     """
     figure, axes = new_axes(7.4, 3.4)
@@ -340,12 +339,14 @@ def lines(
 
 
 def candidates(runs: pd.DataFrame, metric: str, level: float) -> Figure:
-    """Draw the test score of every run against its validation score; hollow if rejected for invariance.
+    """Draw the test score of every run against its validation score.
+
+    Runs rejected by the invariance test are drawn as hollow circles.
 
     Args:
         runs: One row per run with columns algorithm, validation, test and p_value.
-        metric: Name of the scores.
-        level: Level of the invariance test.
+        metric: Name of the metric.
+        level: Significance level of the invariance test.
     """
     figure, axes = new_axes(7.4, 4.0)
     for (name, own), color in zip(runs.groupby("algorithm", sort=False), colors(), strict=False):
@@ -360,12 +361,12 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Figure:
 
 
 def hyperparameters(values: pd.DataFrame, scores: pd.DataFrame, metric: str) -> Figure:
-    """Draw the validation and test scores of runs against their hyperparameters, one panel each.
+    """Draw validation and test scores of runs against hyperparameters, one panel per hyperparameter.
 
     Args:
-        values: One row per run, one column per hyperparameter.
-        scores: Columns validation and test, with the same index.
-        metric: Name of the scores.
+        values: Hyperparameters: one row per run, one column per hyperparameter.
+        scores: Columns `validation` and `test`, with the index of `values`.
+        metric: Name of the metric.
     """
     figure, grid = _panels(values.shape[1], 3.7 * min(3, values.shape[1]) + 0.2, share_y=False)
     kinds = (("validation", TRAIN[0], "validation"), ("test", TEST, "test environments"))
@@ -387,7 +388,7 @@ def hyperparameters(values: pd.DataFrame, scores: pd.DataFrame, metric: str) -> 
 
 
 def _panels(count: int, width: float, *, share_y: bool = True) -> tuple[Figure, Any]:
-    """Return a figure with up to three panels a row, the superfluous ones switched off."""
+    """Return a figure with up to three panels per row; unused panels are hidden."""
     rows = -(-count // 3)
     figure = Figure(figsize=(width, 2.9 * rows + (0.2 if share_y else 0)), layout="constrained")
     grid = figure.subplots(rows, min(3, count), sharey=share_y, squeeze=False)

@@ -1,4 +1,4 @@
-"""Offline HTML pages: a Jinja template is filled with values and written to one file."""
+"""Render Jinja templates as self-contained HTML pages, and write pages to files."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from envariant.core.errors import EnvariantError
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the page as text; every value is escaped, and the page loads nothing from elsewhere."""
+    """Return a self-contained HTML page; all values are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("envariant.reporting"),
         autoescape=True,
@@ -21,7 +21,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def write(text: str, path: Path) -> None:
-    """Write a page atomically: after a failure the previous file, if any, is unchanged.
+    """Write a page atomically: if writing fails, an existing file is unchanged.
 
     Raises:
         EnvariantError: If the file cannot be written.

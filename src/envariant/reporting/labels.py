@@ -1,4 +1,4 @@
-"""Short texts about runs: their names, settings and verdicts."""
+"""Short texts about runs: names, settings and verdicts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,12 @@ from envariant.core.specs import format_value
 from envariant.training.result import TrainingResult
 
 _MAX_LENGTH = 48
-# Smallest drop that is reported, unless twice the spread over replicas is larger.
+# Smallest reported drop, unless twice the standard deviation over replicas is larger.
 _MIN_DROP = 0.1
 
 
 def labels(results: Sequence[TrainingResult]) -> list[str]:
-    """Return a short name for each run: the algorithm, and the settings in which runs of it differ."""
+    """Return a short name for each run: the algorithm, and settings in which its runs differ."""
     known = [settings(result) for result in results]
     titles = [title(result) for result in results]
     names = list(titles)
@@ -27,7 +27,7 @@ def labels(results: Sequence[TrainingResult]) -> list[str]:
 
 
 def title(result: TrainingResult) -> str:
-    """Return the algorithm's name, marked where the data are grayscale."""
+    """Return the algorithm's name, with "(grayscale oracle)" added if the data are grayscale."""
     gray = "-grayscale" in result.record.spec.data
     return f"{result.record.spec.algorithm}{' (grayscale oracle)' if gray else ''}"
 
@@ -62,7 +62,7 @@ def verdict(result: TrainingResult) -> str:
 
 
 def settings(result: TrainingResult) -> dict[str, str]:
-    """Return every option and hyperparameter of a run as text, by its name in tables."""
+    """Return all options and hyperparameters of a run as text, by name in tables."""
     record = result.record
     options = record.spec.to_dict()
     hyperparameters = options.pop("hyperparameters")

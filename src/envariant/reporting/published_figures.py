@@ -1,4 +1,4 @@
-"""Published figures that may stand beside a run: those of a run with exactly the paper's settings."""
+"""Published scores shown with a run, provided that it has exactly the settings of the paper."""
 
 from dataclasses import dataclass
 from typing import final
@@ -6,7 +6,7 @@ from typing import final
 from envariant import published
 from envariant.training.record import Record
 
-# The published table and its row, by data set and algorithm.
+# Published table and row, by data set and algorithm.
 ROWS = {
     ("colored-mnist:irm", "erm"): ("irm_colored_mnist", "ERM"),
     ("colored-mnist:irm", "irm"): ("irm_colored_mnist", "IRM"),
@@ -22,10 +22,10 @@ class PublishedScores:
     """One row of a published table, as fractions of 1.
 
     Attributes:
-        train: Mean over training environments, and its spread where one is published.
-        test: The same in the test environment.
-        source: The publication.
-        spread: Kind of the spread, and the number of runs.
+        train: Mean score over training environments, and its spread; the spread is None if not published.
+        test: Score in the test environment, and its spread; the spread is None if not published.
+        source: Publication of the scores.
+        spread: Kind of the spread, such as standard deviation, and number of runs.
     """
 
     train: tuple[float, float | None]
@@ -35,9 +35,9 @@ class PublishedScores:
 
 
 def comparable(record: Record) -> PublishedScores | None:
-    """Return the published scores of a run in the paper's settings; None if a setting differs or none exist.
+    """Return published scores for a run with the paper's settings; None if there are no such scores.
 
-    Every page and table that shows a published figure beside a run takes it from here.
+    All pages and tables with published scores use this function.
     """
     entry = ROWS.get((record.spec.data, record.spec.algorithm))
     if record.changed or entry is None:

@@ -1,4 +1,4 @@
-"""Page about runs: verdicts, scores, learning curves, data, settings and machine."""
+"""HTML page about runs: verdicts, scores, learning curves, data, settings and hardware."""
 
 import base64
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from envariant.training.result import TrainingResult
 
 
 def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None = None) -> str:
-    """Return the page as text.
+    """Return the page as HTML text.
 
     Args:
-        results: The runs in the order of the page; all have the same metric.
+        results: Results of the runs, in the order of the page; all have the same metric.
         heading: Title of the page.
-        mnist: Folder of the MNIST files, for the pictures of the data; None uses the cache.
+        mnist: Folder of the MNIST files, for pictures of the data. Default: the cache.
 
     Raises:
         EnvariantError: If there is no run, or the runs have different metrics.
@@ -42,10 +42,10 @@ def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None =
 
 
 def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Path | None = None) -> None:
-    """Write the page atomically; `render` describes the arguments.
+    """Write the page atomically; see `render` for the arguments.
 
     Raises:
-        EnvariantError: If the file cannot be written.
+        EnvariantError: If the page cannot be rendered or the file cannot be written.
     """
     html.write(render(results, heading, mnist), path)
 
@@ -53,7 +53,7 @@ def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Pa
 def _overviews(
     results: Sequence[TrainingResult], mnist: Path | None
 ) -> list[tuple[str, str, tables.TextTable]]:
-    """Return name, picture and facts of every colored data set that can be sampled again."""
+    """Return name, picture and facts of each colored data set that can be reconstructed."""
     overviews: list[tuple[str, str, tables.TextTable]] = []
     firsts = {result.record.spec.data: result for result in reversed(results)}
     for name, result in reversed(firsts.items()):
@@ -61,9 +61,9 @@ def _overviews(
             source = data.source(name, folder=mnist)
             environments = source.sample(result.record.seeds[0].data)
         except EnvariantError:
-            # A user's own data cannot be sampled by name, and files may have been removed since.
+            # User data cannot be loaded by name, and files may have been removed.
             continue
-        # A user's own data may have the name of one of ours.
+        # User data may have the name of a built-in data set.
         same = environments.fingerprint() == result.record.fingerprints["data"]
         if not isinstance(source, ColoredSource) or not same:
             continue

@@ -30,15 +30,12 @@ from envariant.training.result import TrainingResult
 _NUMBER = re.compile(r"(?<![\d.])\d+(?:\.\d+)?$")
 _FEWEST_POINTS = 3
 
-AXES = (
-    "diversity shift: inputs that do not occur in the other",
-    "correlation shift: equal inputs, different targets",
-)
-"""Axis labels of diversity against correlation shift."""
+AXES = "diversity shift: new inputs", "correlation shift: equal inputs, new targets"
+"""Labels of the horizontal and vertical axes of `plane`."""
 
 
 def plane(shifts: Sequence[Shift]) -> Figure:
-    """Draw diversity against correlation shift, one point per pair with its interval over trials."""
+    """Draw correlation shift against diversity shift, one point per pair with intervals over trials."""
     figure, axes = new_axes(5.6, 4.4)
     top = max(0.3, *(1.15 * s.correlation.mean for s in shifts), *(1.15 * s.diversity.mean for s in shifts))
     for (x, y), kind in (((top, 0.0), "diversity"), ((0.0, top), "correlation"), ((top, top), "both")):
@@ -65,7 +62,7 @@ def plane(shifts: Sequence[Shift]) -> Figure:
 
 
 def can_be_ordered(results: Sequence[TrainingResult]) -> bool:
-    """Return whether at least three environments of the runs have names that end in a number."""
+    """Return whether all runs have the same environments, and at least three are numbered."""
     roles = results[0].record.roles if results else {}
     _, positions = _numbered(roles)
     return len(positions) >= _FEWEST_POINTS and all(result.record.roles == roles for result in results)
@@ -75,10 +72,12 @@ def curve(results: Sequence[TrainingResult]) -> Figure:
     """Draw the final score against the number at the end of each environment's name.
 
     Args:
-        results: Runs on the same environments, such as flip-0.1 to flip-0.9 or year-2009 to year-2019.
+        results: Results of runs on the same environments, such as flip-0.1, …, flip-0.9 or year-2009, …,
+            year-2019.
 
     Raises:
-        EnvariantError: If fewer than three environments have a number, or the runs' environments differ.
+        EnvariantError: If fewer than three environments have names that end in a number, or the runs have
+            different environments.
     """
     if not can_be_ordered(results):
         raise EnvariantError(
@@ -106,7 +105,7 @@ def curve(results: Sequence[TrainingResult]) -> Figure:
 
 
 def _numbered(names: Iterable[str]) -> tuple[str, dict[float, str]]:
-    """Return the most frequent stem of names that end in a number, and these names by number."""
+    """Return the most frequent stem of names that end in a number, and the names with it by number."""
     stems: dict[str, dict[float, str]] = {}
     for name in names:
         if number := _NUMBER.search(name):
@@ -116,27 +115,27 @@ def _numbered(names: Iterable[str]) -> tuple[str, dict[float, str]]:
 
 
 def shift_table(shifts: Mapping[str, Shift], label: str, note: str) -> TextTable:
-    """Return one row per pair of groups, with the mean of each measure over trials.
+    """Return a table with one row per pair of groups: the mean of each shift measure over trials.
 
     Args:
-        shifts: Shifts by name of the pair.
-        label: Header of the names.
-        note: What is compared.
+        shifts: Measured shifts, by name of the pair.
+        label: Header of the first column.
+        note: Description of the compared groups.
     """
     rows = [
         (name, *(f"{getattr(shift, measure).mean:.3f}" for measure in MEASURES), shift.kind)
         for name, shift in shifts.items()
     ]
     note += (
-        " From 0 to 1. Diversity: inputs that do not occur in the other; correlation: equal inputs with "
-        "different targets (OoD-Bench, Ye et al. 2022); label: total variation distance of the targets; "
-        "covariate: 2·AUROC − 1 of a classifier that tells the two apart."
+        " From 0 to 1. Diversity: new inputs, which do not occur on the other side; correlation: equal "
+        "inputs with new targets (OoD-Bench, Ye et al. 2022); label: total variation distance of "
+        "the targets; covariate: 2·AUROC − 1 of a classifier that tells the two apart."
     )
     return TextTable((label, *MEASURES, "shift"), tuple(rows), (note,))
 
 
 def drift_table(drift: Drift) -> TextTable:
-    """Return one row per column, those that differ most first."""
+    """Return a table of drift with one row per column, drifted columns first."""
     order = ("further", "within", "alike")
     lines = [
         (

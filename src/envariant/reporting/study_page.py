@@ -1,4 +1,4 @@
-"""Page about a study: scores of every selection rule, significance, candidates and hyperparameters."""
+"""HTML page about a study: scores of every selection rule, significance, candidates and hyperparameters."""
 
 import json
 import math
@@ -26,13 +26,14 @@ from envariant.studies.selection import (
 )
 from envariant.studies.selection.base import last_steps
 from envariant.studies.significance import Comparison, compare
+from envariant.training.run_spec import RunSpec
 from envariant.training.store import Store
 
 Pooled = Mapping[str, Sequence[SelectionResult]]
 
 
 def render(store: Store) -> str:
-    """Return the page as text.
+    """Return the page as HTML text.
 
     Raises:
         EnvariantError: If no run is done, or the data sets have different metrics.
@@ -80,7 +81,7 @@ def write(store: Store, path: Path) -> None:
 
 
 def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
-    """Return the choices of one rule, and their mean and worst test score, for JSON."""
+    """Return the selected runs of one rule, with mean and worst test score, for JSON."""
     runs = _runs(selected)
     return {
         "test": _mean([run.test for run in runs]),
@@ -98,7 +99,7 @@ def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
 
 
 def overview(table: pd.DataFrame) -> tuple[TextTable, dict[str, Any]]:
-    """Return what each rule selects among all algorithms, as a table and for JSON.
+    """Return the results of every selection rule over all algorithms, as a table and for JSON.
 
     Args:
         table: `Store.table()` of the study.
@@ -115,7 +116,7 @@ def _section(
     *,
     higher_is_better: bool,
 ) -> dict[str, Any]:
-    """Return what the template shows of one rule."""
+    """Return the template values of one selection rule."""
     comparison = compare(selected, higher_is_better=higher_is_better)
     names, ranking = [row.algorithm for row in comparison.rows], comparison.ranking
     return {
@@ -132,7 +133,7 @@ def _section(
 
 
 def summary(pooled: Pooled, rules: Sequence[Selection]) -> TextTable:
-    """Return one row per rule: its scores when it selects among the runs of all algorithms."""
+    """Return a table with one row per rule: scores of the runs selected among all algorithms."""
     rows: list[tuple[str, ...]] = []
     for rule in rules:
         results = pooled[rule.name]
@@ -162,7 +163,7 @@ def summary(pooled: Pooled, rules: Sequence[Selection]) -> TextTable:
 
 
 def algorithms(comparison: Comparison) -> TextTable:
-    """Return one row per algorithm: its test scores under one rule, compared with ERM."""
+    """Return a table with one row per algorithm: test scores under one rule, compared with ERM."""
     ranking = comparison.ranking
     rows = tuple(
         (
@@ -202,7 +203,7 @@ def algorithms(comparison: Comparison) -> TextTable:
 
 
 def environments(selected: Sequence[SelectionResult]) -> TextTable:
-    """Return one row per algorithm and one column per set of test environments; empty cells have a note."""
+    """Return a table of test scores: one row per algorithm, one column per set of test environments."""
     columns = list(dict.fromkeys((each.data, each.test_environments) for each in selected))
     with_data = len({data for data, _ in columns}) > 1
     labels = [_environments(*column, with_data=with_data) for column in columns]
@@ -226,7 +227,7 @@ def environments(selected: Sequence[SelectionResult]) -> TextTable:
 
 
 def choices(selected: Sequence[SelectionResult]) -> TextTable:
-    """Return one row per set of test environments and replica: the selected run and the rule's remark."""
+    """Return a table of selected runs: one row per set of test environments and replica."""
     rows: list[tuple[str, ...]] = []
     for each in selected:
         name = f"{_environments(each.data, each.test_environments)}, replica {each.replica}"
@@ -242,7 +243,7 @@ def choices(selected: Sequence[SelectionResult]) -> TextTable:
 
 
 def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionResult]) -> str:
-    """Return the command that trains the most often selected trial again; "" if no run was selected."""
+    """Return the command to retrain the most often selected trial; "" if no run was selected."""
     listing = store.listing().set_index("id")
     runs = [listing.loc[run.run] for run in _runs(selected)]
     if not runs:
@@ -251,21 +252,20 @@ def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionRe
         tuple(str(run[key]) for key in ("data", "test_environments", "algorithm", "trial")) for run in runs
     ]
     best = runs[keys.index(Counter(keys).most_common(1)[0][0])]
-    words = ["envariant", "train", "--data", str(best["data"]), "--algorithm", str(best["algorithm"])]
-    for key, value in json.loads(str(best["hyperparameters"])).items():
-        words += ["--set", f"{key}={value}"]
-    words += ["--learning-rate", str(json.loads(str(best["learning_rate"])))]
-    words += ["--holdout-fraction", f"{study['holdout_fraction']:g}"]
-    for name in best["test_environments"]:
-        words += ["--test-environments", name]
-    words += ["--replicas", str(study["replicas"]), "--seed", str(study["seed"])]
-    for key, value in study["settings"].items():
-        words += [f"--{key.replace('_', '-')}", str(value)] if value is not True else [f"--{key}"]
-    return shlex.join(words)
+    spec = RunSpec(
+        data=str(best["data"]),
+        algorithm=str(best["algorithm"]),
+        hyperparameters=json.loads(str(best["hyperparameters"])),
+        learning_rate=json.loads(str(best["learning_rate"])) or None,
+        test_environments=best["test_environments"],
+        **{key: study[key] for key in ("holdout_fraction", "replicas", "seed")},
+        **study["settings"],
+    )
+    return shlex.join(["envariant", "train", *spec.flags()])
 
 
 def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the varied numbers of each algorithm's trials, one row per run of `last`, one column each."""
+    """Return the varied hyperparameters by algorithm: one row per run of `last`, one column each."""
     listing = store.listing().set_index("id")
     tables: dict[str, pd.DataFrame] = {}
     for name, runs in last.groupby("algorithm", sort=False):
@@ -281,7 +281,7 @@ def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]
 
 
 def _numbers(row: Any) -> dict[str, float]:
-    """Return learning rate and numeric hyperparameters of a run; of a schedule its final value."""
+    """Return learning rate and numeric hyperparameters of a run; for schedules, the final value."""
     numbers: dict[str, float] = {}
     values = {"learning rate": json.loads(row["learning_rate"]), **json.loads(row["hyperparameters"])}
     for key, value in values.items():
@@ -301,7 +301,7 @@ def _evaluated(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of finished runs.
 
     Raises:
-        EnvariantError: If there is none, or the runs have different metrics.
+        EnvariantError: If no run is finished, or the runs have different metrics.
     """
     rows = table[(table["state"] == "done") & table["step"].notna()]
     if rows.empty:

@@ -1,4 +1,4 @@
-"""Tables of runs and data as text, shared by terminal and pages."""
+"""Text tables of runs and data, for terminal and pages."""
 
 import math
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ class TextTable:
 
     Attributes:
         header: Name of each column.
-        rows: Cells of each row, as many as the header has.
-        notes: Explanations of the numbers, to be shown below the table.
+        rows: Cells of each row, one per column.
+        notes: Explanations of the numbers, shown below the table.
     """
 
     header: tuple[str, ...]
@@ -30,11 +30,11 @@ class TextTable:
 
 
 def scores(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> TextTable:
-    """Return one row per run: final scores in every environment, the worst, and published ones if comparable.
+    """Return a table of final scores, one row per run, with published scores if comparable.
 
     Args:
-        results: The runs.
-        names: Names of the rows; None derives them from the settings in which the runs differ.
+        results: Results of the runs.
+        names: Names of the rows. Default: the algorithm, and settings in which the runs differ.
     """
     environments = dict.fromkeys(
         (each.name, each.role, each.label) for result in results for each in result.record.environments
@@ -68,7 +68,7 @@ def scores(results: Sequence[TrainingResult], names: Sequence[str] | None = None
 
 
 def settings(results: Sequence[TrainingResult]) -> TextTable:
-    """Return one row per setting and one column per run."""
+    """Return a table of settings: one row per setting, one column per run."""
     columns = [labels.settings(result) for result in results]
     names = dict.fromkeys(key for column in columns for key in column)
     rows = tuple((name, *(column.get(name, NONE) for column in columns)) for name in names)
@@ -76,7 +76,7 @@ def settings(results: Sequence[TrainingResult]) -> TextTable:
 
 
 def facts(environments: Sequence[Facts]) -> TextTable:
-    """Return one row per colored environment: its rows, and the accuracies of the color and shape rules."""
+    """Return a table with one row per colored environment: number of rows, label shares and accuracies."""
     header = (
         "environment", "role", "rows", "label 1", "color = label", "shape = label",
         "color only", "shape only", "Bayes (both)",
@@ -97,12 +97,12 @@ def facts(environments: Sequence[Facts]) -> TextTable:
 
 
 def spread(values: Spread, digits: int = 3) -> str:
-    """Format as `0.669 ± 0.025`, without ± for a single replica; a dash for no replica."""
+    """Format scores over replicas as `0.669 ± 0.025`; without ± for one replica, a dash for none."""
     return mean_sd(values.mean, values.sd, digits) if values.values else NONE
 
 
 def mean_sd(mean: float, deviation: float | None, digits: int = 3) -> str:
-    """Format a mean and its standard deviation as `0.669 ± 0.025`; None leaves the deviation out."""
+    """Format a mean and its standard deviation as `0.669 ± 0.025`; without ± if it is None."""
     return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
@@ -112,7 +112,7 @@ def _replicas(result: TrainingResult) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Replace infinities and NaN, which JSON does not know, by None."""
+    """Replace infinities and NaN, which JSON does not support, by None."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):

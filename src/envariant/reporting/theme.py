@@ -1,4 +1,4 @@
-"""Look of all figures: colors, axes, legends and reference lines."""
+"""Style of all figures: colors, axes, legends and reference lines."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
@@ -16,7 +16,7 @@ DASHED = (0, (5, 3))
 
 
 def colors() -> Iterator[str]:
-    """Yield the colors of series, the accent color first, without end."""
+    """Yield the colors of data series in an endless cycle, the accent color first."""
     return cycle((TEST, *TRAIN))
 
 
@@ -27,14 +27,14 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def quiet(axes: Axes) -> None:
-    """Hide the upper and right spines of a chart and mute its ticks."""
+    """Hide the top and right spines of a chart, and draw its ticks in gray."""
     axes.tick_params(labelsize=8, colors=MUTED)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#cbd2d9")
 
 
 def name_axes(axes: Axes, x_label: str, y_label: str = "") -> None:
-    """Label the axes of a chart; an empty label is left out."""
+    """Label the axes of a chart; an empty `y_label` is left out."""
     axes.set_xlabel(plain_text(x_label), fontsize=9, color=INK)
     if y_label:
         axes.set_ylabel(plain_text(y_label), fontsize=9, color=INK)
@@ -49,13 +49,13 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
 def legend(
     figure: Figure, *, columns: int = 4, below: bool = False, handles: Mapping[str, Line2D] | None = None
 ) -> None:
-    """Add one legend for all panels, outside of them, where it hides no data.
+    """Add one legend for all panels, outside of the panels.
 
     Args:
-        figure: The figure.
-        columns: Number of columns.
-        below: Whether the legend stands below the panels instead of above.
-        handles: Lines by label; None takes every labeled line.
+        figure: Figure to modify.
+        columns: Number of columns of the legend.
+        below: Whether to put the legend below the panels instead of above.
+        handles: Lines by label. Default: all labeled lines.
     """
     figure.legend(
         **({} if handles is None else {"handles": list(handles.values()), "labels": list(handles)}),
@@ -68,7 +68,7 @@ def legend(
 
 
 def mark_height(axes: Axes, value: float, label: str) -> None:
-    """Draw a dashed horizontal reference line, labeled at its right end."""
+    """Draw a dashed horizontal reference line with a label at its right end."""
     axes.axhline(value, color=MUTED, lw=0.8, ls=DASHED, zorder=0)
     axes.text(
         1.0, value, f"{plain_text(label)} ", fontsize=7.5, color=MUTED, ha="right", va="bottom",
@@ -77,5 +77,5 @@ def mark_height(axes: Axes, value: float, label: str) -> None:
 
 
 def plain_text(text: str) -> str:
-    """Escape dollar signs, so that a name with one is not read as a formula."""
+    """Escape dollar signs, so that matplotlib does not interpret them as formulas."""
     return text.replace("$", r"\$")

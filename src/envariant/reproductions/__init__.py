@@ -1,4 +1,4 @@
-"""Reproductions of published work, one file each: claims, runs, figures and verdicts."""
+"""Reproductions of published work, one module each: claims, runs, figures and verdicts."""
 
 from importlib import import_module
 

@@ -1,7 +1,7 @@
-"""Building blocks of a reproduction: sections, each a function that trains with a runner and yields findings.
+"""Building blocks of reproductions: sections, and the claims, figures and tables in them.
 
-A section reads like a section of a paper: it requests runs, and yields figures, tables, paragraphs and claims
-in reading order. Whether a claim holds is computed from the numbers.
+A section is a function that requests runs from a runner and yields figures, tables, paragraphs and claims in
+reading order. Whether a claim holds is computed from the results.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,12 +17,12 @@ from envariant.reproductions.runner import Runner
 @final
 @dataclass(frozen=True)
 class Claim:
-    """Claim of the publication, tested here.
+    """Claim of the publication, tested by the reproduction.
 
     Attributes:
         text: The claim as a sentence.
-        holds: Whether the numbers support it.
-        numbers: The numbers on which that rests.
+        holds: Whether the results support the claim.
+        numbers: Results from which `holds` is computed, as text.
     """
 
     text: str
@@ -31,20 +31,20 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Verdict in words."""
+        """Verdict as text: "confirmed" or "not confirmed"."""
         return "confirmed" if self.holds else "not confirmed"
 
 
 @final
 @dataclass(frozen=True)
 class CaptionedFigure:
-    """Figure of a section.
+    """Figure of a section, with its caption.
 
     Attributes:
-        name: Base name of its files, unique within the section.
-        figure: The drawing.
-        caption: Text below it.
-        as_pixels: Whether the page contains it as PNG instead of SVG, for figures made of images.
+        name: Base name of the figure's files, unique within the section.
+        figure: Figure to show.
+        caption: Text below the figure.
+        as_pixels: Whether the page contains the figure as PNG instead of SVG, for figures made of images.
     """
 
     name: str
@@ -56,12 +56,12 @@ class CaptionedFigure:
 @final
 @dataclass(frozen=True)
 class CaptionedTable:
-    """Table of a section.
+    """Table of a section, with its caption.
 
     Attributes:
-        name: Base name of its file, unique within the section.
-        table: The cells.
-        caption: Text above it.
+        name: Base name of the table's file, unique within the section.
+        table: Table to show.
+        caption: Text above the table.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Section:
     Attributes:
         name: Id on the page and on the command line.
         title: Heading.
-        statement: Summary of what the publication states.
+        statement: Summary of the publication's statements.
         find: Function that trains with a runner and yields the findings.
     """
 
@@ -100,8 +100,8 @@ class Reproduction:
         name: Name on the command line.
         title: Title of the page.
         lead: Introduction, one paragraph.
-        conditions: Scope of each profile.
-        sections: The sections in order.
+        conditions: Description of each profile, by name.
+        sections: Sections in the order of the page.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Numerical checks of the course report's derivations: IRMv1 for least squares, and AND-mask.
 
-Everything is computed twice, independently: normal equations against automatic differentiation, a rule
-applied by hand against the library's implementation.
+Each result is computed in two independent ways: by normal equations and by automatic differentiation, or by
+hand and by the library.
 """
 
 import math
@@ -29,16 +29,16 @@ EXAMPLE_THRESHOLD = 0.5
 @final
 @dataclass(frozen=True)
 class LeastSquares:
-    """One environment with a linear relation, and three computations of the same number.
+    """Three computations of D = ‖ΦᵀY − ΦᵀΦw‖² in one environment with a linear relation.
 
     Attributes:
         rows: Number of rows of Φ(X).
         features: Number of columns of Φ(X).
         best: ‖w*‖ of the least-squares solution, from the normal equations.
-        distance: D = ‖ΦᵀY − ΦᵀΦw‖² at w = 1.
+        distance: D at w = 1, by definition.
         gradient: ‖½ ∂/∂w ‖Φw − Y‖²‖² at w = 1, by automatic differentiation.
-        penalty: The library's IRM penalty of the predictions Φ·1, times (rows/2)². None unless there is one
-            feature: then w is the multiplier by which the penalty differentiates.
+        penalty: The library's IRM penalty of the predictions Φ·1, times (rows/2)². None for
+            several features, because the penalty is a derivative with respect to a single factor.
         at_best: D at w*, which is 0 up to rounding.
     """
 
@@ -52,13 +52,13 @@ class LeastSquares:
 
     @property
     def disagreement(self) -> float:
-        """Largest relative difference between the three."""
+        """Largest relative difference of `gradient` and `penalty` from `distance`."""
         others = [self.gradient] + ([] if self.penalty is None else [self.penalty])
         return max(abs(other - self.distance) / self.distance for other in others)
 
 
 def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
-    """Compute D(Φ, w = 1) by definition, as a squared gradient, and as the library's penalty, in float64."""
+    """Compute D(Φ, w = 1) by definition, as squared gradient and as the library's penalty, in float64."""
     phi, y = _linear(rows, features, seed)
     solution = torch.linalg.solve(phi.T @ phi, phi.T @ y)
     ones = torch.ones(features, dtype=torch.float64, requires_grad=True)
@@ -82,7 +82,7 @@ def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
 
 
 def penalty_along(seed: int, reach: float = 2.0, count: int = 81) -> tuple[float, list[float], list[float]]:
-    """Return the optimal w of one environment with a single feature, points around it, and D at each."""
+    """Return the optimal w for one feature in one environment, values of w around it, and D at each."""
     phi, y = _linear(200, 1, seed)
     best = float((phi.T @ y) / (phi.T @ phi))
     points = torch.linspace(best - reach, best + reach, count, dtype=torch.float64)
@@ -92,12 +92,12 @@ def penalty_along(seed: int, reach: float = 2.0, count: int = 81) -> tuple[float
 @final
 @dataclass(frozen=True)
 class WorkedExample:
-    """The report's example, entry by entry.
+    """Example of AND-mask in the course report, by entry of the gradient.
 
     Attributes:
         agreement: Mean sign over the three environments, `[3, 3]`.
         mask: 1 where |agreement| is at least the threshold.
-        kept: 1 where the library's result is not 0.
+        kept: 1 where the gradient masked by the library is not 0.
     """
 
     agreement: tuple[tuple[float, ...], ...]
@@ -105,7 +105,7 @@ class WorkedExample:
     kept: tuple[tuple[int, ...], ...]
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
-        """Return table rows: entry, three gradients, mean sign, mask by hand, kept by the library."""
+        """Return table rows: entry, three gradients, mean sign, mask by hand, mask by the library."""
         return tuple(
             (
                 f"({row + 1}, {column + 1})",
@@ -120,7 +120,7 @@ class WorkedExample:
 
 
 def worked_example() -> WorkedExample:
-    """Compute the mask by hand and by the library's AND-mask."""
+    """Compute the mask of the example by hand and by the library's AND-mask."""
     signs = np.sign(np.array(EXAMPLE)).mean(axis=0)
     mask = (np.abs(signs) >= EXAMPLE_THRESHOLD).astype(int)
     rule = AndMask(threshold=EXAMPLE_THRESHOLD, inverse_sparsity=False)
@@ -131,11 +131,11 @@ def worked_example() -> WorkedExample:
 @final
 @dataclass(frozen=True)
 class Hessians:
-    """Two quadratic losses with diagonal Hessians.
+    """Determinants for two quadratic losses with diagonal Hessians H_A and H_B.
 
     Attributes:
         size: Length of each diagonal.
-        ratio: Geometric mean over entries of the larger divided by the smaller of the two.
+        ratio: Geometric mean over entries of the larger divided by the smaller Hessian entry.
         both: det(H_A∧B), where H_A∧B is the entrywise geometric mean.
         mean: det(H_A+B), where H_A+B is the entrywise arithmetic mean.
     """
@@ -147,7 +147,7 @@ class Hessians:
 
 
 def hessians(size: int, spread: float, seed: int) -> Hessians:
-    """Sample two diagonals whose entries differ by factors of about exp(±spread)."""
+    """Sample two diagonal Hessians whose entries differ by factors of about exp(±spread)."""
     generator = np.random.default_rng(seed)
     middle, apart = generator.normal(0, 0.5, size), generator.normal(0, spread, size)
     first, second = np.exp(middle + apart / 2), np.exp(middle - apart / 2)

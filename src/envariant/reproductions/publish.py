@@ -1,7 +1,7 @@
-"""Execution of a reproduction and its report: one HTML page, the same as Markdown, CSV tables, PNG and SVG.
+"""Run a reproduction and write its report: an HTML page, a Markdown page, CSV tables, PNG and SVG figures.
 
-The page is rewritten after each section, so an interrupted reproduction leaves its findings. Sections that
-were not requested show the runs that earlier calls stored.
+The page is rewritten after each section, so an interrupted reproduction keeps its findings. Sections that are
+not requested are shown from stored runs.
 """
 
 import base64
@@ -33,9 +33,9 @@ class SectionResult:
     """Findings of one section.
 
     Attributes:
-        section: The section.
-        findings: Its findings in order.
-        done: Whether all its runs are finished.
+        section: Section of the reproduction.
+        findings: Findings of the section in reading order; empty if it is not done.
+        done: Whether all runs of the section are finished.
     """
 
     section: Section
@@ -49,7 +49,7 @@ class SectionResult:
 
     @property
     def count(self) -> str:
-        """Number of confirmed claims, in words."""
+        """Number of confirmed claims as text, such as "2 of 3 confirmed"."""
         if not self.done:
             return "not run"
         return f"{sum(claim.holds for claim in self.claims)} of {len(self.claims)} confirmed"
@@ -67,15 +67,15 @@ def perform(
     """Run the requested sections in order, and write the page after each.
 
     Args:
-        reproduction: The reproduction.
-        out: Folder for runs, page, tables and figures; stored runs in it are resumed.
-        profile: "quick" or "full"; the profiles share no runs that differ.
-        only: Names of sections; empty for all.
-        mnist: Folder of the MNIST files; None downloads them to the cache.
-        report: Receives a line of text before each section and each run.
+        reproduction: Reproduction to run.
+        out: Folder for runs, page, tables and figures; stored runs in it are reused or resumed.
+        profile: "quick" or "full".
+        only: Names of the requested sections. Default: all sections.
+        mnist: Folder of the MNIST files. Default: download to the cache.
+        report: Callback for a line of text before each section and each run.
 
     Yields:
-        The result of each requested section when it is done.
+        Result of each requested section when it is done.
 
     Raises:
         EnvariantError: If a section is unknown, or a file cannot be written.
@@ -93,7 +93,7 @@ def perform(
         else _stored(section, archive)
         for section in reproduction.sections
     }
-    # Drawing takes longer than anything else here, so each section is rendered once.
+    # Drawing is the slowest part of rendering, so each section is rendered only once.
     rendered = {name: _render(result, out) for name, result in results.items()}
     for i, section in enumerate(requested):
         report(f"section {i + 1} of {len(requested)}: {section.name}")
@@ -114,7 +114,7 @@ def perform(
 
 
 def _stored(section: Section, archive: Runner) -> SectionResult:
-    """Return what stored runs show of a section; nothing if a run is missing."""
+    """Return the result of a section from stored runs; without findings if a run is missing."""
     try:
         return SectionResult(section, tuple(section.find(archive)), done=True)
     except RunNotStoredError:
@@ -125,7 +125,7 @@ def _render(result: SectionResult, out: Path) -> list[dict[str, Any]]:
     """Return a section's findings for the page's template, and write its figures and tables to files.
 
     Raises:
-        EnvariantError: If they cannot be written.
+        EnvariantError: If a file cannot be written.
     """
     rendered: list[dict[str, Any]] = []
     try:
@@ -196,7 +196,7 @@ def _csv(table: TextTable) -> str:
 
 
 def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
-    """Return one row per run: its folder and its settings."""
+    """Return a table with one row per run: its folder and settings."""
     rows: list[tuple[str, ...]] = []
     for name, result in sorted(runs.items()):
         s = result.record.spec

@@ -1,7 +1,7 @@
-"""Training for reproductions: every run is stored and is trained only once.
+"""Training for reproductions: every run is stored and trained only once.
 
-The folder of a run is named after its declaration, so that sections with the same run share it and an
-interrupted reproduction resumes.
+The folder of a run is named by a hash of its settings, so that sections share equal runs and an interrupted
+reproduction can be resumed.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ V = TypeVar("V")
 
 @final
 class RunNotStoredError(Exception):
-    """A runner that may not train was asked for a run that is not stored."""
+    """Error of a runner with `stored_only` if a requested run is not stored."""
 
 
 @final
@@ -53,17 +53,17 @@ class Run:
 
 @final
 class Runner:
-    """Trains runs and stores them.
+    """Trainer of the runs of a reproduction, which stores and reuses them.
 
     Args:
         folder: Folder of the runs.
         profile: "quick" or "full".
-        mnist: Folder of the MNIST files; None downloads them to the cache.
-        stored_only: Whether to load runs only; one that is not stored raises `RunNotStoredError`.
-        report: Receives a line of text before each run of a sweep.
+        mnist: Folder of the MNIST files. Default: download to the cache.
+        stored_only: Whether to load runs without training; a missing run raises `RunNotStoredError`.
+        report: Callback for a line of text before each run of a sweep. Default: no report.
 
     Attributes:
-        runs: Results of all requested runs by the name of their folder.
+        runs: Results of all requested runs, by folder name.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Runner:
         self._report = report
 
     def pick(self, *, quick: V, full: V) -> V:
-        """Return the value for this profile."""
+        """Return the value for the profile of this runner."""
         return quick if self.profile == "quick" else full
 
     @property
@@ -90,14 +90,14 @@ class Runner:
         return self.pick(quick=2, full=5)
 
     def source(self, data: str) -> EnvironmentSource:
-        """Return the data set of that name."""
+        """Return a data set by name."""
         return sources.source(data, folder=self.mnist)
 
     def train(self, run: Run) -> TrainingResult:
-        """Return a run's result, loaded from its folder or trained now.
+        """Return the result of a run: load it if it is stored, otherwise train it.
 
         Raises:
-            RunNotStoredError: If nothing may be trained and the run is not stored to its end.
+            RunNotStoredError: If `stored_only` is set and the run is not stored completely.
         """
         settings: dict[str, Any] = {"replicas": self.replicas, **run.settings}
         name = _folder(run, settings)
@@ -105,7 +105,7 @@ class Runner:
             if self.stored_only:
                 self.runs[name] = self._stored(name, settings["replicas"])
             else:
-                # A fixed mode: an automatic choice would depend on timings, and with it the last bits.
+                # With automatic choice by timing, results would not be bit-identical between calls.
                 self.runs[name] = train(
                     self.source(run.data), run.algorithm, execution="sequential", **settings,
                     out=self.folder / name,
@@ -113,7 +113,7 @@ class Runner:
         return self.runs[name]
 
     def sweep(self, runs: Mapping[K, Run]) -> dict[K, TrainingResult]:
-        """Return the result of each run, by the same keys."""
+        """Return the results of several runs, by the keys of `runs`."""
         results: dict[K, TrainingResult] = {}
         started, trained = time.monotonic(), 0
         for i, (key, run) in enumerate(runs.items()):
@@ -148,7 +148,7 @@ class Runner:
 
 
 def _folder(run: Run, settings: Mapping[str, Any]) -> str:
-    """Return the name of a run's folder: its algorithm and a digest of the declaration."""
+    """Return the folder name of a run: its algorithm and a hash of its settings."""
     declaration = json.dumps([run.data, run.algorithm, dict(settings)], sort_keys=True)
     digest = hashlib.blake2b(declaration.encode(), digest_size=5).hexdigest()
     return f"{specs.parse(run.algorithm).name}-{digest}"

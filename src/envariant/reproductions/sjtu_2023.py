@@ -1,7 +1,7 @@
-"""The course report with which this library began: Colored MNIST, LeNet, IRM, AND-mask and V-REx.
+"""Reproduction of a course report on Colored MNIST with LeNet, IRM, AND-mask and V-REx.
 
-Each section below is a section of the page: its docstring is what the report states, its body what is
-trained, drawn and claimed. No result is typed here: verdicts are computed from the runs.
+Each function with `@section` is a section of the page. Its docstring summarizes the report; its body trains
+runs, draws figures and tests claims. All verdicts are computed from the runs.
 """
 
 import math
@@ -56,7 +56,7 @@ LN2 = math.log(2)
 
 
 def _lenet(runner: Runner, **settings: Any) -> Run:
-    # Evaluating 60,000 images takes a convolutional network longer than a hundred steps.
+    # For a convolutional network, evaluating 60,000 images takes longer than 100 training steps.
     length = runner.pick(
         quick={"steps": 150, "evaluate_every": 50}, full={"steps": 1000, "evaluate_every": 100}
     )
@@ -64,7 +64,7 @@ def _lenet(runner: Runner, **settings: Any) -> Run:
 
 
 def _mlp(runner: Runner, algorithm: str, **settings: Any) -> Run:
-    """Return an MLP run with the IRM paper's data, full batches, learning rate and l2."""
+    """Return an MLP run with data, full batches, learning rate and L2 coefficient of the IRM paper."""
     model = runner.pick(quick="mlp(hidden=64)", full="mlp(hidden=128)")
     return Run(PAPER, algorithm, {"model": model, "steps": STEPS, **settings})
 
@@ -76,7 +76,7 @@ def _irm(runner: Runner, coefficient: object, *, normalize: bool = True, **setti
 
 
 def _step(at: int = SWITCH) -> str:
-    """Return the schedule of the coefficient: 1, then the IRM paper's value."""
+    """Return the schedule of the coefficient: 1 before step `at`, then the value of the IRM paper."""
     return f"step(1, {_PROTOCOL['penalty_weight']!r}, at={at})"
 
 
@@ -382,7 +382,7 @@ def irm_why(runner: Runner) -> Iterator[Finding]:
         "Adam reset at the switch": {"optimizer": reset},
     }
     if runner.profile == "quick":
-        # No claim rests on it.
+        # No claim depends on this variant.
         del optimizers["β₂ = 0.9"]
     length: dict[str, Any] = {"steps": LONG, "evaluate_every": 20}
     variants = {name: _irm(runner, _step(), **length, **changes) for name, changes in optimizers.items()}
@@ -516,7 +516,7 @@ def and_mask(runner: Runner) -> Iterator[Finding]:
 
 
 def _mask_example() -> Iterator[Finding]:
-    """Yield the report's example of a mask, and its inequality for determinants."""
+    """Yield the report's example of AND-mask, and a check of its inequality for determinants."""
     example = derivations.worked_example()
     header = ("entry", "M₁", "M₂", "M₃", "mean sign", "mask by hand", "kept by the library")
     title = f"The report's 3×3 example, τ = {derivations.EXAMPLE_THRESHOLD:g}"
@@ -585,7 +585,7 @@ def vrex(runner: Runner) -> Iterator[Finding]:
 def _vrex_variants(
     runner: Runner, results: Mapping[float, TrainingResult], report: float
 ) -> Iterator[Finding]:
-    """Yield runs that may explain the report's test accuracy."""
+    """Yield a table of V-REx variants that may explain the report's test accuracy."""
     variants = runner.sweep(
         {
             "β = 1e4 from the first step": _vrex(runner, "1e4", normalize=False),
@@ -661,7 +661,7 @@ def summary(runner: Runner) -> Iterator[Finding]:
 def _published() -> list[tuple[str, str, tuple[float, float | None]]]:
     """Return name, kind of source and test accuracy of published results.
 
-    They have rows of their own, because most runs here differ from them in width or schedule.
+    They are shown in separate rows, because most runs here have another width or schedule.
     """
     irm, rex = published.table("irm_colored_mnist"), published.table("rex_colored_mnist")
     report = float(published.course_report("vrex")["test_accuracy"])

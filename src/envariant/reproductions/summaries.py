@@ -1,6 +1,6 @@
-"""Summaries of runs on which claims rest: scores, paired differences, slopes, and figures and tables of runs.
+"""Summaries of runs, used to test claims: scores, paired differences, slopes, figures and tables.
 
-Replicas are paired by number: replica k of every run has the same data.
+Replicas are paired by number: replica k has the same data in every run.
 """
 
 import statistics
@@ -30,7 +30,12 @@ def ood_score(result: TrainingResult) -> Interval:
 
 
 def id_score(result: TrainingResult, metric: str | None = None) -> Interval:
-    """Return the final mean over training environments of a metric; None is the task's own metric."""
+    """Return the final mean of a metric over training environments, with its interval over replicas.
+
+    Args:
+        result: Result of the run.
+        metric: Name of the metric. Default: the default metric of the task.
+    """
     values = [
         result.final(name, metric or result.record.metric).values for name in training_environments(result)
     ]
@@ -38,7 +43,10 @@ def id_score(result: TrainingResult, metric: str | None = None) -> Interval:
 
 
 def gain(result: TrainingResult, over: TrainingResult) -> Interval:
-    """Return the paired difference of final test scores, over replicas that finished in both runs."""
+    """Return the paired difference of final test scores, `result` − `over`, with its interval over replicas.
+
+    Replicas that failed in one of the runs are left out.
+    """
     scores, others = (
         dict(zip(r.finished, r.final(only_test_environment(r), r.record.metric).values, strict=True))
         for r in (result, over)
@@ -48,13 +56,13 @@ def gain(result: TrainingResult, over: TrainingResult) -> Interval:
 
 
 def risk_gap(result: TrainingResult) -> Interval:
-    """Return the final difference between the largest and the smallest training risk."""
+    """Return the final difference between largest and smallest training risk, with its interval."""
     risks = [result.final(name, "loss").values for name in training_environments(result)]
     return interval([max(each) - min(each) for each in zip(*risks, strict=True)])
 
 
 def curves(result: TrainingResult, environment: str, metric: str) -> dict[int, tuple[list[int], list[float]]]:
-    """Return steps and values of a metric by finished replica; the environment "*" is the whole batch."""
+    """Return steps and values of a metric by finished replica; environment "*" is the whole batch."""
     by_replica: dict[int, tuple[list[int], list[float]]] = {k: ([], []) for k in result.finished}
     for row in result.rows:
         if (row.environment, row.metric) == (environment, metric) and row.replica in by_replica:
@@ -65,7 +73,7 @@ def curves(result: TrainingResult, environment: str, metric: str) -> dict[int, t
 
 
 def mean_curve(result: TrainingResult, environments: list[str], metric: str) -> tuple[list[int], list[float]]:
-    """Return steps and the mean of a metric over replicas and environments."""
+    """Return steps, and the mean of a metric over replicas and environments at each step."""
     each = [curve for name in environments for curve in curves(result, name, metric).values()]
     columns = zip(*(values for _, values in each), strict=True)
     return each[0][0], [statistics.fmean(values) for values in columns]
@@ -77,7 +85,7 @@ def final_batch_metric(result: TrainingResult, metric: str) -> Interval:
 
 
 def ood_slope(result: TrainingResult, after: int) -> Interval:
-    """Return the slope of the test score per 100 steps from a step on, with its interval over replicas."""
+    """Return the slope of the test score per 100 steps after a step, with its interval over replicas."""
     slopes: list[float] = []
     for steps, values in curves(result, only_test_environment(result), result.record.metric).values():
         late = [(s, v) for s, v in zip(steps, values, strict=True) if s >= after]
@@ -86,13 +94,13 @@ def ood_slope(result: TrainingResult, after: int) -> Interval:
 
 
 def ood_score_at(result: TrainingResult, step: int) -> Interval:
-    """Return the test score at the last evaluation up to a step."""
+    """Return the test score at the last evaluation up to a step, with its interval over replicas."""
     each = curves(result, only_test_environment(result), result.record.metric).values()
     return interval([[v for s, v in zip(*curve, strict=True) if s <= step][-1] for curve in each])
 
 
 def show_runs(results: Mapping[str, TrainingResult], caption: str, name: str = "runs") -> Iterator[Finding]:
-    """Yield the learning curves of runs, one panel each, and the table of their final scores."""
+    """Yield a figure of learning curves, one panel per run, and a table of final scores."""
     yield CaptionedFigure(f"{name}-curves", figures.curves(list(results.values()), list(results)), caption)
     yield score_table(results, name)
 
@@ -105,7 +113,7 @@ def show_sweep(
     scale: str = "linear",
     name: str = "sweep",
 ) -> Iterator[Finding]:
-    """Yield the final scores of runs that differ in one setting, as a chart and as a table."""
+    """Yield a chart and a table of the final scores of runs that differ in one setting."""
     yield CaptionedFigure(f"{name}-chart", figures.sweep(results, setting, scale), caption)
     yield score_table({f"{setting} = {short(value)}": result for value, result in results.items()}, name)
 
@@ -113,19 +121,19 @@ def show_sweep(
 def score_table(
     results: Mapping[str, TrainingResult], name: str = "runs", caption: str = ""
 ) -> CaptionedTable:
-    """Return the table of final scores, without the notes that the page has at its beginning."""
+    """Return the table of final scores, without notes."""
     steps = " or ".join(dict.fromkeys(f"{r.record.spec.steps:,}" for r in results.values()))
     table = replace(tables.scores(list(results.values()), list(results)), notes=())
     return CaptionedTable(f"{name}-scores", table, caption or f"After {steps} steps")
 
 
 def short(value: float) -> str:
-    """Format a number as people write it: 1e4 instead of 1e+04."""
+    """Format a number with a short exponent: 1e4 instead of 1e+04."""
     return (f"{value:g}" if abs(value) < 1e4 else f"{value:.2g}").replace("e+0", "e")
 
 
 def signed(change: Interval) -> str:
-    """Format the interval of a difference or slope with signs."""
+    """Format a difference or slope and its interval with explicit signs."""
     if change.count < 2:
         return f"{change.mean:+.3g} (one replica, no interval)"
     return f"{change.mean:+.3g} [{change.low:+.3g}, {change.high:+.3g}]"

@@ -1,4 +1,4 @@
-"""Saved models: a trained network with its table encoding, stored in a folder and ready to predict."""
+"""Saved models: a trained network with its table encoding, stored in a folder for prediction."""
 
 from pathlib import Path
 
@@ -8,13 +8,14 @@ from envariant.saved_model.network import SavedNetwork
 
 
 def load_model(folder: Path | str) -> SavedModel:
-    """Load a model that `SavedModel.save` stored.
+    """Load a saved model from a folder written by `SavedModel.save`.
 
     Args:
         folder: Folder of the saved model.
 
     Raises:
-        EnvariantError: If the folder holds no saved model, a damaged one, or one of another schema version.
+        EnvariantError: If the folder has no saved model, or the model is damaged or of another schema
+            version.
     """
     return SavedModel.load(folder)
 

@@ -1,4 +1,4 @@
-"""Files of a saved model: one safetensors file, nothing pickled, and a JSON file for people and programs."""
+"""Files of a saved model: a safetensors file and a JSON description; nothing is pickled."""
 
 import json
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from envariant.core.errors import EnvariantError
 
-SCHEMA = 1
-"""Version of the stored description."""
+SCHEMA = 2
+"""Schema version of the stored description."""
 
 TENSORS, TEXT = "model.safetensors", "model.json"
-"""File with all of a saved model, and file with its description only."""
+"""Names of the file with the whole model and of the file with its description."""
 
 _HEADER = "envariant.model"
 
 
 def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write both files; after an interruption the old or the new model can be loaded.
+    """Write both files of a saved model; if interrupted, either the old or the new model can be loaded.
 
     Args:
         folder: Folder to write to, created if missing.
@@ -35,7 +35,7 @@ def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Te
     text, partial = to_json(description), folder / "model.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The header holds the description too, so that both are always of the same model.
+        # The header includes the description, so that tensors and description are always of the same model.
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={_HEADER: text})
         partial.replace(folder / TENSORS)
         partial.write_text(text, encoding="utf-8")
@@ -49,7 +49,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the description and the tensors of a saved model.
 
     Raises:
-        EnvariantError: If the folder holds no saved model, a damaged one, or one of another schema version.
+        EnvariantError: If the folder has no saved model, or the model is damaged or of another schema
+            version.
     """
     path = folder / TENSORS
     if not path.exists():
@@ -81,5 +82,5 @@ def damaged(folder: Path, error: Exception) -> EnvariantError:
 
 
 def to_json(description: Mapping[str, Any]) -> str:
-    """Return a description as the text of a JSON file."""
+    """Return the JSON text of a description."""
     return json.dumps(description, ensure_ascii=False, indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""`SavedModel`: a trained network with everything needed to predict the rows of a new table."""
+"""`SavedModel`: a trained network that predicts the rows of new tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,14 +31,14 @@ from envariant.saved_model.onnx_export import probabilities
 from envariant.training.evaluator import Evaluator
 from envariant.training.result import TrainingResult
 
-# Arrays of a column's sketch, which are stored as tensors and not in the description.
+# Arrays of a column's sketch, stored as tensors instead of in the description.
 _ARRAYS = ("knots", "counts", "alone")
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class SavedModel:
-    """The trained network of one replica, with the columns that it reads and the target that it predicts.
+    """Trained network of one replica, with the encoding of its input columns and its target.
 
     Attributes:
         encoder: Encoding of columns as inputs, fitted on the training environments.
@@ -46,12 +46,12 @@ class SavedModel:
         classes: Class labels in the order of the outputs; empty for a regression.
         target: Name of the target column.
         environment: Name of the environment column of the training table; not needed for prediction.
-        scale: Standard deviation of the target, by which the outputs of a regression are multiplied; else 1.
-        center: Mean of the target, which is added to the outputs of a regression; else 0.
-        predictor: The trained network.
+        scale: Standard deviation of a regression target, used to rescale outputs; 1 for classes.
+        center: Mean of a regression target, added to rescaled outputs; 0 for classes.
+        predictor: Trained network with its model and algorithm.
         environments: Names of the training environments.
         reference: Distribution of each column in the training environments.
-        about: Further facts by name: the data, options and versions of the run, its command, the date.
+        about: Provenance by name: data, options, versions, command and date of the run.
 
     Example:
         >>> from envariant import load_model
@@ -82,17 +82,17 @@ class SavedModel:
         replica: int = 0,
         about: Mapping[str, str] | None = None,
     ) -> "SavedModel":
-        """Return the model that a run on a table trained.
+        """Return the saved model of one replica of a finished run on a table.
 
         Args:
-            source: The table that the run was trained on; its test environments are taken from the run.
-            result: The run.
+            source: Table of the run; test environments are those of the run.
+            result: Result of the run.
             replica: Index of the replica to save.
-            about: Further facts to store, by name.
+            about: Additional provenance to store, by name.
 
         Raises:
-            EnvariantError: If there is no such replica or it has not finished, if the network cannot be
-                rebuilt by name, or if the run was trained on another table.
+            EnvariantError: If the replica does not exist or has not finished, the network cannot be rebuilt
+                by name, or the run used another table.
         """
         record, settings = result.record, result.record.spec
         if replica in result.checkpoints and replica not in result.finished:
@@ -127,7 +127,7 @@ class SavedModel:
                 settings.model,
                 settings.algorithm,
                 settings.hyperparameters,
-                # Cloned, because a replica's tensors may be views of a whole stack.
+                # Clone tensors, because they may be views of the whole replica stack.
                 {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
             ),
             environments=environments,
@@ -146,10 +146,10 @@ class SavedModel:
         )
 
     def save(self, folder: Path | str) -> None:
-        """Store the model in a folder; after an interruption the old or the new model can be loaded.
+        """Store the model in a folder; if interrupted, either the old or the new model can be loaded.
 
-        `model.safetensors` holds the whole model. `model.json` repeats its description for people and other
-        programs, and is never read back.
+        `model.safetensors` contains the whole model. `model.json` repeats its description for people and
+        other programs, and is not used by `load`.
 
         Args:
             folder: Folder to write to, created if missing.
@@ -164,13 +164,14 @@ class SavedModel:
 
     @classmethod
     def load(cls, folder: Path | str) -> "SavedModel":
-        """Load a model that `save` stored.
+        """Load a saved model from a folder written by `save`.
 
         Args:
             folder: Folder of the saved model.
 
         Raises:
-            EnvariantError: If the folder holds no model, a damaged one, or one of another schema version.
+            EnvariantError: If the folder has no saved model, or the model is damaged or of another schema
+                version.
         """
         description, tensors = files.read(Path(folder))
         try:
@@ -185,38 +186,41 @@ class SavedModel:
                 shape = (len(model.environments), sketch.bins)
                 if sketch.name != column.name or not sketch.counts.shape == sketch.alone.shape == shape:
                     raise ValueError(f"the reference of column '{column.name}' does not fit")
-            # Rebuilt once, so that weights that do not fit are reported here and not at the first prediction.
+            # Rebuild the network once, so that weights of wrong shape are reported on loading.
             model.network()
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
             raise files.damaged(Path(folder), error) from None
         return model
 
     def network(self) -> nn.Module:
-        """Return the trained network in evaluation mode, from encoded rows `[rows, width]` to raw outputs.
+        """Return the trained network in evaluation mode.
+
+        The network maps encoded rows `[rows, width]` to raw outputs.
 
         Raises:
-            EnvariantError: If this version of the library has no such model.
+            EnvariantError: If the network's model or algorithm is unknown to this version of the library.
         """
         return self.predictor.module(self._task(), len(self.encoder.names), self.environments)
 
     def predict(self, data: Any, *, encoding: str = "utf-8") -> pd.DataFrame:
-        """Return a prediction for every row, in the order and with the index of the rows.
+        """Return a prediction for every row, with the order and index of the input rows.
 
-        Columns are found by name, in any order; others are ignored. Unknown categories are treated as rare
-        ones, missing values are imputed, and numbers are clipped at ten standard deviations: `resembles`
-        reports how often. Computation is in float32, whatever the precision of training. Models trained by
-        ARM predict neighboring rows jointly: keep the rows of an environment together.
+        Columns are matched by name, in any order; other columns are ignored. Unknown categories are treated
+        as rare categories, missing values are imputed, and numbers are clipped at ten standard deviations.
+        `resembles` reports unknown categories, missing values and values outside the training range.
+        Computation is in float32, whatever the precision of training. Models trained by ARM predict
+        neighboring rows jointly: keep the rows of an environment together.
 
         Args:
             data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
             encoding: Encoding of a text file.
 
         Returns:
-            A column `prediction` with the class label, or with the target in its original unit. For classes,
-            also a column `P(…)` with the probability of each class.
+            Data frame with a column `prediction`: class labels, or targets in their original unit. For
+            classes, there is also a column `P(…)` with the probability of each class.
 
         Raises:
-            EnvariantError: If a column is missing, or a value is not of its column's type.
+            EnvariantError: If a column is missing, or a value does not have the type of its column.
         """
         network = self.network()
         return pd.concat(
@@ -224,14 +228,14 @@ class SavedModel:
         )
 
     def resembles(self, data: Any, *, encoding: str = "utf-8") -> Drift:
-        """Compare new rows with the rows of the training environments, column by column.
+        """Compare new rows with the training rows, column by column.
 
         Args:
-            data: Table as for `predict`.
+            data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
             encoding: Encoding of a text file.
 
         Raises:
-            EnvariantError: If a column is missing, or a value is not of its column's type.
+            EnvariantError: If a column is missing, or a value does not have the type of its column.
         """
         counter = _RowCounter(self.reference)
         for _, columns in self._read(data, encoding):
@@ -239,14 +243,14 @@ class SavedModel:
         return counter.drift(self.environments)
 
     def predict_and_compare(self, data: Any, *, encoding: str = "utf-8") -> tuple[pd.DataFrame, Drift]:
-        """Return the results of `predict` and `resembles`, reading the rows once.
+        """Return the results of `predict` and `resembles`; the table is read once.
 
         Args:
-            data: Table as for `predict`.
+            data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
             encoding: Encoding of a text file.
 
         Raises:
-            EnvariantError: If a column is missing, or a value is not of its column's type.
+            EnvariantError: If a column is missing, or a value does not have the type of its column.
         """
         network, counter = self.network(), _RowCounter(self.reference)
         frames: list[pd.DataFrame] = []
@@ -256,12 +260,13 @@ class SavedModel:
         return pd.concat(frames), counter.drift(self.environments)
 
     def to_onnx(self, path: Path | str) -> None:
-        """Export the network for other runtimes, with a JSON file that describes the encoding of its inputs.
+        """Export the network to ONNX, with a JSON file that describes the encoding of its inputs.
 
-        The ONNX model takes `inputs`, float32 `[rows, width]`, in the order of `encoder.names`. It returns
-        `logits` (`[rows]` for two classes, else `[rows, classes]`) and `probabilities` `[rows, classes]`; for
-        a regression `prediction` `[rows]` in the original unit. The JSON file equals the `model.json` of
-        `save`; its `encoder` lists the imputed value, center, scale and categories of each column.
+        The input of the ONNX model is `inputs`, float32 `[rows, width]`, in the order of `encoder.names`. Its
+        outputs are `logits` (`[rows]` for two classes, else `[rows, classes]`) and `probabilities`
+        `[rows, classes]`; for a regression, `prediction` `[rows]` in the original unit. The JSON file equals
+        the `model.json` of `save`; its `encoder` lists the imputed value, center, scale and categories of
+        each column.
 
         Args:
             path: File to write, ending in .onnx.
@@ -274,12 +279,12 @@ class SavedModel:
         onnx_export.export(self.network(), self._task(), len(self.encoder.names), Path(path), description)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON-compatible description of the model, without its encoder and reference."""
+        """Return a JSON-compatible description of the model, without encoder and reference."""
         skipped = ("encoder", "inputs", "reference")
         return {key: value for key, value in self._description().items() if key not in skipped}
 
     def _description(self) -> dict[str, Any]:
-        """Return the content of `model.json`: every field without its arrays."""
+        """Return the content of `model.json`: all fields of the model without arrays."""
         arrays: dict[str, Any] = {"predictor": {"weights"}, "reference": {"__all__": set(_ARRAYS)}}
         fields = _FIELDS.dump_python(self, mode="json", exclude=arrays)
         return {"schema": files.SCHEMA, "inputs": list(self.encoder.names), **fields}
@@ -296,7 +301,7 @@ class SavedModel:
         task = self._task()
         logits = Evaluator.of_module(network, task).logits(inputs)
         if isinstance(task, Regression):
-            # In float64, because a year or an income is large compared with its spread.
+            # Use float64, because targets such as years are large compared with their standard deviation.
             return pd.DataFrame(
                 {"prediction": (logits.double() * task.scale + task.center).numpy()}, index=index
             )
@@ -325,7 +330,7 @@ class _RowCounter:
         self._rows = 0
 
     def add(self, columns: Mapping[str, Column]) -> None:
-        """Count the rows of a chunk."""
+        """Add the rows of a chunk to the counts."""
         for k, sketch in enumerate(self._sketches):
             column = columns[sketch.name]
             self._counts[k] += sketch.tally(column.values, column.categories)

@@ -1,4 +1,4 @@
-"""The predictor of a saved model: a network that is rebuilt by name and given its trained weights."""
+"""Network of a saved model, rebuilt from its model name and trained weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ _WEIGHTS = "weights/"
 @final
 @dataclass(frozen=True, eq=False)
 class SavedNetwork:
-    """A trained network.
+    """Trained network of a saved model.
 
     Attributes:
         model: Text of the model, such as `mlp(hidden=(32, 32))`.
-        algorithm: Name of the algorithm that trained it; some algorithms wrap the model.
+        algorithm: Name of the training algorithm; some algorithms wrap the model.
         hyperparameters: Hyperparameters of the algorithm.
         weights: Parameters and buffers by name.
     """
@@ -33,27 +33,27 @@ class SavedNetwork:
         """Rebuild the network in evaluation mode.
 
         Args:
-            task: Task, which determines the number of outputs.
+            task: Prediction task, which determines the number of outputs.
             width: Number of inputs per row.
             environments: Names of the training environments.
 
         Raises:
-            EnvariantError: If this version of the library has no such model.
+            EnvariantError: If the model or the algorithm is unknown to this version of the library.
         """
         module = rebuilt(self.model, self.algorithm, self.hyperparameters, task, (width,), environments)
         module.load_state_dict(dict(self.weights))
         return module.eval()
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors to store, by name."""
+        """Return the trained weights by their names in the safetensors file."""
         return {f"{_WEIGHTS}{name}": value for name, value in self.weights.items()}
 
     @classmethod
     def from_tensors(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Return the network of a description without weights and of stored tensors.
+        """Return the network with the given description and stored tensors.
 
         Args:
-            description: Every other field, by name.
+            description: Fields other than `weights`, by name.
             tensors: All tensors of the saved model, by name.
         """
         weights = {k.removeprefix(_WEIGHTS): v for k, v in tensors.items() if k.startswith(_WEIGHTS)}

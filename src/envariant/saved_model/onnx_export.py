@@ -15,11 +15,11 @@ from envariant.training.network import TOGETHER
 
 
 def export(network: nn.Module, task: Task, width: int, path: Path, description: str) -> None:
-    """Write a network to an ONNX file, and its description to the JSON file of the same name.
+    """Write a network to an ONNX file, and its description to a JSON file of the same name.
 
     Args:
         network: Network in evaluation mode, from inputs `[rows, width]` to raw outputs.
-        task: Task, which determines the outputs of the ONNX model.
+        task: Prediction task, which determines the outputs of the ONNX model.
         width: Number of inputs per row.
         path: File to write, ending in .onnx.
         description: Text of the JSON file.
@@ -63,7 +63,7 @@ def export(network: nn.Module, task: Task, width: int, path: Path, description: 
 
 def probabilities(logits: Float[Tensor, "rows *c"]) -> Float[Tensor, "rows classes"]:
     """Return class probabilities from logits `[rows]` of two classes, or `[rows, classes]`."""
-    # Both computed from the logit: 1 − p would lose small probabilities.
+    # Compute both from the logit, because 1 − p loses precision for small probabilities.
     if logits.dim() == 1:
         return torch.sigmoid(torch.stack([-logits, logits], dim=1))
     return torch.softmax(logits, dim=1)
@@ -71,7 +71,7 @@ def probabilities(logits: Float[Tensor, "rows *c"]) -> Float[Tensor, "rows class
 
 @final
 class _WithProbabilities(nn.Module):
-    """A network whose outputs are logits and probabilities, or predictions in the unit of the target."""
+    """Network with logits and probabilities as outputs, or with predictions in the unit of the target."""
 
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Estimate what a study would train and how long that would take, from a few steps of each algorithm."""
+"""Estimate the number of runs and the training time of a study, from a few steps of each algorithm."""
 
 import time
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ _STEPS = 4
 @final
 @dataclass(frozen=True)
 class JobEstimate:
-    """Estimated cost of the runs that would train as one job.
+    """Estimated cost of the runs of one job.
 
     Attributes:
         data: Name of the data.
         test_environments: Names of the test environments.
         algorithm: Name of the algorithm.
         runs: Number of runs.
-        steps: Updates of each; None if the options do not fit one another.
-        seconds: Time for all of them, one after another; None if it could not be measured.
-        problem: Why it could not be measured.
+        steps: Number of updates of each run; None if the time could not be measured.
+        seconds: Total time of the runs, one after another; None if it could not be measured.
+        problem: Reason why the time could not be measured; None if it was measured.
     """
 
     data: str
@@ -43,13 +43,13 @@ class Estimate:
     """Estimated cost of a study.
 
     Attributes:
-        jobs: Its jobs, in order.
+        jobs: Estimated cost of each job, in the order of the study.
     """
 
     jobs: tuple[JobEstimate, ...]
 
     def lines(self) -> list[str]:
-        """Return one line per job, and their sum."""
+        """Return one line of text per job, and a last line with the totals."""
         lines: list[str] = []
         for job in self.jobs:
             names = ", ".join(job.test_environments) or "none"
@@ -61,7 +61,7 @@ class Estimate:
         return [*lines, f"{count} runs, about {_span(total)} one after another"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the estimate as JSON can hold it."""
+        """Return the estimate as a dictionary for JSON."""
         return {
             "runs": sum(job.runs for job in self.jobs),
             "seconds": sum(job.seconds or 0.0 for job in self.jobs),
@@ -70,10 +70,10 @@ class Estimate:
 
 
 def estimate(study: Study) -> Estimate:
-    """Plan a study, and train the first run of every job for a few steps.
+    """Estimate the training time of a study from a few steps of each algorithm on each data set.
 
     Args:
-        study: The study.
+        study: Study to plan.
 
     Raises:
         EnvariantError: If the study cannot be planned.
@@ -98,10 +98,10 @@ def estimate(study: Study) -> Estimate:
 
 
 def _measured(job: Job) -> tuple[float, float]:
-    """Return the seconds until a run is ready, and those of one of its steps."""
+    """Return the start-up time of a run and the time per step, in seconds."""
     started = time.perf_counter()
     news = perform(job)
-    # Its record, the evaluation before the first step, and that step, which is slower.
+    # The record, the evaluation before the first step, and the first step, which is slower.
     for _ in islice(news, 3):
         pass
     ready = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Export measured numbers for other tools, one row each, as CSV or Parquet."""
+"""Export the metrics of runs as CSV or Parquet, one row per value."""
 
 from pathlib import Path
 
@@ -7,14 +7,17 @@ from envariant.training.store import Store
 
 
 def export(study: Path, out: Path) -> int:
-    """Write every measured number of a folder of runs with what its run is, and return their number.
+    """Write all metrics in a folder of runs to a file, one row per value with the settings of its run.
 
     Args:
         study: Folder of a run or a study.
-        out: File to write, .csv or .parquet.
+        out: File to write; its name ends in .csv or .parquet.
+
+    Returns:
+        Number of rows written.
 
     Raises:
-        EnvariantError: If the file's extension is neither, or it cannot be written.
+        EnvariantError: If the file has another extension or cannot be written, or pyarrow is missing.
     """
     if out.suffix not in (".csv", ".parquet"):
         raise EnvariantError(f"{out}: must end in .csv or .parquet")

@@ -1,6 +1,6 @@
-"""A job: runs of a study that train together, as replicas of one engine.
+"""Jobs: runs of a study that are trained together, as replicas of one engine.
 
-An executor, here or on another machine, is given plain data and returns plain data.
+A job and its results can be sent to other processes and machines.
 """
 
 import warnings
@@ -28,13 +28,13 @@ from envariant.training.store import RunOutcome, StoredRun
 @final
 @dataclass(frozen=True)
 class Job:
-    """Runs to train.
+    """Runs of a study that are trained together.
 
     Attributes:
-        study: The study they belong to.
+        study: Study of the runs.
         runs: Runs of one algorithm on the same data, with the same test environments.
-        execution: How to execute them, as `RunSpec.execution`.
-        memory: Memory limit of a stack, as `RunSpec.memory`.
+        execution: Execution mode of the runs: an option of `envariant.train`, or an `Execution`.
+        memory: Memory limit of a replica stack, such as "8GB". Default: half of the free memory.
     """
 
     study: Study
@@ -43,7 +43,7 @@ class Job:
     memory: str | float | None = None
 
     def members(self) -> tuple[Member, ...]:
-        """Return the runs as replicas with their options and seeds."""
+        """Return the runs as replicas, each with its options and seeds."""
         shared = {"execution": self.execution, "memory": self.memory}
         specs = {
             stored.run.trial.number: self.study.spec_of(stored.run).but(**shared) for stored in self.runs
@@ -57,7 +57,7 @@ class Job:
         """Return the number of updates of each run.
 
         Raises:
-            EnvariantError: If the study's options do not fit one another.
+            EnvariantError: If options of the study are incompatible.
         """
         return resolve(self.members()[0].spec).config.steps
 
@@ -65,15 +65,15 @@ class Job:
 @final
 @dataclass(frozen=True)
 class Update:
-    """News of a job.
+    """Progress of a job: new metrics, finished runs or completed steps.
 
     Attributes:
-        record: What the job trains; once, before the first step.
-        rows: Measured numbers; a row's replica is its run's number.
-        outcomes: How runs ended.
-        step: Updates made by the runs that the news are of.
-        runs: Their numbers.
-        event: Event of the engine, from which they can be stored; not sent between machines.
+        record: Record of the job, sent once before the first step; otherwise None.
+        rows: New metrics; the `replica` of a row is the id of its run.
+        outcomes: Results of the runs that have ended.
+        step: Number of updates made by `runs`.
+        runs: Ids of the updated runs.
+        event: Event of the engine, from which a `Recorder` can store the runs; not sent between machines.
     """
 
     record: Record | None = None
@@ -85,14 +85,14 @@ class Update:
 
 
 def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]:
-    """Train the runs of a job, from their checkpoints if there are any.
+    """Train the runs of a job, and resume from checkpoints if there are any.
 
     Args:
         job: Runs to train.
-        resumption: Where an earlier attempt is stored, if anywhere.
+        resumption: Source of checkpoints. None: train from the start.
 
     Raises:
-        EnvariantError: If the runs cannot train.
+        EnvariantError: If the runs cannot be trained.
     """
     measurements: StudyMeasurements | None = None
     for event in run(job.members(), resumption):
@@ -113,19 +113,21 @@ def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]
 def warn_of_remarks(study: Study) -> None:
     """Issue one `EnvariantWarning` for each schedule of a study that never takes effect.
 
+    The warning is attributed to the caller of the calling function.
+
     Args:
-        study: The study that the caller's caller is about to train.
+        study: Study to be trained.
     """
     for remark in study.remarks():
         warnings.warn(remark, EnvariantWarning, stacklevel=3)
 
 
 def compared_in(study: Study, record: Record) -> tuple[str, bool]:
-    """Return the metric in which runs of a study are compared, and whether higher is better.
+    """Return the metric used to compare runs of a study, and whether higher is better.
 
     Args:
-        study: The study.
-        record: Record of a job, which knows the task's own metric.
+        study: Study of the runs.
+        record: Record of a job, with the default metric of the task.
     """
     metric = metrics.METRICS[study.metric or record.metric]
     return metric.name, metric.higher_is_better
@@ -134,7 +136,7 @@ def compared_in(study: Study, record: Record) -> tuple[str, bool]:
 def _measured(
     event: Evaluated, measurements: StudyMeasurements
 ) -> tuple[list[HistoryRow], tuple[RunOutcome, ...]]:
-    """Measure what training does not, and return how runs ended if they did."""
+    """Return metrics that training does not compute, and the outcomes of finished runs."""
     states = event.checkpoint().states()
     sound = {number for number in event.replicas if states[number].failure is None}
     rows = measurements.scores(event.answers, event.replicas, event.step)
@@ -161,7 +163,7 @@ def _of(rows: Iterable[HistoryRow], runs: set[int]) -> list[HistoryRow]:
 
 
 def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurements) -> list[float | None]:
-    """Test on validation rows whether the target given each run's output depends on the environment."""
+    """Return p-values of the invariance test of each run on validation rows; None without such rows."""
     names = [name for name, role in measurements.roles.items() if role == "validation"]
     answers = [tuple(part.double().cpu().numpy() for part in predict(name)) for name in names]
     if not names:

@@ -1,7 +1,7 @@
-"""What a study measures besides training: other metrics, permutation importance of columns, predictions.
+"""Measurements of a study that training does not make: other metrics, column importance and predictions.
 
-Networks and fitted predictors give logits on rows of an environment, unchanged or with one column changed
-(Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
+Permutation importance compares logits of networks and fitted predictors on unchanged rows and on rows with
+one column changed (Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE, Hist
 from envariant.training.replica_stack import Change
 from envariant.training.store import Predictions
 
-# Rows of an environment whose predictions are stored, and rows on which columns are changed.
+# Rows per environment with stored predictions, and rows per environment for column importance.
 _STORED_ROWS = 1_000
 _CHANGED_ROWS = 500
 
 
 class Predict(Protocol):
-    """Models that train together, asked for their logits."""
+    """Function that returns the logits of all models of a job."""
 
     def __call__(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
@@ -33,8 +33,8 @@ class Predict(Protocol):
 
         Args:
             name: Name of the environment in the sample.
-            rows: Numbers of its rows; None is all.
-            change: Change of their inputs.
+            rows: Indices of rows in the environment. Default: all rows.
+            change: Function applied to the inputs. Default: unchanged inputs.
         """
         ...
 
@@ -42,13 +42,13 @@ class Predict(Protocol):
 @final
 @dataclass(frozen=True, eq=False)
 class StudyMeasurements:
-    """What is measured of runs in the environments that they did not train on.
+    """Measurements of runs in validation and test environments.
 
     Attributes:
         sample: Environments of the first run; names, sizes and task are the same for all.
         roles: Role of each environment, by name in the sample.
-        metric: Metric in which runs are compared.
-        columns: Inputs of each column of a table, by name; empty where inputs are no table.
+        metric: Metric used to compare runs.
+        columns: Range of inputs of each table column, by name; empty if inputs are not tabular.
         store_predictions: Whether predictions are stored and permutation importance is measured.
     """
 
@@ -60,20 +60,20 @@ class StudyMeasurements:
 
     @property
     def untrained(self) -> list[Environment]:
-        """Environments that were not trained on."""
+        """Validation and test environments."""
         return [self.sample[name] for name, role in self.roles.items() if role != "train"]
 
     def scores(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Measure the metric on all rows, if it is not the task's own, which training measures anyway."""
+        """Return the metric on all rows; empty for the task's default metric, which training measures."""
         if self.metric.name == self.sample.task.metric:
             return []
         return [row for each in self.untrained for row in self._rows(predict, runs, step, each, FULL)]
 
     def importance(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Measure the metric with each column shuffled, and in test environments with its values replaced.
+        """Return the metric with each column shuffled, and in test environments also with it replaced.
 
-        A column shuffled within an environment says nothing about a row. Values from training environments
-        say nothing about the test environment either.
+        Shuffling within an environment removes the column's information about individual rows. Replacing it
+        by values from training environments also removes its information about the test environment.
         """
         generator = torch.Generator().manual_seed(0)
         rows: list[HistoryRow] = []
@@ -91,7 +91,7 @@ class StudyMeasurements:
         return rows
 
     def predictions(self, predict: Predict, runs: Sequence[int]) -> dict[int, tuple[Predictions, ...]]:
-        """Return each run's predictions for at most 1,000 rows per environment, the same rows in all runs."""
+        """Return each run's predictions for up to 1,000 rows per environment, the same rows in all runs."""
         stored: dict[int, list[Predictions]] = {run: [] for run in runs}
         for each in self.untrained if self.store_predictions else []:
             size = len(each)
@@ -124,7 +124,7 @@ class StudyMeasurements:
         ]
 
     def _training_values(self, place: slice, count: int, generator: torch.Generator) -> Tensor:
-        """Sample values of a column from training environments, each environment equally often."""
+        """Sample values of a column from training environments, each environment with equal probability."""
         training = [each for each in self.sample.environments if self.roles[each.name] == "train"]
         owners = torch.randint(len(training), (count,), generator=generator)
         values = torch.empty(count, place.stop - place.start)
@@ -136,7 +136,7 @@ class StudyMeasurements:
 
 
 def _evenly(size: int, most: int) -> Tensor:
-    """Return numbers of at most so many rows, evenly spread over all of them."""
+    """Return evenly spaced row indices, not more than `most`."""
     return torch.linspace(0, size - 1, min(size, most)).round().long()
 
 

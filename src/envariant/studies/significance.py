@@ -1,6 +1,7 @@
 """Significance of differences from ERM after model selection.
 
-Pairs share data set, test environments and replica, hence rows, initial weights and batches.
+Paired runs have the same data set, test environments and replica, hence the same rows, initial weights and
+batches.
 """
 
 import math
@@ -27,13 +28,14 @@ class AlgorithmScores:
     Attributes:
         algorithm: Name of the algorithm.
         test: Mean over test environments and replicas, with a 95 % bootstrap interval.
-        worst: Worst mean over replicas of all sets of test environments.
-        interquartile_mean: Interquartile mean of the same scores.
+        worst: Mean over replicas for the worst set of test environments.
+        interquartile_mean: Interquartile mean of the scores over test environments and replicas.
         gain: Mean paired difference from the baseline; None for the baseline itself or without pairs.
-        improvement: Share of pairs in which the algorithm is better than the baseline.
-        p_value: Wilcoxon signed-rank test, corrected by Holm for all algorithms compared.
-        n_missing: Number of units and replicas for which no run was selected.
-        missing_reason: First reason for that, or "".
+        improvement: Share of pairs in which the algorithm is better than the baseline; None without pairs.
+        p_value: P-value of the Wilcoxon signed-rank test, Holm-corrected over all compared algorithms; None
+            with fewer than two pairs.
+        n_missing: Number of sets of test environments and replicas without a selected run.
+        missing_reason: First reason why no run was selected, or "".
     """
 
     algorithm: str
@@ -54,7 +56,8 @@ class Comparison:
 
     Attributes:
         rows: Scores of each algorithm.
-        ranking: Mean ranks over data sets and test environments; None if there are too few.
+        ranking: Mean ranks over data sets and test environments; None with fewer than three algorithms or
+            two sets of test environments.
         verdict: Conclusion in one or two sentences.
     """
 
@@ -64,11 +67,11 @@ class Comparison:
 
 
 def compare(selected: Sequence[SelectionResult], *, higher_is_better: bool = True) -> Comparison:
-    """Compare every algorithm with ERM in pairs.
+    """Compare every algorithm with ERM in paired tests.
 
     Args:
         selected: Results of one rule for each algorithm, as `select` returns them.
-        higher_is_better: Direction of the metric.
+        higher_is_better: Whether a higher value of the metric is better.
     """
     sign = 1.0 if higher_is_better else -1.0
     names = list(dict.fromkeys(each.algorithm for each in selected))
@@ -106,7 +109,7 @@ def compare(selected: Sequence[SelectionResult], *, higher_is_better: bool = Tru
 
 
 def _scores(selected: Sequence[SelectionResult], algorithm: str) -> dict[tuple[Unit, int], float]:
-    """Return the finite test scores of an algorithm by unit and replica."""
+    """Return the finite test scores of an algorithm, by unit and replica."""
     return {
         ((each.data, each.test_environments), each.replica): each.choice.test
         for each in selected
@@ -123,7 +126,7 @@ def _pairs(
 
 
 def _means(scores: Mapping[tuple[Unit, int], float]) -> dict[Unit, float]:
-    """Return the mean over replicas for each unit."""
+    """Return the mean over replicas for each data set and set of test environments."""
     groups: dict[Unit, list[float]] = {}
     for (unit, _), score in scores.items():
         groups.setdefault(unit, []).append(score)

@@ -1,7 +1,7 @@
-"""A study: data × test environments × algorithms × trials × replicas, declared once.
+"""Studies: data × test environments × algorithms × trials × replicas.
 
-It is planned in full before anything trains. A run follows from its place in the study alone, so that more
-algorithms or trials leave the runs that are there as they are.
+All runs are planned before training. Each run depends only on its data, test environments, algorithm, trial
+and replica, so that added algorithms or trials do not change existing runs.
 """
 
 import itertools
@@ -40,22 +40,24 @@ class Study:
 
     Attributes:
         data: Data sources: names, sources or environment sets.
-        algorithms: Algorithms such as `irm` or `vrex + coral(1.0)`, whose bracketed settings are not
-            searched, or algorithm, recipe, part and predictor objects.
+        algorithms: Texts such as `irm` or `vrex + coral(1.0)`, or algorithm, recipe, part and predictor
+            objects. Values in parentheses are fixed: they are not searched.
         name: Name of the study.
-        n_trials: Number of hyperparameter configurations per algorithm; the first is what the data suggest.
+        n_trials: Number of hyperparameter configurations per algorithm; the first has the default
+            settings of the data set.
         replicas: Number of replicas of each trial.
-        test_environments: "suggested" by the data; "each" environment in turn; "each-and-pairs", which
-            leave-one-domain-out selection needs; or lists of names.
-        holdout_fraction: Share of every training environment's rows kept for selection, in (0, 1).
-        lr_range: Learning rates are sampled log-uniformly from the suggested one divided by this factor to
-            the suggested one times it; 1 keeps the suggested one.
-        ranges: Search ranges by algorithm and hyperparameter (or `learning_rate`) that replace the declared
-            ones: a list of values, or text such as `loguniform(1e2, 1e6)`.
+        test_environments: "suggested": the default of the data set; "each": each environment in turn;
+            "each-and-pairs": also each pair, for leave-one-domain-out selection; or lists of names.
+        holdout_fraction: Share of every training environment's rows kept for validation, in (0, 1).
+        lr_range: Factor r ≥ 1 of the learning-rate search: log-uniform in [η/r, η·r], where η is the default
+            learning rate; 1 fixes it at η.
+        ranges: Search ranges by algorithm and hyperparameter (or `learning_rate`), instead of the ranges of
+            the algorithm: a list of values, or text such as `loguniform(1e2, 1e6)`.
         seed: Base random seed of trials and replicas.
-        settings: Options of `RunSpec` that all runs share (`run_spec.SHARED`), by name.
-        metric: Metric in which runs are compared, such as AUROC; "" is the task's own.
-        store_predictions: Whether to store predictions for some rows, and to measure column importance.
+        settings: Training options of all runs, by name: those listed in `run_spec.SHARED`.
+        metric: Metric used to compare runs, such as AUROC; "": the default metric of the task.
+        store_predictions: Whether to store predictions for up to 1,000 rows per environment and to measure
+            column importance.
 
     Raises:
         EnvariantError: If a name is unknown or a value is not allowed.
@@ -98,7 +100,7 @@ class Study:
             raise unknown_name("metric", self.metric, metrics.METRICS, where="study")
 
     def _check_types(self) -> None:
-        """Reject values of a wrong type or outside their limits."""
+        """Raise an error for values of a wrong type or out of range."""
         unbounded = float("inf")
         for key, kind, allowed, lowest, highest in (
             ("n_trials", int, "a whole number of at least 1", 1, unbounded),
@@ -125,7 +127,7 @@ class Study:
                 raise EnvariantError(f"study: ranges of {label} must be a mapping; got {shown(declared)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the declaration as JSON or TOML would hold it; objects become their text."""
+        """Return the declaration as a dictionary for JSON or TOML; objects are converted to text."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain |= {key: [text_of(each) for each in plain[key]] for key in ("data", "algorithms")}
         plain["settings"] = {key: _text(value) for key, value in self.settings.items()}
@@ -134,7 +136,7 @@ class Study:
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """Texts of what is declared as an object, and cannot be declared again from its text."""
+        """Texts of the declared objects, which cannot be restored from text."""
         declared = (*self.data, *self.algorithms, *self.settings.values())
         return tuple(text_of(each) for each in declared if not isinstance(each, _PLAIN))
 
@@ -144,7 +146,7 @@ class Study:
         return {label: source_of(data) for label, data in self._labeled("data").items()}
 
     def runs(self) -> tuple[PlannedRun, ...]:
-        """Return every run, in the order of the declaration; the same each time.
+        """Return all runs in the order of the declaration.
 
         Raises:
             EnvariantError: If a name is unknown, or an algorithm does not accept a trial.
@@ -170,7 +172,7 @@ class Study:
         """Return the training options of a run.
 
         Raises:
-            EnvariantError: If the run is of data or algorithms that this study does not declare.
+            EnvariantError: If the study does not contain the data set or algorithm of the run.
         """
         algorithms = self._labeled("algorithms")
         if run.algorithm not in algorithms or run.data not in self.sources:
@@ -190,7 +192,7 @@ class Study:
         )
 
     def remarks(self) -> tuple[str, ...]:
-        """Return what never takes effect within the runs, once per algorithm and hyperparameter."""
+        """Return a message for each schedule that never takes effect within its runs."""
         collected: dict[tuple[str, str], str] = {}
         for (label, source), (name, algorithm) in itertools.product(
             self.sources.items(), self._labeled("algorithms").items()
@@ -200,7 +202,7 @@ class Study:
                 first = PlannedRun(label, self._splits_of(source)[0], name, trials[0], 0)
                 steps = resolve(self.spec_of(first), source).config.steps
             except EnvariantError:
-                # Runs that cannot train fail with their reason.
+                # Runs that cannot be trained fail later, with their reason.
                 continue
             for trial in trials:
                 resolved = resolve_algorithm(algorithm, trial.hyperparameters, source, steps)
@@ -209,18 +211,18 @@ class Study:
         return tuple(collected.values())
 
     def trials_of(self, algorithm: str, source: EnvironmentSource) -> tuple[Trial, ...]:
-        """Return the trials of an algorithm; fewer than requested where it has nothing to search.
+        """Return the trials of an algorithm; duplicate trials are left out.
 
         Args:
             algorithm: Label of the algorithm.
-            source: Data whose suggestions apply.
+            source: Data set, whose default settings are used.
         """
         declared = self._labeled("algorithms").get(algorithm, algorithm)
         space = SearchSpace(algorithm, declared, self.ranges.get(algorithm, {}))
         return space.trials(source, self.seed, self.n_trials, self.lr_range)
 
     def _labeled(self, key: str) -> dict[str, Any]:
-        """Return what is declared by its text, which has to be unique."""
+        """Return the declared data sets or algorithms by text, which has to be unique."""
         labeled: dict[str, Any] = {}
         for each in getattr(self, key):
             label = text_of(each)
@@ -230,7 +232,7 @@ class Study:
         return labeled
 
     def _splits_of(self, source: EnvironmentSource) -> list[tuple[str, ...]]:
-        """Return the sets of test environments on some data."""
+        """Return the sets of test environments for a data set."""
         sample = source.sample(0)
         if self.test_environments == "suggested":
             return [sample.test]
@@ -246,14 +248,14 @@ class Study:
 
 
 def begin(folder: Path, study: Study) -> Store:
-    """Open the study in a folder, and create it where there is none; runs that are new are planned.
+    """Open the study in a folder, or create it, and plan new runs.
 
     Args:
         folder: Folder of the study.
-        study: Its declaration.
+        study: Declaration of the study.
 
     Raises:
-        EnvariantError: If the folder cannot be written, or holds runs made under other settings.
+        EnvariantError: If the folder cannot be written, or contains runs with other settings or other data.
     """
     runs = study.runs()
     store = Store.create(folder)
@@ -279,10 +281,10 @@ def begin(folder: Path, study: Study) -> Store:
 
 
 def stored_study(store: Store) -> Study:
-    """Return the study that a store holds, as it was declared last.
+    """Return the study of a store, by its latest declaration.
 
     Raises:
-        EnvariantError: If it holds none, or one that was declared with objects.
+        EnvariantError: If the store has no study, or the study was declared with objects.
     """
     stored, objects = store.fact("study"), json.loads(store.fact("objects") or "[]")
     if stored is None:
@@ -295,10 +297,10 @@ def stored_study(store: Store) -> Study:
 
 
 def read(path: Path) -> Study:
-    """Read the study that a TOML file declares.
+    """Read the declaration of a study from a TOML file.
 
     Raises:
-        EnvariantError: If there is no such file, it is no TOML, or a key or value is not allowed.
+        EnvariantError: If the file cannot be read or is not valid TOML, or a key or value is not allowed.
     """
     try:
         with path.open("rb") as file:
@@ -310,14 +312,14 @@ def read(path: Path) -> Study:
 
 
 def of(declared: Mapping[str, Any], where: str) -> Study:
-    """Return the study that a mapping declares, as a TOML file or a store holds it.
+    """Create a study from a mapping of field names to values.
 
     Args:
-        declared: Fields of `Study` by name.
-        where: Where the mapping comes from, for errors.
+        declared: Fields of `Study` by name; `data` and `algorithms` are required.
+        where: Source of the mapping, such as a file name, for error messages.
 
     Raises:
-        EnvariantError: If a key or value is not allowed.
+        EnvariantError: If a key is missing or unknown, or a value is not allowed.
     """
     known = [f.name for f in fields(Study)]
     for key in declared:
@@ -333,7 +335,7 @@ _PLAIN = (str, bool, int, float, type(None))
 
 
 def _several(declared: Any) -> tuple[Any, ...]:
-    """Return one or several declared things as a tuple."""
+    """Convert a single value or a list of values to a tuple."""
     return tuple(declared) if isinstance(declared, list | tuple) else (declared,)
 
 
@@ -341,7 +343,7 @@ def _splits(declared: object) -> object:
     """Return declared test environments as one of `SPLITS`, or as a tuple of tuples of names.
 
     Raises:
-        EnvariantError: If it is neither.
+        EnvariantError: If the value is neither one of `SPLITS` nor lists of names.
     """
     if isinstance(declared, str):
         if declared not in SPLITS:

@@ -16,24 +16,25 @@ from typing import Any, final
 import pandas as pd
 
 from envariant.core.errors import EnvariantError, unknown_name
+from envariant.training.history import FULL
 from envariant.training.store import Store
 
 
 class Tracker(ABC):
-    """Destination of runs."""
+    """Base class of experiment trackers, to which the runs of a study are exported."""
 
     @abstractmethod
     def has(self, run: int) -> bool:
-        """Return whether the tracker has all of a run."""
+        """Return whether a run has been exported completely."""
 
     @abstractmethod
     def send(self, run: int, settings: Mapping[str, str], history: pd.DataFrame) -> None:
-        """Send one run.
+        """Export one run.
 
         Args:
             run: Id of the run in the study.
-            settings: Data set, algorithm, hyperparameters and the like, by name.
-            history: Its metrics, with columns step, environment, metric and value.
+            settings: Settings of the run by name: data set, algorithm, hyperparameters and others.
+            history: Metrics of the run, one row per value, from `Store.history`.
         """
 
 
@@ -81,10 +82,10 @@ class MLflow(Tracker):
 
     Args:
         experiment: Name of the experiment; created if it does not exist.
-        address: Address of the server; None takes the environment variable `MLFLOW_TRACKING_URI`.
+        address: Address of the server. Default: the environment variable `MLFLOW_TRACKING_URI`.
 
     Raises:
-        EnvariantError: If MLflow is not installed, or the server refuses.
+        EnvariantError: If MLflow is not installed, or the server returns an error.
     """
 
     def __init__(self, experiment: str, address: str | None) -> None:
@@ -106,7 +107,7 @@ class MLflow(Tracker):
             raise _refused(error) from None
 
     def _register(self, runs: Any) -> None:
-        """Note complete runs, and delete incomplete ones, which a killed process left, to send them again."""
+        """Record the complete runs on the server, and delete incomplete ones, to send them again."""
         for each in runs:
             if _TAG in each.data.tags and each.info.status == "FINISHED":
                 self._sent.add(int(each.data.tags[_TAG]))
@@ -142,14 +143,14 @@ TRACKERS: dict[str, Callable[[Store, str | None], Tracker]] = {
     "tensorboard": lambda store, to: TensorBoard(Path(to) if to else store.folder / "tensorboard"),
     "mlflow": lambda store, to: MLflow(store.declaration()["name"], to),
 }
-"""Constructors by name; arguments are the study's store and the destination, or None for the default."""
+"""Constructors of trackers by name. Arguments: store of the study, and destination or None (default)."""
 _TAG, _COMPLETE, _BATCH_SIZE = "envariant.run", "whole", 1000
-# Longest wait for a tracker at the end of a sweep.
+# Maximum waiting time for a tracker at the end of a sweep.
 TIMEOUT_S = 60.0
 
 
 def track(folder: Path, tracker: str, destination: str | None = None) -> tuple[int, int]:
-    """Send every finished run that the tracker does not have yet.
+    """Send finished runs to a tracker, except those sent before.
 
     Args:
         folder: Folder of the study.
@@ -158,10 +159,10 @@ def track(folder: Path, tracker: str, destination: str | None = None) -> tuple[i
             MLflow (default: `MLFLOW_TRACKING_URI`).
 
     Returns:
-        Number of runs sent now, and number of runs the tracker had before.
+        Number of runs sent by this call, and number of runs sent before.
 
     Raises:
-        EnvariantError: If the tracker is unknown, not installed, or refuses.
+        EnvariantError: If the tracker is unknown, not installed, or returns an error.
     """
     with Store(folder) as store:
         target = _tracker(store, tracker, destination)
@@ -171,14 +172,15 @@ def track(folder: Path, tracker: str, destination: str | None = None) -> tuple[i
 
 @final
 class BackgroundTracking:
-    """Context manager that sends runs to a tracker from a thread while a sweep is running.
+    """Context manager that sends runs to a tracker from a background thread during a sweep.
 
-    Errors of the tracker do not stop the sweep: runs are in the store and can be sent later.
+    Errors of the tracker do not stop the sweep: the runs are stored and can be sent later.
 
     Args:
         folder: Folder of the study.
         tracker: "tensorboard" or "mlflow".
-        destination: As for `track`.
+        destination: Log directory for TensorBoard (default: in the study's folder) or tracking address for
+            MLflow (default: `MLFLOW_TRACKING_URI`).
         interval_s: Seconds between two queries of the store.
 
     Attributes:
@@ -186,7 +188,7 @@ class BackgroundTracking:
         problem: Error of the last attempt, or "".
 
     Raises:
-        EnvariantError: If the tracker is unknown, not installed, or refuses the connection.
+        EnvariantError: If the tracker is unknown, not installed, or cannot be reached.
     """
 
     def __init__(
@@ -212,7 +214,7 @@ class BackgroundTracking:
     def _run(self) -> None:
         is_over, failures = False, 0
         while not is_over:
-            # The store is queried once more after the end, and less often while the tracker refuses.
+            # The store is queried once more after the end, and less often while the tracker returns errors.
             is_over = self._is_over.wait(self._interval_s * 2 ** min(failures, 6))
             try:
                 with Store(self._folder) as store:
@@ -231,14 +233,14 @@ def _tracker(store: Store, tracker: str, destination: str | None) -> Tracker:
 
 
 def _finished(store: Store) -> dict[int, dict[str, Any]]:
-    """Return the listing of every finished run by its id."""
+    """Return the row of `Store.listing` of each finished run, by run id."""
     listing = store.listing()
     rows = listing[listing["state"] == "done"].to_dict("records")
     return {int(row["id"]): {str(key): value for key, value in row.items()} for row in rows}
 
 
 def _send_new(store: Store, target: Tracker) -> Iterator[int]:
-    """Send each finished run that the tracker does not have, and yield its id; raise the first error last."""
+    """Send finished runs that the tracker lacks, and yield their ids; raise the first error at the end."""
     errors: list[EnvariantError] = []
     for run, row in _finished(store).items():
         if target.has(run):
@@ -257,13 +259,22 @@ def _send_new(store: Store, target: Tracker) -> Iterator[int]:
 
 
 def _points(history: pd.DataFrame) -> list[tuple[int, str, float]]:
-    """Return step, name and value of finite metrics; names are such as `accuracy/flip-0.9`."""
-    columns = zip(history["step"], history["metric"], history["environment"], history["value"], strict=True)
-    return [
-        (int(step), str(metric) if environment == "*" else f"{metric}/{environment}", float(value))
-        for step, metric, environment, value in columns
-        if value is not None and math.isfinite(value)
-    ]
+    """Return step, name and value of each finite metric.
+
+    Examples of names: `accuracy/flip-0.9`, `accuracy/flip-0.1 (validation)`, `auroc/north/shuffled age`.
+    """
+    points: list[tuple[int, str, float]] = []
+    columns = ("step", "environment", "role", "metric", "kind", "column", "value")
+    for step, environment, role, metric, kind, column, value in zip(
+        *(history[c] for c in columns), strict=True
+    ):
+        if value is None or not math.isfinite(value):
+            continue
+        name = str(metric) if environment == "*" else f"{metric}/{environment}"
+        name += " (validation)" if role == "validation" else ""
+        name += f"/{kind} {column}".rstrip() if kind != FULL else ""
+        points.append((int(step), name, float(value)))
+    return points
 
 
 def _label(run: int) -> str:
@@ -271,7 +282,7 @@ def _label(run: int) -> str:
 
 
 def _safe(name: str) -> str:
-    """Replace characters that MLflow does not allow in a name."""
+    """Replace characters that MLflow does not allow in names by underscores."""
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
 
 

@@ -1,7 +1,7 @@
 """Trials: hyperparameters and learning rates sampled from the search ranges of an algorithm.
 
-A trial follows from the seed, the algorithm and its number alone, so that more trials leave the earlier ones
-as they are.
+A trial depends only on the seed, the algorithm and the trial number, so that added trials do not change
+earlier ones.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ class SearchSpace:
 
     Attributes:
         label: Label of the algorithm in the study.
-        algorithm: Its name or object.
-        declared: Ranges of the study that replace those of the algorithm, by hyperparameter.
+        algorithm: Name or object of the algorithm.
+        declared: Search ranges of the study, by hyperparameter; they replace the algorithm's.
     """
 
     label: str
@@ -43,10 +43,10 @@ class SearchSpace:
     declared: Mapping[str, Any]
 
     def ranges(self) -> dict[str, Range]:
-        """Return the study's own search ranges, the learning rate's among them.
+        """Return the search ranges declared in the study, by hyperparameter or `learning_rate`.
 
         Raises:
-            EnvariantError: If a range is wrong, or of something that is not searched.
+            EnvariantError: If a range is invalid, or its hyperparameter is unknown or fixed.
         """
         if not self.declared:
             return {}
@@ -70,13 +70,13 @@ class SearchSpace:
     def trials(
         self, source: EnvironmentSource, seed: int, n_trials: int, lr_range: float
     ) -> tuple[Trial, ...]:
-        """Return the trials; fewer than requested where there is nothing to search.
+        """Return the trials; duplicate trials are left out.
 
         Args:
-            source: Data whose suggestions apply.
+            source: Data set, whose default settings are used.
             seed: Base random seed.
-            n_trials: Number of trials; the first is what the data suggest.
-            lr_range: Factor around the suggested learning rate.
+            n_trials: Number of trials; the first has the default settings of the data set.
+            lr_range: Largest factor between sampled and default learning rate, at least 1.
         """
         if predictor(self.algorithm) is not None:
             return (Trial(0, {}, 0.0),)
@@ -99,10 +99,11 @@ class SearchSpace:
     def _sample(
         self, suggested: ResolvedAlgorithm, seed: int, number: int, ranges: Mapping[str, Range]
     ) -> dict[str, Any]:
-        """Sample one trial: a value for every hyperparameter that has a search range.
+        """Sample a value for every hyperparameter that has a search range.
 
-        Of a schedule, the last value is sampled, unless the range lists whole schedules. Settings in
-        brackets stay, and so do those of the loss as a whole unless the study has a range for them.
+        For a schedule, the final value is sampled, unless the range lists whole schedules. Values in
+        parentheses are fixed. Hyperparameters of the whole loss are fixed unless the study declares a range
+        for them.
         """
         if not isinstance(suggested.trained, Composition):
             return {}
@@ -127,10 +128,10 @@ class SearchSpace:
 
 
 def recipe_of(algorithm: object) -> Recipe:
-    """Return the recipe of a name or an object, which lists its hyperparameters.
+    """Return the recipe of an algorithm, with its hyperparameters.
 
     Raises:
-        EnvariantError: If there is no such algorithm.
+        EnvariantError: If the algorithm is unknown.
     """
     if isinstance(algorithm, str):
         return composing.recipe(algorithm)
@@ -142,7 +143,7 @@ def recipe_of(algorithm: object) -> Recipe:
 
 @contextmanager
 def _located(own: bool, what: str) -> Generator[None]:
-    """Begin errors with their place in the study, if the study's own ranges are wrong."""
+    """Prefix error messages with the position in the study if its declared ranges are invalid."""
     try:
         yield
     except EnvariantError as error:
@@ -150,7 +151,7 @@ def _located(own: bool, what: str) -> Generator[None]:
 
 
 def _fixed(algorithm: object) -> set[tuple[str, str]]:
-    """Return part and field of the hyperparameters that an algorithm's text sets in brackets."""
+    """Return part and field of the hyperparameters set in parentheses in an algorithm's text."""
     if not isinstance(algorithm, str):
         return set()
     return {
@@ -162,6 +163,6 @@ def _fixed(algorithm: object) -> set[tuple[str, str]]:
 
 
 def _generator(*names: object) -> np.random.Generator:
-    """Return random numbers that follow from these names alone."""
+    """Return a random generator seeded by a hash of names and numbers."""
     digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

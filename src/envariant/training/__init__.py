@@ -1,1 +1,1 @@
-"""Training: options, the engine, what it measures, and where results are stored."""
+"""Training: options, execution, evaluation and storage of runs."""

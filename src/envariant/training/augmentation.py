@@ -18,12 +18,12 @@ from envariant.core.errors import EnvariantError
 class RandomAffine:
     """Random rotation, shear and scaling of each image about its center.
 
-    Interpolation is bilinear; pixels from outside the image have the value of its corner pixel.
+    Interpolation is bilinear. Pixels outside the image have the value of its top left pixel.
 
     Attributes:
-        rotation: Largest angle in degrees, in both directions; in [0, 180].
-        shear: Largest shear angle along x in degrees, in both directions; in [0, 90).
-        scale: Largest relative change of size, in [0, 1): 0.2 gives factors from 0.8 to 1.2.
+        rotation: Maximum rotation in degrees, in both directions; in [0, 180].
+        shear: Maximum shear angle along x in degrees, in both directions; in [0, 90).
+        scale: Maximum relative change of size, in [0, 1). For example, 0.2 gives factors from 0.8 to 1.2.
     """
 
     rotation: float = 15.0
@@ -40,7 +40,7 @@ class RandomAffine:
     def __call__(
         self, images: Float[Tensor, "rows channels height width"], uniforms: Float[Tensor, "3 rows"]
     ) -> Float[Tensor, "rows channels height width"]:
-        """Return augmented copies.
+        """Return augmented copies of images.
 
         Args:
             images: Images to augment.
@@ -68,15 +68,15 @@ def warp(
     shear: Float[Tensor, " rows"],
     scale: Float[Tensor, " rows"],
 ) -> Float[Tensor, "rows channels height width"]:
-    """Return images scaled, sheared along x and then rotated about their center, each by its own amount.
+    """Scale images, shear them along x and rotate them about their center, each by a given amount.
 
-    Interpolation is bilinear; pixels from outside have the value of the channel's first pixel.
+    Interpolation is bilinear. Pixels outside the image have the value of the channel's top left pixel.
 
     Args:
         images: Images, square or not.
         angle: Angles in radians, counter-clockwise.
-        shear: Shear angles in radians; positive ones lean the top to the right.
-        scale: Factors; 2 doubles the size.
+        shear: Shear angles in radians; positive angles move the top to the right.
+        scale: Scale factors; 2 doubles the size.
     """
     cos, sin, lean, zero = angle.cos(), angle.sin(), torch.tan(shear), torch.zeros_like(angle)
     # The grid holds the source of each output pixel, so it is the inverse map: rotate back, shear back,
@@ -94,12 +94,12 @@ def warp(
 
 
 def augmentation(text: str | None) -> RandomAffine | None:
-    """Return the augmentation that a text such as `affine(rotation=15)` stands for; None for None.
+    """Return the augmentation specified by a text such as `affine(rotation=15)`; None for None.
 
     Args:
-        text: Name with settings in brackets.
+        text: Name with optional settings in brackets.
 
     Raises:
-        EnvariantError: If the name is unknown, or it has no such setting.
+        EnvariantError: If the name or a setting is unknown.
     """
     return None if text is None else specs.build("augmentation", text, {"affine": RandomAffine})

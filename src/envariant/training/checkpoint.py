@@ -1,8 +1,8 @@
-"""Checkpoints: the state of a stack between two steps, in one safetensors file without pickled objects.
+"""Checkpoints: the state of a stack after a step, in one safetensors file without pickled objects.
 
-A run resumed from a checkpoint is bit-identical to an uninterrupted run, because everything else (data,
-batches, augmentation) follows from seeds and the step. Values that are not tensors are in the file's header,
-and once more in a JSON file for people to read.
+A run resumed from a checkpoint is bit-identical to an uninterrupted run, because data, batches and
+augmentation depend only on seeds and the step. Values other than tensors are stored in the file's header, and
+copied to a JSON file for inspection.
 """
 
 import json
@@ -25,8 +25,8 @@ class Failure:
     """Divergence of a replica.
 
     Attributes:
-        step: Number of updates it had made.
-        reason: What became infinite or NaN, and usual causes.
+        step: Number of updates before the divergence.
+        reason: Name of the infinite or NaN quantity, and usual causes.
     """
 
     step: int
@@ -40,10 +40,10 @@ class ReplicaState:
 
     Attributes:
         step: Number of updates made.
-        params: Parameters that predict, by name.
+        params: Parameters used for prediction, by name.
         buffers: Buffers by name.
-        failure: Why the replica diverged; None if it did not.
-        seconds: Training time; a stack's time is divided evenly among its replicas.
+        failure: Reason of divergence. None: no divergence.
+        seconds: Training time in seconds; the time of a stack is divided equally among its replicas.
     """
 
     step: int
@@ -56,21 +56,22 @@ class ReplicaState:
 @final
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that changes while a stack of replicas trains.
+    """Full training state of a stack of replicas.
 
     Attributes:
         replicas: Numbers of the replicas, in the order of the tensors' first axis.
         step: Number of updates made by replicas that have not diverged.
         measured: Step of the last measurement; -1 before the first.
-        params: Parameters by name, `[replicas, *shape]` each.
+        params: Trained parameters by name, `[replicas, *shape]` each.
         buffers: Buffers by name, `[replicas, *shape]` each.
-        optimizer: Optimizer state by PyTorch's names.
+        optimizer: Optimizer state, with PyTorch's names.
         algorithm: State of the algorithm, a tree of tensors.
-        watch: Values of each replica's last step: "failed_at", "metrics" and "gradient_rms".
-        metrics: Names of the metrics.
+        watch: Metrics ("metrics") and gradient size ("gradient_rms") of the last step, and the step at which
+            each replica diverged ("failed_at", −1: no divergence).
+        metrics: Names of the metrics in `watch`.
         failures: Divergences reported so far, by replica.
-        seconds: Training time of the stack.
-        eval_params: Parameters that predict, if they are not those that train; else empty.
+        seconds: Training time of the stack, in seconds.
+        eval_params: Parameters used for prediction. Empty: same as `params`.
     """
 
     replicas: tuple[int, ...]
@@ -87,11 +88,11 @@ class Checkpoint:
     eval_params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def clone(self) -> "Checkpoint":
-        """Return a copy that does not change with the stack's next step."""
+        """Return a copy in main memory, which later training steps do not change."""
         return replace(self, **{group: _copied(getattr(self, group)) for group in _GROUPS})
 
     def reached(self, replica: int) -> int:
-        """Return the step at which a replica was last measured.
+        """Return the step of a replica's last measurement.
 
         Args:
             replica: Number of the replica.
@@ -99,7 +100,7 @@ class Checkpoint:
         return self.failures[replica].step if replica in self.failures else self.measured
 
     def states(self) -> dict[int, ReplicaState]:
-        """Return the state of each replica by number; the tensors are views of the stack's."""
+        """Return the state of each replica by number; tensors are views of the checkpoint's tensors."""
         states: dict[int, ReplicaState] = {}
         for k, index in enumerate(self.replicas):
             failure = self.failures.get(index)
@@ -134,15 +135,15 @@ _SEPARATOR = "/"
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a checkpoint; a process killed at any moment leaves the previous checkpoint or this one.
+    """Write a checkpoint atomically: if the process is killed, the previous checkpoint stays intact.
 
     Args:
-        checkpoint: What to write.
-        folder: Folder of all checkpoints of a run; it is created if necessary.
+        checkpoint: Checkpoint to write.
+        folder: Folder for all checkpoints of a run; it is created if necessary.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        # Copied, because parameters that predict may also be part of the algorithm's state.
+        # Copied, because parameters used for prediction may share memory with the algorithm's state.
         key: value.detach().clone() if group == "eval_params" else value.detach().contiguous()
         for group in _GROUPS
         for key, value in _flat(getattr(checkpoint, group), group).items()
@@ -158,7 +159,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         )
     )
     path = folder / f"{_name(checkpoint.replicas)}.safetensors"
-    # The JSON file repeats the header and is not read, so that a new file cannot be paired with an old one.
+    # The JSON file repeats the header and is never read, so the two files need not be written atomically.
     save_file(tensors, partial := path.with_suffix(".partial"), metadata={"checkpoint": json.dumps(header)})
     partial.replace(path)
     partial.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
@@ -166,13 +167,13 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def load(folder: Path) -> list[Checkpoint]:
-    """Return every checkpoint of a folder, sorted by replica.
+    """Return all checkpoints in a folder, sorted by replica.
 
     Args:
-        folder: Folder to which `save` wrote.
+        folder: Folder passed to `save`.
 
     Raises:
-        EnvariantError: If a file is not a checkpoint.
+        EnvariantError: If a file is not a valid checkpoint.
     """
     checkpoints = [_read(path) for path in folder.glob("replica*.safetensors")]
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.replicas)
@@ -206,7 +207,7 @@ def _name(replicas: tuple[int, ...]) -> str:
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: value.detach().clone() if isinstance(value, Tensor) else _copied(value)
+        key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else _copied(value)
         for key, value in tree.items()
     }
 

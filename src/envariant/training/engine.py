@@ -1,8 +1,7 @@
-"""The engine: trains replicas and yields an event after every step and measurement.
+"""Engine: train replicas and yield an event after every step and evaluation.
 
-It trains and measures, nothing else. The caller stores, shows progress and chooses defaults as events
-arrive; a caller that stops iterating stops the training. An `Execution` says how many replicas train as one
-program, which changes results by rounding only.
+The caller stores results and shows progress. If the caller stops iterating, training stops. `Execution` sets
+how many replicas train as one program, which changes results only by rounding.
 """
 
 import gc
@@ -46,16 +45,16 @@ class Stepped:
 @final
 @dataclass(frozen=True)
 class Evaluated:
-    """Event: some replicas were measured in every environment.
+    """Event: some replicas were evaluated in every environment.
 
     Attributes:
         replicas: Numbers of the replicas.
         step: Number of updates made.
         rows: Measured values.
         checkpoint: Returns the current state; valid until the next event.
-        finished: Whether these replicas have made all steps or have all diverged.
-        answers: Returns each replica's logits and targets in one environment, `[replicas, rows, …]`, on
-            request for some rows or with changed inputs (`ReplicaStack.answers`).
+        finished: Whether these replicas have completed all steps or have all diverged.
+        answers: Returns each replica's logits and targets in one environment, `[replicas, rows, …]`, for all
+            or some rows, with original or changed inputs (see `ReplicaStack.answers`).
         notes: Deviations from the requested execution, such as a smaller stack because memory ran out.
     """
 
@@ -75,24 +74,24 @@ def run(
     execution: Execution,
     resume: Sequence[Checkpoint] = (),
 ) -> Iterator[Stepped | Evaluated]:
-    """Train every replica, from its checkpoint if there is one.
+    """Train replicas, or resume them from their checkpoints.
 
-    A stack that does not fit in memory is halved before its first event, as often as necessary; the first
-    `Evaluated` event of each part notes it. A resumed run keeps the parts of its checkpoints.
+    If a stack does not fit in memory, it is halved, repeatedly if necessary; the first `Evaluated` event of
+    each part reports this in `notes`. When a run is resumed, stacks are those of its checkpoints.
 
     Args:
-        source: Source of each replica's environments.
-        replicas: The replicas.
-        config: Settings that they share.
-        execution: How many replicas train as one program; the same as before where a run is resumed.
-        resume: Checkpoints of stacks.
+        source: Data source of all replicas.
+        replicas: Replicas to train.
+        config: Settings shared by all replicas.
+        execution: Execution mode and stack size. To resume a run, use the execution in its record.
+        resume: Checkpoints of stacks to resume from.
 
     Yields:
-        One event per step and per measurement.
+        One event per step and one per evaluation.
 
     Raises:
-        EnvariantError: If data, model and algorithm do not fit one another, or one replica needs more memory
-            than there is.
+        EnvariantError: If data, model and algorithm are incompatible, or a single replica does not fit in
+            memory.
     """
     keep_freed_memory()
     programs: dict[Any, StepProgram] = {}
@@ -104,7 +103,7 @@ def run(
 
 
 def is_done(checkpoint: Checkpoint, steps: int) -> bool:
-    """Return whether the replicas of a checkpoint have made all steps or have all diverged."""
+    """Return whether the replicas of a checkpoint have completed all steps or have all diverged."""
     return checkpoint.measured >= steps or len(checkpoint.failures) == len(checkpoint.replicas)
 
 
@@ -127,12 +126,12 @@ def _stacks(
     programs: dict[Any, StepProgram],
     notes: tuple[str, ...] = (),
 ) -> Iterator[tuple[ReplicaStack, tuple[str, ...]]]:
-    """Yield the members as one stack, or in parts if they cannot form one program or memory runs out."""
+    """Yield the members as one stack, or as several if they cannot be stacked or memory runs out."""
     stack = _built(source, members, config, checkpoint, programs)
     if isinstance(stack, ReplicaStack):
         yield stack, notes
         return
-    # The failed stack is gone; a cycle of references must not keep its tensors.
+    # Free the tensors of the failed stack, which reference cycles may keep alive.
     gc.collect()
     if config.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -148,7 +147,7 @@ def _built(
     checkpoint: Checkpoint | None,
     programs: dict[Any, StepProgram],
 ) -> ReplicaStack | tuple[list[tuple[Replica, ...]], tuple[str, ...]]:
-    """Return the stack, or the parts to train instead and why."""
+    """Return the stack; if it cannot be built, return the parts to train instead, and a note."""
     count = len(members)
     try:
         stack = ReplicaStack(source, members, config, checkpoint, programs)
@@ -178,7 +177,7 @@ def _built(
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    # PyTorch has no class of its own for a CPU's allocator.
+    # PyTorch has no exception class for lack of memory on a CPU.
     texts = ("not enough memory", "can't allocate memory", "out of memory")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in texts)
 

@@ -1,7 +1,7 @@
-"""Evaluation: the one forward pass behind measurements, predictions, saved models and estimators.
+"""Evaluation: the forward pass used for measurements, predictions, saved models and estimators.
 
-Rows pass through in blocks, so that no activations of a whole environment are held at once. An `Adapt`
-function may change the weights for the rows at hand first, as test-time methods do.
+Rows are evaluated in blocks to limit the memory for activations. Test-time adaptation (`Adapt`) may change
+the weights before the prediction of an environment.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ Weights = Mapping[str, Tensor]
 Decode = Callable[[Tensor], Tensor]
 """Function from stored rows `[…, rows, *shape]` to the float inputs of a model."""
 
-# Rows of a plain module's block, rounded to a multiple of the rows that it sees together.
+# Rows per block of a single module, rounded down to a multiple of its `rows_together`.
 _BLOCK_ROWS = 8192
 
 
@@ -36,22 +36,22 @@ class Forward(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Return features (width 0 if not needed) and logits of some rows.
 
-        With `training`, layers behave as in training, and running statistics are updated in `buffers` in
-        place: pass copies.
+        If `training`, layers are in training mode, and running statistics in `buffers` are updated in place.
+        Pass copies to keep the originals.
         """
         ...
 
 
 class Adapt(Protocol):
-    """Test-time adaptation of one model to unlabeled rows of one environment, before it predicts them.
+    """Test-time adaptation of one model to unlabeled rows of one environment, before their prediction.
 
-    It must be a pure function of tensors, because stacked execution maps it over replicas (`vmap`).
+    It must be a pure function of tensors, because stacked execution applies it with `torch.func.vmap`.
     """
 
     def __call__(
         self, forward: Forward, params: Weights, buffers: Weights, inputs: Tensor
     ) -> tuple[Weights, Weights]:
-        """Return the parameters and buffers to predict `inputs` `[rows, *shape]` with."""
+        """Return the adapted parameters and buffers for the prediction of `inputs`, `[rows, *shape]`."""
         ...
 
 
@@ -60,16 +60,16 @@ class Evaluator:
     """Forward pass of one model or of K replicas, without gradients.
 
     Args:
-        forward: The model as a function.
-        params: Parameters that predict, with the replicas along the first axis.
+        forward: Forward pass of the model.
+        params: Parameters used for prediction, with the replicas along the first axis.
         buffers: Buffers, with the replicas along the first axis.
-        task: Shapes logits and scores rows.
+        task: Task; it defines the losses, the scores and the shape of the logits.
         replicas: Number of replicas K.
-        blocks: Function from a number of rows to the sizes of the blocks they are split into.
+        blocks: Function from a number of rows to the block sizes.
         rounding: Precision of the matrix products.
         device: Device of the weights.
-        adapt: Test-time adaptation; None predicts with the weights as they are.
-        single: Whether `logits` omits the axis of replicas, of which there is one.
+        adapt: Test-time adaptation. Default: no adaptation.
+        single: Whether `logits` omits the replica axis; only for one replica.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class Evaluator:
         """Return the evaluator of K replicas of one architecture.
 
         Args:
-            network: The architecture.
-            params: Parameters that predict, `[replicas, *shape]` each.
+            network: Network of the stack.
+            params: Parameters used for prediction, `[replicas, *shape]` each.
             buffers: Buffers, `[replicas, *shape]` each.
             replicas: Number of replicas K.
-            adapt: Test-time adaptation.
+            adapt: Test-time adaptation. Default: no adaptation.
         """
 
         def forward(
@@ -124,14 +124,14 @@ class Evaluator:
 
     @classmethod
     def of_module(cls, module: nn.Module, task: Task, *, adapt: Adapt | None = None) -> "Evaluator":
-        """Return the evaluator of one plain module, in the precision of its weights.
+        """Return the evaluator of a single module, in the precision of its weights.
 
-        Its `logits` have no axis of replicas.
+        The result of `logits` has no replica axis.
 
         Args:
-            module: A trained module; it is put into evaluation mode.
-            task: What the module predicts.
-            adapt: Test-time adaptation.
+            module: Trained module; it is switched to evaluation mode.
+            task: Task of the module.
+            adapt: Test-time adaptation. Default: no adaptation.
         """
         module.eval()
         together = max(getattr(part, TOGETHER, 1) for part in module.modules())
@@ -165,12 +165,12 @@ class Evaluator:
     def logits(
         self, inputs: Shaped[Tensor, "*rows_and_shape"], axis: Axis = None, decode: Decode | None = None
     ) -> Float[Tensor, "*replicas_and_rows"]:
-        """Return the logits `[replicas, rows, *c]`, or `[rows, *c]` for a plain module.
+        """Return the logits `[replicas, rows, *c]`, or `[rows, *c]` for a single module.
 
         Args:
-            inputs: Rows `[rows, *shape]`, the same for all replicas, or `[replicas, rows, *shape]`.
-            axis: Axis of the replicas in `inputs`: 0, or None where all share the rows.
-            decode: Turns stored rows into inputs, block by block; None takes them as they are.
+            inputs: Rows `[rows, *shape]`, shared by all replicas, or `[replicas, rows, *shape]`.
+            axis: Axis of the replicas in `inputs`: 0, or None if all replicas share the rows.
+            decode: Function that decodes stored rows to inputs. Default: inputs are already decoded.
         """
 
         def predict(params: Weights, buffers: Weights, inputs: Tensor) -> Tensor:
@@ -184,16 +184,15 @@ class Evaluator:
     def measure(
         self, inputs: Tensor, targets: Tensor, axis: Axis = None, decode: Decode | None = None
     ) -> Float[Tensor, "replicas 3"]:
-        """Return the mean loss, the mean score and the spread of the outputs, in float64.
+        """Return mean loss, mean score and standard deviation of the logits over rows, in float64.
 
-        The spread is the standard deviation of the logits over rows; over several outputs, the root of the
-        mean square.
+        With several outputs, the third value is the root mean square of their standard deviations.
 
         Args:
-            inputs: As for `logits`.
-            targets: Targets `[rows, …]` or `[replicas, rows, …]`, with the replicas along the same axis.
-            axis: As for `logits`.
-            decode: As for `logits`.
+            inputs: Rows `[rows, *shape]`, shared by all replicas, or `[replicas, rows, *shape]`.
+            targets: Targets `[rows, …]`, shared by all replicas, or `[replicas, rows, …]`.
+            axis: Axis of the replicas in `inputs` and `targets`: 0, or None if all replicas share the rows.
+            decode: Function that decodes stored rows to inputs. Default: inputs are already decoded.
         """
 
         def sums(params: Weights, buffers: Weights, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -212,7 +211,7 @@ class Evaluator:
     def _over_blocks(
         self, function: Callable[..., Tensor], values: tuple[Tensor, ...], axis: Axis, decode: Decode | None
     ) -> list[Tensor]:
-        """Apply a function of weights, inputs and what belongs to them to each block of rows."""
+        """Apply a function `(params, buffers, *values)` to each block of rows of `values`."""
         together = over_replicas(function, (0, 0, *(axis for _ in values)), self._replicas)
         along, results = (0 if axis is None else 1), list[Tensor]()
         with precision.multiplying(self._rounding, self._device):
@@ -234,6 +233,6 @@ class Evaluator:
             return dict(params), dict(buffers)
 
         rows = inputs if decode is None else decode(inputs)
-        # Not in inference mode, whose tensors have no gradients: adaptation may need some.
+        # Adaptation may need gradients, which inference mode does not allow.
         with torch.no_grad():
             return over_replicas(of_one, (0, 0, axis), self._replicas)(self._params, self._buffers, rows)

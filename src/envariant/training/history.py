@@ -1,4 +1,4 @@
-"""Measured numbers, one row each."""
+"""History of a run: measured values, one row each."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -7,11 +7,11 @@ from typing import final
 import pandas as pd
 
 BATCH = "batch"
-"""Role of numbers that belong to a training step and to no environment."""
+"""Role of values measured on a training batch instead of an environment."""
 
 LOSS, OUTPUT_SD, GRADIENT_RMS = "loss", "output sd", "gradient rms"
-"""Metrics that every network reports: mean loss; spread of the outputs (standard deviation over rows, mean
-over outputs); root mean square of the gradient over all trained numbers."""
+"""Metrics of all networks: mean loss; standard deviation of the outputs over rows (root mean square over
+several outputs); root mean square of the gradient over all trained parameters."""
 
 FULL, SUBSAMPLE, SHUFFLED, REPLACED = "full", "subsample", "shuffled", "replaced"
 """Kinds of measurement: on all rows; on some rows; on the same rows with one column shuffled within the
@@ -21,18 +21,18 @@ environment; on the same rows with one column replaced by values from training e
 @final
 @dataclass(frozen=True)
 class HistoryRow:
-    """One measured number.
+    """One measured value.
 
     Attributes:
-        replica: Number of the replica, or of the run in a study.
-        step: Updates made before the measurement.
-        environment: Name of the environment; for validation rows, of the environment they were held out
-            from; "*" for numbers of a training step.
-        role: "train", "validation", "test", or "batch" for numbers of a training step.
-        metric: Name of the metric: the task's own, another one, "loss", or what the algorithm reports.
-        value: The number; accuracies are fractions of 1.
-        kind: "full", "subsample", "shuffled" or "replaced".
-        column: Column that was shuffled or replaced, else "".
+        replica: Number of the replica; in a study, number of the run.
+        step: Number of updates before the measurement.
+        environment: Name of the environment. Validation rows have the name of their training environment;
+            values of a training batch have the name "*".
+        role: "train", "validation", "test", or "batch" for values of a training batch.
+        metric: Name of the metric, such as "accuracy", "loss" or a metric of the algorithm.
+        value: Measured value; accuracies are between 0 and 1.
+        kind: Kind of measurement: "full", "subsample", "shuffled" or "replaced".
+        column: Name of the shuffled or replaced column, else "".
     """
 
     replica: int
@@ -49,12 +49,12 @@ COLUMNS = tuple(f.name for f in fields(HistoryRow))
 
 
 def ordered(rows: Iterable[HistoryRow], environments: Sequence[tuple[str, str]]) -> list[HistoryRow]:
-    """Return rows as a sequential run measures them: by replica, step, environment and metric.
+    """Return rows in the order of sequential execution: by replica, step, environment and metric.
 
-    Other metrics than those that every network reports keep their order.
+    Metrics of the algorithm keep their order.
 
     Args:
-        rows: Measured numbers.
+        rows: Measured values.
         environments: Name and role of every environment, in order.
     """
     position = {environment: number for number, environment in enumerate(environments)}

@@ -1,4 +1,4 @@
-"""Initial parameters and buffers of all replicas of a stack, and trees of tensors stacked over replicas."""
+"""Initial parameters and buffers of all replicas of a stack, and stacking of trees of tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,14 +22,14 @@ def initial_weights(
     config: RunConfig,
     context: TrainContext,
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights that the replicas start from.
+    """Return the initial weights of all replicas.
 
     Args:
-        network: Network of the first replica, with its weights.
+        network: Network of the first replica, with its initial weights.
         sets: Environments of each replica.
-        replicas: The replicas.
-        config: Settings that they share.
-        context: Constants of the training that the algorithms see.
+        replicas: Replicas of the stack.
+        config: Settings shared by all replicas.
+        context: Context passed to the algorithms.
 
     Returns:
         All parameters `[replicas, numbers]`, views of them by name `[replicas, *shape]`, and buffers by name
@@ -37,7 +37,7 @@ def initial_weights(
 
     Raises:
         StackingError: If the models differ in more than the values of parameters and buffers.
-        EnvariantError: If a pretrained parameter has another shape than the model's.
+        EnvariantError: If a pretrained parameter does not have the same shape as in the model.
     """
     expected = constants(network.module)
     weights = [(network.params, network.buffers)]
@@ -68,7 +68,7 @@ def initial_weights(
 
 
 def stacked(trees: Sequence[Any]) -> Any:
-    """Return one tree whose tensors stack those of all trees, along a new first axis."""
+    """Stack trees of tensors with equal structure along a new first axis."""
     first = trees[0]
     if isinstance(first, Tensor):
         return torch.stack(list(trees))
@@ -76,7 +76,7 @@ def stacked(trees: Sequence[Any]) -> Any:
 
 
 def restored(initial: Mapping[str, Any], saved: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return the saved tree on a device; empty branches, which files lack, come from `initial`."""
+    """Return a saved tree of tensors on a device; add empty branches, which are not saved, from `initial`."""
     return {
         key: restored(value, saved.get(key, {}), device)
         if isinstance(value, Mapping)
@@ -86,7 +86,7 @@ def restored(initial: Mapping[str, Any], saved: Mapping[str, Any], device: torch
 
 
 def _pretrained(values: Mapping[str, Tensor], replica: Replica) -> dict[str, Tensor]:
-    """Return newly drawn weights, with pretrained ones in place of those that have the same name."""
+    """Return initial weights, replaced by pretrained weights of the same name."""
     pretrained = replica.start.params
     for name in values.keys() & pretrained.keys():
         if pretrained[name].shape != values[name].shape:

@@ -1,8 +1,7 @@
-"""Peak memory that work needs, and the memory that is available.
+"""Peak memory of training, and available memory.
 
-Needs are counted, not estimated: while the work runs once on a small scale, the storage of every tensor that
-an operation returns is added, and subtracted when it is freed. Memory that kernels allocate internally is
-not seen; it is small compared with the tensors they return.
+Peak memory is measured in a small run: the storage of each tensor is added when an operation returns it, and
+subtracted when it is freed. Internal memory of kernels is not counted; it is small compared with the tensors.
 """
 
 import bisect
@@ -25,7 +24,7 @@ _AMOUNT = TypeAdapter(ByteSize)
 
 
 def peak_bytes(*phases: Callable[[], Any]) -> tuple[int, ...]:
-    """Return the peak bytes of tensors in each phase; what a phase returns is kept until the last one ends.
+    """Return the peak bytes of tensors in each phase; results of phases are kept until the last phase ends.
 
     Args:
         phases: Functions that run one after another.
@@ -41,27 +40,27 @@ def peak_bytes(*phases: Callable[[], Any]) -> tuple[int, ...]:
 
 
 Load = Callable[[int], float]
-"""Function from a number of replicas to the replicas' worth of rows that a phase holds at one time."""
+"""Function from a number of replicas to the rows in memory at a time, in multiples of one replica's rows."""
 
 
 @final
 @dataclass(frozen=True)
 class Need:
-    """Bytes of tensors as a function of the number of replicas.
+    """Memory need as a function of the number of replicas.
 
     Attributes:
-        phases: For each phase its fixed bytes, the bytes per replica's worth of rows, and its load.
+        phases: Fixed bytes, bytes per unit of load, and load function of each phase.
     """
 
     phases: tuple[tuple[int, float, Load], ...]
 
     @classmethod
     def measured(cls, peaks: Callable[[int], tuple[int, ...]], loads: Sequence[Load]) -> "Need":
-        """Return the need that follows from the peaks of each phase with two and with four replicas.
+        """Return the memory need extrapolated from the peaks with two and with four replicas.
 
         Args:
             peaks: Function from a number of replicas to the peak bytes of each phase.
-            loads: Load of each phase.
+            loads: Load function of each phase.
         """
         phases: list[tuple[int, float, Load]] = []
         for two, four, load in zip(peaks(2), peaks(4), loads, strict=True):
@@ -71,7 +70,7 @@ class Need:
         return cls(tuple(phases))
 
     def of(self, replicas: int) -> int:
-        """Return the peak bytes of so many replicas.
+        """Return the peak bytes of a number of replicas.
 
         Args:
             replicas: Number of replicas.
@@ -79,13 +78,13 @@ class Need:
         return max(round(fixed + load(replicas) * each) for fixed, each, load in self.phases)
 
     def fit(self, budget: int, most: int) -> int:
-        """Return how many replicas fit.
+        """Return the largest number of replicas that fit in memory.
 
         Args:
-            budget: Bytes available.
-            most: Largest number to consider.
+            budget: Available bytes.
+            most: Upper limit of the result.
         """
-        # The load may fall a little where blocks divide evenly, so the peak up to each number counts.
+        # The load may decrease slightly if blocks divide evenly, so use the maximum up to each number.
         peaks = list(accumulate((self.of(count) for count in range(1, most + 1)), max))
         return bisect.bisect_right(peaks, budget)
 
@@ -122,10 +121,10 @@ class _Tally(TorchDispatchMode):
 
 
 def available(device: torch.device) -> int:
-    """Return the bytes of memory that this process can still allocate on a device.
+    """Return the available memory of a device in bytes.
 
     Args:
-        device: The device.
+        device: CPU or CUDA device.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -135,10 +134,10 @@ def available(device: torch.device) -> int:
 
 
 def parse(text: str | float | None) -> int | None:
-    """Return the bytes of a number or of a text such as `8GB` or `512 MiB`; None for None.
+    """Return an amount of memory such as `8GB` or `512 MiB` in bytes; None for None.
 
     Args:
-        text: Amount of memory.
+        text: Amount of memory as text, or a number of bytes.
 
     Raises:
         EnvariantError: If the text is not an amount of memory.

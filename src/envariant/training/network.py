@@ -1,7 +1,7 @@
 """A `torch.nn.Module` as a pure function of its parameters, applied to blocks of rows.
 
-A full batch passes through the model a few thousand rows at a time, and the outputs are concatenated before
-the loss. Autograd then goes back block by block, and activations stay in the processor's cache.
+A full batch is processed in blocks of a few thousand rows, and the outputs are concatenated before the loss.
+Autograd then works block by block, and activations stay in the processor's cache.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from envariant.core.tasks import Task
 from envariant.training.precision import Precision
 
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
-"""Function `(input_shape, outputs) → module` that draws weights from PyTorch's default generator."""
+"""Function `(input_shape, outputs) → module`; initial weights use PyTorch's default generator."""
 
-# Bytes of a block's float32 activations, by kind of device. Measured on full batches of several
-# architectures: smaller blocks spend more on casting weights and starting products, larger ones leave a
-# processor's caches. A GPU streams from its memory and only has to be kept busy.
+# Bytes of a block's float32 activations, by type of device. Measured on full batches of several
+# architectures: smaller blocks spend more time on casting weights and starting products; larger blocks do not
+# fit in a CPU's caches. On a GPU, blocks only have to be large enough to keep it busy.
 BLOCK_BYTES = {"cpu": 100 * 2**20, "cuda": 2**30}
 _BLOCK_ROWS = (64, 2**20)
 
 TOGETHER = "rows_together"
-"""Attribute of modules whose prediction of a row depends on its neighbors: rows they see together."""
+"""Attribute of modules that predict groups of rows jointly: number of rows in a group."""
 
 
 @final
@@ -44,7 +44,7 @@ class _FeaturesAndOutput(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if not self.needs_features:
             output = self.module(inputs)
-            # Nothing needs the features, so none are returned: that would cost a copy per step.
+            # Returning unused features would cost a copy per step.
             return output.new_zeros(len(output), 0), output
         featurizer, head = (getattr(self.module, part) for part in ("featurizer", "head"))
         features = featurizer(inputs)
@@ -53,29 +53,29 @@ class _FeaturesAndOutput(nn.Module):
 
 @final
 class Network:
-    """One architecture: pure forward passes for given parameters and buffers.
+    """Model as a pure function of its parameters and buffers.
 
     Args:
-        module: Any module; its weights are copied and not changed.
-        task: What the module predicts.
+        module: Any module; its weights are copied and stay unchanged.
+        task: Task of the module.
         precision: Precision of the matrix products.
         device: Device of the weights.
-        needs_features: Whether the algorithm needs the inputs of the head.
+        needs_features: Whether the algorithm uses the inputs of the head (features).
         input_shape: Shape of one row of inputs.
 
     Attributes:
-        params: Initial values of the trained parameters: those that require a gradient.
-        buffers: Initial values of everything else: running statistics, constants, frozen weights.
-        changing: Names of the buffers that a training pass changes.
+        params: Initial values of the trained parameters (`requires_grad=True`), by name.
+        buffers: Initial values of running statistics, constants and frozen weights, by name.
+        changing: Names of the buffers that change in a training pass.
         width: Approximate number of activations per row.
-        features: Number of inputs of the head per row; 0 if nothing needs them.
-        auxiliary: Auxiliary networks of the algorithm by name; their parameters are among `params`.
-        stochastic: Whether a training pass draws random numbers, as dropout does.
-        together: Number of rows that a prediction depends on; 1 for most models.
+        features: Number of features per row; 0 if the algorithm does not need features.
+        auxiliary: Auxiliary networks of the algorithm by name; `params` includes their parameters.
+        stochastic: Whether a training pass uses random numbers, as in dropout.
+        together: Number of rows that are predicted jointly; 1 for most models.
 
     Raises:
-        EnvariantError: If the module cannot take such inputs, does not return one row of outputs per row of
-            inputs, or has nothing to train.
+        EnvariantError: If the module does not accept the inputs, does not return one output per row, or has no
+            parameters to train.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Network:
         self.device = device
         self.auxiliary: dict[str, nn.Module] = {}
         self.params, self.buffers = self.weights(module)
-        # Parameters are stored in one type together, and each is used in its own type.
+        # All parameters are stored in one matrix of one type; the forward pass restores each one's type.
         self._types = {name: value.dtype for name, value in self.params.items()}
         if not self.params:
             raise EnvariantError("model: has no parameters to train; at least one must require a gradient")
@@ -110,13 +110,13 @@ class Network:
         self._block = max(least, min(most, BLOCK_BYTES[device.type] // (4 * self.width)))
 
     def adopt(self, auxiliary: Mapping[str, nn.Module]) -> None:
-        """Add auxiliary networks of the algorithm, which train with the model.
+        """Add the algorithm's auxiliary networks, which are trained together with the model.
 
         Args:
-            auxiliary: Networks by name.
+            auxiliary: Auxiliary networks by name.
 
         Raises:
-            EnvariantError: If a network has buffers, or the name of a part of the model.
+            EnvariantError: If an auxiliary network has buffers, or the same name as a part of the model.
         """
         for name, network in auxiliary.items():
             if hasattr(self.module, name) or list(network.buffers()):
@@ -130,10 +130,10 @@ class Network:
         self._types |= {name: value.dtype for name, value in added.items()}
 
     def auxiliary_weights(self, auxiliary: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        """Return copies of the parameters of auxiliary networks, named as among `params`.
+        """Return copies of the parameters of auxiliary networks, with the names used in `params`.
 
         Args:
-            auxiliary: Networks by name.
+            auxiliary: Auxiliary networks by name.
         """
         return {
             f"{name}.{key}": _copy(value, self.device)
@@ -142,10 +142,10 @@ class Network:
         }
 
     def weights(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return copies of the trained parameters of a module, and of everything else it holds.
+        """Return copies of the trained parameters of a module, and of its buffers and frozen weights.
 
         Args:
-            module: A module of this architecture.
+            module: Module of the same architecture.
         """
         named = dict(module.named_parameters())
         frozen = {name: p for name, p in named.items() if not p.requires_grad}
@@ -164,19 +164,19 @@ class Network:
         training: bool,
         replicas: int = 1,
     ) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows *c"]]:
-        """Return features (of width 0 if nothing needs them) and logits, in float32.
+        """Return features (width 0 if not needed) and logits, in float32.
 
         Args:
             params: Parameters by name.
             buffers: Buffers by name; running statistics are updated in place if `training`.
-            inputs: Rows of inputs.
-            training: Whether layers behave as in training.
-            replicas: Number of replicas that `torch.func.vmap` stacks; row blocks are smaller then.
+            inputs: Inputs, `[rows, *input_shape]`.
+            training: Whether layers are in training mode.
+            replicas: Number of replicas stacked by `torch.func.vmap`; row blocks are smaller for stacks.
         """
         self._both.train(training)
         held = self._part(params, "")
         names = {f"module.{name}": value for name, value in (*held.items(), *buffers.items())}
-        # In training, predictions depend on the statistics of the whole batch, if a model computes any.
+        # Batch statistics in training must be computed over the whole batch.
         whole = training and (self.changing or self.together > 1)
         blocks = [len(inputs)] if whole else self.blocks(len(inputs), replicas)
         # Weights are cast again for every block, so that their gradients add up over blocks in float32.
@@ -191,14 +191,14 @@ class Network:
         Args:
             part: "head", or the name of an auxiliary network.
             params: Parameters by name.
-            inputs: Rows of inputs of that part.
+            inputs: Inputs of the head or of the auxiliary network, one row each.
         """
         module = self.auxiliary[part] if part in self.auxiliary else getattr(self.module, part)
         with self._rounding():
             return functional_call(module.train(), self._part(params, f"{part}."), (inputs,)).float()
 
     def _part(self, params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """Return the parameters with a prefix, in their own types; without a prefix, those of the model."""
+        """Return the parameters with a name prefix, in their original types; for "", those of the model."""
         return {
             name.removeprefix(prefix): value.to(self._types[name])
             for name, value in params.items()
@@ -214,7 +214,7 @@ class Network:
         )
 
     def rows_of_a_block(self, replicas: int) -> int:
-        """Return the largest number of rows in a block.
+        """Return the maximum number of rows per block.
 
         Args:
             replicas: Number of stacked replicas.
@@ -223,7 +223,7 @@ class Network:
         return max(self.together, rows - rows % self.together)
 
     def blocks(self, rows: int, replicas: int) -> list[int]:
-        """Return the sizes of about equal blocks; rows that are seen together stay in one block.
+        """Return the sizes of about equal blocks; rows that are predicted jointly stay in one block.
 
         Args:
             rows: Number of rows to split.
@@ -235,7 +235,7 @@ class Network:
         return [end - start for start, end in pairwise(edges)]
 
     def fingerprint(self) -> str:
-        """Return a digest of the architecture, as its `repr` shows it, and of the initial weights."""
+        """Return a digest of the architecture (the module's `repr`) and of the initial weights."""
         digest = hashlib.blake2b(repr(self.module).encode(), digest_size=16)
         for name, value in (*self.params.items(), *self.buffers.items()):
             digest.update(name.encode())
@@ -243,9 +243,9 @@ class Network:
         return digest.hexdigest()
 
     def _probe(self, input_shape: Sequence[int]) -> tuple[frozenset[str], bool, int, int]:
-        """Return the changing buffers, randomness, width and features, from a training pass over two rows."""
+        """Return `changing`, `stochastic`, `width` and `features`, from a training pass over two rows."""
         inputs = torch.zeros(2, *input_shape, device=self.device)
-        # Batch norm needs rows that differ.
+        # Batch norm needs two different rows.
         inputs[1] = 1
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
         sizes: list[int] = [inputs.numel()]
@@ -287,10 +287,10 @@ class Network:
 
 @final
 class PureModel:
-    """A network and its buffers as algorithms see them: a pure function (`algorithms.base.Model`).
+    """Model passed to algorithms: a network with fixed buffers, implementing `algorithms.base.Model`.
 
     Args:
-        net: The network.
+        net: Network of the stack.
         buffers: Buffers of one replica.
         replicas: Number of stacked replicas.
 
@@ -304,7 +304,7 @@ class PureModel:
 
     def __call__(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
         net = self._net
-        # Differentiation must not see running statistics change, so they are copied.
+        # Running statistics are copied, because changes in place are not allowed while differentiating.
         copies = {k: v.clone() if k in net.changing else v for k, v in self._buffers.items()}
         return net.forward(params, copies, inputs, training=True, replicas=self._replicas)
 
@@ -318,10 +318,10 @@ class PureModel:
 def constants(module: nn.Module) -> str:
     """Return a digest of a module's layers and attributes other than parameters and buffers.
 
-    Two modules can share one program only if these are equal.
+    Two modules can share a step program only if their digests are equal.
 
     Args:
-        module: The module.
+        module: Module of the model.
     """
     digest = hashlib.blake2b(repr(module).encode(), digest_size=16)
     for name, part in module.named_modules():

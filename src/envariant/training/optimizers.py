@@ -1,7 +1,7 @@
-"""Optimizers: frozen descriptions such as `adam` or `sgd(momentum=0.9)`, and any `torch.optim` class.
+"""Optimizers: configurations such as `adam` or `sgd(momentum=0.9)`, and any `torch.optim` class.
 
-The parameters of a replica form one row of a matrix. One optimizer updates all rows at once where its rule
-allows that (`OptimizerConfig.stackable`); otherwise every replica has an optimizer of its own.
+The parameters of all replicas form a matrix with one row per replica. One optimizer updates all rows at once
+if its update rule allows this (`OptimizerConfig.stackable`); otherwise each replica has a separate optimizer.
 """
 
 import functools
@@ -21,44 +21,44 @@ from envariant.core.schedules import Schedule, schedule
 from envariant.training.schedule_table import ScheduleTable
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
-"""A `torch.optim` class, or `functools.partial` of one: `(params, lr=…, weight_decay=…) → optimizer`."""
+"""`torch.optim` class, or `functools.partial` of one: `(params, lr=…, weight_decay=…) → optimizer`."""
 
 
 class OptimizerConfig(ABC):
-    """Frozen description of an update rule; the learning rate and weight decay belong to the replica.
+    """Configuration of an optimizer, except for the learning rate and weight decay, which replicas set.
 
     Attributes:
-        name: Name of the rule, such as `adam`.
+        name: Name of the optimizer, such as `adam`.
     """
 
     name: ClassVar[str]
 
     @property
     def decoupled_decay(self) -> bool:
-        """Whether weight decay shrinks the weights directly; otherwise it is added to the gradient."""
+        """Whether weight decay is applied to the weights directly instead of being added to the gradient."""
         return False
 
     @property
     def stackable(self) -> bool:
         """Whether one optimizer can update all replicas.
 
-        That requires a rule that acts on each number separately and has the form θ ← θ − rate · u(gradients),
-        with u independent of θ and of the rate.
+        The update rule must be elementwise and have the form θ ← θ − rate · u(gradients), where u does not
+        depend on θ or on the rate.
         """
         return True
 
     @abstractmethod
     def build(self, params: Sequence[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
-        """Return an optimizer that updates `params` in place from their `.grad`.
+        """Return an optimizer for parameters, which are updated in place from their `.grad`.
 
         Args:
             params: Tensors to update.
-            rate: Learning rate; 1 for a stackable rule.
-            decay: Weight decay; 0 for a stackable rule.
+            rate: Learning rate; 1 if the optimizer is stackable.
+            decay: Weight decay; 0 if the optimizer is stackable.
         """
 
     def resets_at(self, step: int) -> bool:
-        """Return whether the optimizer state is cleared before the update that follows `step` others."""
+        """Return whether the optimizer state is cleared at a step (the number of updates already made)."""
         del step
         return False
 
@@ -67,16 +67,17 @@ class OptimizerConfig(ABC):
 class StackedOptimizer:
     """Optimizer of many replicas, each with its own learning rate and weight decay.
 
-    PyTorch's fused optimizers take one learning rate. A stackable rule has the form θ ← θ − rate · u, so
-    one optimizer moves a zero matrix at rate 1; the result is −u, which each replica scales by its own
-    rate. Other rules run once per replica, on views of that replica's parameters.
+    PyTorch's fused optimizers have a single learning rate. A stackable update rule has the form
+    θ ← θ − rate · u. One optimizer therefore updates a zero matrix at rate 1, which gives −u, and the rows are
+    multiplied by the learning rates of the replicas. Other rules run once per replica, on views of its
+    parameters.
 
     Args:
-        config: The update rule.
+        config: Configuration of the optimizer.
         params: Parameters `[replicas, numbers]`, updated in place.
-        rates: Learning rate of each replica, a number or a schedule of the step.
+        rates: Learning rate of each replica, a number or a schedule.
         decays: Weight decay of each replica.
-        shapes: Shapes of the parameters that form a row, for rules that use them; empty for one vector.
+        shapes: Shapes of the parameters in a row, for rules that depend on them. Default: one vector.
     """
 
     def __init__(
@@ -100,11 +101,11 @@ class StackedOptimizer:
     def apply(
         self, gradients: Float[Tensor, "replicas numbers"], alive: Bool[Tensor, " replicas"], step: int
     ) -> None:
-        """Update the replicas that are alive; the parameters of others stay bit-identical.
+        """Update all replicas that have not diverged; parameters of the others stay unchanged.
 
         Args:
-            gradients: Gradient of every replica.
-            alive: Which replicas to update.
+            gradients: Gradient of each replica, `[replicas, numbers]`.
+            alive: Mask of the replicas to update, `[replicas]`.
             step: Number of updates already made.
         """
         if self._config.resets_at(step):
@@ -125,15 +126,15 @@ class StackedOptimizer:
             self._params.copy_(torch.where(alive[:, None], self._params, before))
 
     def state(self) -> dict[str, Tensor]:
-        """Return the optimizer state by PyTorch's names.
+        """Return the optimizer state for checkpoints: tensors by PyTorch's names.
 
         Raises:
-            EnvariantError: The optimizer keeps state that is not a tensor.
+            EnvariantError: If the state contains values other than tensors.
         """
         return self._rule.state()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned; an empty mapping clears the state."""
+        """Restore the optimizer state returned by `state`; an empty mapping clears it."""
         self._rule.load(state)
 
 
@@ -177,7 +178,7 @@ class _SeparateRules:
         self._shapes = list(shapes) or [params.shape[1:]]
         self._parts = [self._views(row) for row in params.unbind()]
         self._rates = [schedule(rate) for rate in rates]
-        # A rule such as Rprop takes the initial learning rate as its first step.
+        # Some optimizers, such as Rprop, use the initial learning rate as the size of their first step.
         self._optimizers = [
             config.build(parts, rate(0), decay)
             for parts, rate, decay in zip(self._parts, self._rates, decays, strict=True)
@@ -230,13 +231,13 @@ def _tensors(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict
 
 @dataclass(frozen=True)
 class _AdaptiveMoments(OptimizerConfig, ABC):
-    """Shared part of Adam and AdamW: moving means of the gradient and of its square.
+    """Base class of Adam and AdamW, which use moving means of the gradient and of its square.
 
     Attributes:
         beta1: Decay rate of the mean of the gradient.
-        beta2: Decay rate of the mean of its square.
-        epsilon: Added to the square root; gradients far below it hardly move a weight.
-        reset: Step at which both means are cleared, for example where a coefficient jumps; 0 is never.
+        beta2: Decay rate of the mean of the squared gradient.
+        epsilon: Constant added to the root of the mean square; much smaller gradients hardly change weights.
+        reset: Step at which both means are cleared, for example when a coefficient jumps; 0: never.
     """
 
     beta1: float = 0.9
@@ -289,7 +290,7 @@ class SGD(OptimizerConfig):
     """Stochastic gradient descent with momentum; weight decay is added to the gradient.
 
     Attributes:
-        momentum: Decay rate of the accumulated gradient; 0 is plain gradient descent.
+        momentum: Decay rate of the accumulated gradient; 0: no momentum.
         nesterov: Whether to use Nesterov momentum.
     """
 
@@ -313,15 +314,15 @@ class SGD(OptimizerConfig):
 @final
 @dataclass(frozen=True, eq=False)
 class TorchOptimizer(OptimizerConfig):
-    """Any optimizer class of PyTorch, or `functools.partial` of one.
+    """Configuration of a PyTorch optimizer class, or of `functools.partial` of one.
 
-    The rules that act on each number separately and are linear in the learning rate run stacked: SGD, Adam,
-    AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam and RAdam with their own form of weight decay. Every
-    other class (ASGD, Adafactor, a class of your own) gets one instance per replica, built on that
-    replica's parameters with its learning rate and weight decay.
+    Elementwise optimizers that are linear in the learning rate run stacked: SGD, Adam, AdamW, RMSprop, Adagrad,
+    Adadelta, Adamax, NAdam and RAdam with coupled weight decay (AdamW: decoupled). Other classes, such as ASGD,
+    Adafactor and user-defined ones, have one instance per replica, with its learning rate and weight decay.
 
     Attributes:
-        factory: Called as `factory(params, lr=…)`, and with `weight_decay=…` where the default is another.
+        factory: Optimizer class or partial, called as `factory(params, lr=…)`, and with `weight_decay=…` unless
+            the class has the required value as its default.
     """
 
     name: ClassVar[str] = "torch"
@@ -397,14 +398,14 @@ OPTIMIZERS: dict[str, type[OptimizerConfig]] = {cls.name: cls for cls in (Adam, 
 
 
 def optimizer_config(optimizer: str | OptimizerConfig | OptimizerFactory) -> OptimizerConfig:
-    """Return the optimizer that a text, a description or a `torch.optim` class stands for.
+    """Return the optimizer configuration specified by a text, an `OptimizerConfig` or a `torch.optim` class.
 
     Args:
-        optimizer: A text such as `sgd(momentum=0.9)`, an `OptimizerConfig`, a class such as
+        optimizer: Text such as `sgd(momentum=0.9)`, an `OptimizerConfig`, a class such as
             `torch.optim.RMSprop`, or `functools.partial(torch.optim.Adam, betas=(0.5, 0.9))`.
 
     Raises:
-        EnvariantError: If the name is unknown, it has no such setting, or the object is not an optimizer.
+        EnvariantError: If the name or a setting is unknown, or the object is not an optimizer class.
     """
     if isinstance(optimizer, OptimizerConfig):
         return optimizer

@@ -17,20 +17,19 @@ Precision = Literal["float32", "bfloat16", "tf32"]
 
 
 def resolve(requested: str, device: torch.device, model: nn.Module, task: Task) -> Precision:
-    """Return the precision to use.
+    """Return the precision for a device, model and task.
 
-    "auto" chooses bfloat16 if the device has instructions for it, the model has a matrix large enough to
-    gain from it (128×128) and the task is classification; three significant digits are too few for
-    regression.
+    "auto": bfloat16 if the device supports it natively, the model has a weight of at least 128×128 elements
+    and the task is classification; else float32. For regression, bfloat16 is not precise enough.
 
     Args:
         requested: "auto", "float32", "bfloat16" or "tf32".
-        device: Device that trains.
-        model: The model.
-        task: What is predicted.
+        device: Device used for training.
+        model: Model to train.
+        task: Task of the model.
 
     Raises:
-        EnvariantError: If `requested` is none of these, or the device does not support it.
+        EnvariantError: If `requested` is not an allowed value, or the device does not support TF32.
     """
     if requested == "tf32" and device.type != "cuda":
         raise EnvariantError("precision: tf32 needs a CUDA device; choose auto, float32 or bfloat16")
@@ -47,7 +46,7 @@ def native_bfloat16(device: torch.device) -> bool:
     """Return whether a device has instructions for bfloat16 products (AMX, AVX512-BF16, recent CUDA).
 
     Args:
-        device: Device that trains.
+        device: Device used for training.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -57,14 +56,15 @@ def native_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def multiplying(precision: Precision, device: torch.device) -> Generator[None]:
-    """Set a GPU's matrix products to a precision within a `with` block; on a CPU there is nothing to set.
+    """Set the precision of a GPU's matrix products within a `with` block; do nothing on a CPU.
 
-    By default PyTorch rounds float32 convolutions of a GPU to TF32, and selects algorithms whose order of
-    summation differs between runs. Its settings are global; they are restored afterwards.
+    By default, PyTorch rounds float32 convolutions on a GPU to TF32 and uses nondeterministic algorithms. In
+    the block, only "tf32" rounds, and algorithms are deterministic. PyTorch's global settings are restored
+    afterwards.
 
     Args:
-        precision: Precision of the products.
-        device: Device that computes.
+        precision: Precision of the matrix products.
+        device: Device used for the computation.
     """
     if device.type != "cuda":
         yield

@@ -1,4 +1,4 @@
-"""Fit predictors, and report them as the engine reports networks."""
+"""Fit predictors, and yield the same events as the engine yields for networks."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from envariant.training.run_config import RunConfig
 @final
 @dataclass(frozen=True, eq=False)
 class _Fitted:
-    """One fitted predictor that answers as a replica stack of one does."""
+    """Fitted predictor with the interface of a replica stack of one."""
 
     sample: EnvironmentSet
     model: FittedPredictor
@@ -44,13 +44,13 @@ def run(
     """Fit one predictor per replica and evaluate it in every environment.
 
     Args:
-        source: Where each replica draws its data.
+        source: Data source of all replicas.
         replicas: Number, seeds and unfitted predictor of each replica.
-        config: What the replicas share.
-        resume: Checkpoints of replicas that are done.
+        config: Settings shared by all replicas.
+        resume: Checkpoints of finished replicas; these are skipped.
 
     Raises:
-        EnvariantError: If the data do not suit a predictor.
+        EnvariantError: If a predictor does not support the data.
     """
     done = {checkpoint.replicas for checkpoint in resume if is_done(checkpoint, config.steps)}
     for index, seeds, predictor in replicas:

@@ -1,4 +1,4 @@
-"""Live progress on a terminal, of a single run and of a sweep, on standard error."""
+"""Progress bars for single runs and studies, on standard error."""
 
 import sys
 import time
@@ -15,18 +15,18 @@ from envariant.training.run import Event, Started
 from envariant.training.store import Store
 
 ProgressCallback = Callable[[int, int, int], None]
-"""Called with the number of a replica or run, the steps made and the steps in all."""
+"""Callback with the number of a replica or run, the number of steps made and the total number of steps."""
 
-# Seconds between two looks at the store.
+# Seconds between two queries of the store.
 _LOOK_EVERY = 1.0
 
 
 @final
 class RunProgress:
-    """Progress of one run: replicas, steps, time left and the newest score in every environment.
+    """Progress bar of one run: steps, remaining time and the latest score in each environment.
 
     Args:
-        bars: Progress bars to draw on.
+        bars: Progress display.
     """
 
     def __init__(self, bars: Progress) -> None:
@@ -46,7 +46,7 @@ class RunProgress:
             self._pretraining = None
 
     def __call__(self, event: Event) -> None:
-        """Show what an event reports."""
+        """Update the progress bar from an event."""
         if isinstance(event, Started):
             spec = event.record.spec
             self._steps, self._metric = spec.steps or 1, event.record.metric
@@ -64,7 +64,7 @@ class RunProgress:
             if text:
                 self._bars.update(task, scores=f"replica {newest}: {text}")
             if event.finished:
-                # Replicas that stopped early have no steps left.
+                # Diverged replicas count as complete.
                 reached = self._steps
         self._done[event.replicas] = reached * len(event.replicas)
         self._bars.update(task, completed=sum(self._done.values()))
@@ -75,7 +75,7 @@ def show_run(show: bool | None) -> Generator[RunProgress]:
     """Show the progress of one run.
 
     Args:
-        show: Whether to show it; None shows it on a terminal.
+        show: Whether to show progress. None: only on a terminal.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -95,8 +95,8 @@ def show_sweep(label: str, runs: int, folder: Path) -> Generator[ProgressCallbac
 
     Args:
         label: Name of the study.
-        runs: Number of runs left.
-        folder: Folder of the study; runs of other processes count when they have ended.
+        runs: Number of remaining runs.
+        folder: Folder of the study. Runs of other processes are counted when they have ended.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -114,7 +114,7 @@ def show_sweep(label: str, runs: int, folder: Path) -> Generator[ProgressCallbac
 
 @final
 class _SweepProgress:
-    """How far the runs of this process are, and how many have ended anywhere."""
+    """Progress of a study: steps of this process's runs, and finished runs of all processes."""
 
     def __init__(self, bars: Progress, task: TaskID, store: Store) -> None:
         self._bars, self._task, self._store = bars, task, store
@@ -126,7 +126,7 @@ class _SweepProgress:
         self._own += done / of - self._reached.get(run, 0.0)
         self._reached[run] = done / of
         if time.monotonic() - self._looked > _LOOK_EVERY:
-            # A run is stored before it is reported as ended, and from then on it counts there.
+            # A run is stored before its last step is reported, so finished runs are counted from the store.
             self._ended, self._looked = _ended(self._store) - self._before, time.monotonic()
             self._reached = {run: share for run, share in self._reached.items() if share < 1}
             self._own = sum(self._reached.values())

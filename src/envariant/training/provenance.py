@@ -1,4 +1,4 @@
-"""Provenance of a result: versions, machine, threads and command."""
+"""Provenance of a result: versions, machine, threads, command."""
 
 import os
 import platform
@@ -14,13 +14,13 @@ _PACKAGES = ("envariant", "torch", "numpy", "scipy", "pandas", "scikit-learn", "
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of every package whose numbers enter a result."""
+    """Return the versions of Python and of all packages that affect results."""
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
-    """Return the system, the processor, its cores, and the accelerator."""
-    facts: dict[str, str | int] = {
+    """Return system, processor, number of cores and PyTorch threads, device and accelerator."""
+    description: dict[str, str | int] = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
@@ -28,16 +28,16 @@ def hardware(device: torch.device) -> dict[str, str | int]:
         "device": str(device),
     }
     if device.type == "cuda":
-        facts["accelerator"] = torch.cuda.get_device_name(device)
-    return facts
+        description["accelerator"] = torch.cuda.get_device_name(device)
+    return description
 
 
 def command() -> str:
-    """Return the `envariant` command that started this process; "" under any other program."""
+    """Return the `envariant` command line that started this process; "" for other programs."""
     program, *arguments = sys.argv or [""]
     path = Path(program)
     ours = path.stem == "envariant" or path.parts[-2:] == ("envariant", "__main__.py")
-    # Other programs' arguments are none of our business, and a page is meant to be shared.
+    # Arguments of other programs may be private, and reports are shared.
     return shlex.join(["envariant", *arguments]) if ours else ""
 
 

@@ -1,4 +1,4 @@
-"""What a run was: options, data, execution and provenance, as stored with its results."""
+"""Records of runs: options, data, execution and provenance, stored with the results."""
 
 import json
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ class EnvironmentRecord:
     """One environment of a run.
 
     Attributes:
-        name: Name of the environment; of validation rows, of the environment they were held out from.
+        name: Name of the environment. Validation rows have the name of their training environment.
         role: "train", "validation" or "test".
         rows: Number of rows.
-        constant_loss: Lowest mean loss of any constant prediction: label entropy in nats, or variance.
+        constant_loss: Lowest mean loss of any constant prediction: label entropy in nats, or target variance.
     """
 
     name: str
@@ -35,36 +35,36 @@ class EnvironmentRecord:
 
     @property
     def label(self) -> str:
-        """Name that is unique in the run."""
+        """Unique name in the run; validation rows have the suffix "(validation)"."""
         return f"{self.name} (validation)" if self.role == "validation" else self.name
 
 
 @final
 @dataclass(frozen=True)
 class Record:
-    """A run's options and where they were used.
+    """Record of a run: options, data, execution and provenance.
 
     Attributes:
-        spec: The options, all resolved; objects as their text.
+        spec: Resolved options; objects are replaced by their text.
         identity: Content hash of the options without seeds and execution.
-        changed: Options in which the run differs from what the data suggest for the algorithm.
-        defaults: Where options that were left open come from.
-        execution: How replicas were executed, and why.
+        changed: Names of options that differ from the default settings of the data set for the algorithm.
+        defaults: Source of the default settings, such as a paper.
+        execution: Execution mode, and the reason for it.
         task: Name of the task.
         metric: Name of the task's metric.
-        higher_is_better: Direction of the metric.
-        chance: Metric of uniform guessing; None where it has no meaning.
-        optimum: Metric of the best invariant predictor; None where it is unknown.
+        higher_is_better: Whether higher values of the metric are better.
+        chance: Score of uniform guessing. None: not defined for the task.
+        optimum: Score of the best invariant predictor. None: unknown.
         input_shape: Shape of one row of inputs.
-        outputs: Numbers that a model gives per row.
-        environments: Every environment, in order.
-        fingerprints: Digests of the first replica's "data" and untrained "model".
+        outputs: Number of model outputs per row.
+        environments: All environments, in order.
+        fingerprints: Digests of the first replica's data ("data") and initial model ("model").
         seeds: Seeds of each replica.
-        threads: Threads of PyTorch; rounding depends on them.
-        versions: Versions of Python and of the packages whose numbers enter a result.
-        hardware: Processor, cores, accelerator.
-        command: Command line that started the run; "" where it was another program.
-        remarks: What the user should know before reading the numbers, a sentence each.
+        threads: Number of PyTorch threads, which affects rounding.
+        versions: Versions of Python and of all packages that affect results.
+        hardware: System, processor, number of cores and threads, device and accelerator.
+        command: `envariant` command line that started the run; "" for other programs.
+        remarks: Warnings about the run, one sentence each.
     """
 
     spec: RunSpec
@@ -100,7 +100,7 @@ class Record:
 
     @property
     def constant_loss(self) -> dict[str, float]:
-        """Lowest loss of a constant prediction in every environment, by label."""
+        """Lowest mean loss of any constant prediction in each environment, by label."""
         return {each.label: each.constant_loss for each in self.environments}
 
     @property
@@ -110,11 +110,11 @@ class Record:
 
     @property
     def training_environments(self) -> tuple[str, ...]:
-        """Names of the environments trained on."""
+        """Names of the training environments."""
         return tuple(each.name for each in self.environments if each.role == "train")
 
     def provenance(self) -> dict[str, Any]:
-        """Return where the numbers were made: versions, hardware, precision, execution and command."""
+        """Return versions, hardware, precision, execution and command of the run."""
         return {
             "versions": dict(self.versions),
             "hardware": dict(self.hardware),
@@ -124,19 +124,19 @@ class Record:
         }
 
     def to_json(self) -> str:
-        """Return the record as JSON that `of_json` reads back."""
+        """Return the record as JSON text for `of_json`."""
         return json.dumps({**asdict(self), "spec": self.spec.to_dict()})
 
     @classmethod
     def of_json(cls, text: str, where: str) -> "Record":
-        """Read a stored record.
+        """Return a record from its JSON text.
 
         Args:
-            text: What `to_json` returned.
-            where: File that holds it, for errors.
+            text: JSON text from `to_json`.
+            where: Path of the file, for error messages.
 
         Raises:
-            EnvariantError: If it is damaged.
+            EnvariantError: If the text is not a valid record.
         """
         try:
             return _STORED.validate_json(text)
@@ -146,11 +146,11 @@ class Record:
 
 
 def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[EnvironmentRecord, ...]:
-    """Return what a record stores of each environment.
+    """Return the name, role, size and constant loss of each environment for a record.
 
     Args:
-        sample: The environments of the first replica.
-        roles: Role of each, by name in the sample.
+        sample: Environments of the first replica.
+        roles: Role of each environment, by name in `sample`.
     """
     return tuple(
         EnvironmentRecord(e.origin or e.name, roles[e.name], len(e), sample.task.constant_loss(e.targets))
@@ -159,13 +159,13 @@ def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[E
 
 
 def conflict(stored: Record, requested: Record, *, unfinished: bool) -> str:
-    """Return the first thing in which a stored run differs from a requested one; "" where it is the same.
+    """Return the first difference between a stored run and a requested one as text; "" if they agree.
 
     Args:
         stored: Record of the stored run.
-        requested: Record of the run that is to be resumed.
-        unfinished: Whether steps remain to be made. These need the same versions, device, threads and
-            precision as well.
+        requested: Record of the requested run.
+        unfinished: Whether the stored run is unfinished. Then versions, device, threads and precision must
+            agree as well.
     """
     before, now = _comparable(stored, unfinished), _comparable(requested, unfinished)
     for key, value in now.items():
@@ -179,7 +179,7 @@ def conflict(stored: Record, requested: Record, *, unfinished: bool) -> str:
 
 def _comparable(record: Record, unfinished: bool) -> dict[str, Any]:
     options = record.spec.to_dict()
-    # Where the data lie and how replicas were executed is not what they are.
+    # The location of the data and the execution do not identify a run.
     for key in ("data", "memory", "execution", *(() if unfinished else ("device", "precision"))):
         options.pop(key)
     machine = {**record.versions, "threads": record.threads} if unfinished else {}

@@ -1,6 +1,6 @@
-"""K replicas trained as one program: their parameters, buffers and algorithm state, and one step of all.
+"""K replicas trained as one program: parameters, buffers, algorithm state, training steps and measurements.
 
-The replicas share the model's architecture and the algorithm's structure; seeds and numbers differ. A
+The replicas share the model architecture and the algorithm's structure; seeds and hyperparameters differ. A
 replica that diverges is frozen and reported with the step; other replicas are unaffected.
 """
 
@@ -39,23 +39,22 @@ Change = Callable[[Tensor], Tensor]
 
 @final
 class ReplicaStack:
-    """Replicas of one structure, ready to make a step.
+    """Stack of replicas that train as one program.
 
     Args:
-        source: Source of each replica's environments.
-        replicas: Replicas whose algorithms differ in numbers only.
-        config: Settings that they share.
-        checkpoint: State to resume from; None starts from new weights.
-        programs: Step programs of earlier stacks, by structure. This stack's program is taken from here or
-            added.
+        source: Data source of all replicas.
+        replicas: Replicas of the stack; their algorithms may differ only in numeric hyperparameters.
+        config: Settings shared by all replicas.
+        checkpoint: State to resume from. Default: start from initial weights.
+        programs: Step programs of earlier stacks, for reuse. A new program is added to this dictionary.
 
     Attributes:
         step: Number of updates made.
         measured: Step of the last measurement; -1 before the first.
-        network: The shared architecture.
+        network: Network of the stack.
 
     Raises:
-        EnvariantError: If data, model and algorithm do not fit one another.
+        EnvariantError: If data, model and algorithm are incompatible.
         StackingError: If the replicas cannot form one program.
     """
 
@@ -111,23 +110,23 @@ class ReplicaStack:
 
     @property
     def replicas(self) -> tuple[int, ...]:
-        """Return the numbers of the replicas."""
+        """Numbers of the replicas."""
         return tuple(replica.index for replica in self._replicas)
 
     @property
     def device(self) -> torch.device:
-        """Return the device that trains."""
+        """Device used for training."""
         return self._config.device
 
     @property
     def failed(self) -> bool:
-        """Return whether every replica had diverged at the last measurement."""
+        """Whether all replicas had diverged at the last measurement."""
         return len(self._failures) == len(self._replicas)
 
     def advance(self) -> None:
-        """Make one update of every replica that has not diverged."""
+        """Make one training step with all replicas that have not diverged."""
         step = self.step
-        # A module that draws its own random numbers trains alone.
+        # A stochastic module is never stacked, so the seed of the first replica is enough.
         seed = self._replicas[0].seeds.at(step)
         drawing = private_random_numbers(seed, self.device) if self.network.stochastic else nullcontext()
         with drawing, precision.multiplying(self.network.precision, self.device):
@@ -147,16 +146,16 @@ class ReplicaStack:
         self.step, self._ended = step + 1, time.perf_counter()
 
     def rehearse(self) -> None:
-        """Make one step and undo it, so that a lack of memory shows before anything is reported."""
+        """Make one training step and undo it, to detect a lack of memory before the first event."""
         before = self.checkpoint().clone()
         self.advance()
         self._load(before)
 
     def measure(self) -> tuple[HistoryRow, ...]:
-        """Return loss and score of every environment, for each replica not yet reported as diverged.
+        """Return loss, score and other metrics in all environments, for each replica that trains.
 
-        A replica that diverged since the last measurement is measured once more, with the weights from
-        before the failing step.
+        A replica that diverged since the last measurement is measured for the last time, with the weights
+        from before the failing step.
         """
         failed_at = self._failed_at.tolist()
         # By environment, then by replica.
@@ -204,26 +203,30 @@ class ReplicaStack:
         return tuple(rows)
 
     def measured_at_once(self, replicas: int) -> float:
-        """Return the size of an evaluation block of so many replicas, in units of the largest environment."""
+        """Return the rows of an evaluation block of all replicas, relative to the largest environment's rows.
+
+        Args:
+            replicas: Number of replicas.
+        """
         return replicas / len(self.network.blocks(max(self._rows.sizes.values()), replicas))
 
     def outputs(self, inputs: Tensor) -> Float[Tensor, "replicas rows *c"]:
-        """Return each replica's logits of the same rows.
+        """Return the logits of each replica for the same rows, `[replicas, rows, *c]`.
 
         Args:
-            inputs: Rows as the environments store them, `[rows, *shape]`.
+            inputs: Rows in the storage format of the environments, `[rows, *shape]`.
         """
         return self._evaluator().logits(inputs.to(self.device), decode=self._rows.decode)
 
     def answers(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
     ) -> tuple[Tensor, Tensor]:
-        """Return logits and targets of each replica on its rows of one environment, `[replicas, rows, …]`.
+        """Return logits and targets of each replica in one environment, `[replicas, rows, …]`.
 
         Args:
             name: Name of the environment.
-            rows: Numbers of the rows to predict; None is all of them.
-            change: Changes the inputs, as float32, first; None leaves them as they are.
+            rows: Indices of the rows to predict. Default: all rows.
+            change: Function applied to the float32 inputs before prediction. Default: no change.
         """
         inputs, targets = self._rows.of([name])
         axis = self._rows.axis
@@ -237,7 +240,7 @@ class ReplicaStack:
         return self._evaluator().logits(inputs, axis, decode), own
 
     def checkpoint(self) -> Checkpoint:
-        """Return the current state; its tensors belong to the stack and change with the next step."""
+        """Return the current state; its tensors change in the next step (see `Checkpoint.clone`)."""
         watch = {"metrics": self._metrics, "gradient_rms": self._gradient_rms, "failed_at": self._failed_at}
         eval_params = self._eval_params()
         return Checkpoint(
@@ -256,7 +259,7 @@ class ReplicaStack:
         )
 
     def _training_rows(self, sets: Sequence[EnvironmentSet]) -> Rows:
-        """Return the rows to train on: those of the training environments, or of inferred ones."""
+        """Return the rows used for training, with inferred environments if there are any."""
         if not any(replica.start.environments for replica in self._replicas):
             return self._rows
         inferred = [
@@ -267,7 +270,7 @@ class ReplicaStack:
     def _sampler(self, rows: Rows) -> BatchSampler:
         config, replicas = self._config, self._replicas
         full_batch = config.batch_size is None and config.augmentation is None
-        # The library's models begin with a product, which rounds the inputs to bfloat16 at every step.
+        # The library's models begin with a matrix product, which rounds inputs to bfloat16 at every step.
         rounds = self.network.precision == "bfloat16" and isinstance(self.network.module, FeaturizerAndHead)
         return BatchSampler(
             rows,
@@ -309,7 +312,7 @@ class ReplicaStack:
         return Evaluator.of_stack(self.network, params, self._buffers, count, self._config.adapt)
 
     def _eval_params(self) -> Mapping[str, Tensor]:
-        """Return the parameters that predict; for most algorithms those that train."""
+        """Return the parameters used for prediction; for most algorithms, these are the trained parameters."""
         return self._algorithm.eval_params(self._views, self._state)
 
     def _measured(self, name: str) -> Float[Tensor, "replicas 3"]:

@@ -1,7 +1,7 @@
 """Replicas: independent runs, each with its own seeds and hyperparameters.
 
-A replica has three seeds. Two algorithms compared at replica k see the same data draw and, with the same
-model, the same initial weights and batches, so that they differ in the algorithm only.
+A replica has three seeds. For a given replica number, all algorithms use the same data draw and batches and,
+with the same model, the same initial weights. Results therefore differ only because of the algorithm.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ class Seeds:
 
     @classmethod
     def of(cls, seed: int, replica: int) -> "Seeds":
-        """Return the seeds of a replica, which depend on nothing but the arguments.
+        """Return the seeds of a replica, which depend only on the arguments.
 
         Args:
             seed: Base random seed of the run.
@@ -45,9 +45,9 @@ class Seeds:
         return cls(int(data), int(initialization), int(order))
 
     def at(self, step: int) -> int:
-        """Return the seed of random numbers that a module draws itself in one step, as dropout does.
+        """Return the seed of a module's random numbers in one step, for example for dropout.
 
-        It depends on the step and not on a generator's state, so a resumed run draws the same numbers.
+        The seed depends on the step and not on the state of a generator, so resumed runs use the same numbers.
 
         Args:
             step: Number of updates already made.
@@ -59,11 +59,11 @@ class Seeds:
 @final
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Result of pretraining that a replica starts from.
+    """Result of pretraining: initial weights and inferred environments.
 
     Attributes:
-        params: Pretrained parameters and buffers by name; others have new values.
-        environments: Inferred training environments; None keeps those of the data draw.
+        params: Pretrained parameters and buffers by name; all others are initialized as usual.
+        environments: Inferred training environments. None: the training environments of the data.
     """
 
     params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -73,15 +73,15 @@ class Start:
 @final
 @dataclass(frozen=True)
 class Replica:
-    """What is specific to one replica; all replicas of a run share a `RunConfig`.
+    """Seeds, algorithm and learning rate of one replica; all replicas of a run share a `RunConfig`.
 
     Attributes:
         index: Number of the replica, from 0.
         seeds: Seeds of data draw, initial weights and batches.
         algorithm: The algorithm, with this replica's hyperparameters.
-        learning_rate: Learning rate, a number or a schedule of the step.
+        learning_rate: Learning rate, a number or a schedule.
         weight_decay: Weight decay of the optimizer.
-        prepared: Runs the pretraining, which may take long; None starts from new weights.
+        prepared: Function that runs the pretraining. None: no pretraining.
     """
 
     index: int
@@ -93,5 +93,5 @@ class Replica:
 
     @cached_property
     def start(self) -> Start:
-        """Result of the pretraining, which runs when this is first read."""
+        """Result of the pretraining, which runs on first access."""
         return Start() if self.prepared is None else self.prepared()

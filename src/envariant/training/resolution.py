@@ -39,14 +39,14 @@ from envariant.training.run_spec import RunSpec, shown, text_of
 @final
 @dataclass(frozen=True)
 class ResolvedAlgorithm:
-    """An algorithm with all its hyperparameters, and what the data suggest for it.
+    """Algorithm with all its hyperparameters, and the default settings of its data set.
 
     Attributes:
-        name: Name shown in tables.
-        trained: Algorithm that trains a network, or predictor that is fitted as a whole.
-        hyperparameters: Every hyperparameter by name.
-        defaults: Settings that the data suggest.
-        suggested: Hyperparameters under the suggested settings.
+        name: Name of the algorithm for tables.
+        trained: Algorithm for training a network, or predictor with its own fitting.
+        hyperparameters: All hyperparameters by name.
+        defaults: Default settings of the data set for the algorithm.
+        suggested: Default hyperparameters of the data set for the algorithm.
     """
 
     name: str
@@ -59,17 +59,17 @@ class ResolvedAlgorithm:
 @final
 @dataclass(frozen=True)
 class ResolvedRun:
-    """Everything that a `RunSpec` stands for.
+    """Run with all options resolved to objects.
 
     Attributes:
-        spec: The options with everything filled in, as text where they are objects.
-        reference: The options that the data suggest for this algorithm.
-        source: Data source, validation split included.
-        algorithm: The algorithm.
-        config: What all replicas of the run share.
-        pretraining: Pretraining of the initial weights, if any.
-        learning_rate: Learning rate or its schedule.
-        identity: Content hash of the run (`RunSpec.identity`), without seeds.
+        spec: Resolved options; objects are replaced by their text.
+        reference: Default options of the data set for this algorithm.
+        source: Data source, including the validation split.
+        algorithm: Algorithm with its hyperparameters.
+        config: Settings shared by all replicas.
+        pretraining: Pretraining of the initial weights. None: no pretraining.
+        learning_rate: Learning rate, a number or a schedule.
+        identity: Content hash of the run without seeds (`RunSpec.identity`).
     """
 
     spec: RunSpec
@@ -82,20 +82,20 @@ class ResolvedRun:
     identity: str
 
     def replica(self, index: int, seeds: Seeds) -> Replica:
-        """Return one replica with its own seeds."""
+        """Return the replica with a given number and seeds."""
         trained = cast("Algorithm", self.algorithm.trained)
         return Replica(index, seeds, trained, cast("Any", self.learning_rate), self.spec.weight_decay)
 
     def remarks(self) -> tuple[str, ...]:
-        """Return one sentence per schedule that never takes effect within the run."""
+        """Return a warning for each schedule that never takes effect within the run."""
         return remarks(self.algorithm, self.learning_rate, self.config.steps)
 
 
 def source_of(data: object) -> EnvironmentSource:
-    """Return the source that a name stands for, or the source itself.
+    """Return the data source specified by a name; return sources unchanged.
 
     Raises:
-        EnvariantError: If it is neither, or there is no source of that name.
+        EnvariantError: If `data` is neither a source nor the name of one.
     """
     if isinstance(data, str):
         return sources.source(data)
@@ -107,16 +107,17 @@ def source_of(data: object) -> EnvironmentSource:
 def resolve_algorithm(
     requested: object, hyperparameters: Mapping[str, Any], source: EnvironmentSource, steps: int | None = None
 ) -> ResolvedAlgorithm:
-    """Return the algorithm that a name or an object stands for.
+    """Return the algorithm specified by a name or an object, with all its hyperparameters.
 
     Args:
         requested: Text such as `vrex + and-mask`, or an algorithm, recipe, part or predictor.
-        hyperparameters: Changes to what is suggested; only for names and recipes.
-        source: Data whose suggestions apply.
-        steps: Length of the run, to which relative switch points of schedules refer; None keeps them.
+        hyperparameters: Hyperparameters that override the defaults; only for names, recipes and compositions.
+        source: Data source whose default settings apply.
+        steps: Number of steps, for schedules with switch points in percent. None: keep such schedules as
+            they are.
 
     Raises:
-        EnvariantError: If there is no such algorithm or hyperparameter.
+        EnvariantError: If an algorithm or hyperparameter is unknown.
     """
     known = predictor(requested)
     if known is not None:
@@ -143,7 +144,7 @@ def resolve_algorithm(
         )
     terms = composing.terms(requested)
     suggestion = source.default_settings(terms[0][0].name)
-    # In a composition, what is suggested for the loss as a whole is what suits the first term.
+    # Default settings that concern the whole loss are those of the first term.
     usual = [suggestion.hyperparameters]
     usual += [known.own(source.default_settings(known.name).hyperparameters) for known, _ in terms[1:]]
     plain, given = (
@@ -158,14 +159,14 @@ def resolve_algorithm(
 
 
 def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> ResolvedRun:
-    """Return everything that the options of a run stand for.
+    """Resolve the options of a run: fill in defaults, and look up names.
 
     Args:
-        requested: The options.
-        source: The data, if they were loaded before.
+        requested: Options of the run.
+        source: Data source. Default: the source specified by `requested.data`.
 
     Raises:
-        EnvariantError: If a name is unknown or options do not fit one another.
+        EnvariantError: If a name is unknown, or options contradict one another.
     """
     source = (source or source_of(requested.data)).with_test_environments(requested.test_environments)
     first = resolve_algorithm(requested.algorithm, requested.hyperparameters, source)
@@ -208,11 +209,11 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
 
 
 def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
-    """Return what all replicas share.
+    """Return the settings shared by all replicas.
 
     Args:
-        complete: The options with nothing left open, objects as they are.
-        spec: The same with objects as text.
+        complete: Resolved options with objects.
+        spec: Resolved options with objects replaced by text.
     """
     return RunConfig(
         model=model_builder(complete.model),
@@ -226,16 +227,17 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
         device=device_named(complete.device),
         compiled=complete.compile,
         freeze=complete.freeze,
+        adapt=complete.adapt,
     )
 
 
 def remarks(algorithm: ResolvedAlgorithm, learning_rate: object, steps: int) -> tuple[str, ...]:
-    """Return one sentence per schedule that never takes effect within a run.
+    """Return a warning for each schedule that never takes effect within a run.
 
     Args:
-        algorithm: The algorithm.
-        learning_rate: Learning rate or its schedule.
-        steps: Length of the run.
+        algorithm: Algorithm with its hyperparameters.
+        learning_rate: Learning rate, a number or a schedule.
+        steps: Number of steps of the run.
     """
     rate = _rate(learning_rate, steps)
     schedules = {"learning_rate": rate} if isinstance(rate, Schedule) else {}
@@ -252,10 +254,10 @@ def remarks(algorithm: ResolvedAlgorithm, learning_rate: object, steps: int) -> 
 def check_environments(
     algorithm: ResolvedAlgorithm, environments: EnvironmentSet, roles: Mapping[str, str]
 ) -> None:
-    """Reject data with fewer training environments than the algorithm needs.
+    """Check that the data set has enough training environments for the algorithm.
 
     Raises:
-        EnvariantError: If there are too few.
+        EnvariantError: If there are too few training environments.
     """
     training = [name for name, role in roles.items() if role == "train"]
     needed = algorithm.trained.minimum_environments
@@ -267,10 +269,10 @@ def check_environments(
 
 
 def model_builder(model: object) -> ModelBuilder:
-    """Return the function that builds a model for an input shape and a number of outputs.
+    """Return a function `(input_shape, outputs) → module` for a model.
 
     Raises:
-        EnvariantError: If it is no name, ModelConfig, module or function.
+        EnvariantError: If `model` is not a name, `ModelConfig`, module or function.
     """
     if isinstance(model, str):
         model = model_config(model)
@@ -288,10 +290,10 @@ def model_builder(model: object) -> ModelBuilder:
 
 
 def device_named(name: str) -> torch.device:
-    """Return the device that "cpu", "cuda" or "auto" names.
+    """Return the device for "cpu", "cuda" or "auto" (CUDA if available).
 
     Raises:
-        EnvariantError: If there is no such device.
+        EnvariantError: If the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -301,7 +303,7 @@ def device_named(name: str) -> torch.device:
 
 
 def _timed(algorithm: Algorithm, steps: int | None) -> Algorithm:
-    """Return the algorithm with relative switch points as step numbers."""
+    """Return the algorithm with the switch points of its schedules in steps instead of percent."""
     return algorithm if steps is None else resolve_schedules(algorithm, steps)
 
 
@@ -322,7 +324,7 @@ def _initializer(requested: object) -> Initializer | None:
 
 
 def _wrong(option: str, allowed: str, value: object) -> EnvariantError:
-    """Return the error of an option whose value is of none of the allowed types."""
+    """Return the error for an option with a value of the wrong type."""
     if isinstance(value, type):
         return EnvariantError(
             f"{option}: {value.__name__} is a class; pass an instance, as in {value.__name__}(…)"
@@ -338,10 +340,10 @@ def _rate(rate: object, steps: int) -> float | Schedule:
 
 
 def algorithm_identity(requested: object) -> str:
-    """Return a description of what an algorithm or predictor computes, for hashing.
+    """Return a text that is equal for algorithms with equal computations, for hashing.
 
     Raises:
-        EnvariantError: If it is unknown, or has a value without a content to compare.
+        EnvariantError: If the algorithm is unknown, or has a setting that cannot be compared by content.
     """
     return identity(cast("Any", predictor(requested) or as_algorithm(cast("Any", requested))))
 
@@ -349,14 +351,14 @@ def algorithm_identity(requested: object) -> str:
 def _identities(
     requested: RunSpec, source: EnvironmentSource, algorithm: ResolvedAlgorithm
 ) -> dict[str, str]:
-    """Return content hashes of the options that hold more than their text says."""
-    # The algorithm holds its hyperparameters.
+    """Return content hashes of options that are not fully described by their text."""
+    # The hash of the algorithm includes its hyperparameters.
     identities = {
         "data": source.identity(),
         "algorithm": algorithm_identity(algorithm.trained),
         "hyperparameters": "",
     }
-    for key in ("model", "optimizer", "init", "augmentation"):
+    for key in ("model", "optimizer", "init", "augmentation", "adapt"):
         value = getattr(requested, key)
         if value is not None and not isinstance(value, str):
             identities[key] = content_hash(value)
@@ -364,10 +366,10 @@ def _identities(
 
 
 def content_hash(value: object) -> str:
-    """Return a hash of what an own model or optimizer is: its structure, weights and source.
+    """Return a hash of a user's model or optimizer: structure, weights and source code.
 
     Args:
-        value: A module, a function, a class or a frozen dataclass.
+        value: Module, function, class or frozen dataclass.
     """
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(value, nn.Module):

@@ -24,13 +24,13 @@ from envariant.training.record import Record
 from envariant.training.store.single_run import load_run
 
 WORST = "worst"
-"""Last row of a summary: in each replica, the environment with the worst score."""
+"""Label of the last row of a summary: the worst environment of each replica."""
 
 
 @final
 @dataclass(frozen=True)
 class Spread:
-    """One number over replicas.
+    """Values of one metric over replicas, with mean and standard deviation.
 
     Attributes:
         values: One value per finished replica.
@@ -40,7 +40,7 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """Mean; NaN without values."""
+        """Mean; NaN if there are no values."""
         return statistics.fmean(self.values) if self.values else math.nan
 
     @property
@@ -49,20 +49,21 @@ class Spread:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return mean, standard deviation and values as JSON can hold them."""
+        """Return mean, standard deviation and values as a JSON-compatible dictionary."""
         return {"mean": self.mean, "sd": self.sd, "values": list(self.values)}
 
 
 @final
 @dataclass(frozen=True)
 class TrainingResult:
-    """Result of a run.
+    """Result of a run: measurements, trained models and provenance.
 
     Attributes:
-        record: What the run was, and where its numbers were made.
-        rows: Every measured number.
+        record: Options, data and provenance of the run.
+        rows: All measured values.
         checkpoints: Last state of each replica, by number.
-        build_model: Builds the first replica's network, untrained; None if it has to be built from its name.
+        build_model: Function that builds the first replica's network with initial weights. None: the network
+            is built from its name.
     """
 
     record: Record
@@ -72,51 +73,51 @@ class TrainingResult:
 
     @classmethod
     def load(cls, folder: Path | str) -> "TrainingResult":
-        """Load a run that `train(…, out=folder)` stored, as far as it has come.
+        """Load a finished or unfinished run stored by `train(…, out=folder)`.
 
         Args:
             folder: Folder of the run.
 
         Raises:
-            EnvariantError: If the folder holds no run, or a damaged one.
+            EnvariantError: If the folder contains no run, or its files are damaged.
         """
         return cls(*load_run(Path(folder)))
 
     @property
     def history(self) -> pd.DataFrame:
-        """Every measured number, with the columns of `HistoryRow`."""
+        """All measured values, with the columns of `HistoryRow`."""
         return history.frame(self.rows)
 
     @property
     def failures(self) -> dict[int, str]:
-        """Why replicas stopped early, by number."""
+        """Reasons of divergence, by number of the replica."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property
     def finished(self) -> tuple[int, ...]:
-        """Numbers of the replicas that made all their steps; only they enter a summary."""
+        """Numbers of the replicas that completed all steps; summaries use only these."""
         steps = self.record.spec.steps or 1
         return tuple(k for k, c in sorted(self.checkpoints.items()) if c.step >= steps and c.failure is None)
 
     @property
     def diagnoses(self) -> tuple[Diagnosis, ...]:
-        """What looks wrong in the run, with its likely cause and the usual remedy."""
+        """Possible problems of the run, with likely causes and remedies."""
         return diagnose(self.record, self.rows)
 
     @property
     def seconds(self) -> float:
-        """Time spent on training and evaluation, all replicas together."""
+        """Training and evaluation time of all replicas together, in seconds."""
         return sum(c.seconds for c in self.checkpoints.values())
 
     def final(self, environment: str, metric: str) -> Spread:
-        """Return the last value of a metric in an environment, over the finished replicas.
+        """Return the value of a metric after the last step, for each finished replica.
 
         Args:
-            environment: Label of the environment, as in `record.roles`.
-            metric: The task's metric, "loss" or "output sd".
+            environment: Label of the environment, one of the keys of `record.roles`.
+            metric: Metric of the task, "loss" or "output sd".
 
         Raises:
-            EnvariantError: If there is no such environment or metric.
+            EnvariantError: If the environment or the metric is unknown.
         """
         labels = {each.label: each for each in self.record.environments}
         if environment not in labels:
@@ -134,7 +135,7 @@ class TrainingResult:
         return Spread(tuple(last[replica] for replica in self.finished))
 
     def worst(self) -> tuple[Spread, tuple[str, ...]]:
-        """Return the worst environment's score in each finished replica, and which environment it was."""
+        """Return the worst score over environments and the name of that environment, per finished replica."""
         metric, worst = self.record.metric, min if self.record.higher_is_better else max
         scores = {name: self.final(name, metric).values for name in self.record.roles}
         names = tuple(worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished)))
@@ -147,8 +148,8 @@ class TrainingResult:
             replica: Number of the replica.
 
         Raises:
-            EnvariantError: If there is no such replica, it is no network, or the network was an object and
-                the run was loaded from disk.
+            EnvariantError: If the replica does not exist, if it is a predictor instead of a network, or if
+                the run was loaded from disk and its model was passed as an object.
         """
         saved = self.checkpoints.get(replica)
         if saved is None:
@@ -186,7 +187,7 @@ class TrainingResult:
         return module.eval()
 
     def summary(self) -> pd.DataFrame:
-        """Return one row per environment and one for the worst: mean and standard deviation over replicas."""
+        """Return mean and standard deviation over replicas, per environment and for the worst environment."""
         metric = self.record.metric
         rows: dict[str, dict[str, Any]] = {}
         for name, role in self.record.roles.items():
@@ -211,7 +212,7 @@ class TrainingResult:
         return frame
 
     def to_dict(self) -> dict[str, Any]:
-        """Return scores by environment, the worst, options, versions and seconds as JSON can hold them."""
+        """Return scores, options, provenance and time as a JSON-compatible dictionary."""
         record, metric = self.record, self.record.metric
         worst, names = self.worst()
         return {
@@ -251,18 +252,18 @@ def rebuilt(
     input_shape: Sequence[int],
     environments: Sequence[str],
 ) -> nn.Module:
-    """Build the network that an algorithm trained, untrained, to load weights into.
+    """Build the network of a run with initial weights, so that trained weights can be loaded into it.
 
     Args:
         model: Text of the model, such as "mlp(hidden=390)".
-        algorithm: Name of the algorithm; one that is not in the library leaves the model unchanged.
+        algorithm: Name of the algorithm. Names that are not in the library leave the model unchanged.
         hyperparameters: Hyperparameters of the algorithm.
-        task: Task, which fixes the number of outputs.
+        task: Task of the data; it determines the number of outputs.
         input_shape: Shape of one row of inputs.
         environments: Names of the training environments.
 
     Raises:
-        EnvariantError: If the library has no such model.
+        EnvariantError: If the model is not in the library.
     """
     family = model_config(model)
     with private_random_numbers(0, torch.device("cpu")):

@@ -1,4 +1,4 @@
-"""The one road from options to training: resolve, load, pretrain, choose the execution, train."""
+"""Training of replicas from options: resolve, load the data, pretrain, choose the execution, train."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,9 +29,9 @@ class Member:
     """One replica to train.
 
     Attributes:
-        index: Number by which events and results name it.
-        spec: Its options.
-        seeds: Its data, initialization and batch-order seeds.
+        index: Number of the replica in events and results.
+        spec: Options of the replica.
+        seeds: Seeds of data, initialization and batch order.
     """
 
     index: int
@@ -42,14 +42,14 @@ class Member:
 @final
 @dataclass(frozen=True)
 class Started:
-    """Everything is loaded and checked, and training begins.
+    """Event: data and models are loaded and checked; training begins.
 
     Attributes:
-        record: What is trained.
-        source: Where replicas draw their data.
+        record: Record of the run.
+        source: Data source of all replicas.
         sample: Environments of the first replica.
-        build_model: Builds the first replica's network, untrained; None for predictors.
-        states: States of the replicas that are resumed, by number.
+        build_model: Function that builds the first replica's network with initial weights. None: a predictor.
+        states: States of resumed replicas, by number.
     """
 
     record: Record
@@ -63,24 +63,24 @@ Event = Started | Stepped | Evaluated
 
 
 class Progress(Protocol):
-    """Listener to steps made before the first step of a replica: those of pretraining."""
+    """Callback after each pretraining step: `(replica, steps made, total steps)`."""
 
     def __call__(self, replica: int, done: int, of: int) -> None: ...
 
 
 class Resumption(Protocol):
-    """Where an earlier attempt at the same replicas is stored."""
+    """Stored state of a run that was interrupted or is finished."""
 
     @property
     def execution(self) -> Execution | None:
-        """Execution with which the replicas were begun; None if they were not."""
+        """Execution of the stored run. None: nothing is stored yet."""
         ...
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
-        """Store the record of what is trained, and return the checkpoints to resume from.
+        """Store the record of the run, and return the checkpoints to resume from.
 
         Raises:
-            EnvariantError: If something else is stored there.
+            EnvariantError: If a different run is stored.
         """
         ...
 
@@ -97,18 +97,18 @@ def _unheard(replica: int, done: int, of: int) -> None:
 def run(
     members: Sequence[Member], resumption: Resumption | None = None, on_pretraining: Progress = _unheard
 ) -> Iterator[Event]:
-    """Train replicas from their options, from their checkpoints if there are any.
+    """Train replicas from their options, or resume them from their checkpoints.
 
     Args:
-        members: Replicas to train; their options differ in hyperparameters, learning rate and seeds at most.
-        resumption: Where an earlier attempt is stored, if anywhere.
-        on_pretraining: Called after each step of pretraining.
+        members: Replicas to train; they may differ only in hyperparameters, learning rate and seeds.
+        resumption: Stored state to resume from. Default: start from the beginning.
+        on_pretraining: Called after each pretraining step.
 
     Yields:
-        `Started` once, then what the engine reports.
+        `Started` once, then the events of the engine.
 
     Raises:
-        EnvariantError: If a name is unknown, or data, model and algorithm do not fit one another.
+        EnvariantError: If a name is unknown, or data, model and algorithm are incompatible.
     """
     how = members[0].spec.execution
     request = how if isinstance(how, Execution) else execution_request(how)
@@ -153,7 +153,7 @@ def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[R
     """Resolve each distinct set of options once.
 
     Raises:
-        EnvariantError: If they differ in more than hyperparameters and learning rate.
+        EnvariantError: If the options differ in more than hyperparameters, learning rate and seeds.
     """
     by_id: dict[int, ResolvedRun] = {}
     for member in members:

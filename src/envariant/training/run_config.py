@@ -1,4 +1,4 @@
-"""Settings that all replicas of a run share, and each replica's initial network."""
+"""Settings shared by all replicas of a run, and each replica's initial network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,21 +22,21 @@ from envariant.training.replicas import Replica
 @final
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings that all replicas of a run share.
+    """Settings shared by all replicas of a run.
 
     Attributes:
         model: Function that builds the network.
-        optimizer: The update rule.
+        optimizer: Optimizer.
         steps: Number of updates of each replica.
-        batch_size: Rows of each training environment per step, drawn with replacement; None is all rows.
-        evaluate_every: Steps between measurements; the first and the last step are always measured.
+        batch_size: Rows of each training environment per step, sampled with replacement. None: all rows.
+        evaluate_every: Steps between evaluations; the first and the last step are always evaluated.
         precision: "auto", "float32", "bfloat16" or "tf32".
-        augmentation: Augmentation of training inputs; None leaves them as they are.
-        test: Names of the test environments; None is the data's default.
-        device: Device that trains.
+        augmentation: Augmentation of training inputs. None: no augmentation.
+        test: Names of the test environments. None: the default test environments of the data set.
+        device: Device used for training.
         compiled: Whether to compile each step program.
-        freeze: "features" trains the head only; None trains all parameters.
-        adapt: Test-time adaptation to an environment before its rows are predicted; None is none.
+        freeze: "features": train only the head. None: train all parameters.
+        adapt: Test-time adaptation to an environment before prediction. None: no adaptation.
     """
 
     model: ModelBuilder
@@ -53,7 +53,7 @@ class RunConfig:
     adapt: Adapt | None = None
 
     def measures_at(self, step: int) -> bool:
-        """Return whether every environment is measured after so many updates.
+        """Return whether all environments are evaluated at a step.
 
         Args:
             step: Number of updates made.
@@ -64,7 +64,7 @@ class RunConfig:
 def network(
     environments: EnvironmentSet, replica: Replica, config: RunConfig
 ) -> tuple[Network, TrainContext]:
-    """Return the replica's network with its initial weights, and what the algorithm knows of the training.
+    """Return the replica's network with its initial weights, and its `TrainContext`.
 
     Args:
         environments: Environments of the replica.
@@ -72,7 +72,7 @@ def network(
         config: Settings of the run.
 
     Raises:
-        EnvariantError: If data, model and algorithm do not fit one another.
+        EnvariantError: If data, model and algorithm are incompatible.
     """
     module, context = module_of(environments, replica, config)
     net = Network(
@@ -95,8 +95,8 @@ def auxiliary_networks(
 
     Args:
         replica: The replica.
-        context: What the algorithm knows of the training.
-        device: Device that trains.
+        context: Context passed to the algorithm.
+        device: Device used for training.
     """
     # Not the model's seed, so that the model's weights are the same with every algorithm.
     with private_random_numbers(mixed(replica.seeds.initialization) >> 1, device):
@@ -106,7 +106,7 @@ def auxiliary_networks(
 def module_of(
     environments: EnvironmentSet, replica: Replica, config: RunConfig
 ) -> tuple[nn.Module, TrainContext]:
-    """Return the model as the algorithm changes it, and what the algorithm knows of the training.
+    """Return the replica's model after `Algorithm.wrap_model`, and its `TrainContext`.
 
     Args:
         environments: Environments of the replica.
@@ -114,7 +114,7 @@ def module_of(
         config: Settings of the run.
 
     Raises:
-        EnvariantError: If the model is not a module, or does not suit the algorithm.
+        EnvariantError: If the model is not a module, or the algorithm does not support it.
     """
     task = environments.task
     with private_random_numbers(replica.seeds.initialization, config.device):

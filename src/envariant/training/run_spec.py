@@ -1,7 +1,7 @@
-"""`RunSpec`: the only list of training options.
+"""`RunSpec`: all training options, with defaults and descriptions.
 
-`train(**options)`, studies, estimators, command-line flags, stored records and "rerun" commands are generated
-from it or validated by it. Importing this module loads no PyTorch, so that `--help` stays quick.
+`train`, studies, estimators, command-line flags, stored records and "rerun" commands use this one list.
+Importing this module does not import PyTorch, so that `--help` stays fast.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from envariant.core.errors import EnvariantError, unknown_name
 
 
 def _whole(value: object) -> object:
-    """Accept anything that is a whole number, such as NumPy's integers, and nothing that is rounded."""
+    """Convert any integer type, such as NumPy's integers, to `int`; reject floats and booleans."""
     if isinstance(value, bool):
         raise ValueError("must be a whole number")
     try:
@@ -59,9 +59,9 @@ def _option(default: Any, description: str, **limits: Any) -> Any:
 
 @final
 class RunSpec(BaseModel):
-    """Options of one training run; every field may hold a name, and most of them an object instead.
+    """Options of one training run.
 
-    A field that is None takes what the data suggest for the algorithm.
+    Many options accept a name or an object. None: the default setting of the data set for the algorithm.
 
     Raises:
         EnvariantError: If an option is unknown or a value is not allowed.
@@ -90,13 +90,13 @@ class RunSpec(BaseModel):
     model: Any = _option(
         None,
         'Network: a name such as linear, "mlp(hidden=390)", lenet or mnist-cnn; in Python also a '
-        "ModelConfig, a function that returns a new module, or a module from whose weights every replica "
-        "starts.",
+        "ModelConfig, a function that returns a new module, or a module whose weights are the initial "
+        "weights of every replica.",
     )
     steps: Whole | None = _option(None, "Number of optimizer updates of each replica.", ge=1)
     batch_size: Literal["full"] | Whole | None = _option(
         None,
-        'Rows of each training environment per step, drawn with replacement; "full" takes all rows.',
+        'Rows of each training environment per step, sampled with replacement; "full" uses all rows.',
     )
     learning_rate: Any = _option(
         None, 'Learning rate: a number, or a schedule such as "step(1e-3, 1e-4, at=80%)".'
@@ -111,15 +111,15 @@ class RunSpec(BaseModel):
     )
     precision: Literal["auto", "float32", "bfloat16", "tf32"] = _option(
         "auto",
-        "Precision of matrix products. auto takes bfloat16 where the processor multiplies it natively and "
-        "the model is large enough; tf32 needs CUDA.",
+        "Precision of matrix products. auto: bfloat16 if the processor supports it natively and the model is "
+        "large enough, else float32. tf32 needs CUDA.",
     )
     test_environments: tuple[str, ...] | None = _option(
-        None, "Names of the environments that are not trained on; by default those that the data suggest."
+        None, "Names of the test environments, which are not used for training; by default those of the data."
     )
     holdout_fraction: Number = _option(
         0.0,
-        "Share of the rows of every training environment that is kept for validation, in [0, 1).",
+        "Share of the rows of each training environment kept for validation, in [0, 1).",
         ge=0,
         lt=1,
     )
@@ -135,13 +135,18 @@ class RunSpec(BaseModel):
         "(Zhang, Lopez-Paz, Bottou 2022).",
     )
     freeze: Literal["features"] | None = _option(
-        None, '"features" trains only the head, on the pretrained features that init provides.'
+        None, '"features": train only the head, on the pretrained features from init.'
+    )
+    adapt: Any = _option(
+        None,
+        "Test-time adaptation: a function that changes the weights for the unlabeled rows of an environment "
+        "before they are predicted (`training.evaluator.Adapt`); in Python only.",
     )
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "Device to train on.")
     execution: Any = _option(
         "auto",
         "How replicas are executed: auto, sequential, stacked or stacked(group=50). To repeat a run "
-        "bit-identically, use the execution that its record names.",
+        "bit-identically, use the execution in its record.",
     )
     memory: str | Number | None = _option(
         None, "Memory limit of a replica stack, such as 8GB; by default half of the free memory."
@@ -173,7 +178,7 @@ class RunSpec(BaseModel):
     @field_validator("test_environments", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
-        # A bare name is what people mean; its letters are not.
+        # Treat a string as one name, not as a sequence of letters.
         if isinstance(value, str):
             return (value,)
         return tuple(cast("Sequence[object]", value)) if isinstance(value, Sequence) else value
@@ -200,7 +205,7 @@ class RunSpec(BaseModel):
         return self
 
     def but(self, **changes: Any) -> "RunSpec":
-        """Return the same options with some changed.
+        """Return a copy with some options changed.
 
         Raises:
             EnvariantError: If an option is unknown or a value is not allowed.
@@ -208,22 +213,36 @@ class RunSpec(BaseModel):
         return RunSpec(**{**self.options(), **changes})
 
     def options(self) -> dict[str, Any]:
-        """Return every option by name, objects as they are."""
+        """Return all options by name, without converting objects to text."""
         return {name: getattr(self, name) for name in RunSpec.model_fields}
 
+    def flags(self) -> list[str]:
+        """Return the command-line flags of the options that differ from their defaults."""
+        words: list[str] = []
+        for name, value in self.to_dict().items():
+            flag = f"--{name.replace('_', '-')}"
+            if name == "hyperparameters":
+                words += [word for key, each in value.items() for word in ("--set", f"{key}={each}")]
+            elif value is True:
+                words.append(flag)
+            elif value != _plain(RunSpec.model_fields[name].default):
+                each = value if isinstance(value, list) else [value]
+                words += [word for one in each for word in (flag, str(one))]
+        return words
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as JSON can hold them; objects become their text."""
+        """Return the options as a JSON-compatible dictionary; objects become text."""
         return {key: _plain(value) for key, value in self.options().items()}
 
     def described(self) -> "RunSpec":
-        """Return the same options with every object replaced by its text, as records store them."""
+        """Return a copy with every object replaced by its text, as stored in records."""
         return RunSpec(**self.to_dict())
 
     def identity(self, identities: Mapping[str, str]) -> str:
-        """Return a content hash of what this run means: equal for equal runs, wherever their files lie.
+        """Return a content hash of the run; it does not depend on file locations.
 
         Args:
-            identities: Content hashes of the options that hold more than their text says, by name.
+            identities: Content hashes of options that are not fully described by their text, by name.
         """
         meaning = {
             key: identities.get(key, _plain(value))
@@ -234,7 +253,7 @@ class RunSpec(BaseModel):
 
 
 EXECUTION_ONLY = frozenset({"execution", "memory", "replicas"})
-"""Options that do not change what one replica computes, beyond rounding."""
+"""Options that change the results of a replica only by rounding."""
 
 _CONDITIONS = (
     "hyperparameters",
@@ -247,6 +266,7 @@ _CONDITIONS = (
     "augmentation",
     "init",
     "freeze",
+    "adapt",
     "holdout_fraction",
     "test_environments",
 )
@@ -266,14 +286,18 @@ SHARED = tuple(
         "seed",
     }
 )
-"""Options that all runs of a study share; the others are what a study varies."""
+"""Options shared by all runs of a study; a study varies or sets the others itself."""
+
+
+PYTHON_ONLY = ("adapt",)
+"""Options that take a function, and so have no command-line flag."""
 
 
 def option(name: str) -> FieldInfo:
     """Return the type, default and description of an option.
 
     Raises:
-        EnvariantError: If there is no such option.
+        EnvariantError: If the option is unknown.
     """
     if name not in RunSpec.model_fields:
         raise unknown_name("option", name, RunSpec.model_fields)
@@ -281,14 +305,14 @@ def option(name: str) -> FieldInfo:
 
 
 def difference(spec: RunSpec, reference: RunSpec) -> tuple[str, ...]:
-    """Return the names of the options in which the conditions of two runs differ, in a fixed order.
+    """Return the names of the protocol options that differ between two runs, in a fixed order.
 
-    Conditions are what a published protocol fixes: hyperparameters, network, optimization, pretraining,
-    augmentation, validation split and test environments. Seeds, replicas, precision and device are not.
+    Protocol options are hyperparameters, network, optimization, pretraining, augmentation, validation split
+    and test environments. Seeds, replicas, precision and device are not compared.
 
     Args:
-        spec: Options of a run, all resolved.
-        reference: Options of the protocol.
+        spec: Resolved options of a run.
+        reference: Resolved options of the protocol.
     """
     return tuple(key for key in _CONDITIONS if _plain(getattr(spec, key)) != _plain(getattr(reference, key)))
 
@@ -316,7 +340,7 @@ def _learning_rate(value: object) -> object:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON would read it back; an object as its text."""
+    """Return a JSON-compatible value; objects become text."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -327,10 +351,10 @@ def _plain(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Return the text that names an object in records and tables, the same in every process.
+    """Return the text of an object for records and tables; it is the same in every process.
 
-    A class or function is named by its qualified name, a dataclass by its name and the settings that differ
-    from their defaults, as in "sgd(momentum=0.9)", and any other object by its name or that of its class.
+    Classes and functions: the qualified name. Dataclasses: the name and all settings other than the defaults,
+    as in "sgd(momentum=0.9)". Other objects: the `name` attribute or the class name.
     """
     if isinstance(value, str):
         return value
@@ -347,19 +371,19 @@ def text_of(value: Any) -> str:
         return name
     if type(value).__str__ is not object.__str__:
         return str(value)
-    # A name that the class computes from its fields, as sources and compositions do, holds the settings.
+    # A name computed from the fields, as in sources and compositions, already contains the settings.
     computed = isinstance(getattr(type(value), "name", None), property)
     return name if computed else str(specs.Spec(name, (), _settings(value)))
 
 
 def _settings(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that differ from their defaults, as text can hold them."""
+    """Return the fields of a dataclass that differ from their defaults, as values for a `Spec`."""
     settings: dict[str, Any] = {}
     for field in dataclasses.fields(value):
         if not field.compare or field.name == "name":
             continue
-        has_factory = field.default_factory is not dataclasses.MISSING
-        default = field.default_factory() if has_factory else field.default
+        factory: Any = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
         if (current := _setting(getattr(value, field.name))) != _setting(default):
             settings[field.name] = current
     return settings
@@ -374,7 +398,7 @@ def _setting(value: Any) -> Any:
 
 
 def _one_line(error: ValidationError, options: Mapping[str, Any]) -> EnvariantError:
-    """Return the first fault as one sentence: which option, what is allowed, and what was given."""
+    """Return the first validation error as one sentence: option, allowed values, given value."""
     fault = error.errors()[0]
     name = str(fault["loc"][0]) if fault["loc"] else ""
     kind, limits = fault["type"], fault.get("ctx", {})
@@ -408,13 +432,13 @@ def _one_line(error: ValidationError, options: Mapping[str, Any]) -> EnvariantEr
             allowed = "must be a size such as 8GB, or a number of bytes"
         case _:
             allowed = fault["msg"][:1].lower() + fault["msg"][1:]
-    # Of a union the first alternative complains first; the whole number is what people mean.
+    # Pydantic reports the first alternative of a union, "full"; name both.
     if name == "batch_size" and kind == "literal_error":
         allowed = 'must be a whole number or "full"' if not isinstance(value, int) else "must be at least 1"
     return EnvariantError(f"{name} {allowed}; got {shown(value)}")
 
 
 def shown(value: object) -> str:
-    """Return a value as it stands at the end of an error, in one line of at most 80 characters."""
+    """Return a value as text for an error message: one line of at most 80 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:79]}…"

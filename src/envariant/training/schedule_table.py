@@ -1,4 +1,4 @@
-"""Hyperparameters and learning rates of all replicas at one step, as one tensor."""
+"""Values of scheduled hyperparameters or learning rates of all replicas, as one tensor per step."""
 
 from collections.abc import Sequence
 from typing import final
@@ -12,15 +12,15 @@ from envariant.core.schedules import Schedule
 
 @final
 class ScheduleTable:
-    """Numbers of every replica, each fixed or following a schedule.
+    """Table of constants and schedules, with one row per replica.
 
     Args:
-        rows: One row per replica, each with the same count of numbers.
-        device: Device of the tensors.
+        rows: One row of numbers or schedules per replica; all rows have the same length.
+        device: Device of the returned tensors.
     """
 
     def __init__(self, rows: Sequence[Sequence[Schedule | float]], device: torch.device) -> None:
-        # A thousand replicas may share a handful of schedules: each is evaluated once per step.
+        # Many replicas may share few schedules; evaluate each distinct schedule once per step.
         distinct = list(dict.fromkeys(number for row in rows for number in row))
         places = {number: i for i, number in enumerate(distinct)}
         self._distinct, self._device = distinct, device
@@ -29,7 +29,7 @@ class ScheduleTable:
         self._tensor = torch.empty(0)
 
     def at(self, step: int) -> Float[Tensor, "replicas numbers"]:
-        """Return the values at `step`, the number of updates already made."""
+        """Return the values at a step (the number of updates already made), `[replicas, numbers]`."""
         values = [n(step) if isinstance(n, Schedule) else n for n in self._distinct]
         if values != self._values:
             self._values = values

@@ -1,4 +1,4 @@
-"""`train`: options in, a result out."""
+"""`train`: train one algorithm and return a `TrainingResult`."""
 
 import warnings
 from inspect import Parameter, Signature
@@ -24,22 +24,22 @@ def train(
     progress: bool | None = None,
     **options: Any,
 ) -> TrainingResult:
-    """Train replicas of one algorithm on environments, and evaluate every environment on the way.
+    """Train replicas of one algorithm, and evaluate every environment at regular intervals.
 
     Args:
         data: Environments to train on: a name such as `colored-mnist:domainbed`, an `EnvironmentSource` or an
             `EnvironmentSet`.
         algorithm: A name such as `irm` or `vrex + and-mask(threshold=0.8)`, or an algorithm, recipe, part,
             predictor or scikit-learn estimator.
-        out: Folder in which the run is stored as it goes; the same call again resumes it.
-        progress: Whether to show progress; None shows it on a terminal.
+        out: Folder to store the run in. Repeat the call to resume an interrupted run. Default: not stored.
+        progress: Whether to show progress. Default: only on a terminal.
         options: Any option of `RunSpec`, such as `steps`, `model`, `learning_rate`, `replicas` or `seed`.
 
     Returns:
         The result. Replicas that diverged are in its `failures`.
 
     Raises:
-        EnvariantError: If options are unknown or do not fit one another.
+        EnvariantError: If an option is unknown, or options contradict one another.
 
     Warns:
         EnvariantWarning: If a schedule never takes effect within the run.
@@ -69,6 +69,8 @@ def train(
                     continue
                 if isinstance(event, Evaluated):
                     rows += event.rows
+                    for note in event.notes:
+                        warnings.warn(note, EnvariantWarning, stacklevel=2)
                     if event.finished:
                         states |= event.checkpoint().states()
                 if folder is not None:
@@ -100,5 +102,5 @@ def _signature() -> Signature:
     return Signature([*own, *options, *last], return_annotation=TrainingResult)
 
 
-# For help(), notebooks and editors that ask at run time: the options are listed in one place only.
+# Shows the options in help(), notebooks and editors without listing them a second time.
 setattr(train, "__signature__", _signature())  # noqa: B010

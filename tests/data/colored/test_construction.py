@@ -92,7 +92,7 @@ def test_grayscale_restores_the_digit(painted):
 
 def test_rgb_is_standardized_in_red_and_green_and_empty_in_blue(painted):
     _, _, environment = painted
-    rgb = construction.as_rgb(environment, 0.1307, 0.3081).inputs
+    rgb = construction.standardized(environment, 0.1307, 0.3081).inputs
     assert rgb.shape == (8, 3, 4, 4)
     assert torch.equal(rgb[:, :2], (environment.inputs - 0.1307) / 0.3081)
     assert not rgb[:, 2].any()

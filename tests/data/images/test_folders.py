@@ -411,4 +411,4 @@ def test_folders_of_images_train_and_rows_are_held_out(root):
         own, "vrex", steps=2, batch_size=2, replicas=2, holdout_fraction=0.5, evaluate_every=2
     )
     assert result.record.spec.data == own.name
-    assert {(r.environment, r.split) for r in result.rows} >= {("art", "train"), ("sketch", "test")}
+    assert {(r.environment, r.role) for r in result.rows} >= {("art", "train"), ("sketch", "test")}

@@ -279,6 +279,6 @@ def test_a_table_of_images_trains(root):
     )
     (root / "metadata.csv").write_text(f"file,animal,site,part\n{rows}")
     result = envariant.train(own(root, split="part"), "erm", steps=2, batch_size=4, evaluate_every=2)
-    assert {(r.environment, r.split) for r in result.rows} >= {("0", "train"), ("1", "train"), ("2", "test")}
+    assert {(r.environment, r.role) for r in result.rows} >= {("0", "train"), ("1", "train"), ("2", "test")}
     assert all(np.isfinite(r.value) for r in result.rows)
     assert torch.get_default_dtype() == torch.float32

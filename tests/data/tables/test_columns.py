@@ -18,13 +18,12 @@ from envariant.data.tables.columns import (
     column_of_kind,
     has_mixed_types,
     infer_column,
-    read,
     read_chunk,
-    write,
 )
 from envariant.data.tables.kinds import KINDS
 from envariant.data.tables.kinds.base import NumericKind
 from envariant.data.tables.source import TableSource
+from envariant.data.tables.table import Table, load
 from envariant.data.tables.table import read as read_table
 
 NAN = np.nan
@@ -294,21 +293,21 @@ def test_stored_columns_are_loaded_unchanged(tmp_path):
         column(["Ü\n<b>", None], object),
         column(["2020-01-01", None], object),
     )
-    write(columns, tmp_path / "deep" / "folder")
-    again = read(tmp_path / "deep" / "folder")
-    for a, b in zip(columns, again, strict=True):
+    table = Table(columns, column([1.0, 2.0]), column(["a", "b"], object), "regression", ())
+    folder = tmp_path / "deep" / "folder"
+    table.write(folder)
+    for a, b in zip(table.all_columns, load(folder).all_columns, strict=True):
         assert (a.name, a.kind, a.categories) == (b.name, b.kind, b.categories)
         np.testing.assert_array_equal(a.values, b.values)
-    assert sorted(p.name for p in (tmp_path / "deep" / "folder").iterdir()) == [
-        "columns.json",
-        "columns.safetensors",
-    ]
-    (tmp_path / "deep" / "folder" / "columns.safetensors").write_bytes(b"no")
-    with pytest.raises(EnvariantError, match="holds no table, or a damaged one"):
-        read(tmp_path / "deep" / "folder")
+        assert a.values.dtype == b.values.dtype
+    assert [path.name for path in folder.iterdir()] == ["table.safetensors"]
+    for content in (b"no", (folder / "table.safetensors").read_bytes()[:-1]):
+        (folder / "table.safetensors").write_bytes(content)
+        with pytest.raises(EnvariantError, match="holds no table, or a damaged one"):
+            load(folder)
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvariantError, match="cannot be written"):
-        write(columns, tmp_path / "file")
+        table.write(tmp_path / "file")
 
 
 @final
@@ -346,9 +345,9 @@ def test_a_new_kind_is_one_registered_class(tmp_path, monkeypatch):
     assert column_of_kind("x", read_chunk("x", pd.Series(["7%"])), "percentage").values == np.float32(0.07)
     with pytest.raises(EnvariantError, match="holds 'seven' in row 1; the model learned from a percentage"):
         column_of_kind("x", read_chunk("x", pd.Series(["seven"])), "percentage")
-    write([inferred], tmp_path)
-    assert read(tmp_path)[0].texts() == inferred.texts()
     sites = ["north", "south"] * 60 + ["north"]
+    Table((inferred,), inferred, column(sites, object), "regression", ()).write(tmp_path)
+    assert load(tmp_path).columns[0].texts() == inferred.texts()
     rows = pd.DataFrame({"share": texts, "site": sites, "y": np.arange(121) % 2, "z": np.arange(121) % 7})
     table = read_table(rows, "y", "site")
     encoder = TableSource(table).encoder
@@ -359,4 +358,4 @@ def test_a_new_kind_is_one_registered_class(tmp_path, monkeypatch):
     assert read_table(rows.dropna(), "share", "site").task == "regression"
     del KINDS["percentage"]
     with pytest.raises(EnvariantError, match="holds a damaged table .*unknown column kind"):
-        read(tmp_path)
+        load(tmp_path)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from envariant import data
 from envariant.core.environments import WEIGHT, EnvironmentSource
@@ -193,7 +194,11 @@ def test_a_stored_table_is_loaded_unchanged(tmp_path):
         table.classes,
         ROWS,
     )
-    (tmp_path / "x" / "table.json").write_text("{")
+    arrays, header = {"0": np.zeros(1)}, {"table": "{"}
+    save_file(arrays, tmp_path / "x" / "table.safetensors", metadata=header)
+    with pytest.raises(EnvariantError, match=r"holds a damaged table \(Invalid JSON"):
+        load(tmp_path / "x")
+    save_file(arrays, tmp_path / "x" / "table.safetensors")
     with pytest.raises(EnvariantError, match="holds no table"):
         load(tmp_path / "x")
 

@@ -18,14 +18,15 @@ class EIIL(EnvironmentInference):
     """max_q ½[(mean_i q_i·d_i)² + (mean_i (1 − q_i)·d_i)²], d_i = ∂ℓ_i(s·z_i)/∂s at 1. Creager et al. 2021.
 
     z are the logits of a reference model, trained by ERM on all training rows (`PooledMean`) and then fixed.
-    The objective is convex in mean_i q_i·d_i, so its maximum is an extreme: q_i = 1 if d_i > 0, else 0. For
-    the logistic loss d_i < 0 exactly for rows that the model predicts correctly, so the two environments are
-    the rows that it predicts correctly and incorrectly. Their sizes usually differ much.
+    The objective is convex in mean_i q_i·d_i, so its maximum is at an extreme point: q_i = 1 if d_i > 0, else
+    0. With the logistic loss, d_i < 0 exactly if row i is predicted correctly. The two environments are then
+    the correctly and the incorrectly predicted rows; their sizes usually differ greatly.
 
     Attributes:
-        reference_steps: Training steps of the reference model; 0 means as many as the run.
+        reference_steps: Number of training steps of the reference model. 0: as many as the run.
         reference_l2: Weight of the squared parameter norm in the reference model's loss.
-        method: "exact" as above, or "ascent" for the paper's 10,000 steps of Adam from random q.
+        method: Maximization method: "exact", the solution above, or "ascent", the paper's 10,000 steps of
+            Adam from random q.
     """
 
     name: ClassVar[str] = "eiil"
@@ -50,7 +51,7 @@ def objective(q: Tensor, slopes: Tensor) -> Tensor:
 
 
 def ascended(slopes: Tensor, generator: torch.Generator, steps: int = 10_000) -> Tensor:
-    """Return q `[rows]` after ascent by Adam (learning rate 1e-3) from q = σ(ω), ω ~ N(0, 1)."""
+    """Return q `[rows]` after gradient ascent by Adam (learning rate 1e-3) from q = σ(ω), ω ~ N(0, 1)."""
     start = torch.randn(slopes.shape, generator=generator, dtype=slopes.dtype).to(slopes.device)
     with torch.enable_grad():
         omega = start.clone().requires_grad_()

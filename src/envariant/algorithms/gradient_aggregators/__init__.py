@@ -1,1 +1,1 @@
-"""Gradient aggregators: rules that turn the gradients of the environments into one gradient."""
+"""Gradient aggregators: rules that combine the environments' gradients into one gradient."""

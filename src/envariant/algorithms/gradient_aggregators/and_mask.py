@@ -14,7 +14,7 @@ from envariant.core.search_space import Choice, Uniform
 from envariant.core.step_context import StepContext
 
 KEPT = "and-mask kept"
-"""Metric: share of all entries that the mask keeps."""
+"""Name of the metric for the share of gradient entries kept by the mask."""
 
 
 @final
@@ -25,12 +25,14 @@ class AndMask(GradientAggregator):
     The optimizer's weight decay is applied after the mask, so masked weights still decay.
 
     Attributes:
-        threshold: τ in [0, 1]. 0 keeps every entry, 1 only those in which all environments agree.
-        mean: Gradient that is masked: the "arithmetic" mean, or the "geometric" mean
+        threshold: τ in [0, 1]. 0 keeps every entry; 1 keeps an entry only if its sign agrees in all
+            environments.
+        mean: Gradient to mask: the "arithmetic" mean, or the "geometric" mean
             sign(ḡ)·exp((1/E) Σ_e log(|g_e| + 1e-10)).
-        inverse_sparsity: Whether to divide each tensor by the share of its entries that the mask keeps.
-        strict: Whether the agreement must exceed τ, and each environment's gradient of the first tensor is
-            scaled to length 1, as in the linear unit tests (Aubin et al. 2021). With τ = 1 no weight moves.
+        inverse_sparsity: Whether to divide each masked tensor by its share of kept entries.
+        strict: Whether to require agreement above τ, and to scale each environment's gradient of the first
+            parameter tensor to length 1, as in the linear unit tests (Aubin et al. 2021). With τ = 1 no
+            weight is updated.
     """
 
     name: ClassVar[str] = "and-mask"

@@ -15,7 +15,7 @@ from envariant.core.step_context import StepContext
 class MeanGradient(GradientAggregator):
     """(1/E) Σ_e g_e.
 
-    A composition computes it by one backward pass through the whole loss and never calls `combine`.
+    `Composition` computes this mean by one backward pass through the whole loss, without `combine`.
     """
 
     name: ClassVar[str] = "mean-gradient"

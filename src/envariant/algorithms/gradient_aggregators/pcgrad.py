@@ -16,8 +16,8 @@ from envariant.core.step_context import StepContext
 class PCGrad(GradientAggregator):
     """g_e ← g_e − min(0, ⟨g_e, g_f⟩)/‖g_f‖²·g_f for all f ≠ e in random order; then the mean. Yu et al. 2020.
 
-    Inner products run over all parameters, as in algorithm 1. The paper sums the projected gradients; the
-    mean is their sum divided by E.
+    Inner products are over all parameters, as in algorithm 1. The paper sums the projected gradients; here
+    the sum is divided by E.
     """
 
     name: ClassVar[str] = "pcgrad"
@@ -37,7 +37,12 @@ class PCGrad(GradientAggregator):
 
 
 def _projected(gradients: Tensor, order: Tensor) -> Tensor:
-    """Project gradients `[environments, parameters]` onto the normal planes of conflicting ones, in order."""
+    """Project each gradient onto the normal planes of the gradients that conflict with it, in order.
+
+    Args:
+        gradients: Gradients `[environments, parameters]`.
+        order: Environments in the order of the projections.
+    """
     tiny, shuffled = torch.finfo(gradients.dtype).tiny, gradients[order]
     projected: list[Tensor] = []
     for e, own in enumerate(gradients):

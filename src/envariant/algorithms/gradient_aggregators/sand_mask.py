@@ -18,12 +18,12 @@ from envariant.core.step_context import StepContext
 class SandMask(GradientAggregator):
     """mask·ḡ/mean(mask), mask = max(0, tanh((k/Var_e g_e)·(A − τ))), A = |mean_e sign(g_e)|. Shahtalebi 2021.
 
-    Each parameter tensor has its own mean(mask). With the published default τ = 1 the mask is 0 everywhere,
-    since A ≤ 1, and no weight ever moves; therefore τ must be below 1 here.
+    mean(mask) is computed separately for each parameter tensor. With the published default τ = 1, the mask is
+    0 everywhere because A ≤ 1, so no weight is ever updated. Here τ must be below 1.
 
     Attributes:
-        threshold: τ in [0, 1).
-        steepness: k > 0.
+        threshold: τ in [0, 1), required agreement of signs.
+        steepness: k > 0, steepness of the mask.
     """
 
     name: ClassVar[str] = "sand-mask"

@@ -1,1 +1,1 @@
-"""Penalties: scalars added to the risk, most of them 0 if the environments agree in some sense."""
+"""Penalties: terms added to the risk, most of which measure differences between environments."""

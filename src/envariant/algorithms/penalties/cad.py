@@ -22,14 +22,14 @@ class CAD(Penalty):
     """mean_i −(T/0.07)·log Σ_j p(j | i) over the rows j of other environments. Ruan et al. 2022, eq. 9.
 
     p(j | i) is a softmax of ⟨h_i, h_j⟩/T over the other rows j. Rows without another row of their class are
-    left out. Regression targets count as one class if they are equal.
+    left out. Regression targets are treated as one class if they are equal.
 
     Attributes:
         coefficient: Weight of the penalty.
-        temperature: T > 0.
+        temperature: T > 0, temperature of the softmax.
         conditional: Whether to compare only rows of one class (CondCAD).
-        flipped: Whether to increase the log-probability of other environments, as above. If False, decrease
-            that of the row's own environment.
+        flipped: Whether to increase the log-probability of rows from other environments, as above. False:
+            decrease the log-probability of rows from the same environment.
         normalized: Whether to scale features to length 1 first.
         max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
     """
@@ -63,7 +63,7 @@ class CAD(Penalty):
         others = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
         same_class = (targets[:, None] == targets[None]) & others
         same_environment = environments[:, None] == environments[None]
-        # A row's product with itself counts as 0, also in the maximum that is subtracted.
+        # A row's product with itself is set to 0, also in the subtracted maximum.
         products = torch.where(others, features @ features.T / self.temperature, 0.0)
         products = products - products.max(dim=1, keepdim=True).values.detach()
         positives = ~same_environment if self.flipped else same_environment

@@ -19,11 +19,11 @@ from envariant.core.search_space import LogUniform
 class CLOvE(Penalty):
     """(1/E) Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width). Wald et al. 2021.
 
-    f_i is the probability of the predicted class; c_i is 1 if it is correct, else 0, and has no gradient.
-    The calibration error is squared, because the slope of its root is infinite at 0.
+    f_i is the probability of the predicted class. c_i is 1 if that class is correct, else 0; no gradient.
+    The penalty is the squared calibration error, because the square root has infinite slope at 0.
 
     Attributes:
-        coefficient: λ.
+        coefficient: λ, weight of the penalty.
         width: Kernel width in units of probability, positive.
         max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
     """

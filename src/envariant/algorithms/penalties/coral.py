@@ -21,7 +21,7 @@ class CORAL(Penalty):
 
     Attributes:
         coefficient: Weight of the penalty.
-        means: Whether to include the means, as in DomainBed. If False, the distance is the paper's
+        means: Whether to include the means, as in DomainBed. False: use the paper's distance,
             ‖C_e − C_f‖²/(4D²).
     """
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from envariant.core.environments import PredictedBatch
 
 WIDE = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
-"""Values of γ of the kernels on features in DomainBed."""
+"""Values of γ for kernels on features, as in DomainBed."""
 
-# Last of a part's random number streams; the part can use all others.
+# Last random number stream of a part; the part can use all others.
 _ROWS_DRAW = 15
 
 
@@ -32,7 +32,12 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Float[Tensor, "rows width"], members: Float[Tensor, " rows"]) -> "Moments":
-        """Return the moments of the group, for which `members` is 1; it is 0 for other rows."""
+        """Return the moments of a group of rows.
+
+        Args:
+            rows: Rows of all groups.
+            members: 1 for rows of the group, 0 for other rows.
+        """
         count = members.sum()
         mean = members @ rows / count.clamp(min=1)
         centered = rows - mean
@@ -54,7 +59,7 @@ def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tenso
 def kernel(rows: Float[Tensor, "rows width"], gammas: Sequence[float] = WIDE) -> Float[Tensor, "rows rows"]:
     """Return Σ_γ exp(−γ·‖a − b‖²) for every pair of rows: a sum over γ, as in DomainBed, not a mean."""
     if rows.shape[1] == 1:
-        # In one dimension differences are as cheap and more accurate.
+        # In one dimension, direct differences cost no more and are more accurate.
         distances = (rows - rows.T).square()
     else:
         norms = rows.square().sum(dim=1)
@@ -77,13 +82,13 @@ def squared_mmd(
 
 
 def subsample(predicted: PredictedBatch, max_rows: int) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the indices of a random subset of each environment's rows, and the subset's sizes.
+    """Return the indices of a random subset of each environment's rows, and the sizes of the subsets.
 
-    Comparing all pairs of rows costs quadratic time; a few hundred rows suffice.
+    Comparing all pairs of rows takes quadratic time; a few hundred rows suffice.
 
     Args:
         predicted: Batch with its predictions.
-        max_rows: Largest number of rows of each environment. Environments with fewer rows are kept whole.
+        max_rows: Largest number of rows of each environment. Environments with fewer rows keep all rows.
     """
     sizes = predicted.batch.sizes
     indices = torch.arange(sum(sizes), device=predicted.losses.device).split(sizes)
@@ -97,5 +102,10 @@ def subsample(predicted: PredictedBatch, max_rows: int) -> tuple[Tensor, tuple[i
 
 
 def membership(sizes: Sequence[int], like: Tensor) -> Float[Tensor, "environments rows"]:
-    """Return 1 for the rows of each environment and 0 for others, given the number of rows of each."""
+    """Return one mask per environment: 1 for rows of the environment, 0 for other rows.
+
+    Args:
+        sizes: Number of rows of each environment.
+        like: Tensor with the dtype and device of the result.
+    """
     return torch.block_diag(*(like.new_ones(1, size) for size in sizes))

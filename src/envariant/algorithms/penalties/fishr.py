@@ -21,13 +21,15 @@ class Fishr(Penalty):
 
     The gradient of row i in a linear head is a_i ⊗ h_i for the weight and a_i for the bias, a_i = ∂ℓ_i/∂z_i,
     so v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)² needs no per-row differentiation. As in the released code, a moving
-    average m_e is updated from the first step on, and ṽ_e = v_e + γ/(1 − γ)·m_e: the newest variance counts
-    in full, and in the long run the penalty is 1/(1 − γ)² times that without memory.
+    average m_e is updated from the first step on, and ṽ_e = v_e + γ/(1 − γ)·m_e. The newest variance has
+    weight 1, and in the long run the penalty is 1/(1 − γ)² times the penalty without memory.
 
     Attributes:
-        coefficient: λ. The search range suits means over environments and entries, as in DomainBed.
+        coefficient: λ, weight of the penalty. The search range is meant for averages over environments and
+            entries, as in DomainBed.
         memory: γ of the moving average in [0, 1); 0 disables it.
-        centered: Whether variances are taken about the mean. The RFC code uses plain second moments (False).
+        centered: Whether to subtract the mean in variances. False: use uncentered second moments, as in the
+            RFC code.
         summed: Whether to sum over environments and entries, as the paper and its Colored MNIST code do,
             instead of averaging.
     """
@@ -62,7 +64,7 @@ class Fishr(Penalty):
         return squares.sum() if self.summed else squares.mean(), new
 
     def variances(self, predicted: PredictedBatch) -> Mapping[str, Tensor]:
-        """Return v_e for the head's weight `[environments, outputs, width]` and its bias."""
+        """Return v_e for the head's weight `[environments, outputs, width]` and bias `[…, outputs]`."""
         batch = predicted.batch
         residuals = batch.task.residuals(predicted.logits, batch.targets).reshape(len(batch.targets), -1)
         pairs = list(zip(batch.split(residuals), batch.split(predicted.features), strict=True))

@@ -16,11 +16,11 @@ from envariant.core.search_space import LogUniform
 class IGA(GradientPenalty):
     """Σ_e ‖g_e − ḡ‖² over all parameters, g_e = ∇R_e. Koyama & Yamaguchi 2020, eq. 8.
 
-    The paper averages over environments; the released codes sum. Whether ḡ is differentiated makes no
+    The paper averages over environments; released implementations sum. Whether ḡ is differentiated makes no
     difference, because Σ_e (g_e − ḡ) is 0.
 
     Attributes:
-        coefficient: λ.
+        coefficient: λ, weight of the penalty.
         average: Whether to average over environments, as in the paper, instead of summing.
     """
 

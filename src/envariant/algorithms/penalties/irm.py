@@ -22,11 +22,11 @@ class IRM(Penalty):
     no second differentiation is needed.
 
     Attributes:
-        coefficient: λ. A constant predictor has no penalty, so a large λ from the first step on leads to
-            chance accuracy; the default increases it at step 100.
-        form: "squared" as above, for large batches; "halves" multiplies the derivatives on even and odd
-            rows, which is unbiased for small batches and may be negative (DomainBed); "dummies" adds the
-            squared derivative in a constant added to all logits (Aubin et al. 2021).
+        coefficient: λ, weight of the penalty. The penalty of a constant predictor is 0, so a large λ from the
+            first step on leads to chance accuracy. The default increases λ at step 100.
+        form: "squared": as above, for large batches. "halves": product of the derivatives on even and on odd
+            rows, which is unbiased for small batches and may be negative (DomainBed). "dummies": "squared"
+            plus the squared derivative with respect to a constant added to all logits (Aubin et al. 2021).
     """
 
     name: ClassVar[str] = "irm"
@@ -52,6 +52,6 @@ class IRM(Penalty):
 
 
 def _of_halves(derivatives: Tensor) -> Tensor:
-    """Return the product of the means over even and over odd rows; 0 for a single row."""
+    """Return the mean over even rows times the mean over odd rows; 0 for a single row."""
     even, odd = derivatives[::2], derivatives[1::2]
     return even.mean() * odd.mean() if len(odd) else derivatives.new_zeros(())

@@ -1,4 +1,4 @@
-"""Loss variance, the second term of RDM: over all rows and within the worst environment."""
+"""Loss variance over all rows and within the worst environment, the second term of RDM."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final

@@ -42,6 +42,6 @@ class RDM(Penalty):
 
 
 def worst_environment(predicted: PredictedBatch) -> Tensor:
-    """Return 1 for the rows of the environment with the largest risk, else 0 `[rows]`, without gradient."""
+    """Return a mask `[rows]` without gradient: 1 in the environment with the largest risk, else 0."""
     worst = predicted.risks.detach().argmax()
     return (predicted.batch.environment_of_rows() == worst).to(predicted.losses.dtype)

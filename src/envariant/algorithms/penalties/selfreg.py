@@ -1,4 +1,4 @@
-"""SelfReg: predict rows of one class alike, whatever their environment."""
+"""SelfReg: make predictions similar for rows of one class from all environments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class SelfReg(Penalty):
     """min(1, R)·{λ[d(o, o_ρ) + 0.3·d(h, q_ρ)] + (1 − λ)[d(o, mix o) + 0.3·d(h, mix q)]}. Kim et al. 2021.
 
     o are logits, h features, q = P(h) a learned projection, d the mean squared difference, ρ and ρ' random
-    partners of the same class, mix v = λ·v_ρ + (1 − λ)·v_ρ', and λ ~ Beta(½, ½), drawn once per step. R is
-    the mean loss of the batch. The released code never trains P; here it is trained with the model. In a
-    regression, partners have equal targets, so the penalty has hardly any effect.
+    partners of the same class, mix v = λ·v_ρ + (1 − λ)·v_ρ', and λ ~ Beta(½, ½), sampled once per step. R is
+    the mean loss of the batch. The released code never trains P; here P is trained with the model. In a
+    regression, partners must have equal targets, so the penalty has little effect.
 
     Attributes:
         coefficient: Weight of the penalty; 1 in the paper.
@@ -57,7 +57,15 @@ class SelfReg(Penalty):
     def at(
         self, predicted: PredictedBatch, projected: Tensor, share: Tensor, first: Tensor, second: Tensor
     ) -> Tensor:
-        """Return the penalty for given partners: rows `first[i]` and `second[i]` for row i."""
+        """Return the penalty if the partners of row i are rows `first[i]` and `second[i]`.
+
+        Args:
+            predicted: Batch with its predictions.
+            projected: q `[rows, width]`.
+            share: λ.
+            first: Partners ρ `[rows]`.
+            second: Partners ρ' `[rows]`.
+        """
         logits, features = predicted.logits, predicted.features
 
         def distance(partners: Tensor, q: Tensor) -> Tensor:
@@ -79,7 +87,7 @@ def partner_of_same(targets: Tensor, order: Tensor) -> Tensor:
         targets: Targets `[rows]`.
         order: Random permutation of the rows.
     """
-    # Sorted by target, the rows in their own order and in random order are paired position by position.
+    # Sort rows and shuffled rows by target, and pair them position by position.
     rows = targets.argsort(stable=True)
     partners = order[targets[order].argsort(stable=True)]
     return torch.zeros_like(rows).scatter(0, rows, partners)

@@ -17,9 +17,9 @@ class VREx(Penalty):
     """Var_e(R_e), with divisor E. Krueger et al. 2021, eq. 8.
 
     Attributes:
-        coefficient: β.
-        pairwise: Whether to use the REx code's form Σ_{e<f} (R_e − R_f)² = E²·Var: for two environments,
-            4·Var.
+        coefficient: β, weight of the penalty.
+        pairwise: Whether to use the form of the REx code, Σ_{e<f} (R_e − R_f)² = E²·Var, which is 4·Var for
+            two environments.
     """
 
     name: ClassVar[str] = "vrex"

@@ -1,1 +1,1 @@
-"""Risk aggregators: rules that turn the risks of the environments into one risk."""
+"""Risk aggregators: rules that combine the environments' risks into one risk."""

@@ -20,19 +20,19 @@ _BISECTION_STEPS = 52
 @final
 @dataclass(frozen=True)
 class EQRM(RiskAggregator):
-    """k with F(k) = α, F a Gaussian kernel density estimate of the risks. Eastwood et al. 2022, eq. 4.1.
+    """k with F(k) = α, the α-quantile of a Gaussian KDE F of the risks. Eastwood et al. 2022, eq. 4.1.
 
-    With s the standard deviation of the risks (divisor E − 1), the bandwidth is b = 1.06·s·E^(−1/5). The mean
-    risk is minimized for the first `burn_in` steps. The released code restarts Adam after them, at a learning
-    rate of 1e-6, as the optimizer `adam(reset=2500)` does.
+    With s the standard deviation of the risks (divisor E − 1), the bandwidth is b = 1.06·s·E^(−1/5). The
+    first `burn_in` steps minimize the mean risk. The released code then restarts Adam with a learning rate of
+    1e-6. The optimizer `adam(reset=2500)` clears Adam's state at step 2500; it keeps the learning rate.
 
     Attributes:
-        quantile: α in (0, 1); or a negative number, log(1 − α), for the limit mean_e(R_e + b·√(−2α)).
-        burn_in: Number of steps that minimize the mean risk first. The released random search draws a
-            fractional number, which disables its optimizer reset.
-        slope: "brackets" differentiates the ends of the bisection's first interval, as the authors' code
-            does; "exact" is the derivative of k given by F(k) = α.
-        bandwidth: "gaussian" as above, or "silverman": b = 0.9·min(s, IQR/1.34)·E^(−1/5).
+        quantile: α in (0, 1), or a negative number a = log(1 − α) for the limit mean_e(R_e) + b·√(−2a).
+        burn_in: Number of initial steps that minimize the mean risk. The random search of the released code
+            samples a fractional number, which disables its optimizer reset.
+        slope: Derivative of k: "brackets" differentiates the ends of the bisection's first interval, as the
+            authors' code does; "exact" differentiates F(k) = α.
+        bandwidth: Formula of b: "gaussian" as above, or "silverman", b = 0.9·min(s, IQR/1.34)·E^(−1/5).
     """
 
     name: ClassVar[str] = "eqrm"
@@ -55,7 +55,7 @@ class EQRM(RiskAggregator):
         return torch.where(torch.as_tensor(predicted.context.step) < self.burn_in, mean, quantile), state
 
     def of_risks(self, risks: Tensor) -> Tensor:
-        """Return the quantile of risks `[environments]`; their mean if all are equal."""
+        """Return the quantile of risks `[environments]`; the mean risk if all risks are equal."""
         if len(risks) == 1:
             return risks.mean()
         # The quantile and its slopes are computed without autograd, which cannot differentiate a bisection.
@@ -76,7 +76,7 @@ class EQRM(RiskAggregator):
             low, high = torch.quantile(risks, 0.25), torch.quantile(risks, 0.75)
             width, factor = torch.minimum(spread, (high - low) / 1.34), 0.9 * scale
         b = (factor * width).clamp(min=tiny)
-        # The slopes of b are those of s; Silverman's quartiles are treated as constants.
+        # b is proportional to s; the quartiles of "silverman" are treated as constants.
         s_slopes = (risks - risks.mean()) / ((environments - 1) * spread.clamp(min=tiny))
         b_slopes = factor * s_slopes if self.bandwidth == "gaussian" else torch.zeros_like(s_slopes)
 

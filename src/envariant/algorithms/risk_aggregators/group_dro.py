@@ -15,7 +15,7 @@ from envariant.core.search_space import LogUniform
 class GroupDRO(RiskAggregator):
     """Σ_e q_e·R_e with q_e ← q_e·exp(η·R_e), normalized, before the sum. Sagawa et al. 2020, algorithm 1.
 
-    Weights are stored as logarithms, so that a small weight does not underflow to 0 for good.
+    Weights are stored as logarithms, so that small weights do not permanently underflow to 0.
 
     Attributes:
         rate: η, step size of the weights.

@@ -25,11 +25,11 @@ class MeanRisk(RiskAggregator):
 @final
 @dataclass(frozen=True)
 class PooledMean(RiskAggregator):
-    """Σ_e (n_e/n)·R_e, with n_e rows in environment e and n rows in all: the mean over all training rows.
+    """Σ_e (n_e/n)·R_e, with n_e of all n training rows in environment e: the mean over all training rows.
 
-    With full batches this is the mean loss over the batch. A minibatch holds equally many rows of each
-    environment, so losses are weighted by each environment's number of training rows: the expected gradient
-    is that of the mean over all training rows, with any batch size.
+    With full batches this is the mean loss of the batch. Minibatches contain equally many rows of each
+    environment, so losses are weighted by the environment's number of training rows. With any batch size, the
+    expected gradient is the gradient of the mean loss over all training rows.
     """
 
     name: ClassVar[str] = "pooled"

@@ -1,4 +1,4 @@
-"""MM-REx: minimize the worst affine combination of the risks, which extrapolates the worst environment."""
+"""MM-REx: minimize the largest affine combination of the risks, which may have negative weights."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -21,7 +21,7 @@ class MMREx(RiskAggregator):
     κ = 0 is ERM, κ = 1 the worst-case risk, κ > 1 extrapolates. Krueger et al. 2021, eq. 4–5.
 
     Attributes:
-        coefficient: κ. For two environments it equals the REx code's weight c of |R_1 − R_2|.
+        coefficient: κ. With two environments, κ equals the weight c of |R_1 − R_2| in the REx code.
     """
 
     name: ClassVar[str] = "mm-rex"
@@ -34,7 +34,11 @@ class MMREx(RiskAggregator):
 
     @classmethod
     def with_minimum_weight(cls, minimum: float, environments: int) -> "MMREx":
-        """Return the paper's form, in which no environment's weight λ_e is below `minimum`.
+        """Return the aggregator for a given λ_min, the parameter in the paper.
+
+        Args:
+            minimum: λ_min, smallest weight of an environment; at most 1/E.
+            environments: E, number of training environments.
 
         Raises:
             EnvariantError: If `minimum` exceeds 1/E, so that the weights cannot sum to 1.

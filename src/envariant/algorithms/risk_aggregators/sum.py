@@ -13,7 +13,7 @@ from envariant.core.environments import PredictedBatch
 @final
 @dataclass(frozen=True)
 class SumRisk(RiskAggregator):
-    """Σ_e R_e. Relative to it, a penalty weighs E times less than relative to the mean risk."""
+    """Σ_e R_e: E times the mean risk, so penalties have E times less weight relative to the risk."""
 
     name: ClassVar[str] = "sum"
     paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"

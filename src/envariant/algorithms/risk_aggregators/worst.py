@@ -24,6 +24,6 @@ class WorstCaseRisk(RiskAggregator):
 
 
 def worst_risk(risks: Float[Tensor, " environments"]) -> Float[Tensor, ""]:
-    """Return the largest risk. Among equal ones, only the first has a gradient."""
+    """Return the largest risk. If several risks are equal, only the first has a gradient."""
     # `max` would share the gradient between equal risks.
     return risks.gather(0, risks.detach().argmax().reshape(1))[0]

@@ -1,7 +1,7 @@
 """Adam as a pure function, for training steps with inner steps. Kingma & Ba 2014, algorithm 1.
 
-The run's optimizer updates all parameters of all replicas in place. A training step needs steps within a
-step, some of them for a few parameters, and stores their moments in its state.
+The run's optimizer updates all parameters of all replicas in place. Training steps need inner updates, some
+for only a few parameters, and store Adam's moments in their state.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -50,17 +50,17 @@ def step(
 
 
 def gradients_of(loss: Callable[[Parameters], Tensor], params: Parameters) -> dict[str, Tensor]:
-    """Return the gradient of a loss in parameters, of which there may be none."""
+    """Return the gradient of a loss by parameter name; an empty dictionary if there are no parameters."""
     return grad(loss)(params) if params else {}
 
 
 def first_step(gradients: Parameters, rate: Any) -> dict[str, Tensor]:
-    """Return the update of Adam's first step: about the rate, with the sign of the gradient."""
+    """Return the update of Adam's first step: approximately `rate` times the sign of the gradient."""
     return {k: rate * g / (g.abs() + EPSILON) for k, g in gradients.items()}
 
 
 def where(condition: Tensor, first: Any, second: Any) -> Any:
-    """Return the first tree of tensors where the condition holds, and the second elsewhere."""
+    """Apply `torch.where` to every tensor of two nested mappings with the same keys."""
     if isinstance(first, Tensor):
         return torch.where(condition, first, second)
     return {key: where(condition, value, second[key]) for key, value in first.items()}
@@ -72,11 +72,11 @@ def part(params: Parameters, *prefixes: str) -> dict[str, Tensor]:
 
 
 def without(params: Parameters, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return the parameters that belong to none of the networks."""
+    """Return the parameters that do not belong to the named networks."""
     excluded = set(names)
     return {k: v for k, v in params.items() if k.split(".")[0] not in excluded}
 
 
 def update(before: Parameters, after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the update u of each parameter, as in θ ← θ − u."""
+    """Return the update of each parameter: `before` minus `after`, as in θ ← θ − update."""
     return {k: v - after[k] for k, v in before.items()}

@@ -41,15 +41,15 @@ class ADRMX(TrainingStep):
     h are features for the class, and d are features of a second featurizer for the environment. A, B and G
     are heads of three layers, D is a discriminator. SC is a supervised contrastive loss between rows of one
     class. Remix is the cross-entropy of A on c of one row plus d of another row of the same class. The model
-    and D have an Adam with β = (0.5, 0.9) each and are updated in turn. The released code uses positions
-    within a class as positions in the batch when it remixes; here they are converted. The paper's learning
-    rate is three times that of ERM.
+    and D have separate Adam optimizers with β = (0.5, 0.9) and are updated alternately. For Remix, the
+    released code uses positions within a class as positions in the batch; here they are converted. The
+    paper's learning rate is three times the learning rate of ERM.
 
     Attributes:
-        contrast: Weight of both terms SC.
+        contrast: Weight of both SC terms.
         environment: Weight of CE(G d, e).
         remix: Weight of Remix.
-        adversary: δ.
+        adversary: δ, weight of CE(D(c), e).
         discriminator_steps: k, steps of D per step of the model: D is updated if n mod (1 + k) < k, where n
             counts the steps from 1.
         depth: Number of linear layers of D.
@@ -150,8 +150,8 @@ class ADRMX(TrainingStep):
 def contrast(features: Tensor, targets: Tensor, environments: Tensor) -> Tensor:
     """Return SC = −Σ_i s_i/(n + 1) over the n rows with another row of their class.
 
-    s_i is the mean over those other rows p of log(ω_ip·e_ip / (Σ_k ω_ik·e_ik + 1e-5) + 1e-5), where e_ij =
-    exp(⟨h_i, h_j⟩/0.07) for features of length 1, and ω = ½ within and between environments.
+    s_i is the mean of log(ω_ip·e_ip / (Σ_k ω_ik·e_ik + 1e-5) + 1e-5) over the other rows p of row i's class,
+    where e_ij = exp(⟨h_i, h_j⟩/0.07) for features of length 1, and ω = ½ within and between environments.
 
     Args:
         features: Features `[rows, width]`.
@@ -173,10 +173,19 @@ def contrast(features: Tensor, targets: Tensor, environments: Tensor) -> Tensor:
 
 
 def pairs_within_classes(targets: Tensor, numbers: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each class the two rows with the smallest numbers, and whether it has two rows."""
+    """Select two rows of each class: the rows with the smallest numbers.
+
+    Args:
+        targets: Classes `[rows]`.
+        numbers: Random numbers `[rows]` in [0, 1).
+        task: Prediction task.
+
+    Returns:
+        First row `[classes]`, second row `[classes]`, and whether the class has two rows `[classes]`.
+    """
     classes = torch.arange(max(2, task.outputs), device=targets.device)
     member = targets[None] == classes[:, None]
-    # Numbers are below 1, so a class's own rows come first.
+    # Numbers are below 1, so the rows of the class come first.
     order = torch.where(member, numbers[None], 2.0).argsort(dim=1)[:, :2]
     return order[:, 0], order[:, 1], member.sum(dim=1) >= 2
 

@@ -6,14 +6,14 @@ from torch import nn
 
 
 def discriminator(inputs: int, outputs: int, width: int, depth: int, dropout: float = 0.0) -> nn.Sequential:
-    """Return `depth` linear layers with ReLU between them; dropout precedes each ReLU, as in DomainBed.
+    """Build a network of linear layers and ReLUs, with dropout before each ReLU, as in DomainBed.
 
     Args:
         inputs: Number of inputs.
         outputs: Number of outputs.
         width: Width of the hidden layers.
         depth: Number of linear layers, at least 2.
-        dropout: Share of hidden units dropped.
+        dropout: Dropout probability of hidden units.
     """
     widths = [inputs, *[width] * (depth - 1)]
     layers: list[nn.Module] = []

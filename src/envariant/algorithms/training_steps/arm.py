@@ -21,15 +21,15 @@ from envariant.core.step_context import StepContext
 class ARM(TrainingStep):
     """R of f([x_i; mean_j c(x_j)]), with rows j of the environment of row i. Zhang et al. 2020, ARM-CML.
 
-    The context network c turns an image into one more channel (three 5×5 convolutions), and a row of a table
-    into one more column. In training, the context is an environment's whole batch. For prediction it is a
-    block of 256 neighboring rows, which must come from one environment. The released code never trains the
-    context network; here it is trained with the model. Group norm replaces that code's batch norm, so that a
-    context depends only on its own rows.
+    The context network c computes an additional channel of an image (three 5×5 convolutions) or an additional
+    column of a table. In training, the mean is over the environment's rows in the batch. In prediction, it is
+    over blocks of 256 neighboring rows, and all rows of a block must come from one environment. The released
+    code never trains the context network; here it is trained with the model. Group norm replaces that code's
+    batch norm, so that a context depends only on the rows of its block.
 
     Attributes:
-        trained: Whether the context network is trained.
-        width: Width of its hidden layers.
+        trained: Whether to train the context network.
+        width: Width of the context network's hidden layers.
     """
 
     name: ClassVar[str] = "arm"

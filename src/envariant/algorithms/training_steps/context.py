@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 ROWS = 256
-"""Number of rows in one context in evaluation mode."""
+"""Number of neighboring rows in one group in evaluation mode."""
 
 
 @final
 class GroupMeans(nn.Module):
-    """Replace each row of `[rows, *shape]` by the mean of its group.
+    """Layer that replaces each row of an input `[rows, *shape]` by the mean of the row's group.
 
-    In training mode all rows are one group. In evaluation mode every `ROWS` neighboring rows are a group, and
+    In training mode, all rows form one group. In evaluation mode, every `ROWS` neighboring rows form a group;
     the last group may be smaller.
     """
 

@@ -26,21 +26,21 @@ _ADVERSARY, _EMBEDDING = "dann-discriminator", "dann-embedding"
 class DANN(TrainingStep):
     """min_D L_D, L_D = CE(D(h), e) + γ·GP, in turn with min_θ R − λ·L_D. Ganin et al. 2016; Li et al. 2018.
 
-    CDANN adds an embedding of the class to the features that the discriminator receives, and weights rows so
-    that every class counts equally. GP is the mean squared gradient of the discriminator's loss with respect
-    to its input. Model and discriminator have an Adam each and are updated in turn, as in DomainBed; the DANN
-    paper updates both at once through a reversed gradient.
+    CDANN adds an embedding of the class to the discriminator's input features, and weights rows so that all
+    classes have equal weight. GP is the mean squared gradient of the discriminator's loss with respect to its
+    input. The model and the discriminator have separate Adam optimizers and are updated alternately, as in
+    DomainBed; the DANN paper updates both at once through a reversed gradient.
 
     Attributes:
-        weight: λ.
+        weight: λ, weight of the discriminator's loss.
         conditional: Whether to condition the discriminator on the class (CDANN).
-        gradient_penalty: γ.
+        gradient_penalty: γ, weight of GP.
         discriminator_steps: k, steps of the discriminator per step of the model: the discriminator is updated
             if n mod (1 + k) < k, where n counts the steps from 1.
-        beta1: β_1 of both Adams.
-        rate: Learning rate of the discriminator, as a multiple of the run's.
+        beta1: β_1 of both Adam optimizers.
+        rate: Learning rate of the discriminator, as a multiple of the run's learning rate.
         width: Width of the discriminator's hidden layers.
-        depth: Number of its linear layers.
+        depth: Number of linear layers of the discriminator.
     """
 
     name: ClassVar[str] = "dann"
@@ -126,19 +126,19 @@ class DANN(TrainingStep):
             return _cross_entropies(model, own, features, owners).sum()
 
         slopes = grad(total)(features)
-        # γ = 0 gets no shortcut: that would be a Python branch on a number in which replicas may differ.
+        # No shortcut for γ = 0: γ may differ between replicas, so Python must not branch on it.
         return (weights * losses).sum() + self.gradient_penalty * slopes.square().sum(dim=1).mean()
 
 
 def class_weights(targets: Tensor, classes: int) -> Tensor:
-    """Return 1/(n_y·C') for a row of class y with n_y rows; C' is the largest class in the batch plus 1."""
+    """Return weights `[rows]`: 1/(n_y·C') for each of the n_y rows of class y, C' = largest target + 1."""
     of_class = targets[:, None] == torch.arange(classes, device=targets.device)
     counts = of_class.sum(dim=0)
     return 1 / (counts[targets.long()] * (targets.max() + 1))
 
 
 def _classes(task: Task) -> int:
-    """Return the number of classes; a single logit has two."""
+    """Return the number of classes; 2 for a task with a single logit."""
     return max(2, task.outputs)
 
 

@@ -18,17 +18,17 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class ERMPlus(TrainingStep):
-    """R, minimized in the head alone at first; predictions use averaged weights. Teterwak et al. 2023.
+    """R, first minimized over the head only; predictions use averaged weights. Teterwak et al. 2023.
 
-    The first `head_steps` + 1 updates train only the head, with its own Adam; all later ones train all
-    parameters, with another. From update `average_from` on, predictions use the plain mean of the iterates,
-    beginning with the one before that update. Two parts of the release are left out: the learning rates that
-    a first pass finds on validation data and a second pass repeats, and LARS, which raises an error there.
+    The first `head_steps` + 1 updates train only the head; later updates train all parameters, with a second
+    Adam optimizer. From update `average_from` on, predictions use the unweighted mean of the iterates,
+    starting with the iterate before that update. Two features of the released code are omitted: the first
+    pass, which selects learning rates on validation data, and LARS, which raises an error in that code.
 
     Attributes:
-        head_steps: n; update number n + 2 is the first to train all parameters. Below 0, all of them do.
-        head_rate: Learning rate of the warm-up, as a multiple of the run's.
-        average_from: Number of the update, counted from 1, at which averaging begins.
+        head_steps: n: updates 1 to n + 1 train only the head. Negative: all updates train all parameters.
+        head_rate: Learning rate of the warm-up, as a multiple of the run's learning rate.
+        average_from: Update, counted from 1, at which averaging begins.
     """
 
     name: ClassVar[str] = "erm++"
@@ -76,7 +76,7 @@ class ERMPlus(TrainingStep):
 
 
 def running_mean(mean: Parameters, newest: Parameters, update: int, start: int) -> dict[str, Tensor]:
-    """Return the newest weights before update `start`, and their running mean from it on."""
+    """Return the newest weights before update `start`, and the running mean of the weights afterwards."""
     # Number of earlier iterates in the mean: 0 before update `start`, 1 at it, and so on.
     earlier = torch.clamp(torch.as_tensor(update - start + 1), min=0)
     return {name: mean[name] + (value - mean[name]) / (earlier + 1) for name, value in newest.items()}

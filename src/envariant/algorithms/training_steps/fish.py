@@ -21,12 +21,14 @@ from envariant.core.step_context import StepContext
 class Fish(TrainingStep):
     """θ ← θ + ε·(θ' − θ), θ' after one inner step on each environment in turn. Shi et al. 2021, algorithm 1.
 
-    To first order, this increases the inner products of the environments' gradients. The inner Adam uses the
-    run's learning rate and keeps its moments from step to step, as in DomainBed; there is no outer optimizer.
+    To first order, this increases the inner products of the environments' gradients. The inner Adam optimizer
+    uses the run's learning rate and keeps its moments between steps, as in DomainBed. There is no outer
+    optimizer.
 
     Attributes:
-        meta_rate: ε in (0, 1].
-        shuffled: Whether to visit environments in random order, as in the paper, instead of their own order.
+        meta_rate: ε in (0, 1], step size towards θ'.
+        shuffled: Whether to visit environments in random order, as in the paper. False: use the order of the
+            data.
     """
 
     name: ClassVar[str] = "fish"

@@ -24,7 +24,7 @@ class Mixup(TrainingStep):
     λ ~ Beta(α, α). Rows are paired in batch order, up to the size of the smaller environment.
 
     Attributes:
-        alpha: α > 0; small values leave rows nearly unchanged.
+        alpha: α > 0, parameter of the Beta distribution. With small values, rows remain nearly unchanged.
     """
 
     name: ClassVar[str] = "mixup"
@@ -57,11 +57,11 @@ def mixed_risk(
     """Return the risk on mixed rows.
 
     Args:
-        model: Model.
+        model: Model as a function of its parameters.
         params: Parameters of the model.
         batch: Rows of every environment.
         order: Environments in the order of the ring.
-        shares: λ of each pair.
+        shares: λ of each pair `[environments]`.
     """
     first = PaddedBatch.of(batch, shares).at(order)
     second = first.at(torch.arange(len(shares), device=shares.device).roll(-1))

@@ -19,15 +19,17 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MLDG(TrainingStep):
-    """(1/E) Σ_pairs ∇R_i(θ) + β·∇R_j(θ'), θ' one step of a fresh Adam along ∇R_i. Li et al. 2018.
+    """(1/E) Σ_pairs ∇R_i(θ) + β·∇R_j(θ'), θ' after the first step of a new Adam along ∇R_i. Li et al. 2018.
 
-    Environments are permuted at random. The last `meta_test_environments` of them are the j, the others the
-    i, paired in order. As in DomainBed, this is a first-order approximation: ∇R_j(θ') is used as if taken at
-    θ. The paper's inner step is plain gradient descent and is differentiated.
+    Environments are permuted at random. The last `meta_test_environments` are the meta-test environments j,
+    the others the meta-train environments i, paired in order. As in DomainBed, this is a first-order
+    approximation: ∇R_j is computed at θ' and applied at θ. The paper uses gradient descent as the inner step
+    and differentiates through it.
 
     Attributes:
         beta: β, weight of the meta-test environments.
-        meta_test_environments: Number of meta-test environments, at least 1; at most all but one are used.
+        meta_test_environments: Number of meta-test environments, at least 1. One environment always remains
+            for meta-training.
     """
 
     name: ClassVar[str] = "mldg"
@@ -51,7 +53,7 @@ class MLDG(TrainingStep):
         stack = PaddedBatch.of(batch, like).at(context.permutation(environments, like=like))
         meta_test = min(self.meta_test_environments, environments - 1)
         meta_train = environments - meta_test
-        # There is one pair per meta-train environment; further meta-test environments are not used.
+        # There is one pair per meta-train environment; additional meta-test environments are not used.
         total = {name: torch.zeros_like(value) for name, value in params.items()}
         risks: list[Tensor] = []
         for i in range(meta_train):

@@ -27,12 +27,12 @@ from envariant.core.step_context import StepContext
 class MTL(TrainingStep):
     """Σ_e R_e of a head on [h_i; ε_e], ε_e ← memory·mean_i h_i + (1 − memory)·ε_e. Blanchard et al. 2017.
 
-    The embedding ε_e of an environment is a moving average of its features. For prediction it is the mean
+    The embedding ε_e of an environment is a moving average of its features. In prediction, it is the mean
     over 256 neighboring rows, which must come from one environment. The released code overwrites the
-    embedding with noise before the head reads it; here the head reads the embedding.
+    embedding with noise before it reaches the head; here the head receives the embedding.
 
     Attributes:
-        memory: Weight of the newest mean in the moving average; 1 uses only the newest.
+        memory: Weight of the newest mean in the moving average; 1 uses only the newest mean.
     """
 
     name: ClassVar[str] = "mtl"
@@ -69,14 +69,14 @@ class MTL(TrainingStep):
 
 @final
 class _ContextHead(nn.Module):
-    """Linear head of twice the width; features without context get the mean of their neighbors."""
+    """Linear head on features and context. Default context: the mean features of neighboring rows."""
 
     def __init__(self, head: Any) -> None:
         super().__init__()
         self.means = GroupMeans()
         self.linear = nn.Linear(2 * head.in_features, head.out_features)
         with torch.no_grad():
-            # Zero weights for the context: initially this is the model's own head.
+            # Zero weights for the context: the initial logits equal the logits of the model's head.
             self.linear.weight[:, : head.in_features] = head.weight
             self.linear.weight[:, head.in_features :] = 0
             self.linear.bias.copy_(head.bias)

@@ -18,7 +18,7 @@ class PaddedBatch:
     Attributes:
         inputs: Inputs `[environments, rows, *input_shape]`.
         targets: Targets `[environments, rows]`.
-        counts: 1 for a row, 0 for padding.
+        counts: 1 for a row, 0 for padding, `[environments, rows]`.
     """
 
     inputs: Shaped[Tensor, "environments rows *input_shape"]
@@ -34,7 +34,7 @@ class PaddedBatch:
         return cls(*(torch.stack([_padded(piece, largest) for piece in part]) for part in parts))
 
     def at(self, order: Tensor) -> "PaddedBatch":
-        """Return the environments in another order."""
+        """Return the padded batch with its environments in another order."""
         return PaddedBatch(self.inputs[order], self.targets[order], self.counts[order])
 
 

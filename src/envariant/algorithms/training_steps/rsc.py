@@ -20,10 +20,10 @@ from envariant.core.tasks import Task
 class RSC(TrainingStep):
     """R of head(h ∘ mask), representation self-challenging. Huang et al. 2020, algorithm 1.
 
-    u_i is the gradient of the true class's logit with respect to the features of row i. The features with the
-    largest entries of u_i, a share `features`, are set to 0, but only in the share `rows` of rows whose
-    confidence in the true class decreases most by it. Masks have no gradient. Only feature vectors are
-    masked; the paper also masks spatial positions.
+    u_i is the gradient of the true class's logit with respect to the features of row i. In each row, the
+    features with the largest entries of u_i are set to 0; `features` is their share. Masks apply only to the
+    rows whose probability of the true class decreases most; `rows` is their share. Masks have no gradient.
+    Only feature vectors are masked; the paper also masks spatial positions.
 
     Attributes:
         features: Share of features to mask, in [0, 1].
@@ -57,7 +57,7 @@ class RSC(TrainingStep):
     def mask(
         self, model: Model, params: Parameters, features: Tensor, logits: Tensor, batch: EnvironmentBatch
     ) -> Tensor:
-        """Return 0 for masked features and 1 for others, `[rows, width]`."""
+        """Return the mask `[rows, width]`: 0 for masked features, 1 for others."""
         feature_mask = self.feature_mask(model, params, features, batch)
         without = model.head(params, features * feature_mask)
         # The probability of the true class is exp(−loss).
@@ -69,7 +69,7 @@ class RSC(TrainingStep):
     def feature_mask(
         self, model: Model, params: Parameters, features: Tensor, batch: EnvironmentBatch
     ) -> Tensor:
-        """Return 0 for the features with the largest u_i and 1 for others, `[rows, width]`, in every row."""
+        """Return the mask `[rows, width]` before row selection: 0 for the largest entries of u_i, else 1."""
 
         def true_logits(h: Tensor) -> Tensor:
             return _true_logits(batch.task, model.head(params, h), batch.targets).sum()
@@ -79,7 +79,7 @@ class RSC(TrainingStep):
 
 
 def _true_logits(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
-    """Return each row's logit of its true class; for a single logit, half of it with the class's sign."""
+    """Return each row's logit of its true class; for a single logit z, z/2 (class 1) or −z/2 (class 0)."""
     if task.outputs == 1:
         return (targets - 0.5) * logits
     return logits.gather(1, targets[:, None])[:, 0]
@@ -88,7 +88,7 @@ def _true_logits(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
 def _quantile(values: Tensor, share: Any) -> Tensor:
     """Return the quantile along the last axis, linear between order statistics.
 
-    `torch.quantile` rejects more than 16 million numbers, which a full batch of features may have.
+    `torch.quantile` rejects more than 16 million numbers, and a full batch of features may exceed this limit.
     """
     ordered = values.sort(dim=-1).values
     count = values.shape[-1]

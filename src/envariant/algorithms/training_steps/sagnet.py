@@ -26,8 +26,8 @@ class SagNet(TrainingStep):
     The style of a row is the mean and variance of its features, its content the standardized features. Step
     (1) trains featurizer and head A on features whose style is mixed with another row's. Step (2) trains a
     second head S to predict the class from features with another row's content. Step (3) trains the
-    featurizer so that S predicts all classes equally. Each network has its own Adam. Features are vectors, as
-    in DomainBed; the paper uses the maps inside a convolutional network.
+    featurizer so that S predicts equal probabilities for all classes. Each network has a separate Adam
+    optimizer. Features are vectors, as in DomainBed; the paper uses convolutional feature maps.
 
     Attributes:
         weight: Weight of step (3).
@@ -73,7 +73,7 @@ class SagNet(TrainingStep):
             return task.losses(model.head(own, restyled), batch.targets).mean()
 
         def style_logits(params: Parameters, turn: int) -> Tensor:
-            """Return the logits of the style head for features with the content of other rows."""
+            """Return the style head's logits for features with the content of other rows."""
             features, _ = model(params, batch.inputs)
             return task.logits(model.network(_STYLE, params, with_content_of(features, random_rows(turn)[0])))
 
@@ -101,8 +101,8 @@ def with_style_of(features: Tensor, order: Tensor, share: Tensor) -> Tensor:
 
     Args:
         features: Features `[rows, width]`.
-        order: Other row of each row.
-        share: Weight of a row's own mean and variance `[rows, 1]`.
+        order: Index of the row to mix with, for each row `[rows]`.
+        share: Weight of the row's original mean and variance `[rows, 1]`.
     """
     content, mean, variance = _content_and_style(features)
     mean = share * mean + (1 - share) * mean[order]
@@ -111,7 +111,7 @@ def with_style_of(features: Tensor, order: Tensor, share: Tensor) -> Tensor:
 
 
 def with_content_of(features: Tensor, order: Tensor) -> Tensor:
-    """Return the content of the rows `order`, without gradient, with each row's own mean and variance."""
+    """Replace the content of row i by the content of row `order[i]`, without gradient; keep the style."""
     content, mean, variance = _content_and_style(features)
     return content[order].detach() * (variance + _TINY).sqrt() + mean
 
@@ -125,6 +125,6 @@ def _content_and_style(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _flatness(logits: Tensor) -> Tensor:
-    """Return the mean cross-entropy against uniform probabilities; a single logit has two classes."""
+    """Return the mean cross-entropy against uniform probabilities; a single logit counts as two classes."""
     classes = torch.stack([torch.zeros_like(logits), logits], dim=1) if logits.dim() == 1 else logits
     return -classes.log_softmax(dim=1).mean()

@@ -23,16 +23,16 @@ class Transfer(TrainingStep):
 
     Each step consists of (1) an update of the model on R, (2) an update of the featurizer on the risk gap of
     the adversary a from the previous step, and (3) a new adversary: `climbs` steps of gradient ascent on the
-    gap from the head, projected onto a ball of radius δ. DomainBed's `gda` option, always on in its random
-    search, passes the adversary's parameters to plain gradient descent and so trains nothing else; here
-    `descent` trains the model.
+    gap, starting from the head and projected onto a ball of radius δ. With DomainBed's option `gda`, which
+    its random search always enables, gradient descent receives only the adversary's parameters, so the model
+    is not trained. Here `descent` trains the model.
 
     Attributes:
-        weight: λ.
-        delta: δ, Euclidean norm over all weights and biases of the head.
+        weight: λ, weight of the risk gap.
+        delta: δ, Euclidean radius of the ball in the space of all weights and biases of the head.
         climbs: Number of ascent steps of the adversary.
         rate: Learning rate of the ascent.
-        descent: Optimizer of updates (1) and (2): "adam", or "sgd" for plain gradient descent.
+        descent: Optimizer of updates (1) and (2): "adam", or "sgd" for gradient descent.
     """
 
     name: ClassVar[str] = "transfer"

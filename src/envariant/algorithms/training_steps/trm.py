@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, final
 
 import torch
@@ -24,16 +25,16 @@ class TRM(TrainingStep):
     """R + (1/E) Σ_Q [P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩], P_Q = Σ_{i≠Q} α_Qi·R_i(w_Q). Xu & Jaakkola 2021.
 
     Every environment Q has a linear head w_Q, fitted by gradient descent on fixed features before each step.
-    P_Q is its risk in the other environments, with weights α that grow where the risk is large. The last term
-    accounts for the change of the optimal w_Q with the features; the inverse Hessian H_Q⁻¹ is a Neumann
-    series. The first `warm_up` steps are ERM. Featurizer and head have an Adam each. The released code
-    doubles the second term of the series and drops the first; here the series is correct.
+    P_Q is the weighted risk of w_Q in other environments; large risks increase their weights α. The last term
+    accounts for the change of the optimal w_Q with the features; the inverse Hessian H_Q⁻¹ is approximated by
+    a Neumann series. The first `warm_up` steps are ERM. Featurizer and head have separate Adam optimizers.
+    The released code doubles the second term of the series and drops the first; here the series is correct.
 
     Attributes:
-        weight: λ.
-        warm_up: Number of ERM steps first.
+        weight: λ, weight of the last term.
+        warm_up: Number of initial ERM steps.
         rate: η, step size of the weights α.
-        inner_steps: Number of gradient descent steps of the heads, at learning rate 0.1.
+        inner_steps: Number of gradient descent steps that fit the heads w_Q, at learning rate 0.1.
     """
 
     name: ClassVar[str] = "trm"
@@ -108,7 +109,7 @@ class TRM(TrainingStep):
 @final
 @dataclass(frozen=True)
 class _Heads:
-    """The environments' heads w_Q on one batch."""
+    """Risks and gradient steps of the environments' heads w_Q on one batch."""
 
     model: Model
     batch: EnvironmentBatch
@@ -139,11 +140,11 @@ class _Heads:
         def other_risks(head: Parameters) -> Tensor:
             return torch.stack([shares[i] * self.risk(q, head, i, features[i]) for i in others]).sum()
 
-        def own_risk(w: Tensor, features: Tensor) -> Tensor:
-            return self.risk(q, {**head, key: w}, q, features)
+        def own_risk(weight: Tensor, features: Tensor) -> Tensor:
+            return self.risk(q, {**head, key: weight}, q, features)
 
         direction = grad(other_risks)(head)[key].detach()
-        response = neumann(lambda w: own_risk(w, fixed), head[key], direction)
+        response = neumann(partial(own_risk, features=fixed), head[key], direction)
         slope = grad(own_risk)(head[key], features[q])
         return other_risks(head) - weight * (response.detach() * slope).sum()
 
@@ -155,7 +156,7 @@ def descended(risk: Callable[[Parameters], Tensor], head: Parameters) -> dict[st
 
 
 def neumann(risk: Callable[[Tensor], Tensor], weight: Tensor, direction: Tensor) -> Tensor:
-    """Return Σ_{k=0}^{10} (I − H)^k v, ending with the first sum that has an entry above 10.
+    """Return Σ_{k=0}^{10} (I − H)^k v, stopped at the first partial sum with an entry above 10.
 
     Args:
         risk: Function of the weight whose Hessian is H.

@@ -32,17 +32,17 @@ _DISCRIMINATOR = "urm-discriminator"
 class URM(TrainingStep):
     """R + a·BCE(D(h), 1) for the model; BCE(D(u), 1) + a·BCE(D(h), 0) for D, u uniform. Krishnamachari 2024.
 
-    A tanh or ReLU is appended to the featurizer, and u is uniform over its range, [−1, 1] or [0, 1]. Model
-    and discriminator D are both updated at every step, with an Adam each; D uses the features from before the
-    update. Environments are not used.
+    A tanh or ReLU is appended to the featurizer, and u is uniform on [−1, 1] for tanh or on [0, 1] for ReLU.
+    The model and the discriminator D are both updated at every step, with separate Adam optimizers. D is
+    trained on the features before the model's update. Environment labels are not used.
 
     Attributes:
-        weight: a.
+        weight: a, weight of the discriminator terms.
         output: Function appended to the featurizer, "tanh" or "relu".
         layers: Number of hidden layers of D between its first and last layer.
         width: Width of D's hidden layers.
-        rate: Learning rate of D, as a multiple of the run's.
-        smoothing: ς in [0, 1): targets of D are drawn from (1 − ς, 1) and (0, ς).
+        rate: Learning rate of D, as a multiple of the run's learning rate.
+        smoothing: ς in [0, 1), label smoothing: targets of D are uniform on (1 − ς, 1) and (0, ς).
     """
 
     name: ClassVar[str] = "urm"
@@ -89,7 +89,7 @@ class URM(TrainingStep):
         own = adam.part(params, _DISCRIMINATOR)
 
         def entropy(own: Parameters, features: Tensor, uniform: bool, draw: int) -> Tensor:
-            """Return the cross-entropy of D against the target that features are uniform, or are not."""
+            """Return the cross-entropy of D for the target "uniform" or "not uniform", with smoothing."""
             logits = model.network(_DISCRIMINATOR, own, features).flatten()
             smoothing = self.smoothing * context.uniform(len(logits), draw=draw, like=logits)
             return F.binary_cross_entropy_with_logits(logits, 1 - smoothing if uniform else smoothing)

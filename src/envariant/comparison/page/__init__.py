@@ -1,6 +1,6 @@
-"""Page of a comparison: one offline HTML file, made of sections.
+"""Page of a comparison: one offline HTML file with several sections.
 
-A new section is one `PageSection` subclass and its entry in `SECTIONS`.
+To add a section, define a `PageSection` subclass and list it in `SECTIONS`.
 """
 
 import json
@@ -22,28 +22,28 @@ from envariant.reporting.tables import finite
 __all__ = ["SECTIONS", "Block", "PageSection", "fragment", "methods_table", "render", "to_dict", "write"]
 
 SECTIONS: tuple[type[PageSection], ...] = (Drops, Methods, Columns, Shifts, PreprocessingLog, Settings)
-"""Sections in the order of the page."""
+"""Sections of the page in display order."""
 
-# Environments listed by name at the top.
+# Largest number of environments listed by name at the top.
 _MOST_NAMES = 8
 
 
 def sections(results: ComparisonResults, recommended: str) -> list[PageSection]:
-    """Return the applicable sections."""
+    """Return the sections that apply to the results of a comparison."""
     return [section(results, recommended) for section in SECTIONS if section.applies(results)]
 
 
 def to_dict(results: ComparisonResults, recommended: str) -> dict[str, Any]:
-    """Return the numbers of all applicable sections."""
+    """Return the numbers of all applicable sections as a JSON-compatible dictionary."""
     return {key: value for each in sections(results, recommended) for key, value in each.to_dict().items()}
 
 
 def render(results: ComparisonResults, recommendation: Recommendation, folder: Path) -> str:
-    """Return the page as HTML; nothing in it is loaded from elsewhere."""
+    """Return the page as HTML without external resources."""
     data = results.data
     return html.render(
         "comparison.html.j2",
-        heading=f"{data.target} in a new {data.environment_column}",
+        heading=f"Predict {data.target} in a new {data.environment_column}",
         extent=_extent(results),
         recommendation=recommendation,
         sections=[(s.anchor, s.title, s.render()) for s in sections(results, recommendation.algorithm)],

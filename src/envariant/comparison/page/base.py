@@ -1,4 +1,4 @@
-"""Contract of a page section, and the blocks that it may consist of."""
+"""Base class of page sections, and the blocks of a section."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,12 +15,12 @@ from envariant.reporting.tables import TextTable
 @final
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One element of a section.
+    """Element of a page section, such as a figure or a table.
 
     Attributes:
-        kind: "figure" (content: SVG), "table" (`TextTable`), "note" or "warning" (text), "definitions" (pairs
-            of term and text).
-        content: The content, of the type that `kind` says.
+        kind: Kind of element: "figure", "table", "note", "warning" or "definitions".
+        content: SVG text of a figure, `TextTable` of a table, text of a note or warning, or definitions as
+            pairs of term and text.
         caption: Caption of a figure or table.
     """
 
@@ -30,7 +30,7 @@ class Block:
 
     @classmethod
     def figure(cls, figure: Figure, caption: str) -> "Block":
-        """Return a figure block; all text in the figure is drawn as outlines."""
+        """Return a figure block; text in the figure is converted to outlines."""
         return cls("figure", figures.svg(figure), caption)
 
     @classmethod
@@ -41,9 +41,9 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class PageSection(ABC):
-    """Section of the page of a comparison.
+    """Base class of the sections of a comparison's page.
 
-    A new section is a subclass in `SECTIONS`.
+    To add a section, define a subclass and list it in `SECTIONS`.
 
     Attributes:
         results: Results of the comparison.
@@ -58,7 +58,7 @@ class PageSection(ABC):
 
     @classmethod
     def applies(cls, results: ComparisonResults) -> bool:
-        """Return whether the section has something to show."""
+        """Return whether the results have content for the section."""
         del results
         return True
 
@@ -68,14 +68,14 @@ class PageSection(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers of the section as plain data, by field of the comparison's JSON."""
+        """Return the numbers of the section by field name in `comparison.json`."""
 
 
 def shortened(name: str, most: int = 28) -> str:
-    """Return a name with at most so many characters, for a figure."""
+    """Return a name shortened to at most `most` characters, for a figure."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def known(values: dict[str, float]) -> dict[str, float]:
-    """Return the finite values."""
+    """Return the finite values by name."""
     return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""Section on columns: stability of their relation with the target, and importance to models."""
+"""Section on columns: stability of their relation with the target, and importance for models."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ _ABSENT = (math.nan,) * 3
 @final
 @dataclass(frozen=True, eq=False)
 class Columns(PageSection):
-    """Stability and importance of columns."""
+    """Section on the stability and importance of columns."""
 
     anchor: ClassVar[str] = "columns"
     title: ClassVar[str] = "Which columns carry an unstable relation?"
@@ -32,7 +32,7 @@ class Columns(PageSection):
         return bool(results.data.columns)
 
     def render(self) -> tuple[Block, ...]:
-        """Return the figure and both tables."""
+        """Return the figure, the stability table and the importance table."""
         hidden = len(self.results.data.columns) - _MOST_ROWS
         more = f" {hidden} columns with a more stable relation are not drawn." if hidden > 0 else ""
         caption = (
@@ -51,7 +51,7 @@ class Columns(PageSection):
         return [BASELINE] if self.recommended == BASELINE else [BASELINE, self.recommended]
 
     def figure(self) -> Figure:
-        """Draw slopes by environment, and importance."""
+        """Return a figure of slopes by environment and importance, one row per column."""
         columns = self.results.data.columns[:_MOST_ROWS]
         figure = Figure(figsize=(7.4, 0.36 * len(columns) + 1.6), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
@@ -82,7 +82,7 @@ class Columns(PageSection):
             axes.barh(rows, losses, height * 0.9, color=(MUTED, TRAIN[1])[k], label=method_name(method))
 
     def stability_table(self) -> TextTable:
-        """Return one row per column: relation, extreme slopes and p-value."""
+        """Return a table with one row per column: relation, extreme slopes and p-value."""
         lines: list[tuple[str, ...]] = []
         for column in self.results.data.columns[:_MOST_ROWS]:
             slopes = known(dict(column.slopes))
@@ -100,7 +100,7 @@ class Columns(PageSection):
         return TextTable(header, tuple(lines), (note,))
 
     def importance_table(self) -> TextTable:
-        """Return one row per column: loss of score if it is shuffled or replaced."""
+        """Return a table with one row per column: loss of score after shuffling or replacing its values."""
         lines: list[tuple[str, ...]] = []
         for column in self.results.data.columns[:_MOST_ROWS]:
             losses: list[float] = []

@@ -1,4 +1,4 @@
-"""Sections on how the results came about: the preprocessing log and the settings of the study."""
+"""Sections on provenance: the preprocessing log and the settings of the study."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -12,13 +12,13 @@ from envariant.reporting.tables import TextTable
 @final
 @dataclass(frozen=True, eq=False)
 class PreprocessingLog(PageSection):
-    """What was done to each column."""
+    """Section with the preprocessing log of the table."""
 
     anchor: ClassVar[str] = "preprocessing"
     title: ClassVar[str] = "Preprocessing log"
 
     def render(self) -> tuple[Block, ...]:
-        """Return the entries by column."""
+        """Return the log entries by column."""
         entries = [(entry.column or "table", entry.what) for entry in self.results.data.preprocessing_log]
         return (Block("definitions", entries),)
 
@@ -29,7 +29,7 @@ class PreprocessingLog(PageSection):
 @final
 @dataclass(frozen=True, eq=False)
 class Settings(PageSection):
-    """Settings of the study."""
+    """Section with the settings of the study."""
 
     anchor: ClassVar[str] = "settings"
     title: ClassVar[str] = "Settings of the study"
@@ -39,7 +39,7 @@ class Settings(PageSection):
         return bool(results.settings)
 
     def render(self) -> tuple[Block, ...]:
-        """Return one row per setting."""
+        """Return a table with one row per setting."""
         lines = tuple((key, _text(value)) for key, value in self.results.settings.items())
         return (Block.table(TextTable(("setting", "value"), lines), "Settings"),)
 

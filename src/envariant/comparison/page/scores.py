@@ -1,4 +1,4 @@
-"""Sections with scores: ERM's drop in every environment, and the comparison of methods."""
+"""Sections on scores: drop of ERM by environment, and comparison of methods."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from envariant.reporting.tables import NONE, TextTable
 from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes, name_rows, new_axes, quiet
 from envariant.studies.significance import BASELINE
 
-# Environments that fit into a figure, and into the columns of a table.
+# Largest number of environments in a figure, and in the columns of a table.
 _MOST_ROWS = 30
 _MOST_COLUMNS = 8
 
@@ -24,13 +24,13 @@ _MOST_COLUMNS = 8
 @final
 @dataclass(frozen=True, eq=False)
 class Drops(PageSection):
-    """In-domain and out-of-domain score of ERM in every environment."""
+    """Section on the in-domain and out-of-domain scores of ERM by environment."""
 
     anchor: ClassVar[str] = "drop"
     title: ClassVar[str] = "Does the score drop in new environments?"
 
     def render(self) -> tuple[Block, ...]:
-        """Return the figure and the table."""
+        """Return the figure and the table of ERM's scores."""
         hidden = len(self.results.baseline) - _MOST_ROWS
         more = f" {hidden} environments with better ERM scores are not drawn." if hidden > 0 else ""
         caption = (
@@ -44,7 +44,7 @@ class Drops(PageSection):
         )
 
     def figure(self) -> Figure:
-        """Draw in-domain and out-of-domain scores, one row per environment."""
+        """Return a figure of in-domain and out-of-domain scores, one row per environment."""
         results = self.results
         other = self.recommended if self.recommended != BASELINE else _runner_up(results)
         names = results.hardest_first()[:_MOST_ROWS]
@@ -71,7 +71,7 @@ class Drops(PageSection):
         return figure
 
     def table(self) -> TextTable:
-        """Return one row per environment."""
+        """Return a table of scores and drops, one row per environment."""
         results = self.results
         rows = results.data.n_rows
         constant = results.data.baseline_scores
@@ -99,9 +99,10 @@ class Drops(PageSection):
             "best other method, gain over ERM",
         )  # fmt: skip
         note = (
-            f"{results.metric.name}, {better} is better. In-domain: held-out rows of the environment, its "
-            f"other rows in training. Brackets and ±: 95 % CI over {results.n_replicas} replicas and the "
-            f"sampled rows, limited to the metric's range. n.s.: not significant."
+            f"Scores are {results.metric.name}; {better} is better. In-domain: held-out rows of the "
+            f"environment, its other rows in training. Brackets and ±: 95 % CI over "
+            f"{results.n_replicas} replicas and the sampled rows, limited to the metric's range. "
+            f"n.s.: not significant."
         )
         return TextTable(header, tuple(lines), (note,))
 
@@ -118,13 +119,13 @@ class Drops(PageSection):
 @final
 @dataclass(frozen=True, eq=False)
 class Methods(PageSection):
-    """Out-of-domain scores of every method."""
+    """Section on the out-of-domain scores of all methods."""
 
     anchor: ClassVar[str] = "methods"
     title: ClassVar[str] = "Does any method help?"
 
     def render(self) -> tuple[Block, ...]:
-        """Return the table, and why results are absent."""
+        """Return the table of methods, and notes on absent results."""
         absent = (*self.results.not_applicable, *self.results.missing)
         table = Block.table(methods_table(self.results), "Out-of-domain score of every method")
         return (table, *(Block("warning", line) for line in absent))
@@ -148,7 +149,10 @@ class Methods(PageSection):
 
 
 def methods_table(results: ComparisonResults) -> TextTable:
-    """Return one row per method and one column per environment; of many, those where ERM is worst."""
+    """Return a table of scores, one row per method and one column per environment.
+
+    With many environments, only those with the worst ERM scores have a column.
+    """
     hardest = results.hardest_first()[:_MOST_COLUMNS]
     total = len(results.environments)
     names = [name for name in results.environments if name in hardest or total <= _MOST_COLUMNS]
@@ -160,9 +164,9 @@ def methods_table(results: ComparisonResults) -> TextTable:
         ]
         summary = (NONE, NONE)
         if results.is_complete(method):
-            place, worst = results.worst(method)
+            name, worst = results.worst(method)
             mean = score(results, results.mean(method))
-            summary = (f"{score(results, worst.ood_score.mean)} ({place})", mean)
+            summary = (f"{score(results, worst.ood_score.mean)} ({name})", mean)
         lines.append((method_name(method), *scores, *summary))
     selection = (
         f"Of {total} environments, the {len(names)} where ERM is worst. " if len(names) < total else ""
@@ -178,7 +182,7 @@ def methods_table(results: ComparisonResults) -> TextTable:
 
 
 def style_rows(axes: Axes, names: list[str]) -> None:
-    """Label the rows of a figure from top to bottom and draw a light grid."""
+    """Label the rows of a figure from top to bottom and add a light grid."""
     quiet(axes)
     name_rows(axes, [shortened(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)

@@ -16,19 +16,19 @@ from envariant.reporting.theme import DASHED, INK, MUTED, TRAIN, name_axes, new_
 @final
 @dataclass(frozen=True, eq=False)
 class Shifts(PageSection):
-    """Diversity, correlation, label and covariate shift."""
+    """Section on diversity, correlation, label and covariate shift."""
 
     anchor: ClassVar[str] = "shift"
     title: ClassVar[str] = "Which kind of shift is it?"
 
     def render(self) -> tuple[Block, ...]:
-        """Return the figure and the table, or a note if there are too few rows."""
+        """Return the figure and the table of shift measures, or a note if there are too few rows."""
         shifts = self.results.data.shifts
         if not shifts:
             return (Block("note", "There are too few rows to measure the shift."),)
         caption = (
             "Each environment against all others. Right: inputs that do not occur elsewhere. Up: equal "
-            "inputs with different targets."
+            "inputs with other targets."
         )
         return (
             Block.figure(plane(shifts), caption),
@@ -36,7 +36,7 @@ class Shifts(PageSection):
         )
 
     def table(self) -> TextTable:
-        """Return one row per environment."""
+        """Return a table of shift measures, one row per environment."""
         note = "Each environment against all others. Rough estimates if rows are few."
         return shift_table(self.results.data.shifts, "environment", note)
 
@@ -50,22 +50,22 @@ class Shifts(PageSection):
 
 
 def plane(shifts: Mapping[str, Shift]) -> Figure:
-    """Draw diversity against correlation shift, one point per environment.
+    """Return a plot of correlation shift over diversity shift, one point per environment.
 
-    A name that would overlap others is left out.
+    Names that would overlap other names are omitted.
     """
     figure, axes = new_axes(5.6, 4.0)
     points = {name: (s.diversity.mean, s.correlation.mean) for name, s in shifts.items()}
     top = 1.15 * max(0.26, *(max(point) for point in points.values()))
     for line in (axes.axvline, axes.axhline):
         line(NOTABLE, color=MUTED, lw=0.8, ls=DASHED, zorder=0)
-    # Boxes occupied by points and names: left, bottom, right, top.
+    # Bounding boxes of points and names: left, bottom, right, top.
     occupied = [(x - 0.02 * top, y - 0.02 * top, x + 0.02 * top, y + 0.02 * top) for x, y in points.values()]
     for name, (x, y) in sorted(points.items(), key=lambda item: -max(item[1])):
         axes.plot([x], [y], "o", color=TRAIN[0], ms=6.5, alpha=0.8)
         text = shortened(name, 20)
         width, height = 0.0195 * top * len(text), 0.045 * top
-        # To the right, to the left, above, below.
+        # Positions of a name: right, left, above, below.
         for align, offset, below in ("left", 0.025, 0.5), ("right", -0.025, 0.5), ("center", 0, -0.6), (
             "center", 0, 1.6,
         ):  # fmt: skip

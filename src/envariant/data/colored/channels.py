@@ -1,7 +1,7 @@
 """Colored MNIST with the color channels of its images as environments, as in the course report.
 
-The channels of an image are not environments it could come from, and a relation common to all channels need
-not hold where the colors are swapped. The data set is here to reproduce the report.
+The channels of an image are not environments in the usual sense: a relation common to all channels need not
+hold if the colors are swapped. The data set exists to reproduce the report.
 """
 
 from dataclasses import dataclass, field
@@ -11,9 +11,8 @@ from typing import ClassVar, final
 import torch
 
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet
-from envariant.core.errors import EnvariantError
 from envariant.data.colored.construction import DigitSource
-from envariant.data.colored.mnist_protocols import ColoredMNIST
+from envariant.data.colored.mnist_protocols import ColoredMNIST, check_size
 
 CHANNELS = ("red", "green", "blue")
 
@@ -23,12 +22,13 @@ CHANNELS = ("red", "green", "blue")
 class ColorChannels(DigitSource):
     """Colored MNIST, protocol thirds, with one environment per color channel.
 
-    Each environment holds all training rows; in "red" the other channels show only their background, and so
-    on. Blue is empty. The test environment is that of the protocol, with all channels.
+    Each environment contains all training rows. In "red", the green and blue channels show only background,
+    and likewise for the other colors; "blue" contains no digits. The test environment is that of the
+    protocol, with all channels.
 
     Attributes:
         size: Side of an image in pixels: 28, 14 or 7.
-        folder: Folder of the MNIST files; None finds or fetches them.
+        folder: Folder of the MNIST files. Default: search the cache, or download them.
     """
 
     base: ClassVar[str] = "colored-mnist-channels"
@@ -36,8 +36,7 @@ class ColorChannels(DigitSource):
     folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.size not in (28, 14, 7):
-            raise EnvariantError(f"{self.base}: size must be 28, 14 or 7; got {self.size}")
+        check_size(self.base, self.size)
 
     def sample(self, seed: int) -> EnvironmentSet:
         colored = ColoredMNIST("thirds", size=self.size, folder=self.folder).sample(seed)
@@ -54,7 +53,6 @@ class ColorChannels(DigitSource):
         return EnvironmentSet(self.name, (*channels, *test), colored.task, colored.test, colored.known)
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
-        del algorithm
         return DefaultSettings(
             model="mlp(hidden=256)",
             steps=1000,

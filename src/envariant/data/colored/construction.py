@@ -1,4 +1,4 @@
-"""The construction of colored digits: noisy labels from shapes, misleading colors from labels.
+"""Construction of colored digits: noisy labels from shapes, misleading colors from labels.
 
 A digit's shape gives the class s (its group of five digits). The label is y = s ⊕ Bern(label noise), the
 color c = y ⊕ Bern(flip), and c is the channel that holds the digit. Within an environment the color may
@@ -19,9 +19,12 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from envariant.core import specs
-from envariant.core.environments import Environment, EnvironmentSet
+from envariant.core.environments import Environment, EnvironmentSet, ReferenceScores
 from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Binary
 from envariant.data.base import SpecSource
+
+Flips = tuple[float, ...]
 
 
 @final
@@ -32,8 +35,8 @@ class Theory:
     Attributes:
         shape_only: Accuracy of the best classifier that uses only the shape, 1 − label noise.
         color_only: Accuracy of predicting the color, 1 − flip.
-        bayes: Accuracy of the best classifier of this environment that uses both.
-        bayes_risk: Its risk in nats, the entropy of the label given shape and color.
+        bayes: Accuracy of the Bayes classifier of this environment, which uses shape and color.
+        bayes_risk: Risk of the Bayes classifier in nats, the entropy of the label given shape and color.
     """
 
     shape_only: float
@@ -43,10 +46,10 @@ class Theory:
 
 
 def theory(label_noise: float, flip: float) -> Theory:
-    """Return the closed forms by Bayes' rule; given the label, shape and color are independent."""
+    """Return exact accuracies and risks by Bayes' rule; given the label, shape and color are independent."""
     q, e = label_noise, flip
     agree = (1 - q) * (1 - e) + q * e
-    # P(y = 1 | s = 1, c = 1) and P(y = 1 | s = 1, c = 0), each with the probability of its case.
+    # P(c = 1 | s = 1) with P(y = 1 | s = 1, c = 1), then P(c = 0 | s = 1) with P(y = 1 | s = 1, c = 0).
     cases = (
         (agree, (1 - q) * (1 - e) / agree if agree else 0.5),
         (1 - agree, (1 - q) * e / (1 - agree) if agree < 1 else 0.5),
@@ -65,13 +68,11 @@ def entropy(p: float) -> float:
 
 
 def names(
-    train: Sequence[float],
-    test: Sequence[float],
-    name: Callable[[float], str] = "flip-{:g}".format,
+    train: Sequence[float], test: Sequence[float], name: Callable[[float], str] = "flip-{:g}".format
 ) -> list[str]:
     """Return a name for every environment, such as `flip-0.2`.
 
-    A test environment with the flip of a training environment is named `test-flip-0.2`.
+    If a test environment has the same flip as a training environment, it is named `test-flip-0.2`.
     """
     return [*map(name, train), *(f"{'test-' if flip in train else ''}{name(flip)}" for flip in test)]
 
@@ -85,19 +86,11 @@ def colored_environment(
     flipped_label: Bool[Tensor, " rows"],
     flipped_color: Bool[Tensor, " rows"],
 ) -> Environment:
-    """Return an environment of colored digits.
+    """Return an environment of colored digits, with the attributes digit, shape and color.
 
-    Args:
-        name: Name of the environment.
-        images: Gray values in [0, 1].
-        digits: The digits, 0 … 9.
-        shape: The class s that the shape gives.
-        flipped_label: Whether the label is flipped by label noise.
-        flipped_color: Whether the color is flipped.
-
-    Returns:
-        Inputs `[rows, 2, height, width]` with the digit in channel c and zeros in the other, targets y,
-        and the attributes digit, shape and color.
+    Inputs `[rows, 2, height, width]` hold the image (gray values in [0, 1]) in channel c and zeros in the
+    other channel. `shape` is the class s of the digit's shape. The flips are masks of the rows with label
+    noise and with color noise.
     """
     label = shape ^ flipped_label
     color = label ^ flipped_color
@@ -108,31 +101,29 @@ def colored_environment(
 
 
 def grayscale(environment: Environment) -> Environment:
-    """Return the same rows with the color channels added up: the data of the grayscale oracle."""
-    gray = environment.inputs.sum(dim=1, keepdim=True)
-    return Environment(environment.name, gray, environment.targets, environment.attributes)
+    """Return the environment with summed color channels, the data of the grayscale oracle."""
+    return _with_inputs(environment, environment.inputs.sum(dim=1, keepdim=True))
 
 
-def as_rgb(environment: Environment, mean: float, deviation: float) -> Environment:
-    """Return the same rows as RGB images with an empty blue channel, standardized as in protocol "thirds"."""
-    rgb = torch.zeros(len(environment), 3, *environment.inputs.shape[2:])
-    rgb[:, :2] = (environment.inputs - mean) / deviation
-    return Environment(environment.name, rgb, environment.targets, environment.attributes)
+def standardized(environment: Environment, mean: float, deviation: float) -> Environment:
+    """Standardize the inputs; two color channels become RGB images with an empty blue channel."""
+    inputs = (environment.inputs - mean) / deviation
+    if inputs.shape[1] == 2:
+        inputs = torch.cat([inputs, torch.zeros_like(inputs[:, :1])], dim=1)
+    return _with_inputs(environment, inputs)
 
 
-def uniforms(rows: int, generator: torch.Generator) -> Float[Tensor, " rows"]:
-    """Return float32 uniforms in [0, 1), in the order in which the IRM code draws them."""
-    return torch.rand(rows, generator=generator)
+def _with_inputs(environment: Environment, inputs: Tensor) -> Environment:
+    return Environment(environment.name, inputs, environment.targets, environment.attributes)
+
+
+def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return uniform numbers in [0, 1) for label noise and for colors, in the order of the IRM code."""
+    return torch.rand(rows, generator=generator), torch.rand(rows, generator=generator)
 
 
 def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
-    """Return images downsampled to `size` pixels by keeping every k-th row and column, scaled to [0, 1].
-
-    Args:
-        images: Gray values from 0 to `most`.
-        size: Side of the result in pixels; a divisor of the side of `images`.
-        most: Largest gray value.
-    """
+    """Downsample images to `size` × `size` by taking every k-th row and column; divide them by `most`."""
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
 
@@ -140,16 +131,16 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
 @final
 @dataclass(frozen=True)
 class Facts:
-    """Measured shares of one sampled environment, with their theoretical counterparts.
+    """Measured shares of one sampled environment, and the exact accuracies and risks.
 
     Attributes:
         environment: Name of the environment.
-        role: Its default role, "train" or "test".
+        role: Default role of the environment, "train" or "test".
         rows: Number of rows.
         label_one: Share of rows with label 1.
-        color_agreement: Share of rows whose label equals the color.
-        shape_agreement: Share of rows whose label equals the shape's class.
-        theory: Exact accuracies and risks.
+        color_agreement: Share of rows with label equal to the color.
+        shape_agreement: Share of rows with label equal to the class of the shape.
+        theory: Exact accuracies and risks of the environment.
     """
 
     environment: str
@@ -162,7 +153,7 @@ class Facts:
 
 
 class DigitSource(SpecSource):
-    """Source made of digits, written `base:protocol(setting=value, …)` or `base-grayscale(…)`."""
+    """Base class of digit sources, written as `base:protocol(setting=value, …)` or `base-grayscale(…)`."""
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
@@ -178,48 +169,110 @@ class DigitSource(SpecSource):
         # Stated by the name, or not a property of the data.
         implied: dict[str, Any] = {"gray": name.endswith("-grayscale"), "folder": folder}
         implied |= {"protocol": protocol} if protocol else {}
-        settings = specs.fill(
-            cls,
-            specs.Spec(spec.name, spec.positional, keywords),
-            positional=(),
-            hidden=("protocol", "gray", "folder"),
-        )
+        complete = specs.Spec(spec.name, spec.positional, keywords)
+        settings = specs.fill(cls, complete, positional=(), hidden=("protocol", "gray", "folder"))
         return cls(**settings, **{key: value for key, value in implied.items() if key in fields})
 
 
+@dataclass(frozen=True, kw_only=True)
 class ColoredSource(DigitSource):
-    """Source of colored digits.
+    """Base class of colored-digit sources; every seed gives another shuffle, label noise and colors.
 
     Attributes:
-        label_noise: Probability that the label differs from the shape's class.
+        label_noise: Probability that the label differs from the class of the shape.
+        train_flips: Probability that the color differs from the label, for each training environment.
+        test_flips: Probability that the color differs from the label, for each default test environment.
+        gray: Whether to sum the color channels, as for the grayscale oracle.
     """
 
-    label_noise: float
+    label_noise: float = 0.25
+    train_flips: Flips = (0.2, 0.1)
+    test_flips: Flips = (0.9,)
+    gray: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_chances("label_noise", (self.label_noise,))
+        self._check_chances("train_flips", self.train_flips)
+        self._check_chances("test_flips", self.test_flips)
+
+    def _check_chances(self, key: str, values: Flips) -> None:
+        where = f"{self.base}: {key} must"
+        if not isinstance(values, tuple):
+            raise EnvariantError(f"{where} be numbers in [0, 1]; got {values}")
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise EnvariantError(f"{where} be numbers in [0, 1]; got {value}")
+            if not 0 <= value <= 1:
+                raise EnvariantError(f"{where} lie in [0, 1]; got {value:g}")
+        if len(set(values)) < len(values):
+            raise EnvariantError(f"{where} differ from one another; got {values}")
 
     @property
+    def flips(self) -> Flips:
+        """Color flip probabilities of all environments, in order."""
+        return (*self.train_flips, *self.test_flips)
+
     @abstractmethod
-    def flips(self) -> tuple[float, ...]:
-        """Probability in each environment that the color differs from the label."""
+    def environments(self, seed: int) -> tuple[Environment, ...]:
+        """Return the environments of one data draw, in the order of `flips`.
+
+        Raises:
+            EnvariantError: If the digits are not found and cannot be downloaded.
+        """
+
+    def sample(self, seed: int) -> EnvironmentSet:
+        environments = self.environments(seed)
+        test = tuple(environment.name for environment in environments[len(self.train_flips) :])
+        known = ReferenceScores(chance=0.5, optimum=max(self.label_noise, 1 - self.label_noise))
+        return EnvironmentSet(self.name, environments, Binary(), test, known)
+
+    def colored(
+        self,
+        name: str,
+        images: Tensor,
+        digits: np.ndarray,
+        flip: float,
+        uniforms: tuple[Tensor, Tensor],
+        group: Callable[[Tensor], Tensor] = lambda number: number < 5,
+    ) -> Environment:
+        """Build one environment from gray images and random numbers.
+
+        Args:
+            name: Name of the environment.
+            images: Gray values in [0, 1], `[rows, height, width]`.
+            digits: Digit of each image, 0 to 9, `[rows]`.
+            flip: Probability that the color differs from the label.
+            uniforms: Uniform numbers in [0, 1) for label noise and for colors, `[rows]` each.
+            group: Function from digits to the class of the shape.
+        """
+        number = torch.from_numpy(digits.astype(np.int64))
+        noise, color = uniforms
+        environment = colored_environment(
+            name,
+            images,
+            number,
+            group(number),
+            flipped_label=noise < self.label_noise,
+            flipped_color=color < flip,
+        )
+        return grayscale(environment) if self.gray else environment
 
     def facts(self, sample: EnvironmentSet) -> Sequence[Facts]:
-        """Return measured and theoretical shares of every environment."""
+        """Return the measured shares and exact accuracies of every environment."""
+
+        def share(agrees: Tensor) -> float:
+            return float(agrees.double().mean())
+
         roles = sample.roles()
-        facts: list[Facts] = []
-        for environment, flip in zip(sample.environments, self.flips, strict=True):
-            label = environment.targets.long()
-
-            def share(agrees: Tensor) -> float:
-                return float(agrees.double().mean())
-
-            facts.append(
-                Facts(
-                    environment.name,
-                    roles[environment.name],
-                    len(environment),
-                    share(label == 1),
-                    share(environment.attributes["color"] == label),
-                    share(environment.attributes["shape"] == label),
-                    theory(self.label_noise, flip),
-                )
+        return [
+            Facts(
+                environment.name,
+                roles[environment.name],
+                len(environment),
+                share(environment.targets == 1),
+                share(environment.attributes["color"] == environment.targets),
+                share(environment.attributes["shape"] == environment.targets),
+                theory(self.label_noise, flip),
             )
-        return facts
+            for environment, flip in zip(sample.environments, self.flips, strict=True)
+        ]

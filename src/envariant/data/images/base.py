@@ -1,4 +1,4 @@
-"""Base class of image sources: listing, sampling and identity; subclasses find the files.
+"""Base class of image sources; subclasses list the image files of every environment.
 
 Reading images takes minutes, so names are checked before any image is read.
 """
@@ -8,15 +8,16 @@ import os
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
 from envariant.core import specs
+from envariant.core.conversion import several
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass
@@ -28,13 +29,7 @@ from envariant.data.images.reading import shown, some
 @final
 @dataclass(frozen=True, eq=False)
 class ImageGroup:
-    """The image files of one environment.
-
-    Attributes:
-        name: Name of the environment.
-        files: Paths relative to the root.
-        targets: Number of the class of each file.
-    """
+    """Image files of one environment: paths relative to the root, and class numbers."""
 
     name: str
     files: Sequence[str]
@@ -44,14 +39,14 @@ class ImageGroup:
 @final
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The image files of a source, before any of them is read.
+    """List of the image files of a source, grouped by environment.
 
     Attributes:
-        groups: Files by environment, in order.
+        groups: Image files of each environment.
         classes: Names of the classes, in the order of their numbers.
         test: Names of the default test environments.
-        validation: Names of the environments that are evaluated but not trained on.
-        remarks: One line for every kind of skipped file.
+        validation: Names of the validation environments.
+        remarks: Lines for the preprocessing log, one for each reason to skip files.
     """
 
     groups: tuple[ImageGroup, ...]
@@ -63,7 +58,7 @@ class Listing:
 
 @final
 class _Shared:
-    """Weak reference to the last sample, so that replicas train on one copy of the rows."""
+    """Weak reference to the last sample, so that all replicas use one copy of the rows."""
 
     def __init__(self) -> None:
         self._last: weakref.ref[EnvironmentSet] | None = None
@@ -76,28 +71,29 @@ class _Shared:
         return environments
 
     def __reduce__(self) -> tuple[type["_Shared"], tuple[()]]:
-        # Another process makes its own sample.
+        # Every process reads the images separately.
         return _Shared, ()
 
 
 @dataclass(frozen=True)
 class ImageSource(SpecSource):
-    """Source of image files under a folder, written `base('folder', size=64, …)`.
+    """Base class of image sources, written as `base('folder', size=64, …)`.
 
-    Images are converted to RGB and resized to a square, bilinearly. Much larger JPEGs are first decoded at a
-    reduced scale of at least twice the size. Transparency is dropped, 16 bits become 8, and EXIF orientation
-    is ignored, as in DomainBed.
+    Images are converted to RGB and resized bilinearly to a square. Much larger JPEGs are first decoded at a
+    reduced scale of at least twice the size. Transparency is dropped, 16-bit values are converted to 8 bits,
+    and EXIF orientation is ignored, as in DomainBed.
 
     Attributes:
         root: Folder of the images; stored as an absolute path.
         size: Side of an image in pixels.
         test: Names of the default test environments.
-        normalize: Whether to standardize pixels with ImageNet's mean and standard deviation by channel; else
-            they lie between 0 and 1.
-        workers: Number of threads that read images; None means one per available processor.
-        cache: Folder of the cache; None means the variable `ENVARIANT_CACHE`, else the system's cache folder.
+        normalize: Whether to standardize pixels with ImageNet's mean and standard deviation of each channel;
+            otherwise pixels lie in [0, 1].
+        workers: Number of threads for reading images. Default: one per available processor.
+        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
     """
 
+    positional: ClassVar[tuple[str, ...]] = ("root",)
     root: str | Path
     size: int = 64
     test: tuple[str, ...] = ()
@@ -112,29 +108,17 @@ class ImageSource(SpecSource):
             raise EnvariantError(f"{self.base}: root must be the path of a folder; got {self.root!r}")
         # The name must identify the same folder from any working directory.
         object.__setattr__(self, "root", os.path.abspath(os.path.expanduser(self.root)))  # noqa: PTH100, PTH111
-        names = (self.test,) if isinstance(self.test, str) else tuple(self.test)
-        object.__setattr__(self, "test", names)
+        object.__setattr__(self, "test", several(self.test))
         for key, value in (("size", self.size), ("workers", 1 if self.workers is None else self.workers)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise EnvariantError(f"{self.base}: {key} must be a whole number from 1; got {value!r}")
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
-        del folder
-        # A single name is typed as a word, several as a tuple; a year is a name here, not a number.
+        # A single name is written as a word, several as a tuple; a year is a name here, not a number.
         test = spec.keywords.get("test", ())
         names = tuple(map(str, test if isinstance(test, tuple) else (test,)))
-        complete = specs.Spec(spec.name, spec.positional, {**spec.keywords, "test": names})
-        return cls(**specs.fill(cls, complete, ("root",)))
-
-    @property
-    def name(self) -> str:
-        settings = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.compare and f.name != "root" and getattr(self, f.name) != f.default
-        }
-        return str(specs.Spec(self.base, (self.root,), settings))
+        return super().from_spec(specs.Spec(spec.name, spec.positional, {**spec.keywords, "test": names}))
 
     def identity(self) -> str:
         if not self._identity:
@@ -142,10 +126,7 @@ class ImageSource(SpecSource):
         return self._identity[0]
 
     def _content(self) -> str:
-        """Return a digest of settings, environments, classes, and the relative names and sizes of files.
-
-        File times and the folder do not count, so that a copy elsewhere has the same identity.
-        """
+        # File times and the folder are ignored, so that a copied folder has the same identity.
         listing = self.listing()
         settings = (self.size, self.normalize, self.test or listing.test, listing.validation, listing.classes)
         digest = hashlib.blake2b(repr(settings).encode("utf-8", "surrogateescape"), digest_size=16)
@@ -158,24 +139,18 @@ class ImageSource(SpecSource):
 
     @abstractmethod
     def listing(self) -> Listing:
-        """List the image files.
-
-        Raises:
-            EnvariantError: If the folder does not have the expected layout; the message states it.
-        """
-
-    def preprocessing_log(self) -> list[str]:
-        """Return one line each for the folder, every environment with its missing classes, and skipped files.
+        """List the image files of every environment.
 
         Raises:
             EnvariantError: If the folder does not have the expected layout.
         """
+
+    def preprocessing_log(self) -> list[str]:
+        """Return the log: one line each for the folder, every environment, and skipped files."""
         listing = self.listing()
         images = sum(len(group.files) for group in listing.groups)
-        lines = [
-            f"{self.root}: {len(listing.groups)} environments, {len(listing.classes)} classes, "
-            f"{images:,} images"
-        ]
+        counts = f"{len(listing.groups)} environments, {len(listing.classes)} classes, {images:,} images"
+        lines = [f"{self.root}: {counts}"]
         for group in listing.groups:
             absent = sorted(set(range(len(listing.classes))) - set(group.targets))
             none = f"; none of {some([listing.classes[k] for k in absent])}" if absent else ""
@@ -184,25 +159,18 @@ class ImageSource(SpecSource):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers.
-
-        Raises:
-            EnvariantError: If the folder does not have the expected layout.
-        """
+        """Names of the classes, in the order of their numbers."""
         return self.listing().classes
 
     def sample(self, seed: int) -> EnvironmentSet:
-        """Return all images, whatever the seed.
+        """Return the environments with all images; the seed is ignored.
 
         Raises:
-            EnvariantError: If the folder does not have the expected layout, a file cannot be read, or memory
-                does not suffice.
+            EnvariantError: If the layout is wrong, a file cannot be read, or memory is insufficient.
         """
-        del seed
         return self._shared.get(self._read)
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
-        del algorithm
         return DefaultSettings(
             model="mnist-cnn",
             steps=1000,
@@ -223,17 +191,14 @@ class ImageSource(SpecSource):
                 self.name, members, task, test, validation=listing.validation, classes=listing.classes
             )
 
-        # Names are checked on placeholders before an hour of reading, not after it.
+        # Names are checked with placeholders first, because reading may take an hour.
         environments(lambda _: (torch.zeros(1, 1), torch.zeros(1)))
         reading.check_memory(self.base, len(files), self.size)
         pixels = reading.read(Path(self.root), files, self.size, workers=self.workers, cache=self.cache)
-        ends = dict(
-            zip(listing.groups, accumulate(len(group.files) for group in listing.groups), strict=True)
-        )
+        ends = dict(zip(listing.groups, accumulate(len(g.files) for g in listing.groups), strict=True))
 
         def rows_of(group: ImageGroup) -> tuple[Tensor, Tensor]:
-            end = ends[group]
-            inputs = reading.to_float(pixels[end - len(group.files) : end], normalize=self.normalize)
-            return inputs, torch.tensor(group.targets)
+            part = pixels[ends[group] - len(group.files) : ends[group]]
+            return reading.to_float(part, normalize=self.normalize), torch.tensor(group.targets)
 
         return environments(rows_of)

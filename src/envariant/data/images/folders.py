@@ -1,7 +1,6 @@
 """Images in folders `domain/class/image`, the layout of DomainBed.
 
-Every domain is an environment. Classes are numbered over all domains together, so that a class that is
-missing in one domain does not change the numbers of the others.
+Every domain is an environment. Class numbers are the same in all domains, even if a class is missing in some.
 """
 
 import os
@@ -15,21 +14,17 @@ from envariant.data.images.base import ImageGroup, ImageSource, Listing
 from envariant.data.images.reading import SUFFIXES, shown, some
 
 # Reasons for skipping an entry.
-_HIDDEN, _STRAY, _DEEP, _OTHER = (
-    "hidden",
-    "a file in place of a folder",
-    "a folder inside a class",
-    "not an image by its suffix",
-)
+_HIDDEN, _STRAY = "hidden", "a file in place of a folder"
+_DEEP, _OTHER = "a folder inside a class", "not an image by its suffix"
 
 
 @final
 @dataclass(frozen=True)
 class ImageFolders(ImageSource):
-    """Folders `domain/class/image` as environments; domains and classes are sorted by name.
+    """Source of images in folders `domain/class/image`; domains and classes are sorted by name.
 
-    Two classes are a binary task, with the second one as 1; more are a multiclass task. `preprocessing_log`
-    lists missing classes and skipped files.
+    With two classes, the task is binary and the second class has target 1; with more, it is multiclass.
+    `preprocessing_log` lists missing classes and skipped files.
     """
 
     base: ClassVar[str] = "image-folders"
@@ -41,10 +36,8 @@ class ImageFolders(ImageSource):
             )
         skipped: dict[str, list[str]] = {why: [] for why in (_HIDDEN, _STRAY, _DEEP, _OTHER)}
         domains = {
-            domain: {kind: list(self._images(f"{domain}/{kind}", skipped)) for kind in kinds}
-            for domain, kinds in (
-                (name, list(self._folders(name, skipped))) for name in self._folders("", skipped)
-            )
+            domain: {k: list(self._images(f"{domain}/{k}", skipped)) for k in self._folders(domain, skipped)}
+            for domain in self._folders("", skipped)
         }
         used = {domain: kinds for domain, kinds in domains.items() if any(kinds.values())}
         classes = sorted({kind for kinds in used.values() for kind, files in kinds.items() if files})
@@ -80,7 +73,7 @@ class ImageFolders(ImageSource):
                 skipped[_DEEP if is_folder else _OTHER].append(path)
 
     def _entries(self, parent: str, skipped: Mapping[str, list[str]]) -> Iterator[tuple[str, bool]]:
-        """Yield the visible entries of a folder, sorted by name, and whether each is a folder."""
+        """Yield name and folder flag of each visible entry of a folder, sorted by name."""
         folder = Path(self.root, parent)
         try:
             # Faster than pathlib, which makes a system call for each of a million files.

@@ -1,6 +1,6 @@
-"""Reading of image files: decoded by several threads, cached as bytes, converted to float32.
+"""Read image files with several threads, cache them as bytes and convert them to float32.
 
-Reading takes minutes, so decoded images are cached on disk and mapped into memory.
+Reading takes minutes, so decoded images are cached on disk and memory-mapped.
 """
 
 import contextlib
@@ -8,7 +8,6 @@ import hashlib
 import math
 import os
 import sys
-import uuid
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,22 +19,23 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, first_line
+from envariant.core.files import replacing
 from envariant.data.cache import CACHE_VARIABLE, cache_folder
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of ImageNet's pixels by channel, used by pretrained networks and DomainBed."""
+"""Mean and standard deviation of ImageNet pixels by channel, as for pretrained networks and in DomainBed."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Suffixes of image files, as for torchvision's folder reader."""
+"""Suffixes of image files, the same as in torchvision's `ImageFolder`."""
 
 Pixels = UInt8[np.ndarray, "rows 3 size size"]
 
-# Part of the cache key; increased when the same file would decode to other bytes.
+# Part of the cache key; increased when decoding changes.
 _DECODER_VERSION = "1"
-# Files given to the threads at a time: enough to keep them busy, few enough to stop soon.
+# Files submitted to the threads at a time: enough to use all threads, few enough to stop quickly.
 _FILES_PER_BATCH = 256
-# Rows converted at a time, so that a block stays in the processor's cache over all three operations.
+# Rows converted at a time, so that a block stays in the processor cache for all three operations.
 _ROWS_PER_BLOCK = 32
 
 
@@ -47,14 +47,10 @@ def read(
     workers: int | None = None,
     cache: str | Path | None = None,
 ) -> Pixels:
-    """Return images as bytes, `[rows, 3, size, size]`, from the cache; decode and cache them if necessary.
+    """Return images as uint8, `[rows, 3, size, size]`, from the cache; decode and cache them if necessary.
 
-    Args:
-        root: Folder of the images.
-        files: Paths relative to the folder.
-        size: Side of an image in pixels.
-        workers: Number of threads; None means one per available processor.
-        cache: Folder of the cache; None means the variable `ENVARIANT_CACHE`, else the system's cache folder.
+    Paths in `files` are relative to `root`. `workers` is the number of threads; the default is one per
+    available processor.
 
     Raises:
         EnvariantError: If a file is missing or not an image, or the cache cannot be written.
@@ -84,12 +80,12 @@ def read(
 
 
 def to_float(pixels: Pixels, *, normalize: bool) -> Float[Tensor, "rows 3 size size"]:
-    """Return bytes as float32 values between 0 and 1, or standardized."""
+    """Convert uint8 pixels to float32 in [0, 1], or to standardized values if `normalize` is set."""
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
     out = torch.empty(pixels.shape)
     for start in range(0, len(pixels), _ROWS_PER_BLOCK):
         block = out[start : start + _ROWS_PER_BLOCK]
-        # A copy, because PyTorch warns about read-only arrays.
+        # Copied, because PyTorch warns about read-only arrays.
         block.copy_(torch.from_numpy(np.array(pixels[start : start + _ROWS_PER_BLOCK]))).div_(255)
         if normalize:
             block.sub_(mean).div_(deviation)
@@ -97,15 +93,15 @@ def to_float(pixels: Pixels, *, normalize: bool) -> Float[Tensor, "rows 3 size s
 
 
 def check_memory(where: str, rows: int, size: int) -> None:
-    """Check that images fit into memory as float32.
+    """Check that images of a given size fit into memory as float32.
 
     Raises:
-        EnvariantError: If they need more than the free memory; the message suggests a size that fits.
+        EnvariantError: If memory is insufficient; the message suggests a smaller size.
     """
     needed, free = rows * 3 * size**2 * 4, free_memory()
     if needed <= free:
         return
-    # Training concatenates the rows, for which it needs up to three copies.
+    # Training concatenates the rows, which takes up to three copies.
     largest = math.isqrt(free // (3 * 12 * rows))
     largest -= largest % 8 if largest >= 16 else 0
     hint = f"use size={largest}" if largest >= 8 else "use fewer images"
@@ -116,7 +112,7 @@ def check_memory(where: str, rows: int, size: int) -> None:
 
 
 def free_memory() -> int:
-    """Return the memory available to this process in bytes; the page cache counts as free."""
+    """Return the memory available to this process in bytes; the page cache counts as available."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     with contextlib.suppress(OSError, KeyError, ValueError):
         free = _numbers(Path("/proc/meminfo"))["MemAvailable:"] * 1024
@@ -133,18 +129,18 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def shown(name: str) -> str:
-    """Return a name that is printable on one line."""
+    """Escape a name so that it is printable on one line."""
     return name if name.isprintable() else repr(name)
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """Return names as a list in one line: all of them, or the first `most` and the number of the others."""
+    """Join names in one line: all names, or the first `most` and the number of omitted names."""
     listed = ", ".join(shown(name) for name in names[:most])
     return listed + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _key(root: Path, files: Sequence[str], size: int) -> str:
-    """Return a digest that changes when any file does; the folder may be moved."""
+    """Return a digest that changes if any file changes, but not if the folder is moved."""
     digest = hashlib.blake2b(f"{_DECODER_VERSION} {size}".encode(), digest_size=16)
     for file, state in file_states(root, files):
         digest.update(f"\0{file}\0{state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
@@ -152,7 +148,7 @@ def _key(root: Path, files: Sequence[str], size: int) -> str:
 
 
 def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_result]]:
-    """Return every file with its size and times.
+    """Return the path and `os.stat` result of every file.
 
     Raises:
         EnvariantError: If files are missing.
@@ -165,14 +161,13 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
         except (OSError, ValueError):
             missing.append(file)
     if missing:
-        raise EnvariantError(
-            f"{root}: {len(missing):,} of {len(files):,} images are missing: {some(missing, 3)}"
-        )
+        count = f"{len(missing):,} of {len(files):,}"
+        raise EnvariantError(f"{root}: {count} images are missing: {some(missing, 3)}")
     return states
 
 
 def _cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """Return the cached images, mapped into memory; None if they are missing or damaged."""
+    """Return the memory-mapped cached images, or None if the cache file is missing or damaged."""
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -182,33 +177,22 @@ def _cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
 
 
 def _store(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
-    """Write the cache file atomically, even if other processes read or write it."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    try:
-        with part.open("wb") as file:
-            # Not memory-mapped: a full disk is then an error instead of a crash.
-            np.lib.format.write_array_header_1_0(cast("BinaryIO", file), header)
-            for image in images:
-                file.write(image.tobytes())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        # Not memory-mapped, so that a full disk is an error instead of a crash.
+        np.lib.format.write_array_header_1_0(cast("BinaryIO", file), header)
+        for image in images:
+            file.write(image.tobytes())
 
 
 def _decoded(root: Path, files: Sequence[str], size: int, workers: int | None) -> Generator[np.ndarray]:
-    """Decode images with threads and yield them in order, `[3, size, size]` each."""
+    """Decode images with several threads and yield them in order, each `[3, size, size]`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     _pillow()
     count = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(4))
-    columns = (
-        TextColumn("reading images"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = TextColumn("reading images"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()
     bars = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
     with bars, ThreadPoolExecutor(count) as pool:
         task = bars.add_task("", total=len(files))
@@ -230,10 +214,8 @@ def _image(path: Path, size: int) -> UInt8[np.ndarray, "3 size size"]:
         raise
     except Exception as error:
         # Pillow's decoders raise many types of error for a damaged file.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].replace(str(path), "it")
-        raise EnvariantError(
-            f"{shown(str(path))}: cannot be read as an image ({reason}); replace or remove the file"
-        ) from None
+        problem = f"cannot be read as an image ({first_line(error).replace(str(path), 'it')})"
+        raise EnvariantError(f"{shown(str(path))}: {problem}; replace or remove the file") from None
 
 
 def _rgb(image: Any) -> Any:

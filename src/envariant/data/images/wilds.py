@@ -1,7 +1,7 @@
-"""Images with a CSV file that holds the class and the environment of each.
+"""Images with a CSV file of their classes and environments.
 
-`MetadataImages` needs the names of three columns; `Wilds` knows the columns and paths of the image data sets
-of WILDS (Koh et al. 2021, arXiv 2012.07421), which the user downloads.
+`MetadataImages` needs the names of three columns. `Wilds` supports image data sets of WILDS (Koh et al. 2021,
+arXiv 2012.07421), which the user downloads.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from envariant.core.conversion import in_order
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, first_line, unknown_name
 from envariant.data.images.base import ImageGroup, ImageSource, Listing
 from envariant.data.images.reading import shown, some
 
@@ -20,20 +20,13 @@ ROLES: Mapping[str, str] = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "id_val", "1"), "validation"),
     **dict.fromkeys(("test", "id_test", "2"), "test"),
 }
-"""Roles of the values of a split column; numbers as in WILDS."""
+"""Role of each value of a split column, as in WILDS."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Table of images, all columns as text.
-
-    Attributes:
-        files: Paths relative to the root.
-        labels: Class of each image.
-        environments: Environment of each image.
-        splits: Official split of each image; None without splits.
-    """
+    """Table of images with path relative to the root, class, environment and (optional) official split."""
 
     files: Sequence[str]
     labels: Sequence[str]
@@ -43,10 +36,7 @@ class Rows:
     def listing(self, where: str) -> Listing:
         """Group the images by environment; an environment with several splits becomes one per split.
 
-        The training split keeps the name of the environment; other splits add theirs in parentheses.
-
-        Raises:
-            EnvariantError: If a split is unknown, or there are too few classes or environments.
+        The training split keeps the name of the environment; other splits are added in parentheses.
         """
         splits = ["train"] * len(self.files) if self.splits is None else [s.lower() for s in self.splits]
         for split in splits:
@@ -60,9 +50,8 @@ class Rows:
             )
         number = {label: k for k, label in enumerate(classes)}
         parts: dict[tuple[str, str], tuple[list[str], list[int]]] = {}
-        for file, label, environment, split in zip(
-            self.files, self.labels, self.environments, splits, strict=True
-        ):
+        rows = zip(self.files, self.labels, self.environments, splits, strict=True)
+        for file, label, environment, split in rows:
             files, targets = parts.setdefault((environment, split), ([], []))
             files.append(file)
             targets.append(number[label])
@@ -85,14 +74,14 @@ class Rows:
 @final
 @dataclass(frozen=True)
 class MetadataImages(ImageSource):
-    """Folder of images with a CSV file of one row per image.
+    """Source of images in a folder, with a CSV file of one row per image.
 
     Attributes:
-        file: Column of paths, relative to the folder.
-        label: Column of classes, numbers or words.
-        environment: Column of environments.
-        split: Column of `train`, `val` and `test` (or 0, 1, 2); None without splits. Rows for testing or
-            validation become environments of that role.
+        file: Name of the column of image paths, relative to the folder.
+        label: Name of the column of classes, numbers or words.
+        environment: Name of the column of environments.
+        split: Name of the column of splits: `train`, `val` and `test` (or 0, 1, 2). Default: no splits. Rows
+            for validation or testing become validation or test environments.
         metadata: Name of the CSV file in the folder.
     """
 
@@ -105,26 +94,22 @@ class MetadataImages(ImageSource):
 
     def listing(self) -> Listing:
         table = _Table(self.base, Path(self.root), self.metadata)
-        rows = Rows(
-            table[self.file],
-            table[self.label],
-            table[self.environment],
-            None if self.split is None else table[self.split],
-        )
+        splits = None if self.split is None else table[self.split]
+        rows = Rows(table[self.file], table[self.label], table[self.environment], splits)
         return rows.listing(self.base)
 
 
 @final
 @dataclass(frozen=True)
 class Wilds(ImageSource):
-    """Image data set of WILDS in the folder that its package downloads, such as `camelyon17_v1.0`.
+    """Source of a WILDS image data set in a folder downloaded by `wilds`, such as `camelyon17_v1.0`.
 
-    Supported are camelyon17 (environments: five hospitals), iwildcam (camera traps), rxrx1 (experiments)
-    and waterbirds (backgrounds).
+    Supported data sets are camelyon17 (environments: five hospitals), iwildcam (camera traps), rxrx1
+    (experiments) and waterbirds (backgrounds).
 
     Attributes:
-        splits: Whether to use the official splits for test and validation environments; else environments
-            are not split, as in DomainBed.
+        splits: Whether to use the official splits for test and validation environments; otherwise
+            environments are not split, as in DomainBed.
     """
 
     base: ClassVar[str] = "wilds"
@@ -139,9 +124,8 @@ class Wilds(ImageSource):
                 f"images use metadata-images"
             )
         if named["name"] not in _SETS:
-            raise unknown_name(
-                "data set", named["name"], _SETS, where=f"{self.base} (for others use metadata-images)"
-            )
+            where = f"{self.base} (for others use metadata-images)"
+            raise unknown_name("data set", named["name"], _SETS, where=where)
         table = _Table(self.base, root, "metadata.csv")
         if not list(root.glob("RELEASE_v*.txt")):
             raise EnvariantError(
@@ -156,7 +140,7 @@ class Wilds(ImageSource):
 
 @final
 class _Table:
-    """Columns of a CSV file, as text."""
+    """CSV file whose columns are read as text."""
 
     def __init__(self, base: str, root: Path, name: str) -> None:
         import pandas as pd
@@ -164,17 +148,15 @@ class _Table:
         path = root / name
         self._where = f"{base}: {path}"
         if not root.is_dir():
-            raise EnvariantError(
-                f"{base}: {root} is {'a file' if root.exists() else 'missing'}; name a folder"
-            )
+            what = "a file" if root.exists() else "missing"
+            raise EnvariantError(f"{base}: {root} is {what}; name a folder")
         if not path.is_file():
             raise EnvariantError(f"{base}: there is no {name} in {root}")
         try:
-            # As text: patient numbers may begin with zeros, and missing values must be noticed.
+            # Read as text: patient numbers may begin with zeros, and missing values must be detected.
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
         except (OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise EnvariantError(f"{self._where}: cannot be read as a table ({reason})") from None
+            raise EnvariantError(f"{self._where}: cannot be read as a table ({first_line(error)})") from None
         self._columns = {str(name): frame[name].str.strip().tolist() for name in frame.columns}
         if not len(frame):
             raise EnvariantError(f"{self._where}: has no rows")
@@ -201,12 +183,9 @@ def _camelyon17(table: _Table) -> Rows:
         f"patches/patient_{patient}_node_{node}/patch_patient_{patient}_node_{node}_x_{x}_y_{y}.png"
         for patient, node, x, y in table.together("patient", "node", "x_coord", "y_coord")
     ]
-    # Two hospitals are never trained on, whatever the split of their slides.
-    fixed = {"1": "val", "2": "test"}
-    splits = [
-        fixed.get(center, {"1": "id_val"}.get(split, split))
-        for center, split in table.together("center", "split")
-    ]
+    # Two hospitals are never training environments, regardless of the split of their slides.
+    fixed, official = {"1": "val", "2": "test"}, table.together("center", "split")
+    splits = [fixed.get(center, "id_val" if split == "1" else split) for center, split in official]
     return Rows(files, table["tumor"], [f"center {center}" for center in table["center"]], splits)
 
 
@@ -221,10 +200,8 @@ def _rxrx1(table: _Table) -> Rows:
         f"images/{experiment}/Plate{plate}/{well}_s{site}.png"
         for experiment, plate, well, site in table.together("experiment", "plate", "well", "site")
     ]
-    splits = [
-        "id_test" if (split, site) == ("train", "2") else split
-        for split, site in table.together("dataset", "site")
-    ]
+    official = table.together("dataset", "site")
+    splits = ["id_test" if (split, site) == ("train", "2") else split for split, site in official]
     return Rows(files, table["sirna_id"], table["experiment"], splits)
 
 

@@ -1,1 +1,1 @@
-"""Tables: reading, column types, encoding, and tables as environment sources."""
+"""Tables as environment sources: reading, column types and encoding."""

@@ -1,18 +1,13 @@
-"""Columns of a table: one array each, with the kind of its values; reading, inferring and storing them."""
+"""Columns of a table, and inference of their kinds."""
 
-import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from envariant.core.errors import EnvariantError
 from envariant.data.tables.kinds import KINDS, Category, ColumnChunk, ColumnKind, Kind
@@ -21,13 +16,13 @@ from envariant.data.tables.kinds import KINDS, Category, ColumnChunk, ColumnKind
 @final
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One column of a table.
+    """Column of a table: name, kind and values.
 
     Attributes:
-        name: Name in the header.
-        kind: Name of the kind of its values, a key of `KINDS`.
-        values: `[rows]`, float32 with NaN where missing (dates in days since 1970), or int32 codes of the
-            categories with −1.
+        name: Name of the column in the header.
+        kind: Name of the kind of the values, a key of `KINDS`.
+        values: Values `[rows]`: float32 with NaN for missing values (dates in days since 1970), or int32
+            codes of categories with −1 for missing values.
         categories: Categories in the order of their codes; empty for other kinds.
     """
 
@@ -41,38 +36,35 @@ class Column:
 
     @property
     def type(self) -> ColumnKind:
-        """The kind of its values."""
+        """Kind of the values."""
         return KINDS[self.kind]
 
     @property
     def missing(self) -> NDArray[np.bool_]:
-        """Which rows have no value, `[rows]`."""
+        """Mask of missing values, `[rows]`."""
         return self.type.missing(self.values)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What the values of a classification target stand for, in order."""
+        """Names of the classes if the column is a classification target, in order."""
         return self.type.class_names(self.categories)
 
     def rows(self, index: NDArray[Any]) -> "Column":
-        """Return the rows at an index or under a mask."""
+        """Return the column with the rows selected by an index or a mask."""
         return Column(self.name, self.kind, self.values[index], self.categories)
 
     def texts(self) -> list[str | None]:
-        """Return the values as text, as people write them; None where missing."""
+        """Return the values as readable text, with None for missing values."""
         return self.type.format(self.values, self.categories)
 
 
 def read_chunk(
     name: str, rows: "pd.Series[Any]", *, first_row: int = 0, categorical: bool = False
 ) -> ColumnChunk:
-    """Return some rows of a column in compact form.
+    """Convert consecutive rows of a column to compact form.
 
-    Args:
-        name: Name of the column.
-        rows: Rows as pandas read them. A pandas categorical stays categorical, even if it holds numbers.
-        first_row: Number of preceding rows, for error messages.
-        categorical: Whether values are categories, whatever their pandas type.
+    If `categorical` is set, or the pandas type is categorical, numbers are categories as well. `first_row` is
+    the number of preceding rows, for error messages.
 
     Raises:
         EnvariantError: If a number is too large to compute with, or a value is not a scalar.
@@ -89,10 +81,10 @@ def read_chunk(
 
 
 def infer_column(name: str, chunks: Sequence[ColumnChunk]) -> Column:
-    """Return the column that consecutive chunks make; its kind is inferred from all of them.
+    """Join consecutive chunks to a column, and infer its kind from all chunks.
 
     Raises:
-        EnvariantError: If a few texts stand among numbers or dates.
+        EnvariantError: If a column of numbers or dates contains a few other texts.
     """
     kinds = {chunk.kind for chunk in chunks if not chunk.blank}
     categorical = any(chunk.categorical for chunk in chunks)
@@ -107,76 +99,24 @@ def infer_column(name: str, chunks: Sequence[ColumnChunk]) -> Column:
 
 
 def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
-    """Return whether pandas inferred several types for one column, and may have lost its spelling."""
+    """Return whether pandas inferred several types for one column, so the original text may be lost."""
     return len({chunk.kind for chunk in chunks if not chunk.blank}) > 1
 
 
 def column_of_kind(name: str, chunk: ColumnChunk, kind: Kind, *, first_row: int = 0) -> Column:
-    """Return some rows of a column whose kind is known from training.
+    """Convert a chunk to a column of a given kind, known from training.
 
-    A category may arrive as numbers, a boolean as 0 and 1 or as words, a number or a date as text.
-
-    Raises:
-        EnvariantError: If a value is not of that kind.
-    """
-    required = KINDS[kind]
-    if chunk.kind is not None:
-        if KINDS[chunk.kind].exclusive and chunk.kind != kind and not chunk.blank:
-            raise EnvariantError(
-                f"column '{name}': holds {chunk.kind}s; the model learned from a {kind} of that name"
-            )
-        if required.categorical:
-            chunk = _as_text(chunk)
-    return Column(name, kind, *required.read(name, chunk, first_row))
-
-
-def write(columns: Sequence[Column], folder: Path) -> None:
-    """Store columns in a folder, as `columns.safetensors` and `columns.json`.
+    Categories may be given as numbers, Booleans as 0 and 1 or as words, numbers and dates as text.
 
     Raises:
-        EnvariantError: If the folder cannot be written.
+        EnvariantError: If a value is not of the given kind.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = {str(k): np.ascontiguousarray(column.values) for k, column in enumerate(columns)}
-        save_file(arrays, partial := folder / "columns.partial")
-        partial.replace(folder / "columns.safetensors")
-        headers = [{"name": c.name, "kind": c.kind, "categories": c.categories} for c in columns]
-        partial.write_text(json.dumps(headers, ensure_ascii=False), encoding="utf-8")
-        partial.replace(folder / "columns.json")
-    except OSError as error:
-        raise EnvariantError(f"{folder}: cannot be written ({error.strerror or error})") from None
-
-
-def read(folder: Path) -> tuple[Column, ...]:
-    """Load columns that `write` stored.
-
-    Raises:
-        EnvariantError: If the files are missing or damaged.
-    """
-    try:
-        arrays: Mapping[str, NDArray[Any]] = load_file(folder / "columns.safetensors")
-        headers = _HEADERS.validate_json((folder / "columns.json").read_text(encoding="utf-8"))
-        return tuple(
-            Column(header.name, header.kind, arrays[str(k)], header.categories)
-            for k, header in enumerate(headers)
+    if chunk.kind not in (None, kind) and KINDS[chunk.kind].exclusive and not chunk.blank:
+        raise EnvariantError(
+            f"column '{name}': holds {chunk.kind}s; the model learned from a {kind} of that name"
         )
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise EnvariantError(f"{folder}: holds a damaged table ({reason})") from None
-    except (OSError, SafetensorError, KeyError, UnicodeDecodeError) as error:
-        raise EnvariantError(f"{folder}: holds no table, or a damaged one ({error})") from None
-
-
-@final
-@dataclass(frozen=True)
-class _Header:
-    name: str
-    kind: Kind
-    categories: tuple[str, ...]
-
-
-_HEADERS = TypeAdapter(tuple[_Header, ...])
+    chunk = _as_text(chunk) if KINDS[kind].categorical else chunk
+    return Column(name, kind, *KINDS[kind].read(name, chunk, first_row))
 
 
 def _text_chunk(name: str, rows: "pd.Series[Any]", *, categorical: bool) -> ColumnChunk:
@@ -188,7 +128,7 @@ def _text_chunk(name: str, rows: "pd.Series[Any]", *, categorical: bool) -> Colu
             f"column '{name}': holds a {type(value).__name__} where one value should be; make a column of "
             f"each of its parts, or exclude the column"
         ) from None
-    # Different values may have the same text.
+    # Distinct values may have the same text.
     text_codes, texts = pd.factorize(np.array([_text(value) for value in values], dtype=object))
     return ColumnChunk(None, np.append(text_codes, -1)[codes].astype(np.int32), tuple(texts), categorical)
 
@@ -198,18 +138,18 @@ def _as_text(chunk: ColumnChunk) -> ColumnChunk:
 
 
 def _joined(chunks: Sequence[ColumnChunk]) -> ColumnChunk:
-    """Return consecutive chunks of text as one."""
+    """Join consecutive text chunks to one chunk."""
     numbers: dict[str, int] = {}
     codes: list[NDArray[np.int32]] = []
     for chunk in chunks:
-        # One entry more than texts, for code −1.
+        # The last entry is for code −1.
         table = [numbers.setdefault(text, len(numbers)) for text in chunk.texts]
         codes.append(np.array([*table, -1], dtype=np.int32)[chunk.values])
     return ColumnChunk(None, np.concatenate(codes), tuple(numbers))
 
 
 def _text(value: object) -> str:
-    # 3 and 3.0 are the same value, whatever type pandas chose for a chunk.
+    # 3 and 3.0 are the same value, independent of the pandas type of the chunk.
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     text = str(value).strip()

@@ -1,11 +1,12 @@
 """Encoding of table columns as network inputs.
 
-Numbers are filled in with the median and standardized, categories are one-hot. All parameters are learned
-by scikit-learn from the training environments alone, and kept as plain numbers that a file can hold.
+Missing numbers are replaced by the median; numbers are standardized; categories are one-hot encoded. All
+parameters are fitted on the training environments only, with scikit-learn, and stored as Python numbers.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import final
 
 import numpy as np
@@ -20,11 +21,7 @@ __all__ = ["MOST_CATEGORIES", "ColumnEncoding", "Encoder", "fit"]
 @final
 @dataclass(frozen=True)
 class Encoder:
-    """Encoding of a whole table.
-
-    Attributes:
-        columns: Encodings of the columns, in the order of their inputs.
-    """
+    """Encoding of a table: the encodings of all columns, in the order of the inputs."""
 
     columns: tuple[ColumnEncoding, ...]
 
@@ -40,16 +37,12 @@ class Encoder:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Positions of each column's inputs, by the name of the column."""
-        slices: dict[str, slice] = {}
-        start = 0
-        for column in self.columns:
-            slices[column.name] = slice(start, start + len(_names(column)))
-            start += len(_names(column))
-        return slices
+        """Input positions of each column, by column name."""
+        ends = [0, *accumulate(len(_names(column)) for column in self.columns)]
+        return {column.name: slice(*ends[k : k + 2]) for k, column in enumerate(self.columns)}
 
     def encode(self, columns: Mapping[str, Column]) -> NDArray[np.float32]:
-        """Return the inputs, `[rows, inputs]`."""
+        """Encode columns as network inputs, `[rows, inputs]`."""
         rows = len(next(iter(columns.values())))
         inputs = np.zeros((rows, len(self.names)), dtype=np.float32)
         for encoding, part in zip(self.columns, self.slices.values(), strict=True):
@@ -61,7 +54,7 @@ class Encoder:
 
 
 def fit(columns: Iterable[Column]) -> Encoder:
-    """Return the encoder learned from training rows; columns that do not vary among them are left out."""
+    """Fit an encoder on training rows; constant columns are omitted."""
     encodings = (column.type.fit(column.name, column.values, column.categories) for column in columns)
     return Encoder(tuple(encoding for encoding in encodings if encoding is not None))
 

@@ -13,30 +13,25 @@ from typing import Any
 import narwhals
 import pandas as pd
 
-from envariant.core.errors import EnvariantError, closest_name
+from envariant.core.errors import EnvariantError, closest_name, first_line, listed
 from envariant.data.tables.columns import Column, column_of_kind, read_chunk
 from envariant.data.tables.kinds import KINDS, Kind
 from envariant.data.tables.kinds.base import MISSING_TEXTS
 
-# A few dozen megabytes of text.
+# About a few dozen megabytes of text.
 _ROWS_PER_CHUNK = 200_000
 
 
 def read_chunks(
     data: Any, encoding: str, text_columns: Sequence[str] = ()
 ) -> tuple[str, Iterator[pd.DataFrame], list[str]]:
-    """Read a table in chunks of rows.
-
-    Args:
-        data: Path or data frame.
-        encoding: Encoding of a text file.
-        text_columns: Columns of a text file to read as written, even if they hold numbers.
+    """Read a table in chunks of rows; values of `text_columns` in a text file are not converted.
 
     Returns:
         A name for the table, an iterator over its chunks, and the names of its columns.
 
     Raises:
-        EnvariantError: If the data cannot be read, or a column name is used twice.
+        EnvariantError: If the data cannot be read, or a column name occurs twice.
     """
     if isinstance(data, str | Path):
         path = Path(data)
@@ -66,37 +61,38 @@ def _in_pandas(data: Any) -> pd.DataFrame:
 def _as_pandas(column: "narwhals.Series[Any]") -> "pd.Series[Any]":
     kind = column.dtype
     if isinstance(kind, narwhals.Datetime) and kind.time_zone:
-        # Local time, as for other dates.
+        # Local time, as in all other dates.
         column = column.dt.replace_time_zone(None)
     if isinstance(kind, narwhals.Categorical | narwhals.Enum):
-        # Arrow would return a missing category as the last one.
+        # Arrow would convert a missing category to the last category.
         return pd.Series(column.cast(narwhals.String).to_numpy(), dtype="category")
     return pd.Series(column.to_numpy())
 
 
 def _text(path: Path, encoding: str, text_columns: Sequence[str]) -> tuple[Iterator[pd.DataFrame], list[str]]:
-    # Numbers with a few ? among them are then read as numbers.
+    # A column of numbers with a few "?" is then read as numbers.
     missing = [form(text) for text in MISSING_TEXTS for form in (str, str.upper, str.capitalize)]
     options: dict[str, Any] = {"encoding": encoding, "skipinitialspace": True}
     try:
-        # As a row of text: as a header, pandas would rename the second of two equal names.
-        firsts = {
-            sign: pd.read_csv(
-                path, sep=sign, header=None, nrows=1, dtype=str, keep_default_na=False, **options
-            )
-            for sign in (",", ";", "\t", "|")
+        # The header is read as a row of text, because pandas would rename duplicate names in a header.
+        first: dict[str, Any] = {
+            "header": None,
+            "nrows": 1,
+            "dtype": str,
+            "keep_default_na": False,
+            **options,
         }
+        firsts = {sign: pd.read_csv(path, sep=sign, **first) for sign in (",", ";", "\t", "|")}
     except pd.errors.EmptyDataError:
         raise EnvariantError(f"{path}: is empty") from None
     except Exception as error:
         raise _unreadable(path, encoding, error) from None
     widths = {sign: frame.shape[1] for sign, frame in firsts.items()}
     separator = max(widths, key=widths.__getitem__)
-    header = [
-        " ".join(str(name).split()) or f"column {k + 1}" for k, name in enumerate(firsts[separator].iloc[0])
-    ]
+    names = firsts[separator].iloc[0]
+    header = [" ".join(str(name).split()) or f"column {k + 1}" for k, name in enumerate(names)]
     _single(str(path), header)
-    # As text, so that 03 stays 03.
+    # Read as text, so that 03 is not converted to 3.
     options["dtype"] = {name: str for name in text_columns if name in header}
     options |= {"sep": separator, "names": header, "na_values": missing}
     return _text_chunks(path, encoding, options), header
@@ -110,7 +106,7 @@ def _text_chunks(path: Path, encoding: str, options: Mapping[str, Any]) -> Itera
         ) as chunks:
             while True:
                 with warnings.catch_warnings():
-                    # If rows are longer than the header, pandas drops their ends with a warning.
+                    # If rows are longer than the header, pandas truncates them with a warning.
                     warnings.simplefilter("error", pd.errors.ParserWarning)
                     chunk = next(chunks, None)
                 if chunk is None:
@@ -132,17 +128,15 @@ def _unreadable(path: Path, encoding: str, error: Exception) -> EnvariantError:
             f"{path}: is not {encoding} text (it holds byte 0x{error.object[error.start]:02x}); set its "
             f"encoding, such as latin-1, if it is a text file at all"
         )
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return EnvariantError(f"{path}: cannot be read as a table ({reason})")
+    return EnvariantError(f"{path}: cannot be read as a table ({first_line(error)})")
 
 
 def _parquet(path: Path) -> tuple[Iterator[pd.DataFrame], list[str]]:
     try:
         parquet = import_module("pyarrow.parquet")
     except ImportError:
-        raise EnvariantError(
-            f"{path}: Parquet needs pyarrow; pip install pyarrow, or save it as CSV"
-        ) from None
+        remedy = "pip install pyarrow, or save it as CSV"
+        raise EnvariantError(f"{path}: Parquet needs pyarrow; {remedy}") from None
 
     def batches() -> Iterator[pd.DataFrame]:
         try:
@@ -151,46 +145,41 @@ def _parquet(path: Path) -> tuple[Iterator[pd.DataFrame], list[str]]:
                     # The metadata of pandas would turn some columns into an index.
                     yield batch.to_pandas(ignore_metadata=True)
         except Exception as error:
-            raise EnvariantError(f"{path}: is damaged ({str(error).splitlines()[0]})") from None
+            raise EnvariantError(f"{path}: is damaged ({first_line(error)})") from None
 
     try:
         with parquet.ParquetFile(path) as file:
             names = [str(name) for name in file.schema_arrow.names]
     except Exception as error:
-        raise EnvariantError(f"{path}: is no Parquet file ({str(error).splitlines()[0]})") from None
-    # An unnamed index is no column.
+        raise EnvariantError(f"{path}: is no Parquet file ({first_line(error)})") from None
+    # An unnamed index is not a column.
     header = [name for name in names if not re.fullmatch(r"__index_level_\d+__", name)]
     _single(str(path), header)
     return batches(), header
 
 
 def _single(label: str, header: Sequence[str]) -> None:
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
         raise EnvariantError(f"{label}: column name '{repeated[0]}' is used twice; rename one")
 
 
 def labeled(label: str, error: EnvariantError) -> EnvariantError:
-    """Return the error with the name of the table in front."""
+    """Return the error with the name of the table as a prefix."""
     return error if str(error).startswith(label) else EnvariantError(f"{label}: {error}")
 
 
 def read_columns(
     data: Any, kinds: Mapping[str, Kind], *, encoding: str = "utf-8"
 ) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
-    """Read columns of known kinds in chunks of rows; other columns are ignored.
-
-    Args:
-        data: Path or data frame, as for `read`.
-        kinds: Kind of every column to read, by name.
-        encoding: Encoding of a text file.
+    """Read columns of given kinds in chunks of rows; other columns are ignored.
 
     Yields:
         The index of the rows (that of a pandas data frame, else row numbers from 0) and the columns by name.
-        An empty table gives one chunk without rows.
+        An empty table yields one chunk without rows.
 
     Raises:
-        EnvariantError: If the data cannot be read, a column is missing, or a value is not of its kind.
+        EnvariantError: If the data cannot be read, a column is missing, or a value is not of the given
+            kind.
     """
     text_columns = [name for name, kind in kinds.items() if KINDS[kind].categorical]
     label, chunks, header = read_chunks(data, encoding, text_columns)
@@ -200,39 +189,29 @@ def read_columns(
     for chunk in chunks:
         index = chunk.index if has_index else pd.RangeIndex(first_row, first_row + len(chunk))
         try:
-            columns = {
-                name: column_of_kind(
-                    name, read_chunk(name, chunk[name], first_row=first_row), kind, first_row=first_row
-                )
-                for name, kind in kinds.items()
-            }
+            columns = _of_kinds(chunk, kinds, first_row)
         except EnvariantError as error:
             raise labeled(label, error) from None
         yield index, columns
         first_row, is_empty = first_row + len(chunk), False
     if is_empty:
-        empty = pd.Series([], dtype=object)
-        no_rows = {n: column_of_kind(n, read_chunk(n, empty), kind) for n, kind in kinds.items()}
-        yield pd.RangeIndex(0), no_rows
+        yield pd.RangeIndex(0), _of_kinds(pd.DataFrame(columns=list(kinds), dtype=object), kinds, 0)
+
+
+def _of_kinds(frame: pd.DataFrame, kinds: Mapping[str, Kind], first_row: int) -> dict[str, Column]:
+    def column(name: str, kind: Kind) -> Column:
+        chunk = read_chunk(name, frame[name], first_row=first_row)
+        return column_of_kind(name, chunk, kind, first_row=first_row)
+
+    return {name: column(name, kind) for name, kind in kinds.items()}
 
 
 def lacking_columns(
     label: str, lacking: Sequence[str], header: Sequence[str], what: str = "column"
 ) -> EnvariantError:
-    """Return the error for columns that a table lacks, with the columns it has.
-
-    Args:
-        label: Name of the table.
-        lacking: Names of the missing columns.
-        header: Names of the columns of the table.
-        what: What the missing columns are, such as "target column".
-    """
-    quoted: list[str] = []
-    for name in lacking[:5]:
-        suggestion = closest_name(name, header)
-        quoted.append(f"'{name}'" + (f" (did you mean '{suggestion}'?)" if suggestion else ""))
+    """Return the error for required columns that are missing from the header of a table."""
+    similar = {name: closest_name(name, header) for name in lacking[:5]}
+    quoted = [f"'{k}'" + (f" (did you mean '{known}'?)" if known else "") for k, known in similar.items()]
     more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-    return EnvariantError(
-        f"{label}: lacks {what}{'s' if len(lacking) > 1 else ''} {', '.join(quoted)}{more}; it holds "
-        f"{', '.join(header[:20]) or 'none'}{', …' if len(header) > 20 else ''}"
-    )
+    names = f"{what}{'s' if len(lacking) > 1 else ''} {', '.join(quoted)}{more}"
+    return EnvariantError(f"{label}: lacks {names}; it holds {listed(header, 20) or 'none'}")

@@ -1,7 +1,6 @@
-"""The columns of a table that are not inputs: environment, target and sample weights."""
+"""Preprocessing of the columns that are not inputs: environment, target and sample weights."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from envariant.core.conversion import in_order
 from envariant.core.environments import RESERVED
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, listed
 from envariant.data.tables.columns import Column
 from envariant.data.tables.kinds import TaskName
 
@@ -18,12 +17,7 @@ from envariant.data.tables.kinds import TaskName
 @final
 @dataclass(frozen=True)
 class LogEntry:
-    """One entry of the preprocessing log.
-
-    Attributes:
-        column: Name of the column; "" for the table as a whole.
-        what: What was done, in words.
-    """
+    """Entry of the preprocessing log for a column, or for the whole table if the column name is ""."""
 
     column: str
     what: str
@@ -32,24 +26,22 @@ class LogEntry:
 def rows_with_values(
     label: str, target: Column, environment: Column, log: list[LogEntry]
 ) -> NDArray[np.bool_]:
-    """Return which rows have both a target and an environment, `[rows]`.
+    """Return the mask of rows with both target and environment, `[rows]`, and log the other rows.
 
     Raises:
-        EnvariantError: If one of the two columns holds no value at all.
+        EnvariantError: If all targets or all environments are missing.
     """
     for role, column in (("target", target), ("environment", environment)):
         if column.missing.all():
             raise EnvariantError(f"{label}: {role} '{column.name}' holds no value at all")
         if missing := int(column.missing.sum()):
-            what = "without a value (empty, NA, none, unknown …)"
-            log.append(
-                LogEntry(column.name, f"{role}; {missing:,} of {len(column):,} rows {what} are left out")
-            )
+            rows = f"{missing:,} of {len(column):,} rows without a value (empty, NA, none, unknown …)"
+            log.append(LogEntry(column.name, f"{role}; {rows} are left out"))
     return ~(environment.missing | target.missing)
 
 
 def named_environments(column: Column) -> Column:
-    """Return the environment column with one-line names, numbers in numerical order."""
+    """Convert the environment column to one-line names; numbers are sorted by size."""
     names = [_one_line(category) for category in column.categories]
     ordered = in_order(names)
     code_of = {name: code for code, name in enumerate(ordered)}
@@ -58,26 +50,12 @@ def named_environments(column: Column) -> Column:
 
 
 def pool_small(
-    label: str,
-    environment: Column,
-    complete: NDArray[np.bool_],
-    min_rows: int,
-    log: list[LogEntry],
+    label: str, environment: Column, complete: NDArray[np.bool_], min_rows: int, log: list[LogEntry]
 ) -> tuple[Column, NDArray[np.bool_]]:
-    """Pool environments with too few rows, or leave them out if the pool is too small as well.
-
-    Args:
-        label: Name of the table, for error messages.
-        environment: The environment column.
-        complete: Which rows have a target and an environment, `[rows]`.
-        min_rows: Rows that an environment needs.
-        log: Receives entries on pooled environments and on the environment column.
+    """Pool environments with too few complete rows, or omit them if the pool is also too small.
 
     Returns:
-        The environment column, and which rows are used, `[rows]`.
-
-    Raises:
-        EnvariantError: If fewer than two environments remain.
+        The new environment column, and a mask of the used rows, `[rows]`.
     """
     counts = np.bincount(environment.values[complete], minlength=len(environment.categories))
     present = np.flatnonzero(counts)
@@ -88,8 +66,8 @@ def pool_small(
     table[large] = np.arange(len(large), dtype=np.int32)
     pooled_rows = int(counts[small].sum())
     if small:
-        listed = _first(names=[environment.categories[k] for k in small])
-        what = f"{len(small)} of {len(present)} environments have fewer than {min_rows} rows ({listed})"
+        shown = listed([environment.categories[k] for k in small])
+        what = f"{len(small)} of {len(present)} environments have fewer than {min_rows} rows ({shown})"
         if pooled_rows >= min_rows and len(small) > 1:
             table[small] = len(large)
             names.append(f"{len(small)} small ones")
@@ -97,10 +75,10 @@ def pool_small(
         else:
             log.append(LogEntry(environment.name, f"{what}: left out, {pooled_rows:,} rows"))
     if len(names) < 2:
-        listed = ", ".join(environment.categories[k] for k in large) or "none"
+        shown = ", ".join(environment.categories[k] for k in large) or "none"
         raise EnvariantError(
             f"{label}: column '{environment.name}' has {len(large)} environment(s) of at least {min_rows} "
-            f"rows ({listed}) and {len(small)} smaller; two are needed, one of them for testing. Lower "
+            f"rows ({shown}) and {len(small)} smaller; two are needed, one of them for testing. Lower "
             f"min_rows, or name another column"
         )
     codes = table[environment.values]
@@ -109,10 +87,10 @@ def pool_small(
 
 
 def weights_entry(label: str, weights: Column) -> LogEntry:
-    """Return the log entry of a column of sample weights.
+    """Check the column of sample weights and return its log entry.
 
     Raises:
-        EnvariantError: If a weight is missing, negative or not a number.
+        EnvariantError: If the weights are not non-negative numbers.
     """
     if weights.kind != "number" or weights.missing.any() or weights.values.min() < 0:
         raise EnvariantError(
@@ -123,16 +101,10 @@ def weights_entry(label: str, weights: Column) -> LogEntry:
 
 
 def as_target(label: str, target: Column, task: TaskName) -> Column:
-    """Return the target as a task needs it: numbers, a boolean, or a category without unused classes.
-
-    Raises:
-        EnvariantError: If the target is constant, or does not fit the task.
-    """
+    """Convert the target for a task: numbers, Booleans, or categories without unused classes."""
     if len(np.unique(target.values)) < 2:
-        value = target.rows(np.array([0])).texts()[0]
-        raise EnvariantError(
-            f"{label}: target '{target.name}' is '{value}' in every row; there is nothing to predict"
-        )
+        value = f"'{target.rows(np.array([0])).texts()[0]}' in every row"
+        raise EnvariantError(f"{label}: target '{target.name}' is {value}; there is nothing to predict")
     if task == "regression":
         if target.type.categorical:
             raise EnvariantError(
@@ -161,19 +133,18 @@ def as_target(label: str, target: Column, task: TaskName) -> Column:
 
 
 def target_entry(target: Column, task: TaskName, *, inferred: bool) -> LogEntry:
-    """Return the log entry of the target: the task, and the share of each class."""
+    """Return the log entry of the target, with the task and the share of each class."""
     start = f"target; {task}, {'inferred' if inferred else 'as requested'}"
     if task == "regression":
-        scaling = "standardized for training, by the training environments"
-        return LogEntry(target.name, f"{start}; {scaling}")
+        return LogEntry(target.name, f"{start}; standardized for training, by the training environments")
     names = target.class_names
     shares = np.bincount(target.values.astype(int), minlength=len(names)) / len(target)
-    listed = _first([f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)], 6)
-    return LogEntry(target.name, f"{start}; {listed}")
+    texts = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]
+    return LogEntry(target.name, f"{start}; {listed(texts, 6)}")
 
 
 def missing_classes(target: Column, environment: Column, task: TaskName) -> list[LogEntry]:
-    """Return a log entry for every environment that lacks a class."""
+    """Return a log entry for every environment with missing classes."""
     if task == "regression":
         return []
     names = target.class_names
@@ -182,23 +153,22 @@ def missing_classes(target: Column, environment: Column, task: TaskName) -> list
     entries: list[LogEntry] = []
     for where, row in zip(environment.categories, counts, strict=True):
         if absent := [name for name, count in zip(names, row, strict=True) if not count]:
-            entries.append(LogEntry(target.name, f"no row of {where} is {_first(absent)}"))
+            entries.append(LogEntry(target.name, f"no row of {where} is {listed(absent)}"))
     return entries
 
 
 def similar_categories(column: Column) -> list[LogEntry]:
-    """Return a log entry on categories that differ only in upper and lower case."""
+    """Return a log entry for categories that differ only in upper and lower case."""
     by_lower: dict[str, list[str]] = {}
     for category in column.categories:
         by_lower.setdefault(category.casefold(), []).append(category)
     groups = [" and ".join(f"'{name}'" for name in names) for names in by_lower.values() if len(names) > 1]
-    listed = "; ".join(groups[:3]) + ("; …" if len(groups) > 3 else "")
-    what = f"{listed} differ in capitals only, and count as different"
+    what = f"{listed(groups, 3, '; ')} differ in capitals only, and count as different"
     return [LogEntry(column.name, what)] if groups else []
 
 
 def _as_category(column: Column) -> Column:
-    """Return distinct values as categories, in their order."""
+    """Convert a column to a category column; categories keep the order of the values."""
     if column.type.categorical:
         return column
     distinct, codes = np.unique(column.type.class_values(column.values), return_inverse=True)
@@ -209,12 +179,8 @@ def _as_category(column: Column) -> Column:
 
 
 def _one_line(name: str) -> str:
-    """Return a name on one line that is not reserved."""
+    """Convert a name to one line, and change it if it is reserved."""
     text = " ".join("".join(character if character.isprintable() else " " for character in name).split())
-    # If one row has no number, pandas makes all others 1.0, 2.0, ….
+    # If one value is missing, pandas converts all integers to 1.0, 2.0, ….
     text = text.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", text) else text
     return f"'{text}'" if text in ("", "mean", *RESERVED) else text
-
-
-def _first(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Tables as environment sources, encoded with the training environments alone."""
+"""Tables as environment sources; the encoding is fitted on the training environments only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +16,18 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 from envariant.data.base import SpecSource
 from envariant.data.tables.encoding import Encoder, fit
-from envariant.data.tables.table import Table, load, read
+from envariant.data.tables.table import FILE, Table, load, read
 
 NAME = "table"
-"""Name of this kind of source."""
+"""Registered name of table sources."""
 
 _SETTINGS = ("task", "exclude", "sample_weight", "min_rows", "encoding")
 _BATCH = 128
 
 STEPS = 400
-"""Default length of a run on a table."""
+"""Default number of optimizer updates of a run on a table."""
 
-# A penalty from the first step on keeps a network from learning anything.
+# With a penalty from the first step on, a network learns nothing.
 _SWITCH = STEPS // 4
 _DEFAULT_HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "irm": {"coefficient": f"step(1, 100, at={_SWITCH})"},
@@ -38,12 +38,12 @@ _DEFAULT_HYPERPARAMETERS: dict[str, dict[str, Any]] = {
 @final
 @dataclass(frozen=True, eq=False)
 class TableSource(SpecSource):
-    """A table as environments, written `table("patients.csv", target=died, environment=hospital)`.
+    """Source of a table, written as `table("patients.csv", target=died, environment=hospital)`.
 
     Attributes:
-        table: The rows.
+        table: Table with typed columns, target and environments.
         label: Name of the source.
-        test: Names of the test environments. Columns are encoded with the other environments alone.
+        test: Names of the test environments. The encoding is fitted on the other environments only.
     """
 
     base: ClassVar[str] = NAME
@@ -54,7 +54,6 @@ class TableSource(SpecSource):
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> "TableSource":
-        del folder
         return source(*spec.positional, **spec.keywords)
 
     @property
@@ -80,7 +79,6 @@ class TableSource(SpecSource):
         )
 
     def sample(self, seed: int) -> EnvironmentSet:
-        del seed
         return self._encoded()[1]
 
     @property
@@ -89,12 +87,12 @@ class TableSource(SpecSource):
 
     @property
     def encoder(self) -> Encoder:
-        """The encoding of columns as inputs, fitted on the training environments."""
+        """Encoder of columns as inputs, fitted on the training environments."""
         return self._encoded()[0]
 
     @property
     def task(self) -> Task:
-        """The task; for a regression with mean and standard deviation of the training environments."""
+        """Prediction task; targets of a regression are standardized on the training environments."""
         return self.sample(0).task
 
     def _encoded(self) -> tuple[Encoder, EnvironmentSet]:
@@ -103,19 +101,14 @@ class TableSource(SpecSource):
         return self._sampled[0]
 
 
-# Every run of a study needs the same environments; the last two sets are kept in memory.
+# All runs of a study use the same environments; the last two sets are cached in memory.
 @lru_cache(maxsize=2)
 def _shared_source(table: Table, label: str, test: tuple[str, ...]) -> TableSource:
     return TableSource(table, label, test)
 
 
 def task_of(table: Table, training: NDArray[np.bool_]) -> Task:
-    """Return the task of a table; regression targets are standardized with the training rows.
-
-    Args:
-        table: The table.
-        training: Which rows belong to training environments, `[rows]`.
-    """
+    """Return the task of a table; regression targets are standardized with the rows in `training`."""
     if table.task != "regression":
         return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
     targets = table.targets()[training].astype(np.float64)
@@ -141,7 +134,7 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
     weights = table.sample_weight
     ends = np.cumsum(np.bincount(codes, minlength=len(table.environments)))
     environments = [
-        # One by one, so that inputs are in memory once.
+        # One environment at a time, so that only one copy of the inputs is in memory.
         Environment(
             name,
             torch.from_numpy(encoder.encode({column.name: column.rows(rows) for column in table.columns})),
@@ -156,10 +149,10 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
 def source(
     path: str, target: str | None = None, environment: str | None = None, **settings: Any
 ) -> TableSource:
-    """Return the source that `table("patients.csv", target=died, environment=hospital)` names.
+    """Return the source specified by `table("patients.csv", target=died, environment=hospital)`.
 
     Args:
-        path: Path of a file, or of a folder that `Table.write` made.
+        path: Path of a file, or of a folder written by `Table.write`.
         target: Name of the column to predict; unnecessary for a stored table.
         environment: Name of the environment column; unnecessary for a stored table.
         settings: `task`, `exclude`, `sample_weight`, `min_rows` and `encoding`, as for `read`.
@@ -169,21 +162,19 @@ def source(
     """
     location = Path(path)
     if target is None and environment is None and location.is_dir():
-        header = location / "table.json"
-        modified = header.stat().st_mtime_ns if header.exists() else 0
-        table = _loaded(location.absolute(), modified)
-        return _shared_source(table, str(specs.Spec(TableSource.base, (path,))), ())
+        stored = location / FILE
+        table = _loaded(location.absolute(), stored.stat().st_mtime_ns if stored.exists() else 0)
+        return _shared_source(table, str(specs.Spec(NAME, (path,))), ())
     if target is None or environment is None:
         raise EnvariantError(f"table: '{path}' needs target=… and environment=…, the names of two columns")
     for key in settings:
         if key not in _SETTINGS:
             raise unknown_name("setting", key, ("target", "environment", *_SETTINGS), where="table")
-    keywords: Mapping[str, Any] = {"target": target, "environment": environment, **settings}
-    label = str(specs.Spec(TableSource.base, (path,), keywords))
+    roles: Mapping[str, Any] = {"target": target, "environment": environment}
+    label = str(specs.Spec(NAME, (path,), {**roles, **settings}))
     return TableSource(read(path, target, environment, **settings), label)
 
 
 @lru_cache(maxsize=2)
 def _loaded(folder: Path, modified: int) -> Table:
-    del modified
     return load(folder)

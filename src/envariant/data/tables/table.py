@@ -1,7 +1,7 @@
 """Tables with an environment column: typed columns, a target, and a log of all preprocessing.
 
-The input is a CSV or Parquet file, or a data frame of pandas, polars or Arrow. Whatever is learned from rows
-to encode them is learned later, from the training environments.
+The input is a CSV or Parquet file, or a data frame of pandas, polars or Arrow. The encoding
+is fitted later, on the training environments.
 """
 
 import hashlib
@@ -16,34 +16,38 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from envariant.core.errors import EnvariantError, unknown_name
-from envariant.data.tables import columns as column_files
+from envariant.core.errors import EnvariantError, first_line, unknown_name
+from envariant.core.files import replacing
 from envariant.data.tables import roles
 from envariant.data.tables.columns import Column, has_mixed_types, infer_column, read_chunk
-from envariant.data.tables.kinds import ColumnChunk, TaskName
+from envariant.data.tables.kinds import ColumnChunk, Kind, TaskName
 from envariant.data.tables.reading import labeled, lacking_columns, read_chunks
 from envariant.data.tables.roles import LogEntry
 
 __all__ = ["TASKS", "LogEntry", "Table", "TaskName", "load", "read"]
 
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
+FILE = "table.safetensors"
+"""File name of a stored table in its folder."""
 MIN_ROWS = 50
-"""Rows that an environment needs by default."""
+"""Default minimum number of rows of an environment."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Typed columns, a target, and the environment of every row.
+    """Table with typed input columns, a target column and an environment column.
 
     Attributes:
-        columns: Columns that a model may use.
-        target: The column to predict: a category or boolean for classes, or a number.
-        environment: The environment of every row, a category without missing values.
-        task: What is predicted.
-        preprocessing_log: What was done to each column, and to the table.
-        sample_weight: Sampling weight of every row in training; None for equal weights.
+        columns: Input columns of the model.
+        target: Target column: categories or Booleans for classification, numbers for regression.
+        environment: Environment column: categories without missing values.
+        task: Name of the prediction task.
+        preprocessing_log: Log entries for each column and for the whole table.
+        sample_weight: Column of sampling weights for training; None for equal weights.
     """
 
     columns: tuple[Column, ...]
@@ -73,12 +77,7 @@ class Table:
         return (*self.columns, self.target, self.environment, *weights)
 
     def rows(self, index: NDArray[Any], *entries: LogEntry) -> "Table":
-        """Return some of the rows.
-
-        Args:
-            index: Row numbers, or a mask `[rows]`.
-            entries: Entries to add to the preprocessing log.
-        """
+        """Return the table with the rows selected by an index or mask `[rows]`; add `entries` to the log."""
         columns = tuple(column.rows(index) for column in self.columns)
         target, environment = self.target.rows(index), self.environment.rows(index)
         weights = self.sample_weight and self.sample_weight.rows(index)
@@ -86,7 +85,7 @@ class Table:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the task and every column: equal for equal tables, wherever they are stored."""
+        """Digest of the task and all columns, independent of the location of the table."""
         digest = hashlib.blake2b(self.task.encode(), digest_size=16)
         for column in self.all_columns:
             header = json.dumps([column.name, column.kind, column.categories, str(column.values.dtype)])
@@ -95,58 +94,58 @@ class Table:
         return digest.hexdigest()
 
     def targets(self) -> NDArray[Any]:
-        """Return the number of the class of each row, or the target itself, `[rows]`."""
+        """Return the class number of each row, or the target value for a regression, `[rows]`."""
         return self.target.values
 
     def write(self, folder: Path) -> None:
-        """Store the table in a folder, for `load`.
+        """Write the table to the file `FILE` in a folder; `load` reads it.
 
         Raises:
             EnvariantError: If the folder cannot be written.
         """
-        column_files.write(self.all_columns, folder)
-        partial = folder / "table.partial"
-        side = {
-            "task": self.task,
-            "weighted": self.sample_weight is not None,
-            "preprocessing_log": [
-                {"column": entry.column, "what": entry.what} for entry in self.preprocessing_log
-            ],
-        }
+        headers = tuple((column.name, column.kind, column.categories) for column in self.all_columns)
+        header = _Header(self.task, self.preprocessing_log, self.sample_weight is not None, headers)
+        arrays = {str(k): np.ascontiguousarray(column.values) for k, column in enumerate(self.all_columns)}
         try:
-            partial.write_text(json.dumps(side, ensure_ascii=False, indent=1), encoding="utf-8")
-            partial.replace(folder / "table.json")
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(folder / FILE) as partial:
+                save_file(arrays, partial, metadata={"table": _HEADER.dump_json(header).decode()})
         except OSError as error:
             raise EnvariantError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 @final
 @dataclass(frozen=True)
-class _Side:
+class _Header:
     task: TaskName
     preprocessing_log: tuple[LogEntry, ...]
-    weighted: bool = False
+    weighted: bool
+    columns: tuple[tuple[str, Kind, tuple[str, ...]], ...]
 
 
-_SIDE = TypeAdapter(_Side)
+_HEADER = TypeAdapter(_Header)
 
 
 def load(folder: Path) -> Table:
-    """Load a table that `Table.write` stored.
+    """Load a table written by `Table.write`.
 
     Raises:
-        EnvariantError: If the folder holds no table, or a damaged one.
+        EnvariantError: If the folder contains no table, or the file is damaged.
     """
     try:
-        side = _SIDE.validate_json((folder / "table.json").read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError):
-        raise EnvariantError(f"{folder}: holds no table") from None
-    *columns, last = column_files.read(folder)
-    if side.weighted:
-        *columns, target, environment = columns
-        return Table(tuple(columns), target, environment, side.task, side.preprocessing_log, last)
-    *columns, target = columns
-    return Table(tuple(columns), target, last, side.task, side.preprocessing_log)
+        with safe_open(folder / FILE, "numpy") as file:
+            header = _HEADER.validate_json(file.metadata()["table"])
+            columns = [
+                Column(name, kind, file.get_tensor(str(k)), categories)
+                for k, (name, kind, categories) in enumerate(header.columns)
+            ]
+    except ValidationError as error:
+        raise EnvariantError(f"{folder}: holds a damaged table ({error.errors()[0]['msg']})") from None
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise EnvariantError(f"{folder}: holds no table, or a damaged one ({first_line(error)})") from None
+    weights = columns.pop() if header.weighted else None
+    *inputs, target, environment = columns
+    return Table(tuple(inputs), target, environment, header.task, header.preprocessing_log, weights)
 
 
 def read(
@@ -165,16 +164,16 @@ def read(
     Args:
         data: Path (.csv, .tsv, .txt or .parquet, compressed or not), or a pandas, polars or Arrow data frame.
         target: Name of the column to predict.
-        environment: Name of the column that holds the environment of each row.
-        task: "binary", "multiclass" or "regression". None infers it from the target.
-        exclude: Names of columns that no model may use.
-        sample_weight: Name of the column of sampling weights for training; evaluation ignores them. None
-            means equal weights.
-        min_rows: Rows that an environment needs; smaller environments are pooled, or left out.
+        environment: Name of the environment column.
+        task: "binary", "multiclass" or "regression". Default: inferred from the target.
+        exclude: Names of columns to exclude from the inputs.
+        sample_weight: Name of the column of sampling weights for training; evaluation ignores them.
+            Default: equal weights.
+        min_rows: Minimum number of rows of an environment; smaller environments are pooled or omitted.
         encoding: Encoding of a text file.
 
     Raises:
-        EnvariantError: If the file cannot be read, a column is missing, or its values cannot be used.
+        EnvariantError: If the file cannot be read, a column is missing, or values are invalid.
     """
     if task is not None and task not in TASKS:
         raise unknown_name("task", task, TASKS)
@@ -188,7 +187,7 @@ def read(
         chunks, rows = _read_columns(frames, names, environment)
         if not rows:
             raise EnvariantError("holds no rows under its header")
-        # pandas read some columns as numbers at first, and found text in later rows.
+        # pandas inferred numbers for some columns from the first rows, but later rows contain text.
         if mixed := [name for name, parts in chunks.items() if has_mixed_types(parts)]:
             chunks |= _read_columns(read_chunks(data, encoding, mixed)[1], mixed, environment)[0]
         columns = {name: infer_column(name, chunks.pop(name)) for name in names}
@@ -256,54 +255,36 @@ def _assembled(
         if reason := _unusable(column):
             log.append(LogEntry(column.name, f"left out: {reason}"))
             continue
+        share = column.missing.mean()
+        gaps = f"; {share:.1%} missing: filled in and marked" if share else ""
         constant = _constant_outside(column, environment, order)
-        log.append(LogEntry(column.name, _description(column) + constant))
+        log.append(LogEntry(column.name, column.type.describe(column.categories) + gaps + constant))
         log += roles.similar_categories(column)
         inputs.append(column)
     if not inputs:
         left_out = ", ".join([*excluded, *columns]) or "the table has no other column"
-        raise EnvariantError(
-            f"{label}: no column is left to predict '{target.name}' from (left out: {left_out})"
-        )
+        problem = f"no column is left to predict '{target.name}' from"
+        raise EnvariantError(f"{label}: {problem} (left out: {left_out})")
     return Table(tuple(inputs), target, environment, task_name, tuple(log), weights)
 
 
 def _unusable(column: Column) -> str:
-    """Return why a column cannot help any model, or "" if it may."""
-    missing = column.missing
-    if missing.all():
+    """Return the reason that a column cannot be useful to any model, or "" if there is none."""
+    if column.missing.all():
         return "it holds no value"
-    values = column.values[~missing]
-    if values.min() == values.max() and not missing.any():
+    if not column.missing.any() and column.values.min() == column.values.max():
         return "it is the same in every row"
     return column.type.unusable(column.values)
 
 
-def _description(column: Column) -> str:
-    share = column.missing.mean()
-    gaps = f"; {share:.1%} missing: filled in and marked" if share else ""
-    return column.type.describe(column.categories) + gaps
-
-
 def _constant_outside(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return a log text that names the environments outside of which a column is constant.
-
-    Args:
-        column: The column.
-        environment: The environment of each row; every environment has some.
-        order: Row numbers, environment by environment.
-    """
+    """Return a log text if a column is constant outside of one environment; `order` sorts rows by it."""
     starts = np.searchsorted(environment.values, np.arange(len(environment.categories)), sorter=order)
-    # A missing value counts as a value, because it is marked.
+    # A missing value counts as a value, because it has an indicator input.
     values = np.where(column.missing, np.float32(-np.inf), column.values)[order]
     low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
     if (low != high).sum() > 1:
         return ""
-    names = [
-        name
-        for k, name in enumerate(environment.categories)
-        if np.delete(low, k).min() == np.delete(high, k).max()
-    ]
-    if not names:
-        return ""
-    return f"; not used if the test environment is {' or '.join(names)}: it is constant in all others"
+    only = [k for k in range(len(starts)) if np.delete(low, k).min() == np.delete(high, k).max()]
+    names = " or ".join(environment.categories[k] for k in only)
+    return f"; not used if the test environment is {names}: it is constant in all others" if only else ""

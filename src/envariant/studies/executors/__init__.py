@@ -1,1 +1,1 @@
-"""Who trains the runs of a study."""
+"""Executors, which train the runs of a study on this machine or on a Ray cluster."""

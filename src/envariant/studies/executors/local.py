@@ -1,4 +1,4 @@
-"""Execute a study on this machine: in this process, and in others that work on the same store."""
+"""Train the runs of a study on this machine, in one or several processes that share a store."""
 
 import multiprocessing
 import os
@@ -23,14 +23,14 @@ from envariant.training.store.recorder import Recorder
 @final
 @dataclass(frozen=True)
 class _Plan:
-    """What all processes of a sweep share.
+    """Settings of a sweep, shared by all processes.
 
     Attributes:
-        study: The study.
-        execution: How runs of a job are executed, or the execution itself.
-        memory: Memory limit of a stack.
+        study: Study to train.
+        execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
+        memory: Memory limit of a replica stack per process.
         workers: Number of processes.
-        until: When to stop, by `time.monotonic`; None is at the end.
+        until: Time of `time.monotonic` at which training stops; None: no time limit.
     """
 
     study: Study
@@ -41,7 +41,7 @@ class _Plan:
 
     @property
     def is_over(self) -> bool:
-        """Whether the time is up, or the process that started this one is gone."""
+        """Whether the time limit has passed or the parent process has ended."""
         parent = multiprocessing.parent_process()
         orphaned = parent is not None and not parent.is_alive()
         return orphaned or (self.until is not None and time.monotonic() > self.until)
@@ -57,19 +57,20 @@ def sweep(
     on_progress: ProgressCallback = ignore,
     until: float | None = None,
 ) -> None:
-    """Train every planned run of the study in a folder, and resume what others left unfinished.
+    """Train all planned runs of the study in a folder, and resume unfinished runs.
 
     Args:
         folder: Folder of the study.
-        study: The study, if it was declared with objects; None reads it from the folder.
-        execution: How runs of a job are executed: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per process.
-        workers: Number of processes, which share the cores.
-        on_progress: Called after every step made in this process.
-        until: When to stop, by `time.monotonic`; the next call resumes.
+        study: Study to train; required if it was declared with objects. Default: the study in the folder.
+        execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
+        memory: Memory limit of a replica stack per process, such as "8GB". Default: half of the free memory.
+        workers: Number of processes; the CPU threads are divided among them.
+        on_progress: Callback after every step of a run in this process.
+        until: Time of `time.monotonic` at which training stops; the next call resumes. Default: no limit.
 
     Raises:
-        EnvariantError: If the store cannot be written, or the study has to be passed.
+        EnvariantError: If the store cannot be written, an option is invalid, or `study` is required but
+            missing.
 
     Warns:
         EnvariantWarning: If a schedule never takes effect within a run.
@@ -95,7 +96,7 @@ def sweep(
         for other in others:
             other.join()
         if any(other.exitcode for other in others):
-            # One was killed, or failed in a way that this process will see as well.
+            # A process was killed or failed; its jobs are trained here, or raise the same error.
             _work(folder, plan, on_progress)
     finally:
         torch.set_num_threads(before)
@@ -115,7 +116,7 @@ def _start(process: SpawnProcess) -> None:
 
 
 def _work(folder: Path, plan: _Plan, on_progress: ProgressCallback = ignore) -> None:
-    """Take jobs of a study until none is free, or the time is over."""
+    """Train jobs of a study until no job is free or the time limit has passed."""
     with Store(folder) as store:
         for job in store.unfinished():
             if not plan.is_over:
@@ -131,7 +132,7 @@ def _apart(folder: Path, plan: _Plan, threads: int) -> None:
 
 
 def _train_if_free(store: Store, job: int, plan: _Plan, on_progress: ProgressCallback) -> None:
-    """Train a job, unless another process does."""
+    """Train a job unless another process is training it."""
     recorder = Recorder.open(store, job, lambda record: compared_in(plan.study, record))
     if recorder is None:
         return

@@ -1,7 +1,7 @@
-"""Execute a study on a Ray cluster: workers train, this process alone writes the store.
+"""Train the runs of a study on a Ray cluster; only this process writes to the store.
 
-A worker may die with its node. What it was training is trained again elsewhere, from the start, to the same
-numbers; nothing of a job is written before all of it has come back.
+If a worker dies, its job is restarted on another node with the same results. The results of a job are stored
+when the whole job has finished.
 """
 
 from contextlib import ExitStack
@@ -22,9 +22,9 @@ from envariant.training.record import Record
 from envariant.training.store import RunOutcome, Store
 from envariant.training.store.recorder import Recorder
 
-# How often a job is tried on another node when its own dies.
+# Maximum number of times that a job is restarted when its node dies.
 _TRIES = 10
-# Jobs handed out for every core, so that none waits.
+# Submitted jobs per core, so that no core is idle.
 _AHEAD = 2
 
 JobResult = tuple[Record, list[HistoryRow], list[RunOutcome]]
@@ -39,18 +39,19 @@ def sweep(
     memory: str | float | None = None,
     on_progress: ProgressCallback = ignore,
 ) -> None:
-    """Train every planned run of the study in a folder on a cluster.
+    """Train all planned runs of the study in a folder on a Ray cluster.
 
     Args:
-        folder: Folder of the study; only this process needs it.
-        study: The study, if it was declared with objects; None reads it from the folder.
-        address: Address of the cluster, as Ray writes it; None is the running one, or this machine.
-        execution: How runs of a job are executed: an option of `envariant.train`.
-        memory: Memory limit of a replica stack per worker.
-        on_progress: Called for every run that has come back.
+        folder: Folder of the study; workers do not access it.
+        study: Study to train; required if it was declared with objects. Default: the study in the folder.
+        address: Address for `ray.init`. Default: the running cluster, or a new one on this machine.
+        execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
+        memory: Memory limit of a replica stack per worker, such as "8GB". Default: half of the free memory.
+        on_progress: Callback after every finished run.
 
     Raises:
-        EnvariantError: If Ray is not installed or cannot be reached, or the store cannot be written.
+        EnvariantError: If Ray is not installed, the cluster cannot be reached, the store cannot be written,
+            or `study` is required but missing.
 
     Warns:
         EnvariantWarning: If a schedule never takes effect within a run.
@@ -72,13 +73,13 @@ def sweep(
 
 
 def train(job: Job) -> JobResult:
-    """Train a job from its start: what a worker does.
+    """Train a job from the start, on a worker.
 
     Args:
         job: Runs to train.
 
     Raises:
-        EnvariantError: If the runs cannot train.
+        EnvariantError: If the runs cannot be trained.
     """
     torch.set_num_threads(1)
     records: list[Record] = []
@@ -115,7 +116,7 @@ def _drive(ray: Any, remote: Any, store: Store, template: Job, on_progress: Prog
 
 
 def _write(ray: Any, store: Store, number: int, job: Job, done: Any, on_progress: ProgressCallback) -> None:
-    """Store what came back of a job, or why nothing did."""
+    """Store the results of a job, or the reason for its failure."""
     try:
         record, rows, outcomes = ray.get(done)
     except ray.exceptions.RayTaskError as error:

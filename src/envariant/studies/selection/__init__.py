@@ -1,6 +1,6 @@
-"""Model selection: rules that choose one run and step of a study, each a pure function of its table.
+"""Model selection: rules that select one run and step from the table of a study.
 
-A new rule is a file with a `Selection` and an entry in `SELECTIONS`.
+To add a rule, write a subclass of `Selection` and register it in `SELECTIONS`.
 """
 
 from envariant.studies.selection.base import NoSelection, SelectedRun, Selection, SelectionResult, select

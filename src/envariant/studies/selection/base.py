@@ -1,4 +1,4 @@
-"""Base class of selection rules, and `select`, which applies one rule to every part of a study."""
+"""Base class of selection rules, and `select`, which applies a rule to a study."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -13,18 +13,18 @@ from envariant.core.errors import EnvariantError
 @final
 @dataclass(frozen=True)
 class SelectedRun:
-    """Run and step that a rule selected.
+    """Run and step selected by a rule.
 
     Attributes:
         run: Id of the run in the study.
-        step: Number of updates after which the model is taken.
+        step: Number of updates of the selected model.
         algorithm: Name of the algorithm.
         trial: Number of the hyperparameter configuration.
         validation: Mean score on the validation rows of the training environments.
         test: Mean score over test environments.
         test_worst: Score in the worst test environment.
         p_value: P-value of the invariance test; None if it was not run.
-        remark: Comment of the rule on its choice.
+        remark: Comment of the rule on the selection, or "".
     """
 
     run: int
@@ -39,7 +39,7 @@ class SelectedRun:
 
     @classmethod
     def from_row(cls, row: Any, remark: str = "") -> "SelectedRun":
-        """Convert a row of `Store.table()`."""
+        """Create the selected run from a row of `Store.table()`."""
         validation, test, worst = (float(row[name]) for name in ("validation", "test", "test_worst"))
         p_value = None if pd.isna(row["p_value"]) else float(row["p_value"])
         run, step, trial = (int(row[name]) for name in ("run", "step", "trial"))
@@ -49,17 +49,17 @@ class SelectedRun:
 @final
 @dataclass(frozen=True)
 class NoSelection:
-    """Reason why a rule selected no run."""
+    """Result of a rule that selected no run, with the reason."""
 
     reason: str
 
 
 class Selection(ABC):
-    """Selection rule; a frozen dataclass whose fields are its settings.
+    """Base class of selection rules, as frozen dataclasses with the settings as fields.
 
     Attributes:
-        name: Name on pages, in tables and in JSON.
-        uses_test: Whether the rule sees test scores, which makes it oracle selection.
+        name: Name of the rule on pages, in tables and in JSON.
+        uses_test: Whether the rule uses test scores (oracle selection).
         about: Criterion of the rule, as a phrase.
     """
 
@@ -73,23 +73,23 @@ class Selection(ABC):
 
         Args:
             candidates: Rows of `Store.table` of all finished runs of one replica with the same data and test
-                environments, one row per evaluated step. Their column `score` holds the validation score with
-                the sign that makes higher better.
-            others: Rows of runs of the same replica and data with other test environments.
+                environments, one row per evaluated step. The column `score` is the validation score,
+                negated if lower is better.
+            others: Rows of runs with the same replica and data but other test environments.
         """
 
 
 @final
 @dataclass(frozen=True)
 class SelectionResult:
-    """Choice of a rule for one data set, set of test environments, replica and, unless pooled, algorithm.
+    """Selection of a rule for one data set, set of test environments, replica and, unless pooled, algorithm.
 
     Attributes:
         data: Name of the data set.
         test_environments: Names of the test environments.
         algorithm: Algorithm whose runs were the candidates; "" if all algorithms were pooled.
         replica: Number of the replica.
-        choice: The selected run, or the reason why there is none.
+        choice: Selected run, or the reason why no run was selected.
     """
 
     data: str
@@ -102,13 +102,13 @@ class SelectionResult:
 def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -> tuple[SelectionResult, ...]:
     """Apply a rule to each data set, set of test environments, replica and algorithm of a study.
 
-    Runs with several test environments are not reported if there are runs with one: they serve rules that
-    compare runs with different test environments.
+    If the study has runs with a single test environment, those with several are only used by rules such as
+    leave-one-domain-out and have no result.
 
     Args:
         table: `Store.table()` of the study.
-        selection: The rule.
-        pooled: Choose among the runs of all algorithms instead of for each algorithm.
+        selection: Selection rule.
+        pooled: Whether to select one run among all algorithms instead of one per algorithm.
 
     Raises:
         EnvariantError: If the table is empty.
@@ -121,7 +121,7 @@ def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -
     single = table[table["test_set"].isin([code for code, each in enumerate(names) if len(each) < 2])]
     reported = table if single.empty else single
     keys = ["data", "test_set", *([] if pooled else ["algorithm"]), "replica"]
-    return tuple(_apply(selection, table, reported, keys, names))
+    return tuple(_apply(selection, table, reported, keys, [tuple(cast("Any", each)) for each in names]))
 
 
 def _apply(
@@ -155,13 +155,13 @@ def last_steps(candidates: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(candidates: pd.DataFrame, column: str) -> Any:
-    """Return the row with the highest value; ties go to the lowest run id, then to the earliest step."""
+    """Return the row with the highest value; ties are resolved by lowest run id, then earliest step."""
     ordered = candidates.sort_values(["run", "step"], kind="stable")
     return ordered.iloc[int(ordered[column].to_numpy().argmax())]
 
 
 def signed(table: pd.DataFrame, scores: "pd.Series[float]") -> "pd.Series[float]":
-    """Return scores with the sign that makes higher better, by the table's column `higher_is_better`."""
+    """Return scores, negated in rows of the table where `higher_is_better` is 0."""
     return scores * (2 * table["higher_is_better"].fillna(1).astype(float) - 1)
 
 

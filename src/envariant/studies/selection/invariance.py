@@ -12,14 +12,14 @@ from envariant.studies.selection.base import NoSelection, SelectedRun, Selection
 @final
 @dataclass(frozen=True)
 class Invariance(Selection):
-    """Best validation score at the last step among the runs whose invariance p-value is at least α.
+    """Best validation score at the last step among the runs with an invariance p-value of at least α.
 
-    The test asks whether the target, given the model's prediction, depends on the training environment
-    (`analysis/invariance_test.py`). If every candidate is rejected, the one with the largest p-value is
+    Null hypothesis: given the model's prediction, the target does not depend on the training environment
+    (`analysis/invariance_test.py`). If every candidate is rejected, the run with the largest p-value is
     selected, with a remark.
 
     Attributes:
-        alpha: Level of the test, in (0, 1).
+        alpha: Significance level of the test, in (0, 1).
     """
 
     name: ClassVar[str] = "invariance"

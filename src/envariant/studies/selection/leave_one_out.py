@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import pandas as pd
 
@@ -22,7 +22,7 @@ class LeaveOneOut(Selection):
     """Trial and step with the best mean score in left-out environments. Gulrajani & Lopez-Paz 2021.
 
     For a test environment t and each other environment v, a run of the same trial with the test environments
-    {t, v} is scored in v. The mean over all v decides.
+    {t, v} is scored in v. The score of a trial and step is the mean over all v.
     """
 
     name: ClassVar[str] = "leave-one-domain-out"
@@ -32,7 +32,10 @@ class LeaveOneOut(Selection):
         test = candidates["test_environments"].iloc[0]
         if len(test) != 1:
             return NoSelection("needs runs with a single test environment")
-        sets = {frozenset(names): runs for names, runs in others.groupby("test_environments", sort=False)}
+        sets = {
+            frozenset[str](cast("Any", names)): runs
+            for names, runs in others.groupby("test_environments", sort=False)
+        }
         pairs = {
             next(iter(names - {*test})): runs
             for names, runs in sets.items()
@@ -59,5 +62,5 @@ class LeaveOneOut(Selection):
 
 
 def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
-    """Return what runs with different test environments share: algorithm, trial and step."""
+    """Return algorithm, trial and step, by which runs with different test environments are matched."""
     return row["algorithm"], row["trial"], row["step"]

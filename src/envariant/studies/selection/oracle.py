@@ -1,4 +1,4 @@
-"""Oracle selection: the best score in the test environments, an upper bound that is no valid choice."""
+"""Oracle selection: the best score in the test environments, an upper bound, not a valid method."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -13,7 +13,7 @@ from envariant.studies.selection.base import NoSelection, SelectedRun, Selection
 class Oracle(Selection):
     """Run with the best test score at its last step. Gulrajani & Lopez-Paz 2021.
 
-    There is no early stopping, as in DomainBed.
+    As in DomainBed, only the last step of each run is considered: there is no early stopping.
     """
 
     name: ClassVar[str] = "oracle"

@@ -1,4 +1,4 @@
-"""Storage of runs: one SQLite file per folder, written as results come, by one process or several."""
+"""Storage of runs: one SQLite file per folder, updated during training by one or several processes."""
 
 from envariant.training.store.reader import StoreReader
 from envariant.training.store.rows import STATES, PlannedRun, Predictions, RunOutcome, StoredRun, Trial

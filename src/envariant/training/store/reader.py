@@ -1,7 +1,8 @@
-"""Read a store: runs, measured numbers, predictions and records."""
+"""Read a store: runs, measured values, predictions and records."""
 
 import json
 import sqlite3
+from abc import ABC
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,14 +29,14 @@ _HISTORY = (
 )
 
 
-class StoreReader:
-    """Reading side of `Store`.
+class StoreReader(ABC):  # noqa: B024
+    """Reader of stored runs; base class of `Store`, which also writes.
 
     Args:
         folder: Folder of a run, a study or a comparison.
 
     Raises:
-        EnvariantError: If it holds no runs, is damaged, or was written by another version.
+        EnvariantError: If the folder contains no runs, is damaged, or was written by an incompatible version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +54,7 @@ class StoreReader:
             )
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database file."""
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -63,15 +64,15 @@ class StoreReader:
         self.close()
 
     def fact(self, name: str) -> str | None:
-        """Return a stored fact, such as the declaration of the study; None where there is none."""
+        """Return a stored text by name, such as the declaration of the study; None if it does not exist."""
         rows = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
         return rows[0][0] if rows else None
 
     def declaration(self) -> dict[str, Any]:
-        """Return the declaration of the study, as `Study.to_dict` gives it.
+        """Return the declaration of the study, in the format of `Study.to_dict`.
 
         Raises:
-            EnvariantError: If the folder holds a single run.
+            EnvariantError: If the folder contains a single run instead of a study.
         """
         stored = self.fact("study")
         if stored is None:
@@ -84,7 +85,7 @@ class StoreReader:
         return {state: counted.get(state, 0) for state in STATES}
 
     def listing(self) -> pd.DataFrame:
-        """Return one row per run: what it is, its state and why it failed."""
+        """Return one row per run: data, algorithm, trial, replica, state, error and time."""
         runs = self._frame(
             "SELECT id, data, test_set, algorithm, trial, replica, state, error, seconds, p_value, "
             "hyperparameters, learning_rate FROM runs ORDER BY id"
@@ -92,23 +93,23 @@ class StoreReader:
         return self._with_test_environments(runs)
 
     def history(self, runs: Sequence[int] | None = None) -> pd.DataFrame:
-        """Return measured numbers: run, step, environment, role, kind, column, metric, value.
+        """Return measured values: run, step, environment, role, kind, column, metric, value.
 
         Args:
-            runs: Numbers of the runs; None is all.
+            runs: Numbers of the runs. Default: all runs.
         """
         return self._frame(
             _HISTORY.format(_where(runs)) + "run, step, e.name, r.name, m.name, k.name, c.name"
         )
 
     def history_rows(self, runs: Sequence[int]) -> list[HistoryRow]:
-        """Return the measured numbers of some runs, metrics in the order of their first use."""
+        """Return the measured values of some runs, sorted by run, step and first use of the metric."""
         measured = self._frame(_HISTORY.format(_where(runs)) + "run, step, h.metric")
         measured = measured.astype({"value": float}).rename(columns={"run": "replica"})
         return [HistoryRow(*values) for values in measured[list(COLUMNS)].itertuples(index=False, name=None)]
 
     def predictions(self, run: int) -> dict[tuple[str, str], Predictions]:
-        """Return what a finished run predicts for some rows, by name and role of the environment."""
+        """Return the stored predictions of a finished run, by name and role of the environment."""
         stored: dict[tuple[str, str], Predictions] = {}
         for name, role, rows, targets, logits in self._rows(
             "SELECT e.name, r.name, rows, targets, logits FROM predictions "
@@ -122,19 +123,20 @@ class StoreReader:
         return stored
 
     def table(self) -> pd.DataFrame:
-        """Return what selection looks at: one row per run and evaluated step, and per run without any.
+        """Return the scores used for model selection: one row per run and evaluated step.
 
-        Columns: run, data, test_environments (tuple of names), algorithm, trial, replica, state, error,
-        p_value, metric, higher_is_better, step, validation (mean of the metric over validation rows of the
-        training environments), test and test_worst (over the test environments), and tests (by name, JSON).
+        Runs without evaluations have one row without scores. Columns: run, data, test_environments (tuple of
+        names), algorithm, trial, replica, state, error, p_value, metric, higher_is_better, step, validation
+        (mean of the metric over the validation sets of the training environments), test and test_worst (mean
+        and worst over the test environments), and tests (scores by test environment, JSON).
         """
         ids = dict(self._rows("SELECT name, id FROM names"))
         runs = self._frame(
             "SELECT runs.id AS run, data, test_set, algorithm, trial, replica, state, error, p_value, "
             "j.metric, higher_is_better FROM runs LEFT JOIN jobs j ON j.id = runs.job ORDER BY run"
         )
-        # Measurements are grouped by themselves, in the order in which they lie on the disk: carrying the
-        # texts of runs along would cost as much again.
+        # Measurements are grouped before the join, in the order of the file: a query that also returns the
+        # texts of the runs takes twice as long.
         measured = [
             self._frame(
                 "SELECT run, :name AS metric, step, "
@@ -160,25 +162,25 @@ class StoreReader:
         return self._with_test_environments(table.drop(columns=["lowest", "highest"]))
 
     def record(self, job: int) -> Record | None:
-        """Return the record of a job; None before it has begun.
+        """Return the record of a job; None if the job has not begun.
 
         Raises:
-            EnvariantError: If it is damaged.
+            EnvariantError: If the record is damaged.
         """
         rows = self._rows("SELECT record FROM jobs WHERE id = ?", (job,))
         return Record.of_json(rows[0][0], str(self.path)) if rows and rows[0][0] is not None else None
 
     def record_of(self, run: int) -> Record | None:
-        """Return the record of the job that a run belongs to; None before it has begun."""
+        """Return the record of a run's job; None if the job has not begun."""
         rows = self._rows("SELECT job FROM runs WHERE id = ?", (run,))
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
 
     def unfinished(self) -> tuple[int, ...]:
-        """Return the jobs that were begun and not finished."""
+        """Return the numbers of unfinished jobs."""
         return tuple(job for (job,) in self._rows("SELECT id FROM jobs WHERE done = 0 ORDER BY id"))
 
     def members(self, job: int) -> tuple[StoredRun, ...]:
-        """Return the runs of a job, in the order in which they train."""
+        """Return the runs of a job, in training order."""
         sets = self._test_sets()
         rows = self._rows(f"SELECT {_RUN} FROM runs WHERE job = ? ORDER BY id", (job,))
         return tuple(_stored(row, sets) for row in rows)
@@ -196,7 +198,7 @@ class StoreReader:
         return sets
 
     def _with_test_environments(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Put the names of test environments in place of the number of their set."""
+        """Replace the numbers of test sets by the names of their environments."""
         sets = self._test_sets()
         names = pd.Series([sets[number] for number in table["test_set"]], index=table.index, dtype=object)
         place = list(table.columns).index("test_set")
@@ -214,10 +216,10 @@ class StoreReader:
 
     @contextmanager
     def errors_as_envariant(self) -> Generator[None]:
-        """Turn errors of the database into one line.
+        """Convert database errors to one-line errors with a remedy.
 
         Raises:
-            EnvariantError: If the database reports one.
+            EnvariantError: If the database reports an error.
         """
         try:
             yield

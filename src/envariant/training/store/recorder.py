@@ -1,4 +1,4 @@
-"""Store a job as it trains, and resume it: the only resumption there is."""
+"""Store a job during training, and resume it."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,17 +22,18 @@ CHECKPOINT_INTERVAL_S = 10.0
 
 @final
 class Recorder:
-    """One job of a store, locked for this process.
+    """Recorder of one job of a store; the job is locked for this process.
 
     Args:
-        store: The store.
+        store: Store of the job.
         job: Number of the job.
-        lock: Lock of the job, held by this process.
-        compared_in: Gives the metric in which runs are compared and its direction; None is the task's own.
+        lock: Acquired lock of the job.
+        compared_in: Function that returns the metric for comparing runs, and whether higher is better.
+            Default: the metric of the task.
 
     Attributes:
-        record: What the job trains, as it was first stored; None before it has begun.
-        rows: Measured numbers that are there already and still hold.
+        record: Record of the job, as first stored. None: the job has not begun.
+        rows: Values stored before the job was resumed, up to its last checkpoint.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Recorder:
         """Lock a job for this process; return None if another process trains it.
 
         Raises:
-            EnvariantError: If its folder cannot be written.
+            EnvariantError: If the folder of the job cannot be written.
         """
         folder = store.checkpoints(job)
         try:
@@ -76,7 +77,7 @@ class Recorder:
 
     @property
     def execution(self) -> Execution | None:
-        """Execution with which the job was begun; None if it was not."""
+        """Execution of the job. None: the job has not begun."""
         return None if self.record is None else self.record.execution
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
@@ -119,12 +120,12 @@ class Recorder:
     def add(
         self, event: Stepped | Evaluated, rows: Iterable[HistoryRow] = (), outcomes: Sequence[RunOutcome] = ()
     ) -> None:
-        """Store what an event brings, and a checkpoint if replicas are done or some seconds have passed.
+        """Store an event; save a checkpoint when replicas finish or every `CHECKPOINT_INTERVAL_S` seconds.
 
         Args:
-            event: What the engine reported.
-            rows: Numbers measured besides those of the event.
-            outcomes: How runs ended.
+            event: Event of the engine.
+            rows: Additional measurements.
+            outcomes: Outcomes of finished runs. Default: outcomes without predictions.
         """
         if isinstance(event, Evaluated):
             if event.finished and not outcomes:
@@ -133,7 +134,7 @@ class Recorder:
                     for number, state in event.checkpoint().states().items()
                 ]
             self._store.add((*event.rows, *rows), outcomes)
-        # Measurements first, so that what a checkpoint has reached is always stored.
+        # Measurements first, so that those up to a checkpoint are always stored.
         done = isinstance(event, Evaluated) and event.finished
         if done or time.monotonic() - self._saved > CHECKPOINT_INTERVAL_S:
             try:
@@ -150,7 +151,7 @@ class Recorder:
         return checkpoints.load(self._folder)
 
     def finish(self, error: str | None = None) -> None:
-        """Close the job; its runs that have not ended failed for the given reason."""
+        """Mark the job as finished, and its unfinished runs as failed for the given reason."""
         self._store.finish(self._job, error)
 
     def close(self) -> None:

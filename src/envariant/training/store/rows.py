@@ -1,4 +1,4 @@
-"""What the store holds of runs, as dataclasses."""
+"""Dataclasses for stored runs: trials, planned runs, outcomes and predictions."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ STATES = ("planned", "running", "done", "failed")
 @final
 @dataclass(frozen=True)
 class Trial:
-    """One sampled hyperparameter configuration of an algorithm, the same for every replica.
+    """One sampled hyperparameter configuration of an algorithm, shared by all replicas.
 
     Attributes:
-        number: 0 is what the data suggest.
-        hyperparameters: Changes to what is suggested.
-        learning_rate: Learning rate, or the text of its schedule.
+        number: Number of the trial; trial 0 has the default settings of the data set.
+        hyperparameters: Hyperparameters that override the defaults, by name.
+        learning_rate: Learning rate, a number or the text of a schedule.
     """
 
     number: int
@@ -35,12 +35,12 @@ class PlannedRun:
 
     Attributes:
         data: Name of the data source.
-        test_environments: Names of the environments that are not trained on.
+        test_environments: Names of the test environments.
         algorithm: Name or text of the algorithm.
-        trial: Its hyperparameters.
-        replica: Number of the replica, from which its seeds follow.
+        trial: Hyperparameter configuration.
+        replica: Number of the replica; it determines the seeds.
         data_identity: Content hash of the data.
-        identity: Content hash of everything that decides the run's numbers.
+        identity: Content hash of all settings that affect the results.
     """
 
     data: str
@@ -53,7 +53,7 @@ class PlannedRun:
 
     @property
     def slot(self) -> str:
-        """Place in the study: equal for runs that may not both be in one store."""
+        """Unique key of the run in a store: hash of data, test environments, algorithm, trial and replica."""
         place = [
             self.data_identity or self.data,
             self.test_environments,
@@ -67,7 +67,7 @@ class PlannedRun:
 @final
 @dataclass(frozen=True)
 class StoredRun:
-    """A run and its number in the store."""
+    """Planned run with its number in the store."""
 
     id: int
     run: PlannedRun
@@ -76,14 +76,14 @@ class StoredRun:
 @final
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What one run predicts for some rows of an environment.
+    """Predictions of one run for all or a sample of the rows of an environment.
 
     Attributes:
         environment: Name of the environment.
         role: "validation" or "test".
-        of: Number of rows of the environment.
-        logits: `[rows]` or `[rows, classes]`, float32.
-        targets: `[rows]`, float32.
+        of: Total number of rows of the environment.
+        logits: Predicted logits, `[rows]` or `[rows, classes]`, float32.
+        targets: Targets, `[rows]`, float32.
     """
 
     environment: str
@@ -96,14 +96,14 @@ class Predictions:
 @final
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended.
+    """Outcome of a run: success or error, time and predictions.
 
     Attributes:
         id: Number of the run.
-        error: Why it failed; None if it did not.
-        seconds: Time spent on it.
-        p_value: P value of the invariance test on validation rows; None where there are none.
-        predictions: For some rows of every environment that it did not train on.
+        error: Reason of failure. None: the run succeeded.
+        seconds: Training time in seconds.
+        p_value: P value of the invariance test on validation rows. None: no validation rows.
+        predictions: Predictions for validation and test environments.
     """
 
     id: int

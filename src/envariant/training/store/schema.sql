@@ -1,7 +1,7 @@
 -- One SQLite file for a single run, a study or a comparison.
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
--- One row per replica. `slot` names its place in the study; `identity` is the content hash of what it means.
+-- One row per replica. `slot` is its unique key in the study; `identity` is the content hash of its settings.
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, slot TEXT NOT NULL UNIQUE, identity TEXT NOT NULL, data TEXT NOT NULL,
     test_set INTEGER NOT NULL, algorithm TEXT NOT NULL, trial INTEGER NOT NULL, replica INTEGER NOT NULL,
@@ -18,12 +18,12 @@ CREATE TABLE test_environments (
     PRIMARY KEY (test_set, position)
 ) WITHOUT ROWID;
 
--- Runs that train together. `record` is what `training.record.Record.to_json` returns.
+-- Runs that train together. `record` is the JSON text of `training.record.Record.to_json`.
 CREATE TABLE jobs (
     id INTEGER PRIMARY KEY, record TEXT, metric TEXT, higher_is_better INTEGER, done INTEGER NOT NULL DEFAULT 0
 );
 
--- Measured numbers, with names of environments, roles, metrics, kinds and columns by number.
+-- Measured values; environments, roles, metrics, kinds and columns are numbers of rows in `names`.
 CREATE TABLE names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE history (
     run INTEGER NOT NULL, step INTEGER NOT NULL, environment INTEGER NOT NULL, role INTEGER NOT NULL,

@@ -1,4 +1,4 @@
-"""A folder with a single run: a store with one job."""
+"""Folder of a single run: a store with one job."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ _JOB = 1
 
 @final
 class SingleRun:
-    """The folder of a run; it is opened, and created if new, when training begins.
+    """Folder of a single run; `begin` opens it and creates it if necessary.
 
     Args:
         folder: Folder of the run.
@@ -34,10 +34,10 @@ class SingleRun:
 
     @property
     def execution(self) -> Execution | None:
-        """Execution with which the run was begun; None if it is new.
+        """Execution of the stored run. None: nothing is stored yet.
 
         Raises:
-            EnvariantError: If the folder holds something else.
+            EnvariantError: If the folder contains other files.
         """
         if not self._is_stored():
             return None
@@ -47,19 +47,19 @@ class SingleRun:
 
     @property
     def record(self) -> Record | None:
-        """What the run trains, as it was first stored."""
+        """Record of the run, as first stored. None: training has not begun."""
         return None if self._recorder is None else self._recorder.record
 
     @property
     def rows(self) -> list[HistoryRow]:
-        """Measured numbers that were stored before and still hold."""
+        """Values stored before the run was resumed, up to the last checkpoint."""
         return [] if self._recorder is None else self._recorder.rows
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
         """Open the folder, and return the checkpoints to resume from.
 
         Raises:
-            EnvariantError: If the folder cannot be written, holds another run, or is in use.
+            EnvariantError: If the folder cannot be written, contains another run, or is in use.
         """
         self._is_stored()
         store = self._store = Store.create(self._folder)
@@ -90,7 +90,7 @@ class SingleRun:
         return self._recorder.begin(record)
 
     def add(self, event: Stepped | Evaluated) -> None:
-        """Store what an event brings."""
+        """Store the measurements of an event, and a checkpoint if one is due."""
         if self._recorder is not None:
             self._recorder.add(event)
 
@@ -102,7 +102,7 @@ class SingleRun:
             self._store.close()
 
     def _is_stored(self) -> bool:
-        """Return whether the folder holds runs already, and reject one that holds something else."""
+        """Return whether the folder contains a store; raise an error if it contains other files."""
         try:
             if (self._folder / FILE).exists():
                 return True
@@ -120,13 +120,13 @@ class SingleRun:
 
 
 def load_run(folder: Path) -> tuple[Record, list[HistoryRow], dict[int, ReplicaState]]:
-    """Read a stored run: its record, its measured numbers and the state of its replicas so far.
+    """Read a stored run: record, measured values and the last stored state of each replica.
 
     Args:
         folder: Folder of the run.
 
     Raises:
-        EnvariantError: If it holds no run, or a damaged one.
+        EnvariantError: If the folder contains no run, or its files are damaged.
     """
     with Store(folder) as store:
         record = store.record(_JOB)

@@ -1,7 +1,7 @@
-"""Write a store: plan runs, hand them out as jobs, and keep what they measure.
+"""Write a store: plan runs, assign them to jobs, and store their measurements.
 
-A run is planned, running, done or failed. Runs that train together are a job. A job belongs to the process
-that holds its lock; a killed process lets go of it, and the next one resumes.
+A run is planned, running, done or failed. A job is a group of runs that train together. Each job is locked by
+the process that trains it. When a process ends or is killed, another process can resume its job.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ from envariant.training.store.rows import PlannedRun, RunOutcome
 
 @final
 class Store(StoreReader):
-    """A folder of runs, open for reading and writing.
+    """Store of runs in a folder, for reading and writing.
 
     Args:
         folder: Folder of a run, a study or a comparison.
 
     Raises:
-        EnvariantError: If it holds no runs, is damaged, or was written by another version.
+        EnvariantError: If the folder contains no runs, is damaged, or was written by an incompatible version.
     """
 
     @classmethod
     def create(cls, folder: Path) -> "Store":
-        """Open the store in a folder, and create it where there is none.
+        """Open the store in a folder; create the store if it does not exist.
 
         Raises:
             EnvariantError: If the folder cannot be written.
@@ -54,15 +54,15 @@ class Store(StoreReader):
         return cls(folder)
 
     def set_fact(self, name: str, value: str) -> None:
-        """Store a fact, such as the declaration of the study."""
+        """Store a text under a name, such as the declaration of the study."""
         with self._transaction() as execute:
             execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
     def plan(self, runs: Sequence[PlannedRun]) -> None:
-        """Store runs that are not there yet.
+        """Add planned runs; runs that are already stored are skipped.
 
         Raises:
-            EnvariantError: If a stored run has the same place in the study and other hyperparameters.
+            EnvariantError: If a run with the same algorithm, trial and replica is stored with other settings.
         """
         known = dict(self._rows("SELECT slot, identity FROM runs"))
         for run in runs:
@@ -77,10 +77,10 @@ class Store(StoreReader):
                     _insert(execute, run)
 
     def plan_job(self, runs: Sequence[PlannedRun]) -> None:
-        """Store runs as one job, numbered by their replicas.
+        """Add runs as one job; each run's number is that of its replica.
 
         Args:
-            runs: Replicas of one run, for a store that holds nothing else.
+            runs: Replicas of one run. The store must be empty.
         """
         with self._transaction() as execute:
             job = execute("INSERT INTO jobs DEFAULT VALUES").lastrowid
@@ -93,14 +93,14 @@ class Store(StoreReader):
             execute("UPDATE runs SET id = -1 - id WHERE job = ?", (job,))
 
     def claim(self, among: int = 1) -> int | None:
-        """Make a job of planned runs that train together, the earliest first.
+        """Create a job from planned runs that can train together, the earliest first.
 
         Args:
-            among: Number of processes that share the work. A job holds at most one part in so many of what
-                is planned yet, so that jobs grow smaller and all end at about the same time.
+            among: Number of processes that share the work. A job takes at most the fraction 1 / `among` of
+                the planned runs, so that jobs become smaller and all processes end at about the same time.
 
         Returns:
-            The number of the job; None if no run is planned.
+            Number of the job; None if no run is planned.
         """
         with self._transaction() as execute:
             first = execute(
@@ -118,13 +118,13 @@ class Store(StoreReader):
         return job
 
     def begin(self, job: int, record: Record, metric: str, higher_is_better: bool) -> None:
-        """Store what a job trains, once, before its first step.
+        """Store the record and the metric of a job, before its first step.
 
         Args:
             job: Number of the job.
-            record: What is trained.
-            metric: Metric in which runs are compared.
-            higher_is_better: Direction of that metric.
+            record: Record of the run.
+            metric: Metric for comparing runs.
+            higher_is_better: Whether higher values of `metric` are better.
         """
         with self._transaction() as execute:
             execute(
@@ -134,7 +134,7 @@ class Store(StoreReader):
             self._name(execute, metric)
 
     def add(self, rows: Iterable[HistoryRow], outcomes: Iterable[RunOutcome] = ()) -> None:
-        """Store measured numbers, a row's replica being its run's number, and how runs ended."""
+        """Store measured values and outcomes; `HistoryRow.replica` must be the number of the run."""
         with self._transaction() as execute:
             stored = [
                 (
@@ -156,11 +156,12 @@ class Store(StoreReader):
                 self._end(execute, outcome)
 
     def discard_after(self, job: int, reached: Mapping[int, int]) -> None:
-        """Discard what unfinished runs of a job measured after their last checkpoint.
+        """Discard measurements of a job's unfinished runs after their last checkpoint.
 
         Args:
             job: Number of the job.
-            reached: Step up to which each run's checkpoint holds; a run without one starts again.
+            reached: Step of the last measurement before each run's checkpoint. All measurements of runs that
+                are missing here are discarded.
         """
         with self._transaction() as execute:
             for stored in self.members(job):
@@ -171,7 +172,7 @@ class Store(StoreReader):
                 )
 
     def finish(self, job: int, error: str | None = None) -> None:
-        """Close a job; its runs that have not ended failed for the given reason."""
+        """Mark a job as finished, and its unfinished runs as failed for the given reason."""
         with self._transaction() as execute:
             execute("UPDATE jobs SET done = 1 WHERE id = ?", (job,))
             execute(
@@ -180,14 +181,14 @@ class Store(StoreReader):
             )
 
     def forget(self, runs: Sequence[int], *, planned: bool) -> None:
-        """Discard what runs measured, and plan them again or remove them.
+        """Delete the results of runs, and either plan the runs again or delete them too.
 
         Args:
             runs: Numbers of the runs.
-            planned: Whether to plan them again.
+            planned: Whether to plan the runs again.
 
         Raises:
-            EnvariantError: If one is unknown or running.
+            EnvariantError: If a run is unknown or running.
         """
         known = dict(self._rows("SELECT id, state FROM runs"))
         for run in runs:
@@ -231,7 +232,7 @@ class Store(StoreReader):
 
     @contextmanager
     def _transaction(self) -> Generator[Any]:
-        # Names that a transaction adds are gone if it is rolled back.
+        # Names added in a transaction are lost if it is rolled back, so the cache starts empty.
         self._names: dict[str, int] = {}
         with self.errors_as_envariant():
             self._connection.execute("BEGIN IMMEDIATE")
@@ -246,7 +247,7 @@ class Store(StoreReader):
 
 
 def _test_set(execute: Any, names: Sequence[str]) -> int:
-    """Return the number of a set of test environments, stored if it is new."""
+    """Return the number of a set of test environments; add the set if it is new."""
     digest = hashlib.blake2b(json.dumps(list(names)).encode(), digest_size=16).hexdigest()
     stored = execute("SELECT id FROM test_sets WHERE digest = ?", (digest,)).fetchone()
     if stored is not None:
@@ -277,7 +278,7 @@ def _insert(execute: Any, run: PlannedRun) -> int:
 
 
 def _create(path: Path) -> None:
-    """Create the file whole: a process that finds it finds its tables."""
+    """Create the database file with all tables, under a temporary name until it is complete."""
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     schema = resources.files("envariant.training.store").joinpath("schema.sql").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Column kinds: one class each, registered in `KINDS`."""
+"""Kinds of table columns, registered in `KINDS`."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from envariant.data.tables.kinds.date import Date
 from envariant.data.tables.kinds.number import Number
 
 KINDS: dict[str, ColumnKind] = {kind.name: kind for kind in (Boolean(), Number(), Date(), Category())}
-"""Kinds by name. The first that recognizes a column wins; `Category`, which takes any text, comes last."""
+"""Column kinds by name, in the order of inference; `Category` is last because it accepts any text."""
 
 
 def _known(name: str) -> str:
@@ -26,13 +26,10 @@ Kind = Annotated[str, AfterValidator(_known)]
 __all__ = [
     "KINDS",
     "MOST_CATEGORIES",
-    "Boolean",
     "Category",
     "ColumnChunk",
     "ColumnEncoding",
     "ColumnKind",
-    "Date",
     "Kind",
-    "Number",
     "TaskName",
 ]

@@ -1,4 +1,4 @@
-"""The interface of a column kind, and what all kinds with numeric values share."""
+"""Base classes of column kinds."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ MISSING_TEXTS = frozenset(
     {"", "?", "-", "--", ".", "na", "n/a", "#n/a", "<na>", "nan", "nat", "none", "null", "missing", "unknown"}
     | {"0000-00-00"}
 )
-"""Texts that stand for a missing value, in lower case."""
+"""Lower-case texts that represent a missing value."""
 
 LARGEST = 1e15
-"""Larger values are rejected: beyond them, squares of a column no longer fit in float32."""
+"""Largest absolute value of a number, so that sums of squares fit in float32."""
 
 MOST_CLASSES = 20
-"""Integers with more distinct values than this are a quantity, not classes."""
+"""Largest number of distinct integers that are classes; with more, the task is a regression."""
 
 # Encoded values are clipped to this many standard deviations.
 _FARTHEST = 10.0
@@ -40,13 +40,14 @@ Parsed = tuple[Values, Categories]
 @final
 @dataclass(frozen=True, eq=False)
 class ColumnChunk:
-    """Some rows of a column as pandas read them, compact enough to keep while the rest is read.
+    """Consecutive rows of a column in compact form, before the kind of the column is inferred.
 
     Attributes:
-        kind: Name of the kind that the pandas type stands for; None for text, whose kind is still unknown.
-        values: `[rows]`, float32 with NaN where missing; for text, int32 codes with −1.
+        kind: Name of the kind that corresponds to the pandas type; None for text.
+        values: Values `[rows]`: float32 with NaN for missing values; for text, int32 codes with −1 for
+            missing values.
         texts: Distinct texts, in the order of their codes.
-        categorical: Whether texts are categories even if they look like numbers.
+        categorical: Whether texts are always categories, even if they can be read as numbers.
     """
 
     kind: str | None
@@ -56,24 +57,24 @@ class ColumnChunk:
 
     @property
     def blank(self) -> bool:
-        """Whether every value is missing; the pandas type then means nothing."""
+        """Whether all values are missing, so that the pandas type gives no information."""
         return not self.texts if self.kind is None else bool(np.isnan(self.values).all())
 
 
 @final
 @dataclass(frozen=True)
 class ColumnEncoding:
-    """Parameters that turn one column into network inputs.
+    """Parameters for encoding one column as network inputs.
 
     Attributes:
         name: Name of the column.
-        kind: Name of its kind.
-        fill: Median, used for missing numbers.
-        center: Mean after filling in.
-        scale: Standard deviation after filling in.
-        indicator: Whether an input marks missing values.
-        categories: Categories with an input each.
-        other: Whether rarer categories share an input.
+        kind: Name of the column kind.
+        fill: Median, which replaces missing numbers.
+        center: Mean after missing numbers are replaced.
+        scale: Standard deviation after missing numbers are replaced.
+        indicator: Whether there is an indicator input for missing values.
+        categories: Categories with a separate input each.
+        other: Whether there is one common input for rare categories.
     """
 
     name: str
@@ -87,36 +88,36 @@ class ColumnEncoding:
 
 
 class ColumnKind(ABC):
-    """Kind of a table column: how its values are recognized, read, written, encoded and described.
+    """Base class of column kinds, which define reading, formatting and encoding of the values.
 
-    A new kind is one final subclass without fields, added to `KINDS`. Values are float32 with NaN where
-    missing, or int32 codes of categories with −1.
+    A new kind is a final subclass without fields, added to `KINDS`. Values are float32 with NaN for missing
+    values, or int32 codes of categories with −1 for missing values.
     """
 
     name: ClassVar[str]
-    """Name in stored tables, saved models and the preprocessing log."""
+    """Name of the kind in stored tables, saved models and the preprocessing log."""
     categorical: ClassVar[bool] = False
-    """Whether values are codes of categories."""
+    """Whether values are category codes."""
     ordered: ClassVar[bool] = False
-    """Whether the order of values has a meaning, so that distribution functions can be compared."""
+    """Whether values are ordered, so that distribution functions can be compared."""
     exclusive: ClassVar[bool] = False
-    """Whether values of this pandas type cannot be read as another kind."""
+    """Whether columns of the corresponding pandas type cannot be read as another kind."""
 
     @abstractmethod
     def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
-        """Return float32 values if the pandas type stands for this kind, else None."""
+        """Return float32 values if the pandas type corresponds to this kind, else None."""
 
     @abstractmethod
     def infer(self, name: str, texts: ColumnChunk) -> Parsed | None:
-        """Return values and categories if a column of text is of this kind, else None.
+        """Return values and categories if a text column is of this kind, else None.
 
         Raises:
-            EnvariantError: If most values are of this kind, and others are not.
+            EnvariantError: If most values are of this kind, but a few are not.
         """
 
     @abstractmethod
     def read(self, name: str, chunk: ColumnChunk, first_row: int) -> Parsed:
-        """Return values and categories of rows that must be of this kind.
+        """Read rows as values of this kind; return values and categories.
 
         Raises:
             EnvariantError: If a value is not of this kind.
@@ -124,62 +125,61 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def missing(self, values: Values) -> NDArray[np.bool_]:
-        """Return which rows have no value, `[rows]`."""
+        """Return the mask of missing values, `[rows]`."""
 
     @abstractmethod
     def format(self, values: Values, categories: Categories) -> list[str | None]:
-        """Return values as text, as people write them; None where missing."""
+        """Format values as readable text, with None for missing values."""
 
     def as_text(self, values: Values) -> ColumnChunk:
-        """Return numeric values as a chunk of text, for columns whose other chunks are text."""
+        """Convert numeric values to a text chunk, for columns whose other chunks are text."""
         codes, distinct = pd.factorize(values)
         return ColumnChunk(None, codes.astype(np.int32), tuple(map(str, self.format(distinct, ()))))
 
     @abstractmethod
     def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
-        """Return the encoding learned from training rows, or None if they do not vary."""
+        """Fit the encoding on training rows; return None if the values are constant."""
 
     @abstractmethod
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
-        """Return the names of the encoded inputs, the missing-value indicator excepted."""
+        """Return the names of the encoded inputs, without the missing-value indicator."""
 
     @abstractmethod
     def encode(self, encoding: ColumnEncoding, values: Values, categories: Categories, out: Values) -> None:
-        """Write encoded rows into `out`, `[rows, inputs]`, the missing-value indicator excepted."""
+        """Encode rows into `out`, `[rows, inputs]`, except for the missing-value indicator."""
 
     @abstractmethod
     def describe(self, categories: Categories) -> str:
-        """Return the entry of the preprocessing log: the kind, and how it is encoded."""
+        """Return the text for the preprocessing log: the kind and its encoding."""
 
     def unusable(self, values: Values) -> str:
-        """Return why a column that varies cannot help any model, or "" if it may."""
-        del values
+        """Return the reason that a varying column cannot be useful to any model, or "" if there is none."""
         return ""
 
     def class_names(self, categories: Categories) -> tuple[str, ...]:
-        """Return what the values of a classification target stand for, in order."""
+        """Return the names of the classes of a classification target, in order."""
         return categories
 
     def class_values(self, values: Values) -> Values:
-        """Return the values that distinguish the classes of a classification target."""
+        """Convert the values of a classification target so that equal values are the same class."""
         return values
 
     @abstractmethod
     def infer_task(self, values: Values) -> TaskName:
-        """Return the task that a target of this kind suggests."""
+        """Infer the task from the values of a target of this kind."""
 
 
 class NumericKind(ColumnKind):
-    """Kind of numeric values: text is parsed, missing values get the median, inputs are standardized."""
+    """Base class of numeric kinds: missing values are replaced by the median, inputs are standardized."""
 
     correction: ClassVar[str] = "Correct it"
-    """How a wrong value can be corrected, in error messages."""
+    """Advice on correcting a wrong value, for error messages."""
     min_share: ClassVar[float] = 0.9
-    """A column of text is of this kind if at least this share of its values is; the rest are mistakes."""
+    """Smallest share of valid values with which a text column is of this kind; other values are errors."""
 
     @abstractmethod
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return the number that each text stands for; NaN where it is not of this kind."""
+        """Parse texts as numbers; NaN for texts that are not of this kind."""
 
     def infer(self, name: str, texts: ColumnChunk) -> Parsed | None:
         missing = missing_texts(texts.texts)[:-1]
@@ -217,16 +217,15 @@ class NumericKind(ColumnKind):
         return self.checked(name, values, first_row), ()
 
     def accepts(self, chunk: ColumnChunk) -> NDArray[np.bool_]:
-        """Return which rows of numbers are of this kind, `[rows]`."""
+        """Return the mask of numeric values that are valid for this kind, `[rows]`."""
         return np.full(len(chunk.values), chunk.kind == self.name)
 
     def checked(self, name: str, values: Values, first_row: int = 0) -> NDArray[np.float32]:
-        """Return values as float32.
+        """Convert values to float32, and check that they are valid for this kind.
 
         Raises:
-            EnvariantError: If this kind does not allow a value.
+            EnvariantError: If a value is not valid for this kind.
         """
-        del name, first_row
         return values.astype(np.float32)
 
     def missing(self, values: Values) -> NDArray[np.bool_]:
@@ -240,17 +239,12 @@ class NumericKind(ColumnKind):
         imputer: Any = SimpleImputer(strategy="median").fit(column)
         scaler: Any = StandardScaler().fit(imputer.transform(column))
         center, scale = float(scaler.mean_[0]), float(np.sqrt(scaler.var_[0]))
-        # Smaller deviations are rounding in float32.
+        # Smaller deviations are float32 rounding errors.
         varies = scale > max(1e-7 * abs(center), 1e-30)
-        if not varies and not missing.any():
-            return None
-        return ColumnEncoding(
-            name,
-            self.name,
-            fill=float(imputer.statistics_[0]),
-            center=center,
-            scale=scale if varies else 1.0,
-            indicator=bool(missing.any()),
+        fill, indicator = float(imputer.statistics_[0]), bool(missing.any())
+        scale = scale if varies else 1.0
+        return (
+            ColumnEncoding(name, self.name, fill, center, scale, indicator) if varies or indicator else None
         )
 
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
@@ -261,7 +255,7 @@ class NumericKind(ColumnKind):
         np.clip((filled - encoding.center) / encoding.scale, -_FARTHEST, _FARTHEST, out=out[:, 0])
 
     def filled(self, encoding: ColumnEncoding, values: Values) -> Values:
-        """Return values with the median in place of missing ones."""
+        """Replace missing values by the median."""
         return np.where(self.missing(values), np.float32(encoding.fill), values)
 
     def describe(self, categories: Categories) -> str:
@@ -269,11 +263,11 @@ class NumericKind(ColumnKind):
 
 
 def missing_texts(texts: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which texts stand for a missing value; a last entry, True, is for code −1."""
+    """Return the mask of texts that represent a missing value, with an additional last entry for code −1."""
     return np.array([*(text.lower() in MISSING_TEXTS for text in texts), True], dtype=bool)
 
 
 def quoted(text: str) -> str:
-    """Return a text on one line and shortened, for an error message."""
+    """Shorten a text to one line, for an error message."""
     line = "".join(character if character.isprintable() else " " for character in text)
     return line if len(line) <= _LONGEST_QUOTE else line[:_LONGEST_QUOTE] + "…"

@@ -1,4 +1,4 @@
-"""Yes or no."""
+"""Boolean columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _PAIRS = ({"true", "false"}, {"yes", "no"}, {"y", "n"}, {"t", "f"})
 @final
 @dataclass(frozen=True)
 class Boolean(NumericKind):
-    """True and false, as 1 and 0: Booleans, or exactly one pair of words such as yes and no."""
+    """Boolean values, stored as 1 and 0; in text, exactly one pair of words such as yes and no."""
 
     name: ClassVar[str] = "boolean"
 

@@ -1,4 +1,4 @@
-"""Categories: a few distinct texts."""
+"""Categorical columns."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -21,16 +21,16 @@ from envariant.data.tables.kinds.base import (
 )
 
 MOST_CATEGORIES = 32
-"""Largest number of inputs of one column; rarer categories share the last."""
+"""Largest number of inputs of one column; the last input is for all rarer categories."""
 
-# A column with more distinct texts than this share of its rows is a name.
+# If the number of distinct texts exceeds this share of the rows, the column contains names.
 _NAME_SHARE = 0.5
 
 
 @final
 @dataclass(frozen=True)
 class Category(ColumnKind):
-    """Distinct texts, sorted; encoded one-hot. Any text that is of no other kind."""
+    """Categories: distinct texts in sorted order, encoded one-hot; the default kind of text columns."""
 
     name: ClassVar[str] = "category"
     categorical: ClassVar[bool] = True
@@ -39,7 +39,7 @@ class Category(ColumnKind):
         return None
 
     def infer(self, name: str, texts: ColumnChunk) -> Parsed:
-        """Return codes and categories; any text is a category, so that all other kinds are tried first."""
+        """Return codes and categories; every text is a valid category, so all other kinds are tried first."""
         missing = missing_texts(texts.texts)
         used = [k for k in sorted(range(len(texts.texts)), key=lambda k: texts.texts[k]) if not missing[k]]
         table = np.full(len(texts.texts) + 1, -1, dtype=np.int32)
@@ -47,7 +47,7 @@ class Category(ColumnKind):
         return table[texts.values], tuple(texts.texts[k] for k in used)
 
     def read(self, name: str, chunk: ColumnChunk, first_row: int) -> Parsed:
-        # Without sorting: chunk by chunk, categories keep the order in which they appear.
+        # Not sorted: categories keep the order of their first occurrence in each chunk.
         codes = np.where(missing_texts(chunk.texts)[chunk.values], np.int32(-1), chunk.values)
         return codes.astype(np.int32), chunk.texts
 
@@ -65,15 +65,9 @@ class Category(ColumnKind):
         encoder.fit(present[:, None])
         infrequent = encoder.infrequent_categories_[0]
         rare = set() if infrequent is None else set(infrequent.tolist())
-        return ColumnEncoding(
-            name,
-            self.name,
-            indicator=len(present) < len(values),
-            categories=tuple(
-                categories[code] for code in encoder.categories_[0].tolist() if code not in rare
-            ),
-            other=bool(rare),
-        )
+        common = tuple(categories[code] for code in encoder.categories_[0].tolist() if code not in rare)
+        indicator = len(present) < len(values)
+        return ColumnEncoding(name, self.name, indicator=indicator, categories=common, other=bool(rare))
 
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
         names = [f"{encoding.name} = {category}" for category in encoding.categories]
@@ -82,7 +76,7 @@ class Category(ColumnKind):
     def encode(self, encoding: ColumnEncoding, values: Values, categories: Categories, out: Values) -> None:
         inputs = {category: k for k, category in enumerate(encoding.categories)}
         width = len(encoding.categories) + encoding.other
-        # A category not seen in training counts as a rare one; if there are none, its inputs are zeros.
+        # An unseen category is encoded as a rare one; without rare categories, its inputs are zeros.
         unseen = len(encoding.categories) if encoding.other else width
         table = np.array([*(inputs.get(c, unseen) for c in categories), width], dtype=np.intp)
         one_hot = np.zeros((len(values), width + 1), dtype=np.float32)

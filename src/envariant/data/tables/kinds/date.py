@@ -1,4 +1,4 @@
-"""Dates, with or without a time of day."""
+"""Date columns, with or without time of day."""
 
 import math
 import re
@@ -16,7 +16,7 @@ _YEAR = 365.2425
 _TIME = r"(?P<time>[ T]\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?)"
 _DATE = re.compile(
     r"(?:(?P<year>\d{4})(?P<sign>[-/.])(?P<month>\d{1,2})(?P=sign)(?P<day>\d{1,2})"
-    # 1.10.12 is a version, 01.10.12 a day.
+    # 1.10.12 is a version number, 01.10.12 a date.
     r"|(?!(?:\d\.\d+|\d+\.\d)\.\d\d(?!\d))(?P<first>\d{1,2})(?P<dot>[-/.])(?P<second>\d{1,2})(?P=dot)(?P<last>\d{4}|\d{2}))"
     # Local time; the time zone is ignored.
     rf"(?:{_TIME}(?: ?(?:Z|UTC|[+-]\d{{2}}(?::?\d{{2}})?))?)?"
@@ -26,7 +26,7 @@ _DATE = re.compile(
 @final
 @dataclass(frozen=True)
 class Date(NumericKind):
-    """Days since 1970, in local time; encoded as days and as the season of the year."""
+    """Dates as days since 1970 in local time, encoded as days and season of the year."""
 
     name: ClassVar[str] = "date"
     ordered: ClassVar[bool] = True
@@ -37,10 +37,10 @@ class Date(NumericKind):
         return _days(rows) if pd.api.types.is_datetime64_any_dtype(rows) else None
 
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return days since 1970; NaN for other texts, or if day and month cannot be told apart."""
+        """Parse dates as days since 1970; NaN for other texts, or if day and month are ambiguous."""
         matches = [_DATE.fullmatch(text) for text in texts]
         year_last = [match for match in matches if match and match["first"]]
-        # 31.12. is written with dots only day first; with other signs, a number above 12 decides.
+        # Dates with dots are written day first; with other separators, a number above 12 decides.
         day_first = any(match["dot"] == "." or int(match["first"]) > 12 for match in year_last)
         unambiguous = day_first != any(int(match["second"]) > 12 for match in year_last)
 

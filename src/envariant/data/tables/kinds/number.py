@@ -1,4 +1,4 @@
-"""Numbers and durations."""
+"""Numeric columns, including durations."""
 
 import re
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
 @final
 @dataclass(frozen=True)
 class Number(NumericKind):
-    """Real numbers; durations are numbers of days.
+    """Real numbers; durations are converted to days.
 
-    A comma is a decimal point where nothing else can be meant: 3,14 is read, 3,141 alone is not.
+    A comma is read as a decimal point only if this is unambiguous: 3,14 is read, but 3,141 alone is not.
     """
 
     name: ClassVar[str] = "number"
@@ -46,7 +46,7 @@ class Number(NumericKind):
         series = pd.Series(texts, dtype=object)
         numbers = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, copy=True)
         commas = [k for k, text in enumerate(texts) if "," in text and _COMMA.fullmatch(text)]
-        # 3,141 may be three thousand, 3,14 may not; beside 3.14 a comma is ambiguous.
+        # 3,141 may be three thousand, 3,14 may not. If the column also contains 3.14, a comma is ambiguous.
         if any(not _THOUSANDS.fullmatch(texts[k]) for k in commas) and not any(
             "." in text for text, number in zip(texts, numbers, strict=True) if number == number
         ):
@@ -68,7 +68,7 @@ class Number(NumericKind):
         return values.astype(np.float32)
 
     def format(self, values: Values, categories: Categories) -> list[str | None]:
-        # The shortest text that identifies a float32.
+        # Shortest text that identifies a float32 value.
         return [
             None if v != v else str(int(v)) if abs(v) < LARGEST and v == int(v) else str(np.float32(v))
             for v in values.tolist()
@@ -77,7 +77,7 @@ class Number(NumericKind):
     def unusable(self, values: Values) -> str:
         if np.isnan(values).any() or len(values) <= MOST_CLASSES:
             return ""
-        # In any order, and even if some rows have been left out.
+        # Row numbers are detected in any order, and even if some rows are missing.
         dense = float(values.max()) - float(values.min()) < 2 * len(values)
         if dense and (values == np.floor(values)).all() and len(np.unique(values)) == len(values):
             return "it numbers the rows"

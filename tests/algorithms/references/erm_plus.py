@@ -1,0 +1,24 @@
+"""ERM++ during the warm-up of the head."""
+
+import torch
+from torch import Tensor
+
+from algorithms.enrolment import USUAL, Enrolled, moved, part_of, torch_adam
+from algorithms.problems import Differentiate, Params, Problem
+
+
+def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
+    """While the head warms up."""
+
+    def loss(p: Params) -> Tensor:
+        return torch.cat([problem.losses({**problem.params, **p}, e) for e in range(3)]).mean()
+
+    gradient = differentiate(loss, part_of(problem.params, "head"))
+    # At twice the run's rate Adam goes twice as far.
+    update = moved(problem.params, torch_adam(problem.params, gradient))
+    return {name: 2 * far for name, far in update.items()}
+
+
+ENROLLED = {
+    "erm++": Enrolled({"head_rate": 2.0, "average_from": 3}, reference, USUAL),
+}

@@ -1,4 +1,4 @@
-"""The engine against a plain loop, against itself, and against what users do to it."""
+"""The engine against plain loops, against itself, and with invalid options."""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ENROLLED, every_case
 from torch import nn
 
 import envariant
+from algorithms.references import ENROLLED, every_case
 from envariant.algorithms import RECIPES, Composition, Penalty
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import Environment, EnvironmentSet
@@ -53,7 +53,7 @@ def plan(**changes) -> RunConfig:
     )
 
 
-def test_irm_equals_a_plain_loop_written_as_the_papers_code_describes_it():
+def test_irm_equals_a_plain_loop_written_like_the_papers_code():
     """Scalar multiplier, double backward, one pass an environment, torch's own Adam: same numbers."""
     seeds = Seeds.of(0, 0)
     drawn = colored_digits().sample(seeds.data)
@@ -93,7 +93,7 @@ def test_irm_equals_a_plain_loop_written_as_the_papers_code_describes_it():
     assert measured == pytest.approx(losses, rel=2e-4)
 
 
-def test_the_same_call_gives_the_same_bits_and_another_seed_does_not():
+def test_same_call_is_bit_identical_and_another_seed_differs():
     first, second, other = (
         envariant.train("colored-digits", "irm", seed=seed, replicas=2, **QUICK) for seed in (3, 3, 4)
     )
@@ -106,7 +106,7 @@ def test_the_same_call_gives_the_same_bits_and_another_seed_does_not():
     )
 
 
-def test_a_replica_does_not_depend_on_its_company():
+def test_replica_does_not_depend_on_other_replicas():
     alone = envariant.train("colored-digits", "vrex", replicas=1, batch_size=32, **QUICK)
     together = envariant.train("colored-digits", "vrex", replicas=3, batch_size=32, **QUICK)
     assert rows(together, replica=0) == alone.rows, "one after another, bit for bit"
@@ -131,14 +131,14 @@ def test_algorithms_are_compared_on_the_same_data_and_initial_weights():
     assert rows(erm, step=12, metric="loss") != rows(irm, step=12, metric="loss")
 
 
-def test_training_leaves_the_global_random_numbers_alone():
+def test_training_does_not_change_global_random_state():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     envariant.train("colored-digits", "erm", batch_size=16, augmentation="affine", **QUICK)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_replica_that_becomes_infinite_is_stopped_and_named_and_the_others_keep_their_bits():
+def test_diverged_replica_is_reported_and_others_stay_bit_identical():
     erm = Composition()
     good = [Replica(k, Seeds.of(0, k), erm, 0.01, 0.0) for k in (0, 2)]
     bad = Replica(1, Seeds.of(0, 1), erm, 1e30, 0.0)
@@ -163,9 +163,9 @@ def test_a_replica_that_becomes_infinite_is_stopped_and_named_and_the_others_kee
         assert max(r.step for r in mixed if r.replica == 1) == last[1].step
 
 
-def test_failed_replicas_are_reported_and_kept_out_of_the_summary():
+def test_diverged_replicas_are_reported_and_not_in_the_summary():
     result = envariant.train(
-        "colored-digits", "erm", optimizer="sgd", learning_rate=1e30, replicas=2, **QUICK
+        "colored-digits", "erm", optimizer="sgd", learning_rate=1e12, replicas=2, **QUICK
     )
     assert set(result.failures) == {0, 1}
     assert result.finished == ()
@@ -188,7 +188,7 @@ class PlainNet(nn.Module):
 
 
 @pytest.mark.parametrize("algorithm", ["irm", "and-mask"])
-def test_any_module_of_the_users_own_trains_and_its_running_statistics_follow(algorithm):
+def test_any_module_trains_and_its_running_statistics_follow(algorithm):
     first, second = (
         envariant.train("colored-digits", algorithm, model=PlainNet, replicas=2, **QUICK) for _ in range(2)
     )
@@ -222,7 +222,7 @@ def test_running_statistics_match_pytorchs_own_training():
         torch.testing.assert_close(result.checkpoints[0].buffers[name], buffer, rtol=1e-4, atol=1e-5)
 
 
-def test_a_module_instance_is_where_every_replica_starts_and_is_not_touched():
+def test_every_replica_starts_from_a_module_instance_without_changing_it():
     module = nn.Sequential(nn.Flatten(), nn.Linear(128, 1))
     before = module[1].weight.detach().clone()
     drawn = colored_digits().sample(0)
@@ -299,7 +299,7 @@ def test_bfloat16_stays_near_float32():
         assert a == pytest.approx(b, abs=0.04)
 
 
-def test_evaluation_sees_whole_environments_at_the_steps_asked_for():
+def test_evaluation_covers_whole_environments_at_the_requested_steps():
     result = envariant.train("colored-digits", "erm", steps=10, evaluate_every=4)
     assert sorted({r.step for r in result.rows}) == [0, 4, 8, 10]
     drawn = colored_digits().sample(result.record.seeds[0].data)
@@ -334,7 +334,7 @@ def test_evaluation_sees_whole_environments_at_the_steps_asked_for():
         ({"algorithm": "irm(coeficient=3)"}, "did you mean 'coefficient'"),
     ],
 )  # fmt: skip
-def test_wrong_input_gets_one_clear_error(arguments, message):
+def test_invalid_option_gets_one_clear_error(arguments, message):
     call = {"data": "colored-digits", "algorithm": "erm", "steps": 1} | arguments
     with pytest.raises(EnvariantError) as error:
         envariant.train(**call)
@@ -342,7 +342,7 @@ def test_wrong_input_gets_one_clear_error(arguments, message):
     assert "\n" not in str(error.value)
 
 
-def test_trained_model_is_returned_unless_it_was_loaded_and_is_no_library_model(tmp_path):
+def test_trained_model_is_returned_unless_a_stored_run_cannot_build_it(tmp_path):
     result = envariant.train("colored-digits", "erm", steps=2)
     inputs = torch.rand(5, 2, 8, 8)
     module = result.model(0)
@@ -351,19 +351,19 @@ def test_trained_model_is_returned_unless_it_was_loaded_and_is_no_library_model(
     with pytest.raises(EnvariantError, match="replica 3: is not in this run"):
         result.model(3)
     own = envariant.train("colored-digits", "erm", model=PlainNet, steps=2, out=tmp_path)
-    assert isinstance(own.model(0), PlainNet)
-    with pytest.raises(EnvariantError, match="into your own module"):
-        envariant.TrainingResult.load(tmp_path).model(0)
     again = PlainNet()
     again.load_state_dict({**own.checkpoints[0].params, **own.checkpoints[0].buffers})
+    assert torch.equal(own.model(0)(inputs), again.eval()(inputs))
+    with pytest.raises(EnvariantError, match="into your own module"):
+        envariant.TrainingResult.load(tmp_path).model(0)
 
 
-def test_a_held_out_flip_may_repeat_a_training_one():
+def test_test_flip_may_repeat_a_training_flip():
     source = colored_digits(test_flips=(0.9, 0.1))
     assert source.sample(0).names == ("flip-0.2", "flip-0.1", "flip-0.9", "test-flip-0.1")
 
 
-def test_a_model_can_be_had_back_without_the_networks_that_only_trained_it():
+def test_returned_model_lacks_auxiliary_networks():
     result = envariant.train("colored-digits", "selfreg", model="mlp(hidden=8)", **QUICK)
     held = result.checkpoints[0].params
     assert any(name.startswith("selfreg-projection.") for name in held)
@@ -372,7 +372,7 @@ def test_a_model_can_be_had_back_without_the_networks_that_only_trained_it():
     assert all(torch.equal(value, held[name]) for name, value in trained.items())
 
 
-def test_networks_of_an_algorithms_own_do_train_and_leave_the_models_first_weights_alone():
+def test_auxiliary_networks_train_and_do_not_change_initial_weights_of_the_model():
     first = {}
     for name in ("erm", "selfreg"):
         result = envariant.train(
@@ -416,6 +416,6 @@ class OwnNetwork(Penalty):
         ),
     ],
 )
-def test_a_part_of_ones_own_is_told_what_is_wrong_with_it(part, message):
+def test_invalid_part_is_rejected(part, message):
     with pytest.raises(EnvariantError, match=message):
         envariant.train("colored-digits", Composition(penalties=(part,)), model="mlp(hidden=8)", **QUICK)

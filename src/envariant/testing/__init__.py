@@ -1,8 +1,8 @@
-"""Checks for algorithms and data sources from other packages; the library's tests use them too.
+"""Checks for algorithms, data sources and predictors from other packages; the library's tests use them too.
 
 Call the checks in your tests:
 
-    from envariant.testing import check_algorithm, check_source
+    from envariant.testing import check_algorithm, check_predictor, check_source
 
     def test_my_penalty():
         check_algorithm(MyPenalty(coefficient=3.0))
@@ -10,10 +10,14 @@ Call the checks in your tests:
     def test_my_data():
         check_source(MySource("rows.parquet"))
 
+    def test_my_predictor():
+        check_predictor(MyPredictor(), tasks=("binary",))
+
 A failed check raises an `AssertionError` that names the violated property in one sentence.
 """
 
 from envariant.testing.algorithms import ALGORITHM_CHECKS, check_algorithm, check_training, update
+from envariant.testing.predictors import check_predictor
 from envariant.testing.problem import TASKS, Problem
 from envariant.testing.sources import check_source
 
@@ -22,6 +26,7 @@ __all__ = [
     "TASKS",
     "Problem",
     "check_algorithm",
+    "check_predictor",
     "check_source",
     "check_training",
     "update",

@@ -33,7 +33,7 @@ class LeaveOneOut(Selection):
         if len(test) != 1:
             return NoSelection("needs runs with a single test environment")
         sets = {
-            frozenset(cast("tuple[str, ...]", names)): runs
+            frozenset[str](cast("Any", names)): runs
             for names, runs in others.groupby("test_environments", sort=False)
         }
         pairs = {

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from abc import ABC
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ _HISTORY = (
 )
 
 
-class StoreReader:
+class StoreReader(ABC):  # noqa: B024
     """Reader of stored runs; base class of `Store`, which also writes.
 
     Args:

@@ -1,6 +1,6 @@
 """Abstract base classes: `Algorithm`, the parts of a composition, and the context they receive.
 
-An algorithm is a pure function from a minibatch to gradients. It holds no mutable state, draws random numbers
+An algorithm is a pure function from a minibatch to gradients. It has no mutable state, takes random numbers
 only from its context, and never branches in Python on a hyperparameter's value: the engine replaces
 hyperparameters and the step number by tensors in order to run many replicas as one program. Most algorithms
 are compositions (`composition.py`) of

@@ -1,4 +1,4 @@
-"""URM: learn uniformly distributed features against a discriminator, so that none is left out."""
+"""URM: learn uniformly distributed features against a discriminator, so that no feature is omitted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

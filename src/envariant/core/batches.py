@@ -43,7 +43,7 @@ class EnvironmentBatch:
         if len(set(self.sizes)) == 1:
             # Equal sizes need a reshape only, which costs nothing and vectorizes.
             apart = values.reshape(len(self.sizes), self.sizes[0], *values.shape[1:])
-            # The same as `mean` in float32, except that its derivative divides once for every row.
+            # Equal to `mean` in float32, but the derivative of `mean` divides once for every row.
             return apart.sum(dim=1) / self.sizes[0]
         return torch.stack([part.sum(dim=0) / len(part) for part in self.split(values)])
 

@@ -122,7 +122,7 @@ def text_of(value: object) -> str:
     """Return a label as text."""
     if isinstance(value, bool | np.bool_):
         return str(value).lower()
-    # 2019 and 2019.0 are the same label, whatever the type of the column.
+    # 2019 and 2019.0 are the same label, independent of the type of the column.
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     return str(value)
@@ -178,7 +178,7 @@ def _stacked(values: Any) -> Any:
 
 
 def tensor_of(values: Any, what: str) -> Tensor:
-    """Convert numbers to a tensor; a tensor stays on its device.
+    """Convert numbers to a tensor; an existing tensor keeps its device.
 
     Raises:
         EnvariantError: If the values are not numbers.
@@ -186,7 +186,7 @@ def tensor_of(values: Any, what: str) -> Tensor:
     try:
         values = _stacked(values)
         if not isinstance(values, Tensor):
-            # By way of an array: data frames convert to arrays, and lists of arrays convert faster. PyTorch
+            # Via NumPy: data frames convert to arrays, and lists of arrays convert faster. PyTorch
             # warns about read-only arrays, so they are copied.
             array = np.asarray(values)
             values = array if array.flags.writeable else array.copy()

@@ -2,8 +2,8 @@
 
 There is no generator state, so a resumed run, a single replica and a stack of a thousand replicas get the
 same numbers, and a whole stack needs only a few tensor operations. The mixing function is that of splitmix64
-(Steele, Lea & Flood 2014). Unsigned 64-bit integers are stored in signed ones, because PyTorch lacks many
-operations on unsigned ones.
+(Steele, Lea & Flood 2014). Unsigned 64-bit integers are stored as signed integers, because PyTorch lacks many
+operations on unsigned integers.
 """
 
 from collections.abc import Generator, Sequence

@@ -32,10 +32,10 @@ class DefaultSettings:
 @final
 @dataclass(frozen=True)
 class ReferenceScores:
-    """Theoretical scores of a data set, in the task's metric.
+    """Theoretical scores of a data set, in the metric of its task.
 
     Attributes:
-        chance: Score of guessing; None if unknown.
+        chance: Score of random guessing; None if unknown.
         optimum: Score of the best invariant predictor; None if unknown.
     """
 

@@ -50,7 +50,7 @@ class Environment:
         name: Name of the environment, on one line.
         inputs: Inputs `[rows, *input_shape]`, converted to float32, or an `InputStore`.
         targets: Targets `[rows, *target_shape]`, numbers.
-        attributes: Additional values of each row by name, `[rows, …]` each, such as sampling weights or a
+        attributes: Additional values of each row by name, each `[rows, …]`, such as sampling weights or a
             color. They are not model inputs; figures and diagnostics use them.
         origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
 
@@ -318,9 +318,9 @@ class EnvironmentSet(EnvironmentSource):
         """Build a set of environments from PyTorch datasets, one per environment; each is read once.
 
         Args:
-            datasets: Datasets by environment name. An item is a tuple of input and target; further entries
-                are ignored.
-            task: What is predicted; None infers it as in `from_arrays`.
+            datasets: Datasets by environment name. An item is a tuple of input and target; additional
+                entries are ignored.
+            task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
             test: Names of the default test environments.
 
@@ -360,7 +360,7 @@ class EnvironmentSet(EnvironmentSource):
             inputs: Name of a column of numbers or arrays, or names of several columns to concatenate.
             target: Name of the column to predict.
             environment: Name of the column of environment labels.
-            task: What is predicted; None infers it as in `from_arrays`.
+            task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
             test: Labels of the default test environments.
 

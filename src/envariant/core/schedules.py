@@ -1,7 +1,7 @@
 """Schedules: coefficients and learning rates as functions of the step, writable as short strings.
 
 With a strong penalty from the first step, training ends at the constant predictor, whose penalty is zero;
-without a penalty, it is ERM. Published compromises are schedules: `step(1, 1e4, at=190)`,
+without a penalty, training is ERM. Published compromises are schedules: `step(1, 1e4, at=190)`,
 `stages(1, 1e4, 1e6, at=(190, 400))`, `poly(k=1, p=3, after=190)`. Switch points are step numbers, or shares
 of the run's length such as `at=40%`. Values are clipped to ±`CAP`, since an exponential would overflow
 within a few hundred steps.

@@ -58,7 +58,7 @@ def parse(text: str) -> Spec:
     """Parse `name` or `name(1, key=value, …)`.
 
     Raises:
-        EnvariantError: If the text is not of that form.
+        EnvariantError: If the text is not a name with optional arguments in parentheses.
     """
     match = _CALL.fullmatch(text)
     if match is None:
@@ -78,7 +78,7 @@ def parse_value(text: str) -> Any:
     """Parse one value: a number, a percentage such as `40%`, `true`, `none`, a word, a tuple or a spec.
 
     Raises:
-        EnvariantError: If the text is not of that form.
+        EnvariantError: If the text is not a valid value.
     """
     match = _CALL.fullmatch(text)
     try:

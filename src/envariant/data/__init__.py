@@ -66,7 +66,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
 
     Args:
         text: Name, optional protocol after a colon, and settings in parentheses.
-        folder: Folder of the MNIST files. Default: search the cache, or download them.
+        folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
 
     Raises:
         EnvariantError: If the source, its protocol or a setting is unknown or invalid, or a plug-in cannot be

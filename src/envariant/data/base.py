@@ -26,7 +26,7 @@ class SpecSource(EnvironmentSource):
 
         Args:
             spec: Name and settings of the source.
-            folder: Folder of the MNIST files. Default: search the cache, or download them.
+            folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
 
         Raises:
             EnvariantError: If a setting is unknown or invalid.

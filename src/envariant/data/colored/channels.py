@@ -28,7 +28,7 @@ class ColorChannels(DigitSource):
 
     Attributes:
         size: Side of an image in pixels: 28, 14 or 7.
-        folder: Folder of the MNIST files. Default: search the cache, or download them.
+        folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
     """
 
     base: ClassVar[str] = "colored-mnist-channels"

@@ -123,7 +123,7 @@ def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
-    """Downsample images to `size` × `size` by taking every k-th row and column; divide them by `most`."""
+    """Downsample images to `size` × `size` by taking every k-th row and column; scale `most` to 1."""
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
 
@@ -158,7 +158,7 @@ class DigitSource(SpecSource):
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
         name, _, protocol = spec.name.partition(":")
-        # A single flip is typed as a number, several as a tuple.
+        # A single flip is written as a number, several as a tuple.
         keywords = {
             key: (value,) if key.endswith("flips") and isinstance(value, int | float) else value
             for key, value in spec.keywords.items()

@@ -38,7 +38,7 @@ class ColoredMNIST(construction.ColoredSource):
         protocol: "irm", "domainbed" or "thirds".
         size: Side of an image in pixels: 28, 14 or 7; smaller images use every k-th row and column.
             Default: the size of the protocol.
-        folder: Folder of the MNIST files. Default: search the cache, or download them.
+        folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
     """
 
     base: ClassVar[str] = "colored-mnist"

@@ -1,7 +1,7 @@
-"""Minibatches of a stack of replicas, gathered for all of them at once.
+"""Minibatches for a stack of replicas.
 
-All environments lie end to end in one tensor, in their storage type, with one copy for all replicas that
-share their data. A step's rows are a single gather, whatever the number of replicas and environments.
+The rows of all environments are concatenated in one tensor of their storage type. Replicas with the same data
+share one copy. One gather operation per step selects the rows for all replicas and environments.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,32 +20,32 @@ from envariant.training.augmentation import RandomAffine
 
 @final
 class StackingError(Exception):
-    """Reason why replicas cannot form one program."""
+    """Error with the reason why replicas cannot be stacked."""
 
 
 Axis = int | None
-"""Axis of the replicas in a tensor: 0, or None where all share it."""
+"""Axis of the replicas in a tensor: 0, or None if all replicas share the tensor."""
 
-# Random numbers drawn at once: enough that drawing costs nothing beside a step, few enough to fit in a cache.
+# Random numbers generated at a time: enough for a negligible cost per step, few enough to fit in a cache.
 _DRAWN_AT_ONCE = 2**16
 
 
 @final
 class Rows:
-    """Rows of every environment, training environments first.
+    """Rows of all environments, training environments first.
 
     Args:
-        sets: Environments of each replica; an object that occurs several times is stored once.
+        sets: Environments of each replica. If all replicas share one object, it is stored once.
         roles: "train", "validation" or "test" by environment.
         device: Device of the rows.
 
     Attributes:
-        axis: Axis of the replicas in what `of` returns.
+        axis: Axis of the replicas in the tensors returned by `of`.
         training: Names of the training environments, in order.
         sizes: Number of rows by environment.
         decode: Function from stored rows `[…, *shape]` to float32 inputs.
-        bounds: Cumulative sampling weights `[1 or replicas, training rows]`, if rows have weights: the k-th
-            environment's fill the interval from k to k + 1.
+        bounds: Cumulative sampling weights `[1 or replicas, training rows]`; those of the k-th environment
+            are scaled to the interval from k to k + 1. None: rows have no weights.
 
     Raises:
         StackingError: If environments differ in size between replicas.
@@ -93,7 +93,7 @@ class Rows:
         """Return stored inputs and targets of adjacent environments, with the replicas along `axis`.
 
         Args:
-            names: Names of the environments, in the order of `sizes`.
+            names: Names of adjacent environments, in the order of `sizes`.
         """
         place = slice(self._places[names[0]].start, self._places[names[-1]].stop)
         inputs, targets = self._inputs[:, place], self._targets[:, place]
@@ -103,7 +103,7 @@ class Rows:
         """Return stored inputs and targets of training rows, `[replicas, rows, …]`.
 
         Args:
-            index: Numbers of the rows, for each replica its own.
+            index: Row indices for each replica, `[replicas, rows]`.
         """
         if self.axis == 0:
             index = index + torch.arange(len(index), device=index.device)[:, None] * self._inputs.shape[1]
@@ -116,22 +116,21 @@ class Rows:
 
 @final
 class BatchSampler:
-    """Sampler of each step's batch, for all replicas of a stack.
+    """Minibatch sampler for a stack of replicas.
 
     Args:
-        rows: The data.
+        rows: Rows of all environments.
         seeds: Seed of the batch order of each replica.
-        batch_size: Rows of each training environment, drawn with replacement; None is all rows.
-        augmentation: Augmentation of the inputs; None leaves them as they are.
-        dtype: Type of the inputs of a full batch. A type to which every step would round them anyway saves
-            that work.
+        batch_size: Rows of each training environment per batch, sampled with replacement. None: all rows.
+        augmentation: Augmentation of the inputs. None: no augmentation.
+        dtype: Type of the inputs of a full batch; the precision of the model, to avoid a conversion per step.
 
     Attributes:
-        sizes: Rows of each training environment in a batch.
+        sizes: Number of rows of each training environment in a batch.
         axes: Axes of the replicas in inputs and targets.
 
     Raises:
-        EnvariantError: If rows have weights and the batch is full.
+        EnvariantError: If rows have sampling weights and `batch_size` is None.
     """
 
     def __init__(
@@ -150,7 +149,7 @@ class BatchSampler:
         self._device = self._targets.device
         if batch_size is None:
             if self._inputs.dtype == torch.float32:
-                # Decoded once: that takes no more memory. Smaller types are decoded at every step.
+                # Decode once, which needs no more memory. Smaller types are decoded at every step.
                 self._inputs = self._decode(self._inputs).to(dtype)
                 self._decode = _unchanged
             self.axes = (rows.axis if augmentation is None else 0, rows.axis)
@@ -170,7 +169,7 @@ class BatchSampler:
         self._drawn: Tensor | None = None
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return inputs `[rows, *shape]` and targets `[rows, …]` of a step, with the replicas along `axes`.
+        """Return the inputs `[rows, *shape]` and targets `[rows, …]` of a step, with replica axes `axes`.
 
         Args:
             step: Number of updates already made.
@@ -193,7 +192,7 @@ class BatchSampler:
         return self._draws(step)[0]
 
     def _draws(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return the keys and row numbers of a step, from a block of steps drawn at once."""
+        """Return the random keys and row indices of a step; they are generated for many steps at a time."""
         count = len(self._seeds) * (1 if self._below is None else sum(self.sizes))
         steps = max(1, _DRAWN_AT_ONCE // count)
         first = step - step % steps
@@ -211,10 +210,10 @@ class BatchSampler:
         return self._keys[place], None if self._drawn is None else self._drawn[place]
 
     def _weighted(self, keys: Tensor, bounds: Tensor, count: int) -> Tensor:
-        """Return row numbers `[steps, replicas, count]`, drawn with probability proportional to weight."""
+        """Return row indices `[steps, replicas, count]`, sampled in proportion to the row weights."""
         at = counter_rng.uniforms(keys, step_context.ROWS, count).double() + self._owners
         steps, replicas = keys.shape
-        # Replicas with their own rows look their numbers up in their own bounds.
+        # If replicas have different rows, each uses its own bounds.
         by_bounds = at.transpose(0, 1).reshape(1 if len(bounds) == 1 else replicas, -1)
         numbers = torch.searchsorted(bounds, by_bounds, right=True)
         return numbers.view(replicas, steps, count).transpose(0, 1)

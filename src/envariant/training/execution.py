@@ -1,16 +1,16 @@
-"""How many replicas train as one program: as requested, or by two rules about the counted work of a step.
+"""Choice of sequential or stacked execution, and of the stack size.
 
-A small model leaves a processor waiting for Python; a stack of small models does not. A large model fills
-the caches by itself, and a stack of those is slower than one after another. Stacked and sequential execution
-agree to rounding, which grows over a long run, as it does with another number of threads. So the choice is
-stored with the result, and a resumed run keeps it.
+With small models, most of the time is Python overhead, which stacking shares among replicas. Large models use
+the processor fully, and stacks of them are slower than sequential execution. The two modes differ by
+rounding, which accumulates over long runs. The choice is therefore stored with the result, and a resumed run
+uses the same mode.
 
-1. Replicas train one after another if there is nothing to gain: one replica, few steps, a model that draws
-   its own random numbers, or a large step (`_LARGE_STEP`).
-2. Otherwise they are stacked: as many as fit in memory and, on a CPU, comfortably in its caches.
+1. Execution is sequential for one replica, few steps, a model with random numbers such as dropout, or a large
+   step (`_LARGE_STEP`).
+2. Otherwise, replicas are stacked: as many as fit in memory and, on a CPU, in its caches.
 
-No rule measures time, so the choice is the same on a busy machine. If memory runs out all the same, the
-engine halves the stack (`engine.run`).
+The rules do not measure time, so the choice does not depend on the load of the machine. If memory runs out
+during training, the engine halves the stack (`engine.run`).
 """
 
 import math
@@ -33,22 +33,22 @@ from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig, network
 
-# Fewer steps than this, over all replicas, take about a second: too little to gain from.
+# Fewer steps than this, over all replicas, take about a second, so stacking does not pay.
 _FEW_STEPS = 2000
-# Activations and multiply-adds of a forward pass, by kind of device, above which a step keeps the processor
-# busy by itself. At these sizes a step takes a few times the millisecond that Python takes to start it, and
-# stacks of eight were measured to gain nothing.
+# Activations and multiply-adds of a forward pass, by type of device, above which a step is large. Such a step
+# takes a few milliseconds, compared with one millisecond of Python overhead; in measurements, stacks of eight
+# were not faster.
 _LARGE_STEP = {"cpu": (4_000_000, 5_000_000), "cuda": (200_000_000, 2_000_000_000)}
-# The C library's heap, told to keep freed memory (`allocator.py`), grows to two and a half times what lives.
+# Ratio of heap size to live tensors. The heap is larger because freed memory is kept (`allocator.py`).
 HEAP = 2.5
-# A stack that needs more than this leaves a CPU's caches; its replicas then cost more, not less.
+# Maximum memory of a stack on a CPU in bytes. Larger stacks do not fit in the caches and are slower.
 _COMFORTABLE = 64 * 2**20
 
 
 @final
 @dataclass(frozen=True)
 class Auto:
-    """Request for the execution that the rules choose."""
+    """Request for automatic choice of the execution."""
 
     def __str__(self) -> str:
         return "auto"
@@ -57,7 +57,7 @@ class Auto:
 @final
 @dataclass(frozen=True)
 class Sequential:
-    """Request for one replica after another."""
+    """Request for sequential execution."""
 
     def __str__(self) -> str:
         return "sequential"
@@ -69,7 +69,7 @@ class Stacked:
     """Request for stacked execution.
 
     Attributes:
-        group: Largest number of replicas in one program; None is as many as fit comfortably.
+        group: Maximum number of replicas in one program. Default: limited by memory and CPU caches.
     """
 
     group: int | None = None
@@ -83,19 +83,19 @@ class Stacked:
 
 
 ExecutionRequest = Auto | Sequential | Stacked
-"""Requested way to run the replicas."""
+"""Requested execution of the replicas."""
 
 _REQUESTS: dict[str, type[ExecutionRequest]] = {"auto": Auto, "sequential": Sequential, "stacked": Stacked}
 
 
 def execution_request(request: str | ExecutionRequest) -> ExecutionRequest:
-    """Return the request that a text such as `auto`, `sequential` or `stacked(group=50)` stands for.
+    """Return the execution request specified by `auto`, `sequential` or a text such as `stacked(group=50)`.
 
     Args:
-        request: A text, or a request, which is returned as it is.
+        request: Text, or a request, which is returned unchanged.
 
     Raises:
-        EnvariantError: If it is neither.
+        EnvariantError: If `request` is neither a valid text nor an execution request.
     """
     if isinstance(request, str):
         return specs.build("execution", request, _REQUESTS)
@@ -107,13 +107,13 @@ def execution_request(request: str | ExecutionRequest) -> ExecutionRequest:
 @final
 @dataclass(frozen=True)
 class Execution:
-    """How the replicas run.
+    """Execution of the replicas: mode, stack size and reason.
 
     Attributes:
-        mode: Whether several replicas form one program.
-        group: Largest number of replicas in one program.
-        reason: Why this execution was chosen.
-        bytes_predicted: Predicted peak memory of a stack in bytes, with holes in the heap; None if unknown.
+        mode: "sequential" or "stacked".
+        group: Maximum number of replicas in one program.
+        reason: Reason for this execution.
+        bytes_predicted: Predicted peak memory of a stack in bytes, including unused heap. None: unknown.
     """
 
     mode: Literal["sequential", "stacked"]
@@ -135,19 +135,19 @@ def choose(
     config: RunConfig,
     budget: int | None,
 ) -> Execution:
-    """Return the requested execution, or the one that the two rules of this module choose.
+    """Return the requested execution; for `Auto`, choose it by the two rules of this module.
 
-    Where replicas differ in structure, the largest set of equal structure decides for all.
+    If replicas differ in structure, the rules are applied to the largest group with equal structure.
 
     Args:
-        request: What was requested.
-        source: Source of each replica's environments.
-        replicas: The replicas.
-        config: Settings that they share.
-        budget: Memory that a stack may need, in bytes; None is half of what is available.
+        request: Requested execution.
+        source: Data source of all replicas.
+        replicas: Replicas to execute.
+        config: Settings shared by all replicas.
+        budget: Memory limit of a stack in bytes. None: half of the available memory.
 
     Raises:
-        EnvariantError: If stacking was requested and is not possible, or the budget is too small.
+        EnvariantError: If stacking was requested, but is not possible or exceeds the budget.
     """
     if isinstance(request, Sequential):
         return SEQUENTIAL
@@ -185,7 +185,7 @@ def _nothing_to_gain(alike: int, replicas: int, steps: int) -> str | None:
 
 
 def _step_size(net: Network, input_shape: Sequence[int], rows: int) -> tuple[bool, str]:
-    """Return whether a forward pass over so many rows is large, and its size in words."""
+    """Return whether a forward pass over a number of rows is large, and a text with its size."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net.forward(net.params, net.buffers, torch.zeros(2, *input_shape, device=net.device), training=False)
     # A multiply-add is two operations, and two rows were counted.
@@ -203,7 +203,7 @@ def _stack(
     budget: int | None,
     reason: str,
 ) -> Execution:
-    """Return stacked execution in groups of about equal size, as large as memory and caches allow."""
+    """Return stacked execution with about equal groups, as large as memory and CPU caches allow."""
     budget = memory_budget.available(device) // 2 if budget is None else budget
     holes = HEAP if device.type == "cpu" else 1.0
     fit, fewest = needed.fit(int(budget / holes), replicas), min(2, replicas)
@@ -217,7 +217,7 @@ def _stack(
     if isinstance(request, Stacked) and request.group is not None:
         most = min(fit, request.group)
     elif device.type == "cpu":
-        # Measurements have blocks of their own and do not slow a step.
+        # Evaluation uses separate blocks and does not slow down training steps.
         stepping = memory_budget.Need(needed.phases[-2:])
         most = min(fit, max(2, stepping.fit(_COMFORTABLE + stepping.of(1), replicas)))
     else:
@@ -234,13 +234,13 @@ def _not_stackable(request: ExecutionRequest, reason: str) -> Execution:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done its pending work; a CPU has none."""
+    """Wait until a GPU has finished its pending operations; do nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def need(source: EnvironmentSource, replicas: Sequence[Replica], config: RunConfig) -> memory_budget.Need:
-    """Return the memory that a stack of any size needs, extrapolated from stacks of two and of four."""
+    """Return the memory need of stacks, extrapolated from stacks of two and four replicas."""
     few = tuple(replicas[k % len(replicas)] for k in range(4))
     at_once = ReplicaStack(source, few[:1], config).measured_at_once
     return memory_budget.Need.measured(
@@ -249,19 +249,19 @@ def need(source: EnvironmentSource, replicas: Sequence[Replica], config: RunConf
 
 
 def peaks(source: EnvironmentSource, replicas: Sequence[Replica], config: RunConfig) -> tuple[int, ...]:
-    """Return the peak bytes of building a stack, of a measurement, and of its first and second step."""
+    """Return the peak bytes of four phases of a stack: building, evaluation, first step and second step."""
     config, stack = replace(config, compiled=False), list[ReplicaStack]()
     return memory_budget.peak_bytes(
         lambda: stack.append(ReplicaStack(source, replicas, config)),
         lambda: stack[0].measure(),
-        # The optimizer allocates its state in the first step; the second step draws no rows.
+        # The first step allocates the optimizer state and samples rows; the second step does not.
         lambda: stack[0].advance(),
         lambda: stack[0].advance(),
     )
 
 
 def groups(replicas: Sequence[Replica], size: int) -> list[tuple[Replica, ...]]:
-    """Return groups of at most `size` replicas of equal structure, of about the same size."""
+    """Split replicas into groups of equal structure and about equal size, at most `size` replicas each."""
     alike: dict[Any, list[Replica]] = {}
     for replica in replicas:
         alike.setdefault(structure(replica.algorithm), []).append(replica)

@@ -74,8 +74,8 @@ class Network:
         together: Number of rows that are predicted jointly; 1 for most models.
 
     Raises:
-        EnvariantError: If the module does not accept the inputs, does not return one output per row, or has no
-            parameters to train.
+        EnvariantError: If the module does not accept the inputs, does not return one output per row, or has
+            no parameters to train.
     """
 
     def __init__(

@@ -68,8 +68,8 @@ class StackedOptimizer:
     """Optimizer of many replicas, each with its own learning rate and weight decay.
 
     PyTorch's fused optimizers have a single learning rate. A stackable update rule has the form
-    θ ← θ − rate · u. One optimizer therefore updates a zero matrix at rate 1, which gives −u, and the rows are
-    multiplied by the learning rates of the replicas. Other rules run once per replica, on views of its
+    θ ← θ − rate · u. One optimizer therefore updates a zero matrix at rate 1, which gives −u. The rows are
+    then multiplied by the learning rates of the replicas. Other rules run once per replica, on views of its
     parameters.
 
     Args:
@@ -316,13 +316,14 @@ class SGD(OptimizerConfig):
 class TorchOptimizer(OptimizerConfig):
     """Configuration of a PyTorch optimizer class, or of `functools.partial` of one.
 
-    Elementwise optimizers that are linear in the learning rate run stacked: SGD, Adam, AdamW, RMSprop, Adagrad,
-    Adadelta, Adamax, NAdam and RAdam with coupled weight decay (AdamW: decoupled). Other classes, such as ASGD,
-    Adafactor and user-defined ones, have one instance per replica, with its learning rate and weight decay.
+    Elementwise optimizers that are linear in the learning rate run stacked: SGD, Adam, AdamW, RMSprop,
+    Adagrad, Adadelta, Adamax, NAdam and RAdam, unless `decoupled_weight_decay` is set. Other classes, such as
+    ASGD, Adafactor and user-defined ones, have one instance per replica, with its learning rate and weight
+    decay.
 
     Attributes:
-        factory: Optimizer class or partial, called as `factory(params, lr=…)`, and with `weight_decay=…` unless
-            the class has the required value as its default.
+        factory: Optimizer class or partial, called as `factory(params, lr=…)`. `weight_decay=…` is added if
+            it is not 0, or if the default of the class is not 0.
     """
 
     name: ClassVar[str] = "torch"

@@ -1,7 +1,8 @@
-"""Pretraining: models trained before the algorithm starts, whose weights it starts from.
+"""Pretraining of the initial weights.
 
-`erm` learns the easiest features; `rfc` (rich feature construction) trains several models, each where the
-earlier ones are wrong, and one that imitates them all, so that its features hold more than the easiest ones.
+`erm` trains one model, which learns the easiest features. `rfc` (rich feature construction) trains several
+models, each with more weight on the errors of the earlier models, and finally one model that imitates all of
+them and thus learns more features.
 """
 
 import itertools
@@ -38,11 +39,11 @@ from envariant.training.run_config import RunConfig
 @final
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A pretrained model.
+    """Pretrained model: weights and predictions.
 
     Attributes:
         weights: Parameters and buffers by name.
-        logits: Function from rows, as the environments store them, to logits `[rows, *c]`.
+        logits: Function from rows in the storage format of the environments to logits `[rows, *c]`.
     """
 
     weights: Mapping[str, Tensor]
@@ -53,18 +54,18 @@ class Fit(Protocol):
     """Function that trains a new model of the run's architecture."""
 
     def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
-        """Return a model trained on all environments.
+        """Train a new model on all environments.
 
         Args:
-            environments: Environments to train on.
-            algorithm: The algorithm.
+            environments: Training environments.
+            algorithm: Algorithm for training the model.
             steps: Number of updates.
         """
         ...
 
 
 class Initializer(ABC):
-    """Frozen description of how the weights that an algorithm starts from are pretrained.
+    """Base class of pretraining methods for the initial weights.
 
     Attributes:
         name: Name, such as `rfc`.
@@ -75,19 +76,19 @@ class Initializer(ABC):
     @property
     @abstractmethod
     def total_steps(self) -> int:
-        """Number of training steps of all models together."""
+        """Total number of training steps of all pretrained models."""
 
     @abstractmethod
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
-        """Return parameters and buffers of the run's model by name.
+        """Return pretrained parameters and buffers of the run's model, by name.
 
         Args:
             environments: Training environments.
-            fit: Trains a model of the run's architecture.
-            seed: Seed of random choices other than weights and batches.
+            fit: Function that trains a model of the run's architecture.
+            seed: Seed of all random numbers except those for weights and batches.
 
         Raises:
-            EnvariantError: If the task or the model does not suit this pretraining.
+            EnvariantError: If this pretraining does not support the task or the model.
         """
 
 
@@ -120,20 +121,21 @@ class FromERM(Initializer):
 @final
 @dataclass(frozen=True)
 class RFC(Initializer):
-    """Rich feature construction. Zhang, Lopez-Paz, Bottou 2022 (arXiv 2203.15516), its release's constants.
+    """Rich feature construction. Zhang, Lopez-Paz, Bottou 2022 (arXiv 2203.15516), constants of their code.
 
-    The first model is trained by ERM and stopped early. Every further round trains a new model that minimizes
-    the largest mean loss over groups; each earlier model splits all rows into a group on which it is right
-    and a group on which it is wrong. Finally, one featurizer with one head per model learns to imitate their
-    predictions. Half of its rows are drawn from those on which all models are right or all are wrong, half
-    from the others. The algorithm starts from that featurizer and the mean of the heads.
+    The first model is trained by ERM and stopped early. Each later round trains a new model that minimizes
+    the largest mean loss over groups of rows: for each earlier model, the correctly and the incorrectly
+    predicted rows. Finally, one featurizer with one head per model is trained to imitate the predictions of
+    all models. Half of the training rows are sampled from rows that all models predict correctly or all
+    predict incorrectly, half from the other rows. The initial weights are this featurizer and the mean of the
+    heads.
 
     Attributes:
         rounds: Number of models to imitate.
-        first_steps: Updates of the first model.
-        steps: Updates of each further model.
-        synthesis_steps: Updates of the model that imitates.
-        l2: Coefficient of the squared parameter norm in all these losses.
+        first_steps: Number of updates of the first model.
+        steps: Number of updates of each later model.
+        synthesis_steps: Number of updates of the imitating model.
+        l2: Coefficient of the squared parameter norm in the loss of each model.
     """
 
     name: ClassVar[str] = "rfc"
@@ -166,7 +168,7 @@ class RFC(Initializer):
         model = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
         answers, right = [_predicted(model, pooled, task)], [_is_right(model, pooled, task)]
         while len(answers) < self.rounds:
-            # A model that is right everywhere gives one group instead of two.
+            # A model without errors gives one group instead of two.
             groups = EnvironmentSet("groups", tuple(_groups(pooled, right)), task)
             model = fit(groups, Composition(WorstCaseRisk(), l2=self.l2), self.steps)
             answers.append(_predicted(model, pooled, task))
@@ -192,9 +194,9 @@ class RFC(Initializer):
 @final
 @dataclass(frozen=True)
 class _Imitation(TrainingStep):
-    """(1/K) Σ_k mean_i ℓ(w_k·h_i, ŷ_ik): one featurizer, and one head per imitated model.
+    """Imitation loss (1/K) Σ_k mean_i ℓ(w_k·h_i, ŷ_ik): one featurizer, and one head per imitated model.
 
-    All environments hold the same rows; the targets of each are the predictions of one model.
+    Each environment contains the same rows; its targets are the predictions of one model.
     """
 
     name: ClassVar[str] = "imitation"
@@ -226,14 +228,15 @@ class _Imitation(TrainingStep):
 
 
 def balanced_rows(right: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw as many row numbers as there are rows, half from rows on which all models agree in being right.
+    """Sample row indices with replacement, half of them from rows on which all models agree.
 
-    A row counts as agreed on if all models are right or all are wrong. If no row is agreed on, or every row
-    is, all numbers come from the rows there are.
+    Models agree on a row if all of them predict it correctly or all incorrectly. The other half is sampled
+    from rows that only some models predict correctly. If one of the two kinds of rows does not occur,
+    all indices are sampled from the other kind. The result has as many indices as there are rows.
 
     Args:
-        right: Whether each model is right, `[models, rows]`.
-        generator: Generator of the draws, which are with replacement.
+        right: Mask of correct predictions, `[models, rows]`.
+        generator: Random number generator.
     """
     alike = (right == right[0]).all(dim=0)
     rows = right.shape[1]
@@ -253,13 +256,13 @@ def predictions(logits: Tensor, task: Task) -> Tensor:
 
     Args:
         logits: Logits `[rows]` or `[rows, classes]`.
-        task: A classification task.
+        task: Classification task.
     """
     return (logits > 0).float() if task.outputs == 1 else logits.argmax(dim=1)
 
 
 def _pooled(environments: EnvironmentSet) -> Environment:
-    """Return the rows of all environments as one."""
+    """Return the rows of all environments as one environment."""
     stores = [e.input_store for e in environments.environments]
     rows = torch.cat([store.gather() for store in stores])
     targets = torch.cat([e.targets for e in environments.environments])
@@ -275,7 +278,7 @@ def _is_right(model: Fitted, rows: Environment, task: Task) -> Tensor:
 
 
 def _groups(rows: Environment, right: list[Tensor]) -> list[Environment]:
-    """Return, for each model so far, the rows on which it is right and those on which it is wrong, if any."""
+    """Return the rows that each model predicts correctly and incorrectly, as non-empty environments."""
     return [
         rows.select(selected.nonzero().flatten(), name=f"{word} {k + 1}")
         for k, is_right in enumerate(right)
@@ -298,13 +301,13 @@ INITIALIZERS: dict[str, type[Initializer]] = {cls.name: cls for cls in (FromERM,
 
 
 def initializer_named(text: str | None) -> Initializer | None:
-    """Return the pretraining that a text such as `rfc` or `erm(steps=200)` stands for; None for None.
+    """Return the pretraining specified by a text such as `rfc` or `erm(steps=200)`; None for None.
 
     Args:
-        text: Name with settings in brackets.
+        text: Name with optional settings in brackets.
 
     Raises:
-        EnvariantError: If the name is unknown, or it has no such setting.
+        EnvariantError: If the name or a setting is unknown.
     """
     return None if text is None else specs.build("init", text, INITIALIZERS)
 
@@ -316,15 +319,15 @@ def prepared(
     initializer: Initializer | None,
     on_progress: Callable[[int, int, int], None],
 ) -> Replica:
-    """Return the replica with pretraining, if it needs any; training starts when its `start` is first read.
+    """Return the replica with pretraining, if needed; it runs on first access to `Replica.start`.
 
     Args:
         replica: The replica.
-        source: Source of its environments.
+        source: Data source of the replica.
         config: Settings of the run.
-        initializer: Pretraining of its weights; None starts from new weights.
-        on_progress: Called after every pretraining step with the replica's number, the steps made and the
-            total number of steps.
+        initializer: Pretraining of the initial weights. None: no pretraining of weights.
+        on_progress: Called after every pretraining step with the number of the replica, the number of steps
+            made and the total number of steps.
     """
     inference = replica.algorithm.environment_inference
     if inference is None and initializer is None:
@@ -349,7 +352,7 @@ def prepared(
 def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = lambda: None) -> Fit:
     """Return a function that trains new models with the replica's seeds and learning rate.
 
-    A scheduled learning rate starts from its first step for every model.
+    A learning-rate schedule starts at step 0 for each model.
 
     Args:
         replica: The replica.
@@ -379,7 +382,7 @@ def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = l
 def _inferred(
     environments: EnvironmentSet, inference: EnvironmentInference, fit: Fit, steps: int
 ) -> EnvironmentSet:
-    """Return the rows of all training environments in new environments, inferred from a reference model."""
+    """Infer training environments with a reference model; they contain the rows of all given environments."""
     erm = Composition(PooledMean(), l2=inference.reference_l2)
     reference, pooled = fit(environments, erm, inference.reference_steps or steps), _pooled(environments)
     logits = reference.logits(pooled.input_store.gather())

@@ -152,7 +152,7 @@ class ReplicaStack:
         self._load(before)
 
     def measure(self) -> tuple[HistoryRow, ...]:
-        """Return loss, score and other metrics in all environments, for each replica that trains.
+        """Return loss, score and other metrics in all environments, for each replica that has not diverged.
 
         A replica that diverged since the last measurement is measured for the last time, with the weights
         from before the failing step.
@@ -312,7 +312,7 @@ class ReplicaStack:
         return Evaluator.of_stack(self.network, params, self._buffers, count, self._config.adapt)
 
     def _eval_params(self) -> Mapping[str, Tensor]:
-        """Return the parameters used for prediction; for most algorithms, these are the trained parameters."""
+        """Return the parameters used for prediction; for most algorithms, the trained parameters."""
         return self._algorithm.eval_params(self._views, self._state)
 
     def _measured(self, name: str) -> Float[Tensor, "replicas 3"]:

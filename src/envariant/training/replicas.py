@@ -47,7 +47,7 @@ class Seeds:
     def at(self, step: int) -> int:
         """Return the seed of a module's random numbers in one step, for example for dropout.
 
-        The seed depends on the step and not on the state of a generator, so resumed runs use the same numbers.
+        The seed depends on the step, not on the state of a generator, so resumed runs use the same numbers.
 
         Args:
             step: Number of updates already made.

@@ -1,4 +1,4 @@
-"""Resolve a `RunSpec`: names become objects, and options left open take what the data suggest."""
+"""Resolve a `RunSpec`: look up names, and fill in the default settings of the data set."""
 
 import copy
 import hashlib
@@ -43,7 +43,7 @@ class ResolvedAlgorithm:
 
     Attributes:
         name: Name of the algorithm for tables.
-        trained: Algorithm for training a network, or predictor with its own fitting.
+        trained: Algorithm for training a network, or predictor.
         hyperparameters: All hyperparameters by name.
         defaults: Default settings of the data set for the algorithm.
         suggested: Default hyperparameters of the data set for the algorithm.
@@ -69,7 +69,7 @@ class ResolvedRun:
         config: Settings shared by all replicas.
         pretraining: Pretraining of the initial weights. None: no pretraining.
         learning_rate: Learning rate, a number or a schedule.
-        identity: Content hash of the run without seeds (`RunSpec.identity`).
+        identity: Content hash of the run, wherever its files lie (`RunSpec.identity`).
     """
 
     spec: RunSpec

@@ -152,7 +152,9 @@ class RunSpec(BaseModel):
         None, "Memory limit of a replica stack, such as 8GB; by default half of the free memory."
     )
     compile: bool = _option(
-        False, "Compile each step program with torch.compile: for long runs of small models.", strict=True
+        False,
+        "Compile each step program with torch.compile; useful for long runs of small models.",
+        strict=True,
     )
     replicas: Whole = _option(
         1,

@@ -1,8 +1,8 @@
-"""One step of K replicas as one program: a list of tensor operations without Python between them.
+"""One training step of K replicas as a recorded program of tensor operations.
 
-An algorithm is a pure function, so K replicas of it are the same function of stacked tensors
-(`torch.func.vmap`). Python builds the operations of a step, by differentiation and stacking, in the same way
-at every step. They are therefore recorded once and replayed, with bit-identical results.
+The step of an algorithm is a pure function, so `torch.func.vmap` turns it into a step of K stacked replicas.
+All steps have the same operations. They are therefore recorded once and replayed without the overhead of
+Python, with bit-identical results.
 """
 
 import logging
@@ -23,8 +23,8 @@ from envariant.core.step_context import StepContext
 from envariant.training.batch_sampler import Axis
 from envariant.training.network import Network, PureModel
 
-# Recording takes about a second, most of it a first import, and saves about half a millisecond per step. It
-# saves as much again for every `_LARGE_STEP` activations, because less is held in memory.
+# Recording takes about a second, mostly for a first import, and saves about half a millisecond per step, plus
+# half a millisecond per `_LARGE_STEP` activations, because it needs less memory.
 _WORTH_RECORDING = 2000
 _LARGE_STEP = 2_000_000
 
@@ -37,13 +37,13 @@ class StepInputs(NamedTuple):
         params: Parameters by name.
         buffers: Buffers by name.
         state: State of the algorithm.
-        inputs: Inputs of the batch; the axis of replicas is the program's.
-        targets: Targets of the batch; the axis of replicas is the program's.
-        numbers: Hyperparameters of the algorithm at this step.
-        keys: Keys of the step's random numbers.
+        inputs: Inputs of the batch, with the replica axis given by `axes` of the program.
+        targets: Targets of the batch, with the replica axis given by `axes` of the program.
+        numbers: Numeric hyperparameters of the algorithm at this step.
+        keys: Keys of this step's random numbers.
         rates: Learning rates at this step.
-        alive: Which replicas have not diverged.
-        failed_at: Step at which a replica diverged; -1 if it has not.
+        alive: Mask of the replicas that have not diverged.
+        failed_at: Step at which each replica diverged; −1: no divergence.
         step: Number of updates already made.
     """
 
@@ -65,12 +65,12 @@ class StepOutputs(NamedTuple):
     """Outputs of a step program.
 
     Attributes:
-        gradients: Gradients of all parameters, concatenated; 0 for replicas that have diverged.
-        buffers: New values of the buffers that a training pass changes.
+        gradients: Concatenated gradients of all parameters; 0 for diverged replicas.
+        buffers: New values of all buffers that change in a training pass.
         state: New state of the algorithm.
-        metrics: Metrics of the algorithm, in the order of the program's `metrics`.
-        alive: Which replicas have not diverged, this step included.
-        failed_at: Step at which a replica diverged; -1 if it has not.
+        metrics: Metrics of the algorithm, in the order of `StepProgram.metrics`.
+        alive: Mask of the replicas that have not diverged up to and including this step.
+        failed_at: Step at which each replica diverged; −1: no divergence.
     """
 
     gradients: Float[Tensor, "replicas numbers"]
@@ -86,15 +86,15 @@ Function = Callable[..., Any]
 
 @final
 class StepProgram:
-    """Program of one step of a stack of replicas with one algorithm and one architecture.
+    """Program for one training step of a stack of replicas.
 
     Args:
-        net: The architecture.
-        algorithm: The algorithm; `StepInputs.numbers` replace its hyperparameters.
-        sizes: Rows of each environment in a batch.
+        net: Network of the stack.
+        algorithm: Algorithm; `StepInputs.numbers` replace its numeric hyperparameters.
+        sizes: Number of rows of each environment in a batch.
         axes: Axes of the replicas in inputs and targets.
-        replicas: Number of replicas; a single one runs without `vmap`.
-        calls: Expected number of calls, which decides whether recording pays.
+        replicas: Number of replicas; `vmap` is not used for a single replica.
+        calls: Expected number of calls; the step is recorded only if there are enough.
         compiled: Whether to compile the recorded operations (`torch.compile`).
 
     Attributes:
@@ -114,7 +114,7 @@ class StepProgram:
     ) -> None:
         self._net, self._algorithm, self._sizes = net, algorithm, sizes
         self._axes, self._replicas, self._compiled = axes, replicas, compiled
-        # Counted for one replica, so that stacks of any size run in the same way.
+        # Independent of the number of replicas, so that stacks of all sizes run in the same way.
         activations = sum(sizes) * net.width
         worth = calls * max(1, activations // _LARGE_STEP) >= _WORTH_RECORDING
         # Random numbers of dropout come from a global generator, which a recording does not call.
@@ -123,7 +123,7 @@ class StepProgram:
         self.metrics: tuple[str, ...] = ()
 
     def __call__(self, inputs: StepInputs) -> StepOutputs:
-        """Compute one step.
+        """Compute one training step.
 
         Args:
             inputs: State, batch and hyperparameters of the step.
@@ -144,7 +144,7 @@ class StepProgram:
             return StepOutputs(gradients, *rest)
 
     def _step(self, *arguments: Any) -> StepOutputs:
-        """Compute the step of all replicas and freeze those whose gradient is infinite or NaN."""
+        """Compute one step of all replicas; freeze replicas with an infinite or NaN gradient."""
         params, buffers, state, inputs, targets, numbers, keys, rates, alive, failed_at, step = arguments
         together = over_replicas(self._one, (0, 0, 0, *self._axes, 0, 0, 0, None), self._replicas)
         gradients, changed, new, metrics = together(
@@ -193,7 +193,7 @@ class StepProgram:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         try:
-            # Fake tensors have no values, so that recording takes neither memory nor time for them.
+            # Fake tensors have no values, so recording needs little memory and time.
             recorded = make_fx(lambda *values: tuple(self._step(*values)), tracing_mode="fake")(*inputs)
         except EnvariantError:
             raise
@@ -203,16 +203,16 @@ class StepProgram:
             return None
         if not self._compiled:
             return _without_idle_casts(recorded)
-        # Compilers make a program for each shape; the shapes of a step never change.
+        # The shapes of a step never change, so dynamic shapes are not needed.
         mode = "reduce-overhead" if self._net.device.type == "cuda" else None
         return torch.compile(recorded, mode=mode, dynamic=False)
 
 
 def _without_idle_casts(recorded: GraphModule) -> GraphModule:
-    """Return the same operations without copies where a tensor already has the type that it is cast to.
+    """Return the recorded operations without copies for casts to the type that a tensor already has.
 
-    PyTorch's fake tensors have the wrong type in places: the derivative of group norm is described as
-    float32 where it is bfloat16, and the recorded cast to bfloat16 would copy it.
+    PyTorch's fake tensors sometimes have the wrong type: the derivative of group norm is reported as float32,
+    although it is bfloat16, so the recorded cast to bfloat16 would copy it.
     """
     aten = torch.ops.aten
     for node in recorded.graph.find_nodes(op="call_function", target=aten._to_copy.default):
@@ -226,7 +226,7 @@ def _without_idle_casts(recorded: GraphModule) -> GraphModule:
 
 
 def _compiling(step: Function, inputs: StepInputs) -> tuple[Any, ...]:
-    """Call a step whose first call compiles it, which needs a C++ compiler."""
+    """Call a compiled step; the first call compiles it, which needs a C++ compiler."""
     try:
         return step(*inputs)
     except torch.OutOfMemoryError:
@@ -240,12 +240,12 @@ def _compiling(step: Function, inputs: StepInputs) -> tuple[Any, ...]:
 
 
 def over_replicas(function: Function, axes: tuple[Axis, ...], replicas: int) -> Function:
-    """Return a function of stacks of replicas from a function of one replica.
+    """Convert a function of one replica to a function of a stack of replicas.
 
     Args:
         function: Function of trees of tensors (nested mappings) that returns one tree or a tuple of trees.
-        axes: Axis of the replicas in each argument: 0, or None where all share it.
-        replicas: Number of replicas; for a single one, `vmap` is not used.
+        axes: Axis of the replicas in each argument: 0, or None if all replicas share the argument.
+        replicas: Number of replicas; `vmap` is not used for a single replica.
     """
     if replicas > 1:
         return vmap(function, in_dims=axes)
@@ -269,7 +269,7 @@ def _each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def _chosen(alive: Tensor, new: Any, old: Any) -> Any:
-    """Return the new tree where a replica is alive, the old one where it has diverged."""
+    """Return the new values of active replicas and the old values of diverged replicas."""
     if isinstance(new, Tensor):
         return torch.where(alive.view(-1, *(1,) * (new.dim() - 1)), new, old)
     return {key: _chosen(alive, value, old[key]) for key, value in new.items()}

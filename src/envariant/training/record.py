@@ -46,7 +46,7 @@ class Record:
 
     Attributes:
         spec: Resolved options; objects are replaced by their text.
-        identity: Content hash of the options without seeds and execution.
+        identity: Content hash of the run, wherever its files lie (`RunSpec.identity`).
         changed: Names of options that differ from the default settings of the data set for the algorithm.
         defaults: Source of the default settings, such as a paper.
         execution: Execution mode, and the reason for it.

@@ -69,7 +69,7 @@ class ResolvedRun:
         config: Settings shared by all replicas.
         pretraining: Pretraining of the initial weights. None: no pretraining.
         learning_rate: Learning rate, a number or a schedule.
-        identity: Content hash of the run without seeds (`RunSpec.identity`).
+        identity: Content hash of the run, wherever its files lie (`RunSpec.identity`).
     """
 
     spec: RunSpec

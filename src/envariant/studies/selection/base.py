@@ -121,7 +121,7 @@ def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -
     single = table[table["test_set"].isin([code for code, each in enumerate(names) if len(each) < 2])]
     reported = table if single.empty else single
     keys = ["data", "test_set", *([] if pooled else ["algorithm"]), "replica"]
-    return tuple(_apply(selection, table, reported, keys, [tuple(cast("Any", each)) for each in names]))
+    return tuple(_apply(selection, table, reported, keys, [tuple(each) for each in names]))
 
 
 def _apply(

@@ -510,7 +510,7 @@ INVALID = {
     "no model": (
         {"model": 3},
         {},
-        "model must be a name, a ModelConfig, a module or a function; got 3",
+        "model must be a name, a ModelConfig, a module or a function that returns a new module; got 3",
     ),
     "no such model": ({"model": "mpl"}, {}, "unknown model 'mpl'; did you mean 'mlp'? known: "),
     "batches": ({"batch_size": 0}, {}, "batch_size must be at least 1; got 0"),
@@ -594,4 +594,4 @@ def test_fit_and_predict_emit_no_warning():
     inputs, z, site = problem()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        InvariantClassifier(**SMALL).fit(inputs, z > 0, environments=site).predict(inputs)
+        InvariantClassifier(**{**SMALL, "steps": 110}).fit(inputs, z > 0, environments=site).predict(inputs)

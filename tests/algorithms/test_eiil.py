@@ -1,7 +1,5 @@
 """EIIL: the environments of the spec, by its closed form and by the paper's ascent."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -47,8 +45,8 @@ class _Easy(envariant.EnvironmentSource):
     def sample(self, seed):
         del seed
         inputs = torch.tensor([[-1.0], [1.0]]).repeat(20, 1)
-        one = envariant.Environment("a", inputs, (inputs[:, 0] > 0).float())
-        return envariant.EnvironmentSet("easy", (one, replace(one, name="b")), Binary(), test=("b",))
+        rows = [envariant.Environment(name, inputs, (inputs[:, 0] > 0).float()) for name in ("a", "b")]
+        return envariant.EnvironmentSet("easy", tuple(rows), Binary(), test=("b",))
 
 
 def test_environments_are_the_rows_that_the_reference_model_predicts_correctly_and_incorrectly(tmp_path):

@@ -100,4 +100,4 @@ def _check_roles(source: EnvironmentSource, data: EnvironmentSet) -> None:
 
 def _global_generators() -> tuple[list[int], str]:
     state: dict[str, Any] = np.random.get_state(legacy=False)
-    return torch.get_rng_state().tolist(), str(state["state"]["key"].tolist())
+    return torch.get_rng_state().tolist(), str((state["state"]["key"].tolist(), state["state"]["pos"]))

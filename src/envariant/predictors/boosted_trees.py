@@ -6,8 +6,6 @@ They are fitted to the pooled rows of all training environments and ignore envir
 from dataclasses import dataclass
 from typing import final
 
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-
 from envariant.core.environments import EnvironmentSet
 from envariant.core.tasks import Regression
 from envariant.predictors.base import FittedPredictor, Predictor
@@ -28,6 +26,9 @@ class BoostedTrees(Predictor):
     name: str = "boosted-trees"
 
     def fit(self, environments: EnvironmentSet, seed: int) -> FittedPredictor:
+        # Loaded when first fitted: networks do not need scikit-learn.
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
         regression = isinstance(environments.task, Regression)
         kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
         estimator = kind(learning_rate=self.learning_rate, random_state=seed)

@@ -166,7 +166,8 @@ def _near_chance(record: Record, curves: Curves) -> _Finding | None:
         found, best = f"loss {loss:.4f}", each.constant_loss
         if record.higher_is_better and record.chance is not None:
             best = max(record.chance, each.majority or 0.0)
-            if score > best + _NEAR_CONSTANT or not (no_gain or score <= record.chance + _NEAR_CHANCE):
+            suspicious = no_gain or score <= record.chance + _NEAR_CHANCE or bool(_no_logits(record))
+            if score > best + _NEAR_CONSTANT or not suspicious:
                 return None
             found = f"{record.metric} {score:.3f}"
         elif not no_gain:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, first_line
+from envariant.models import FeaturizerAndHead
 from envariant.training.allocator import keep_freed_memory
 from envariant.training.batch_sampler import StackingError
 from envariant.training.checkpoint import Checkpoint
@@ -188,11 +189,11 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 @contextmanager
 def _errors_as_envariant(stack: ReplicaStack) -> Generator[None]:
-    """Convert errors of PyTorch in the passes of a user's model or algorithm to an `EnvariantError`."""
+    """Convert errors of PyTorch in the passes of a user's model to an `EnvariantError`."""
     try:
         yield
     except RuntimeError as error:
-        if _out_of_memory(error):
+        if _out_of_memory(error) or isinstance(stack.network.module, FeaturizerAndHead):
             raise
         where = f"model {type(stack.network.module).__name__}: fails in training at step {stack.step}"
         raise EnvariantError(f"{where} ({first_line(error)})") from error

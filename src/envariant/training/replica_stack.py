@@ -148,8 +148,9 @@ class ReplicaStack:
         self.step, self._ended = step + 1, time.perf_counter()
 
     def rehearse(self) -> None:
-        """Make one training step and undo it, to detect a lack of memory before the first event."""
+        """Predict a row, make a training step and undo it, to detect before the first event what fails."""
         before = self.checkpoint().clone()
+        self.answers(self._names[0], torch.zeros(1, dtype=torch.long))
         self.advance()
         self._load(before)
 

@@ -23,7 +23,7 @@ from envariant.algorithms import (
     settings_of,
 )
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, first_line
 from envariant.core.schedules import Constant, Schedule, schedule
 from envariant.data.validation_split import ValidationSplit
 from envariant.models import ModelConfig, model_config
@@ -286,14 +286,24 @@ def model_builder(model: object) -> ModelBuilder:
     if isinstance(model, ModelConfig):
         return model.build
     if isinstance(model, nn.Module):
-        module = model
-        return lambda _shape, _outputs: copy.deepcopy(module)
+        return lambda _shape, _outputs: _copied(model)
     if isinstance(model, type) and issubclass(model, ModelConfig):
         return model().build
     if callable(model):
         function = cast("Callable[[], nn.Module]", model)
         return lambda _shape, _outputs: function()
     raise _wrong("model", "a name, a ModelConfig, a module or a function that returns a new module", model)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        # For example lazy buffers, which have no values to copy.
+        raise EnvariantError(
+            f"model {type(module).__name__}: cannot be copied ({first_line(error)}); pass a function that "
+            f"returns a new module"
+        ) from error
 
 
 def device_named(name: str) -> torch.device:

@@ -72,6 +72,11 @@ def test_other_step_numbers_scale_as_well():
     assert rescale(ERMPlus(head_steps=-1), 5000, 50).head_steps == -1
 
 
+def test_step_numbers_that_data_suggest_scale_as_well():
+    _, scaled = recipe("trm").rescale({"warm_up": 300, "inner_steps": 9}, 1000, 100)
+    assert scaled == {"warm_up": 30, "inner_steps": 9}
+
+
 @pytest.mark.parametrize(
     ("algorithm", "start"),
     [

@@ -34,6 +34,8 @@ class RSC(TrainingStep):
     paper: ClassVar[str] = "Huang, Wang, Xing, Huang 2020, arXiv 2007.02454"
     needs_features: ClassVar[bool] = True
     needs_classes: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
+    aggregates_risk: ClassVar[bool] = True
     features: Annotated[float, Uniform(0.0, 0.5)] = 1 / 3
     rows: Annotated[float, Uniform(0.0, 0.5)] = 1 / 3
 
@@ -49,7 +51,7 @@ class RSC(TrainingStep):
         def challenged(params: Parameters) -> Tensor:
             features, logits = model(params, batch.inputs)
             mask = self.mask(model, params, features.detach(), logits.detach(), batch)
-            return batch.task.losses(model.head(params, features * mask), batch.targets).mean()
+            return batch.risk(batch.task.losses(model.head(params, features * mask), batch.targets))
 
         gradient, risk = grad_and_value(challenged)(params)
         return gradient, state, {"risk": risk.detach()}

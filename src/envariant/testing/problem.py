@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from envariant.algorithms import Algorithm, TrainContext
-from envariant.algorithms.base import Parameters
+from envariant.algorithms.base import Metrics, Parameters, State
 from envariant.core.environments import EnvironmentBatch
+from envariant.core.step_context import START, StepContext
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 TASKS: Mapping[str, Task] = {"binary": Binary(), "multiclass": Multiclass(3), "regression": Regression()}
@@ -102,6 +103,28 @@ class Problem:
     def network(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
         """Return the output of an auxiliary network."""
         return functional_call(self.own[name], _of_network(params, name), (inputs,))
+
+    def step(
+        self,
+        algorithm: Algorithm,
+        context: StepContext = START,
+        params: Parameters | None = None,
+        state: State | None = None,
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        """Return the gradients, new state and metrics of one step.
+
+        Args:
+            algorithm: Algorithm.
+            context: Step number, learning rate and random numbers.
+            params: Parameters by name. Default: parameters of the problem.
+            state: State of the algorithm. Default: its initial state.
+        """
+        params = self.params if params is None else params
+        state = algorithm.init(params, self.context) if state is None else state
+        if not algorithm.stochastic:
+            # Without a key, using random numbers raises an error that asks to declare `stochastic`.
+            context = replace(context, key=None)
+        return algorithm.gradients(self, params, self.batch, state, context)
 
     def with_networks_of(self, algorithm: Algorithm) -> Self:
         """Return the problem with an algorithm's wrapped model and auxiliary networks."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+import envariant
 from algorithms.problems import PROBLEMS, assert_same, train_context
 from algorithms.spec_values import (
     LABELS_1,
@@ -47,7 +48,7 @@ from envariant.algorithms.training_steps.trm import neumann
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
-from envariant.core.tasks import Binary, Multiclass, Regression
+from envariant.core.tasks import Multiclass, Regression
 
 ROWS, LABELS = torch.cat([A, B]), torch.cat([LABELS_A, LABELS_B])
 BATCH = EnvironmentBatch(ROWS, LABELS, (3, 3), Multiclass(2))
@@ -272,6 +273,19 @@ def test_erm_plus_plus_predicts_with_the_mean_of_its_weights():
     assert part.eval_params(params, state)["head.w"] == 5
 
 
+def test_erm_plus_plus_averages_weights_to_which_l2_was_applied():
+    algorithm = recipe("erm++").build({"head_steps": -1, "average_from": 1, "l2": 0.1})
+    problem = PROBLEMS["binary"]
+    params, state = problem.params, algorithm.init(problem.params, problem.context)
+    iterates = [params]
+    for step in range(4):
+        moved, state, _ = algorithm.gradients(problem, params, problem.batch, state, StepContext.at(step))
+        params = {name: value - moved[name] for name, value in params.items()}
+        iterates.append(params)
+    means = {name: torch.stack([each[name] for each in iterates]).mean(dim=0) for name in params}
+    assert_same(algorithm.eval_params(params, state), means, 1e-13)
+
+
 def test_erm_plus_plus_trains_only_the_head_first():
     algorithm = recipe("erm++").build({"head_steps": 2})
     problem = PROBLEMS["binary"]
@@ -324,15 +338,33 @@ def test_trm_is_erm_during_warm_up_and_then_fits_its_heads():
     assert all(bool(after[name].any()) for name in after if name.startswith("trm-head"))
 
 
-@pytest.mark.parametrize("task", [Binary(), Regression()], ids=["binary", "regression"])
-def test_arm_with_an_untrained_context_network(task):
-    problem = PROBLEMS[task.name]
+def test_arms_frozen_context_network_has_no_trained_parameters():
     for trained in (True, False):
-        algorithm = recipe("arm").build({"trained": trained, "width": 4})
-        fitted = problem.with_networks_of(algorithm)
-        state = algorithm.init(fitted.params, fitted.context)
-        found = algorithm.gradients(fitted, fitted.params, fitted.batch, state, StepContext.at(0))[0]
-        assert trained == any(bool(found[name].any()) for name in found if name.startswith("context."))
+        algorithm = recipe("arm").build({"trained": trained, "width": 4, "l2": 0.1})
+        fitted = PROBLEMS["binary"].with_networks_of(algorithm)
+        assert trained == any(name.startswith("context.") for name in fitted.params)
+        gradients = fitted.step(algorithm)[0]
+        assert all(bool(gradient.any()) for gradient in gradients.values())
+
+
+def test_neither_l2_nor_weight_decay_changes_arms_frozen_context_network():
+    def context(steps):
+        result = envariant.train(
+            "colored-digits",
+            recipe("arm").build({"trained": False, "width": 4, "l2": 0.1}),
+            model="linear",
+            steps=steps,
+            learning_rate=0.1,
+            weight_decay=0.1,
+            batch_size=8,
+        )
+        return dict(result.model(0).named_parameters())
+
+    first, last = context(1), context(3)
+    moved = {name for name, value in first.items() if not torch.equal(value, last[name])}
+    assert moved
+    assert not any("context." in name for name in moved)
+    assert any("context." in name for name in first)
 
 
 @pytest.mark.parametrize("name", ["adrmx", "cdann", "rsc", "sagnet"])

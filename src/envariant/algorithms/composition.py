@@ -64,7 +64,8 @@ class Composition(Algorithm):
         penalties: Penalties, each with its coefficient schedule.
         gradient_aggregator: Rule that combines the environments' gradients into one gradient.
         l2: Weight of the squared norm of all parameters *inside* the loss, as in the IRM code. Its gradient
-            is added after gradient aggregation, because it does not depend on the environment.
+            is added after gradient aggregation, because it does not depend on the environment. A training
+            step that returns updates adds it to the gradients of its optimizers.
         normalize_loss: Whether to divide the whole loss by the largest coefficient once that exceeds 1, as
             the IRM and REx code do, to keep gradients in range.
         training_step: Training step that replaces the penalties and the gradient aggregator; it minimizes

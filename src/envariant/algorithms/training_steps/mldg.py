@@ -24,7 +24,7 @@ class MLDG(TrainingStep):
     Environments are permuted at random. The last `meta_test_environments` are the meta-test environments j,
     the others the meta-train environments i, paired in order. As in DomainBed, this is a first-order
     approximation: ∇R_j is computed at θ' and applied at θ. The paper uses gradient descent as the inner step
-    and differentiates through it.
+    and differentiates through it. `l2` acts in the inner step too, the run's `weight_decay` does not.
 
     Attributes:
         beta: β, weight of the meta-test environments.

@@ -22,7 +22,8 @@ class RSC(TrainingStep):
 
     u_i is the gradient of the true class's logit with respect to the features of row i. In each row, the
     features with the largest entries of u_i are set to 0; `features` is their share. Masks apply only to the
-    rows whose probability of the true class decreases most; `rows` is their share. Masks have no gradient.
+    rows whose probability of the true class decreases most; `rows` is their share of the batch. Masks have no
+    gradient.
     Only feature vectors are masked; the paper also masks spatial positions.
 
     Attributes:

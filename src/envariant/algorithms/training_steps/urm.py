@@ -1,4 +1,4 @@
-"""URM: learn uniformly distributed features against a discriminator, so that no feature is omitted."""
+"""URM: learn features that a discriminator cannot distinguish from uniform random numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -407,9 +407,10 @@ class OwnNetwork(Penalty):
     [
         (
             OwnNetwork(nn.Linear(8, 1), "head"),
-            "its network 'head' must have no buffers, such as running statistics, and a name that no part",
+            "its network 'head' must have no buffers, such as running statistics, no frozen parameters, and a name",
         ),
         (OwnNetwork(nn.Sequential(nn.Linear(8, 1), nn.BatchNorm1d(1))), "no buffers"),
+        (OwnNetwork(nn.Linear(8, 1).requires_grad_(False)), "no frozen parameters"),
         (
             OwnNetwork(nn.Linear(8, 1)),
             "draws random numbers but is not declared stochastic; set stochastic = True",

@@ -244,13 +244,19 @@ class RankingRow:
     published: Mapping[str, float]
 
 
-def ranking(rows: Sequence[RankingRow], label: str, marks: Mapping[str, float]) -> Figure:
+def ranking(
+    rows: Sequence[RankingRow],
+    label: str,
+    marks: Mapping[str, float],
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Figure:
     """Draw one row per method: replicas as dots, the mean with its 95 % interval, published scores.
 
     Args:
         rows: Methods from top to bottom.
         label: Label of the horizontal axis.
         marks: Reference values by name, such as chance.
+        bounds: Smallest and largest possible score, to which intervals are limited.
     """
     figure, axes = new_axes(7.4, 0.42 * len(rows) + 1.5)
     signs = dict(
@@ -258,7 +264,7 @@ def ranking(rows: Sequence[RankingRow], label: str, marks: Mapping[str, float]) 
     )
     for y, row in enumerate(rows):
         axes.plot(row.values, [y] * len(row.values), ".", color=TEST, alpha=0.4, ms=6)
-        score = interval(row.values)
+        score = interval(row.values).clipped(*bounds)
         if score.count > 1:
             axes.plot([score.low, score.high], [y, y], color=TEST, lw=2, solid_capstyle="butt")
         axes.plot([score.mean], [y], "o", color=TEST, ms=7)

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from typing import Any
 
 from cyclopts import App, CycloptsError
-from rich.console import Console
 
 from envariant.cli.algorithms import algorithms
 from envariant.cli.compare import compare
@@ -24,6 +23,7 @@ from envariant.cli.reproduce import reproduce
 from envariant.cli.runs import runs
 from envariant.cli.sweep import sweep
 from envariant.cli.train import train
+from envariant.core.console import SafeConsole, safe_output
 from envariant.core.errors import EnvariantError, EnvariantWarning
 
 app = App(
@@ -45,7 +45,7 @@ app.command(data)
 
 
 @contextmanager
-def _remarks_as_lines(errors: Console) -> Generator[None]:
+def _remarks_as_lines(errors: SafeConsole) -> Generator[None]:
     """Print each distinct `EnvariantWarning` once, as one line on standard error."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", EnvariantWarning)
@@ -56,7 +56,7 @@ def _remarks_as_lines(errors: Console) -> Generator[None]:
                 show_others(message, category, *place)
             elif str(message) not in printed:
                 printed.add(str(message))
-                errors.print(f"envariant: {message}", markup=False, style="yellow")
+                errors.print(f"envariant: {message}", style="yellow")
 
         warnings.showwarning = show
         yield
@@ -68,12 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Command-line arguments. Default: the arguments of the process.
     """
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = SafeConsole(stderr=True, soft_wrap=True)
     try:
-        with _remarks_as_lines(errors):
+        with safe_output(), _remarks_as_lines(errors):
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (EnvariantError, CycloptsError) as error:
-        errors.print(f"envariant: {error}", markup=False, style="red")
+        errors.print(f"envariant: {error}", style="red")
         sys.exit(2)
     except KeyboardInterrupt:
         errors.print("envariant: interrupted; the same command resumes what is stored in its output folder")

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from envariant.cli.options import Json, Switch
 from envariant.core.errors import EnvariantError
+from envariant.core.printable import one_line
 
 # Largest number of remarks printed without --check.
 _REMARKS = 5
@@ -88,7 +89,7 @@ def _print_remarks(drift: Any, *, everything: bool) -> None:
         if len(remarks) > _REMARKS:
             remarks[_REMARKS:] = [f"{len(remarks) - _REMARKS} more remarks; --check shows all"]
     for remark in remarks:
-        sys.stderr.write(f"envariant: {remark}\n")
+        sys.stderr.write(one_line(f"envariant: {remark}") + "\n")
 
 
 def _write(predictions: Any, path: Path) -> None:

@@ -126,9 +126,8 @@ def load(
                 _store(mnist, stored, report_line)
             return mnist
     raise EnvariantError(
-        "\n  ".join(["MNIST could not be found:", *failures])
-        + f"\nTo supply it by hand, put {', '.join(expected)} (plain or .gz) into {stored}, or into "
-        f"any folder, and name it as mnist or in the variable {FOLDER_VARIABLE}."
+        f"MNIST could not be found ({'; '.join(failures)}); put {', '.join(expected)} (plain or .gz) into "
+        f"{stored}, or into any folder, and name it as mnist or in the variable {FOLDER_VARIABLE}"
     )
 
 

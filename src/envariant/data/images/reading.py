@@ -187,13 +187,14 @@ def _store(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> 
 
 def _decoded(root: Path, files: Sequence[str], size: int, workers: int | None) -> Generator[np.ndarray]:
     """Decode images with several threads and yield them in order, each `[3, size, size]`."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from envariant.core.console import SafeConsole
 
     _pillow()
     count = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(4))
     columns = TextColumn("reading images"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()
-    bars = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    bars = Progress(*columns, console=SafeConsole(stderr=True), disable=not sys.stderr.isatty())
     with bars, ThreadPoolExecutor(count) as pool:
         task = bars.add_task("", total=len(files))
         for start in range(0, len(files), _FILES_PER_BATCH):

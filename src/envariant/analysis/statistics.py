@@ -196,7 +196,7 @@ class Ranking:
 
     Attributes:
         ranks: Mean rank of each method; 1 is best.
-        p_value: P-value of the hypothesis that all methods perform equally.
+        p_value: P-value of the test that all methods perform equally.
         critical_difference: Smallest significant difference of two mean ranks (Nemenyi test; Demšar 2006).
         n_datasets: Number of data sets (or environments).
     """

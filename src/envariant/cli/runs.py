@@ -15,7 +15,7 @@ Failed = Annotated[bool, Parameter(negative="", help="Select all failed runs.")]
 
 @runs.command(name="list")
 def list_(study: Study, *, state: str | None = None, json: Json = False) -> None:
-    """List runs with their state and the reason of any failure, one run per line.
+    """List runs with their state and the reason for any failure, one run per line.
 
     Parameters
     ----------

@@ -49,7 +49,7 @@ class Cell:
             accounts for variation between replicas and between rows.
         id_score: In-domain score: mean over replicas trained on the environment, on its validation rows.
         gain: Gain over ERM, positive if better; None for ERM and if either score is absent.
-        p_value: P-value of the hypothesis of no gain, Holm-corrected over all methods and environments.
+        p_value: P-value of the test of no gain, Holm-corrected over all methods and environments.
     """
 
     ood_score: Interval
@@ -87,13 +87,15 @@ class Drop:
 @final
 @dataclass(frozen=True)
 class ColumnImportance:
-    """Loss of score after the values of a column are shuffled or replaced, positive if the score gets worse.
+    """Decrease in performance after the values of a column are shuffled or replaced.
+
+    Decreases are in units of the metric, and positive if the score gets worse.
 
     Attributes:
-        in_domain: Loss after shuffling among validation rows of training environments.
-        out_of_domain: Loss after shuffling among rows of a test environment.
-        replaced: Loss after replacing the values in a test environment by values from training environments;
-            negative if the original values mislead the model.
+        in_domain: Decrease after shuffling among validation rows of training environments.
+        out_of_domain: Decrease after shuffling among rows of a test environment.
+        replaced: Decrease after replacing the values in a test environment with values from training
+            environments; negative if the original values mislead the model.
     """
 
     in_domain: float

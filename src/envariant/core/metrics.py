@@ -91,7 +91,7 @@ def metric(name: str, task: Task) -> Metric:
 
 
 def default_metric(task: Task) -> Metric:
-    """Return the metric recorded during training: accuracy, or squared error for a regression."""
+    """Return the metric recorded during training: accuracy, or squared error for regression."""
     return METRICS[task.metric]
 
 

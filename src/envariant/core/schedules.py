@@ -60,8 +60,8 @@ class Schedule(ABC):
         """Convert relative switch points to step numbers.
 
         Args:
-            steps: Length of the run in optimizer updates; shares are rounded to the nearest step, with
-                halves rounded up.
+            steps: Length of the run in optimizer updates; relative switch points are rounded to
+                the nearest step, with halves rounded up.
 
         Raises:
             EnvariantError: If the resulting step numbers are out of order.
@@ -208,7 +208,7 @@ class Stages(Schedule):
 class Linear(Schedule):
     """Linear schedule from `start` at step `after` to `end` at step `until`, and constant outside.
 
-    With relative ends, the line takes at least one step even in a short run.
+    If `until` is relative, and `after` is relative or 0, the ramp takes at least one step.
     """
 
     name: ClassVar[str] = "linear"

@@ -50,7 +50,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def chance(self) -> float | None:
-        """Score of a uniformly random guess; None for a regression."""
+        """Score of a uniformly random guess; None for regression."""
 
     @abstractmethod
     def losses(

@@ -174,7 +174,7 @@ def _curve(axes: Axes, result: TrainingResult, hues: Mapping[str, str]) -> dict[
 
 
 def references(axes: Axes, record: Record) -> None:
-    """Draw reference lines at chance and optimum, if known, and limit accuracies to [0, 1]."""
+    """Draw reference lines at chance and optimum, if known; for accuracies, set the y-axis to [0, 1]."""
     is_accuracy = record.metric == "accuracy"
     for value, name in ((record.chance, "chance"), (record.optimum, "optimum")):
         if value is not None:

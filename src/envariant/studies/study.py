@@ -284,7 +284,7 @@ def stored_study(store: Store) -> Study:
     """Return the study of a store, by its latest declaration.
 
     Raises:
-        EnvariantError: If the store has no study, or the study was declared with objects.
+        EnvariantError: If the store has no study, or its declaration contains Python objects.
     """
     stored, objects = store.fact("study"), json.loads(store.fact("objects") or "[]")
     if stored is None:

@@ -21,7 +21,9 @@ TASKS: Mapping[str, Task] = {"binary": Binary(), "multiclass": Multiclass(3), "r
 @final
 @dataclass(frozen=True)
 class Problem:
-    """Batch in float64 with environments of different sizes, and a small network: an algorithm's `Model`.
+    """Test problem for algorithms: a float64 batch and a small network.
+
+    Environments have different sizes. The problem itself is passed to algorithms as their `Model`.
 
     Attributes:
         task: Prediction task.

@@ -42,7 +42,7 @@ class ReplicaState:
         step: Number of updates made.
         params: Parameters used for prediction, by name.
         buffers: Buffers by name.
-        failure: Reason of divergence. None: no divergence.
+        failure: Reason for divergence. None: no divergence.
         seconds: Training time in seconds; the time of a stack is divided equally among its replicas.
     """
 

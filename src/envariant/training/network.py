@@ -64,7 +64,7 @@ class Network:
         input_shape: Shape of one row of inputs.
 
     Attributes:
-        params: Initial values of the trained parameters (`requires_grad=True`), by name.
+        params: Initial values of the trainable parameters (`requires_grad=True`), by name.
         buffers: Initial values of running statistics, constants and frozen weights, by name.
         changing: Names of the buffers that change in a training pass.
         width: Approximate number of activations per row.
@@ -142,10 +142,10 @@ class Network:
         }
 
     def weights(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return copies of the trained parameters of a module, and of its buffers and frozen weights.
+        """Return copies of a module's trainable parameters, and of its frozen parameters and buffers.
 
         Args:
-            module: Module of the same architecture.
+            module: Module with the architecture of the model.
         """
         named = dict(module.named_parameters())
         frozen = {name: p for name, p in named.items() if not p.requires_grad}

@@ -67,7 +67,7 @@ class Table:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers; empty for a regression."""
+        """Names of the classes, in the order of their numbers; empty for regression."""
         return () if self.task == "regression" else self.target.class_names
 
     @property
@@ -94,7 +94,7 @@ class Table:
         return digest.hexdigest()
 
     def targets(self) -> NDArray[Any]:
-        """Return the class number of each row, or the target value for a regression, `[rows]`."""
+        """Return the class number of each row, or the target value for regression, `[rows]`."""
         return self.target.values
 
     def write(self, folder: Path) -> None:

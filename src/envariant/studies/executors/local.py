@@ -61,7 +61,8 @@ def sweep(
 
     Args:
         folder: Folder of the study.
-        study: Study to train; required if it was declared with objects. Default: the study in the folder.
+        study: Study to train; required if its declaration contains Python objects. Default: the study in the
+            folder.
         execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
         memory: Memory limit of a replica stack per process, such as "8GB". Default: half of the free memory.
         workers: Number of processes; the CPU threads are divided among them.

@@ -160,8 +160,8 @@ class Store(StoreReader):
 
         Args:
             job: Number of the job.
-            reached: Step of the last measurement before each run's checkpoint. All measurements of runs that
-                are missing here are discarded.
+            reached: Step of the last measurement before the checkpoint, by run number. All measurements of
+                runs that are not listed are discarded.
         """
         with self._transaction() as execute:
             for stored in self.members(job):

@@ -15,7 +15,17 @@ from envariant.core.printable import one_line
 
 @final
 class EnvariantError(Exception):
-    """Error in a user input. The message states the problem, the location and the remedy."""
+    """Error that a user can fix. The message states the problem, the location and the remedy.
+
+    Args:
+        message: One sentence.
+        retryable: Whether the machine failed and not the input, as with a full disk. The same call can then
+            succeed later.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
 
     def __str__(self) -> str:
         # Messages quote names in data and files, which may hold anything.

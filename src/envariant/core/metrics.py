@@ -169,7 +169,7 @@ METRICS: dict[str, Metric] = {
         Metric("balanced accuracy", True, _balanced_accuracy, bounds=_UNIT),
         # With more than two classes, the mean of the one-vs-rest AUROCs.
         Metric("AUROC", True, _auroc, bounds=_UNIT),
-        Metric("log loss", False, _log_loss, bounds=_POSITIVE, unit="nats"),
+        Metric("log loss", False, _log_loss, unit="nats"),
         # Expected calibration error over 15 equal bins of confidence. Guo et al. 2017.
         Metric("calibration error", False, _calibration_error, bounds=_UNIT),
         Metric("squared error", False, _mean_score, (Regression,), _POSITIVE, "target unit²", ".4g", None),

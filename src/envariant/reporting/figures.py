@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from envariant.analysis.statistics import interval
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantWarning
+from envariant.core.files import write_bytes
 from envariant.data import Facts
 from envariant.reporting.fonts import fallbacks
 from envariant.reporting.labels import labels
@@ -82,11 +83,12 @@ def png(figure: Figure, dots_per_inch: int = 150) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure to a file: as SVG if its name ends in `.svg`, otherwise as PNG."""
-    if path.suffix == ".svg":
-        path.write_text(svg(figure), encoding="utf-8")
-    else:
-        path.write_bytes(png(figure))
+    """Write the figure to a file: as SVG if its name ends in `.svg`, otherwise as PNG.
+
+    Raises:
+        EnvariantError: If the file cannot be written.
+    """
+    write_bytes(svg(figure).encode() if path.suffix == ".svg" else png(figure), path)
 
 
 def overview(environments: EnvironmentSet, facts: Sequence[Facts], columns: int = 12) -> Figure:

@@ -13,6 +13,7 @@ import pandas as pd
 from envariant.analysis.statistics import Interval
 from envariant.core import schedules
 from envariant.core.errors import EnvariantError
+from envariant.core.files import write_text
 from envariant.core.metrics import METRICS
 from envariant.reporting import figures, html
 from envariant.reporting.tables import NONE, TextTable, mean_sd, network_notes
@@ -81,7 +82,7 @@ def write(store: Store, path: Path) -> None:
     Raises:
         EnvariantError: If no run is done, or the file cannot be written.
     """
-    html.write(render(store), path)
+    write_text(render(store), path)
 
 
 def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:

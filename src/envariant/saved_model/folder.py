@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envariant.core.errors import EnvariantError
 
-SCHEMA = 2
+SCHEMA = 3
 """Schema version of the stored description."""
 
 TENSORS, TEXT = "model.safetensors", "model.json"

@@ -120,8 +120,11 @@ def _target(
     is_categorical = isinstance(dtype, pd.CategoricalDtype)
     if is_categorical:
         target = roles.in_declared_order(target, dtype.categories)
+    elif all(name.lstrip("+-").isdecimal() for name in target.categories):
+        # Integers that are too large for numbers were sorted as text.
+        target = roles.in_declared_order(target, sorted(target.categories, key=int))
     target_type = TargetType.of(dtype, column, texts, target)
-    if column.kind == "boolean":
+    if column.kind == "boolean" or "timedelta" in target_type.dtype:
         target = replace(target, categories=tuple(map(str, target_type.values)))
     log += [] if is_categorical else roles.words_as_values(target)
     log += roles.similar_categories(target, notable=True)

@@ -23,14 +23,17 @@ from envariant.data.tables.kinds import (
     MissingRule,
     Notation,
 )
-from envariant.data.tables.kinds.base import LARGEST, quoted
+from envariant.data.tables.kinds.base import LARGEST, MOST_CLASSES, quoted
+from envariant.data.tables.kinds.missing import CLASS_WORDS
 from envariant.data.tables.kinds.notation import plain
 
 # Signs without width, which make equal texts different.
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"))
-_NUMERIC = re.compile(r"[<>~≈≤≥±(+-]*\s*[.,]?\d")
+_NUMERIC = re.compile(r"\W{0,3}\d")
 # Smallest share of number-like texts in a text column that is reported.
 _NUMERIC_SHARE = 0.5
+# Smallest share of a word among integers that makes it a class.
+_FREQUENT = 0.05
 
 
 @final
@@ -144,26 +147,42 @@ def infer_column(
     categorical = texts.categorical
     rule = rule or MissingRule(categorical=categorical)
     missing = rule.mask(texts.texts, texts.counts)
-    words, numbers = texts.without(missing), texts.without(rule.mask(texts.texts, None))
+    words, nonwords = texts.without(missing), texts.without(rule.mask(texts.texts, None))
     missing_as = tuple(text for text, absent in zip(texts.texts, missing, strict=True) if absent and text)
     remarks = [
         f"'{a}' and '{b}' count as one: they differ in blanks or invisible signs only"
         for a, b in texts.spellings
     ]
-    has_ids = rule.keeps_words and any(re.fullmatch(r"[-+]?\d{16,}", text) for text in texts.texts)
-    for kind in () if categorical or has_ids else KINDS.values():
-        chunk = numbers if kind.words_are_missing else words
+    categorical = categorical or (rule.keeps_words and _are_codes(words, nonwords))
+    for kind in () if categorical else KINDS.values():
+        chunk = nonwords if kind.words_are_missing else words
         if (parsed := kind.infer(name, chunk, decimal_comma)) is None:
             continue
         if parsed.notation is not None:
-            example = next((t for t in chunk.texts if not np.isfinite(plain([t]))[0]), chunk.texts[0])
-            remarks.append(f"'{quoted(example)}' is read as {parsed.notation.parse([example])[0]:.12g}")
+            numbers = parsed.notation.parse(chunk.texts)
+            if len(differing := np.flatnonzero(numbers != plain(chunk.texts))):
+                k = differing[0]
+                remarks.append(f"'{quoted(chunk.texts[k])}' is read as {numbers[k]:.12g}")
         if kind.words_are_missing:
-            missing_as = tuple(text for text in texts.texts if text and text not in set(chunk.texts))
+            values = set(chunk.texts)
+            missing_as = tuple(text for text in texts.texts if text and text not in values)
         if kind.name == Category.name and not rule.keeps_words:
             remarks += _numeric_remark(chunk)
         return Column(name, kind.name, *parsed, tuple(remarks), missing_as)
     return Column(name, Category.name, *Category().infer(name, words), tuple(remarks), missing_as)
+
+
+def _are_codes(words: ColumnChunk, numbers: ColumnChunk) -> bool:
+    """Return whether a target's integers are codes: too large for float64, or few beside a frequent word."""
+    if any(re.fullmatch(r"[-+]?\d{16,}", text) for text in words.texts):
+        return True
+    frequent = [
+        count >= _FREQUENT * len(words.values)
+        for text, count in zip(words.texts, words.counts.tolist(), strict=True)
+        if text.lower() in CLASS_WORDS
+    ]
+    are_few = len(numbers.texts) <= MOST_CLASSES and all(text.isdigit() for text in numbers.texts)
+    return any(frequent) and are_few
 
 
 def _numeric_remark(texts: ColumnChunk) -> list[str]:

@@ -131,7 +131,7 @@ def load(
         unconverted |= {name for name in names if has_mixed_types(chunks[name])}
         chunks |= _as_text(table, sorted(unconverted, key=names.index), chunk)
     decimal_comma, doubtful = _decimal_comma(table, chunks, environment)
-    if decimal_comma and doubtful:
+    if doubtful:
         chunks |= _as_text(table, doubtful, chunk)
     whole = index[0].append(index[1:]) if index else pd.RangeIndex(0)
     return LoadedColumns(table, chunks, whole, dtype, decimal_comma)

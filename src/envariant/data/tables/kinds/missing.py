@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
 _NEVER_VALUES = frozenset({"?", "#n/a", "<na>", "nat", "0000-00-00"})
-_WORDS = frozenset({"na", "n/a", "none", "null", "missing", "unknown"})
+CLASS_WORDS = frozenset({"none", "missing", "unknown"})
+"""Words that people, unlike programs, write for a class."""
+_WORDS = CLASS_WORDS | {"na", "n/a", "null"}
 MISSING_TEXTS = _NEVER_VALUES | _WORDS | {"-", "--", ".", "nan"}
 """Lower-case texts that can represent a missing value; empty texts always do."""
 
@@ -64,14 +66,3 @@ class MissingRule:
         if self.keeps_words or word in self.quoted:
             return False
         return word not in _WORDS or word in self.markers or count < max(_FEWEST, _FREQUENT * rows)
-
-
-def words_in(texts: Sequence[str], values: NDArray[Any]) -> frozenset[str]:
-    """Return the words among the texts of a column that may be missing values or values, in lower case.
-
-    Args:
-        texts: Distinct texts.
-        values: Code of each row, −1 for none.
-    """
-    used = np.unique(values[values >= 0]).tolist()
-    return frozenset(word for k in used if (word := texts[k].lower()) in MISSING_TEXTS - _NEVER_VALUES)

@@ -24,21 +24,24 @@ _CODES = (
 )
 _CURRENCY = rf"(?:(?:[A-Z]{{1,3}})?[$¢£¤¥₠-⃀]|\b(?:{_CODES})\b\.?|Rs\.?|R\$)"
 _TEXT = re.compile(
-    rf"(?P<open>\()?\s*(?P<sign>[-+])?\s*(?P<before>%|{_CURRENCY})?\s*(?P<later>[-+])?\s*"
+    rf"(?P<open>\()?\s*(?P<sign>[-+])?\s*(?P<before>%|{_CURRENCY})?\s*(?P<later>[-+(])?\s*"
     r"(?P<digits>[.,]?\d(?:[\d.,' ]*\d)?[.,]?(?:[eE][-+]?\d+)?)\s*"
     r"(?P<after>[^\W\d_]{1,8}|[%‰°][A-Za-z]?|[^\w\s()+-])?\s*(?P<minus>-)?\s*(?P<close>\))?"
 )
 # Digits in groups of three (in India: two, then three), with a point or a comma as decimal sign.
 _NUMBER = {
     decimal: re.compile(
-        rf"(?:[1-9]\d{{0,2}}(?:(?P<group>[{group}' ])\d{{3}})(?:(?P=group)\d{{3}})*"
-        rf"|[1-9]\d?(?:{group}\d{{2}})+{group}\d{{3}}|\d+)?(?:{re.escape(decimal)}\d*)?(?:[eE][-+]?\d+)?"
+        rf"(?:[1-9]\d{{0,2}}(?:(?P<sign>[{group}' ])\d{{3}})(?:(?P=sign)\d{{3}})*(?:{re.escape(decimal)}\d*)?"
+        rf"|[1-9]\d?(?:{re.escape(group)}\d{{2}})+{re.escape(group)}\d{{3}}(?:{re.escape(decimal)}\d*)?"
+        rf"|(?:\d+(?:{re.escape(decimal)}\d*)?|{re.escape(decimal)}\d+)(?:[eE][-+]?\d+)?)"
     )
     for decimal, group in ((".", ","), (",", "."))
 }
 _GROUPED = re.compile(r"[-+]?(?:[1-9]\d{0,2}(?:\.\d{3})+|\d{1,3})")
 # With at most this number of different texts, numbers with a unit of letters are categories.
 _FEW = 20
+# Smallest number of different texts that show how thousands are written.
+_MANY = 30
 
 
 @final
@@ -114,7 +117,30 @@ def infer_notation(
         return None
     if rows[0] != rows[1]:
         return notations[int(rows[1] > rows[0])]
-    return notations[1 if decimal_comma else 0]
+    digits = [part[0] for part in parts if part is not None]
+    if sign := thousands_sign(digits):
+        return notations[int(sign == ".")]
+    return notations[int(bool(decimal_comma))]
+
+
+def thousands_sign(digits: Sequence[str]) -> str:
+    """Return the point or comma that separates thousands in all numbers of a column, or "" if in doubt.
+
+    Many numbers with exactly three digits after the sign, beside integers without it, are no decimals.
+    """
+    for sign in ".,":
+        grouped = re.compile(rf"[-+]?[1-9]\d{{0,2}}(?:{re.escape(sign)}\d{{3}})+")
+        short = [text for text in digits if sign not in text]
+        if (
+            len(digits) - len(short) >= _MANY
+            and short
+            and all(
+                re.fullmatch(r"[-+]?\d{1,3}", text) if sign not in text else grouped.fullmatch(text)
+                for text in digits
+            )
+        ):
+            return sign
+    return ""
 
 
 def decimal_sign(texts: Sequence[str]) -> str:
@@ -141,9 +167,11 @@ def _split(text: str) -> tuple[str, bool, str] | None:
         text = text.translate(_SIGNS)
         text = "".join(str(unicodedata.decimal(c)) if unicodedata.category(c) == "Nd" else c for c in text)
     match = _TEXT.fullmatch(text.strip())
-    if match is None or bool(match["open"]) != bool(match["close"]):
+    if match is None:
         return None
     signs = [sign for sign in (match["sign"], match["later"], match["minus"], match["open"]) if sign]
+    if ("(" in signs) != bool(match["close"]):
+        return None
     before, after = match["before"] or "", match["after"] or ""
     if len(signs) > 1 or (before and after):
         return None

@@ -18,7 +18,13 @@ from envariant.data.tables.kinds.base import (
     TaskName,
     Values,
 )
-from envariant.data.tables.kinds.notation import Notation, infer_notation, may_have_grouping_points, plain
+from envariant.data.tables.kinds.notation import (
+    Notation,
+    infer_notation,
+    may_have_grouping_points,
+    plain,
+    thousands_sign,
+)
 
 
 @final
@@ -44,10 +50,17 @@ class Number(NumericKind):
 
     def notation(self, texts: ColumnChunk, decimal_comma: bool | None) -> Notation | None:
         are_plain = np.isfinite(plain(texts.texts))
-        if are_plain.all() and not (decimal_comma and may_have_grouping_points(texts.texts)):
+        in_thousands = thousands_sign(texts.texts) or (
+            decimal_comma and may_have_grouping_points(texts.texts)
+        )
+        if are_plain.all() and not in_thousands:
             return None
         notation = infer_notation(texts.texts, texts.counts, decimal_comma)
-        if notation == Notation() and (np.isfinite(notation.parse(texts.texts)) <= are_plain).all():
+        if (
+            notation is not None
+            and notation == Notation()
+            and (np.isfinite(notation.parse(texts.texts)) <= are_plain).all()
+        ):
             return None
         return notation
 

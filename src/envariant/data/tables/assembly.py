@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from envariant.core.conversion import look_alikes
 from envariant.core.errors import EnvariantError, listed
 from envariant.data.tables import roles
 from envariant.data.tables.columns import Column, concatenated
@@ -126,6 +127,11 @@ def _target(
     target_type = TargetType.of(dtype, column, texts, target)
     if column.kind == "boolean" or "timedelta" in target_type.dtype:
         target = replace(target, categories=tuple(map(str, target_type.values)))
+        for names in look_alikes(
+            () if texts is None else (t for t in texts.texts if t not in column.missing_as)
+        ):
+            shown = listed([f"'{name}'" for name in names], 4, " and ")
+            log.append(LogEntry(column.name, f"{shown} count as one", notable=True))
     log += [] if is_categorical else roles.words_as_values(target)
     log += roles.similar_categories(target, notable=True)
     return target, target_type

@@ -222,7 +222,7 @@ class Network:
             if (name.startswith(prefix) if prefix else name.split(".")[0] not in self.auxiliary)
         }
 
-    def _kernels(self) -> AbstractContextManager[None]:
+    def _kernels(self) -> AbstractContextManager[Any]:
         """Return a context manager that sets the precision of matrix products and the recurrent kernels."""
         rounding = torch.autocast(
             self.device.type,

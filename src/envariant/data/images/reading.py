@@ -167,7 +167,7 @@ def _seal(rows: Iterable[np.ndarray]) -> bytes:
     """Return the checksum of rows, which is stored behind them."""
     digest = hashlib.blake2b(digest_size=_SEAL_SIZE)
     for row in rows:
-        digest.update(row)
+        digest.update(row.tobytes())
     return digest.digest()
 
 
@@ -178,8 +178,9 @@ def _store(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray], rem
         # Not memory-mapped, so that a full disk is an error instead of a crash.
         np.lib.format.write_array_header_1_0(cast("BinaryIO", file), header)
         for image in images:
-            file.write(image.tobytes())
-            digest.update(image)
+            data = image.tobytes()
+            file.write(data)
+            digest.update(data)
         # NumPy ignores what follows the array.
         file.write(digest.digest())
 

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast, final
 
-from envariant.algorithms.base import Part, RiskAggregator
-from envariant.algorithms.composition import Composition
+from envariant.algorithms.base import Part
+from envariant.algorithms.composition import RISK_AGGREGATORS, Composition
 from envariant.algorithms.hyperparameters import rescale, rescaled_step
-from envariant.algorithms.risk_aggregators.mean import MeanRisk, PooledMean
-from envariant.algorithms.risk_aggregators.sum import SumRisk
-from envariant.algorithms.risk_aggregators.worst import WorstCaseRisk
 from envariant.core import specs
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.schedules import Schedule, schedule
@@ -19,11 +16,6 @@ from envariant.core.search_space import Choice, Range, ranges
 
 LOSS = "loss"
 """Value of `Hyperparameter.part` for settings of the whole loss, such as `l2`."""
-
-RISK_AGGREGATORS: Mapping[str, RiskAggregator] = {
-    part.name: part for part in (MeanRisk(), PooledMean(), SumRisk(), WorstCaseRisk())
-}
-"""Allowed values of the setting `risk_aggregator`: all aggregators without hyperparameters."""
 
 
 @final
@@ -90,8 +82,9 @@ class Recipe:
             )
             for part, name in fields
         ]
-        plain = self.default.training_step is None
-        if plain and (aggregator := self.default.risk_aggregator) in RISK_AGGREGATORS.values():
+        step = self.default.training_step
+        plain, aggregator = step is None, self.default.risk_aggregator
+        if (step is None or step.aggregates_risk) and aggregator in RISK_AGGREGATORS.values():
             key, choice = "risk_aggregator", Choice(tuple(RISK_AGGREGATORS))
             settings.append(Hyperparameter(key, LOSS, key, aggregator.name, choice))
         for key in ("l2", "normalize_loss") if plain else ("l2",):

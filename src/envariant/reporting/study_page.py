@@ -13,6 +13,8 @@ import pandas as pd
 from envariant.analysis.statistics import Interval
 from envariant.core import schedules
 from envariant.core.errors import EnvariantError
+from envariant.core.files import write_text
+from envariant.core.metrics import METRICS
 from envariant.reporting import figures, html
 from envariant.reporting.tables import NONE, TextTable, mean_sd, network_notes
 from envariant.studies.selection import (
@@ -48,13 +50,14 @@ def render(store: Store) -> str:
     ranking = [
         figures.RankingRow(_label(rule), [run.test for run in _runs(pooled[rule.name])], {}) for rule in rules
     ]
+    label = f"{metric} in the test environments"
     return html.render(
         "study.html.j2",
         heading=f"Study: {study['name']}",
         lead=_lead(store, metric),
         summary=summary(pooled, rules, networks),
         overview=figures.svg(
-            figures.ranking([row for row in ranking if row.values], f"{metric} in the test environments", {})
+            figures.ranking([row for row in ranking if row.values], label, {}, METRICS[metric].bounds)
         ),
         selections=[
             _section(
@@ -79,7 +82,7 @@ def write(store: Store, path: Path) -> None:
     Raises:
         EnvariantError: If no run is done, or the file cannot be written.
     """
-    html.write(render(store), path)
+    write_text(render(store), path)
 
 
 def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:

@@ -171,6 +171,10 @@ class Study:
                     ]
         return tuple(runs)
 
+    def declares(self, data: str, algorithm: str) -> bool:
+        """Return whether the study contains a data set and an algorithm, given their labels."""
+        return data in self.sources and algorithm in self._labeled("algorithms")
+
     def spec_of(self, run: PlannedRun) -> RunSpec:
         """Return the training options of a run.
 
@@ -178,7 +182,7 @@ class Study:
             EnvariantError: If the study does not contain the data set or algorithm of the run.
         """
         algorithms = self._labeled("algorithms")
-        if run.algorithm not in algorithms or run.data not in self.sources:
+        if not self.declares(run.data, run.algorithm):
             raise EnvariantError(
                 f"study: declares no {run.algorithm} on {run.data}; pass the study that does"
             )

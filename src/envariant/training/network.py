@@ -127,13 +127,16 @@ class Network:
             auxiliary: Auxiliary networks by name.
 
         Raises:
-            EnvariantError: If an auxiliary network has buffers, or the same name as a part of the model.
+            EnvariantError: If an auxiliary network has buffers or frozen parameters, or the same name as a
+                part of the model.
         """
         for name, network in auxiliary.items():
-            if hasattr(self.module, name) or list(network.buffers()):
+            # Weight decay would change frozen parameters.
+            frozen = not all(parameter.requires_grad for parameter in network.parameters())
+            if hasattr(self.module, name) or list(network.buffers()) or frozen:
                 raise EnvariantError(
-                    f"algorithm: its network '{name}' must have no buffers, such as running statistics, and "
-                    f"a name that no part of the model has"
+                    f"algorithm: its network '{name}' must have no buffers, such as running statistics, no "
+                    f"frozen parameters, and a name that no part of the model has"
                 )
             self.auxiliary[name] = network.to(self.device)
         added = self.auxiliary_weights(auxiliary)
@@ -221,7 +224,7 @@ class Network:
             if (name.startswith(prefix) if prefix else name.split(".")[0] not in self.auxiliary)
         }
 
-    def _kernels(self) -> AbstractContextManager[None]:
+    def _kernels(self) -> AbstractContextManager[Any]:
         """Return a context manager that sets the precision of matrix products and the recurrent kernels."""
         rounding = torch.autocast(
             self.device.type,

@@ -20,8 +20,10 @@ def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int |
     """
     if steps is None or not (isinstance(before, Composition) and isinstance(after, Composition)):
         return ()
-    old = before.schedules() | {key: value for key, (value, _) in before.switch_steps().items()}
-    new = after.schedules() | {key: value for key, (value, _) in after.switch_steps().items()}
+    old, new = (
+        {**each.schedules(), **{key: value for key, (value, _) in each.switch_steps().items()}}
+        for each in (before, after)
+    )
     return tuple(
         f"{name}: {old[name]} is suggested for {length} steps; scaled to {value} for {steps} steps"
         for name, value in new.items()

@@ -22,7 +22,8 @@ class RSC(TrainingStep):
 
     u_i is the gradient of the true class's logit with respect to the features of row i. In each row, the
     features with the largest entries of u_i are set to 0; `features` is their share. Masks apply only to the
-    rows whose probability of the true class decreases most; `rows` is their share. Masks have no gradient.
+    rows whose probability of the true class decreases most; `rows` is their share of the batch. Masks have no
+    gradient.
     Only feature vectors are masked; the paper also masks spatial positions.
 
     Attributes:
@@ -34,6 +35,8 @@ class RSC(TrainingStep):
     paper: ClassVar[str] = "Huang, Wang, Xing, Huang 2020, arXiv 2007.02454"
     needs_features: ClassVar[bool] = True
     needs_classes: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
+    aggregates_risk: ClassVar[bool] = True
     features: Annotated[float, Uniform(0.0, 0.5)] = 1 / 3
     rows: Annotated[float, Uniform(0.0, 0.5)] = 1 / 3
 
@@ -49,7 +52,7 @@ class RSC(TrainingStep):
         def challenged(params: Parameters) -> Tensor:
             features, logits = model(params, batch.inputs)
             mask = self.mask(model, params, features.detach(), logits.detach(), batch)
-            return batch.task.losses(model.head(params, features * mask), batch.targets).mean()
+            return batch.risk(batch.task.losses(model.head(params, features * mask), batch.targets))
 
         gradient, risk = grad_and_value(challenged)(params)
         return gradient, state, {"risk": risk.detach()}

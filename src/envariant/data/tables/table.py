@@ -104,8 +104,9 @@ class Table:
         """
         headers = tuple((column.name, column.kind, column.categories) for column in self.all_columns)
         header = _Header(self.task, self.preprocessing_log, self.sample_weight is not None, headers)
-        arrays = {str(k): np.ascontiguousarray(column.values) for k, column in enumerate(self.all_columns)}
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors = {
+            str(k): torch.from_numpy(column.values.copy()) for k, column in enumerate(self.all_columns)
+        }
         write_tensors(folder / FILE, tensors, {"table": _HEADER.dump_json(header).decode()})
 
 

@@ -120,6 +120,7 @@ class ComparisonResults:
         not_applicable: Reasons why requested methods cannot be run.
         data: Measurements on the data that need no trained method.
         settings: Settings of the study.
+        networks: Models of each method, by the method's name; predictors have none.
     """
 
     metric: Metric
@@ -133,6 +134,7 @@ class ComparisonResults:
     not_applicable: tuple[str, ...] = ()
     data: DataSummary = field(default_factory=DataSummary)
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    networks: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
     @property
     def baseline(self) -> Mapping[str, Cell]:
@@ -279,6 +281,7 @@ def gather(
         missing,
         max(len(model.ood) for model in models.values()),
         tuple(text_of(each) for each in study.algorithms if predictor(each) is not None),
+        networks={name: each for name, each in store.networks().items() if name in methods},
     )
 
 

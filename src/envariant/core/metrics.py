@@ -111,8 +111,10 @@ def _mean_score(task: Task, logits: Array, targets: Array) -> float:
     return float(task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).double().mean())
 
 
-def _mean_loss(task: Task, logits: Array, targets: Array) -> float:
-    return float(task.losses(torch.from_numpy(logits), torch.from_numpy(targets)).double().mean())
+def _log_loss(task: Task, logits: Array, targets: Array) -> float:
+    # The task may be trained with another loss, such as label smoothing.
+    likelihood = Binary() if task.outputs == 1 else Multiclass(task.outputs)
+    return float(likelihood.losses(torch.from_numpy(logits), torch.from_numpy(targets)).double().mean())
 
 
 def _balanced_accuracy(task: Task, logits: Array, targets: Array) -> float:
@@ -159,7 +161,7 @@ METRICS: dict[str, Metric] = {
         Metric("balanced accuracy", True, _balanced_accuracy),
         # With more than two classes, the mean of the one-vs-rest AUROCs.
         Metric("AUROC", True, _auroc),
-        Metric("log loss", False, _mean_loss, unit="nats"),
+        Metric("log loss", False, _log_loss, unit="nats"),
         # Expected calibration error over 15 equal bins of confidence. Guo et al. 2017.
         Metric("calibration error", False, _calibration_error),
         Metric("squared error", False, _mean_score, (Regression,), "target unit²", ".4g", None),

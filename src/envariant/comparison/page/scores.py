@@ -12,7 +12,7 @@ from envariant.comparison.baselines import baseline_name
 from envariant.comparison.formatting import ci, method_name, score
 from envariant.comparison.page.base import Block, PageSection, shortened
 from envariant.comparison.results import Cell, ComparisonResults
-from envariant.reporting.tables import NONE, TextTable
+from envariant.reporting.tables import NONE, TextTable, network_notes
 from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes, name_rows, new_axes, quiet
 from envariant.studies.significance import BASELINE
 
@@ -178,7 +178,8 @@ def methods_table(results: ComparisonResults) -> TextTable:
         f"and environments). Hyperparameters: invariance selection on validation rows of the training "
         f"environments. A recommended method was chosen by these scores; its own are slightly optimistic."
     )
-    return TextTable((results.metric.name, *names, "worst", "mean"), tuple(lines), (note,))
+    notes = (note, *network_notes(results.networks))
+    return TextTable((results.metric.name, *names, "worst", "mean"), tuple(lines), notes)
 
 
 def style_rows(axes: Axes, names: list[str]) -> None:

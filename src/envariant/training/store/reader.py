@@ -222,6 +222,15 @@ class StoreReader(ABC):  # noqa: B024
         rows = self._rows("SELECT job FROM runs WHERE id = ?", (run,))
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
 
+    def networks(self) -> dict[str, tuple[str, ...]]:
+        """Return the models of the runs that have begun, by algorithm; predictors have none."""
+        rows = self._rows(
+            "SELECT DISTINCT algorithm, json_extract(j.record, '$.spec.model') "
+            "FROM runs JOIN jobs j ON j.id = runs.job "
+            "WHERE json_extract(j.record, '$.fingerprints.model') IS NOT NULL ORDER BY runs.id"
+        )
+        return {name: tuple(model for other, model in rows if other == name) for name, _ in rows}
+
     def unfinished(self) -> tuple[int, ...]:
         """Return the numbers of unfinished jobs."""
         return tuple(job for (job,) in self._rows("SELECT id FROM jobs WHERE done = 0 ORDER BY id"))

@@ -11,6 +11,7 @@ import torch
 import envariant
 from envariant.analysis.column_sketch import Sketch
 from envariant.core.errors import EnvariantError
+from envariant.core.files import write_tensors
 from envariant.data.tables import loading, reading
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
@@ -368,7 +369,7 @@ def test_damaged_and_foreign_folders_give_one_line_errors(models, tmp_path):
         (tmp_path / TENSORS).write_bytes(wrong)
         with pytest.raises(EnvariantError, match="is damaged"):
             load_model(tmp_path)
-    safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / TENSORS)
+    write_tensors(tmp_path / TENSORS, {"weight": torch.zeros(2)}, {})
     with pytest.raises(EnvariantError, match="no model saved by envariant"):
         load_model(tmp_path)
     text = json.loads((tmp_path / TEXT).read_text())
@@ -387,9 +388,7 @@ def test_damaged_and_foreign_folders_give_one_line_errors(models, tmp_path):
     ):
         (tmp_path / TENSORS).write_bytes(whole)
         tensors = safetensors.torch.load_file(tmp_path / TENSORS)
-        safetensors.torch.save_file(
-            tensors, tmp_path / TENSORS, metadata={"envariant.model": json.dumps({**text, **change})}
-        )
+        write_tensors(tmp_path / TENSORS, tensors, {"envariant.model": json.dumps({**text, **change})})
         with pytest.raises(EnvariantError, match=message) as raised:
             load_model(tmp_path)
         assert "\n" not in str(raised.value)

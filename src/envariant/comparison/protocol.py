@@ -274,10 +274,10 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
             if now + (now - start) * (n_trials - completed) / completed > deadline:
                 break
         with begin(folder, replace(study, n_trials=n_trials)) as store:
-            counts = store.counts()
+            counts = store.counts(study.declares)
         run(counts["planned"] + counts["running"], deadline)
         with Store(folder) as store:
-            counts = store.counts()
+            counts = store.counts(study.declares)
         if counts["planned"] + counts["running"]:
             break
         completed = n_trials

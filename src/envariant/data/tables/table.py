@@ -124,8 +124,9 @@ class Table:
             self.target_type,
             self.missing_values,
         )
-        arrays = {str(k): np.ascontiguousarray(column.values) for k, column in enumerate(self.all_columns)}
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors = {
+            str(k): torch.from_numpy(column.values.copy()) for k, column in enumerate(self.all_columns)
+        }
         write_tensors(folder / FILE, tensors, {"table": _HEADER.dump_json(header).decode()})
 
 

@@ -5,7 +5,7 @@ import os
 import sqlite3
 import zlib
 from abc import ABC
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
@@ -121,10 +121,18 @@ class StoreReader(ABC):  # noqa: B024
             raise EnvariantError(f"{self.folder}: holds a single run and no study")
         return json.loads(stored)
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of runs in each state."""
-        counted = dict(self._rows("SELECT state, COUNT(*) FROM runs GROUP BY state"))
-        return {state: counted.get(state, 0) for state in STATES}
+    def counts(self, declares: Callable[[str, str], bool] = lambda data, algorithm: True) -> dict[str, int]:
+        """Return the number of runs in each state.
+
+        Args:
+            declares: Function from a data set and an algorithm to whether their runs count. Default: all.
+        """
+        counts = dict.fromkeys(STATES, 0)
+        for data, algorithm, state, count in self._rows(
+            "SELECT data, algorithm, state, COUNT(*) FROM runs GROUP BY data, algorithm, state"
+        ):
+            counts[state] += count if declares(data, algorithm) else 0
+        return counts
 
     def listing(self) -> pd.DataFrame:
         """Return one row per run: data, algorithm, trial, replica, state, error and time."""

@@ -35,6 +35,10 @@ class Interval:
             return f"{self.mean:.3g} (one replica, no interval)"
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
+    def clipped(self, lowest: float, highest: float) -> "Interval":
+        """Return the interval with its ends limited to possible values of the mean."""
+        return Interval(self.mean, max(self.low, lowest), min(self.high, highest), self.count)
+
     def contains(self, value: float) -> bool:
         """Return whether the interval, ends included, contains the value."""
         return self.low <= value <= self.high
@@ -196,7 +200,7 @@ class Ranking:
 
     Attributes:
         ranks: Mean rank of each method; 1 is best.
-        p_value: P-value of the hypothesis that all methods perform equally.
+        p_value: P-value of the test that all methods perform equally.
         critical_difference: Smallest significant difference of two mean ranks (Nemenyi test; Demšar 2006).
         n_datasets: Number of data sets (or environments).
     """

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -184,7 +184,7 @@ def _of_pandas(name: str, **options: Any) -> Callable[[Path, str], pd.DataFrame]
 
 
 def _sas(path: Path, encoding: str) -> pd.DataFrame:
-    return cast("pd.DataFrame", pd.read_sas(path, encoding=encoding))
+    return pd.read_sas(path, encoding=encoding)
 
 
 Reader = Callable[[Path, str], pd.DataFrame]

@@ -209,10 +209,16 @@ def read_columns(
         loaded = load(table, list(kinds), texts=texts, declared=declared)
         for name, kind in kinds.items():
             parts = loaded.chunks.pop(name) or [ColumnChunk("number", np.zeros(0))]
-            how = {"notation": notations.get(name), "known": known.get(name, ()), "declared": declared}
-            columns[name] = column_of_kind(name, concatenated(parts), kind, **how)
+            columns[name] = column_of_kind(
+                name,
+                concatenated(parts),
+                kind,
+                notation=notations.get(name),
+                known=known.get(name, ()),
+                declared=declared,
+            )
     except EnvariantError as error:
         raise labeled(table.label, error) from None
     for start in range(0, max(1, len(loaded.index)), reading.ROWS_PER_CHUNK):
-        block = slice(start, start + reading.ROWS_PER_CHUNK)
-        yield loaded.index[block], {name: column.rows(block) for name, column in columns.items()}
+        rows = np.arange(start, min(start + reading.ROWS_PER_CHUNK, len(loaded.index)))
+        yield loaded.index[rows], {name: column.rows(rows) for name, column in columns.items()}

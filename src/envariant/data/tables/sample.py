@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, final
+from typing import IO, Any, final
 
 from envariant.data.tables.kinds.missing import MISSING_TEXTS
 
 # Bytes of text that are read.
 _LENGTH = 1 << 18
-OPENERS: Mapping[str, Callable[[Path, Literal["rb"]], IO[Any]]] = {
+OPENERS: Mapping[str, Callable[..., IO[Any]]] = {
     ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
 }  # fmt: skip
 """Functions that open a compressed file, by suffix."""

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, final, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from envariant.core.conversion import several
-from envariant.core.errors import EnvariantError, EnvariantWarning, first_line, unknown_name
-from envariant.core.files import replacing
+from envariant.core.errors import EnvariantError, EnvariantWarning, unknown_name
+from envariant.core.files import read_tensors, write_tensors
 from envariant.data.tables.assembly import assembled, remarks
 from envariant.data.tables.columns import Column
 from envariant.data.tables.kinds import Kind, Notation, TaskName
@@ -74,7 +73,7 @@ class Table:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers; empty for a regression."""
+        """Names of the classes, in the order of their numbers; empty for regression."""
         return () if self.task == "regression" else self.target.categories
 
     @property
@@ -107,7 +106,7 @@ class Table:
         return digest.hexdigest()
 
     def targets(self) -> NDArray[Any]:
-        """Return the class number of each row, or the target value for a regression, `[rows]`."""
+        """Return the class number of each row, or the target value for regression, `[rows]`."""
         return self.target.values
 
     def write(self, folder: Path) -> None:
@@ -126,12 +125,8 @@ class Table:
             self.missing_values,
         )
         arrays = {str(k): np.ascontiguousarray(column.values) for k, column in enumerate(self.all_columns)}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / FILE) as partial:
-                save_file(arrays, partial, metadata={"table": _HEADER.dump_json(header).decode()})
-        except OSError as error:
-            raise EnvariantError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        write_tensors(folder / FILE, tensors, {"table": _HEADER.dump_json(header).decode()})
 
 
 @final
@@ -154,17 +149,17 @@ def load(folder: Path) -> Table:
     Raises:
         EnvariantError: If the folder contains no table, or the file is damaged.
     """
+    texts, tensors = read_tensors(folder / FILE, "write the table again")
     try:
-        with safe_open(folder / FILE, "numpy") as file:
-            header = _HEADER.validate_json(file.metadata()["table"])
-            columns = [
-                Column(name, kind, file.get_tensor(str(k)), categories, notation)
-                for k, (name, kind, categories, notation) in enumerate(header.columns)
-            ]
+        header = _HEADER.validate_json(texts["table"])
+        columns = [
+            Column(name, kind, tensors[str(k)].numpy(), categories, notation)
+            for k, (name, kind, categories, notation) in enumerate(header.columns)
+        ]
     except ValidationError as error:
         raise EnvariantError(f"{folder}: holds a damaged table ({error.errors()[0]['msg']})") from None
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise EnvariantError(f"{folder}: holds no table, or a damaged one ({first_line(error)})") from None
+    except KeyError:
+        raise EnvariantError(f"{folder}: holds no table") from None
     weights = columns.pop() if header.weighted else None
     *inputs, target, environment = columns
     return Table(

@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import pandas as pd
@@ -86,14 +86,14 @@ class TargetType:
             return pd.Series(numbers)
         microseconds = np.round(numbers * 86_400e6)
         if "timedelta" in self.dtype or "duration" in self.dtype:
-            return pd.Series(microseconds.astype("timedelta64[us]")).astype(self.dtype)
-        stamps = pd.Series(microseconds.astype("datetime64[us]"))
+            return pd.Series(microseconds.astype("timedelta64[us]")).astype(cast("Any", self.dtype))
+        stamps = cast("pd.Series[Any]", pd.Series(microseconds.astype("datetime64[us]")))
         zone = getattr(pd.api.types.pandas_dtype(self.dtype), "tz", None)
         if zone is not None:
             stamps = stamps.dt.tz_localize(
                 zone, ambiguous=np.ones(len(stamps), bool), nonexistent="shift_forward"
             )
-        return stamps.astype(self.dtype)
+        return stamps.astype(cast("Any", self.dtype))
 
 
 def _is_time(dtype: str) -> bool:

@@ -215,7 +215,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "adrmx",
-            "Subtract environment features, so that a discriminator cannot predict the environment, then remix.",
+            "Subtract environment features against a discriminator of environments, and recombine them.",
             Composition(training_step=ADRMX()),
         ),
         Recipe(

@@ -246,6 +246,13 @@ class Part(ABC):
         del params, context
         return {}
 
+    def switch_steps(self) -> Mapping[str, int]:
+        """Return each hyperparameter that is a step number, with the first step at which it takes effect.
+
+        Like the switch points of schedules, their default values scale with the length of the run.
+        """
+        return {}
+
     def coefficient_at(self, step: int) -> float:
         """Return the coefficient of this part in the loss at a step.
 

@@ -192,4 +192,4 @@ def _docstring(part: object) -> tuple[str, str, dict[str, str]]:
                 texts[name].append(line.strip())
     fields = {f.name for f in dataclasses.fields(cast("Any", part))}
     meanings = {name: " ".join(text).strip() for name, text in texts.items() if name in fields}
-    return paragraphs[0], " ".join(paragraphs[1:]), meanings
+    return "".join(paragraphs[:1]), " ".join(paragraphs[1:]), meanings

@@ -202,6 +202,14 @@ class Composition(Algorithm):
             if isinstance(value := getattr(part, f.name), Schedule)
         }
 
+    def switch_steps(self) -> Mapping[str, tuple[int, int]]:
+        """Return value and first effective step of each step number, by names such as "trm warm_up"."""
+        return {
+            f"{part.name} {key}": (getattr(part, key), step)
+            for part in self.parts
+            for key, step in part.switch_steps().items()
+        }
+
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         if any(part.needs_linear_head for part in self.parts) and not context.linear_head:
             raise EnvariantError(f"{self.name}: the model's head must be one linear layer")

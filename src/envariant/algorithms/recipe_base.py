@@ -8,8 +8,10 @@ from typing import Any, cast, final
 
 from envariant.algorithms.base import Part
 from envariant.algorithms.composition import RISK_AGGREGATORS, Composition
+from envariant.algorithms.hyperparameters import rescale
 from envariant.core import specs
 from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.schedules import Schedule, schedule
 from envariant.core.search_space import Choice, Range, ranges
 
 LOSS = "loss"
@@ -127,6 +129,20 @@ class Recipe:
             environment_inference=changed(default.environment_inference),
             **specs.checked(Composition, loss, self.name),
         )
+
+    def rescale(self, settings: Mapping[str, Any], old: int, new: int) -> tuple["Recipe", dict[str, Any]]:
+        """Return the recipe and settings with all switch points scaled to another run length.
+
+        Args:
+            settings: Suggested values by hyperparameter name.
+            old: Length of the run for which the values are meant, in steps.
+            new: Length of the run, in steps.
+        """
+        scaled = dict(settings)
+        for h in self.hyperparameters:
+            if h.name in settings and isinstance(h.default, Schedule):
+                scaled[h.name] = schedule(settings[h.name]).rescale(old, new)
+        return dataclasses.replace(self, default=rescale(self.default, old, new)), scaled
 
     def own(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of parts, without settings of the whole loss such as `l2`."""

@@ -215,7 +215,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "adrmx",
-            "Subtract environment features against a discriminator of environments, and recombine them.",
+            "Subtract environment features, so that a discriminator cannot predict the environment; remix.",
             Composition(training_step=ADRMX()),
         ),
         Recipe(

@@ -10,15 +10,34 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import final
 
+from envariant.core.printable import one_line
+
 
 @final
 class EnvariantError(Exception):
-    """Error in a user input. The message states the problem, the location and the remedy."""
+    """Error that a user can fix. The message states the problem, the location and the remedy.
+
+    Args:
+        message: One sentence.
+        retryable: Whether the machine failed and not the input, as with a full disk. The same call can then
+            succeed later.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        # Messages quote names in data and files, which may hold anything.
+        return one_line(super().__str__())
 
 
 @final
 class EnvariantWarning(UserWarning):
     """Warning about a run that works, but probably not as intended."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> EnvariantError:

@@ -1,6 +1,7 @@
 """EQRM: minimize a quantile of the distribution of risks over environments."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
 
@@ -50,6 +51,9 @@ class EQRM(RiskAggregator):
             raise EnvariantError(
                 f"EQRM: quantile must be in (0, 1), or log(1 − α) < 0, got {self.quantile:g}"
             )
+
+    def switch_steps(self) -> Mapping[str, int]:
+        return {"burn_in": self.burn_in}
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         mean, quantile = predicted.risks.mean(), self.of_risks(predicted.risks)

@@ -1,5 +1,6 @@
 """ERM++: ERM with a warm-up of the head, and averaged weights for prediction."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
@@ -43,6 +44,9 @@ class ERMPlus(TrainingStep):
     def __post_init__(self) -> None:
         if self.average_from < 1:
             raise EnvariantError(f"erm++: average_from must be at least 1, got {self.average_from}")
+
+    def switch_steps(self) -> Mapping[str, int]:
+        return {"head_steps": self.head_steps + 1, "average_from": self.average_from - 1}
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         return {

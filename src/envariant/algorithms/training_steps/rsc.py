@@ -12,7 +12,7 @@ from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Uniform
 from envariant.core.step_context import StepContext
-from envariant.core.tasks import Task
+from envariant.core.tasks import Binary, Multiclass, Task
 
 
 @final
@@ -63,8 +63,7 @@ class RSC(TrainingStep):
         """Return the mask `[rows, width]`: 0 for masked features, 1 for others."""
         feature_mask = self.feature_mask(model, params, features, batch)
         without = model.head(params, features * feature_mask)
-        # The probability of the true class is exp(−loss).
-        before, after = (torch.exp(-batch.task.losses(z, batch.targets)) for z in (logits, without))
+        before, after = (_true_probability(batch.task, z, batch.targets) for z in (logits, without))
         decrease = before - after
         unmasked = decrease < _quantile(decrease, 1 - self.rows)
         return torch.maximum(feature_mask, unmasked[:, None].to(feature_mask.dtype)).detach()
@@ -86,6 +85,12 @@ def _true_logits(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
     if task.outputs == 1:
         return (targets - 0.5) * logits
     return logits.gather(1, targets[:, None])[:, 0]
+
+
+def _true_probability(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
+    """Return each row's probability of its true class, whatever loss the task is trained with."""
+    likelihood = Binary() if task.outputs == 1 else Multiclass(task.outputs)
+    return torch.exp(-likelihood.losses(logits, targets))
 
 
 def _quantile(values: Tensor, share: Any) -> Tensor:

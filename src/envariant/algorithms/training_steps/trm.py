@@ -55,6 +55,9 @@ class TRM(TrainingStep):
         if self.inner_steps < 0:
             raise EnvariantError(f"TRM: inner_steps must be at least 0, got {self.inner_steps}")
 
+    def switch_steps(self) -> Mapping[str, int]:
+        return {"warm_up": self.warm_up}
+
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         return {
             _head(q): nn.Linear(context.features, context.task.outputs) for q in range(context.environments)

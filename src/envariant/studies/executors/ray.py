@@ -100,7 +100,7 @@ def _drive(ray: Any, remote: Any, store: Store, template: Job, on_progress: Prog
     with ExitStack() as locks:
         while True:
             while len(under_way) < _AHEAD * cores:
-                number = waiting.pop(0) if waiting else store.claim(cores)
+                number = waiting.pop(0) if waiting else store.claim(cores, template.study.declares)
                 if number is None:
                     break
                 recorder = Recorder.open(store, number)
@@ -123,6 +123,8 @@ def _write(ray: Any, store: Store, number: int, job: Job, done: Any, on_progress
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, EnvariantError):
             raise
+        if error.cause.retryable:
+            raise error.cause from None
         store.finish(number, str(error.cause))
     except ray.exceptions.RayError as error:
         store.finish(number, f"its workers died, {_TRIES} times: {type(error).__name__}")

@@ -35,6 +35,10 @@ class Interval:
             return f"{self.mean:.3g} (one replica, no interval)"
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
+    def clipped(self, lowest: float, highest: float) -> "Interval":
+        """Return the interval with its ends limited to possible values of the mean."""
+        return Interval(self.mean, max(self.low, lowest), min(self.high, highest), self.count)
+
     def contains(self, value: float) -> bool:
         """Return whether the interval, ends included, contains the value."""
         return self.low <= value <= self.high

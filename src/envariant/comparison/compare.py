@@ -115,20 +115,21 @@ class Comparison:
 def compare(
     data: Any,
     *,
-    target: str,
-    environment: str,
+    target: Any,
+    environment: Any,
     task: str | None = None,
     algorithms: Sequence[Any] = ALGORITHMS,
     metric: str | None = None,
     n_trials: int = 4,
     replicas: int = 5,
-    exclude: Sequence[str] = (),
-    sample_weight: str | None = None,
+    exclude: Sequence[Any] = (),
+    sample_weight: Any = None,
     min_rows: int = 50,
     max_rows: int | None = MAX_ROWS,
     budget: str | float | None = None,
     seed: int = 0,
     encoding: str = "utf-8",
+    missing_values: Sequence[str] | None = None,
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
     out: Path | str | None = None,
@@ -141,7 +142,7 @@ def compare(
     validation rows of the training environments, never on test environments.
 
     Args:
-        data: Path (.csv, .parquet) or data frame of pandas, polars or Arrow.
+        data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow.
         target: Name of the column to predict.
         environment: Name of the column with the environment of each row.
         task: "binary", "multiclass" or "regression"; Default: inferred from the target.
@@ -159,6 +160,8 @@ def compare(
             stop only between two stages. Default: no limit.
         seed: Base random seed.
         encoding: Encoding of a text file.
+        missing_values: Texts that represent a missing value in every column. Default: words such as NA where
+            they are rare or stand among numbers, except in the target and environment column.
         executor: "local", or "ray" for a Ray cluster.
         address: Address of the Ray cluster.
         out: Folder for the study, the page and the model; an existing study is resumed. Default: a temporary
@@ -179,7 +182,7 @@ def compare(
     min_rows = max(min_rows, protocol.FEWEST_ROWS)
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
-        min_rows=min_rows, encoding=encoding,
+        min_rows=min_rows, encoding=encoding, missing_values=missing_values,
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")

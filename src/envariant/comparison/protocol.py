@@ -1,6 +1,7 @@
 """Protocol of a comparison: choice of rows, folds and metric, training in stages, and the final model."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from envariant.comparison.baselines import Folds, baseline_scores
 from envariant.core import metrics
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
 from envariant.data.tables import source as table_source
@@ -273,10 +274,10 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
             if now + (now - start) * (n_trials - completed) / completed > deadline:
                 break
         with begin(folder, replace(study, n_trials=n_trials)) as store:
-            counts = store.counts()
+            counts = store.counts(study.declares)
         run(counts["planned"] + counts["running"], deadline)
         with Store(folder) as store:
-            counts = store.counts()
+            counts = store.counts(study.declares)
         if counts["planned"] + counts["running"]:
             break
         completed = n_trials
@@ -297,15 +298,18 @@ def train_final_model(
     """
     source = TableSource(table, "table")
     settings: dict[str, Any] = {"evaluate_every": table_source.STEPS, **options}
-    result = train(
-        source,
-        algorithm,
-        hyperparameters=trial.hyperparameters,
-        learning_rate=trial.learning_rate,
-        test_environments=(),
-        execution="sequential",
-        seed=seed,
-        progress=False,
-        **settings,
-    )
+    with warnings.catch_warnings():
+        # The study has issued the same remarks on schedules and model.
+        warnings.simplefilter("ignore", EnvariantWarning)
+        result = train(
+            source,
+            algorithm,
+            hyperparameters=trial.hyperparameters,
+            learning_rate=trial.learning_rate,
+            test_environments=(),
+            execution="sequential",
+            seed=seed,
+            progress=False,
+            **settings,
+        )
     return SavedModel.of(source, result)

@@ -4,6 +4,7 @@ Missing values, values of a wrong type and inconsistent shapes are rejected with
 """
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,6 +28,15 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
         return (number if math.isfinite(number) else math.inf), text
 
     return tuple(sorted(set(labels), key=key))
+
+
+def look_alikes(labels: Iterable[str]) -> list[list[str]]:
+    """Return the groups of labels that differ only in case, blanks or the form of their characters."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        key = "".join(unicodedata.normalize("NFKC", label).casefold().split())
+        groups.setdefault(key, []).append(label)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 # Integers with more distinct values than this are a quantity, not classes.

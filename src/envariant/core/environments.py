@@ -410,8 +410,8 @@ class EnvironmentSet(EnvironmentSource):
         return self.fingerprint()
 
     def fingerprint(self) -> str:
-        """Return a digest of all names, inputs, targets and sampling weights."""
-        digest = hashlib.blake2b(digest_size=16)
+        """Return a digest of all names, inputs, targets, sampling weights and the loss of the task."""
+        digest = hashlib.blake2b(self.task.identity().encode(), digest_size=16)
         for environment in self.environments:
             digest.update(environment.name.encode())
             for chunk in environment.input_store.chunks():

@@ -81,6 +81,24 @@ class Schedule(ABC):
         changes = {name: _absolute(getattr(self, name), steps) for name in self.switch_fields}
         return dataclasses.replace(cast("Any", self), **changes)
 
+    def rescale(self, old: int, new: int) -> Self:
+        """Scale the absolute switch points from a run of `old` steps to a run of `new` steps.
+
+        Relative switch points, and those that a run of `old` steps does not reach, stay unchanged.
+
+        Args:
+            old: Length of the run for which the schedule is meant, in steps.
+            new: Length of the run in which it is used, in steps.
+
+        Example:
+            >>> str(schedule("step(1, 1e4, at=190)").rescale(501, 150))
+            'step(1, 10000, at=57)'
+        """
+        if old == new or not any(_scales(p, old) for key in self.switch_fields for p in self._numbers(key)):
+            return self
+        changes = {key: _each(getattr(self, key), old, new) for key in self.switch_fields}
+        return dataclasses.replace(cast("Any", self), **changes).resolve(new)
+
     def takes_effect_within(self, steps: int) -> bool:
         """Return whether a run of `steps` updates reaches every stage of the schedule.
 
@@ -330,6 +348,20 @@ def schedule(value: "Schedule | Spec | str | float") -> Schedule:
         if isinstance(at, int | Percent):
             value = Spec(value.name, value.positional, {**value.keywords, "at": (at,)})
     return cls(**specs.fill(cls, value))
+
+
+def _scales(point: int | Percent, old: int) -> bool:
+    return not isinstance(point, Percent) and 0 < point <= old
+
+
+def _each(points: Any, old: int, new: int) -> Any:
+    """Return switch points in steps of a run of length `old` as shares of the run, to resolve for `new`."""
+    if isinstance(points, tuple):
+        return tuple(_each(point, old, new) for point in cast("tuple[Any, ...]", points))
+    if not _scales(points, old):
+        return points
+    # Rounding must not move a switch point within the run to its end.
+    return Percent(100 * (points / old if points == old else min(points / old, (new - 1) / new)))
 
 
 def _absolute(point: int | Percent, steps: int) -> int:

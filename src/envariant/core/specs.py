@@ -20,8 +20,12 @@ T = TypeVar("T")
 # A name may hold hyphens, plus signs and a protocol after a colon: "and-mask", "erm++", "colored-mnist:irm".
 _CALL = re.compile(r"\s*(?P<name>[A-Za-z][\w+:-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
 
-# A percent sign that ends a value, outside of quotes.
-_PERCENT = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|%(?=\s*(?:[,)\]]|$))""", re.DOTALL)
+# A string in quotes, or a percent sign that ends a value outside of quotes.
+_STRING = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+_STRING_OR_PERCENT = re.compile(rf"\b[rR](?:{_STRING})|{_STRING}|%(?=\s*(?:[,)\]]|$))", re.DOTALL)
+
+# Backslashes that are escapes in strings written by `format_value`; in a path, a backslash separates folders.
+_ESCAPES = re.compile(r"""(?:[^\\]|\\[\\'"]|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*""", re.DOTALL)
 
 
 @final
@@ -67,7 +71,8 @@ def parse(text: str) -> Spec:
         # The name may not be a Python name, so only the arguments go through the parser.
         call = _syntax_tree(f"_({match['arguments'] or ''})")
     except SyntaxError:
-        raise EnvariantError(f"cannot read '{text}': expected name(key=value, …)") from None
+        hint = "; put a path in quotes, without a backslash at its end" if "\\" in text else ""
+        raise EnvariantError(f"cannot read '{text}': expected name(key=value, …){hint}") from None
     if not isinstance(call, ast.Call):
         raise EnvariantError(f"cannot read '{text}': expected one name(key=value, …)")
     spec = cast("Spec", _value(call, text))
@@ -105,8 +110,22 @@ def format_value(value: Any) -> str:
     if isinstance(value, str):
         # Only a word is written without quotes; anything that would be read as another type is quoted.
         bare = value.isidentifier() and not keyword.iskeyword(value) and parse_value(value) == value
-        return value if bare else repr(value)
+        return value if bare else _quoted(value)
     return str(value)
+
+
+def _quoted(text: str) -> str:
+    """Return a string in quotes; other escapes than these would also be parts of Windows paths."""
+    literal = repr(text)
+    if _ESCAPES.fullmatch(literal):
+        return literal
+
+    def escaped(character: str) -> str:
+        code = ord(character)
+        plain = character.isprintable() or code > 0xFFFF
+        return character if plain else f"\\u{code:04x}"
+
+    return "'" + "".join(map(escaped, text.replace("\\", "\\\\").replace("'", "\\'"))) + "'"
 
 
 def describe(name: str, instance: object, default: object = None, positional: tuple[str, ...] = ()) -> str:
@@ -229,9 +248,14 @@ def _type_in_words(hint: Any) -> str:
 
 
 def _syntax_tree(source: str) -> ast.expr:
-    # A percent sign is Python's modulo: with a right side, `40%` can be parsed.
-    complete = _PERCENT.sub(lambda match: "%_" if match[0] == "%" else match[0], source)
-    return ast.parse(complete, mode="eval").body
+    def complete(match: re.Match[str]) -> str:
+        if match[0] == "%":
+            # A percent sign is Python's modulo: with a right side, `40%` can be parsed.
+            return "%_"
+        is_path = match[0][0] in "\"'" and not _ESCAPES.fullmatch(match[0])
+        return match[0].replace("\\", "\\\\") if is_path else match[0]
+
+    return ast.parse(_STRING_OR_PERCENT.sub(complete, source), mode="eval").body
 
 
 def _value(node: ast.expr, text: str) -> Any:

@@ -13,12 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, final
 
+from envariant.algorithms import Algorithm
 from envariant.core import metrics
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, first_line, listed, unknown_name
 from envariant.core.paths import check_file
 from envariant.predictors import predictor
 from envariant.studies.trials import SearchSpace, recipe_of
+from envariant.training.replicas import Seeds
 from envariant.training.resolution import (
     algorithm_identity,
     content_hash,
@@ -27,6 +29,7 @@ from envariant.training.resolution import (
     resolve_algorithm,
     source_of,
 )
+from envariant.training.run_config import network
 from envariant.training.run_spec import SHARED, RunSpec, shown, text_of
 from envariant.training.store import PlannedRun, Store, Trial
 
@@ -200,21 +203,31 @@ class Study:
         )
 
     def remarks(self) -> tuple[str, ...]:
-        """Return a message for each schedule that never takes effect within its runs."""
+        """Return a message for each schedule that is scaled to its runs or never takes effect in them.
+
+        A model of the user whose outputs cannot be logits gets a message as well.
+        """
         collected: dict[tuple[str, str], str] = {}
+        own_model = not isinstance(self.settings.get("model", ""), str)
         for (label, source), (name, algorithm) in itertools.product(
             self.sources.items(), self._labeled("algorithms").items()
         ):
             trials = self.trials_of(name, source)
             try:
                 first = PlannedRun(label, self._splits_of(source)[0], name, trials[0], 0)
-                steps = resolve(self.spec_of(first), source).config.steps
+                resolved = resolve(self.spec_of(first), source)
+                config = resolved.config
+                if own_model and isinstance(resolved.algorithm.trained, Algorithm):
+                    seeds = Seeds.of(self.seed, 0)
+                    net, _ = network(resolved.source.sample(seeds.data), resolved.replica(0, seeds), config)
+                    own_model = False
+                    collected |= {("", "model"): net.remark} if net.remark else {}
             except EnvariantError:
                 # Runs that cannot be trained fail later, with their reason.
                 continue
             for trial in trials:
-                resolved = resolve_algorithm(algorithm, trial.hyperparameters, source, steps)
-                for remark in remarks(resolved, trial.learning_rate, steps):
+                tried = resolve_algorithm(algorithm, trial.hyperparameters, source, config.steps)
+                for remark in remarks(tried, trial.learning_rate, config.steps, config.optimizer):
                     collected.setdefault((name, remark.partition(":")[0]), f"{name}: {remark}")
         return tuple(collected.values())
 
@@ -227,7 +240,8 @@ class Study:
         """
         declared = self._labeled("algorithms").get(algorithm, algorithm)
         space = SearchSpace(algorithm, declared, self.ranges.get(algorithm, {}))
-        return space.trials(source, self.seed, self.n_trials, self.lr_range)
+        steps = RunSpec(data="", **self.settings).steps
+        return space.trials(source, self.seed, self.n_trials, self.lr_range, steps)
 
     def _labeled(self, key: str) -> dict[str, Any]:
         """Return the declared data sets or algorithms by text, which has to be unique."""

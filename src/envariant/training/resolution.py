@@ -9,6 +9,7 @@ from typing import Any, cast, final
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from envariant import data as sources
 from envariant.algorithms import (
@@ -22,18 +23,19 @@ from envariant.algorithms import (
     settings_of,
 )
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, first_line
 from envariant.core.schedules import Constant, Schedule, schedule
 from envariant.data.validation_split import ValidationSplit
 from envariant.models import ModelConfig, model_config
 from envariant.predictors import Predictor, predictor
 from envariant.training.augmentation import RandomAffine, augmentation
 from envariant.training.network import ModelBuilder
-from envariant.training.optimizers import optimizer_config
+from envariant.training.optimizers import OptimizerConfig, optimizer_config
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
 from envariant.training.run_spec import RunSpec, shown, text_of
+from envariant.training.schedule_notes import idle_schedules, scaling_notes
 
 
 @final
@@ -47,6 +49,7 @@ class ResolvedAlgorithm:
         hyperparameters: All hyperparameters by name.
         defaults: Default settings of the data set for the algorithm.
         suggested: Default hyperparameters of the data set for the algorithm.
+        scaled: One sentence for each suggested schedule that was scaled to the number of steps.
     """
 
     name: str
@@ -54,6 +57,7 @@ class ResolvedAlgorithm:
     hyperparameters: Mapping[str, Any]
     defaults: DefaultSettings
     suggested: Mapping[str, Any]
+    scaled: tuple[str, ...] = ()
 
 
 @final
@@ -87,8 +91,8 @@ class ResolvedRun:
         return Replica(index, seeds, trained, cast("Any", self.learning_rate), self.spec.weight_decay)
 
     def remarks(self) -> tuple[str, ...]:
-        """Return a warning for each schedule that never takes effect within the run."""
-        return remarks(self.algorithm, self.learning_rate, self.config.steps)
+        """Return a remark for each schedule that is scaled to the run or never takes effect within it."""
+        return remarks(self.algorithm, self.learning_rate, self.config.steps, self.config.optimizer)
 
 
 def source_of(data: object) -> EnvironmentSource:
@@ -113,8 +117,8 @@ def resolve_algorithm(
         requested: Text such as `vrex + and-mask`, or an algorithm, recipe, part or predictor.
         hyperparameters: Hyperparameters that override the defaults; only for names, recipes and compositions.
         source: Data source whose default settings apply.
-        steps: Number of steps, for schedules with switch points in percent. None: keep such schedules as
-            they are.
+        steps: Number of steps. Suggested schedules are scaled to it, and switch points in percent are
+            converted. None: keep schedules as they are.
 
     Raises:
         EnvariantError: If an algorithm or hyperparameter is unknown.
@@ -126,10 +130,12 @@ def resolve_algorithm(
         return ResolvedAlgorithm(known.name, known, {}, source.default_settings(known.name), {})
     if isinstance(requested, Recipe):
         suggestion = source.default_settings(requested.name)
-        usual = requested.own(suggestion.hyperparameters)
-        plain, built = requested.build(usual), requested.build({**usual, **hyperparameters})
+        usual, length = requested.own(suggestion.hyperparameters), suggestion.steps
+        recipe, scaled = requested.rescale(usual, length, steps or length)
+        plain, built = recipe.build(scaled), recipe.build({**scaled, **hyperparameters})
         settings, suggested = ({"as built": identity(each)} for each in (built, plain))
-        return ResolvedAlgorithm(requested.name, _timed(built, steps), settings, suggestion, suggested)
+        notes = scaling_notes(requested.build({**usual, **hyperparameters}), built, length, steps)
+        return ResolvedAlgorithm(requested.name, _timed(built, steps), settings, suggestion, suggested, notes)
     if not isinstance(requested, str):
         built = as_algorithm(cast("Any", requested))
         if hyperparameters and isinstance(built, Composition):
@@ -144,18 +150,24 @@ def resolve_algorithm(
         )
     terms = composing.terms(requested)
     suggestion = source.default_settings(terms[0][0].name)
+    length = suggestion.steps
     # Default settings that concern the whole loss are those of the first term.
     usual = [suggestion.hyperparameters]
     usual += [known.own(source.default_settings(known.name).hyperparameters) for known, _ in terms[1:]]
-    plain, given = (
-        composing.compose(
-            requested, [known.build({**s, **g}) for (known, g), s in zip(each, usual, strict=True)]
-        )
-        for each in ([(known, {}) for known, _ in terms], terms)
-    )
+
+    def composed(run_length: int, *, with_given: bool) -> Recipe:
+        scaled = [k.rescale(s, length, run_length) for (k, _), s in zip(terms, usual, strict=True)]
+        built = [
+            known.build({**suggested, **(given if with_given else {})})
+            for (known, suggested), (_, given) in zip(scaled, terms, strict=True)
+        ]
+        return composing.compose(requested, built)
+
+    plain, given = (composed(steps or length, with_given=each) for each in (False, True))
     built = given.build(hyperparameters)
     settings, suggested = (settings_of(given.name, each) for each in (built, plain.default))
-    return ResolvedAlgorithm(given.name, _timed(built, steps), settings, suggestion, suggested)
+    notes = scaling_notes(composed(length, with_given=True).build(hyperparameters), built, length, steps)
+    return ResolvedAlgorithm(given.name, _timed(built, steps), settings, suggestion, suggested, notes)
 
 
 def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> ResolvedRun:
@@ -231,24 +243,19 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
     )
 
 
-def remarks(algorithm: ResolvedAlgorithm, learning_rate: object, steps: int) -> tuple[str, ...]:
-    """Return a warning for each schedule that never takes effect within a run.
+def remarks(
+    algorithm: ResolvedAlgorithm, learning_rate: object, steps: int, optimizer: OptimizerConfig | None = None
+) -> tuple[str, ...]:
+    """Return a remark for each schedule that is scaled to a run or never takes effect within it.
 
     Args:
         algorithm: Algorithm with its hyperparameters.
         learning_rate: Learning rate, a number or a schedule.
         steps: Number of steps of the run.
+        optimizer: Optimizer of the run.
     """
-    rate = _rate(learning_rate, steps)
-    schedules = {"learning_rate": rate} if isinstance(rate, Schedule) else {}
-    if isinstance(algorithm.trained, Composition):
-        schedules |= algorithm.trained.schedules()
-    return tuple(
-        f"{name}: {course} changes only after this run of {steps} steps has ended; train longer, or give the "
-        f"switch point as a share of the run, such as at=40%"
-        for name, course in schedules.items()
-        if not course.takes_effect_within(steps)
-    )
+    idle = idle_schedules(algorithm.trained, _rate(learning_rate, steps), steps, optimizer)
+    return (*algorithm.scaled, *idle)
 
 
 def check_environments(
@@ -279,14 +286,24 @@ def model_builder(model: object) -> ModelBuilder:
     if isinstance(model, ModelConfig):
         return model.build
     if isinstance(model, nn.Module):
-        module = model
-        return lambda _shape, _outputs: copy.deepcopy(module)
+        return lambda _shape, _outputs: _copied(model)
     if isinstance(model, type) and issubclass(model, ModelConfig):
         return model().build
     if callable(model):
         function = cast("Callable[[], nn.Module]", model)
         return lambda _shape, _outputs: function()
     raise _wrong("model", "a name, a ModelConfig, a module or a function that returns a new module", model)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        # For example lazy buffers, which have no values to copy.
+        raise EnvariantError(
+            f"model {type(module).__name__}: cannot be copied ({first_line(error)}); pass a function that "
+            f"returns a new module"
+        ) from error
 
 
 def device_named(name: str) -> torch.device:
@@ -375,7 +392,9 @@ def content_hash(value: object) -> str:
     if isinstance(value, nn.Module):
         digest.update(repr(value).encode())
         for name, tensor in value.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+            # A lazy layer has no weights yet.
+            own = b"" if is_lazy(tensor) else tensor.detach().cpu().contiguous().numpy().tobytes()
+            digest.update(name.encode() + own)
         return digest.hexdigest()
     parts = getattr(value, "func", None), getattr(value, "args", ()), getattr(value, "keywords", {})
     if parts[0] is not None:

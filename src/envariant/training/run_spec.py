@@ -93,7 +93,9 @@ class RunSpec(BaseModel):
         "ModelConfig, a function that returns a new module, or a module whose weights are the initial "
         "weights of every replica.",
     )
-    steps: Whole | None = _option(None, "Number of optimizer updates of each replica.", ge=1)
+    steps: Whole | None = _option(
+        None, "Optimizer updates of each replica; suggested schedules scale with their number.", ge=1
+    )
     batch_size: Literal["full"] | Whole | None = _option(
         None,
         'Rows of each training environment per step, sampled with replacement; "full" uses all rows.',

@@ -38,7 +38,7 @@ _DECODER_VERSION = "1"
 _FILES_PER_BATCH = 256
 # Rows converted at a time, so that a block stays in the processor cache for all three operations.
 _ROWS_PER_BLOCK = 32
-_SEAL_SIZE = 16
+_DIGEST_SIZE = 16
 
 
 def read(
@@ -154,32 +154,27 @@ def _cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
     """Return the memory-mapped cached images, or None if the cache file is missing or damaged."""
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(pixels, np.ndarray) or pixels.shape != shape or pixels.dtype != np.uint8:
+            return None
+        digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
+        for image in pixels:
+            digest.update(image.tobytes())
         with path.open("rb") as file:
-            file.seek(-_SEAL_SIZE, os.SEEK_END)
-            sealed = file.read() == _seal(pixels)
+            file.seek(-_DIGEST_SIZE, os.SEEK_END)
+            return pixels if file.read() == digest.digest() else None
     except (OSError, ValueError, EOFError):
         return None
-    valid = sealed and isinstance(pixels, np.ndarray) and pixels.shape == shape and pixels.dtype == np.uint8
-    return pixels if valid else None
-
-
-def _seal(rows: Iterable[np.ndarray]) -> bytes:
-    """Return the checksum of rows, which is stored behind them."""
-    digest = hashlib.blake2b(digest_size=_SEAL_SIZE)
-    for row in rows:
-        digest.update(row)
-    return digest.digest()
 
 
 def _store(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray], remedy: str) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    digest = hashlib.blake2b(digest_size=_SEAL_SIZE)
+    digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
     with replacing(path, remedy) as part, part.open("wb") as file:
         # Not memory-mapped, so that a full disk is an error instead of a crash.
         np.lib.format.write_array_header_1_0(cast("BinaryIO", file), header)
         for image in images:
             file.write(image.tobytes())
-            digest.update(image)
+            digest.update(image.tobytes())
         # NumPy ignores what follows the array.
         file.write(digest.digest())
 

@@ -5,7 +5,7 @@ import os
 import sqlite3
 import zlib
 from abc import ABC
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
@@ -161,10 +161,18 @@ class StoreReader(ABC):  # noqa: B024
             raise EnvariantError(f"{self.folder}: holds a single run and no study")
         return self.parse(stored, dict)
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of runs in each state."""
-        counted = dict(self._rows("SELECT state, COUNT(*) FROM runs GROUP BY state"))
-        return {state: counted.get(state, 0) for state in STATES}
+    def counts(self, declares: Callable[[str, str], bool] = lambda data, algorithm: True) -> dict[str, int]:
+        """Return the number of runs in each state.
+
+        Args:
+            declares: Function from a data set and an algorithm to whether their runs count. Default: all.
+        """
+        counts = dict.fromkeys(STATES, 0)
+        for data, algorithm, state, count in self._rows(
+            "SELECT data, algorithm, state, COUNT(*) FROM runs GROUP BY data, algorithm, state"
+        ):
+            counts[state] += count if declares(data, algorithm) else 0
+        return counts
 
     def listing(self) -> pd.DataFrame:
         """Return one row per run: data, algorithm, trial, replica, state, error and time."""
@@ -264,6 +272,15 @@ class StoreReader(ABC):  # noqa: B024
         """Return the record of a run's job; None if the job has not begun."""
         rows = self._rows("SELECT job FROM runs WHERE id = ?", (run,))
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
+
+    def networks(self) -> dict[str, tuple[str, ...]]:
+        """Return the models of the runs that have begun, by algorithm; predictors have none."""
+        rows = self._rows(
+            "SELECT DISTINCT algorithm, json_extract(j.record, '$.spec.model') "
+            "FROM runs JOIN jobs j ON j.id = runs.job "
+            "WHERE json_extract(j.record, '$.fingerprints.model') IS NOT NULL ORDER BY runs.id"
+        )
+        return {name: tuple(model for other, model in rows if other == name) for name, _ in rows}
 
     def unfinished(self) -> tuple[int, ...]:
         """Return the numbers of unfinished jobs."""

@@ -383,7 +383,9 @@ def _splits(declared: object) -> object:
         return declared
     if isinstance(declared, Sequence):
         sets = [(each,) if isinstance(each, str) else each for each in cast("Sequence[Any]", declared)]
-        if sets and all(isinstance(each, Sequence) and all(isinstance(n, str) for n in each) for each in sets):
+        if sets and all(
+            isinstance(each, Sequence) and all(isinstance(n, str) for n in each) for each in sets
+        ):
             return tuple(tuple(each) for each in sets)
     raise EnvariantError(
         f"study: test_environments must be {', '.join(SPLITS)} or lists of names; got {declared!r}"

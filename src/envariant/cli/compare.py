@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from envariant.cli.options import Json, Names, Whole
 from envariant.cli.run_options import given, with_run_options
+from envariant.core.paths import folder_name
 from envariant.training.run_spec import SHARED
 
 
@@ -105,7 +106,7 @@ def compare(
         missing_values=missing_values,
         executor=executor,
         address=address,
-        out=out or Path("comparisons") / file.name.partition(".")[0],
+        out=out or Path("comparisons") / folder_name(file.name.partition(".")[0], "compare: the name"),
         **given(options),
     )
     if json:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from envariant.core.errors import EnvariantError, first_line, listed
+from envariant.data.expansion import check_size
 from envariant.data.tables.sample import OPENERS, first_bytes
 
 # Kind of a file by its first bytes.
@@ -112,6 +113,10 @@ def _parquet(path: Path, rows: int) -> tuple[Callable[[], Iterator[pd.DataFrame]
     try:
         with parquet.ParquetFile(path) as file:
             names = [str(name) for name in file.schema_arrow.names]
+            # Repeated values take no space in the file.
+            check_size(path, 8 * file.metadata.num_rows * len(names), path.stat().st_size)
+    except EnvariantError:
+        raise
     except Exception as error:
         raise EnvariantError(f"{path}: is no Parquet file ({first_line(error)})") from None
     # An unnamed index is not a column.

@@ -13,6 +13,8 @@ import narwhals
 import pandas as pd
 
 from envariant.core.errors import EnvariantError, closest_name, first_line, listed
+from envariant.core.paths import check_file
+from envariant.data.expansion import check_expansion
 from envariant.data.tables.formats import opened, what_it_is
 from envariant.data.tables.kinds.missing import MISSING_TEXTS
 from envariant.data.tables.sample import ColumnSample, first_bytes, first_records
@@ -66,10 +68,8 @@ def open_table(data: Any, encoding: str, declared: frozenset[str] | None = None)
         frame = whole.set_axis(header, axis=1)
         return TableInput("data frame", header, lambda _: iter([frame]), has_index=whole is data)
     path = Path(data)
-    if path.is_dir():
-        raise EnvariantError(f"{path}: is a folder; name a file (.csv or .parquet)")
-    if not path.exists():
-        raise EnvariantError(f"{path}: there is no such file")
+    check_file(path, kinds=" (.csv or .parquet)")
+    check_expansion(path)
     if (table := opened(path, encoding, ROWS_PER_CHUNK)) is not None:
         _single(str(path), table[1])
         return TableInput(str(path), table[1], lambda _: table[0]())

@@ -10,13 +10,13 @@ use the same term, so all combinations are possible. Gradient penalties are hand
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, cast, final
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vjp
 
@@ -37,6 +37,7 @@ from envariant.algorithms.base import (
 )
 from envariant.algorithms.gradient_aggregators.mean import MeanGradient
 from envariant.algorithms.risk_aggregators.mean import MeanRisk
+from envariant.core import specs
 from envariant.core.conversion import joined
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
@@ -68,7 +69,7 @@ class Composition(Algorithm):
     risk_aggregator: RiskAggregator = field(default_factory=MeanRisk)
     penalties: tuple[Penalty | GradientPenalty, ...] = ()
     gradient_aggregator: GradientAggregator = field(default_factory=MeanGradient)
-    l2: float = 0.0
+    l2: NonNegativeFloat = 0.0
     normalize_loss: bool = False
     training_step: TrainingStep | None = None
     environment_inference: EnvironmentInference | None = None
@@ -92,8 +93,7 @@ class Composition(Algorithm):
             raise EnvariantError(
                 f"{self.training_step.name}: a training step replaces the whole step and takes no other parts"
             )
-        if not 0 <= self.l2 < math.inf:
-            raise EnvariantError(f"Composition: l2 must be at least 0, got {self.l2:g}")
+        specs.validate(self, only=("l2", "normalize_loss"))
 
     def __add__(self, other: object) -> "Composition":
         """Compose two algorithms: combine their penalties and their aggregators other than means.

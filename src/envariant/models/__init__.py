@@ -32,7 +32,7 @@ def model_config(text: str) -> ModelConfig:
     Raises:
         EnvariantError: If the model or a setting is unknown or invalid, or a plug-in cannot be imported.
     """
-    name = specs.parse(text).name
+    name = specs.parse_as("model", text).name
     if name in MODELS:
         return specs.build("model", text, MODELS)
     if name not in (installed := PLUGINS.names()):

@@ -20,6 +20,7 @@ from envariant.training.batch_sampler import StackingError
 from envariant.training.checkpoint import Checkpoint
 from envariant.training.execution import Execution, groups
 from envariant.training.history import HistoryRow
+from envariant.training.memory_budget import is_out_of_memory
 from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig
@@ -156,7 +157,7 @@ def _built(
     except StackingError:
         return [(member,) for member in members], ()
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         if count == 1:
             raise EnvariantError(
@@ -174,12 +175,6 @@ def _built(
     note = f"memory ran out with {count} replicas in one program; continued with {half}"
     logging.getLogger(__name__).warning("%s", note)
     return [members[:half], members[half:]], (note,)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    # PyTorch has no exception class for lack of memory on a CPU.
-    texts = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in texts)
 
 
 def _train(stack: ReplicaStack, config: RunConfig, notes: tuple[str, ...]) -> Iterator[Stepped | Evaluated]:

@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast, final
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from envariant import data as sources
 from envariant.algorithms import (
+    RECIPES,
     Algorithm,
     Composition,
     Recipe,
@@ -22,18 +24,21 @@ from envariant.algorithms import (
     settings_of,
 )
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, closest_name, shown, unknown_name
 from envariant.core.schedules import Constant, Schedule, schedule
 from envariant.data.validation_split import ValidationSplit
 from envariant.models import ModelConfig, model_config
-from envariant.predictors import Predictor, predictor
+from envariant.predictors import PREDICTORS, Predictor, predictor
 from envariant.training.augmentation import RandomAffine, augmentation
+from envariant.training.execution import Execution, execution_request
+from envariant.training.memory_budget import parse as memory_in_bytes
+from envariant.training.memory_budget import require
 from envariant.training.network import ModelBuilder
 from envariant.training.optimizers import optimizer_config
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
-from envariant.training.run_spec import RunSpec, shown, text_of
+from envariant.training.run_spec import RunSpec, text_of
 
 
 @final
@@ -142,7 +147,7 @@ def resolve_algorithm(
         return ResolvedAlgorithm(
             built.name, _timed(built, steps), {"as built": identity(built)}, suggestion, {}
         )
-    terms = composing.terms(requested)
+    terms = terms_of(requested)
     suggestion = source.default_settings(terms[0][0].name)
     # Default settings that concern the whole loss are those of the first term.
     usual = [suggestion.hyperparameters]
@@ -156,6 +161,50 @@ def resolve_algorithm(
     built = given.build(hyperparameters)
     settings, suggested = (settings_of(given.name, each) for each in (built, plain.default))
     return ResolvedAlgorithm(given.name, _timed(built, steps), settings, suggestion, suggested)
+
+
+def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
+    """Parse a text such as `vrex + coral(1.0)` into the recipe and settings of each term.
+
+    Raises:
+        EnvariantError: If a name or a setting is unknown; predictors are suggested as well.
+    """
+    try:
+        return composing.terms(text)
+    except EnvariantError:
+        name = text.partition("(")[0].strip()
+        if name in PREDICTORS:
+            raise EnvariantError(
+                f"{name}: takes no settings as text; pass an object, as in {PREDICTORS[name].__name__}(…)"
+            ) from None
+        if closest_name(name, PREDICTORS) is not None:
+            raise unknown_name("algorithm", text, (*RECIPES, *PREDICTORS)) from None
+        raise
+
+
+def check_objects(options: Mapping[str, Any]) -> None:
+    """Check options that name objects: model, optimizer, pretraining, augmentation and device.
+
+    Args:
+        options: Training options by name.
+
+    Raises:
+        EnvariantError: If a name is unknown or a setting is not allowed.
+    """
+    converters: Mapping[str, Callable[[Any], object]] = {
+        "model": model_builder,
+        "optimizer": optimizer_config,
+        "init": _initializer,
+        "augmentation": _augmentation,
+        "device": device_named,
+        "memory": memory_in_bytes,
+    }
+    for key, convert in converters.items():
+        if options.get(key) is not None:
+            convert(options[key])
+    how = options.get("execution")
+    if how is not None and not isinstance(how, Execution):
+        execution_request(how)
 
 
 def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> ResolvedRun:
@@ -187,6 +236,10 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         "learning_rate": defaults.learning_rate,
         "optimizer": defaults.optimizer,
     }
+    if not fitted and (requested.evaluate_every or 1) > steps:
+        raise EnvariantError(
+            f"evaluate_every must be at most the number of steps, {steps}; got {requested.evaluate_every}"
+        )
     left_open = {key: value for key, value in suggested.items() if getattr(requested, key) is None}
     complete = requested.but(**{**left_open, "steps": steps})
     named = {"data": source.name, "algorithm": algorithm.name}
@@ -277,16 +330,24 @@ def model_builder(model: object) -> ModelBuilder:
     if isinstance(model, str):
         model = model_config(model)
     if isinstance(model, ModelConfig):
-        return model.build
+        return partial(_built, model)
     if isinstance(model, nn.Module):
         module = model
         return lambda _shape, _outputs: copy.deepcopy(module)
     if isinstance(model, type) and issubclass(model, ModelConfig):
-        return model().build
+        return partial(_built, model())
     if callable(model):
         function = cast("Callable[[], nn.Module]", model)
         return lambda _shape, _outputs: function()
     raise _wrong("model", "a name, a ModelConfig, a module or a function that returns a new module", model)
+
+
+def _built(model: ModelConfig, input_shape: Sequence[int], outputs: int) -> nn.Module:
+    """Build a network, unless its weights do not fit in memory."""
+    count, shape = model.size(input_shape, outputs), tuple(input_shape)
+    what = f"{model} for inputs of shape {shape}, with {count:,} parameters,"
+    require(4 * count, torch.device("cpu"), what, "use a smaller model")
+    return model.build(input_shape, outputs)
 
 
 def device_named(name: str) -> torch.device:

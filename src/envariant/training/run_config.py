@@ -1,6 +1,6 @@
 """Settings shared by all replicas of a run, and each replica's initial network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -14,6 +14,7 @@ from envariant.core.errors import EnvariantError
 from envariant.training import precision
 from envariant.training.augmentation import RandomAffine
 from envariant.training.evaluator import Adapt
+from envariant.training.memory_budget import is_out_of_memory, require
 from envariant.training.network import ModelBuilder, Network
 from envariant.training.optimizers import OptimizerConfig
 from envariant.training.replicas import Replica
@@ -98,9 +99,23 @@ def auxiliary_networks(
         context: Context passed to the algorithm.
         device: Device used for training.
     """
+    with torch.device("meta"):
+        networks = replica.algorithm.auxiliary_networks(context).values()
+    numbers = sum(value.numel() for network in networks for value in network.parameters())
+    what = f"{replica.algorithm.name} with auxiliary networks of {numbers:,} parameters"
+    require(4 * numbers, device, what, "make them smaller")
     # Not the model's seed, so that the model's weights are the same with every algorithm.
     with private_random_numbers(mixed(replica.seeds.initialization) >> 1, device):
         return replica.algorithm.auxiliary_networks(context)
+
+
+def _built(model: ModelBuilder, input_shape: Sequence[int], outputs: int) -> object:
+    try:
+        return model(input_shape, outputs)
+    except (RuntimeError, TypeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise EnvariantError("memory: the network does not fit; use a smaller one") from error
 
 
 def module_of(
@@ -118,7 +133,7 @@ def module_of(
     """
     task = environments.task
     with private_random_numbers(replica.seeds.initialization, config.device):
-        module: object = config.model(environments.input_shape, task.outputs)
+        module = _built(config.model, environments.input_shape, task.outputs)
         if not isinstance(module, nn.Module):
             raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
         inference = replica.algorithm.environment_inference

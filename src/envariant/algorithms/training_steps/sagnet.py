@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
@@ -39,7 +40,7 @@ class SagNet(TrainingStep):
     needs_classes: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
-    weight: Annotated[float, LogUniform(1e-2, 1e1)] = 0.1
+    weight: Annotated[NonNegativeFloat, LogUniform(1e-2, 1e1)] = 0.1
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         if context.features < 2:

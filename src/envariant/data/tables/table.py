@@ -15,10 +15,12 @@ from typing import Any, final, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from envariant.core import specs
+from envariant.core.conversion import several
 from envariant.core.errors import EnvariantError, first_line, unknown_name
 from envariant.core.files import replacing
 from envariant.data.tables import roles
@@ -176,7 +178,9 @@ def read(
         EnvariantError: If the file cannot be read, a column is missing, or values are invalid.
     """
     if task is not None and task not in TASKS:
-        raise unknown_name("task", task, TASKS)
+        raise unknown_name("task", str(task), TASKS)
+    specs.check_value(min_rows, PositiveInt, "table: min_rows")
+    exclude = several(exclude)
     # Environments are read as text: 03 is not 3, and long numbers keep all their digits.
     label, frames, header = read_chunks(data, encoding, [environment])
     role_names = {"target": target, "environment": environment}

@@ -8,6 +8,7 @@ import subprocess
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,8 +36,20 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
 
 
-# Applies to the whole package during tests only. Nothing may import the package before this line.
-install_import_hook("envariant", "conftest.checked")
+SOURCES = Path(__file__).parent.parent / "src"
+
+
+def modules_with_shapes() -> list[str]:
+    """Return the modules whose annotations may contain array shapes.
+
+    The hook wraps every function of a module, which makes calls slower; other modules have nothing to check.
+    """
+    files = (f for f in SOURCES.rglob("*.py") if "jaxtyping" in f.read_text(encoding="utf-8"))
+    return [".".join(f.relative_to(SOURCES).with_suffix("").parts) for f in files]
+
+
+# During tests only. Nothing may import the package before this line.
+install_import_hook(modules_with_shapes(), "conftest.checked")
 
 
 @pytest.fixture

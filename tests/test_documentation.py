@@ -3,8 +3,6 @@
 import ast
 import doctest
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -78,16 +76,14 @@ def test_schedules_in_docstring_examples_take_effect(name):
     assert [idle for example in examples for idle in idle_schedules(example.source, {})] == []
 
 
-def test_every_command_and_option_in_the_readme_exists():
+def test_every_command_and_option_in_the_readme_exists(here):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^envariant (.+?)(?:\s+#.*)?$", text, re.MULTILINE)
     assert len(lines) >= 6
     for line in lines:
         command = line.split()[: 2 if line.startswith(("data", "runs")) else 1]
-        done = subprocess.run(
-            [sys.executable, "-m", "envariant", *command, "--help"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        done = here(*command, "--help")
+        assert done.returncode == 0
         for option in re.findall(r"(?<= )--?[a-z][a-z-]*", line):
             assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", done.stdout), (line, option)
 

@@ -31,9 +31,10 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
 from envariant.models import ModelConfig
 from envariant.training.evaluator import Evaluator
+from envariant.training.model_builder import model_builder
 from envariant.training.optimizers import OptimizerConfig
-from envariant.training.resolution import model_builder
 from envariant.training.result import TrainingResult
+from envariant.training.run_config import built
 from envariant.training.train import train
 
 # batch_size="auto": full batches for at most _FULL_BATCH rows, which are exact and equally fast; otherwise
@@ -118,10 +119,13 @@ class InvariantEstimator(BaseEstimator, ABC):
             label=type(self).__name__,
         )
         settings = self._settings(len(table.names), labeled=labels is not None)
-        named = isinstance(settings["algorithm"], str) and not settings["inferred"]
+        requested = _requested(settings)
+        # Switch points given in parentheses must not be scaled like those of a recipe.
+        explicit = settings["inferred"] and "(" in str(self.algorithm)
+        named = isinstance(requested, str | Recipe) and not explicit
         result = train(
             table,
-            settings["algorithm"] if named else _algorithm(settings),
+            requested if named else _algorithm(settings),
             hyperparameters=settings["hyperparameters"] if named else {},
             model=settings["model"],
             steps=self.steps,
@@ -207,7 +211,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         shape, builder = self.mean_.shape, model_builder(self.settings_["model"])
 
         def build(shape: Sequence[int]) -> nn.Module:
-            return builder(shape, task.outputs)
+            return built(builder, shape, task.outputs)
 
         with private_random_numbers(0, torch.device("cpu")):
             module = build(shape)
@@ -249,7 +253,7 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         hyperparameters: Hyperparameters of a named algorithm by name; they override those in `algorithm`.
         model: Name such as `linear` or `mlp(hidden=(64, 64))`, `ModelConfig`, function that returns a new
             module, or module with initial weights.
-        steps: Number of optimizer updates. By default the penalties of irm and vrex switch on at step 100.
+        steps: Number of optimizer updates. By default the penalties of irm and vrex switch on after a fifth.
         batch_size: Number of rows per environment and step, sampled with replacement. "full": all rows.
             "auto": all rows of tables with at most 5,000 rows, otherwise 256 per environment.
         learning_rate: Learning rate of the optimizer.
@@ -362,14 +366,21 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
         return Regression(), (y - mean) / scale, {"target_mean_": mean, "target_scale_": scale}
 
 
+def _requested(settings: Mapping[str, Any]) -> Any:
+    """Return the requested algorithm; a recipe infers its environments if the settings of training say so."""
+    requested = settings["algorithm"]
+    if not settings["inferred"]:
+        return requested
+    known = algorithms.recipe(requested) if isinstance(requested, str) else requested
+    if not isinstance(known, Recipe):
+        return requested
+    # Set it in the recipe, so that `hyperparameters` may include those of environment inference.
+    return replace(known, default=replace(known.default, environment_inference=EIIL()))
+
+
 def _algorithm(settings: Mapping[str, Any]) -> Algorithm:
     """Return the algorithm specified by the settings of training."""
-    requested, inferred = settings["algorithm"], settings["inferred"]
-    if isinstance(requested, str):
-        requested = algorithms.recipe(requested)
-    if inferred and isinstance(requested, Recipe):
-        # Set it in the recipe, so that `hyperparameters` may include those of environment inference.
-        requested = replace(requested, default=replace(requested.default, environment_inference=EIIL()))
+    requested, inferred = _requested(settings), settings["inferred"]
     algorithm = algorithms.as_algorithm(requested, settings["hyperparameters"])
     if not inferred or isinstance(requested, Recipe):
         return algorithm

@@ -24,7 +24,7 @@ from envariant.training.run_spec import text_of
 
 SITES = ("north", "east", "south", "<b>city</b>")
 TURNS = (0.05, 0.35, 0.2, 0.9)
-SMALL = {"algorithms": ("vrex",), "n_trials": 2, "replicas": 4}
+SMALL = {"algorithms": ("vrex",), "n_trials": 2, "replicas": 4, "steps": 150}
 
 
 def structural(flips, rows=500, seed=0):
@@ -104,7 +104,14 @@ def test_own_algorithms_and_estimators_are_compared(tmp_path):
     methods = (own, LogisticRegression())
     table = structural((0.2,) * 4, rows=60).query("site != 'south'")
     comparison = compare(
-        table, target="died", environment="site", algorithms=methods, n_trials=1, replicas=1, out=tmp_path
+        table,
+        target="died",
+        environment="site",
+        algorithms=methods,
+        n_trials=1,
+        replicas=1,
+        steps=20,
+        out=tmp_path,
     )
     assert list(comparison.table.index) == ["erm", text_of(own), text_of(methods[1])]
     assert comparison.results.predictors == (text_of(methods[1]),)
@@ -142,7 +149,7 @@ def test_a_killed_comparison_resumes_to_the_same_result(turned, tmp_path):
     path, out = tmp_path / "patients.csv", tmp_path / "out"
     structural(TURNS).to_csv(path, index=False)
     arguments = [str(path), "--target", "died", "--environment", "site", "--out", str(out), "--json"]
-    arguments += ["--algorithms", "vrex", "--n-trials", "2", "--replicas", "4"]
+    arguments += ["--algorithms", "vrex", "--n-trials", "2", "--replicas", "4", "--steps", "150"]
     command = [sys.executable, "-m", "envariant", "compare", *arguments]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while killed.poll() is None and _done(out) < 12:

@@ -315,3 +315,27 @@ def test_an_invalid_schedule_is_rejected(text, message):
 def test_tuples_and_numbers_are_not_interchangeable(text):
     with pytest.raises(EnvariantError, match=r"must be|needs"):
         schedule(text)(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "scaled"),
+    [
+        ("step(1, 1e4, at=190)", 501, 150, "step(1, 10000, at=57)"),
+        ("step(1, 1e4, at=190)", 501, 1002, "step(1, 10000, at=380)"),
+        ("stages(1, 2, 3, at=(100, 200))", 400, 100, "stages(1, 2, 3, at=(25, 50))"),
+        # Stages without steps are skipped.
+        ("stages(1, 2, 3, at=(100, 101))", 400, 4, "stages(1, 3, at=(1,))"),
+        ("linear(0, 1, until=100, after=50)", 100, 10, "linear(start=0, end=1, until=10, after=5)"),
+        ("poly(k=1, p=2, after=190)", 500, 50, "poly(k=1, p=2, after=19, before=1)"),
+        ("exp(1, 1.1, after=190)", 500, 50, "exp(start=1, factor=1.1, after=19, before=1)"),
+        # A switch point near the end stays within the run.
+        ("step(1, 2, at=499)", 500, 10, "step(1, 2, at=9)"),
+        # Shares of the run, and points that the longer run does not reach, stay as they are.
+        ("step(1, 2, at=40%)", 500, 50, "step(1, 2, at=40%)"),
+        ("step(1, 2, at=600)", 500, 50, "step(1, 2, at=600)"),
+        ("3", 500, 50, "3"),
+        ("step(1, 2, at=7)", 50, 50, "step(1, 2, at=7)"),
+    ],
+)
+def test_rescaled_schedule_switches_at_the_same_share_of_the_run(text, old, new, scaled):
+    assert str(schedule(text).rescale(old, new)) == scaled

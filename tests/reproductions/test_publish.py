@@ -34,7 +34,6 @@ from envariant.reproductions.summaries import (
     show_sweep,
 )
 
-ENVARIANT = [sys.executable, "-m", "envariant"]
 DIGITS = Run("colored-digits", "erm", {"model": "mlp(hidden=4)", "steps": 6, "evaluate_every": 1})
 
 
@@ -159,7 +158,7 @@ def test_killed_process_resumes_and_writes_identical_files(tmp_path):
         "@section('only', 'Only')\n"
         "def only(runner):\n"
         "    'It states.'\n"
-        "    settings = {'model': 'mlp(hidden=8)', 'steps': 400, 'evaluate_every': 20}\n"
+        "    settings = {'model': 'mlp(hidden=8)', 'steps': 120, 'evaluate_every': 20}\n"
         "    yield from show_runs(runner.sweep({a: Run('colored-digits', a, settings) for a in ('erm', 'irm', 'vrex')}), 'c')\n"
         "small = Reproduction('s', 't', 'l', {'quick': 'q', 'full': 'f'}, (only,))\n"
         "list(perform(small, Path(sys.argv[1]), 'quick'))\n",
@@ -204,24 +203,18 @@ def test_summaries_agree_with_the_history(tmp_path):
     assert [line[0] for line in table.table.rows] == ["x = 1", "x = 2"]
 
 
-def run(*arguments):
-    return subprocess.run(
-        [*ENVARIANT, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-def test_command_lists_reproductions_and_sections():
-    done = run("reproduce", "--list")
+def test_command_lists_reproductions_and_sections(here):
+    done = here("reproduce", "--list")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("sjtu-2023")
     assert "irm-stuck" in done.stdout
-    sections = json.loads(run("reproduce", "--list", "--json").stdout)["sjtu-2023"]["sections"]
+    sections = json.loads(here("reproduce", "--list", "--json").stdout)["sjtu-2023"]["sections"]
     assert sections[0] == "overview"
     assert sections[-1] == "summary"
 
 
-def test_command_runs_a_section_without_training(tmp_path):
-    done = run("reproduce", "sjtu-2023", "--only", "derivation", "--out", tmp_path, "--json")
+def test_command_runs_a_section_without_training(tmp_path, here):
+    done = here("reproduce", "sjtu-2023", "--only", "derivation", "--out", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     output = json.loads(done.stdout)
     assert [claim["verdict"] for claim in output["sections"]["derivation"]] == ["confirmed", "confirmed"]
@@ -237,8 +230,8 @@ def test_command_runs_a_section_without_training(tmp_path):
         (["sjtu-2023", "--profile", "fast"], "fast"),
     ],
 )
-def test_invalid_input_gives_one_line_and_exit_code_two(arguments, message):
-    done = run("reproduce", *arguments)
+def test_invalid_input_gives_one_line_and_exit_code_two(arguments, message, here):
+    done = here("reproduce", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

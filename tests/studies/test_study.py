@@ -348,9 +348,10 @@ def test_relative_switch_points_and_learning_rate_schedules_in_a_study(tmp_path)
 
 def test_sweep_warns_once_of_a_schedule_that_never_takes_effect(tmp_path):
     settings = {"steps": 2, "model": "linear"}
-    study = Study("colored-digits", ("irm", "erm"), n_trials=3, replicas=2, settings=settings)
+    late = "irm(coefficient=step(1, 1e4, at=100))"
+    study = Study("colored-digits", (late, "erm"), n_trials=3, replicas=2, settings=settings)
     remarks = study.remarks()
-    assert [remark.partition(": ")[0] for remark in remarks] == ["irm"]
+    assert [remark.partition(": ")[0] for remark in remarks] == [late]
     begin(tmp_path, study).close()
     with pytest.warns(EnvariantWarning) as caught:
         sweep(tmp_path)
@@ -361,10 +362,10 @@ def test_sweep_warns_once_of_a_schedule_that_never_takes_effect(tmp_path):
 
 def test_sweep_command_prints_each_remark_once_on_standard_error(here, tmp_path):
     done = here(
-        "sweep", "--data", "colored-digits", "--algorithms", "irm", "--n-trials", 2, "--replicas", 1, "--steps", 2,
+        "sweep", "--data", "colored-digits", "--algorithms", "irm(coefficient=step(1, 5, at=9))", "--n-trials", 2, "--replicas", 1, "--steps", 2,
         "--model", "linear", "--out", tmp_path, "--json", "--memory", "1GB",
     )  # fmt: skip
     assert done.returncode == 0
     lines = [line for line in done.stderr.splitlines() if "changes only after" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("envariant: irm: irm coefficient: step(")
+    assert lines[0].startswith("envariant: irm(coefficient=step(1, 5, at=9)): irm coefficient: step(")

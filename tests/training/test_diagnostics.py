@@ -137,3 +137,88 @@ def test_output_spread_and_gradient_size_match_their_definitions():
     )
     reported = [row.value for row in longer.rows if (row.step, row.metric) == (4, "gradient rms")]
     assert reported == [pytest.approx(size, rel=1e-4)]
+
+
+def scored(record, accuracy, loss, step=100):
+    """Measurements of one training environment at the end of a run."""
+    values = {"accuracy": accuracy, "loss": loss, "output sd": 1.0}
+    environments = [each.name for each in record.environments if each.role == "train"]
+    return [
+        HistoryRow(0, step, name, "train", metric, value)
+        for name in environments
+        for metric, value in values.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "majority", "steps", "fires"),
+    [
+        (0.52, 0.60, 0.52, 100, True),
+        # A large loss alone does not matter if the predictions are right.
+        (0.80, 0.90, 0.52, 100, False),
+        # As good as the most frequent class, but with a lower loss: an imbalanced problem.
+        (0.90, 0.25, 0.90, 100, False),
+        (0.90, 0.70, 0.90, 100, True),
+        # Always the rare class.
+        (0.10, 0.60, 0.90, 100, True),
+        # A few steps need not have learned anything.
+        (0.52, 0.60, 0.52, 20, False),
+    ],
+)
+def test_training_score_near_chance_is_reported(healthy, accuracy, loss, majority, steps, fires):
+    environments = tuple(
+        dataclasses.replace(each, majority=majority, constant_loss=0.69 if majority < 0.6 else 0.5)
+        for each in healthy.record.environments
+    )
+    record = dataclasses.replace(
+        healthy.record, spec=healthy.record.spec.but(steps=steps), environments=environments, optimum=None
+    )
+    found = diagnose(record, scored(record, accuracy, loss))
+    assert [d.name for d in found] == (["training score near chance"] if fires else [])
+    if fires:
+        assert found[0].evidence.startswith(f"accuracy {accuracy:.3f} in 'flip-0.2', where a constant")
+        assert "sigmoid" in found[0].cause
+
+
+def test_regression_no_better_than_a_constant_is_reported(healthy):
+    record = dataclasses.replace(
+        healthy.record, spec=healthy.record.spec.but(steps=100), higher_is_better=False, chance=None
+    )
+    for loss, fires in ((0.9999, True), (0.9, False)):
+        environments = tuple(dataclasses.replace(e, constant_loss=1.0) for e in record.environments)
+        own = dataclasses.replace(record, environments=environments, metric="squared error")
+        names = [d.name for d in diagnose(own, scored(own, 0.0, loss))]
+        # "accuracy" is no metric of a regression, so give the loss as the score as well.
+        rows = [dataclasses.replace(r, metric="squared error") for r in scored(own, loss, loss)
+                if r.metric == "accuracy"]  # fmt: skip
+        names = [d.name for d in diagnose(own, [*scored(own, 0.0, loss), *rows])]
+        assert names == (["training score near chance"] if fires else [])
+
+
+def test_penalty_that_never_acts_is_not_to_be_enlarged(healthy):
+    with pytest.warns(envariant.core.errors.EnvariantWarning, match="changes only after"):
+        idle = train("irm(coefficient=step(1, 1e4, at=500))", steps=1)
+    texts = {}
+    for name, result in (("idle", idle), ("erm", healthy), ("acts", train("irm(coefficient=5)", steps=1))):
+        high = [dataclasses.replace(r, step=100) for r in scored(result.record, 0.95, 0.1)]
+        batch = [r for r in result.rows if r.environment == "*"]
+        (found,) = [d for d in diagnose(result.record, [*high, *batch]) if d.name == "above the optimum"]
+        texts[name] = found
+    assert "irm coefficient: step(1, 10000, at=500) changes only after" in texts["idle"].cause
+    assert texts["idle"].remedy.startswith("train longer, or give the switch point as a share")
+    assert "coefficient" not in texts["erm"].remedy
+    assert texts["acts"].remedy.startswith("a larger coefficient")
+
+
+def test_collapse_without_a_penalty_is_not_blamed_on_one(healthy):
+    record = healthy.record
+    rows = [
+        dataclasses.replace(
+            row, value=record.constant_loss[row.environment] if row.metric == "loss" else 0.01
+        )
+        for row in scored(record, 0.5, 0.69)
+        if row.metric != "accuracy"
+    ]
+    (found,) = diagnose(record, rows)
+    assert found.name == "collapsed to chance"
+    assert "normalize_loss" not in found.remedy

@@ -252,7 +252,7 @@ def test_every_algorithm_learns_on_every_task_with_uneven_environments(name, pro
     outputs = task.outputs
     result = envariant.train(
         uneven(task, outputs), algorithm, hyperparameters=settings, model="mlp(hidden=16)",
-        steps=80, learning_rate=0.03, batch_size="full", evaluate_every=80,
+        steps=40, learning_rate=0.05, batch_size="full", evaluate_every=40,
     )  # fmt: skip
     for name in ("a", "b"):
         start, end = (r.value for r in rows(result, environment=name, metric="loss"))
@@ -267,9 +267,9 @@ def test_every_algorithm_improves_its_own_objective_on_colored_digits(name):
     settings = {**row.settings, **(dict.fromkeys(row.zero, 0.1) if row.at_zero else {})}
     result = envariant.train(
         "colored-digits", name, hyperparameters=settings, model="mlp(hidden=16)",
-        steps=40, learning_rate=0.01, batch_size=128, evaluate_every=1,
+        steps=24, learning_rate=0.02, batch_size=128, evaluate_every=1,
     )  # fmt: skip
-    steps = [{r.metric: r.value for r in rows(result, role="batch", step=k)} for k in range(1, 41)]
+    steps = [{r.metric: r.value for r in rows(result, role="batch", step=k)} for k in range(1, 25)]
     objective = [
         step["risk"]
         + sum(
@@ -328,7 +328,7 @@ def test_evaluation_covers_whole_environments_at_the_requested_steps():
         ({"optimizer": "adm"}, "did you mean 'adam'"),
         ({"model": "lenett"}, "did you mean 'lenet'"),
         ({"model": "lenet"}, "needs square images of at least 12×12"),
-        ({"model": lambda: nn.Linear(3, 1)}, "model: cannot take inputs of shape (2, 8, 8)"),
+        ({"model": lambda: nn.Linear(3, 1)}, "model Linear: cannot take inputs of shape (2, 8, 8)"),
         ({"augmentation": "afine"}, "did you mean 'affine'"),
         ({"algorithm": "and-mask(threshold=1.7)"}, "AndMask: threshold must be in [0, 1], got 1.7"),
         ({"algorithm": "irm(coeficient=3)"}, "did you mean 'coefficient'"),
@@ -407,9 +407,10 @@ class OwnNetwork(Penalty):
     [
         (
             OwnNetwork(nn.Linear(8, 1), "head"),
-            "its network 'head' must have no buffers, such as running statistics, and a name that no part",
+            "its network 'head' must have no buffers, such as running statistics, no frozen parameters, and a name",
         ),
         (OwnNetwork(nn.Sequential(nn.Linear(8, 1), nn.BatchNorm1d(1))), "no buffers"),
+        (OwnNetwork(nn.Linear(8, 1).requires_grad_(False)), "no frozen parameters"),
         (
             OwnNetwork(nn.Linear(8, 1)),
             "draws random numbers but is not declared stochastic; set stochastic = True",

@@ -76,14 +76,15 @@ def test_group_that_cannot_be_stacked_trains_its_members_alone():
     assert_alike((rows, states), outcome(Late(), members, shared, SEQUENTIAL))
 
 
-def test_dropout_runs_sequentially():
+def test_dropout_runs_sequentially(monkeypatch):
     def build():
         return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 1))
 
     source = made(Binary(), 1)
     with pytest.raises(EnvariantError, match="of its own, as dropout does\\); use sequential"):
         envariant.train(source, "erm", model=build, steps=3, replicas=2, execution="stacked")
-    result = envariant.train(source, "erm", model=build, steps=1000, replicas=2)
+    monkeypatch.setattr(execution, "_FEW_STEPS", 20)
+    result = envariant.train(source, "erm", model=build, steps=10, replicas=2)
     assert "dropout" in result.record.execution.reason
 
 
@@ -219,7 +220,7 @@ def limit_memory(monkeypatch, most, error, method="advance"):
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "linux", "windows"])
 @pytest.mark.parametrize("method", ["advance", "__init__"])
 def test_stack_is_halved_where_memory_runs_out(error, method, monkeypatch, caplog):
-    source, members, shared = made(Binary(), 1), replicas("irm", 7), plan()
+    source, members, shared = made(Binary(), 1), replicas("irm", 7), plan(steps=2, evaluate_every=1)
     expected = outcome(source, members, shared, Execution("stacked", 2, ""))
     limit_memory(monkeypatch, 2, error, method)
     events = [e for e in engine.run(source, members, shared, STACKED) if isinstance(e, Evaluated)]

@@ -100,7 +100,8 @@ def test_stacked_and_sequential_agree_to_rounding(name, problem):
     batch_size = 16 if task.name == "multiclass" else None
     # Adam makes whole steps of an entry whose gradient is nothing but rounding (SelfReg has some).
     optimizer = optimizer_config("sgd" if name == "selfreg" else "adam")
-    shared, source = plan(batch_size=batch_size, optimizer=optimizer), made(task, task.outputs)
+    shared = plan(batch_size=batch_size, optimizer=optimizer, steps=4, evaluate_every=2)
+    source = made(task, task.outputs)
     together = outcome(source, replicas(name), shared, STACKED)
     apart = outcome(source, replicas(name), shared, SEQUENTIAL)
     assert_alike(together, apart)
@@ -167,7 +168,7 @@ def test_batch_norm_can_be_stacked_and_its_running_statistics_follow():
 @pytest.mark.parametrize("how", [SEQUENTIAL, STACKED], ids=["alone", "stacked"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_recorded_program_is_bit_identical_to_the_unrecorded_one(name, how, monkeypatch):
-    shared, source = plan(batch_size=16), made(Binary(), 1)
+    shared, source = plan(batch_size=16, steps=4, evaluate_every=2), made(Binary(), 1)
     plain = outcome(source, replicas(name), shared, how)
     monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
     used = []

@@ -19,7 +19,7 @@ from envariant.algorithms.gradient_aggregators.and_mask import AndMask
 from envariant.algorithms.gradient_aggregators.mean import MeanGradient
 from envariant.algorithms.gradient_aggregators.pcgrad import PCGrad
 from envariant.algorithms.gradient_aggregators.sand_mask import SandMask
-from envariant.algorithms.hyperparameters import resolve_schedules
+from envariant.algorithms.hyperparameters import rescale, resolve_schedules
 from envariant.algorithms.identity import identity
 from envariant.algorithms.penalties.bottleneck import InformationBottleneck
 from envariant.algorithms.penalties.cad import CAD
@@ -116,6 +116,7 @@ __all__ = [
     "compose",
     "identity",
     "recipe",
+    "rescale",
     "resolve_schedules",
     "settings_of",
     "terms",

@@ -137,6 +137,11 @@ class Algorithm(ABC):
         return False
 
     @property
+    def depends_on_sizes(self) -> bool:
+        """Whether an environment's number of rows changes its weight; see `Part.depends_on_sizes`."""
+        return False
+
+    @property
     def returns_updates(self) -> bool:
         """Whether `gradients` returns parameter updates (θ ← θ − update), so the run needs no optimizer."""
         return False
@@ -211,6 +216,8 @@ class Part(ABC):
         needs_linear_head: Whether the head must be one linear layer.
         needs_classes: Whether the part is undefined for regression.
         stochastic: Whether the part uses random numbers.
+        depends_on_sizes: Whether an environment's number of rows changes its weight. If not, the gradients
+            stay the same when all rows of an environment are repeated, except for divisors such as n − 1.
     """
 
     name: ClassVar[str]
@@ -220,6 +227,7 @@ class Part(ABC):
     needs_linear_head: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
+    depends_on_sizes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         specs.validate(self)
@@ -242,6 +250,13 @@ class Part(ABC):
     def init(self, params: Parameters, context: TrainContext) -> State:
         """Return the state before the first step; see `Algorithm.init`. Default: an empty state."""
         del params, context
+        return {}
+
+    def switch_steps(self) -> Mapping[str, int]:
+        """Return each hyperparameter that is a step number, with the first step at which it takes effect.
+
+        Like the switch points of schedules, their default values scale with the length of the run.
+        """
         return {}
 
     def coefficient_at(self, step: int) -> float:
@@ -317,16 +332,18 @@ class GradientPenalty(_WithCoefficient):
 class TrainingStep(Part):
     """Training step that is not a sum of risks and penalties, such as a step with inner updates.
 
-    A step that averages the loss over the batch weights each environment by its share of the batch. Full
-    batches weight environments by size. Minibatches contain equally many rows of each environment and weight
-    environments equally.
+    `batch.risk` and `batch.mean` give all environments equal weight, whatever their numbers of rows. A mean
+    over the rows of the batch would weight them by size.
 
     Attributes:
         returns_updates: Whether `gradients` returns parameter updates instead of gradients for the run's
-            optimizer.
+            optimizer. Such a step adds `context.weight_decay` times the parameters to their gradients.
+        aggregates_risk: Whether the step computes its risk by `batch.risk`, so that the algorithm's risk
+            aggregator takes effect.
     """
 
     returns_updates: ClassVar[bool] = False
+    aggregates_risk: ClassVar[bool] = False
 
     @abstractmethod
     def gradients(

@@ -36,16 +36,23 @@ from envariant.algorithms.base import (
     TrainingStep,
 )
 from envariant.algorithms.gradient_aggregators.mean import MeanGradient
-from envariant.algorithms.risk_aggregators.mean import MeanRisk
+from envariant.algorithms.risk_aggregators.mean import MeanRisk, PooledMean
+from envariant.algorithms.risk_aggregators.sum import SumRisk
+from envariant.algorithms.risk_aggregators.worst import WorstCaseRisk
 from envariant.core import specs
 from envariant.core.conversion import joined
-from envariant.core.environments import EnvironmentBatch
+from envariant.core.environments import EnvironmentBatch, PredictedBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Schedule
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Regression
 
 P = TypeVar("P", Penalty, GradientPenalty)
+
+RISK_AGGREGATORS: Mapping[str, RiskAggregator] = {
+    part.name: part for part in (MeanRisk(), PooledMean(), SumRisk(), WorstCaseRisk())
+}
+"""Values of the setting `risk_aggregator`: all aggregators without hyperparameters."""
 
 
 @final
@@ -58,10 +65,12 @@ class Composition(Algorithm):
         penalties: Penalties, each with its coefficient schedule.
         gradient_aggregator: Rule that combines the environments' gradients into one gradient.
         l2: Weight of the squared norm of all parameters *inside* the loss, as in the IRM code. Its gradient
-            is added after gradient aggregation, because it does not depend on the environment.
+            is added after gradient aggregation, because it does not depend on the environment. A training
+            step that returns updates adds it to the gradients of its optimizers.
         normalize_loss: Whether to divide the whole loss by the largest coefficient once that exceeds 1, as
             the IRM and REx code do, to keep gradients in range.
-        training_step: Training step that replaces all parts above except `l2`. None: use these parts.
+        training_step: Training step that replaces the penalties and the gradient aggregator; it minimizes
+            the risk of `risk_aggregator` if it declares `aggregates_risk`. None: use the parts above.
         environment_inference: Method that infers the training environments. None: use the environments of
             the data.
     """
@@ -86,13 +95,19 @@ class Composition(Algorithm):
             isinstance(penalty, Penalty | GradientPenalty) for penalty in self.penalties
         ):
             raise EnvariantError("Composition: penalties must be a tuple of penalties, as in (VREx(),)")
-        if (
-            self.training_step is not None
-            and replace(self, training_step=None, environment_inference=None, l2=0.0) != Composition()
-        ):
-            raise EnvariantError(
-                f"{self.training_step.name}: a training step replaces the whole step and takes no other parts"
-            )
+        if (step := self.training_step) is not None:
+            risk_only = Composition(self.risk_aggregator, l2=self.l2)
+            if replace(self, training_step=None, environment_inference=None) != risk_only:
+                raise EnvariantError(
+                    f"{step.name}: a training step replaces the whole step and takes no other parts"
+                )
+            # Others have a state, which a step with several risks could not update.
+            possible = tuple(RISK_AGGREGATORS.values()) if step.aggregates_risk else (MeanRisk(),)
+            if self.risk_aggregator not in possible:
+                names = ", ".join(part.name for part in possible)
+                raise EnvariantError(
+                    f"{step.name}: risk_aggregator must be one of {names}, got {self.risk_aggregator.name}"
+                )
         specs.validate(self, only=("l2", "normalize_loss"))
 
     def __add__(self, other: object) -> "Composition":
@@ -141,7 +156,7 @@ class Composition(Algorithm):
         """Risk aggregator, penalties and gradient aggregator (or training step); environment inference."""
         last = () if self.environment_inference is None else (self.environment_inference,)
         if self.training_step is not None:
-            return (self.training_step, *last)
+            return (self.training_step, self.risk_aggregator, *last)
         return (self.risk_aggregator, *self.penalties, self.gradient_aggregator, *last)
 
     @property
@@ -173,6 +188,10 @@ class Composition(Algorithm):
     def stochastic(self) -> bool:
         return any(part.stochastic for part in self.parts)
 
+    @property
+    def depends_on_sizes(self) -> bool:
+        return any(part.depends_on_sizes for part in self.parts)
+
     def schedules(self) -> Mapping[str, Schedule]:
         """Return all scheduled hyperparameters of the parts, by names such as "vrex coefficient"."""
         return {
@@ -181,6 +200,14 @@ class Composition(Algorithm):
             if dataclasses.is_dataclass(part)
             for f in dataclasses.fields(cast("Any", part))
             if isinstance(value := getattr(part, f.name), Schedule)
+        }
+
+    def switch_steps(self) -> Mapping[str, tuple[int, int]]:
+        """Return value and first effective step of each step number, by names such as "trm warm_up"."""
+        return {
+            f"{part.name} {key}": (getattr(part, key), step)
+            for part in self.parts
+            for key, step in part.switch_steps().items()
         }
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
@@ -293,11 +320,20 @@ class Composition(Algorithm):
         state: State,
         context: StepContext,
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        gradient, new, metrics = training_step.gradients(model, params, batch, state["0"], context)
-        # Updates include the learning rate, so the gradient of the l2 term must include it too.
-        decay = 2 * self.l2 * (context.learning_rate if training_step.returns_updates else 1.0)
-        total = {name: gradient[name] + decay * value for name, value in params.items()}
-        return total, {**state, "0": new}, metrics
+        aggregator, decay = self.risk_aggregator, 2 * self.l2
+
+        def risk(losses: Tensor) -> Tensor:
+            nothing, risks = losses.new_zeros(len(losses), 0), batch.per_environment_mean(losses)
+            predicted = PredictedBatch(batch, nothing, nothing, losses, risks, context)
+            return aggregator.risk(predicted, state["1"])[0]
+
+        own = batch if isinstance(aggregator, MeanRisk) else replace(batch, aggregator=risk)
+        gradient, new, metrics = training_step.gradients(
+            model, params, own, state["0"], replace(context, weight_decay=decay)
+        )
+        if not training_step.returns_updates:
+            gradient = {name: gradient[name] + decay * value for name, value in params.items()}
+        return gradient, {**state, "0": new}, metrics
 
 
 def _gradient_penalty(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 from torch import Tensor
 
+from envariant.algorithms.base import Part
 from envariant.core.schedules import Constant, Schedule
 
 A = TypeVar("A")
@@ -80,6 +81,37 @@ def resolve_schedules(algorithm: A, steps: int) -> A:
         return number if resolve is None else resolve(steps)
 
     return _replaced(algorithm, resolved)
+
+
+def rescale(algorithm: A, old: int, new: int) -> A:
+    """Scale the switch points of an algorithm's schedules, and its other step numbers, to another run length.
+
+    Args:
+        algorithm: Algorithm to copy. An algorithm that is not a dataclass is returned unchanged.
+        old: Length of the run for which the algorithm's hyperparameters are meant, in steps.
+        new: Length of the run, in steps.
+    """
+    return algorithm if old == new else _rescaled(algorithm, old, new)
+
+
+def _rescaled(part: Any, old: int, new: int) -> Any:
+    if isinstance(part, Schedule):
+        return part.rescale(old, new)
+    if isinstance(part, tuple):
+        return tuple(_rescaled(inner, old, new) for inner in cast("tuple[object, ...]", part))
+    if not _has_parts(part):
+        return part
+    steps = part.switch_steps() if isinstance(part, Part) else {}
+    scaled = {key: rescaled_step(getattr(part, key), old, new) for key in steps}
+    values = ((f.name, getattr(part, f.name)) for f in dataclasses.fields(part) if f.init)
+    changes = {key: scaled[key] if key in scaled else _rescaled(value, old, new) for key, value in values}
+    changes = {key: value for key, value in changes.items() if value is not getattr(part, key)}
+    return dataclasses.replace(part, **changes) if changes else part
+
+
+def rescaled_step(step: int, old: int, new: int) -> int:
+    """Return a step number within a run of `old` steps scaled to `new` steps; others are unchanged."""
+    return max(1, min(new - 1, round(step * new / old))) if 0 < step < old else step
 
 
 def _numbers(part: object) -> Iterator[Number]:

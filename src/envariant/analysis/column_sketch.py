@@ -156,7 +156,7 @@ class Sketch:
         return counts
 
     def p_value(self, distance: float, new: NDArray[np.int64], training: NDArray[np.int64]) -> float:
-        """Return the uncorrected p-value of the hypothesis that new and training rows are distributed alike.
+        """Return the uncorrected p-value of the test that new and training rows have the same distribution.
 
         Ordered values: Kolmogorov–Smirnov test. Categories: χ² test of the training values and binomial
         test of the share of unseen values, Bonferroni-corrected. Other values: χ² test.

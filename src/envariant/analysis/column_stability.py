@@ -35,10 +35,10 @@ class ColumnStability:
     Attributes:
         column: Name of the column.
         slopes: Slope by environment, in standard deviations of the target per standard deviation of the
-            column. For a category or a multiclass target: along the direction of strongest association.
-            NaN in environments with a constant column.
+            column. For a categorical column or a multiclass target: along the direction of strongest
+            association. NaN in environments with a constant column.
         errors: Standard error of each slope.
-        p_value: P-value of the hypothesis of equal slopes (Cochran's Q), Holm-corrected over columns.
+        p_value: P-value of the test of equal slopes (Cochran's Q), Holm-corrected over columns.
     """
 
     column: str
@@ -89,7 +89,7 @@ def measure_stability(
     Standard errors are heteroskedasticity-consistent (HC3, MacKinnon & White 1985).
 
     Args:
-        columns: Values by column name, each `[rows]`, or `[rows, k]` for a one-hot encoded category.
+        columns: Values by column name, each `[rows]`, or `[rows, k]` for one-hot encoded categories.
         targets: Binary or real targets, or class numbers if `n_classes` is set, `[rows]`.
         environments: Environment of each row, `[rows]`.
         n_classes: Number of classes of a multiclass target. Default: a binary or real target.
@@ -198,7 +198,7 @@ def _leading_eigenvector(matrix: Any) -> Array:
 
 
 def _cochran_p_value(slopes: Array, errors: Array) -> float:
-    """Return the p-value of Cochran's Q test of the hypothesis of equal slopes."""
+    """Return the p-value of Cochran's Q test of equal slopes."""
     known = np.isfinite(slopes)
     if known.sum() < 2:
         return 1.0

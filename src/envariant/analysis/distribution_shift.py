@@ -68,7 +68,8 @@ class Shift:
     @classmethod
     def from_trials(cls, first: str, second: str, trials: Sequence["ShiftEstimate"]) -> "Shift":
         """Return the means of the estimates of independent trials, with confidence intervals."""
-        return cls(first, second, *(interval([getattr(t, name) for t in trials]) for name in MEASURES))
+        values = ([getattr(trial, name) for trial in trials] for name in MEASURES)
+        return cls(first, second, *(interval(each).clipped(0.0, 1.0) for each in values))
 
     @property
     def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:

@@ -46,13 +46,12 @@ class ColumnDrift:
         rows: Number of new rows.
         distance: Distance between the distributions of new and training values, in [0, 1]; NaN without any.
         between: Largest distance of a training environment from the others; NaN with a single environment.
-        p_value: P-value of the hypothesis of equal distributions, Holm-corrected in a `Drift`; NaN if not
-            tested.
+        p_value: P-value of the test of equal distributions, Holm-corrected in a `Drift`; NaN if not tested.
         missing, missing_trained: Share of missing values in new rows and in training rows.
         missing_between: Largest difference in the share of missing values between a training environment and
             the others.
-        missing_p_value: P-value of the hypothesis of equal shares of missing values, Holm-corrected in a
-            `Drift`; NaN if no value is missing.
+        missing_p_value: P-value of the test of equal shares of missing values, Holm-corrected in a `Drift`;
+            NaN if no value is missing.
         unseen: Number of new rows of each category that does not occur in training; None for other kinds.
         outside: Number of new rows outside the training range; None for unordered kinds.
         training_range: Smallest and largest training value as text.

@@ -37,6 +37,10 @@ class Interval:
             return f"{self.mean:.3g} (one replica, no interval)"
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
+    def clipped(self, lowest: float, highest: float) -> "Interval":
+        """Return the interval with its ends limited to possible values of the mean."""
+        return Interval(self.mean, max(self.low, lowest), min(self.high, highest), self.count)
+
     def contains(self, value: float) -> bool:
         """Return whether the interval, ends included, contains the value."""
         return self.low <= value <= self.high
@@ -190,7 +194,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
         [0.03, 0.06, 0.06]
     """
     for p in p_values:
-        if not 0 <= p <= 1:
+        if p < 0 or p > 1:
             raise EnvariantError(f"holm: p-values must be in [0, 1], got {p}")
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, highest = [math.nan] * len(p_values), 0.0
@@ -220,7 +224,7 @@ class Ranking:
 
     Attributes:
         ranks: Mean rank of each method; 1 is best.
-        p_value: P-value of the hypothesis that all methods perform equally.
+        p_value: P-value of the test that all methods perform equally.
         critical_difference: Smallest significant difference of two mean ranks (Nemenyi test; Demšar 2006).
         n_datasets: Number of data sets (or environments).
     """

@@ -1,5 +1,24 @@
 """Command-line interface; `main` runs the `envariant` command."""
 
-from envariant.cli.app import main
+from collections.abc import Sequence
+
+from envariant.cli.interrupts import interruptible
+from envariant.core.machine import limit_threads
 
 __all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    The exit code is 2 if the input is invalid or the machine fails, 130 after Ctrl-C and 143 after SIGTERM.
+
+    Args:
+        arguments: Command-line arguments. Default: the arguments of the process.
+    """
+    with interruptible():
+        limit_threads()
+        # Only now, because imports take a while and can be interrupted as well.
+        from envariant.cli.app import main as run
+
+        run(arguments)

@@ -4,11 +4,13 @@ Results are written to standard output, progress and remarks to standard error. 
 line and exit code 2; any other exception is a bug and is shown with its traceback.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError
@@ -19,7 +21,6 @@ from cyclopts.exceptions import (
     UnknownOptionError,
     UnusedCliTokensError,
 )
-from rich.console import Console
 
 from envariant.cli.algorithms import algorithms
 from envariant.cli.compare import compare
@@ -31,6 +32,7 @@ from envariant.cli.reproduce import reproduce
 from envariant.cli.runs import runs
 from envariant.cli.sweep import sweep
 from envariant.cli.train import train
+from envariant.core.console import SafeConsole, safe_output
 from envariant.core.errors import EnvariantError, EnvariantWarning, shortened
 
 app = App(
@@ -38,6 +40,8 @@ app = App(
     help="Train models on data from several environments, and measure whether they hold in new ones.",
     version=lambda: version("envariant"),
     help_format="markdown",
+    # An interruption ends the command with a line that says how to resume (`envariant.cli.main`).
+    suppress_keyboard_interrupt=False,
 )
 app.command(demo)
 app.command(compare)
@@ -52,7 +56,7 @@ app.command(data)
 
 
 @contextmanager
-def _remarks_as_lines(errors: Console) -> Generator[None]:
+def _remarks_as_lines(errors: SafeConsole) -> Generator[None]:
     """Print each distinct `EnvariantWarning` once, as one line on standard error."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", EnvariantWarning)
@@ -63,7 +67,7 @@ def _remarks_as_lines(errors: Console) -> Generator[None]:
                 show_others(message, category, *place)
             elif str(message) not in printed:
                 printed.add(str(message))
-                errors.print(f"envariant: {message}", markup=False, style="yellow")
+                errors.print(f"envariant: {message}", style="yellow")
 
         warnings.showwarning = show
         yield
@@ -91,29 +95,51 @@ def _sentence(error: CycloptsError) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; exit with code 2 if the input is invalid and 130 if interrupted.
+    """Run one command; exit with code 2 if the input is invalid or the machine fails, as with a full disk.
 
     Args:
         arguments: Command-line arguments. Default: the arguments of the process.
     """
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = SafeConsole(stderr=True, soft_wrap=True)
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        _check_working_directory()
         if "" in words:
             before = [word for word in words[: words.index("")] if word.startswith("-")]
             raise EnvariantError(
                 f"{before[-1] if before else 'arguments'}: is empty; give a value or leave it out"
             )
-        with _remarks_as_lines(errors):
+        with safe_output(), _remarks_as_lines(errors):
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
+            sys.stdout.flush()
     except (EnvariantError, CycloptsError) as error:
         message = _sentence(error) if isinstance(error, CycloptsError) else str(error)
-        errors.print(f"envariant: {message}", markup=False, style="red")
+        errors.print(f"envariant: {message}", style="red")
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("envariant: interrupted; the same command resumes what is stored in its output folder")
-        sys.exit(130)
     except BrokenPipeError:
         # The reader of the pipe, such as `head`, has closed it.
-        sys.stderr.close()
+        _discard_output()
         sys.exit(0)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        place = error.filename if error.filename is not None else "output"
+        problem = EnvariantError(f"{place}: {reason}; check the disk and its free space")
+        errors.print(f"envariant: {problem}", style="red")
+        _discard_output()
+        sys.exit(2)
+
+
+def _check_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise EnvariantError("the working directory was deleted; change to another folder") from None
+
+
+def _discard_output() -> None:
+    """Send output nowhere if it cannot be written; Python writes the rest of its buffer when it ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,15 +1,12 @@
 """`envariant data`: fetch data, inspect environments and measure shift."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from envariant.cli.options import Json, Mnist, Whole
 from envariant.core.errors import EnvariantError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 data = App(name="data", help="Fetch data and inspect environments.", help_format="plaintext")
 
@@ -29,12 +26,11 @@ def fetch(
         Name of the data set.
     """
     del name
-    from rich.console import Console
-
     from envariant.cli.show import print_json, print_lines
+    from envariant.core.console import SafeConsole
     from envariant.data.colored import mnist as files
 
-    messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    messages = SafeConsole(stderr=True, soft_wrap=True)
     digits = files.load(mnist, report=lambda line: messages.print(line, style="dim"))
     digests = files.digests(digits)
     if json:
@@ -78,7 +74,7 @@ def show(
     facts = source.facts(drawn)
     path = out or Path(name.partition("(")[0].replace(":", "-") + ".png")
     _check_picture(path)
-    _save(figures.overview(drawn, facts), path)
+    figures.save(figures.overview(drawn, facts), path)
     if json:
         print_json(
             {
@@ -126,6 +122,7 @@ def shift(
     from envariant import data as sources
     from envariant.cli.show import print_json, print_table
     from envariant.comparison.data_summary import pairwise_shifts
+    from envariant.reporting import figures
     from envariant.reporting import shift as reports
 
     if out is not None:
@@ -135,7 +132,7 @@ def shift(
         source, test_environments=test_environments or None, seed=seed, n_trials=n_trials
     )
     if out is not None:
-        _save(reports.plane(shifts), out)
+        figures.save(reports.plane(shifts), out)
     if json:
         print_json({"data": source.name, "shifts": [shift.to_dict() for shift in shifts]})
     else:
@@ -146,12 +143,3 @@ def shift(
 def _check_picture(path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
         raise EnvariantError(f"{path}: the name of a picture must end in .png or .svg")
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    from envariant.reporting import figures
-
-    try:
-        figures.save(figure, path)
-    except OSError as error:
-        raise EnvariantError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from envariant.cli.options import Json, Switch
 from envariant.core.errors import EnvariantError
+from envariant.core.printable import one_line
 
 # Largest number of remarks printed without --check.
 _REMARKS = 5
@@ -43,6 +44,7 @@ def predict(
         Encoding of a text file.
     """
     from envariant.cli.show import print_json, print_table
+    from envariant.core.files import replacing
     from envariant.reporting.shift import drift_table
     from envariant.saved_model import load_model
 
@@ -62,7 +64,8 @@ def predict(
     else:
         predictions, drift = loaded.predict_and_compare(new, encoding=encoding)
     if out is not None and predictions is not None:
-        _write(predictions, out)
+        with replacing(out) as part:
+            predictions.to_csv(part, index=False)
     _print_remarks(drift, everything=check and not json)
     if json:
         answer: dict[str, object] = {"model": loaded.to_dict(), "drift": drift.to_dict()}
@@ -88,15 +91,4 @@ def _print_remarks(drift: Any, *, everything: bool) -> None:
         if len(remarks) > _REMARKS:
             remarks[_REMARKS:] = [f"{len(remarks) - _REMARKS} more remarks; --check shows all"]
     for remark in remarks:
-        sys.stderr.write(f"envariant: {remark}\n")
-
-
-def _write(predictions: Any, path: Path) -> None:
-    """Write predictions to a CSV file; if interrupted, an existing file is unchanged."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        predictions.to_csv(partial, index=False)
-        partial.replace(path)
-    except OSError as error:
-        raise EnvariantError(f"{path}: cannot be written ({error.strerror or error})") from None
+        sys.stderr.write(one_line(f"envariant: {remark}") + "\n")

@@ -55,8 +55,7 @@ def reproduce(
             print_lines(lines)
         return
     requested = reproduction(name)
-    from rich.console import Console
-
+    from envariant.core.console import SafeConsole
     from envariant.reproductions.publish import SectionResult, perform
 
     folder = out or Path("reproductions") / f"{name}-{profile}"
@@ -64,7 +63,7 @@ def reproduce(
         raise EnvariantError(f"{folder}: is a file; choose a folder for the results")
     if resume and not (folder / "runs").is_dir():
         raise EnvariantError(f"{folder}: has no stored runs to resume; leave --resume out to start")
-    log = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    log = SafeConsole(stderr=True, soft_wrap=True)
     results: list[SectionResult] = []
     for result in perform(
         requested, folder, profile, only=only, mnist=mnist, report=lambda line: log.print(line, style="dim")

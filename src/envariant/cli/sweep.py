@@ -192,8 +192,8 @@ def _print_summary(folder: Path, tracking: Any, json: bool) -> None:
     page = folder / "report.html"
     with Store(folder) as store:
         study_page.write(store, page)
-        counts, table = store.counts(), store.table()
-    summary, selections = study_page.overview(table)
+        counts = store.counts()
+        summary, selections = study_page.overview(store)
     if json:
         sent = {} if tracking is None else {"sent": tracking.sent, "tracker": tracking.problem}
         print_json(

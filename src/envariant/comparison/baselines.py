@@ -18,7 +18,7 @@ Folds = Sequence[Sequence[str]]
 def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> Mapping[str, float]:
     """Return each environment's score of a constant prediction learned from the other environments.
 
-    The prediction is the mean target for a regression, else the class frequencies with one row added per
+    The prediction is the mean target for regression, else the class frequencies with one row added per
     class; the predicted class is then the majority class. Environments with an undefined score are left out.
 
     Args:

@@ -152,7 +152,7 @@ def compare(
         algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. ERM is
             always included.
         metric: "accuracy", "balanced accuracy", "AUROC", "log loss", "calibration error", "RMSE" or "R²".
-            Default: RMSE for a regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
+            Default: RMSE for regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
         n_trials: Number of trials (sampled hyperparameter configurations) per method.
         replicas: Number of replicas (independent runs with their own seeds) per trial.
         exclude: Names of columns not used as inputs.

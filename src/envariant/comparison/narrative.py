@@ -11,7 +11,7 @@ from envariant.analysis.column_stability import ColumnStability
 from envariant.analysis.distribution_shift import NOTABLE
 from envariant.comparison.baselines import baseline_name
 from envariant.comparison.formatting import ci, environment_name, listed, method_name, p_text, score
-from envariant.comparison.results import Cell, ComparisonResults
+from envariant.comparison.results import ComparisonResults
 from envariant.studies.significance import BASELINE
 
 # Thresholds in units of the relevant difference: column importance, and uncertainty of a drop.
@@ -150,8 +150,8 @@ def _drop(results: ComparisonResults) -> str:
         return f"ERM drops significantly at {where}: {_scores(results, name)}."
     if name := hidden_drop(results):
         drop = results.drop(results.baseline[name])
-        limited = drop.upper > drop.limit
-        bound = score(results, min(drop.upper, drop.limit)) + (" (the largest possible)" if limited else "")
+        most = drop.interval.high
+        bound = score(results, most) + (" (the largest possible)" if drop.upper > most else "")
         return (
             f"No significant drop, but one of up to {bound} at {environment_name(results, name)} cannot be "
             f"ruled out: {_scores(results, name, interval=False)}."
@@ -180,7 +180,7 @@ def _method(results: ComparisonResults, best: str) -> str:
         gain = (
             ""
             if cell.gain is None
-            else f"by {score(results, cell.gain.mean)} (95 % CI {_gain_ci(results, cell)}) "
+            else f"by {score(results, cell.gain.mean)} (95 % CI {ci(results, cell.gain, difference=True)}) "
         )
         return (
             f"{method_name(best)} beats ERM {gain}at {at}, {p_text(cell.p_value)} (Holm); its worst score is "
@@ -197,11 +197,6 @@ def _method(results: ComparisonResults, best: str) -> str:
         f"No other method ({names}) significantly improves on ERM's worst environment, {at} "
         f"({results.metric.name} {score(results, erm.ood_score.mean)})."
     )
-
-
-def _gain_ci(results: ComparisonResults, cell: Cell) -> str:
-    gain = cell.gain
-    return "" if gain is None else f"[{score(results, gain.low)}, {score(results, gain.high)}]"
 
 
 def _price(results: ComparisonResults, best: str) -> str:

@@ -177,7 +177,7 @@ def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
 def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
     """Return the metric with the given name, or the default metric for the target.
 
-    The default is RMSE for a regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
+    The default is RMSE for regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
 
     Raises:
         EnvariantError: If the metric is unknown or does not apply to the task.

@@ -28,16 +28,6 @@ from envariant.training.store import Predictions, Store
 LEVEL = 0.05
 """Significance level of gains over ERM."""
 
-# Smallest and largest value of each metric. Default: from 0 to infinity.
-_UNIT = (0.0, 1.0)
-_BOUNDS = {
-    "accuracy": _UNIT,
-    "balanced accuracy": _UNIT,
-    "AUROC": _UNIT,
-    "calibration error": _UNIT,
-    "R²": (-math.inf, 1.0),
-}
-
 
 @final
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class Cell:
             accounts for variation between replicas and between rows.
         id_score: In-domain score: mean over replicas trained on the environment, on its validation rows.
         gain: Gain over ERM, positive if better; None for ERM and if either score is absent.
-        p_value: P-value of the hypothesis of no gain, Holm-corrected over all methods and environments.
+        p_value: P-value of the test of no gain, Holm-corrected over all methods and environments.
     """
 
     ood_score: Interval
@@ -71,29 +61,36 @@ class Drop:
     Attributes:
         mean: Estimated drop; NaN if the in-domain score is absent.
         half_width: Half the width of the 95 % confidence interval.
-        limit: Largest possible drop, given the in-domain score and the metric's range.
+        limits: Smallest and largest possible drop, given the in-domain score and the metric's range.
     """
 
     mean: float
     half_width: float
-    limit: float = math.inf
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def upper(self) -> float:
-        """Upper end of the confidence interval, which may exceed `limit`."""
+        """Upper end of the confidence interval, which may exceed the largest possible drop."""
         return self.mean + self.half_width
+
+    @property
+    def interval(self) -> Interval:
+        """Confidence interval, limited to possible drops."""
+        return Interval(self.mean, self.mean - self.half_width, self.upper, 2).clipped(*self.limits)
 
 
 @final
 @dataclass(frozen=True)
 class ColumnImportance:
-    """Loss of score after the values of a column are shuffled or replaced, positive if the score gets worse.
+    """Decrease in performance after the values of a column are shuffled or replaced.
+
+    Decreases are in units of the metric, and positive if the score gets worse.
 
     Attributes:
-        in_domain: Loss after shuffling among validation rows of training environments.
-        out_of_domain: Loss after shuffling among rows of a test environment.
-        replaced: Loss after replacing the values in a test environment by values from training environments;
-            negative if the original values mislead the model.
+        in_domain: Decrease after shuffling among validation rows of training environments.
+        out_of_domain: Decrease after shuffling among rows of a test environment.
+        replaced: Decrease after replacing the values in a test environment with values from training
+            environments; negative if the original values mislead the model.
     """
 
     in_domain: float
@@ -118,6 +115,7 @@ class ComparisonResults:
         not_applicable: Reasons why requested methods cannot be run.
         data: Measurements on the data that need no trained method.
         settings: Settings of the study.
+        networks: Models of each method, by the method's name; predictors have none.
     """
 
     metric: Metric
@@ -131,16 +129,12 @@ class ComparisonResults:
     not_applicable: tuple[str, ...] = ()
     data: DataSummary = field(default_factory=DataSummary)
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    networks: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
     @property
     def baseline(self) -> Mapping[str, Cell]:
         """Results of ERM by environment."""
         return self.cells[BASELINE]
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Smallest and largest possible value of the metric."""
-        return _BOUNDS.get(self.metric.name, (0.0, math.inf))
 
     @property
     def relevant_difference(self) -> float:
@@ -168,9 +162,14 @@ class ComparisonResults:
     def drop(self, cell: Cell) -> Drop:
         """Return the drop from the in-domain to the out-of-domain score."""
         ends = [(e.high - e.low) / 2 for e in (cell.ood_score, cell.id_score) if math.isfinite(e.high)]
-        worst_value = self.bounds[0 if self.metric.higher_is_better else 1]
-        limit = self.metric.gain(cell.id_score.mean, worst_value)
-        return Drop(self.metric.gain(cell.id_score.mean, cell.ood_score.mean), math.hypot(*ends), limit)
+        gain, score = self.metric.gain, cell.id_score.mean
+        low, high = sorted(gain(score, bound) for bound in self.metric.bounds)
+        return Drop(gain(score, cell.ood_score.mean), math.hypot(*ends), (low, high))
+
+    def possible(self, interval: Interval, *, difference: bool = False) -> Interval:
+        """Return the interval of a score, or of a difference of scores, limited to possible values."""
+        largest = self.metric.largest_difference
+        return interval.clipped(*((-largest, largest) if difference else self.metric.bounds))
 
     @cached_property
     def significantly_better(self) -> tuple[str, ...]:
@@ -277,6 +276,7 @@ def gather(
         missing,
         max(len(model.ood) for model in models.values()),
         tuple(text_of(each) for each in study.algorithms if predictor(each) is not None),
+        networks={name: each for name, each in store.networks().items() if name in methods},
     )
 
 

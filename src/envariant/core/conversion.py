@@ -17,7 +17,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct labels, sorted: numbers by size, then words alphabetically."""
+    """Return the distinct labels, sorted: numbers by size, then text alphabetically."""
 
     def key(text: str) -> tuple[float, str]:
         try:
@@ -34,10 +34,10 @@ _MOST_CLASSES = 20
 
 
 def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task, tuple[str, ...]]:
-    """Convert targets `[rows]` (numbers or words) to numbers, and infer the task if it is None.
+    """Convert targets `[rows]` (numbers or text) to numbers, and infer the task if it is None.
 
     Returns:
-        The targets `[rows]`, the task, and the class names. Class names are empty for a regression, and for
+        The targets `[rows]`, the task, and the class names. Class names are empty for regression, and for
         numeric targets with a given task.
 
     Raises:

@@ -272,8 +272,8 @@ class EnvironmentSet(EnvironmentSource):
 
         Args:
             inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists.
-            targets: Targets `[rows]`. Two distinct values make a binary task; words, and whole numbers with
-                at most 20 distinct values, are classes; everything else makes a regression. Classes are
+            targets: Targets `[rows]`. Two distinct values give a binary task. Text, and whole numbers with
+                at most 20 distinct values, are classes. Other targets give a regression task. Classes are
                 numbered in order; `classes` of the set holds their labels.
             environments: Environment label of each row `[rows]`, of any type.
             task: Prediction task. Default: inferred from the targets. With a given task, numeric targets are
@@ -410,8 +410,8 @@ class EnvironmentSet(EnvironmentSource):
         return self.fingerprint()
 
     def fingerprint(self) -> str:
-        """Return a digest of all names, inputs, targets and sampling weights."""
-        digest = hashlib.blake2b(digest_size=16)
+        """Return a digest of all names, inputs, targets, sampling weights and the loss of the task."""
+        digest = hashlib.blake2b(self.task.identity().encode(), digest_size=16)
         for environment in self.environments:
             digest.update(environment.name.encode())
             for chunk in environment.input_store.chunks():

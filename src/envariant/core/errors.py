@@ -10,18 +10,36 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import final
 
+from envariant.core.printable import one_line, printable
+
 
 @final
 class EnvariantError(ValueError):
-    """Error in a user input. The message states the problem, the location and the remedy.
+    """Error that a user can fix. The message states the problem, the location and the remedy.
 
     It is a `ValueError`, as scikit-learn expects for invalid arguments.
+
+    Args:
+        message: One sentence.
+        retryable: Whether the machine failed and not the input, as with a full disk. The same call can then
+            succeed later.
     """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        # Messages quote names in data and files, which may hold anything.
+        return one_line(super().__str__())
 
 
 @final
 class EnvariantWarning(UserWarning):
     """Warning about a run that works, but probably not as intended."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> EnvariantError:
@@ -57,8 +75,8 @@ def first_line(error: Exception) -> str:
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """Return a text in one line of at most `most` characters, without characters that cannot be encoded."""
-    line = " ".join(text.split()).encode(errors="backslashreplace").decode()
+    """Return a text in one printable line of at most `most` characters."""
+    line = " ".join(printable(text).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 

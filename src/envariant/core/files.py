@@ -1,21 +1,196 @@
-"""Atomic writing of files."""
+"""Files that are written whole or not at all, and tensors with a checksum that is verified on reading."""
 
-import uuid
-from collections.abc import Generator
+import errno
+import glob
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envariant.core.errors import EnvariantError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
+# The digest covers the whole file with zeros in the place of the digest itself.
+_UNSEALED = b"0" * 32
+_SEAL = re.compile(rb'"checksum":"([0-9a-f]{32})"')
+
+
+def cannot_write(path: Path, error: Exception, remedy: str = "") -> EnvariantError:
+    """Return the error for a file or folder that cannot be written.
+
+    Args:
+        path: File or folder.
+        error: Error of the operating system, or of a library.
+        remedy: Advice for the user. Default: advice for the cause of the error.
+    """
+    code = getattr(error, "errno", None)
+    if not remedy and code in _NO_SPACE:
+        remedy = "free some space and try again"
+    elif not remedy and code in _NO_RIGHT:
+        remedy = "choose another folder, or change its permissions"
+    remedy = remedy or "check the disk, or choose another folder"
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return EnvariantError(f"{path}: cannot be written ({reason}); {remedy}", retryable=True)
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[Path]:
+def writing(path: Path, remedy: str = "") -> Generator[None]:
+    """Convert operating-system errors in the block to one-line errors about `path`.
+
+    Args:
+        path: File or folder that is written in the block.
+        remedy: Advice for the user. Default: advice for the cause of the error.
+
+    Raises:
+        EnvariantError: If the block raises an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error, remedy) from None
+
+
+@contextmanager
+def replacing(path: Path, remedy: str = "") -> Generator[Path]:
     """Yield a temporary path; at the end of the block, its file atomically replaces `path`.
 
-    Other processes may read or write `path` at the same time. If the block fails, `path` is unchanged.
+    The folder is created if necessary. Other processes may read or write `path` at the same time. If the
+    block fails, `path` is unchanged and the temporary file is removed; if the process is killed, the next
+    process that writes `path` removes it.
+
+    Args:
+        path: File to write.
+        remedy: Advice for the user if it cannot be written. Default: advice for the cause of the error.
+
+    Raises:
+        EnvariantError: If the file cannot be written.
     """
-    # Files of `tempfile` are readable by their owner only.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    if not path.name or path.is_dir():
+        raise EnvariantError(f"{path}: is a folder; give the name of a file")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    with writing(path, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            if not _is_running(other.name.split(".")[-3]):
+                other.unlink(missing_ok=True)
+        try:
+            # Some libraries create files that only their owner can read; this one has the usual permissions.
+            part.touch()
+            permissions = part.stat().st_mode
+            yield part
+            part.chmod(permissions)
+            with part.open("rb+") as file:
+                # Some file systems report a full disk only here.
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        EnvariantError: If the file cannot be written.
+    """
+    write_bytes(text.encode("utf-8"), path)
+
+
+def write_bytes(content: bytes, path: Path) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        EnvariantError: If the file cannot be written.
+    """
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str]) -> None:
+    """Write a safetensors file whole or not at all, with a checksum of all its bytes.
+
+    Args:
+        path: File to write.
+        tensors: Tensors by name.
+        texts: Texts by name, stored in the header of the file.
+
+    Raises:
+        EnvariantError: If the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    texts = {**texts, "checksum": _UNSEALED.decode()}
+    data = memoryview(save({name: value.contiguous() for name, value in tensors.items()}, texts))
+    start = _seal_of(data)
+    assert start is not None
+    with replacing(path) as part, part.open("wb") as file:
+        for piece in (data[:start], _digest(data, start), data[start + len(_UNSEALED) :]):
+            file.write(piece)
+
+
+def read_tensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, "Tensor"]]:
+    """Read the texts and the tensors of a file written by `write_tensors`.
+
+    Args:
+        path: File to read.
+        remedy: Advice for a damaged file, for the error message.
+
+    Raises:
+        EnvariantError: If the file cannot be read, has no checksum, or its content differs from its checksum.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        data = path.read_bytes()
+    except OSError as error:
+        raise EnvariantError(f"{path}: cannot be read ({error.strerror or error})", retryable=True) from None
+    view = memoryview(data)
+    start = _seal_of(view)
+    if start is None:
+        raise EnvariantError(f"{path}: has no checksum, so it was not written by envariant; {remedy}")
+    if view[start : start + len(_UNSEALED)] != _digest(view, start):
+        raise EnvariantError(f"{path}: is damaged (its content differs from its checksum); {remedy}")
+    try:
+        return json.loads(data[8 : _header_end(view)])["__metadata__"], load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise EnvariantError(f"{path}: is not a file of tensors ({type(error).__name__}); {remedy}") from None
+
+
+def _header_end(data: memoryview) -> int:
+    return 8 + int.from_bytes(data[:8], "little")
+
+
+def _seal_of(data: memoryview) -> int | None:
+    """Return the position of the digest in a safetensors file; None if there is none."""
+    found = _SEAL.search(data[: _header_end(data)])
+    return None if found is None else found.start(1)
+
+
+def _digest(data: memoryview, start: int) -> bytes:
+    digest = hashlib.blake2b(data[:start], digest_size=len(_UNSEALED) // 2)
+    digest.update(_UNSEALED)
+    digest.update(data[start + len(_UNSEALED) :])
+    return digest.hexdigest().encode()
+
+
+def _is_running(process: str) -> bool:
+    if os.name != "posix" or not process.isdecimal():
+        # Elsewhere, the signal 0 would end the process.
+        return True
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -62,8 +62,8 @@ class Schedule(ABC):
         """Convert relative switch points to step numbers.
 
         Args:
-            steps: Length of the run in optimizer updates; shares are rounded to the nearest step, with
-                halves rounded up.
+            steps: Length of the run in optimizer updates; relative switch points are rounded to
+                the nearest step, with halves rounded up.
 
         Raises:
             EnvariantError: If the resulting step numbers are out of order.
@@ -82,6 +82,24 @@ class Schedule(ABC):
     def _resolved(self, steps: int) -> Self:
         changes = {name: _absolute(getattr(self, name), steps) for name in self.switch_fields}
         return dataclasses.replace(cast("Any", self), **changes)
+
+    def rescale(self, old: int, new: int) -> Self:
+        """Scale the absolute switch points from a run of `old` steps to a run of `new` steps.
+
+        Relative switch points, and those that a run of `old` steps does not reach, stay unchanged.
+
+        Args:
+            old: Length of the run for which the schedule is meant, in steps.
+            new: Length of the run in which it is used, in steps.
+
+        Example:
+            >>> str(schedule("step(1, 1e4, at=190)").rescale(501, 150))
+            'step(1, 10000, at=57)'
+        """
+        if old == new or not any(_scales(p, old) for key in self.switch_fields for p in self._numbers(key)):
+            return self
+        changes = {key: _each(getattr(self, key), old, new) for key in self.switch_fields}
+        return dataclasses.replace(cast("Any", self), **changes).resolve(new)
 
     def check_not_negative(self, what: str, *, zero: bool = True) -> None:
         """Check that no value is below 0.
@@ -231,7 +249,7 @@ class Stages(Schedule):
 class Linear(Schedule):
     """Linear schedule from `start` at step `after` to `end` at step `until`, and constant outside.
 
-    With relative ends, the line takes at least one step even in a short run.
+    If `until` is relative, and `after` is relative or 0, the ramp takes at least one step.
     """
 
     name: ClassVar[str] = "linear"
@@ -356,6 +374,20 @@ def schedule(value: "Schedule | Spec | str | float") -> Schedule:
         if isinstance(at, int | Percent):
             value = Spec(value.name, value.positional, {**value.keywords, "at": (at,)})
     return cls(**specs.fill(cls, value))
+
+
+def _scales(point: int | Percent, old: int) -> bool:
+    return not isinstance(point, Percent) and 0 < point <= old
+
+
+def _each(points: Any, old: int, new: int) -> Any:
+    """Return switch points in steps of a run of length `old` as shares of the run, to resolve for `new`."""
+    if isinstance(points, tuple):
+        return tuple(_each(point, old, new) for point in cast("tuple[Any, ...]", points))
+    if not _scales(points, old):
+        return points
+    # Rounding must not move a switch point within the run to its end.
+    return Percent(100 * (points / old if points == old else min(points / old, (new - 1) / new)))
 
 
 def _absolute(point: int | Percent, steps: int) -> int:

@@ -3,18 +3,29 @@
 A task defines the loss of each row, the derivative of that loss with respect to a multiplier of the logits
 (IRM's penalty is built from it), the metric, and the shapes of targets and logits. All other code is written
 once for all tasks.
+
+Another loss, such as label smoothing, is a subclass that defines `losses`. The derivatives then follow from
+that loss by automatic differentiation.
 """
 
+import inspect
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.func import grad
 
 from envariant.core.errors import EnvariantError, unknown_name
+
+
+def _place(cls: type, name: str) -> int:
+    """Return the position in the method resolution order of the class that defines a method."""
+    return next((i for i, base in enumerate(cls.__mro__) if name in vars(base)), 0)
 
 
 class Task(ABC):
@@ -31,6 +42,13 @@ class Task(ABC):
     name: ClassVar[str]
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # A subclass with another loss must not inherit the derivatives of the loss it replaces.
+        for name in ("residuals", "multiplier_derivatives", "constant_loss"):
+            if _place(cls, name) > _place(cls, "losses"):
+                setattr(cls, name, getattr(Task, name))
 
     @property
     @abstractmethod
@@ -50,7 +68,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def chance(self) -> float | None:
-        """Score of a uniformly random guess; None for a regression."""
+        """Score of a uniformly random guess; None for regression."""
 
     @abstractmethod
     def losses(
@@ -58,11 +76,11 @@ class Task(ABC):
     ) -> Float[Tensor, " rows"]:
         """Return the loss of each row: negative log-likelihood in nats, or squared error."""
 
-    @abstractmethod
     def residuals(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, "rows *c"]:
-        """Return ∂ℓ_i/∂z_i, differentiable in z: probabilities minus one-hot targets, or twice the error."""
+        """Return ∂ℓ_i/∂z_i, differentiable in z; by default, by automatic differentiation of `losses`."""
+        return grad(lambda z: self.losses(z, targets).sum())(logits)
 
     def multiplier_derivatives(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
@@ -87,9 +105,27 @@ class Task(ABC):
     ) -> Float[Tensor, " rows"]:
         """Return the score of each row: 1 for a correct class and 0 otherwise, or the squared error."""
 
-    @abstractmethod
     def constant_loss(self, targets: Shaped[Tensor, "rows *target_shape"]) -> float:
-        """Return the mean loss of the best constant prediction: entropy of the classes, or variance."""
+        """Return the mean loss of the best constant prediction: entropy of the classes, or variance.
+
+        By default, it is found by numerical minimization of `losses`; NaN if that fails.
+        """
+        targets = targets.double() if targets.is_floating_point() else targets
+        constant = torch.zeros(self.outputs, dtype=torch.float64, device=targets.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([constant], max_iter=100, line_search_fn="strong_wolfe")
+
+        def mean() -> Tensor:
+            return self.losses(self.logits(constant.expand(len(targets), -1)), targets).mean()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            (loss := mean()).backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        value = float(mean().detach())
+        return value if math.isfinite(value) else math.nan
 
     @abstractmethod
     def cast(
@@ -104,6 +140,14 @@ class Task(ABC):
         Raises:
             EnvariantError: If a target is not valid for the task.
         """
+
+    def identity(self) -> str:
+        """Return a text that differs between tasks with different losses, for hashing; "" for classes."""
+        if type(self) in (Binary, Multiclass, Regression):
+            # Targets of classes differ in type, so the data tell them apart.
+            return self.name if type(self) is Regression else ""
+        values = (f"{key}={_content(value)}" for key, value in vars(self).items())
+        return " ".join((type(self).__qualname__, *values, _content(type(self))))
 
     def logits(self, raw: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows *c"]:
         """Reshape the raw output of a model, `[rows, outputs]` or `[rows]`, to the task's logits."""
@@ -242,7 +286,7 @@ class Regression(Task):
         raise EnvariantError("regression: a prediction has no confidence; use an algorithm without clove")
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return self.losses(logits, targets) * self.scale**2
+        return (logits - targets).square() * self.scale**2
 
     def constant_loss(self, targets: Tensor) -> float:
         return float(targets.double().var(correction=0))
@@ -251,6 +295,16 @@ class Regression(Task):
         if not bool(torch.isfinite(targets).all()):
             raise EnvariantError(f"{where}: targets hold NaN or infinity; remove those rows")
         return targets.float()
+
+
+def _content(value: Any) -> str:
+    """Return the values of a tensor, the source of a class or function, or the text of another value."""
+    if isinstance(value, Tensor):
+        return str(value.tolist())
+    try:
+        return inspect.getsource(value) if callable(value) else repr(value)
+    except (OSError, TypeError):
+        return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def task_named(name: str, outputs: int) -> Task:

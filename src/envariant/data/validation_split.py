@@ -20,10 +20,10 @@ SUFFIX = " (held-out rows)"
 @final
 @dataclass(frozen=True)
 class ValidationSplit(EnvironmentSource):
-    """Source with a validation split of every training environment; every seed gives another split.
+    """Data source with a validation split of every training environment; every seed gives another split.
 
     Attributes:
-        source: Source of the data.
+        source: Data source to split.
         share: Share of the rows of every training environment to hold out, between 0 and 1 (exclusive).
         test: Names of the test environments, which are not split. Default: those of the data.
     """

@@ -21,7 +21,7 @@ class FittedPredictor(ABC):
 
     @abstractmethod
     def logits(self, inputs: Float[Tensor, "rows *input_shape"]) -> Float[Tensor, "rows *c"]:
-        """Return logits `[rows]` or `[rows, classes]`, or the predicted targets `[rows]` of a regression.
+        """Return logits `[rows]` or `[rows, classes]`, or the predicted targets `[rows]` for regression.
 
         Args:
             inputs: Inputs `[rows, *input_shape]`, encoded as in training.

@@ -77,7 +77,7 @@ def source(name: str) -> Source:
 
 
 def protocol(name: str) -> Mapping[str, Any]:
-    """Return the settings of a published protocol by its name; some values are text."""
+    """Return the settings of a published protocol, as numbers or descriptive text."""
     return _entry("protocols", name)
 
 

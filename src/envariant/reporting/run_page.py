@@ -6,6 +6,7 @@ from pathlib import Path
 
 from envariant import data
 from envariant.core.errors import EnvariantError
+from envariant.core.files import write_text
 from envariant.data import ColoredSource
 from envariant.reporting import figures, html, shift, tables
 from envariant.reporting.labels import labels, verdict
@@ -47,7 +48,7 @@ def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Pa
     Raises:
         EnvariantError: If the page cannot be rendered or the file cannot be written.
     """
-    html.write(render(results, heading, mnist), path)
+    write_text(render(results, heading, mnist), path)
 
 
 def _overviews(

@@ -13,8 +13,10 @@ import pandas as pd
 from envariant.analysis.statistics import Interval
 from envariant.core import schedules
 from envariant.core.errors import EnvariantError
+from envariant.core.files import write_text
+from envariant.core.metrics import METRICS
 from envariant.reporting import figures, html
-from envariant.reporting.tables import NONE, TextTable, mean_sd
+from envariant.reporting.tables import NONE, TextTable, mean_sd, network_notes
 from envariant.studies.selection import (
     SELECTIONS,
     Invariance,
@@ -41,23 +43,26 @@ def render(store: Store) -> str:
     study, table = store.declaration(), store.table()
     evaluated = _evaluated(table)
     metric, higher_is_better = str(evaluated["metric"].iloc[0]), bool(evaluated["higher_is_better"].iloc[0])
-    rules = [rule() for rule in SELECTIONS.values()]
+    rules, networks = [rule() for rule in SELECTIONS.values()], store.networks()
     pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}
     last = last_steps(evaluated)
     failed = table[table["state"] == "failed"].drop_duplicates("run")
     ranking = [
         figures.RankingRow(_label(rule), [run.test for run in _runs(pooled[rule.name])], {}) for rule in rules
     ]
+    label = f"{metric} in the test environments"
     return html.render(
         "study.html.j2",
         heading=f"Study: {study['name']}",
         lead=_lead(store, metric),
-        summary=summary(pooled, rules),
+        summary=summary(pooled, rules, networks),
         overview=figures.svg(
-            figures.ranking([row for row in ranking if row.values], f"{metric} in the test environments", {})
+            figures.ranking([row for row in ranking if row.values], label, {}, METRICS[metric].bounds)
         ),
         selections=[
-            _section(rule, select(table, rule), pooled[rule.name], higher_is_better=higher_is_better)
+            _section(
+                rule, select(table, rule), pooled[rule.name], networks, higher_is_better=higher_is_better
+            )
             for rule in rules
         ],
         candidates=figures.svg(figures.candidates(last, metric, Invariance().alpha)),
@@ -77,7 +82,7 @@ def write(store: Store, path: Path) -> None:
     Raises:
         EnvariantError: If no run is done, or the file cannot be written.
     """
-    html.write(render(store), path)
+    write_text(render(store), path)
 
 
 def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
@@ -98,21 +103,20 @@ def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
     }
 
 
-def overview(table: pd.DataFrame) -> tuple[TextTable, dict[str, Any]]:
-    """Return the results of every selection rule over all algorithms, as a table and for JSON.
-
-    Args:
-        table: `Store.table()` of the study.
-    """
+def overview(store: Store) -> tuple[TextTable, dict[str, Any]]:
+    """Return the results of every selection rule over all algorithms, as a table and for JSON."""
+    table = store.table()
     rules = [rule() for rule in SELECTIONS.values()]
     pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}
-    return summary(pooled, rules), {name: to_dict(selected) for name, selected in pooled.items()}
+    selections = {name: to_dict(selected) for name, selected in pooled.items()}
+    return summary(pooled, rules, store.networks()), selections
 
 
 def _section(
     rule: Selection,
     selected: Sequence[SelectionResult],
     pooled: Sequence[SelectionResult],
+    networks: Mapping[str, Sequence[str]],
     *,
     higher_is_better: bool,
 ) -> dict[str, Any]:
@@ -123,7 +127,7 @@ def _section(
         "rule": rule,
         "reasons": [] if _runs(selected) else list(dict.fromkeys(_reasons(selected))),
         "verdict": comparison.verdict,
-        "algorithms": algorithms(comparison),
+        "algorithms": algorithms(comparison, networks),
         "environments": environments(selected),
         "choices": choices(pooled),
         "ranks": ""
@@ -132,8 +136,14 @@ def _section(
     }
 
 
-def summary(pooled: Pooled, rules: Sequence[Selection]) -> TextTable:
-    """Return a table with one row per rule: scores of the runs selected among all algorithms."""
+def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, Sequence[str]]) -> TextTable:
+    """Return a table with one row per rule: scores of the runs selected among all algorithms.
+
+    Args:
+        pooled: Selected runs, by the name of the rule.
+        rules: Selection rules.
+        networks: Models of each algorithm, by the algorithm's name.
+    """
     rows: list[tuple[str, ...]] = []
     for rule in rules:
         results = pooled[rule.name]
@@ -159,11 +169,16 @@ def summary(pooled: Pooled, rules: Sequence[Selection]) -> TextTable:
         "Means over test environments and replicas. For each of them a rule selects one run among all "
         "algorithms and trials. Oracle selection uses test scores and is no valid choice."
     )
-    return TextTable(header, tuple(rows), (note,))
+    return TextTable(header, tuple(rows), (note, *network_notes(networks)))
 
 
-def algorithms(comparison: Comparison) -> TextTable:
-    """Return a table with one row per algorithm: test scores under one rule, compared with ERM."""
+def algorithms(comparison: Comparison, networks: Mapping[str, Sequence[str]]) -> TextTable:
+    """Return a table with one row per algorithm: test scores under one rule, compared with ERM.
+
+    Args:
+        comparison: Scores of the algorithms under one rule.
+        networks: Models of each algorithm, by the algorithm's name.
+    """
     ranking = comparison.ranking
     rows = tuple(
         (
@@ -190,6 +205,7 @@ def algorithms(comparison: Comparison) -> TextTable:
             f"{ranking.critical_difference:.2f} apart differ significantly (Nemenyi; Friedman p = "
             f"{ranking.p_value:.2g})."
         )
+    notes += network_notes(networks)
     notes += [
         f"{row.algorithm}: no run selected in {row.n_missing} cases: {row.missing_reason}"
         for row in comparison.rows

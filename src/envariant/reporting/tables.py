@@ -1,7 +1,7 @@
 """Text tables of runs and data, for terminal and pages."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -43,8 +43,11 @@ def scores(results: Sequence[TrainingResult], names: Sequence[str] | None = None
     metric = results[0].record.metric
     header = [metric, *(f"{name} ({role})" for name, role, _ in environments), "worst", "replicas"]
     header += ["published train", "published test"] if any(published) else []
+    names, networks = names or labels.labels(results), [model_of(result) for result in results]
+    differ = len(set(networks)) > 1
+    header += ["model"] if differ else []
     rows: list[tuple[str, ...]] = []
-    for name, result, paper in zip(names or labels.labels(results), results, published, strict=True):
+    for name, result, paper in zip(names, results, published, strict=True):
         roles = result.record.roles
         cells = [
             spread(result.final(label, metric)) if roles.get(label) == role else NONE
@@ -53,18 +56,44 @@ def scores(results: Sequence[TrainingResult], names: Sequence[str] | None = None
         row = [name, *cells, spread(result.worst()[0]), _replicas(result)]
         if any(published):
             row += [NONE, NONE] if paper is None else [mean_sd(*paper.train), mean_sd(*paper.test)]
+        row += [networks[len(rows)]] if differ else []
         rows.append(tuple(row))
     notes = [
         "± is the standard deviation over replicas (divisor n − 1); each replica has its own data sample, "
         "initial weights and batches. A single replica has no ±.",
         "worst: score in the worst environment of each replica, averaged over replicas.",
     ]
+    notes += network_notes({name: (n,) for name, n in zip(names, networks, strict=True) if n != NONE})
     notes += dict.fromkeys(
         f"published: {paper.source.title}; ± is {paper.spread}. Shown only for runs in the paper's settings."
         for paper in published
         if paper is not None
     )
     return TextTable(tuple(header), tuple(rows), tuple(notes))
+
+
+def model_of(result: TrainingResult) -> str:
+    """Return the model of a run; a dash for a predictor, which has no network."""
+    return str(result.record.spec.model) if "model" in result.record.fingerprints else NONE
+
+
+def network_notes(networks: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a note that names the networks of a comparison if they differ.
+
+    Args:
+        networks: Models of each algorithm, by the algorithm's name.
+    """
+    users: dict[str, list[str]] = {}
+    for algorithm, models in networks.items():
+        for model in models:
+            users.setdefault(model, []).append(algorithm)
+    if len(users) < 2:
+        return []
+    each = "; ".join(f"{', '.join(names)}: {model}" for model, names in users.items())
+    return [
+        f"Networks differ ({each}), by default those suggested for each algorithm; set one model for all to "
+        f"compare algorithms alone."
+    ]
 
 
 def settings(results: Sequence[TrainingResult]) -> TextTable:

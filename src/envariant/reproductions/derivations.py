@@ -105,7 +105,7 @@ class WorkedExample:
     kept: tuple[tuple[int, ...], ...]
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
-        """Return table rows: entry, three gradients, mean sign, mask by hand, mask by the library."""
+        """Return one row per gradient entry: three gradients, mean sign, expected mask, library's mask."""
         return tuple(
             (
                 f"({row + 1}, {column + 1})",
@@ -120,7 +120,7 @@ class WorkedExample:
 
 
 def worked_example() -> WorkedExample:
-    """Compute the mask of the example by hand and by the library's AND-mask."""
+    """Compute the mask of the example from its definition and with the library's AND-mask."""
     signs = np.sign(np.array(EXAMPLE)).mean(axis=0)
     mask = (np.abs(signs) >= EXAMPLE_THRESHOLD).astype(int)
     rule = AndMask(threshold=EXAMPLE_THRESHOLD, inverse_sparsity=False)
@@ -147,7 +147,7 @@ class Hessians:
 
 
 def hessians(size: int, spread: float, seed: int) -> Hessians:
-    """Sample two diagonal Hessians whose entries differ by factors of about exp(±spread)."""
+    """Return the determinants for two random Hessians, with entry ratios of about exp(±spread)."""
     generator = np.random.default_rng(seed)
     middle, apart = generator.normal(0, 0.5, size), generator.normal(0, spread, size)
     first, second = np.exp(middle + apart / 2), np.exp(middle - apart / 2)

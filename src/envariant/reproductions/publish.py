@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import unknown_name
+from envariant.core.files import write_bytes, write_text
 from envariant.reporting import figures, html
 from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import (
@@ -108,8 +109,8 @@ def perform(
             runs=_runs(runs),
             provenance=_provenance(runs),
         )
-        html.write(page, out / "report.html")
-        html.write(_markdown(reproduction, list(results.values()), profile), out / "report.md")
+        write_text(page, out / "report.html")
+        write_text(_markdown(reproduction, list(results.values()), profile), out / "report.md")
         yield result
 
 
@@ -128,33 +129,25 @@ def _render(result: SectionResult, out: Path) -> list[dict[str, Any]]:
         EnvariantError: If a file cannot be written.
     """
     rendered: list[dict[str, Any]] = []
-    try:
-        for finding in result.findings:
-            match finding:
-                case Claim():
-                    rendered.append({"kind": "claim", "claim": finding})
-                case CaptionedTable():
-                    path = _file(out / "tables", result, finding.name, ".csv")
-                    path.write_text(_csv(finding.table), encoding="utf-8")
-                    rendered.append({"kind": "table", "listing": finding})
-                case CaptionedFigure():
-                    vector, pixels = figures.svg(finding.figure), figures.png(finding.figure, 130)
-                    stem = _file(out / "figures", result, finding.name, "")
-                    stem.with_suffix(".svg").write_text(vector, encoding="utf-8")
-                    stem.with_suffix(".png").write_bytes(pixels)
-                    data = f"data:image/png;base64,{base64.b64encode(pixels).decode('ascii')}"
-                    drawing = {"drawing": data if finding.as_pixels else vector, "caption": finding.caption}
-                    rendered.append({"kind": "png" if finding.as_pixels else "svg", **drawing})
-                case str():
-                    rendered.append({"kind": "text", "text": finding})
-    except OSError as error:
-        raise EnvariantError(f"{out}: cannot be written ({error.strerror or error})") from None
+    section = result.section.name
+    for finding in result.findings:
+        match finding:
+            case Claim():
+                rendered.append({"kind": "claim", "claim": finding})
+            case CaptionedTable():
+                write_text(_csv(finding.table), out / "tables" / f"{section}-{finding.name}.csv")
+                rendered.append({"kind": "table", "listing": finding})
+            case CaptionedFigure():
+                vector, pixels = figures.svg(finding.figure), figures.png(finding.figure, 130)
+                stem = out / "figures" / f"{section}-{finding.name}"
+                write_text(vector, stem.with_suffix(".svg"))
+                write_bytes(pixels, stem.with_suffix(".png"))
+                data = f"data:image/png;base64,{base64.b64encode(pixels).decode('ascii')}"
+                drawing = {"drawing": data if finding.as_pixels else vector, "caption": finding.caption}
+                rendered.append({"kind": "png" if finding.as_pixels else "svg", **drawing})
+            case str():
+                rendered.append({"kind": "text", "text": finding})
     return rendered
-
-
-def _file(folder: Path, result: SectionResult, name: str, ending: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{result.section.name}-{name}{ending}"
 
 
 def _markdown(reproduction: Reproduction, results: Sequence[SectionResult], profile: Profile) -> str:

@@ -5,20 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from envariant.core.errors import EnvariantError
+from envariant.core.files import read_tensors, write_tensors, write_text
 
-SCHEMA = 2
+SCHEMA = 3
 """Schema version of the stored description."""
 
 TENSORS, TEXT = "model.safetensors", "model.json"
 """Names of the file with the whole model and of the file with its description."""
 
 _HEADER = "envariant.model"
+_REMEDY = "save the model again, or repeat the comparison that saved it"
 
 
 def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -32,17 +32,10 @@ def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Te
     Raises:
         EnvariantError: If the folder cannot be written.
     """
-    text, partial = to_json(description), folder / "model.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The header includes the description, so that tensors and description are always of the same model.
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={_HEADER: text})
-        partial.replace(folder / TENSORS)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / TEXT)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EnvariantError(f"{folder}: cannot be written ({reason})") from None
+    text = to_json(description)
+    # The header includes the description, so that tensors and description are always of the same model.
+    write_tensors(folder / TENSORS, tensors, {_HEADER: text})
+    write_text(text, folder / TEXT)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -55,12 +48,10 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     path = folder / TENSORS
     if not path.exists():
         raise EnvariantError(f"{folder}: holds no model (no {TENSORS}); pass the folder of a saved model")
+    texts, tensors = read_tensors(path, _REMEDY)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_HEADER)
-        tensors = load_file(path)
-        description = None if text is None else json.loads(text)
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        description = json.loads(texts.get(_HEADER, "null"))
+    except (ValueError, RecursionError) as error:
         raise damaged(folder, error) from None
     if not isinstance(description, dict) or "schema" not in description:
         raise EnvariantError(f"{path}: holds tensors, but no model saved by envariant")
@@ -78,7 +69,7 @@ def damaged(folder: Path, error: Exception) -> EnvariantError:
     if isinstance(error, ValidationError):
         fault = error.errors()[0]
         reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-    return EnvariantError(f"{folder / TENSORS}: is damaged ({reason}); save the model again")
+    return EnvariantError(f"{folder / TENSORS}: is damaged ({reason}); {_REMEDY}")
 
 
 def to_json(description: Mapping[str, Any]) -> str:

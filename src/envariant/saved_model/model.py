@@ -43,7 +43,7 @@ class SavedModel:
     Attributes:
         encoder: Encoding of columns as inputs, fitted on the training environments.
         task: "binary", "multiclass" or "regression".
-        classes: Class labels in the order of the outputs; empty for a regression.
+        classes: Class labels in the order of the outputs; empty for regression.
         target: Name of the target column.
         environment: Name of the environment column of the training table; not needed for prediction.
         scale: Standard deviation of a regression target, used to rescale outputs; 1 for classes.
@@ -264,7 +264,7 @@ class SavedModel:
 
         The input of the ONNX model is `inputs`, float32 `[rows, width]`, in the order of `encoder.names`. Its
         outputs are `logits` (`[rows]` for two classes, else `[rows, classes]`) and `probabilities`
-        `[rows, classes]`; for a regression, `prediction` `[rows]` in the original unit. The JSON file equals
+        `[rows, classes]`; for regression, `prediction` `[rows]` in the original unit. The JSON file equals
         the `model.json` of `save`; its `encoder` lists the imputed value, center, scale and categories of
         each column.
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from envariant.core.errors import EnvariantError
+from envariant.core.files import replacing, write_text
 from envariant.core.tasks import Regression, Task
 from envariant.training.network import TOGETHER
 
@@ -37,28 +38,21 @@ def export(network: nn.Module, task: Task, width: int, path: Path, description: 
             raise EnvariantError(f"ONNX export needs {package}; pip install onnx onnxscript") from None
     if any(getattr(part, TOGETHER, 1) > 1 for part in network.modules()):
         raise EnvariantError("ONNX export: this network predicts several rows jointly, which ONNX cannot")
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            # PyTorch's exporter warns of future changes in PyTorch.
-            warnings.simplefilter("ignore", FutureWarning)
-            torch.onnx.export(
-                _WithProbabilities(network, task).eval(),
-                (torch.zeros(2, width),),
-                partial,
-                input_names=["inputs"],
-                output_names=["prediction"] if isinstance(task, Regression) else ["logits", "probabilities"],
-                dynamic_shapes=({0: torch.export.Dim("rows")},),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        partial.replace(path)
-        partial.write_text(description, encoding="utf-8")
-        partial.replace(path.with_suffix(".json"))
-    except OSError as error:
-        raise EnvariantError(f"{path}: cannot be written ({error.strerror or error})") from None
+    with replacing(path) as part, warnings.catch_warnings():
+        # PyTorch's exporter warns of future changes in PyTorch.
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.onnx.export(
+            _WithProbabilities(network, task).eval(),
+            (torch.zeros(2, width),),
+            part,
+            input_names=["inputs"],
+            output_names=["prediction"] if isinstance(task, Regression) else ["logits", "probabilities"],
+            dynamic_shapes=({0: torch.export.Dim("rows")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    write_text(description, path.with_suffix(".json"))
 
 
 def probabilities(logits: Float[Tensor, "rows *c"]) -> Float[Tensor, "rows classes"]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from envariant.core.errors import EnvariantError
+from envariant.core.files import replacing
 from envariant.training.store import Store
 
 
@@ -24,16 +25,14 @@ def export(study: Path, out: Path) -> int:
     with Store(study) as store:
         whole = store.history().merge(store.listing(), left_on="run", right_on="id").drop(columns="id")
     whole["test_environments"] = whole["test_environments"].map(", ".join)
-    partial = out.with_name(out.name + ".partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as part:
         if out.suffix == ".csv":
-            whole.to_csv(partial, index=False)
+            whole.to_csv(part, index=False)
         else:
-            whole.to_parquet(partial, index=False)
-        partial.replace(out)
-    except ImportError:
-        raise EnvariantError("export: Parquet needs pyarrow; pip install pyarrow, or write .csv") from None
-    except OSError as error:
-        raise EnvariantError(f"{out}: cannot be written ({error.strerror or error})") from None
+            try:
+                whole.to_parquet(part, index=False)
+            except ImportError:
+                raise EnvariantError(
+                    "export: Parquet needs pyarrow; pip install pyarrow, or write .csv"
+                ) from None
     return len(whole)

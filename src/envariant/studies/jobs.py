@@ -111,7 +111,7 @@ def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]
 
 
 def warn_of_remarks(study: Study) -> None:
-    """Issue one `EnvariantWarning` for each schedule of a study that never takes effect.
+    """Issue one `EnvariantWarning` for each remark on the schedules of a study.
 
     The warning is attributed to the caller of the calling function.
 

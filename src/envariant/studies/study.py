@@ -13,11 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, final
 
+from envariant.algorithms import Algorithm
 from envariant.core import metrics
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, shown, unknown_name
 from envariant.predictors import predictor
 from envariant.studies.trials import SearchSpace, recipe_of
+from envariant.training.replicas import Seeds
 from envariant.training.resolution import (
     algorithm_identity,
     check_objects,
@@ -27,6 +29,7 @@ from envariant.training.resolution import (
     resolve_algorithm,
     source_of,
 )
+from envariant.training.run_config import network
 from envariant.training.run_spec import SHARED, RunSpec, text_of
 from envariant.training.store import PlannedRun, Store, Trial
 
@@ -178,6 +181,10 @@ class Study:
                     ]
         return tuple(runs)
 
+    def declares(self, data: str, algorithm: str) -> bool:
+        """Return whether the study contains a data set and an algorithm, given their labels."""
+        return data in self.sources and algorithm in self._labeled("algorithms")
+
     def spec_of(self, run: PlannedRun) -> RunSpec:
         """Return the training options of a run.
 
@@ -185,7 +192,7 @@ class Study:
             EnvariantError: If the study does not contain the data set or algorithm of the run.
         """
         algorithms = self._labeled("algorithms")
-        if run.algorithm not in algorithms or run.data not in self.sources:
+        if not self.declares(run.data, run.algorithm):
             raise EnvariantError(
                 f"study: declares no {run.algorithm} on {run.data}; pass the study that does"
             )
@@ -202,21 +209,31 @@ class Study:
         )
 
     def remarks(self) -> tuple[str, ...]:
-        """Return a message for each schedule that never takes effect within its runs."""
+        """Return a message for each schedule that is scaled to its runs or never takes effect in them.
+
+        A model of the user whose outputs cannot be logits gets a message as well.
+        """
         collected: dict[tuple[str, str], str] = {}
+        own_model = not isinstance(self.settings.get("model", ""), str)
         for (label, source), (name, algorithm) in itertools.product(
             self.sources.items(), self._labeled("algorithms").items()
         ):
             trials = self.trials_of(name, source)
             try:
                 first = PlannedRun(label, self._splits_of(source)[0], name, trials[0], 0)
-                steps = resolve(self.spec_of(first), source).config.steps
+                resolved = resolve(self.spec_of(first), source)
+                config = resolved.config
+                if own_model and isinstance(resolved.algorithm.trained, Algorithm):
+                    seeds = Seeds.of(self.seed, 0)
+                    net, _ = network(resolved.source.sample(seeds.data), resolved.replica(0, seeds), config)
+                    own_model = False
+                    collected |= {("", "model"): net.remark} if net.remark else {}
             except EnvariantError:
                 # Runs that cannot be trained fail later, with their reason.
                 continue
             for trial in trials:
-                resolved = resolve_algorithm(algorithm, trial.hyperparameters, source, steps)
-                for remark in remarks(resolved, trial.learning_rate, steps):
+                tried = resolve_algorithm(algorithm, trial.hyperparameters, source, config.steps)
+                for remark in remarks(tried, trial.learning_rate, config.steps, config.optimizer):
                     collected.setdefault((name, remark.partition(":")[0]), f"{name}: {remark}")
         return tuple(collected.values())
 
@@ -229,7 +246,8 @@ class Study:
         """
         declared = self._labeled("algorithms").get(algorithm, algorithm)
         space = SearchSpace(algorithm, declared, self.ranges.get(algorithm, {}))
-        return space.trials(source, self.seed, self.n_trials, self.lr_range)
+        steps = RunSpec(data="", **self.settings).steps
+        return space.trials(source, self.seed, self.n_trials, self.lr_range, steps)
 
     def _labeled(self, key: str) -> dict[str, Any]:
         """Return the declared data sets or algorithms by text, which has to be unique."""
@@ -297,7 +315,7 @@ def stored_study(store: Store) -> Study:
     """Return the study of a store, by its latest declaration.
 
     Raises:
-        EnvariantError: If the store has no study, or the study was declared with objects.
+        EnvariantError: If the store has no study, or its declaration contains Python objects.
     """
     stored, objects = store.fact("study"), json.loads(store.fact("objects") or "[]")
     if stored is None:

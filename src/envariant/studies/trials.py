@@ -68,7 +68,12 @@ class SearchSpace:
         return ranges
 
     def trials(
-        self, source: EnvironmentSource, seed: int, n_trials: int, lr_range: float
+        self,
+        source: EnvironmentSource,
+        seed: int,
+        n_trials: int,
+        lr_range: float,
+        steps: int | None = None,
     ) -> tuple[Trial, ...]:
         """Return the trials; duplicate trials are left out.
 
@@ -77,10 +82,11 @@ class SearchSpace:
             seed: Base random seed.
             n_trials: Number of trials; the first has the default settings of the data set.
             lr_range: Largest factor between sampled and default learning rate, at least 1.
+            steps: Number of steps of every run; suggested schedules are scaled to it. None: the default.
         """
         if predictor(self.algorithm) is not None:
             return (Trial(0, {}, 0.0),)
-        suggested = resolve_algorithm(self.algorithm, {}, source)
+        suggested = resolve_algorithm(self.algorithm, {}, source, steps)
         rate, own = suggested.defaults.learning_rate, self.ranges()
         rates = own.pop(RATE, LogUniform(rate / lr_range, rate * lr_range) if lr_range > 1 else None)
         trials = [Trial(0, {}, rate)]
@@ -88,7 +94,7 @@ class SearchSpace:
             generator = _generator(seed, self.label, number, "rate")
             sampled_rate = rate if rates is None else rates.sample(generator)
             with _located(bool(self.declared), self.label):
-                sampled = self._sample(suggested, seed, number, own)
+                sampled = self._sample(suggested, seed, number, own, steps)
                 if self.declared:
                     resolve_algorithm(self.algorithm, sampled, source)
                     RunSpec(data="", learning_rate=sampled_rate)
@@ -97,7 +103,12 @@ class SearchSpace:
         return tuple(distinct.values())[::-1]
 
     def _sample(
-        self, suggested: ResolvedAlgorithm, seed: int, number: int, ranges: Mapping[str, Range]
+        self,
+        suggested: ResolvedAlgorithm,
+        seed: int,
+        number: int,
+        ranges: Mapping[str, Range],
+        steps: int | None,
     ) -> dict[str, Any]:
         """Sample a value for every hyperparameter that has a search range.
 
@@ -109,7 +120,10 @@ class SearchSpace:
             return {}
         fixed = _fixed(self.algorithm)
         sampled: dict[str, Any] = {}
-        for h in recipe_of(self.algorithm).hyperparameters:
+        recipe, length = recipe_of(self.algorithm), suggested.defaults.steps
+        if isinstance(self.algorithm, Recipe):
+            recipe, _ = recipe.rescale({}, length, steps or length)
+        for h in recipe.hyperparameters:
             declared = None if h.part == "loss" or (h.part, h.field) in fixed else h.range
             within = ranges.get(h.name, declared)
             if within is None:

@@ -6,17 +6,16 @@ copied to a JSON file for inspection.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-import safetensors
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from envariant.core.errors import EnvariantError
+from envariant.core.files import read_tensors, write_tensors, write_text
 
 
 @final
@@ -42,7 +41,7 @@ class ReplicaState:
         step: Number of updates made.
         params: Parameters used for prediction, by name.
         buffers: Buffers by name.
-        failure: Reason of divergence. None: no divergence.
+        failure: Reason for divergence. None: no divergence.
         seconds: Training time in seconds; the time of a stack is divided equally among its replicas.
     """
 
@@ -132,6 +131,7 @@ class _Header:
 _HEADER = TypeAdapter(_Header)
 _GROUPS = ("params", "buffers", "optimizer", "algorithm", "watch", "eval_params")
 _SEPARATOR = "/"
+_REMEDY = "its replicas have to be trained again"
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
@@ -140,11 +140,13 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     Args:
         checkpoint: Checkpoint to write.
         folder: Folder for all checkpoints of a run; it is created if necessary.
+
+    Raises:
+        EnvariantError: If the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         # Copied, because parameters used for prediction may share memory with the algorithm's state.
-        key: value.detach().clone() if group == "eval_params" else value.detach().contiguous()
+        key: value.detach().clone() if group == "eval_params" else value.detach()
         for group in _GROUPS
         for key, value in _flat(getattr(checkpoint, group), group).items()
     }
@@ -159,35 +161,39 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         )
     )
     path = folder / f"{_name(checkpoint.replicas)}.safetensors"
+    write_tensors(path, tensors, {"checkpoint": json.dumps(header)})
     # The JSON file repeats the header and is never read, so the two files need not be written atomically.
-    save_file(tensors, partial := path.with_suffix(".partial"), metadata={"checkpoint": json.dumps(header)})
-    partial.replace(path)
-    partial.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path.with_suffix(".json"))
+    write_text(json.dumps(header, indent=2) + "\n", path.with_suffix(".json"))
 
 
-def load(folder: Path) -> list[Checkpoint]:
+def load(folder: Path, on_damage: Callable[[EnvariantError], None] | None = None) -> list[Checkpoint]:
     """Return all checkpoints in a folder, sorted by replica.
 
     Args:
         folder: Folder passed to `save`.
+        on_damage: Callback for each damaged checkpoint, which is left out. Default: raise the error.
 
     Raises:
         EnvariantError: If a file is not a valid checkpoint.
     """
-    checkpoints = [_read(path) for path in folder.glob("replica*.safetensors")]
+    checkpoints: list[Checkpoint] = []
+    for path in folder.glob("replica*.safetensors"):
+        try:
+            checkpoints.append(_read(path))
+        except EnvariantError as error:
+            if on_damage is None or error.retryable:
+                raise
+            on_damage(error)
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.replicas)
 
 
 def _read(path: Path) -> Checkpoint:
+    texts, flat = read_tensors(path, _REMEDY)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = _HEADER.validate_json(file.metadata()["checkpoint"])
-        tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(load_file(path))
-    except (safetensors.SafetensorError, ValidationError, KeyError, TypeError):
-        raise EnvariantError(
-            f"{path}: is not a checkpoint; delete it to train these replicas again"
-        ) from None
+        header = _HEADER.validate_json(texts["checkpoint"])
+    except (ValidationError, KeyError):
+        raise EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}") from None
+    tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(flat)
     return Checkpoint(
         replicas=header.replicas,
         step=header.step,

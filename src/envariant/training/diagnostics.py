@@ -4,6 +4,7 @@ Each diagnosis is a pure function of the measured values of one replica. Diagnos
 not be used for model selection, which would be oracle selection; their text mentions this.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from typing import final
 from envariant.algorithms.gradient_aggregators.and_mask import KEPT
 from envariant.core.schedules import CAP
 from envariant.training.history import FULL, GRADIENT_RMS, LOSS, OUTPUT_SD, HistoryRow
+from envariant.training.module_outputs import NO_LOGITS
 from envariant.training.record import Record
+from envariant.training.schedule_notes import IDLE
 
 # A model has collapsed if its loss differs from that of a constant prediction by at most this fraction, and
 # the standard deviation of its outputs over rows is at most this large.
@@ -25,6 +28,9 @@ _DECAY, _WINDOW, _PEAK = 0.02, 3, 0.1
 # Adam divides by √v + ε, so with gradients below a few ε its steps are shorter than the learning rate.
 _SMALL_GRADIENT = 1e-7
 _FEW_KEPT = 0.01
+# A training score is near chance if it exceeds the scores of a random guess and of a constant prediction by
+# at most these differences. Shorter runs may not have learned anything yet.
+_NEAR_CHANCE, _NEAR_CONSTANT, _ENOUGH_STEPS = 0.05, 0.02, 50
 
 Curve = Sequence[tuple[int, float]]
 Curves = Mapping[tuple[str, str], Curve]
@@ -57,11 +63,10 @@ class Diagnosis:
 
 @final
 @dataclass(frozen=True)
-class _Kind:
-    name: str
+class _Finding:
+    evidence: str
     cause: str
     remedy: str
-    evidence: Callable[[Record, Curves], str | None]
 
 
 def diagnose(record: Record, rows: Sequence[HistoryRow]) -> tuple[Diagnosis, ...]:
@@ -80,13 +85,12 @@ def diagnose(record: Record, rows: Sequence[HistoryRow]) -> tuple[Diagnosis, ...
 
 
 def _diagnoses(record: Record, curves: Mapping[int, Curves]) -> Iterator[Diagnosis]:
-    for kind in _KINDS:
-        by_replica = {replica: kind.evidence(record, own) for replica, own in sorted(curves.items())}
-        evidence = {replica: text for replica, text in by_replica.items() if text is not None}
-        if evidence:
-            yield Diagnosis(
-                kind.name, tuple(evidence), next(iter(evidence.values())), kind.cause, kind.remedy
-            )
+    for name, find in _KINDS.items():
+        by_replica = {replica: find(record, own) for replica, own in sorted(curves.items())}
+        found = {replica: finding for replica, finding in by_replica.items() if finding is not None}
+        if found:
+            first = next(iter(found.values()))
+            yield Diagnosis(name, tuple(found), first.evidence, first.cause, first.remedy)
 
 
 def _training(record: Record) -> list[str]:
@@ -99,12 +103,29 @@ def _last(curves: Curves, environment: str, metric: str) -> float | None:
     return curve[-1][1] if curve and curve[-1][0] > 0 else None
 
 
-def _collapsed(record: Record, curves: Curves) -> str | None:
+def _has_penalty(record: Record, curves: Curves) -> bool:
+    """Return whether a run has a coefficient that took effect."""
+    return any(metric.endswith(" coefficient") for _, metric in curves) and not _idle(record)
+
+
+def _idle(record: Record) -> str:
+    """Return the remark on a schedule of the algorithm that never took effect; "" if there is none."""
+    others = ("learning_rate", "optimizer")
+    return next((r for r in record.remarks if IDLE in r and not r.startswith(others)), "")
+
+
+def _no_logits(record: Record) -> str:
+    """Return the remark on a model whose outputs cannot be logits; "" if there is none."""
+    return next((remark for remark in record.remarks if NO_LOGITS in remark), "")
+
+
+def _constant(record: Record, curves: Curves) -> str | None:
+    """Return the evidence that a model predicts a constant in every training environment."""
     evidence: str | None = None
     for name in _training(record):
         loss, spread = _last(curves, name, LOSS), _last(curves, name, OUTPUT_SD)
         constant = record.constant_loss[name]
-        if loss is None or spread is None:
+        if loss is None or spread is None or not math.isfinite(constant):
             return None
         if abs(loss - constant) > _SAME_LOSS * constant or spread > _FLAT_OUTPUT:
             return None
@@ -115,20 +136,82 @@ def _collapsed(record: Record, curves: Curves) -> str | None:
     return evidence
 
 
-def _above_optimum(record: Record, curves: Curves) -> str | None:
+def _collapsed(record: Record, curves: Curves) -> _Finding | None:
+    evidence = _constant(record, curves)
+    if evidence is None:
+        return None
+    if _has_penalty(record, curves) and not _no_logits(record):
+        return _Finding(
+            evidence,
+            "a penalty so large that the constant prediction, whose penalty is zero, is optimal, or "
+            "gradients too small to leave it",
+            "keep the coefficient at 1 until some features are learned, as in step(1, 1e4, at=190); lower "
+            "it; or divide the loss by it (normalize_loss)",
+        )
+    return _Finding(evidence, *_nothing_learned(record))
+
+
+def _near_chance(record: Record, curves: Curves) -> _Finding | None:
+    """Find runs whose training score is no better than a guess, although the predictions vary."""
+    if (record.spec.steps or 0) < _ENOUGH_STEPS or _constant(record, curves) is not None:
+        return None
+    evidence: str | None = None
+    for each in record.environments:
+        if each.role != "train":
+            continue
+        score, loss = _last(curves, each.label, record.metric), _last(curves, each.label, LOSS)
+        if score is None or loss is None:
+            return None
+        no_gain = loss >= (1 - _SAME_LOSS) * each.constant_loss
+        found, best = f"loss {loss:.4f}", each.constant_loss
+        if record.higher_is_better and record.chance is not None:
+            best = max(record.chance, each.majority or 0.0)
+            suspicious = no_gain or score <= record.chance + _NEAR_CHANCE or bool(_no_logits(record))
+            if score > best + _NEAR_CONSTANT or not suspicious:
+                return None
+            found = f"{record.metric} {score:.3f}"
+        elif not no_gain:
+            return None
+        evidence = evidence or f"{found} in '{each.name}', where a constant prediction has {best:.3f}"
+    return None if evidence is None else _Finding(evidence, *_nothing_learned(record))
+
+
+def _nothing_learned(record: Record) -> tuple[str, str]:
+    """Return cause and remedy of a training score no better than a guess."""
+    if remark := _no_logits(record):
+        cause, _, remedy = remark.partition("; ")
+        return cause, remedy
+    return (
+        "a learning rate that is too small or too large, inputs that are not scaled, too few steps, a strong "
+        "penalty or l2, or outputs that are no logits, as after a sigmoid or softmax",
+        "check that the network returns logits; scale the inputs; try other learning rates and erm with l2=0",
+    )
+
+
+def _above_optimum(record: Record, curves: Curves) -> _Finding | None:
     if record.optimum is None or not record.higher_is_better:
         return None
     scores = [_last(curves, name, record.metric) for name in _training(record)]
     known = [score for score in scores if score is not None]
     if not known or (mean := statistics.fmean(known)) <= record.optimum + _MARGIN:
         return None
-    return (
+    evidence = (
         f"{record.metric} {mean:.3f} in training environments, where the best invariant predictor has "
         f"{record.optimum:.3f}"
     )
+    if idle := _idle(record):
+        what, _, remedy = idle.partition("; ")
+        return _Finding(evidence, f"the algorithm did not take effect ({what})", remedy)
+    has_penalty = _has_penalty(record, curves)
+    first = "a larger coefficient" if has_penalty else "an algorithm with a penalty, such as vrex"
+    return _Finding(
+        evidence,
+        "the model uses spurious features, or memorizes training rows",
+        f"{first}, more weight decay or l2, fewer steps, or a smaller model",
+    )
 
 
-def _decayed(record: Record, curves: Curves) -> str | None:
+def _decayed(record: Record, curves: Curves) -> _Finding | None:
     for name, role in record.roles.items():
         curve = curves.get((name, record.metric), ())
         if role != "test" or len(curve) < 3 * _WINDOW or not record.higher_is_better:
@@ -141,76 +224,63 @@ def _decayed(record: Record, curves: Curves) -> str | None:
         end = smooth[-1][1]
         # A score that falls from chance level, as with ERM, is not a decay after a peak.
         if peak - end > _DECAY and (record.chance is None or peak > record.chance + _PEAK):
-            return (
+            growing = "a coefficient that keeps growing, " if _has_penalty(record, curves) else ""
+            return _Finding(
                 f"{record.metric} in test environment '{name}' fell from {peak:.3f} near step {step} to "
-                f"{end:.3f}"
+                f"{end:.3f}",
+                "training continues after the invariant features are learned, and the model memorizes rows "
+                "or returns to spurious features",
+                f"{growing}more l2, or fewer steps; selecting the step by this curve would be oracle "
+                f"selection",
             )
     return None
 
 
-def _overflow(record: Record, curves: Curves) -> str | None:
+def _overflow(record: Record, curves: Curves) -> _Finding | None:
     for (_, metric), curve in curves.items():
         # As float32, the cap itself may be slightly smaller.
         reached = [step for step, value in curve if abs(value) >= CAP * (1 - 1e-6)]
         if metric.endswith(" coefficient") and reached:
-            return f"the {metric} reached the cap of {CAP:g} by step {reached[0]}"
+            return _Finding(
+                f"the {metric} reached the cap of {CAP:g} by step {reached[0]}",
+                "a schedule that grows without bound",
+                "a slower schedule, such as poly(k=1, p=2, after=190) in place of exp",
+            )
     return None
 
 
-def _vanished(record: Record, curves: Curves) -> str | None:
+def _vanished(record: Record, curves: Curves) -> _Finding | None:
     size = _last(curves, "*", GRADIENT_RMS)
     if size is None or size >= _SMALL_GRADIENT:
         return None
     first = curves["*", GRADIENT_RMS][0]
-    return f"the gradient's root mean square is {size:.1e}; it was {first[1]:.1e} at step {first[0]}"
-
-
-def _masked(record: Record, curves: Curves) -> str | None:
-    kept = _last(curves, "*", KEPT)
-    return None if kept is None or kept >= _FEW_KEPT else f"the mask keeps {kept:.2%} of all gradient entries"
-
-
-_KINDS = (
-    _Kind(
-        "collapsed to chance",
-        "a penalty so large that the constant prediction, whose penalty is zero, is optimal, or "
-        "gradients too small to leave it",
-        "keep the coefficient at 1 until some features are learned, as in step(1, 1e4, at=190); lower it; or "
-        "divide the loss by it (normalize_loss)",
-        _collapsed,
-    ),
-    _Kind(
-        "above the optimum",
-        "the model uses spurious features, or memorizes training rows",
-        "a larger coefficient, more weight decay or l2, fewer steps, or a smaller model",
-        _above_optimum,
-    ),
-    _Kind(
-        "decay after a peak",
-        "training continues after the invariant features are learned, and the model memorizes rows or "
-        "returns to spurious features",
-        "a coefficient that keeps growing, more l2, or fewer steps; selecting the step by this curve would "
-        "be oracle selection",
-        _decayed,
-    ),
-    _Kind(
-        "coefficient overflow",
-        "a schedule that grows without bound",
-        "a slower schedule, such as poly(k=1, p=2, after=190) in place of exp",
-        _overflow,
-    ),
-    _Kind(
-        "gradient vanished",
+    evidence = f"the gradient's root mean square is {size:.1e}; it was {first[1]:.1e} at step {first[0]}"
+    return _Finding(
+        evidence,
         "a loss divided by a large coefficient, so that gradients fall to the size of Adam's epsilon and far "
         "below the earlier ones that Adam averages, which shortens its steps; or nothing is left to learn",
         "reset Adam where the coefficient jumps, as in adam(reset=190); do not divide the loss "
         "(normalize_loss=false); or use a smaller epsilon",
-        _vanished,
-    ),
-    _Kind(
-        "mask keeps nearly nothing",
+    )
+
+
+def _masked(record: Record, curves: Curves) -> _Finding | None:
+    kept = _last(curves, "*", KEPT)
+    if kept is None or kept >= _FEW_KEPT:
+        return None
+    return _Finding(
+        f"the mask keeps {kept:.2%} of all gradient entries",
         "gradients of the environments disagree almost everywhere, by chance if environments are many",
         "a lower threshold, larger batches, or SAND-mask",
-        _masked,
-    ),
-)
+    )
+
+
+_KINDS: Mapping[str, Callable[[Record, Curves], _Finding | None]] = {
+    "collapsed to chance": _collapsed,
+    "training score near chance": _near_chance,
+    "above the optimum": _above_optimum,
+    "decay after a peak": _decayed,
+    "coefficient overflow": _overflow,
+    "gradient vanished": _vanished,
+    "mask keeps nearly nothing": _masked,
+}

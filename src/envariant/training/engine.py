@@ -6,7 +6,8 @@ how many replicas train as one program, which changes results only by rounding.
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from envariant.core.environments import EnvironmentSource
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, first_line
+from envariant.models import FeaturizerAndHead
 from envariant.training.allocator import keep_freed_memory
 from envariant.training.batch_sampler import StackingError
 from envariant.training.checkpoint import Checkpoint
@@ -158,7 +160,10 @@ def _built(
         return [(member,) for member in members], ()
     except RuntimeError as error:
         if not is_out_of_memory(error):
-            raise
+            if count == 1 or checkpoint is not None:
+                raise
+            # For example a model whose control flow depends on its inputs.
+            return [(m,) for m in members], (f"continued one at a time ({first_line(error)})",)
         if count == 1:
             raise EnvariantError(
                 f"memory: replica {members[0].index} alone needs more than there is; use a smaller "
@@ -177,10 +182,23 @@ def _built(
     return [members[:half], members[half:]], (note,)
 
 
+@contextmanager
+def _errors_as_envariant(stack: ReplicaStack) -> Generator[None]:
+    """Convert errors of PyTorch in the passes of a user's model to an `EnvariantError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error) or isinstance(stack.network.module, FeaturizerAndHead):
+            raise
+        where = f"model {type(stack.network.module).__name__}: fails in training at step {stack.step}"
+        raise EnvariantError(f"{where} ({first_line(error)})") from error
+
+
 def _train(stack: ReplicaStack, config: RunConfig, notes: tuple[str, ...]) -> Iterator[Stepped | Evaluated]:
     while True:
         if config.measures_at(stack.step) and stack.measured < stack.step:
-            rows = stack.measure()
+            with _errors_as_envariant(stack):
+                rows = stack.measure()
             finished = stack.failed or stack.step == config.steps
             yield Evaluated(
                 stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes
@@ -188,5 +206,6 @@ def _train(stack: ReplicaStack, config: RunConfig, notes: tuple[str, ...]) -> It
             if finished:
                 return
             notes = ()
-        stack.advance()
+        with _errors_as_envariant(stack):
+            stack.advance()
         yield Stepped(stack.replicas, stack.step, stack.checkpoint)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from envariant.core.tasks import Task
 from envariant.training import precision
+from envariant.training.module_outputs import logits_of
 from envariant.training.network import TOGETHER, Network
 from envariant.training.precision import Precision
 from envariant.training.step_program import Axis, over_replicas
@@ -142,7 +143,8 @@ class Evaluator:
         def forward(
             params: Weights, buffers: Weights, inputs: Tensor, *, training: bool
         ) -> tuple[Tensor, Tensor]:
-            output = functional_call(module.train(training), {**params, **buffers}, (inputs,))
+            returned = functional_call(module.train(training), {**params, **buffers}, (inputs,))
+            output = logits_of(returned, len(inputs), task, module)
             return output.new_zeros(len(output), 0), task.logits(output)
 
         def blocks(rows: int) -> list[int]:

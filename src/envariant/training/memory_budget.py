@@ -5,12 +5,10 @@ subtracted when it is freed. Internal memory of kernels is not counted; it is sm
 """
 
 import bisect
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -18,9 +16,12 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from envariant.core import machine
 from envariant.core.errors import EnvariantError
 
 _AMOUNT = TypeAdapter(ByteSize)
+# Assumed where the system does not say how much memory is available.
+_UNKNOWN = 4 * 2**30
 
 
 def peak_bytes(*phases: Callable[[], Any]) -> tuple[int, ...]:
@@ -128,9 +129,8 @@ def available(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    limits = [_linux_available(), _container_available()]
-    known = [limit for limit in limits if limit is not None]
-    return min(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    free = machine.memory()
+    return _UNKNOWN if free is None else free
 
 
 def require(needed: float, device: torch.device, what: str, remedy: str) -> None:
@@ -183,22 +183,3 @@ def parse(text: str | float | None) -> int | None:
     if amount < 1:
         raise EnvariantError(f"memory: expected an amount such as 8GB or 512MiB; got '{text}'")
     return amount
-
-
-def _linux_available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        amounts = dict(line.split(":", 1) for line in lines)
-        return int(amounts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-
-
-def _container_available() -> int | None:
-    folder = Path("/sys/fs/cgroup")
-    try:
-        most = (folder / "memory.max").read_text(encoding="ascii").strip()
-        used = (folder / "memory.current").read_text(encoding="ascii").strip()
-        return int(most) - int(used)
-    except (OSError, ValueError):
-        return None

@@ -6,9 +6,11 @@ Autograd then works block by block, and activations stay in the processor's cach
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
-from typing import final
+from operator import attrgetter
+from typing import Any, cast, final
 
 import torch
 from jaxtyping import Float
@@ -17,8 +19,9 @@ from torch.func import functional_call
 
 from envariant.core.conversion import joined
 from envariant.core.counter_rng import default_generator, private_random_numbers
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, first_line
 from envariant.core.tasks import Task
+from envariant.training.module_outputs import features_of, logits_of, remark_on
 from envariant.training.precision import Precision
 
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
@@ -36,19 +39,21 @@ TOGETHER = "rows_together"
 
 @final
 class _FeaturesAndOutput(nn.Module):
-    def __init__(self, module: nn.Module, needs_features: bool) -> None:
+    def __init__(self, module: nn.Module, needs_features: bool, task: Task) -> None:
         super().__init__()
         self.module = module
         self.needs_features = needs_features
+        self.task = task
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        rows = len(inputs)
         if not self.needs_features:
-            output = self.module(inputs)
+            output = logits_of(self.module(inputs), rows, self.task, self.module)
             # Returning unused features would cost a copy per step.
-            return output.new_zeros(len(output), 0), output
+            return output.new_zeros(rows, 0), output
         featurizer, head = (getattr(self.module, part) for part in ("featurizer", "head"))
-        features = featurizer(inputs)
-        return features, head(features)
+        features = features_of(featurizer(inputs), rows, self.module)
+        return features, logits_of(head(features), rows, self.task, self.module)
 
 
 @final
@@ -64,13 +69,14 @@ class Network:
         input_shape: Shape of one row of inputs.
 
     Attributes:
-        params: Initial values of the trained parameters (`requires_grad=True`), by name.
+        params: Initial values of the trainable parameters (`requires_grad=True`), by name.
         buffers: Initial values of running statistics, constants and frozen weights, by name.
         changing: Names of the buffers that change in a training pass.
         width: Approximate number of activations per row.
         features: Number of features per row; 0 if the algorithm does not need features.
         auxiliary: Auxiliary networks of the algorithm by name; `params` includes their parameters.
         stochastic: Whether a training pass uses random numbers, as in dropout.
+        remark: Remark on outputs that cannot be logits; "" if they can.
         together: Number of rows that are predicted jointly; 1 for most models.
 
     Raises:
@@ -102,7 +108,10 @@ class Network:
             raise EnvariantError(
                 "model: this algorithm needs features, so the module needs the parts featurizer and head"
             )
-        self._both = _FeaturesAndOutput(module, needs_features).to(device)
+        self._both = _FeaturesAndOutput(module, needs_features, task).to(device)
+        # The fast kernels of recurrent layers have no derivatives under `torch.func`.
+        self._recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+        self._changes_inputs, self.remark = False, ""
         self.together = max(getattr(part, TOGETHER, 1) for part in module.modules())
         self._block = _BLOCK_ROWS[0]
         self.changing, self.stochastic, self.width, self.features = self._probe(input_shape)
@@ -116,13 +125,16 @@ class Network:
             auxiliary: Auxiliary networks by name.
 
         Raises:
-            EnvariantError: If an auxiliary network has buffers, or the same name as a part of the model.
+            EnvariantError: If an auxiliary network has buffers or frozen parameters, or the same name as a
+                part of the model.
         """
         for name, network in auxiliary.items():
-            if hasattr(self.module, name) or list(network.buffers()):
+            # Weight decay would change frozen parameters.
+            frozen = not all(parameter.requires_grad for parameter in network.parameters())
+            if hasattr(self.module, name) or list(network.buffers()) or frozen:
                 raise EnvariantError(
-                    f"algorithm: its network '{name}' must have no buffers, such as running statistics, and "
-                    f"a name that no part of the model has"
+                    f"algorithm: its network '{name}' must have no buffers, such as running statistics, no "
+                    f"frozen parameters, and a name that no part of the model has"
                 )
             self.auxiliary[name] = network.to(self.device)
         added = self.auxiliary_weights(auxiliary)
@@ -142,10 +154,10 @@ class Network:
         }
 
     def weights(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return copies of the trained parameters of a module, and of its buffers and frozen weights.
+        """Return copies of a module's trainable parameters, and of its frozen parameters and buffers.
 
         Args:
-            module: Module of the same architecture.
+            module: Module with the architecture of the model.
         """
         named = dict(module.named_parameters())
         frozen = {name: p for name, p in named.items() if not p.requires_grad}
@@ -180,7 +192,9 @@ class Network:
         whole = training and (self.changing or self.together > 1)
         blocks = [len(inputs)] if whole else self.blocks(len(inputs), replicas)
         # Weights are cast again for every block, so that their gradients add up over blocks in float32.
-        with self._rounding():
+        # The rows are those of later steps as well.
+        inputs = inputs.clone() if self._changes_inputs else inputs
+        with self._kernels():
             outputs = [functional_call(self._both, names, (block,)) for block in inputs.split(blocks)]
         features, raw = (joined(parts).float() for parts in zip(*outputs, strict=True))
         return features, self.task.logits(raw)
@@ -194,8 +208,11 @@ class Network:
             inputs: Inputs of the head or of the auxiliary network, one row each.
         """
         module = self.auxiliary[part] if part in self.auxiliary else getattr(self.module, part)
-        with self._rounding():
-            return functional_call(module.train(), self._part(params, f"{part}."), (inputs,)).float()
+        with self._kernels():
+            output = functional_call(module.train(), self._part(params, f"{part}."), (inputs,))
+        return (
+            output if part in self.auxiliary else logits_of(output, len(inputs), self.task, module)
+        ).float()
 
     def _part(self, params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """Return the parameters with a name prefix, in their original types; for "", those of the model."""
@@ -205,13 +222,15 @@ class Network:
             if (name.startswith(prefix) if prefix else name.split(".")[0] not in self.auxiliary)
         }
 
-    def _rounding(self) -> torch.autocast:
-        return torch.autocast(
+    def _kernels(self) -> AbstractContextManager[None]:
+        """Return a context manager that sets the precision of matrix products and the recurrent kernels."""
+        rounding = torch.autocast(
             self.device.type,
             torch.bfloat16,
             enabled=self.precision == "bfloat16",
             cache_enabled=False,
         )
+        return _plain_recurrent_kernels(rounding) if self._recurrent else rounding
 
     def rows_of_a_block(self, replicas: int) -> int:
         """Return the maximum number of rows per block.
@@ -247,40 +266,44 @@ class Network:
         inputs = torch.zeros(2, *input_shape, device=self.device)
         # Batch norm needs two different rows.
         inputs[1] = 1
+        changes = attrgetter("_version")
+        version = changes(inputs)
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
         sizes: list[int] = [inputs.numel()]
 
         def measure(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                sizes.append(output.numel())
+            parts = cast("tuple[object, ...]", output) if isinstance(output, tuple) else (output,)
+            sizes.extend(part.numel() for part in parts if isinstance(part, Tensor))
 
+        name = type(self.module).__name__
         leaves = [module for module in self.module.modules() if not list(module.children())]
         hooks = [leaf.register_forward_hook(measure) for leaf in leaves]
         try:
-            with torch.no_grad(), private_random_numbers(0, self.device):
-                names = {f"module.{k}": v for k, v in (*self.params.items(), *buffers.items())}
+            with torch.enable_grad(), private_random_numbers(0, self.device):
+                # Not the parameters themselves, which a module may change in place.
+                params = {k: v.detach().requires_grad_().clone() for k, v in self.params.items()}
+                names = {f"module.{k}": v for k, v in (*params.items(), *buffers.items())}
                 self._both.train(True)
                 generator = default_generator(self.device)
                 before = generator.get_state()
                 features, output = functional_call(self._both, names, (inputs,))
                 stochastic = not torch.equal(before, generator.get_state())
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, EnvariantError):
             raise
         except Exception as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise EnvariantError(
-                f"model: cannot take inputs of shape {tuple(input_shape)} ({first})"
+                f"model {name}: cannot take inputs of shape {tuple(input_shape)} ({first_line(error)})"
             ) from error
         finally:
             for hook in hooks:
                 hook.remove()
-        shapes = {(2,), (2, 1)} if self.task.outputs == 1 else {(2, self.task.outputs)}
-        if not isinstance(output, Tensor) or tuple(output.shape) not in shapes:
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if not output.requires_grad:
             raise EnvariantError(
-                f"model: must return {self.task.outputs} number(s) per row for {self.task.name} data; "
-                f"for two rows it returned {got}"
+                f"model {name}: its output does not depend on its trained parameters; compute it in forward "
+                f"with PyTorch, without no_grad, detach or NumPy"
             )
+        self._changes_inputs = changes(inputs) != version
+        self.remark = remark_on(self.module, output, self.task, input_shape)
         changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
         return frozenset(changed), stochastic, sum(sizes) // 2, features.shape[1]
 
@@ -334,6 +357,19 @@ def constants(module: nn.Module) -> str:
             elif isinstance(value, int | float | str | bytes | tuple | list | dict):
                 digest.update(repr(value).encode())
     return digest.hexdigest()
+
+
+@contextmanager
+def _plain_recurrent_kernels(rounding: torch.autocast) -> Generator[None]:
+    """Use kernels of recurrent layers that have derivatives under `torch.func`, and a precision."""
+    # The context manager of oneDNN's flags also sets its precision, with a warning.
+    set_flags: Any = torch.backends.mkldnn.set_flags
+    enabled = set_flags(False, _fp32_precision=None)[0]
+    try:
+        with rounding, torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        set_flags(enabled, _fp32_precision=None)
 
 
 def _copy(value: Tensor, device: torch.device) -> Tensor:

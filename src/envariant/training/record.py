@@ -26,12 +26,14 @@ class EnvironmentRecord:
         role: "train", "validation" or "test".
         rows: Number of rows.
         constant_loss: Lowest mean loss of any constant prediction: label entropy in nats, or target variance.
+        majority: Share of the most frequent class. None: the task has no classes.
     """
 
     name: str
     role: str
     rows: int
     constant_loss: float
+    majority: float | None = None
 
     @property
     def label(self) -> str:
@@ -152,8 +154,15 @@ def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[E
         sample: Environments of the first replica.
         roles: Role of each environment, by name in `sample`.
     """
+    task = sample.task
     return tuple(
-        EnvironmentRecord(e.origin or e.name, roles[e.name], len(e), sample.task.constant_loss(e.targets))
+        EnvironmentRecord(
+            e.origin or e.name,
+            roles[e.name],
+            len(e),
+            task.constant_loss(e.targets),
+            None if task.chance is None else float(e.targets.unique(return_counts=True)[1].max()) / len(e),
+        )
         for e in sample.environments
     )
 

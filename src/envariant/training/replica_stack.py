@@ -21,7 +21,7 @@ from envariant.core.environments import EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.models import FeaturizerAndHead
 from envariant.training import precision
-from envariant.training.batch_sampler import BatchSampler, Rows
+from envariant.training.batch_sampler import BatchSampler, Rows, StackingError
 from envariant.training.checkpoint import Checkpoint, Failure
 from envariant.training.evaluator import Evaluator
 from envariant.training.history import BATCH, GRADIENT_RMS, LOSS, OUTPUT_SD, HistoryRow
@@ -73,6 +73,8 @@ class ReplicaStack:
         self._roles, self._names = sets[0].roles(config.test), sets[0].names
         self._origins = {each.name: each.origin or each.name for each in sets[0].environments}
         self.network, context = network(sets[0], first, config)
+        if len(replicas) > 1 and self.network.stochastic:
+            raise StackingError("the model draws random numbers of its own, as dropout does")
         self._rows = Rows(sets, self._roles, device)
         trained = self._training_rows(sets)
         self._batches = self._sampler(trained)
@@ -146,8 +148,9 @@ class ReplicaStack:
         self.step, self._ended = step + 1, time.perf_counter()
 
     def rehearse(self) -> None:
-        """Make one training step and undo it, to detect a lack of memory before the first event."""
+        """Predict a row, make a training step and undo it, to detect before the first event what fails."""
         before = self.checkpoint().clone()
+        self.answers(self._names[0], torch.zeros(1, dtype=torch.long))
         self.advance()
         self._load(before)
 

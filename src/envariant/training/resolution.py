@@ -1,15 +1,14 @@
 """Resolve a `RunSpec`: look up names, and fill in the default settings of the data set."""
 
-import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast, final
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from envariant import data as sources
 from envariant.algorithms import (
@@ -24,21 +23,20 @@ from envariant.algorithms import (
     settings_of,
 )
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
-from envariant.core.errors import EnvariantError, closest_name, shown, unknown_name
+from envariant.core.errors import EnvariantError, closest_name, unknown_name
 from envariant.core.schedules import Constant, Schedule, schedule
 from envariant.data.validation_split import ValidationSplit
-from envariant.models import ModelConfig, model_config
 from envariant.predictors import PREDICTORS, Predictor, predictor
 from envariant.training.augmentation import RandomAffine, augmentation
 from envariant.training.execution import Execution, execution_request
 from envariant.training.memory_budget import parse as memory_in_bytes
-from envariant.training.memory_budget import require
-from envariant.training.network import ModelBuilder
-from envariant.training.optimizers import optimizer_config
+from envariant.training.model_builder import model_builder, wrong_type
+from envariant.training.optimizers import OptimizerConfig, optimizer_config
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
 from envariant.training.run_spec import RunSpec, text_of
+from envariant.training.schedule_notes import idle_schedules, scaling_notes
 
 
 @final
@@ -52,6 +50,7 @@ class ResolvedAlgorithm:
         hyperparameters: All hyperparameters by name.
         defaults: Default settings of the data set for the algorithm.
         suggested: Default hyperparameters of the data set for the algorithm.
+        scaled: One sentence for each suggested schedule that was scaled to the number of steps.
     """
 
     name: str
@@ -59,6 +58,7 @@ class ResolvedAlgorithm:
     hyperparameters: Mapping[str, Any]
     defaults: DefaultSettings
     suggested: Mapping[str, Any]
+    scaled: tuple[str, ...] = ()
 
 
 @final
@@ -92,8 +92,8 @@ class ResolvedRun:
         return Replica(index, seeds, trained, cast("Any", self.learning_rate), self.spec.weight_decay)
 
     def remarks(self) -> tuple[str, ...]:
-        """Return a warning for each schedule that never takes effect within the run."""
-        return remarks(self.algorithm, self.learning_rate, self.config.steps)
+        """Return a remark for each schedule that is scaled to the run or never takes effect within it."""
+        return remarks(self.algorithm, self.learning_rate, self.config.steps, self.config.optimizer)
 
 
 def source_of(data: object) -> EnvironmentSource:
@@ -106,7 +106,7 @@ def source_of(data: object) -> EnvironmentSource:
         return sources.source(data)
     if isinstance(data, EnvironmentSource):
         return data
-    raise _wrong("data", "a name, an EnvironmentSource or an EnvironmentSet", data)
+    raise wrong_type("data", "a name, an EnvironmentSource or an EnvironmentSet", data)
 
 
 def resolve_algorithm(
@@ -118,8 +118,8 @@ def resolve_algorithm(
         requested: Text such as `vrex + and-mask`, or an algorithm, recipe, part or predictor.
         hyperparameters: Hyperparameters that override the defaults; only for names, recipes and compositions.
         source: Data source whose default settings apply.
-        steps: Number of steps, for schedules with switch points in percent. None: keep such schedules as
-            they are.
+        steps: Number of steps. Suggested schedules are scaled to it, and switch points in percent are
+            converted. None: keep schedules as they are.
 
     Raises:
         EnvariantError: If an algorithm or hyperparameter is unknown.
@@ -131,10 +131,12 @@ def resolve_algorithm(
         return ResolvedAlgorithm(known.name, known, {}, source.default_settings(known.name), {})
     if isinstance(requested, Recipe):
         suggestion = source.default_settings(requested.name)
-        usual = requested.own(suggestion.hyperparameters)
-        plain, built = requested.build(usual), requested.build({**usual, **hyperparameters})
+        usual, length = requested.own(suggestion.hyperparameters), suggestion.steps
+        recipe, scaled = requested.rescale(usual, length, steps or length)
+        plain, built = recipe.build(scaled), recipe.build({**scaled, **hyperparameters})
         settings, suggested = ({"as built": identity(each)} for each in (built, plain))
-        return ResolvedAlgorithm(requested.name, _timed(built, steps), settings, suggestion, suggested)
+        notes = scaling_notes(requested.build({**usual, **hyperparameters}), built, length, steps)
+        return ResolvedAlgorithm(requested.name, _timed(built, steps), settings, suggestion, suggested, notes)
     if not isinstance(requested, str):
         built = as_algorithm(cast("Any", requested))
         if hyperparameters and isinstance(built, Composition):
@@ -149,18 +151,24 @@ def resolve_algorithm(
         )
     terms = terms_of(requested)
     suggestion = source.default_settings(terms[0][0].name)
+    length = suggestion.steps
     # Default settings that concern the whole loss are those of the first term.
     usual = [suggestion.hyperparameters]
     usual += [known.own(source.default_settings(known.name).hyperparameters) for known, _ in terms[1:]]
-    plain, given = (
-        composing.compose(
-            requested, [known.build({**s, **g}) for (known, g), s in zip(each, usual, strict=True)]
-        )
-        for each in ([(known, {}) for known, _ in terms], terms)
-    )
+
+    def composed(run_length: int, *, with_given: bool) -> Recipe:
+        scaled = [k.rescale(s, length, run_length) for (k, _), s in zip(terms, usual, strict=True)]
+        built = [
+            known.build({**suggested, **(given if with_given else {})})
+            for (known, suggested), (_, given) in zip(scaled, terms, strict=True)
+        ]
+        return composing.compose(requested, built)
+
+    plain, given = (composed(steps or length, with_given=each) for each in (False, True))
     built = given.build(hyperparameters)
     settings, suggested = (settings_of(given.name, each) for each in (built, plain.default))
-    return ResolvedAlgorithm(given.name, _timed(built, steps), settings, suggestion, suggested)
+    notes = scaling_notes(composed(length, with_given=True).build(hyperparameters), built, length, steps)
+    return ResolvedAlgorithm(given.name, _timed(built, steps), settings, suggestion, suggested, notes)
 
 
 def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
@@ -284,24 +292,19 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
     )
 
 
-def remarks(algorithm: ResolvedAlgorithm, learning_rate: object, steps: int) -> tuple[str, ...]:
-    """Return a warning for each schedule that never takes effect within a run.
+def remarks(
+    algorithm: ResolvedAlgorithm, learning_rate: object, steps: int, optimizer: OptimizerConfig | None = None
+) -> tuple[str, ...]:
+    """Return a remark for each schedule that is scaled to a run or never takes effect within it.
 
     Args:
         algorithm: Algorithm with its hyperparameters.
         learning_rate: Learning rate, a number or a schedule.
         steps: Number of steps of the run.
+        optimizer: Optimizer of the run.
     """
-    rate = _rate(learning_rate, steps)
-    schedules = {"learning_rate": rate} if isinstance(rate, Schedule) else {}
-    if isinstance(algorithm.trained, Composition):
-        schedules |= algorithm.trained.schedules()
-    return tuple(
-        f"{name}: {course} changes only after this run of {steps} steps has ended; train longer, or give the "
-        f"switch point as a share of the run, such as at=40%"
-        for name, course in schedules.items()
-        if not course.takes_effect_within(steps)
-    )
+    idle = idle_schedules(algorithm.trained, _rate(learning_rate, steps), steps, optimizer)
+    return (*algorithm.scaled, *idle)
 
 
 def check_environments(
@@ -319,35 +322,6 @@ def check_environments(
             f"{algorithm.name}: needs at least {needed} training environments, but '{environments.name}' "
             f"leaves {len(training)} ({', '.join(training)}); use fewer test environments, or erm"
         )
-
-
-def model_builder(model: object) -> ModelBuilder:
-    """Return a function `(input_shape, outputs) → module` for a model.
-
-    Raises:
-        EnvariantError: If `model` is not a name, `ModelConfig`, module or function.
-    """
-    if isinstance(model, str):
-        model = model_config(model)
-    if isinstance(model, ModelConfig):
-        return partial(_built, model)
-    if isinstance(model, nn.Module):
-        module = model
-        return lambda _shape, _outputs: copy.deepcopy(module)
-    if isinstance(model, type) and issubclass(model, ModelConfig):
-        return partial(_built, model())
-    if callable(model):
-        function = cast("Callable[[], nn.Module]", model)
-        return lambda _shape, _outputs: function()
-    raise _wrong("model", "a name, a ModelConfig, a module or a function that returns a new module", model)
-
-
-def _built(model: ModelConfig, input_shape: Sequence[int], outputs: int) -> nn.Module:
-    """Build a network, unless its weights do not fit in memory."""
-    count, shape = model.size(input_shape, outputs), tuple(input_shape)
-    what = f"{model} for inputs of shape {shape}, with {count:,} parameters,"
-    require(4 * count, torch.device("cpu"), what, "use a smaller model")
-    return model.build(input_shape, outputs)
 
 
 def device_named(name: str) -> torch.device:
@@ -373,7 +347,7 @@ def _augmentation(requested: object) -> RandomAffine | None:
         return requested
     if isinstance(requested, str):
         return augmentation(requested)
-    raise _wrong("augmentation", "a name such as affine(rotation=15)", requested)
+    raise wrong_type("augmentation", "a name such as affine(rotation=15)", requested)
 
 
 def _initializer(requested: object) -> Initializer | None:
@@ -381,16 +355,7 @@ def _initializer(requested: object) -> Initializer | None:
         return requested
     if isinstance(requested, str):
         return initializer_named(requested)
-    raise _wrong("init", "a name such as erm(steps=100) or rfc", requested)
-
-
-def _wrong(option: str, allowed: str, value: object) -> EnvariantError:
-    """Return the error for an option with a value of the wrong type."""
-    if isinstance(value, type):
-        return EnvariantError(
-            f"{option}: {value.__name__} is a class; pass an instance, as in {value.__name__}(…)"
-        )
-    return EnvariantError(f"{option} must be {allowed}; got {shown(value)}")
+    raise wrong_type("init", "a name such as erm(steps=100) or rfc", requested)
 
 
 def _rate(rate: object, steps: int) -> float | Schedule:
@@ -436,7 +401,9 @@ def content_hash(value: object) -> str:
     if isinstance(value, nn.Module):
         digest.update(repr(value).encode())
         for name, tensor in value.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+            # A lazy layer has no weights yet.
+            own = b"" if is_lazy(tensor) else tensor.detach().cpu().contiguous().numpy().tobytes()
+            digest.update(name.encode() + own)
         return digest.hexdigest()
     parts = getattr(value, "func", None), getattr(value, "args", ()), getattr(value, "keywords", {})
     if parts[0] is not None:

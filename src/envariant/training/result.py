@@ -90,7 +90,7 @@ class TrainingResult:
 
     @property
     def failures(self) -> dict[int, str]:
-        """Reasons of divergence, by number of the replica."""
+        """Reasons for divergence, by number of the replica."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property

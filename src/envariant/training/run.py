@@ -227,5 +227,5 @@ def _record(
         fingerprints=fingerprints if net is None else {**fingerprints, "model": net.fingerprint()},
         seeds=tuple(member.seeds for member in members),
         hardware=provenance.hardware(config.device),
-        remarks=resolved.remarks(),
+        remarks=(*resolved.remarks(), *([net.remark] if net is not None and net.remark else [])),
     )

@@ -6,11 +6,12 @@ from typing import final
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from envariant.algorithms.base import TrainContext, featurizer_and_head
 from envariant.core.counter_rng import mixed, private_random_numbers
 from envariant.core.environments import EnvironmentSet
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, first_line
 from envariant.training import precision
 from envariant.training.augmentation import RandomAffine
 from envariant.training.evaluator import Adapt
@@ -109,13 +110,48 @@ def auxiliary_networks(
         return replica.algorithm.auxiliary_networks(context)
 
 
-def _built(model: ModelBuilder, input_shape: Sequence[int], outputs: int) -> object:
+def built(model: ModelBuilder, input_shape: Sequence[int], outputs: int) -> nn.Module:
+    """Build a module, and initialize lazy layers, whose shapes follow from the inputs.
+
+    Args:
+        model: Function that builds the module.
+        input_shape: Shape of one row of inputs.
+        outputs: Number of outputs per row.
+
+    Raises:
+        EnvariantError: If the result is no module, or a lazy layer cannot be initialized.
+    """
     try:
-        return model(input_shape, outputs)
+        module: object = model(input_shape, outputs)
     except (RuntimeError, TypeError) as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            raise EnvariantError("memory: the network does not fit; use a smaller one") from error
+        if isinstance(error, RuntimeError):
             raise
-        raise EnvariantError("memory: the network does not fit; use a smaller one") from error
+        raise EnvariantError(
+            f"model: cannot be built ({first_line(error)}); pass a function without required arguments that "
+            f"returns a new module, or a module"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
+    if _is_lazy(module):
+        name, training, reason = type(module).__name__, module.training, "forward does not use it"
+        try:
+            with torch.no_grad():
+                module.eval()(torch.zeros(2, *input_shape))
+        except Exception as error:
+            reason = first_line(error)
+        if _is_lazy(module):
+            raise EnvariantError(
+                f"model {name}: a lazy layer cannot be initialized with inputs of shape "
+                f"{tuple(input_shape)} ({reason}); give its size, as in Linear in place of LazyLinear"
+            )
+        module.train(training)
+    return module
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return any(map(is_lazy, (*module.parameters(), *module.buffers())))
 
 
 def module_of(
@@ -133,9 +169,7 @@ def module_of(
     """
     task = environments.task
     with private_random_numbers(replica.seeds.initialization, config.device):
-        module = _built(config.model, environments.input_shape, task.outputs)
-        if not isinstance(module, nn.Module):
-            raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
+        module = built(config.model, environments.input_shape, task.outputs)
         inference = replica.algorithm.environment_inference
         training = [name for name, role in environments.roles(config.test).items() if role == "train"]
         context = TrainContext(
@@ -145,7 +179,7 @@ def module_of(
             task,
             input_shape=tuple(environments.input_shape),
             linear_head=isinstance(getattr(module, "head", None), nn.Linear),
-            build=lambda shape: config.model(shape, task.outputs),
+            build=lambda shape: built(config.model, shape, task.outputs),
         )
         module = replica.algorithm.wrap_model(module, context)
     if config.freeze is not None:

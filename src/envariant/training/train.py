@@ -43,7 +43,8 @@ def train(
         EnvariantError: If an option is unknown, or options contradict one another.
 
     Warns:
-        EnvariantWarning: If a schedule never takes effect within the run.
+        EnvariantWarning: If a suggested schedule is scaled to `steps`, if a schedule never takes effect
+            within the run, or if the outputs of the model look wrong.
 
     Example:
         >>> import envariant

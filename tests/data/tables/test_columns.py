@@ -303,7 +303,7 @@ def test_stored_columns_are_loaded_unchanged(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["table.safetensors"]
     for content in (b"no", (folder / "table.safetensors").read_bytes()[:-1]):
         (folder / "table.safetensors").write_bytes(content)
-        with pytest.raises(EnvariantError, match="holds no table, or a damaged one"):
+        with pytest.raises(EnvariantError, match="has no checksum|is damaged"):
             load(folder)
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvariantError, match="cannot be written"):

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.numpy import save_file
 
 from envariant import data
 from envariant.core.environments import WEIGHT, EnvironmentSource
 from envariant.core.errors import EnvariantError
+from envariant.core.files import write_tensors
 from envariant.core.tasks import Binary, Multiclass, Regression
 from envariant.data.tables import reading
 from envariant.data.tables import source as table_source
@@ -194,11 +194,11 @@ def test_a_stored_table_is_loaded_unchanged(tmp_path):
         table.classes,
         ROWS,
     )
-    arrays, header = {"0": np.zeros(1)}, {"table": "{"}
-    save_file(arrays, tmp_path / "x" / "table.safetensors", metadata=header)
+    arrays, path = {"0": torch.zeros(1)}, tmp_path / "x" / "table.safetensors"
+    write_tensors(path, arrays, {"table": "{"})
     with pytest.raises(EnvariantError, match=r"holds a damaged table \(Invalid JSON"):
         load(tmp_path / "x")
-    save_file(arrays, tmp_path / "x" / "table.safetensors")
+    write_tensors(path, arrays, {})
     with pytest.raises(EnvariantError, match="holds no table"):
         load(tmp_path / "x")
 

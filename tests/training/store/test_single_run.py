@@ -34,12 +34,11 @@ SAVED = Path("jobs", "000001", "replica-000.safetensors")
 
 def change_stored_record(folder: Path, change) -> None:
     """Apply `change` to the stored record, read as a dictionary."""
-    with sqlite3.connect(folder / "runs.sqlite") as connection:
-        (text,) = connection.execute("SELECT record FROM jobs").fetchone()
+    with Store(folder) as store, store._transaction() as execute:
+        (text,) = execute("SELECT record FROM jobs").fetchone()
         record = json.loads(text)
         change(record)
-        connection.execute("UPDATE jobs SET record = ?", (json.dumps(record),))
-    connection.close()
+        execute("UPDATE jobs SET record = ?, checksum = NULL", (json.dumps(record),))
 
 
 def assert_identical(a: TrainingResult, b: TrainingResult) -> None:
@@ -168,7 +167,7 @@ def test_damaged_files_are_named(tmp_path):
     envariant.train("colored-digits", "erm", steps=2, out=tmp_path)
     saved = tmp_path / SAVED
     saved.write_bytes(saved.read_bytes()[:100])
-    with pytest.raises(EnvariantError, match="replica-000.safetensors: is not a checkpoint"):
+    with pytest.raises(EnvariantError, match="replica-000.safetensors: is damaged"):
         TrainingResult.load(tmp_path)
     change_stored_record(tmp_path, lambda record: record.pop("spec"))
     with pytest.raises(EnvariantError, match=r"runs.sqlite: is damaged \("):

@@ -17,6 +17,7 @@ from envariant.studies.study import stored_study
 from envariant.training.history import HistoryRow
 from envariant.training.store import Predictions, RunOutcome
 from envariant.training.store.reader import FILE
+from envariant.training.store.writer import INSERT_VALUE
 from stored import RECORD
 
 STUDY = Study(("colored-digits",), ("erm", "irm"), n_trials=2, replicas=2)
@@ -219,23 +220,24 @@ def many_runs(folder, count):
     connection.execute("DELETE FROM runs")
     connection.execute("DELETE FROM names")
     names = ["accuracy", "loss", "train", "validation", "test", "a", "b", "t", "full", ""]
-    connection.executemany("INSERT INTO names VALUES (?, ?)", list(enumerate(names)))
-    connection.execute("INSERT INTO jobs VALUES (1, NULL, 'accuracy', 1, 1)")
+    connection.executemany("INSERT INTO names VALUES (?, ?, NULL)", list(enumerate(names)))
+    connection.execute("INSERT INTO jobs VALUES (1, NULL, 'accuracy', 1, 1, NULL)")
     connection.executemany(
-        "INSERT INTO runs VALUES (?, ?, 'x', 'd', 1, ?, ?, ?, '{}', '0.1', 'done', NULL, 1.0, 0.5, 1)",
+        "INSERT INTO runs VALUES (?, ?, 'x', 'd', 1, ?, ?, ?, '{}', '0.1', 'done', NULL, 1.0, 0.5, 1, NULL)",
         ((i, str(i), f"algorithm {i % 7}", i // 21, i // 7 % 3) for i in range(count)),
     )
     places = ((5, 2), (6, 2), (5, 3), (6, 3), (7, 4))
     connection.executemany(
-        "INSERT INTO history VALUES (?, ?, ?, ?, ?, 8, 9, ?)",
+        INSERT_VALUE,
         (
-            (i, step, place, role, metric, (i * 31 + step * 7 + place) % 1000 / 1000)
+            (i, step, place, role, metric, 8, 9, (i * 31 + step * 7 + place) % 1000 / 1000)
             for i in range(count)
             for step in range(5)
             for place, role in places
             for metric in (0, 1)
         ),
     )
+    store._seal()
     connection.execute("COMMIT")
     return store
 

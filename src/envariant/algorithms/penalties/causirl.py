@@ -34,6 +34,7 @@ class CausIRL(Penalty):
     minimum_environments: ClassVar[int] = 2
     needs_features: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e-1, 1e1)] = Constant(1.0)
     distance: Literal["coral", "mmd"] = "coral"
     max_rows: PositiveInt = 512

@@ -32,6 +32,7 @@ class RDM(Penalty):
     paper: ClassVar[str] = "Nguyen et al. 2023, arXiv 2310.18598"
     minimum_environments: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
     coefficient: Annotated[Schedule, Uniform(0.1, 10.0)] = Step(0.0, 5.0, at=100)
     max_rows: PositiveInt = 512
 

@@ -1,6 +1,7 @@
 """EQRM: minimize a quantile of the distribution of risks over environments."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
 
@@ -24,7 +25,8 @@ class EQRM(RiskAggregator):
 
     With s the standard deviation of the risks (divisor E − 1), the bandwidth is b = 1.06·s·E^(−1/5). The
     first `burn_in` steps minimize the mean risk. The released code then restarts Adam with a learning rate of
-    1e-6. The optimizer `adam(reset=2500)` clears Adam's state at step 2500; it keeps the learning rate.
+    1e-6. For `burn_in=2500`, the optimizer `adam(reset=2500)` and the learning rate `step(1e-3, 1e-6,
+    at=2500)` do the same: all three numbers must agree.
 
     Attributes:
         quantile: α in (0, 1), or a negative number a = log(1 − α) for the limit mean_e(R_e) + b·√(−2a).
@@ -49,6 +51,9 @@ class EQRM(RiskAggregator):
             raise EnvariantError(
                 f"EQRM: quantile must be in (0, 1), or log(1 − α) < 0, got {self.quantile:g}"
             )
+
+    def switch_steps(self) -> Mapping[str, int]:
+        return {"burn_in": self.burn_in}
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         mean, quantile = predicted.risks.mean(), self.of_risks(predicted.risks)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, final
 
 import torch
@@ -64,7 +65,9 @@ class ADRMX(TrainingStep):
     needs_linear_head: ClassVar[bool] = True
     needs_classes: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
+    aggregates_risk: ClassVar[bool] = True
     contrast: NonNegativeFloat = 1.0
     environment: NonNegativeFloat = 1.0
     remix: NonNegativeFloat = 1.0
@@ -101,24 +104,26 @@ class ADRMX(TrainingStep):
         own, rest = adam.part(params, _ADVERSARY), adam.without(params, (_ADVERSARY,))
 
         def discriminator_loss(own: Parameters, common: Tensor) -> Tensor:
-            return F.cross_entropy(model.network(_ADVERSARY, own, common), owners)
+            scores = model.network(_ADVERSARY, own, common)
+            return batch.mean(F.cross_entropy(scores, owners, reduction="none"))
 
         def model_loss(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             features, logits = model(rest, batch.inputs)
             domain = model.network(_DOMAIN, rest, batch.inputs)
             common = features - domain
-            risk = task.losses(logits, targets).mean()
+            risk = batch.risk(task.losses(logits, targets))
             index, _ = distances.subsample(batch.predicted(features, logits, context), self.max_rows)
             contrasts = [contrast(v[index], targets[index], owners[index]) for v in (features, common)]
             other = task.logits(model.network(_OTHER, rest, common))
+            domains = model.network(_ENVIRONMENT, rest, domain)
             first, second, paired = pairs_within_classes(
                 targets, context.uniform(len(targets), like=features), task
             )
             mixed = task.losses(model.head(rest, common[first] + domain[second]), targets[first])
             total = (
                 risk
-                + task.losses(other, targets).mean()
-                + self.environment * F.cross_entropy(model.network(_ENVIRONMENT, rest, domain), owners)
+                + batch.risk(task.losses(other, targets))
+                + self.environment * batch.mean(F.cross_entropy(domains, owners, reduction="none"))
                 + self.remix * torch.where(paired, mixed, 0.0).mean()
                 + self.contrast * (contrasts[0] + contrasts[1])
                 - self.adversary * discriminator_loss(own, common)
@@ -127,9 +132,9 @@ class ADRMX(TrainingStep):
 
         gradient, (_, (common, risk)) = grad_and_value(model_loss, has_aux=True)(rest)
         own_gradient, own_loss = grad_and_value(discriminator_loss)(own, common)
-        rate = context.learning_rate
-        rest_after, rest_moments = adam.step(rest, gradient, state["model"], rate, 0.5, 0.9)
-        own_after, own_moments = adam.step(own, own_gradient, state["adversary"], rate, 0.5, 0.9)
+        step = partial(adam.step, context=context, beta1=0.5, beta2=0.9)
+        rest_after, rest_moments = step(rest, gradient, state["model"])
+        own_after, own_moments = step(own, own_gradient, state["adversary"])
         k = self.discriminator_steps
         turn = torch.as_tensor((context.step + 1) % (1 + k) < k, device=risk.device)
         new = {

@@ -1,5 +1,6 @@
 """ERM++: ERM with a warm-up of the head, and averaged weights for prediction."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
@@ -35,9 +36,13 @@ class ERMPlus(TrainingStep):
     paper: ClassVar[str] = "Teterwak et al. 2023, arXiv 2304.01973"
     needs_features: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
+    aggregates_risk: ClassVar[bool] = True
     head_steps: int = 500
     head_rate: Annotated[PositiveFloat, LogUniform(1e-1, 1e1)] = 1.0
     average_from: PositiveInt = 600
+
+    def switch_steps(self) -> Mapping[str, int]:
+        return {"head_steps": self.head_steps + 1, "average_from": self.average_from - 1}
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         return {
@@ -53,14 +58,12 @@ class ERMPlus(TrainingStep):
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         def loss(params: Parameters) -> Tensor:
-            return batch.task.losses(model(params, batch.inputs)[1], batch.targets).mean()
+            return batch.risk(batch.task.losses(model(params, batch.inputs)[1], batch.targets))
 
         gradient, value = grad_and_value(loss)(params)
-        rate = context.learning_rate
-        head_after, head = adam.step(
-            params, adam.part(gradient, "head"), state["head"], rate * self.head_rate
-        )
-        all_after, everything = adam.step(params, gradient, state["all"], rate)
+        head_gradient = adam.part(gradient, "head")
+        head_after, head = adam.step(params, head_gradient, state["head"], context, rate=self.head_rate)
+        all_after, everything = adam.step(params, gradient, state["all"], context)
         warmed_up = torch.as_tensor(context.step > self.head_steps, device=value.device)
         after = adam.where(warmed_up, all_after, head_after)
         new = {

@@ -57,7 +57,7 @@ class Fish(TrainingStep):
         inner, memory, risks = dict(params), state, list[Tensor]()
         for e in range(len(batch.sizes)):
             gradient, value = grad_and_value(risk)(inner, e)
-            inner, memory = adam.step(inner, gradient, memory, context.learning_rate)
+            inner, memory = adam.step(inner, gradient, memory, context)
             risks.append(value.detach())
         update = {name: self.meta_rate * u for name, u in adam.update(params, inner).items()}
         return update, memory, {"risk": torch.stack(risks).mean()}

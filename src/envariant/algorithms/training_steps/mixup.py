@@ -30,6 +30,7 @@ class Mixup(TrainingStep):
     name: ClassVar[str] = "mixup"
     paper: ClassVar[str] = "Yan et al. 2020, arXiv 2001.00677; Xu et al. 2019, arXiv 1912.01805"
     stochastic: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
     alpha: Annotated[PositiveFloat, LogUniform(1e-1, 1e1)] = 0.2
 
     def gradients(

@@ -12,7 +12,7 @@ from envariant.algorithms.base import Metrics, Model, Parameters, State, Trainin
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.search_space import Uniform
 from envariant.core.step_context import StepContext
-from envariant.core.tasks import Task
+from envariant.core.tasks import Binary, Multiclass, Task
 
 
 @final
@@ -22,7 +22,8 @@ class RSC(TrainingStep):
 
     u_i is the gradient of the true class's logit with respect to the features of row i. In each row, the
     features with the largest entries of u_i are set to 0; `features` is their share. Masks apply only to the
-    rows whose probability of the true class decreases most; `rows` is their share. Masks have no gradient.
+    rows whose probability of the true class decreases most; `rows` is their share of the batch. Masks have no
+    gradient.
     Only feature vectors are masked; the paper also masks spatial positions.
 
     Attributes:
@@ -34,6 +35,8 @@ class RSC(TrainingStep):
     paper: ClassVar[str] = "Huang, Wang, Xing, Huang 2020, arXiv 2007.02454"
     needs_features: ClassVar[bool] = True
     needs_classes: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
+    aggregates_risk: ClassVar[bool] = True
     features: Annotated[float, Uniform(0.0, 0.5), Field(ge=0, le=1)] = 1 / 3
     rows: Annotated[float, Uniform(0.0, 0.5), Field(ge=0, le=1)] = 1 / 3
 
@@ -43,7 +46,7 @@ class RSC(TrainingStep):
         def challenged(params: Parameters) -> Tensor:
             features, logits = model(params, batch.inputs)
             mask = self.mask(model, params, features.detach(), logits.detach(), batch)
-            return batch.task.losses(model.head(params, features * mask), batch.targets).mean()
+            return batch.risk(batch.task.losses(model.head(params, features * mask), batch.targets))
 
         gradient, risk = grad_and_value(challenged)(params)
         return gradient, state, {"risk": risk.detach()}
@@ -54,8 +57,7 @@ class RSC(TrainingStep):
         """Return the mask `[rows, width]`: 0 for masked features, 1 for others."""
         feature_mask = self.feature_mask(model, params, features, batch)
         without = model.head(params, features * feature_mask)
-        # The probability of the true class is exp(−loss).
-        before, after = (torch.exp(-batch.task.losses(z, batch.targets)) for z in (logits, without))
+        before, after = (_true_probability(batch.task, z, batch.targets) for z in (logits, without))
         decrease = before - after
         unmasked = decrease < _quantile(decrease, 1 - self.rows)
         return torch.maximum(feature_mask, unmasked[:, None].to(feature_mask.dtype)).detach()
@@ -77,6 +79,12 @@ def _true_logits(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
     if task.outputs == 1:
         return (targets - 0.5) * logits
     return logits.gather(1, targets[:, None])[:, 0]
+
+
+def _true_probability(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
+    """Return each row's probability of its true class, whatever loss the task is trained with."""
+    likelihood = Binary() if task.outputs == 1 else Multiclass(task.outputs)
+    return torch.exp(-likelihood.losses(logits, targets))
 
 
 def _quantile(values: Tensor, share: Any) -> Tensor:

@@ -39,6 +39,7 @@ class Transfer(TrainingStep):
     minimum_environments: ClassVar[int] = 2
     needs_features: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
+    aggregates_risk: ClassVar[bool] = True
     weight: Annotated[NonNegativeFloat, LogUniform(1e-2, 1e1)] = 1.0
     delta: Annotated[NonNegativeFloat, Uniform(0.1, 3.0)] = 2.0
     climbs: Annotated[int, Choice((1, 2, 5, 10)), Field(ge=1, le=1000)] = 10
@@ -57,21 +58,19 @@ class Transfer(TrainingStep):
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         def risk(params: Parameters) -> Tensor:
-            return batch.task.losses(model(params, batch.inputs)[1], batch.targets).mean()
+            return batch.risk(batch.task.losses(model(params, batch.inputs)[1], batch.targets))
 
         first, value = grad_and_value(risk)(params)
-        rate, new = context.learning_rate, dict(state)
-        after, new["head"] = self._step(params, adam.part(first, "head"), state["head"], rate)
-        after, new["featurizer"] = self._step(
-            after, adam.part(first, "featurizer"), state["featurizer"], rate
-        )
+        after, new = dict(params), dict(state)
+        for name in ("head", "featurizer"):
+            after, new[name] = self._step(after, adam.part(first, name), state[name], context)
 
         def featurizer_gap(own: Parameters) -> Tensor:
             features, _ = model({**after, **own}, batch.inputs)
             return self.weight * risk_gap(model, state["adversary"], features, batch)
 
         second = adam.gradients_of(featurizer_gap, adam.part(after, "featurizer"))
-        after, new["featurizer"] = self._step(after, second, new["featurizer"], rate)
+        after, new["featurizer"] = self._step(after, second, new["featurizer"], context)
         features = model(after, batch.inputs)[0].detach()
         head = adam.part(after, "head")
         adversary = head
@@ -86,11 +85,12 @@ class Transfer(TrainingStep):
         return adam.update(params, after), {**new, "adversary": adversary}, {"risk": value.detach()}
 
     def _step(
-        self, params: Parameters, gradients: Parameters, memory: State, rate: Any
+        self, params: Parameters, gradients: Parameters, memory: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State]:
         if self.descent == "adam":
-            return adam.step(params, gradients, memory, rate)
-        return {**params, **{name: params[name] - rate * g for name, g in gradients.items()}}, memory
+            return adam.step(params, gradients, memory, context)
+        slopes = adam.decayed(params, gradients, context)
+        return {**params, **{k: params[k] - context.learning_rate * g for k, g in slopes.items()}}, memory
 
 
 def risk_gap(model: Model, adversary: Parameters, features: Tensor, batch: EnvironmentBatch) -> Tensor:

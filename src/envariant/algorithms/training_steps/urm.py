@@ -1,4 +1,4 @@
-"""URM: learn uniformly distributed features against a discriminator, so that no feature is omitted."""
+"""URM: learn features that a discriminator cannot distinguish from uniform random numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +49,7 @@ class URM(TrainingStep):
     needs_features: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
+    aggregates_risk: ClassVar[bool] = True
     weight: Annotated[NonNegativeFloat, Uniform(0.0, 0.2)] = 0.1
     output: Annotated[Literal["tanh", "relu"], Choice(("tanh", "relu"))] = "tanh"
     layers: Annotated[int, Choice((1, 2, 3)), Field(ge=0, le=100)] = 1
@@ -83,11 +84,12 @@ class URM(TrainingStep):
             """Return the cross-entropy of D for the target "uniform" or "not uniform", with smoothing."""
             logits = model.network(_DISCRIMINATOR, own, features).flatten()
             smoothing = self.smoothing * context.uniform(len(logits), draw=draw, like=logits)
-            return F.binary_cross_entropy_with_logits(logits, 1 - smoothing if uniform else smoothing)
+            goals = 1 - smoothing if uniform else smoothing
+            return batch.mean(F.binary_cross_entropy_with_logits(logits, goals, reduction="none"))
 
         def model_loss(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             features, logits = model(rest, batch.inputs)
-            risk = batch.task.losses(logits, batch.targets).mean()
+            risk = batch.risk(batch.task.losses(logits, batch.targets))
             return risk + self.weight * entropy(own, features, True, 0), (features.detach(), risk.detach())
 
         rest = adam.without(params, (_DISCRIMINATOR,))
@@ -99,9 +101,8 @@ class URM(TrainingStep):
             return entropy(own, noise, True, 2) + self.weight * entropy(own, features, False, 3)
 
         own_gradient, own_loss = grad_and_value(discriminator_loss)(own)
-        rate = context.learning_rate
-        rest_after, rest_moments = adam.step(rest, gradient, state["model"], rate)
-        own_after, own_moments = adam.step(own, own_gradient, state["discriminator"], rate * self.rate)
+        rest_after, rest_moments = adam.step(rest, gradient, state["model"], context)
+        own_after, own_moments = adam.step(own, own_gradient, state["discriminator"], context, rate=self.rate)
         new = {"model": rest_moments, "discriminator": own_moments}
         metrics = {"risk": risk, "discriminator loss": own_loss.detach()}
         return adam.update(params, {**rest_after, **own_after}), new, metrics

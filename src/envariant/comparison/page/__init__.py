@@ -16,6 +16,7 @@ from envariant.comparison.page.provenance import PreprocessingLog, Settings
 from envariant.comparison.page.scores import Drops, Methods, methods_table
 from envariant.comparison.page.shifts import Shifts
 from envariant.comparison.results import ComparisonResults
+from envariant.core.files import write_text
 from envariant.reporting import html
 from envariant.reporting.tables import finite
 
@@ -60,9 +61,9 @@ def write(
     Raises:
         EnvariantError: If a file cannot be written.
     """
-    html.write(render(results, recommendation, folder), folder / "report.html")
+    write_text(render(results, recommendation, folder), folder / "report.html")
     text = json.dumps(finite(dict(numbers)), indent=1, allow_nan=False)
-    html.write(text, folder / "comparison.json")
+    write_text(text, folder / "comparison.json")
 
 
 def fragment(results: ComparisonResults, recommendation: Recommendation) -> str:

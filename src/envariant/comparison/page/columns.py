@@ -100,7 +100,7 @@ class Columns(PageSection):
         return TextTable(header, tuple(lines), (note,))
 
     def importance_table(self) -> TextTable:
-        """Return a table with one row per column: loss of score after shuffling or replacing its values."""
+        """Return a table with the decrease in performance after shuffling or replacing each column."""
         lines: list[tuple[str, ...]] = []
         for column in self.results.data.columns[:_MOST_ROWS]:
             losses: list[float] = []

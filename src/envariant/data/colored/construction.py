@@ -104,7 +104,7 @@ def colored_environment(
 
 
 def grayscale(environment: Environment) -> Environment:
-    """Return the environment with summed color channels, the data of the grayscale oracle."""
+    """Return the environment with its color channels summed, as used for the grayscale oracle."""
     return _with_inputs(environment, environment.inputs.sum(dim=1, keepdim=True))
 
 
@@ -126,7 +126,13 @@ def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: int = 255) -> Tensor:
-    """Downsample images to `size` × `size` by taking every k-th row and column; scale `most` to 1."""
+    """Downsample images to `size` × `size` pixels and scale their values to [0, 1].
+
+    Args:
+        images: Gray values from 0 to `most`.
+        size: Height and width after taking every k-th row and column.
+        most: Gray value that becomes 1.
+    """
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
 
@@ -134,7 +140,7 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
 @final
 @dataclass(frozen=True)
 class Facts:
-    """Measured shares of one sampled environment, and the exact accuracies and risks.
+    """Measured shares of rows in one sampled environment, and its exact accuracies and risks.
 
     Attributes:
         environment: Name of the environment.
@@ -262,7 +268,7 @@ class ColoredSource(DigitSource):
         return grayscale(environment) if self.gray else environment
 
     def facts(self, sample: EnvironmentSet) -> Sequence[Facts]:
-        """Return the measured shares and exact accuracies of every environment."""
+        """Return the `Facts` of every environment: measured shares of rows, exact accuracies and risks."""
 
         def share(agrees: Tensor) -> float:
             return float(agrees.double().mean())

@@ -126,9 +126,8 @@ def load(
                 _store(mnist, stored, report_line)
             return mnist
     raise EnvariantError(
-        "\n  ".join(["MNIST could not be found:", *failures])
-        + f"\nTo supply it by hand, put {', '.join(expected)} (plain or .gz) into {stored}, or into "
-        f"any folder, and name it as mnist or in the variable {FOLDER_VARIABLE}."
+        f"MNIST could not be found ({'; '.join(failures)}); put {', '.join(expected)} (plain or .gz) into "
+        f"{stored}, or into any folder, and name it as mnist or in the variable {FOLDER_VARIABLE}"
     )
 
 
@@ -269,12 +268,11 @@ def _files(mnist: MNIST) -> dict[str, Bytes]:
 
 def _store(mnist: MNIST, folder: Path, report: Callable[[str], None]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, array in _files(mnist).items():
             write_idx(folder / name, array)
         report(f"MNIST: stored in {folder}")
-    except OSError as error:
-        report(f"MNIST: cannot be stored in {folder}: {error.strerror}")
+    except EnvariantError as error:
+        report(f"MNIST: {error}")
 
 
 def _check(algorithm: str, data: bytes, expected: str, label: str) -> None:

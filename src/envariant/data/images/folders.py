@@ -21,7 +21,7 @@ _DEEP, _OTHER = "a folder inside a class", "not an image by its suffix"
 @final
 @dataclass(frozen=True)
 class ImageFolders(ImageSource):
-    """Source of images in folders `domain/class/image`; domains and classes are sorted by name.
+    """Data source for images in folders `domain/class/image`; domains and classes are sorted by name.
 
     With two classes, the task is binary and the second class has target 1; with more, it is multiclass.
     `preprocessing_log` lists missing classes and skipped files.

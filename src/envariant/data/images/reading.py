@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from envariant.core import machine
 from envariant.core.errors import EnvariantError, first_line
-from envariant.core.files import replacing
+from envariant.core.files import replacing, writing
 from envariant.data.cache import CACHE_VARIABLE, cache_folder
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,6 +38,7 @@ _DECODER_VERSION = "1"
 _FILES_PER_BATCH = 256
 # Rows converted at a time, so that a block stays in the processor cache for all three operations.
 _ROWS_PER_BLOCK = 32
+_SEAL_SIZE = 16
 
 
 def read(
@@ -61,19 +63,18 @@ def read(
         return pixels
     from filelock import FileLock
 
-    try:
+    remedy = (
+        f"name a folder with {_amount(math.prod(shape))} of free space as cache or in the variable "
+        f"{CACHE_VARIABLE}"
+    )
+    with writing(path.parent, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         # If several processes need the same images, one decodes them and the others wait.
         with FileLock(path.with_suffix(".lock")):
             if (pixels := _cached(path, shape)) is None:
                 with contextlib.closing(_decoded(root, files, size, workers)) as images:
-                    _store(path, shape, images)
+                    _store(path, shape, images, remedy)
                 pixels = _cached(path, shape)
-    except OSError as error:
-        raise EnvariantError(
-            f"images: cannot be stored in {path.parent} ({error.strerror or error}); name a folder with "
-            f"{_amount(math.prod(shape))} of free space as cache or in the variable {CACHE_VARIABLE}"
-        ) from None
     if pixels is None:
         raise EnvariantError(f"images: the cache file {path} cannot be read back; name another cache")
     return pixels
@@ -98,8 +99,8 @@ def check_memory(where: str, rows: int, size: int) -> None:
     Raises:
         EnvariantError: If memory is insufficient; the message suggests a smaller size.
     """
-    needed, free = rows * 3 * size**2 * 4, free_memory()
-    if needed <= free:
+    needed, free = rows * 3 * size**2 * 4, machine.memory()
+    if free is None or needed <= free:
         return
     # Training concatenates the rows, which takes up to three copies.
     largest = math.isqrt(free // (3 * 12 * rows))
@@ -109,23 +110,6 @@ def check_memory(where: str, rows: int, size: int) -> None:
         f"{where}: {rows:,} images of {size}×{size} need {_amount(needed)} of memory and {_amount(free)} are "
         f"free; {hint}"
     )
-
-
-def free_memory() -> int:
-    """Return the memory available to this process in bytes; the page cache counts as available."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    with contextlib.suppress(OSError, KeyError, ValueError):
-        free = _numbers(Path("/proc/meminfo"))["MemAvailable:"] * 1024
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, KeyError, ValueError):
-        limit, used = (int((group / f"memory.{key}").read_text("ascii")) for key in ("max", "current"))
-        free = min(free, limit - used + _numbers(group / "memory.stat")["inactive_file"])
-    return max(free, 0)
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    lines = [line.split() for line in path.read_text("ascii").splitlines()]
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
 
 
 def shown(name: str) -> str:
@@ -170,30 +154,46 @@ def _cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
     """Return the memory-mapped cached images, or None if the cache file is missing or damaged."""
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            file.seek(-_SEAL_SIZE, os.SEEK_END)
+            sealed = file.read() == _seal(pixels)
     except (OSError, ValueError, EOFError):
         return None
-    valid = isinstance(pixels, np.ndarray) and pixels.shape == shape and pixels.dtype == np.uint8
+    valid = sealed and isinstance(pixels, np.ndarray) and pixels.shape == shape and pixels.dtype == np.uint8
     return pixels if valid else None
 
 
-def _store(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
+def _seal(rows: Iterable[np.ndarray]) -> bytes:
+    """Return the checksum of rows, which is stored behind them."""
+    digest = hashlib.blake2b(digest_size=_SEAL_SIZE)
+    for row in rows:
+        digest.update(row)
+    return digest.digest()
+
+
+def _store(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray], remedy: str) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with replacing(path) as part, part.open("wb") as file:
+    digest = hashlib.blake2b(digest_size=_SEAL_SIZE)
+    with replacing(path, remedy) as part, part.open("wb") as file:
         # Not memory-mapped, so that a full disk is an error instead of a crash.
         np.lib.format.write_array_header_1_0(cast("BinaryIO", file), header)
         for image in images:
             file.write(image.tobytes())
+            digest.update(image)
+        # NumPy ignores what follows the array.
+        file.write(digest.digest())
 
 
 def _decoded(root: Path, files: Sequence[str], size: int, workers: int | None) -> Generator[np.ndarray]:
     """Decode images with several threads and yield them in order, each `[3, size, size]`."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from envariant.core.console import SafeConsole
+
     _pillow()
-    count = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(4))
+    count = workers or machine.cores()
     columns = TextColumn("reading images"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()
-    bars = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    bars = Progress(*columns, console=SafeConsole(stderr=True), disable=not sys.stderr.isatty())
     with bars, ThreadPoolExecutor(count) as pool:
         task = bars.add_task("", total=len(files))
         for start in range(0, len(files), _FILES_PER_BATCH):

@@ -74,11 +74,11 @@ class Rows:
 @final
 @dataclass(frozen=True)
 class MetadataImages(ImageSource):
-    """Source of images in a folder, with a CSV file of one row per image.
+    """Data source for images in a folder, with a CSV file of one row per image.
 
     Attributes:
         file: Name of the column of image paths, relative to the folder.
-        label: Name of the column of classes, numbers or words.
+        label: Name of the column of classes, numbers or text.
         environment: Name of the column of environments.
         split: Name of the column of splits: `train`, `val` and `test` (or 0, 1, 2). Default: no splits. Rows
             for validation or testing become validation or test environments.
@@ -102,7 +102,7 @@ class MetadataImages(ImageSource):
 @final
 @dataclass(frozen=True)
 class Wilds(ImageSource):
-    """Source of a WILDS image data set in a folder downloaded by `wilds`, such as `camelyon17_v1.0`.
+    """Data source for a WILDS image data set in a folder downloaded by `wilds`, such as `camelyon17_v1.0`.
 
     Supported data sets are camelyon17 (environments: five hospitals), iwildcam (camera traps), rxrx1
     (experiments) and waterbirds (backgrounds).

@@ -38,11 +38,11 @@ _DEFAULT_HYPERPARAMETERS: dict[str, dict[str, Any]] = {
 @final
 @dataclass(frozen=True, eq=False)
 class TableSource(SpecSource):
-    """Source of a table, written as `table("patients.csv", target=died, environment=hospital)`.
+    """Data source for a table, written as `table("patients.csv", target=died, environment=hospital)`.
 
     Attributes:
         table: Table with typed columns, target and environments.
-        label: Name of the source.
+        label: Name of the data source.
         test: Names of the test environments. The encoding is fitted on the other environments only.
     """
 
@@ -95,7 +95,7 @@ class TableSource(SpecSource):
 
     @property
     def task(self) -> Task:
-        """Prediction task; targets of a regression are standardized on the training environments."""
+        """Prediction task; regression targets are standardized on the training environments."""
         return self.sample(0).task
 
     def _encoded(self) -> tuple[Encoder, EnvironmentSet]:

@@ -14,15 +14,14 @@ from typing import Any, final, get_args
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from pydantic import PositiveInt, TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from envariant.core import specs
 from envariant.core.conversion import several
-from envariant.core.errors import EnvariantError, first_line, unknown_name
-from envariant.core.files import replacing
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.files import read_tensors, write_tensors
 from envariant.data.tables import roles
 from envariant.data.tables.columns import Column, has_mixed_types, infer_column, read_chunk
 from envariant.data.tables.kinds import ColumnChunk, Kind, TaskName
@@ -69,7 +68,7 @@ class Table:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers; empty for a regression."""
+        """Names of the classes, in the order of their numbers; empty for regression."""
         return () if self.task == "regression" else self.target.class_names
 
     @property
@@ -96,7 +95,7 @@ class Table:
         return digest.hexdigest()
 
     def targets(self) -> NDArray[Any]:
-        """Return the class number of each row, or the target value for a regression, `[rows]`."""
+        """Return the class number of each row, or the target value for regression, `[rows]`."""
         return self.target.values
 
     def write(self, folder: Path) -> None:
@@ -108,12 +107,8 @@ class Table:
         headers = tuple((column.name, column.kind, column.categories) for column in self.all_columns)
         header = _Header(self.task, self.preprocessing_log, self.sample_weight is not None, headers)
         arrays = {str(k): np.ascontiguousarray(column.values) for k, column in enumerate(self.all_columns)}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / FILE) as partial:
-                save_file(arrays, partial, metadata={"table": _HEADER.dump_json(header).decode()})
-        except OSError as error:
-            raise EnvariantError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        write_tensors(folder / FILE, tensors, {"table": _HEADER.dump_json(header).decode()})
 
 
 @final
@@ -134,17 +129,17 @@ def load(folder: Path) -> Table:
     Raises:
         EnvariantError: If the folder contains no table, or the file is damaged.
     """
+    texts, tensors = read_tensors(folder / FILE, "write the table again")
     try:
-        with safe_open(folder / FILE, "numpy") as file:
-            header = _HEADER.validate_json(file.metadata()["table"])
-            columns = [
-                Column(name, kind, file.get_tensor(str(k)), categories)
-                for k, (name, kind, categories) in enumerate(header.columns)
-            ]
+        header = _HEADER.validate_json(texts["table"])
+        columns = [
+            Column(name, kind, tensors[str(k)].numpy(), categories)
+            for k, (name, kind, categories) in enumerate(header.columns)
+        ]
     except ValidationError as error:
         raise EnvariantError(f"{folder}: holds a damaged table ({error.errors()[0]['msg']})") from None
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise EnvariantError(f"{folder}: holds no table, or a damaged one ({first_line(error)})") from None
+    except KeyError:
+        raise EnvariantError(f"{folder}: holds no table") from None
     weights = columns.pop() if header.weighted else None
     *inputs, target, environment = columns
     return Table(tuple(inputs), target, environment, header.task, header.preprocessing_log, weights)

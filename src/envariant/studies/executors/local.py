@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import signal
+import sys
 import time
+import warnings
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -11,7 +14,8 @@ from typing import Any, cast, final
 
 import torch
 
-from envariant.core.errors import EnvariantError
+from envariant.core import machine
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.studies.jobs import Job, Update, compared_in, perform, warn_of_remarks
 from envariant.studies.study import Study, stored_study
 from envariant.training.execution import Execution, execution_request
@@ -21,6 +25,8 @@ from envariant.training.store.recorder import Recorder
 
 MAX_WORKERS = max(64, 2 * (os.cpu_count() or 1))
 """Largest number of worker processes."""
+# Seconds between two looks at the jobs of other processes.
+_WAIT_S = 0.5
 
 
 @final
@@ -62,9 +68,13 @@ def sweep(
 ) -> None:
     """Train all planned runs of the study in a folder, and resume unfinished runs.
 
+    Several processes may train one study: each trains jobs that no other process is training. The call
+    returns when all runs of the study have ended, those of other processes included.
+
     Args:
         folder: Folder of the study.
-        study: Study to train; required if it was declared with objects. Default: the study in the folder.
+        study: Study to train; required if its declaration contains Python objects. Default: the study in the
+            folder.
         execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
         memory: Memory limit of a replica stack per process, such as "8GB". Default: half of the free memory.
         workers: Number of processes; the CPU threads are divided among them.
@@ -105,10 +115,15 @@ def sweep(
         torch.set_num_threads(before)
         for other in others:
             if other.pid is not None:
+                # Only after an error or an interruption are they alive; the next call resumes their jobs.
+                other.terminate()
                 other.join()
 
 
 def _start(process: SpawnProcess) -> None:
+    """Start a process that ignores Ctrl-C, which a terminal sends to all processes: the first one ends it."""
+    masks = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
     try:
         process.start()
     except (PicklingError, AttributeError, TypeError) as error:
@@ -116,34 +131,60 @@ def _start(process: SpawnProcess) -> None:
             f"workers: this study's objects cannot be sent to other processes ({error}); use one worker, or "
             f"define them at the top level of a module"
         ) from None
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(folder: Path, plan: _Plan, on_progress: ProgressCallback = ignore) -> None:
-    """Train jobs of a study until no job is free or the time limit has passed."""
+    """Train jobs of a study until all of them are finished or the time limit has passed."""
+    is_waiting = False
     with Store(folder) as store:
-        for job in store.unfinished():
-            if not plan.is_over:
-                _train_if_free(store, job, plan, on_progress)
-        while not plan.is_over and (job := store.claim(plan.workers)) is not None:
-            _train_if_free(store, job, plan, on_progress)
+        while not plan.is_over:
+            trained = [j for j in _unfinished(store, plan) if _train_if_free(store, j, plan, on_progress)]
+            new = None if plan.is_over else store.claim(plan.workers, plan.study.declares)
+            if new is not None:
+                _train_if_free(store, new, plan, on_progress)
+            elif not (left := _unfinished(store, plan)):
+                return
+            elif not trained:
+                if plan.workers == 1 and not is_waiting:
+                    runs = sum(len(store.members(job)) for job in left)
+                    text = f"{folder}: waiting for another process, which trains {runs} runs of this study"
+                    warnings.warn(text, EnvariantWarning, stacklevel=3)
+                is_waiting = True
+                time.sleep(_WAIT_S)
+
+
+def _unfinished(store: Store, plan: _Plan) -> list[int]:
+    """Return the unfinished jobs of the study; a store can hold jobs of other declarations."""
+    first = ((job, store.members(job)[:1]) for job in store.unfinished())
+    return [job for job, runs in first if all(plan.study.declares(r.run.data, r.run.algorithm) for r in runs)]
 
 
 def _apart(folder: Path, plan: _Plan, threads: int) -> None:
+    if not hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    _work(folder, plan)
+    try:
+        _work(folder, plan)
+    except EnvariantError:
+        # The parent process trains the job of this process, or raises the same error.
+        sys.exit(1)
 
 
-def _train_if_free(store: Store, job: int, plan: _Plan, on_progress: ProgressCallback) -> None:
-    """Train a job unless another process is training it."""
-    recorder = Recorder.open(store, job, lambda record: compared_in(plan.study, record))
+def _train_if_free(store: Store, job: int, plan: _Plan, on_progress: ProgressCallback) -> bool:
+    """Train a job unless another process is training it; return whether it was trained."""
+    recorder = None if plan.is_over else Recorder.open(store, job, lambda r: compared_in(plan.study, r))
     if recorder is None:
-        return
+        return False
     try:
         if job in store.unfinished():
             _train(store, job, recorder, plan, on_progress)
     finally:
         recorder.close()
+    return True
 
 
 def _train(store: Store, number: int, recorder: Recorder, plan: _Plan, on_progress: ProgressCallback) -> None:
@@ -152,6 +193,10 @@ def _train(store: Store, number: int, recorder: Recorder, plan: _Plan, on_progre
         recorder.finish()
         return
     job = Job(plan.study, members, plan.execution, plan.memory)
+    threads = torch.get_num_threads()
+    if recorder.record is not None and recorder.record.threads <= machine.cores():
+        # Another number of threads gives other rounding.
+        torch.set_num_threads(recorder.record.threads)
     try:
         steps = job.steps()
         for update in perform(job, recorder):
@@ -161,9 +206,17 @@ def _train(store: Store, number: int, recorder: Recorder, plan: _Plan, on_progre
             if plan.is_over:
                 return
     except EnvariantError as error:
-        recorder.finish(str(error))
+        if recorder.other_machine:
+            recorder.plan_again()
+        elif error.retryable:
+            # The machine failed, not the runs: the next call resumes them.
+            raise
+        else:
+            recorder.finish(str(error))
     else:
         recorder.finish()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _store(recorder: Recorder, update: Update) -> None:

@@ -43,7 +43,8 @@ def sweep(
 
     Args:
         folder: Folder of the study; workers do not access it.
-        study: Study to train; required if it was declared with objects. Default: the study in the folder.
+        study: Study to train; required if its declaration contains Python objects. Default: the study in the
+            folder.
         address: Address for `ray.init`. Default: the running cluster, or a new one on this machine.
         execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
         memory: Memory limit of a replica stack per worker, such as "8GB". Default: half of the free memory.
@@ -99,7 +100,7 @@ def _drive(ray: Any, remote: Any, store: Store, template: Job, on_progress: Prog
     with ExitStack() as locks:
         while True:
             while len(under_way) < _AHEAD * cores:
-                number = waiting.pop(0) if waiting else store.claim(cores)
+                number = waiting.pop(0) if waiting else store.claim(cores, template.study.declares)
                 if number is None:
                     break
                 recorder = Recorder.open(store, number)
@@ -122,6 +123,8 @@ def _write(ray: Any, store: Store, number: int, job: Job, done: Any, on_progress
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, EnvariantError):
             raise
+        if error.cause.retryable:
+            raise error.cause from None
         store.finish(number, str(error.cause))
     except ray.exceptions.RayError as error:
         store.finish(number, f"its workers died, {_TRIES} times: {type(error).__name__}")

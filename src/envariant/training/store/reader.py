@@ -1,10 +1,13 @@
 """Read a store: runs, measured values, predictions and records."""
 
 import json
+import os
 import sqlite3
+import zlib
 from abc import ABC
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing, contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,8 +19,16 @@ from envariant.training.history import COLUMNS, FULL, HistoryRow
 from envariant.training.record import Record
 from envariant.training.store.rows import STATES, PlannedRun, Predictions, StoredRun, Trial
 
-SCHEMA = 3
+SCHEMA = 4
 FILE = "runs.sqlite"
+
+VERIFIED = ("facts", "runs", "test_sets", "test_environments", "jobs", "names")
+"""Tables whose checksums are verified when the store is opened."""
+
+HISTORY_CODE = (
+    'run * 1000003 + step * 10007 + environment * 1009 + role * 101 + metric * 31 + kind * 7 + "column"'
+)
+"""SQL expression of the checksum of a measured value's key."""
 
 _RUN = "id, data, test_set, algorithm, trial, hyperparameters, learning_rate, replica, identity"
 
@@ -25,7 +36,7 @@ _HISTORY = (
     "SELECT run, step, e.name AS environment, r.name AS role, k.name AS kind, c.name AS column, "
     "m.name AS metric, value FROM history h JOIN names e ON e.id = h.environment "
     'JOIN names r ON r.id = h.role JOIN names k ON k.id = h.kind JOIN names c ON c.id = h."column" '
-    "JOIN names m ON m.id = h.metric {} ORDER BY "
+    "JOIN names m ON m.id = h.metric WHERE {} ORDER BY "
 )
 
 
@@ -43,15 +54,46 @@ class StoreReader(ABC):  # noqa: B024
         self.folder, self.path = folder, folder / FILE
         if not self.path.exists():
             raise EnvariantError(f"{folder}: holds no runs (no {FILE}); give the folder of a run or a study")
-        self._connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
+        self._connection, writable = _connect(self.path)
+        try:
+            self._check(writable)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, writable: bool) -> None:
+        """Raise an error if the file is damaged, or of another version."""
         with self.errors_as_envariant():
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
+            # Functions of a stranger's schema are not called.
+            self._connection.execute("PRAGMA trusted_schema=OFF")
             schema = self.fact("schema")
-        if schema != str(SCHEMA):
-            raise EnvariantError(
-                f"{self.path}: has schema {schema}, this version reads {SCHEMA}; train into another folder"
-            )
+            if schema != str(SCHEMA):
+                raise EnvariantError(
+                    f"{self.path}: has schema {schema}, this version reads {SCHEMA}; "
+                    f"train into another folder"
+                )
+            if self._rows(_TABLES) != _tables():
+                raise self._damaged("tables were added or changed")
+            # Finds damage to the structure, also to that of the indices, which `quick_check` leaves out.
+            if (found := self._rows("PRAGMA integrity_check(1)")[0][0]) != "ok":
+                raise self._damaged(str(found).splitlines()[-1])
+            for table in VERIFIED:
+                self._verify(table)
+            if writable:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                self._connection.execute("PRAGMA synchronous=FULL")
+
+    def _verify(self, table: str, condition: str = "TRUE", values: Sequence[Any] = ()) -> None:
+        """Raise an error if a row of a table differs from its checksum."""
+        for *row, stored in self._rows(f"SELECT * FROM {table} WHERE {condition}", values):
+            if stored != checksum(row):
+                raise self._damaged(f"a row of {table} differs from its checksum")
+
+    def _verify_history(self, condition: str = "TRUE", values: Any = ()) -> None:
+        """Raise an error if a measured value differs from its checksum."""
+        changed = f"(copy IS NOT value OR code IS NOT {HISTORY_CODE})"
+        if self._rows(f"SELECT run FROM history WHERE {condition} AND {changed} LIMIT 1", values):
+            raise self._damaged("a measured value differs from its checksum")
 
     def close(self) -> None:
         """Close the database file."""
@@ -98,18 +140,21 @@ class StoreReader(ABC):  # noqa: B024
         Args:
             runs: Numbers of the runs. Default: all runs.
         """
+        self._verify_history(_among(runs))
         return self._frame(
-            _HISTORY.format(_where(runs)) + "run, step, e.name, r.name, m.name, k.name, c.name"
+            _HISTORY.format(_among(runs)) + "run, step, e.name, r.name, m.name, k.name, c.name"
         )
 
     def history_rows(self, runs: Sequence[int]) -> list[HistoryRow]:
         """Return the measured values of some runs, sorted by run, step and first use of the metric."""
-        measured = self._frame(_HISTORY.format(_where(runs)) + "run, step, h.metric")
+        self._verify_history(_among(runs))
+        measured = self._frame(_HISTORY.format(_among(runs)) + "run, step, h.metric")
         measured = measured.astype({"value": float}).rename(columns={"run": "replica"})
         return [HistoryRow(*values) for values in measured[list(COLUMNS)].itertuples(index=False, name=None)]
 
     def predictions(self, run: int) -> dict[tuple[str, str], Predictions]:
         """Return the stored predictions of a finished run, by name and role of the environment."""
+        self._verify("predictions", "run = ?", (run,))
         stored: dict[tuple[str, str], Predictions] = {}
         for name, role, rows, targets, logits in self._rows(
             "SELECT e.name, r.name, rows, targets, logits FROM predictions "
@@ -135,6 +180,8 @@ class StoreReader(ABC):  # noqa: B024
             "SELECT runs.id AS run, data, test_set, algorithm, trial, replica, state, error, p_value, "
             "j.metric, higher_is_better FROM runs LEFT JOIN jobs j ON j.id = runs.job ORDER BY run"
         )
+        for name in runs["metric"].dropna().unique():
+            self._verify_history("metric = ? AND kind = ?", (ids[name], ids.get(FULL, -1)))
         # Measurements are grouped before the join, in the order of the file: a query that also returns the
         # texts of the runs takes twice as long.
         measured = [
@@ -174,6 +221,15 @@ class StoreReader(ABC):  # noqa: B024
         """Return the record of a run's job; None if the job has not begun."""
         rows = self._rows("SELECT job FROM runs WHERE id = ?", (run,))
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
+
+    def networks(self) -> dict[str, tuple[str, ...]]:
+        """Return the models of the runs that have begun, by algorithm; predictors have none."""
+        rows = self._rows(
+            "SELECT DISTINCT algorithm, json_extract(j.record, '$.spec.model') "
+            "FROM runs JOIN jobs j ON j.id = runs.job "
+            "WHERE json_extract(j.record, '$.fingerprints.model') IS NOT NULL ORDER BY runs.id"
+        )
+        return {name: tuple(model for other, model in rows if other == name) for name, _ in rows}
 
     def unfinished(self) -> tuple[int, ...]:
         """Return the numbers of unfinished jobs."""
@@ -223,15 +279,64 @@ class StoreReader(ABC):  # noqa: B024
         """
         try:
             yield
-        except sqlite3.DatabaseError as error:
-            raise EnvariantError(
-                f"{self.path}: {error}; finished runs are not lost: free some space, or restore the file "
-                f"from a copy, and give the same command again"
-            ) from None
+        except (sqlite3.DatabaseError, pd.errors.DatabaseError) as error:
+            raise self._failed(error.__cause__ or error) from None
+
+    def _failed(self, error: BaseException) -> EnvariantError:
+        # The names of extended codes begin with that of the general one.
+        kind = getattr(error, "sqlite_errorname", "").split("_")[1:2]
+        if kind in (["FULL"], ["IOERR"]):
+            remedy = "finished runs are not lost: free some space, or check the disk, and try again"
+        elif kind in (["READONLY"], ["CANTOPEN"], ["PERM"]):
+            remedy = "change its permissions and those of its folder, or copy the folder"
+        elif kind in (["BUSY"], ["LOCKED"]):
+            remedy = "another process has been writing for a minute; wait for it, or stop it"
+        else:
+            return self._damaged(str(error))
+        return EnvariantError(f"{self.path}: {error}; {remedy}", retryable=True)
+
+    def _damaged(self, reason: str) -> EnvariantError:
+        return EnvariantError(
+            f"{self.path}: is damaged ({reason}); restore it from a copy, or delete {self.folder} to train "
+            f"its runs again",
+            retryable=True,
+        )
 
 
-def _where(runs: Sequence[int] | None) -> str:
-    return "" if runs is None else f"WHERE run IN ({', '.join(str(int(run)) for run in runs)})"
+def checksum(values: Iterable[Any]) -> int:
+    """Return the checksum of the values of a row."""
+    return zlib.crc32(b"\0".join(v if isinstance(v, bytes) else str(v).encode() for v in values))
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Create all tables and indices in an empty database."""
+    schema = resources.files("envariant.training.store").joinpath("schema.sql").read_text(encoding="utf-8")
+    connection.executescript(f"BEGIN; {schema} COMMIT;")
+
+
+_TABLES = "SELECT name, sql FROM sqlite_master ORDER BY name"
+
+
+def _tables() -> list[tuple[Any, ...]]:
+    """Return the name and declaration of every table and index of a sound store."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        create_tables(connection)
+        return connection.execute(_TABLES).fetchall()
+
+
+def _connect(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """Return a connection to a database, and whether it can be written."""
+    if writable := os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return sqlite3.connect(path, timeout=60.0, isolation_level=None), writable
+    # SQLite adds files for locks. It can do without them if no process writes, because the file is complete.
+    log = path.with_name(f"{path.name}-wal")
+    how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+    address = f"{path.absolute().as_uri()}?{how}"
+    return sqlite3.connect(address, uri=True, timeout=60.0, isolation_level=None), writable
+
+
+def _among(runs: Sequence[int] | None) -> str:
+    return "TRUE" if runs is None else f"run IN ({', '.join(str(int(run)) for run in runs)})"
 
 
 def _stored(row: tuple[Any, ...], sets: dict[int, tuple[str, ...]]) -> StoredRun:

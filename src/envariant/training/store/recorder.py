@@ -1,12 +1,14 @@
 """Store a job during training, and resume it."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
 from filelock import FileLock, Timeout
 
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.files import writing
 from envariant.training import checkpoint as checkpoints
 from envariant.training.checkpoint import Checkpoint
 from envariant.training.engine import Evaluated, Stepped, is_done
@@ -34,6 +36,8 @@ class Recorder:
     Attributes:
         record: Record of the job, as first stored. None: the job has not begun.
         rows: Values stored before the job was resumed, up to its last checkpoint.
+        other_machine: Whether the job was begun with other versions, threads, device or precision, so that it
+            cannot be resumed bit-identically.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Recorder:
         self._folder = store.checkpoints(job)
         self.record = store.record(job)
         self.rows: list[HistoryRow] = []
+        self.other_machine = False
         self._saved = time.monotonic()
         self._lock = lock
 
@@ -63,16 +68,13 @@ class Recorder:
             EnvariantError: If the folder of the job cannot be written.
         """
         folder = store.checkpoints(job)
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / ".lock")
-            lock.acquire(timeout=0)
-        except Timeout:
-            return None
-        except OSError as error:
-            raise EnvariantError(
-                f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
-            ) from None
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                return None
         return cls(store, job, lock, compared_in)
 
     @property
@@ -87,7 +89,7 @@ class Recorder:
             EnvariantError: If the job was begun with other options, data or versions.
         """
         members = [stored.id for stored in self._store.members(self._job)]
-        saved = [each for each in checkpoints.load(self._folder) if set(each.replicas) <= set(members)]
+        saved = checkpoints.load(self._folder, _warn)
         if self.record is None:
             metric, better = (
                 self._compared_in(record) if self._compared_in else (record.metric, record.higher_is_better)
@@ -100,13 +102,15 @@ class Recorder:
         saved = [
             each
             for each in saved
-            if all((number, each.reached(number)) in measured for number in each.replicas)
+            if set(each.replicas) <= set(members)
+            and all((number, each.reached(number)) in measured for number in each.replicas)
         ]
         stored = {number for each in saved for number in each.replicas}
         unfinished = stored != set(members) or not all(
             is_done(each, record.spec.steps or 0) for each in saved
         )
         if differing := conflict(self.record, record, unfinished=unfinished):
+            self.other_machine = not conflict(self.record, record, unfinished=False)
             raise EnvariantError(
                 f"{self._store.folder}: holds a run with other settings ({differing}); choose another folder"
             )
@@ -137,13 +141,7 @@ class Recorder:
         # Measurements first, so that those up to a checkpoint are always stored.
         done = isinstance(event, Evaluated) and event.finished
         if done or time.monotonic() - self._saved > CHECKPOINT_INTERVAL_S:
-            try:
-                checkpoints.save(event.checkpoint(), self._folder)
-            except OSError as error:
-                raise EnvariantError(
-                    f"{self._folder}: cannot be written ({error.strerror or error}); free some space and "
-                    f"give the same command again"
-                ) from None
+            checkpoints.save(event.checkpoint(), self._folder)
             self._saved = time.monotonic()
 
     def load_checkpoints(self) -> Sequence[Checkpoint]:
@@ -154,6 +152,14 @@ class Recorder:
         """Mark the job as finished, and its unfinished runs as failed for the given reason."""
         self._store.finish(self._job, error)
 
+    def plan_again(self) -> None:
+        """Discard the unfinished runs of the job, and plan them again for another job."""
+        self._store.plan_again(self._job)
+
     def close(self) -> None:
         """Release the job's lock."""
         self._lock.release()
+
+
+def _warn(error: EnvariantError) -> None:
+    warnings.warn(str(error), EnvariantWarning, stacklevel=2)

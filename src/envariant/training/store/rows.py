@@ -100,9 +100,9 @@ class RunOutcome:
 
     Attributes:
         id: Number of the run.
-        error: Reason of failure. None: the run succeeded.
+        error: Reason for the failure. None: the run succeeded.
         seconds: Training time in seconds.
-        p_value: P value of the invariance test on validation rows. None: no validation rows.
+        p_value: P-value of the invariance test on validation rows. None: no validation rows.
         predictions: Predictions for validation and test environments.
     """
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import final
 
 from envariant.core.errors import EnvariantError
+from envariant.core.files import writing
 from envariant.training import checkpoint as checkpoints
 from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.engine import Evaluated, Stepped
@@ -65,6 +66,11 @@ class SingleRun:
         store = self._store = Store.create(self._folder)
         if store.fact("study") is not None:
             raise EnvariantError(f"{self._folder}: holds a study; choose another folder")
+        self._recorder = Recorder.open(store, _JOB)
+        if self._recorder is None:
+            raise EnvariantError(
+                f"{self._folder}: another process is training into it; wait for it, or choose another folder"
+            )
         stored = store.members(_JOB)
         if not stored:
             spec = record.spec
@@ -82,11 +88,6 @@ class SingleRun:
                 f"{self._folder}: holds a run with other settings (replicas {len(stored)}, not "
                 f"{record.spec.replicas}); choose another folder"
             )
-        self._recorder = Recorder.open(store, _JOB)
-        if self._recorder is None:
-            raise EnvariantError(
-                f"{self._folder}: another process is training into it; choose another folder"
-            )
         return self._recorder.begin(record)
 
     def add(self, event: Stepped | Evaluated) -> None:
@@ -103,7 +104,7 @@ class SingleRun:
 
     def _is_stored(self) -> bool:
         """Return whether the folder contains a store; raise an error if it contains other files."""
-        try:
+        with writing(self._folder):
             if (self._folder / FILE).exists():
                 return True
             if self._folder.exists():
@@ -112,10 +113,6 @@ class SingleRun:
                     raise EnvariantError(
                         f"{self._folder}: is not empty and holds no run; choose another folder"
                     )
-        except OSError as error:
-            raise EnvariantError(
-                f"{self._folder}: cannot be written ({error.strerror or error}); choose another folder"
-            ) from None
         return False
 
 

@@ -7,9 +7,8 @@ the process that trains it. When a process ends or is killed, another process ca
 import hashlib
 import json
 import sqlite3
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any, final
 
@@ -17,9 +16,18 @@ import numpy as np
 from filelock import FileLock
 
 from envariant.core.errors import EnvariantError
+from envariant.core.files import cannot_write, replacing, writing
 from envariant.training.history import HistoryRow
 from envariant.training.record import Record
-from envariant.training.store.reader import FILE, SCHEMA, StoreReader
+from envariant.training.store.reader import (
+    FILE,
+    HISTORY_CODE,
+    SCHEMA,
+    VERIFIED,
+    StoreReader,
+    checksum,
+    create_tables,
+)
 from envariant.training.store.rows import PlannedRun, RunOutcome
 
 
@@ -41,22 +49,17 @@ class Store(StoreReader):
         Raises:
             EnvariantError: If the folder cannot be written.
         """
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
                 if not (folder / FILE).exists():
                     _create(folder / FILE)
-        except (OSError, sqlite3.Error) as error:
-            raise EnvariantError(
-                f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); choose another "
-                f"folder"
-            ) from None
         return cls(folder)
 
     def set_fact(self, name: str, value: str) -> None:
         """Store a text under a name, such as the declaration of the study."""
         with self._transaction() as execute:
-            execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+            execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))
 
     def plan(self, runs: Sequence[PlannedRun]) -> None:
         """Add planned runs; runs that are already stored are skipped.
@@ -64,15 +67,15 @@ class Store(StoreReader):
         Raises:
             EnvariantError: If a run with the same algorithm, trial and replica is stored with other settings.
         """
-        known = dict(self._rows("SELECT slot, identity FROM runs"))
-        for run in runs:
-            if known.get(run.slot, run.identity) != run.identity:
-                raise EnvariantError(
-                    f"{self.folder}: holds {run.algorithm}, trial {run.trial.number}, with other settings or "
-                    f"hyperparameters; choose another folder"
-                )
         with self._transaction() as execute:
+            # Read within the transaction, because another process may plan the same runs.
+            known = dict(execute("SELECT slot, identity FROM runs"))
             for run in runs:
+                if known.get(run.slot, run.identity) != run.identity:
+                    raise EnvariantError(
+                        f"{self.folder}: holds {run.algorithm}, trial {run.trial.number}, with other "
+                        f"settings or hyperparameters; choose another folder"
+                    )
                 if run.slot not in known:
                     _insert(execute, run)
 
@@ -90,29 +93,34 @@ class Store(StoreReader):
                     "UPDATE runs SET id = ?, job = ?, state = 'running' WHERE id = ?",
                     (-1 - run.replica, job, number),
                 )
-            execute("UPDATE runs SET id = -1 - id WHERE job = ?", (job,))
+            execute("UPDATE runs SET id = -1 - id, checksum = NULL WHERE job = ?", (job,))
 
-    def claim(self, among: int = 1) -> int | None:
+    def claim(
+        self, among: int = 1, declares: Callable[[str, str], bool] = lambda data, algorithm: True
+    ) -> int | None:
         """Create a job from planned runs that can train together, the earliest first.
 
         Args:
             among: Number of processes that share the work. A job takes at most the fraction 1 / `among` of
                 the planned runs, so that jobs become smaller and all processes end at about the same time.
+            declares: Function from a data set and an algorithm to whether this process can train them.
 
         Returns:
-            Number of the job; None if no run is planned.
+            Number of the job; None if no such run is planned.
         """
         with self._transaction() as execute:
-            first = execute(
-                "SELECT data, test_set, algorithm FROM runs WHERE state = 'planned' ORDER BY id LIMIT 1"
-            ).fetchone()
+            planned = execute(
+                "SELECT data, test_set, algorithm FROM runs WHERE state = 'planned' ORDER BY id"
+            )
+            first = next((row for row in planned if declares(row[0], row[2])), None)
             if first is None:
                 return None
             job = execute("INSERT INTO jobs DEFAULT VALUES").lastrowid
             execute(
-                "UPDATE runs SET state = 'running', job = ? WHERE id IN (SELECT id FROM runs WHERE "
-                "state = 'planned' AND data = ? AND test_set = ? AND algorithm = ? ORDER BY id LIMIT "
-                "(SELECT (COUNT(*) + ? - 1) / ? FROM runs WHERE state = 'planned'))",
+                "UPDATE runs SET state = 'running', job = ?, checksum = NULL "
+                "WHERE id IN (SELECT id FROM runs WHERE state = 'planned' AND data = ? AND test_set = ? "
+                "AND algorithm = ? ORDER BY id "
+                "LIMIT (SELECT (COUNT(*) + ? - 1) / ? FROM runs WHERE state = 'planned'))",
                 (job, *first, among, among),
             )
         return job
@@ -128,7 +136,7 @@ class Store(StoreReader):
         """
         with self._transaction() as execute:
             execute(
-                "UPDATE jobs SET record = ?, metric = ?, higher_is_better = ? WHERE id = ?",
+                "UPDATE jobs SET record = ?, metric = ?, higher_is_better = ?, checksum = NULL WHERE id = ?",
                 (record.to_json(), metric, int(higher_is_better), job),
             )
             self._name(execute, metric)
@@ -149,9 +157,7 @@ class Store(StoreReader):
                 )
                 for row in rows
             ]
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO history VALUES (?, ?, ?, ?, ?, ?, ?, ?)", stored
-            )
+            self._connection.executemany(INSERT_VALUE, stored)
             for outcome in outcomes:
                 self._end(execute, outcome)
 
@@ -160,8 +166,8 @@ class Store(StoreReader):
 
         Args:
             job: Number of the job.
-            reached: Step of the last measurement before each run's checkpoint. All measurements of runs that
-                are missing here are discarded.
+            reached: Step of the last measurement before the checkpoint, by run number. All measurements of
+                runs that are not listed are discarded.
         """
         with self._transaction() as execute:
             for stored in self.members(job):
@@ -174,11 +180,19 @@ class Store(StoreReader):
     def finish(self, job: int, error: str | None = None) -> None:
         """Mark a job as finished, and its unfinished runs as failed for the given reason."""
         with self._transaction() as execute:
-            execute("UPDATE jobs SET done = 1 WHERE id = ?", (job,))
+            execute("UPDATE jobs SET done = 1, checksum = NULL WHERE id = ?", (job,))
             execute(
-                "UPDATE runs SET state = 'failed', error = ? WHERE job = ? AND state = 'running'",
+                "UPDATE runs SET state = 'failed', error = ?, checksum = NULL "
+                "WHERE job = ? AND state = 'running'",
                 (error or "training ended early", job),
             )
+
+    def plan_again(self, job: int) -> None:
+        """Mark a job as finished; discard its unfinished runs, and plan them again for another job."""
+        with self._transaction() as execute:
+            unfinished = execute("SELECT id FROM runs WHERE job = ? AND state = 'running'", (job,)).fetchall()
+            _discard(execute, [run for (run,) in unfinished], planned=True)
+            execute("UPDATE jobs SET done = 1, checksum = NULL WHERE id = ?", (job,))
 
     def forget(self, runs: Sequence[int], *, planned: bool) -> None:
         """Delete the results of runs, and either plan the runs again or delete them too.
@@ -197,28 +211,20 @@ class Store(StoreReader):
             if known[run] == "running":
                 raise EnvariantError(f"run {run}: is running; wait for it, or stop the sweep first")
         with self._transaction() as execute:
-            for run in runs:
-                execute("DELETE FROM history WHERE run = ?", (run,))
-                execute("DELETE FROM predictions WHERE run = ?", (run,))
-                execute(
-                    "UPDATE runs SET state = 'planned', error = NULL, seconds = NULL, p_value = NULL, "
-                    "job = NULL WHERE id = ?"
-                    if planned
-                    else "DELETE FROM runs WHERE id = ?",
-                    (run,),
-                )
+            _discard(execute, runs, planned=planned)
 
     def _end(self, execute: Any, outcome: RunOutcome) -> None:
         state = "done" if outcome.error is None else "failed"
         execute(
-            "UPDATE runs SET state = ?, error = ?, seconds = ?, p_value = ? WHERE id = ?",
+            "UPDATE runs SET state = ?, error = ?, seconds = ?, p_value = ?, checksum = NULL WHERE id = ?",
             (state, outcome.error, outcome.seconds, outcome.p_value, outcome.id),
         )
         for each in outcome.predictions:
             names = (self._name(execute, name) for name in (each.environment, each.role))
             parts = (np.asarray(part, dtype="<f4").tobytes() for part in (each.targets, each.logits))
             execute(
-                "INSERT OR REPLACE INTO predictions VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO predictions (run, environment, role, rows, targets, logits) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
                 (outcome.id, *names, each.of, *parts),
             )
 
@@ -238,12 +244,44 @@ class Store(StoreReader):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection.execute
+                self._seal()
+                self._connection.execute("COMMIT")
             except BaseException:
-                # A full disk has ended the transaction already.
+                # A full disk may have ended the transaction already.
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
+
+    def _seal(self) -> None:
+        """Compute the checksums of all rows that the current transaction has changed."""
+        execute = self._connection.execute
+        for table in (*VERIFIED, "predictions"):
+            changed = execute(f"SELECT rowid, * FROM {table} WHERE checksum IS NULL").fetchall()
+            sums = [(checksum(row), number) for number, *row, _ in changed]
+            self._connection.executemany(f"UPDATE {table} SET checksum = ? WHERE rowid = ?", sums)
+
+
+INSERT_VALUE = (
+    "INSERT OR REPLACE INTO history "
+    f'SELECT run, step, environment, role, metric, kind, "column", value, value, {HISTORY_CODE} FROM '
+    "(SELECT ? AS run, ? AS step, ? AS environment, ? AS role, ? AS metric, ? AS kind, "
+    '? AS "column", ? AS value)'
+)
+"""Statement that stores a measured value, with its checksum."""
+
+
+def _discard(execute: Any, runs: Sequence[int], *, planned: bool) -> None:
+    """Delete the results of runs, and either plan the runs again or delete them too."""
+    for run in runs:
+        execute("DELETE FROM history WHERE run = ?", (run,))
+        execute("DELETE FROM predictions WHERE run = ?", (run,))
+        execute(
+            "UPDATE runs SET state = 'planned', error = NULL, seconds = NULL, p_value = NULL, "
+            "job = NULL, checksum = NULL WHERE id = ?"
+            if planned
+            else "DELETE FROM runs WHERE id = ?",
+            (run,),
+        )
 
 
 def _test_set(execute: Any, names: Sequence[str]) -> int:
@@ -254,7 +292,10 @@ def _test_set(execute: Any, names: Sequence[str]) -> int:
         return stored[0]
     number = execute("INSERT INTO test_sets (digest) VALUES (?)", (digest,)).lastrowid
     for position, name in enumerate(names):
-        execute("INSERT INTO test_environments VALUES (?, ?, ?)", (number, position, name))
+        execute(
+            "INSERT INTO test_environments (test_set, position, name) VALUES (?, ?, ?)",
+            (number, position, name),
+        )
     return number
 
 
@@ -279,11 +320,13 @@ def _insert(execute: Any, run: PlannedRun) -> int:
 
 def _create(path: Path) -> None:
     """Create the database file with all tables, under a temporary name until it is complete."""
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    schema = resources.files("envariant.training.store").joinpath("schema.sql").read_text(encoding="utf-8")
-    with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.executescript(schema)
-        connection.execute("INSERT INTO facts VALUES ('schema', ?)", (str(SCHEMA),))
-    partial.replace(path)
+    with replacing(path) as part:
+        try:
+            with closing(sqlite3.connect(part, isolation_level=None)) as connection:
+                # No other files, which would stay behind or be missing after a full disk.
+                connection.execute("PRAGMA journal_mode=MEMORY")
+                create_tables(connection)
+                schema = ("schema", str(SCHEMA))
+                connection.execute("INSERT INTO facts VALUES (?, ?, ?)", (*schema, checksum(schema)))
+        except sqlite3.Error as error:
+            raise cannot_write(path, error) from None

@@ -25,7 +25,7 @@ LARGEST = 1e15
 """Largest absolute value of a number, so that sums of squares fit in float32."""
 
 MOST_CLASSES = 20
-"""Largest number of distinct integers that are classes; with more, the task is a regression."""
+"""Largest number of distinct integers that are classes; with more, the task is regression."""
 
 # Encoded values are clipped to this many standard deviations.
 _FARTHEST = 10.0

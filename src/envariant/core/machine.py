@@ -1,0 +1,90 @@
+"""Cores, threads and memory that this process may use, within the limits of its container."""
+
+import math
+import os
+import sys
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+_GROUPS = Path("/sys/fs/cgroup")
+"""Folder of the control groups, by which Linux limits the processes of a container."""
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use, at least 1."""
+    allowed = [_affinity()]
+    for folder in _groups():
+        # In the second version of control groups, one file holds both numbers.
+        numbers = _words(folder / "cpu.max") or [
+            *_words(folder / "cpu.cfs_quota_us"),
+            *_words(folder / "cpu.cfs_period_us"),
+        ]
+        if len(numbers) == 2 and all(number.isdecimal() and int(number) for number in numbers):
+            allowed.append(math.ceil(int(numbers[0]) / int(numbers[1])))
+    return max(1, min(allowed))
+
+
+def memory() -> int | None:
+    """Return the available memory in bytes; cached files count as available. None: unknown."""
+    amounts = _amounts(Path("/proc/meminfo"))
+    known = [amounts["MemAvailable:"] * 1024] if "MemAvailable:" in amounts else []
+    if not known and hasattr(os, "sysconf"):
+        known = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    for folder in _groups():
+        for limit, used, cached in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            numbers = [*_words(folder / limit), *_words(folder / used)]
+            if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+                free = int(numbers[0]) - int(numbers[1])
+                known.append(max(0, free + _amounts(folder / "memory.stat").get(cached, 0)))
+    return min(known) if known else None
+
+
+def limit_threads(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Limit the threads of numerical libraries to the cores that this process may use, unless the user has.
+
+    Threads that wait for others sleep instead of spinning: otherwise, two processes that share their cores
+    slow each other down by an order of magnitude. The libraries read these variables once, so the function
+    does nothing after PyTorch has been imported.
+    """
+    if "torch" in sys.modules:
+        return
+    environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environ.setdefault("KMP_BLOCKTIME", "0")
+    # By default, the libraries respect the affinity of the process, but not the quota of its container.
+    if cores() < _affinity():
+        environ.setdefault("OMP_NUM_THREADS", str(cores()))
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _groups() -> Iterator[Path]:
+    """Yield the folders of the control groups of this process, and those of the groups that contain them."""
+    for line in _lines(Path("/proc/self/cgroup")):
+        controllers, _, group = line.partition(":")[2].partition(":")
+        root = _GROUPS / controllers
+        # In a container, the group may be named as on its host, where only the root exists.
+        folder = root / group.strip("/")
+        yield folder
+        yield from (parent for parent in folder.parents if parent.is_relative_to(root))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+
+
+def _words(path: Path) -> list[str]:
+    return [word for line in _lines(path) for word in line.split()]
+
+
+def _amounts(path: Path) -> dict[str, int]:
+    """Return the numbers of a file with one name and one number per line."""
+    rows = (line.split() for line in _lines(path))
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}

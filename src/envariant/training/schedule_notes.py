@@ -1,0 +1,61 @@
+"""Remarks on schedules: scaled to the length of the run, or without effect within it."""
+
+from envariant.algorithms import Algorithm, Composition
+from envariant.core.schedules import Schedule
+from envariant.predictors import Predictor
+from envariant.training.optimizers import OptimizerConfig
+
+IDLE = "only after this run of"
+"""Phrase of every remark on a schedule without effect within the run."""
+
+
+def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int | None) -> tuple[str, ...]:
+    """Return a sentence for each schedule or step number that was scaled to the length of a run.
+
+    Args:
+        before: Algorithm with the suggested values.
+        after: Algorithm with the scaled values.
+        length: Number of steps for which the values are suggested.
+        steps: Number of steps of the run. None: unknown, so nothing was scaled.
+    """
+    if steps is None or not (isinstance(before, Composition) and isinstance(after, Composition)):
+        return ()
+    old = before.schedules() | {key: value for key, (value, _) in before.switch_steps().items()}
+    new = after.schedules() | {key: value for key, (value, _) in after.switch_steps().items()}
+    return tuple(
+        f"{name}: {old[name]} is suggested for {length} steps; scaled to {value} for {steps} steps"
+        for name, value in new.items()
+        if value != old[name]
+    )
+
+
+def idle_schedules(
+    algorithm: Algorithm | Predictor,
+    learning_rate: Schedule | float,
+    steps: int,
+    optimizer: OptimizerConfig | None = None,
+) -> tuple[str, ...]:
+    """Return a sentence for each schedule or step number that never takes effect within a run.
+
+    Args:
+        algorithm: Algorithm with its hyperparameters.
+        learning_rate: Learning rate, a number or a schedule.
+        steps: Number of steps of the run.
+        optimizer: Optimizer of the run.
+    """
+    courses = {"learning_rate": learning_rate} if isinstance(learning_rate, Schedule) else {}
+    numbers: dict[str, tuple[int, int]] = {}
+    if isinstance(algorithm, Composition):
+        courses |= algorithm.schedules()
+        numbers |= algorithm.switch_steps()
+    if reset := getattr(optimizer, "reset", 0):
+        numbers["optimizer reset"] = (reset, reset)
+    late = {name: course for name, course in courses.items() if not course.takes_effect_within(steps)}
+    early = "train longer, or give the switch point as a share of the run, such as at=40%"
+    return tuple(
+        f"{name}: {course} changes {IDLE} {steps} steps has ended; {early}" for name, course in late.items()
+    ) + tuple(
+        f"{name}: {value} takes effect {IDLE} {steps} steps has ended; train longer, or lower it"
+        for name, (value, first) in numbers.items()
+        if first >= steps
+    )

@@ -8,8 +8,7 @@ import copy
 import secrets
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self, cast, final
 
@@ -32,8 +31,8 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
 from envariant.models import ModelConfig
 from envariant.training.evaluator import Evaluator
+from envariant.training.model_builder import model_builder
 from envariant.training.optimizers import OptimizerConfig
-from envariant.training.resolution import model_builder
 from envariant.training.result import TrainingResult
 from envariant.training.run_config import built
 from envariant.training.train import train
@@ -42,8 +41,13 @@ from envariant.training.train import train
 # minibatches of _BATCH rows per environment.
 _FULL_BATCH = 5000
 _BATCH = 256
-# scikit-learn has no type annotations, and types inferred from its code are wrong.
-_validate: Any = validate_data
+
+
+def _validate(*arguments: Any, **options: Any) -> Any:
+    try:
+        return validate_data(*arguments, **options)
+    except ValueError as error:
+        raise EnvariantError(" ".join(str(error).split())) from error
 
 
 class InvariantEstimator(BaseEstimator, ABC):
@@ -100,46 +104,45 @@ class InvariantEstimator(BaseEstimator, ABC):
             The fitted estimator.
 
         Raises:
-            ValueError: If an argument of `fit` or a parameter of the estimator is invalid.
+            EnvariantError: If an argument of `fit` or a parameter of the estimator is invalid.
         """
-        with _errors_as_value_error():
-            rows, labels = _split_environments(X, environments)
-            numeric = isinstance(self, RegressorMixin)
-            inputs, y = _validate(self, rows, y, dtype=np.float64, y_numeric=numeric)
-            task, targets, fitted = self._encode_targets(cast("NDArray[Any]", y))
-            mean, scale = _mean_and_scale(inputs)
-            table = EnvironmentSet.from_arrays(
-                (inputs - mean) / scale,
-                targets,
-                ["all"] * len(inputs) if labels is None else labels,
-                task=task,
-                label=type(self).__name__,
-            )
-            settings = self._settings(len(table.names), labeled=labels is not None)
-            requested = _requested(settings)
-            # Switch points given in parentheses must not be scaled like those of a recipe.
-            explicit = settings["inferred"] and "(" in str(self.algorithm)
-            named = isinstance(requested, str | Recipe) and not explicit
-            result = train(
-                table,
-                requested if named else _algorithm(settings),
-                hyperparameters=settings["hyperparameters"] if named else {},
-                model=settings["model"],
-                steps=self.steps,
-                seed=self._seed(),
-                batch_size=_batch_size(self.batch_size, len(inputs)),
-                learning_rate=self.learning_rate,
-                weight_decay=self.weight_decay,
-                optimizer=self.optimizer,
-                precision=self.precision,
-                test_environments=(),
-                evaluate_every=self.steps,
-                device=self.device,
-                execution="sequential",
-                progress=bool(self.verbose),
-            )
-            if result.failures:
-                raise EnvariantError(f"{type(self).__name__}: training failed: {result.failures[0]}")
+        rows, labels = _split_environments(X, environments)
+        numeric = isinstance(self, RegressorMixin)
+        inputs, y = _validate(self, rows, y, dtype=np.float64, y_numeric=numeric)
+        task, targets, fitted = self._encode_targets(cast("NDArray[Any]", y))
+        mean, scale = _mean_and_scale(inputs)
+        table = EnvironmentSet.from_arrays(
+            (inputs - mean) / scale,
+            targets,
+            ["all"] * len(inputs) if labels is None else labels,
+            task=task,
+            label=type(self).__name__,
+        )
+        settings = self._settings(len(table.names), labeled=labels is not None)
+        requested = _requested(settings)
+        # Switch points given in parentheses must not be scaled like those of a recipe.
+        explicit = settings["inferred"] and "(" in str(self.algorithm)
+        named = isinstance(requested, str | Recipe) and not explicit
+        result = train(
+            table,
+            requested if named else _algorithm(settings),
+            hyperparameters=settings["hyperparameters"] if named else {},
+            model=settings["model"],
+            steps=self.steps,
+            seed=self._seed(),
+            batch_size=_batch_size(self.batch_size, len(inputs)),
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            optimizer=self.optimizer,
+            precision=self.precision,
+            test_environments=(),
+            evaluate_every=self.steps,
+            device=self.device,
+            execution="sequential",
+            progress=bool(self.verbose),
+        )
+        if result.failures:
+            raise EnvariantError(f"{type(self).__name__}: training failed: {result.failures[0]}")
         # Set attributes last, so that a failed fit does not change an estimator fitted earlier.
         for name, value in {**fitted, "mean_": mean, "scale_": scale}.items():
             setattr(self, name, value)
@@ -361,15 +364,6 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
     def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
         (mean,), (scale,) = _mean_and_scale(y[:, None])
         return Regression(), (y - mean) / scale, {"target_mean_": mean, "target_scale_": scale}
-
-
-@contextmanager
-def _errors_as_value_error() -> Generator[None]:
-    """Convert `EnvariantError` to `ValueError`, which scikit-learn expects for invalid input."""
-    try:
-        yield
-    except EnvariantError as error:
-        raise ValueError(str(error)) from error
 
 
 def _requested(settings: Mapping[str, Any]) -> Any:

@@ -10,13 +10,13 @@ use the same term, so all combinations are possible. Gradient penalties are hand
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, cast, final
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vjp
 
@@ -39,6 +39,7 @@ from envariant.algorithms.gradient_aggregators.mean import MeanGradient
 from envariant.algorithms.risk_aggregators.mean import MeanRisk, PooledMean
 from envariant.algorithms.risk_aggregators.sum import SumRisk
 from envariant.algorithms.risk_aggregators.worst import WorstCaseRisk
+from envariant.core import specs
 from envariant.core.conversion import joined
 from envariant.core.environments import EnvironmentBatch, PredictedBatch
 from envariant.core.errors import EnvariantError
@@ -77,7 +78,7 @@ class Composition(Algorithm):
     risk_aggregator: RiskAggregator = field(default_factory=MeanRisk)
     penalties: tuple[Penalty | GradientPenalty, ...] = ()
     gradient_aggregator: GradientAggregator = field(default_factory=MeanGradient)
-    l2: float = 0.0
+    l2: NonNegativeFloat = 0.0
     normalize_loss: bool = False
     training_step: TrainingStep | None = None
     environment_inference: EnvironmentInference | None = None
@@ -107,8 +108,7 @@ class Composition(Algorithm):
                 raise EnvariantError(
                     f"{step.name}: risk_aggregator must be one of {names}, got {self.risk_aggregator.name}"
                 )
-        if not 0 <= self.l2 < math.inf:
-            raise EnvariantError(f"Composition: l2 must be at least 0, got {self.l2:g}")
+        specs.validate(self, only=("l2", "normalize_loss"))
 
     def __add__(self, other: object) -> "Composition":
         """Compose two algorithms: combine their penalties and their aggregators other than means.

@@ -13,12 +13,15 @@ from typing import Any, Literal, final
 
 import numpy as np
 import pandas as pd
+from pydantic import PositiveInt
 
 from envariant.comparison import page, protocol
 from envariant.comparison.data_summary import summarize
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.results import ComparisonResults, gather
+from envariant.core import metrics, specs
+from envariant.core.errors import EnvariantError
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.saved_model import SavedModel
@@ -26,6 +29,7 @@ from envariant.studies.executors import local, ray
 from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
 from envariant.training.progress import show_sweep
+from envariant.training.resolution import check_objects
 from envariant.training.run_spec import EXECUTION_ONLY, text_of
 from envariant.training.store import Store
 
@@ -178,7 +182,11 @@ def compare(
     start = time.monotonic()
     deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
-    methods = {text_of(each): each for each in (BASELINE, *algorithms)}
+    asked = {"min_rows": min_rows, "max_rows": max_rows, "encoding": encoding, "executor": executor}
+    _check_arguments({**asked, "address": address}, options)
+    runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed}
+    runs |= {} if metric is None else {"metric": metrics.metric_named(metric).name}
+    methods = _methods(algorithms, settings=shared, **runs)
     min_rows = max(min_rows, protocol.FEWEST_ROWS)
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
@@ -209,6 +217,31 @@ def compare(
     trial = study.trials_of(best, source)[results.selected_trials[best]]
     protocol.train_final_model(full, methods[best], trial, seed, shared).save(folder / "model")
     return comparison
+
+
+_ARGUMENTS: Mapping[str, Any] = {
+    "min_rows": PositiveInt,
+    "max_rows": int | None,
+    "encoding": str,
+    "executor": Literal["local", "ray"],
+    "address": str | None,
+}
+
+
+def _check_arguments(arguments: Mapping[str, object], options: Mapping[str, Any]) -> None:
+    """Check arguments that are not settings of the study, before the table is read."""
+    for name, value in arguments.items():
+        specs.check_value(value, _ARGUMENTS[name], f"compare: {name}")
+    if arguments["address"] is not None and arguments["executor"] != "ray":
+        raise EnvariantError("compare: address needs executor='ray'; leave it out, or set both")
+    check_objects({key: value for key, value in options.items() if key in EXECUTION_ONLY})
+
+
+def _methods(algorithms: Any, **settings: Any) -> dict[str, Any]:
+    """Return ERM and the requested methods by name, after a check of the settings of all runs."""
+    given = tuple(algorithms) if isinstance(algorithms, list | tuple) else (algorithms,)
+    Study(("table",), given or (BASELINE,), **settings)
+    return {text_of(each): each for each in (BASELINE, *given)}
 
 
 def _runner(

@@ -106,7 +106,7 @@ def plan(
         replicas=replicas,
         test_environments=folds,
         seed=seed,
-        settings={"evaluate_every": table_source.STEPS, **options},
+        settings=_with_one_evaluation(options),
         metric=chosen.name,
         store_predictions=True,
     )
@@ -127,6 +127,11 @@ def plan(
     return Plan(study, chosen, tasks, informative, undefined, not_applicable)
 
 
+def _with_one_evaluation(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return training options that evaluate only at the last step, unless they say otherwise."""
+    return {"evaluate_every": options.get("steps") or table_source.STEPS, **options}
+
+
 def parse_duration(budget: str | float) -> float:
     """Return a duration in seconds; text may end in a unit, as in `90s`, `10m` or `1.5h`.
 
@@ -136,7 +141,7 @@ def parse_duration(budget: str | float) -> float:
     text = str(budget).strip().lower()
     unit = _UNITS.get(text[-1:], 1.0)
     try:
-        seconds = float(text.rstrip("smh")) * unit
+        seconds = float("nan" if isinstance(budget, bool) else text.rstrip("smh")) * unit
     except ValueError:
         seconds = float("nan")
     if not 0 < seconds < float("inf"):
@@ -297,7 +302,7 @@ def train_final_model(
         options: Training options of all runs.
     """
     source = TableSource(table, "table")
-    settings: dict[str, Any] = {"evaluate_every": table_source.STEPS, **options}
+    settings = _with_one_evaluation(options) | {"learning_rate": trial.learning_rate}
     with warnings.catch_warnings():
         # The study has issued the same remarks on schedules and model.
         warnings.simplefilter("ignore", EnvariantWarning)
@@ -305,11 +310,11 @@ def train_final_model(
             source,
             algorithm,
             hyperparameters=trial.hyperparameters,
-            learning_rate=trial.learning_rate,
             test_environments=(),
             execution="sequential",
             seed=seed,
             progress=False,
-            **settings,
+            # Predictors are fitted without gradient steps.
+            **({} if predictor(algorithm) is not None else settings),
         )
     return SavedModel.of(source, result)

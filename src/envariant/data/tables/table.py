@@ -16,8 +16,9 @@ from typing import Any, final, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
+from envariant.core import specs
 from envariant.core.conversion import several
 from envariant.core.errors import EnvariantError, EnvariantWarning, unknown_name
 from envariant.core.files import read_tensors, write_tensors
@@ -211,7 +212,8 @@ def read(
         EnvariantWarning: For each notable entry of the preprocessing log.
     """
     if task is not None and task not in TASKS:
-        raise unknown_name("task", task, TASKS)
+        raise unknown_name("task", str(task), TASKS)
+    specs.check_value(min_rows, PositiveInt, "table: min_rows")
     declared = None if missing_values is None else frozenset(map(str, several(missing_values)))
     source = open_table(data, encoding, declared)
     # Names of columns may be numbers or tuples; they are known by their text.

@@ -115,7 +115,8 @@ def pool_estimates(
     return PooledEstimate(
         mean, error, mean - half, mean + half, mean - next_half, mean + next_half, math.sqrt(between),
         fixed_mean, math.sqrt(1 / total), q,
-        float(stats.chi2.sf(q, n - 1)) if n > 1 else 1.0, max(0.0, 1 - (n - 1) / q) if n > 1 and q > 0 else 0.0, n,
+        float(stats.chi2.sf(q, n - 1)) if n > 1 else 1.0,
+        max(0.0, 1 - (n - 1) / q) if n > 1 and q > 0 else 0.0, n,
     )  # fmt: skip
 
 

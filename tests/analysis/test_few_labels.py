@@ -12,7 +12,7 @@ from envariant.core.errors import EnvariantError
 
 
 def penalty(intercepts, slope):
-    return (np.square(intercepts) / 2.5**2).sum() / 2 + (slope - 1) ** 2 / 0.5**2 / 2
+    return (np.square(intercepts) / 1.5**2).sum() / 2 + (slope - 1) ** 2 / 0.5**2 / 2
 
 
 def test_a_binary_refit_equals_a_general_optimizer():
@@ -55,13 +55,13 @@ def test_a_linear_refit_minimizes_its_penalized_loss():
 
     def loss(b):
         level = b[0] + (b[1] - 1) * z.mean()
-        return ((y - b[0] - b[1] * z) ** 2).sum() + level**2 / 2.5**2 + (b[1] - 1) ** 2 * variance / 0.5**2
+        return ((y - b[0] - b[1] * z) ** 2).sum() + level**2 / 1.5**2 + (b[1] - 1) ** 2 * variance / 0.5**2
 
     best = minimize(loss, [0, 1], tol=1e-10)
     assert (*adapted.intercepts, adapted.slope) == pytest.approx(tuple(best.x), abs=1e-3)
     assert recalibrate(z, y, regression=True).slope == 1
     assert recalibrate(z, y, regression=True).intercepts[0] == pytest.approx(
-        (y - z).sum() / (25 + 1 / 2.5**2)
+        (y - z).sum() / (25 + 1 / 1.5**2)
     )
 
 

@@ -19,7 +19,7 @@ REFITS: tuple[Refit, ...] = ("intercept", "intercept and slope")
 SIZES = (10, 20, 50, 100)
 """Default numbers of labels."""
 
-INTERCEPT_SD = 2.5
+INTERCEPT_SD = 1.5
 """Prior standard deviation of the intercept, around 0 (regression: in residual standard deviations)."""
 
 SLOPE_SD = 0.5
@@ -93,11 +93,16 @@ class LabelGain:
 
 
 def recalibrate(
-    scores: ArrayLike, targets: ArrayLike, *, refit: Refit = "intercept", regression: bool = False
+    scores: ArrayLike,
+    targets: ArrayLike,
+    *,
+    refit: Refit = "intercept",
+    regression: bool = False,
+    intercept_sd: float = INTERCEPT_SD,
 ) -> Recalibration:
     """Refit the intercept, or intercept and slope, of scores to the labels of one environment.
 
-    Maximum of log-likelihood + prior, with a ~ N(0, 2.5²) and b ~ N(1, 0.5²) in logit p = a + b z: finite for
+    Maximum of log-likelihood + prior, with a ~ N(0, 1.5²) and b ~ N(1, 0.5²) in logit p = a + b z: finite for
     one label or one class. For several classes: one intercept per class but the first, one slope.
 
     Args:
@@ -105,6 +110,8 @@ def recalibrate(
         targets: Class numbers from 0, or real targets, `[rows]`.
         refit: "intercept", or "intercept and slope".
         regression: Whether targets are real numbers.
+        intercept_sd: Prior standard deviation of the intercept, such as the standard deviation of the
+            intercepts between the training environments.
 
     Raises:
         EnvariantError: If lengths differ, values are not finite, targets are not class numbers, or `refit` is
@@ -114,12 +121,12 @@ def recalibrate(
         >>> import numpy as np
         >>> adapted = recalibrate(np.zeros(10), np.ones(10, dtype=int))
         >>> round(adapted.intercepts[0], 2), adapted.slope
-        (2.99, 1.0)
+        (2.21, 1.0)
     """
     if refit not in REFITS:
         raise unknown_name("refit", refit, REFITS, "recalibrate")
     z, y, n_classes = checked_scores("recalibrate", scores, targets, regression=regression)
-    coefficients = _refit(z, y, np.ones((1, len(z))), n_classes, slope=refit != "intercept")[0]
+    coefficients = _refit(z, y, np.ones((1, len(z))), n_classes, intercept_sd, slope=refit != "intercept")[0]
     return Recalibration(tuple(coefficients[:-1].tolist()), float(coefficients[-1]))
 
 
@@ -130,6 +137,7 @@ def gain_from_labels(
     sizes: Sequence[int] = SIZES,
     n_resamples: int = 100,
     regression: bool = False,
+    intercept_sd: float = INTERCEPT_SD,
     seed: int = 0,
 ) -> tuple[LabelGain, ...]:
     """Measure what k labels of an environment would have gained, by resampling.
@@ -143,6 +151,7 @@ def gain_from_labels(
         sizes: Numbers k of labels.
         n_resamples: Number of random choices of the labeled rows.
         regression: Whether targets are real numbers.
+        intercept_sd: Prior standard deviation of the intercept.
         seed: Seed of the resampling.
 
     Returns:
@@ -158,7 +167,7 @@ def gain_from_labels(
         >>> z = rng.normal(size=500)
         >>> y = (z + 3 + rng.logistic(size=500) > 0).astype(int)
         >>> print(gain_from_labels(z, y, sizes=[20])[0])
-        20 labels (intercept): accuracy 0.505 to 0.939 ± 0.009 (sd, n = 100)
+        20 labels (intercept): accuracy 0.505 to 0.938 ± 0.012 (sd, n = 100)
     """
     z, y, n_classes = checked_scores("gain_from_labels", scores, targets, regression=regression)
     if n_resamples < 1 or any(size < 1 for size in sizes):
@@ -174,7 +183,7 @@ def gain_from_labels(
         labeled = (order < size).astype(np.float64)
         rest = (1 - labeled) / (n - size)
         for refit in REFITS:
-            fits = _refit(z, y, labeled, n_classes, slope=refit != "intercept")
+            fits = _refit(z, y, labeled, n_classes, intercept_sd, slope=refit != "intercept")
             after = _row_losses(fits[:, None, :-1] + fits[:, None, -1:] * z, y, n_classes)
             means = [[(rest * part).sum(-1) for part in parts] for parts in (before, after)]
             gains = [_gain(first, second) for first, second in zip(*means, strict=True)]
@@ -197,12 +206,12 @@ def _row_losses(z: Array, y: Array, n_classes: int) -> list[Array]:
     return [logistic_loss(z, y), (predicted != labels).astype(np.float64)]
 
 
-def _refit(z: Array, y: Array, weights: Array, n_classes: int, *, slope: bool) -> Array:
+def _refit(z: Array, y: Array, weights: Array, n_classes: int, intercept_sd: float, *, slope: bool) -> Array:
     """Return intercepts and slope for every weighting, `[weightings, intercepts + 1]`."""
     if not n_classes:
-        return _linear_refit(z[:, 0], y[:, 0], weights, slope=slope)
+        return _linear_refit(z[:, 0], y[:, 0], weights, intercept_sd, slope=slope)
     k = z.shape[1]
-    design, precision = recalibration_design(z), np.append(np.full(k, INTERCEPT_SD**-2), SLOPE_SD**-2)
+    design, precision = recalibration_design(z), np.append(np.full(k, intercept_sd**-2), SLOPE_SD**-2)
     if slope:
         return fit_logistic(
             design, y, weights, center=np.append(np.zeros(k), 1.0), precision=precision
@@ -211,7 +220,7 @@ def _refit(z: Array, y: Array, weights: Array, n_classes: int, *, slope: bool) -
     return np.column_stack([fits, np.ones(len(fits))])
 
 
-def _linear_refit(z: Array, y: Array, weights: Array, *, slope: bool) -> Array:
+def _linear_refit(z: Array, y: Array, weights: Array, intercept_sd: float, *, slope: bool) -> Array:
     """Return intercept and slope of a penalized least-squares fit for every weighting, `[weightings, 2]`."""
     count, residual = weights.sum(1), y - z
     center, scale = z.mean(), max(float(z.std()), 1e-12)
@@ -220,7 +229,7 @@ def _linear_refit(z: Array, y: Array, weights: Array, *, slope: bool) -> Array:
     variance = np.maximum(weights @ residual**2 / count - mean**2, 1e-12 * (1 + scale**2))
     penalty = variance / (SLOPE_SD * scale) ** 2 if slope else np.full(len(weights), 1e12)
     normal: Any = np.empty((len(weights), 2, 2))
-    normal[:, 0, 0] = count + INTERCEPT_SD**-2
+    normal[:, 0, 0] = count + intercept_sd**-2
     normal[:, 0, 1] = normal[:, 1, 0] = weights @ x
     normal[:, 1, 1] = weights @ x**2 + penalty
     right = np.stack([weights @ residual, weights @ (residual * x)], axis=-1)

@@ -1,0 +1,342 @@
+"""Kind of distribution shift of each environment against the others: label, covariate or concept shift.
+
+Label shift leaves P(X | Y) unchanged, covariate shift leaves P(Y | X) unchanged, concept shift changes both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from envariant.core.errors import EnvariantError
+
+Array = NDArray[np.float64]
+Codes = NDArray[np.int64]
+Kind = Literal["none", "label", "covariate", "concept"]
+
+# Largest number of rows, shared equally by the environments, and number of resamples of each test.
+_MOST_ROWS = 6000
+_RESAMPLES = 199
+# Number of quantile bins of real targets, within which P(X | Y) is compared.
+_BINS = 4
+# Largest standardized value, and largest number of columns whose products enter the model of P(Y | X).
+_LARGEST = 5.0
+_MOST_PAIRED = 12
+# Quantiles at which the slope of a column may change in the model of P(Y | X).
+_KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)
+_RIDGE = 1.0
+
+
+@final
+@dataclass(frozen=True)
+class EnvironmentShift:
+    """Shift of one environment against the environments that agree with each other.
+
+    P-values are corrected over environments by the largest statistic of each resample (Westfall & Young
+    1993).
+
+    Attributes:
+        environment: Name of the environment.
+        kinds: Kinds of shift found, the most consequential first; empty if none.
+        label_p: P-value of the test that P(Y) is unchanged.
+        inputs_p: P-value of the test that P(X) is unchanged.
+        inputs_given_label_p: P-value of the test that P(X | Y) is unchanged. Corrections for label shift are
+            valid only where it is.
+        intercept_p: P-value of the test that the level of P(Y | X), on the log-odds scale, is unchanged; 1 if
+            not tested because P(X | Y) is unchanged in all environments.
+        slopes_p: P-value of the test that the slopes of P(Y | X) are unchanged; 1 if not tested.
+    """
+
+    environment: str
+    kinds: tuple[Kind, ...]
+    label_p: float
+    inputs_p: float
+    inputs_given_label_p: float
+    intercept_p: float
+    slopes_p: float
+
+    @property
+    def kind(self) -> Kind:
+        """Most consequential kind of shift: concept, then label, then covariate shift; "none" if none."""
+        return self.kinds[0] if self.kinds else "none"
+
+
+def name_shifts(
+    inputs: ArrayLike,
+    targets: ArrayLike,
+    environments: ArrayLike,
+    *,
+    regression: bool = False,
+    level: float = 0.05,
+    seed: int = 0,
+) -> tuple[EnvironmentShift, ...]:
+    """Name the kind of shift of every environment by permutation and bootstrap tests.
+
+    P(X | Y): within each class (quarter of a real target), the environment's means of x and x² are compared
+    with those of the others in Mahalanobis distance, against permutations of the environments within classes.
+    P(Y): the same with class indicators. P(Y | X): a (logistic) regression on x, x² and products is fitted to
+    all environments, and efficient score tests of an environment's own intercept and own slopes are compared
+    with a wild bootstrap of the residuals. Environments that differ are left out of the comparison, the most
+    different first, so that one deviating environment does not make the others appear to deviate.
+
+    If P(X | Y) is unchanged, the shift can only be label shift. Otherwise changed slopes are concept shift, a
+    changed intercept is label shift, and an unchanged P(Y | X) is covariate shift.
+
+    Args:
+        inputs: Numeric columns without missing values, `[rows, columns]`.
+        targets: Classes or real targets, `[rows]`.
+        environments: Environment of each row, `[rows]`.
+        regression: Whether targets are real numbers.
+        level: Significance level.
+        seed: Seed of the resampling.
+
+    Returns:
+        One entry per environment, in order of appearance.
+
+    Raises:
+        EnvariantError: If lengths differ, a value is missing, or there are fewer than two environments.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> hospital = np.repeat(["A", "B", "C", "D"], 300)
+        >>> sick = (rng.random(1200) < np.where(hospital == "D", 0.8, 0.3)).astype(int)
+        >>> x = rng.normal(size=(1200, 2)) + sick[:, None]
+        >>> [(shift.environment, shift.kind) for shift in name_shifts(x, sick, hospital)]
+        [('A', 'none'), ('B', 'none'), ('C', 'none'), ('D', 'label')]
+    """
+    x, y, labels = np.asarray(inputs, dtype=np.float64), np.asarray(targets), np.asarray(environments)
+    if x.ndim != 2 or not len(x) == len(y) == len(labels):
+        raise EnvariantError(
+            f"name_shifts: needs inputs [rows, columns], targets [rows] and environments [rows]; got shapes "
+            f"{x.shape}, {y.shape} and {labels.shape}"
+        )
+    if not np.isfinite(x).all():
+        raise EnvariantError("name_shifts: inputs contain missing or infinite values; fill them first")
+    names, first, codes = np.unique(labels, return_index=True, return_inverse=True)
+    if len(names) < 2:
+        raise EnvariantError("name_shifts: needs at least two environments")
+    generator = np.random.default_rng(seed)
+    rows = _subsample(codes, len(names), generator)
+    tests = _p_values(_columns(x[rows]), y[rows], codes[rows], level, generator, regression=regression)
+    return tuple(
+        EnvironmentShift(
+            str(names[e]), _kinds(*(p[e] for p in tests), level=level), *(float(p[e]) for p in tests)
+        )
+        for e in np.argsort(first).tolist()
+    )
+
+
+def _kinds(
+    label: float, inputs: float, inputs_given_label: float, intercept: float, slopes: float, *, level: float
+) -> tuple[Kind, ...]:
+    """Return the kinds of shift that the p-values show."""
+    # Two tests open the sequence, each at half the level; the others only say which kind it is.
+    if inputs_given_label > level / 2:
+        return ("label",) if label <= level / 2 else ()
+    kinds: list[Kind] = []
+    if slopes <= level:
+        kinds.append("concept")
+    elif intercept <= level:
+        kinds.append("label")
+    if not kinds or inputs <= level:
+        kinds.append("covariate")
+    return tuple(kinds)
+
+
+def _p_values(
+    x: Array, y: NDArray[Any], codes: Codes, level: float, generator: np.random.Generator, *, regression: bool
+) -> tuple[Array, ...]:
+    """Return the p-values of the five tests, each `[environments]`, in the order of `_kinds`."""
+    count = int(codes.max()) + 1
+    if regression:
+        real = _standardized(y.astype(np.float64)[:, None])
+        outcome = np.column_stack([real, real**2])
+        edges = np.quantile(real[:, 0], np.linspace(0, 1, _BINS + 1)[1:-1])
+        strata = np.searchsorted(edges, real[:, 0])
+        targets = real
+    else:
+        strata = np.unique(y, return_inverse=True)[1]
+        indicators = (strata[:, None] == np.arange(strata.max() + 1)).astype(np.float64)
+        outcome = indicators[:, 1:]
+        targets = indicators[:, 1:] if indicators.shape[1] == 2 else indicators
+    features = _with_squares(x)
+    single = np.zeros(len(y), dtype=np.int64)
+    adjusted = (
+        features - outcome @ np.linalg.lstsq(outcome, features, rcond=None)[0] if regression else features
+    )
+
+    def exchange(values: Array, groups: Codes) -> Array:
+        return _search(
+            lambda keep: _mean_statistics(values, groups, codes, keep, generator), count, level / 2
+        )
+
+    given = exchange(adjusted, strata)
+    label, marginal = exchange(outcome, single), exchange(features, single)
+    intercept, slopes = np.ones(count), np.ones(count)
+    if (given <= level / 2).any():
+        intercept, slopes = (
+            _search(
+                lambda keep: _score_statistics(x, targets, codes, keep, generator, regression)[part],
+                count,
+                level,
+            )
+            for part in (0, 1)
+        )
+    return label, marginal, given, intercept, slopes
+
+
+def _search(
+    statistics: Callable[[NDArray[np.bool_]], tuple[Array, Array]], count: int, level: float
+) -> Array:
+    """Return corrected p-values; leave out the most deviating environment until the others agree.
+
+    Args:
+        statistics: Statistic of each environment, `[environments]`, and of the resamples, `[resamples,
+            environments]`, for the environments to compare, `[environments]`.
+        count: Number of environments.
+        level: Significance level.
+    """
+    p_values, keep, lowest = np.ones(count), np.ones(count, dtype=np.bool_), 0.0
+    while True:
+        observed, null = statistics(keep)
+        exceeded = (null[:, keep].max(axis=1)[:, None] >= observed * (1 - 1e-12)).sum(axis=0)
+        p = np.maximum((1 + exceeded) / (1 + len(null)), lowest)
+        worst = int(np.where(keep, observed, -1.0).argmax())
+        p_values[keep] = p[keep]
+        if p[worst] > level or keep.sum() == 2:
+            return p_values
+        lowest, keep[worst] = float(p[worst]), False
+
+
+def _mean_statistics(
+    values: Array, strata: Codes, codes: Codes, keep: NDArray[np.bool_], generator: np.random.Generator
+) -> tuple[Array, Array]:
+    """Return Σ_strata n_e ‖m_e − m‖² / (1 − n_e / n), with Mahalanobis norm, and its permutation null."""
+    count = len(keep)
+    statistics = np.zeros((_RESAMPLES + 1, count))
+    chosen = keep[codes]
+    parts = [np.flatnonzero(chosen & (strata == s)) for s in np.unique(strata[chosen])]
+    centered = [values[rows] - values[rows].mean(axis=0) for rows in parts]
+    whitener = _whitener(np.concatenate(centered))
+    for rows, part in zip(parts, centered, strict=True):
+        white = part @ whitener
+        order = np.argsort(codes[rows], kind="stable")
+        sizes = np.bincount(codes[rows], minlength=count)
+        present = np.flatnonzero(sizes)
+        starts = np.cumsum(sizes[present]) - sizes[present]
+        scale = 1 / (sizes[present] * np.clip(1 - sizes[present] / len(rows), 1e-12, None))
+        if len(present) < 2:
+            continue
+        for b in range(_RESAMPLES + 1):
+            sums = np.add.reduceat(white[order], starts, axis=0)
+            statistics[b, present] += np.square(sums).sum(axis=1) * scale
+            order = generator.permutation(len(rows))
+    return statistics[0], statistics[1:]
+
+
+def _score_statistics(
+    x: Array,
+    targets: Array,
+    codes: Codes,
+    keep: NDArray[np.bool_],
+    generator: np.random.Generator,
+    regression: bool,
+) -> list[tuple[Array, Array]]:
+    """Return the efficient score statistics of an own intercept and of own slopes, with their null."""
+    chosen = keep[codes]
+    x, targets, codes = x[chosen], targets[chosen], codes[chosen]
+    n, count, width = len(x), len(keep), 1 + x.shape[1]
+    design = _design(x)
+    penalty = np.diag(np.append(0.0, np.full(design.shape[1] - 1, _RIDGE)))
+    own = np.column_stack([np.ones(n), x])
+    signs = np.concatenate([np.ones((1, n)), generator.choice([-1.0, 1.0], (_RESAMPLES, n))])
+    statistics = np.zeros((2, _RESAMPLES + 1, count))
+    for target in targets.T:
+        fitted, weights = _fitted(design, target, penalty, regression=regression)
+        weighted = design * weights[:, None]
+        inverse = np.linalg.inv(design.T @ weighted + penalty)
+        for e in np.flatnonzero(keep).tolist():
+            mine = codes == e
+            cross = own[mine].T @ weighted[mine]
+            variance = own[mine].T @ (own[mine] * weights[mine][:, None]) - cross @ inverse @ cross.T
+            projected = -design @ (inverse @ cross.T)
+            projected[mine] += own[mine]
+            scores = signs @ (projected * (target - fitted)[:, None])
+            level = max(float(variance[0, 0]), 1e-9)
+            ratio = variance[1:, 0] / level
+            slopes = scores[:, 1:] - scores[:, :1] * ratio
+            remaining = variance[1:, 1:] - np.outer(ratio, variance[0, 1:])
+            statistics[0, :, e] += scores[:, 0] ** 2 / level
+            inverted = np.linalg.pinv(remaining, rcond=1e-6, hermitian=True)
+            statistics[1, :, e] += ((slopes @ inverted) * slopes).sum(axis=1) if width > 1 else 0.0
+    return [(part[0], part[1:]) for part in statistics]
+
+
+def _fitted(design: Array, target: Array, penalty: Array, *, regression: bool) -> tuple[Array, Array]:
+    """Return fitted values and weights of a penalized linear or logistic regression."""
+    if regression:
+        coefficients = np.linalg.solve(design.T @ design + penalty, design.T @ target)
+        fitted = design @ coefficients
+        return fitted, np.full(len(design), 1 / max(float(np.square(target - fitted).mean()), 1e-12))
+    coefficients = np.zeros(design.shape[1])
+    fitted = np.full(len(design), 0.5)
+    for _ in range(30):
+        weights = fitted * (1 - fitted)
+        gradient = design.T @ (target - fitted) - penalty @ coefficients
+        step = np.linalg.solve(
+            (design.T * weights) @ design + penalty + 1e-9 * np.eye(len(penalty)), gradient
+        )
+        # Short steps keep Newton's method from overshooting.
+        coefficients += step * min(1.0, 3.0 / max(float(np.abs(step).max()), 1e-12))
+        fitted = 1 / (1 + np.exp(-np.clip(design @ coefficients, -30, 30)))
+        if np.abs(step).max() < 1e-6:
+            break
+    return fitted, fitted * (1 - fitted)
+
+
+def _subsample(codes: Codes, count: int, generator: np.random.Generator) -> Codes:
+    """Return at most `_MOST_ROWS` random rows, shared equally by the environments."""
+    order = generator.permutation(len(codes))
+    order = order[np.argsort(codes[order], kind="stable")]
+    sizes = np.bincount(codes, minlength=count)
+    rank = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return order[rank < max(50, _MOST_ROWS // count)]
+
+
+def _columns(x: Array) -> Array:
+    """Return the columns that vary, standardized and clipped."""
+    return _standardized(x[:, x.std(axis=0) > 1e-12 * (1 + np.abs(x.mean(axis=0)))])
+
+
+def _standardized(x: Array) -> Array:
+    return np.clip((x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12), -_LARGEST, _LARGEST)
+
+
+def _with_squares(x: Array) -> Array:
+    """Return the columns and the squares of those with more than two values."""
+    several = np.array([len(np.unique(column)) > 2 for column in x.T], dtype=np.bool_)
+    return np.column_stack([x, x[:, several] ** 2 - 1])
+
+
+def _design(x: Array) -> Array:
+    """Return ones, columns, squares and, where rows are enough, hinges at quantiles and products."""
+    parts = [np.ones((len(x), 1)), _with_squares(x)]
+    p = x.shape[1]
+    if p * len(_KNOTS) < len(x) / 20:
+        knots = np.quantile(x, _KNOTS, axis=0)
+        hinges = np.maximum(x[:, None] - knots, 0.0).reshape(len(x), -1)
+        parts.append(_standardized(hinges[:, hinges.std(axis=0) > 1e-6]))
+    if p <= _MOST_PAIRED and p * (p - 1) / 2 < len(x) / 20:
+        first, second = np.triu_indices(p, 1)
+        parts.append(x[:, first] * x[:, second])
+    return np.concatenate(parts, axis=1)
+
+
+def _whitener(centered: Array) -> Array:
+    """Return the matrix that makes the covariance of the rows the identity."""
+    values, vectors = np.linalg.eigh(centered.T @ centered / len(centered))
+    known = values > 1e-9 * max(float(values.max(initial=0.0)), 1e-12)
+    return vectors[:, known] / np.sqrt(values[known])

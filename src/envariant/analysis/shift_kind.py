@@ -76,9 +76,9 @@ def name_shifts(
 
     P(X | Y): within each class (quarter of a real target), the environment's means of x and x² are compared
     with those of the others in Mahalanobis distance, against permutations of the environments within classes.
-    P(Y): the same with class indicators. P(Y | X): a (logistic) regression on x, x² and products is fitted to
-    all environments, and efficient score tests of an environment's own intercept and own slopes are compared
-    with a wild bootstrap of the residuals. Environments that differ are left out of the comparison, the most
+    P(Y): the same with class indicators. P(Y | X): a (logistic) regression on x, x², hinges and products is
+    fitted to all environments, and efficient score tests of an environment's own intercept and own slopes are
+    compared with a wild bootstrap of the residuals. Environments that differ are left out of the comparison, the most
     different first, so that one deviating environment does not make the others appear to deviate.
 
     If P(X | Y) is unchanged, the shift can only be label shift. Otherwise changed slopes are concept shift, a
@@ -177,14 +177,16 @@ def _p_values(
     label, marginal = exchange(outcome, single), exchange(features, single)
     intercept, slopes = np.ones(count), np.ones(count)
     if (given <= level / 2).any():
-        intercept, slopes = (
-            _search(
-                lambda keep: _score_statistics(x, targets, codes, keep, generator, regression)[part],
-                count,
-                level,
-            )
-            for part in (0, 1)
-        )
+        computed: dict[bytes, list[tuple[Array, Array]]] = {}
+
+        def scores(keep: NDArray[np.bool_]) -> list[tuple[Array, Array]]:
+            key = keep.tobytes()
+            if key not in computed:
+                computed[key] = _score_statistics(x, targets, codes, keep, generator, regression)
+            return computed[key]
+
+        intercept = _search(lambda keep: scores(keep)[0], count, level)
+        slopes = _search(lambda keep: scores(keep)[1], count, level)
     return label, marginal, given, intercept, slopes
 
 

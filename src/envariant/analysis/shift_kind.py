@@ -78,8 +78,8 @@ def name_shifts(
     with those of the others in Mahalanobis distance, against permutations of the environments within classes.
     P(Y): the same with class indicators. P(Y | X): a (logistic) regression on x, x², hinges and products is
     fitted to all environments, and efficient score tests of an environment's own intercept and own slopes are
-    compared with a wild bootstrap of the residuals. Environments that differ are left out of the comparison, the most
-    different first, so that one deviating environment does not make the others appear to deviate.
+    compared with a wild bootstrap of the residuals. Environments that differ are left out of the comparison,
+    the most different first, so that one deviating environment does not make the others appear to deviate.
 
     If P(X | Y) is unchanged, the shift can only be label shift. Otherwise changed slopes are concept shift, a
     changed intercept is label shift, and an unchanged P(Y | X) is covariate shift.
@@ -257,7 +257,7 @@ def _score_statistics(
     signs = np.concatenate([np.ones((1, n)), generator.choice([-1.0, 1.0], (_RESAMPLES, n))])
     statistics = np.zeros((2, _RESAMPLES + 1, count))
     for target in targets.T:
-        fitted, weights = _fitted(design, target, penalty, regression=regression)
+        residual, weights = _residuals(design, target, penalty, regression=regression)
         weighted = design * weights[:, None]
         inverse = np.linalg.inv(design.T @ weighted + penalty)
         for e in np.flatnonzero(keep).tolist():
@@ -266,7 +266,7 @@ def _score_statistics(
             variance = own[mine].T @ (own[mine] * weights[mine][:, None]) - cross @ inverse @ cross.T
             projected = -design @ (inverse @ cross.T)
             projected[mine] += own[mine]
-            scores = signs @ (projected * (target - fitted)[:, None])
+            scores = signs @ (projected * residual[:, None])
             level = max(float(variance[0, 0]), 1e-9)
             ratio = variance[1:, 0] / level
             slopes = scores[:, 1:] - scores[:, :1] * ratio
@@ -277,12 +277,12 @@ def _score_statistics(
     return [(part[0], part[1:]) for part in statistics]
 
 
-def _fitted(design: Array, target: Array, penalty: Array, *, regression: bool) -> tuple[Array, Array]:
-    """Return fitted values and weights of a penalized linear or logistic regression."""
+def _residuals(design: Array, target: Array, penalty: Array, *, regression: bool) -> tuple[Array, Array]:
+    """Return residuals and their variances in a penalized logistic regression, or linear in units of σ."""
     if regression:
         coefficients = np.linalg.solve(design.T @ design + penalty, design.T @ target)
-        fitted = design @ coefficients
-        return fitted, np.full(len(design), 1 / max(float(np.square(target - fitted).mean()), 1e-12))
+        residual = target - design @ coefficients
+        return residual / max(float(residual.std()), 1e-12), np.ones(len(design))
     coefficients = np.zeros(design.shape[1])
     fitted = np.full(len(design), 0.5)
     for _ in range(30):
@@ -296,7 +296,7 @@ def _fitted(design: Array, target: Array, penalty: Array, *, regression: bool) -
         fitted = 1 / (1 + np.exp(-np.clip(design @ coefficients, -30, 30)))
         if np.abs(step).max() < 1e-6:
             break
-    return fitted, fitted * (1 - fitted)
+    return target - fitted, fitted * (1 - fitted)
 
 
 def _subsample(codes: Codes, count: int, generator: np.random.Generator) -> Codes:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envariant.analysis import shift_kind
+from envariant.analysis import _two_sample, shift_kind
 from envariant.analysis.shift_kind import name_shifts
 from envariant.core.errors import EnvariantError
 
@@ -90,7 +90,7 @@ def test_the_statistic_of_means_is_hotellings():
     rng = np.random.default_rng(2)
     values, codes, strata = rng.normal(size=(90, 3)), np.repeat([0, 1, 2], 30), np.arange(90) % 2
     keep = np.array([True, False, True])
-    observed, null = shift_kind._mean_statistics(values, strata, codes, keep, np.random.default_rng(0))
+    observed, null = _two_sample.mean_statistics(values, strata, codes, keep, np.random.default_rng(0))
     chosen = codes != 1
     residual = np.concatenate(
         [values[chosen & (strata == s)] - values[chosen & (strata == s)].mean(0) for s in (0, 1)]
@@ -131,7 +131,7 @@ def test_the_search_leaves_out_the_most_deviating_environments():
         observed = np.where(keep, np.abs(levels - center), 0.0)
         return observed, np.ones((99, 5))
 
-    assert shift_kind._search(statistics, 5, 0.05).tolist() == [1.0, 1.0, 0.01, 1.0, 0.01]
+    assert _two_sample.search_deviating(statistics, 5, 0.05).tolist() == [1.0, 1.0, 0.01, 1.0, 0.01]
 
 
 def test_wrong_input_is_an_error():

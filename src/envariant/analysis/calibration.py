@@ -57,10 +57,9 @@ class Calibration:
 
     def __str__(self) -> str:
         what = "predictions" if self.regression else "predicted probabilities"
-        if len(self.bias) > 1:
-            worst = int(np.abs(self.bias).argmax())
-            return f"{what} of class {worst + 1} are {_too(self.bias[worst])}"
-        return f"{what} are {_too(self.bias[0])}"
+        worst = int(np.abs(self.bias).argmax())
+        which = f" of class {worst + 1}" if len(self.bias) > 1 else ""
+        return f"{what}{which} are {_too(self.bias[worst])}"
 
 
 @final
@@ -195,12 +194,10 @@ def split_drop(
     difference = values[1] - values[0]
     low, high = np.quantile(difference[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
     n = len(np.asarray(environment[1]))
-    results = [
-        DropParts(
-            *(Interval(*map(float, ends), n) for ends in zip(difference[0, m], low[m], high[m], strict=True))
-        )
-        for m in range(difference.shape[1])
-    ]
+    results: list[DropParts] = []
+    for m in range(difference.shape[1]):
+        ends = zip(difference[0, m].tolist(), low[m].tolist(), high[m].tolist(), strict=True)
+        results.append(DropParts(*(Interval(mean, bottom, top, n) for mean, bottom, top in ends)))
     calibration = measure_calibration(*environment, regression=regression)
     return DropSplit(results[0], None if regression else results[1], calibration)
 
@@ -279,5 +276,13 @@ def _linear_calibration(z: Array, y: Array) -> Calibration:
         for value, scale, freedom in ((bias, error, n - 1), (slope - 1, slope_error, n - 2))
     ]
     return Calibration(
-        (-bias,), (float(error),), slope, slope_error, *p_values, (bias,), (float(error),), regression=True
+        (-bias,),
+        (float(error),),
+        slope,
+        slope_error,
+        p_values[0],
+        p_values[1],
+        (bias,),
+        (float(error),),
+        regression=True,
     )

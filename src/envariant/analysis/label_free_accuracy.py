@@ -185,8 +185,9 @@ def expected_confusion(probabilities: ArrayLike, threshold: float = 0.5) -> Expe
     assumption = f"{_UNCHANGED} and the probabilities are calibrated"
     correct = np.where(positive, p, 1 - p)
     accuracy = AccuracyEstimate(float(correct.mean()), _poisson_binomial(correct), "CBPE", assumption)
-    cells = (p[positive], 1 - p[positive], p[~positive], 1 - p[~positive])
-    return ExpectedConfusion(*(float(cell.sum()) for cell in cells), accuracy)
+    parts = (p[positive], 1 - p[positive], p[~positive], 1 - p[~positive])
+    cells = [float(part.sum()) for part in parts]
+    return ExpectedConfusion(cells[0], cells[1], cells[2], cells[3], accuracy)
 
 
 def agreement_on_the_line(

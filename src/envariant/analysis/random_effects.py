@@ -5,7 +5,7 @@ Use it to pool drops, scores or slopes that were estimated separately in several
 
 import math
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -145,8 +145,8 @@ def _paule_mandel(theta: Array, variances: Array) -> float:
         return 0.0
     # At τ² = Σ(θ − θ̄)², the sum is at most 1, because the weights are below 1/τ².
     top = float(np.square(theta - theta.mean()).sum())
-    root: float = brentq(excess, 0.0, top, xtol=1e-14 * top, rtol=1e-14)
-    return root
+    root: Any = brentq(excess, 0.0, top, xtol=1e-14 * top)
+    return float(root)
 
 
 def _restricted_likelihood(theta: Array, variances: Array) -> float:

@@ -3,26 +3,30 @@
 Label shift leaves P(X | Y) unchanged, covariate shift leaves P(Y | X) unchanged, concept shift changes both.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from envariant.analysis._two_sample import (
+    RESAMPLES,
+    mean_statistics,
+    search_deviating,
+    standardized,
+    subsample_rows,
+    varying_columns,
+    with_squares,
+)
 from envariant.core.errors import EnvariantError
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
 Kind = Literal["none", "label", "covariate", "concept"]
 
-# Largest number of rows, shared equally by the environments, and number of resamples of each test.
-_MOST_ROWS = 6000
-_RESAMPLES = 199
 # Number of quantile bins of real targets, within which P(X | Y) is compared.
 _BINS = 4
-# Largest standardized value, and largest number of columns whose products enter the model of P(Y | X).
-_LARGEST = 5.0
+# Largest number of columns whose products enter the model of P(Y | X).
 _MOST_PAIRED = 12
 # Quantiles at which the slope of a column may change in the model of P(Y | X).
 _KNOTS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -119,14 +123,13 @@ def name_shifts(
     if len(names) < 2:
         raise EnvariantError("name_shifts: needs at least two environments")
     generator = np.random.default_rng(seed)
-    rows = _subsample(codes, len(names), generator)
-    tests = _p_values(_columns(x[rows]), y[rows], codes[rows], level, generator, regression=regression)
-    return tuple(
-        EnvironmentShift(
-            str(names[e]), _kinds(*(p[e] for p in tests), level=level), *(float(p[e]) for p in tests)
-        )
-        for e in np.argsort(first).tolist()
-    )
+    rows = subsample_rows(codes, len(names), generator)
+    tests = _p_values(varying_columns(x[rows]), y[rows], codes[rows], level, generator, regression=regression)
+    results: list[EnvironmentShift] = []
+    for e in np.argsort(first).tolist():
+        p_values = [float(test[e]) for test in tests]
+        results.append(EnvironmentShift(str(names[e]), _kinds(*p_values, level=level), *p_values))
+    return tuple(results)
 
 
 def _kinds(
@@ -152,7 +155,7 @@ def _p_values(
     """Return the p-values of the five tests, each `[environments]`, in the order of `_kinds`."""
     count = int(codes.max()) + 1
     if regression:
-        real = _standardized(y.astype(np.float64)[:, None])
+        real = standardized(y.astype(np.float64)[:, None])
         outcome = np.column_stack([real, real**2])
         edges = np.quantile(real[:, 0], np.linspace(0, 1, _BINS + 1)[1:-1])
         strata = np.searchsorted(edges, real[:, 0])
@@ -162,15 +165,15 @@ def _p_values(
         indicators = (strata[:, None] == np.arange(strata.max() + 1)).astype(np.float64)
         outcome = indicators[:, 1:]
         targets = indicators[:, 1:] if indicators.shape[1] == 2 else indicators
-    features = _with_squares(x)
+    features = with_squares(x)
     single = np.zeros(len(y), dtype=np.int64)
     adjusted = (
         features - outcome @ np.linalg.lstsq(outcome, features, rcond=None)[0] if regression else features
     )
 
     def exchange(values: Array, groups: Codes) -> Array:
-        return _search(
-            lambda keep: _mean_statistics(values, groups, codes, keep, generator), count, level / 2
+        return search_deviating(
+            lambda keep: mean_statistics(values, groups, codes, keep, generator), count, level / 2
         )
 
     given = exchange(adjusted, strata)
@@ -185,58 +188,9 @@ def _p_values(
                 computed[key] = _score_statistics(x, targets, codes, keep, generator, regression)
             return computed[key]
 
-        intercept = _search(lambda keep: scores(keep)[0], count, level)
-        slopes = _search(lambda keep: scores(keep)[1], count, level)
+        intercept = search_deviating(lambda keep: scores(keep)[0], count, level)
+        slopes = search_deviating(lambda keep: scores(keep)[1], count, level)
     return label, marginal, given, intercept, slopes
-
-
-def _search(
-    statistics: Callable[[NDArray[np.bool_]], tuple[Array, Array]], count: int, level: float
-) -> Array:
-    """Return corrected p-values; leave out the most deviating environment until the others agree.
-
-    Args:
-        statistics: Statistic of each environment, `[environments]`, and of the resamples, `[resamples,
-            environments]`, for the environments to compare, `[environments]`.
-        count: Number of environments.
-        level: Significance level.
-    """
-    p_values, keep, lowest = np.ones(count), np.ones(count, dtype=np.bool_), 0.0
-    while True:
-        observed, null = statistics(keep)
-        exceeded = (null[:, keep].max(axis=1)[:, None] >= observed * (1 - 1e-12)).sum(axis=0)
-        p = np.maximum((1 + exceeded) / (1 + len(null)), lowest)
-        worst = int(np.where(keep, observed, -1.0).argmax())
-        p_values[keep] = p[keep]
-        if p[worst] > level or keep.sum() == 2:
-            return p_values
-        lowest, keep[worst] = float(p[worst]), False
-
-
-def _mean_statistics(
-    values: Array, strata: Codes, codes: Codes, keep: NDArray[np.bool_], generator: np.random.Generator
-) -> tuple[Array, Array]:
-    """Return Σ_strata n_e ‖m_e − m‖² / (1 − n_e / n), with Mahalanobis norm, and its permutation null."""
-    count = len(keep)
-    statistics = np.zeros((_RESAMPLES + 1, count))
-    chosen = keep[codes]
-    parts = [np.flatnonzero(chosen & (strata == s)) for s in np.unique(strata[chosen])]
-    centered = [values[rows] - values[rows].mean(axis=0) for rows in parts]
-    whitener = _whitener(np.concatenate(centered))
-    for rows, part in zip(parts, centered, strict=True):
-        white = part @ whitener
-        order = np.argsort(codes[rows], kind="stable")
-        sizes = np.bincount(codes[rows], minlength=count)
-        present = np.flatnonzero(sizes)
-        starts = np.cumsum(sizes[present]) - sizes[present]
-        scale = 1 / (sizes[present] * np.clip(1 - sizes[present] / len(rows), 1e-12, None))
-        if len(present) < 2:
-            continue
-        for b in range(_RESAMPLES + 1):
-            sums = np.add.reduceat(white[order], starts, axis=0)
-            statistics[b, present] += np.square(sums).sum(axis=1) * scale
-            order = generator.permutation(len(rows))
-    return statistics[0], statistics[1:]
 
 
 def _score_statistics(
@@ -254,8 +208,8 @@ def _score_statistics(
     design = _design(x)
     penalty = np.diag(np.append(0.0, np.full(design.shape[1] - 1, _RIDGE)))
     own = np.column_stack([np.ones(n), x])
-    signs = np.concatenate([np.ones((1, n)), generator.choice([-1.0, 1.0], (_RESAMPLES, n))])
-    statistics = np.zeros((2, _RESAMPLES + 1, count))
+    signs = np.concatenate([np.ones((1, n)), generator.choice([-1.0, 1.0], (RESAMPLES, n))])
+    statistics = np.zeros((2, RESAMPLES + 1, count))
     for target in targets.T:
         residual, weights = _residuals(design, target, penalty, regression=regression)
         weighted = design * weights[:, None]
@@ -299,46 +253,15 @@ def _residuals(design: Array, target: Array, penalty: Array, *, regression: bool
     return target - fitted, fitted * (1 - fitted)
 
 
-def _subsample(codes: Codes, count: int, generator: np.random.Generator) -> Codes:
-    """Return at most `_MOST_ROWS` random rows, shared equally by the environments."""
-    order = generator.permutation(len(codes))
-    order = order[np.argsort(codes[order], kind="stable")]
-    sizes = np.bincount(codes, minlength=count)
-    rank = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return order[rank < max(50, _MOST_ROWS // count)]
-
-
-def _columns(x: Array) -> Array:
-    """Return the columns that vary, standardized and clipped."""
-    return _standardized(x[:, x.std(axis=0) > 1e-12 * (1 + np.abs(x.mean(axis=0)))])
-
-
-def _standardized(x: Array) -> Array:
-    return np.clip((x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12), -_LARGEST, _LARGEST)
-
-
-def _with_squares(x: Array) -> Array:
-    """Return the columns and the squares of those with more than two values."""
-    several = np.array([len(np.unique(column)) > 2 for column in x.T], dtype=np.bool_)
-    return np.column_stack([x, x[:, several] ** 2 - 1])
-
-
 def _design(x: Array) -> Array:
     """Return ones, columns, squares and, where rows are enough, hinges at quantiles and products."""
-    parts = [np.ones((len(x), 1)), _with_squares(x)]
+    parts = [np.ones((len(x), 1)), with_squares(x)]
     p = x.shape[1]
     if p * len(_KNOTS) < len(x) / 20:
         knots = np.quantile(x, _KNOTS, axis=0)
         hinges = np.maximum(x[:, None] - knots, 0.0).reshape(len(x), -1)
-        parts.append(_standardized(hinges[:, hinges.std(axis=0) > 1e-6]))
+        parts.append(standardized(hinges[:, hinges.std(axis=0) > 1e-6]))
     if p <= _MOST_PAIRED and p * (p - 1) / 2 < len(x) / 20:
         first, second = np.triu_indices(p, 1)
         parts.append(x[:, first] * x[:, second])
     return np.concatenate(parts, axis=1)
-
-
-def _whitener(centered: Array) -> Array:
-    """Return the matrix that makes the covariance of the rows the identity."""
-    values, vectors = np.linalg.eigh(centered.T @ centered / len(centered))
-    known = values > 1e-9 * max(float(values.max(initial=0.0)), 1e-12)
-    return vectors[:, known] / np.sqrt(values[known])

@@ -5,6 +5,7 @@ The runs are stored as a study in a folder, which can be resumed and inspected.
 
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.results import ComparisonResults, gather
 from envariant.core import metrics, specs
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.saved_model import SavedModel
@@ -197,6 +198,8 @@ def compare(
     plan = protocol.plan(
         source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared
     )
+    for line in plan.undefined:
+        warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=2)
     execution = {"execution": protocol.choose_execution(plan.study, source) or "auto"}
     execution |= {key: value for key, value in options.items() if key in EXECUTION_ONLY}
     run = _runner(folder, plan.study, execution, executor, address)

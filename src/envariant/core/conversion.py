@@ -30,13 +30,30 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(labels), key=key))
 
 
-def look_alikes(labels: Iterable[str]) -> list[list[str]]:
-    """Return the groups of labels that differ only in case, blanks or the form of their characters."""
+# Signs without width, which make equal texts different.
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
+
+
+def clean(text: str) -> str:
+    """Return a label in Unicode's composed form, without invisible signs and surrounding blanks."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
+    return text.strip()
+
+
+def look_alikes(labels: Iterable[str]) -> list[str]:
+    """Return one sentence per group of labels that differ only in case, blanks or the form of characters."""
     groups: dict[str, list[str]] = {}
     for label in labels:
-        key = "".join(unicodedata.normalize("NFKC", label).casefold().split())
+        key = "".join(unicodedata.normalize("NFKC", label).translate(_INVISIBLE).casefold().split())
         groups.setdefault(key, []).append(label)
-    return [names for names in groups.values() if len(names) > 1]
+    sentences: list[str] = []
+    for names in groups.values():
+        shown = listed([f"'{name}'" for name in names], 4, " and ")
+        how = "capitals" if len({name.casefold() for name in names}) == 1 else "blanks or character form"
+        if len(names) > 1:
+            sentences.append(f"{shown} differ in {how} only")
+    return sentences
 
 
 # Integers with more distinct values than this are a quantity, not classes.

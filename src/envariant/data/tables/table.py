@@ -175,7 +175,7 @@ def read(
     if task is not None and task not in TASKS:
         raise unknown_name("task", str(task), TASKS)
     specs.check_value(min_rows, PositiveInt, "table: min_rows")
-    exclude = several(exclude)
+    exclude = several(exclude, "exclude")
     # Environments are read as text: 03 is not 3, and long numbers keep all their digits.
     label, frames, header = read_chunks(data, encoding, [environment])
     role_names = {"target": target, "environment": environment}

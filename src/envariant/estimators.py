@@ -8,7 +8,8 @@ import copy
 import secrets
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, Self, cast, final
 
@@ -27,7 +28,7 @@ from envariant import algorithms
 from envariant.algorithms import EIIL, Algorithm, Composition, Part, Recipe, TrainContext
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
-from envariant.core.errors import EnvariantError, EnvariantWarning, unknown_name
+from envariant.core.errors import EnvariantError, EnvariantWarning, shown, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
 from envariant.models import ModelConfig
 from envariant.training.evaluator import Evaluator
@@ -44,11 +45,20 @@ _FULL_BATCH = 5000
 _BATCH = 256
 
 
-def _validate(*arguments: Any, **options: Any) -> Any:
+@contextmanager
+def _errors_in_one_line() -> Generator[None]:
+    """Convert the errors of scikit-learn for invalid input, which may have several lines."""
     try:
-        return validate_data(*arguments, **options)
+        yield
+    except EnvariantError:
+        raise
     except ValueError as error:
         raise EnvariantError(" ".join(str(error).split())) from error
+
+
+def _validate(*arguments: Any, **options: Any) -> Any:
+    with _errors_in_one_line():
+        return validate_data(*arguments, **options)
 
 
 class InvariantEstimator(BaseEstimator, ABC):
@@ -110,7 +120,8 @@ class InvariantEstimator(BaseEstimator, ABC):
         rows, labels = _split_environments(X, environments)
         numeric = isinstance(self, RegressorMixin)
         inputs, y = _validate(self, rows, y, dtype=np.float64, y_numeric=numeric)
-        task, targets, fitted = self._encode_targets(cast("NDArray[Any]", y))
+        with _errors_in_one_line():
+            task, targets, fitted = self._encode_targets(cast("NDArray[Any]", y))
         mean, scale = _mean_and_scale(inputs)
         table = EnvironmentSet.from_arrays(
             (inputs - mean) / scale,
@@ -172,7 +183,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         """Return algorithm, hyperparameters and model for training; ERM if `fit` lacks environments."""
         settings: dict[str, Any] = {
             "algorithm": self.algorithm,
-            "hyperparameters": dict(self.hyperparameters or {}),
+            "hyperparameters": _mapping(self.hyperparameters or {}),
             # Copy, so that later changes of the user's module do not affect the fitted estimator.
             "model": copy.deepcopy(self.model),
             "inferred": False,
@@ -206,7 +217,8 @@ class InvariantEstimator(BaseEstimator, ABC):
             return secrets.randbits(32)
         if isinstance(state, np.random.RandomState):
             return int(state.randint(2**32, dtype=np.uint32))
-        check_random_state(state)  # Reject invalid values as scikit-learn does.
+        with _errors_in_one_line():
+            check_random_state(state)  # Reject invalid values as scikit-learn does.
         return int(state)
 
     def _network(self) -> tuple[nn.Module, Task]:
@@ -415,6 +427,12 @@ def _batch_size(requested: Any, rows: int) -> int | Literal["full"]:
     if requested != "auto":
         return requested
     return "full" if rows <= _FULL_BATCH else _BATCH
+
+
+def _mapping(hyperparameters: object) -> dict[str, Any]:
+    if not isinstance(hyperparameters, Mapping):
+        raise EnvariantError(f"hyperparameters must be a mapping; got {shown(hyperparameters)}")
+    return dict(cast("Mapping[str, Any]", hyperparameters))
 
 
 def _mean_and_scale(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -22,7 +22,7 @@ from envariant.algorithms.composition import Composition
 from envariant.algorithms.recipe_base import LOSS, Recipe
 from envariant.algorithms.recipes import RECIPES
 from envariant.core import specs
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, shown
 from envariant.core.plugins import Plugins
 from envariant.core.schedules import Schedule
 
@@ -104,6 +104,8 @@ def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
     Raises:
         EnvariantError: If a name or a setting is unknown.
     """
+    if not isinstance(text, str):
+        raise EnvariantError(f"algorithm must be text such as 'vrex + and-mask'; got {shown(text)}")
     parsed: list[tuple[Recipe, dict[str, Any]]] = []
     for term in _split(text):
         spec = specs.parse_as("algorithm", term)

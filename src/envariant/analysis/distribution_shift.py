@@ -125,8 +125,26 @@ def measure_shift(
     """
     specs.check_value(n_trials, Annotated[int, Field(ge=1, le=1000)], "measure_shift: n_trials")
     specs.check_value(seed, NonNegativeInt, "measure_shift: seed")
+    first, second = _as_arrays(first), _as_arrays(second)
     trials = [estimate_shift(first, second, regression=regression, seed=seed + k) for k in range(n_trials)]
     return Shift.from_trials(" + ".join(first), " + ".join(second), trials)
+
+
+def _as_arrays(samples: Samples) -> Samples:
+    """Return the samples as arrays.
+
+    Raises:
+        EnvariantError: If there are none, or an environment has not one target per row.
+    """
+    if not samples:
+        raise EnvariantError("measure_shift: a group has no environments")
+    arrays = {name: (np.asarray(inputs), np.asarray(targets)) for name, (inputs, targets) in samples.items()}
+    for name, (inputs, targets) in arrays.items():
+        if len(inputs) != len(targets):
+            raise EnvariantError(
+                f"measure_shift: '{name}' has {len(inputs)} rows of inputs and {len(targets)} targets"
+            )
+    return arrays
 
 
 def estimate_shift(

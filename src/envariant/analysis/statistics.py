@@ -58,6 +58,8 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
         0.66 [0.618, 0.702]
     """
     _check_level("interval", level)
+    if any(isinstance(value, str) for value in values):
+        raise EnvariantError("interval: values must be numbers, one per replica")
     n = len(values)
     mean = statistics.fmean(values) if n else math.nan
     if n < 2:

@@ -23,6 +23,7 @@ from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.results import ComparisonResults, gather
 from envariant.core import metrics, specs
 from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.files import as_path
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.saved_model import SavedModel
@@ -183,6 +184,7 @@ def compare(
     start = time.monotonic()
     deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
+    folder = None if out is None else as_path(out, "out")
     asked = {"min_rows": min_rows, "max_rows": max_rows, "encoding": encoding, "executor": executor}
     _check_arguments({**asked, "address": address}, options)
     runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed}
@@ -193,7 +195,7 @@ def compare(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=min_rows, encoding=encoding, missing_values=missing_values,
     )  # fmt: skip
-    folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
+    folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
     plan = protocol.plan(
         source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared

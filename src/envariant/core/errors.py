@@ -58,14 +58,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     hint = "" if suggestion is None else f"did you mean '{suggestion}'? "
     prefix = f"{where}: " if where else ""
     return EnvariantError(
-        f"{prefix}unknown {kind} '{shortened(name)}'; {hint}known: {', '.join(names) or 'none'}"
+        f"{prefix}unknown {kind} '{shortened(str(name))}'; {hint}known: {', '.join(names) or 'none'}"
     )
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:
     """Return the known name most similar to `name`, or None if none is similar."""
-    candidates = {_simplified(candidate): candidate for candidate in known}
-    similar = difflib.get_close_matches(_simplified(name), candidates, n=1, cutoff=0.6)
+    candidates = {_simplified(str(candidate)): candidate for candidate in known}
+    similar = difflib.get_close_matches(_simplified(str(name)), candidates, n=1, cutoff=0.6)
     return candidates[similar[0]] if similar else None
 
 
@@ -83,7 +83,9 @@ def shortened(text: str, most: int = 80) -> str:
 def shown(value: object) -> str:
     """Return a value as text for an error message: one line of at most 80 characters."""
     try:
-        return shortened(repr(value))
+        text = repr(value)
+        # Objects such as data frames and optimizers describe themselves in many lines.
+        return f"{type(value).__name__} object" if "\n" in text else shortened(text)
     except ValueError:
         # Python does not convert integers of more than 4,300 digits.
         return f"a value of type {type(value).__name__}"

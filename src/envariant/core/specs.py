@@ -396,6 +396,8 @@ def _type_in_words(hint: Any) -> str:
 
 
 def _bounded(text: str) -> str:
+    if not isinstance(text, str):
+        raise EnvariantError(f"expected text such as name or name(key=value, …); got {shown(text)}")
     if len(text) > _MAX_LENGTH:
         expected = f"at most {_MAX_LENGTH:,} characters, and it has {len(text):,}"
         raise _unreadable(text, expected)

@@ -99,6 +99,7 @@ class Study:
                 raise unknown_name("setting", key, SHARED, where="study")
         RunSpec(data="", **self.settings)
         check_objects(self.settings)
+        self._labeled("data")
         algorithms = self._labeled("algorithms")
         for label in self.ranges:
             if label not in algorithms:

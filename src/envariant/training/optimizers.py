@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from envariant.core import specs
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, shown
 from envariant.core.schedules import Schedule, schedule
 from envariant.training.schedule_table import ScheduleTable
 
@@ -370,7 +370,8 @@ class TorchOptimizer(OptimizerConfig):
             factory, fixed = partial.func, {**partial.keywords, **fixed}
         if not (isinstance(factory, type) and issubclass(factory, torch.optim.Optimizer)):
             raise EnvariantError(
-                f"optimizer: must be a name, a torch.optim class or functools.partial of one; got {factory!r}"
+                f"optimizer: must be a name, a torch.optim class or functools.partial of one; got "
+                f"{shown(factory)}"
             )
         return factory, fixed
 

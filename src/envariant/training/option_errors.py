@@ -47,11 +47,13 @@ def one_line(error: ValidationError, options: Mapping[str, Any], known: Iterable
             allowed = "must be a mapping from names to values"
         case "tuple_type" | "string_type" if name == "test_environments":
             allowed = "must be a list of names"
+        case "string_type" if name == "hyperparameters":
+            allowed = "must be a mapping from names to values"
         case "string_type" if name == "memory":
             allowed = "must be a size such as 8GB, or a number of bytes"
         case _:
             allowed = fault["msg"][:1].lower() + fault["msg"][1:]
     # Pydantic reports the first alternative of a union, "full"; name both.
     if name == "batch_size" and kind == "literal_error":
-        allowed = 'must be a whole number or "full"' if not isinstance(value, int) else "must be at least 1"
+        allowed = 'must be a whole number or "full"' if type(value) is not int else "must be at least 1"
     return EnvariantError(f"{name} {allowed}; got {shown(value)}")

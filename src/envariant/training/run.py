@@ -117,7 +117,11 @@ def run(
     source = source_of(members[0].spec.data)
     resolved = _resolve_all(members, source)
     first = resolved[0]
-    sample = first.source.sample(members[0].seeds.data)
+    sample: object = first.source.sample(members[0].seeds.data)
+    if not isinstance(sample, EnvironmentSet):
+        raise EnvariantError(
+            f"data: {type(source).__name__}.sample must return an EnvironmentSet; got {type(sample).__name__}"
+        )
     roles = sample.roles(first.config.test)
     check_environments(first.algorithm, sample, roles)
     if isinstance(first.algorithm.trained, Predictor):

@@ -181,7 +181,9 @@ class RunSpec(BaseModel):
     def _accept_alias(cls, options: Any) -> Any:
         if isinstance(options, Mapping) and "n_seeds" in options:
             options = dict(cast("Mapping[str, Any]", options))
-            options.setdefault("replicas", options.pop("n_seeds"))
+            if "replicas" in options:
+                raise ValueError("replicas and n_seeds are one option; give one of them")
+            options["replicas"] = options.pop("n_seeds")
         return options
 
     @field_validator("test_environments", mode="before")
@@ -200,6 +202,14 @@ class RunSpec(BaseModel):
     def _at_least_one(cls, value: Any) -> Any:
         if isinstance(value, int) and not 1 <= value <= 2**53:
             raise ValueError("must be at least 1" if value < 1 else "must be at most 2⁵³")
+        return value
+
+    @field_validator("adapt")
+    @classmethod
+    def _function(cls, value: object) -> object:
+        # A name is the text of a function in a stored record.
+        if value is not None and not callable(value) and not isinstance(value, str):
+            raise ValueError("must be a function")
         return value
 
     @field_validator("learning_rate")

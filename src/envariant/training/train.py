@@ -5,7 +5,9 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
+from envariant.core import specs
 from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.files import as_path
 from envariant.predictors import predictor
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.engine import Evaluated
@@ -54,7 +56,8 @@ def train(
     """
     spec = RunSpec(data=data, algorithm=algorithm, **options)
     _check_used(spec)
-    folder = None if out is None else SingleRun(Path(out))
+    specs.check_value(progress, bool | None, "progress")
+    folder = None if out is None else SingleRun(as_path(out, "out"))
     rows: list[HistoryRow] = []
     states: dict[int, ReplicaState] = {}
     started: Started | None = None

@@ -200,6 +200,9 @@ class ColoredSource(DigitSource):
     gray: bool = False
 
     def __post_init__(self) -> None:
+        specs.validate(self, self.base, only=("gray",))
+        if not self.train_flips:
+            raise EnvariantError(f"{self.base}: train_flips must name at least one training environment")
         self._check_chances("label_noise", (self.label_noise,))
         self._check_chances("train_flips", self.train_flips)
         self._check_chances("test_flips", self.test_flips)

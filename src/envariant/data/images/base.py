@@ -124,7 +124,8 @@ class ImageSource(SpecSource):
             raise EnvariantError(f"{self.base}: root must be the path of a folder; got {self.root!r}")
         # The name must identify the same folder from any working directory.
         object.__setattr__(self, "root", os.path.abspath(os.path.expanduser(self.root)))  # noqa: PTH100, PTH111
-        object.__setattr__(self, "test", several(self.test))
+        object.__setattr__(self, "test", several(self.test, f"{self.base}: test"))
+        specs.validate(self, self.base, only=("normalize",))
         for key, value in (("size", self.size), ("workers", 1 if self.workers is None else self.workers)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise EnvariantError(f"{self.base}: {key} must be a whole number from 1; got {value!r}")

@@ -90,7 +90,8 @@ def test_the_statistic_of_means_is_hotellings():
     rng = np.random.default_rng(2)
     values, codes, strata = rng.normal(size=(90, 3)), np.repeat([0, 1, 2], 30), np.arange(90) % 2
     keep = np.array([True, False, True])
-    observed, null = _two_sample.mean_statistics(values, strata, codes, keep, np.random.default_rng(0))
+    statistics = _two_sample.distances(values, strata, codes, keep, np.random.default_rng(0))
+    (observed, largest), null = statistics[:, 0], statistics[0, 1:]
     chosen = codes != 1
     residual = np.concatenate(
         [values[chosen & (strata == s)] - values[chosen & (strata == s)].mean(0) for s in (0, 1)]
@@ -101,6 +102,8 @@ def test_the_statistic_of_means_is_hotellings():
         parts = [[values[(codes == k) & (strata == s)].mean(0) for k in (e, 2 - e)] for s in (0, 1)]
         expected = sum(15 * 15 / 30 * (a - b) @ inverse @ (a - b) for a, b in parts)
         assert observed[e] == pytest.approx(expected)
+        features = [15 * 15 / 30 * (a - b) ** 2 / (residual**2).mean(0) for a, b in parts]
+        assert largest[e] == pytest.approx(np.max(features))
     assert null[:, [0, 2]].mean() == pytest.approx(6, abs=1)
 
 

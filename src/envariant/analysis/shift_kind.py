@@ -49,7 +49,7 @@ class EnvironmentShift:
         inputs_given_label_p: P-value of the test that P(X | Y) is unchanged. Corrections for label shift are
             valid only where it is.
         intercept_p: P-value of the test that the level of P(Y | X), on the log-odds scale, is unchanged; 1 if
-            not tested because P(X | Y) is unchanged in all environments.
+            not tested because P(X | Y) and P(Y) are unchanged in all environments.
         slopes_p: P-value of the test that the slopes of P(Y | X) are unchanged; 1 if not tested.
     """
 
@@ -79,13 +79,13 @@ def name_shifts(
     """Name the kind of shift of every environment by permutation and bootstrap tests.
 
     P(X | Y): within each class (quarter of a real target), the environment's means of x and x² are compared
-    with those of the others in Mahalanobis distance, against permutations of the environments within classes.
+    with those of the others, jointly and column by column, against permutations within classes.
     P(Y): the same with class indicators. P(Y | X): a (logistic) regression on x, x², hinges and products is
     fitted to all environments, and efficient score tests of an environment's own intercept and own slopes are
     compared with a wild bootstrap of the residuals. Environments that differ are left out of the comparison,
     the most different first, so that one deviating environment does not make the others appear to deviate.
 
-    If P(X | Y) is unchanged, the shift can only be label shift. Otherwise changed slopes are concept shift, a
+    If P(X | Y) is unchanged, a change of P(Y) is label shift. Otherwise changed slopes are concept shift, a
     changed intercept is label shift, and an unchanged P(Y | X) is covariate shift.
 
     Args:
@@ -138,7 +138,11 @@ def _kinds(
     """Return the kinds of shift that the p-values show."""
     # Two tests open the sequence, each at half the level; the others only say which kind it is.
     if inputs_given_label > level / 2:
-        return ("label",) if label <= level / 2 else ()
+        if label > level / 2:
+            return ()
+        # A change of P(X) may change P(Y) noticeably before P(X | Y): then P(Y | X) is unchanged.
+        by_inputs = inputs <= level / 2 and intercept > level and inputs_given_label < intercept
+        return ("covariate",) if by_inputs else ("label",)
     kinds: list[Kind] = []
     if slopes <= level:
         kinds.append("concept")
@@ -179,7 +183,7 @@ def _p_values(
     given = exchange(adjusted, strata)
     label, marginal = exchange(outcome, single), exchange(features, single)
     intercept, slopes = np.ones(count), np.ones(count)
-    if (given <= level / 2).any():
+    if (np.minimum(given, label) <= level / 2).any():
         computed: dict[bytes, list[tuple[Array, Array]]] = {}
 
         def scores(keep: NDArray[np.bool_]) -> list[tuple[Array, Array]]:

@@ -306,7 +306,10 @@ def train_final_model(
         options: Training options of all runs.
     """
     source = TableSource(table, "table")
-    settings = _with_one_evaluation(options) | {"learning_rate": trial.learning_rate}
+    # Predictors are fitted without gradient steps.
+    settings: dict[str, Any] = {}
+    if predictor(algorithm) is None:
+        settings = {**_with_one_evaluation(options), "learning_rate": trial.learning_rate}
     with warnings.catch_warnings():
         # The study has issued the same remarks on schedules and model.
         warnings.simplefilter("ignore", EnvariantWarning)
@@ -318,7 +321,6 @@ def train_final_model(
             execution="sequential",
             seed=seed,
             progress=False,
-            # Predictors are fitted without gradient steps.
-            **({} if predictor(algorithm) is not None else settings),
+            **settings,
         )
     return SavedModel.of(source, result)

@@ -313,7 +313,7 @@ class _Declared:
         whole = _bare(self.hint) is int
         if high is not None and (low is None or (whole and violated in ("less_than", "less_than_equal"))):
             return f"{'at most' if 'le' in self.bounds else 'below'} {high:,}"
-        if whole:
+        if whole and low is not None:
             return f"at least {low + ('gt' in self.bounds):,}"
         if high is None:
             return "positive" if "gt" in self.bounds and not low else f"at least {low:,}"

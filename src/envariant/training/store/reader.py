@@ -167,7 +167,7 @@ class StoreReader(ABC):  # noqa: B024
         Args:
             declares: Function from a data set and an algorithm to whether their runs count. Default: all.
         """
-        counts = dict.fromkeys(STATES, 0)
+        counts: dict[str, int] = dict.fromkeys(STATES, 0)
         for data, algorithm, state, count in self._rows(
             "SELECT data, algorithm, state, COUNT(*) FROM runs GROUP BY data, algorithm, state"
         ):

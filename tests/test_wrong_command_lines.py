@@ -216,7 +216,7 @@ WRONG = [
     (f"data shift colored-digits --n-trials {HUGE}", "shift: n_trials must be at most 1,000"),
     # sweep
     ("sweep", "sweep: give a study file, or --data and --algorithms"),
-    ("sweep nowhere.toml", "nowhere.toml: cannot be read (No such file or directory)"),
+    ("sweep nowhere.toml", "nowhere.toml: there is no such file"),
     ("sweep empty.toml", "empty.toml: data is missing; give at least one"),
     ("sweep t.csv", "t.csv: is no TOML"),
     ("sweep keys.toml", "keys.toml: unknown key 'replica'; did you mean 'replicas'?"),

@@ -202,9 +202,7 @@ def compare(
     )
     for line in plan.undefined:
         warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=2)
-    execution = {"execution": protocol.choose_execution(plan.study, source) or "auto"}
-    execution |= {key: value for key, value in options.items() if key in EXECUTION_ONLY}
-    run = _runner(folder, plan.study, execution, executor, address)
+    run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
     completed = protocol.run_within_budget(folder, plan.study, deadline, run)
     study = replace(plan.study, n_trials=completed)
     with Store(folder) as store:
@@ -218,10 +216,27 @@ def compare(
     )
     comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)
     page.write(comparison.to_dict(), results, comparison.recommendation, folder)
-    best = comparison.recommended
-    trial = study.trials_of(best, source)[results.selected_trials[best]]
-    protocol.train_final_model(full, methods[best], trial, seed, shared).save(folder / "model")
+    _save_best_model(comparison, methods, full, source, seed, shared)
     return comparison
+
+
+def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {"execution": protocol.choose_execution(study, source) or "auto"}
+    return chosen | {key: value for key, value in options.items() if key in EXECUTION_ONLY}
+
+
+def _save_best_model(
+    comparison: Comparison,
+    methods: Mapping[str, Any],
+    full: tables.Table,
+    source: TableSource,
+    seed: int,
+    options: Mapping[str, Any],
+) -> None:
+    best = comparison.recommended
+    trial = comparison.study.trials_of(best, source)[comparison.results.selected_trials[best]]
+    model = protocol.train_final_model(full, methods[best], trial, seed, options)
+    model.save(comparison.folder / "model")
 
 
 _ARGUMENTS: Mapping[str, Any] = {

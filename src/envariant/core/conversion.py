@@ -249,7 +249,8 @@ def tensor_of(values: Any, what: str) -> Tensor:
             # warns about read-only arrays, so they are copied.
             array = np.asarray(values)
             values = array if array.flags.writeable else array.copy()
-        return torch.as_tensor(values).detach()
+        tensor = torch.as_tensor(values)
+        return tensor.detach() if tensor.requires_grad else tensor
     except (TypeError, ValueError, RuntimeError):
         remedy = "encode words as numbers first"
         raise EnvariantError(f"{what} must be numbers in a tensor, an array or a list; {remedy}") from None

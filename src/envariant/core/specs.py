@@ -28,7 +28,7 @@ _STRING_OR_PERCENT = re.compile(rf"\b[rR](?:{_STRING})|{_STRING}|%(?=\s*(?:[,)\]
 # Backslashes that are escapes in strings written by `format_value`; in a path, a backslash separates folders.
 _ESCAPES = re.compile(r"""(?:[^\\]|\\[\\'"]|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*""", re.DOTALL)
 
-# Longer or more deeply nested texts exhaust the stack of the parser. Paths are the longest usual values.
+# Longer or more deeply nested texts exhaust the stack of the parser.
 _MAX_LENGTH, _MAX_DEPTH = 10_000, 30
 
 
@@ -128,14 +128,11 @@ def format_value(value: Any) -> str:
 
 def _quoted(text: str) -> str:
     """Return a string in quotes; other escapes than these would also be parts of Windows paths."""
-    literal = repr(text)
-    if _ESCAPES.fullmatch(literal):
+    if _ESCAPES.fullmatch(literal := repr(text)):
         return literal
 
     def escaped(character: str) -> str:
-        code = ord(character)
-        plain = character.isprintable() or code > 0xFFFF
-        return character if plain else f"\\u{code:04x}"
+        return character if character.isprintable() or ord(character) > 0xFFFF else f"\\u{ord(character):04x}"
 
     return "'" + "".join(map(escaped, text.replace("\\", "\\\\").replace("'", "\\'"))) + "'"
 

@@ -301,7 +301,8 @@ def test_types_that_exist_for_type_checkers_only_are_not_checked():
 
 
 @pytest.mark.parametrize(
-    "text", ["f(" + "-" * 5_000 + "1)", "f(\0)", "f(\udcff)", "f(" + "9" * 5_000 + ")", "f" + "(g" * 40 + ")" * 40]
+    "text",
+    ["f(" + "-" * 5_000 + "1)", "f(\0)", "f(\udcff)", "f(" + "9" * 5_000 + ")", "f" + "(g" * 40 + ")" * 40],
 )
 @pytest.mark.parametrize("read", [parse, parse_value])
 def test_texts_that_break_the_parser_are_rejected_in_a_short_line(read, text):

@@ -22,8 +22,13 @@ def test_signal_ends_a_command_with_one_line(here, monkeypatch, number, code):
 
     # Raised within a command, as cyclopts runs it.
     monkeypatch.setattr("envariant.algorithms.catalogue.markdown", interrupted)
-    before = signal.getsignal(signal.SIGTERM)
-    done = here("algorithms", "--markdown")
+    before, inherited = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    # A shell starts background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = here("algorithms", "--markdown")
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert (done.returncode, done.stderr) == (code, LINE)
     assert signal.getsignal(signal.SIGTERM) is before
 

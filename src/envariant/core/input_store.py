@@ -15,6 +15,7 @@ from torch import Tensor
 
 from envariant.core import conversion
 from envariant.core.errors import EnvariantError
+from envariant.core.image_rows import may_be_images
 
 
 class InputStore(ABC):
@@ -182,6 +183,15 @@ class ByteStore(InputStore):
     def _by_channel(self, numbers: Sequence[float], inputs: Tensor) -> Tensor:
         values = torch.tensor(numbers, dtype=inputs.dtype, device=inputs.device)
         return values.view(-1, *(1 for _ in self.shape[1:]))
+
+
+def image_store(rows: Tensor) -> "Tensor | ByteStore":
+    """Return images of bytes with channels first as a `ByteStore`, decoded to [0, 1]; else `rows`.
+
+    Args:
+        rows: Inputs as returned by `image_rows.prepared`.
+    """
+    return ByteStore(rows) if rows.dtype == torch.uint8 and may_be_images(rows) else rows
 
 
 def input_store(inputs: Any, where: str) -> InputStore:

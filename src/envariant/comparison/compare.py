@@ -187,9 +187,8 @@ def compare(
     folder = None if out is None else as_path(out, "out")
     asked = {"min_rows": min_rows, "max_rows": max_rows, "encoding": encoding, "executor": executor}
     _check_arguments({**asked, "address": address}, options)
-    runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed}
-    runs |= {} if metric is None else {"metric": metrics.metric_named(metric).name}
-    methods = _methods(algorithms, settings=shared, **runs)
+    runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed, "settings": shared}
+    methods = _methods(algorithms, metric, runs)
     min_rows = max(min_rows, protocol.FEWEST_ROWS)
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
@@ -257,10 +256,11 @@ def _check_arguments(arguments: Mapping[str, object], options: Mapping[str, Any]
     check_objects({key: value for key, value in options.items() if key in EXECUTION_ONLY})
 
 
-def _methods(algorithms: Any, **settings: Any) -> dict[str, Any]:
-    """Return ERM and the requested methods by name, after a check of the settings of all runs."""
+def _methods(algorithms: Any, metric: str | None, runs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ERM and the requested methods by name, after a check of metric and settings of the runs."""
     given = tuple(algorithms) if isinstance(algorithms, list | tuple) else (algorithms,)
-    Study(("table",), given or (BASELINE,), **settings)
+    name = "" if metric is None else metrics.metric_named(metric).name
+    Study(("table",), given or (BASELINE,), metric=name, **runs)
     return {text_of(each): each for each in (BASELINE, *given)}
 
 

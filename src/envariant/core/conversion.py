@@ -174,7 +174,10 @@ def attributes_of(attributes: Any, rows: int, where: str) -> dict[str, Tensor]:
     """
     if not isinstance(attributes, Mapping):
         raise EnvariantError(f"{where}: attributes must be a mapping from names to values")
-    tensors = {key: tensor_of(values, f"{where}: attribute '{key}'") for key, values in attributes.items()}
+    tensors = {
+        key: values if isinstance(values, Tensor) else tensor_of(values, f"{where}: attribute '{key}'")
+        for key, values in attributes.items()
+    }
     for key, values in tensors.items():
         if not values.dim() or len(values) != rows:
             count = len(values) if values.dim() else 1

@@ -23,7 +23,7 @@ from envariant.training.store.rows import STATES, PlannedRun, Predictions, Store
 SCHEMA = 4
 FILE = "runs.sqlite"
 
-VERIFIED = ("facts", "runs", "test_sets", "test_environments", "jobs", "names")
+VERIFIED = ("facts", "runs", "test_sets", "test_environments", "jobs", "names", "predictions")
 """Tables whose checksums are verified when the store is opened."""
 
 HISTORY_CODE = (

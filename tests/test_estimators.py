@@ -305,6 +305,27 @@ def test_text_classes():
     np.testing.assert_allclose(proba[:, 1], 1 / (1 + np.exp(-logits)))
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([1, 2, 3], "Int64"),
+        ([2**60, 2**60 + 1, 7], "Int64"),
+        ([True, False, False], "boolean"),
+        (["u", "v", "w"], "string"),
+        ([1.0, 2.0, 3.0], "Float64"),
+    ],
+)
+def test_classes_of_nullable_types_are_predicted_as_they_are(values, dtype):
+    classes = np.arange(30) % 3
+    y = pd.Series([values[k] for k in classes], dtype=dtype)
+    model = InvariantClassifier("erm", model="linear", steps=40, learning_rate=0.3, random_state=0)
+    predictions = model.fit(np.eye(3)[classes], y, environments=np.arange(30) // 10).predict(
+        np.eye(3)[classes]
+    )
+    assert predictions.tolist() == y.tolist()
+    assert type(predictions.tolist()[0]) is type(y.tolist()[0])
+
+
 def test_more_than_two_classes():
     inputs, z, site = problem()
     three = np.array(["low", "middle", "high"])[np.digitize(z, [-0.5, 0.5])]

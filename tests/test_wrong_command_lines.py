@@ -310,7 +310,7 @@ WRONG = [
     ("data fetch cifar", "NAME", '"mnist"'),
     ("data fetch --mnist nowhere", "--mnist: MNIST folder nowhere: there is no such folder"),
     ("data show nothing", "unknown data set 'nothing'"),
-    ("data show \"image-folders('.')\"", "is not a colored data set"),
+    ("data show \"image-folders('.')\"", "holds no domain/class/image"),
     ("data show colored-digits --seed -1", "seed must be at least 0, got -1"),
     ("data show colored-digits --seed 1.5", "--seed: expected a whole number; got '1.5'"),
     ("data show colored-digits -o x.gif", "x.gif: the name of a picture must end in .png or .svg"),

@@ -119,7 +119,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         """
         rows, labels = _split_environments(X, environments)
         numeric = isinstance(self, RegressorMixin)
-        inputs, y = _validate(self, rows, y, dtype=np.float64, y_numeric=numeric)
+        inputs, y = _validate(self, rows, _plain(y), dtype=np.float64, y_numeric=numeric)
         with _errors_in_one_line():
             task, targets, fitted = self._encode_targets(cast("NDArray[Any]", y))
         mean, scale = _mean_and_scale(inputs)
@@ -433,6 +433,12 @@ def _mapping(hyperparameters: object) -> dict[str, Any]:
     if not isinstance(hyperparameters, Mapping):
         raise EnvariantError(f"hyperparameters must be a mapping; got {shown(hyperparameters)}")
     return dict(cast("Mapping[str, Any]", hyperparameters))
+
+
+def _plain(y: Any) -> Any:
+    """Return nullable Booleans and integers as NumPy has them; scikit-learn would convert them to floats."""
+    dtype = getattr(getattr(y, "dtype", None), "numpy_dtype", np.dtype(object))
+    return y.to_numpy(dtype=dtype) if dtype.kind in "biu" and not y.isna().any() else y
 
 
 def _mean_and_scale(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -141,6 +141,36 @@ def test_data_show_writes_a_figure_and_counts(here, tmp_path):
     assert answer["environments"][2]["theory"]["color_only"] == pytest.approx(0.1)
 
 
+def test_data_show_counts_images_by_environment_and_class(here, tmp_path):
+    for path in ("day/fox/1.png", "day/fox/2.png", "day/hare/1.png", "night/fox/1.png", "night/notes.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        # Listed, not read.
+        (tmp_path / path).write_bytes(b"")
+    (tmp_path / "night/owl").mkdir()
+    name = f"image-folders('{tmp_path}', size=28)"
+    done = here("data", "show", name, "-o", tmp_path / "x.svg")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.svg").read_text().startswith("<svg")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["day", "3", "2", "1", "–"] in lines
+    assert ["night", "1", "1", "0", "hare"] in lines
+    for line in ("skipped, a file in place of a folder: night/notes.txt", "no images in: night/owl"):
+        assert line in done.stdout
+    answer = json.loads(here("data", "show", name, "--json").stdout)
+    assert answer["environments"] == {"day": {"fox": 2, "hare": 1}, "night": {"fox": 1, "hare": 0}}
+
+
+def test_data_show_counts_rows_of_a_table(here, tmp_path):
+    rows = [f"{k % 2},{k % 7},{'abc'[k % 3] if k % 2 else 'd'}" for k in range(300)]
+    (tmp_path / "x.csv").write_text("site,x,y\n" + "\n".join(rows))
+    for target, cells in (("y", ["150", "50", "50", "50", "0", "d"]), ("x", ["150"])):
+        name = f"table('{tmp_path / 'x.csv'}', target={target}, environment=site, min_rows=5, task={'regression' if target == 'x' else 'multiclass'})"
+        done = here("data", "show", name)
+        assert done.returncode == 0, done.stderr
+        assert ["1", *cells] in [line.split() for line in done.stdout.splitlines()]
+        assert f"'{target}': target; " in done.stdout
+
+
 def test_data_fetch_verifies_digests():
     done = run("data", "fetch", "mnist", "--json")
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """`envariant data`: fetch data, inspect environments and measure shift."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -50,16 +50,18 @@ def show(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Show a colored data set: digits, counts, agreement of color and label, and theoretical accuracies.
+    """Show a data set before training: rows by environment and class, and what is left out.
+
+    For colored digits, also show pictures, agreement of color and label, and theoretical accuracies.
 
     Parameters
     ----------
     name
-        Name of the data set, such as colored-mnist:thirds or colored-digits.
+        Data set, such as colored-mnist:thirds, "image-folders(photos)" or "table(x.csv, target=y, …)".
     seed
         Seed of the data draw.
     out
-        Image file to write, .png or .svg; by default the name of the data set with .png.
+        Image file to write, .png or .svg; for colored digits by default the name of the data set with .png.
     """
     from dataclasses import asdict
 
@@ -69,7 +71,8 @@ def show(
 
     source = sources.source(name, folder=mnist)
     if not isinstance(source, sources.ColoredSource):
-        raise EnvariantError(f"data show: '{name}' is not a colored data set")
+        _show_coverage(source, seed, out, json=json)
+        return
     drawn = source.sample(seed)
     facts = source.facts(drawn)
     path = out or Path(name.partition("(")[0].replace(":", "-") + ".png")
@@ -88,6 +91,24 @@ def show(
     print_lines([f"{source.name}, seed {seed}"])
     print_table(tables.facts(facts))
     print_lines([f"\nwrote {path}"])
+
+
+def _show_coverage(source: Any, seed: int, out: Path | None, *, json: bool) -> None:
+    """Print the rows of a data set by environment and class, and its preprocessing log."""
+    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.reporting import figures
+    from envariant.reporting.coverage import Coverage
+
+    if out is not None:
+        _check_picture(out)
+    coverage = Coverage.of(source, seed)
+    if out is not None:
+        figures.save(coverage.figure(), out)
+    if json:
+        print_json(coverage.to_dict())
+        return
+    print_table(coverage.table())
+    print_lines([*coverage.log, *([f"\nwrote {out}"] if out else [])])
 
 
 @data.command

@@ -5,6 +5,7 @@ Missing values, values of a wrong type and inconsistent shapes are rejected with
 
 import math
 import unicodedata
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -13,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envariant.core.errors import EnvariantError, listed, shown, unknown_name
+from envariant.core import image_rows
+from envariant.core.errors import EnvariantError, EnvariantWarning, listed, shown, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
@@ -90,7 +92,7 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
         # PyTorch does not support all unsigned types.
         plain = column.astype(np.float64 if column.dtype.kind == "f" else np.int64)
         return torch.from_numpy(plain), task, ()
-    codes, labels = coded(column)
+    codes, labels = coded(column, f"{label}: targets")
     most = 2 if isinstance(task, Binary) else task.outputs
     if isinstance(task, Regression) or len(labels) > most:
         expected = "numbers" if isinstance(task, Regression) else f"at most {most} classes"
@@ -131,11 +133,18 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
     return numbers if numbers.dtype.kind in "biuf" else np.array(list(map(text_of, column)), dtype=str)
 
 
-def coded(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Return an integer code for the label of each row, and the labels in the order of the codes."""
+def coded(column: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return an integer code for the label of each row, and the labels in the order of the codes.
+
+    Warns:
+        EnvariantWarning: If labels differ only in case, blanks or the form of characters.
+    """
     distinct, inverse = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in distinct]
     labels = in_order(texts)
+    for sentence in look_alikes(labels):
+        text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"
+        warnings.warn(text, EnvariantWarning, stacklevel=3)
     number = {text: k for k, text in enumerate(labels)}
     return np.array([number[text] for text in texts], dtype=np.int64)[inverse], labels
 
@@ -214,7 +223,12 @@ def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
     if not inputs:
         raise EnvariantError(f"{where}: has no rows; leave it out")
     rows = torch.stack(inputs)
-    return rows if rows.dim() > 1 else rows[:, None], targets
+
+    def read_again(count: int) -> Tensor:
+        return torch.stack([tensor_of(dataset[k][0], where) for k in range(count)])
+
+    image_rows.check_repeatable(dataset, rows, read_again if has_length else None, where)
+    return image_rows.prepared(rows, where) if rows.dim() > 1 else rows[:, None], targets
 
 
 def column_of_table(table: Any, name: str, label: str) -> Any:
@@ -230,7 +244,18 @@ def column_of_table(table: Any, name: str, label: str) -> Any:
         raise unknown_name("column", name, known, where=label)
     column = table[name]
     # A column may be lazy, and becomes a list by iteration.
-    return column if isinstance(column, Tensor) or hasattr(column, "__array__") else list(column)
+    if not isinstance(column, Tensor) and not hasattr(column, "__array__"):
+        column = image_rows.pixels_of(list(column), f"{label}: column '{name}'")
+    if hasattr(table, "with_transform") and hasattr(table, "select") and not isinstance(column, list):
+        values = tensor_of(column, label)
+        image_rows.check_repeatable(table, values, lambda n: _first_rows(table, name, n, label), label)
+    return column
+
+
+def _first_rows(table: Any, name: str, count: int, label: str) -> Tensor:
+    column = table.select(range(count))[name]
+    values = column if isinstance(column, Tensor) or hasattr(column, "__array__") else list(column)
+    return tensor_of(image_rows.pixels_of(values, label) if isinstance(values, list) else values, label)
 
 
 def _stacked(values: Any) -> Any:

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from envariant.core import conversion, specs
+from envariant.core import conversion, image_rows, specs
 from envariant.core.batches import EnvironmentBatch, PredictedBatch
 from envariant.core.defaults import DefaultSettings, ReferenceScores
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.core.input_store import InputStore, input_store
+from envariant.core.input_store import InputStore, image_store, input_store
 from envariant.core.tasks import Task, check_losses
 
 __all__ = [
@@ -273,7 +273,7 @@ class EnvironmentSet(EnvironmentSource):
         Environments are sorted by number if all labels are numbers, else by text.
 
         Args:
-            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists.
+            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Images are scaled.
             targets: Targets `[rows]`. Two distinct values give a binary task. Text, and whole numbers with
                 at most 20 distinct values, are classes. Other targets give a regression task. Classes are
                 numbered in order; `classes` of the set holds their labels.
@@ -287,9 +287,10 @@ class EnvironmentSet(EnvironmentSource):
         Raises:
             EnvariantError: If lengths differ, a value is missing, or inputs are not numbers.
         """
-        rows = conversion.tensor_of(inputs, f"{label}: inputs")
+        rows = image_rows.prepared(conversion.tensor_of(inputs, f"{label}: inputs"), label)
         encoded, task, classes = conversion.targets_of(targets, task, label)
-        codes, labels = conversion.coded(conversion.column_of(environments, f"{label}: environments"))
+        what = f"{label}: environments"
+        codes, labels = conversion.coded(conversion.column_of(environments, what), what)
         count = len(rows) if rows.dim() else 0
         lengths = {"inputs": count, "targets": len(encoded), "environments": len(codes)}
         if len(set(lengths.values())) > 1:
@@ -302,7 +303,7 @@ class EnvironmentSet(EnvironmentSource):
         parts: list[Environment] = []
         for code, text in enumerate(labels):
             index = torch.from_numpy(np.flatnonzero(codes == code)).to(rows.device)
-            parts.append(Environment(renamed.get(text, text), rows[index], encoded[index.cpu()]))
+            parts.append(Environment(renamed.get(text, text), image_store(rows[index]), encoded[index.cpu()]))
         test_environments = tuple(
             renamed.get(text, text) for text in map(conversion.text_of, conversion.several(test))
         )
@@ -340,7 +341,7 @@ class EnvironmentSet(EnvironmentSource):
         encoded, task, classes = conversion.targets_of(together, task, label)
         sizes = [len(targets) for _, targets in read.values()]
         parts = [
-            Environment(name, inputs, targets)
+            Environment(name, image_store(inputs), targets)
             for (name, (inputs, _)), targets in zip(read.items(), encoded.split(sizes), strict=True)
         ]
         return cls(label, tuple(parts), task, test=conversion.several(test), classes=classes)
@@ -361,7 +362,7 @@ class EnvironmentSet(EnvironmentSource):
 
         Args:
             dataset: Object whose columns are accessed as `dataset[name]`.
-            inputs: Name of a column of numbers or arrays, or names of several columns to concatenate.
+            inputs: Name of a column of numbers, arrays or images, or of several columns to concatenate.
             target: Name of the column to predict.
             environment: Name of the column of environment labels.
             task: Prediction task. Default: inferred from the targets.
@@ -371,8 +372,7 @@ class EnvironmentSet(EnvironmentSource):
         Raises:
             EnvariantError: If a column or a value is missing, lengths differ, or inputs are not numbers.
         """
-        chosen = conversion.several(inputs)
-        if not chosen:
+        if not (chosen := conversion.several(inputs)):
             raise EnvariantError(f"{label}: inputs must name a column")
         columns = {
             name: conversion.column_of_table(dataset, name, label) for name in (*chosen, target, environment)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from envariant.core import conversion
 from envariant.core.errors import EnvariantError
+from envariant.core.image_rows import may_be_images
+from envariant.core.single_precision import single_precision
 
 
 class InputStore(ABC):
@@ -184,6 +186,15 @@ class ByteStore(InputStore):
         return values.view(-1, *(1 for _ in self.shape[1:]))
 
 
+def image_store(rows: Tensor) -> "Tensor | ByteStore":
+    """Return images of bytes with channels first as a `ByteStore`, decoded to [0, 1]; else `rows`.
+
+    Args:
+        rows: Inputs as returned by `image_rows.prepared`.
+    """
+    return ByteStore(rows) if rows.dtype == torch.uint8 and may_be_images(rows) else rows
+
+
 def input_store(inputs: Any, where: str) -> InputStore:
     """Return inputs as an input store.
 
@@ -192,7 +203,8 @@ def input_store(inputs: Any, where: str) -> InputStore:
         where: Name of the environment, for error messages.
 
     Raises:
-        EnvariantError: If inputs are not real numbers of shape `[rows, *shape]`, or contain NaN or infinity.
+        EnvariantError: If inputs are not real numbers of shape `[rows, *shape]`, contain NaN or infinity, or
+            differ by less than float32 can represent.
     """
     if isinstance(inputs, InputStore):
         return inputs
@@ -201,11 +213,10 @@ def input_store(inputs: Any, where: str) -> InputStore:
         raise EnvariantError(
             f"{where}: inputs must be real numbers of shape [rows, …]; got shape {tuple(values.shape)}"
         )
-    values = values.to(torch.float32)
-    invalid = ~torch.isfinite(values).flatten(1).all(dim=1)
+    invalid = ~torch.isfinite(values.to(torch.float32)).flatten(1).all(dim=1)
     if bool(invalid.any()):
         raise EnvariantError(
             f"{where}: inputs hold NaN or infinity in {int(invalid.sum())} of {len(values)} rows "
             f"(first: row {int(invalid.nonzero()[0])}); fill in or remove them"
         )
-    return FloatStore(values)
+    return FloatStore(single_precision(values, f"{where}: inputs"))

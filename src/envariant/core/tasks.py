@@ -23,6 +23,7 @@ from torch.func import grad
 
 from envariant.core import specs
 from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.single_precision import single_precision
 
 
 def _place(cls: type, name: str) -> int:
@@ -302,7 +303,7 @@ class Regression(Task):
     def cast(self, targets: Tensor, where: str) -> Tensor:
         if not bool(torch.isfinite(targets).all()):
             raise EnvariantError(f"{where}: targets hold NaN or infinity; remove those rows")
-        return targets.float()
+        return single_precision(targets, f"{where}: targets")
 
 
 def _content(value: Any) -> str:

@@ -1,0 +1,144 @@
+"""Images in arrays and datasets of other libraries: layout, range, and random transforms."""
+
+import io
+import random
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envariant.core.errors import EnvariantError, EnvariantWarning, listed
+
+_CHANNELS = (1, 3, 4)
+# Smallest side of an image, so that other integers with three axes are not taken for one.
+_SMALLEST = 8
+# Rows that are read twice to notice random transforms.
+_READ_TWICE = 8
+_RANDOM = ("Random", "ColorJitter", "AutoAugment", "TrivialAugment", "AugMix", "RandAugment", "Elastic")
+
+
+def prepared(rows: Tensor, where: str) -> Tensor:
+    """Return images of bytes as uint8 with channels first, `[rows, channels, height, width]`; else `rows`.
+
+    Images of bytes are uint8 `[rows, height, width]`, or integers from 0 to 255 with 1, 3 or 4 channels.
+
+    Args:
+        rows: Inputs `[rows, …]`.
+        where: Name of the data set, for warnings.
+
+    Warns:
+        EnvariantWarning: If other inputs look like images with channels last, or with values up to 255.
+    """
+    if not may_be_images(rows):
+        return rows
+    last = rows.dim() == 4 and rows.shape[3] in _CHANNELS and rows.shape[1] not in _CHANNELS
+    colored = rows.dim() == 4 and (last or rows.shape[1] in _CHANNELS)
+    in_bytes = colored and 1 < float(rows.max()) <= 255 and float(rows.min()) >= 0
+    if rows.dtype == torch.uint8 or (in_bytes and not rows.is_floating_point()):
+        rows = rows.to(torch.uint8)[:, None] if rows.dim() == 3 else rows.to(torch.uint8)
+        return rows.permute(0, 3, 1, 2).contiguous() if last else rows
+    if last:
+        shape = tuple(rows.shape[1:])
+        _warn(f"{where}: inputs of shape {shape} look like height × width × channels; put channels first")
+    if in_bytes and float(rows.max()) > 32:
+        _warn(f"{where}: inputs look like images with values up to {float(rows.max()):g}; divide them by 255")
+    return rows
+
+
+def may_be_images(rows: Tensor) -> bool:
+    """Return whether inputs have the axes of images, with channels or without."""
+    sides = sorted(rows.shape[1:])[-2:]
+    return rows.dim() in (3, 4) and sides[0] >= _SMALLEST and not rows.is_complex()
+
+
+def pixels_of(column: list[Any], what: str) -> Any:
+    """Return a list of Pillow images, or of their encoded bytes, as one uint8 tensor; other values unchanged.
+
+    Args:
+        column: Values of a column.
+        what: Name of the column, for error messages.
+
+    Raises:
+        EnvariantError: If images differ in size, or cannot be read.
+    """
+    first = column[0] if column else None
+    encoded = isinstance(first, dict) and isinstance(cast("dict[str, Any]", first).get("bytes"), bytes)
+    if not encoded and not type(first).__module__.startswith("PIL."):
+        return column
+    from PIL import Image
+
+    try:
+        images = [Image.open(io.BytesIO(item["bytes"])) if encoded else item for item in column]
+        modes = {image.mode for image in images}
+        mode = "L" if modes <= {"1", "L"} else "RGB"
+        arrays = [np.asarray(image.convert(mode)) for image in images]
+    # Pillow's decoders raise many types of error for a damaged file.
+    except Exception as error:
+        raise EnvariantError(f"{what}: holds an image that cannot be read ({error})") from None
+    if any(mode[0] in "IF" for mode in modes):
+        raise EnvariantError(
+            f"{what}: images have more than 8 bits per value; convert them to arrays in [0, 1]"
+        )
+    if len(shapes := {array.shape[:2] for array in arrays}) > 1:
+        sizes = listed([f"{height}×{width}" for height, width in sorted(shapes)], 3)
+        raise EnvariantError(f"{what}: images differ in size ({sizes}); resize them to one size first")
+    pixels = torch.from_numpy(np.stack(arrays))
+    return pixels[:, None] if mode == "L" else pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def check_repeatable(
+    dataset: Any, rows: Tensor, read_again: Callable[[int], Tensor] | None, where: str
+) -> None:
+    """Warn if a dataset has random transforms, of which one result per row would be kept.
+
+    Args:
+        dataset: Dataset of another library.
+        rows: Inputs as read, `[rows, …]`.
+        read_again: Function that reads the first rows again; None: not possible.
+        where: Name of the dataset.
+
+    Warns:
+        EnvariantWarning: If an input differs when it is read again, or a transform is random by its name.
+    """
+    names = {name for name in _transforms(dataset, 4) if name.startswith(_RANDOM)}
+    changed = read_again is None and bool(names)
+    if read_again is not None:
+        with _kept_random_states(), suppress(Exception):
+            again = read_again(min(_READ_TWICE, len(rows)))
+            changed = not torch.equal(again.flatten(), rows[: len(again)].flatten())
+    if changed:
+        which = f" ({listed(sorted(names))})" if names else ""
+        _warn(
+            f"{where}: its transforms are random{which}, but every row is read only once; leave them out, "
+            f"and train with the option augmentation, such as affine(rotation=15)"
+        )
+
+
+def _transforms(thing: Any, depth: int) -> Iterator[str]:
+    """Yield the class names of a dataset's transforms, also inside compositions and subsets."""
+    for name in ("dataset", "transform", "transforms", "target_transform"):
+        parts = getattr(thing, name, None) if depth else None
+        for part in parts if isinstance(parts, list | tuple) else [parts]:
+            if part is not None and not isinstance(part, str):
+                yield type(part).__name__
+                yield from _transforms(part, depth - 1)
+
+
+@contextmanager
+def _kept_random_states() -> Generator[None]:
+    """Restore the global random states that a transform may use."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, EnvariantWarning, stacklevel=4)

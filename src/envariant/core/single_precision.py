@@ -1,0 +1,39 @@
+"""Conversion of numbers to float32, which has seven digits, without a silent loss of small differences."""
+
+import torch
+from torch import Tensor
+
+from envariant.core.errors import EnvariantError
+
+# Largest rounding error relative to the standard deviation of a column.
+_MOST = 0.05
+# Relative deviation of a column that is constant up to rounding errors of float64.
+_CONSTANT = 1e-14
+
+
+def single_precision(values: Tensor, what: str) -> Tensor:
+    """Return finite numbers `[rows]` or `[rows, columns]` as float32; other shapes are not checked.
+
+    Args:
+        values: Numbers of any type.
+        what: Name of the values, for error messages.
+
+    Raises:
+        EnvariantError: If the numbers of a column differ by less than float32 can represent.
+    """
+    rounded = values.to(torch.float32)
+    exact = values.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8)
+    if exact or values.dim() not in (1, 2) or len(values) < 2:
+        return rounded
+    columns = values.double().reshape(len(values), -1)
+    error = (rounded.reshape(columns.shape).double() - columns).abs().amax(dim=0)
+    deviation, mean = columns.std(dim=0), columns.mean(dim=0)
+    lost = (error > _MOST * deviation) & (deviation > _CONSTANT * mean.abs())
+    if bool(lost.any()):
+        k = int(lost.nonzero()[0])
+        where = f" in column {k}" if values.dim() == 2 else ""
+        size = f"{float(mean[k]):.6g}{where} with deviations of {float(deviation[k]):.2g}"
+        raise EnvariantError(
+            f"{what} are numbers near {size}, which float32 cannot represent; subtract their mean first"
+        )
+    return rounded

@@ -1,0 +1,104 @@
+"""Number of rows by environment and class, so that a data set can be inspected before training."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from envariant.core.conversion import in_order
+from envariant.core.environments import EnvironmentSource
+from envariant.core.errors import listed
+from envariant.data.images.base import ImageSource
+from envariant.data.tables.source import TableSource
+from envariant.reporting.tables import NONE, TextTable
+from envariant.reporting.theme import plain_text
+
+# Largest number of classes with a column of their own.
+_MOST_COLUMNS = 12
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """Rows of a data set by environment and class.
+
+    Attributes:
+        name: Name of the data set.
+        environments: Names of the environments.
+        classes: Names of the classes; empty for real targets.
+        counts: Number of rows, `[environments, classes]`; `[environments, 1]` for real targets.
+        log: Preprocessing log.
+    """
+
+    name: str
+    environments: tuple[str, ...]
+    classes: tuple[str, ...]
+    counts: NDArray[np.int64]
+    log: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, source: EnvironmentSource, seed: int) -> "Coverage":
+        """Count the rows of a data source; images are listed, not read.
+
+        Args:
+            source: Data source.
+            seed: Seed of the data sample.
+        """
+        if isinstance(source, ImageSource):
+            listing = source.listing()
+            counts = [np.bincount(g.targets, minlength=len(listing.classes)) for g in listing.groups]
+            names = tuple(group.name for group in listing.groups)
+            return cls(
+                source.name, names, listing.classes, np.stack(counts), tuple(source.preprocessing_log())
+            )
+        sample = source.sample(seed)
+        entries = source.table.preprocessing_log if isinstance(source, TableSource) else ()
+        sizes = np.array([[len(each)] for each in sample.environments])
+        log = tuple(map(str, entries))
+        if sample.task.chance is None or sample.task.target_shape:
+            return cls(source.name, sample.names, (), sizes, log)
+        targets = [each.targets.long().numpy() for each in sample.environments]
+        classes = sample.classes or in_order(str(k) for part in targets for k in np.unique(part))
+        counts = [np.bincount(part, minlength=len(classes)) for part in targets]
+        return cls(source.name, sample.names, classes, np.stack(counts), log)
+
+    @property
+    def absent(self) -> dict[str, tuple[str, ...]]:
+        """Classes without rows, by environment."""
+        none = [tuple(self.classes[k] for k in np.flatnonzero(row == 0)) for row in self.counts]
+        return {name: classes for name, classes in zip(self.environments, none, strict=True) if self.classes}
+
+    def table(self) -> TextTable:
+        """Return a table with one row per environment."""
+        are_few = len(self.classes) <= _MOST_COLUMNS
+        columns = self.classes if are_few else ("classes",)
+        header = ("environment", "rows", *columns, *(("without rows",) if self.classes else ()))
+        rows: list[tuple[str, ...]] = []
+        for name, counts in zip(self.environments, self.counts, strict=True):
+            cells = [f"{count:,}" for count in counts] if are_few else [str(int((counts > 0).sum()))]
+            cells = cells if self.classes else []
+            absent = (listed(self.absent[name]) or NONE,) if self.classes else ()
+            rows.append((name, f"{counts.sum():,}", *cells, *absent))
+        return TextTable(header, tuple(rows))
+
+    def figure(self) -> Figure:
+        """Draw the share of each class in every environment."""
+        names = self.classes or ("rows",)
+        size = (2.5 + 0.5 * min(len(names), 40), 1.2 + 0.4 * min(len(self.environments), 60))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(self.counts / self.counts.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, aspect="auto")
+        axes.set_yticks(range(len(self.environments)), list(map(plain_text, self.environments)))
+        axes.set_xticks(range(len(names)), list(map(plain_text, names)), rotation=45, ha="right")
+        if self.counts.size <= 400:
+            for (row, column), count in np.ndenumerate(self.counts):
+                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8)
+        return figure
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts and log as a JSON-compatible dictionary."""
+        rows = zip(self.environments, self.counts.tolist(), strict=True)
+        counts = {name: dict(zip(self.classes or ("rows",), row, strict=True)) for name, row in rows}
+        return {"data": self.name, "environments": counts, "preprocessing_log": list(self.log)}

@@ -180,7 +180,7 @@ def test_names_with_markup_and_signs_are_plain_text(tmp_path):
 
 def test_an_invalid_environment_name_is_rejected_before_reading(root, cache):
     (root / "art").rename(root / "a\nb")
-    assert refusal(drawn, root).startswith("environment 'a\nb': a name must be one line of text")
+    assert refusal(drawn, root).startswith(r"environment 'a\nb': a name must be one line of text")
     (root / "a\nb").rename(root / sorted(RESERVED)[-1])
     assert "a name must be one line of text and not * or worst" in refusal(drawn, root)
     (root / "worst").rename(root / "art")

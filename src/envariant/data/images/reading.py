@@ -7,7 +7,9 @@ import contextlib
 import hashlib
 import math
 import os
+import stat
 import sys
+import warnings
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,6 +31,9 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Suffixes of image files, the same as in torchvision's `ImageFolder`."""
+
+# Pillow recognizes formats by content, and reads some others, such as EPS, with another program.
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 Pixels = UInt8[np.ndarray, "rows 3 size size"]
 
@@ -144,6 +149,10 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
             states.append((file, (root / file).stat()))
         except (OSError, ValueError):
             missing.append(file)
+        else:
+            # Opening a pipe could wait forever.
+            if not stat.S_ISREG(states[-1][1].st_mode):
+                raise EnvariantError(f"{root}: '{shown(file)}' is no regular file; remove it")
     if missing:
         count = f"{len(missing):,} of {len(files):,}"
         raise EnvariantError(f"{root}: {count} images are missing: {some(missing, 3)}")
@@ -185,7 +194,7 @@ def _decoded(root: Path, files: Sequence[str], size: int, workers: int | None) -
 
     from envariant.core.console import SafeConsole
 
-    _pillow()
+    pillow = _pillow()
     count = workers or machine.cores()
     columns = TextColumn("reading images"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()
     bars = Progress(*columns, console=SafeConsole(stderr=True), disable=not sys.stderr.isatty())
@@ -193,22 +202,24 @@ def _decoded(root: Path, files: Sequence[str], size: int, workers: int | None) -
         task = bars.add_task("", total=len(files))
         for start in range(0, len(files), _FILES_PER_BATCH):
             paths = [root / file for file in files[start : start + _FILES_PER_BATCH]]
-            yield from pool.map(partial(_image, size=size), paths)
+            with warnings.catch_warnings():
+                # Pillow refuses images of twice the size that it warns about; smaller ones fit in memory.
+                warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+                images = list(pool.map(partial(_image, size=size), paths))
+            yield from images
             bars.advance(task, len(paths))
 
 
 def _image(path: Path, size: int) -> UInt8[np.ndarray, "3 size size"]:
     pillow = _pillow()
     try:
-        with pillow.open(path) as image:
+        with pillow.open(path, formats=_FORMATS) as image:
             # JPEG can be decoded at a reduced scale, which is much faster; never below twice the size.
             image.draft(None, (2 * size, 2 * size))
             square = _rgb(image).resize((size, size), pillow.Resampling.BILINEAR)
             return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-    except MemoryError:
-        raise
     except Exception as error:
-        # Pillow's decoders raise many types of error for a damaged file.
+        # Pillow's decoders raise many types of error for a damaged file, and MemoryError for a huge one.
         problem = f"cannot be read as an image ({first_line(error).replace(str(path), 'it')})"
         raise EnvariantError(f"{shown(str(path))}: {problem}; replace or remove the file") from None
 

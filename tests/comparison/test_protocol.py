@@ -11,7 +11,7 @@ from envariant.core.errors import EnvariantError
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.studies import Store, Study, begin
-from envariant.training.store import RunOutcome
+from envariant.training.store import RunOutcome, Trial
 
 
 def table(sizes=(200, 100, 80), rare=0.5, task=None):
@@ -53,6 +53,12 @@ def test_rows_are_subsampled_per_environment_and_logged():
     assert protocol.subsample(whole, None, 0) is whole is protocol.subsample(whole, 200, 0)
     with pytest.raises(EnvariantError, match="max_rows: must be at least 5, got 0"):
         protocol.subsample(whole, 0, 0)
+
+
+def test_final_model_of_a_predictor_takes_no_options_of_gradient_training():
+    trial = Trial(0, {}, 0.0)
+    saved = protocol.train_final_model(table(), "majority-class", trial, 0, {"batch_size": 8})
+    assert set(saved.predict(pd.DataFrame({"x": [0.0]}))["prediction"]) <= {"ill", "well"}
 
 
 def test_many_environments_are_grouped_into_folds_each_once():
@@ -165,3 +171,23 @@ def test_an_unfinished_first_stage_counts_as_one_trial(tmp_path, clock):
         counts = store.counts()
     assert counts["done"] == 3
     assert counts["planned"] == 1
+
+
+def test_an_environment_whose_classes_are_new_gets_no_verdict():
+    own = table()
+    names = np.where(own.environment.values == 2, own.target.values + 2, own.target.values).astype(np.int32)
+    target = replace(own.target, values=names, categories=("ill", "well", "Ill", "Well"))
+    changed = replace(own, target=target, task="multiclass")
+    plan = protocol.plan(TableSource(changed), "name", ["erm"], None, 1, 1, 0, {})
+    assert list(plan.tasks) == ["s00", "s01"]
+    assert plan.undefined == (
+        "s02: no verdict, because 100% of its rows have classes that no training environment has ('Ill', 'Well')",
+    )
+    assert plan.study.test_environments == (("s00",), ("s01",), ("s02",))
+    alone = replace(
+        changed, target=replace(target, values=own.environment.values, categories=("x", "y", "z"))
+    )
+    with pytest.raises(
+        EnvariantError, match=r"no site can be judged \(s00: no verdict, .* write classes alike"
+    ):
+        protocol.plan(TableSource(alone), "name", ["erm"], None, 1, 1, 0, {})

@@ -1,13 +1,16 @@
 """The little language: what is written is what is read, and nothing is ever evaluated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
+from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field, PositiveFloat
 
 from envariant.core.errors import EnvariantError, closest_name, unknown_name
-from envariant.core.specs import Percent, Spec, describe, fill, format_value, parse, parse_value
+from envariant.core.specs import Percent, Spec, describe, fill, format_value, parse, parse_value, validate
 
 # Words that Python or the language itself reads as something else are no words here.
 WORDS = st.from_regex(r"[a-z]{1,3}[0-9_][a-z0-9_]{0,4}", fullmatch=True)
@@ -245,3 +248,65 @@ def test_a_name_that_differs_in_separators_is_suggested(written):
 def test_a_name_unlike_all_others_gets_no_suggestion():
     assert closest_name("qqqq", ["erm", "irm"]) is None
     assert closest_name("irm", []) is None
+
+
+@dataclass(frozen=True)
+class Checked:
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    rate: PositiveFloat = 1.0
+    count: Annotated[int, Field(ge=2, le=9)] | None = None
+    number: int = 0
+    word: Literal["one", "two"] = "one"
+    wrong: int = None
+
+    def __post_init__(self):
+        validate(self)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rate": 0}, "Checked: rate must be positive, got 0"),
+        ({"rate": float("inf")}, "Checked: rate must be a finite number; got inf"),
+        ({"rate": float("nan")}, "Checked: rate must be positive, got nan"),
+        ({"rate": "fast"}, "Checked: rate must be a number; got fast"),
+        ({"rate": True}, "Checked: rate must be a number; got true"),
+        ({"rate": 10**400}, "Checked: rate must be a number; got 1000"),
+        ({"share": 1}, "Checked: share must be in [0, 1), got 1"),
+        ({"count": 1}, "Checked: count must be at least 2, got 1"),
+        ({"count": 10}, "Checked: count must be at most 9, got 10"),
+        ({"count": 2.0}, "Checked: count must be a whole number; got 2"),
+        ({"number": 2**60}, "Checked: number must lie within ±2⁵³, got 1152921504606846976"),
+        ({"number": 10**5000}, "Checked: number must lie within ±2⁵³, got a value of type int"),
+        ({"word": "three"}, "Checked: word must be one or two; got three"),
+    ],
+    ids=str,
+)
+def test_values_outside_declared_bounds_are_rejected(settings, message):
+    with pytest.raises(EnvariantError) as refusal:
+        Checked(**settings)
+    assert str(refusal.value).startswith(message)
+    assert len(str(refusal.value)) < 160
+
+
+def test_values_within_bounds_are_converted_and_defaults_are_not_checked():
+    checked = Checked(share=np.float32(0.25), rate=2, count=np.int64(3))
+    assert (checked.share, checked.rate, checked.count, checked.wrong) == (0.25, 2.0, 3, None)
+    assert [type(value) for value in (checked.share, checked.rate, checked.count)] == [float, float, int]
+
+
+def test_types_that_exist_for_type_checkers_only_are_not_checked():
+    unresolved = make_dataclass("Unresolved", [("rate", "Nowhere", field(default=1))], frozen=True)
+    validate(unresolved("anything"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["f(" + "-" * 5_000 + "1)", "f(\0)", "f(\udcff)", "f(" + "9" * 5_000 + ")", "f" + "(g" * 40 + ")" * 40],
+)
+@pytest.mark.parametrize("read", [parse, parse_value])
+def test_texts_that_break_the_parser_are_rejected_in_a_short_line(read, text):
+    with pytest.raises(EnvariantError, match=r"^cannot read ") as refusal:
+        read(text)
+    assert len(str(refusal.value)) < 200
+    str(refusal.value).encode()

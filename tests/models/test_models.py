@@ -9,6 +9,8 @@ from torch import nn
 
 from envariant.core.errors import EnvariantError
 from envariant.models import MLP, MNISTCNN, MODELS, LeNet, Linear, Timm, model_config
+from envariant.training.model_builder import model_builder
+from envariant.training.run_config import built
 
 
 def count(model):
@@ -232,3 +234,23 @@ def test_mnist_cnn_rejects_inputs_that_are_not_images(shape):
     with pytest.raises(EnvariantError) as refusal:
         MNISTCNN().build(shape, 1)
     assert str(refusal.value) == (f"mnist-cnn: needs images, channels first; got inputs of shape {shape}")
+
+
+@pytest.mark.parametrize("family", [Linear(), MLP(7, depth=3), LeNet(), MNISTCNN()], ids=str)
+def test_size_is_counted_without_memory_and_without_random_numbers(family):
+    before = torch.get_rng_state()
+    size = family.size((1, 12, 12), 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert size == sum(value.numel() for value in family.build((1, 12, 12), 3).parameters())
+
+
+def test_size_of_a_network_far_beyond_any_memory():
+    assert MLP(10**9).size((4,), 1) == pytest.approx(1e18, rel=1e-6)
+    assert MLP((4, 2**99)).size((4,), 1) == math.inf
+    with pytest.raises(EnvariantError, match=r"^memory: mlp\(hidden=1000000000\) for inputs of shape \(4,\)"):
+        model_builder("mlp(hidden=1000000000)")((4,), 1)
+
+
+def test_a_user_network_that_does_not_fit_is_one_sentence():
+    with pytest.raises(EnvariantError, match="^memory: the network does not fit; use a smaller one$"):
+        built(lambda _shape, _outputs: nn.Linear(2**40, 2**40), (4,), 1)

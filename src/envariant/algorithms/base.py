@@ -10,12 +10,13 @@ are compositions (`composition.py`) of
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, final
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, cast, final
 
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from envariant.core import specs
 from envariant.core.environments import EnvironmentBatch, PredictedBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Schedule, schedule
@@ -205,6 +206,8 @@ class Algorithm(ABC):
 class Part(ABC):
     """Part of a composition: a frozen dataclass whose fields are its hyperparameters.
 
+    Types of fields, and bounds declared as in `Annotated[float, Field(ge=0)]`, are checked at construction.
+
     Attributes:
         name: Name in specifications such as `vrex + and-mask`.
         paper: Authors, year, and arXiv number or venue.
@@ -225,6 +228,9 @@ class Part(ABC):
     needs_classes: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     depends_on_sizes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        specs.validate(self)
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         """Adapt the model to the part; see `Algorithm.wrap_model`. Default: return it unchanged."""
@@ -271,14 +277,30 @@ class RiskAggregator(Part):
         """Return the risk to minimize and the new state."""
 
 
+def as_coefficient(value: Schedule | str | float, where: str) -> Schedule:
+    """Convert a number or a text such as "step(1, 1e4, at=190)" to the schedule of a coefficient.
+
+    Args:
+        value: Schedule, number or text.
+        where: Name of the part, for error messages.
+
+    Raises:
+        EnvariantError: If the value is not a schedule, or negative at some step.
+    """
+    course = schedule(value)
+    course.check_not_negative(f"{where}: coefficient")
+    return course
+
+
 class _WithCoefficient(Part, ABC):
     """Part whose value is multiplied by a coefficient schedule."""
 
     coefficient: Schedule
 
     def __post_init__(self) -> None:
-        # The schedule may be given as a number or as a text such as "step(1, 1e4, at=190)".
-        object.__setattr__(self, "coefficient", schedule(self.coefficient))
+        object.__setattr__(self, "coefficient", as_coefficient(self.coefficient, type(self).__name__))
+        # Parts of other packages may declare their coefficient as a number.
+        specs.validate(self, only={f.name for f in fields(cast("Any", self))} - {"coefficient"})
 
     def coefficient_at(self, step: int) -> float:
         return self.coefficient(step)

@@ -22,7 +22,7 @@ from envariant.algorithms.composition import Composition
 from envariant.algorithms.recipe_base import LOSS, Recipe
 from envariant.algorithms.recipes import RECIPES
 from envariant.core import specs
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, shown
 from envariant.core.plugins import Plugins
 from envariant.core.schedules import Schedule
 
@@ -104,9 +104,11 @@ def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
     Raises:
         EnvariantError: If a name or a setting is unknown.
     """
+    if not isinstance(text, str):
+        raise EnvariantError(f"algorithm must be text such as 'vrex + and-mask'; got {shown(text)}")
     parsed: list[tuple[Recipe, dict[str, Any]]] = []
     for term in _split(text):
-        spec = specs.parse(term)
+        spec = specs.parse_as("algorithm", term)
         known = RECIPES.get(spec.name) or PLUGINS.load(spec.name, RECIPES)
         parsed.append((known, known.settings(spec)))
     return parsed
@@ -123,8 +125,11 @@ def compose(text: str, built: Sequence[Composition]) -> Recipe:
         EnvariantError: If the algorithms cannot be composed.
     """
     known = [term for term, _ in terms(text)]
-    summary = " ".join(term.summary for term in known)
-    return Recipe(" + ".join(term.name for term in known), summary, reduce(add, built))
+    summary, names = " ".join(term.summary for term in known), [term.name for term in known]
+    composed = Recipe(" + ".join(names), summary, reduce(add, built))
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise EnvariantError(f"{composed.name}: {repeated[0]} occurs twice; name it once")
+    return composed
 
 
 def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, Recipe]:

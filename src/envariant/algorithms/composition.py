@@ -10,13 +10,13 @@ use the same term, so all combinations are possible. Gradient penalties are hand
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, cast, final
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vjp
 
@@ -39,6 +39,7 @@ from envariant.algorithms.gradient_aggregators.mean import MeanGradient
 from envariant.algorithms.risk_aggregators.mean import MeanRisk, PooledMean
 from envariant.algorithms.risk_aggregators.sum import SumRisk
 from envariant.algorithms.risk_aggregators.worst import WorstCaseRisk
+from envariant.core import specs
 from envariant.core.conversion import joined
 from envariant.core.environments import EnvironmentBatch, PredictedBatch
 from envariant.core.errors import EnvariantError
@@ -77,7 +78,7 @@ class Composition(Algorithm):
     risk_aggregator: RiskAggregator = field(default_factory=MeanRisk)
     penalties: tuple[Penalty | GradientPenalty, ...] = ()
     gradient_aggregator: GradientAggregator = field(default_factory=MeanGradient)
-    l2: float = 0.0
+    l2: NonNegativeFloat = 0.0
     normalize_loss: bool = False
     training_step: TrainingStep | None = None
     environment_inference: EnvironmentInference | None = None
@@ -107,8 +108,7 @@ class Composition(Algorithm):
                 raise EnvariantError(
                     f"{step.name}: risk_aggregator must be one of {names}, got {self.risk_aggregator.name}"
                 )
-        if not 0 <= self.l2 < math.inf:
-            raise EnvariantError(f"Composition: l2 must be at least 0, got {self.l2:g}")
+        specs.validate(self, only=("l2", "normalize_loss"))
 
     def __add__(self, other: object) -> "Composition":
         """Compose two algorithms: combine their penalties and their aggregators other than means.
@@ -245,11 +245,13 @@ class Composition(Algorithm):
             functions = {name: partial(model.network, name, own) for name in networks}
             predicted = batch.predicted(features, logits, context, functions)
             states: dict[str, Any] = dict(state)
-            total, states["0"] = self.risk_aggregator.risk(predicted, state["0"])
+            total, states["0"] = _number_and_state(
+                self.risk_aggregator, self.risk_aggregator.risk(predicted, state["0"])
+            )
             metrics = {"risk": total.detach()}
             for key, part in self._numbered(Penalty):
                 own_view = replace(predicted, context=context.of_part(key))
-                value, states[str(key)] = part.penalty(own_view, state[str(key)])
+                value, states[str(key)] = _number_and_state(part, part.penalty(own_view, state[str(key)]))
                 total = total + part.coefficient_at(context.step) * value
                 metrics[f"{part.name} penalty"] = value.detach()
             return total / divisor, (states, metrics)
@@ -309,6 +311,7 @@ class Composition(Algorithm):
         gradient, states[str(number)], metrics = self.gradient_aggregator.combine(
             stacked, states[str(number)], context.of_part(number)
         )
+        _check_gradient(self.gradient_aggregator, gradient, {name: each[0][name] for name in names})
         return gradient, metrics
 
     def _gradients_of_step(
@@ -331,6 +334,7 @@ class Composition(Algorithm):
         gradient, new, metrics = training_step.gradients(
             model, params, own, state["0"], replace(context, weight_decay=decay)
         )
+        _check_gradient(training_step, gradient, params)
         if not training_step.returns_updates:
             gradient = {name: gradient[name] + decay * value for name, value in params.items()}
         return gradient, {**state, "0": new}, metrics
@@ -362,6 +366,37 @@ def _added(
         {name: g + weight * term[name] for name, g in gradient.items()}
         for gradient, term in zip(gradients, terms, strict=True)
     ]
+
+
+def _number_and_state(part: Part, result: object) -> tuple[Tensor, State]:
+    """Return the result of a part.
+
+    Raises:
+        EnvariantError: If it is not one number and a state.
+    """
+    match result:
+        case (Tensor() as value, Mapping() as state) if not value.dim():
+            return value, cast("State", state)
+        case (Tensor() as value, Mapping()):
+            got = f"a tensor of shape {tuple(value.shape)}"
+        case _:
+            got = type(result).__name__
+    raise EnvariantError(f"{part.name}: must return one number and its state; got {got}")
+
+
+def _check_gradient(part: Part, gradient: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> None:
+    """Check that a part returned one gradient per parameter.
+
+    Raises:
+        EnvariantError: If a gradient is missing or has another shape than its parameter.
+    """
+    for name, value in params.items():
+        shape = tuple(gradient[name].shape) if name in gradient else "no gradient"
+        if shape != tuple(value.shape):
+            raise EnvariantError(
+                f"{part.name}: must return a gradient of shape {tuple(value.shape)} for parameter '{name}'; "
+                f"got {shape}"
+            )
 
 
 def _summed(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

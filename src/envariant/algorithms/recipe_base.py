@@ -100,6 +100,8 @@ class Recipe:
         Raises:
             EnvariantError: If a setting is unknown or its value is not allowed.
         """
+        if not isinstance(settings, Mapping):
+            raise EnvariantError(f"{self.name}: settings must be a mapping from names to values")
         changes: dict[str, dict[str, Any]] = {}
         known = {h.name: h for h in self.hyperparameters}
         for key, value in settings.items():

@@ -244,6 +244,10 @@ def measure_drift(
         if name not in new:
             raise EnvariantError(f"measure_drift: new rows lack column '{name}'")
         kind, values, categories = typed(array)
+        if len(values) != len(codes):
+            raise EnvariantError(
+                f"measure_drift: '{name}' has {len(values)} rows, but environments have {len(codes)}"
+            )
         new_kind, new_values, new_categories = typed(new[name])
         if (kind == "category") != (new_kind == "category"):
             raise EnvariantError(

@@ -14,6 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError
+from cyclopts.exceptions import (
+    CoercionError,
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from envariant.cli.algorithms import algorithms
 from envariant.cli.compare import compare
@@ -26,7 +33,7 @@ from envariant.cli.runs import runs
 from envariant.cli.sweep import sweep
 from envariant.cli.train import train
 from envariant.core.console import SafeConsole, safe_output
-from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.errors import EnvariantError, EnvariantWarning, shortened
 
 app = App(
     name="envariant",
@@ -66,6 +73,27 @@ def _remarks_as_lines(errors: SafeConsole) -> Generator[None]:
         yield
 
 
+def _sentence(error: CycloptsError) -> str:
+    """Return an error in the syntax of a command line as one sentence that says how to fix it."""
+    command = " ".join(("envariant", *(error.command_chain or ())))
+    match error:
+        case UnusedCliTokensError(unused_tokens=[first, *_]):
+            return f"unexpected argument '{shortened(first)}'; {command} --help lists the arguments"
+        case RepeatArgumentError():
+            return f"{error.token.keyword} is given twice; give it once"
+        case MissingArgumentError(argument=argument) if argument is not None:
+            name = error.keyword or next((t.keyword for t in argument.tokens if t.keyword), argument.name)
+            return f"{name}: needs a value; see {command} --help"
+        case UnknownOptionError():
+            return f"{shortened(str(error), 200).rstrip('.')}; {command} --help lists the options"
+        case CoercionError(token=token, argument=argument) if isinstance(error.__cause__, EnvariantError):
+            # Raised by a converter of `options`.
+            name = (token and token.keyword) or (argument.name.lstrip("-").upper() if argument else "value")
+            return f"{name}: {error.__cause__}"
+        case _:
+            return shortened(str(error), 300)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit with code 2 if the input is invalid or the machine fails, as with a full disk.
 
@@ -73,13 +101,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command-line arguments. Default: the arguments of the process.
     """
     errors = SafeConsole(stderr=True, soft_wrap=True)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         _check_working_directory()
+        if "" in words:
+            before = [word for word in words[: words.index("")] if word.startswith("-")]
+            raise EnvariantError(
+                f"{before[-1] if before else 'arguments'}: is empty; give a value or leave it out"
+            )
         with safe_output(), _remarks_as_lines(errors):
-            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            app(words, exit_on_error=False, print_error=False, result_action="return_value")
             sys.stdout.flush()
     except (EnvariantError, CycloptsError) as error:
-        errors.print(f"envariant: {error}", style="red")
+        message = _sentence(error) if isinstance(error, CycloptsError) else str(error)
+        errors.print(f"envariant: {message}", style="red")
         sys.exit(2)
     except BrokenPipeError:
         # The reader of the pipe, such as `head`, has closed it.

@@ -5,6 +5,7 @@ The runs are stored as a study in a folder, which can be resumed and inspected.
 
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,12 +14,16 @@ from typing import Any, Literal, final
 
 import numpy as np
 import pandas as pd
+from pydantic import PositiveInt
 
 from envariant.comparison import page, protocol
 from envariant.comparison.data_summary import summarize
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.results import ComparisonResults, gather
+from envariant.core import metrics, specs
+from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.files import as_path
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.saved_model import SavedModel
@@ -26,6 +31,7 @@ from envariant.studies.executors import local, ray
 from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
 from envariant.training.progress import show_sweep
+from envariant.training.resolution import check_objects
 from envariant.training.run_spec import EXECUTION_ONLY, text_of
 from envariant.training.store import Store
 
@@ -178,20 +184,24 @@ def compare(
     start = time.monotonic()
     deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
-    methods = {text_of(each): each for each in (BASELINE, *algorithms)}
+    folder = None if out is None else as_path(out, "out")
+    asked = {"min_rows": min_rows, "max_rows": max_rows, "encoding": encoding, "executor": executor}
+    _check_arguments({**asked, "address": address}, options)
+    runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed, "settings": shared}
+    methods = _methods(algorithms, metric, runs)
     min_rows = max(min_rows, protocol.FEWEST_ROWS)
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=min_rows, encoding=encoding, missing_values=missing_values,
     )  # fmt: skip
-    folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
+    folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
     plan = protocol.plan(
         source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared
     )
-    execution = {"execution": protocol.choose_execution(plan.study, source) or "auto"}
-    execution |= {key: value for key, value in options.items() if key in EXECUTION_ONLY}
-    run = _runner(folder, plan.study, execution, executor, address)
+    for line in plan.undefined:
+        warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=2)
+    run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
     completed = protocol.run_within_budget(folder, plan.study, deadline, run)
     study = replace(plan.study, n_trials=completed)
     with Store(folder) as store:
@@ -205,10 +215,53 @@ def compare(
     )
     comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)
     page.write(comparison.to_dict(), results, comparison.recommendation, folder)
-    best = comparison.recommended
-    trial = study.trials_of(best, source)[results.selected_trials[best]]
-    protocol.train_final_model(full, methods[best], trial, seed, shared).save(folder / "model")
+    _save_best_model(comparison, methods, full, source, seed, shared)
     return comparison
+
+
+def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {"execution": protocol.choose_execution(study, source) or "auto"}
+    return chosen | {key: value for key, value in options.items() if key in EXECUTION_ONLY}
+
+
+def _save_best_model(
+    comparison: Comparison,
+    methods: Mapping[str, Any],
+    full: tables.Table,
+    source: TableSource,
+    seed: int,
+    options: Mapping[str, Any],
+) -> None:
+    best = comparison.recommended
+    trial = comparison.study.trials_of(best, source)[comparison.results.selected_trials[best]]
+    model = protocol.train_final_model(full, methods[best], trial, seed, options)
+    model.save(comparison.folder / "model")
+
+
+_ARGUMENTS: Mapping[str, Any] = {
+    "min_rows": PositiveInt,
+    "max_rows": int | None,
+    "encoding": str,
+    "executor": Literal["local", "ray"],
+    "address": str | None,
+}
+
+
+def _check_arguments(arguments: Mapping[str, object], options: Mapping[str, Any]) -> None:
+    """Check arguments that are not settings of the study, before the table is read."""
+    for name, value in arguments.items():
+        specs.check_value(value, _ARGUMENTS[name], f"compare: {name}")
+    if arguments["address"] is not None and arguments["executor"] != "ray":
+        raise EnvariantError("compare: address needs executor='ray'; leave it out, or set both")
+    check_objects({key: value for key, value in options.items() if key in EXECUTION_ONLY})
+
+
+def _methods(algorithms: Any, metric: str | None, runs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ERM and the requested methods by name, after a check of metric and settings of the runs."""
+    given = tuple(algorithms) if isinstance(algorithms, list | tuple) else (algorithms,)
+    name = "" if metric is None else metrics.metric_named(metric).name
+    Study(("table",), given or (BASELINE,), metric=name, **runs)
+    return {text_of(each): each for each in (BASELINE, *given)}
 
 
 def _runner(

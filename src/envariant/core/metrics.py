@@ -81,16 +81,25 @@ class Metric:
         return format(value, self.number_format) if np.isfinite(value) else "–"
 
 
-def metric(name: str, task: Task) -> Metric:
+def metric_named(name: str) -> Metric:
     """Return a metric by its name in `METRICS`; case is ignored, and "r2" is accepted for R².
+
+    Raises:
+        EnvariantError: If the name is unknown.
+    """
+    by_text = {_plain(key): known for key, known in METRICS.items()}
+    if not isinstance(name, str) or _plain(name) not in by_text:
+        raise unknown_name("metric", str(name), METRICS)
+    return by_text[_plain(name)]
+
+
+def metric(name: str, task: Task) -> Metric:
+    """Return a metric by its name; see `metric_named`.
 
     Raises:
         EnvariantError: If the name is unknown, or the metric does not apply to the task.
     """
-    by_text = {_plain(key): known for key, known in METRICS.items()}
-    if _plain(name) not in by_text:
-        raise unknown_name("metric", name, METRICS)
-    selected = by_text[_plain(name)]
+    selected = metric_named(name)
     if not isinstance(task, selected.tasks):
         applicable = ", ".join(m.name for m in METRICS.values() if isinstance(task, m.tasks))
         problem = f"metric '{name}' does not apply to {task.name} tasks"

@@ -75,7 +75,10 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
         EnvariantError: If the source, its protocol or a setting is unknown or invalid, or a plug-in cannot be
             imported.
     """
-    spec = specs.parse(text)
+    if isinstance(text, str) and text.lower().endswith((".csv", ".parquet")):
+        example = f"table({text!r}, target=…, environment=…)"
+        raise EnvariantError(f"data: '{text}' is a file; name its target and environment columns: {example}")
+    spec = specs.parse_as("data", text)
     name = spec.name.partition(":")[0]
     if name in SOURCES:
         module, class_name = SOURCES[name][0].split(":")

@@ -44,6 +44,8 @@ def check_expansion(path: Path) -> None:
                     check_size(path, length := length + len(block), size)
         else:
             check_size(path, state.st_size, size)
+    except EnvariantError:
+        raise
     except _DAMAGED:
         # The reader of the file says what is wrong with it.
         return

@@ -30,7 +30,7 @@ def model_config(text: str) -> ModelConfig:
     Raises:
         EnvariantError: If the model or a setting is unknown or invalid, or a plug-in cannot be imported.
     """
-    name = specs.parse(text).name
+    name = specs.parse_as("model", text).name
     known = MODELS if name in MODELS else {name: PLUGINS.load(name, MODELS)}
     return specs.build("model", text, known)
 

@@ -16,6 +16,7 @@ from torch import nn
 from envariant.analysis.column_sketch import Sketch
 from envariant.analysis.drift import Drift
 from envariant.core.errors import EnvariantError
+from envariant.core.files import as_path
 from envariant.core.tasks import Regression, Task, task_named
 from envariant.data.tables.columns import Column
 from envariant.data.tables.encoding import Encoder
@@ -180,7 +181,8 @@ class SavedModel:
             EnvariantError: If the folder has no saved model, or the model is damaged or of another schema
                 version.
         """
-        description, tensors = files.read(Path(folder))
+        folder = as_path(folder, "folder")
+        description, tensors = files.read(folder)
         try:
             fields = {key: value for key, value in description.items() if key not in ("schema", "inputs")}
             fields["predictor"] = SavedNetwork.from_tensors(fields["predictor"], tensors)
@@ -196,7 +198,7 @@ class SavedModel:
             # Rebuild the network once, so that weights of wrong shape are reported on loading.
             model.network()
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise files.damaged(Path(folder), error) from None
+            raise files.damaged(folder, error) from None
         return model
 
     def network(self) -> nn.Module:

@@ -76,7 +76,7 @@ def estimate(study: Study) -> Estimate:
         study: Study to plan.
 
     Raises:
-        EnvariantError: If the study cannot be planned.
+        EnvariantError: If the study cannot be planned, or none of its runs can be trained.
     """
     estimates: list[JobEstimate] = []
     measured: dict[tuple[str, str], tuple[float, float]] = {}
@@ -96,6 +96,8 @@ def estimate(study: Study) -> Estimate:
             estimates.append(JobEstimate(data, names, algorithm, len(runs), steps, seconds))
         except EnvariantError as error:
             estimates.append(JobEstimate(data, names, algorithm, len(runs), None, None, str(error)))
+    if (first := estimates[0].problem) and all(each.problem for each in estimates):
+        raise EnvariantError(first)
     return Estimate(tuple(estimates))
 
 

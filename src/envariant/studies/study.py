@@ -16,13 +16,14 @@ from typing import Any, cast, final
 from envariant.algorithms import Algorithm
 from envariant.core import metrics
 from envariant.core.environments import EnvironmentSource
-from envariant.core.errors import EnvariantError, first_line, listed, unknown_name
+from envariant.core.errors import EnvariantError, first_line, listed, shown, unknown_name
 from envariant.core.paths import check_file
 from envariant.predictors import predictor
 from envariant.studies.trials import SearchSpace, recipe_of
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import (
     algorithm_identity,
+    check_objects,
     content_hash,
     remarks,
     resolve,
@@ -30,9 +31,11 @@ from envariant.training.resolution import (
     source_of,
 )
 from envariant.training.run_config import network
-from envariant.training.run_spec import SHARED, RunSpec, shown, text_of
+from envariant.training.run_spec import SHARED, RunSpec, text_of
 from envariant.training.store import PlannedRun, Store, Trial
 
+MAX_RUNS = 1_000_000
+"""Largest number of runs of a study, which are planned in memory."""
 SPLITS = ("suggested", "each", "each-and-pairs")
 """Ways to choose test environments without naming them."""
 
@@ -95,6 +98,8 @@ class Study:
             if key not in SHARED:
                 raise unknown_name("setting", key, SHARED, where="study")
         RunSpec(data="", **self.settings)
+        check_objects(self.settings)
+        self._labeled("data")
         algorithms = self._labeled("algorithms")
         for label in self.ranges:
             if label not in algorithms:
@@ -105,6 +110,12 @@ class Study:
             SearchSpace(label, algorithm, self.ranges.get(label, {})).ranges()
         if self.metric and self.metric not in metrics.METRICS:
             raise unknown_name("metric", self.metric, metrics.METRICS, where="study")
+        count = len(self.data) * len(algorithms) * self.n_trials * self.replicas
+        if count > MAX_RUNS:
+            raise EnvariantError(
+                f"study: {len(self.data)} data × {len(algorithms)} algorithms × {self.n_trials:,} trials × "
+                f"{self.replicas:,} replicas are {count:,} runs; at most {MAX_RUNS:,} can be planned"
+            )
 
     def _check_types(self) -> None:
         """Raise an error for values of a wrong type or out of range."""
@@ -248,14 +259,17 @@ class Study:
         labeled: dict[str, Any] = {}
         for each in getattr(self, key):
             label = text_of(each)
-            if label in labeled and not isinstance(each, str):
-                raise EnvariantError(f"study: {key} hold '{label}' twice; give objects different names")
+            if label in labeled:
+                remedy = "name it once" if isinstance(each, str) else "give objects different names"
+                raise EnvariantError(f"study: {key} hold '{label}' twice; {remedy}")
             labeled[label] = each
         return labeled
 
     def _splits_of(self, source: EnvironmentSource) -> list[tuple[str, ...]]:
         """Return the sets of test environments for a data set."""
         sample = source.sample(0)
+        if self.metric:
+            metrics.metric(self.metric, sample.task)
         if self.test_environments == "suggested":
             return [sample.test]
         if isinstance(self.test_environments, tuple):
@@ -383,10 +397,13 @@ def _splits(declared: object) -> object:
         return declared
     if isinstance(declared, Sequence):
         sets = [(each,) if isinstance(each, str) else each for each in cast("Sequence[Any]", declared)]
-        if sets and all(
-            isinstance(each, Sequence) and all(isinstance(n, str) for n in each) for each in sets
-        ):
-            return tuple(tuple(each) for each in sets)
+        if all(isinstance(each, Sequence) and all(isinstance(name, str) for name in each) for each in sets):
+            splits = tuple(tuple(each) for each in sets)
+            if not splits or len({frozenset(names) for names in splits}) < len(splits):
+                raise EnvariantError(
+                    f"study: test_environments must be different sets of names; got {shown(declared)}"
+                )
+            return splits
     raise EnvariantError(
         f"study: test_environments must be {', '.join(SPLITS)} or lists of names; got {declared!r}"
     )

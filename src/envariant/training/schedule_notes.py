@@ -8,6 +8,9 @@ from envariant.training.optimizers import OptimizerConfig
 IDLE = "only after this run of"
 """Phrase of every remark on a schedule without effect within the run."""
 
+SCALED = "is suggested for"
+"""Phrase of every remark on a suggested schedule that was scaled to the run."""
+
 
 def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int | None) -> tuple[str, ...]:
     """Return a sentence for each schedule or step number that was scaled to the length of a run.
@@ -25,7 +28,7 @@ def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int |
         for each in (before, after)
     )
     return tuple(
-        f"{name}: {old[name]} is suggested for {length} steps; scaled to {value} for {steps} steps"
+        f"{name}: {old[name]} {SCALED} {length} steps; scaled to {value} for {steps} steps"
         for name, value in new.items()
         if value != old[name]
     )

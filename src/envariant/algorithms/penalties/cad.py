@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from envariant.algorithms.base import Penalty, State
 from envariant.algorithms.penalties import distances
 from envariant.core.environments import PredictedBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Constant, Schedule
 from envariant.core.search_space import Choice
 
@@ -42,16 +42,11 @@ class CAD(Penalty):
     stochastic: ClassVar[bool] = True
     depends_on_sizes: ClassVar[bool] = True
     coefficient: Annotated[Schedule, Choice((1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2))] = Constant(0.1)
-    temperature: Annotated[float, Choice((0.05, 0.1))] = 0.1
+    temperature: Annotated[PositiveFloat, Choice((0.05, 0.1))] = 0.1
     conditional: bool = False
     flipped: bool = True
     normalized: bool = False
-    max_rows: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.temperature > 0:
-            raise EnvariantError(f"CAD: temperature must be positive, got {self.temperature:g}")
+    max_rows: PositiveInt = 512
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         index, _ = distances.subsample(predicted, self.max_rows)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from envariant.algorithms.base import RiskAggregator, State
-from envariant.core import specs
 from envariant.core.environments import PredictedBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, Uniform, UniformInteger
@@ -41,12 +41,12 @@ class EQRM(RiskAggregator):
     paper: ClassVar[str] = "Eastwood et al. 2022, arXiv 2207.09944"
     minimum_environments: ClassVar[int] = 2
     quantile: Annotated[float, Uniform(0.5, 0.99)] = 0.75
-    burn_in: Annotated[int, UniformInteger(300, 3000)] = 100
+    burn_in: Annotated[NonNegativeInt, UniformInteger(300, 3000)] = 100
     slope: Annotated[Literal["brackets", "exact"], Choice(("brackets", "exact"))] = "brackets"
     bandwidth: Literal["gaussian", "silverman"] = "gaussian"
 
     def __post_init__(self) -> None:
-        specs.checked(EQRM, vars(self), "EQRM")
+        super().__post_init__()
         if not (self.quantile < 0 or 0 < self.quantile < 1):
             raise EnvariantError(
                 f"EQRM: quantile must be in (0, 1), or log(1 − α) < 0, got {self.quantile:g}"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
@@ -23,7 +24,6 @@ from envariant.algorithms.penalties import distances
 from envariant.algorithms.training_steps import adam
 from envariant.algorithms.training_steps.adversary import discriminator
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Task
@@ -68,21 +68,14 @@ class ADRMX(TrainingStep):
     depends_on_sizes: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
     aggregates_risk: ClassVar[bool] = True
-    contrast: float = 1.0
-    environment: float = 1.0
-    remix: float = 1.0
-    adversary: float = 0.75
-    discriminator_steps: int = 2
-    depth: Annotated[int, Choice((8, 9, 10))] = 9
-    width: int = 256
-    max_rows: int = 512
-
-    def __post_init__(self) -> None:
-        if self.discriminator_steps < 1 or self.width < 1 or self.depth < 2:
-            raise EnvariantError(
-                f"ADRMX: discriminator_steps and width must be at least 1 and depth at least 2, got "
-                f"{self.discriminator_steps}, {self.width}, {self.depth}"
-            )
+    contrast: NonNegativeFloat = 1.0
+    environment: NonNegativeFloat = 1.0
+    remix: NonNegativeFloat = 1.0
+    adversary: NonNegativeFloat = 0.75
+    discriminator_steps: PositiveInt = 2
+    depth: Annotated[int, Choice((8, 9, 10)), Field(ge=2, le=100)] = 9
+    width: PositiveInt = 256
+    max_rows: PositiveInt = 512
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         head: Any = featurizer_and_head(module, self.name)[1]

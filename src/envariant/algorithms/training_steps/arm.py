@@ -3,16 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
 from envariant.algorithms.training_steps.context import GroupMeans
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
 
 
@@ -36,11 +36,7 @@ class ARM(TrainingStep):
     paper: ClassVar[str] = "Zhang et al. 2020, arXiv 2007.02931"
     aggregates_risk: ClassVar[bool] = True
     trained: bool = True
-    width: int = 64
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise EnvariantError(f"ARM: width must be at least 1, got {self.width}")
+    width: Annotated[int, Field(ge=1, le=4096)] = 64
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         channels, *rest = context.input_shape

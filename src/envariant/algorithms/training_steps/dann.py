@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value
 
@@ -50,21 +51,14 @@ class DANN(TrainingStep):
     needs_features: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
     aggregates_risk: ClassVar[bool] = True
-    weight: Annotated[float, LogUniform(1e-2, 1e2)] = 1.0
+    weight: Annotated[NonNegativeFloat, LogUniform(1e-2, 1e2)] = 1.0
     conditional: bool = False
-    gradient_penalty: Annotated[float, LogUniform(1e-2, 1e1)] = 0.0
-    discriminator_steps: Annotated[int, UniformInteger(1, 8)] = 1
-    beta1: Annotated[float, Choice((0.0, 0.5))] = 0.5
-    rate: Annotated[float, LogUniform(1e-1, 1e1)] = 1.0
-    width: Annotated[int, Choice((64, 128, 256, 512, 1024))] = 256
-    depth: Annotated[int, Choice((3, 4, 5))] = 3
-
-    def __post_init__(self) -> None:
-        if self.discriminator_steps < 1 or self.width < 1 or self.depth < 2:
-            raise EnvariantError(
-                f"DANN: discriminator_steps and width must be at least 1 and depth at least 2, got "
-                f"{self.discriminator_steps}, {self.width}, {self.depth}"
-            )
+    gradient_penalty: Annotated[NonNegativeFloat, LogUniform(1e-2, 1e1)] = 0.0
+    discriminator_steps: Annotated[PositiveInt, UniformInteger(1, 8)] = 1
+    beta1: Annotated[float, Choice((0.0, 0.5)), Field(ge=0, lt=1)] = 0.5
+    rate: Annotated[PositiveFloat, LogUniform(1e-1, 1e1)] = 1.0
+    width: Annotated[PositiveInt, Choice((64, 128, 256, 512, 1024))] = 256
+    depth: Annotated[int, Choice((3, 4, 5)), Field(ge=2, le=100)] = 3
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         networks: dict[str, nn.Module] = {

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.func import grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
 from envariant.algorithms.training_steps import adam
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import LogUniform
 from envariant.core.step_context import StepContext
 
@@ -38,12 +38,8 @@ class ERMPlus(TrainingStep):
     returns_updates: ClassVar[bool] = True
     aggregates_risk: ClassVar[bool] = True
     head_steps: int = 500
-    head_rate: Annotated[float, LogUniform(1e-1, 1e1)] = 1.0
-    average_from: int = 600
-
-    def __post_init__(self) -> None:
-        if self.average_from < 1:
-            raise EnvariantError(f"erm++: average_from must be at least 1, got {self.average_from}")
+    head_rate: Annotated[PositiveFloat, LogUniform(1e-1, 1e1)] = 1.0
+    average_from: PositiveInt = 600
 
     def switch_steps(self) -> Mapping[str, int]:
         return {"head_steps": self.head_steps + 1, "average_from": self.average_from - 1}

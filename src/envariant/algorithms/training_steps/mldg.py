@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.func import grad_and_value
 
@@ -11,7 +12,6 @@ from envariant.algorithms.base import Metrics, Model, Parameters, State, Trainin
 from envariant.algorithms.training_steps import adam
 from envariant.algorithms.training_steps.padded_batch import PaddedBatch, weighted_mean
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, LogUniform
 from envariant.core.step_context import StepContext
 
@@ -36,14 +36,8 @@ class MLDG(TrainingStep):
     paper: ClassVar[str] = "Li, Yang, Song, Hospedales 2017, arXiv 1710.03463"
     minimum_environments: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
-    beta: Annotated[float, LogUniform(1e-1, 1e1)] = 1.0
-    meta_test_environments: Annotated[int, Choice((1, 2))] = 2
-
-    def __post_init__(self) -> None:
-        if self.meta_test_environments < 1:
-            raise EnvariantError(
-                f"MLDG: meta_test_environments must be at least 1, got {self.meta_test_environments}"
-            )
+    beta: Annotated[NonNegativeFloat, LogUniform(1e-1, 1e1)] = 1.0
+    meta_test_environments: Annotated[PositiveInt, Choice((1, 2))] = 2
 
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainingStep
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Uniform
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Binary, Multiclass, Task
@@ -37,14 +37,8 @@ class RSC(TrainingStep):
     needs_classes: ClassVar[bool] = True
     depends_on_sizes: ClassVar[bool] = True
     aggregates_risk: ClassVar[bool] = True
-    features: Annotated[float, Uniform(0.0, 0.5)] = 1 / 3
-    rows: Annotated[float, Uniform(0.0, 0.5)] = 1 / 3
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.features <= 1 and 0 <= self.rows <= 1):
-            raise EnvariantError(
-                f"RSC: features and rows must be in [0, 1], got {self.features:g} and {self.rows:g}"
-            )
+    features: Annotated[float, Uniform(0.0, 0.5), Field(ge=0, le=1)] = 1 / 3
+    rows: Annotated[float, Uniform(0.0, 0.5), Field(ge=0, le=1)] = 1 / 3
 
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext

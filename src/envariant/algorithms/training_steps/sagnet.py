@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
@@ -41,7 +42,7 @@ class SagNet(TrainingStep):
     depends_on_sizes: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
     aggregates_risk: ClassVar[bool] = True
-    weight: Annotated[float, LogUniform(1e-2, 1e1)] = 0.1
+    weight: Annotated[NonNegativeFloat, LogUniform(1e-2, 1e1)] = 0.1
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         if context.features < 2:

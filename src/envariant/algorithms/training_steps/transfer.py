@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
 from envariant.algorithms.training_steps import adam
-from envariant.core import specs
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, LogUniform, Uniform
 from envariant.core.step_context import StepContext
 
@@ -41,16 +40,11 @@ class Transfer(TrainingStep):
     needs_features: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
     aggregates_risk: ClassVar[bool] = True
-    weight: Annotated[float, LogUniform(1e-2, 1e1)] = 1.0
-    delta: Annotated[float, Uniform(0.1, 3.0)] = 2.0
-    climbs: Annotated[int, Choice((1, 2, 5, 10))] = 10
-    rate: Annotated[float, LogUniform(10**-4.5, 10**-2.5)] = 1e-3
+    weight: Annotated[NonNegativeFloat, LogUniform(1e-2, 1e1)] = 1.0
+    delta: Annotated[NonNegativeFloat, Uniform(0.1, 3.0)] = 2.0
+    climbs: Annotated[int, Choice((1, 2, 5, 10)), Field(ge=1, le=1000)] = 10
+    rate: Annotated[PositiveFloat, LogUniform(10**-4.5, 10**-2.5)] = 1e-3
     descent: Annotated[Literal["adam", "sgd"], Choice(("adam", "sgd"))] = "adam"
-
-    def __post_init__(self) -> None:
-        specs.checked(Transfer, vars(self), "Transfer")
-        if self.climbs < 1:
-            raise EnvariantError(f"Transfer: climbs must be at least 1, got {self.climbs}")
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         head = {name: value.clone() for name, value in adam.part(params, "head").items()}

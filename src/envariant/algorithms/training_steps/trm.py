@@ -6,13 +6,13 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, final
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 from torch.func import grad
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
 from envariant.algorithms.training_steps import adam
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, LogUniform
 from envariant.core.step_context import StepContext
 
@@ -46,14 +46,10 @@ class TRM(TrainingStep):
     needs_linear_head: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
     aggregates_risk: ClassVar[bool] = True
-    weight: Annotated[float, LogUniform(1e-5, 1e0)] = 1e-4
-    warm_up: Annotated[int, Choice((1, 10, 100, 200, 1000, 10000))] = 200
-    rate: Annotated[float, LogUniform(1e-3, 1e-1)] = 1e-2
-    inner_steps: int = 30
-
-    def __post_init__(self) -> None:
-        if self.inner_steps < 0:
-            raise EnvariantError(f"TRM: inner_steps must be at least 0, got {self.inner_steps}")
+    weight: Annotated[NonNegativeFloat, LogUniform(1e-5, 1e0)] = 1e-4
+    warm_up: Annotated[NonNegativeInt, Choice((1, 10, 100, 200, 1000, 10000))] = 200
+    rate: Annotated[NonNegativeFloat, LogUniform(1e-3, 1e-1)] = 1e-2
+    inner_steps: Annotated[int, Field(ge=0, le=1000)] = 30
 
     def switch_steps(self) -> Mapping[str, int]:
         return {"warm_up": self.warm_up}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, final
 
 import torch.nn.functional as F  # noqa: N812
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
@@ -18,9 +19,7 @@ from envariant.algorithms.base import (
     featurizer_and_head,
 )
 from envariant.algorithms.training_steps import adam
-from envariant.core import specs
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, LogUniform, Uniform
 from envariant.core.step_context import StepContext
 
@@ -51,20 +50,12 @@ class URM(TrainingStep):
     stochastic: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
     aggregates_risk: ClassVar[bool] = True
-    weight: Annotated[float, Uniform(0.0, 0.2)] = 0.1
+    weight: Annotated[NonNegativeFloat, Uniform(0.0, 0.2)] = 0.1
     output: Annotated[Literal["tanh", "relu"], Choice(("tanh", "relu"))] = "tanh"
-    layers: Annotated[int, Choice((1, 2, 3))] = 1
-    width: int = 100
-    rate: Annotated[float, LogUniform(1e-2, 1e1)] = 1.0
-    smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        specs.checked(URM, vars(self), "URM")
-        if self.layers < 0 or self.width < 1 or not 0 <= self.smoothing < 1:
-            raise EnvariantError(
-                f"URM: layers must be at least 0, width at least 1 and smoothing in [0, 1), got "
-                f"{self.layers}, {self.width}, {self.smoothing:g}"
-            )
+    layers: Annotated[int, Choice((1, 2, 3)), Field(ge=0, le=100)] = 1
+    width: PositiveInt = 100
+    rate: Annotated[PositiveFloat, LogUniform(1e-2, 1e1)] = 1.0
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         featurizer, _ = featurizer_and_head(module, self.name)

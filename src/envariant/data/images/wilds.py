@@ -14,7 +14,7 @@ from envariant.core.conversion import in_order
 from envariant.core.errors import EnvariantError, first_line, unknown_name
 from envariant.data.expansion import check_expansion
 from envariant.data.images.base import ImageGroup, ImageSource, Listing
-from envariant.data.images.reading import shown, some
+from envariant.data.images.decoding import shown, some
 
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("train", "training", "0"), "train"),

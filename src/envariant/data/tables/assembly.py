@@ -127,11 +127,9 @@ def _target(
     target_type = TargetType.of(dtype, column, texts, target)
     if column.kind == "boolean" or "timedelta" in target_type.dtype:
         target = replace(target, categories=tuple(map(str, target_type.values)))
-        for names in look_alikes(
-            () if texts is None else (t for t in texts.texts if t not in column.missing_as)
-        ):
-            shown = listed([f"'{name}'" for name in names], 4, " and ")
-            log.append(LogEntry(column.name, f"{shown} count as one", notable=True))
+        written = [] if texts is None else [t for t in texts.texts if t not in column.missing_as]
+        alike = [f"{sentence}, and count as one" for sentence in look_alikes(written)]
+        log += [LogEntry(column.name, sentence, notable=True) for sentence in alike]
     log += [] if is_categorical else roles.words_as_values(target)
     log += roles.similar_categories(target, notable=True)
     return target, target_type

@@ -1,7 +1,6 @@
 """Columns of a table, and inference of their kinds."""
 
 import re
-import unicodedata
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from envariant.core.conversion import clean
 from envariant.core.errors import EnvariantError, listed
 from envariant.data.tables.kinds import (
     KINDS,
@@ -27,8 +27,6 @@ from envariant.data.tables.kinds.base import LARGEST, MOST_CLASSES, quoted
 from envariant.data.tables.kinds.missing import CLASS_WORDS
 from envariant.data.tables.kinds.notation import plain
 
-# Signs without width, which make equal texts different.
-_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"))
 _NUMERIC = re.compile(r"\W{0,3}\d")
 # Smallest share of number-like texts in a text column that is reported.
 _NUMERIC_SHARE = 0.5
@@ -322,8 +320,5 @@ def text_of(value: object) -> str:
     # 3 and 3.0 are the same value, independent of the pandas type of the chunk.
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
-    text = str(value)
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
-    text = text.strip()
+    text = clean(str(value))
     return text.removesuffix(" 00:00:00") if isinstance(value, datetime) else text

@@ -150,7 +150,7 @@ def _excel(path: Path, encoding: str) -> pd.DataFrame:
         )
     frame = frames[filled[0]]
     names = [f"column {k + 1}" if pd.isna(name) else str(name) for k, name in enumerate(frame.iloc[0])]
-    return frame.iloc[1:].set_axis(names, axis=1).reset_index(drop=True).infer_objects()
+    return _inferred(frame.iloc[1:].set_axis(names, axis=1).reset_index(drop=True))
 
 
 def _json(path: Path, encoding: str) -> pd.DataFrame:
@@ -173,11 +173,18 @@ def _frame_of(content: Any) -> pd.DataFrame:
         names: Sequence[Any] | None = content.get("columns")
         frame = pd.DataFrame(content["data"], columns=names, dtype=object)
         key = content.get("schema", {}).get("primaryKey", [])
-        return frame.drop(columns=[name for name in key if name == "index"]).infer_objects()
+        return _inferred(frame.drop(columns=[name for name in key if name == "index"]))
     if not isinstance(content, list | dict):
         raise ValueError("it holds no list of records")
-    # As objects, so that no integer becomes a float where another value is missing.
-    return pd.DataFrame(content, dtype=object).infer_objects()
+    return _inferred(pd.DataFrame(content, dtype=object))
+
+
+def _inferred(frame: pd.DataFrame) -> pd.DataFrame:
+    """Convert columns of objects; with missing values they are kept, because integers would become floats."""
+    if not frame.columns.is_unique:
+        # The caller rejects it.
+        return frame
+    return pd.DataFrame({name: c.infer_objects() if c.notna().all() else c for name, c in frame.items()})
 
 
 def _of_pandas(name: str, **options: Any) -> Callable[[Path, str], pd.DataFrame]:

@@ -79,11 +79,12 @@ def open_table(data: Any, encoding: str, declared: frozenset[str] | None = None)
 def _in_pandas(data: Any) -> pd.DataFrame:
     try:
         frame = narwhals.from_native(data, eager_only=True)
+    except narwhals.exceptions.DuplicateError:
+        raise EnvariantError("data frame: a column name is used twice; rename one") from None
     except TypeError:
         raise EnvariantError(
             f"data must be a path or a data frame of pandas, polars or Arrow; got {type(data).__name__}"
         ) from None
-    _single("data frame", frame.columns)
     return pd.DataFrame({name: _as_pandas(frame[name]) for name in frame.columns})
 
 

@@ -207,14 +207,11 @@ def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
         column: Column of categories.
         notable: Whether to warn about it, because the column is the target or the environment.
     """
-    entries: list[LogEntry] = []
-    for names in look_alikes(column.categories):
-        how = "capitals" if len({name.casefold() for name in names}) == 1 else "blanks or character form"
-        shown = listed([f"'{name}'" for name in names], 4, " and ")
-        what = f"{shown} differ in {how} only, and count as different"
-        remedy = "; if they mean the same, write them alike" if notable else ""
-        entries.append(LogEntry(column.name, what + remedy, notable))
-    return entries[:_MOST_GROUPS]
+    remedy = "; if they mean the same, write them alike" if notable else ""
+    return [
+        LogEntry(column.name, f"{sentence}, and count as different{remedy}", notable)
+        for sentence in look_alikes(column.categories)[:_MOST_GROUPS]
+    ]
 
 
 def as_category(column: Column) -> Column:

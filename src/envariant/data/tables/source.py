@@ -54,7 +54,10 @@ class TableSource(SpecSource):
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> "TableSource":
-        return source(*spec.positional, **spec.keywords)
+        if len(spec.positional) != 1 or not isinstance(spec.positional[0], str) or "path" in spec.keywords:
+            example = f"{NAME}('patients.csv', target=died, environment=hospital)"
+            raise EnvariantError(f"{NAME}: needs the path of a file first, as in {example}")
+        return source(spec.positional[0], **spec.keywords)
 
     @property
     def name(self) -> str:

@@ -16,8 +16,9 @@ from typing import Any, final, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
+from envariant.core import specs
 from envariant.core.conversion import several
 from envariant.core.errors import EnvariantError, EnvariantWarning, unknown_name
 from envariant.core.files import read_tensors, write_tensors
@@ -211,13 +212,16 @@ def read(
         EnvariantWarning: For each notable entry of the preprocessing log.
     """
     if task is not None and task not in TASKS:
-        raise unknown_name("task", task, TASKS)
-    declared = None if missing_values is None else frozenset(map(str, several(missing_values)))
+        raise unknown_name("task", str(task), TASKS)
+    specs.check_value(min_rows, PositiveInt, "table: min_rows")
+    declared = (
+        None if missing_values is None else frozenset(map(str, several(missing_values, "missing_values")))
+    )
     source = open_table(data, encoding, declared)
     # Names of columns may be numbers or tuples; they are known by their text.
     role_names = {"target": str(target), "environment": str(environment)}
     role_names |= {} if sample_weight is None else {"sample_weight": str(sample_weight)}
-    excluded = tuple(dict.fromkeys(map(str, several(exclude))))
+    excluded = tuple(dict.fromkeys(map(str, several(exclude, "exclude"))))
     _check_roles(source.label, role_names, source.header, excluded)
     names = [name for name in source.header if name not in excluded]
     try:

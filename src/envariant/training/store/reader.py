@@ -23,7 +23,7 @@ from envariant.training.store.rows import STATES, PlannedRun, Predictions, Store
 SCHEMA = 4
 FILE = "runs.sqlite"
 
-VERIFIED = ("facts", "runs", "test_sets", "test_environments", "jobs", "names")
+VERIFIED = ("facts", "runs", "test_sets", "test_environments", "jobs", "names", "predictions")
 """Tables whose checksums are verified when the store is opened."""
 
 HISTORY_CODE = (
@@ -167,7 +167,7 @@ class StoreReader(ABC):  # noqa: B024
         Args:
             declares: Function from a data set and an algorithm to whether their runs count. Default: all.
         """
-        counts = dict.fromkeys(STATES, 0)
+        counts: dict[str, int] = dict.fromkeys(STATES, 0)
         for data, algorithm, state, count in self._rows(
             "SELECT data, algorithm, state, COUNT(*) FROM runs GROUP BY data, algorithm, state"
         ):

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envariant.core.errors import EnvariantError, shown
+from envariant.core.machine import memory
+from envariant.core.paths import check_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,7 +167,13 @@ def read_tensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, "Te
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    check_file(path)
     try:
+        size, free = path.stat().st_size, memory()
+        if free is not None and size > free:
+            raise EnvariantError(
+                f"{path}: has {size:,} bytes, more than the available memory", retryable=True
+            )
         data = path.read_bytes()
     except OSError as error:
         raise EnvariantError(f"{path}: cannot be read ({error.strerror or error})", retryable=True) from None

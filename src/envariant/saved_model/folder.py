@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, first_line
 from envariant.core.files import read_tensors, write_tensors, write_text
+from envariant.core.paths import check_file
 
 SCHEMA = 3
 """Schema version of the stored description."""
@@ -46,8 +47,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             version.
     """
     path = folder / TENSORS
-    if not path.exists():
-        raise EnvariantError(f"{folder}: holds no model (no {TENSORS}); pass the folder of a saved model")
+    check_file(path, f"{folder}: holds no model (no {TENSORS}); pass the folder of a saved model")
     texts, tensors = read_tensors(path, _REMEDY)
     try:
         description = json.loads(texts.get(_HEADER, "null"))
@@ -65,7 +65,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def damaged(folder: Path, error: Exception) -> EnvariantError:
     """Return the error for a saved model that cannot be read."""
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     if isinstance(error, ValidationError):
         fault = error.errors()[0]
         reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

@@ -91,10 +91,10 @@ def replacing(path: Path, remedy: str = "") -> Generator[Path]:
     Raises:
         EnvariantError: If the file cannot be written.
     """
-    if not path.name or path.is_dir():
-        raise EnvariantError(f"{path}: is a folder; give the name of a file")
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     with writing(path, remedy):
+        if not path.name or path.is_dir():
+            raise EnvariantError(f"{path}: is a folder; give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         for other in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
             if not _is_running(other.name.split(".")[-3]):

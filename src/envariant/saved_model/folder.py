@@ -10,13 +10,16 @@ from torch import Tensor
 
 from envariant.core.errors import EnvariantError, first_line
 from envariant.core.files import read_tensors, write_tensors, write_text
-from envariant.core.paths import check_file
+from envariant.core.paths import check_file, check_overwrite
 
 SCHEMA = 3
 """Schema version of the stored description."""
 
 TENSORS, TEXT = "model.safetensors", "model.json"
 """Names of the file with the whole model and of the file with its description."""
+
+OURS = r'\A\{\s*"schema": \d+,\s*"inputs":'
+"""Regular expression that the beginning of a description matches."""
 
 _HEADER = "envariant.model"
 _REMEDY = "save the model again, or repeat the comparison that saved it"
@@ -33,10 +36,21 @@ def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Te
     Raises:
         EnvariantError: If the folder cannot be written.
     """
+    check(folder)
     text = to_json(description)
     # The header includes the description, so that tensors and description are always of the same model.
     write_tensors(folder / TENSORS, tensors, {_HEADER: text})
     write_text(text, folder / TEXT)
+
+
+def check(folder: Path) -> None:
+    """Check that saving a model overwrites only an earlier model.
+
+    Raises:
+        EnvariantError: If a file of the folder exists and is no model.
+    """
+    check_overwrite(folder / TENSORS, r'__metadata__":\{"(checksum|envariant\.model)"')
+    check_overwrite(folder / TEXT, OURS)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

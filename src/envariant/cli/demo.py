@@ -44,12 +44,14 @@ def demo(
     from envariant.cli.show import exit_code, print_json, print_lines, print_table
     from envariant.core.errors import EnvariantError
     from envariant.data import ColoredDigits, ColoredMNIST
-    from envariant.reporting import run_page, tables
+    from envariant.reporting import html, run_page, tables
     from envariant.reporting.labels import title, verdict
     from envariant.training.precision import native_bfloat16
     from envariant.training.result import TrainingResult
     from envariant.training.train import train
 
+    path = out / "report.html"
+    html.check_page(path, "runs")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if replicas is None:
         replicas = 2 if native_bfloat16(device) else 1
@@ -63,7 +65,6 @@ def demo(
         results.append(result)
         if not json:
             print_lines([f"{title(result)}: {verdict(result)}"])
-    path = out / "report.html"
     run_page.write(results, path, "Five algorithms on colored digits", mnist)
     if json:
         print_json({"page": str(path), "runs": [result.to_dict() for result in results]})

@@ -45,6 +45,7 @@ def predict(
     """
     from envariant.cli.show import print_json, print_table
     from envariant.core.files import replacing
+    from envariant.core.paths import check_overwrite
     from envariant.reporting.shift import drift_table
     from envariant.saved_model import load_model
 
@@ -52,6 +53,8 @@ def predict(
         raise EnvariantError("predict: give a table to predict, or --onnx FILE to export the network")
     if out is not None and out.suffix != ".csv":
         raise EnvariantError(f"{out}: predictions are written as CSV; the file name must end in .csv")
+    if out is not None:
+        check_overwrite(out, r'\Aprediction(,"?P\(|\r?\n)', [each for each in (new,) if each is not None])
     loaded = load_model(model)
     if onnx is not None:
         loaded.to_onnx(onnx)

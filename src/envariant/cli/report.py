@@ -28,13 +28,14 @@ def report(
         Heading of the page.
     """
     from envariant.cli.show import print_json, print_lines, print_table
-    from envariant.reporting import run_page, tables
+    from envariant.reporting import html, run_page, tables
     from envariant.training.result import TrainingResult
 
     if out.suffix not in (".html", ".htm"):
         raise EnvariantError(f"{out}: the name of a page must end in .html")
     if repeated := [run for run in runs if runs.count(run) > 1]:
         raise EnvariantError(f"report: {repeated[0]} is given twice; give it once")
+    html.check_page(out, "runs")
     results = [TrainingResult.load(run) for run in runs]
     run_page.write(results, out, title, mnist)
     if json:

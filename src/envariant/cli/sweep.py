@@ -81,6 +81,7 @@ def sweep(
     dry_run
         Print the number of runs and the estimated time instead of training.
     """
+    from envariant.reporting import html
     from envariant.studies.study import begin
     from envariant.studies.trackers import BackgroundTracking
 
@@ -105,6 +106,7 @@ def sweep(
     if dry_run:
         _print_estimate(study, json)
         return
+    html.check_page(folder / "report.html", "study")
     with begin(folder, study):
         pass
     tracking = None if track is None else BackgroundTracking(folder, track, track_at)

@@ -27,6 +27,7 @@ from envariant.core.files import as_path
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.saved_model import SavedModel
+from envariant.saved_model.folder import check as check_model
 from envariant.studies.executors import local, ray
 from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
@@ -185,6 +186,9 @@ def compare(
     deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
     folder = None if out is None else as_path(out, "out")
+    if folder is not None:
+        page.check(folder)
+        check_model(folder / "model")
     asked = {"min_rows": min_rows, "max_rows": max_rows, "encoding": encoding, "executor": executor}
     _check_arguments({**asked, "address": address}, options)
     runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed, "settings": shared}

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envariant.core.errors import EnvariantError, shown
+from envariant.core.machine import memory
+from envariant.core.paths import check_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,10 +91,10 @@ def replacing(path: Path, remedy: str = "") -> Generator[Path]:
     Raises:
         EnvariantError: If the file cannot be written.
     """
-    if not path.name or path.is_dir():
-        raise EnvariantError(f"{path}: is a folder; give the name of a file")
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     with writing(path, remedy):
+        if not path.name or path.is_dir():
+            raise EnvariantError(f"{path}: is a folder; give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         for other in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
             if not _is_running(other.name.split(".")[-3]):
@@ -165,7 +167,13 @@ def read_tensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, "Te
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    check_file(path)
     try:
+        size, free = path.stat().st_size, memory()
+        if free is not None and size > free:
+            raise EnvariantError(
+                f"{path}: has {size:,} bytes, more than the available memory", retryable=True
+            )
         data = path.read_bytes()
     except OSError as error:
         raise EnvariantError(f"{path}: cannot be read ({error.strerror or error})", retryable=True) from None

@@ -1,6 +1,9 @@
 """Checks of paths, files and folders before they are used."""
 
+import os
+import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from envariant.core.errors import EnvariantError, first_line
@@ -9,6 +12,8 @@ from envariant.core.printable import one_line
 # Names of devices on Windows.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(1, 10))}
 _LONGEST_NAME = 200
+# Bytes at the beginning and at the end of a file in which its origin is searched.
+_HEAD, _TAIL = 1 << 12, 1 << 16
 
 
 def check_file(path: Path, missing: str = "", kinds: str = "") -> None:
@@ -60,3 +65,41 @@ def folder_name(name: str, where: str) -> str:
             f"{where} '{name}' cannot be the name of a folder; use letters and digits, or name a folder"
         )
     return name
+
+
+def check_overwrite(path: Path, ours: str, inputs: Iterable[Path] = ()) -> None:
+    """Check that writing a file does not overwrite what was not written before for the same purpose.
+
+    Args:
+        path: File to be written.
+        ours: Regular expression that matches in the beginning or the end of files of the same purpose.
+        inputs: Files that are read for the output.
+
+    Raises:
+        EnvariantError: If the file is an input, or exists, is not empty and does not match.
+    """
+    try:
+        if any(each.exists() and path.samefile(each) for each in inputs if path.exists()):
+            raise EnvariantError(f"{path}: is the input and would be overwritten; choose another file")
+        mode = path.stat().st_mode
+        if not stat.S_ISDIR(mode):
+            if not stat.S_ISREG(mode):
+                raise EnvariantError(f"{path}: is a pipe, a socket or a device; give the name of a file")
+            with path.open("rb") as file:
+                content = file.read(_HEAD)
+                file.seek(max(file.tell(), path.stat().st_size - _TAIL), os.SEEK_SET)
+                content += file.read(_TAIL)
+            if content and not re.search(ours.encode(), content):
+                raise not_ours(path)
+    except EnvariantError:
+        raise
+    except (OSError, ValueError):
+        # It does not exist, or writing it says what is wrong.
+        return
+
+
+def not_ours(path: Path) -> EnvariantError:
+    """Return the error for an existing file that would be overwritten."""
+    return EnvariantError(
+        f"{path}: exists and was not written for this purpose; move it, or choose another file or folder"
+    )

@@ -25,6 +25,7 @@ from envariant.analysis.statistics import interval
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantWarning
 from envariant.core.files import write_bytes
+from envariant.core.paths import check_overwrite
 from envariant.data import Facts
 from envariant.reporting.fonts import fallbacks
 from envariant.reporting.labels import labels
@@ -72,7 +73,7 @@ def png(figure: Figure, dots_per_inch: int = 150) -> bytes:
     data = io.BytesIO()
     FigureCanvasAgg(figure)
     with fallbacks(figure) as absent:
-        figure.savefig(data, format="png", dpi=dots_per_inch)
+        figure.savefig(data, format="png", dpi=dots_per_inch, metadata={"Software": "envariant"})
     if absent:
         warnings.warn(
             f"picture: no installed font has the characters '{absent}'; save it as SVG, or install a font",
@@ -88,7 +89,9 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
         EnvariantError: If the file cannot be written.
     """
-    write_bytes(svg(figure).encode() if path.suffix == ".svg" else png(figure), path)
+    check_overwrite(path, r"\A<!-- envariant -->|Software\x00envariant")
+    is_svg = path.suffix == ".svg"
+    write_bytes(f"<!-- envariant -->\n{svg(figure)}".encode() if is_svg else png(figure), path)
 
 
 def overview(environments: EnvironmentSet, facts: Sequence[Facts], columns: int = 12) -> Figure:

@@ -48,6 +48,7 @@ def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Pa
     Raises:
         EnvariantError: If the page cannot be rendered or the file cannot be written.
     """
+    html.check_page(path, "runs")
     write_text(render(results, heading, mnist), path)
 
 

@@ -82,6 +82,7 @@ def write(store: Store, path: Path) -> None:
     Raises:
         EnvariantError: If no run is done, or the file cannot be written.
     """
+    html.check_page(path, "study")
     write_text(render(store), path)
 
 

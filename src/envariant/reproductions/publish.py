@@ -7,6 +7,7 @@ not requested are shown from stored runs.
 import base64
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, final
 
 from envariant.core.errors import unknown_name
 from envariant.core.files import write_bytes, write_text
+from envariant.core.paths import check_overwrite
 from envariant.reporting import figures, html
 from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import (
@@ -85,6 +87,8 @@ def perform(
     for name in only:
         if name not in names:
             raise unknown_name("section", name, names, where=reproduction.name)
+    html.check_page(out / "report.html", "reproduction")
+    check_overwrite(out / "report.md", rf"\A# {re.escape(reproduction.title)}\n")
     requested = [section for section in reproduction.sections if not only or section.name in only]
     runner = Runner(out / "runs", profile, mnist=mnist, report=report)
     archive = Runner(out / "runs", profile, mnist=mnist, stored_only=True)

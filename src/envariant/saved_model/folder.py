@@ -8,14 +8,18 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, first_line
 from envariant.core.files import read_tensors, write_tensors, write_text
+from envariant.core.paths import check_file, check_overwrite
 
 SCHEMA = 3
 """Schema version of the stored description."""
 
 TENSORS, TEXT = "model.safetensors", "model.json"
 """Names of the file with the whole model and of the file with its description."""
+
+OURS = r'\A\{\s*"schema": \d+,\s*"inputs":'
+"""Regular expression that the beginning of a description matches."""
 
 _HEADER = "envariant.model"
 _REMEDY = "save the model again, or repeat the comparison that saved it"
@@ -32,10 +36,21 @@ def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Te
     Raises:
         EnvariantError: If the folder cannot be written.
     """
+    check(folder)
     text = to_json(description)
     # The header includes the description, so that tensors and description are always of the same model.
     write_tensors(folder / TENSORS, tensors, {_HEADER: text})
     write_text(text, folder / TEXT)
+
+
+def check(folder: Path) -> None:
+    """Check that saving a model overwrites only an earlier model.
+
+    Raises:
+        EnvariantError: If a file of the folder exists and is no model.
+    """
+    check_overwrite(folder / TENSORS, r'__metadata__":\{"(checksum|envariant\.model)"')
+    check_overwrite(folder / TEXT, OURS)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -46,8 +61,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             version.
     """
     path = folder / TENSORS
-    if not path.exists():
-        raise EnvariantError(f"{folder}: holds no model (no {TENSORS}); pass the folder of a saved model")
+    check_file(path, f"{folder}: holds no model (no {TENSORS}); pass the folder of a saved model")
     texts, tensors = read_tensors(path, _REMEDY)
     try:
         description = json.loads(texts.get(_HEADER, "null"))
@@ -65,7 +79,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def damaged(folder: Path, error: Exception) -> EnvariantError:
     """Return the error for a saved model that cannot be read."""
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     if isinstance(error, ValidationError):
         fault = error.errors()[0]
         reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

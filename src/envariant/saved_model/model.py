@@ -27,7 +27,7 @@ from envariant.data.tables.target_type import TargetType
 from envariant.data.validation_split import ValidationSplit
 from envariant.models import model_config
 from envariant.saved_model import folder as files
-from envariant.saved_model import onnx_export
+from envariant.saved_model import onnx_export, validation
 from envariant.saved_model.network import SavedNetwork
 from envariant.saved_model.onnx_export import probabilities
 from envariant.training.evaluator import Evaluator
@@ -184,21 +184,29 @@ class SavedModel:
         folder = as_path(folder, "folder")
         description, tensors = files.read(folder)
         try:
-            fields = {key: value for key, value in description.items() if key not in ("schema", "inputs")}
-            fields["predictor"] = SavedNetwork.from_tensors(fields["predictor"], tensors)
-            fields["reference"] = [
-                {**sketch, **{name: tensors[f"{name}{k}"].numpy() for name in _ARRAYS}}
-                for k, sketch in enumerate(fields["reference"])
-            ]
-            model = _FIELDS.validate_python(fields)
-            for sketch, column in zip(model.reference, model.encoder.columns, strict=True):
-                shape = (len(model.environments), sketch.bins)
-                if sketch.name != column.name or not sketch.counts.shape == sketch.alone.shape == shape:
-                    raise ValueError(f"the reference of column '{column.name}' does not fit")
-            # Rebuild the network once, so that weights of wrong shape are reported on loading.
-            model.network()
-        except (ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise files.damaged(folder, error) from None
+            model = cls._of_stored(description, tensors)
+            # The first prediction finds what the checks of single fields miss.
+            row = pd.DataFrame({column.name: [None] for column in model.encoder.columns})
+            numbers = model.predict_and_compare(row)[0].select_dtypes("number").to_numpy(dtype=np.float64)
+            if not np.isfinite(numbers).all():
+                raise ValueError("its predictions are not finite")
+        # A stranger's file can raise anything, and so can the package of a plug-in that it names.
+        except Exception as error:
+            raise files.damaged(folder, error) from error
+        return model
+
+    @classmethod
+    def _of_stored(cls, description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> "SavedModel":
+        fields = {key: value for key, value in description.items() if key not in ("schema", "inputs")}
+        fields["predictor"] = SavedNetwork.from_tensors(fields["predictor"], tensors)
+        fields["reference"] = [
+            {**sketch, **{name: tensors[f"{name}{k}"].numpy() for name in _ARRAYS}}
+            for k, sketch in enumerate(fields["reference"])
+        ]
+        model = _FIELDS.validate_python(fields)
+        validation.check_columns(model.encoder, model.reference, model.environments)
+        validation.check_target(model.task, model.classes, model.target_type, model.scale, model.center)
+        validation.check_weights(model.predictor.weights)
         return model
 
     def network(self) -> nn.Module:

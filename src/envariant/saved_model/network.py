@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, final
+from typing import Annotated, Any, ClassVar, Self, final
 
+from pydantic import ConfigDict, Field, TypeAdapter
 from torch import Tensor, nn
 
 from envariant.core.tasks import Task
+from envariant.saved_model.validation import limited_to
 from envariant.training.result import rebuilt
 
 _WEIGHTS = "weights/"
+_LONGEST_TEXT = 10_000
 
 
 @final
@@ -24,8 +27,10 @@ class SavedNetwork:
         weights: Parameters and buffers by name.
     """
 
-    model: str
-    algorithm: str
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    model: Annotated[str, Field(max_length=_LONGEST_TEXT)]
+    algorithm: Annotated[str, Field(max_length=_LONGEST_TEXT)]
     hyperparameters: Mapping[str, Any]
     weights: Mapping[str, Tensor] = field(repr=False)
 
@@ -40,7 +45,8 @@ class SavedNetwork:
         Raises:
             EnvariantError: If the model or the algorithm is unknown to this version of the library.
         """
-        module = rebuilt(self.model, self.algorithm, self.hyperparameters, task, (width,), environments)
+        with limited_to(self.weights):
+            module = rebuilt(self.model, self.algorithm, self.hyperparameters, task, (width,), environments)
         module.load_state_dict(dict(self.weights))
         return module.eval()
 
@@ -57,4 +63,4 @@ class SavedNetwork:
             tensors: All tensors of the saved model, by name.
         """
         weights = {k.removeprefix(_WEIGHTS): v for k, v in tensors.items() if k.startswith(_WEIGHTS)}
-        return cls(**description, weights=weights)
+        return TypeAdapter(cls).validate_python({**description, "weights": weights})

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from envariant.core.errors import EnvariantError
 from envariant.core.files import replacing, write_text
+from envariant.core.paths import check_overwrite, not_ours
 from envariant.core.tasks import Regression, Task
+from envariant.saved_model.folder import OURS
 from envariant.training.network import TOGETHER
 
 
@@ -31,6 +33,7 @@ def export(network: nn.Module, task: Task, width: int, path: Path, description: 
     """
     if path.suffix != ".onnx":
         raise EnvariantError(f"{path}: the name of an ONNX file must end in .onnx")
+    _check_overwrite(path, description)
     for package in ("onnx", "onnxscript"):
         try:
             import_module(package)
@@ -53,6 +56,17 @@ def export(network: nn.Module, task: Task, width: int, path: Path, description: 
             verbose=False,
         )
     write_text(description, path.with_suffix(".json"))
+
+
+def _check_overwrite(path: Path, description: str) -> None:
+    """Check that the two files overwrite only two files of an earlier export."""
+    about = path.with_suffix(".json")
+    check_overwrite(about, OURS)
+    if path.exists() and not about.exists():
+        raise not_ours(path)
+    # The description of a saved model in the same folder may be that of another model.
+    if about.exists() and not path.exists() and about.read_text(encoding="utf-8") != description:
+        raise not_ours(about)
 
 
 def probabilities(logits: Float[Tensor, "rows *c"]) -> Float[Tensor, "rows classes"]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from envariant.core.errors import EnvariantError
 from envariant.core.files import replacing
+from envariant.core.paths import check_overwrite
 from envariant.training.store import Store
 
 
@@ -22,6 +23,7 @@ def export(study: Path, out: Path) -> int:
     """
     if out.suffix not in (".csv", ".parquet"):
         raise EnvariantError(f"{out}: must end in .csv or .parquet")
+    check_overwrite(out, r'\Arun,step,environment,role,|"name": "test_environments"')
     with Store(study) as store:
         whole = store.history().merge(store.listing(), left_on="run", right_on="id").drop(columns="id")
     whole["test_environments"] = whole["test_environments"].map(", ".join)

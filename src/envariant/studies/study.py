@@ -343,6 +343,8 @@ def read(path: Path) -> Study:
         if path.stat().st_size > _LARGEST_FILE:
             raise EnvariantError(f"{path}: is larger than 1 MB, so it declares no study")
         declared = tomllib.loads(path.read_text(encoding="utf-8"))
+    except EnvariantError:
+        raise
     except OSError as error:
         raise EnvariantError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ from envariant.comparison.page.scores import Drops, Methods, methods_table
 from envariant.comparison.page.shifts import Shifts
 from envariant.comparison.results import ComparisonResults
 from envariant.core.files import write_text
+from envariant.core.paths import check_overwrite
 from envariant.reporting import html
 from envariant.reporting.tables import finite
 
@@ -61,9 +62,20 @@ def write(
     Raises:
         EnvariantError: If a file cannot be written.
     """
+    check(folder)
     write_text(render(results, recommendation, folder), folder / "report.html")
     text = json.dumps(finite(dict(numbers)), indent=1, allow_nan=False)
     write_text(text, folder / "comparison.json")
+
+
+def check(folder: Path) -> None:
+    """Check that writing the page and the numbers overwrites only those of an earlier comparison.
+
+    Raises:
+        EnvariantError: If a file exists and is another one.
+    """
+    html.check_page(folder / "report.html", "comparison")
+    check_overwrite(folder / "comparison.json", r'\A\{\s*"verdict":')
 
 
 def fragment(results: ComparisonResults, recommendation: Recommendation) -> str:

@@ -24,6 +24,8 @@ NOTES: Mapping[str, str] = {
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff", ".pgm")
 _DEPTHS = (8, 10, 12, 14, 16)
 _ORIENTATION = 0x0112
+# Pillow recognizes formats by content, and reads some others, such as EPS, with another program.
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def pillow() -> Any:
@@ -69,7 +71,7 @@ def decode(path: Path, size: int, bits: int = 16) -> tuple[UInt8[np.ndarray, "3 
     """
     images = pillow()
     try:
-        with images.open(path) as image:
+        with images.open(path, formats=_FORMATS) as image:
             # JPEG can be decoded at a reduced scale, which is much faster; never below twice the size.
             image.draft(None, (2 * size, 2 * size))
             notes = [*_notes(image)]
@@ -78,10 +80,8 @@ def decode(path: Path, size: int, bits: int = 16) -> tuple[UInt8[np.ndarray, "3 
             if ("deep" in notes or image.mode.startswith("I")) and square.max() < 16:
                 notes.append("black")
             return np.ascontiguousarray(square.transpose(2, 0, 1)), tuple(notes)
-    except MemoryError:
-        raise
     except Exception as error:
-        # Pillow's decoders raise many types of error for a damaged file.
+        # Pillow's decoders raise many types of error for a damaged file, and MemoryError for a huge one.
         problem = f"cannot be read as an image ({first_line(error).replace(str(path), 'it')})"
         raise EnvariantError(f"{shown(str(path))}: {problem}; replace or remove the file") from None
 
@@ -103,7 +103,7 @@ def _notes(image: Any) -> Iterable[str]:
 
 def _largest(path: Path) -> int:
     try:
-        with pillow().open(path) as image:
+        with pillow().open(path, formats=_FORMATS) as image:
             return int(image.getextrema()[1]) if image.mode.startswith("I") else 0
     # Decoding reports what is wrong with the file.
     except Exception:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import math
 import os
+import stat
 import sys
 import warnings
 from collections import Counter
@@ -147,6 +148,10 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
             states.append((file, (root / file).stat()))
         except (OSError, ValueError):
             missing.append(file)
+        else:
+            # Opening a pipe could wait forever.
+            if not stat.S_ISREG(states[-1][1].st_mode):
+                raise EnvariantError(f"{root}: '{shown(file)}' is no regular file; remove it")
     if missing:
         count = f"{len(missing):,} of {len(files):,}"
         raise EnvariantError(f"{root}: {count} images are missing: {some(missing, 3)}")
@@ -209,11 +214,14 @@ def _decoded(
     bars = Progress(*columns, console=SafeConsole(stderr=True), disable=not sys.stderr.isatty())
     with bars, ThreadPoolExecutor(workers or machine.cores()) as pool:
         task = bars.add_task("", total=len(files))
-        largest = largest_gray(root, files, pool)
+        with _no_size_warnings():
+            largest = largest_gray(root, files, pool)
         bits = bits_of(largest) if largest else 16
         for start in range(0, len(files), _FILES_PER_BATCH):
             paths = [root / file for file in files[start : start + _FILES_PER_BATCH]]
-            for image, keys in pool.map(partial(decode, size=size, bits=bits), paths):
+            with _no_size_warnings():
+                images = list(pool.map(partial(decode, size=size, bits=bits), paths))
+            for image, keys in images:
                 counts.update(keys)
                 yield image
             bars.advance(task, len(paths))
@@ -222,6 +230,14 @@ def _decoded(
     notes += [
         f"{counts[key]:,} of {len(files):,} images {what}" for key, what in NOTES.items() if counts[key]
     ]
+
+
+@contextlib.contextmanager
+def _no_size_warnings() -> Generator[None]:
+    # Pillow refuses images of twice the size that it warns about; smaller ones fit in memory.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pillow().DecompressionBombWarning)
+        yield
 
 
 def _amount(size: float) -> str:

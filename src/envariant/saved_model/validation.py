@@ -1,0 +1,126 @@
+"""Checks of a stored model, which may come from a stranger: sizes, numbers and names."""
+
+import math
+import re
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as modules
+
+from envariant.analysis.column_sketch import Sketch
+from envariant.core.tasks import Regression
+from envariant.data.tables.encoding import Encoder
+from envariant.data.tables.kinds import KINDS
+from envariant.data.tables.target_type import TargetType
+
+# While a network is built, some algorithms register parameters that they replace later.
+_SPARE_TENSORS, _SPARE_ELEMENTS = 100, 1 << 20
+_LARGEST_COUNT = 1 << 40
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
+
+
+def check_weights(weights: Mapping[str, Tensor]) -> None:
+    """Check that all weights are finite numbers.
+
+    Raises:
+        ValueError: If a tensor has another type, or is not finite.
+    """
+    for name, value in weights.items():
+        if value.dtype not in _DTYPES or not bool(torch.isfinite(value).all()):
+            raise ValueError(f"the weights '{name}' must be finite numbers")
+
+
+@contextmanager
+def limited_to(weights: Mapping[str, Tensor]) -> Generator[None]:
+    """Stop the construction of a network that has far more weights than are stored, before it takes memory.
+
+    Raises:
+        ValueError: If twice as many parameters are registered in the block.
+    """
+    thread = threading.get_ident()
+    tensors = 2 * len(weights) + _SPARE_TENSORS
+    elements = 2 * sum(value.numel() for value in weights.values()) + _SPARE_ELEMENTS
+
+    def count(module: nn.Module, name: str, value: Tensor | None) -> None:
+        nonlocal tensors, elements
+        del module, name
+        if value is None or threading.get_ident() != thread:
+            return
+        tensors, elements = tensors - 1, elements - value.numel()
+        if min(tensors, elements) < 0:
+            raise ValueError("its network has more weights than are stored")
+
+    hooks = (
+        modules.register_module_parameter_registration_hook(count),
+        modules.register_module_buffer_registration_hook(count),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_columns(encoder: Encoder, reference: Sequence[Sketch], environments: Sequence[str]) -> None:
+    """Check the encoding of each column, and its distribution in the training environments.
+
+    Raises:
+        ValueError: If a number is not allowed, or the parts do not fit together.
+    """
+    names = [column.name for column in encoder.columns]
+    for what, each in (("columns", names), ("environments", environments)):
+        if not each or len(set(each)) < len(each):
+            raise ValueError(f"its {what} must have different names")
+    for sketch, column in zip(reference, encoder.columns, strict=True):
+        kind, where = KINDS[column.kind], f"column '{column.name}'"
+        if not _is_finite(column.fill, column.center, column.scale) or column.scale <= 0:
+            raise ValueError(f"{where}: its scale must be a finite number above 0, and its center finite")
+        if (sketch.name, sketch.kind, sketch.categorical, sketch.ordered) != (
+            column.name, column.kind, kind.categorical, kind.ordered,
+        ):  # fmt: skip
+            raise ValueError(f"the reference of {where} does not fit")
+        for counts in (sketch.counts, sketch.alone):
+            if counts.shape != (len(environments), sketch.bins) or counts.dtype != np.int64:
+                raise ValueError(f"the reference of {where} does not fit")
+        if not (
+            (sketch.alone >= 0) & (sketch.alone <= sketch.counts) & (sketch.counts < _LARGEST_COUNT)
+        ).all():
+            raise ValueError(f"the reference of {where} has impossible counts")
+        if (
+            sketch.knots.ndim != 1
+            or not np.isfinite(sketch.knots).all()
+            or (np.diff(sketch.knots) <= 0).any()
+        ):
+            raise ValueError(f"the reference of {where} must have increasing knots")
+        if len(set(sketch.categories)) < len(sketch.categories):
+            raise ValueError(f"{where}: its categories must differ")
+
+
+def check_target(
+    task: str, classes: Sequence[str], target_type: TargetType, scale: float, center: float
+) -> None:
+    """Check the classes, the type and the scale of the target.
+
+    Raises:
+        ValueError: If they do not fit the task.
+    """
+    number = len(classes)
+    if not (number == 0 if task == Regression.name else number == 2 if task == "binary" else number > 1):
+        raise ValueError(f"classes: a {task} task cannot have {number}")
+    if len(set(classes)) < number:
+        raise ValueError("classes: their names must differ")
+    if not _is_finite(scale, center) or scale <= 0:
+        raise ValueError("scale: the target's scale must be a finite number above 0, and its center finite")
+    if target_type.values and len(target_type.values) != number:
+        raise ValueError("target_type: each class must have one value")
+    # A type such as S1000000000 takes a gigabyte per value.
+    if re.search(r"\d{4}", target_type.dtype + target_type.categories_dtype):
+        raise ValueError("target_type: unknown type")
+
+
+def _is_finite(*numbers: float) -> bool:
+    return all(map(math.isfinite, numbers))

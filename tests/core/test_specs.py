@@ -264,7 +264,6 @@ class Checked:
         ({"number": 10**5000}, "Checked: number must lie within ±2⁵³, got a value of type int"),
         ({"word": "three"}, "Checked: word must be one or two; got three"),
     ],
-    ids=str,
 )
 def test_values_outside_declared_bounds_are_rejected(settings, message):
     with pytest.raises(EnvariantError) as refusal:

@@ -170,8 +170,8 @@ class Picky(Step):
 
 
 BROKEN = [
-    (Renamed, "a step must run without errors (KeyError"),
-    (Reshaped, "must have the shape and dtype of the parameter"),
+    (Renamed, "got no gradient"),
+    (Reshaped, "must return a gradient of shape"),
     (Infinite, "must be finite"),
     (Attached, "gradients and metrics must be detached"),
     (Global, "must draw random numbers from its context, not from the global generator"),

@@ -216,7 +216,7 @@ WRONG = [
     (f"data shift colored-digits --n-trials {HUGE}", "shift: n_trials must be at most 1,000"),
     # sweep
     ("sweep", "sweep: give a study file, or --data and --algorithms"),
-    ("sweep nowhere.toml", "nowhere.toml: cannot be read (No such file or directory)"),
+    ("sweep nowhere.toml", "nowhere.toml: there is no such file"),
     ("sweep empty.toml", "empty.toml: data is missing; give at least one"),
     ("sweep t.csv", "t.csv: is no TOML"),
     ("sweep keys.toml", "keys.toml: unknown key 'replica'; did you mean 'replicas'?"),
@@ -352,7 +352,9 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("command", "words"), [(row[0], row[1:]) for row in WRONG], ids=[row[0][:80] for row in WRONG])
+@pytest.mark.parametrize(
+    ("command", "words"), [(row[0], row[1:]) for row in WRONG], ids=[row[0][:80] for row in WRONG]
+)
 def test_a_wrong_command_line_is_rejected_in_one_line(command, words, files, here, monkeypatch):
     monkeypatch.chdir(files)
     before = sorted(files.rglob("*"))

@@ -520,7 +520,7 @@ WRONG = [
     ('Study(DIGITS, "erm", test_environments=[["a"], ["a"]])', "study: test_environments must be different sets of names; got [['a'], ['a']]"),
     ('Study(DIGITS, "erm", test_environments=[["nowhere"]]).runs()', "colored-digits: unknown environment 'nowhere'; known: flip-0.1, flip-0.2, flip-0.9"),
     ('Study(DIGITS, "erm", store_predictions=1)', 'study: store_predictions must be true or false; got 1'),
-    ('studies.read(NOWHERE)', 'nowhere: cannot be read (No such file or directory)'),
+    ('studies.read(NOWHERE)', 'nowhere: there is no such file'),
     ('studies.of({"data": DIGITS}, "study")', 'study: algorithms is missing; give at least one'),
     ('studies.of({"data": DIGITS, "algorithms": "erm", "trials": 3}, "study")', "study: unknown key 'trials'; did you mean 'n_trials'?"),
     # compare

@@ -73,6 +73,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES or name in _NAMES:
+        # The first use may load PyTorch, which reads the limits once.
+        import_module("envariant.core.machine").limit_threads()
     if name in _MODULES:
         return import_module(f"envariant.{_MODULES[name]}")
     if name in _NAMES:

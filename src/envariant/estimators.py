@@ -28,7 +28,7 @@ from envariant import algorithms
 from envariant.algorithms import EIIL, Algorithm, Composition, Part, Recipe, TrainContext
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
-from envariant.core.errors import EnvariantError, shown, unknown_name
+from envariant.core.errors import EnvariantError, EnvariantWarning, shown, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
 from envariant.models import ModelConfig
 from envariant.training.evaluator import Evaluator
@@ -36,6 +36,7 @@ from envariant.training.model_builder import model_builder
 from envariant.training.optimizers import OptimizerConfig
 from envariant.training.result import TrainingResult
 from envariant.training.run_config import built
+from envariant.training.schedule_notes import SCALED
 from envariant.training.train import train
 
 # batch_size="auto": full batches for at most _FULL_BATCH rows, which are exact and equally fast; otherwise
@@ -134,24 +135,27 @@ class InvariantEstimator(BaseEstimator, ABC):
         # Switch points given in parentheses must not be scaled like those of a recipe.
         explicit = settings["inferred"] and "(" in str(self.algorithm)
         named = isinstance(requested, str | Recipe) and not explicit
-        result = train(
-            table,
-            requested if named else _algorithm(settings),
-            hyperparameters=settings["hyperparameters"] if named else {},
-            model=settings["model"],
-            steps=self.steps,
-            seed=self._seed(),
-            batch_size=_batch_size(self.batch_size, len(inputs)),
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            optimizer=self.optimizer,
-            precision=self.precision,
-            test_environments=(),
-            evaluate_every=self.steps,
-            device=self.device,
-            execution="sequential",
-            progress=bool(self.verbose),
-        )
+        with warnings.catch_warnings():
+            # The documentation of `steps` says that switch points scale with it.
+            warnings.filterwarnings("ignore", f".*{SCALED}", EnvariantWarning)
+            result = train(
+                table,
+                requested if named else _algorithm(settings),
+                hyperparameters=settings["hyperparameters"] if named else {},
+                model=settings["model"],
+                steps=self.steps,
+                seed=self._seed(),
+                batch_size=_batch_size(self.batch_size, len(inputs)),
+                learning_rate=self.learning_rate,
+                weight_decay=self.weight_decay,
+                optimizer=self.optimizer,
+                precision=self.precision,
+                test_environments=(),
+                evaluate_every=self.steps,
+                device=self.device,
+                execution="sequential",
+                progress=bool(self.verbose),
+            )
         if result.failures:
             raise EnvariantError(f"{type(self).__name__}: training failed: {result.failures[0]}")
         # Set attributes last, so that a failed fit does not change an estimator fitted earlier.
@@ -387,7 +391,8 @@ def _requested(settings: Mapping[str, Any]) -> Any:
     if not isinstance(known, Recipe):
         return requested
     # Set it in the recipe, so that `hyperparameters` may include those of environment inference.
-    return replace(known, default=replace(known.default, environment_inference=EIIL()))
+    default = replace(known.default, environment_inference=EIIL())
+    return replace(known, name=f"{known.name} + {EIIL.name}", default=default)
 
 
 def _algorithm(settings: Mapping[str, Any]) -> Algorithm:

@@ -336,12 +336,13 @@ def test_a_part_without_a_description_is_listed(package, here):
     code = """
 from dataclasses import dataclass
 from envariant.algorithms import Composition, Penalty, Recipe
+from envariant.core.schedules import Schedule
 
 @dataclass(frozen=True)
 class Silent(Penalty):
     name = "silent"
     paper = ""
-    coefficient: float = 1.0
+    coefficient: Schedule | float | str = 1.0
     def penalty(self, made, given): return 0.0
 
 Silent.__doc__ = " "

@@ -8,7 +8,7 @@ import pytest
 
 from envariant.reporting import html
 from envariant.reporting.tables import TextTable
-from envariant.training.store.reader import FILE
+from envariant.training.store.reader import FILE, checksum
 
 TINY = ["--data", "colored-digits", "--n-trials", 1, "--replicas", 1, "--steps", 2, "--model", "linear"]
 CLEAR, TITLE = "\x1b[2J", "\x1b]0;x\x07"
@@ -47,6 +47,8 @@ def test_stored_runs(here, tmp_path):
     assert here("sweep", *TINY, "--algorithms", "erm", "--out", study).returncode == 0
     with sqlite3.connect(study / FILE) as connection:
         connection.execute("UPDATE runs SET error = ?, algorithm = ?", (f"{CLEAR}\nnext", TITLE))
+        for number, *row, _ in connection.execute("SELECT rowid, * FROM runs").fetchall():
+            connection.execute("UPDATE runs SET checksum = ? WHERE rowid = ?", (checksum(row), number))
     connection.close()
     for command in (["list", study], ["show", study, 1], ["list", study, "--json"]):
         result = here("runs", *command)

@@ -123,7 +123,7 @@ def test_the_saved_model_is_trained_on_all_environments_and_predicts(turned):
     assert turned.best_model.predictor.algorithm == "vrex"
     new = structural(TURNS, rows=200, seed=9)
     predictions = envariant.load_model(turned.folder / "model").predict(new)
-    correct = predictions["prediction"] == new["died"].map({True: "true", False: "false"})
+    correct = predictions["prediction"] == new["died"]
     assert correct.mean() > 0.6
 
 
@@ -155,7 +155,7 @@ def test_a_killed_comparison_resumes_to_the_same_result(turned, tmp_path):
     while killed.poll() is None and _done(out) < 12:
         time.sleep(0.05)
     killed.kill()
-    assert not killed.communicate()[1]
+    assert "Traceback" not in killed.communicate()[1]
     assert 12 <= _done(out) < 48
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["recommended"] == "vrex"

@@ -166,7 +166,7 @@ def test_invalid_file_is_one_line(tmp_path, text, message):
         read(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-    with pytest.raises(EnvariantError, match="cannot be read"):
+    with pytest.raises(EnvariantError, match="there is no such file"):
         read(tmp_path / "nowhere.toml")
 
 

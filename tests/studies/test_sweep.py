@@ -77,7 +77,13 @@ def test_one_process_two_processes_and_stacked_execution_give_the_same_table(who
 
 
 def test_processes_share_threads_and_work(tmp_path):
-    study = Study(("colored-digits",), ("erm",), n_trials=4, replicas=4, settings=SETTINGS | {"steps": 3})
+    study = Study(
+        ("colored-digits",),
+        ("erm",),
+        n_trials=4,
+        replicas=4,
+        settings=SETTINGS | {"steps": 3, "evaluate_every": 3},
+    )
     before, seen = torch.get_num_threads(), set()
     torch.set_num_threads(2)
     try:
@@ -239,8 +245,8 @@ def test_estimate_has_runs_steps_and_seconds_of_each_job():
     assert all(b.seconds > 0 for b in cost.jobs)
     assert cost.lines()[-1].startswith("8 runs, about ")
     held = (("flip-0.1", "flip-0.9"),)
-    wrong = estimate(Study(("colored-digits",), ("vrex",), test_environments=held, settings=SETTINGS)).jobs[0]
-    assert "needs at least 2 training environments" in wrong.problem
+    with pytest.raises(EnvariantError, match="needs at least 2 training environments"):
+        estimate(Study(("colored-digits",), ("vrex",), test_environments=held, settings=SETTINGS))
 
 
 def test_estimate_leaves_out_the_first_start_of_the_process(monkeypatch):
@@ -277,7 +283,7 @@ def test_wrong_options_are_rejected_before_anything_trains(tmp_path):
     begin(tmp_path, STUDY).close()
     with pytest.raises(EnvariantError, match="unknown execution 'stack'"):
         sweep(tmp_path, execution="stack")
-    with pytest.raises(EnvariantError, match="workers must be at least 1; got 0"):
+    with pytest.raises(EnvariantError, match=r"workers must be in \[1, \d+\]; got 0"):
         sweep(tmp_path, workers=0)
     with pytest.raises(EnvariantError, match="holds no runs"):
         sweep(tmp_path / "nowhere")

@@ -8,7 +8,7 @@ from typing import Any, cast, final
 
 from envariant.algorithms.base import Part
 from envariant.algorithms.composition import RISK_AGGREGATORS, Composition
-from envariant.algorithms.hyperparameters import rescale
+from envariant.algorithms.hyperparameters import rescale, rescaled_step
 from envariant.core import specs
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.schedules import Schedule, schedule
@@ -140,10 +140,12 @@ class Recipe:
             old: Length of the run for which the values are meant, in steps.
             new: Length of the run, in steps.
         """
-        scaled = dict(settings)
+        scaled, steps = dict(settings), {part.name: part.switch_steps() for part in self.parts}
         for h in self.hyperparameters:
             if h.name in settings and isinstance(h.default, Schedule):
                 scaled[h.name] = schedule(settings[h.name]).rescale(old, new)
+            elif h.name in settings and h.field in steps.get(h.part, {}) and old != new:
+                scaled[h.name] = rescaled_step(settings[h.name], old, new)
         return dataclasses.replace(self, default=rescale(self.default, old, new)), scaled
 
     def own(self, settings: Mapping[str, Any]) -> dict[str, Any]:

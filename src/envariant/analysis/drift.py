@@ -253,9 +253,6 @@ def measure_drift(
             raise EnvariantError(
                 f"measure_drift: column '{name}' is a {kind} in training and a {new_kind} in new rows"
             )
-        if kind != "category":
-            # Single precision, as in a saved model, so that equal values remain equal.
-            values, new_values = values.astype(np.float32), new_values.astype(np.float32)
         categorical, ordered = kind == "category", kind in ("number", "date")
         sketch = Sketch.of(
             name, kind, values, codes, len(names), categories, categorical=categorical, ordered=ordered

@@ -74,7 +74,10 @@ def predict(
         if out is not None:
             answer["predictions"] = str(out)
         elif predictions is not None:
-            answer["predictions"] = predictions.to_dict(orient="records")
+            labels = [
+                v if isinstance(v, bool | int | float) else str(v) for v in predictions["prediction"].tolist()
+            ]
+            answer["predictions"] = predictions.assign(prediction=labels).to_dict(orient="records")
         print_json(answer)
     elif check:
         print_table(drift_table(drift))

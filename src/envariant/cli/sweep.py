@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from envariant.cli.options import Json, Names, NumberOrNone, Switch, Whole, WholeOrNone
 from envariant.cli.run_options import given, with_run_options
 from envariant.core.errors import EnvariantError
+from envariant.core.paths import folder_name
 from envariant.training.run_spec import SHARED
 
 
@@ -100,7 +101,7 @@ def sweep(
         "metric": metric,
     }
     study = _declared(file, given(declared), given(options))
-    folder = out or Path("studies") / study.name
+    folder = out or Path("studies") / folder_name(study.name, "sweep: the name")
     if dry_run:
         _print_estimate(study, json)
         return

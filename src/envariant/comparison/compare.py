@@ -5,6 +5,7 @@ The runs are stored as a study in a folder, which can be resumed and inspected.
 
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.results import ComparisonResults, gather
 from envariant.core import metrics, specs
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.files import as_path
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
@@ -120,20 +121,21 @@ class Comparison:
 def compare(
     data: Any,
     *,
-    target: str,
-    environment: str,
+    target: Any,
+    environment: Any,
     task: str | None = None,
     algorithms: Sequence[Any] = ALGORITHMS,
     metric: str | None = None,
     n_trials: int = 4,
     replicas: int = 5,
-    exclude: Sequence[str] = (),
-    sample_weight: str | None = None,
+    exclude: Sequence[Any] = (),
+    sample_weight: Any = None,
     min_rows: int = 50,
     max_rows: int | None = MAX_ROWS,
     budget: str | float | None = None,
     seed: int = 0,
     encoding: str = "utf-8",
+    missing_values: Sequence[str] | None = None,
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
     out: Path | str | None = None,
@@ -146,7 +148,7 @@ def compare(
     validation rows of the training environments, never on test environments.
 
     Args:
-        data: Path (.csv, .parquet) or data frame of pandas, polars or Arrow.
+        data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow.
         target: Name of the column to predict.
         environment: Name of the column with the environment of each row.
         task: "binary", "multiclass" or "regression"; Default: inferred from the target.
@@ -164,6 +166,8 @@ def compare(
             stop only between two stages. Default: no limit.
         seed: Base random seed.
         encoding: Encoding of a text file.
+        missing_values: Texts that represent a missing value in every column. Default: words such as NA where
+            they are rare or stand among numbers, except in the target and environment column.
         executor: "local", or "ray" for a Ray cluster.
         address: Address of the Ray cluster.
         out: Folder for the study, the page and the model; an existing study is resumed. Default: a temporary
@@ -188,16 +192,16 @@ def compare(
     min_rows = max(min_rows, protocol.FEWEST_ROWS)
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
-        min_rows=min_rows, encoding=encoding,
+        min_rows=min_rows, encoding=encoding, missing_values=missing_values,
     )  # fmt: skip
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
     plan = protocol.plan(
         source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared
     )
-    execution = {"execution": protocol.choose_execution(plan.study, source) or "auto"}
-    execution |= {key: value for key, value in options.items() if key in EXECUTION_ONLY}
-    run = _runner(folder, plan.study, execution, executor, address)
+    for line in plan.undefined:
+        warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=2)
+    run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
     completed = protocol.run_within_budget(folder, plan.study, deadline, run)
     study = replace(plan.study, n_trials=completed)
     with Store(folder) as store:
@@ -211,10 +215,27 @@ def compare(
     )
     comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)
     page.write(comparison.to_dict(), results, comparison.recommendation, folder)
-    best = comparison.recommended
-    trial = study.trials_of(best, source)[results.selected_trials[best]]
-    protocol.train_final_model(full, methods[best], trial, seed, shared).save(folder / "model")
+    _save_best_model(comparison, methods, full, source, seed, shared)
     return comparison
+
+
+def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {"execution": protocol.choose_execution(study, source) or "auto"}
+    return chosen | {key: value for key, value in options.items() if key in EXECUTION_ONLY}
+
+
+def _save_best_model(
+    comparison: Comparison,
+    methods: Mapping[str, Any],
+    full: tables.Table,
+    source: TableSource,
+    seed: int,
+    options: Mapping[str, Any],
+) -> None:
+    best = comparison.recommended
+    trial = comparison.study.trials_of(best, source)[comparison.results.selected_trials[best]]
+    model = protocol.train_final_model(full, methods[best], trial, seed, options)
+    model.save(comparison.folder / "model")
 
 
 _ARGUMENTS: Mapping[str, Any] = {

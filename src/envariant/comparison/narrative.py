@@ -53,6 +53,7 @@ def recommend(results: ComparisonResults) -> Recommendation:
     # In order of priority.
     facts = [
         _leakage(results),
+        _unjudged(results),
         _partial(results),
         _drop(results),
         _method(results, best),
@@ -233,14 +234,24 @@ def _predictor(results: ComparisonResults, best: str) -> tuple[str, str]:
     return method, f"{name} scored {scores}; this difference was not tested."
 
 
+def _unjudged(results: ComparisonResults) -> str:
+    """State which environments get no verdict, because their classes are new."""
+    classes = _new_classes(results, judged=False)
+    return f"No verdict where classes are new: {listed(classes, separator='; ')}." if classes else ""
+
+
 def _unseen_classes(results: ComparisonResults) -> str:
-    classes = [
-        f"{listed([repr(c) for c in names])} at {environment_name(results, environment)}"
-        for environment, names in results.data.unseen_classes.items()
-    ]
-    if not classes:
+    if not (classes := _new_classes(results, judged=True)):
         return ""
     return f"Classes that models trained elsewhere cannot predict: {listed(classes, separator='; ')}."
+
+
+def _new_classes(results: ComparisonResults, *, judged: bool) -> list[str]:
+    return [
+        f"{listed([repr(c) for c in names])} at {environment_name(results, environment)}"
+        for environment, names in results.data.unseen_classes.items()
+        if (environment in results.environments) == judged
+    ]
 
 
 def _baseline(results: ComparisonResults) -> str:

@@ -1,6 +1,7 @@
 """Protocol of a comparison: choice of rows, folds and metric, training in stages, and the final model."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any, final
 
 import numpy as np
 
-from envariant.comparison.baselines import Folds, baseline_scores
+from envariant.comparison.baselines import Folds, baseline_scores, unpredictable
 from envariant.core import metrics
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
 from envariant.data.tables import source as table_source
@@ -53,9 +54,9 @@ class Plan:
     Attributes:
         study: Study with all requested runs.
         metric: Metric of the scores.
-        tasks: Task by test environment; without environments where the metric is undefined.
+        tasks: Task by test environment; without environments that get no verdict.
         baseline_scores: Score of the constant baseline prediction by environment; empty if uninformative.
-        undefined: One line per environment where the metric is undefined.
+        undefined: One line per environment that gets no verdict: the metric is undefined, or classes are new.
         not_applicable: Reasons why requested methods cannot be run.
     """
 
@@ -90,7 +91,7 @@ def plan(
         options: Training options of all runs.
 
     Raises:
-        EnvariantError: If an algorithm or the metric is unknown, or the metric is undefined everywhere.
+        EnvariantError: If an algorithm or the metric is unknown, or no environment can be judged.
     """
     table = source.table
     chosen = choose_metric(metric, table, source.task)
@@ -110,17 +111,21 @@ def plan(
         store_predictions=True,
     )
     constant = baseline_scores(table, source.task, chosen, folds)
-    tasks = {name: task for name, task in tasks_by_environment(table, folds).items() if name in constant}
-    if not tasks:
-        raise EnvariantError(
-            f"compare: {chosen.name} is undefined at every {table.environment.name}, because each has one "
-            f"class only; use another metric"
-        )
-    undefined = tuple(
-        f"{name}: {chosen.name} is undefined, because there is one class only"
+    reasons = {
+        name: f"{chosen.name} is undefined, because there is one class only"
         for name in table.environments
         if name not in constant
-    )
+    }
+    # No model can predict a class that it was not trained on.
+    reasons |= unpredictable(table, source.task, folds)
+    tasks = {n: task for n, task in tasks_by_environment(table, folds).items() if n not in reasons}
+    if not tasks:
+        name, reason = next(iter(reasons.items()))
+        raise EnvariantError(
+            f"compare: no {table.environment.name} can be judged ({name}: {reason}); write classes alike, or "
+            f"use another metric"
+        )
+    undefined = tuple(f"{name}: {reasons[name]}" for name in table.environments if name in reasons)
     # A constant prediction is perfectly calibrated and uninformative.
     informative = {} if chosen.name == "calibration error" else constant
     return Plan(study, chosen, tasks, informative, undefined, not_applicable)
@@ -278,10 +283,10 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
             if now + (now - start) * (n_trials - completed) / completed > deadline:
                 break
         with begin(folder, replace(study, n_trials=n_trials)) as store:
-            counts = store.counts()
+            counts = store.counts(study.declares)
         run(counts["planned"] + counts["running"], deadline)
         with Store(folder) as store:
-            counts = store.counts()
+            counts = store.counts(study.declares)
         if counts["planned"] + counts["running"]:
             break
         completed = n_trials
@@ -301,16 +306,21 @@ def train_final_model(
         options: Training options of all runs.
     """
     source = TableSource(table, "table")
-    settings = _with_one_evaluation(options) | {"learning_rate": trial.learning_rate}
-    result = train(
-        source,
-        algorithm,
-        hyperparameters=trial.hyperparameters,
-        test_environments=(),
-        execution="sequential",
-        seed=seed,
-        progress=False,
-        # Predictors are fitted without gradient steps.
-        **({} if predictor(algorithm) is not None else settings),
-    )
+    # Predictors are fitted without gradient steps.
+    settings: dict[str, Any] = {}
+    if predictor(algorithm) is None:
+        settings = {**_with_one_evaluation(options), "learning_rate": trial.learning_rate}
+    with warnings.catch_warnings():
+        # The study has issued the same remarks on schedules and model.
+        warnings.simplefilter("ignore", EnvariantWarning)
+        result = train(
+            source,
+            algorithm,
+            hyperparameters=trial.hyperparameters,
+            test_environments=(),
+            execution="sequential",
+            seed=seed,
+            progress=False,
+            **settings,
+        )
     return SavedModel.of(source, result)

@@ -4,6 +4,7 @@ Missing values, values of a wrong type and inconsistent shapes are rejected with
 """
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -27,6 +28,32 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
         return (number if math.isfinite(number) else math.inf), text
 
     return tuple(sorted(set(labels), key=key))
+
+
+# Signs without width, which make equal texts different.
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
+
+
+def clean(text: str) -> str:
+    """Return a label in Unicode's composed form, without invisible signs and surrounding blanks."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
+    return text.strip()
+
+
+def look_alikes(labels: Iterable[str]) -> list[str]:
+    """Return one sentence per group of labels that differ only in case, blanks or the form of characters."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        key = "".join(unicodedata.normalize("NFKC", label).translate(_INVISIBLE).casefold().split())
+        groups.setdefault(key, []).append(label)
+    sentences: list[str] = []
+    for names in groups.values():
+        shown = listed([f"'{name}'" for name in names], 4, " and ")
+        how = "capitals" if len({name.casefold() for name in names}) == 1 else "blanks or character form"
+        if len(names) > 1:
+            sentences.append(f"{shown} differ in {how} only")
+    return sentences
 
 
 # Integers with more distinct values than this are a quantity, not classes.
@@ -225,7 +252,8 @@ def tensor_of(values: Any, what: str) -> Tensor:
             # warns about read-only arrays, so they are copied.
             array = np.asarray(values)
             values = array if array.flags.writeable else array.copy()
-        return torch.as_tensor(values).detach()
+        tensor = torch.as_tensor(values)
+        return tensor.detach() if tensor.requires_grad else tensor
     except (TypeError, ValueError, RuntimeError):
         remedy = "encode words as numbers first"
         raise EnvariantError(f"{what} must be numbers in a tensor, an array or a list; {remedy}") from None

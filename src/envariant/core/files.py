@@ -172,8 +172,10 @@ def read_tensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, "Te
     view = memoryview(data)
     start = _seal_of(view)
     if start is None:
-        raise EnvariantError(f"{path}: has no checksum, so it was not written by envariant; {remedy}")
-    if view[start : start + len(_UNSEALED)] != _digest(view, start):
+        raise EnvariantError(
+            f"{path}: is damaged, or was not written by envariant (it has no checksum); {remedy}"
+        )
+    if bytes(view[start : start + len(_UNSEALED)]) != _digest(view, start):
         raise EnvariantError(f"{path}: is damaged (its content differs from its checksum); {remedy}")
     try:
         return json.loads(data[8 : _header_end(view)])["__metadata__"], load(data)

@@ -11,12 +11,13 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt
 _LONGEST_NAME = 200
 
 
-def check_file(path: Path, missing: str = "") -> None:
+def check_file(path: Path, missing: str = "", kinds: str = "") -> None:
     """Check that a path is a regular file before it is opened; opening a pipe could wait forever.
 
     Args:
         path: File to be opened.
         missing: Message if there is no such file.
+        kinds: Examples of file names, such as " (.csv)", for the message about a folder.
 
     Raises:
         EnvariantError: If the path is missing, a folder, a pipe, a socket or a device.
@@ -28,7 +29,7 @@ def check_file(path: Path, missing: str = "") -> None:
     except (OSError, ValueError) as error:
         raise EnvariantError(f"{path}: cannot be opened ({os_reason(error)})") from None
     if stat.S_ISDIR(mode):
-        raise EnvariantError(f"{path}: is a folder; name a file")
+        raise EnvariantError(f"{path}: is a folder; name a file{kinds}")
     if not stat.S_ISREG(mode):
         raise EnvariantError(f"{path}: is a pipe, a socket or a device; save its content to a file first")
 

@@ -21,10 +21,14 @@ T = TypeVar("T")
 # A name may hold hyphens, plus signs and a protocol after a colon: "and-mask", "erm++", "colored-mnist:irm".
 _CALL = re.compile(r"\s*(?P<name>[A-Za-z][\w+:-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
 
-# A percent sign that ends a value, outside of quotes.
-_PERCENT = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|%(?=\s*(?:[,)\]]|$))""", re.DOTALL)
+# A string in quotes, or a percent sign that ends a value outside of quotes.
+_STRING = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+_STRING_OR_PERCENT = re.compile(rf"\b[rR](?:{_STRING})|{_STRING}|%(?=\s*(?:[,)\]]|$))", re.DOTALL)
 
-# Longer or more deeply nested texts exhaust the stack of the parser. Paths are the longest usual values.
+# Backslashes that are escapes in strings written by `format_value`; in a path, a backslash separates folders.
+_ESCAPES = re.compile(r"""(?:[^\\]|\\[\\'"]|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*""", re.DOTALL)
+
+# Longer or more deeply nested texts exhaust the stack of the parser.
 _MAX_LENGTH, _MAX_DEPTH = 10_000, 30
 
 
@@ -71,7 +75,8 @@ def parse(text: str) -> Spec:
         # The name may not be a Python name, so only the arguments go through the parser.
         call = _syntax_tree(f"_({match['arguments'] or ''})")
     except SyntaxError:
-        raise _unreadable(text, "name(key=value, …)") from None
+        hint = "; put a path in quotes, without a backslash at its end" if "\\" in text else ""
+        raise _unreadable(text, f"name(key=value, …){hint}") from None
     if not isinstance(call, ast.Call):
         raise _unreadable(text, "one name(key=value, …)")
     spec = cast("Spec", _value(call, text))
@@ -117,8 +122,19 @@ def format_value(value: Any) -> str:
     if isinstance(value, str):
         # Only a word is written without quotes; anything that would be read as another type is quoted.
         bare = value.isidentifier() and not keyword.iskeyword(value) and parse_value(value) == value
-        return value if bare else repr(value)
+        return value if bare else _quoted(value)
     return str(value)
+
+
+def _quoted(text: str) -> str:
+    """Return a string in quotes; other escapes than these would also be parts of Windows paths."""
+    if _ESCAPES.fullmatch(literal := repr(text)):
+        return literal
+
+    def escaped(character: str) -> str:
+        return character if character.isprintable() or ord(character) > 0xFFFF else f"\\u{ord(character):04x}"
+
+    return "'" + "".join(map(escaped, text.replace("\\", "\\\\").replace("'", "\\'"))) + "'"
 
 
 def describe(name: str, instance: object, default: object = None, positional: tuple[str, ...] = ()) -> str:
@@ -294,7 +310,7 @@ class _Declared:
         whole = _bare(self.hint) is int
         if high is not None and (low is None or (whole and violated in ("less_than", "less_than_equal"))):
             return f"{'at most' if 'le' in self.bounds else 'below'} {high:,}"
-        if whole:
+        if whole and low is not None:
             return f"at least {low + ('gt' in self.bounds):,}"
         if high is None:
             return "positive" if "gt" in self.bounds and not low else f"at least {low:,}"
@@ -390,10 +406,15 @@ def _unreadable(text: str, expected: str) -> EnvariantError:
 
 
 def _syntax_tree(source: str) -> ast.expr:
-    # A percent sign is Python's modulo: with a right side, `40%` can be parsed.
-    complete = _PERCENT.sub(lambda match: "%_" if match[0] == "%" else match[0], source)
+    def complete(match: re.Match[str]) -> str:
+        if match[0] == "%":
+            # A percent sign is Python's modulo: with a right side, `40%` can be parsed.
+            return "%_"
+        is_path = match[0][0] in "\"'" and not _ESCAPES.fullmatch(match[0])
+        return match[0].replace("\\", "\\\\") if is_path else match[0]
+
     try:
-        return ast.parse(complete, mode="eval").body
+        return ast.parse(_STRING_OR_PERCENT.sub(complete, source), mode="eval").body
     except (ValueError, MemoryError, RecursionError):
         # Null characters, lone surrogates, and expressions too deep for the parser.
         raise SyntaxError from None

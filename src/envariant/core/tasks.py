@@ -82,7 +82,11 @@ class Task(ABC):
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, "rows *c"]:
         """Return ∂ℓ_i/∂z_i, differentiable in z; by default, by automatic differentiation of `losses`."""
-        return grad(lambda z: self.losses(z, targets).sum())(logits)
+
+        def total(z: Tensor) -> Tensor:
+            return self.losses(z, targets).sum()
+
+        return grad(total)(logits)
 
     def multiplier_derivatives(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]

@@ -60,7 +60,7 @@ def svg(figure: Figure) -> str:
     figure.set_canvas(FigureCanvasSVG(figure))
     with fallbacks(figure) as absent:
         # No date and no random ids: two identical runs give identical pages.
-        style = {"svg.hashsalt": "envariant", "svg.fonttype": "none" if absent else "path"}
+        style: Any = {"svg.hashsalt": "envariant", "svg.fonttype": "none" if absent else "path"}
         with mpl.rc_context(style):
             figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     document = text.getvalue()

@@ -1,6 +1,6 @@
 """Installed fonts for characters that the default font of figures lacks, such as Chinese."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from warnings import catch_warnings, filterwarnings
@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 
 @contextmanager
-def fallbacks(figure: Figure) -> Iterator[str]:
+def fallbacks(figure: Figure) -> Generator[str]:
     """Add installed fonts to the texts of a figure whose characters their own font lacks.
 
     Yields:

@@ -22,7 +22,7 @@ from envariant.training.record import Record
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import resolve
 from envariant.training.run import Member, Resumption, Started, run
-from envariant.training.store import RunOutcome, StoredRun
+from envariant.training.store import RunOutcome, Store, StoredRun
 
 
 @final
@@ -108,6 +108,12 @@ def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]
             yield Update(None, (*event.rows, *rows), outcomes, event.step, event.replicas, event)
         else:
             yield Update(step=event.step, runs=event.replicas, event=event)
+
+
+def unfinished(store: Store, study: Study) -> list[int]:
+    """Return the numbers of the unfinished jobs of a study; its store can hold jobs of other declarations."""
+    first = ((job, store.members(job)[:1]) for job in store.unfinished())
+    return [job for job, runs in first if all(study.declares(r.run.data, r.run.algorithm) for r in runs)]
 
 
 def warn_of_remarks(study: Study) -> None:

@@ -16,7 +16,8 @@ from typing import Any, cast, final
 from envariant.algorithms import Algorithm
 from envariant.core import metrics
 from envariant.core.environments import EnvironmentSource
-from envariant.core.errors import EnvariantError, shown, unknown_name
+from envariant.core.errors import EnvariantError, first_line, listed, shown, unknown_name
+from envariant.core.paths import check_file
 from envariant.predictors import predictor
 from envariant.studies.trials import SearchSpace, recipe_of
 from envariant.training.replicas import Seeds
@@ -37,6 +38,9 @@ MAX_RUNS = 1_000_000
 """Largest number of runs of a study, which are planned in memory."""
 SPLITS = ("suggested", "each", "each-and-pairs")
 """Ways to choose test environments without naming them."""
+
+
+_LARGEST_FILE = 10**6
 
 
 @final
@@ -295,13 +299,15 @@ def begin(folder: Path, study: Study) -> Store:
     declared = study.to_dict()
     if stored is not None:
         for key in ("settings", "seed", "holdout_fraction", "metric", "store_predictions"):
-            there = json.loads(stored).get(key)
+            there = store.declaration().get(key)
             if there != declared[key]:
                 raise EnvariantError(
                     f"{folder}: holds runs made with {key} {there!r}, not {declared[key]!r}; choose another "
                     f"folder"
                 )
-    identities = json.loads(store.fact("data") or "{}")
+    elif any(count for state, count in store.counts().items() if state != "planned"):
+        raise EnvariantError(f"{folder}: holds a single run and no study; choose another folder")
+    identities = store.parse(store.fact("data") or "{}", dict)
     for label, source in study.sources.items():
         if identities.setdefault(label, source.identity()) != source.identity():
             raise EnvariantError(f"{folder}: holds runs on other data named '{label}'; choose another folder")
@@ -318,14 +324,12 @@ def stored_study(store: Store) -> Study:
     Raises:
         EnvariantError: If the store has no study, or its declaration contains Python objects.
     """
-    stored, objects = store.fact("study"), json.loads(store.fact("objects") or "[]")
-    if stored is None:
-        raise EnvariantError(f"{store.folder}: holds a single run and no study")
+    declared, objects = store.declaration(), store.parse(store.fact("objects") or "[]", list)
     if objects:
         raise EnvariantError(
-            f"{store.folder}: was declared with objects ({', '.join(objects)}); pass the study itself"
+            f"{store.folder}: was declared with objects ({listed(objects)}); pass the study itself"
         )
-    return of(json.loads(stored), str(store.path))
+    return of(declared, str(store.path))
 
 
 def read(path: Path) -> Study:
@@ -334,13 +338,17 @@ def read(path: Path) -> Study:
     Raises:
         EnvariantError: If the file cannot be read or is not valid TOML, or a key or value is not allowed.
     """
+    check_file(path)
     try:
-        with path.open("rb") as file:
-            return of(tomllib.load(file), str(path))
+        if path.stat().st_size > _LARGEST_FILE:
+            raise EnvariantError(f"{path}: is larger than 1 MB, so it declares no study")
+        declared = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EnvariantError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EnvariantError(f"{path}: is no TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        # A TOMLDecodeError and a UnicodeDecodeError are ValueErrors; deep nesting exhausts the stack.
+        raise EnvariantError(f"{path}: is no TOML: {first_line(error)}") from None
+    return of(declared, str(path))
 
 
 def of(declared: Mapping[str, Any], where: str) -> Study:
@@ -360,6 +368,12 @@ def of(declared: Mapping[str, Any], where: str) -> Study:
     for key in ("data", "algorithms"):
         if key not in declared:
             raise EnvariantError(f"{where}: {key} is missing; give at least one")
+        if not all(isinstance(name, str) for name in _several(declared[key])):
+            raise EnvariantError(f"{where}: {key} must be names; got {shown(declared[key])}")
+    settings = declared.get("settings", {})
+    for key, value in settings.items() if isinstance(settings, Mapping) else ():
+        if not all(isinstance(each, _PLAIN) for each in _several(value)):
+            raise EnvariantError(f"{where}: {key} must be text or a number; got {shown(value)}")
     return Study(**declared)
 
 

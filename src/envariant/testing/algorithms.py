@@ -86,8 +86,8 @@ def check_gradients(algorithm: Algorithm, problem: Problem) -> None:
     """Check that gradients have the names, order, shapes and dtypes of the parameters, and are finite."""
     try:
         gradients, _, metrics = problem.step(algorithm)
-    except EnvariantError:
-        raise
+    except EnvariantError as error:
+        raise AssertionError(str(error)) from None
     except Exception as error:
         raise AssertionError(
             f"{algorithm.name}: a step must run without errors ({_first_line(error)})"

@@ -214,7 +214,7 @@ def _record(
     # In the order of the data, as in the spec.
     suggested = tuple(name for name in sample.names if name in sample.test)
     fingerprints = {"data": sample.fingerprint()}
-    return Record(
+    record = Record(
         spec=spec,
         identity=resolved.identity,
         changed=difference(spec, resolved.reference.but(test_environments=suggested)),
@@ -233,3 +233,9 @@ def _record(
         hardware=provenance.hardware(config.device),
         remarks=(*resolved.remarks(), *([net.remark] if net is not None and net.remark else [])),
     )
+    unseen = tuple(
+        f"test environment '{name}': {share:.0%} of its rows have classes that no training environment has, "
+        f"so it gets no verdict"
+        for name, share in record.unpredictable.items()
+    )
+    return replace(record, remarks=(*record.remarks, *unseen))

@@ -95,7 +95,10 @@ class RunSpec(BaseModel):
         "weights of every replica.",
     )
     steps: Whole | None = _option(
-        None, "Number of optimizer updates of each replica.", ge=1, le=1_000_000_000
+        None,
+        "Optimizer updates of each replica; suggested schedules scale with their number.",
+        ge=1,
+        le=1_000_000_000,
     )
     batch_size: Literal["full"] | Whole | None = _option(
         None,

@@ -16,7 +16,7 @@ import torch
 
 from envariant.core import machine
 from envariant.core.errors import EnvariantError, EnvariantWarning
-from envariant.studies.jobs import Job, Update, compared_in, perform, warn_of_remarks
+from envariant.studies.jobs import Job, Update, compared_in, perform, unfinished, warn_of_remarks
 from envariant.studies.study import Study, stored_study
 from envariant.training.execution import Execution, execution_request
 from envariant.training.progress import ProgressCallback, ignore
@@ -141,11 +141,12 @@ def _work(folder: Path, plan: _Plan, on_progress: ProgressCallback = ignore) -> 
     is_waiting = False
     with Store(folder) as store:
         while not plan.is_over:
-            trained = [j for j in _unfinished(store, plan) if _train_if_free(store, j, plan, on_progress)]
+            left = unfinished(store, plan.study)
+            trained = [job for job in left if _train_if_free(store, job, plan, on_progress)]
             new = None if plan.is_over else store.claim(plan.workers, plan.study.declares)
             if new is not None:
                 _train_if_free(store, new, plan, on_progress)
-            elif not (left := _unfinished(store, plan)):
+            elif not (left := unfinished(store, plan.study)):
                 return
             elif not trained:
                 if plan.workers == 1 and not is_waiting:
@@ -154,12 +155,6 @@ def _work(folder: Path, plan: _Plan, on_progress: ProgressCallback = ignore) -> 
                     warnings.warn(text, EnvariantWarning, stacklevel=3)
                 is_waiting = True
                 time.sleep(_WAIT_S)
-
-
-def _unfinished(store: Store, plan: _Plan) -> list[int]:
-    """Return the unfinished jobs of the study; a store can hold jobs of other declarations."""
-    first = ((job, store.members(job)[:1]) for job in store.unfinished())
-    return [job for job, runs in first if all(plan.study.declares(r.run.data, r.run.algorithm) for r in runs)]
 
 
 def _apart(folder: Path, plan: _Plan, threads: int) -> None:

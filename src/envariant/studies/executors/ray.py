@@ -4,6 +4,7 @@ If a worker dies, its job is restarted on another node with the same results. Th
 when the whole job has finished.
 """
 
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from envariant.core.errors import EnvariantError
-from envariant.studies.jobs import Job, compared_in, perform, warn_of_remarks
+from envariant.studies.jobs import Job, compared_in, perform, unfinished, warn_of_remarks
 from envariant.studies.study import Study, stored_study
 from envariant.training.execution import Execution, execution_request
 from envariant.training.history import HistoryRow
@@ -95,7 +96,7 @@ def train(job: Job) -> JobResult:
 
 def _drive(ray: Any, remote: Any, store: Store, template: Job, on_progress: ProgressCallback) -> None:
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting = list(store.unfinished())
+    waiting = unfinished(store, template.study)
     under_way: dict[Any, tuple[int, Job]] = {}
     with ExitStack() as locks:
         while True:
@@ -111,8 +112,12 @@ def _drive(ray: Any, remote: Any, store: Store, template: Job, on_progress: Prog
                     job = replace(template, runs=store.members(number))
                     under_way[remote.remote(job)] = (number, job)
             if not under_way:
-                return
-            for done in ray.wait(list(under_way), num_returns=1)[0]:
+                waiting = unfinished(store, template.study)
+                if not waiting:
+                    return
+                # Other processes train these; they are trained here if those processes end.
+                time.sleep(1.0)
+            for done in ray.wait(list(under_way), num_returns=1)[0] if under_way else ():
                 _write(ray, store, *under_way.pop(done), done, on_progress)
 
 

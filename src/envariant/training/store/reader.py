@@ -5,7 +5,7 @@ import os
 import sqlite3
 import zlib
 from abc import ABC
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from envariant.core.errors import EnvariantError
+from envariant.core.paths import check_file
 from envariant.training.history import COLUMNS, FULL, HistoryRow
 from envariant.training.record import Record
 from envariant.training.store.rows import STATES, PlannedRun, Predictions, StoredRun, Trial
@@ -22,13 +23,15 @@ from envariant.training.store.rows import STATES, PlannedRun, Predictions, Store
 SCHEMA = 4
 FILE = "runs.sqlite"
 
-VERIFIED = ("facts", "runs", "test_sets", "test_environments", "jobs", "names")
+VERIFIED = ("facts", "runs", "test_sets", "test_environments", "jobs", "names", "predictions")
 """Tables whose checksums are verified when the store is opened."""
 
 HISTORY_CODE = (
     'run * 1000003 + step * 10007 + environment * 1009 + role * 101 + metric * 31 + kind * 7 + "column"'
 )
 """SQL expression of the checksum of a measured value's key."""
+
+_TYPES = {"INTEGER": (int,), "REAL": (int, float), "TEXT": (str,), "BLOB": (bytes,)}
 
 _RUN = "id, data, test_set, algorithm, trial, hyperparameters, learning_rate, replica, identity"
 
@@ -52,8 +55,7 @@ class StoreReader(ABC):  # noqa: B024
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / FILE
-        if not self.path.exists():
-            raise EnvariantError(f"{folder}: holds no runs (no {FILE}); give the folder of a run or a study")
+        check_file(self.path, f"{folder}: holds no runs (no {FILE}); give the folder of a run or a study")
         self._connection, writable = _connect(self.path)
         try:
             self._check(writable)
@@ -66,6 +68,9 @@ class StoreReader(ABC):  # noqa: B024
         with self.errors_as_envariant():
             # Functions of a stranger's schema are not called.
             self._connection.execute("PRAGMA trusted_schema=OFF")
+            # A view or a trigger of a stranger could run for ever, so no table is read before this check.
+            if self._rows("SELECT 1 FROM sqlite_master WHERE type NOT IN ('table', 'index') LIMIT 1"):
+                raise self._damaged("it holds views or triggers")
             schema = self.fact("schema")
             if schema != str(SCHEMA):
                 raise EnvariantError(
@@ -79,19 +84,54 @@ class StoreReader(ABC):  # noqa: B024
                 raise self._damaged(str(found).splitlines()[-1])
             for table in VERIFIED:
                 self._verify(table)
+            self._check_runs()
             if writable:
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 self._connection.execute("PRAGMA synchronous=FULL")
 
     def _verify(self, table: str, condition: str = "TRUE", values: Sequence[Any] = ()) -> None:
         """Raise an error if a row of a table differs from its checksum."""
-        for *row, stored in self._rows(f"SELECT * FROM {table} WHERE {condition}", values):
-            if stored != checksum(row):
+        columns = self._rows(f"PRAGMA table_info({table})")
+        types = [
+            (*_TYPES[kind], *(() if is_required else (type(None),)))
+            for _, _, kind, is_required, *_ in columns
+        ]
+        for row in self._rows(f"SELECT * FROM {table} WHERE {condition}", values):
+            if not all(map(isinstance, row, types)):
+                raise self._damaged(f"a value of {table} has another type than its column")
+            if row[-1] != checksum(row[:-1]):
                 raise self._damaged(f"a row of {table} differs from its checksum")
+
+    def _check_runs(self) -> None:
+        """Raise an error if a run refers to unknown test environments, or its settings are not valid."""
+        sets = self._test_sets()
+        for test_set, state, hyperparameters, rate in self._rows(
+            "SELECT test_set, state, hyperparameters, learning_rate FROM runs"
+        ):
+            if test_set not in sets or state not in STATES:
+                raise self._damaged("a run has unknown test environments, or an unknown state")
+            self.parse(hyperparameters, dict)
+            self.parse(rate, int | float | str | None)
+
+    def parse(self, text: str, kind: Any) -> Any:
+        """Parse a stored JSON text.
+
+        Raises:
+            EnvariantError: If it is not the JSON text of a value of type `kind`.
+        """
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise self._damaged("a stored text is not JSON") from None
+        if not isinstance(value, kind):
+            raise self._damaged("a stored value has another type than expected")
+        return value
 
     def _verify_history(self, condition: str = "TRUE", values: Any = ()) -> None:
         """Raise an error if a measured value differs from its checksum."""
-        changed = f"(copy IS NOT value OR code IS NOT {HISTORY_CODE})"
+        changed = (
+            f"(copy IS NOT value OR code IS NOT {HISTORY_CODE} OR typeof(value) NOT IN ('real', 'null'))"
+        )
         if self._rows(f"SELECT run FROM history WHERE {condition} AND {changed} LIMIT 1", values):
             raise self._damaged("a measured value differs from its checksum")
 
@@ -119,12 +159,20 @@ class StoreReader(ABC):  # noqa: B024
         stored = self.fact("study")
         if stored is None:
             raise EnvariantError(f"{self.folder}: holds a single run and no study")
-        return json.loads(stored)
+        return self.parse(stored, dict)
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of runs in each state."""
-        counted = dict(self._rows("SELECT state, COUNT(*) FROM runs GROUP BY state"))
-        return {state: counted.get(state, 0) for state in STATES}
+    def counts(self, declares: Callable[[str, str], bool] = lambda data, algorithm: True) -> dict[str, int]:
+        """Return the number of runs in each state.
+
+        Args:
+            declares: Function from a data set and an algorithm to whether their runs count. Default: all.
+        """
+        counts: dict[str, int] = dict.fromkeys(STATES, 0)
+        for data, algorithm, state, count in self._rows(
+            "SELECT data, algorithm, state, COUNT(*) FROM runs GROUP BY data, algorithm, state"
+        ):
+            counts[state] += count if declares(data, algorithm) else 0
+        return counts
 
     def listing(self) -> pd.DataFrame:
         """Return one row per run: data, algorithm, trial, replica, state, error and time."""
@@ -162,8 +210,11 @@ class StoreReader(ABC):  # noqa: B024
             "WHERE run = ? ORDER BY environment",
             (run,),
         ):
-            y, z = (np.frombuffer(part, dtype="<f4") for part in (targets, logits))
-            z = z if len(z) == len(y) else z.reshape(len(y), -1)
+            try:
+                y, z = (np.frombuffer(part, dtype="<f4") for part in (targets, logits))
+                z = z if len(z) == len(y) else z.reshape(len(y), -1)
+            except ValueError:
+                raise self._damaged("predictions have another shape than their targets") from None
             stored[name, role] = Predictions(name, role, rows, z, y)
         return stored
 
@@ -181,7 +232,7 @@ class StoreReader(ABC):  # noqa: B024
             "j.metric, higher_is_better FROM runs LEFT JOIN jobs j ON j.id = runs.job ORDER BY run"
         )
         for name in runs["metric"].dropna().unique():
-            self._verify_history("metric = ? AND kind = ?", (ids[name], ids.get(FULL, -1)))
+            self._verify_history("metric = ? AND kind = ?", (ids.get(name, -1), ids.get(FULL, -1)))
         # Measurements are grouped before the join, in the order of the file: a query that also returns the
         # texts of the runs takes twice as long.
         measured = [
@@ -194,7 +245,7 @@ class StoreReader(ABC):  # noqa: B024
                 "json_group_object(e.name, value) FILTER (WHERE role = :test) AS tests "
                 "FROM history h JOIN names e ON e.id = h.environment "
                 "WHERE metric = :metric AND kind = :kind GROUP BY run, step ORDER BY run, step",
-                {"name": name, "metric": ids[name], "kind": ids.get(FULL, -1)}
+                {"name": name, "metric": ids.get(name, -1), "kind": ids.get(FULL, -1)}
                 | {key: ids.get(key, -1) for key in ("validation", "test")},
             )
             for name in runs["metric"].dropna().unique()

@@ -11,7 +11,7 @@ from envariant.core.errors import EnvariantError
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.studies import Store, Study, begin
-from envariant.training.store import RunOutcome, Trial
+from envariant.training.store import RunOutcome
 
 
 def table(sizes=(200, 100, 80), rare=0.5, task=None):
@@ -53,12 +53,6 @@ def test_rows_are_subsampled_per_environment_and_logged():
     assert protocol.subsample(whole, None, 0) is whole is protocol.subsample(whole, 200, 0)
     with pytest.raises(EnvariantError, match="max_rows: must be at least 5, got 0"):
         protocol.subsample(whole, 0, 0)
-
-
-def test_final_model_of_a_predictor_takes_no_options_of_gradient_training():
-    trial = Trial(0, {}, 0.0)
-    saved = protocol.train_final_model(table(), "majority-class", trial, 0, {"batch_size": 8})
-    assert set(saved.predict(pd.DataFrame({"x": [0.0]}))["prediction"]) <= {"ill", "well"}
 
 
 def test_many_environments_are_grouped_into_folds_each_once():

@@ -306,10 +306,7 @@ def train_final_model(
         options: Training options of all runs.
     """
     source = TableSource(table, "table")
-    # Predictors are fitted without gradient steps.
-    settings: dict[str, Any] = {}
-    if predictor(algorithm) is None:
-        settings = {**_with_one_evaluation(options), "learning_rate": trial.learning_rate}
+    settings = _with_one_evaluation(options)
     with warnings.catch_warnings():
         # The study has issued the same remarks on schedules and model.
         warnings.simplefilter("ignore", EnvariantWarning)
@@ -317,6 +314,7 @@ def train_final_model(
             source,
             algorithm,
             hyperparameters=trial.hyperparameters,
+            learning_rate=trial.learning_rate,
             test_environments=(),
             execution="sequential",
             seed=seed,

@@ -280,12 +280,13 @@ def assess_output_shift(source_probabilities: ArrayLike, new_probabilities: Arra
 def assess_conditional_shift(
     inputs: ArrayLike, labels: ArrayLike, environments: ArrayLike, *, seed: int = 0
 ) -> ShiftTest:
-    """Test whether P(X | Y) is the same in all environments, as corrections of label shift assume.
+    """Test whether P(X | Y) is the same in all environments, as label-shift correction assumes.
 
-    Within each class, the environment is classified from the columns and their squares by Fisher's linear
-    discriminant. The largest statistic of an environment, summed over classes, is compared with its
-    distribution over permutations of the environments within classes, which corrects for classes and
-    environments.
+    Within each class, the means of the columns and of their squares in each environment are compared with
+    those of all rows. The statistic of an environment is the larger of two standardized measures: the squared
+    Mahalanobis distance, summed over classes, and its largest term for a single feature and class. The test
+    statistic is the maximum over environments. Its null distribution is obtained by permuting the
+    environments within classes, which accounts for multiple testing.
 
     Args:
         inputs: Numeric columns, or outputs of a model, without missing values, `[rows, columns]`.

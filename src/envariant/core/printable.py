@@ -24,7 +24,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return printable text in one line; the middle of an overlong text is omitted."""
+    """Return text as one printable line: newlines are escaped, and long text is cut in the middle."""
     line = printable(text).replace("\n", "\\n")
     half = _LONGEST_LINE // 2
     return line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}"

@@ -65,7 +65,7 @@ def verdict(result: TrainingResult) -> str:
 
 
 def settings(result: TrainingResult) -> dict[str, str]:
-    """Return all options and hyperparameters of a run as text, by name in tables."""
+    """Return all options and hyperparameters of a run as text, keyed by the names shown in tables."""
     record = result.record
     options = record.spec.to_dict()
     hyperparameters = options.pop("hyperparameters")

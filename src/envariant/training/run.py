@@ -49,7 +49,8 @@ class Started:
         record: Record of the run.
         source: Data source of all replicas.
         sample: Environments of the first replica.
-        build_model: Function that builds the first replica's network with initial weights. None: a predictor.
+        build_model: Function that builds the first replica's network with initial weights. None if the run
+            has a predictor instead of a network.
         states: States of resumed replicas, by number.
     """
 

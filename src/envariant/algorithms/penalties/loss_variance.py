@@ -15,7 +15,9 @@ from envariant.core.search_space import Uniform
 @final
 @dataclass(frozen=True)
 class LossVariance(Penalty):
-    """Var(L) + Var(L_worst), with divisor n − 1, L the losses of all rows in the batch. Nguyen et al. 2023.
+    """Var(L) + Var(L_worst), sample variances of losses (divisor n − 1). Nguyen et al. 2023.
+
+    L: losses of all rows in the batch. L_worst: losses of the environment with the largest risk.
 
     Attributes:
         coefficient: Weight of the penalty.

@@ -75,7 +75,7 @@ class ERMPlus(TrainingStep):
 
 
 def running_mean(mean: Parameters, newest: Parameters, update: int, start: int) -> dict[str, Tensor]:
-    """Return the newest weights before update `start`, and the running mean of the weights afterwards."""
+    """Return the updated running mean of the weights; before update `start`, return the newest weights."""
     # Number of earlier iterates in the mean: 0 before update `start`, 1 at it, and so on.
     earlier = torch.clamp(torch.as_tensor(update - start + 1), min=0)
     return {name: mean[name] + (value - mean[name]) / (earlier + 1) for name, value in newest.items()}

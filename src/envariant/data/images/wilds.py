@@ -35,9 +35,17 @@ class Rows:
     splits: Sequence[str] | None = None
 
     def listing(self, where: str) -> Listing:
-        """Group the images by environment; an environment with several splits becomes one per split.
+        """Group the images by environment; an environment with several splits is divided into one per split.
 
-        The training split keeps the name of the environment; other splits are added in parentheses.
+        The training split keeps the name of the environment. The names of other splits are appended in
+        parentheses, as in "hospital (val)".
+
+        Args:
+            where: Name of the data, for error messages.
+
+        Raises:
+            EnvariantError: If a split is unknown, or there are too few classes or environments, or too many
+                classes.
         """
         splits = ["train"] * len(self.files) if self.splits is None else [s.lower() for s in self.splits]
         for split in splits:

@@ -82,7 +82,9 @@ class Selection(ABC):
 @final
 @dataclass(frozen=True)
 class SelectionResult:
-    """Selection of a rule for one data set, set of test environments, replica and, unless pooled, algorithm.
+    """Run selected by a rule for one data set, set of test environments and replica.
+
+    Unless algorithms are pooled, each algorithm has its own result.
 
     Attributes:
         data: Name of the data set.

@@ -84,7 +84,7 @@ class Notation:
 
 
 def plain(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Return numbers in the notation of programs, such as -1.5e3; NaN for other texts."""
+    """Parse numbers in the notation of programming languages, such as -1.5e3; NaN for other texts."""
     numbers = pd.to_numeric(pd.Series(list(texts), dtype=object), errors="coerce").to_numpy(dtype=np.float64)
     # Unlike pandas, Python rounds to the nearest number.
     return np.array([float(t) if n == n else n for t, n in zip(texts, numbers.tolist(), strict=True)])
@@ -126,7 +126,8 @@ def infer_notation(
 def thousands_sign(digits: Sequence[str]) -> str:
     """Return the point or comma that separates thousands in all numbers of a column, or "" if in doubt.
 
-    Many numbers with exactly three digits after the sign, beside integers without it, are no decimals.
+    If many numbers have exactly three digits after each sign, and the rest are integers without it, the sign
+    separates thousands.
     """
     for sign in ".,":
         grouped = re.compile(rf"[-+]?[1-9]\d{{0,2}}(?:{re.escape(sign)}\d{{3}})+")

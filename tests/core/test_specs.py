@@ -280,7 +280,6 @@ class Checked:
         ({"number": 10**5000}, "Checked: number must lie within ±2⁵³, got a value of type int"),
         ({"word": "three"}, "Checked: word must be one or two; got three"),
     ],
-    ids=lambda value: str(value) if isinstance(value, str) else "",
 )
 def test_values_outside_declared_bounds_are_rejected(settings, message):
     with pytest.raises(EnvariantError) as refusal:

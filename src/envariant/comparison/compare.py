@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from envariant.comparison import page, protocol
-from envariant.comparison.data_summary import summarize
+from envariant.comparison.data_summary import column_stability, summarize
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.results import ComparisonResults, gather
@@ -23,6 +23,7 @@ from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.saved_model import SavedModel
 from envariant.studies.executors import local, ray
+from envariant.studies.permutation_importance import MOST_COLUMNS
 from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
 from envariant.training.progress import show_sweep
@@ -186,8 +187,10 @@ def compare(
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
+    columns = column_stability(source)
+    measured = tuple(c.column for c in columns[:MOST_COLUMNS]) if len(columns) > MOST_COLUMNS else ()
     plan = protocol.plan(
-        source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared
+        source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared, measured
     )
     execution = {"execution": protocol.choose_execution(plan.study, source) or "auto"}
     execution |= {key: value for key, value in options.items() if key in EXECUTION_ONLY}
@@ -200,7 +203,9 @@ def compare(
         results,
         missing=(*plan.undefined, *results.missing),
         not_applicable=plan.not_applicable,
-        data=summarize(source, plan.study.test_environments, plan.baseline_scores, seed),
+        data=summarize(
+            source, plan.study.test_environments, plan.baseline_scores, columns, results.hardest_first(), seed
+        ),
         settings=study.to_dict(),
     )
     comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)

@@ -76,6 +76,7 @@ def plan(
     replicas: int,
     seed: int,
     options: Mapping[str, Any],
+    importance_columns: tuple[str, ...] = (),
 ) -> Plan:
     """Plan the study of a comparison.
 
@@ -88,6 +89,7 @@ def plan(
         replicas: Number of replicas per trial.
         seed: Base random seed.
         options: Training options of all runs.
+        importance_columns: Names of the columns whose importance is measured; empty: all columns.
 
     Raises:
         EnvariantError: If an algorithm or the metric is unknown, or the metric is undefined everywhere.
@@ -108,6 +110,7 @@ def plan(
         settings={"evaluate_every": table_source.STEPS, **options},
         metric=chosen.name,
         store_predictions=True,
+        importance_columns=importance_columns,
     )
     constant = baseline_scores(table, source.task, chosen, folds)
     tasks = {name: task for name, task in tasks_by_environment(table, folds).items() if name in constant}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 
 from envariant.analysis.invariance_test import assess_invariance
 from envariant.core.errors import EnvariantError
@@ -86,6 +87,44 @@ def test_the_scale_of_a_score_is_irrelevant():
     usual = p_value(Binary(), z, y)
     assert p_value(Binary(), [1e-4 * v + 3 for v in z], y) == pytest.approx(usual, rel=1e-3)
     assert 0 <= p_value(Binary(), [1e8 * v for v in z], y) <= 1
+
+
+def test_statistics_equal_those_of_regressions_fitted_one_by_one():
+    """Against scikit-learn, with groups of different sizes and a class that is absent from one of them."""
+    rng = np.random.default_rng(5)
+    names = np.repeat(np.arange(4), (60, 25, 200, 110))
+    scores = rng.normal(size=(len(names), 3))
+    targets = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)
+    targets[(names == 1) & (targets == 2)] = 0
+
+    def likelihood(rows):
+        x = (scores - scores[:, -1:])[rows, :2]
+        model = LogisticRegression(C=1e6, tol=1e-10, max_iter=5000).fit(x, targets[rows])
+        picked = np.searchsorted(model.classes_, targets[rows])
+        return model.predict_log_proba(x)[np.arange(rows.sum()), picked].sum()
+
+    expected = 2 * (sum(likelihood(names == k) for k in range(4)) - likelihood(names >= 0))
+    assert assess_invariance(scores, targets, names).statistic == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(400, 10), (16, 4), (4, 3)])
+def test_many_classes_are_pooled_to_as_many_as_rows_allow(rows, classes):
+    rng = np.random.default_rng(6)
+    scores = rng.normal(size=(6 * rows, 40))
+    targets = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)
+    test = assess_invariance(scores, targets, np.arange(6 * rows) % 6)
+    assert test.degrees_of_freedom == (5 * classes * (classes - 1),)
+    assert test.p_value > 1e-4
+
+
+def test_pooled_classes_still_show_a_change():
+    rng = np.random.default_rng(7)
+    scores, targets = environments(rng, Multiclass(30), (1, -1), rows=2000, width=30)
+    assert p_value(Multiclass(30), scores, targets) < 1e-20
+    unchanged = [
+        p_value(Multiclass(30), *environments(rng, Multiclass(30), (1, 1), width=30)) for _ in range(40)
+    ]
+    assert stats.kstest(unchanged, "uniform").pvalue > 0.001
 
 
 def test_separable_classes_give_a_finite_result():

@@ -20,7 +20,7 @@ def read(target, **columns):
 
 
 def summary(table):
-    return summarize(TableSource(table, "table"), FOLDS, {}, seed=0)
+    return summarize(TableSource(table, "table"), FOLDS, {}, (), table.environments, seed=0)
 
 
 def test_the_baseline_predicts_the_mean_or_majority_class_of_other_environments():

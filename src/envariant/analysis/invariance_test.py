@@ -4,23 +4,26 @@ If a score depends only on invariant features, then rows with equal scores have 
 in every environment. Use rows that were not used for training.
 """
 
+import math
 from dataclasses import dataclass
 from typing import final
-from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import log_softmax
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from envariant.core.errors import EnvariantError
 
 Array = NDArray[np.float64]
 
-# Inverse strength of the L2 penalty, which only serves to bound the coefficients of separable classes.
-_INVERSE_PENALTY = 1e6
+_FEWEST_CLASSES, _MOST_CLASSES = 3, 10
+# Strength of the L2 penalty, which only serves to bound the coefficients of separable classes.
+_PENALTY = 1e-6
+# Newton's method: largest error of a log-likelihood, and number of steps.
+_TOLERANCE = 1e-9
+_MOST_STEPS = 100
+_SMALLEST = np.finfo(np.float64).tiny
 
 
 @final
@@ -49,7 +52,8 @@ def assess_invariance(
 
     Separate regressions of the target on the score in each environment are compared with a joint regression:
     by the likelihood ratio 2(Σ_e ℓ_e − ℓ), χ²-distributed, of (multinomial) logistic regressions; or, for
-    real targets, by the F test of least squares (Chow 1960).
+    real targets, by the F test of least squares (Chow 1960). If there are more than 10 classes, or few rows,
+    rare classes are pooled to one.
 
     Args:
         scores: Logits or predictions, `[rows]` or `[rows, classes]`.
@@ -79,22 +83,25 @@ def assess_invariance(
             f"{len(z)}, {len(y)} and {len(labels)}"
         )
     names, codes = np.unique(labels, return_inverse=True)
+    # C classes have C·(C − 1) coefficients per environment, which need as many rows.
+    most = min(_MOST_CLASSES, max(_FEWEST_CLASSES, math.isqrt(len(y) // max(1, len(names)))))
+    if not regression and z.ndim == 2 and z.shape[1] > most:
+        z, y = _pooled(z, y, most)
     n_classes = 0 if regression else len(np.unique(y))
     if len(names) < 2 or n_classes == 1:
         return _UNTESTED
     # Only differences between the logits of a row matter.
     columns = _standardized(z[:, None] if z.ndim == 1 else (z - z[:, -1:])[:, :-1])
     order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes))[:-1]
-    groups = list(zip(np.split(columns[order], ends), np.split(y[order], ends), strict=True))
+    columns, y, sizes = columns[order], y[order], np.bincount(codes)
     fit = _squared_error if regression else _log_likelihood
-    separate, joint = sum(fit(*group) for group in groups), fit(columns[order], y[order])
+    separate, joint = fit(columns, y, sizes), fit(columns, y, np.array([len(y)]))
     width = 1 + columns.shape[1]
-    extra = width * (len(groups) - 1)
+    extra = width * (len(names) - 1)
     if not regression:
         ratio, extra = max(0.0, 2 * (separate - joint)), extra * (n_classes - 1)
         return InvarianceTest(float(stats.chi2.sf(ratio, extra)), ratio, (extra,))
-    residual = len(y) - width * len(groups)
+    residual = len(y) - width * len(names)
     if residual <= 0 or separate <= 0:
         return _UNTESTED
     ratio = (joint - separate) / extra / (separate / residual)
@@ -108,27 +115,82 @@ def _standardized(columns: Array) -> Array:
     return ((columns - center) / np.where(varies, spread, 1.0))[:, varies]
 
 
-def _log_likelihood(columns: Array, targets: Array) -> float:
-    """Return the log-likelihood of the fitted logistic regression."""
-    classes, labels = np.unique(targets, return_inverse=True)
-    if len(classes) < 2:
-        return 0.0
-    if not columns.shape[1]:
-        shares = np.bincount(labels) / len(labels)
-        return float(np.log(shares[labels]).sum())
-    model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000, tol=1e-8)
-    with catch_warnings():
-        # Separable classes have no finite optimum; the likelihood approaches its limit early.
-        simplefilter("ignore", ConvergenceWarning)
-        model.fit(columns, labels)
-    z = model.decision_function(columns)
-    if z.ndim == 1:
-        z = np.column_stack([np.zeros(len(z)), z])
-    return float(log_softmax(z, axis=1)[np.arange(len(labels)), labels].sum())
+def _pooled(logits: Array, targets: Array, most: int) -> tuple[Array, Array]:
+    """Return logits and targets of `most` classes: the most frequent ones, and one of all others."""
+    counts = np.bincount(targets.astype(int), minlength=logits.shape[1])
+    order = np.argsort(-counts, kind="stable")
+    common = np.sort(order[: most - 1])
+    # The logit of a union of classes is the logarithm of the sum of their exponentials.
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    union = np.exp(shifted)
+    union[:, common] = 0
+    pooled = np.column_stack([shifted[:, common], np.log(np.maximum(union.sum(axis=1), _SMALLEST))])
+    numbers = np.full(logits.shape[1], len(common))
+    numbers[common] = np.arange(len(common))
+    return pooled, numbers[targets.astype(int)]
 
 
-def _squared_error(columns: Array, targets: Array) -> float:
-    """Return the residual sum of squares of the least-squares fit."""
+def _log_likelihood(columns: Array, targets: Array, sizes: NDArray[np.int64]) -> float:
+    """Return the sum of the log-likelihoods of logistic regressions, one per group of consecutive rows."""
     design = np.column_stack([np.ones(len(targets)), columns])
-    coefficients = np.linalg.lstsq(design, targets, rcond=None)[0]
-    return float(np.square(targets - design @ coefficients).sum())
+    one_hot = (targets[:, None] == np.unique(targets)).astype(np.float64)
+    starts, total = np.cumsum(sizes) - sizes, 0.0
+    # Groups of similar size are padded to equal size and fitted together.
+    magnitudes = np.frexp(sizes)[1]
+    for magnitude in np.unique(magnitudes):
+        own = np.flatnonzero(magnitudes == magnitude)
+        place = np.arange(sizes[own].max())
+        used = place < sizes[own, None]
+        rows = np.where(used, starts[own, None] + place, 0)
+        total += _fitted(design[rows] * used[..., None], one_hot[rows] * used[..., None])
+    return total
+
+
+def _fitted(x: Array, y: Array) -> float:
+    """Return the log-likelihood of multinomial logistic regressions, fitted by Newton's method.
+
+    Args:
+        x: Design, `[groups, rows, columns]`.
+        y: One-hot classes, `[groups, rows, classes]`; zero for padded rows.
+    """
+    groups, width, n_classes = len(x), x.shape[2], y.shape[2]
+    used, absent = y.sum(axis=2, keepdims=True), ~y.any(axis=1, keepdims=True)
+    weights = np.zeros((groups, n_classes, width))
+    each = np.arange(n_classes)
+
+    def evaluate(weights: Array) -> tuple[Array, Array, Array]:
+        log_p = log_softmax(np.where(absent, -1e30, x @ weights.transpose(0, 2, 1)), axis=2)
+        likelihood = (y * log_p).sum(axis=(1, 2))
+        return likelihood, likelihood - _PENALTY / 2 * np.square(weights).sum(axis=(1, 2)), log_p
+
+    likelihood, objective, log_p = evaluate(weights)
+    for _ in range(_MOST_STEPS):
+        p = np.exp(log_p) * used
+        slope = (y - p).transpose(0, 2, 1) @ x - _PENALTY * weights
+        scaled = p[..., None] * x[:, :, None]
+        flat = scaled.reshape(groups, x.shape[1], -1)
+        curvature = -flat.transpose(0, 2, 1) @ flat + _PENALTY * np.eye(flat.shape[2])
+        blocks = scaled.transpose(2, 0, 3, 1) @ x
+        curvature.reshape(groups, n_classes, width, n_classes, width)[:, each, :, each] += blocks
+        step = np.linalg.solve(curvature, slope.reshape(groups, -1, 1)).reshape(weights.shape)
+        expected = (slope * step).sum(axis=(1, 2))
+        if (expected < _TOLERANCE).all():
+            break
+        length = np.ones(groups)
+        for _ in range(_MOST_STEPS):
+            likelihood, reached, log_p = evaluate(weights + length[:, None, None] * step)
+            short = (reached < objective + 1e-4 * length * expected) & (expected >= _TOLERANCE)
+            if not short.any():
+                break
+            length[short] /= 2
+        weights, objective = weights + length[:, None, None] * step, reached
+    return float(likelihood.sum())
+
+
+def _squared_error(columns: Array, targets: Array, sizes: NDArray[np.int64]) -> float:
+    """Return the residual sum of squares of least-squares fits, one per group of consecutive rows."""
+    design = np.column_stack([np.ones(len(targets)), columns])
+    total = 0.0
+    for x, y in zip(*(np.split(part, np.cumsum(sizes)[:-1]) for part in (design, targets)), strict=True):
+        total += float(np.square(y - x @ np.linalg.lstsq(x, y, rcond=None)[0]).sum())
+    return total

@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import PositiveInt
 
 from envariant.comparison import page, protocol
-from envariant.comparison.data_summary import summarize
+from envariant.comparison.data_summary import column_stability, summarize
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.results import ComparisonResults, gather
@@ -29,6 +29,7 @@ from envariant.data.tables.source import TableSource
 from envariant.saved_model import SavedModel
 from envariant.saved_model.folder import check as check_model
 from envariant.studies.executors import local, ray
+from envariant.studies.permutation_importance import MOST_COLUMNS
 from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
 from envariant.training.progress import show_sweep
@@ -200,8 +201,10 @@ def compare(
     )  # fmt: skip
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
+    columns = column_stability(source)
+    measured = tuple(c.column for c in columns[:MOST_COLUMNS]) if len(columns) > MOST_COLUMNS else ()
     plan = protocol.plan(
-        source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared
+        source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared, measured
     )
     for line in plan.undefined:
         warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=2)
@@ -214,7 +217,9 @@ def compare(
         results,
         missing=(*plan.undefined, *results.missing),
         not_applicable=plan.not_applicable,
-        data=summarize(source, plan.study.test_environments, plan.baseline_scores, seed),
+        data=summarize(
+            source, plan.study.test_environments, plan.baseline_scores, columns, results.hardest_first(), seed
+        ),
         settings=study.to_dict(),
     )
     comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)

@@ -1,6 +1,6 @@
 """Measurements on the data of a comparison that need no trained method: shift, stability and leakage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,6 +20,9 @@ from envariant.core.tasks import Multiclass, Regression
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import LogEntry
 
+MOST_SHIFTS = 20
+"""Largest number of environments whose shift is measured in a comparison."""
+
 _SHIFT_TRIALS = 2
 
 
@@ -35,7 +38,8 @@ class DataSummary:
         unseen_classes: Classes of each test environment that are absent from its training environments.
         leaky_columns: Names of columns with possible target leakage.
         columns: Stability of each column, the least stable first.
-        shifts: Shift between each environment and all others; empty if there are too few rows.
+        shifts: Shift between each environment (or the 20 with the worst ERM scores) and all others; empty if
+            there are too few rows.
         preprocessing_log: Preprocessing steps of each column.
     """
 
@@ -51,7 +55,12 @@ class DataSummary:
 
 
 def summarize(
-    source: TableSource, folds: Folds, baseline_scores: Mapping[str, float], seed: int
+    source: TableSource,
+    folds: Folds,
+    baseline_scores: Mapping[str, float],
+    columns: Sequence[ColumnStability],
+    hardest: Sequence[str],
+    seed: int,
 ) -> DataSummary:
     """Measure shift, column stability and possible target leakage on a table.
 
@@ -59,9 +68,13 @@ def summarize(
         source: Table of the comparison.
         folds: Groups of environments, each held out together.
         baseline_scores: Result of `baselines.baseline_scores`.
+        columns: Result of `column_stability`.
+        hardest: Environments sorted by ERM's score, the worst first.
         seed: Base random seed of the shift measures.
     """
     table = source.table
+    # Environments without a score come last.
+    shifts_of = list(dict.fromkeys([*hardest, *table.environments]))[:MOST_SHIFTS]
     counts = np.bincount(table.environment.values, minlength=len(table.environments)).tolist()
     leaky = leaky_columns(
         {column.name: column.values for column in table.columns},
@@ -76,8 +89,8 @@ def summarize(
         baseline_scores,
         unseen_classes(table, source.task, folds),
         tuple(column.column for column in leaky),
-        column_stability(source),
-        _shifts_from_others(source, seed),
+        tuple(columns),
+        _shifts_from_others(source, shifts_of, seed),
         table.preprocessing_log,
     )
 
@@ -134,11 +147,11 @@ def pairwise_shifts(
     return tuple(Shift.from_trials(*names, estimates) for names, estimates in trials.items())
 
 
-def _shifts_from_others(source: TableSource, seed: int) -> dict[str, Shift]:
-    """Return the shift between each environment and all others, without environments that have few rows."""
+def _shifts_from_others(source: TableSource, names: Collection[str], seed: int) -> dict[str, Shift]:
+    """Return the shift between environments and all others, without environments that have few rows."""
     drawn = source.sample(0)
     shifts: dict[str, Shift] = {}
-    for environment in drawn.environments:
+    for environment in (drawn[name] for name in drawn.names if name in names):
         others = _samples([each for each in drawn.environments if each is not environment])
         regression = isinstance(drawn.task, Regression)
         with suppress(EnvariantError):

@@ -77,6 +77,7 @@ def plan(
     replicas: int,
     seed: int,
     options: Mapping[str, Any],
+    importance_columns: tuple[str, ...] = (),
 ) -> Plan:
     """Plan the study of a comparison.
 
@@ -89,6 +90,7 @@ def plan(
         replicas: Number of replicas per trial.
         seed: Base random seed.
         options: Training options of all runs.
+        importance_columns: Names of the columns whose importance is measured; empty: all columns.
 
     Raises:
         EnvariantError: If an algorithm or the metric is unknown, or no environment can be judged.
@@ -109,6 +111,7 @@ def plan(
         settings=_with_one_evaluation(options),
         metric=chosen.name,
         store_predictions=True,
+        importance_columns=importance_columns,
     )
     constant = baseline_scores(table, source.task, chosen, folds)
     reasons = {

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
@@ -141,14 +141,19 @@ def _balanced_accuracy(task: Task, logits: Array, targets: Array) -> float:
 
 
 def _auroc(task: Task, logits: Array, targets: Array) -> float:
-    present = np.unique(targets).astype(int)
-    if len(present) < 2:
+    classes, counts = np.unique(targets, return_counts=True)
+    if len(classes) < 2:
         return np.nan
     if logits.ndim == 1:
-        return float(roc_auc_score(targets, logits))
-    scores = probabilities(logits)
-    # One-vs-rest AUROC, averaged over the classes that occur in the targets.
-    return float(np.mean([roc_auc_score(targets == k, scores[:, k]) for k in present]))
+        positive, ranks = targets[:, None] == classes[1:], rankdata(logits)[:, None]
+        counts = counts[1:]
+    else:
+        # One-vs-rest AUROC, averaged over the classes that occur in the targets.
+        positive = targets[:, None] == classes
+        ranks = rankdata(probabilities(logits)[:, classes.astype(int)], axis=0)
+    # The share of pairs of a positive and a negative row in which the positive one has the higher score.
+    wins = (ranks * positive).sum(axis=0) - counts * (counts + 1) / 2
+    return float(np.mean(wins / (counts * (len(targets) - counts))))
 
 
 def _calibration_error(task: Task, logits: Array, targets: Array) -> float:

@@ -100,7 +100,9 @@ def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]
             task = event.sample.task
             metric = metrics.metric(job.study.metric or task.metric, task)
             roles = event.sample.roles(event.record.spec.test_environments)
-            columns, details = event.source.columns, job.study.store_predictions
+            measured = job.study.importance_columns
+            columns = {c: own for c, own in event.source.columns.items() if c in measured or not measured}
+            details = job.study.store_predictions
             measurements = StudyMeasurements(event.sample, roles, metric, columns, details)
             yield Update(event.record)
         elif isinstance(event, Evaluated) and measurements is not None:
@@ -171,13 +173,15 @@ def _of(rows: Iterable[HistoryRow], runs: set[int]) -> list[HistoryRow]:
 def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurements) -> list[float | None]:
     """Return p-values of the invariance test of each run on validation rows; None without such rows."""
     names = [name for name, role in measurements.roles.items() if role == "validation"]
-    answers = [tuple(part.double().cpu().numpy() for part in predict(name)) for name in names]
+    answers = [tuple(part.cpu().numpy() for part in predict(name)) for name in names]
     if not names:
         return [None] * len(runs)
-    logits, targets = (np.concatenate(part, axis=1) for part in zip(*answers, strict=True))
     environments = np.repeat(np.arange(len(names)), [y.shape[1] for _, y in answers])
     regression = isinstance(measurements.sample.task, Regression)
-    return [
-        assess_invariance(z, y, environments, regression=regression).p_value
-        for z, y in zip(logits, targets, strict=True)
-    ]
+    p_values: list[float | None] = []
+    for k in range(len(runs)):
+        # One run at a time, because the logits of many classes need much memory.
+        own = ([part[k] for part in parts] for parts in zip(*answers, strict=True))
+        logits, targets = (np.concatenate(parts).astype(np.float64) for parts in own)
+        p_values.append(assess_invariance(logits, targets, environments, regression=regression).p_value)
+    return p_values

@@ -4,8 +4,10 @@ Permutation importance compares logits of networks and fitted predictors on unch
 one column changed (Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, final
 
 import numpy as np
@@ -18,9 +20,15 @@ from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE, Hist
 from envariant.training.replica_stack import Change
 from envariant.training.store import Predictions
 
+MOST_COLUMNS, MOST_ENVIRONMENTS = 50, 20
+"""Numbers of columns, and of validation and test environments, with measured importance in a comparison."""
+
 # Rows per environment with stored predictions, and rows per environment for column importance.
 _STORED_ROWS = 1_000
 _CHANGED_ROWS = 500
+# Largest number of stored logits per environment, and of inputs that are changed at a time.
+_STORED_LOGITS = 50_000
+_CHANGED_NUMBERS = 4_000_000
 
 
 class Predict(Protocol):
@@ -77,27 +85,41 @@ class StudyMeasurements:
         """
         generator = torch.Generator().manual_seed(0)
         rows: list[HistoryRow] = []
-        for each in self.untrained if self.store_predictions else []:
+        sample_values = self._training_values(generator)
+        for each in self._some_untrained() if self.store_predictions else []:
             some = _evenly(len(each), _CHANGED_ROWS)
-            rows += self._rows(predict, runs, step, each, SUBSAMPLE, "", some)
+            rows += self._rows(predict, runs, step, each, SUBSAMPLE, ("",), some)
             order = torch.randperm(len(some), generator=generator)
-            for column, place in self.columns.items():
-                rows += self._rows(predict, runs, step, each, SHUFFLED, column, some, _shuffled(place, order))
+            # Columns are changed several at a time, in limited memory.
+            size = max(1, len(runs) * len(some) * math.prod(self.sample.input_shape))
+            for names in _batches(list(self.columns), max(1, _CHANGED_NUMBERS // size)):
+                places = [self.columns[name] for name in names]
+                kinds: dict[str, list[Tensor | None]] = {SHUFFLED: [None] * len(names)}
                 if self.roles[each.name] == "test":
-                    values = self._training_values(place, len(some), generator)
-                    rows += self._rows(
-                        predict, runs, step, each, REPLACED, column, some, _replaced(place, values)
-                    )
+                    kinds[REPLACED] = [sample_values(place, len(some)) for place in places]
+                for kind, values in kinds.items():
+                    change = _with_columns(places, values, order)
+                    rows += self._rows(predict, runs, step, each, kind, names, some, change)
         return rows
 
+    def _some_untrained(self) -> list[Environment]:
+        """Return up to 20 validation and 20 test environments."""
+        some: set[str] = set()
+        for role in ("validation", "test"):
+            names = [name for name, own in self.roles.items() if own == role]
+            some |= {names[k] for k in _evenly(len(names), MOST_ENVIRONMENTS).tolist()}
+        return [each for each in self.untrained if each.name in some]
+
     def predictions(self, predict: Predict, runs: Sequence[int]) -> dict[int, tuple[Predictions, ...]]:
-        """Return each run's predictions for up to 1,000 rows per environment, the same rows in all runs."""
+        """Return each run's predictions for up to 1,000 rows per environment, the same rows in all runs.
+
+        With more than 50 classes there are fewer rows.
+        """
+        most = min(_STORED_ROWS, max(1, _STORED_LOGITS // self.sample.task.outputs))
         stored: dict[int, list[Predictions]] = {run: [] for run in runs}
         for each in self.untrained if self.store_predictions else []:
             size = len(each)
-            logits, targets = (
-                part.float().cpu().numpy() for part in predict(each.name, _evenly(size, _STORED_ROWS))
-            )
+            logits, targets = (part.float().cpu().numpy() for part in predict(each.name, _evenly(size, most)))
             for run, z, y in zip(runs, logits, targets, strict=True):
                 stored[run].append(Predictions(each.origin or each.name, self.roles[each.name], size, z, y))
         return {run: tuple(own) for run, own in stored.items()}
@@ -109,30 +131,50 @@ class StudyMeasurements:
         step: int,
         environment: Environment,
         kind: str,
-        column: str = "",
+        columns: Sequence[str] = ("",),
         rows: Tensor | None = None,
         change: Change | None = None,
     ) -> list[HistoryRow]:
+        """Return the metric of each run for each column; `change` makes one copy of the rows per column."""
         name, task = environment.name, self.sample.task
         logits, targets = (part.cpu().numpy() for part in predict(name, rows, change))
-        values = (self.metric.compute(task, z, y) for z, y in zip(logits, targets, strict=True))
+        copies = logits.reshape(len(logits), len(columns), -1, *logits.shape[2:])
         place, role, metric = environment.origin or name, self.roles[name], self.metric.name
         return [
             HistoryRow(run, step, place, role, metric, value, kind, column)
-            for run, value in zip(runs, values, strict=True)
-            if np.isfinite(value)
+            for k, column in enumerate(columns)
+            for run, own, y in zip(runs, copies, targets, strict=True)
+            if np.isfinite(value := self.metric.compute(task, own[k], y))
         ]
 
-    def _training_values(self, place: slice, count: int, generator: torch.Generator) -> Tensor:
-        """Sample values of a column from training environments, each environment with equal probability."""
+    def _training_values(self, generator: torch.Generator) -> Callable[[slice, int], Tensor]:
+        """Return a function that samples values of a column from the training environments.
+
+        Environments have equal probability.
+        """
         training = [each for each in self.sample.environments if self.roles[each.name] == "train"]
-        owners = torch.randint(len(training), (count,), generator=generator)
-        values = torch.empty(count, place.stop - place.start)
-        for k, environment in enumerate(training):
-            own = owners == k
-            index = torch.randint(len(environment), (int(own.sum()),), generator=generator)
-            values[own] = environment.rows(index)[0][:, place]
-        return values
+        ends = list(accumulate(len(each) for each in training))
+        pooled: list[Tensor] = []
+
+        def sample_values(place: slice, count: int) -> Tensor:
+            if not pooled:
+                pooled.append(torch.cat([each.inputs for each in training]))
+            owners = torch.randint(len(training), (count,), generator=generator)
+            counts = torch.bincount(owners, minlength=len(training)).tolist()
+            index = [
+                end - len(each) + torch.randint(len(each), (n,), generator=generator)
+                for each, end, n in zip(training, ends, counts, strict=True)
+                if n
+            ]
+            values = torch.empty(count, place.stop - place.start)
+            values[torch.argsort(owners, stable=True)] = pooled[0][:, place][torch.cat(index)]
+            return values
+
+        return sample_values
+
+
+def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [names[start : start + size] for start in range(0, len(names), size)]
 
 
 def _evenly(size: int, most: int) -> Tensor:
@@ -140,19 +182,20 @@ def _evenly(size: int, most: int) -> Tensor:
     return torch.linspace(0, size - 1, min(size, most)).round().long()
 
 
-def _shuffled(place: slice, order: Tensor) -> Change:
+def _with_columns(places: Sequence[slice], values: Sequence[Tensor | None], order: Tensor) -> Change:
+    """Return a function from rows to copies of them, one per place, with the inputs there changed.
+
+    Args:
+        places: Inputs to change in each copy.
+        values: New inputs; None: those of the same rows in another order.
+        order: Order of the rows.
+    """
+
     def change(inputs: Tensor) -> Tensor:
-        changed = inputs.clone()
-        changed[..., place] = inputs[..., order.to(inputs.device), place]
-        return changed
-
-    return change
-
-
-def _replaced(place: slice, values: Tensor) -> Change:
-    def change(inputs: Tensor) -> Tensor:
-        changed = inputs.clone()
-        changed[..., place] = values.to(inputs.device)
-        return changed
+        copies = inputs.unsqueeze(-3).repeat_interleave(len(places), dim=-3)
+        for k, (place, new) in enumerate(zip(places, values, strict=True)):
+            shuffled = inputs[..., order.to(inputs.device), place]
+            copies[..., k, :, place] = shuffled if new is None else new.to(inputs.device)
+        return copies.flatten(-3, -2)
 
     return change

@@ -68,6 +68,7 @@ class Study:
         metric: Metric used to compare runs, such as AUROC; "": the default metric of the task.
         store_predictions: Whether to store predictions for up to 1,000 rows per environment and to measure
             column importance.
+        importance_columns: Names of the table columns whose importance is measured; empty: all columns.
 
     Raises:
         EnvariantError: If a name is unknown or a value is not allowed.
@@ -86,6 +87,7 @@ class Study:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     metric: str = ""
     store_predictions: bool = False
+    importance_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ("data", "algorithms"):
@@ -94,6 +96,7 @@ class Study:
                 raise EnvariantError(f"study: {key} names nothing; give at least one")
         object.__setattr__(self, "test_environments", _splits(self.test_environments))
         self._check_types()
+        object.__setattr__(self, "importance_columns", tuple(self.importance_columns))
         for key in self.settings:
             if key not in SHARED:
                 raise unknown_name("setting", key, SHARED, where="study")
@@ -137,6 +140,7 @@ class Study:
             ("settings", Mapping, "a mapping from options to values"),
             ("ranges", Mapping, "a mapping from algorithms to ranges"),
             ("store_predictions", bool, "true or false"),
+            ("importance_columns", (tuple, list), "a list of column names"),
         ):
             if not isinstance(value := getattr(self, key), kind):
                 raise EnvariantError(f"study: {key} must be {allowed}; got {shown(value)}")

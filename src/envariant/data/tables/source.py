@@ -22,7 +22,10 @@ NAME = "table"
 """Registered name of table sources."""
 
 _SETTINGS = ("task", "exclude", "sample_weight", "min_rows", "encoding", "missing_values")
+# Rows of each environment in a batch, unless there are so many environments that a step would be slow.
 _BATCH = 128
+_STEP_ROWS = 4_096
+_FEWEST = 8
 
 STEPS = 400
 """Default number of optimizer updates of a run on a table."""
@@ -77,7 +80,7 @@ class TableSource(SpecSource):
             model="mlp(hidden=(32, 32))",
             steps=STEPS,
             learning_rate=3e-3,
-            batch_size=_BATCH,
+            batch_size=max(_FEWEST, min(_BATCH, _STEP_ROWS // len(self.table.environments))),
             source="the library's defaults for tables",
         )
 

@@ -12,7 +12,7 @@ import envariant
 from envariant.analysis.column_sketch import Sketch
 from envariant.core.errors import EnvariantError
 from envariant.core.files import write_tensors
-from envariant.data.tables import reading
+from envariant.data.tables import loading, reading
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.reporting.shift import drift_table
@@ -90,8 +90,8 @@ def test_predictions_are_those_of_the_trained_network(target, runs, models):
         np.testing.assert_allclose(rows.iloc[:, 1:], p, atol=1e-6)
         assert (rows.prediction == np.array(model.classes)[p.argmax(1).numpy()]).all()
     if target == "died":
-        assert list(predictions.columns) == ["prediction", "P(false)", "P(true)"]
-        assert set(predictions.prediction) == {"false", "true"}
+        assert list(predictions.columns) == ["prediction", "P(no)", "P(yes)"]
+        assert set(predictions.prediction) == {"no", "yes"}
     if target == "outcome":
         assert list(predictions.columns) == ["prediction", "P(home)", "P(icu)", "P(ward)"]
 
@@ -182,7 +182,7 @@ def test_column_order_extra_columns_and_index(models, tmp_path):
 def test_files_are_read_in_chunks(models, tmp_path, monkeypatch):
     fresh = patients(1000, seed=2)
     fresh.to_csv(tmp_path / "new.csv", index=False)
-    monkeypatch.setattr(reading, "_ROWS_PER_CHUNK", 64)
+    monkeypatch.setattr(reading, "ROWS_PER_CHUNK", 64)
     frame, drift = models["died"].predict_and_compare(tmp_path / "new.csv")
     whole = models["died"].predict(fresh)
     assert frame.index.equals(whole.index)
@@ -275,7 +275,7 @@ def test_missing_values_and_unseen_categories_are_counted(models):
     fresh.loc[:9, "stays"] = np.nan
     fresh.loc[10:12, "age"] = 300.0
     predictions, drift = model.predict_and_compare(fresh)
-    assert np.isfinite(predictions["P(true)"]).all()
+    assert np.isfinite(predictions["P(yes)"]).all()
     columns = {c.name: c for c in drift.columns}
     assert columns["ward"].unseen == {"<script>α</script>": 4}
     assert columns["ward"].missing == pytest.approx(0.01)
@@ -288,7 +288,7 @@ def test_missing_values_and_unseen_categories_are_counted(models):
     assert "stays: 10 rows with a missing value, which training rows never have" in description
     assert "age: 3 rows outside the training range" in description
     everything = fresh.assign(age=np.nan, ward=None, smoker=None, seen=pd.NaT, stays=np.nan)
-    assert np.isfinite(model.predict(everything)["P(true)"]).all()
+    assert np.isfinite(model.predict(everything)["P(yes)"]).all()
     assert model.resembles(everything).kind == "different"
 
 
@@ -417,7 +417,7 @@ def test_onnx_predictions_equal_those_of_the_model(target, models, tmp_path):
     model.to_onnx(tmp_path / "model.onnx")
     fresh = patients(300, seed=6)
     kinds = {c.name: c.kind for c in model.encoder.columns}
-    ((_, columns),) = reading.read_columns(fresh, kinds)
+    ((_, columns),) = loading.read_columns(fresh, kinds)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     expected = model.predict(fresh)
     for rows in (1, 300):

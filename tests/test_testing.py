@@ -31,7 +31,7 @@ class Good(Penalty):
 
 @dataclass(frozen=True)
 class Step(TrainingStep):
-    """Gradient descent on the mean loss; subclasses break one property each."""
+    """Gradient descent on the mean risk; subclasses break one property each."""
 
     name = "broken"
     paper = "none"
@@ -39,13 +39,41 @@ class Step(TrainingStep):
 
     def gradients(self, model, params, batch, state, context):
         def loss(params):
-            return batch.task.losses(model(params, batch.inputs)[1], batch.targets).mean()
+            return self.mean(batch, batch.task.losses(model(params, batch.inputs)[1], batch.targets))
 
         gradient, value = grad_and_value(loss)(params)
         return self.changed(gradient, model, params, batch, state, context, value)
 
+    def mean(self, batch, losses):
+        return batch.risk(losses)
+
     def changed(self, gradient, model, params, batch, state, context, value):
         return {k: self.share * g for k, g in gradient.items()}, state, {"risk": value.detach()}
+
+
+class OverRows(Step):
+    def mean(self, batch, losses):
+        return losses.mean()
+
+
+class OverRowsAsDeclared(OverRows):
+    depends_on_sizes = True
+
+
+class HalfFrozen(Step):
+    def changed(self, gradient, *others):
+        return {k: g * (k.startswith("featurizer")) for k, g in gradient.items()}, {}, {}
+
+
+class WithoutDecay(Step):
+    returns_updates = True
+
+
+class WithDecay(Step):
+    returns_updates = True
+
+    def changed(self, gradient, model, params, batch, state, context, value):
+        return {k: g + context.weight_decay * params[k] for k, g in gradient.items()}, {}, {}
 
 
 class Renamed(Step):
@@ -155,12 +183,17 @@ BROKEN = [
     (BranchingOnParameters, "must run under torch.func.vmap, without a Python branch"),
     (Looking, "reads features, so it must declare needs_features"),
     (ThreeAtLeast, "must work with minimum_environments = 1"),
+    (OverRows, "use batch.risk or batch.mean instead of means over rows, or declare depends_on_sizes"),
+    (HalfFrozen, "the gradients of head are always 0, but weight decay would change these parameters"),
+    (WithoutDecay, "must add context.weight_decay times the parameters to their gradients"),
     (Evaluated, "eval_params must return the names and shapes of the parameters"),
     (Picky, "must accept binary, multiclass or regression targets, but rejects all"),
 ]
 
 
-@pytest.mark.parametrize("algorithm", [Good(), Step(), "vrex + and-mask"], ids=str)
+@pytest.mark.parametrize(
+    "algorithm", [Good(), Step(), OverRowsAsDeclared(), WithDecay(), "vrex + and-mask"], ids=str
+)
 def test_correct_algorithms_pass(algorithm):
     check_algorithm(algorithm)
 

@@ -28,22 +28,37 @@ from envariant import algorithms
 from envariant.algorithms import EIIL, Algorithm, Composition, Part, Recipe, TrainContext
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, EnvariantWarning, shown, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
 from envariant.models import ModelConfig
 from envariant.training.evaluator import Evaluator
+from envariant.training.model_builder import model_builder
 from envariant.training.optimizers import OptimizerConfig
-from envariant.training.resolution import model_builder
 from envariant.training.result import TrainingResult
 from envariant.training.run_config import built
+from envariant.training.schedule_notes import SCALED
 from envariant.training.train import train
 
 # batch_size="auto": full batches for at most _FULL_BATCH rows, which are exact and equally fast; otherwise
 # minibatches of _BATCH rows per environment.
 _FULL_BATCH = 5000
 _BATCH = 256
-# scikit-learn has no type annotations, and types inferred from its code are wrong.
-_validate: Any = validate_data
+
+
+@contextmanager
+def _errors_in_one_line() -> Generator[None]:
+    """Convert the errors of scikit-learn for invalid input, which may have several lines."""
+    try:
+        yield
+    except EnvariantError:
+        raise
+    except ValueError as error:
+        raise EnvariantError(" ".join(str(error).split())) from error
+
+
+def _validate(*arguments: Any, **options: Any) -> Any:
+    with _errors_in_one_line():
+        return validate_data(*arguments, **options)
 
 
 class InvariantEstimator(BaseEstimator, ABC):
@@ -100,26 +115,29 @@ class InvariantEstimator(BaseEstimator, ABC):
             The fitted estimator.
 
         Raises:
-            ValueError: If an argument of `fit` or a parameter of the estimator is invalid.
+            EnvariantError: If an argument of `fit` or a parameter of the estimator is invalid.
         """
-        with _errors_as_value_error():
-            rows, labels = _split_environments(X, environments)
-            numeric = isinstance(self, RegressorMixin)
-            inputs, y = _validate(self, rows, y, dtype=np.float64, y_numeric=numeric)
+        rows, labels = _split_environments(X, environments)
+        numeric = isinstance(self, RegressorMixin)
+        inputs, y = _validate(self, rows, y, dtype=np.float64, y_numeric=numeric)
+        with _errors_in_one_line():
             task, targets, fitted = self._encode_targets(cast("NDArray[Any]", y))
-            mean, scale = _mean_and_scale(inputs)
-            table = EnvironmentSet.from_arrays(
-                (inputs - mean) / scale,
-                targets,
-                ["all"] * len(inputs) if labels is None else labels,
-                task=task,
-                label=type(self).__name__,
-            )
-            settings = self._settings(len(table.names), labeled=labels is not None)
-            requested = _requested(settings)
-            # Switch points given in parentheses must not be scaled like those of a recipe.
-            explicit = settings["inferred"] and "(" in str(self.algorithm)
-            named = isinstance(requested, str | Recipe) and not explicit
+        mean, scale = _mean_and_scale(inputs)
+        table = EnvironmentSet.from_arrays(
+            (inputs - mean) / scale,
+            targets,
+            ["all"] * len(inputs) if labels is None else labels,
+            task=task,
+            label=type(self).__name__,
+        )
+        settings = self._settings(len(table.names), labeled=labels is not None)
+        requested = _requested(settings)
+        # Switch points given in parentheses must not be scaled like those of a recipe.
+        explicit = settings["inferred"] and "(" in str(self.algorithm)
+        named = isinstance(requested, str | Recipe) and not explicit
+        with warnings.catch_warnings():
+            # The documentation of `steps` says that switch points scale with it.
+            warnings.filterwarnings("ignore", f".*{SCALED}", EnvariantWarning)
             result = train(
                 table,
                 requested if named else _algorithm(settings),
@@ -138,8 +156,8 @@ class InvariantEstimator(BaseEstimator, ABC):
                 execution="sequential",
                 progress=bool(self.verbose),
             )
-            if result.failures:
-                raise EnvariantError(f"{type(self).__name__}: training failed: {result.failures[0]}")
+        if result.failures:
+            raise EnvariantError(f"{type(self).__name__}: training failed: {result.failures[0]}")
         # Set attributes last, so that a failed fit does not change an estimator fitted earlier.
         for name, value in {**fitted, "mean_": mean, "scale_": scale}.items():
             setattr(self, name, value)
@@ -165,7 +183,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         """Return algorithm, hyperparameters and model for training; ERM if `fit` lacks environments."""
         settings: dict[str, Any] = {
             "algorithm": self.algorithm,
-            "hyperparameters": dict(self.hyperparameters or {}),
+            "hyperparameters": _mapping(self.hyperparameters or {}),
             # Copy, so that later changes of the user's module do not affect the fitted estimator.
             "model": copy.deepcopy(self.model),
             "inferred": False,
@@ -199,7 +217,8 @@ class InvariantEstimator(BaseEstimator, ABC):
             return secrets.randbits(32)
         if isinstance(state, np.random.RandomState):
             return int(state.randint(2**32, dtype=np.uint32))
-        check_random_state(state)  # Reject invalid values as scikit-learn does.
+        with _errors_in_one_line():
+            check_random_state(state)  # Reject invalid values as scikit-learn does.
         return int(state)
 
     def _network(self) -> tuple[nn.Module, Task]:
@@ -363,15 +382,6 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
         return Regression(), (y - mean) / scale, {"target_mean_": mean, "target_scale_": scale}
 
 
-@contextmanager
-def _errors_as_value_error() -> Generator[None]:
-    """Convert `EnvariantError` to `ValueError`, which scikit-learn expects for invalid input."""
-    try:
-        yield
-    except EnvariantError as error:
-        raise ValueError(str(error)) from error
-
-
 def _requested(settings: Mapping[str, Any]) -> Any:
     """Return the requested algorithm; a recipe infers its environments if the settings of training say so."""
     requested = settings["algorithm"]
@@ -381,7 +391,8 @@ def _requested(settings: Mapping[str, Any]) -> Any:
     if not isinstance(known, Recipe):
         return requested
     # Set it in the recipe, so that `hyperparameters` may include those of environment inference.
-    return replace(known, default=replace(known.default, environment_inference=EIIL()))
+    default = replace(known.default, environment_inference=EIIL())
+    return replace(known, name=f"{known.name} + {EIIL.name}", default=default)
 
 
 def _algorithm(settings: Mapping[str, Any]) -> Algorithm:
@@ -416,6 +427,12 @@ def _batch_size(requested: Any, rows: int) -> int | Literal["full"]:
     if requested != "auto":
         return requested
     return "full" if rows <= _FULL_BATCH else _BATCH
+
+
+def _mapping(hyperparameters: object) -> dict[str, Any]:
+    if not isinstance(hyperparameters, Mapping):
+        raise EnvariantError(f"hyperparameters must be a mapping; got {shown(hyperparameters)}")
+    return dict(cast("Mapping[str, Any]", hyperparameters))
 
 
 def _mean_and_scale(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -57,6 +57,13 @@ def penalized(reference: Reference, claims: frozenset[str] | set[str], **more: A
     return Enrolled(WEIGHTED, reference, frozenset(claims), at_zero=Composition(), **more)
 
 
+def mean_of_means(problem: Problem, values: Tensor) -> Tensor:
+    """Return the mean over environments of the mean of values given for all rows in order."""
+    ends = [sum(problem.batch.sizes[: e + 1]) for e in range(len(problem.batch.sizes))]
+    parts = [values[end - size : end] for end, size in zip(ends, problem.batch.sizes, strict=True)]
+    return sum(part.mean() for part in parts) / len(parts)
+
+
 def square_norm(params: Params) -> Tensor:
     return sum((value**2).sum() for value in params.values())
 
@@ -94,8 +101,12 @@ RATE = 1e-3
 """The learning rate of a step by hand."""
 
 
-def torch_adam(params: Params, *gradients: Params, **settings: Any) -> dict[str, Tensor]:
-    """Return the parameters after steps of PyTorch's Adam along gradients; the others are unchanged."""
+def torch_adam(params: Params, *gradients: Params, l2: float = 0.0, **settings: Any) -> dict[str, Tensor]:
+    """Return the parameters after steps of PyTorch's Adam along gradients; the others are unchanged.
+
+    The gradient of l2·‖θ‖² is PyTorch's weight decay.
+    """
+    settings["weight_decay"] = 2 * l2
     leaves = {name: params[name].detach().clone().requires_grad_() for name in gradients[0]}
     optimizer = torch.optim.Adam(leaves.values(), lr=RATE, **settings)
     for gradient in gradients:

@@ -59,6 +59,27 @@ def test_minibatches_reach_the_training_accuracy_of_full_batches(aggregator, bat
     assert accuracy == {"right": (1.0, 1.0), "wrong": (0.0, 0.0)}, "0.9 of all training rows are predicted"
 
 
+def test_training_steps_without_their_own_terms_equal_erm_on_full_batches_of_uneven_environments():
+    losses = [
+        [
+            envariant.train(
+                right_and_wrong(),
+                name,
+                model="mlp(hidden=4)",
+                steps=10,
+                learning_rate=0.05,
+                batch_size="full",
+            )
+            .final(environment, "loss")
+            .mean
+            for environment in ("right", "wrong")
+        ]
+        for name in ("erm", "erm++(head_steps=-1)", "trm(warm_up=1000)")
+    ]
+    for each in losses[1:]:
+        assert each == pytest.approx(losses[0], rel=1e-4)
+
+
 @dataclass(frozen=True)
 class Sizes(RiskAggregator):
     """Rows of the first environment, as a risk, so that it is recorded."""

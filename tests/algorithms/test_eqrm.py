@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms.references.eqrm import slopes_of_quantile, smooth_quantile
+import envariant
+from algorithms.references.eqrm import slopes_of_quantile, smooth_quantile, weights_after
 from algorithms.spec_values import close, vector, with_risks
 from envariant.algorithms import EQRM
+from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
+from envariant.core.tasks import Binary
 
 R = (0.2, 0.5, 0.6, 1.1)
 
@@ -68,6 +71,38 @@ def test_the_mean_risk_is_minimized_during_burn_in():
     early, late = (float(part.risk(with_risks(vector(*R), StepContext.at(step)), {})[0]) for step in (4, 5))
     assert early == pytest.approx(0.6)
     assert late == pytest.approx(1.20197, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def three_sites():
+    generator = torch.Generator().manual_seed(0)
+    environments = []
+    for k in range(3):
+        inputs = torch.randn(40, 2, generator=generator)
+        labels = (inputs[:, 0] + k * torch.randn(40, generator=generator) > 0).double()
+        environments.append(Environment(f"site {k}", inputs, labels))
+    return EnvironmentSet("sites", tuple(environments), Binary())
+
+
+def test_a_schedule_and_a_reset_restart_adam_at_its_own_rate_as_the_released_code_does(three_sites):
+    def weights(steps, **options):
+        result = envariant.train(
+            three_sites,
+            EQRM(0.7, burn_in=4, slope="exact"),
+            model="linear",
+            steps=steps,
+            execution="sequential",
+            **options,
+        )
+        layer = next(part for part in result.model(0).modules() if isinstance(part, torch.nn.Linear))
+        return {"weight": layer.weight.detach(), "bias": layer.bias.detach()}
+
+    start = weights(1, learning_rate=1e-30)
+    found = weights(12, learning_rate="step(0.1, 1e-3, at=4)", optimizer="adam(reset=4)")
+    rows = [(each.inputs.double(), each.targets) for each in three_sites.environments]
+    weight, bias = weights_after(rows, start, 0.7, 4, (0.1, 1e-3), 12)
+    for name, expected in (("weight", weight), ("bias", bias)):
+        torch.testing.assert_close(found[name].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 1.5])

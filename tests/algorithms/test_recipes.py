@@ -26,7 +26,6 @@ from envariant.algorithms import (
     recipe,
     settings_of,
 )
-from envariant.cli.algorithms import algorithms
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Constant, Step
 
@@ -283,8 +282,8 @@ def test_a_plugin_registers_algorithms(package):
             "nowhere:gentle",
             "algorithm 'gentle': nowhere:gentle cannot be imported: No module named 'nowhere'",
         ),
-        ("theirs:number", "algorithm 'gentle': theirs:number must be a Recipe of that name, got 3"),
-        ("theirs:other", "must be a Recipe of that name, got Recipe\\(name='another'"),
+        ("theirs:number", "algorithm 'gentle': theirs:number must be a Recipe of that name; got 3"),
+        ("theirs:other", "must be a Recipe of that name; got Recipe\\(name='another'"),
     ],
 )
 def test_an_invalid_plugin_is_rejected(package, place, message):
@@ -299,6 +298,10 @@ BROKEN = {
     "syntax error": "def (",
     "any exception": "raise RuntimeError('no licence\\nfound')",
     "invalid part": "from envariant.algorithms import Composition\nComposition(l2=-1)",
+    "exit": "raise SystemExit(7)",
+    "interrupt": "raise KeyboardInterrupt",
+    "not describable": "from envariant.algorithms import Recipe\ngentle = Recipe('gentle', '', None)",
+    "no text": "class Odd:\n    def __repr__(self): raise SystemExit(1)\ngentle = Odd()",
 }
 
 
@@ -314,9 +317,38 @@ def test_a_broken_plugin_is_reported_in_one_line_and_the_others_are_listed(packa
         all_recipes()
 
 
-def test_the_command_lists_algorithms_beside_a_broken_plugin(package, capsys):
-    package("raise RuntimeError('no licence')", gentle="theirs:gentle")
-    algorithms()
-    captured = capsys.readouterr()
-    assert "vrex" in captured.out
-    assert captured.err == "algorithm 'gentle': theirs:gentle cannot be imported: no licence\n"
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("raise RuntimeError('no licence')", "no licence"), ("raise SystemExit(7)", "SystemExit(7)")],
+)
+def test_the_command_lists_algorithms_beside_a_broken_plugin(package, here, code, message):
+    package(code, gentle="theirs:gentle")
+    listed = here("algorithms")
+    assert listed.returncode == 0
+    assert "vrex" in listed.stdout
+    assert listed.stderr == f"algorithm 'gentle': theirs:gentle cannot be imported: {message}\n"
+    trained = here("train", "--data", "colored-digits", "--steps", 1, "--algorithm", "gentle")
+    assert trained.returncode == 2
+    assert trained.stderr == f"envariant: algorithm 'gentle': theirs:gentle cannot be imported: {message}\n"
+
+
+def test_a_part_without_a_description_is_listed(package, here):
+    code = """
+from dataclasses import dataclass
+from envariant.algorithms import Composition, Penalty, Recipe
+
+@dataclass(frozen=True)
+class Silent(Penalty):
+    name = "silent"
+    paper = ""
+    coefficient: float = 1.0
+    def penalty(self, made, given): return 0.0
+
+Silent.__doc__ = " "
+gentle = Recipe("gentle", "", Composition(penalties=(Silent(),)))
+"""
+    package(code, gentle="theirs:gentle")
+    listed = here("algorithms")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "gentle" in listed.stdout
+    assert here("algorithms", "gentle").returncode == 0

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+import envariant
 from algorithms.problems import PROBLEMS, assert_same, train_context
 from algorithms.spec_values import (
     LABELS_1,
@@ -47,7 +48,7 @@ from envariant.algorithms.training_steps.trm import neumann
 from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
-from envariant.core.tasks import Binary, Multiclass, Regression
+from envariant.core.tasks import Multiclass, Regression
 
 ROWS, LABELS = torch.cat([A, B]), torch.cat([LABELS_A, LABELS_B])
 BATCH = EnvironmentBatch(ROWS, LABELS, (3, 3), Multiclass(2))
@@ -101,7 +102,8 @@ def test_dann_and_cdann(conditional, entropy, penalty, whole, generator):
 
 
 def test_cdanns_weights():
-    close(class_weights(torch.tensor([0, 0, 2]), 4).double(), 1 / 6, 1 / 6, 1 / 3)
+    close(class_weights(torch.tensor([0, 0, 2]), vector(1, 1, 1), 4), 1 / 6, 1 / 6, 1 / 3)
+    close(class_weights(torch.tensor([0, 0, 2]), vector(3, 1, 5), 4), 1 / 4, 1 / 12, 1 / 3)
 
 
 def test_discriminator_and_model_are_updated_in_turn():
@@ -194,20 +196,6 @@ def test_mldg_with_two_environments_has_one_meta_test_environment():
     assert float(found) != 0
 
 
-def test_l2_of_updates_is_scaled_by_the_learning_rate():
-    model, batch, params = quadratics(1, 3)
-    params, context, context = (
-        {"w": vector(2)[0]},
-        train_context(2, Regression()),
-        StepContext.at(0, learning_rate=0.1),
-    )
-    plain, decayed = (
-        a.gradients(model, params, batch, a.init(params, context), context)[0]["w"]
-        for a in (Composition(training_step=Fish(), l2=l2) for l2 in (0.0, 0.25))
-    )
-    close(decayed - plain, 0.1 * 2 * 0.25 * 2)
-
-
 def test_a_training_step_takes_no_other_parts():
     with pytest.raises(EnvariantError, match="fish: a training step replaces the whole step and takes no"):
         Composition(penalties=(VREx(),), training_step=Fish())
@@ -285,6 +273,19 @@ def test_erm_plus_plus_predicts_with_the_mean_of_its_weights():
     assert part.eval_params(params, state)["head.w"] == 5
 
 
+def test_erm_plus_plus_averages_weights_to_which_l2_was_applied():
+    algorithm = recipe("erm++").build({"head_steps": -1, "average_from": 1, "l2": 0.1})
+    problem = PROBLEMS["binary"]
+    params, state = problem.params, algorithm.init(problem.params, problem.context)
+    iterates = [params]
+    for step in range(4):
+        moved, state, _ = algorithm.gradients(problem, params, problem.batch, state, StepContext.at(step))
+        params = {name: value - moved[name] for name, value in params.items()}
+        iterates.append(params)
+    means = {name: torch.stack([each[name] for each in iterates]).mean(dim=0) for name in params}
+    assert_same(algorithm.eval_params(params, state), means, 1e-13)
+
+
 def test_erm_plus_plus_trains_only_the_head_first():
     algorithm = recipe("erm++").build({"head_steps": 2})
     problem = PROBLEMS["binary"]
@@ -309,7 +310,9 @@ def test_trms_neumann_series():
 def test_trms_series_ends_with_the_first_sum_above_the_bound():
     found = neumann(lambda w: -0.5 * (w**2).sum(), vector(1), vector(1))
     close(found, 15)  # 1 + 2 + 4 + 8
-    close(neumann(lambda w: -0.5 * (w**2).sum(), vector(1), vector(11)), 11)
+    close(neumann(lambda w: -0.5 * (w**2).sum(), vector(1), vector(-1)), -15)
+    # The first sum that is compared with the bound has two terms, as in the released code.
+    close(neumann(lambda w: -0.5 * (w**2).sum(), vector(1), vector(11)), 33)
 
 
 def test_trm_is_erm_during_warm_up_and_then_fits_its_heads():
@@ -335,15 +338,33 @@ def test_trm_is_erm_during_warm_up_and_then_fits_its_heads():
     assert all(bool(after[name].any()) for name in after if name.startswith("trm-head"))
 
 
-@pytest.mark.parametrize("task", [Binary(), Regression()], ids=["binary", "regression"])
-def test_arm_with_an_untrained_context_network(task):
-    problem = PROBLEMS[task.name]
+def test_arms_frozen_context_network_has_no_trained_parameters():
     for trained in (True, False):
-        algorithm = recipe("arm").build({"trained": trained, "width": 4})
-        fitted = problem.with_networks_of(algorithm)
-        state = algorithm.init(fitted.params, fitted.context)
-        found = algorithm.gradients(fitted, fitted.params, fitted.batch, state, StepContext.at(0))[0]
-        assert trained == any(bool(found[name].any()) for name in found if name.startswith("context."))
+        algorithm = recipe("arm").build({"trained": trained, "width": 4, "l2": 0.1})
+        fitted = PROBLEMS["binary"].with_networks_of(algorithm)
+        assert trained == any(name.startswith("context.") for name in fitted.params)
+        gradients = fitted.step(algorithm)[0]
+        assert all(bool(gradient.any()) for gradient in gradients.values())
+
+
+def test_neither_l2_nor_weight_decay_changes_arms_frozen_context_network():
+    def context(steps):
+        result = envariant.train(
+            "colored-digits",
+            recipe("arm").build({"trained": False, "width": 4, "l2": 0.1}),
+            model="linear",
+            steps=steps,
+            learning_rate=0.1,
+            weight_decay=0.1,
+            batch_size=8,
+        )
+        return dict(result.model(0).named_parameters())
+
+    first, last = context(1), context(3)
+    moved = {name for name, value in first.items() if not torch.equal(value, last[name])}
+    assert moved
+    assert not any("context." in name for name in moved)
+    assert any("context." in name for name in first)
 
 
 @pytest.mark.parametrize("name", ["adrmx", "cdann", "rsc", "sagnet"])

@@ -81,7 +81,7 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
         (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "set its encoding, such as latin-1"]),
         (text(GOOD.replace("icu", "ü").encode("latin-1")), ["is not utf-8 text (it holds byte 0xfc)"]),
         (text(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "x.png"), ["x.png: is not utf-8 text", "if it is a text file at all"]),
-        (text(b"PK\x03\x04\xff\xfe\x00", "x.xlsx"), ["x.xlsx: is not utf-8 text"]),
+        (text(b"PK\x03\x04\xff\xfe\x00", "x.xlsx"), ["x.xlsx: cannot be read as Excel", "save it as CSV"]),
         (text(b"PK\x03\x04", "x.zip"), ["x.zip: cannot be read as a table"]),
         (text(gzip.compress(GOOD.encode())[:60], "x.csv.gz"), ["x.csv.gz: cannot be read as a table"]),
         (text(GOOD.replace("age", "ward")), ["column name 'ward' is used twice; rename one"]),
@@ -212,7 +212,7 @@ def test_unseen_category_at_prediction(done):
     model = load_model(done[0] / "model")
     fresh = frame(10).assign(ward="never seen", mixed="two", **{ODD: 0.5})
     predictions, drift = model.predict_and_compare(fresh)
-    assert np.isfinite(predictions["P(true)"]).all()
+    assert np.isfinite(predictions["P(yes)"]).all()
     assert {c.name: c.unseen for c in drift.columns}["ward"] == {"never seen": 10}
 
 

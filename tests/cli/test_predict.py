@@ -47,8 +47,8 @@ def test_predictions_go_to_standard_output_as_csv(model, here, new):
     assert (done.returncode, done.stderr) == (0, "")
     answer = pd.read_csv(io.StringIO(done.stdout))
     expected = envariant.load_model(model).predict(path)
-    assert list(answer.columns) == ["prediction", "P(false)", "P(true)"] == list(expected.columns)
-    np.testing.assert_array_equal(answer["P(true)"].astype(np.float32), expected["P(true)"])
+    assert list(answer.columns) == ["prediction", "P(no)", "P(yes)"] == list(expected.columns)
+    np.testing.assert_array_equal(answer["P(yes)"].astype(np.float32), expected["P(yes)"])
 
 
 def test_predictions_go_to_a_file_and_remarks_to_standard_error(model, here, new, tmp_path):
@@ -71,7 +71,7 @@ def test_check_shows_every_column(model, here, new):
     assert done.returncode == 0
     for word in ("age", "ward", "between training", "New rows resemble the training environments."):
         assert word in done.stdout
-    assert "P(true)" not in done.stdout
+    assert "P(yes)" not in done.stdout
 
 
 def test_json_is_one_object(model, here, new, tmp_path):
@@ -80,7 +80,7 @@ def test_json_is_one_object(model, here, new, tmp_path):
     assert answer["model"]["target"] == "ill"
     assert answer["drift"]["differing"] == ["age"]
     assert len(answer["predictions"]) == 30
-    assert set(answer["predictions"][0]) == {"prediction", "P(false)", "P(true)"}
+    assert set(answer["predictions"][0]) == {"prediction", "P(no)", "P(yes)"}
     assert "predictions" not in json.loads(here("predict", model, path, "--check", "--json").stdout)
     out = tmp_path / "p.csv"
     assert json.loads(here("predict", model, path, "-o", out, "--json").stdout)["predictions"] == str(out)
@@ -88,7 +88,7 @@ def test_json_is_one_object(model, here, new, tmp_path):
 
 def test_empty_table_gives_a_header(model, here, new):
     done = here("predict", model, new(rows(30).iloc[:0]))
-    assert (done.returncode, done.stdout) == (0, "prediction,P(false),P(true)\n")
+    assert (done.returncode, done.stdout) == (0, "prediction,P(no),P(yes)\n")
 
 
 def test_onnx_is_written(model, here, tmp_path):

@@ -19,7 +19,7 @@ def test_sweep_is_planned_trained_listed_exported_and_retried(here, tmp_path):
     for word in ("training-domain", "invariance", "oracle", "8 done", "report.html"):
         assert word in done.stdout
     # No progress when not on a terminal; only the remark that 8 steps are too few for the penalty of vrex.
-    assert "changes only after this run of 8 steps" in done.stderr
+    assert "is suggested for 150 steps; scaled to step(1, 100000, at=3) for 8 steps" in done.stderr
     assert all(line.startswith("envariant: vrex") for line in done.stderr.splitlines())
     assert (folder / "report.html").exists()
     again = json.loads(here("sweep", *SMALL, *SHORT, "-o", folder, "--json").stdout)
@@ -66,7 +66,7 @@ def test_options_override_the_study_file(here, tmp_path):
     ("arguments", "message"),
     [
         (["sweep"], "give a study file, or --data and --algorithms"),
-        (["sweep", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["sweep", "nowhere.toml"], "nowhere.toml: there is no such file"),
         (["sweep", *SMALL, "--test-environments", "flip-9"], "unknown environment 'flip-9'"),
         (["sweep", "--data", "colored-digits", "--algorithms", "imr"], "did you mean 'irm'"),
         (["sweep", *SMALL, "--seed", "many"], "expected a whole number"),

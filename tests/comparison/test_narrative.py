@@ -1,5 +1,6 @@
 """From constructed numbers to text: the recommendation is what the numbers support, and says so if that is nothing."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from envariant.analysis.statistics import Interval
 from envariant.comparison.data_summary import DataSummary
 from envariant.comparison.formatting import ci, p_text, score
 from envariant.comparison.narrative import recommend
+from envariant.comparison.page.scores import Drops, Methods
 from envariant.comparison.results import Cell, ColumnImportance, ComparisonResults
 from envariant.core.metrics import METRICS
 
@@ -197,6 +199,30 @@ def test_printed_intervals_are_limited_to_the_range_of_the_metric():
     assert ci(results(HOLDS, "RMSE"), Interval(0.5, -float("inf"), float("inf"), 1)) == "[unknown]"
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_stated_bound_is_possible(metric):
+    """Intervals of few replicas are far wider than an accuracy can vary."""
+    noisy = Cell(about(0.6, 1.64), about(0.7, 1.64), about(0.2, 1.64), 0.01)
+    numbers = results(
+        {"erm": {"north": noisy, "city": noisy}, "vrex": {"north": noisy, "city": noisy}}, metric
+    )
+    lowest, highest = METRICS[metric].bounds
+    largest = highest - lowest
+    for each in Methods(numbers, "vrex").to_dict()["methods"]["vrex"].values():
+        for interval in (each["ood_score"], each["id_score"]):
+            assert lowest <= interval["low"] <= interval["high"] <= highest
+        assert -largest <= each["gain_over_erm"]["low"] <= each["gain_over_erm"]["high"] <= largest
+    section = Drops(numbers, "vrex")
+    (axes,) = section.figure().axes
+    drawn = [x for line in axes.lines for x in line.get_xdata()]
+    assert lowest <= min(drawn) < max(drawn) <= highest
+    texts = [text for row in section.table().rows for text in row] + [*facts(recommend(numbers))]
+    stated = [float(x) for t in texts for ends in re.findall(r"\[(.*?)\]", t) for x in ends.split(", ")]
+    assert stated
+    assert max(map(abs, stated)) <= largest
+    assert numbers.drop(noisy).half_width > 2, "tests use the whole uncertainty"
+
+
 def test_among_many_environments_a_chance_drop_is_not_reported():
     chance = {"city": cell(0.80, 0.835)}
     assert "drops significantly" in recommendation({"erm": chance}).text
@@ -246,6 +272,8 @@ def test_a_useless_model_and_unseen_classes_are_reported():
     )
     assert "ERM is no better than the majority-class baseline at city: 0.450 against 0.500." in found.bullets
     assert "Classes that models trained elsewhere cannot predict: 'burn' at city." in found.bullets
+    found = recommendation(cells, unseen_classes={"sea": ("Burn", "Cut")})
+    assert found.bullets[0] == "No verdict where classes are new: 'Burn', 'Cut' at sea."
     found = recommendation(cells, baseline_scores={"north": 0.9, "city": 0.6})
     assert "baseline at 2 of 2 environments, such as city: 0.450 against 0.600." in found.text
 

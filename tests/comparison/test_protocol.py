@@ -165,3 +165,23 @@ def test_an_unfinished_first_stage_counts_as_one_trial(tmp_path, clock):
         counts = store.counts()
     assert counts["done"] == 3
     assert counts["planned"] == 1
+
+
+def test_an_environment_whose_classes_are_new_gets_no_verdict():
+    own = table()
+    names = np.where(own.environment.values == 2, own.target.values + 2, own.target.values).astype(np.int32)
+    target = replace(own.target, values=names, categories=("ill", "well", "Ill", "Well"))
+    changed = replace(own, target=target, task="multiclass")
+    plan = protocol.plan(TableSource(changed), "name", ["erm"], None, 1, 1, 0, {})
+    assert list(plan.tasks) == ["s00", "s01"]
+    assert plan.undefined == (
+        "s02: no verdict, because 100% of its rows have classes that no training environment has ('Ill', 'Well')",
+    )
+    assert plan.study.test_environments == (("s00",), ("s01",), ("s02",))
+    alone = replace(
+        changed, target=replace(target, values=own.environment.values, categories=("x", "y", "z"))
+    )
+    with pytest.raises(
+        EnvariantError, match=r"no site can be judged \(s00: no verdict, .* write classes alike"
+    ):
+        protocol.plan(TableSource(alone), "name", ["erm"], None, 1, 1, 0, {})

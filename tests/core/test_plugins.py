@@ -83,6 +83,7 @@ def package(tmp_path, monkeypatch):
     def install(group, **entries):
         (tmp_path / "theirs.py").write_text(PACKAGE)
         (tmp_path / "broken.py").write_text("1 / 0")
+        (tmp_path / "ends.py").write_text("raise SystemExit(7)")
         info = tmp_path / "theirs-1.0.dist-info"
         info.mkdir(exist_ok=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
@@ -90,7 +91,7 @@ def package(tmp_path, monkeypatch):
         with (info / "entry_points.txt").open("a") as file:
             file.write(f"[{group}]\n{lines}\n")
         monkeypatch.syspath_prepend(tmp_path)
-        for name in ("theirs", "broken"):
+        for name in ("theirs", "broken", "ends"):
             monkeypatch.delitem(sys.modules, name, raising=False)
 
     return install
@@ -129,6 +130,8 @@ def test_unknown_names_suggest_plugins(package):
         ("theirs:missing", "theirs:missing cannot be imported: module 'theirs' has no attribute 'missing'"),
         ("nowhere:X", "nowhere:X cannot be imported: No module named 'nowhere'"),
         ("broken:X", "broken:X cannot be imported: division by zero"),
+        ("ends:X", "ends:X cannot be imported: SystemExit(7)"),
+        ("a b:::X", "a b:::X cannot be imported: "),
         ("theirs:number", "theirs:number must be "),
         ("builtins:int", "builtins:int must be "),
     ],
@@ -148,6 +151,19 @@ def test_a_broken_plugin_is_reported_and_harms_nothing_else(package, place, mess
         assert [failure.startswith(f"{kind} 'bad': {message}") for failure in failures] == [True]
         assert "\n" not in failures[0]
         assert build(good)
+
+
+def test_a_package_with_damaged_metadata_is_reported_and_harms_nothing_else(package, tmp_path):
+    package(models.ENTRY_POINTS, wide="theirs:Wide")
+    damaged = tmp_path / "damaged-1.0.dist-info"
+    damaged.mkdir()
+    (damaged / "METADATA").write_text("Metadata-Version: 2.1\nName: damaged\nVersion: 1.0\n")
+    (damaged / "entry_points.txt").write_bytes(b"[envariant.models]\n\xff = x:y\n")
+    loaded, failures = models.installed_models()
+    assert list(loaded) == ["wide"]
+    assert len(failures) == 1
+    assert "damaged-1.0.dist-info: its entry points cannot be read" in failures[0]
+    assert models.model_config("wide")
 
 
 def test_a_plugin_of_another_name_is_rejected(package):

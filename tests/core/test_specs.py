@@ -60,6 +60,22 @@ def test_text_round_trip_preserves_unusual_values(value):
     assert type(read) is type(value)
 
 
+@given(st.text())
+def test_text_round_trip_preserves_any_string(text):
+    assert parse_value(format_value(text)) == text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [r"D:\new\trials", r"D:\birds\table", r"\\server\share\x", r"C:\Users\N", r"D:\data\x64", r"D:\u1\n"],
+)
+def test_backslashes_of_windows_paths_are_kept(path):
+    assert parse(f"f('{path}', 40%)") == parse(f'f("{path}", 40%)') == Spec("f", (path, Percent(40)))
+    assert parse(f"f(r'{path}')") == parse(str(Spec("f", (path,)))) == Spec("f", (path,))
+    with pytest.raises(EnvariantError, match="without a backslash at its end"):
+        parse(f"f('{path}\\')")
+
+
 @pytest.mark.parametrize(
     ("text", "spec"),
     [

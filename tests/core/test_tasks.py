@@ -192,7 +192,7 @@ def test_missing_label_is_rejected(task):
 
 
 def test_targets_of_one_class_are_valid():
-    with pytest.raises(EnvariantError, match=r"^Multiclass: classes must be at least 2; got 1$"):
+    with pytest.raises(EnvariantError, match=r"^Multiclass: classes must be at least 2, got 1$"):
         Multiclass(1)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import envariant
-from envariant.analysis.distribution_shift import Shift
+from envariant.analysis.distribution_shift import Shift, ShiftEstimate
 from envariant.analysis.statistics import Interval, interval
 from envariant.core.errors import EnvariantError
 from envariant.reporting import figures, shift
@@ -68,6 +68,16 @@ def test_ranking_shows_intervals_replicas_published_scores_and_marks():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["IRM", "V-REx"]
     assert axes.yaxis_inverted(), "the first row is at the top"
     assert "chance 50%" in [text.get_text().strip() for text in axes.texts]
+
+
+def test_intervals_are_limited_to_possible_values():
+    row = figures.RankingRow("IRM", (0.1, 0.9), {})
+    (axes,) = figures.ranking([row], "accuracy", {}, (0.0, 1.0)).axes
+    bar = next(line for line in axes.lines if line.get_linewidth() == 2 and len(line.get_xdata()) == 2)
+    assert list(bar.get_xdata()) == [0.0, 1.0]
+    estimates = [ShiftEstimate(0.0, 0.2, 0.9, 1.0), ShiftEstimate(0.4, 0.2, 0.1, 1.0)]
+    measured = Shift.from_trials("a", "b", estimates)
+    assert (measured.diversity.low, measured.label.high) == (0.0, 1.0)
 
 
 def test_ranking_may_have_rows_of_published_scores_alone():

@@ -225,3 +225,10 @@ def test_dollar_sign_in_a_name_is_not_read_as_a_formula():
         EnvironmentSet("x", environments, Binary(), test=("b",)), "erm", model="linear", steps=1
     )
     assert "<svg" in run_page.render([result], "x")
+
+
+def test_page_shows_the_remarks_of_a_run():
+    result = envariant.train("colored-digits", "irm", model="linear", steps=3)
+    (remark,) = result.record.remarks
+    assert "scaled to step(1, 100000, at=1) for 3 steps" in remark
+    assert f"irm: {remark}" in run_page.render([result], "One run")

@@ -15,6 +15,7 @@ from filelock import FileLock
 import envariant
 from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study, begin, sweep
+from envariant.studies import estimate as estimates
 from envariant.studies.estimate import estimate
 from envariant.studies.selection import TrainingValidation, select
 from envariant.studies.significance import compare
@@ -240,6 +241,27 @@ def test_estimate_has_runs_steps_and_seconds_of_each_job():
     held = (("flip-0.1", "flip-0.9"),)
     wrong = estimate(Study(("colored-digits",), ("vrex",), test_environments=held, settings=SETTINGS)).jobs[0]
     assert "needs at least 2 training environments" in wrong.problem
+
+
+def test_estimate_leaves_out_the_first_start_of_the_process(monkeypatch):
+    clock, starts = [0.0], []
+
+    def perform(job):
+        # The first run of the process loads modules and data for 30 s; every start takes 1 s, a step 0.1 s.
+        clock[0] += 1 if starts else 30
+        starts.append(job)
+        for _ in range(8):
+            clock[0] += 0.1
+            yield job
+
+    monkeypatch.setattr(estimates, "perform", perform)
+    monkeypatch.setattr(estimates.time, "perf_counter", lambda: clock[0])
+    seconds = []
+    for algorithms in (("erm", "vrex"), ("vrex", "erm")):
+        starts.clear()
+        jobs = estimate(Study(("colored-digits",), algorithms, replicas=10, settings={"steps": 2})).jobs
+        seconds += [job.seconds for job in jobs]
+    assert seconds == pytest.approx([10 * (1.3 + 2 * 0.1)] * 4)
 
 
 def test_two_replicas_are_too_few_for_a_verdict(whole):

@@ -264,7 +264,8 @@ def test_every_algorithm_learns_on_every_task_with_uneven_environments(name, pro
 def test_every_algorithm_improves_its_own_objective_on_colored_digits(name):
     """The risk and what it adds to it, as it measures them itself, at the first steps and at the last."""
     row = ENROLLED[name]
-    settings = {**row.settings, **(dict.fromkeys(row.zero, 0.1) if row.at_zero else {})}
+    # The measured objective has no l2 term.
+    settings = {**row.settings, **(dict.fromkeys(row.zero, 0.1) if row.at_zero else {}), "l2": 0.0}
     result = envariant.train(
         "colored-digits", name, hyperparameters=settings, model="mlp(hidden=16)",
         steps=24, learning_rate=0.02, batch_size=128, evaluate_every=1,
@@ -407,9 +408,10 @@ class OwnNetwork(Penalty):
     [
         (
             OwnNetwork(nn.Linear(8, 1), "head"),
-            "its network 'head' must have no buffers, such as running statistics, and a name that no part",
+            "its network 'head' must have no buffers, such as running statistics, no frozen parameters, and a name",
         ),
         (OwnNetwork(nn.Sequential(nn.Linear(8, 1), nn.BatchNorm1d(1))), "no buffers"),
+        (OwnNetwork(nn.Linear(8, 1).requires_grad_(False)), "no frozen parameters"),
         (
             OwnNetwork(nn.Linear(8, 1)),
             "draws random numbers but is not declared stochastic; set stochastic = True",

@@ -294,7 +294,7 @@ def test_rehearsed_step_leaves_no_trace():
     ("arguments", "message"),
     [
         ({"execution": "stack"}, "unknown execution 'stack'; did you mean 'stacked'?"),
-        ({"execution": "stacked(group=0)"}, "stacked: group must be at least 1; got 0"),
+        ({"execution": "stacked(group=0)"}, "stacked: group must be at least 1, got 0"),
         ({"execution": "stacked(group=2.5)"}, "stacked: group must be a whole number; got 2.5"),
         ({"execution": "sequential(group=2)"}, "unknown setting 'group'"),
         ({"memory": "lots"}, "memory: expected an amount such as 8GB or 512MiB; got 'lots'"),

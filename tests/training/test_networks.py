@@ -1,6 +1,7 @@
 """Networks of users: recurrent, lazy, with other outputs or side effects. They train, or one error explains."""
 
 import collections
+import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -310,6 +311,39 @@ def test_dropout_is_never_stacked():
     plain = envariant.train(FLAT, "erm", execution="sequential", **options)
     forced = envariant.train(FLAT, "erm", execution=Execution("stacked", 2, "test"), **options)
     assert forced.rows == plain.rows
+
+
+class Counts(nn.Module):
+    """Network with a counter that is no buffer, so that its output depends on the number of calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.only, self.calls = nn.Linear(3, 1), 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        return self.only(inputs) * (1 + self.calls % 2)
+
+
+def test_network_that_changes_its_attributes_is_neither_recorded_nor_stacked():
+    options = {
+        "model": Counts,
+        "replicas": 2,
+        **QUICK,
+        "optimizer": "sgd",
+        "steps": 2100,
+        "evaluate_every": 2100,
+    }
+    with pytest.raises(EnvariantError, match="cannot be stacked"):
+        envariant.train(FLAT, "erm", execution="stacked", **options)
+    net = Network(Counts(), Binary(), "float32", torch.device("cpu"), needs_features=False, input_shape=(3,))
+    assert net.stochastic
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random])
+def test_random_numbers_of_python_and_numpy_in_a_network_are_refused(draw):
+    with pytest.raises(EnvariantError, match="draws random numbers from Python or NumPy in forward"):
+        envariant.train(FLAT, "erm", model=Returns(lambda z, x: z * draw()), **QUICK)
 
 
 def remark(model, task, shape=(3,)):

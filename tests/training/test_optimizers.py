@@ -113,7 +113,7 @@ def test_adam_reset_starts_a_new_adam_at_that_step():
         updates = StackedOptimizer(optimizer_config("adam"), theirs, [0.1] * 2, [0.0] * 2)
         trained(theirs, steps)
     assert torch.equal(ours, theirs)
-    with pytest.raises(EnvariantError, match="adam: reset must be a step, or 0 for never; got -1"):
+    with pytest.raises(EnvariantError, match="adam: reset must be at least 0, got -1"):
         optimizer_config("adam(reset=-1)")
 
 
@@ -154,9 +154,9 @@ def test_separate_optimizers_see_the_shapes_of_the_parameters():
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
-        ("adam(beta1=2)", "betas must be in"),
-        ("sgd(nesterov=true)", "momentum must be at least 0, and above 0 with nesterov"),
-        ("sgd(momentum=-1)", "momentum must be at least 0"),
+        ("adam(beta1=2)", r"adam: beta1 must be in \[0, 1\), got 2"),
+        ("sgd(nesterov=true)", "sgd: nesterov needs a momentum above 0, such as momentum=0.9"),
+        ("sgd(momentum=-1)", r"sgd: momentum must be in \[0, 1\), got -1"),
         ("adam(beta1=a)", "beta1 must be a number"),
         ("adm", "did you mean 'adam'"),
         (torch.optim.LBFGS, "LBFGS needs a closure at every step"),

@@ -250,7 +250,7 @@ class Bent(nn.Module):
     ("changes", "message"),
     [
         ({"init": "rcf"}, "unknown init 'rcf'; did you mean 'rfc'?"),
-        ({"init": "rfc(rounds=0)"}, "rfc: rounds must be at least 1; got 0"),
+        ({"init": "rfc(rounds=0)"}, "rfc: rounds must be at least 1, got 0"),
         ({"init": "erm(step=3)"}, "did you mean 'steps'?"),
         ({"freeze": "features"}, "needs pretrained features: set init as well"),
         ({"init": "rfc", "freeze": "feature"}, "freeze must be features; got 'feature'"),

@@ -72,6 +72,11 @@ def test_other_step_numbers_scale_as_well():
     assert rescale(ERMPlus(head_steps=-1), 5000, 50).head_steps == -1
 
 
+def test_step_numbers_that_data_suggest_scale_as_well():
+    _, scaled = recipe("trm").rescale({"warm_up": 300, "inner_steps": 9}, 1000, 100)
+    assert scaled == {"warm_up": 30, "inner_steps": 9}
+
+
 @pytest.mark.parametrize(
     ("algorithm", "start"),
     [
@@ -122,14 +127,19 @@ def test_estimators_scale_the_default_schedule_of_an_algorithm():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             estimator.fit(x, x[:, 0] > 0, environments=None if inferred else np.arange(40) % 2)
-        texts = [str(w.message) for w in caught if w.category is EnvariantWarning]
-        if algorithm == "irm":
-            assert texts == [
-                "irm coefficient: step(1, 10000, at=100) is suggested for 500 steps; scaled to "
-                "step(1, 10000, at=4) for 20 steps"
-            ]
-        else:
-            assert texts == []
+        assert [w for w in caught if w.category is EnvariantWarning] == []
+        scaled = (
+            "irm coefficient: step(1, 10000, at=100) is suggested for 500 steps; scaled to "
+            "step(1, 10000, at=4) for 20 steps"
+        )
+        assert estimator.result_.record.remarks == ((scaled,) if algorithm == "irm" else ())
+
+
+def test_estimators_report_a_schedule_beyond_the_end():
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    estimator = InvariantClassifier("irm(coefficient=step(1, 5, at=20))", model="linear", steps=20)
+    with pytest.warns(EnvariantWarning, match="changes only after this run of 20 steps"):
+        estimator.fit(x, x[:, 0] > 0, environments=np.arange(40) % 2)
 
 
 def test_command_states_the_scaled_schedule_on_standard_error(here, tmp_path):

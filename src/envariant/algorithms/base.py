@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, final
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from envariant.core import specs
 from envariant.core.environments import EnvironmentBatch, PredictedBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Schedule, schedule
@@ -136,6 +137,11 @@ class Algorithm(ABC):
         return False
 
     @property
+    def depends_on_sizes(self) -> bool:
+        """Whether an environment's number of rows changes its weight; see `Part.depends_on_sizes`."""
+        return False
+
+    @property
     def returns_updates(self) -> bool:
         """Whether `gradients` returns parameter updates (θ ← θ − update), so the run needs no optimizer."""
         return False
@@ -200,6 +206,8 @@ class Algorithm(ABC):
 class Part(ABC):
     """Part of a composition: a frozen dataclass whose fields are its hyperparameters.
 
+    Types of fields, and bounds declared as in `Annotated[float, Field(ge=0)]`, are checked at construction.
+
     Attributes:
         name: Name in specifications such as `vrex + and-mask`.
         paper: Authors, year, and arXiv number or venue.
@@ -208,6 +216,8 @@ class Part(ABC):
         needs_linear_head: Whether the head must be one linear layer.
         needs_classes: Whether the part is undefined for regression.
         stochastic: Whether the part uses random numbers.
+        depends_on_sizes: Whether an environment's number of rows changes its weight. If not, the gradients
+            stay the same when all rows of an environment are repeated, except for divisors such as n − 1.
     """
 
     name: ClassVar[str]
@@ -217,6 +227,10 @@ class Part(ABC):
     needs_linear_head: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
+    depends_on_sizes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        specs.validate(self)
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         """Adapt the model to the part; see `Algorithm.wrap_model`. Default: return it unchanged."""
@@ -263,14 +277,29 @@ class RiskAggregator(Part):
         """Return the risk to minimize and the new state."""
 
 
+def as_coefficient(value: Schedule | str | float, where: str) -> Schedule:
+    """Convert a number or a text such as "step(1, 1e4, at=190)" to the schedule of a coefficient.
+
+    Args:
+        value: Schedule, number or text.
+        where: Name of the part, for error messages.
+
+    Raises:
+        EnvariantError: If the value is not a schedule, or negative at some step.
+    """
+    course = schedule(value)
+    course.check_not_negative(f"{where}: coefficient")
+    return course
+
+
 class _WithCoefficient(Part, ABC):
     """Part whose value is multiplied by a coefficient schedule."""
 
     coefficient: Schedule
 
     def __post_init__(self) -> None:
-        # The schedule may be given as a number or as a text such as "step(1, 1e4, at=190)".
-        object.__setattr__(self, "coefficient", schedule(self.coefficient))
+        object.__setattr__(self, "coefficient", as_coefficient(self.coefficient, type(self).__name__))
+        super().__post_init__()
 
     def coefficient_at(self, step: int) -> float:
         return self.coefficient(step)
@@ -303,16 +332,18 @@ class GradientPenalty(_WithCoefficient):
 class TrainingStep(Part):
     """Training step that is not a sum of risks and penalties, such as a step with inner updates.
 
-    A step that averages the loss over the batch weights each environment by its share of the batch. Full
-    batches weight environments by size. Minibatches contain equally many rows of each environment and weight
-    environments equally.
+    `batch.risk` and `batch.mean` give all environments equal weight, whatever their numbers of rows. A mean
+    over the rows of the batch would weight them by size.
 
     Attributes:
         returns_updates: Whether `gradients` returns parameter updates instead of gradients for the run's
-            optimizer.
+            optimizer. Such a step adds `context.weight_decay` times the parameters to their gradients.
+        aggregates_risk: Whether the step computes its risk by `batch.risk`, so that the algorithm's risk
+            aggregator takes effect.
     """
 
     returns_updates: ClassVar[bool] = False
+    aggregates_risk: ClassVar[bool] = False
 
     @abstractmethod
     def gradients(

@@ -40,12 +40,14 @@ _INTRODUCTION = """# Algorithms
 Written by `envariant algorithms --markdown`. Algorithms are composed with `+`, as in
 `vrex + and-mask(threshold=0.8)`.
 
-Symbols: R_e is the mean loss of the batch's rows in environment e and g_e its gradient; R is the mean loss of
-all rows in the batch; h are features, z logits; E is the number of environments. With full batches R weights
-environments by size. Minibatches hold equally many rows of each environment, so R weights them equally.
-`risk_aggregator=pooled` weights by size with any batch size.
+Symbols: R_e is the mean loss of the batch's rows in environment e and g_e its gradient; R is the risk, by
+default the mean of the R_e; h are features, z logits; E is the number of environments. Other means over rows,
+such as a discriminator's cross-entropy, are means over environments too. So every environment has equal
+weight, whatever its size. Only parts that pair, compare or rank rows treat all rows of the batch alike.
+`risk_aggregator=pooled` weights environments by size in R, with any batch size.
 
-Every algorithm also takes `l2` (weight of the squared norm of all parameters inside the loss). All except
+Every algorithm also takes `l2` (weight of the squared norm of all trained parameters inside the loss). Steps
+with their own Adam add its gradient before the moments, as DomainBed adds its weight decay. All except
 training steps take `normalize_loss` (divide the loss by its largest coefficient once that exceeds 1).
 """
 
@@ -190,4 +192,4 @@ def _docstring(part: object) -> tuple[str, str, dict[str, str]]:
                 texts[name].append(line.strip())
     fields = {f.name for f in dataclasses.fields(cast("Any", part))}
     meanings = {name: " ".join(text).strip() for name, text in texts.items() if name in fields}
-    return paragraphs[0], " ".join(paragraphs[1:]), meanings
+    return "".join(paragraphs[:1]), " ".join(paragraphs[1:]), meanings

@@ -4,7 +4,6 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from importlib.metadata import EntryPoint, entry_points
 from operator import add
 from typing import Any
 
@@ -18,15 +17,24 @@ from envariant.algorithms.base import (
     RiskAggregator,
     TrainingStep,
 )
+from envariant.algorithms.catalogue import describe
 from envariant.algorithms.composition import Composition
 from envariant.algorithms.recipe_base import LOSS, Recipe
 from envariant.algorithms.recipes import RECIPES
 from envariant.core import specs
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, shown
+from envariant.core.plugins import Plugins
 from envariant.core.schedules import Schedule
 
 ENTRY_POINTS = "envariant.algorithms"
 """Entry point group in which other packages register recipes, as `name = "module:recipe"`."""
+
+PLUGINS = Plugins[Recipe](
+    ENTRY_POINTS,
+    "algorithm",
+    requirement="a Recipe of that name",
+    fits=lambda plugin, name: _is_usable(plugin, name),
+)
 
 
 def as_algorithm(
@@ -96,10 +104,12 @@ def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
     Raises:
         EnvariantError: If a name or a setting is unknown.
     """
+    if not isinstance(text, str):
+        raise EnvariantError(f"algorithm must be text such as 'vrex + and-mask'; got {shown(text)}")
     parsed: list[tuple[Recipe, dict[str, Any]]] = []
     for term in _split(text):
-        spec = specs.parse(term)
-        known = RECIPES.get(spec.name) or _installed(spec.name)
+        spec = specs.parse_as("algorithm", term)
+        known = RECIPES.get(spec.name) or PLUGINS.load(spec.name, RECIPES)
         parsed.append((known, known.settings(spec)))
     return parsed
 
@@ -115,8 +125,11 @@ def compose(text: str, built: Sequence[Composition]) -> Recipe:
         EnvariantError: If the algorithms cannot be composed.
     """
     known = [term for term, _ in terms(text)]
-    summary = " ".join(term.summary for term in known)
-    return Recipe(" + ".join(term.name for term in known), summary, reduce(add, built))
+    summary, names = " ".join(term.summary for term in known), [term.name for term in known]
+    composed = Recipe(" + ".join(names), summary, reduce(add, built))
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise EnvariantError(f"{composed.name}: {repeated[0]} occurs twice; name it once")
+    return composed
 
 
 def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, Recipe]:
@@ -126,13 +139,10 @@ def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, R
         on_broken: Function called with a one-line message for each plug-in that cannot be loaded and is
             skipped. Default: issue a warning.
     """
-    recipes, report = dict(RECIPES), on_broken or warnings.warn
-    for name in _entry_points():
-        try:
-            recipes.setdefault(name, _installed(name))
-        except EnvariantError as error:
-            report(str(error))
-    return recipes
+    installed, failures = PLUGINS.load_all(RECIPES)
+    for failure in failures:
+        (on_broken or warnings.warn)(failure)
+    return {**RECIPES, **installed}
 
 
 def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
@@ -146,25 +156,9 @@ def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
     return {h.name: _stored(getattr(owners[h.part], h.field)) for h in recipe(name).hyperparameters}
 
 
-def _installed(name: str) -> Recipe:
-    """Import a plug-in's package and return its recipe."""
-    plugins = _entry_points()
-    if name not in plugins:
-        raise unknown_name("algorithm", name, (*RECIPES, *plugins))
-    place = plugins[name].value
-    try:
-        loaded = plugins[name].load()
-    except Exception as error:
-        # Plug-in code may raise anything; one broken package must not stop the others.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EnvariantError(f"algorithm '{name}': {place} cannot be imported: {reason}") from error
-    if not isinstance(loaded, Recipe) or loaded.name != name:
-        raise EnvariantError(f"algorithm '{name}': {place} must be a Recipe of that name, got {loaded!r}")
-    return loaded
-
-
-def _entry_points() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+def _is_usable(plugin: object, name: str) -> bool:
+    # Described here, so that a recipe without a description is reported instead of breaking the list.
+    return isinstance(plugin, Recipe) and plugin.name == name and describe(plugin).name == name
 
 
 def _split(text: str) -> list[str]:

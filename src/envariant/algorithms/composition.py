@@ -10,13 +10,13 @@ use the same term, so all combinations are possible. Gradient penalties are hand
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, cast, final
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vjp
 
@@ -36,15 +36,23 @@ from envariant.algorithms.base import (
     TrainingStep,
 )
 from envariant.algorithms.gradient_aggregators.mean import MeanGradient
-from envariant.algorithms.risk_aggregators.mean import MeanRisk
+from envariant.algorithms.risk_aggregators.mean import MeanRisk, PooledMean
+from envariant.algorithms.risk_aggregators.sum import SumRisk
+from envariant.algorithms.risk_aggregators.worst import WorstCaseRisk
+from envariant.core import specs
 from envariant.core.conversion import joined
-from envariant.core.environments import EnvironmentBatch
+from envariant.core.environments import EnvironmentBatch, PredictedBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Schedule
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Regression
 
 P = TypeVar("P", Penalty, GradientPenalty)
+
+RISK_AGGREGATORS: Mapping[str, RiskAggregator] = {
+    part.name: part for part in (MeanRisk(), PooledMean(), SumRisk(), WorstCaseRisk())
+}
+"""Values of the setting `risk_aggregator`: all aggregators without hyperparameters."""
 
 
 @final
@@ -57,10 +65,12 @@ class Composition(Algorithm):
         penalties: Penalties, each with its coefficient schedule.
         gradient_aggregator: Rule that combines the environments' gradients into one gradient.
         l2: Weight of the squared norm of all parameters *inside* the loss, as in the IRM code. Its gradient
-            is added after gradient aggregation, because it does not depend on the environment.
+            is added after gradient aggregation, because it does not depend on the environment. A training
+            step that returns updates adds it to the gradients of its optimizers.
         normalize_loss: Whether to divide the whole loss by the largest coefficient once that exceeds 1, as
             the IRM and REx code do, to keep gradients in range.
-        training_step: Training step that replaces all parts above except `l2`. None: use these parts.
+        training_step: Training step that replaces the penalties and the gradient aggregator; it minimizes
+            the risk of `risk_aggregator` if it declares `aggregates_risk`. None: use the parts above.
         environment_inference: Method that infers the training environments. None: use the environments of
             the data.
     """
@@ -68,7 +78,7 @@ class Composition(Algorithm):
     risk_aggregator: RiskAggregator = field(default_factory=MeanRisk)
     penalties: tuple[Penalty | GradientPenalty, ...] = ()
     gradient_aggregator: GradientAggregator = field(default_factory=MeanGradient)
-    l2: float = 0.0
+    l2: NonNegativeFloat = 0.0
     normalize_loss: bool = False
     training_step: TrainingStep | None = None
     environment_inference: EnvironmentInference | None = None
@@ -85,15 +95,20 @@ class Composition(Algorithm):
             isinstance(penalty, Penalty | GradientPenalty) for penalty in self.penalties
         ):
             raise EnvariantError("Composition: penalties must be a tuple of penalties, as in (VREx(),)")
-        if (
-            self.training_step is not None
-            and replace(self, training_step=None, environment_inference=None, l2=0.0) != Composition()
-        ):
-            raise EnvariantError(
-                f"{self.training_step.name}: a training step replaces the whole step and takes no other parts"
-            )
-        if not 0 <= self.l2 < math.inf:
-            raise EnvariantError(f"Composition: l2 must be at least 0, got {self.l2:g}")
+        if (step := self.training_step) is not None:
+            risk_only = Composition(self.risk_aggregator, l2=self.l2)
+            if replace(self, training_step=None, environment_inference=None) != risk_only:
+                raise EnvariantError(
+                    f"{step.name}: a training step replaces the whole step and takes no other parts"
+                )
+            # Others have a state, which a step with several risks could not update.
+            possible = tuple(RISK_AGGREGATORS.values()) if step.aggregates_risk else (MeanRisk(),)
+            if self.risk_aggregator not in possible:
+                names = ", ".join(part.name for part in possible)
+                raise EnvariantError(
+                    f"{step.name}: risk_aggregator must be one of {names}, got {self.risk_aggregator.name}"
+                )
+        specs.validate(self, only=("l2", "normalize_loss"))
 
     def __add__(self, other: object) -> "Composition":
         """Compose two algorithms: combine their penalties and their aggregators other than means.
@@ -141,7 +156,7 @@ class Composition(Algorithm):
         """Risk aggregator, penalties and gradient aggregator (or training step); environment inference."""
         last = () if self.environment_inference is None else (self.environment_inference,)
         if self.training_step is not None:
-            return (self.training_step, *last)
+            return (self.training_step, self.risk_aggregator, *last)
         return (self.risk_aggregator, *self.penalties, self.gradient_aggregator, *last)
 
     @property
@@ -172,6 +187,10 @@ class Composition(Algorithm):
     @property
     def stochastic(self) -> bool:
         return any(part.stochastic for part in self.parts)
+
+    @property
+    def depends_on_sizes(self) -> bool:
+        return any(part.depends_on_sizes for part in self.parts)
 
     def schedules(self) -> Mapping[str, Schedule]:
         """Return all scheduled hyperparameters of the parts, by names such as "vrex coefficient"."""
@@ -226,11 +245,13 @@ class Composition(Algorithm):
             functions = {name: partial(model.network, name, own) for name in networks}
             predicted = batch.predicted(features, logits, context, functions)
             states: dict[str, Any] = dict(state)
-            total, states["0"] = self.risk_aggregator.risk(predicted, state["0"])
+            total, states["0"] = _number_and_state(
+                self.risk_aggregator, self.risk_aggregator.risk(predicted, state["0"])
+            )
             metrics = {"risk": total.detach()}
             for key, part in self._numbered(Penalty):
                 own_view = replace(predicted, context=context.of_part(key))
-                value, states[str(key)] = part.penalty(own_view, state[str(key)])
+                value, states[str(key)] = _number_and_state(part, part.penalty(own_view, state[str(key)]))
                 total = total + part.coefficient_at(context.step) * value
                 metrics[f"{part.name} penalty"] = value.detach()
             return total / divisor, (states, metrics)
@@ -290,6 +311,7 @@ class Composition(Algorithm):
         gradient, states[str(number)], metrics = self.gradient_aggregator.combine(
             stacked, states[str(number)], context.of_part(number)
         )
+        _check_gradient(self.gradient_aggregator, gradient, {name: each[0][name] for name in names})
         return gradient, metrics
 
     def _gradients_of_step(
@@ -301,11 +323,21 @@ class Composition(Algorithm):
         state: State,
         context: StepContext,
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        gradient, new, metrics = training_step.gradients(model, params, batch, state["0"], context)
-        # Updates include the learning rate, so the gradient of the l2 term must include it too.
-        decay = 2 * self.l2 * (context.learning_rate if training_step.returns_updates else 1.0)
-        total = {name: gradient[name] + decay * value for name, value in params.items()}
-        return total, {**state, "0": new}, metrics
+        aggregator, decay = self.risk_aggregator, 2 * self.l2
+
+        def risk(losses: Tensor) -> Tensor:
+            nothing, risks = losses.new_zeros(len(losses), 0), batch.per_environment_mean(losses)
+            predicted = PredictedBatch(batch, nothing, nothing, losses, risks, context)
+            return aggregator.risk(predicted, state["1"])[0]
+
+        own = batch if isinstance(aggregator, MeanRisk) else replace(batch, aggregator=risk)
+        gradient, new, metrics = training_step.gradients(
+            model, params, own, state["0"], replace(context, weight_decay=decay)
+        )
+        _check_gradient(training_step, gradient, params)
+        if not training_step.returns_updates:
+            gradient = {name: gradient[name] + decay * value for name, value in params.items()}
+        return gradient, {**state, "0": new}, metrics
 
 
 def _gradient_penalty(
@@ -334,6 +366,37 @@ def _added(
         {name: g + weight * term[name] for name, g in gradient.items()}
         for gradient, term in zip(gradients, terms, strict=True)
     ]
+
+
+def _number_and_state(part: Part, result: object) -> tuple[Tensor, State]:
+    """Return the result of a part.
+
+    Raises:
+        EnvariantError: If it is not one number and a state.
+    """
+    match result:
+        case (Tensor() as value, Mapping() as state) if not value.dim():
+            return value, cast("State", state)
+        case (Tensor() as value, Mapping()):
+            got = f"a tensor of shape {tuple(value.shape)}"
+        case _:
+            got = type(result).__name__
+    raise EnvariantError(f"{part.name}: must return one number and its state; got {got}")
+
+
+def _check_gradient(part: Part, gradient: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> None:
+    """Check that a part returned one gradient per parameter.
+
+    Raises:
+        EnvariantError: If a gradient is missing or has another shape than its parameter.
+    """
+    for name, value in params.items():
+        shape = tuple(gradient[name].shape) if name in gradient else "no gradient"
+        if shape != tuple(value.shape):
+            raise EnvariantError(
+                f"{part.name}: must return a gradient of shape {tuple(value.shape)} for parameter '{name}'; "
+                f"got {shape}"
+            )
 
 
 def _summed(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -99,7 +99,7 @@ def _rescaled(part: Any, old: int, new: int) -> Any:
         return part.rescale(old, new)
     if isinstance(part, tuple):
         return tuple(_rescaled(inner, old, new) for inner in cast("tuple[object, ...]", part))
-    if not _has_parts(part):
+    if isinstance(part, type) or not (dataclasses.is_dataclass(part) and _has_parts(part)):
         return part
     steps = part.switch_steps() if isinstance(part, Part) else {}
     scaled = {key: rescaled_step(getattr(part, key), old, new) for key in steps}

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast, final
 
-from envariant.algorithms.base import Part, RiskAggregator
-from envariant.algorithms.composition import Composition
-from envariant.algorithms.hyperparameters import rescale
-from envariant.algorithms.risk_aggregators.mean import MeanRisk, PooledMean
-from envariant.algorithms.risk_aggregators.sum import SumRisk
-from envariant.algorithms.risk_aggregators.worst import WorstCaseRisk
+from envariant.algorithms.base import Part
+from envariant.algorithms.composition import RISK_AGGREGATORS, Composition
+from envariant.algorithms.hyperparameters import rescale, rescaled_step
 from envariant.core import specs
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.schedules import Schedule, schedule
@@ -19,11 +16,6 @@ from envariant.core.search_space import Choice, Range, ranges
 
 LOSS = "loss"
 """Value of `Hyperparameter.part` for settings of the whole loss, such as `l2`."""
-
-RISK_AGGREGATORS: Mapping[str, RiskAggregator] = {
-    part.name: part for part in (MeanRisk(), PooledMean(), SumRisk(), WorstCaseRisk())
-}
-"""Allowed values of the setting `risk_aggregator`: all aggregators without hyperparameters."""
 
 
 @final
@@ -90,8 +82,9 @@ class Recipe:
             )
             for part, name in fields
         ]
-        plain = self.default.training_step is None
-        if plain and (aggregator := self.default.risk_aggregator) in RISK_AGGREGATORS.values():
+        step = self.default.training_step
+        plain, aggregator = step is None, self.default.risk_aggregator
+        if (step is None or step.aggregates_risk) and aggregator in RISK_AGGREGATORS.values():
             key, choice = "risk_aggregator", Choice(tuple(RISK_AGGREGATORS))
             settings.append(Hyperparameter(key, LOSS, key, aggregator.name, choice))
         for key in ("l2", "normalize_loss") if plain else ("l2",):
@@ -107,6 +100,8 @@ class Recipe:
         Raises:
             EnvariantError: If a setting is unknown or its value is not allowed.
         """
+        if not isinstance(settings, Mapping):
+            raise EnvariantError(f"{self.name}: settings must be a mapping from names to values")
         changes: dict[str, dict[str, Any]] = {}
         known = {h.name: h for h in self.hyperparameters}
         for key, value in settings.items():
@@ -145,10 +140,12 @@ class Recipe:
             old: Length of the run for which the values are meant, in steps.
             new: Length of the run, in steps.
         """
-        scaled = dict(settings)
+        scaled, steps = dict(settings), {part.name: part.switch_steps() for part in self.parts}
         for h in self.hyperparameters:
             if h.name in settings and isinstance(h.default, Schedule):
                 scaled[h.name] = schedule(settings[h.name]).rescale(old, new)
+            elif h.name in settings and h.field in steps.get(h.part, {}) and old != new:
+                scaled[h.name] = rescaled_step(settings[h.name], old, new)
         return dataclasses.replace(self, default=rescale(self.default, old, new)), scaled
 
     def own(self, settings: Mapping[str, Any]) -> dict[str, Any]:

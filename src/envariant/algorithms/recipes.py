@@ -46,7 +46,7 @@ from envariant.algorithms.training_steps.urm import URM
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("erm", "Minimize the mean risk; environments are ignored.", Composition()),
+        Recipe("erm", "Minimize the mean risk over environments.", Composition()),
         Recipe(
             "groupdro",
             "Minimize a weighted risk whose weights grow, step by step, where the risk is largest.",
@@ -155,7 +155,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "pcgrad",
-            "Remove from each environment's gradient what conflicts with the others.",
+            "Remove from each environment's gradient the components that conflict with other environments.",
             Composition(gradient_aggregator=PCGrad()),
         ),
         Recipe(
@@ -215,7 +215,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "adrmx",
-            "Subtract environment features from the features, against a discriminator, and remix them.",
+            "Subtract environment features, so that a discriminator cannot predict the environment; remix.",
             Composition(training_step=ADRMX()),
         ),
         Recipe(
@@ -225,7 +225,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "urm",
-            "Learn uniformly distributed features against a discriminator, so that none is left out.",
+            "Learn features that a discriminator cannot distinguish from uniform random numbers.",
             Composition(training_step=URM()),
         ),
         Recipe(

@@ -7,11 +7,72 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from envariant.analysis.calibration import (
+        Calibration,
+        DropParts,
+        DropSplit,
+        measure_calibration,
+        split_drop,
+    )
     from envariant.analysis.column_stability import ColumnStability, measure_stability
+    from envariant.analysis.conformal import (
+        ConformalThreshold,
+        environment_jackknife,
+        finest_level,
+        mondrian_thresholds,
+        new_environment_threshold,
+        pooled_cdf_threshold,
+        prediction_intervals,
+        prediction_sets,
+        split_threshold,
+        weighted_thresholds,
+    )
+    from envariant.analysis.disde import (
+        DropDecomposition,
+        decompose_drop,
+        measure_disde,
+    )
     from envariant.analysis.distribution_shift import Shift, measure_shift
     from envariant.analysis.drift import ColumnDrift, Drift, measure_drift
+    from envariant.analysis.few_labels import (
+        Gain,
+        LabelGain,
+        Recalibration,
+        gain_from_labels,
+        recalibrate,
+    )
     from envariant.analysis.invariance_test import InvarianceTest, assess_invariance
+    from envariant.analysis.label_free_accuracy import (
+        AccuracyEstimate,
+        ExpectedConfusion,
+        agreement_on_the_line,
+        average_confidence,
+        confidence_scores,
+        difference_of_confidences,
+        expected_confusion,
+        solve_agreement,
+        thresholded_confidence,
+    )
+    from envariant.analysis.label_shift import (
+        PriorEstimate,
+        ShiftTest,
+        adjust_probabilities,
+        assess_conditional_shift,
+        assess_label_shift,
+        assess_output_shift,
+        estimate_prior_bbse,
+        estimate_prior_em,
+        solve_bbse,
+    )
     from envariant.analysis.leakage import LeakyColumn, leaky_columns
+    from envariant.analysis.random_effects import (
+        PooledEstimate,
+        pool_estimates,
+    )
+    from envariant.analysis.shift_kind import (
+        EnvironmentShift,
+        name_shifts,
+    )
     from envariant.analysis.statistics import (
         Interval,
         Ranking,
@@ -27,11 +88,31 @@ if TYPE_CHECKING:
     )
 
 _MODULES = {
+    "calibration": ("Calibration", "DropParts", "DropSplit", "measure_calibration", "split_drop"),
     "column_stability": ("ColumnStability", "measure_stability"),
+    "conformal": (
+        "ConformalThreshold", "environment_jackknife", "finest_level", "mondrian_thresholds",
+        "new_environment_threshold", "pooled_cdf_threshold", "prediction_intervals", "prediction_sets",
+        "split_threshold", "weighted_thresholds",
+    ),
+    "disde": ("DropDecomposition", "decompose_drop", "measure_disde"),
     "distribution_shift": ("Shift", "measure_shift"),
     "drift": ("ColumnDrift", "Drift", "measure_drift"),
+    "few_labels": ("Gain", "LabelGain", "Recalibration", "gain_from_labels", "recalibrate"),
     "invariance_test": ("InvarianceTest", "assess_invariance"),
+    "label_free_accuracy": (
+        "AccuracyEstimate", "ExpectedConfusion", "agreement_on_the_line", "average_confidence",
+        "confidence_scores", "difference_of_confidences", "expected_confusion", "solve_agreement",
+        "thresholded_confidence",
+    ),
+    "label_shift": (
+        "PriorEstimate", "ShiftTest", "adjust_probabilities", "assess_conditional_shift",
+        "assess_label_shift", "assess_output_shift", "estimate_prior_bbse", "estimate_prior_em",
+        "solve_bbse",
+    ),
     "leakage": ("LeakyColumn", "leaky_columns"),
+    "random_effects": ("PooledEstimate", "pool_estimates"),
+    "shift_kind": ("EnvironmentShift", "name_shifts"),
     "statistics": (
         "Interval", "Ranking", "bootstrap", "difference", "friedman", "holm", "interquartile_mean",
         "interval", "probability_of_improvement", "signed_rank", "slope",
@@ -39,28 +120,73 @@ _MODULES = {
 }  # fmt: skip
 
 __all__ = [
+    "AccuracyEstimate",
+    "Calibration",
     "ColumnDrift",
     "ColumnStability",
+    "ConformalThreshold",
     "Drift",
+    "DropDecomposition",
+    "DropParts",
+    "DropSplit",
+    "EnvironmentShift",
+    "ExpectedConfusion",
+    "Gain",
     "Interval",
     "InvarianceTest",
+    "LabelGain",
     "LeakyColumn",
+    "PooledEstimate",
+    "PriorEstimate",
     "Ranking",
+    "Recalibration",
     "Shift",
+    "ShiftTest",
+    "adjust_probabilities",
+    "agreement_on_the_line",
+    "assess_conditional_shift",
     "assess_invariance",
+    "assess_label_shift",
+    "assess_output_shift",
+    "average_confidence",
     "bootstrap",
+    "confidence_scores",
+    "decompose_drop",
     "difference",
+    "difference_of_confidences",
+    "environment_jackknife",
+    "estimate_prior_bbse",
+    "estimate_prior_em",
+    "expected_confusion",
+    "finest_level",
     "friedman",
+    "gain_from_labels",
     "holm",
     "interquartile_mean",
     "interval",
     "leaky_columns",
+    "measure_calibration",
+    "measure_disde",
     "measure_drift",
     "measure_shift",
     "measure_stability",
+    "mondrian_thresholds",
+    "name_shifts",
+    "new_environment_threshold",
+    "pool_estimates",
+    "pooled_cdf_threshold",
+    "prediction_intervals",
+    "prediction_sets",
     "probability_of_improvement",
+    "recalibrate",
     "signed_rank",
     "slope",
+    "solve_agreement",
+    "solve_bbse",
+    "split_drop",
+    "split_threshold",
+    "thresholded_confidence",
+    "weighted_thresholds",
 ]
 
 

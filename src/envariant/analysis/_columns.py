@@ -15,7 +15,7 @@ def typed(values: ArrayLike) -> tuple[str, NDArray[Any], tuple[str, ...]]:
     """
     array = np.asarray(values)
     if array.dtype.kind == "M":
-        days = array.astype("datetime64[s]").astype(np.float64) / 86_400
+        days = array.astype("datetime64[us]").astype(np.float64) / 86_400e6
         return "date", np.where(np.isnat(array), np.nan, days), ()
     if array.dtype.kind in "biuf":
         return "boolean" if array.dtype.kind == "b" else "number", array.astype(np.float64), ()

@@ -38,7 +38,7 @@ class Sketch:
     kind: str
     categorical: bool
     ordered: bool
-    knots: NDArray[np.float32]
+    knots: NDArray[np.float64]
     categories: tuple[str, ...]
     counts: NDArray[np.int64]
     alone: NDArray[np.int64]
@@ -68,7 +68,7 @@ class Sketch:
             categorical: Whether values are category codes.
             ordered: Whether values are ordered.
         """
-        knots = np.zeros(0, dtype=np.float32)
+        knots = np.zeros(0)
         by_frequency: tuple[str, ...] = ()
         if categorical:
             frequency = np.bincount(values[values >= 0], minlength=len(categories))
@@ -76,7 +76,7 @@ class Sketch:
             by_frequency = tuple(str(categories[code]) for code in order.tolist() if frequency[code])
         elif len(present := values[~np.isnan(values)]):
             ranks = np.linspace(0, 1, _KNOTS)
-            knots = np.unique(np.quantile(present, ranks, method="inverted_cdf")).astype(np.float32)
+            knots = np.unique(np.quantile(present, ranks, method="inverted_cdf"))
         none = np.zeros((n_environments, 0), dtype=np.int64)
         empty = cls(name, kind, categorical, ordered, knots, by_frequency, none, none)
         members = [environments == k for k in range(n_environments)]
@@ -209,4 +209,4 @@ def _text(kind: str, value: float) -> str:
         return "true" if value else "false"
     if kind == "date":
         return str(np.datetime64(0, "D") + np.timedelta64(math.floor(value), "D"))
-    return str(int(value)) if abs(value) < 1e15 and value == int(value) else str(np.float32(value))
+    return str(int(value)) if abs(value) < 1e15 and value == int(value) else str(value)

@@ -7,11 +7,12 @@ OoD-Bench (arXiv 2106.03721).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt
 from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
@@ -20,6 +21,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
 from envariant.analysis.statistics import Interval, interval
+from envariant.core import specs
 from envariant.core.errors import EnvariantError
 
 Array = NDArray[Any]
@@ -66,7 +68,8 @@ class Shift:
     @classmethod
     def from_trials(cls, first: str, second: str, trials: Sequence["ShiftEstimate"]) -> "Shift":
         """Return the means of the estimates of independent trials, with confidence intervals."""
-        return cls(first, second, *(interval([getattr(t, name) for t in trials]) for name in MEASURES))
+        values = ([getattr(trial, name) for trial in trials] for name in MEASURES)
+        return cls(first, second, *(interval(each).clipped(0.0, 1.0) for each in values))
 
     @property
     def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:
@@ -120,10 +123,28 @@ def measure_shift(
         >>> shift.kind, shift.covariate.mean
         ('diversity', 1.0)
     """
-    if n_trials < 1:
-        raise EnvariantError(f"measure_shift: n_trials must be at least 1, got {n_trials}")
+    specs.check_value(n_trials, Annotated[int, Field(ge=1, le=1000)], "measure_shift: n_trials")
+    specs.check_value(seed, NonNegativeInt, "measure_shift: seed")
+    first, second = _as_arrays(first), _as_arrays(second)
     trials = [estimate_shift(first, second, regression=regression, seed=seed + k) for k in range(n_trials)]
     return Shift.from_trials(" + ".join(first), " + ".join(second), trials)
+
+
+def _as_arrays(samples: Samples) -> Samples:
+    """Return the samples as arrays.
+
+    Raises:
+        EnvariantError: If there are none, or an environment has not one target per row.
+    """
+    if not samples:
+        raise EnvariantError("measure_shift: a group has no environments")
+    arrays = {name: (np.asarray(inputs), np.asarray(targets)) for name, (inputs, targets) in samples.items()}
+    for name, (inputs, targets) in arrays.items():
+        if len(inputs) != len(targets):
+            raise EnvariantError(
+                f"measure_shift: '{name}' has {len(inputs)} rows of inputs and {len(targets)} targets"
+            )
+    return arrays
 
 
 def estimate_shift(

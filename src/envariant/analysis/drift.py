@@ -244,14 +244,15 @@ def measure_drift(
         if name not in new:
             raise EnvariantError(f"measure_drift: new rows lack column '{name}'")
         kind, values, categories = typed(array)
+        if len(values) != len(codes):
+            raise EnvariantError(
+                f"measure_drift: '{name}' has {len(values)} rows, but environments have {len(codes)}"
+            )
         new_kind, new_values, new_categories = typed(new[name])
         if (kind == "category") != (new_kind == "category"):
             raise EnvariantError(
                 f"measure_drift: column '{name}' is a {kind} in training and a {new_kind} in new rows"
             )
-        if kind != "category":
-            # Single precision, as in a saved model, so that equal values remain equal.
-            values, new_values = values.astype(np.float32), new_values.astype(np.float32)
         categorical, ordered = kind == "category", kind in ("number", "date")
         sketch = Sketch.of(
             name, kind, values, codes, len(names), categories, categorical=categorical, ordered=ordered

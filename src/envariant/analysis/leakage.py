@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from envariant.analysis._columns import typed
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, unknown_name
 
 Array = NDArray[Any]
 Measure = Literal["missingness", "AUROC", "rank correlation", "accuracy", "R²"]
@@ -61,7 +61,7 @@ def leaky_columns(
         categorical: Names of numeric columns with category codes. Text columns are always categorical.
 
     Raises:
-        EnvariantError: If a column does not have one value per target.
+        EnvariantError: If a column does not have one value per target, or the task is unknown.
 
     Example:
         >>> import numpy as np
@@ -71,6 +71,8 @@ def leaky_columns(
         >>> leaky_columns(columns, works, task="binary")
         (LeakyColumn(column='hours', measure='AUROC', score=1.0),)
     """
+    if (False, task) not in _CHECKS:
+        raise unknown_name("task", str(task), {name for _, name in _CHECKS}, where="leaky_columns")
     y = np.asarray(targets).astype(np.float64)
     leaks: list[LeakyColumn] = []
     for name, array in columns.items():

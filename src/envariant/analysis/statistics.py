@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from envariant.core.errors import EnvariantError
+
 LEVEL = 0.95
 """Confidence level of intervals."""
 
@@ -35,6 +37,10 @@ class Interval:
             return f"{self.mean:.3g} (one replica, no interval)"
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
+    def clipped(self, lowest: float, highest: float) -> "Interval":
+        """Return the interval with its ends limited to possible values of the mean."""
+        return Interval(self.mean, max(self.low, lowest), min(self.high, highest), self.count)
+
     def contains(self, value: float) -> bool:
         """Return whether the interval, ends included, contains the value."""
         return self.low <= value <= self.high
@@ -51,6 +57,9 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
         >>> print(interval([0.61, 0.66, 0.70, 0.65, 0.68]))
         0.66 [0.618, 0.702]
     """
+    _check_level("interval", level)
+    if any(isinstance(value, str) for value in values):
+        raise EnvariantError("interval: values must be numbers, one per replica")
     n = len(values)
     mean = statistics.fmean(values) if n else math.nan
     if n < 2:
@@ -71,13 +80,13 @@ def difference(first: Sequence[float], second: Sequence[float], level: float = L
         level: Confidence level, between 0 and 1.
 
     Raises:
-        ValueError: If `first` and `second` differ in length.
+        EnvariantError: If `first` and `second` differ in length.
 
     Example:
         >>> print(difference([0.71, 0.74, 0.69], [0.70, 0.71, 0.67]))
         0.02 [-0.00484, 0.0448]
     """
-    return interval([a - b for a, b in zip(first, second, strict=True)], level)
+    return interval([a - b for a, b in _pairs("difference", first, second)], level)
 
 
 def slope(positions: Sequence[float], values: Sequence[float]) -> float:
@@ -88,15 +97,16 @@ def slope(positions: Sequence[float], values: Sequence[float]) -> float:
         values: One value per position.
 
     Raises:
-        ValueError: If there are fewer than two distinct positions.
+        EnvariantError: If there are fewer than two distinct positions, or a different number of values.
 
     Example:
         >>> slope([0, 100, 200], [0.25, 0.5, 0.75])
         0.0025
     """
     if len(set(positions)) < 2:
-        raise ValueError("slope: needs values at two or more distinct positions")
-    return float(statistics.linear_regression(positions, values).slope)
+        raise EnvariantError("slope: needs values at two or more distinct positions")
+    pairs = _pairs("slope", positions, values)
+    return float(statistics.linear_regression(*zip(*pairs, strict=True)).slope)
 
 
 def bootstrap(values: Sequence[float], level: float = LEVEL, seed: int = 0) -> Interval:
@@ -111,6 +121,7 @@ def bootstrap(values: Sequence[float], level: float = LEVEL, seed: int = 0) -> I
         >>> print(bootstrap([0.61, 0.66, 0.70, 0.65, 0.68]))
         0.66 [0.632, 0.684]
     """
+    _check_level("bootstrap", level)
     n = len(values)
     if n < 2:
         return interval(values, level)
@@ -144,13 +155,13 @@ def probability_of_improvement(first: Sequence[float], second: Sequence[float]) 
     Return NaN if there are no pairs.
 
     Raises:
-        ValueError: If `first` and `second` differ in length.
+        EnvariantError: If `first` and `second` differ in length.
 
     Example:
         >>> probability_of_improvement([1, 2, 3, 4], [0, 2, 4, 3])
         0.625
     """
-    pairs = list(zip(first, second, strict=True))
+    pairs = _pairs("probability_of_improvement", first, second)
     wins = sum((a > b) + 0.5 * (a == b) for a, b in pairs)
     return wins / len(pairs) if pairs else math.nan
 
@@ -159,13 +170,13 @@ def signed_rank(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the two-sided p-value of Wilcoxon's signed-rank test; 1 if the values of all pairs are equal.
 
     Raises:
-        ValueError: If `first` and `second` differ in length.
+        EnvariantError: If `first` and `second` differ in length.
 
     Example:
         >>> signed_rank([0.9, 0.8, 0.85, 0.95, 0.71, 0.6], [0.5, 0.6, 0.55, 0.4, 0.65, 0.5])
         0.03125
     """
-    differences = [a - b for a, b in zip(first, second, strict=True) if a != b]
+    differences = [a - b for a, b in _pairs("signed_rank", first, second) if a != b]
     if not differences:
         return 1.0
     from scipy import stats
@@ -177,16 +188,35 @@ def signed_rank(first: Sequence[float], second: Sequence[float]) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values corrected for multiple testing by Holm's step-down procedure (Holm 1979).
 
+    Raises:
+        EnvariantError: If a p-value is not in [0, 1].
+
     Example:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
+    for p in p_values:
+        if p < 0 or p > 1:
+            raise EnvariantError(f"holm: p-values must be in [0, 1], got {p}")
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, highest = [math.nan] * len(p_values), 0.0
     for rank, i in enumerate(order):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
         corrected[i] = highest
     return corrected
+
+
+def _pairs(name: str, first: Sequence[float], second: Sequence[float]) -> list[tuple[float, float]]:
+    if len(first) != len(second):
+        raise EnvariantError(
+            f"{name}: needs equally many values on both sides, got {len(first)} and {len(second)}"
+        )
+    return list(zip(first, second, strict=True))
+
+
+def _check_level(name: str, level: float) -> None:
+    if not 0 < level < 1:
+        raise EnvariantError(f"{name}: level must be in (0, 1), got {level}")
 
 
 @final
@@ -215,7 +245,7 @@ def friedman(table: Sequence[Sequence[float]], level: float = LEVEL) -> Ranking:
         level: Confidence level of the critical difference.
 
     Raises:
-        ValueError: If there are fewer than three methods or fewer than two data sets.
+        EnvariantError: If there are fewer than three methods or two data sets, or rows differ in length.
 
     Example:
         >>> friedman([[0.9, 0.8, 0.7], [0.8, 0.9, 0.7], [0.9, 0.8, 0.7]]).ranks
@@ -223,7 +253,10 @@ def friedman(table: Sequence[Sequence[float]], level: float = LEVEL) -> Ranking:
     """
     n_datasets, methods = len(table), len(table[0]) if table else 0
     if methods < 3 or n_datasets < 2:
-        raise ValueError("friedman: needs at least three methods and two data sets")
+        raise EnvariantError("friedman: needs at least three methods and two data sets")
+    if any(len(row) != methods for row in table):
+        raise EnvariantError("friedman: every data set needs one value per method")
+    _check_level("friedman", level)
     from scipy import stats
 
     ranks = [stats.rankdata([-value for value in row]) for row in table]

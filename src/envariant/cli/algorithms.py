@@ -28,7 +28,16 @@ def algorithms(
     """
     from envariant.algorithms import all_recipes, catalogue, recipe
     from envariant.cli.show import print_json, print_lines
+    from envariant.core.errors import EnvariantError
+    from envariant.predictors import PREDICTORS
 
+    if markdown and name is not None:
+        raise EnvariantError("algorithms: --markdown describes all algorithms; leave the name out")
+    if name in PREDICTORS:
+        raise EnvariantError(
+            f"algorithms: '{name}' is a predictor, not an algorithm that trains networks; train, sweep and "
+            f"compare accept its name"
+        )
     if markdown:
         sys.stdout.write(catalogue.markdown())
         return

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError
-from rich.console import Console
+from cyclopts.exceptions import (
+    CoercionError,
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from envariant.cli.algorithms import algorithms
 from envariant.cli.compare import compare
@@ -26,7 +32,8 @@ from envariant.cli.reproduce import reproduce
 from envariant.cli.runs import runs
 from envariant.cli.sweep import sweep
 from envariant.cli.train import train
-from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.console import SafeConsole, safe_output
+from envariant.core.errors import EnvariantError, EnvariantWarning, shortened
 
 app = App(
     name="envariant",
@@ -49,7 +56,7 @@ app.command(data)
 
 
 @contextmanager
-def _remarks_as_lines(errors: Console) -> Generator[None]:
+def _remarks_as_lines(errors: SafeConsole) -> Generator[None]:
     """Print each distinct `EnvariantWarning` once, as one line on standard error."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", EnvariantWarning)
@@ -60,10 +67,31 @@ def _remarks_as_lines(errors: Console) -> Generator[None]:
                 show_others(message, category, *place)
             elif str(message) not in printed:
                 printed.add(str(message))
-                errors.print(f"envariant: {message}", markup=False, style="yellow")
+                errors.print(f"envariant: {message}", style="yellow")
 
         warnings.showwarning = show
         yield
+
+
+def _sentence(error: CycloptsError) -> str:
+    """Return an error in the syntax of a command line as one sentence that says how to fix it."""
+    command = " ".join(("envariant", *(error.command_chain or ())))
+    match error:
+        case UnusedCliTokensError(unused_tokens=[first, *_]):
+            return f"unexpected argument '{shortened(first)}'; {command} --help lists the arguments"
+        case RepeatArgumentError():
+            return f"{error.token.keyword} is given twice; give it once"
+        case MissingArgumentError(argument=argument) if argument is not None:
+            name = error.keyword or next((t.keyword for t in argument.tokens if t.keyword), argument.name)
+            return f"{name}: needs a value; see {command} --help"
+        case UnknownOptionError():
+            return f"{shortened(str(error), 200).rstrip('.')}; {command} --help lists the options"
+        case CoercionError(token=token, argument=argument) if isinstance(error.__cause__, EnvariantError):
+            # Raised by a converter of `options`.
+            name = (token and token.keyword) or (argument.name.lstrip("-").upper() if argument else "value")
+            return f"{name}: {error.__cause__}"
+        case _:
+            return shortened(str(error), 300)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,14 +100,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Command-line arguments. Default: the arguments of the process.
     """
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = SafeConsole(stderr=True, soft_wrap=True)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         _check_working_directory()
-        with _remarks_as_lines(errors):
-            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        if "" in words:
+            before = [word for word in words[: words.index("")] if word.startswith("-")]
+            raise EnvariantError(
+                f"{before[-1] if before else 'arguments'}: is empty; give a value or leave it out"
+            )
+        with safe_output(), _remarks_as_lines(errors):
+            app(words, exit_on_error=False, print_error=False, result_action="return_value")
             sys.stdout.flush()
     except (EnvariantError, CycloptsError) as error:
-        errors.print(f"envariant: {error}", markup=False, style="red")
+        message = _sentence(error) if isinstance(error, CycloptsError) else str(error)
+        errors.print(f"envariant: {message}", style="red")
         sys.exit(2)
     except BrokenPipeError:
         # The reader of the pipe, such as `head`, has closed it.
@@ -88,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         place = error.filename if error.filename is not None else "output"
-        errors.print(f"envariant: {place}: {reason}; check the disk and its free space", style="red")
+        problem = EnvariantError(f"{place}: {reason}; check the disk and its free space")
+        errors.print(f"envariant: {problem}", style="red")
         _discard_output()
         sys.exit(2)
 

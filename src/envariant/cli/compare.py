@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from envariant.cli.options import Json, Names, Whole
 from envariant.cli.run_options import given, with_run_options
+from envariant.core.paths import folder_name
 from envariant.training.run_spec import SHARED
 
 
@@ -28,6 +29,7 @@ def compare(
     budget: str | None = None,
     seed: Whole = 0,
     encoding: str = "utf-8",
+    missing_values: Names | None = None,
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
@@ -41,7 +43,7 @@ def compare(
     Parameters
     ----------
     file
-        Table: .csv or .parquet.
+        Table: .csv, .parquet, .xlsx, .json or another format that pandas reads.
     target
         Column to predict.
     environment
@@ -70,6 +72,9 @@ def compare(
         Base random seed.
     encoding
         Encoding of a text file.
+    missing_values
+        Texts that represent a missing value, such as NA. By default, such words are values in the target and
+        environment column, and missing values where they are rare elsewhere. "" for empty cells only.
     executor
         Execution of runs: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
     address
@@ -98,9 +103,10 @@ def compare(
         budget=budget,
         seed=seed,
         encoding=encoding,
+        missing_values=missing_values,
         executor=executor,
         address=address,
-        out=out or Path("comparisons") / file.name.partition(".")[0],
+        out=out or Path("comparisons") / folder_name(file.name.partition(".")[0], "compare: the name"),
         **given(options),
     )
     if json:

@@ -26,12 +26,11 @@ def fetch(
         Name of the data set.
     """
     del name
-    from rich.console import Console
-
     from envariant.cli.show import print_json, print_lines
+    from envariant.core.console import SafeConsole
     from envariant.data.colored import mnist as files
 
-    messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    messages = SafeConsole(stderr=True, soft_wrap=True)
     digits = files.load(mnist, report=lambda line: messages.print(line, style="dim"))
     digests = files.digests(digits)
     if json:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from envariant.cli.options import Json, Mnist, Whole
+from envariant.cli.options import Json, Mnist, WholeOrNone
 
 # Algorithm, and whether images are converted to grayscale.
 _RUNS = (("erm", False), ("irm", False), ("vrex", False), ("and-mask", False), ("erm", True))
@@ -14,8 +14,8 @@ _RUNS = (("erm", False), ("irm", False), ("vrex", False), ("and-mask", False), (
 def demo(
     *,
     out: Annotated[Path, Parameter(alias="-o")] = Path("demo"),
-    replicas: Whole | None = None,
-    steps: Whole | None = None,
+    replicas: WholeOrNone = None,
+    steps: WholeOrNone = None,
     data: str = "colored-mnist",
     mnist: Mnist = None,
     json: Json = False,

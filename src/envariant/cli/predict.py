@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from envariant.cli.options import Json, Switch
 from envariant.core.errors import EnvariantError
+from envariant.core.printable import one_line
 
 # Largest number of remarks printed without --check.
 _REMARKS = 5
@@ -73,7 +74,10 @@ def predict(
         if out is not None:
             answer["predictions"] = str(out)
         elif predictions is not None:
-            answer["predictions"] = predictions.to_dict(orient="records")
+            labels = [
+                v if isinstance(v, bool | int | float) else str(v) for v in predictions["prediction"].tolist()
+            ]
+            answer["predictions"] = predictions.assign(prediction=labels).to_dict(orient="records")
         print_json(answer)
     elif check:
         print_table(drift_table(drift))
@@ -90,4 +94,4 @@ def _print_remarks(drift: Any, *, everything: bool) -> None:
         if len(remarks) > _REMARKS:
             remarks[_REMARKS:] = [f"{len(remarks) - _REMARKS} more remarks; --check shows all"]
     for remark in remarks:
-        sys.stderr.write(f"envariant: {remark}\n")
+        sys.stderr.write(one_line(f"envariant: {remark}") + "\n")

@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from envariant.cli.options import Json, Mnist
+from envariant.core.errors import EnvariantError
 
 
 def report(
@@ -30,6 +31,10 @@ def report(
     from envariant.reporting import run_page, tables
     from envariant.training.result import TrainingResult
 
+    if out.suffix not in (".html", ".htm"):
+        raise EnvariantError(f"{out}: the name of a page must end in .html")
+    if repeated := [run for run in runs if runs.count(run) > 1]:
+        raise EnvariantError(f"report: {repeated[0]} is given twice; give it once")
     results = [TrainingResult.load(run) for run in runs]
     run_page.write(results, out, title, mnist)
     if json:

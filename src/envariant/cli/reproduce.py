@@ -42,6 +42,8 @@ def reproduce(
     from envariant.core.errors import EnvariantError
     from envariant.reproductions import NAMES, reproduction
 
+    if list_ and name is not None:
+        raise EnvariantError("reproduce: --list lists all reproductions; leave the name out")
     if list_ or name is None:
         sections = {key: [section.name for section in reproduction(key).sections] for key in NAMES}
         if json:
@@ -53,14 +55,15 @@ def reproduce(
             print_lines(lines)
         return
     requested = reproduction(name)
-    from rich.console import Console
-
+    from envariant.core.console import SafeConsole
     from envariant.reproductions.publish import SectionResult, perform
 
     folder = out or Path("reproductions") / f"{name}-{profile}"
+    if folder.exists() and not folder.is_dir():
+        raise EnvariantError(f"{folder}: is a file; choose a folder for the results")
     if resume and not (folder / "runs").is_dir():
         raise EnvariantError(f"{folder}: has no stored runs to resume; leave --resume out to start")
-    log = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    log = SafeConsole(stderr=True, soft_wrap=True)
     results: list[SectionResult] = []
     for result in perform(
         requested, folder, profile, only=only, mnist=mnist, report=lambda line: log.print(line, style="dim")

@@ -3,11 +3,12 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import Parameter
 
-from envariant.cli.options import Whole
+from envariant.cli.options import Batch, Number, NumberOrNone, Whole, WholeOrNone
 from envariant.core import specs
 from envariant.core.errors import EnvariantError
 from envariant.training.run_spec import PYTHON_ONLY, RunSpec
@@ -76,14 +77,17 @@ def assignments(texts: tuple[str, ...]) -> dict[str, Any]:
         texts: Values of the `--set` options, each of the form `KEY=VALUE`.
 
     Raises:
-        EnvariantError: If a text is not of the form `KEY=VALUE`.
+        EnvariantError: If a text is not of the form `KEY=VALUE`, or a key is given twice.
     """
     values: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip() or not value.strip():
             raise EnvariantError(f"--set: expected KEY=VALUE; got '{text}'")
-        values[key.strip().replace("-", "_")] = specs.parse_value(value)
+        name = key.strip().replace("-", "_")
+        if name in values:
+            raise EnvariantError(f"--set: {name} is given twice; give it once")
+        values[name] = specs.parse_value(value)
     return values
 
 
@@ -115,17 +119,23 @@ def _typed(annotation: Any, default: Any) -> Any:
     """Return the command-line type of an option; objects are given as text."""
     if annotation is Any:
         return str if isinstance(default, str) else str | None
-    text = str(annotation)
-    if "Literal" in text and "int" in text:
-        return int | Literal["full"] | None
-    if get_origin(annotation) is Annotated and get_args(annotation)[0] is int:
-        return Whole
-    if "int" in text and "None" in text:
-        return Annotated[int | None, *get_args(Whole)[1:]]
-    if annotation is int:
-        return Whole
-    kind = str | None if "str | " in text and "tuple" not in text else annotation
-    return kind | None if default is None else kind
+    kinds = [_bare(each) for each in (get_args(annotation) if _is_union(annotation) else (annotation,))]
+    if int in kinds:
+        is_batch = any(get_origin(kind) is Literal for kind in kinds)
+        return Batch if is_batch else WholeOrNone if default is None else Whole
+    if str in kinds:
+        return str | None
+    if float in kinds:
+        return NumberOrNone if default is None else Number
+    return annotation | None if default is None else annotation
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, UnionType)
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 OPTIONS = tuple(name for name in RunSpec.model_fields if name not in ("hyperparameters", *PYTHON_ONLY))

@@ -24,6 +24,7 @@ def list_(study: Study, *, state: str | None = None, json: Json = False) -> None
     """
     from envariant.cli.show import print_json, print_lines
     from envariant.core.errors import unknown_name
+    from envariant.core.printable import one_line
     from envariant.training.store import STATES, Store
 
     if state is not None and state not in STATES:
@@ -36,8 +37,10 @@ def list_(study: Study, *, state: str | None = None, json: Json = False) -> None
         return
     print_lines(
         [
-            f"{r['id']:>6}  {r['state']:<8} {r['data']}  {r['test_environments']}  {r['algorithm']}  "
-            f"trial {r['trial']}  replica {r['replica']}" + (f"  {r['error']}" if r["error"] else "")
+            one_line(
+                f"{r['id']:>6}  {r['state']:<8} {r['data']}  {r['test_environments']}  {r['algorithm']}  "
+                f"trial {r['trial']}  replica {r['replica']}" + (f"  {r['error']}" if r["error"] else "")
+            )
             for r in selected.astype(object).where(selected.notna(), None).to_dict("records")
         ]
     )
@@ -54,6 +57,7 @@ def show(study: Study, run: Whole, *, json: Json = False) -> None:
     """
     from envariant.cli.show import print_json, print_lines
     from envariant.core.errors import EnvariantError
+    from envariant.core.printable import one_line
     from envariant.training.store import Store
 
     with Store(study) as store:
@@ -68,7 +72,8 @@ def show(study: Study, run: Whole, *, json: Json = False) -> None:
     if json:
         print_json({**facts, "provenance": provenance, "history": history.to_dict("records")})
         return
-    print_lines([f"{k:<17} {value}" for k, value in {**facts, **provenance}.items() if value is not None])
+    shown = {key: value for key, value in {**facts, **provenance}.items() if value is not None}
+    print_lines([one_line(f"{key:<17} {value}") for key, value in shown.items()])
     print_lines([history.drop(columns="run").to_string(index=False)])
 
 

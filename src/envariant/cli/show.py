@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from envariant.core.console import SafeConsole
 from envariant.reporting import tables
 from envariant.reporting.labels import title, verdict
 from envariant.reporting.tables import TextTable
@@ -61,10 +61,10 @@ def print_lines(lines: Sequence[str]) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
-def _console() -> Console:
+def _console() -> SafeConsole:
     # A pipe has no width; 160 columns avoid line breaks within table rows.
     width = None if sys.stdout.isatty() else 160
-    return Console(width=width, highlight=False, markup=False, soft_wrap=False)
+    return SafeConsole(width=width, soft_wrap=False)
 
 
 def _execution(result: TrainingResult) -> str:

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from envariant.cli.options import Json, Names, Switch, Whole
+from envariant.cli.options import Json, Names, NumberOrNone, Switch, Whole, WholeOrNone
 from envariant.cli.run_options import given, with_run_options
 from envariant.core.errors import EnvariantError
+from envariant.core.paths import folder_name
 from envariant.training.run_spec import SHARED
 
 
@@ -19,12 +20,12 @@ def sweep(
     data: Names = (),
     algorithms: Names = (),
     name: str | None = None,
-    n_trials: Whole | None = None,
-    replicas: Whole | None = None,
+    n_trials: WholeOrNone = None,
+    replicas: WholeOrNone = None,
     test_environments: str | None = None,
-    holdout_fraction: float | None = None,
-    lr_range: float | None = None,
-    seed: Whole | None = None,
+    holdout_fraction: NumberOrNone = None,
+    lr_range: NumberOrNone = None,
+    seed: WholeOrNone = None,
     metric: str | None = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     workers: Whole = 1,
@@ -58,7 +59,7 @@ def sweep(
         Test environments: suggested (those of the data set), each (every environment in turn),
         each-and-pairs (also every pair), or the name of one environment.
     holdout_fraction
-        Share of the rows of every training environment used for validation, in [0, 1).
+        Share of the rows of every training environment used for validation, above 0 and below 1.
     lr_range
         Largest factor between a trial's learning rate and the default learning rate of the data set.
     seed
@@ -86,6 +87,7 @@ def sweep(
     if track_at is not None and track is None:
         raise EnvariantError("sweep: --track-at needs --track tensorboard or --track mlflow")
     execution = {"execution": options.pop("execution"), "memory": options.pop("memory")}
+    _check_execution(execution, executor, address, workers)
     declared = {
         "data": data or None,
         "algorithms": algorithms or None,
@@ -99,7 +101,7 @@ def sweep(
         "metric": metric,
     }
     study = _declared(file, given(declared), given(options))
-    folder = out or Path("studies") / study.name
+    folder = out or Path("studies") / folder_name(study.name, "sweep: the name")
     if dry_run:
         _print_estimate(study, json)
         return
@@ -115,6 +117,17 @@ def sweep(
         at = f" --at {track_at}" if track_at else ""
         command = f"envariant runs track {folder} --to {track}{at}"
         print_lines([f"not all runs were sent ({tracking.problem}); to send them: {command}"])
+
+
+def _check_execution(execution: dict[str, Any], executor: str, address: str | None, workers: int) -> None:
+    from envariant.studies.executors.local import MAX_WORKERS
+    from envariant.training.resolution import check_objects
+
+    check_objects(execution)
+    if address is not None and executor != "ray":
+        raise EnvariantError("sweep: --address needs --executor ray")
+    if not 1 <= workers <= MAX_WORKERS:
+        raise EnvariantError(f"--workers: must be in [1, {MAX_WORKERS}]; got {workers}")
 
 
 def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> Any:

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envariant.core.errors import listed
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Binary, Regression, Task
 from envariant.data.tables.table import Table
+from envariant.training.record import MOST_UNSEEN
 
 Array = NDArray[np.float64]
 Folds = Sequence[Sequence[str]]
@@ -61,6 +63,20 @@ def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple
         for environment, own, others in _split(table, folds)
     }
     return {name: unseen[name] for name in table.environments if unseen[name]}
+
+
+def unpredictable(table: Table, task: Task, folds: Folds) -> dict[str, str]:
+    """Return the environments too different for a verdict, and why: many rows have untrained classes."""
+    if isinstance(task, Regression):
+        return {}
+    reasons: dict[str, str] = {}
+    for environment, own, others in _split(table, folds):
+        unseen = ~np.isin(own, others)
+        if unseen.mean() > MOST_UNSEEN:
+            names = listed([f"'{table.classes[int(k)]}'" for k in np.unique(own[unseen])])
+            share = f"{unseen.mean():.0%} of its rows have classes that no training environment has"
+            reasons[environment] = f"no verdict, because {share} ({names})"
+    return reasons
 
 
 def _split(table: Table, folds: Folds) -> Iterator[tuple[str, Array, Array]]:

@@ -5,6 +5,7 @@ The runs are stored as a study in a folder, which can be resumed and inspected.
 
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,12 +14,16 @@ from typing import Any, Literal, final
 
 import numpy as np
 import pandas as pd
+from pydantic import PositiveInt
 
 from envariant.comparison import page, protocol
 from envariant.comparison.data_summary import summarize
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.results import ComparisonResults, gather
+from envariant.core import metrics, specs
+from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.files import as_path
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.saved_model import SavedModel
@@ -26,6 +31,7 @@ from envariant.studies.executors import local, ray
 from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
 from envariant.training.progress import show_sweep
+from envariant.training.resolution import check_objects
 from envariant.training.run_spec import EXECUTION_ONLY, text_of
 from envariant.training.store import Store
 
@@ -115,20 +121,21 @@ class Comparison:
 def compare(
     data: Any,
     *,
-    target: str,
-    environment: str,
+    target: Any,
+    environment: Any,
     task: str | None = None,
     algorithms: Sequence[Any] = ALGORITHMS,
     metric: str | None = None,
     n_trials: int = 4,
     replicas: int = 5,
-    exclude: Sequence[str] = (),
-    sample_weight: str | None = None,
+    exclude: Sequence[Any] = (),
+    sample_weight: Any = None,
     min_rows: int = 50,
     max_rows: int | None = MAX_ROWS,
     budget: str | float | None = None,
     seed: int = 0,
     encoding: str = "utf-8",
+    missing_values: Sequence[str] | None = None,
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
     out: Path | str | None = None,
@@ -141,7 +148,7 @@ def compare(
     validation rows of the training environments, never on test environments.
 
     Args:
-        data: Path (.csv, .parquet) or data frame of pandas, polars or Arrow.
+        data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow.
         target: Name of the column to predict.
         environment: Name of the column with the environment of each row.
         task: "binary", "multiclass" or "regression"; Default: inferred from the target.
@@ -159,6 +166,8 @@ def compare(
             stop only between two stages. Default: no limit.
         seed: Base random seed.
         encoding: Encoding of a text file.
+        missing_values: Texts that represent a missing value in every column. Default: words such as NA where
+            they are rare or stand among numbers, except in the target and environment column.
         executor: "local", or "ray" for a Ray cluster.
         address: Address of the Ray cluster.
         out: Folder for the study, the page and the model; an existing study is resumed. Default: a temporary
@@ -175,17 +184,24 @@ def compare(
     start = time.monotonic()
     deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
-    methods = {text_of(each): each for each in (BASELINE, *algorithms)}
+    folder = None if out is None else as_path(out, "out")
+    asked = {"min_rows": min_rows, "max_rows": max_rows, "encoding": encoding, "executor": executor}
+    _check_arguments({**asked, "address": address}, options)
+    runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed}
+    runs |= {} if metric is None else {"metric": metrics.metric_named(metric).name}
+    methods = _methods(algorithms, settings=shared, **runs)
     min_rows = max(min_rows, protocol.FEWEST_ROWS)
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
-        min_rows=min_rows, encoding=encoding,
+        min_rows=min_rows, encoding=encoding, missing_values=missing_values,
     )  # fmt: skip
-    folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else Path(out)
+    folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
     plan = protocol.plan(
         source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared
     )
+    for line in plan.undefined:
+        warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=2)
     execution = {"execution": protocol.choose_execution(plan.study, source) or "auto"}
     execution |= {key: value for key, value in options.items() if key in EXECUTION_ONLY}
     run = _runner(folder, plan.study, execution, executor, address)
@@ -206,6 +222,31 @@ def compare(
     trial = study.trials_of(best, source)[results.selected_trials[best]]
     protocol.train_final_model(full, methods[best], trial, seed, shared).save(folder / "model")
     return comparison
+
+
+_ARGUMENTS: Mapping[str, Any] = {
+    "min_rows": PositiveInt,
+    "max_rows": int | None,
+    "encoding": str,
+    "executor": Literal["local", "ray"],
+    "address": str | None,
+}
+
+
+def _check_arguments(arguments: Mapping[str, object], options: Mapping[str, Any]) -> None:
+    """Check arguments that are not settings of the study, before the table is read."""
+    for name, value in arguments.items():
+        specs.check_value(value, _ARGUMENTS[name], f"compare: {name}")
+    if arguments["address"] is not None and arguments["executor"] != "ray":
+        raise EnvariantError("compare: address needs executor='ray'; leave it out, or set both")
+    check_objects({key: value for key, value in options.items() if key in EXECUTION_ONLY})
+
+
+def _methods(algorithms: Any, **settings: Any) -> dict[str, Any]:
+    """Return ERM and the requested methods by name, after a check of the settings of all runs."""
+    given = tuple(algorithms) if isinstance(algorithms, list | tuple) else (algorithms,)
+    Study(("table",), given or (BASELINE,), **settings)
+    return {text_of(each): each for each in (BASELINE, *given)}
 
 
 def _runner(

@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import final
+from typing import Annotated, final
 
 import numpy as np
+from pydantic import Field, NonNegativeInt
 
 from envariant.analysis.column_stability import ColumnStability, measure_stability
 from envariant.analysis.distribution_shift import Samples, Shift, ShiftEstimate, estimate_shift, measure_shift
 from envariant.analysis.leakage import leaky_columns
 from envariant.comparison.baselines import Folds, unseen_classes
+from envariant.core import specs
 from envariant.core.environments import Environment, EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Multiclass, Regression
@@ -113,8 +115,8 @@ def pairwise_shifts(
     Raises:
         EnvariantError: If there are fewer than two environments or too few rows, or `n_trials` is below 1.
     """
-    if n_trials < 1:
-        raise EnvariantError(f"shift: n_trials must be at least 1, got {n_trials}")
+    specs.check_value(n_trials, Annotated[int, Field(ge=1, le=1000)], "shift: n_trials")
+    specs.check_value(seed, NonNegativeInt, "shift: seed")
     trials: dict[tuple[str, str], list[ShiftEstimate]] = {}
     for trial in range(seed, seed + n_trials):
         drawn = source.with_test_environments(test_environments).sample(trial)

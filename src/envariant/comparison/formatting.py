@@ -40,11 +40,14 @@ def score(results: ComparisonResults, value: float, *, signed: bool = False) -> 
     return f"{round(value, places) + 0.0:{'+' if signed else ''},.{places}f}"
 
 
-def ci(results: ComparisonResults, interval: Interval) -> str:
-    """Return the confidence interval of a score as text, clipped to the range of the metric."""
-    lowest, highest = results.bounds
-    low, high = max(lowest, interval.low), min(highest, interval.high)
-    return f"[{score(results, low)}, {score(results, high)}]" if math.isfinite(high - low) else "[unknown]"
+def ci(results: ComparisonResults, interval: Interval, *, difference: bool = False) -> str:
+    """Return the confidence interval of a score, or of a difference of scores, limited to possible values."""
+    own = results.possible(interval, difference=difference)
+    return (
+        f"[{score(results, own.low)}, {score(results, own.high)}]"
+        if math.isfinite(own.high - own.low)
+        else "[unknown]"
+    )
 
 
 def p_text(p_value: float | None) -> str:

@@ -11,7 +11,7 @@ from envariant.analysis.column_stability import ColumnStability
 from envariant.analysis.distribution_shift import NOTABLE
 from envariant.comparison.baselines import baseline_name
 from envariant.comparison.formatting import ci, environment_name, listed, method_name, p_text, score
-from envariant.comparison.results import Cell, ComparisonResults
+from envariant.comparison.results import ComparisonResults
 from envariant.studies.significance import BASELINE
 
 # Thresholds in units of the relevant difference: column importance, and uncertainty of a drop.
@@ -53,6 +53,7 @@ def recommend(results: ComparisonResults) -> Recommendation:
     # In order of priority.
     facts = [
         _leakage(results),
+        _unjudged(results),
         _partial(results),
         _drop(results),
         _method(results, best),
@@ -150,8 +151,8 @@ def _drop(results: ComparisonResults) -> str:
         return f"ERM drops significantly at {where}: {_scores(results, name)}."
     if name := hidden_drop(results):
         drop = results.drop(results.baseline[name])
-        limited = drop.upper > drop.limit
-        bound = score(results, min(drop.upper, drop.limit)) + (" (the largest possible)" if limited else "")
+        most = drop.interval.high
+        bound = score(results, most) + (" (the largest possible)" if drop.upper > most else "")
         return (
             f"No significant drop, but one of up to {bound} at {environment_name(results, name)} cannot be "
             f"ruled out: {_scores(results, name, interval=False)}."
@@ -180,7 +181,7 @@ def _method(results: ComparisonResults, best: str) -> str:
         gain = (
             ""
             if cell.gain is None
-            else f"by {score(results, cell.gain.mean)} (95 % CI {_gain_ci(results, cell)}) "
+            else f"by {score(results, cell.gain.mean)} (95 % CI {ci(results, cell.gain, difference=True)}) "
         )
         return (
             f"{method_name(best)} beats ERM {gain}at {at}, {p_text(cell.p_value)} (Holm); its worst score is "
@@ -197,11 +198,6 @@ def _method(results: ComparisonResults, best: str) -> str:
         f"No other method ({names}) significantly improves on ERM's worst environment, {at} "
         f"({results.metric.name} {score(results, erm.ood_score.mean)})."
     )
-
-
-def _gain_ci(results: ComparisonResults, cell: Cell) -> str:
-    gain = cell.gain
-    return "" if gain is None else f"[{score(results, gain.low)}, {score(results, gain.high)}]"
 
 
 def _price(results: ComparisonResults, best: str) -> str:
@@ -238,14 +234,24 @@ def _predictor(results: ComparisonResults, best: str) -> tuple[str, str]:
     return method, f"{name} scored {scores}; this difference was not tested."
 
 
+def _unjudged(results: ComparisonResults) -> str:
+    """State which environments get no verdict, because their classes are new."""
+    classes = _new_classes(results, judged=False)
+    return f"No verdict where classes are new: {listed(classes, separator='; ')}." if classes else ""
+
+
 def _unseen_classes(results: ComparisonResults) -> str:
-    classes = [
-        f"{listed([repr(c) for c in names])} at {environment_name(results, environment)}"
-        for environment, names in results.data.unseen_classes.items()
-    ]
-    if not classes:
+    if not (classes := _new_classes(results, judged=True)):
         return ""
     return f"Classes that models trained elsewhere cannot predict: {listed(classes, separator='; ')}."
+
+
+def _new_classes(results: ComparisonResults, *, judged: bool) -> list[str]:
+    return [
+        f"{listed([repr(c) for c in names])} at {environment_name(results, environment)}"
+        for environment, names in results.data.unseen_classes.items()
+        if (environment in results.environments) == judged
+    ]
 
 
 def _baseline(results: ComparisonResults) -> str:

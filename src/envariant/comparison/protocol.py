@@ -1,6 +1,7 @@
 """Protocol of a comparison: choice of rows, folds and metric, training in stages, and the final model."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any, final
 
 import numpy as np
 
-from envariant.comparison.baselines import Folds, baseline_scores
+from envariant.comparison.baselines import Folds, baseline_scores, unpredictable
 from envariant.core import metrics
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
 from envariant.data.tables import source as table_source
@@ -53,9 +54,9 @@ class Plan:
     Attributes:
         study: Study with all requested runs.
         metric: Metric of the scores.
-        tasks: Task by test environment; without environments where the metric is undefined.
+        tasks: Task by test environment; without environments that get no verdict.
         baseline_scores: Score of the constant baseline prediction by environment; empty if uninformative.
-        undefined: One line per environment where the metric is undefined.
+        undefined: One line per environment that gets no verdict: the metric is undefined, or classes are new.
         not_applicable: Reasons why requested methods cannot be run.
     """
 
@@ -90,7 +91,7 @@ def plan(
         options: Training options of all runs.
 
     Raises:
-        EnvariantError: If an algorithm or the metric is unknown, or the metric is undefined everywhere.
+        EnvariantError: If an algorithm or the metric is unknown, or no environment can be judged.
     """
     table = source.table
     chosen = choose_metric(metric, table, source.task)
@@ -105,25 +106,34 @@ def plan(
         replicas=replicas,
         test_environments=folds,
         seed=seed,
-        settings={"evaluate_every": table_source.STEPS, **options},
+        settings=_with_one_evaluation(options),
         metric=chosen.name,
         store_predictions=True,
     )
     constant = baseline_scores(table, source.task, chosen, folds)
-    tasks = {name: task for name, task in tasks_by_environment(table, folds).items() if name in constant}
-    if not tasks:
-        raise EnvariantError(
-            f"compare: {chosen.name} is undefined at every {table.environment.name}, because each has one "
-            f"class only; use another metric"
-        )
-    undefined = tuple(
-        f"{name}: {chosen.name} is undefined, because there is one class only"
+    reasons = {
+        name: f"{chosen.name} is undefined, because there is one class only"
         for name in table.environments
         if name not in constant
-    )
+    }
+    # No model can predict a class that it was not trained on.
+    reasons |= unpredictable(table, source.task, folds)
+    tasks = {n: task for n, task in tasks_by_environment(table, folds).items() if n not in reasons}
+    if not tasks:
+        name, reason = next(iter(reasons.items()))
+        raise EnvariantError(
+            f"compare: no {table.environment.name} can be judged ({name}: {reason}); write classes alike, or "
+            f"use another metric"
+        )
+    undefined = tuple(f"{name}: {reasons[name]}" for name in table.environments if name in reasons)
     # A constant prediction is perfectly calibrated and uninformative.
     informative = {} if chosen.name == "calibration error" else constant
     return Plan(study, chosen, tasks, informative, undefined, not_applicable)
+
+
+def _with_one_evaluation(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return training options that evaluate only at the last step, unless they say otherwise."""
+    return {"evaluate_every": options.get("steps") or table_source.STEPS, **options}
 
 
 def parse_duration(budget: str | float) -> float:
@@ -135,7 +145,7 @@ def parse_duration(budget: str | float) -> float:
     text = str(budget).strip().lower()
     unit = _UNITS.get(text[-1:], 1.0)
     try:
-        seconds = float(text.rstrip("smh")) * unit
+        seconds = float("nan" if isinstance(budget, bool) else text.rstrip("smh")) * unit
     except ValueError:
         seconds = float("nan")
     if not 0 < seconds < float("inf"):
@@ -296,16 +306,21 @@ def train_final_model(
         options: Training options of all runs.
     """
     source = TableSource(table, "table")
-    settings: dict[str, Any] = {"evaluate_every": table_source.STEPS, **options}
-    result = train(
-        source,
-        algorithm,
-        hyperparameters=trial.hyperparameters,
-        learning_rate=trial.learning_rate,
-        test_environments=(),
-        execution="sequential",
-        seed=seed,
-        progress=False,
-        **settings,
-    )
+    # Predictors are fitted without gradient steps.
+    settings: dict[str, Any] = {}
+    if predictor(algorithm) is None:
+        settings = {**_with_one_evaluation(options), "learning_rate": trial.learning_rate}
+    with warnings.catch_warnings():
+        # The study has issued the same remarks on schedules and model.
+        warnings.simplefilter("ignore", EnvariantWarning)
+        result = train(
+            source,
+            algorithm,
+            hyperparameters=trial.hyperparameters,
+            test_environments=(),
+            execution="sequential",
+            seed=seed,
+            progress=False,
+            **settings,
+        )
     return SavedModel.of(source, result)

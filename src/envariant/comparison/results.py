@@ -28,16 +28,6 @@ from envariant.training.store import Predictions, Store
 LEVEL = 0.05
 """Significance level of gains over ERM."""
 
-# Smallest and largest value of each metric. Default: from 0 to infinity.
-_UNIT = (0.0, 1.0)
-_BOUNDS = {
-    "accuracy": _UNIT,
-    "balanced accuracy": _UNIT,
-    "AUROC": _UNIT,
-    "calibration error": _UNIT,
-    "R²": (-math.inf, 1.0),
-}
-
 
 @final
 @dataclass(frozen=True)
@@ -71,17 +61,22 @@ class Drop:
     Attributes:
         mean: Estimated drop; NaN if the in-domain score is absent.
         half_width: Half the width of the 95 % confidence interval.
-        limit: Largest possible drop, given the in-domain score and the metric's range.
+        limits: Smallest and largest possible drop, given the in-domain score and the metric's range.
     """
 
     mean: float
     half_width: float
-    limit: float = math.inf
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def upper(self) -> float:
-        """Upper end of the confidence interval, which may exceed `limit`."""
+        """Upper end of the confidence interval, which may exceed the largest possible drop."""
         return self.mean + self.half_width
+
+    @property
+    def interval(self) -> Interval:
+        """Confidence interval, limited to possible drops."""
+        return Interval(self.mean, self.mean - self.half_width, self.upper, 2).clipped(*self.limits)
 
 
 @final
@@ -142,11 +137,6 @@ class ComparisonResults:
         return self.cells[BASELINE]
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """Smallest and largest possible value of the metric."""
-        return _BOUNDS.get(self.metric.name, (0.0, math.inf))
-
-    @property
     def relevant_difference(self) -> float:
         """Smallest relevant difference of two scores: 5 % of ERM's worst error, or 0.02 for other metrics."""
         if self.metric.name in ("squared error", "RMSE"):
@@ -172,9 +162,14 @@ class ComparisonResults:
     def drop(self, cell: Cell) -> Drop:
         """Return the drop from the in-domain to the out-of-domain score."""
         ends = [(e.high - e.low) / 2 for e in (cell.ood_score, cell.id_score) if math.isfinite(e.high)]
-        worst_value = self.bounds[0 if self.metric.higher_is_better else 1]
-        limit = self.metric.gain(cell.id_score.mean, worst_value)
-        return Drop(self.metric.gain(cell.id_score.mean, cell.ood_score.mean), math.hypot(*ends), limit)
+        gain, score = self.metric.gain, cell.id_score.mean
+        low, high = sorted(gain(score, bound) for bound in self.metric.bounds)
+        return Drop(gain(score, cell.ood_score.mean), math.hypot(*ends), (low, high))
+
+    def possible(self, interval: Interval, *, difference: bool = False) -> Interval:
+        """Return the interval of a score, or of a difference of scores, limited to possible values."""
+        largest = self.metric.largest_difference
+        return interval.clipped(*((-largest, largest) if difference else self.metric.bounds))
 
     @cached_property
     def significantly_better(self) -> tuple[str, ...]:

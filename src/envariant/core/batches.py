@@ -25,12 +25,14 @@ class EnvironmentBatch:
         targets: Targets `[rows, *target_shape]`.
         sizes: Number of rows of each environment, in order; sizes may differ.
         task: Prediction task.
+        aggregator: Function from the loss of each row to the risk. None: the mean over environments.
     """
 
     inputs: Shaped[Tensor, "rows *input_shape"]
     targets: Shaped[Tensor, "rows *target_shape"]
     sizes: tuple[int, ...]
     task: Task
+    aggregator: Callable[[Tensor], Tensor] | None = None
 
     def split(self, values: Shaped[Tensor, "rows *shape"]) -> tuple[Tensor, ...]:
         """Return `values` as one tensor per environment."""
@@ -46,6 +48,24 @@ class EnvironmentBatch:
             # Equal to `mean` in float32, but the derivative of `mean` divides once for every row.
             return apart.sum(dim=1) / self.sizes[0]
         return torch.stack([part.sum(dim=0) / len(part) for part in self.split(values)])
+
+    def mean(self, values: Float[Tensor, "rows *shape"]) -> Float[Tensor, ""]:
+        """Return the mean of `values` in which every environment has equal weight, whatever its size."""
+        # With equal sizes all rows have equal weight, and one sum over all rows is faster.
+        return (values if len(set(self.sizes)) == 1 else self.per_environment_mean(values)).mean()
+
+    def row_weights(self, like: Tensor) -> Float[Tensor, " rows"]:
+        """Return one weight per row, with equal sums over all environments; 1 if they have equal sizes.
+
+        Args:
+            like: Tensor with the dtype and device of the result.
+        """
+        largest = max(self.sizes)
+        return torch.cat([like.new_full((size,), largest / size) for size in self.sizes])
+
+    def risk(self, losses: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
+        """Return the risk that a training step minimizes, by the algorithm's risk aggregator."""
+        return self.mean(losses) if self.aggregator is None else self.aggregator(losses)
 
     def environment_of_rows(self) -> Int[Tensor, " rows"]:
         """Return the index of the environment of each row, counted from 0."""

@@ -4,15 +4,16 @@ Missing values, values of a wrong type and inconsistent shapes are rejected with
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envariant.core.errors import EnvariantError, listed, unknown_name
+from envariant.core.errors import EnvariantError, listed, shown, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
@@ -27,6 +28,32 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
         return (number if math.isfinite(number) else math.inf), text
 
     return tuple(sorted(set(labels), key=key))
+
+
+# Signs without width, which make equal texts different.
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
+
+
+def clean(text: str) -> str:
+    """Return a label in Unicode's composed form, without invisible signs and surrounding blanks."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
+    return text.strip()
+
+
+def look_alikes(labels: Iterable[str]) -> list[str]:
+    """Return one sentence per group of labels that differ only in case, blanks or the form of characters."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        key = "".join(unicodedata.normalize("NFKC", label).translate(_INVISIBLE).casefold().split())
+        groups.setdefault(key, []).append(label)
+    sentences: list[str] = []
+    for names in groups.values():
+        shown = listed([f"'{name}'" for name in names], 4, " and ")
+        how = "capitals" if len({name.casefold() for name in names}) == 1 else "blanks or character form"
+        if len(names) > 1:
+            sentences.append(f"{shown} differ in {how} only")
+    return sentences
 
 
 # Integers with more distinct values than this are a quantity, not classes.
@@ -48,7 +75,7 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
     words = column.dtype.kind not in "biuf"
     if task is None:
         classes = different == 2 or words or (column.dtype.kind in "iub" and different <= _MOST_CLASSES)
-        if classes and different < 2:
+        if different < 2 and (classes or len(column) > 1):
             value = text_of(column[0])
             raise EnvariantError(f"{label}: all targets are {value}; there is nothing to predict")
         if words and different > max(_MOST_CLASSES, len(column) // 2):
@@ -113,9 +140,37 @@ def coded(column: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     return np.array([number[text] for text in texts], dtype=np.int64)[inverse], labels
 
 
-def several(names: Sequence[Any]) -> tuple[Any, ...]:
-    """Return names as a tuple; a string is a single name."""
-    return (names,) if isinstance(names, str) else tuple(names)
+def several(names: object, what: str = "names") -> tuple[Any, ...]:
+    """Return names as a tuple; a string is a single name.
+
+    Args:
+        names: One name, or several.
+        what: Name of the argument, for the error message.
+
+    Raises:
+        EnvariantError: If `names` is neither a string nor a collection.
+    """
+    if isinstance(names, str):
+        return (names,)
+    if not isinstance(names, Iterable):
+        raise EnvariantError(f"{what} must be a list of names; got {shown(names)}")
+    return tuple(cast("Iterable[Any]", names))
+
+
+def attributes_of(attributes: Any, rows: int, where: str) -> dict[str, Tensor]:
+    """Return attributes as tensors with one value per row.
+
+    Raises:
+        EnvariantError: If an attribute has another length, or does not consist of numbers.
+    """
+    if not isinstance(attributes, Mapping):
+        raise EnvariantError(f"{where}: attributes must be a mapping from names to values")
+    tensors = {key: tensor_of(values, f"{where}: attribute '{key}'") for key, values in attributes.items()}
+    for key, values in tensors.items():
+        if not values.dim() or len(values) != rows:
+            count = len(values) if values.dim() else 1
+            raise EnvariantError(f"{where}: attribute '{key}' has {count} values for {rows} rows")
+    return tensors
 
 
 def text_of(value: object) -> str:
@@ -136,6 +191,8 @@ def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
     """
     # Iterating over a PyTorch dataset with a length need not terminate.
     has_length = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not has_length and not hasattr(dataset, "__iter__"):
+        raise EnvariantError(f"{where}: must be a dataset of (input, target) pairs; got {shown(dataset)}")
     items = (dataset[k] for k in range(len(dataset))) if has_length else iter(dataset)
     inputs: list[Tensor] = []
     targets: list[Any] = []
@@ -163,6 +220,8 @@ def column_of_table(table: Any, name: str, label: str) -> Any:
     Raises:
         EnvariantError: If the table has no column of that name.
     """
+    if not hasattr(table, "column_names") and not hasattr(table, "keys"):
+        raise EnvariantError(f"{label}: must have columns, as a data frame has; got {shown(table)}")
     known = [str(key) for key in getattr(table, "column_names", None) or table.keys()]
     if name not in known:
         raise unknown_name("column", name, known, where=label)

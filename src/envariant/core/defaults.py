@@ -11,7 +11,8 @@ class DefaultSettings:
     """Default training settings of a data set for one algorithm, taken from a protocol or paper.
 
     Attributes:
-        hyperparameters: Hyperparameters of the algorithm by name.
+        hyperparameters: Hyperparameters of the algorithm by name. Switch points of schedules are meant for
+            runs of `steps` updates; in other runs they are scaled.
         model: Model, such as `mlp(hidden=64)`.
         optimizer: Optimizer, such as `adam`.
         steps: Number of optimizer updates.

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from envariant.core import conversion
+from envariant.core import conversion, specs
 from envariant.core.batches import EnvironmentBatch, PredictedBatch
 from envariant.core.defaults import DefaultSettings, ReferenceScores
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.input_store import InputStore, input_store
-from envariant.core.tasks import Task
+from envariant.core.tasks import Task, check_losses
 
 __all__ = [
     "RESERVED",
@@ -80,11 +80,11 @@ class Environment:
         origin: str = "",
     ) -> None:
         where = f"environment '{name}'"
-        if not isinstance(name, str) or name in RESERVED or not name.isprintable():
+        if not isinstance(name, str) or not name or name in RESERVED or not name.isprintable():
             raise EnvariantError(
                 f"{where}: a name must be one line of text and not {' or '.join(sorted(RESERVED))}"
             )
-        store, attributes = input_store(inputs, where), attributes or {}
+        store = input_store(inputs, where)
         targets, rows = conversion.tensor_of(targets, f"{where}: targets"), len(store)
         if rows == 0:
             raise EnvariantError(f"{where}: has no rows; leave it out")
@@ -92,9 +92,7 @@ class Environment:
             raise EnvariantError(
                 f"{where}: {rows} rows of inputs need targets of shape ({rows},); got {tuple(targets.shape)}"
             )
-        for key, values in attributes.items():
-            if len(values) != rows:
-                raise EnvariantError(f"{where}: attribute '{key}' has {len(values)} values for {rows} rows")
+        attributes = conversion.attributes_of(attributes or {}, rows, where)
         weights = attributes.get(WEIGHT, torch.ones(1))
         if not bool((torch.isfinite(weights) & (weights >= 0)).all()) or not bool(weights.any()):
             raise EnvariantError(
@@ -220,10 +218,13 @@ class EnvironmentSet(EnvironmentSource):
             raise EnvariantError(
                 f"{self.label}: task must be Binary(), Multiclass(classes=…) or Regression()"
             )
+        specs.check_value(self.label, str, "EnvironmentSet: label")
+        is_list = isinstance(self.environments, list | tuple)
+        if not is_list or not all(isinstance(each, Environment) for each in self.environments):
+            raise EnvariantError(f"{self.label}: environments must be a tuple of Environment objects")
         if not self.environments:
             raise EnvariantError(f"{self.label}: has no environments")
-        repeated = {name for name in self.names if self.names.count(name) > 1}
-        if repeated:
+        if repeated := {name for name in self.names if self.names.count(name) > 1}:
             raise EnvariantError(f"{self.label}: environment name '{sorted(repeated)[0]}' is used twice")
         for environment in self.environments:
             store, first = environment.input_store, self.environments[0].input_store
@@ -238,6 +239,7 @@ class EnvironmentSet(EnvironmentSource):
                     f"'{self.names[0]}' (type, mean or deviation); give all environments the same"
                 )
         object.__setattr__(self, "environments", tuple(map(self._cast, self.environments)))
+        check_losses(self.task, self.environments[0].targets)
         self.roles(self.test)
 
     def _cast(self, environment: Environment) -> Environment:
@@ -327,6 +329,8 @@ class EnvironmentSet(EnvironmentSource):
         Raises:
             EnvariantError: If a dataset is empty, or items differ in shape or are not numbers.
         """
+        if not isinstance(datasets, Mapping):
+            raise EnvariantError(f"{label}: datasets must be a mapping from names to datasets")
         read = {
             name: conversion.items_of(dataset, f"{label}: '{name}'") for name, dataset in datasets.items()
         }
@@ -438,6 +442,8 @@ class EnvironmentSet(EnvironmentSource):
         for name in test_environments:
             if name not in self.names:
                 raise unknown_name("environment", name, self.names, where=self.label)
+            if test_environments.count(name) > 1:
+                raise EnvariantError(f"{self.label}: test environment '{name}' is named twice; name it once")
         if {*test_environments, *self.validation} >= set(self.names):
             raise EnvariantError(f"{self.label}: all environments are held out; none is left to train on")
         known = {**dict.fromkeys(self.validation, "validation"), **dict.fromkeys(test_environments, "test")}

@@ -10,10 +10,14 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import final
 
+from envariant.core.printable import one_line, printable
+
 
 @final
-class EnvariantError(Exception):
+class EnvariantError(ValueError):
     """Error that a user can fix. The message states the problem, the location and the remedy.
+
+    It is a `ValueError`, as scikit-learn expects for invalid arguments.
 
     Args:
         message: One sentence.
@@ -25,10 +29,17 @@ class EnvariantError(Exception):
         super().__init__(message)
         self.retryable = retryable
 
+    def __str__(self) -> str:
+        # Messages quote names in data and files, which may hold anything.
+        return one_line(super().__str__())
+
 
 @final
 class EnvariantWarning(UserWarning):
     """Warning about a run that works, but probably not as intended."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> EnvariantError:
@@ -46,19 +57,38 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     suggestion = closest_name(name, names)
     hint = "" if suggestion is None else f"did you mean '{suggestion}'? "
     prefix = f"{where}: " if where else ""
-    return EnvariantError(f"{prefix}unknown {kind} '{name}'; {hint}known: {', '.join(names) or 'none'}")
+    return EnvariantError(
+        f"{prefix}unknown {kind} '{shortened(str(name))}'; {hint}known: {', '.join(names) or 'none'}"
+    )
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:
     """Return the known name most similar to `name`, or None if none is similar."""
-    candidates = {_simplified(candidate): candidate for candidate in known}
-    similar = difflib.get_close_matches(_simplified(name), candidates, n=1, cutoff=0.6)
+    candidates = {_simplified(str(candidate)): candidate for candidate in known}
+    similar = difflib.get_close_matches(_simplified(str(name)), candidates, n=1, cutoff=0.6)
     return candidates[similar[0]] if similar else None
 
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Return a text in one printable line of at most `most` characters."""
+    line = " ".join(printable(text).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def shown(value: object) -> str:
+    """Return a value as text for an error message: one line of at most 80 characters."""
+    try:
+        text = repr(value)
+        # Objects such as data frames and optimizers describe themselves in many lines.
+        return f"{type(value).__name__} object" if "\n" in text else shortened(text)
+    except ValueError:
+        # Python does not convert integers of more than 4,300 digits.
+        return f"a value of type {type(value).__name__}"
 
 
 def listed(names: Sequence[object], most: int = 5, separator: str = ", ") -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,21 @@ def cannot_write(path: Path, error: Exception, remedy: str = "") -> EnvariantErr
     remedy = remedy or "check the disk, or choose another folder"
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return EnvariantError(f"{path}: cannot be written ({reason}); {remedy}", retryable=True)
+
+
+def as_path(path: object, what: str) -> Path:
+    """Return a path given as text or as a path object.
+
+    Args:
+        path: Path of a file or folder.
+        what: Name of the argument, for the error message.
+
+    Raises:
+        EnvariantError: If `path` is neither a path nor text, or an empty text.
+    """
+    if not isinstance(path, str | os.PathLike) or not path:
+        raise EnvariantError(f"{what} must be the path of a folder; got {shown(path)}")
+    return Path(path)
 
 
 @contextmanager

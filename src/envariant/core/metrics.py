@@ -20,6 +20,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 Array = NDArray[Any]
 
 _BINS = 15
+_UNIT, _POSITIVE = (0.0, 1.0), (0.0, np.inf)
 
 
 @final
@@ -33,6 +34,7 @@ class Metric:
         compute: Function of task, logits (`[rows]` or `[rows, classes]`) and targets (`[rows]`). The value is
             NaN if the metric is undefined, such as AUROC with a single class.
         tasks: Task classes for which the metric is defined.
+        bounds: Smallest and largest possible value.
         unit: Unit of the values; "" for dimensionless values.
         number_format: Python format specification for printed values.
         notable_difference: Smallest difference worth mentioning. None: it depends on the scale of the target.
@@ -42,6 +44,7 @@ class Metric:
     higher_is_better: bool
     compute: Callable[[Task, Array, Array], float]
     tasks: tuple[type[Task], ...] = (Binary, Multiclass)
+    bounds: tuple[float, float] = _POSITIVE
     unit: str = ""
     number_format: str = ".3f"
     notable_difference: float | None = 0.01
@@ -55,6 +58,11 @@ class Metric:
     def sign(self) -> float:
         """Sign of the direction: 1 if higher values are better, else −1."""
         return 1.0 if self.higher_is_better else -1.0
+
+    @property
+    def largest_difference(self) -> float:
+        """Largest possible difference of two values."""
+        return self.bounds[1] - self.bounds[0]
 
     def gain(self, value: float, reference: float) -> float:
         """Return the improvement of `value` over `reference`; negative if `value` is worse."""
@@ -73,16 +81,25 @@ class Metric:
         return format(value, self.number_format) if np.isfinite(value) else "–"
 
 
-def metric(name: str, task: Task) -> Metric:
+def metric_named(name: str) -> Metric:
     """Return a metric by its name in `METRICS`; case is ignored, and "r2" is accepted for R².
+
+    Raises:
+        EnvariantError: If the name is unknown.
+    """
+    by_text = {_plain(key): known for key, known in METRICS.items()}
+    if not isinstance(name, str) or _plain(name) not in by_text:
+        raise unknown_name("metric", str(name), METRICS)
+    return by_text[_plain(name)]
+
+
+def metric(name: str, task: Task) -> Metric:
+    """Return a metric by its name; see `metric_named`.
 
     Raises:
         EnvariantError: If the name is unknown, or the metric does not apply to the task.
     """
-    by_text = {_plain(key): known for key, known in METRICS.items()}
-    if _plain(name) not in by_text:
-        raise unknown_name("metric", name, METRICS)
-    selected = by_text[_plain(name)]
+    selected = metric_named(name)
     if not isinstance(task, selected.tasks):
         applicable = ", ".join(m.name for m in METRICS.values() if isinstance(task, m.tasks))
         problem = f"metric '{name}' does not apply to {task.name} tasks"
@@ -156,17 +173,17 @@ def _r2(task: Task, logits: Array, targets: Array) -> float:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", True, _mean_score),
+        Metric("accuracy", True, _mean_score, bounds=_UNIT),
         # Mean recall over the classes that occur in the targets.
-        Metric("balanced accuracy", True, _balanced_accuracy),
+        Metric("balanced accuracy", True, _balanced_accuracy, bounds=_UNIT),
         # With more than two classes, the mean of the one-vs-rest AUROCs.
-        Metric("AUROC", True, _auroc),
+        Metric("AUROC", True, _auroc, bounds=_UNIT),
         Metric("log loss", False, _log_loss, unit="nats"),
         # Expected calibration error over 15 equal bins of confidence. Guo et al. 2017.
-        Metric("calibration error", False, _calibration_error),
-        Metric("squared error", False, _mean_score, (Regression,), "target unit²", ".4g", None),
-        Metric("RMSE", False, _rmse, (Regression,), "target unit", ".4g", None),
-        Metric("R²", True, _r2, (Regression,)),
+        Metric("calibration error", False, _calibration_error, bounds=_UNIT),
+        Metric("squared error", False, _mean_score, (Regression,), _POSITIVE, "target unit²", ".4g", None),
+        Metric("RMSE", False, _rmse, (Regression,), _POSITIVE, "target unit", ".4g", None),
+        Metric("R²", True, _r2, (Regression,), (-np.inf, 1.0)),
     )
 }
 """All metrics by name."""

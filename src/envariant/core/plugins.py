@@ -1,19 +1,20 @@
-"""Plug-ins: classes of other installed packages, registered as entry points.
+"""Plug-ins: classes and objects of other installed packages, registered as entry points.
 
-A package registers its classes in its `pyproject.toml`:
+A package registers them in its `pyproject.toml`:
 
     [project.entry-points."envariant.models"]
     my-model = "my_package.models:MyModel"
 
-A plug-in is imported when it is used by name, or when all plug-ins are listed.
+A plug-in is imported when it is used by name, or when all plug-ins are listed. A plug-in that cannot be
+imported does not affect the others.
 """
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, is_dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar, cast, final
+from importlib.metadata import EntryPoint, distributions
+from typing import Generic, TypeVar, cast, final
 
-from envariant.core.errors import EnvariantError, first_line
+from envariant.core.errors import EnvariantError, first_line, unknown_name
 
 T = TypeVar("T")
 
@@ -21,53 +22,59 @@ T = TypeVar("T")
 @final
 @dataclass(frozen=True)
 class Plugins(Generic[T]):
-    """Registry of the plug-ins of one kind; every plug-in is a dataclass of another package.
+    """Registry of the plug-ins of one kind.
 
     Attributes:
         group: Entry-point group, such as "envariant.models".
         kind: Kind of plug-in, such as "model", for error messages.
-        base: Required base class of every plug-in.
         requirement: Description of a valid plug-in, for error messages.
-        fits: Additional condition, a function of the class and the name of the entry point.
+        fits: Whether a plug-in is valid, a function of the plug-in and the name of its entry point.
     """
 
     group: str
     kind: str
-    base: type[T]
     requirement: str
-    fits: Callable[[Any, str], bool] = lambda plugin, name: True
+    fits: Callable[[object, str], bool]
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all plug-ins, without importing them."""
-        return tuple(self._entries())
+        return tuple(self._entries()[0])
 
-    def load(self, name: str) -> type[T]:
+    def load(self, name: str, built_in: Collection[str] = ()) -> T:
         """Import the plug-in registered under a name.
 
-        Raises:
-            EnvariantError: If the plug-in cannot be imported, or does not meet `requirement`.
-        """
-        entry = self._entries()[name]
-        where = f"{self.kind} '{name}': {entry.value}"
-        try:
-            plugin = entry.load()
-        except Exception as error:
-            # Importing runs third-party code, which may raise any exception.
-            raise EnvariantError(f"{where} cannot be imported: {first_line(error)}") from error
-        valid = isinstance(plugin, type) and issubclass(plugin, self.base) and is_dataclass(plugin)
-        if not valid or not self.fits(plugin, name):
-            raise EnvariantError(f"{where} must be {self.requirement}; got {plugin!r}")
-        return cast("type[T]", plugin)
+        Args:
+            name: Name of the entry point.
+            built_in: Names that are not plug-ins, for the error about an unknown name.
 
-    def load_all(self, reserved: Collection[str]) -> tuple[dict[str, type[T]], tuple[str, ...]]:
+        Raises:
+            EnvariantError: If the name is unknown, or the plug-in cannot be imported or does not meet
+                `requirement`.
+        """
+        entries, _ = self._entries()
+        if name not in entries:
+            raise unknown_name(self.kind, name, (*built_in, *entries))
+        where = f"{self.kind} '{name}': {entries[name].value}"
+        try:
+            plugin = entries[name].load()
+            problem = "" if self.fits(plugin, name) else f"must be {self.requirement}; got {plugin!r}"
+        except BaseException as error:
+            # Importing runs the code of another package, which may raise anything, also SystemExit.
+            reason = first_line(error) if isinstance(error, Exception) else repr(error)
+            raise EnvariantError(f"{where} cannot be imported: {reason}") from error
+        if problem:
+            raise EnvariantError(f"{where} {problem}")
+        return cast("T", plugin)
+
+    def load_all(self, reserved: Collection[str]) -> tuple[dict[str, T], tuple[str, ...]]:
         """Import all plug-ins, except those with a reserved name.
 
         Returns:
             The plug-ins by name, and one message for each plug-in that could not be loaded.
         """
-        plugins: dict[str, type[T]] = {}
-        failures: list[str] = []
-        for name in self.names():
+        plugins: dict[str, T] = {}
+        entries, failures = self._entries()
+        for name in entries:
             try:
                 if name not in reserved:
                     plugins[name] = self.load(name)
@@ -75,5 +82,21 @@ class Plugins(Generic[T]):
                 failures.append(str(error))
         return plugins, tuple(failures)
 
-    def _entries(self) -> dict[str, EntryPoint]:
-        return {entry.name: entry for entry in entry_points(group=self.group)}
+    def _entries(self) -> tuple[dict[str, EntryPoint], list[str]]:
+        """Return the entry points by name, and one message for each package whose metadata is damaged."""
+        entries: dict[str, EntryPoint] = {}
+        failures: list[str] = []
+        for package in distributions():
+            try:
+                for entry in package.entry_points:
+                    if entry.group == self.group:
+                        entries.setdefault(entry.name, entry)
+            except Exception as error:
+                place = getattr(package, "_path", "an installed package")
+                failures.append(f"{place}: its entry points cannot be read: {first_line(error)}")
+        return entries, failures
+
+
+def is_dataclass_of(plugin: object, base: type) -> bool:
+    """Return whether a plug-in is a dataclass and a subclass of `base`."""
+    return isinstance(plugin, type) and issubclass(plugin, base) and is_dataclass(plugin)

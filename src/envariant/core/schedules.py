@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast, final
 
 from envariant.core import specs
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, shown, unknown_name
 from envariant.core.specs import Percent, Spec
 
 CAP = 1e12
@@ -31,6 +31,8 @@ class Schedule(ABC):
     name: ClassVar[str]
     switch_fields: ClassVar[tuple[str, ...]] = ()
     """Names of the fields for switch points."""
+    value_fields: ClassVar[tuple[str, ...]] = ()
+    """Names of the fields whose signs are those of the schedule's values."""
     final_field: ClassVar[str] = ""
     """Name of the field for the last value; "" if the schedule grows without a last value."""
 
@@ -99,6 +101,20 @@ class Schedule(ABC):
         changes = {key: _each(getattr(self, key), old, new) for key in self.switch_fields}
         return dataclasses.replace(cast("Any", self), **changes).resolve(new)
 
+    def check_not_negative(self, what: str, *, zero: bool = True) -> None:
+        """Check that no value is below 0.
+
+        Args:
+            what: Name of the hyperparameter, for the error message.
+            zero: Whether the value may be 0 at every step.
+
+        Raises:
+            EnvariantError: If a value is negative.
+        """
+        numbers = [number for key in self.value_fields for number in self._numbers(key)]
+        if any(number < 0 for number in numbers) or (numbers and not zero and not any(numbers)):
+            raise EnvariantError(f"{what} must be at least 0, got {self}")
+
     def takes_effect_within(self, steps: int) -> bool:
         """Return whether a run of `steps` updates reaches every stage of the schedule.
 
@@ -125,8 +141,12 @@ class Schedule(ABC):
                     continue
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     raise self._wrong_type(key, "a number", number)
-                if not math.isfinite(number) or abs(number) > CAP:
-                    raise EnvariantError(f"{self.name}: {key} must lie within ±{CAP:g}; got {number}")
+                # The comparison is false for NaN.
+                if not abs(number) <= CAP:
+                    raise EnvariantError(f"{self.name}: {key} must lie within ±{CAP:g}; got {shown(number)}")
+                if key in self.switch_fields and (number < 0 or not isinstance(number, int)):
+                    expected = "a step number from 0, or a share of the run such as 40%"
+                    raise EnvariantError(f"{self.name}: {key} must be {expected}; got {number}")
 
     def __str__(self) -> str:
         fields = dataclasses.fields(cast("Any", self))
@@ -153,6 +173,7 @@ class Constant(Schedule):
     """Constant schedule: the same value at every step."""
 
     name: ClassVar[str] = "constant"
+    value_fields: ClassVar[tuple[str, ...]] = ("value",)
     final_field: ClassVar[str] = "value"
     value: float
 
@@ -169,6 +190,7 @@ class Step(Schedule):
     """Step schedule: `before` until step `at`, then `after`; the annealing of the IRM and REx code."""
 
     name: ClassVar[str] = "step"
+    value_fields: ClassVar[tuple[str, ...]] = ("before", "after")
     switch_fields: ClassVar[tuple[str, ...]] = ("at",)
     final_field: ClassVar[str] = "after"
     before: float
@@ -191,6 +213,7 @@ class Stages(Schedule):
     """
 
     name: ClassVar[str] = "stages"
+    value_fields: ClassVar[tuple[str, ...]] = ("values",)
     switch_fields: ClassVar[tuple[str, ...]] = ("at",)
     values: tuple[float, ...]
     at: tuple[int | Percent, ...]
@@ -230,6 +253,7 @@ class Linear(Schedule):
     """
 
     name: ClassVar[str] = "linear"
+    value_fields: ClassVar[tuple[str, ...]] = ("start", "end")
     switch_fields: ClassVar[tuple[str, ...]] = ("until", "after")
     final_field: ClassVar[str] = "end"
     start: float
@@ -272,6 +296,7 @@ class Polynomial(Schedule):
     """
 
     name: ClassVar[str] = "poly"
+    value_fields: ClassVar[tuple[str, ...]] = ("k", "before")
     switch_fields: ClassVar[tuple[str, ...]] = ("after",)
     k: float
     p: float
@@ -296,6 +321,7 @@ class Exponential(Schedule):
     """
 
     name: ClassVar[str] = "exp"
+    value_fields: ClassVar[tuple[str, ...]] = ("start", "before")
     switch_fields: ClassVar[tuple[str, ...]] = ("after",)
     start: float
     factor: float

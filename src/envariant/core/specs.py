@@ -9,19 +9,27 @@ import ast
 import dataclasses
 import keyword
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast, final, get_args, get_origin, get_type_hints
+from functools import cache, cached_property
+from typing import Annotated, Any, Literal, TypeVar, cast, final, get_args, get_origin, get_type_hints
 
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, shortened, shown, unknown_name
 
 T = TypeVar("T")
 
 # A name may hold hyphens, plus signs and a protocol after a colon: "and-mask", "erm++", "colored-mnist:irm".
 _CALL = re.compile(r"\s*(?P<name>[A-Za-z][\w+:-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
 
-# A percent sign that ends a value, outside of quotes.
-_PERCENT = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|%(?=\s*(?:[,)\]]|$))""", re.DOTALL)
+# A string in quotes, or a percent sign that ends a value outside of quotes.
+_STRING = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+_STRING_OR_PERCENT = re.compile(rf"\b[rR](?:{_STRING})|{_STRING}|%(?=\s*(?:[,)\]]|$))", re.DOTALL)
+
+# Backslashes that are escapes in strings written by `format_value`; in a path, a backslash separates folders.
+_ESCAPES = re.compile(r"""(?:[^\\]|\\[\\'"]|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*""", re.DOTALL)
+
+# Longer or more deeply nested texts exhaust the stack of the parser. Paths are the longest usual values.
+_MAX_LENGTH, _MAX_DEPTH = 10_000, 30
 
 
 @final
@@ -60,18 +68,27 @@ def parse(text: str) -> Spec:
     Raises:
         EnvariantError: If the text is not a name with optional arguments in parentheses.
     """
-    match = _CALL.fullmatch(text)
+    match = _CALL.fullmatch(_bounded(text))
     if match is None:
-        raise EnvariantError(f"cannot read '{text}': expected name or name(key=value, …)")
+        raise _unreadable(text, "name or name(key=value, …)")
     try:
         # The name may not be a Python name, so only the arguments go through the parser.
         call = _syntax_tree(f"_({match['arguments'] or ''})")
     except SyntaxError:
-        raise EnvariantError(f"cannot read '{text}': expected name(key=value, …)") from None
+        hint = "; put a path in quotes, without a backslash at its end" if "\\" in text else ""
+        raise _unreadable(text, f"name(key=value, …){hint}") from None
     if not isinstance(call, ast.Call):
-        raise EnvariantError(f"cannot read '{text}': expected one name(key=value, …)")
+        raise _unreadable(text, "one name(key=value, …)")
     spec = cast("Spec", _value(call, text))
     return Spec(match["name"], spec.positional, spec.keywords)
+
+
+def parse_as(kind: str, text: str) -> Spec:
+    """Parse a text as `parse` does; error messages name the kind of the object, such as "model"."""
+    try:
+        return parse(text)
+    except EnvariantError as error:
+        raise EnvariantError(f"{error} for the {kind}") from None
 
 
 def parse_value(text: str) -> Any:
@@ -80,7 +97,7 @@ def parse_value(text: str) -> Any:
     Raises:
         EnvariantError: If the text is not a valid value.
     """
-    match = _CALL.fullmatch(text)
+    match = _CALL.fullmatch(_bounded(text))
     try:
         if match is None or match["name"].isidentifier():
             return _value(_syntax_tree(text.strip()), text)
@@ -105,8 +122,22 @@ def format_value(value: Any) -> str:
     if isinstance(value, str):
         # Only a word is written without quotes; anything that would be read as another type is quoted.
         bare = value.isidentifier() and not keyword.iskeyword(value) and parse_value(value) == value
-        return value if bare else repr(value)
+        return value if bare else _quoted(value)
     return str(value)
+
+
+def _quoted(text: str) -> str:
+    """Return a string in quotes; other escapes than these would also be parts of Windows paths."""
+    literal = repr(text)
+    if _ESCAPES.fullmatch(literal):
+        return literal
+
+    def escaped(character: str) -> str:
+        code = ord(character)
+        plain = character.isprintable() or code > 0xFFFF
+        return character if plain else f"\\u{code:04x}"
+
+    return "'" + "".join(map(escaped, text.replace("\\", "\\\\").replace("'", "\\'"))) + "'"
 
 
 def describe(name: str, instance: object, default: object = None, positional: tuple[str, ...] = ()) -> str:
@@ -175,7 +206,7 @@ def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
     Raises:
         EnvariantError: If the name or one of its settings is unknown, or a value has the wrong type.
     """
-    spec = parse(text)
+    spec = parse_as(kind, text)
     if spec.name not in known:
         raise unknown_name(kind, spec.name, known)
     return known[spec.name](**fill(known[spec.name], spec))
@@ -184,27 +215,163 @@ def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
 def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Convert settings to the declared types of the fields of a dataclass; integers are valid floats.
 
-    Settings whose declared type is a class of this package are not checked here; the class checks them.
+    Bounds are not checked here, nor settings whose type is a class of this package; the class checks them.
 
     Raises:
         EnvariantError: If a value has the wrong type; the message begins with `where`.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    declared = _declared(cls)
+    return {
+        key: declared[key].converted(value, f"{where}: {key}", bounded=False) if key in declared else value
+        for key, value in settings.items()
+    }
 
-    hints = get_type_hints(cls)
-    values: dict[str, Any] = {}
-    for key, value in settings.items():
-        hint = hints[key]
-        if isinstance(hint, type) and hint.__module__.startswith("envariant."):
-            values[key] = value
-            continue
-        adapter = TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+
+def validate(instance: object, where: str = "", only: Collection[str] | None = None) -> None:
+    """Check types and bounds of the fields of a dataclass instance, and convert integers to floats.
+
+    Bounds are declared with the type by pydantic's `Field`, as in `Annotated[float, Field(ge=0, le=1)]`. NaN
+    and infinity are never allowed. Fields that have their default values are not checked.
+
+    Args:
+        instance: Instance of a frozen dataclass.
+        where: Prefix of error messages. Default: name of the class.
+        only: Names of the fields to check. Default: all.
+
+    Raises:
+        EnvariantError: If a value has the wrong type or is out of bounds.
+    """
+    where = where or type(instance).__name__
+    for key, declared in _declared(type(instance)).items():
+        value = getattr(instance, key)
+        if value is not declared.default and (only is None or key in only):
+            object.__setattr__(instance, key, declared.converted(value, f"{where}: {key}", bounded=True))
+
+
+def check_value(value: object, hint: Any, what: str) -> Any:
+    """Check the type and the bounds of one value, as `validate` does for fields.
+
+    Args:
+        value: Value to check.
+        hint: Type with bounds, such as `Annotated[int, Field(ge=1)]`.
+        what: Name of the value, for the error message.
+
+    Returns:
+        The value; an integer given for a float is converted.
+
+    Raises:
+        EnvariantError: If the value has the wrong type or is out of bounds.
+    """
+    return _Declared(hint, _bounds(hint), None).converted(value, what, bounded=True)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Declared:
+    """Declared type, bounds and default value of a field."""
+
+    hint: Any
+    bounds: Mapping[str, float]
+    default: object
+
+    @cached_property
+    def adapter(self) -> Any:
+        from pydantic import ConfigDict, TypeAdapter
+        from pydantic.errors import PydanticUserError
+
+        config = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
         try:
-            values[key] = adapter.validate_python(value)
-        except ValidationError:
-            expected = _type_in_words(hint)
-            raise EnvariantError(f"{where}: {key} must be {expected}; got {format_value(value)}") from None
-    return values
+            return TypeAdapter(self.hint, config=config)
+        except (PydanticUserError, TypeError):
+            # A type of another package that pydantic cannot check.
+            return TypeAdapter(Any)
+
+    def converted(self, value: object, what: str, *, bounded: bool) -> Any:
+        from pydantic import ValidationError
+
+        is_scalar = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+        plain: object = cast("Any", value).item() if is_scalar else value
+        try:
+            converted: object = self.adapter.validate_python(plain)
+        except ValidationError as error:
+            violated = error.errors()[0]["type"]
+        else:
+            if bounded and isinstance(converted, int) and abs(converted) > _LARGEST:
+                raise EnvariantError(f"{what} must lie within ±2⁵³, got {_shown(converted)}")
+            return converted
+        is_bound = violated in _BOUND_ERRORS
+        if is_bound and not bounded:
+            return plain
+        if is_bound or (plain != plain and self.bounds):
+            raise EnvariantError(f"{what} must be {self._range_in_words(violated)}, got {_shown(plain)}")
+        expected = "a finite number" if violated == "finite_number" else _type_in_words(_bare(self.hint))
+        raise EnvariantError(f"{what} must be {expected}; got {_shown(plain)}")
+
+    def _range_in_words(self, violated: str) -> str:
+        """Return the allowed range; of whole numbers, only the violated side."""
+        low, high = self.bounds.get("ge", self.bounds.get("gt")), self.bounds.get("le", self.bounds.get("lt"))
+        whole = _bare(self.hint) is int
+        if high is not None and (low is None or (whole and violated in ("less_than", "less_than_equal"))):
+            return f"{'at most' if 'le' in self.bounds else 'below'} {high:,}"
+        if whole and low is not None:
+            return f"at least {low + ('gt' in self.bounds):,}"
+        if high is None:
+            return "positive" if "gt" in self.bounds and not low else f"at least {low:,}"
+        return (
+            f"in {'[' if 'ge' in self.bounds else '('}{low:g}, {high:g}{']' if 'le' in self.bounds else ')'}"
+        )
+
+
+# Larger integers have no exact float, and overflow in PyTorch.
+_LARGEST = 2**53
+_BOUND_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+
+
+@cache
+def _declared(cls: type[Any]) -> dict[str, _Declared]:
+    """Return the declarations of the fields of a dataclass that can be set and checked."""
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except (NameError, TypeError):
+        # In other packages, annotations may be texts with names that do not exist at run time.
+        return {}
+    declared: dict[str, _Declared] = {}
+    for each in dataclasses.fields(cls):
+        bare = _bare(hints[each.name])
+        if each.init and not (isinstance(bare, type) and bare.__module__.startswith("envariant.")):
+            declared[each.name] = _Declared(hints[each.name], _bounds(hints[each.name]), each.default)
+    return declared
+
+
+def _shown(value: object) -> str:
+    try:
+        return shortened(format_value(value))
+    except ValueError:
+        return shown(value)
+
+
+def _bounds(hint: Any) -> dict[str, float]:
+    """Return the bounds in the annotations of a type: ge, gt, le and lt."""
+    extras = getattr(_optional(hint), "__metadata__", ())
+    limits = [limit for extra in extras for limit in getattr(extra, "metadata", [extra])]
+    return {
+        key: getattr(limit, key)
+        for limit in limits
+        for key in ("ge", "gt", "le", "lt")
+        if hasattr(limit, key)
+    }
+
+
+def _optional(hint: Any) -> Any:
+    """Return T for the type T | None, and other types unchanged."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and type(None) in get_args(hint) else hint
+
+
+def _bare(hint: Any) -> Any:
+    """Return a type without its annotations and without None."""
+    kind = _optional(hint)
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 _TYPES_IN_WORDS = {
@@ -228,13 +395,38 @@ def _type_in_words(hint: Any) -> str:
     return _TYPES_IN_WORDS.get(name, str(hint).replace("typing.", ""))
 
 
+def _bounded(text: str) -> str:
+    if not isinstance(text, str):
+        raise EnvariantError(f"expected text such as name or name(key=value, …); got {shown(text)}")
+    if len(text) > _MAX_LENGTH:
+        expected = f"at most {_MAX_LENGTH:,} characters, and it has {len(text):,}"
+        raise _unreadable(text, expected)
+    return text
+
+
+def _unreadable(text: str, expected: str) -> EnvariantError:
+    return EnvariantError(f"cannot read '{shortened(text)}': expected {expected}")
+
+
 def _syntax_tree(source: str) -> ast.expr:
-    # A percent sign is Python's modulo: with a right side, `40%` can be parsed.
-    complete = _PERCENT.sub(lambda match: "%_" if match[0] == "%" else match[0], source)
-    return ast.parse(complete, mode="eval").body
+    def complete(match: re.Match[str]) -> str:
+        if match[0] == "%":
+            # A percent sign is Python's modulo: with a right side, `40%` can be parsed.
+            return "%_"
+        is_path = match[0][0] in "\"'" and not _ESCAPES.fullmatch(match[0])
+        return match[0].replace("\\", "\\\\") if is_path else match[0]
+
+    try:
+        return ast.parse(_STRING_OR_PERCENT.sub(complete, source), mode="eval").body
+    except (ValueError, MemoryError, RecursionError):
+        # Null characters, lone surrogates, and expressions too deep for the parser.
+        raise SyntaxError from None
 
 
-def _value(node: ast.expr, text: str) -> Any:
+def _value(node: ast.expr, text: str, depth: int = 0) -> Any:
+    if depth > _MAX_DEPTH:
+        raise _unreadable(text, f"at most {_MAX_DEPTH} nested values")
+    depth += 1
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
             return value
@@ -248,11 +440,14 @@ def _value(node: ast.expr, text: str) -> Any:
         case ast.BinOp(ast.Constant(value=int() | float() as value), ast.Mod(), ast.Name(id="_")):
             return Percent(value)
         case ast.Tuple(elts=items) | ast.List(elts=items):
-            return tuple(_value(item, text) for item in items)
+            return tuple(_value(item, text, depth) for item in items)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
-            named = {k.arg: _value(k.value, text) for k in keywords if k.arg is not None}
+            named = {k.arg: _value(k.value, text, depth) for k in keywords if k.arg is not None}
+            keys = [k.arg for k in keywords]
+            if repeated := [key for key in keys if keys.count(key) > 1]:
+                raise _unreadable(text, f"every key once, and '{repeated[0]}' is given twice")
             if len(named) == len(keywords):
-                return Spec(name, tuple(_value(a, text) for a in args), named)
+                return Spec(name, tuple(_value(a, text, depth) for a in args), named)
         case _:
             pass
-    raise EnvariantError(f"cannot read '{text}': expected numbers, words, tuples or name(key=value, …)")
+    raise _unreadable(text, "numbers, words, tuples or name(key=value, …)")

@@ -29,12 +29,15 @@ class StepContext:
         learning_rate: Learning rate of the run's optimizer at this step.
         key: Key of the step's random numbers; None for algorithms that are not `stochastic`.
         part: Index of the part of the algorithm; every part has separate random numbers.
+        weight_decay: Twice the algorithm's l2. A training step that updates parameters itself adds this
+            multiple of the parameters to their gradients.
     """
 
     step: Any = 0
     learning_rate: Any = 1e-3
     key: Tensor | None = None
     part: int = 0
+    weight_decay: Any = 0.0
 
     @classmethod
     def at(cls, step: int, seed: int = 0, learning_rate: float = 1e-3) -> "StepContext":

@@ -12,14 +12,16 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Shaped
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.func import grad
 
+from envariant.core import specs
 from envariant.core.errors import EnvariantError, unknown_name
 
 
@@ -80,7 +82,11 @@ class Task(ABC):
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, "rows *c"]:
         """Return ∂ℓ_i/∂z_i, differentiable in z; by default, by automatic differentiation of `losses`."""
-        return grad(lambda z: self.losses(z, targets).sum())(logits)
+
+        def total(z: Tensor) -> Tensor:
+            return self.losses(z, targets).sum()
+
+        return grad(total)(logits)
 
     def multiplier_derivatives(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
@@ -210,11 +216,10 @@ class Multiclass(Task):
     name: ClassVar[str] = "multiclass"
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
-    classes: int
+    classes: Annotated[int, Field(ge=2)]
 
     def __post_init__(self) -> None:
-        if self.classes < 2:
-            raise EnvariantError(f"Multiclass: classes must be at least 2; got {self.classes}")
+        specs.validate(self)
 
     @property
     def outputs(self) -> int:
@@ -265,8 +270,11 @@ class Regression(Task):
     name: ClassVar[str] = "regression"
     metric: ClassVar[str] = "squared error"
     higher_is_better: ClassVar[bool] = False
-    scale: float = 1.0
+    scale: PositiveFloat = 1.0
     center: float = 0.0
+
+    def __post_init__(self) -> None:
+        specs.validate(self)
 
     @property
     def outputs(self) -> int:
@@ -305,6 +313,29 @@ def _content(value: Any) -> str:
         return inspect.getsource(value) if callable(value) else repr(value)
     except (OSError, TypeError):
         return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def check_losses(task: Task, targets: Tensor) -> None:
+    """Check that a task from outside the library returns one loss and one score per row.
+
+    Args:
+        task: Prediction task.
+        targets: Some targets `[rows, *target_shape]`.
+
+    Raises:
+        EnvariantError: If a result has another shape.
+    """
+    if isinstance(task, Binary | Multiclass | Regression):
+        return
+    few = targets[:2]
+    logits = torch.zeros(len(few), *task.logits_shape, device=few.device)
+    for name, values in (("losses", task.losses(logits, few)), ("scores", task.scores(logits, few))):
+        if not isinstance(values, Tensor) or tuple(values.shape) != (len(few),):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise EnvariantError(
+                f"task {task.name}: {name} must return one number per row, of shape ({len(few)},) for "
+                f"{len(few)} rows; got {got}"
+            )
 
 
 def task_named(name: str, outputs: int) -> Task:

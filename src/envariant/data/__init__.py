@@ -5,8 +5,8 @@ from pathlib import Path
 
 from envariant.core import specs
 from envariant.core.environments import EnvironmentSource
-from envariant.core.errors import EnvariantError, unknown_name
-from envariant.core.plugins import Plugins
+from envariant.core.errors import EnvariantError
+from envariant.core.plugins import Plugins, is_dataclass_of
 from envariant.data.base import SpecSource
 from envariant.data.colored.channels import ColorChannels
 from envariant.data.colored.construction import ColoredSource, Facts
@@ -22,8 +22,11 @@ The class must be an `EnvironmentSource` and a frozen dataclass. Its `name`, suc
 must be the text of an equal source; the base class `SpecSource` ensures this.
 """
 
-PLUGINS = Plugins[EnvironmentSource](
-    ENTRY_POINTS, "data set", EnvironmentSource, requirement="an EnvironmentSource and a frozen dataclass"
+PLUGINS = Plugins[type[EnvironmentSource]](
+    ENTRY_POINTS,
+    "data set",
+    requirement="an EnvironmentSource and a frozen dataclass",
+    fits=lambda plugin, name: is_dataclass_of(plugin, EnvironmentSource),
 )
 
 SOURCES: dict[str, tuple[str, str]] = {
@@ -72,15 +75,16 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
         EnvariantError: If the source, its protocol or a setting is unknown or invalid, or a plug-in cannot be
             imported.
     """
-    spec = specs.parse(text)
+    if isinstance(text, str) and text.lower().endswith((".csv", ".parquet")):
+        example = f"table({text!r}, target=…, environment=…)"
+        raise EnvariantError(f"data: '{text}' is a file; name its target and environment columns: {example}")
+    spec = specs.parse_as("data", text)
     name = spec.name.partition(":")[0]
     if name in SOURCES:
         module, class_name = SOURCES[name][0].split(":")
         cls: type[SpecSource] = getattr(import_module(f"{__name__}.{module}"), class_name)
         return cls.from_spec(spec, folder)
-    if name not in (installed := PLUGINS.names()):
-        raise unknown_name("data set", name, (*SOURCES, *installed))
-    plugin = PLUGINS.load(name)
+    plugin = PLUGINS.load(name, SOURCES)
     is_spec_source = issubclass(plugin, SpecSource)
     built = plugin.from_spec(spec, folder) if is_spec_source else plugin(**specs.fill(plugin, spec))
     if specs.parse(built.name).name.partition(":")[0] != name:

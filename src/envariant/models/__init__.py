@@ -1,8 +1,7 @@
 """Models: frozen descriptions that build networks for given input and output shapes."""
 
 from envariant.core import specs
-from envariant.core.errors import unknown_name
-from envariant.core.plugins import Plugins
+from envariant.core.plugins import Plugins, is_dataclass_of
 from envariant.models.base import FeaturizerAndHead, ModelConfig
 from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
@@ -15,12 +14,11 @@ ENTRY_POINTS = "envariant.models"
 
 The class must be a `ModelConfig` and a frozen dataclass with the same `name`; its fields are the settings.
 """
-PLUGINS = Plugins[ModelConfig](
+PLUGINS = Plugins[type[ModelConfig]](
     ENTRY_POINTS,
     "model",
-    ModelConfig,
     requirement="a ModelConfig and a frozen dataclass of that name",
-    fits=lambda plugin, name: getattr(plugin, "name", None) == name,
+    fits=lambda plugin, name: is_dataclass_of(plugin, ModelConfig) and getattr(plugin, "name", None) == name,
 )
 
 MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm)}
@@ -32,12 +30,9 @@ def model_config(text: str) -> ModelConfig:
     Raises:
         EnvariantError: If the model or a setting is unknown or invalid, or a plug-in cannot be imported.
     """
-    name = specs.parse(text).name
-    if name in MODELS:
-        return specs.build("model", text, MODELS)
-    if name not in (installed := PLUGINS.names()):
-        raise unknown_name("model", name, (*MODELS, *installed))
-    return specs.build("model", text, {name: PLUGINS.load(name)})
+    name = specs.parse_as("model", text).name
+    known = MODELS if name in MODELS else {name: PLUGINS.load(name, MODELS)}
+    return specs.build("model", text, known)
 
 
 def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:

@@ -5,6 +5,7 @@ use the output of the featurizer; otherwise they use the output of the module. A
 for given shapes and can be written as a string such as `mlp(hidden=390)`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, final
@@ -36,11 +37,15 @@ class FeaturizerAndHead(nn.Module):
 class ModelConfig(ABC):
     """Base class of model descriptions, which build networks for given input and output shapes.
 
-    A subclass is a frozen dataclass; its fields, all with defaults, are the settings.
+    A subclass is a frozen dataclass; its fields, all with defaults, are the settings. Their types, and bounds
+    declared as in `Annotated[int, Field(ge=1)]`, are checked at construction.
     """
 
     name: ClassVar[str]
     """Registered name of the model."""
+
+    def __post_init__(self) -> None:
+        specs.validate(self, self.name)
 
     def __str__(self) -> str:
         return specs.describe(self.name, self)
@@ -56,6 +61,28 @@ class ModelConfig(ABC):
         Raises:
             EnvariantError: If the network cannot take inputs of that shape.
         """
+
+    def size(self, input_shape: Sequence[int], outputs: int) -> float:
+        """Return the number of parameters and buffers of the network, without allocating any memory.
+
+        Args:
+            input_shape: Shape of one row of inputs.
+            outputs: Number of outputs per row.
+
+        Returns:
+            The number; infinity if a tensor is too large for PyTorch.
+
+        Raises:
+            EnvariantError: If the network cannot take inputs of that shape.
+        """
+        try:
+            with torch.device("meta"):
+                module = self.build(input_shape, outputs)
+        except (RuntimeError, TypeError) as error:
+            if "overflow" in str(error).lower():
+                return math.inf
+            raise
+        return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
 
 
 def xavier(layer: nn.Linear) -> nn.Linear:

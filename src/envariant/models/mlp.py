@@ -4,12 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
+from pydantic import Field
 from torch import nn
 
 from envariant.core.errors import EnvariantError
 from envariant.models.base import FeaturizerAndHead, ModelConfig, xavier
+
+# Building takes a millisecond per layer.
+_DEEPEST = 1000
 
 
 @final
@@ -26,13 +30,14 @@ class MLP(ModelConfig):
 
     name: ClassVar[str] = "mlp"
     hidden: int | tuple[int, ...] = 390
-    depth: int = 2
+    depth: Annotated[int, Field(ge=1, le=_DEEPEST)] = 2
 
     def __post_init__(self) -> None:
-        if not isinstance(self.depth, int) or self.depth < 1:
-            raise EnvariantError(f"mlp: depth must be a whole number from 1; got {self.depth}")
-        if not self.widths or any(not isinstance(w, int) or w < 1 for w in self.widths):
+        super().__post_init__()
+        if not self.widths or any(w < 1 for w in self.widths):
             raise EnvariantError(f"mlp: hidden widths must be whole numbers from 1; got {self.hidden}")
+        if len(self.widths) > _DEEPEST:
+            raise EnvariantError(f"mlp: hidden must have at most {_DEEPEST} widths; got {len(self.widths):,}")
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -48,6 +48,10 @@ class Timm(ModelConfig):
             raise EnvariantError(f"timm: {self.architecture} {problem}") from None
         return FeaturizerAndHead(backbone, nn.Linear(features.shape[1], outputs)).train()
 
+    def size(self, input_shape: Sequence[int], outputs: int) -> float:
+        # All architectures of timm fit in memory, and building one twice may load its weights twice.
+        return 0
+
     def _backbone(self, timm: Any, input_shape: Sequence[int]) -> nn.Module:
         if not timm.is_model(self.architecture):
             names: list[str] = timm.list_models()

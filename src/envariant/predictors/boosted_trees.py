@@ -6,6 +6,9 @@ They are fitted to the pooled rows of all training environments and ignore envir
 from dataclasses import dataclass
 from typing import final
 
+from pydantic import PositiveFloat
+
+from envariant.core import specs
 from envariant.core.environments import EnvironmentSet
 from envariant.core.tasks import Regression
 from envariant.predictors.base import FittedPredictor, Predictor
@@ -22,8 +25,11 @@ class BoostedTrees(Predictor):
         name: Name shown in tables.
     """
 
-    learning_rate: float = 0.1
+    learning_rate: PositiveFloat = 0.1
     name: str = "boosted-trees"
+
+    def __post_init__(self) -> None:
+        specs.validate(self, self.name)
 
     def fit(self, environments: EnvironmentSet, seed: int) -> FittedPredictor:
         # Loaded when first fitted: networks do not need scikit-learn.

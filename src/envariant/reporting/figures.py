@@ -5,6 +5,7 @@ if known.
 """
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -22,8 +23,10 @@ from matplotlib.lines import Line2D
 
 from envariant.analysis.statistics import interval
 from envariant.core.environments import Environment, EnvironmentSet
+from envariant.core.errors import EnvariantWarning
 from envariant.core.files import write_bytes
 from envariant.data import Facts
+from envariant.reporting.fonts import fallbacks
 from envariant.reporting.labels import labels
 from envariant.reporting.theme import (
     DASHED,
@@ -49,12 +52,17 @@ _PAPER = np.array([1.0, 1.0, 1.0])
 
 
 def svg(figure: Figure) -> str:
-    """Return the figure as SVG text for a page; identical figures give identical text."""
+    """Return the figure as SVG text for a page; identical figures give identical text.
+
+    Text is converted to outlines, unless no installed font has its characters; then the browser chooses one.
+    """
     text = io.StringIO()
     figure.set_canvas(FigureCanvasSVG(figure))
-    # No date and no random ids: two identical runs give identical pages.
-    with mpl.rc_context({"svg.hashsalt": "envariant", "svg.fonttype": "path"}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    with fallbacks(figure) as absent:
+        # No date and no random ids: two identical runs give identical pages.
+        style: Any = {"svg.hashsalt": "envariant", "svg.fonttype": "none" if absent else "path"}
+        with mpl.rc_context(style):
+            figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     document = text.getvalue()
     return document[document.index("<svg") :]
 
@@ -63,7 +71,14 @@ def png(figure: Figure, dots_per_inch: int = 150) -> bytes:
     """Return the figure as the bytes of a PNG file."""
     data = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(data, format="png", dpi=dots_per_inch)
+    with fallbacks(figure) as absent:
+        figure.savefig(data, format="png", dpi=dots_per_inch)
+    if absent:
+        warnings.warn(
+            f"picture: no installed font has the characters '{absent}'; save it as SVG, or install a font",
+            EnvariantWarning,
+            stacklevel=2,
+        )
     return data.getvalue()
 
 
@@ -231,13 +246,19 @@ class RankingRow:
     published: Mapping[str, float]
 
 
-def ranking(rows: Sequence[RankingRow], label: str, marks: Mapping[str, float]) -> Figure:
+def ranking(
+    rows: Sequence[RankingRow],
+    label: str,
+    marks: Mapping[str, float],
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Figure:
     """Draw one row per method: replicas as dots, the mean with its 95 % interval, published scores.
 
     Args:
         rows: Methods from top to bottom.
         label: Label of the horizontal axis.
         marks: Reference values by name, such as chance.
+        bounds: Smallest and largest possible score, to which intervals are limited.
     """
     figure, axes = new_axes(7.4, 0.42 * len(rows) + 1.5)
     signs = dict(
@@ -245,7 +266,7 @@ def ranking(rows: Sequence[RankingRow], label: str, marks: Mapping[str, float]) 
     )
     for y, row in enumerate(rows):
         axes.plot(row.values, [y] * len(row.values), ".", color=TEST, alpha=0.4, ms=6)
-        score = interval(row.values)
+        score = interval(row.values).clipped(*bounds)
         if score.count > 1:
             axes.plot([score.low, score.high], [y, y], color=TEST, lw=2, solid_capstyle="butt")
         axes.plot([score.mean], [y], "o", color=TEST, ms=7)

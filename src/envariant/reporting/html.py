@@ -4,9 +4,11 @@ from typing import Any
 
 import jinja2
 
+from envariant.core.printable import printable
+
 
 def render(template: str, **values: Any) -> str:
-    """Return a self-contained HTML page; all values are escaped."""
+    """Return a self-contained HTML page; all values are escaped, and so are control characters."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("envariant.reporting"),
         autoescape=True,
@@ -14,4 +16,4 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
+    return printable(environment.get_template(template).render(**values))

@@ -40,9 +40,12 @@ def verdict(result: TrainingResult) -> str:
     metric = record.metric
     finals = {name: result.final(name, metric) for name in record.roles}
     trained = [finals[name].mean for name, role in record.roles.items() if role == "train"]
-    tests = {name: finals[name] for name, role in record.roles.items() if role == "test"}
+    tests = {name: finals[name] for name in record.test_environments if name not in record.unpredictable}
     mean = sum(trained) / len(trained)
     scores = f"{mean:.3f} {metric} in training"
+    if record.unpredictable and not tests:
+        name, share = next(iter(record.unpredictable.items()))
+        return f"{scores}; no verdict: {share:.0%} of the rows in {name} have classes that were not trained."
     if not tests:
         return f"{scores}; there is no test environment."
     name = (min if record.higher_is_better else max)(tests, key=lambda key: tests[key].mean)

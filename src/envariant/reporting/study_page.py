@@ -14,6 +14,7 @@ from envariant.analysis.statistics import Interval
 from envariant.core import schedules
 from envariant.core.errors import EnvariantError
 from envariant.core.files import write_text
+from envariant.core.metrics import METRICS
 from envariant.reporting import figures, html
 from envariant.reporting.tables import NONE, TextTable, mean_sd, network_notes
 from envariant.studies.selection import (
@@ -49,13 +50,14 @@ def render(store: Store) -> str:
     ranking = [
         figures.RankingRow(_label(rule), [run.test for run in _runs(pooled[rule.name])], {}) for rule in rules
     ]
+    label = f"{metric} in the test environments"
     return html.render(
         "study.html.j2",
         heading=f"Study: {study['name']}",
         lead=_lead(store, metric),
         summary=summary(pooled, rules, networks),
         overview=figures.svg(
-            figures.ranking([row for row in ranking if row.values], f"{metric} in the test environments", {})
+            figures.ranking([row for row in ranking if row.values], label, {}, METRICS[metric].bounds)
         ),
         selections=[
             _section(

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from envariant.core.printable import printable
+
 INK = "#1f2933"
 MUTED = "#7b8794"
 LINE = "#e4e7eb"
@@ -77,5 +79,5 @@ def mark_height(axes: Axes, value: float, label: str) -> None:
 
 
 def plain_text(text: str) -> str:
-    """Escape dollar signs, so that matplotlib does not interpret them as formulas."""
-    return text.replace("$", r"\$")
+    """Escape dollar signs, which matplotlib interprets as formulas, and control characters."""
+    return printable(text).replace("$", r"\$")

@@ -644,7 +644,7 @@ def summary(runner: Runner) -> Iterator[Finding]:
     label, marks = "accuracy in the test environment", {"chance": 0.5, "optimum": BOUND}
     yield CaptionedFigure(
         "ranking",
-        figures.ranking(rows, label, marks),
+        figures.ranking(rows, label, marks, (0.0, 1.0)),
         "Every method in the environment it was not trained on.",
     )
     yield CaptionedTable("methods", _method_table(methods), "Accuracy in every environment, and in the worst")

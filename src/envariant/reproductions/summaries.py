@@ -6,8 +6,10 @@ Replicas are paired by number: replica k has the same data in every run.
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import inf
 
 from envariant.analysis.statistics import Interval, difference, interval, slope
+from envariant.core.metrics import METRICS
 from envariant.reporting import figures, tables
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding
 from envariant.training.result import TrainingResult
@@ -26,7 +28,8 @@ def training_environments(result: TrainingResult) -> list[str]:
 
 def ood_score(result: TrainingResult) -> Interval:
     """Return the final score in the test environment, with its interval over replicas."""
-    return interval(result.final(only_test_environment(result), result.record.metric).values)
+    values = result.final(only_test_environment(result), result.record.metric).values
+    return interval(values).clipped(*METRICS[result.record.metric].bounds)
 
 
 def id_score(result: TrainingResult, metric: str | None = None) -> Interval:
@@ -36,10 +39,10 @@ def id_score(result: TrainingResult, metric: str | None = None) -> Interval:
         result: Result of the run.
         metric: Name of the metric. Default: the default metric of the task.
     """
-    values = [
-        result.final(name, metric or result.record.metric).values for name in training_environments(result)
-    ]
-    return interval([statistics.fmean(each) for each in zip(*values, strict=True)])
+    metric = metric or result.record.metric
+    values = [result.final(name, metric).values for name in training_environments(result)]
+    means = [statistics.fmean(each) for each in zip(*values, strict=True)]
+    return interval(means).clipped(*METRICS[metric].bounds if metric in METRICS else (0.0, inf))
 
 
 def gain(result: TrainingResult, over: TrainingResult) -> Interval:
@@ -52,7 +55,8 @@ def gain(result: TrainingResult, over: TrainingResult) -> Interval:
         for r in (result, over)
     )
     common = [k for k in scores if k in others]
-    return difference([scores[k] for k in common], [others[k] for k in common])
+    largest = METRICS[result.record.metric].largest_difference
+    return difference([scores[k] for k in common], [others[k] for k in common]).clipped(-largest, largest)
 
 
 def risk_gap(result: TrainingResult) -> Interval:
@@ -96,7 +100,8 @@ def ood_slope(result: TrainingResult, after: int) -> Interval:
 def ood_score_at(result: TrainingResult, step: int) -> Interval:
     """Return the test score at the last evaluation up to a step, with its interval over replicas."""
     each = curves(result, only_test_environment(result), result.record.metric).values()
-    return interval([[v for s, v in zip(*curve, strict=True) if s <= step][-1] for curve in each])
+    values = [[v for s, v in zip(*curve, strict=True) if s <= step][-1] for curve in each]
+    return interval(values).clipped(*METRICS[result.record.metric].bounds)
 
 
 def show_runs(results: Mapping[str, TrainingResult], caption: str, name: str = "runs") -> Iterator[Finding]:

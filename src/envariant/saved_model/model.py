@@ -16,12 +16,14 @@ from torch import nn
 from envariant.analysis.column_sketch import Sketch
 from envariant.analysis.drift import Drift
 from envariant.core.errors import EnvariantError
+from envariant.core.files import as_path
 from envariant.core.tasks import Regression, Task, task_named
 from envariant.data.tables.columns import Column
 from envariant.data.tables.encoding import Encoder
 from envariant.data.tables.kinds import Kind, TaskName
-from envariant.data.tables.reading import read_columns
+from envariant.data.tables.loading import read_columns
 from envariant.data.tables.source import TableSource
+from envariant.data.tables.target_type import TargetType
 from envariant.data.validation_split import ValidationSplit
 from envariant.models import model_config
 from envariant.saved_model import folder as files
@@ -52,6 +54,8 @@ class SavedModel:
         environments: Names of the training environments.
         reference: Distribution of each column in the training environments.
         about: Provenance by name: data, options, versions, command and date of the run.
+        target_type: Type of the target column and the values of its classes, which are predicted.
+        missing_values: Texts declared as missing values in the training table; None: decided for each column.
 
     Example:
         >>> from envariant import load_model
@@ -73,6 +77,8 @@ class SavedModel:
     environments: tuple[str, ...]
     reference: tuple[Sketch, ...] = field(repr=False)
     about: Mapping[str, str] = field(repr=False)
+    target_type: TargetType = field(repr=False)
+    missing_values: tuple[str, ...] | None = field(repr=False)
 
     @classmethod
     def of(
@@ -143,6 +149,8 @@ class SavedModel:
                 "date": datetime.now(UTC).date().isoformat(),
                 **(about or {}),
             },
+            target_type=table.target_type,
+            missing_values=table.missing_values,
         )
 
     def save(self, folder: Path | str) -> None:
@@ -173,7 +181,8 @@ class SavedModel:
             EnvariantError: If the folder has no saved model, or the model is damaged or of another schema
                 version.
         """
-        description, tensors = files.read(Path(folder))
+        folder = as_path(folder, "folder")
+        description, tensors = files.read(folder)
         try:
             fields = {key: value for key, value in description.items() if key not in ("schema", "inputs")}
             fields["predictor"] = SavedNetwork.from_tensors(fields["predictor"], tensors)
@@ -189,7 +198,7 @@ class SavedModel:
             # Rebuild the network once, so that weights of wrong shape are reported on loading.
             model.network()
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise files.damaged(Path(folder), error) from None
+            raise files.damaged(folder, error) from None
         return model
 
     def network(self) -> nn.Module:
@@ -216,8 +225,9 @@ class SavedModel:
             encoding: Encoding of a text file.
 
         Returns:
-            Data frame with a column `prediction`: class labels, or targets in their original unit. For
-            classes, there is also a column `P(…)` with the probability of each class.
+            Data frame with a column `prediction`, of the type of the target column: class labels, or targets
+            in their original unit. For classes, there is also a column `P(…)` with the probability of each
+            class.
 
         Raises:
             EnvariantError: If a column is missing, or a value does not have the type of its column.
@@ -291,7 +301,16 @@ class SavedModel:
 
     def _read(self, data: Any, encoding: str) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
         kinds: dict[str, Kind] = {column.name: column.kind for column in self.encoder.columns}
-        for index, columns in read_columns(data, kinds, encoding=encoding):
+        declared = None if self.missing_values is None else frozenset(self.missing_values)
+        blocks = read_columns(
+            data,
+            kinds,
+            notations={column.name: column.notation for column in self.encoder.columns},
+            known={sketch.name: frozenset(sketch.categories) for sketch in self.reference},
+            declared=declared,
+            encoding=encoding,
+        )
+        for index, columns in blocks:
             yield index, {s.name: _recognized(columns[s.name], s) for s in self.reference}
 
     def _frame(
@@ -302,13 +321,12 @@ class SavedModel:
         logits = Evaluator.of_module(network, task).logits(inputs)
         if isinstance(task, Regression):
             # Use float64, because targets such as years are large compared with their standard deviation.
-            return pd.DataFrame(
-                {"prediction": (logits.double() * task.scale + task.center).numpy()}, index=index
-            )
+            numbers = self.target_type.of_numbers((logits.double() * task.scale + task.center).numpy())
+            return numbers.set_axis(index).to_frame("prediction")
         predicted = (logits > 0).long() if logits.dim() == 1 else logits.argmax(dim=1)
-        names = np.array(self.classes, dtype=object)[predicted.numpy()]
+        labels = self.target_type.decode(predicted.numpy(), self.classes).set_axis(index)
         shares = {f"P({c})": p for c, p in zip(self.classes, probabilities(logits).numpy().T, strict=True)}
-        return pd.DataFrame({"prediction": names} | shares, index=index)
+        return pd.DataFrame({"prediction": labels} | shares, index=index)
 
     def _task(self) -> Task:
         if self.task == Regression.name:

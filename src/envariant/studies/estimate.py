@@ -76,7 +76,7 @@ def estimate(study: Study) -> Estimate:
         study: Study to plan.
 
     Raises:
-        EnvariantError: If the study cannot be planned.
+        EnvariantError: If the study cannot be planned, or none of its runs can be trained.
     """
     estimates: list[JobEstimate] = []
     measured: dict[tuple[str, str], tuple[float, float]] = {}
@@ -88,12 +88,16 @@ def estimate(study: Study) -> Estimate:
         try:
             steps, key = job.steps(), (data, algorithm)
             if key not in measured:
-                measured[key] = _measured(job)
+                # The first measurement includes the loading of modules and data, which all runs share.
+                first, second = _measured(job), _measured(job)
+                measured[key] = min(first[0], second[0]), min(first[1], second[1])
             start, step = measured[key]
             seconds = len(runs) * (start + steps * step)
             estimates.append(JobEstimate(data, names, algorithm, len(runs), steps, seconds))
         except EnvariantError as error:
             estimates.append(JobEstimate(data, names, algorithm, len(runs), None, None, str(error)))
+    if (first := estimates[0].problem) and all(each.problem for each in estimates):
+        raise EnvariantError(first)
     return Estimate(tuple(estimates))
 
 

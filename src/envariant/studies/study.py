@@ -16,12 +16,14 @@ from typing import Any, cast, final
 from envariant.algorithms import Algorithm
 from envariant.core import metrics
 from envariant.core.environments import EnvironmentSource
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, first_line, listed, shown, unknown_name
+from envariant.core.paths import check_file
 from envariant.predictors import predictor
 from envariant.studies.trials import SearchSpace, recipe_of
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import (
     algorithm_identity,
+    check_objects,
     content_hash,
     remarks,
     resolve,
@@ -29,11 +31,16 @@ from envariant.training.resolution import (
     source_of,
 )
 from envariant.training.run_config import network
-from envariant.training.run_spec import SHARED, RunSpec, shown, text_of
+from envariant.training.run_spec import SHARED, RunSpec, text_of
 from envariant.training.store import PlannedRun, Store, Trial
 
+MAX_RUNS = 1_000_000
+"""Largest number of runs of a study, which are planned in memory."""
 SPLITS = ("suggested", "each", "each-and-pairs")
 """Ways to choose test environments without naming them."""
+
+
+_LARGEST_FILE = 10**6
 
 
 @final
@@ -91,6 +98,8 @@ class Study:
             if key not in SHARED:
                 raise unknown_name("setting", key, SHARED, where="study")
         RunSpec(data="", **self.settings)
+        check_objects(self.settings)
+        self._labeled("data")
         algorithms = self._labeled("algorithms")
         for label in self.ranges:
             if label not in algorithms:
@@ -101,6 +110,12 @@ class Study:
             SearchSpace(label, algorithm, self.ranges.get(label, {})).ranges()
         if self.metric and self.metric not in metrics.METRICS:
             raise unknown_name("metric", self.metric, metrics.METRICS, where="study")
+        count = len(self.data) * len(algorithms) * self.n_trials * self.replicas
+        if count > MAX_RUNS:
+            raise EnvariantError(
+                f"study: {len(self.data)} data × {len(algorithms)} algorithms × {self.n_trials:,} trials × "
+                f"{self.replicas:,} replicas are {count:,} runs; at most {MAX_RUNS:,} can be planned"
+            )
 
     def _check_types(self) -> None:
         """Raise an error for values of a wrong type or out of range."""
@@ -244,14 +259,17 @@ class Study:
         labeled: dict[str, Any] = {}
         for each in getattr(self, key):
             label = text_of(each)
-            if label in labeled and not isinstance(each, str):
-                raise EnvariantError(f"study: {key} hold '{label}' twice; give objects different names")
+            if label in labeled:
+                remedy = "name it once" if isinstance(each, str) else "give objects different names"
+                raise EnvariantError(f"study: {key} hold '{label}' twice; {remedy}")
             labeled[label] = each
         return labeled
 
     def _splits_of(self, source: EnvironmentSource) -> list[tuple[str, ...]]:
         """Return the sets of test environments for a data set."""
         sample = source.sample(0)
+        if self.metric:
+            metrics.metric(self.metric, sample.task)
         if self.test_environments == "suggested":
             return [sample.test]
         if isinstance(self.test_environments, tuple):
@@ -281,13 +299,15 @@ def begin(folder: Path, study: Study) -> Store:
     declared = study.to_dict()
     if stored is not None:
         for key in ("settings", "seed", "holdout_fraction", "metric", "store_predictions"):
-            there = json.loads(stored).get(key)
+            there = store.declaration().get(key)
             if there != declared[key]:
                 raise EnvariantError(
                     f"{folder}: holds runs made with {key} {there!r}, not {declared[key]!r}; choose another "
                     f"folder"
                 )
-    identities = json.loads(store.fact("data") or "{}")
+    elif any(count for state, count in store.counts().items() if state != "planned"):
+        raise EnvariantError(f"{folder}: holds a single run and no study; choose another folder")
+    identities = store.parse(store.fact("data") or "{}", dict)
     for label, source in study.sources.items():
         if identities.setdefault(label, source.identity()) != source.identity():
             raise EnvariantError(f"{folder}: holds runs on other data named '{label}'; choose another folder")
@@ -304,14 +324,12 @@ def stored_study(store: Store) -> Study:
     Raises:
         EnvariantError: If the store has no study, or its declaration contains Python objects.
     """
-    stored, objects = store.fact("study"), json.loads(store.fact("objects") or "[]")
-    if stored is None:
-        raise EnvariantError(f"{store.folder}: holds a single run and no study")
+    declared, objects = store.declaration(), store.parse(store.fact("objects") or "[]", list)
     if objects:
         raise EnvariantError(
-            f"{store.folder}: was declared with objects ({', '.join(objects)}); pass the study itself"
+            f"{store.folder}: was declared with objects ({listed(objects)}); pass the study itself"
         )
-    return of(json.loads(stored), str(store.path))
+    return of(declared, str(store.path))
 
 
 def read(path: Path) -> Study:
@@ -320,13 +338,17 @@ def read(path: Path) -> Study:
     Raises:
         EnvariantError: If the file cannot be read or is not valid TOML, or a key or value is not allowed.
     """
+    check_file(path)
     try:
-        with path.open("rb") as file:
-            return of(tomllib.load(file), str(path))
+        if path.stat().st_size > _LARGEST_FILE:
+            raise EnvariantError(f"{path}: is larger than 1 MB, so it declares no study")
+        declared = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EnvariantError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EnvariantError(f"{path}: is no TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        # A TOMLDecodeError and a UnicodeDecodeError are ValueErrors; deep nesting exhausts the stack.
+        raise EnvariantError(f"{path}: is no TOML: {first_line(error)}") from None
+    return of(declared, str(path))
 
 
 def of(declared: Mapping[str, Any], where: str) -> Study:
@@ -346,6 +368,12 @@ def of(declared: Mapping[str, Any], where: str) -> Study:
     for key in ("data", "algorithms"):
         if key not in declared:
             raise EnvariantError(f"{where}: {key} is missing; give at least one")
+        if not all(isinstance(name, str) for name in _several(declared[key])):
+            raise EnvariantError(f"{where}: {key} must be names; got {shown(declared[key])}")
+    settings = declared.get("settings", {})
+    for key, value in settings.items() if isinstance(settings, Mapping) else ():
+        if not all(isinstance(each, _PLAIN) for each in _several(value)):
+            raise EnvariantError(f"{where}: {key} must be text or a number; got {shown(value)}")
     return Study(**declared)
 
 
@@ -370,7 +398,12 @@ def _splits(declared: object) -> object:
     if isinstance(declared, Sequence):
         sets = [(each,) if isinstance(each, str) else each for each in cast("Sequence[Any]", declared)]
         if all(isinstance(each, Sequence) and all(isinstance(name, str) for name in each) for each in sets):
-            return tuple(tuple(each) for each in sets)
+            splits = tuple(tuple(each) for each in sets)
+            if not splits or len({frozenset(names) for names in splits}) < len(splits):
+                raise EnvariantError(
+                    f"study: test_environments must be different sets of names; got {shown(declared)}"
+                )
+            return splits
     raise EnvariantError(
         f"study: test_environments must be {', '.join(SPLITS)} or lists of names; got {declared!r}"
     )

@@ -19,7 +19,7 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.schedules import Schedule, schedule
 from envariant.core.search_space import LogUniform, Range, search_range
 from envariant.predictors import predictor
-from envariant.training.resolution import ResolvedAlgorithm, resolve_algorithm
+from envariant.training.resolution import ResolvedAlgorithm, resolve_algorithm, terms_of
 from envariant.training.run_spec import RunSpec
 from envariant.training.store import Trial
 
@@ -148,6 +148,7 @@ def recipe_of(algorithm: object) -> Recipe:
         EnvariantError: If the algorithm is unknown.
     """
     if isinstance(algorithm, str):
+        terms_of(algorithm)
         return composing.recipe(algorithm)
     if isinstance(algorithm, Recipe):
         return algorithm

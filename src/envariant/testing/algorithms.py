@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from envariant.algorithms import Algorithm, Part, Recipe, as_algorithm, identity
-from envariant.algorithms.base import Metrics, Parameters, State
+from envariant.algorithms.base import Parameters, State
 from envariant.algorithms.hyperparameters import numbers, with_numbers
 from envariant.core.environments import EnvironmentBatch, EnvironmentSet
 from envariant.core.errors import EnvariantError
@@ -19,6 +19,7 @@ from envariant.core.schedules import Schedule
 from envariant.core.step_context import START, StepContext
 from envariant.core.tasks import Regression, Task
 from envariant.testing.problem import TASKS, Problem, require
+from envariant.testing.weights import check_environment_sizes, check_weight_decay
 
 TOLERANCE = 1e-12
 """Largest accepted rounding difference in float64, relative to the larger of 1 and the largest entry."""
@@ -39,7 +40,7 @@ def update(
         context: Step number, learning rate and random numbers.
         params: Parameters by name. Default: parameters of the problem.
     """
-    return _step(algorithm, problem, context, params)[0]
+    return problem.step(algorithm, context, params)[0]
 
 
 def check_algorithm(algorithm: Algorithm | Recipe | Part | str) -> None:
@@ -84,7 +85,7 @@ def check_algorithm(algorithm: Algorithm | Recipe | Part | str) -> None:
 def check_gradients(algorithm: Algorithm, problem: Problem) -> None:
     """Check that gradients have the names, order, shapes and dtypes of the parameters, and are finite."""
     try:
-        gradients, _, metrics = _step(algorithm, problem)
+        gradients, _, metrics = problem.step(algorithm)
     except EnvariantError:
         raise
     except Exception as error:
@@ -121,7 +122,7 @@ def check_purity(algorithm: Algorithm, problem: Problem) -> None:
     torch.manual_seed(11)
     generator = torch.get_rng_state()
     # The first call must not affect the second.
-    first, second = (_step(algorithm, problem, StepContext.at(3), state=state) for _ in range(2))
+    first, second = (problem.step(algorithm, StepContext.at(3), state=state) for _ in range(2))
     require(
         torch.equal(torch.get_rng_state(), generator),
         f"{algorithm.name}: a step must draw random numbers from its context, not from the global generator",
@@ -139,7 +140,7 @@ def check_state(algorithm: Algorithm, problem: Problem) -> None:
     """Check that the state keeps the keys, shapes and dtypes returned by `init`."""
     state = initial = algorithm.init(problem.params, problem.context)
     for step in range(2):
-        _, state, _ = _step(algorithm, problem, StepContext.at(step), state=state)
+        _, state, _ = problem.step(algorithm, StepContext.at(step), state=state)
         require(
             _structure(state) == _structure(initial),
             f"{algorithm.name}: the state must keep the keys, shapes and dtypes of init, "
@@ -230,7 +231,7 @@ def check_recorded_step(algorithm: Algorithm, problem: Problem) -> None:
     ) -> Any:
         own = replace(problem, batch=EnvironmentBatch(*rows, batch.sizes, batch.task))
         context = replace(first, step=step, key=key)
-        return _step(with_numbers(algorithm, values), own, context, params, state)
+        return own.step(with_numbers(algorithm, values), context, params, state)
 
     def inputs(context: StepContext) -> tuple[Any, ...]:
         state = algorithm.init(problem.params, problem.context)
@@ -306,6 +307,8 @@ ALGORITHM_CHECKS: tuple[Callable[[Algorithm, Problem], None], ...] = (
     check_numbers,
     check_recorded_step,
     check_declarations,
+    check_environment_sizes,
+    check_weight_decay,
     check_identity,
 )
 """Checks of one property each, called with an algorithm and `problem.with_networks_of(algorithm)`."""
@@ -344,21 +347,6 @@ def _environments(task: Task, count: int) -> EnvironmentSet:
         targets = scores.argmax(axis=1) if task.outputs > 1 else (scores[:, 0] > 0).astype(np.int64)
     names = [f"site {row % count}" for row in range(len(inputs))]
     return EnvironmentSet.from_arrays(inputs, targets, names, task=task, label="check")
-
-
-def _step(
-    algorithm: Algorithm,
-    problem: Problem,
-    context: StepContext = START,
-    params: Parameters | None = None,
-    state: State | None = None,
-) -> tuple[dict[str, Tensor], State, Metrics]:
-    params = problem.params if params is None else params
-    state = algorithm.init(params, problem.context) if state is None else state
-    if not algorithm.stochastic:
-        # Without a key, using random numbers raises an error that asks to declare `stochastic`.
-        context = replace(context, key=None)
-    return algorithm.gradients(problem, params, problem.batch, state, context)
 
 
 def _numbers_at(algorithm: Algorithm, step: int) -> list[float]:

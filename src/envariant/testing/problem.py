@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from envariant.algorithms import Algorithm, TrainContext
-from envariant.algorithms.base import Parameters
+from envariant.algorithms.base import Metrics, Parameters, State
 from envariant.core.environments import EnvironmentBatch
+from envariant.core.step_context import START, StepContext
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 TASKS: Mapping[str, Task] = {"binary": Binary(), "multiclass": Multiclass(3), "regression": Regression()}
@@ -28,7 +29,7 @@ class Problem:
     Attributes:
         task: Prediction task.
         batch: Rows of every environment.
-        params: Parameters of the network, and of the algorithm's auxiliary networks.
+        params: Trained parameters of the network, and of the algorithm's auxiliary networks.
         own: Auxiliary networks by name.
         module: Network as changed by `Algorithm.wrap_model`; None if it is unchanged.
         has_features: Whether the network returns the head's inputs; otherwise features have width 0.
@@ -88,7 +89,7 @@ class Problem:
         elif hasattr(self.module, "featurizer"):
             features = self._call_part("featurizer", params, inputs)
         else:
-            own = {name: params[name] for name, _ in self.module.named_parameters()}
+            own = {name: params[name] for name, _ in _trained(self.module)}
             return inputs[:, :0], self.task.logits(functional_call(self.module, own, (inputs,)))
         logits = self.head(params, features)
         return features if self.has_features else features[:, :0], logits
@@ -103,6 +104,28 @@ class Problem:
         """Return the output of an auxiliary network."""
         return functional_call(self.own[name], _of_network(params, name), (inputs,))
 
+    def step(
+        self,
+        algorithm: Algorithm,
+        context: StepContext = START,
+        params: Parameters | None = None,
+        state: State | None = None,
+    ) -> tuple[dict[str, Tensor], State, Metrics]:
+        """Return the gradients, new state and metrics of one step.
+
+        Args:
+            algorithm: Algorithm.
+            context: Step number, learning rate and random numbers.
+            params: Parameters by name. Default: parameters of the problem.
+            state: State of the algorithm. Default: its initial state.
+        """
+        params = self.params if params is None else params
+        state = algorithm.init(params, self.context) if state is None else state
+        if not algorithm.stochastic:
+            # Without a key, using random numbers raises an error that asks to declare `stochastic`.
+            context = replace(context, key=None)
+        return algorithm.gradients(self, params, self.batch, state, context)
+
     def with_networks_of(self, algorithm: Algorithm) -> Self:
         """Return the problem with an algorithm's wrapped model and auxiliary networks."""
         with torch.random.fork_rng():
@@ -111,8 +134,8 @@ class Problem:
             plain.load_state_dict(dict(self.params))
             module = algorithm.wrap_model(plain, self.context).double()
             own = {name: net.double() for name, net in algorithm.auxiliary_networks(self.context).items()}
-        params = {name: value.detach() for name, value in module.named_parameters()}
-        added = {f"{n}.{k}": v.detach() for n, net in own.items() for k, v in net.named_parameters()}
+        params = {name: value.detach() for name, value in _trained(module)}
+        added = {f"{n}.{k}": v.detach() for n, net in own.items() for k, v in _trained(net)}
         changed = params.keys() != self.params.keys()
         return replace(self, own=own, params={**params, **added}, module=module if changed else None)
 
@@ -158,6 +181,10 @@ class _TanhLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         return torch.tanh(super().forward(input))
+
+
+def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, value) for name, value in module.named_parameters() if value.requires_grad]
 
 
 def _of_network(params: Parameters, name: str) -> dict[str, Tensor]:

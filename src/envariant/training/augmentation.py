@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from envariant.core import specs
@@ -26,16 +27,12 @@ class RandomAffine:
         scale: Maximum relative change of size, in [0, 1). For example, 0.2 gives factors from 0.8 to 1.2.
     """
 
-    rotation: float = 15.0
-    shear: float = 10.0
-    scale: float = 0.2
+    rotation: Annotated[float, Field(ge=0, le=180)] = 15.0
+    shear: Annotated[float, Field(ge=0, lt=90)] = 10.0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
     def __post_init__(self) -> None:
-        if not (0 <= self.rotation <= 180 and 0 <= self.shear < 90 and 0 <= self.scale < 1):
-            raise EnvariantError(
-                "affine: rotation must be in [0, 180], shear in [0, 90) and scale in [0, 1); "
-                f"got {self.rotation:g}, {self.shear:g}, {self.scale:g}"
-            )
+        specs.validate(self, "affine")
 
     def __call__(
         self, images: Float[Tensor, "rows channels height width"], uniforms: Float[Tensor, "3 rows"]

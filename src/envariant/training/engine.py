@@ -22,6 +22,7 @@ from envariant.training.batch_sampler import StackingError
 from envariant.training.checkpoint import Checkpoint
 from envariant.training.execution import Execution, groups
 from envariant.training.history import HistoryRow
+from envariant.training.memory_budget import is_out_of_memory
 from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig
@@ -158,7 +159,7 @@ def _built(
     except StackingError:
         return [(member,) for member in members], ()
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             if count == 1 or checkpoint is not None:
                 raise
             # For example a model whose control flow depends on its inputs.
@@ -181,19 +182,13 @@ def _built(
     return [members[:half], members[half:]], (note,)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    # PyTorch has no exception class for lack of memory on a CPU.
-    texts = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in texts)
-
-
 @contextmanager
 def _errors_as_envariant(stack: ReplicaStack) -> Generator[None]:
     """Convert errors of PyTorch in the passes of a user's model to an `EnvariantError`."""
     try:
         yield
     except RuntimeError as error:
-        if _out_of_memory(error) or isinstance(stack.network.module, FeaturizerAndHead):
+        if is_out_of_memory(error) or isinstance(stack.network.module, FeaturizerAndHead):
             raise
         where = f"model {type(stack.network.module).__name__}: fails in training at step {stack.step}"
         raise EnvariantError(f"{where} ({first_line(error)})") from error

@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import Any, Literal, final
 
 import torch
+from pydantic import PositiveInt
 from torch.utils.flop_counter import FlopCounterMode
 
 from envariant.algorithms.hyperparameters import structure
@@ -72,11 +73,10 @@ class Stacked:
         group: Maximum number of replicas in one program. Default: limited by memory and CPU caches.
     """
 
-    group: int | None = None
+    group: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        if self.group is not None and self.group < 1:
-            raise EnvariantError(f"stacked: group must be at least 1; got {self.group}")
+        specs.validate(self, "stacked")
 
     def __str__(self) -> str:
         return "stacked" if self.group is None else f"stacked(group={self.group})"

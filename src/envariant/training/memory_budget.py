@@ -133,6 +133,38 @@ def available(device: torch.device) -> int:
     return _UNKNOWN if free is None else free
 
 
+def require(needed: float, device: torch.device, what: str, remedy: str) -> None:
+    """Check that an amount of memory is available, before it is allocated.
+
+    Args:
+        needed: Needed bytes, a lower bound.
+        device: CPU or CUDA device.
+        what: What needs the memory, for the error message.
+        remedy: How to need less, for the error message.
+
+    Raises:
+        EnvariantError: If less memory is available.
+    """
+    if needed > (there := available(device)):
+        raise EnvariantError(
+            f"memory: {what} would need at least {needed / 1e9:,.3g} GB, and {there / 1e9:.3g} GB are free; "
+            f"{remedy}"
+        )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an operation failed because memory ran out, or a tensor was too large for any memory."""
+    # PyTorch has no exception class for lack of memory on a CPU.
+    texts = (
+        "not enough memory",
+        "can't allocate memory",
+        "out of memory",
+        "storage size calculation overflow",
+        "overflow when unpacking",
+    )
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in texts)
+
+
 def parse(text: str | float | None) -> int | None:
     """Return an amount of memory such as `8GB` or `512 MiB` in bytes; None for None.
 

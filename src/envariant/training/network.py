@@ -6,12 +6,14 @@ Autograd then works block by block, and activations stay in the processor's cach
 
 import hashlib
 import math
+import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any, cast, final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -75,7 +77,7 @@ class Network:
         width: Approximate number of activations per row.
         features: Number of features per row; 0 if the algorithm does not need features.
         auxiliary: Auxiliary networks of the algorithm by name; `params` includes their parameters.
-        stochastic: Whether a training pass uses random numbers, as in dropout.
+        stochastic: Whether a training pass uses random numbers, as in dropout, or changes attributes.
         remark: Remark on outputs that cannot be logits; "" if they can.
         together: Number of rows that are predicted jointly; 1 for most models.
 
@@ -125,13 +127,16 @@ class Network:
             auxiliary: Auxiliary networks by name.
 
         Raises:
-            EnvariantError: If an auxiliary network has buffers, or the same name as a part of the model.
+            EnvariantError: If an auxiliary network has buffers or frozen parameters, or the same name as a
+                part of the model.
         """
         for name, network in auxiliary.items():
-            if hasattr(self.module, name) or list(network.buffers()):
+            # Weight decay would change frozen parameters.
+            frozen = not all(parameter.requires_grad for parameter in network.parameters())
+            if hasattr(self.module, name) or list(network.buffers()) or frozen:
                 raise EnvariantError(
-                    f"algorithm: its network '{name}' must have no buffers, such as running statistics, and "
-                    f"a name that no part of the model has"
+                    f"algorithm: its network '{name}' must have no buffers, such as running statistics, no "
+                    f"frozen parameters, and a name that no part of the model has"
                 )
             self.auxiliary[name] = network.to(self.device)
         added = self.auxiliary_weights(auxiliary)
@@ -219,7 +224,7 @@ class Network:
             if (name.startswith(prefix) if prefix else name.split(".")[0] not in self.auxiliary)
         }
 
-    def _kernels(self) -> AbstractContextManager[None]:
+    def _kernels(self) -> AbstractContextManager[Any]:
         """Return a context manager that sets the precision of matrix products and the recurrent kernels."""
         rounding = torch.autocast(
             self.device.type,
@@ -273,6 +278,7 @@ class Network:
             sizes.extend(part.numel() for part in parts if isinstance(part, Tensor))
 
         name = type(self.module).__name__
+        attributes, generators = constants(self.module), _other_generators()
         leaves = [module for module in self.module.modules() if not list(module.children())]
         hooks = [leaf.register_forward_hook(measure) for leaf in leaves]
         try:
@@ -294,11 +300,17 @@ class Network:
         finally:
             for hook in hooks:
                 hook.remove()
+        if _other_generators() != generators:
+            raise EnvariantError(
+                f"model {name}: draws random numbers from Python or NumPy in forward, which the seeds of a "
+                f"run do not determine; draw them from PyTorch"
+            )
         if not output.requires_grad:
             raise EnvariantError(
                 f"model {name}: its output does not depend on its trained parameters; compute it in forward "
                 f"with PyTorch, without no_grad, detach or NumPy"
             )
+        stochastic = stochastic or constants(self.module) != attributes
         self._changes_inputs = changes(inputs) != version
         self.remark = remark_on(self.module, output, self.task, input_shape)
         changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
@@ -354,6 +366,12 @@ def constants(module: nn.Module) -> str:
             elif isinstance(value, int | float | str | bytes | tuple | list | dict):
                 digest.update(repr(value).encode())
     return digest.hexdigest()
+
+
+def _other_generators() -> tuple[object, ...]:
+    """Return the states of the global generators of Python and NumPy."""
+    state: Any = np.random.get_state(legacy=False)
+    return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"]
 
 
 @contextmanager

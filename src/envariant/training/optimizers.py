@@ -9,14 +9,15 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast, final
+from typing import Annotated, Any, ClassVar, cast, final
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from envariant.core import specs
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, shown
 from envariant.core.schedules import Schedule, schedule
 from envariant.training.schedule_table import ScheduleTable
 
@@ -32,6 +33,9 @@ class OptimizerConfig(ABC):
     """
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        specs.validate(self, self.name)
 
     @property
     def decoupled_decay(self) -> bool:
@@ -240,19 +244,10 @@ class _AdaptiveMoments(OptimizerConfig, ABC):
         reset: Step at which both means are cleared, for example when a coefficient jumps; 0: never.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    reset: int = 0
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.epsilon >= 0):
-            raise EnvariantError(
-                f"{self.name}: betas must be in [0, 1) and epsilon at least 0; "
-                f"got {self.beta1:g}, {self.beta2:g}, {self.epsilon:g}"
-            )
-        if self.reset < 0:
-            raise EnvariantError(f"{self.name}: reset must be a step, or 0 for never; got {self.reset}")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    epsilon: NonNegativeFloat = 1e-8
+    reset: NonNegativeInt = 0
 
     def resets_at(self, step: int) -> bool:
         return 0 < self.reset == step
@@ -295,14 +290,13 @@ class SGD(OptimizerConfig):
     """
 
     name: ClassVar[str] = "sgd"
-    momentum: float = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if self.momentum < 0 or (self.nesterov and self.momentum == 0):
-            raise EnvariantError(
-                f"sgd: momentum must be at least 0, and above 0 with nesterov; got {self.momentum:g}"
-            )
+        super().__post_init__()
+        if self.nesterov and self.momentum == 0:
+            raise EnvariantError("sgd: nesterov needs a momentum above 0, such as momentum=0.9")
 
     def build(self, params: Sequence[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
         momentum, nesterov = self.momentum, self.nesterov
@@ -376,7 +370,8 @@ class TorchOptimizer(OptimizerConfig):
             factory, fixed = partial.func, {**partial.keywords, **fixed}
         if not (isinstance(factory, type) and issubclass(factory, torch.optim.Optimizer)):
             raise EnvariantError(
-                f"optimizer: must be a name, a torch.optim class or functools.partial of one; got {factory!r}"
+                f"optimizer: must be a name, a torch.optim class or functools.partial of one; got "
+                f"{shown(factory)}"
             )
         return factory, fixed
 

@@ -9,9 +9,10 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, final
+from typing import Annotated, ClassVar, Protocol, final
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
@@ -73,6 +74,9 @@ class Initializer(ABC):
 
     name: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        specs.validate(self, self.name)
+
     @property
     @abstractmethod
     def total_steps(self) -> int:
@@ -103,11 +107,8 @@ class FromERM(Initializer):
     """
 
     name: ClassVar[str] = "erm"
-    steps: int = 100
-    l2: float = 0.0011
-
-    def __post_init__(self) -> None:
-        _check(self.name, steps=self.steps)
+    steps: PositiveInt = 100
+    l2: NonNegativeFloat = 0.0011
 
     @property
     def total_steps(self) -> int:
@@ -139,20 +140,11 @@ class RFC(Initializer):
     """
 
     name: ClassVar[str] = "rfc"
-    rounds: int = 2
-    first_steps: int = 51
-    steps: int = 501
-    synthesis_steps: int = 501
-    l2: float = 0.0011
-
-    def __post_init__(self) -> None:
-        _check(
-            self.name,
-            rounds=self.rounds,
-            first_steps=self.first_steps,
-            steps=self.steps,
-            synthesis_steps=self.synthesis_steps,
-        )
+    rounds: Annotated[int, Field(ge=1, le=100)] = 2
+    first_steps: PositiveInt = 51
+    steps: PositiveInt = 501
+    synthesis_steps: PositiveInt = 501
+    l2: NonNegativeFloat = 0.0011
 
     @property
     def total_steps(self) -> int:
@@ -289,12 +281,6 @@ def _groups(rows: Environment, right: list[Tensor]) -> list[Environment]:
 
 def _head_name(k: int) -> str:
     return f"imitating-head-{k}"
-
-
-def _check(name: str, **counts: int) -> None:
-    for key, value in counts.items():
-        if value < 1:
-            raise EnvariantError(f"{name}: {key} must be at least 1; got {value}")
 
 
 INITIALIZERS: dict[str, type[Initializer]] = {cls.name: cls for cls in (FromERM, RFC)}

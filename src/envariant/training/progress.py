@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from envariant.core.console import SafeConsole
 from envariant.training.engine import Evaluated, Stepped
 from envariant.training.run import Event, Started
 from envariant.training.store import Store
@@ -85,7 +85,7 @@ def show_run(show: bool | None) -> Generator[RunProgress]:
         TextColumn("{task.fields[scores]}", style="dim", markup=False),
     )
     visible = sys.stderr.isatty() if show is None else show
-    with Progress(*columns, console=Console(stderr=True), disable=not visible) as bars:
+    with Progress(*columns, console=SafeConsole(stderr=True), disable=not visible) as bars:
         yield RunProgress(bars)
 
 
@@ -107,7 +107,7 @@ def show_sweep(label: str, runs: int, folder: Path) -> Generator[ProgressCallbac
     visible = sys.stderr.isatty()
     with (
         Store(folder, verify=False) as store,
-        Progress(*columns, console=Console(stderr=True), disable=not visible) as bars,
+        Progress(*columns, console=SafeConsole(stderr=True), disable=not visible) as bars,
     ):
         yield _SweepProgress(bars, bars.add_task(label, total=runs), store) if visible else ignore
 

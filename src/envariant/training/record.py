@@ -15,6 +15,9 @@ from envariant.training.execution import Execution
 from envariant.training.replicas import Seeds
 from envariant.training.run_spec import RunSpec
 
+MOST_UNSEEN = 0.1
+"""Largest share of rows with untrained classes in a test environment that gets a verdict."""
+
 
 @final
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class EnvironmentRecord:
         rows: Number of rows.
         constant_loss: Lowest mean loss of any constant prediction: label entropy in nats, or target variance.
         majority: Share of the most frequent class. None: the task has no classes.
+        unseen: Share of rows with a class that no training environment has.
     """
 
     name: str
@@ -34,6 +38,7 @@ class EnvironmentRecord:
     rows: int
     constant_loss: float
     majority: float | None = None
+    unseen: float = 0.0
 
     @property
     def label(self) -> str:
@@ -101,6 +106,12 @@ class Record:
         return {each.label: each.rows for each in self.environments}
 
     @property
+    def unpredictable(self) -> dict[str, float]:
+        """Share of rows whose class was not trained, of test environments too different for a verdict."""
+        tests = (each for each in self.environments if each.role == "test")
+        return {each.name: each.unseen for each in tests if each.unseen > MOST_UNSEEN}
+
+    @property
     def constant_loss(self) -> dict[str, float]:
         """Lowest mean loss of any constant prediction in each environment, by label."""
         return {each.label: each.constant_loss for each in self.environments}
@@ -155,6 +166,9 @@ def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[E
         roles: Role of each environment, by name in `sample`.
     """
     task = sample.task
+    has_classes = task.chance is not None and not task.target_shape
+    trained = [e.targets for e in sample.environments if roles[e.name] == "train"] if has_classes else []
+    classes = torch.cat(trained).unique() if trained else None
     return tuple(
         EnvironmentRecord(
             e.origin or e.name,
@@ -162,6 +176,7 @@ def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[E
             len(e),
             task.constant_loss(e.targets),
             None if task.chance is None else float(e.targets.unique(return_counts=True)[1].max()) / len(e),
+            0.0 if classes is None else float((~torch.isin(e.targets, classes)).double().mean()),
         )
         for e in sample.environments
     )

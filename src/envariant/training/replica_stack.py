@@ -150,7 +150,8 @@ class ReplicaStack:
     def rehearse(self) -> None:
         """Predict a row, make a training step and undo it, to detect before the first event what fails."""
         before = self.checkpoint().clone()
-        self.answers(self._names[0], torch.zeros(1, dtype=torch.long))
+        if self._config.adapt is None:
+            self.answers(self._names[0], torch.zeros(2, dtype=torch.long))
         self.advance()
         self._load(before)
 

@@ -1,6 +1,5 @@
 """Resolve a `RunSpec`: look up names, and fill in the default settings of the data set."""
 
-import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from envariant import data as sources
 from envariant.algorithms import (
+    RECIPES,
     Algorithm,
     Composition,
     Recipe,
@@ -23,18 +23,19 @@ from envariant.algorithms import (
     settings_of,
 )
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
-from envariant.core.errors import EnvariantError, first_line
+from envariant.core.errors import EnvariantError, closest_name, unknown_name
 from envariant.core.schedules import Constant, Schedule, schedule
 from envariant.data.validation_split import ValidationSplit
-from envariant.models import ModelConfig, model_config
-from envariant.predictors import Predictor, predictor
+from envariant.predictors import PREDICTORS, Predictor, predictor
 from envariant.training.augmentation import RandomAffine, augmentation
-from envariant.training.network import ModelBuilder
+from envariant.training.execution import Execution, execution_request
+from envariant.training.memory_budget import parse as memory_in_bytes
+from envariant.training.model_builder import model_builder, wrong_type
 from envariant.training.optimizers import OptimizerConfig, optimizer_config
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
-from envariant.training.run_spec import RunSpec, shown, text_of
+from envariant.training.run_spec import RunSpec, text_of
 from envariant.training.schedule_notes import idle_schedules, scaling_notes
 
 
@@ -105,7 +106,7 @@ def source_of(data: object) -> EnvironmentSource:
         return sources.source(data)
     if isinstance(data, EnvironmentSource):
         return data
-    raise _wrong("data", "a name, an EnvironmentSource or an EnvironmentSet", data)
+    raise wrong_type("data", "a name, an EnvironmentSource or an EnvironmentSet", data)
 
 
 def resolve_algorithm(
@@ -148,7 +149,7 @@ def resolve_algorithm(
         return ResolvedAlgorithm(
             built.name, _timed(built, steps), {"as built": identity(built)}, suggestion, {}
         )
-    terms = composing.terms(requested)
+    terms = terms_of(requested)
     suggestion = source.default_settings(terms[0][0].name)
     length = suggestion.steps
     # Default settings that concern the whole loss are those of the first term.
@@ -168,6 +169,50 @@ def resolve_algorithm(
     settings, suggested = (settings_of(given.name, each) for each in (built, plain.default))
     notes = scaling_notes(composed(length, with_given=True).build(hyperparameters), built, length, steps)
     return ResolvedAlgorithm(given.name, _timed(built, steps), settings, suggestion, suggested, notes)
+
+
+def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
+    """Parse a text such as `vrex + coral(1.0)` into the recipe and settings of each term.
+
+    Raises:
+        EnvariantError: If a name or a setting is unknown; predictors are suggested as well.
+    """
+    try:
+        return composing.terms(text)
+    except EnvariantError:
+        name = text.partition("(")[0].strip()
+        if name in PREDICTORS:
+            raise EnvariantError(
+                f"{name}: takes no settings as text; pass an object, as in {PREDICTORS[name].__name__}(…)"
+            ) from None
+        if closest_name(name, PREDICTORS) is not None:
+            raise unknown_name("algorithm", text, (*RECIPES, *PREDICTORS)) from None
+        raise
+
+
+def check_objects(options: Mapping[str, Any]) -> None:
+    """Check options that name objects: model, optimizer, pretraining, augmentation and device.
+
+    Args:
+        options: Training options by name.
+
+    Raises:
+        EnvariantError: If a name is unknown or a setting is not allowed.
+    """
+    converters: Mapping[str, Callable[[Any], object]] = {
+        "model": model_builder,
+        "optimizer": optimizer_config,
+        "init": _initializer,
+        "augmentation": _augmentation,
+        "device": device_named,
+        "memory": memory_in_bytes,
+    }
+    for key, convert in converters.items():
+        if options.get(key) is not None:
+            convert(options[key])
+    how = options.get("execution")
+    if how is not None and not isinstance(how, Execution):
+        execution_request(how)
 
 
 def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> ResolvedRun:
@@ -199,6 +244,10 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         "learning_rate": defaults.learning_rate,
         "optimizer": defaults.optimizer,
     }
+    if not fitted and (requested.evaluate_every or 1) > steps:
+        raise EnvariantError(
+            f"evaluate_every must be at most the number of steps, {steps}; got {requested.evaluate_every}"
+        )
     left_open = {key: value for key, value in suggested.items() if getattr(requested, key) is None}
     complete = requested.but(**{**left_open, "steps": steps})
     named = {"data": source.name, "algorithm": algorithm.name}
@@ -275,37 +324,6 @@ def check_environments(
         )
 
 
-def model_builder(model: object) -> ModelBuilder:
-    """Return a function `(input_shape, outputs) → module` for a model.
-
-    Raises:
-        EnvariantError: If `model` is not a name, `ModelConfig`, module or function.
-    """
-    if isinstance(model, str):
-        model = model_config(model)
-    if isinstance(model, ModelConfig):
-        return model.build
-    if isinstance(model, nn.Module):
-        return lambda _shape, _outputs: _copied(model)
-    if isinstance(model, type) and issubclass(model, ModelConfig):
-        return model().build
-    if callable(model):
-        function = cast("Callable[[], nn.Module]", model)
-        return lambda _shape, _outputs: function()
-    raise _wrong("model", "a name, a ModelConfig, a module or a function that returns a new module", model)
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:
-        # For example lazy buffers, which have no values to copy.
-        raise EnvariantError(
-            f"model {type(module).__name__}: cannot be copied ({first_line(error)}); pass a function that "
-            f"returns a new module"
-        ) from error
-
-
 def device_named(name: str) -> torch.device:
     """Return the device for "cpu", "cuda" or "auto" (CUDA if available).
 
@@ -329,7 +347,7 @@ def _augmentation(requested: object) -> RandomAffine | None:
         return requested
     if isinstance(requested, str):
         return augmentation(requested)
-    raise _wrong("augmentation", "a name such as affine(rotation=15)", requested)
+    raise wrong_type("augmentation", "a name such as affine(rotation=15)", requested)
 
 
 def _initializer(requested: object) -> Initializer | None:
@@ -337,16 +355,7 @@ def _initializer(requested: object) -> Initializer | None:
         return requested
     if isinstance(requested, str):
         return initializer_named(requested)
-    raise _wrong("init", "a name such as erm(steps=100) or rfc", requested)
-
-
-def _wrong(option: str, allowed: str, value: object) -> EnvariantError:
-    """Return the error for an option with a value of the wrong type."""
-    if isinstance(value, type):
-        return EnvariantError(
-            f"{option}: {value.__name__} is a class; pass an instance, as in {value.__name__}(…)"
-        )
-    return EnvariantError(f"{option} must be {allowed}; got {shown(value)}")
+    raise wrong_type("init", "a name such as erm(steps=100) or rfc", requested)
 
 
 def _rate(rate: object, steps: int) -> float | Schedule:

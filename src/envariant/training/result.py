@@ -14,6 +14,7 @@ from torch import nn
 from envariant.algorithms import TrainContext, composing
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.files import as_path
 from envariant.core.tasks import Task, task_named
 from envariant.models import model_config
 from envariant.training import history
@@ -81,7 +82,7 @@ class TrainingResult:
         Raises:
             EnvariantError: If the folder contains no run, or its files are damaged.
         """
-        return cls(*load_run(Path(folder)))
+        return cls(*load_run(as_path(folder, "folder")))
 
     @property
     def history(self) -> pd.DataFrame:

@@ -14,12 +14,13 @@ from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.engine import Evaluated, Stepped
 from envariant.training.execution import SEQUENTIAL, Execution, choose, execution_request
 from envariant.training.memory_budget import parse as memory_in_bytes
+from envariant.training.memory_budget import require
 from envariant.training.network import Network
 from envariant.training.pretraining import prepared
 from envariant.training.record import Record, environments_of
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import ResolvedRun, check_environments, resolve, source_of
-from envariant.training.run_config import network
+from envariant.training.run_config import RunConfig, network
 from envariant.training.run_spec import RunSpec, difference
 
 
@@ -116,7 +117,11 @@ def run(
     source = source_of(members[0].spec.data)
     resolved = _resolve_all(members, source)
     first = resolved[0]
-    sample = first.source.sample(members[0].seeds.data)
+    sample: object = first.source.sample(members[0].seeds.data)
+    if not isinstance(sample, EnvironmentSet):
+        raise EnvariantError(
+            f"data: {type(source).__name__}.sample must return an EnvironmentSet; got {type(sample).__name__}"
+        )
     roles = sample.roles(first.config.test)
     check_environments(first.algorithm, sample, roles)
     if isinstance(first.algorithm.trained, Predictor):
@@ -130,7 +135,8 @@ def run(
         )
         return
     replicas = [r.replica(m.index, m.seeds) for r, m in zip(resolved, members, strict=True)]
-    net, _ = network(sample, replicas[0], first.config)
+    net, context = network(sample, replicas[0], first.config)
+    _check_memory(net, sum(context.environment_sizes), context.environments, first.config)
     config = replace(first.config, precision=net.precision)
     replicas = [
         prepared(replica, first.source, config, first.pretraining, on_pretraining) for replica in replicas
@@ -167,6 +173,25 @@ def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[R
     return [by_id[id(member.spec)] for member in members]
 
 
+def _check_memory(net: Network, rows: int, environments: int, config: RunConfig) -> None:
+    """Check that one step fits in memory, from a lower bound of what it needs.
+
+    Args:
+        net: Network of a replica.
+        rows: Number of training rows.
+        environments: Number of training environments.
+        config: Settings of the run.
+
+    Raises:
+        EnvariantError: If it does not fit.
+    """
+    rows = rows if config.batch_size is None else config.batch_size * environments
+    weights = sum(value.numel() for value in net.params.values())
+    # At least weights and gradients, and the activations before every second layer.
+    needed = 8 * weights + (1 if net.precision == "bfloat16" else 2) * rows * net.width
+    require(needed, config.device, f"a step on {rows:,} rows", "use a smaller batch_size or model")
+
+
 def _states(resume: Sequence[Checkpoint]) -> dict[int, ReplicaState]:
     return {number: state for saved in resume for number, state in saved.states().items()}
 
@@ -189,7 +214,7 @@ def _record(
     # In the order of the data, as in the spec.
     suggested = tuple(name for name in sample.names if name in sample.test)
     fingerprints = {"data": sample.fingerprint()}
-    return Record(
+    record = Record(
         spec=spec,
         identity=resolved.identity,
         changed=difference(spec, resolved.reference.but(test_environments=suggested)),
@@ -208,3 +233,9 @@ def _record(
         hardware=provenance.hardware(config.device),
         remarks=(*resolved.remarks(), *([net.remark] if net is not None and net.remark else [])),
     )
+    unseen = tuple(
+        f"test environment '{name}': {share:.0%} of its rows have classes that no training environment has, "
+        f"so it gets no verdict"
+        for name, share in record.unpredictable.items()
+    )
+    return replace(record, remarks=(*record.remarks, *unseen))

@@ -15,6 +15,7 @@ from envariant.core.errors import EnvariantError, first_line
 from envariant.training import precision
 from envariant.training.augmentation import RandomAffine
 from envariant.training.evaluator import Adapt
+from envariant.training.memory_budget import is_out_of_memory, require
 from envariant.training.network import ModelBuilder, Network
 from envariant.training.optimizers import OptimizerConfig
 from envariant.training.replicas import Replica
@@ -99,6 +100,11 @@ def auxiliary_networks(
         context: Context passed to the algorithm.
         device: Device used for training.
     """
+    with torch.device("meta"):
+        networks = replica.algorithm.auxiliary_networks(context).values()
+    numbers = sum(value.numel() for network in networks for value in network.parameters())
+    what = f"{replica.algorithm.name} with auxiliary networks of {numbers:,} parameters"
+    require(4 * numbers, device, what, "make them smaller")
     # Not the model's seed, so that the model's weights are the same with every algorithm.
     with private_random_numbers(mixed(replica.seeds.initialization) >> 1, device):
         return replica.algorithm.auxiliary_networks(context)
@@ -117,7 +123,11 @@ def built(model: ModelBuilder, input_shape: Sequence[int], outputs: int) -> nn.M
     """
     try:
         module: object = model(input_shape, outputs)
-    except TypeError as error:
+    except (RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise EnvariantError("memory: the network does not fit; use a smaller one") from error
+        if isinstance(error, RuntimeError):
+            raise
         raise EnvariantError(
             f"model: cannot be built ({first_line(error)}); pass a function without required arguments that "
             f"returns a new module, or a module"

@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 
 from envariant.core import specs
 from envariant.core.errors import EnvariantError, unknown_name
+from envariant.training.option_errors import one_line
 
 
 def _whole(value: object) -> object:
@@ -42,7 +43,7 @@ def _whole(value: object) -> object:
 def _number(value: object) -> object:
     try:
         number = float("nan" if isinstance(value, bool | str | bytes) else cast("Any", value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not math.isfinite(number):
         raise ValueError("must be a number")
@@ -93,7 +94,12 @@ class RunSpec(BaseModel):
         "ModelConfig, a function that returns a new module, or a module whose weights are the initial "
         "weights of every replica.",
     )
-    steps: Whole | None = _option(None, "Number of optimizer updates of each replica.", ge=1)
+    steps: Whole | None = _option(
+        None,
+        "Optimizer updates of each replica; suggested schedules scale with their number.",
+        ge=1,
+        le=1_000_000_000,
+    )
     batch_size: Literal["full"] | Whole | None = _option(
         None,
         'Rows of each training environment per step, sampled with replacement; "full" uses all rows.',
@@ -160,6 +166,7 @@ class RunSpec(BaseModel):
         1,
         "Number of replicas: independent runs, each with its own data, initialization and batch-order seeds.",
         ge=1,
+        le=100_000,
     )
     seed: Whole = _option(0, "Base random seed.", ge=0, lt=2**32)
 
@@ -167,14 +174,16 @@ class RunSpec(BaseModel):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise _one_line(error, options) from None
+            raise one_line(error, options, RunSpec.model_fields) from None
 
     @model_validator(mode="before")
     @classmethod
     def _accept_alias(cls, options: Any) -> Any:
         if isinstance(options, Mapping) and "n_seeds" in options:
             options = dict(cast("Mapping[str, Any]", options))
-            options.setdefault("replicas", options.pop("n_seeds"))
+            if "replicas" in options:
+                raise ValueError("replicas and n_seeds are one option; give one of them")
+            options["replicas"] = options.pop("n_seeds")
         return options
 
     @field_validator("test_environments", mode="before")
@@ -183,13 +192,24 @@ class RunSpec(BaseModel):
         # Treat a string as one name, not as a sequence of letters.
         if isinstance(value, str):
             return (value,)
-        return tuple(cast("Sequence[object]", value)) if isinstance(value, Sequence) else value
+        names = tuple(cast("Sequence[object]", value)) if isinstance(value, Sequence) else ()
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"must name every environment once; '{repeated[0]}' is named twice")
+        return names if isinstance(value, Sequence) else value
 
     @field_validator("batch_size")
     @classmethod
     def _at_least_one(cls, value: Any) -> Any:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("must be at least 1")
+        if isinstance(value, int) and not 1 <= value <= 2**53:
+            raise ValueError("must be at least 1" if value < 1 else "must be at most 2⁵³")
+        return value
+
+    @field_validator("adapt")
+    @classmethod
+    def _function(cls, value: object) -> object:
+        # A name is the text of a function in a stored record.
+        if value is not None and not callable(value) and not isinstance(value, str):
+            raise ValueError("must be a function")
         return value
 
     @field_validator("learning_rate")
@@ -328,11 +348,15 @@ def _learning_rate(value: object) -> object:
         except EnvariantError as error:
             raise ValueError(f"must be a number or a schedule ({error})") from None
         if not isinstance(course, Constant):
+            try:
+                course.check_not_negative("learning_rate", zero=False)
+            except EnvariantError:
+                raise ValueError("must be at least 0 at every step, and not always 0") from None
             return course
         value = course.value
     try:
         rate = float("nan" if isinstance(value, bool) else cast("Any", value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rate = float("nan")
     if rate != rate:
         raise ValueError("must be a number or a schedule")
@@ -397,50 +421,3 @@ def _setting(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(_setting(each) for each in cast("Sequence[Any]", value))
     return specs.Spec(text_of(value))
-
-
-def _one_line(error: ValidationError, options: Mapping[str, Any]) -> EnvariantError:
-    """Return the first validation error as one sentence: option, allowed values, given value."""
-    fault = error.errors()[0]
-    name = str(fault["loc"][0]) if fault["loc"] else ""
-    kind, limits = fault["type"], fault.get("ctx", {})
-    if kind == "extra_forbidden":
-        return unknown_name("option", name, RunSpec.model_fields)
-    if kind == "missing":
-        return EnvariantError(f"{name}: is required; give a name or an object")
-    if not name:
-        return EnvariantError(str(limits.get("error", fault["msg"])))
-    value = options.get(name, options.get("n_seeds"))
-    if isinstance(value, type) and name not in ("model", "optimizer"):
-        return EnvariantError(
-            f"{name}: {value.__name__} is a class; pass an instance, as in {value.__name__}(…)"
-        )
-    match kind:
-        case "greater_than_equal":
-            allowed = f"must be at least {limits['ge']:g}"
-        case "less_than":
-            allowed = f"must lie below {'2³²' if limits['lt'] == 2**32 else format(limits['lt'], 'g')}"
-        case "literal_error":
-            allowed = f"must be {limits['expected'].replace(chr(39), '')}"
-        case "value_error":
-            allowed = str(limits["error"])
-        case "bool_type" | "bool_parsing":
-            allowed = "must be true or false"
-        case "mapping_type" | "dict_type":
-            allowed = "must be a mapping from names to values"
-        case "tuple_type" | "string_type" if name == "test_environments":
-            allowed = "must be a list of names"
-        case "string_type" if name == "memory":
-            allowed = "must be a size such as 8GB, or a number of bytes"
-        case _:
-            allowed = fault["msg"][:1].lower() + fault["msg"][1:]
-    # Pydantic reports the first alternative of a union, "full"; name both.
-    if name == "batch_size" and kind == "literal_error":
-        allowed = 'must be a whole number or "full"' if not isinstance(value, int) else "must be at least 1"
-    return EnvariantError(f"{name} {allowed}; got {shown(value)}")
-
-
-def shown(value: object) -> str:
-    """Return a value as text for an error message: one line of at most 80 characters."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -8,6 +8,9 @@ from envariant.training.optimizers import OptimizerConfig
 IDLE = "only after this run of"
 """Phrase of every remark on a schedule without effect within the run."""
 
+SCALED = "is suggested for"
+"""Phrase of every remark on a suggested schedule that was scaled to the run."""
+
 
 def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int | None) -> tuple[str, ...]:
     """Return a sentence for each schedule or step number that was scaled to the length of a run.
@@ -20,10 +23,12 @@ def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int |
     """
     if steps is None or not (isinstance(before, Composition) and isinstance(after, Composition)):
         return ()
-    old = before.schedules() | {key: value for key, (value, _) in before.switch_steps().items()}
-    new = after.schedules() | {key: value for key, (value, _) in after.switch_steps().items()}
+    old, new = (
+        {**each.schedules(), **{key: value for key, (value, _) in each.switch_steps().items()}}
+        for each in (before, after)
+    )
     return tuple(
-        f"{name}: {old[name]} is suggested for {length} steps; scaled to {value} for {steps} steps"
+        f"{name}: {old[name]} {SCALED} {length} steps; scaled to {value} for {steps} steps"
         for name, value in new.items()
         if value != old[name]
     )

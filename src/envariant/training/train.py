@@ -5,7 +5,10 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
-from envariant.core.errors import EnvariantWarning
+from envariant.core import specs
+from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.files import as_path
+from envariant.predictors import predictor
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.engine import Evaluated
 from envariant.training.history import HistoryRow, ordered
@@ -52,7 +55,9 @@ def train(
         2
     """
     spec = RunSpec(data=data, algorithm=algorithm, **options)
-    folder = None if out is None else SingleRun(Path(out))
+    _check_used(spec)
+    specs.check_value(progress, bool | None, "progress")
+    folder = None if out is None else SingleRun(as_path(out, "out"))
     rows: list[HistoryRow] = []
     states: dict[int, ReplicaState] = {}
     started: Started | None = None
@@ -83,6 +88,30 @@ def train(
     record = started.record if folder is None or folder.record is None else folder.record
     places = [(each.name, each.role) for each in record.environments]
     return TrainingResult(record, ordered(rows, places), states, started.build_model)
+
+
+def _check_used(spec: RunSpec) -> None:
+    """Check that no option of gradient training is given for a predictor."""
+    fitted = predictor(spec.algorithm)
+    if fitted is None:
+        return
+    default = RunSpec(data="")
+    unused = [name for name in _GRADIENT_OPTIONS if getattr(spec, name) != getattr(default, name)]
+    if unused:
+        raise EnvariantError(
+            f"{fitted.name}: is fitted without gradient steps; leave {', '.join(unused)} out"
+        )
+
+
+_GRADIENT_OPTIONS = (
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "optimizer",
+    "augmentation",
+    "init",
+    "freeze",
+)
 
 
 def _signature() -> Signature:

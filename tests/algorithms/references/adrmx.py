@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from algorithms.enrolment import SHIFT, Enrolled, affine, moved, torch_adam
+from algorithms.enrolment import L2, SHIFT, Enrolled, affine, mean_of_means, moved, torch_adam
 from algorithms.problems import Differentiate, Params, Problem
 from envariant.core.step_context import START
 
@@ -20,7 +20,7 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
         return affine(p, f"{name}.4", h)
 
     def entropy(z: Tensor, classes: list[int]) -> Tensor:
-        return -z.log_softmax(dim=1)[range(len(z)), classes].mean()
+        return mean_of_means(problem, -z.log_softmax(dim=1)[range(len(z)), classes])
 
     def contrast(h: Tensor) -> Tensor:
         unit = h / h.norm(dim=1, keepdim=True)
@@ -42,15 +42,16 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
         d = torch.tanh(affine(every, "adrmx-environment", x))
         c = h - d
 
-        def risk(name: str, v: Tensor, y: Tensor) -> Tensor:
-            return task.losses(task.logits(deep(every, name, v)), y).mean()
+        def losses(name: str, v: Tensor, y: Tensor) -> Tensor:
+            return task.losses(task.logits(deep(every, name, v)), y)
 
-        total = risk("head", h, batch.targets) + risk("adrmx-difference-head", c, batch.targets)
+        heads = (losses("head", h, batch.targets), losses("adrmx-difference-head", c, batch.targets))
+        total = sum(mean_of_means(problem, each) for each in heads)
         total = total + 0.7 * entropy(deep(every, "adrmx-environment-head", d), owners)
         remixed = torch.zeros((), dtype=h.dtype)
         for y in range(max(2, task.outputs)):
             i, j = sorted((k for k in range(len(x)) if targets[k] == y), key=lambda k: numbers[k])[:2]
-            remixed = remixed + risk("head", (c[i] + d[j])[None], batch.targets[i : i + 1])
+            remixed = remixed + losses("head", (c[i] + d[j])[None], batch.targets[i : i + 1]).sum()
         total = total + 0.4 * remixed / max(2, task.outputs)
         total = total + 0.6 * (contrast(h) + contrast(c))
         scores = problem.network("adrmx-discriminator", every, c)
@@ -58,12 +59,13 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
 
     rest = {k: v for k, v in start.items() if k.split(".")[0] != "adrmx-discriminator"}
     gradient = differentiate(loss, rest)
-    return moved(start, torch_adam(start, gradient, betas=(0.5, 0.9)))
+    return moved(start, torch_adam(start, gradient, l2=L2, betas=(0.5, 0.9)))
 
 
 ENROLLED = {
     "adrmx": Enrolled(
-        {"contrast": 0.6, "environment": 0.7, "remix": 0.4, "discriminator_steps": 1, "depth": 2, "width": 8},
+        {"contrast": 0.6, "environment": 0.7, "remix": 0.4, "discriminator_steps": 1, "depth": 2, "width": 8}
+        | {"l2": L2},
         reference,
         frozenset({SHIFT}),
         problems=("binary", "multiclass"),

@@ -3,7 +3,17 @@
 import torch
 from torch import Tensor
 
-from algorithms.enrolment import ORDER_OF_ROWS, SHIFT, Enrolled, Reference, moved, part_of, torch_adam
+from algorithms.enrolment import (
+    L2,
+    ORDER_OF_ROWS,
+    SHIFT,
+    Enrolled,
+    Reference,
+    mean_of_means,
+    moved,
+    part_of,
+    torch_adam,
+)
 from algorithms.problems import Differentiate, Params, Problem
 
 
@@ -20,26 +30,29 @@ def reference_of(conditional: bool) -> Reference:
             h, z = problem(every, problem.batch.inputs)
             if not h.requires_grad:
                 h = h.requires_grad_()
-            weights = [1 / len(h)] * len(h)
-            u = h
+            shares = [1 / (3 * size) for size in problem.batch.sizes for _ in range(size)]
+            weights, u = shares, h
             if conditional:
                 u = h + every["dann-embedding.weight"][targets.long()]
                 labels = [int(y) for y in targets]
-                weights = [1 / (labels.count(y) * (max(labels) + 1)) for y in labels]
+                of_class = [
+                    sum(s for s, other in zip(shares, labels, strict=True) if other == y) for y in labels
+                ]
+                weights = [s / (c * (max(labels) + 1)) for s, c in zip(shares, of_class, strict=True)]
             scores = problem.network("dann-discriminator", every, u)
             each = -scores.log_softmax(dim=1)[range(len(u)), owners]
             slopes = torch.autograd.grad(each.sum(), [u], create_graph=True)[0]
             own = (torch.tensor(weights, dtype=torch.float64) * each).sum()
-            own = own + 0.3 * (slopes**2).sum() / len(u)
-            return problem.task.losses(z, targets).mean() - 2.0 * own
+            own = own + 0.3 * mean_of_means(problem, (slopes**2).sum(dim=1))
+            return mean_of_means(problem, problem.task.losses(z, targets)) - 2.0 * own
 
         gradient = differentiate(loss, rest)
-        return moved(problem.params, torch_adam(problem.params, gradient, betas=(0.5, 0.9)))
+        return moved(problem.params, torch_adam(problem.params, gradient, l2=L2, betas=(0.5, 0.9)))
 
     return reference
 
 
-SETTINGS = {"weight": 2.0, "gradient_penalty": 0.3, "width": 8}
+SETTINGS = {"weight": 2.0, "gradient_penalty": 0.3, "width": 8, "l2": L2}
 
 ENROLLED = {
     "dann": Enrolled(SETTINGS, reference_of(conditional=False), frozenset({ORDER_OF_ROWS, SHIFT})),

@@ -41,6 +41,33 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
     return differentiate(loss, problem.params)
 
 
+def weights_after(
+    rows: list[tuple[Tensor, Tensor]],
+    start: Params,
+    alpha: float,
+    burn_in: int,
+    rates: tuple[float, float],
+    steps: int,
+) -> list[Tensor]:
+    """Weight and bias of a linear model trained as in the released code: a new Adam, at its own rate, at burn-in."""
+    leaves = [start[name].double().clone().requires_grad_() for name in ("weight", "bias")]
+    optimizer = torch.optim.Adam(leaves, lr=rates[0])
+    for step in range(steps):
+        if step == burn_in:
+            optimizer = torch.optim.Adam(leaves, lr=rates[1])
+        risks = [
+            torch.nn.functional.binary_cross_entropy_with_logits((x @ leaves[0].T + leaves[1])[:, 0], y)
+            for x, y in rows
+        ]
+        slopes = [1 / len(risks)] * len(risks)
+        if step >= burn_in:
+            slopes = slopes_of_quantile([risk.item() for risk in risks], alpha)
+        optimizer.zero_grad()
+        sum(s * risk for s, risk in zip(slopes, risks, strict=True)).backward()
+        optimizer.step()
+    return [leaf.detach() for leaf in leaves]
+
+
 ENROLLED = {
     "eqrm": Enrolled(
         {"quantile": 0.7, "burn_in": 0, "slope": "exact", "l2": L2}, reference, USUAL | {ONE_IS_ERM}

@@ -1,9 +1,8 @@
 """ERM++ during the warm-up of the head."""
 
-import torch
 from torch import Tensor
 
-from algorithms.enrolment import USUAL, Enrolled, moved, part_of, torch_adam
+from algorithms.enrolment import L2, USUAL, Enrolled, moved, part_of, torch_adam
 from algorithms.problems import Differentiate, Params, Problem
 
 
@@ -11,14 +10,14 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
     """While the head warms up."""
 
     def loss(p: Params) -> Tensor:
-        return torch.cat([problem.losses({**problem.params, **p}, e) for e in range(3)]).mean()
+        return problem.risks({**problem.params, **p}).mean()
 
     gradient = differentiate(loss, part_of(problem.params, "head"))
     # At twice the run's rate Adam goes twice as far.
-    update = moved(problem.params, torch_adam(problem.params, gradient))
+    update = moved(problem.params, torch_adam(problem.params, gradient, l2=L2))
     return {name: 2 * far for name, far in update.items()}
 
 
 ENROLLED = {
-    "erm++": Enrolled({"head_rate": 2.0, "average_from": 3}, reference, USUAL),
+    "erm++": Enrolled({"head_rate": 2.0, "average_from": 3, "l2": L2}, reference, USUAL),
 }

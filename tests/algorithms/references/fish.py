@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from algorithms.enrolment import ORDER_OF_ROWS, RATE, SHIFT, Enrolled
+from algorithms.enrolment import L2, ORDER_OF_ROWS, RATE, SHIFT, Enrolled
 from algorithms.problems import Differentiate, Problem
 
 
 def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
     leaves = {name: value.clone().requires_grad_() for name, value in problem.params.items()}
-    optimizer = torch.optim.Adam(leaves.values(), lr=RATE)
+    optimizer = torch.optim.Adam(leaves.values(), lr=RATE, weight_decay=2 * L2)
     for e in range(3):
         combined = differentiate(lambda p, e=e: problem.environment_risk(p, e), leaves)
         for name, leaf in leaves.items():
@@ -19,5 +19,5 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
 
 
 ENROLLED = {
-    "fish": Enrolled({"meta_rate": 0.5}, reference, frozenset({ORDER_OF_ROWS, SHIFT})),
+    "fish": Enrolled({"meta_rate": 0.5, "l2": L2}, reference, frozenset({ORDER_OF_ROWS, SHIFT})),
 }

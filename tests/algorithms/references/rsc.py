@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from algorithms.enrolment import L2, USUAL, Enrolled, square_norm
+from algorithms.enrolment import L2, USUAL, Enrolled, mean_of_means, square_norm
 from algorithms.problems import Differentiate, Params, Problem
 from envariant.core.tasks import Binary
 
@@ -30,7 +30,8 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
 
     def loss(p: Params) -> Tensor:
         h = problem(p, problem.batch.inputs)[0]
-        return task.losses(problem.head(p, h * mask), targets).mean() + L2 * square_norm(p)
+        losses = task.losses(problem.head(p, h * mask), targets)
+        return mean_of_means(problem, losses) + L2 * square_norm(p)
 
     return differentiate(loss, params)
 

@@ -1,9 +1,8 @@
 """SelfReg: partners by class from plain lists."""
 
-import torch
 from torch import Tensor
 
-from algorithms.enrolment import L2, LAMBDA, penalized, square_norm
+from algorithms.enrolment import L2, LAMBDA, mean_of_means, penalized, square_norm
 from algorithms.problems import Differentiate, Params, Problem
 from envariant.core.step_context import START
 
@@ -21,7 +20,7 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
             own = [i for i in range(rows) if targets[i] == value]
             partner |= dict(zip(own, [i for i in order if targets[i] == value], strict=True))
         partners.append([partner[i] for i in range(rows)])
-    held = min(1.0, float(torch.cat([problem.losses(problem.params, e) for e in range(3)]).mean()))
+    held = min(1.0, float(problem.risks(problem.params).mean()))
 
     def loss(p: Params) -> Tensor:
         h, o = problem(p, problem.batch.inputs)
@@ -31,8 +30,11 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
         def mix(v: Tensor) -> Tensor:
             return share * v[first] + (1 - share) * v[second]
 
-        alone = ((o - o[first]) ** 2).mean() + 0.3 * ((h - q[first]) ** 2).mean()
-        together = ((o - mix(o)) ** 2).mean() + 0.3 * ((h - mix(q)) ** 2).mean()
+        def mean(v: Tensor) -> Tensor:
+            return mean_of_means(problem, v)
+
+        alone = mean((o - o[first]) ** 2) + 0.3 * mean((h - q[first]) ** 2)
+        together = mean((o - mix(o)) ** 2) + 0.3 * mean((h - mix(q)) ** 2)
         penalty = held * (share * alone + (1 - share) * together)
         return problem.risks(p).sum() / 3 + L2 * square_norm(p) + LAMBDA * penalty
 

@@ -3,16 +3,14 @@
 import torch
 from torch import Tensor
 
-from algorithms.enrolment import USUAL, Enrolled, moved, part_of, torch_adam
+from algorithms.enrolment import L2, USUAL, Enrolled, moved, part_of, torch_adam
 from algorithms.problems import Differentiate, Params, Problem
 
 
 def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tensor]:
     batch = problem.batch
-    first = differentiate(
-        lambda p: torch.cat([problem.losses(p, e) for e in range(3)]).mean(), problem.params
-    )
-    after = torch_adam(problem.params, first)
+    first = differentiate(lambda p: problem.risks(p).mean(), problem.params)
+    after = torch_adam(problem.params, first, l2=L2)
 
     def gap(p: Params) -> Tensor:
         h = problem({**after, **p}, batch.inputs)[0]
@@ -21,10 +19,10 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
         return 3.0 * (risks.max() - risks.min())
 
     second = differentiate(gap, part_of(after, "featurizer"))
-    both = torch_adam(problem.params, part_of(first, "featurizer"), second)
+    both = torch_adam(problem.params, part_of(first, "featurizer"), second, l2=L2)
     return moved(problem.params, {**after, **part_of(both, "featurizer")})
 
 
 ENROLLED = {
-    "transfer": Enrolled({"weight": 3.0}, reference, USUAL),
+    "transfer": Enrolled({"weight": 3.0, "l2": L2}, reference, USUAL),
 }

@@ -13,7 +13,7 @@ import torch
 
 import envariant
 from envariant.core.environments import RESERVED
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Binary, Multiclass
 from envariant.data import ImageFolders, source
 from envariant.data.images import reading as images
@@ -114,8 +114,8 @@ def test_a_large_jpeg_decoded_at_a_reduced_scale_is_nearly_unchanged(tmp_path):
     [
         ("L", 100, (100, 100, 100)),
         ("1", 1, (255, 255, 255)),
-        ("RGBA", (10, 20, 30, 0), (10, 20, 30)),
-        ("LA", (50, 7), (50, 50, 50)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("LA", (50, 255), (50, 50, 50)),
         ("P", 0, (0, 0, 0)),
         ("I;16", 256 * 100, (100, 100, 100)),
     ],
@@ -125,9 +125,97 @@ def test_every_kind_of_pixel_becomes_rgb(tmp_path, mode, color, expected):
     assert images.read(tmp_path, ["a.png"], 2)[0, :, 0, 0].tolist() == list(expected)
 
 
-def test_a_palette_with_transparency_is_read_quietly(tmp_path):
-    save(tmp_path / "a.png", 0, mode="P", transparency=b"\0\1\2")
-    assert images.read(tmp_path, ["a.png"], 2).shape == (1, 3, 2, 2)
+def read_and_warned(tmp_path, **files):
+    for name, picture in files.items():
+        picture.save(tmp_path / f"{name}.png", **picture.info)
+    with pytest.warns(EnvariantWarning) as caught:
+        found = images.read(tmp_path, [f"{name}.png" for name in files], 2)
+    # The cache keeps what was said.
+    with pytest.warns(EnvariantWarning) as again:
+        images.read(tmp_path, [f"{name}.png" for name in files], 2)
+    said = [str(w.message).removeprefix(f"{tmp_path}: ") for w in caught]
+    assert [str(w.message).removeprefix(f"{tmp_path}: ") for w in again] == said
+    return found[:, :, 0, 0].tolist(), said
+
+
+def picture(mode, color, **info):
+    found = Image.new(mode, (8, 8), color)
+    found.info |= info
+    return found
+
+
+@pytest.mark.parametrize(
+    ("levels", "gray", "bits"), [((4095, 2048), (255, 128), 12), ((255, 17), (255, 17), 8), ((1000, 512), (250, 128), 10)]
+)  # fmt: skip
+def test_gray_values_are_scaled_by_the_range_of_all_images(tmp_path, levels, gray, bits):
+    found, said = read_and_warned(tmp_path, a=picture("I;16", levels[0]), b=picture("I;16", levels[1]))
+    assert found == [[gray[0]] * 3, [gray[1]] * 3]
+    assert said == [f"gray images of 16 bits hold values up to {levels[0]:,}: read as {bits}-bit images"]
+
+
+def test_what_a_conversion_loses_is_said(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {
+        "a": picture("RGBA", (10, 20, 30, 0)),
+        "b": picture("P", 0, transparency=b"\0\1\2"),
+        "c": picture("LA", (50, 7)),
+        "d": picture("RGB", (40, 50, 60), exif=exif),
+        "e": picture("RGB", (40, 50, 60), save_all=True, append_images=[picture("RGB", (1, 2, 3))]),
+    }
+    found, said = read_and_warned(tmp_path, **files)
+    assert found == [[10, 20, 30], [0, 0, 0], [50] * 3, [40, 50, 60], [40, 50, 60]]
+    assert said == [
+        "3 of 5 images have transparent pixels; transparency is dropped",
+        "1 of 5 images have an EXIF orientation, which is ignored, as in DomainBed; rotate them",
+        "1 of 5 images have several frames or pages, of which the first is read",
+    ]
+    Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "f.jpg")
+    with pytest.warns(EnvariantWarning, match="1 of 1 images are CMYK, converted to RGB"):
+        images.read(tmp_path, ["f.jpg"], 2)
+
+
+def test_negative_pixels_are_rejected(tmp_path):
+    Image.fromarray(np.full((8, 8), -5, dtype=np.int32)).save(tmp_path / "a.tif")
+    assert "its pixels are negative numbers of unknown range" in refusal(images.read, tmp_path, ["a.tif"], 2)
+
+
+def test_classes_in_other_capitals_are_said_before_reading(tmp_path):
+    for domain, kinds in {"photo": ("cat", "dog"), "sketch": ("Cat", "dog")}.items():
+        for kind in kinds:
+            save(tmp_path / domain / kind / "x.png")
+    message = (
+        "class names 'Cat' and 'cat' differ in capitals only, and count as different; if they mean the same"
+    )
+    with pytest.warns(EnvariantWarning, match=message):
+        assert drawn(tmp_path).classes == ("Cat", "cat", "dog")
+    assert any(message in line for line in ImageFolders(tmp_path).preprocessing_log())
+
+
+def test_classes_in_another_form_of_unicode_are_one(tmp_path):
+    for domain, kind in (("a", "caf\u00e9"), ("b", "cafe\u0301"), ("b", "x"), ("a", "x")):
+        save(tmp_path / domain / kind / "x.png")
+    with pytest.warns(
+        EnvariantWarning, match="differ in blanks or character form only, and count as one class"
+    ):
+        found = drawn(tmp_path)
+    assert found.classes == ("caf\u00e9", "x")
+    assert [e.targets.tolist() for e in found.environments] == [[0, 1], [0, 1]]
+
+
+def test_a_test_environment_whose_classes_were_not_trained_gets_no_verdict(tmp_path, here):
+    for domain, kinds in {"photo": ("cat", "dog"), "sketch": ("Cat", "Dog")}.items():
+        for kind in kinds:
+            save(tmp_path / domain / kind / "x.png")
+    data = f"image-folders('{tmp_path}', size=28)"
+    done = here("train", "--data", data, "--steps", 1, "--test-environments", "sketch")
+    assert done.returncode == 0
+    assert (
+        "test environment 'sketch': 100% of its rows have classes that no training environment has"
+        in done.stderr
+    )
+    assert "no verdict: 100% of the rows in sketch have classes that were not trained." in done.stdout
+    assert "transfer" not in done.stdout
 
 
 def test_two_classes_are_binary(root, tmp_path):
@@ -157,7 +245,10 @@ def test_the_preprocessing_log_lists_missing_classes_and_skipped_files(root):
         "skipped, not an image by its suffix: art/cat/Thumbs.db",
         "no images in: art/emu, bare",
     ]
-    assert drawn(root).names == ("art", "photo", "sketch")
+    with pytest.warns(EnvariantWarning) as caught:
+        assert drawn(root).names == ("art", "photo", "sketch")
+    said = [str(w.message).removeprefix(f"{root}: ") for w in caught]
+    assert said == ImageFolders(root).preprocessing_log()[5:], "all but hidden files"
 
 
 def test_a_long_preprocessing_log_is_shortened(root):
@@ -180,7 +271,7 @@ def test_names_with_markup_and_signs_are_plain_text(tmp_path):
 
 def test_an_invalid_environment_name_is_rejected_before_reading(root, cache):
     (root / "art").rename(root / "a\nb")
-    assert refusal(drawn, root).startswith("environment 'a\nb': a name must be one line of text")
+    assert refusal(drawn, root).startswith(r"environment 'a\nb': a name must be one line of text")
     (root / "a\nb").rename(root / sorted(RESERVED)[-1])
     assert "a name must be one line of text and not * or worst" in refusal(drawn, root)
     (root / "worst").rename(root / "art")
@@ -194,7 +285,7 @@ def test_a_second_sample_maps_the_cache_and_decodes_no_image(root, cache, monkey
     first = drawn(root)
     (kept,) = (cache / "images").glob("*.npy")
     assert np.load(kept).shape == (15, 3, 8, 8)
-    monkeypatch.setattr(images, "_image", None)
+    monkeypatch.setattr(images, "decode", None)
     assert drawn(root).fingerprint() == first.fingerprint()
     files = [file for group in ImageFolders(root).listing().groups for file in group.files]
     assert isinstance(images.read(root, files, 8), np.memmap)

@@ -62,6 +62,7 @@ def days(text):
         ([decimal.Decimal("1.5"), None], object, "number", [1.5, NAN]),
         (["3,5", "1,234", "12"], object, "number", [3.5, 1.234, 12]),
         (["0,123", "0,456"], object, "number", [0.123, 0.456]),
+        (["1,234", "5,678"], object, "number", [1234, 5678]),
         (pd.to_timedelta([36, None], unit="h"), None, "number", [1.5, NAN]),
         ([None, None], object, "number", [NAN, NAN]),
         ([None, None], "Int64", "number", [NAN, NAN]),
@@ -73,7 +74,7 @@ def days(text):
         (["02.01.1970", "03.01.1970"], object, "date", [1, 2]),
         (["1/13/70", "1/2/70"], object, "date", [12, 1]),
         (["31.12.69", "31.12.68"], object, "date", [-1, days("2068-12-31")]),
-        (["1970-01-02 12:00", "1970-01-02T18:00:00Z", "1970-01-02 06:00:00.5"], object, "date", [1.5, 1.75, 1.25]),
+        (["1970-01-02 12:00", "1970-01-02T18:00:00Z", "1970-01-02 06:00:00.5"], object, "date", [1.5, 1.75, 1.25 + 0.5 / 86_400]),
         (["1/13/1970 6:00 PM", "1/2/1970 6:00 AM"], object, "date", [12.75, 1.25]),
         (["9999-12-31", "0001-01-01", "0000-00-00"], object, "date", [2932896, -719162, NAN]),
         ([datetime.date(1970, 1, 2), None], object, "date", [1, NAN]),
@@ -83,8 +84,8 @@ def days(text):
 def test_numbers_booleans_and_dates(values, dtype, kind, expected):
     found = column(values, dtype)
     assert found.kind == kind
-    assert found.values.dtype == np.float32
-    np.testing.assert_allclose(found.values, expected, rtol=1e-7)
+    assert found.values.dtype == np.float64
+    np.testing.assert_allclose(found.values, expected, rtol=1e-15)
     np.testing.assert_array_equal(found.missing, np.isnan(expected))
 
 
@@ -101,10 +102,9 @@ def test_numbers_booleans_and_dates(values, dtype, kind, expected):
         (["1.2.10", "1.10.12", "11.9.10"], object, ["1.2.10", "1.10.12", "11.9.10"]),
         (["10:30", "11:45"], object, ["10:30", "11:45"]),
         (["2019/20", "2020/21"], object, ["2019/20", "2020/21"]),
-        # Day and month, or decimals and thousands, cannot be told apart.
+        # Day and month cannot be told apart, nor can two notations in one column.
         (["01/02/2020", "03/04/2020"], object, ["01/02/2020", "03/04/2020"]),
         (["31/12/2020", "12/31/2020"], object, ["31/12/2020", "12/31/2020"]),
-        (["1,234", "5,678"], object, ["1,234", "5,678"]),
         (["3,5", "3.5"], object, ["3,5", "3.5"]),
         (["<b>Ü</b>", "a\nb"], object, ["<b>Ü</b>", "a\nb"]),
         (["b", None, "a"], "category", ["b", None, "a"]),
@@ -215,7 +215,7 @@ def test_different_numbers_have_different_texts():
 def test_a_column_of_a_known_kind_is_read(values, kind, expected):
     found = column_of_kind("x", read_chunk("x", pd.Series(values)), kind)
     assert found.kind == kind
-    np.testing.assert_array_equal(found.values, np.array(expected, dtype=np.float32))
+    np.testing.assert_array_equal(found.values, np.array(expected, dtype=np.float64))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_stored_columns_are_loaded_unchanged(tmp_path):
 @final
 @dataclass(frozen=True)
 class Percentage(NumericKind):
-    """Shares written with a percent sign: a kind of column from outside."""
+    """Shares written as 7 of 100: a kind of column from outside."""
 
     name: ClassVar[str] = "percentage"
     ordered: ClassVar[bool] = True
@@ -322,17 +322,17 @@ class Percentage(NumericKind):
         return None
 
     def parse(self, texts):
-        return np.array([float(t[:-1]) / 100 if re.fullmatch(r"\d+(\.\d+)?%", t) else NAN for t in texts])
+        return np.array([float(t[:-7]) / 100 if re.fullmatch(r"\d+ of 100", t) else NAN for t in texts])
 
     def format(self, values, categories):
-        return [None if v != v else f"{100 * v:g}%" for v in values.tolist()]
+        return [None if v != v else f"{100 * v:g} of 100" for v in values.tolist()]
 
     def infer_task(self, values):
         return "regression"
 
 
 def test_a_new_kind_is_one_registered_class(tmp_path, monkeypatch):
-    texts = [f"{k}%" for k in range(40)] * 3 + [None]
+    texts = [f"{k} of 100" for k in range(40)] * 3 + [None]
     assert column(texts, object).kind == "category"
     for name, kind in KINDS.items():
         monkeypatch.setitem(KINDS, name, kind)
@@ -341,8 +341,8 @@ def test_a_new_kind_is_one_registered_class(tmp_path, monkeypatch):
     inferred = column(texts, object)
     assert inferred.kind == "percentage"
     np.testing.assert_allclose(inferred.values[:3], [0, 0.01, 0.02], rtol=1e-6)
-    assert inferred.texts()[38:41] == ["38%", "39%", "0%"]
-    assert column_of_kind("x", read_chunk("x", pd.Series(["7%"])), "percentage").values == np.float32(0.07)
+    assert inferred.texts()[38:41] == ["38 of 100", "39 of 100", "0 of 100"]
+    assert column_of_kind("x", read_chunk("x", pd.Series(["7 of 100"])), "percentage").values == 0.07
     with pytest.raises(EnvariantError, match="holds 'seven' in row 1; the model learned from a percentage"):
         column_of_kind("x", read_chunk("x", pd.Series(["seven"])), "percentage")
     sites = ["north", "south"] * 60 + ["north"]

@@ -75,10 +75,22 @@ def test_dates_have_a_season():
 
 @pytest.mark.parametrize(
     "values",
-    [[3, 3, 3], [0.1, 0.1, 0.1], [1e9, 1e9 + 0.5, 1e9], [NAN, NAN], [0.0, 1e-40, 1e-42]],
+    [[3, 3, 3], [0.1, 0.1, 0.1], [0.3, 0.1 + 0.2, 0.3], [NAN, NAN], [0.0, 1e-40, 1e-42]],
 )
 def test_a_constant_column_is_left_out(values):
     assert fit([column(values)]) == Encoder(())
+
+
+@pytest.mark.parametrize(
+    ("offset", "step"), [(1e9, 0.5), (1.7e12, 1), (2.0**49, 1), (712345001, 1), (-1e6, 1e-4)]
+)
+def test_small_differences_of_large_numbers_are_kept(offset, step):
+    values = offset + step * np.arange(40)
+    expected = (np.arange(40) - 19.5) / np.std(np.arange(40))
+    for each in (column(values), column([repr(v) for v in values.tolist()], object)):
+        np.testing.assert_allclose(encoded(each)[:, 0], expected, rtol=1e-5)
+    stamps = pd.Timestamp("2024-05-01 12:00") + pd.to_timedelta(np.arange(40), unit="ms")
+    np.testing.assert_allclose(encoded(column(stamps))[:, 0], expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e-40, 7e14, -3.3])

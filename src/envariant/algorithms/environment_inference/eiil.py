@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from envariant.algorithms.base import EnvironmentInference
-from envariant.core import specs
 from envariant.core.search_space import Choice
 from envariant.core.tasks import Task
 
@@ -31,12 +31,9 @@ class EIIL(EnvironmentInference):
 
     name: ClassVar[str] = "eiil"
     paper: ClassVar[str] = "Creager, Jacobsen, Zemel 2021, arXiv 2010.07249"
-    reference_steps: int = 0
-    reference_l2: float = 0.0011
+    reference_steps: NonNegativeInt = 0
+    reference_l2: NonNegativeFloat = 0.0011
     method: Annotated[Literal["exact", "ascent"], Choice(("exact", "ascent"))] = "exact"
-
-    def __post_init__(self) -> None:
-        specs.checked(EIIL, vars(self), "EIIL")
 
     def environments(self, logits: Tensor, targets: Tensor, task: Task) -> Tensor:
         slopes = task.multiplier_derivatives(logits, targets)

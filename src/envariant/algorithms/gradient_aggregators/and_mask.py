@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from envariant.algorithms.base import GradientAggregator, Metrics, State
-from envariant.core import specs
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, Uniform
 from envariant.core.step_context import StepContext
 
@@ -38,15 +37,10 @@ class AndMask(GradientAggregator):
     name: ClassVar[str] = "and-mask"
     paper: ClassVar[str] = "Parascandolo et al. 2020, arXiv 2009.00329"
     minimum_environments: ClassVar[int] = 2
-    threshold: Annotated[float, Uniform(0.5, 1.0)] = 1.0
+    threshold: Annotated[float, Uniform(0.5, 1.0), Field(ge=0, le=1)] = 1.0
     mean: Annotated[Literal["arithmetic", "geometric"], Choice(("arithmetic", "geometric"))] = "arithmetic"
     inverse_sparsity: Annotated[bool, Choice((True, False))] = True
     strict: bool = False
-
-    def __post_init__(self) -> None:
-        specs.checked(AndMask, vars(self), "AndMask")
-        if not 0 <= self.threshold <= 1:
-            raise EnvariantError(f"AndMask: threshold must be in [0, 1], got {self.threshold:g}")
 
     def combine(
         self, gradients: Mapping[str, Tensor], state: State, context: StepContext

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
 import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from envariant.algorithms.base import GradientAggregator, Metrics, State
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import LogUniform, Uniform
 from envariant.core.step_context import StepContext
 
@@ -29,14 +29,8 @@ class SandMask(GradientAggregator):
     name: ClassVar[str] = "sand-mask"
     paper: ClassVar[str] = "Shahtalebi et al. 2021, arXiv 2106.02266"
     minimum_environments: ClassVar[int] = 2
-    threshold: Annotated[float, Uniform(0.0, 1.0)] = 0.5
-    steepness: Annotated[float, LogUniform(1e-3, 1e5)] = 10.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold < 1:
-            raise EnvariantError(
-                f"SandMask: threshold must be in [0, 1), got {self.threshold:g}; at 1 no weight moves"
-            )
+    threshold: Annotated[float, Uniform(0.0, 1.0), Field(ge=0, lt=1)] = 0.5
+    steepness: Annotated[PositiveFloat, LogUniform(1e-3, 1e5)] = 10.0
 
     def combine(
         self, gradients: Mapping[str, Tensor], state: State, context: StepContext

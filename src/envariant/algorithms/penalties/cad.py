@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from envariant.algorithms.base import Penalty, State
 from envariant.algorithms.penalties import distances
 from envariant.core.environments import PredictedBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Constant, Schedule
 from envariant.core.search_space import Choice
 
@@ -21,8 +21,9 @@ _REFERENCE = 0.07
 class CAD(Penalty):
     """mean_i −(T/0.07)·log Σ_j p(j | i) over the rows j of other environments. Ruan et al. 2022, eq. 9.
 
-    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over the other rows j. Rows without another row of their class are
-    left out. Regression targets are treated as one class if they are equal.
+    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over the other rows j of the batch. Rows without another row of
+    their class are left out. Regression targets are treated as one class if they are equal. With `flipped`
+    false, the released code counts row i itself among the rows of its environment; here it is left out.
 
     Attributes:
         coefficient: Weight of the penalty.
@@ -39,17 +40,13 @@ class CAD(Penalty):
     minimum_environments: ClassVar[int] = 2
     needs_features: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
     coefficient: Annotated[Schedule, Choice((1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2))] = Constant(0.1)
-    temperature: Annotated[float, Choice((0.05, 0.1))] = 0.1
+    temperature: Annotated[PositiveFloat, Choice((0.05, 0.1))] = 0.1
     conditional: bool = False
     flipped: bool = True
     normalized: bool = False
-    max_rows: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.temperature > 0:
-            raise EnvariantError(f"CAD: temperature must be positive, got {self.temperature:g}")
+    max_rows: PositiveInt = 512
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         index, _ = distances.subsample(predicted, self.max_rows)
@@ -66,7 +63,7 @@ class CAD(Penalty):
         # A row's product with itself is set to 0, also in the subtracted maximum.
         products = torch.where(others, features @ features.T / self.temperature, 0.0)
         products = products - products.max(dim=1, keepdim=True).values.detach()
-        positives = ~same_environment if self.flipped else same_environment
+        positives = ~same_environment if self.flipped else same_environment & others
         if self.conditional:
             positives, candidates = positives & same_class, same_class
             used = positives.any(dim=1)

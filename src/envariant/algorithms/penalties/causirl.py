@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from envariant.algorithms.base import Penalty, State
 from envariant.algorithms.penalties import distances
-from envariant.core import specs
 from envariant.core.environments import PredictedBatch
 from envariant.core.schedules import Constant, Schedule
 from envariant.core.search_space import LogUniform
@@ -34,13 +34,10 @@ class CausIRL(Penalty):
     minimum_environments: ClassVar[int] = 2
     needs_features: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e-1, 1e1)] = Constant(1.0)
     distance: Literal["coral", "mmd"] = "coral"
-    max_rows: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        specs.checked(CausIRL, {"distance": self.distance, "max_rows": self.max_rows}, "CausIRL")
+    max_rows: PositiveInt = 512
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         sizes = predicted.batch.sizes

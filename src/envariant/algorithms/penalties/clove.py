@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from envariant.algorithms.base import Penalty, State
 from envariant.algorithms.penalties import distances
 from envariant.core.environments import PredictedBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Schedule, Step
 from envariant.core.search_space import LogUniform
 
@@ -33,13 +33,8 @@ class CLOvE(Penalty):
     stochastic: ClassVar[bool] = True
     needs_classes: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e0, 1e5)] = Step(1.0, 1e4, at=100)
-    width: float = 0.4
-    max_rows: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.width > 0:
-            raise EnvariantError(f"CLOvE: width must be positive, got {self.width:g}")
+    width: PositiveFloat = 0.4
+    max_rows: PositiveInt = 512
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         index, sizes = distances.subsample(predicted, self.max_rows)

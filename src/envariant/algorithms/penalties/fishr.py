@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from envariant.algorithms.base import Parameters, Penalty, State, TrainContext
 from envariant.core.environments import PredictedBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.schedules import Schedule, Step
 from envariant.core.search_space import LogUniform, Uniform
 
@@ -40,14 +40,9 @@ class Fishr(Penalty):
     needs_features: ClassVar[bool] = True
     needs_linear_head: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e1, 1e4)] = Step(0.0, 1e3, at=100)
-    memory: Annotated[float, Uniform(0.9, 0.99)] = 0.95
+    memory: Annotated[float, Uniform(0.9, 0.99), Field(ge=0, lt=1)] = 0.95
     centered: bool = True
     summed: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.memory < 1:
-            raise EnvariantError(f"Fishr: memory must be in [0, 1), got {self.memory:g}")
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         shape = (context.environments, context.task.outputs)

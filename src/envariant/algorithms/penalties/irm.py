@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from envariant.algorithms.base import Penalty, State
-from envariant.core import specs
 from envariant.core.environments import PredictedBatch
 from envariant.core.schedules import Schedule, Step
 from envariant.core.search_space import LogUniform
@@ -34,10 +33,6 @@ class IRM(Penalty):
     minimum_environments: ClassVar[int] = 2
     coefficient: Annotated[Schedule, LogUniform(1e2, 1e6)] = Step(1.0, 1e4, at=100)
     form: Literal["squared", "halves", "dummies"] = "squared"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        specs.checked(IRM, {"form": self.form}, "IRM")
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         batch, derivatives = predicted.batch, predicted.multiplier_derivatives()

@@ -23,6 +23,7 @@ class LossVariance(Penalty):
 
     name: ClassVar[str] = "variance"
     paper: ClassVar[str] = "Nguyen et al. 2023, arXiv 2310.18598"
+    depends_on_sizes: ClassVar[bool] = True
     coefficient: Annotated[Schedule, Uniform(0.001, 0.007)] = Step(0.0, 0.004, at=100)
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:

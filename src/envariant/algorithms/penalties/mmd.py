@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from envariant.algorithms.base import Penalty, State
@@ -32,7 +33,7 @@ class MMD(Penalty):
     needs_features: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e-1, 1e1)] = Constant(1.0)
-    max_rows: int = 512
+    max_rows: PositiveInt = 512
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         index, sizes = distances.subsample(predicted, self.max_rows)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from envariant.algorithms.base import Penalty, State
@@ -31,8 +32,9 @@ class RDM(Penalty):
     paper: ClassVar[str] = "Nguyen et al. 2023, arXiv 2310.18598"
     minimum_environments: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
     coefficient: Annotated[Schedule, Uniform(0.1, 10.0)] = Step(0.0, 5.0, at=100)
-    max_rows: int = 512
+    max_rows: PositiveInt = 512
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         index, _ = distances.subsample(predicted, self.max_rows)

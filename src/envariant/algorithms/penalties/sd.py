@@ -14,7 +14,7 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class SpectralDecoupling(Penalty):
-    """mean_ic z_ic² over the rows i of the batch and the classes c. Pezeshki et al. 2020, eq. 16.
+    """(1/E) Σ_e mean_ic z_ic² over the rows i of environment e and classes c. Pezeshki et al. 2020, eq. 16.
 
     Attributes:
         coefficient: Weight of the penalty; the paper's λ/2 times the number of classes.
@@ -25,4 +25,4 @@ class SpectralDecoupling(Penalty):
     coefficient: Annotated[Schedule, LogUniform(1e-5, 1e-1)] = Constant(0.1)
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        return predicted.logits.square().mean(), state
+        return predicted.batch.mean(predicted.logits.square()), state

@@ -21,9 +21,9 @@ class SelfReg(Penalty):
     """min(1, R)·{λ[d(o, o_ρ) + 0.3·d(h, q_ρ)] + (1 − λ)[d(o, mix o) + 0.3·d(h, mix q)]}. Kim et al. 2021.
 
     o are logits, h features, q = P(h) a learned projection, d the mean squared difference, ρ and ρ' random
-    partners of the same class, mix v = λ·v_ρ + (1 − λ)·v_ρ', and λ ~ Beta(½, ½), sampled once per step. R is
-    the mean loss of the batch. The released code never trains P; here P is trained with the model. In a
-    regression, partners must have equal targets, so the penalty has little effect.
+    partners of the same class, mix v = λ·v_ρ + (1 − λ)·v_ρ', and λ ~ Beta(½, ½), sampled once per step. The
+    released code never trains P; here P is trained with the model. In a regression, partners have equal
+    targets, so most rows are their own partners, and 0.3·min(1, R)·d(h, P(h)) remains of the penalty.
 
     Attributes:
         coefficient: Weight of the penalty; 1 in the paper.
@@ -33,6 +33,7 @@ class SelfReg(Penalty):
     paper: ClassVar[str] = "Kim et al. 2021, arXiv 2104.09841"
     needs_features: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
     coefficient: Annotated[Schedule, LogUniform(1e-2, 1e1)] = Constant(1.0)
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
@@ -66,17 +67,17 @@ class SelfReg(Penalty):
             first: Partners ρ `[rows]`.
             second: Partners ρ' `[rows]`.
         """
-        logits, features = predicted.logits, predicted.features
+        logits, features, mean = predicted.logits, predicted.features, predicted.batch.mean
 
         def distance(partners: Tensor, q: Tensor) -> Tensor:
-            return (logits - partners).square().mean() + 0.3 * (features - q).square().mean()
+            return mean((logits - partners).square()) + 0.3 * mean((features - q).square())
 
         def mixed(values: Tensor) -> Tensor:
             return share * values[first] + (1 - share) * values[second]
 
         single = distance(logits[first], projected[first])
         mixture = distance(mixed(logits), mixed(projected))
-        scale = predicted.losses.mean().detach().clamp(max=1)
+        scale = mean(predicted.losses).detach().clamp(max=1)
         return scale * (share * single + (1 - share) * mixture)
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from envariant.algorithms.base import RiskAggregator, State
-from envariant.core import specs
 from envariant.core.environments import PredictedBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, Uniform, UniformInteger
@@ -25,7 +25,8 @@ class EQRM(RiskAggregator):
 
     With s the standard deviation of the risks (divisor E − 1), the bandwidth is b = 1.06·s·E^(−1/5). The
     first `burn_in` steps minimize the mean risk. The released code then restarts Adam with a learning rate of
-    1e-6. The optimizer `adam(reset=2500)` clears Adam's state at step 2500; it keeps the learning rate.
+    1e-6. For `burn_in=2500`, the optimizer `adam(reset=2500)` and the learning rate `step(1e-3, 1e-6,
+    at=2500)` do the same: all three numbers must agree.
 
     Attributes:
         quantile: α in (0, 1), or a negative number a = log(1 − α) for the limit mean_e(R_e) + b·√(−2a).
@@ -40,12 +41,12 @@ class EQRM(RiskAggregator):
     paper: ClassVar[str] = "Eastwood et al. 2022, arXiv 2207.09944"
     minimum_environments: ClassVar[int] = 2
     quantile: Annotated[float, Uniform(0.5, 0.99)] = 0.75
-    burn_in: Annotated[int, UniformInteger(300, 3000)] = 100
+    burn_in: Annotated[NonNegativeInt, UniformInteger(300, 3000)] = 100
     slope: Annotated[Literal["brackets", "exact"], Choice(("brackets", "exact"))] = "brackets"
     bandwidth: Literal["gaussian", "silverman"] = "gaussian"
 
     def __post_init__(self) -> None:
-        specs.checked(EQRM, vars(self), "EQRM")
+        super().__post_init__()
         if not (self.quantile < 0 or 0 < self.quantile < 1):
             raise EnvariantError(
                 f"EQRM: quantile must be in (0, 1), or log(1 − α) < 0, got {self.quantile:g}"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from envariant.algorithms.base import Parameters, RiskAggregator, State, TrainContext
@@ -24,7 +25,7 @@ class GroupDRO(RiskAggregator):
     name: ClassVar[str] = "groupdro"
     paper: ClassVar[str] = "Sagawa, Koh, Hashimoto, Liang 2019, arXiv 1911.08731"
     minimum_environments: ClassVar[int] = 2
-    rate: Annotated[float, LogUniform(1e-3, 1e-1)] = 1e-2
+    rate: Annotated[NonNegativeFloat, LogUniform(1e-3, 1e-1)] = 1e-2
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         like = next(iter(params.values()))

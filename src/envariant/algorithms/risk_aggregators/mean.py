@@ -34,6 +34,7 @@ class PooledMean(RiskAggregator):
 
     name: ClassVar[str] = "pooled"
     paper: ClassVar[str] = "Vapnik 1998"
+    depends_on_sizes: ClassVar[bool] = True
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         # Row counts are exact in float64, so that with full batches every weight below is exactly 1.

@@ -5,11 +5,11 @@ from typing import Annotated, ClassVar, final
 
 from torch import Tensor
 
-from envariant.algorithms.base import RiskAggregator, State
+from envariant.algorithms.base import RiskAggregator, State, as_coefficient
 from envariant.algorithms.risk_aggregators.worst import worst_risk
 from envariant.core.environments import PredictedBatch
 from envariant.core.errors import EnvariantError
-from envariant.core.schedules import Constant, Schedule, Step, schedule
+from envariant.core.schedules import Constant, Schedule, Step
 from envariant.core.search_space import LogUniform
 
 
@@ -30,7 +30,8 @@ class MMREx(RiskAggregator):
     coefficient: Annotated[Schedule, LogUniform(1e2, 1e6)] = Step(1.0, 1e4, at=100)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "coefficient", schedule(self.coefficient))
+        object.__setattr__(self, "coefficient", as_coefficient(self.coefficient, "MMREx"))
+        super().__post_init__()
 
     @classmethod
     def with_minimum_weight(cls, minimum: float, environments: int) -> "MMREx":
@@ -45,7 +46,7 @@ class MMREx(RiskAggregator):
         """
         if not environments * minimum <= 1 + 1e-9:
             raise EnvariantError(f"MMREx: minimum must be at most 1/{environments}, got {minimum:g}")
-        return cls(Constant(1 - environments * minimum))
+        return cls(Constant(max(0.0, 1 - environments * minimum)))
 
     def coefficient_at(self, step: int) -> float:
         return self.coefficient(step)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad
 
 from envariant.algorithms.base import Parameters, State
+from envariant.core.step_context import StepContext
 
 EPSILON = 1e-8
 
@@ -24,29 +25,43 @@ def moments(params: Parameters) -> State:
 
 
 def step(
-    params: Parameters, gradients: Parameters, memory: State, rate: Any, beta1: Any = 0.9, beta2: Any = 0.999
+    params: Parameters,
+    gradients: Parameters,
+    memory: State,
+    context: StepContext,
+    *,
+    rate: Any = 1.0,
+    beta1: Any = 0.9,
+    beta2: float = 0.999,
 ) -> tuple[dict[str, Tensor], State]:
-    """Return the parameters after one step, and the new moments.
+    """Return the parameters after one step with L2 weight decay, and the new moments.
 
     Args:
         params: Parameters by name.
         gradients: Gradients of the parameters to update, with the same keys at every step.
         memory: Moments returned by `moments` or by the previous step.
-        rate: Learning rate.
+        context: Learning rate and weight decay.
+        rate: Multiple of the context's learning rate.
         beta1: Decay of the gradient's moving mean.
         beta2: Decay of the squared gradient's moving mean.
     """
-    count = memory["count"] + 1
+    count, rate = memory["count"] + 1, rate * context.learning_rate
+    gradients = decayed(params, gradients, context)
     mean = {k: beta1 * memory["mean"][k] + (1 - beta1) * g for k, g in gradients.items()}
     square = {k: beta2 * memory["square"][k] + (1 - beta2) * g.square() for k, g in gradients.items()}
-    # β may be 0, and a tensor with one entry per replica.
-    corrections = [1 - torch.as_tensor(beta, dtype=count.dtype, device=count.device) ** count
-                   for beta in (beta1, beta2)]  # fmt: skip
+    # β may be 0, and a tensor with one entry per replica. In float32, 1 − β₂ would be off by 1e-5.
+    powers = (torch.as_tensor(b, dtype=torch.float64, device=count.device) ** count for b in (beta1, beta2))
+    corrections = [(1 - power).to(count.dtype) for power in powers]
     updated = {
         k: params[k] - rate * (mean[k] / corrections[0]) / ((square[k] / corrections[1]).sqrt() + EPSILON)
         for k in gradients
     }
     return {**params, **updated}, {"mean": mean, "square": square, "count": count}
+
+
+def decayed(params: Parameters, gradients: Parameters, context: StepContext) -> dict[str, Tensor]:
+    """Return the gradients of a loss plus the algorithm's l2 term."""
+    return {k: g + context.weight_decay * params[k] for k, g in gradients.items()}
 
 
 def gradients_of(loss: Callable[[Parameters], Tensor], params: Parameters) -> dict[str, Tensor]:

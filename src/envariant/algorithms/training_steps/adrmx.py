@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
@@ -22,7 +24,6 @@ from envariant.algorithms.penalties import distances
 from envariant.algorithms.training_steps import adam
 from envariant.algorithms.training_steps.adversary import discriminator
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Task
@@ -64,22 +65,17 @@ class ADRMX(TrainingStep):
     needs_linear_head: ClassVar[bool] = True
     needs_classes: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
-    contrast: float = 1.0
-    environment: float = 1.0
-    remix: float = 1.0
-    adversary: float = 0.75
-    discriminator_steps: int = 2
-    depth: Annotated[int, Choice((8, 9, 10))] = 9
-    width: int = 256
-    max_rows: int = 512
-
-    def __post_init__(self) -> None:
-        if self.discriminator_steps < 1 or self.width < 1 or self.depth < 2:
-            raise EnvariantError(
-                f"ADRMX: discriminator_steps and width must be at least 1 and depth at least 2, got "
-                f"{self.discriminator_steps}, {self.width}, {self.depth}"
-            )
+    aggregates_risk: ClassVar[bool] = True
+    contrast: NonNegativeFloat = 1.0
+    environment: NonNegativeFloat = 1.0
+    remix: NonNegativeFloat = 1.0
+    adversary: NonNegativeFloat = 0.75
+    discriminator_steps: PositiveInt = 2
+    depth: Annotated[int, Choice((8, 9, 10)), Field(ge=2, le=100)] = 9
+    width: PositiveInt = 256
+    max_rows: PositiveInt = 512
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         head: Any = featurizer_and_head(module, self.name)[1]
@@ -108,24 +104,26 @@ class ADRMX(TrainingStep):
         own, rest = adam.part(params, _ADVERSARY), adam.without(params, (_ADVERSARY,))
 
         def discriminator_loss(own: Parameters, common: Tensor) -> Tensor:
-            return F.cross_entropy(model.network(_ADVERSARY, own, common), owners)
+            scores = model.network(_ADVERSARY, own, common)
+            return batch.mean(F.cross_entropy(scores, owners, reduction="none"))
 
         def model_loss(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             features, logits = model(rest, batch.inputs)
             domain = model.network(_DOMAIN, rest, batch.inputs)
             common = features - domain
-            risk = task.losses(logits, targets).mean()
+            risk = batch.risk(task.losses(logits, targets))
             index, _ = distances.subsample(batch.predicted(features, logits, context), self.max_rows)
             contrasts = [contrast(v[index], targets[index], owners[index]) for v in (features, common)]
             other = task.logits(model.network(_OTHER, rest, common))
+            domains = model.network(_ENVIRONMENT, rest, domain)
             first, second, paired = pairs_within_classes(
                 targets, context.uniform(len(targets), like=features), task
             )
             mixed = task.losses(model.head(rest, common[first] + domain[second]), targets[first])
             total = (
                 risk
-                + task.losses(other, targets).mean()
-                + self.environment * F.cross_entropy(model.network(_ENVIRONMENT, rest, domain), owners)
+                + batch.risk(task.losses(other, targets))
+                + self.environment * batch.mean(F.cross_entropy(domains, owners, reduction="none"))
                 + self.remix * torch.where(paired, mixed, 0.0).mean()
                 + self.contrast * (contrasts[0] + contrasts[1])
                 - self.adversary * discriminator_loss(own, common)
@@ -134,9 +132,9 @@ class ADRMX(TrainingStep):
 
         gradient, (_, (common, risk)) = grad_and_value(model_loss, has_aux=True)(rest)
         own_gradient, own_loss = grad_and_value(discriminator_loss)(own, common)
-        rate = context.learning_rate
-        rest_after, rest_moments = adam.step(rest, gradient, state["model"], rate, 0.5, 0.9)
-        own_after, own_moments = adam.step(own, own_gradient, state["adversary"], rate, 0.5, 0.9)
+        step = partial(adam.step, context=context, beta1=0.5, beta2=0.9)
+        rest_after, rest_moments = step(rest, gradient, state["model"])
+        own_after, own_moments = step(own, own_gradient, state["adversary"])
         k = self.discriminator_steps
         turn = torch.as_tensor((context.step + 1) % (1 + k) < k, device=risk.device)
         new = {

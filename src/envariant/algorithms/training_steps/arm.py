@@ -3,16 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
 from envariant.algorithms.training_steps.context import GroupMeans
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
 
 
@@ -28,33 +28,30 @@ class ARM(TrainingStep):
     batch norm, so that a context depends only on the rows of its block.
 
     Attributes:
-        trained: Whether to train the context network.
+        trained: Whether to train the context network. False: it keeps its random initial weights.
         width: Width of the context network's hidden layers.
     """
 
     name: ClassVar[str] = "arm"
     paper: ClassVar[str] = "Zhang et al. 2020, arXiv 2007.02931"
+    aggregates_risk: ClassVar[bool] = True
     trained: bool = True
-    width: int = 64
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise EnvariantError(f"ARM: width must be at least 1, got {self.width}")
+    width: Annotated[int, Field(ge=1, le=4096)] = 64
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         channels, *rest = context.input_shape
-        return _WithContext(_context(context.input_shape, self.width), context.another((channels + 1, *rest)))
+        # A frozen network has no trained parameters, so weight decay cannot change it.
+        own = _context(context.input_shape, self.width).requires_grad_(self.trained)
+        return _WithContext(own, context.another((channels + 1, *rest)))
 
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         def loss(params: Parameters) -> Tensor:
             logits = torch.cat([model(params, inputs)[1] for inputs in batch.split(batch.inputs)])
-            return batch.task.losses(logits, batch.targets).mean()
+            return batch.risk(batch.task.losses(logits, batch.targets))
 
         gradient, value = grad_and_value(loss)(params)
-        if not self.trained:
-            gradient = {k: g * 0 if k.startswith("context.") else g for k, g in gradient.items()}
         return gradient, state, {"risk": value.detach()}
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, final
+from functools import partial
+from typing import Annotated, ClassVar, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value
 
@@ -27,9 +29,9 @@ class DANN(TrainingStep):
     """min_D L_D, L_D = CE(D(h), e) + γ·GP, in turn with min_θ R − λ·L_D. Ganin et al. 2016; Li et al. 2018.
 
     CDANN adds an embedding of the class to the discriminator's input features, and weights rows so that all
-    classes have equal weight. GP is the mean squared gradient of the discriminator's loss with respect to its
-    input. The model and the discriminator have separate Adam optimizers and are updated alternately, as in
-    DomainBed; the DANN paper updates both at once through a reversed gradient.
+    classes have equal weight in CE. GP is the mean squared gradient of the discriminator's loss with respect
+    to its input. The model and the discriminator have separate Adam optimizers and are updated alternately,
+    as in DomainBed; the DANN paper updates both at once through a reversed gradient.
 
     Attributes:
         weight: λ, weight of the discriminator's loss.
@@ -48,21 +50,15 @@ class DANN(TrainingStep):
     minimum_environments: ClassVar[int] = 2
     needs_features: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
-    weight: Annotated[float, LogUniform(1e-2, 1e2)] = 1.0
+    aggregates_risk: ClassVar[bool] = True
+    weight: Annotated[NonNegativeFloat, LogUniform(1e-2, 1e2)] = 1.0
     conditional: bool = False
-    gradient_penalty: Annotated[float, LogUniform(1e-2, 1e1)] = 0.0
-    discriminator_steps: Annotated[int, UniformInteger(1, 8)] = 1
-    beta1: Annotated[float, Choice((0.0, 0.5))] = 0.5
-    rate: Annotated[float, LogUniform(1e-1, 1e1)] = 1.0
-    width: Annotated[int, Choice((64, 128, 256, 512, 1024))] = 256
-    depth: Annotated[int, Choice((3, 4, 5))] = 3
-
-    def __post_init__(self) -> None:
-        if self.discriminator_steps < 1 or self.width < 1 or self.depth < 2:
-            raise EnvariantError(
-                f"DANN: discriminator_steps and width must be at least 1 and depth at least 2, got "
-                f"{self.discriminator_steps}, {self.width}, {self.depth}"
-            )
+    gradient_penalty: Annotated[NonNegativeFloat, LogUniform(1e-2, 1e1)] = 0.0
+    discriminator_steps: Annotated[PositiveInt, UniformInteger(1, 8)] = 1
+    beta1: Annotated[float, Choice((0.0, 0.5)), Field(ge=0, lt=1)] = 0.5
+    rate: Annotated[PositiveFloat, LogUniform(1e-1, 1e1)] = 1.0
+    width: Annotated[PositiveInt, Choice((64, 128, 256, 512, 1024))] = 256
+    depth: Annotated[int, Choice((3, 4, 5)), Field(ge=2, le=100)] = 3
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         networks: dict[str, nn.Module] = {
@@ -89,7 +85,7 @@ class DANN(TrainingStep):
         def model_loss(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             features, logits = model(rest, batch.inputs)
             own_loss = self.discriminator_loss(model, own, features, batch, owners)
-            risk = batch.task.losses(logits, batch.targets).mean()
+            risk = batch.risk(batch.task.losses(logits, batch.targets))
             return risk - self.weight * own_loss, (features.detach(), risk.detach())
 
         gradient, (_, (features, risk)) = grad_and_value(model_loss, has_aux=True)(rest)
@@ -98,11 +94,9 @@ class DANN(TrainingStep):
             return self.discriminator_loss(model, own, features, batch, owners)
 
         own_gradient, own_loss = grad_and_value(discriminator_loss)(own)
-        rate, beta1, k = context.learning_rate, self.beta1, self.discriminator_steps
-        rest_after, rest_moments = adam.step(rest, gradient, state["model"], rate, beta1, 0.9)
-        own_after, own_moments = adam.step(
-            own, own_gradient, state["adversary"], rate * self.rate, beta1, 0.9
-        )
+        k, step = self.discriminator_steps, partial(adam.step, context=context, beta1=self.beta1, beta2=0.9)
+        rest_after, rest_moments = step(rest, gradient, state["model"])
+        own_after, own_moments = step(own, own_gradient, state["adversary"], rate=self.rate)
         # Both updates are computed, because the step number is a tensor; the discriminator's is cheap.
         turn = torch.as_tensor((context.step + 1) % (1 + k) < k, device=risk.device)
         new = {
@@ -116,25 +110,34 @@ class DANN(TrainingStep):
         self, model: Model, own: Parameters, features: Tensor, batch: EnvironmentBatch, owners: Tensor
     ) -> Tensor:
         """Return L_D for features `[rows, width]` of rows from the environments `owners` `[rows]`."""
-        weights: Any = 1 / len(features)
         if self.conditional:
             features = features + model.network(_EMBEDDING, own, batch.targets.long())
-            weights = class_weights(batch.targets, _classes(batch.task)).to(features.dtype)
         losses = _cross_entropies(model, own, features, owners)
 
         def total(features: Tensor) -> Tensor:
             return _cross_entropies(model, own, features, owners).sum()
 
         slopes = grad(total)(features)
+        if self.conditional:
+            weights = class_weights(batch.targets, batch.row_weights(features), _classes(batch.task))
+            entropy = (weights * losses).sum()
+        else:
+            entropy = batch.mean(losses)
         # No shortcut for γ = 0: γ may differ between replicas, so Python must not branch on it.
-        return (weights * losses).sum() + self.gradient_penalty * slopes.square().sum(dim=1).mean()
+        return entropy + self.gradient_penalty * batch.mean(slopes.square().sum(dim=1))
 
 
-def class_weights(targets: Tensor, classes: int) -> Tensor:
-    """Return weights `[rows]`: 1/(n_y·C') for each of the n_y rows of class y, C' = largest target + 1."""
+def class_weights(targets: Tensor, weights: Tensor, classes: int) -> Tensor:
+    """Return weights `[rows]` that sum to 1/C' in every class present, with C' = largest target + 1.
+
+    Args:
+        targets: Classes `[rows]`.
+        weights: Weights of the rows within their class, up to a factor `[rows]`.
+        classes: Number of classes.
+    """
     of_class = targets[:, None] == torch.arange(classes, device=targets.device)
-    counts = of_class.sum(dim=0)
-    return 1 / (counts[targets.long()] * (targets.max() + 1))
+    totals = weights @ of_class.to(weights.dtype)
+    return weights / (totals[targets.long()] * (targets.max() + 1))
 
 
 def _classes(task: Task) -> int:

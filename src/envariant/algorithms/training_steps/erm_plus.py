@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.func import grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
 from envariant.algorithms.training_steps import adam
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import LogUniform
 from envariant.core.step_context import StepContext
 
@@ -36,13 +36,10 @@ class ERMPlus(TrainingStep):
     paper: ClassVar[str] = "Teterwak et al. 2023, arXiv 2304.01973"
     needs_features: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
+    aggregates_risk: ClassVar[bool] = True
     head_steps: int = 500
-    head_rate: Annotated[float, LogUniform(1e-1, 1e1)] = 1.0
-    average_from: int = 600
-
-    def __post_init__(self) -> None:
-        if self.average_from < 1:
-            raise EnvariantError(f"erm++: average_from must be at least 1, got {self.average_from}")
+    head_rate: Annotated[PositiveFloat, LogUniform(1e-1, 1e1)] = 1.0
+    average_from: PositiveInt = 600
 
     def switch_steps(self) -> Mapping[str, int]:
         return {"head_steps": self.head_steps + 1, "average_from": self.average_from - 1}
@@ -61,14 +58,12 @@ class ERMPlus(TrainingStep):
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         def loss(params: Parameters) -> Tensor:
-            return batch.task.losses(model(params, batch.inputs)[1], batch.targets).mean()
+            return batch.risk(batch.task.losses(model(params, batch.inputs)[1], batch.targets))
 
         gradient, value = grad_and_value(loss)(params)
-        rate = context.learning_rate
-        head_after, head = adam.step(
-            params, adam.part(gradient, "head"), state["head"], rate * self.head_rate
-        )
-        all_after, everything = adam.step(params, gradient, state["all"], rate)
+        head_gradient = adam.part(gradient, "head")
+        head_after, head = adam.step(params, head_gradient, state["head"], context, rate=self.head_rate)
+        all_after, everything = adam.step(params, gradient, state["all"], context)
         warmed_up = torch.as_tensor(context.step > self.head_steps, device=value.device)
         after = adam.where(warmed_up, all_after, head_after)
         new = {

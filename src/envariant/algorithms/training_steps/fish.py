@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.func import grad_and_value
 
@@ -11,7 +12,6 @@ from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainCo
 from envariant.algorithms.training_steps import adam
 from envariant.algorithms.training_steps.padded_batch import PaddedBatch, weighted_mean
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice
 from envariant.core.step_context import StepContext
 
@@ -36,12 +36,8 @@ class Fish(TrainingStep):
     minimum_environments: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
-    meta_rate: Annotated[float, Choice((0.05, 0.1, 0.5))] = 0.5
+    meta_rate: Annotated[float, Choice((0.05, 0.1, 0.5)), Field(gt=0, le=1)] = 0.5
     shuffled: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.meta_rate <= 1:
-            raise EnvariantError(f"Fish: meta_rate must be in (0, 1], got {self.meta_rate:g}")
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         return adam.moments(params)
@@ -61,7 +57,7 @@ class Fish(TrainingStep):
         inner, memory, risks = dict(params), state, list[Tensor]()
         for e in range(len(batch.sizes)):
             gradient, value = grad_and_value(risk)(inner, e)
-            inner, memory = adam.step(inner, gradient, memory, context.learning_rate)
+            inner, memory = adam.step(inner, gradient, memory, context)
             risks.append(value.detach())
         update = {name: self.meta_rate * u for name, u in adam.update(params, inner).items()}
         return update, memory, {"risk": torch.stack(risks).mean()}

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 from torch.func import grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainingStep
 from envariant.algorithms.training_steps.padded_batch import PaddedBatch, weighted_mean
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import LogUniform
 from envariant.core.step_context import StepContext
 
@@ -30,11 +30,8 @@ class Mixup(TrainingStep):
     name: ClassVar[str] = "mixup"
     paper: ClassVar[str] = "Yan et al. 2020, arXiv 2001.00677; Xu et al. 2019, arXiv 1912.01805"
     stochastic: ClassVar[bool] = True
-    alpha: Annotated[float, LogUniform(1e-1, 1e1)] = 0.2
-
-    def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise EnvariantError(f"Mixup: alpha must be positive, got {self.alpha:g}")
+    depends_on_sizes: ClassVar[bool] = True
+    alpha: Annotated[PositiveFloat, LogUniform(1e-1, 1e1)] = 0.2
 
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext

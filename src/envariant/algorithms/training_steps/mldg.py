@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.func import grad_and_value
 
@@ -11,7 +12,6 @@ from envariant.algorithms.base import Metrics, Model, Parameters, State, Trainin
 from envariant.algorithms.training_steps import adam
 from envariant.algorithms.training_steps.padded_batch import PaddedBatch, weighted_mean
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, LogUniform
 from envariant.core.step_context import StepContext
 
@@ -24,7 +24,7 @@ class MLDG(TrainingStep):
     Environments are permuted at random. The last `meta_test_environments` are the meta-test environments j,
     the others the meta-train environments i, paired in order. As in DomainBed, this is a first-order
     approximation: ∇R_j is computed at θ' and applied at θ. The paper uses gradient descent as the inner step
-    and differentiates through it.
+    and differentiates through it. `l2` acts in the inner step too, the run's `weight_decay` does not.
 
     Attributes:
         beta: β, weight of the meta-test environments.
@@ -36,14 +36,8 @@ class MLDG(TrainingStep):
     paper: ClassVar[str] = "Li, Yang, Song, Hospedales 2017, arXiv 1710.03463"
     minimum_environments: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
-    beta: Annotated[float, LogUniform(1e-1, 1e1)] = 1.0
-    meta_test_environments: Annotated[int, Choice((1, 2))] = 2
-
-    def __post_init__(self) -> None:
-        if self.meta_test_environments < 1:
-            raise EnvariantError(
-                f"MLDG: meta_test_environments must be at least 1, got {self.meta_test_environments}"
-            )
+    beta: Annotated[NonNegativeFloat, LogUniform(1e-1, 1e1)] = 1.0
+    meta_test_environments: Annotated[PositiveInt, Choice((1, 2))] = 2
 
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
@@ -53,19 +47,18 @@ class MLDG(TrainingStep):
         stack = PaddedBatch.of(batch, like).at(context.permutation(environments, like=like))
         meta_test = min(self.meta_test_environments, environments - 1)
         meta_train = environments - meta_test
+
+        def risk(p: Parameters, e: int) -> Tensor:
+            losses = batch.task.losses(model(p, stack.inputs[e])[1], stack.targets[e])
+            return weighted_mean(losses, stack.counts[e])
+
         # There is one pair per meta-train environment; additional meta-test environments are not used.
         total = {name: torch.zeros_like(value) for name, value in params.items()}
         risks: list[Tensor] = []
         for i in range(meta_train):
             j = meta_train + i % meta_test
-            counts = stack.counts[i] * stack.counts[j]
-
-            def risk(p: Parameters, e: int, counts: Tensor = counts) -> Tensor:
-                losses = batch.task.losses(model(p, stack.inputs[e])[1], stack.targets[e])
-                return weighted_mean(losses, counts)
-
             own, value = grad_and_value(risk)(params, i)
-            inner = adam.first_step(own, context.learning_rate)
+            inner = adam.first_step(adam.decayed(params, own, context), context.learning_rate)
             moved = {name: params[name] - inner[name] for name in params}
             other, _ = grad_and_value(risk)(moved, j)
             total = {k: g + (own[k] + self.beta * other[k]) / environments for k, g in total.items()}

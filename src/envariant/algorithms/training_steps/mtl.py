@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
@@ -39,7 +40,7 @@ class MTL(TrainingStep):
     paper: ClassVar[str] = "Blanchard et al. 2017, arXiv 1711.07910"
     needs_features: ClassVar[bool] = True
     needs_linear_head: ClassVar[bool] = True
-    memory: Annotated[float, Choice((0.5, 0.9, 0.99, 1.0))] = 0.99
+    memory: Annotated[float, Choice((0.5, 0.9, 0.99, 1.0)), Field(ge=0, le=1)] = 0.99
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         _, head = featurizer_and_head(module, self.name)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainingStep
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Uniform
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Binary, Multiclass, Task
@@ -22,7 +22,8 @@ class RSC(TrainingStep):
 
     u_i is the gradient of the true class's logit with respect to the features of row i. In each row, the
     features with the largest entries of u_i are set to 0; `features` is their share. Masks apply only to the
-    rows whose probability of the true class decreases most; `rows` is their share. Masks have no gradient.
+    rows whose probability of the true class decreases most; `rows` is their share of the batch. Masks have no
+    gradient.
     Only feature vectors are masked; the paper also masks spatial positions.
 
     Attributes:
@@ -34,14 +35,10 @@ class RSC(TrainingStep):
     paper: ClassVar[str] = "Huang, Wang, Xing, Huang 2020, arXiv 2007.02454"
     needs_features: ClassVar[bool] = True
     needs_classes: ClassVar[bool] = True
-    features: Annotated[float, Uniform(0.0, 0.5)] = 1 / 3
-    rows: Annotated[float, Uniform(0.0, 0.5)] = 1 / 3
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.features <= 1 and 0 <= self.rows <= 1):
-            raise EnvariantError(
-                f"RSC: features and rows must be in [0, 1], got {self.features:g} and {self.rows:g}"
-            )
+    depends_on_sizes: ClassVar[bool] = True
+    aggregates_risk: ClassVar[bool] = True
+    features: Annotated[float, Uniform(0.0, 0.5), Field(ge=0, le=1)] = 1 / 3
+    rows: Annotated[float, Uniform(0.0, 0.5), Field(ge=0, le=1)] = 1 / 3
 
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
@@ -49,7 +46,7 @@ class RSC(TrainingStep):
         def challenged(params: Parameters) -> Tensor:
             features, logits = model(params, batch.inputs)
             mask = self.mask(model, params, features.detach(), logits.detach(), batch)
-            return batch.task.losses(model.head(params, features * mask), batch.targets).mean()
+            return batch.risk(batch.task.losses(model.head(params, features * mask), batch.targets))
 
         gradient, risk = grad_and_value(challenged)(params)
         return gradient, state, {"risk": risk.detach()}

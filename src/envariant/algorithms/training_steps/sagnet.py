@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
@@ -38,8 +39,10 @@ class SagNet(TrainingStep):
     needs_features: ClassVar[bool] = True
     needs_classes: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
+    depends_on_sizes: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
-    weight: Annotated[float, LogUniform(1e-2, 1e1)] = 0.1
+    aggregates_risk: ClassVar[bool] = True
+    weight: Annotated[NonNegativeFloat, LogUniform(1e-2, 1e1)] = 0.1
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         if context.features < 2:
@@ -56,8 +59,7 @@ class SagNet(TrainingStep):
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        like, rows, rate = next(iter(params.values())), len(batch.targets), context.learning_rate
-        task = batch.task
+        like, rows, task = next(iter(params.values())), len(batch.targets), batch.task
         groups = {name: list(adam.part(params, name)) for name in ("featurizer", "head", _STYLE)}
 
         def random_rows(turn: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +72,7 @@ class SagNet(TrainingStep):
         def content_loss(own: Parameters) -> Tensor:
             features, _ = model({**params, **own}, batch.inputs)
             restyled = with_style_of(features, *random_rows(0))
-            return task.losses(model.head(own, restyled), batch.targets).mean()
+            return batch.risk(task.losses(model.head(own, restyled), batch.targets))
 
         def style_logits(params: Parameters, turn: int) -> Tensor:
             """Return the style head's logits for features with the content of other rows."""
@@ -79,20 +81,20 @@ class SagNet(TrainingStep):
 
         first, risk = grad_and_value(content_loss)(some(params, "featurizer", "head"))
         new = dict(state)
-        after, new["head"] = adam.step(params, some(first, "head"), state["head"], rate)
-        after, new["featurizer"] = adam.step(after, some(first, "featurizer"), state["featurizer"], rate)
+        after, new["head"] = adam.step(params, some(first, "head"), state["head"], context)
+        after, new["featurizer"] = adam.step(after, some(first, "featurizer"), state["featurizer"], context)
 
         def style_loss(own: Parameters) -> Tensor:
-            return task.losses(style_logits({**after, **own}, 1), batch.targets).mean()
+            return batch.risk(task.losses(style_logits({**after, **own}, 1), batch.targets))
 
         second = adam.gradients_of(style_loss, some(after, _STYLE))
-        last, new["style"] = adam.step(after, second, state["style"], rate)
+        last, new["style"] = adam.step(after, second, state["style"], context)
 
         def flatness_loss(own: Parameters) -> Tensor:
-            return self.weight * _flatness(style_logits({**last, **own}, 2))
+            return self.weight * batch.mean(_flatness(style_logits({**last, **own}, 2)))
 
         third = adam.gradients_of(flatness_loss, some(last, "featurizer"))
-        last, new["featurizer"] = adam.step(last, third, new["featurizer"], rate)
+        last, new["featurizer"] = adam.step(last, third, new["featurizer"], context)
         return adam.update(params, last), new, {"risk": risk.detach()}
 
 
@@ -125,6 +127,9 @@ def _content_and_style(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _flatness(logits: Tensor) -> Tensor:
-    """Return the mean cross-entropy against uniform probabilities; a single logit counts as two classes."""
+    """Return −log p `[rows, classes]`, whose mean is the cross-entropy against equal probabilities.
+
+    A single logit counts as two classes.
+    """
     classes = torch.stack([torch.zeros_like(logits), logits], dim=1) if logits.dim() == 1 else logits
-    return -classes.log_softmax(dim=1).mean()
+    return -classes.log_softmax(dim=1)

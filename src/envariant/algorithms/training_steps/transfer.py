@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
 from envariant.algorithms.training_steps import adam
-from envariant.core import specs
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, LogUniform, Uniform
 from envariant.core.step_context import StepContext
 
@@ -40,16 +39,12 @@ class Transfer(TrainingStep):
     minimum_environments: ClassVar[int] = 2
     needs_features: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
-    weight: Annotated[float, LogUniform(1e-2, 1e1)] = 1.0
-    delta: Annotated[float, Uniform(0.1, 3.0)] = 2.0
-    climbs: Annotated[int, Choice((1, 2, 5, 10))] = 10
-    rate: Annotated[float, LogUniform(10**-4.5, 10**-2.5)] = 1e-3
+    aggregates_risk: ClassVar[bool] = True
+    weight: Annotated[NonNegativeFloat, LogUniform(1e-2, 1e1)] = 1.0
+    delta: Annotated[NonNegativeFloat, Uniform(0.1, 3.0)] = 2.0
+    climbs: Annotated[int, Choice((1, 2, 5, 10)), Field(ge=1, le=1000)] = 10
+    rate: Annotated[PositiveFloat, LogUniform(10**-4.5, 10**-2.5)] = 1e-3
     descent: Annotated[Literal["adam", "sgd"], Choice(("adam", "sgd"))] = "adam"
-
-    def __post_init__(self) -> None:
-        specs.checked(Transfer, vars(self), "Transfer")
-        if self.climbs < 1:
-            raise EnvariantError(f"Transfer: climbs must be at least 1, got {self.climbs}")
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         head = {name: value.clone() for name, value in adam.part(params, "head").items()}
@@ -63,21 +58,19 @@ class Transfer(TrainingStep):
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         def risk(params: Parameters) -> Tensor:
-            return batch.task.losses(model(params, batch.inputs)[1], batch.targets).mean()
+            return batch.risk(batch.task.losses(model(params, batch.inputs)[1], batch.targets))
 
         first, value = grad_and_value(risk)(params)
-        rate, new = context.learning_rate, dict(state)
-        after, new["head"] = self._step(params, adam.part(first, "head"), state["head"], rate)
-        after, new["featurizer"] = self._step(
-            after, adam.part(first, "featurizer"), state["featurizer"], rate
-        )
+        after, new = dict(params), dict(state)
+        for name in ("head", "featurizer"):
+            after, new[name] = self._step(after, adam.part(first, name), state[name], context)
 
         def featurizer_gap(own: Parameters) -> Tensor:
             features, _ = model({**after, **own}, batch.inputs)
             return self.weight * risk_gap(model, state["adversary"], features, batch)
 
         second = adam.gradients_of(featurizer_gap, adam.part(after, "featurizer"))
-        after, new["featurizer"] = self._step(after, second, new["featurizer"], rate)
+        after, new["featurizer"] = self._step(after, second, new["featurizer"], context)
         features = model(after, batch.inputs)[0].detach()
         head = adam.part(after, "head")
         adversary = head
@@ -92,11 +85,12 @@ class Transfer(TrainingStep):
         return adam.update(params, after), {**new, "adversary": adversary}, {"risk": value.detach()}
 
     def _step(
-        self, params: Parameters, gradients: Parameters, memory: State, rate: Any
+        self, params: Parameters, gradients: Parameters, memory: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State]:
         if self.descent == "adam":
-            return adam.step(params, gradients, memory, rate)
-        return {**params, **{name: params[name] - rate * g for name, g in gradients.items()}}, memory
+            return adam.step(params, gradients, memory, context)
+        slopes = adam.decayed(params, gradients, context)
+        return {**params, **{k: params[k] - context.learning_rate * g for k, g in slopes.items()}}, memory
 
 
 def risk_gap(model: Model, adversary: Parameters, features: Tensor, batch: EnvironmentBatch) -> Tensor:

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, final
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 from torch.func import grad
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
 from envariant.algorithms.training_steps import adam
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, LogUniform
 from envariant.core.step_context import StepContext
 
@@ -27,8 +27,10 @@ class TRM(TrainingStep):
     Every environment Q has a linear head w_Q, fitted by gradient descent on fixed features before each step.
     P_Q is the weighted risk of w_Q in other environments; large risks increase their weights α. The last term
     accounts for the change of the optimal w_Q with the features; the inverse Hessian H_Q⁻¹ is approximated by
-    a Neumann series. The first `warm_up` steps are ERM. Featurizer and head have separate Adam optimizers.
-    The released code doubles the second term of the series and drops the first; here the series is correct.
+    a Neumann series. The first `warm_up` steps are ERM. Featurizer and head have separate Adam optimizers;
+    `l2` does not apply to the heads w_Q. The released code has two slips: its series doubles the second term
+    and drops the first, and its weights grow by exp(η·α_Qi·R_i) instead of exp(η·R_i). Here the series is
+    correct, and the weights grow as in the released code.
 
     Attributes:
         weight: λ, weight of the last term.
@@ -43,14 +45,11 @@ class TRM(TrainingStep):
     needs_features: ClassVar[bool] = True
     needs_linear_head: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
-    weight: Annotated[float, LogUniform(1e-5, 1e0)] = 1e-4
-    warm_up: Annotated[int, Choice((1, 10, 100, 200, 1000, 10000))] = 200
-    rate: Annotated[float, LogUniform(1e-3, 1e-1)] = 1e-2
-    inner_steps: int = 30
-
-    def __post_init__(self) -> None:
-        if self.inner_steps < 0:
-            raise EnvariantError(f"TRM: inner_steps must be at least 0, got {self.inner_steps}")
+    aggregates_risk: ClassVar[bool] = True
+    weight: Annotated[NonNegativeFloat, LogUniform(1e-5, 1e0)] = 1e-4
+    warm_up: Annotated[NonNegativeInt, Choice((1, 10, 100, 200, 1000, 10000))] = 200
+    rate: Annotated[NonNegativeFloat, LogUniform(1e-3, 1e-1)] = 1e-2
+    inner_steps: Annotated[int, Field(ge=0, le=1000)] = 30
 
     def switch_steps(self) -> Mapping[str, int]:
         return {"warm_up": self.warm_up}
@@ -89,7 +88,7 @@ class TRM(TrainingStep):
             risks = [
                 heads.risk(q, head, i, h[i]).detach() for q, head in enumerate(fitted) for i in range(count)
             ]
-            risk = task.losses(logits, batch.targets).mean()
+            risk = batch.risk(task.losses(logits, batch.targets))
             total = risk + torch.where(warm_up, 0.0, torch.stack(terms).mean())
             return total, (risk.detach(), torch.stack(risks).reshape(count, count))
 
@@ -98,7 +97,7 @@ class TRM(TrainingStep):
         new, after = dict(state), dict(params)
         for name in ("featurizer", "head"):
             own_gradient = adam.part(gradient, name)
-            after, new[name] = adam.step(after, own_gradient, state[name], context.learning_rate)
+            after, new[name] = adam.step(after, own_gradient, state[name], context)
         grown = shares * torch.exp(self.rate * shares * risks)
         new["shares"] = torch.where(warm_up, state["shares"], grown)
         after |= adam.where(
@@ -159,7 +158,7 @@ def descended(risk: Callable[[Parameters], Tensor], head: Parameters) -> dict[st
 
 
 def neumann(risk: Callable[[Tensor], Tensor], weight: Tensor, direction: Tensor) -> Tensor:
-    """Return Σ_{k=0}^{10} (I − H)^k v, stopped at the first partial sum with an entry above 10.
+    """Return Σ_{k=0}^{10} (I − H)^k v, stopped after the first k ≥ 1 where an entry of the sum exceeds ±10.
 
     Args:
         risk: Function of the weight whose Hessian is H.
@@ -171,11 +170,11 @@ def neumann(risk: Callable[[Tensor], Tensor], weight: Tensor, direction: Tensor)
         return (grad(risk)(at) * v).sum()
 
     term, total = direction, direction
-    stopped = total.max() > _BOUND
+    stopped = torch.zeros((), dtype=torch.bool, device=weight.device)
     for _ in range(_TERMS):
         term = term - grad(along)(weight, term)
         total = torch.where(stopped, total, total + term)
-        stopped = stopped | (total.max() > _BOUND)
+        stopped = stopped | (total.abs().max() > _BOUND)
     return total
 
 

@@ -1,10 +1,11 @@
-"""URM: learn uniformly distributed features against a discriminator, so that no feature is omitted."""
+"""URM: learn features that a discriminator cannot distinguish from uniform random numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, final
 
 import torch.nn.functional as F  # noqa: N812
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
@@ -18,9 +19,7 @@ from envariant.algorithms.base import (
     featurizer_and_head,
 )
 from envariant.algorithms.training_steps import adam
-from envariant.core import specs
 from envariant.core.environments import EnvironmentBatch
-from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, LogUniform, Uniform
 from envariant.core.step_context import StepContext
 
@@ -50,20 +49,13 @@ class URM(TrainingStep):
     needs_features: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     returns_updates: ClassVar[bool] = True
-    weight: Annotated[float, Uniform(0.0, 0.2)] = 0.1
+    aggregates_risk: ClassVar[bool] = True
+    weight: Annotated[NonNegativeFloat, Uniform(0.0, 0.2)] = 0.1
     output: Annotated[Literal["tanh", "relu"], Choice(("tanh", "relu"))] = "tanh"
-    layers: Annotated[int, Choice((1, 2, 3))] = 1
-    width: int = 100
-    rate: Annotated[float, LogUniform(1e-2, 1e1)] = 1.0
-    smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        specs.checked(URM, vars(self), "URM")
-        if self.layers < 0 or self.width < 1 or not 0 <= self.smoothing < 1:
-            raise EnvariantError(
-                f"URM: layers must be at least 0, width at least 1 and smoothing in [0, 1), got "
-                f"{self.layers}, {self.width}, {self.smoothing:g}"
-            )
+    layers: Annotated[int, Choice((1, 2, 3)), Field(ge=0, le=100)] = 1
+    width: PositiveInt = 100
+    rate: Annotated[PositiveFloat, LogUniform(1e-2, 1e1)] = 1.0
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         featurizer, _ = featurizer_and_head(module, self.name)
@@ -92,11 +84,12 @@ class URM(TrainingStep):
             """Return the cross-entropy of D for the target "uniform" or "not uniform", with smoothing."""
             logits = model.network(_DISCRIMINATOR, own, features).flatten()
             smoothing = self.smoothing * context.uniform(len(logits), draw=draw, like=logits)
-            return F.binary_cross_entropy_with_logits(logits, 1 - smoothing if uniform else smoothing)
+            goals = 1 - smoothing if uniform else smoothing
+            return batch.mean(F.binary_cross_entropy_with_logits(logits, goals, reduction="none"))
 
         def model_loss(rest: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             features, logits = model(rest, batch.inputs)
-            risk = batch.task.losses(logits, batch.targets).mean()
+            risk = batch.risk(batch.task.losses(logits, batch.targets))
             return risk + self.weight * entropy(own, features, True, 0), (features.detach(), risk.detach())
 
         rest = adam.without(params, (_DISCRIMINATOR,))
@@ -108,9 +101,8 @@ class URM(TrainingStep):
             return entropy(own, noise, True, 2) + self.weight * entropy(own, features, False, 3)
 
         own_gradient, own_loss = grad_and_value(discriminator_loss)(own)
-        rate = context.learning_rate
-        rest_after, rest_moments = adam.step(rest, gradient, state["model"], rate)
-        own_after, own_moments = adam.step(own, own_gradient, state["discriminator"], rate * self.rate)
+        rest_after, rest_moments = adam.step(rest, gradient, state["model"], context)
+        own_after, own_moments = adam.step(own, own_gradient, state["discriminator"], context, rate=self.rate)
         new = {"model": rest_moments, "discriminator": own_moments}
         metrics = {"risk": risk, "discriminator loss": own_loss.detach()}
         return adam.update(params, {**rest_after, **own_after}), new, metrics

@@ -30,7 +30,7 @@ class Block:
 
     @classmethod
     def figure(cls, figure: Figure, caption: str) -> "Block":
-        """Return a figure block; text in the figure is converted to outlines."""
+        """Return a figure block, with the figure as SVG text."""
         return cls("figure", figures.svg(figure), caption)
 
     @classmethod

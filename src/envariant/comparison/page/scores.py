@@ -51,9 +51,9 @@ class Drops(PageSection):
         height = (0.5 if len(names) <= 12 else 0.36) * len(names) + 1.5
         figure, axes = new_axes(7.4, height)
         for row, name in enumerate(names):
-            _draw_erm(axes, results.baseline[name], row)
+            _draw_erm(axes, results, results.baseline[name], row)
             if (cell := results.cells.get(other, {}).get(name)) is not None:
-                _draw_interval(axes, cell.ood_score, row + 0.24, TRAIN[0])
+                _draw_interval(axes, results.possible(cell.ood_score), row + 0.24, TRAIN[0])
                 axes.plot([cell.ood_score.mean], [row + 0.24], "D", color=TRAIN[0], ms=6)
             if name in results.data.baseline_scores:
                 constant = [results.data.baseline_scores[name]] * 2
@@ -80,7 +80,8 @@ class Drops(PageSection):
             others = {m: c[name] for m, c in results.cells.items() if m != BASELINE and name in c}
             best = max(others, key=lambda m: results.metric.sign * others[m].ood_score.mean, default="")
             drop = results.drop(cell)
-            drop_text = f"{score(results, drop.mean, signed=True)} ± {score(results, drop.half_width)}"
+            low, high = (score(results, end, signed=True) for end in (drop.interval.low, drop.interval.high))
+            drop_text = f"{score(results, drop.mean, signed=True)} [{low}, {high}]"
             lines.append(
                 (
                     name,
@@ -100,7 +101,7 @@ class Drops(PageSection):
         )  # fmt: skip
         note = (
             f"Scores are {results.metric.name}; {better} is better. In-domain: held-out rows of the "
-            f"environment, its other rows in training. Brackets and ±: 95 % CI over "
+            f"environment, its other rows in training. Brackets: 95 % CI over "
             f"{results.n_replicas} replicas and the sampled rows, limited to the metric's range. "
             f"n.s.: not significant."
         )
@@ -131,13 +132,14 @@ class Methods(PageSection):
         return (table, *(Block("warning", line) for line in absent))
 
     def to_dict(self) -> dict[str, Any]:
+        possible = self.results.possible
         methods = {
             method: {
                 name: {
-                    "ood_score": asdict(cell.ood_score),
-                    "id_score": asdict(cell.id_score),
+                    "ood_score": asdict(possible(cell.ood_score)),
+                    "id_score": asdict(possible(cell.id_score)),
                     "drop": self.results.drop(cell).mean,
-                    "gain_over_erm": None if cell.gain is None else asdict(cell.gain),
+                    "gain_over_erm": cell.gain and asdict(possible(cell.gain, difference=True)),
                     "p_value": cell.p_value,
                     "significant": cell.significant,
                 }
@@ -191,8 +193,8 @@ def style_rows(axes: Axes, names: list[str]) -> None:
     axes.set_axisbelow(True)
 
 
-def _draw_erm(axes: Axes, cell: Cell, row: int) -> None:
-    _draw_interval(axes, cell.ood_score, row, TEST)
+def _draw_erm(axes: Axes, results: ComparisonResults, cell: Cell, row: int) -> None:
+    _draw_interval(axes, results.possible(cell.ood_score), row, TEST)
     if cell.id_score.count:
         axes.annotate(
             "", (cell.ood_score.mean, row), (cell.id_score.mean, row),

@@ -11,11 +11,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast, final
+from typing import Annotated, Any, Self, cast, final
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Num
+from pydantic import Field
 from torch import Tensor
 
 from envariant.core import specs
@@ -25,6 +26,8 @@ from envariant.core.tasks import Binary
 from envariant.data.base import SpecSource
 
 Flips = tuple[float, ...]
+# Range of NumPy's legacy generator.
+SEED = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 @final
@@ -197,6 +200,9 @@ class ColoredSource(DigitSource):
     gray: bool = False
 
     def __post_init__(self) -> None:
+        specs.validate(self, self.base, only=("gray",))
+        if not self.train_flips:
+            raise EnvariantError(f"{self.base}: train_flips must name at least one training environment")
         self._check_chances("label_noise", (self.label_noise,))
         self._check_chances("train_flips", self.train_flips)
         self._check_chances("test_flips", self.test_flips)
@@ -204,7 +210,7 @@ class ColoredSource(DigitSource):
     def _check_chances(self, key: str, values: Flips) -> None:
         where = f"{self.base}: {key} must"
         if not isinstance(values, tuple):
-            raise EnvariantError(f"{where} be numbers in [0, 1]; got {values}")
+            raise EnvariantError(f"{where} be a tuple of numbers in [0, 1], as in (0.2, 0.1); got {values}")
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise EnvariantError(f"{where} be numbers in [0, 1]; got {value}")
@@ -227,6 +233,7 @@ class ColoredSource(DigitSource):
         """
 
     def sample(self, seed: int) -> EnvironmentSet:
+        specs.check_value(seed, SEED, "seed")
         environments = self.environments(seed)
         test = tuple(environment.name for environment in environments[len(self.train_flips) :])
         known = ReferenceScores(chance=0.5, optimum=max(self.label_noise, 1 - self.label_noise))

@@ -50,6 +50,9 @@ FOLDER_VARIABLE = "ENVARIANT_MNIST"
 
 Bytes = UInt8[np.ndarray, "..."]
 
+# The largest of the four files has 47 MB. What is longer has another digest anyway.
+_LARGEST_FILE = 1 << 26
+
 # Errors of a source; those of `requests` are OSErrors.
 _FAILURES = (EnvariantError, OSError, subprocess.SubprocessError)
 # Seconds to wait for a server, and for pip to download 20 MB.
@@ -126,9 +129,8 @@ def load(
                 _store(mnist, stored, report_line)
             return mnist
     raise EnvariantError(
-        "\n  ".join(["MNIST could not be found:", *failures])
-        + f"\nTo supply it by hand, put {', '.join(expected)} (plain or .gz) into {stored}, or into "
-        f"any folder, and name it as mnist or in the variable {FOLDER_VARIABLE}."
+        f"MNIST could not be found ({'; '.join(failures)}); put {', '.join(expected)} (plain or .gz) into "
+        f"{stored}, or into any folder, and name it as mnist or in the variable {FOLDER_VARIABLE}"
     )
 
 
@@ -148,7 +150,8 @@ def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
         path = next(filter(Path.is_file, paths), None)
         if path is None:
             raise EnvariantError(f"no {name}, plain or .gz, in it or in its MNIST/raw")
-        yield str(path.relative_to(folder)), path.read_bytes()
+        with path.open("rb") as file:
+            yield str(path.relative_to(folder)), file.read(_LARGEST_FILE)
 
 
 def from_mirror(address: str) -> Iterator[tuple[str, bytes]]:
@@ -254,7 +257,8 @@ def _read(name: str, source: Source, expected: Mapping[str, str]) -> MNIST:
     for (label, data), digest in zip(source(), expected.values(), strict=True):
         try:
             # Gzip is recognized by the first bytes, not the name: browsers and servers may unpack files.
-            unpacked = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+            packed = data.startswith(b"\x1f\x8b")
+            unpacked = gzip.GzipFile(fileobj=io.BytesIO(data)).read(_LARGEST_FILE) if packed else data
         except (OSError, EOFError, zlib.error) as error:
             raise EnvariantError(f"{label}: damaged gzip file: {error}") from None
         arrays.append(decode_idx(unpacked, label))

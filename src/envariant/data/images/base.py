@@ -5,6 +5,7 @@ Reading images takes minutes, so names are checked before any image is read.
 
 import hashlib
 import os
+import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,13 +18,18 @@ import torch
 from torch import Tensor
 
 from envariant.core import specs
-from envariant.core.conversion import several
+from envariant.core.conversion import look_alikes, several
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Binary, Multiclass
 from envariant.data.base import SpecSource
 from envariant.data.images import reading
-from envariant.data.images.reading import shown, some
+from envariant.data.images.decoding import shown, some
+
+HIDDEN = "skipped, hidden"
+"""Beginning of the remark on hidden files, about which nobody is warned."""
+# Largest number of groups of look-alike names that are reported.
+_MOST_GROUPS = 5
 
 
 @final
@@ -54,6 +60,16 @@ class Listing:
     test: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    def notable(self) -> list[str]:
+        """Return the remarks to warn about: files left out, and names that may mean the same."""
+        names = (("class", self.classes), ("environment", [group.name for group in self.groups]))
+        lines = [
+            f"{what} names {sentence}, and count as different; if they mean the same, rename the folders"
+            for what, labels in names
+            for sentence in look_alikes(labels)[:_MOST_GROUPS]
+        ]
+        return [*(remark for remark in self.remarks if not remark.startswith(HIDDEN)), *lines]
 
 
 @final
@@ -108,7 +124,8 @@ class ImageSource(SpecSource):
             raise EnvariantError(f"{self.base}: root must be the path of a folder; got {self.root!r}")
         # The name must identify the same folder from any working directory.
         object.__setattr__(self, "root", os.path.abspath(os.path.expanduser(self.root)))  # noqa: PTH100, PTH111
-        object.__setattr__(self, "test", several(self.test))
+        object.__setattr__(self, "test", several(self.test, f"{self.base}: test"))
+        specs.validate(self, self.base, only=("normalize",))
         for key, value in (("size", self.size), ("workers", 1 if self.workers is None else self.workers)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise EnvariantError(f"{self.base}: {key} must be a whole number from 1; got {value!r}")
@@ -155,7 +172,8 @@ class ImageSource(SpecSource):
             absent = sorted(set(range(len(listing.classes))) - set(group.targets))
             none = f"; none of {some([listing.classes[k] for k in absent])}" if absent else ""
             lines.append(f"{shown(group.name)}: {len(group.files):,} images{none}")
-        return [*lines, *listing.remarks]
+        hidden = [remark for remark in listing.remarks if remark.startswith(HIDDEN)]
+        return [*lines, *hidden, *listing.notable()]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -167,6 +185,9 @@ class ImageSource(SpecSource):
 
         Raises:
             EnvariantError: If the layout is wrong, a file cannot be read, or memory is insufficient.
+
+        Warns:
+            EnvariantWarning: If files are left out, names of classes look alike, or images lose information.
         """
         return self._shared.get(self._read)
 
@@ -193,6 +214,8 @@ class ImageSource(SpecSource):
 
         # Names are checked with placeholders first, because reading may take an hour.
         environments(lambda _: (torch.zeros(1, 1), torch.zeros(1)))
+        for remark in listing.notable():
+            warnings.warn(f"{shown(str(self.root))}: {remark}", EnvariantWarning, stacklevel=2)
         reading.check_memory(self.base, len(files), self.size)
         pixels = reading.read(Path(self.root), files, self.size, workers=self.workers, cache=self.cache)
         ends = dict(zip(listing.groups, accumulate(len(g.files) for g in listing.groups), strict=True))

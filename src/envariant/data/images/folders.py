@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
 
+from envariant.core.conversion import clean, look_alikes
 from envariant.core.errors import EnvariantError
 from envariant.data.images.base import ImageGroup, ImageSource, Listing
-from envariant.data.images.reading import SUFFIXES, shown, some
+from envariant.data.images.decoding import shown, some
+from envariant.data.images.reading import SUFFIXES
 
 # Reasons for skipping an entry.
 _HIDDEN, _STRAY = "hidden", "a file in place of a folder"
@@ -40,14 +42,15 @@ class ImageFolders(ImageSource):
             for domain in self._folders("", skipped)
         }
         used = {domain: kinds for domain, kinds in domains.items() if any(kinds.values())}
-        classes = sorted({kind for kinds in used.values() for kind, files in kinds.items() if files})
+        folders = sorted({kind for kinds in used.values() for kind, files in kinds.items() if files})
+        classes = sorted(set(map(clean, folders)))
         self._check(list(used), classes, skipped)
-        number = {kind: k for k, kind in enumerate(classes)}
+        number = {kind: classes.index(clean(kind)) for kind in folders}
         groups = [
             ImageGroup(
                 domain,
                 [file for files in kinds.values() for file in files],
-                [number[kind] for kind, files in kinds.items() for _ in files],
+                [number[kind] for kind, files in kinds.items() if files for _ in files],
             )
             for domain, kinds in used.items()
         ]
@@ -55,6 +58,9 @@ class ImageFolders(ImageSource):
         empty += [domain for domain, kinds in domains.items() if not kinds]
         remarks = [f"skipped, {why}: {some(names)}" for why, names in skipped.items() if names]
         remarks += [f"no images in: {some(empty)}"] if empty else []
+        if len(folders) > len(classes):
+            merged = [sentence for sentence in look_alikes(folders) if "character form" in sentence]
+            remarks += [f"{sentence}, and count as one class" for sentence in merged]
         return Listing(tuple(groups), tuple(classes), remarks=tuple(remarks))
 
     def _folders(self, parent: str, skipped: Mapping[str, list[str]]) -> Iterator[str]:

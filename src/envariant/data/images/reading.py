@@ -8,6 +8,8 @@ import hashlib
 import math
 import os
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,9 +22,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from envariant.core import machine
-from envariant.core.errors import EnvariantError, first_line
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.files import replacing, writing
 from envariant.data.cache import CACHE_VARIABLE, cache_folder
+from envariant.data.images.decoding import NOTES, bits_of, decode, largest_gray, pillow, shown, some
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet pixels by channel, as for pretrained networks and in DomainBed."""
@@ -33,7 +36,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 Pixels = UInt8[np.ndarray, "rows 3 size size"]
 
 # Part of the cache key; increased when decoding changes.
-_DECODER_VERSION = "1"
+_DECODER_VERSION = "2"
 # Files submitted to the threads at a time: enough to use all threads, few enough to stop quickly.
 _FILES_PER_BATCH = 256
 # Rows converted at a time, so that a block stays in the processor cache for all three operations.
@@ -51,16 +54,20 @@ def read(
 ) -> Pixels:
     """Return images as uint8, `[rows, 3, size, size]`, from the cache; decode and cache them if necessary.
 
-    Paths in `files` are relative to `root`. `workers` is the number of threads; the default is one per
-    available processor.
+    Gray images with more than 8 bits per value are scaled by the largest value of all of them, rounded up to
+    10, 12, 14 or 16 bits. Paths in `files` are relative to `root`. `workers` is the number of threads; the
+    default is one per available processor.
 
     Raises:
         EnvariantError: If a file is missing or not an image, or the cache cannot be written.
+
+    Warns:
+        EnvariantWarning: For each of `NOTES` that applies to some images.
     """
     path = cache_folder(cache) / "images" / f"{_key(root, files, size)}.npy"
     shape = (len(files), 3, size, size)
-    if (pixels := _cached(path, shape)) is not None:
-        return pixels
+    if (cached := _cached(path, shape)) is not None:
+        return _warned(root, *cached)
     from filelock import FileLock
 
     remedy = (
@@ -71,12 +78,19 @@ def read(
         path.parent.mkdir(parents=True, exist_ok=True)
         # If several processes need the same images, one decodes them and the others wait.
         with FileLock(path.with_suffix(".lock")):
-            if (pixels := _cached(path, shape)) is None:
-                with contextlib.closing(_decoded(root, files, size, workers)) as images:
-                    _store(path, shape, images, remedy)
-                pixels = _cached(path, shape)
-    if pixels is None:
+            if (cached := _cached(path, shape)) is None:
+                notes: list[str] = []
+                with contextlib.closing(_decoded(root, files, size, workers, notes)) as images:
+                    _store(path, shape, images, notes, remedy)
+                cached = _cached(path, shape)
+    if cached is None:
         raise EnvariantError(f"images: the cache file {path} cannot be read back; name another cache")
+    return _warned(root, *cached)
+
+
+def _warned(root: Path, pixels: Pixels, notes: Sequence[str]) -> Pixels:
+    for note in notes:
+        warnings.warn(f"{shown(str(root))}: {note}", EnvariantWarning, stacklevel=3)
     return pixels
 
 
@@ -112,17 +126,6 @@ def check_memory(where: str, rows: int, size: int) -> None:
     )
 
 
-def shown(name: str) -> str:
-    """Escape a name so that it is printable on one line."""
-    return name if name.isprintable() else repr(name)
-
-
-def some(names: Sequence[str], most: int = 10) -> str:
-    """Join names in one line: all names, or the first `most` and the number of omitted names."""
-    listed = ", ".join(shown(name) for name in names[:most])
-    return listed + (f" and {len(names) - most:,} more" if len(names) > most else "")
-
-
 def _key(root: Path, files: Sequence[str], size: int) -> str:
     """Return a digest that changes if any file changes, but not if the folder is moved."""
     digest = hashlib.blake2b(f"{_DECODER_VERSION} {size}".encode(), digest_size=16)
@@ -150,86 +153,75 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
     return states
 
 
-def _cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """Return the memory-mapped cached images, or None if the cache file is missing or damaged."""
+def _cached(path: Path, shape: tuple[int, ...]) -> tuple[Pixels, list[str]] | None:
+    """Return the memory-mapped cached images with notes, or None if the cache is missing or damaged."""
     try:
-        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(pixels, np.ndarray) or pixels.shape != shape or pixels.dtype != np.uint8:
+        pixels: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(pixels, np.memmap) or pixels.shape != shape or pixels.dtype != np.uint8:
             return None
-        digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
-        for image in pixels:
-            digest.update(image.tobytes())
         with path.open("rb") as file:
-            file.seek(-_DIGEST_SIZE, os.SEEK_END)
-            return pixels if file.read() == digest.digest() else None
+            file.seek(pixels.offset + pixels.nbytes)
+            end = file.read()
     except (OSError, ValueError, EOFError):
         return None
+    notes, seal = end[:-_DIGEST_SIZE], end[-_DIGEST_SIZE:]
+    return (pixels, notes.decode().splitlines()) if seal == _seal(pixels, notes) else None
 
 
-def _store(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray], remedy: str) -> None:
+def _seal(rows: Iterable[np.ndarray], notes: bytes) -> bytes:
+    """Return the checksum of rows and notes, which is stored behind them."""
+    digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
+    for row in rows:
+        digest.update(row.tobytes())
+    digest.update(notes)
+    return digest.digest()
+
+
+def _store(
+    path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray], notes: Sequence[str], remedy: str
+) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
     with replacing(path, remedy) as part, part.open("wb") as file:
         # Not memory-mapped, so that a full disk is an error instead of a crash.
         np.lib.format.write_array_header_1_0(cast("BinaryIO", file), header)
         for image in images:
-            file.write(image.tobytes())
-            digest.update(image.tobytes())
-        # NumPy ignores what follows the array.
-        file.write(digest.digest())
+            data = image.tobytes()
+            file.write(data)
+            digest.update(data)
+        # NumPy ignores what follows the array. Notes are complete when all images are read.
+        end = "\n".join(notes).encode()
+        digest.update(end)
+        file.write(end + digest.digest())
 
 
-def _decoded(root: Path, files: Sequence[str], size: int, workers: int | None) -> Generator[np.ndarray]:
-    """Decode images with several threads and yield them in order, each `[3, size, size]`."""
-    from rich.console import Console
+def _decoded(
+    root: Path, files: Sequence[str], size: int, workers: int | None, notes: list[str]
+) -> Generator[np.ndarray]:
+    """Decode images with several threads and yield them in order, each `[3, size, size]`; then add notes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    _pillow()
-    count = workers or machine.cores()
+    from envariant.core.console import SafeConsole
+
+    pillow()
+    counts: Counter[str] = Counter()
     columns = TextColumn("reading images"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()
-    bars = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-    with bars, ThreadPoolExecutor(count) as pool:
+    bars = Progress(*columns, console=SafeConsole(stderr=True), disable=not sys.stderr.isatty())
+    with bars, ThreadPoolExecutor(workers or machine.cores()) as pool:
         task = bars.add_task("", total=len(files))
+        largest = largest_gray(root, files, pool)
+        bits = bits_of(largest) if largest else 16
         for start in range(0, len(files), _FILES_PER_BATCH):
             paths = [root / file for file in files[start : start + _FILES_PER_BATCH]]
-            yield from pool.map(partial(_image, size=size), paths)
+            for image, keys in pool.map(partial(decode, size=size, bits=bits), paths):
+                counts.update(keys)
+                yield image
             bars.advance(task, len(paths))
-
-
-def _image(path: Path, size: int) -> UInt8[np.ndarray, "3 size size"]:
-    pillow = _pillow()
-    try:
-        with pillow.open(path) as image:
-            # JPEG can be decoded at a reduced scale, which is much faster; never below twice the size.
-            image.draft(None, (2 * size, 2 * size))
-            square = _rgb(image).resize((size, size), pillow.Resampling.BILINEAR)
-            return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Pillow's decoders raise many types of error for a damaged file.
-        problem = f"cannot be read as an image ({first_line(error).replace(str(path), 'it')})"
-        raise EnvariantError(f"{shown(str(path))}: {problem}; replace or remove the file") from None
-
-
-def _rgb(image: Any) -> Any:
-    if image.mode.startswith("I"):
-        # 16 bits per pixel, which Pillow would clip at 255.
-        levels = np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8
-        return _pillow().fromarray(levels.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise EnvariantError("images: reading them needs pillow; pip install 'envariant[vision]'") from None
-    return Image
+    if bits != 16:
+        notes.append(f"gray images of 16 bits hold values up to {largest:,}: read as {bits}-bit images")
+    notes += [
+        f"{counts[key]:,} of {len(files):,} images {what}" for key, what in NOTES.items() if counts[key]
+    ]
 
 
 def _amount(size: float) -> str:

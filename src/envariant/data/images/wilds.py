@@ -12,8 +12,9 @@ from typing import ClassVar, final
 
 from envariant.core.conversion import in_order
 from envariant.core.errors import EnvariantError, first_line, unknown_name
+from envariant.data.expansion import check_expansion
 from envariant.data.images.base import ImageGroup, ImageSource, Listing
-from envariant.data.images.reading import shown, some
+from envariant.data.images.decoding import shown, some
 
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("train", "training", "0"), "train"),
@@ -152,6 +153,7 @@ class _Table:
             raise EnvariantError(f"{base}: {root} is {what}; name a folder")
         if not path.is_file():
             raise EnvariantError(f"{base}: there is no {name} in {root}")
+        check_expansion(path)
         try:
             # Read as text: patient numbers may begin with zeros, and missing values must be detected.
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)

@@ -1,7 +1,8 @@
 """Columns of a table, and inference of their kinds."""
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, final
 
@@ -9,8 +10,28 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from envariant.core.errors import EnvariantError
-from envariant.data.tables.kinds import KINDS, Category, ColumnChunk, ColumnKind, Kind
+from envariant.core.conversion import clean
+from envariant.core.errors import EnvariantError, listed
+from envariant.data.tables.kinds import (
+    KINDS,
+    MOST_CATEGORIES,
+    Category,
+    ColumnChunk,
+    ColumnEncoding,
+    ColumnKind,
+    Kind,
+    MissingRule,
+    Notation,
+)
+from envariant.data.tables.kinds.base import LARGEST, MOST_CLASSES, quoted
+from envariant.data.tables.kinds.missing import CLASS_WORDS
+from envariant.data.tables.kinds.notation import plain
+
+_NUMERIC = re.compile(r"\W{0,3}\d")
+# Smallest share of number-like texts in a text column that is reported.
+_NUMERIC_SHARE = 0.5
+# Smallest share of a word among integers that makes it a class.
+_FREQUENT = 0.05
 
 
 @final
@@ -21,15 +42,21 @@ class Column:
     Attributes:
         name: Name of the column in the header.
         kind: Name of the kind of the values, a key of `KINDS`.
-        values: Values `[rows]`: float32 with NaN for missing values (dates in days since 1970), or int32
+        values: Values `[rows]`: float64 with NaN for missing values (dates in days since 1970), or int32
             codes of categories with −1 for missing values.
         categories: Categories in the order of their codes; empty for other kinds.
+        notation: Notation of the numbers in text; None: that of programs.
+        remarks: How the texts were read, one sentence each.
+        missing_as: Texts that were read as missing values.
     """
 
     name: str
     kind: Kind
     values: NDArray[Any]
     categories: tuple[str, ...] = ()
+    notation: Notation | None = None
+    remarks: tuple[str, ...] = ()
+    missing_as: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -44,58 +71,132 @@ class Column:
         """Mask of missing values, `[rows]`."""
         return self.type.missing(self.values)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes if the column is a classification target, in order."""
-        return self.type.class_names(self.categories)
-
     def rows(self, index: NDArray[Any]) -> "Column":
         """Return the column with the rows selected by an index or a mask."""
-        return Column(self.name, self.kind, self.values[index], self.categories)
+        return replace(self, values=self.values[index])
 
     def texts(self) -> list[str | None]:
         """Return the values as readable text, with None for missing values."""
         return self.type.format(self.values, self.categories)
 
+    def fit(self) -> ColumnEncoding | None:
+        """Fit the encoding; return None if the values are constant."""
+        encoding = self.type.fit(self.name, self.values, self.categories)
+        return encoding and replace(encoding, notation=self.notation)
+
 
 def read_chunk(
-    name: str, rows: "pd.Series[Any]", *, first_row: int = 0, categorical: bool = False
+    name: str,
+    rows: "pd.Series[Any]",
+    *,
+    first_row: int = 0,
+    categorical: bool = False,
+    is_target: bool = False,
 ) -> ColumnChunk:
     """Convert consecutive rows of a column to compact form.
 
-    If `categorical` is set, or the pandas type is categorical, numbers are categories as well. `first_row` is
-    the number of preceding rows, for error messages.
+    Args:
+        name: Name of the column.
+        rows: Rows of the column.
+        first_row: Number of preceding rows, for error messages.
+        categorical: Whether numbers are categories as well, as they are if the pandas type is categorical.
+        is_target: Whether original values are kept, and integers too large for float64 are kept as text.
 
     Raises:
         EnvariantError: If a number is too large to compute with, or a value is not a scalar.
     """
     if categorical or isinstance(rows.dtype, pd.CategoricalDtype):
-        return _text_chunk(name, rows, categorical=True)
+        return _text_chunk(name, rows, categorical=True, keep_originals=is_target)
     if pd.api.types.is_complex_dtype(rows):
         raise EnvariantError(f"column '{name}': holds complex numbers; split them into two columns")
+    if is_target and _has_large_integers(rows):
+        return _text_chunk(name, rows, categorical=False, keep_originals=True)
     for kind in KINDS.values():
         values = kind.from_pandas(name, rows, first_row)
         if values is not None:
             return ColumnChunk(kind.name, values)
-    return _text_chunk(name, rows, categorical=False)
+    return _text_chunk(name, rows, categorical=False, keep_originals=is_target)
 
 
-def infer_column(name: str, chunks: Sequence[ColumnChunk]) -> Column:
+def _has_large_integers(rows: "pd.Series[Any]") -> bool:
+    return bool(pd.api.types.is_integer_dtype(rows) and len(rows) and (rows.abs() > LARGEST).any())
+
+
+def infer_column(
+    name: str,
+    chunks: Sequence[ColumnChunk],
+    rule: MissingRule | None = None,
+    decimal_comma: bool | None = None,
+) -> Column:
     """Join consecutive chunks to a column, and infer its kind from all chunks.
+
+    Args:
+        name: Name of the column.
+        chunks: All rows.
+        rule: Rule for words that may be missing values.
+        decimal_comma: Whether the table's numbers have a decimal comma; None: unknown.
 
     Raises:
         EnvariantError: If a column of numbers or dates contains a few other texts.
     """
-    kinds = {chunk.kind for chunk in chunks if not chunk.blank}
-    categorical = any(chunk.categorical for chunk in chunks)
-    if not categorical and len(kinds) < 2 and None not in kinds:
-        values = [np.full(len(c.values), np.nan, np.float32) if c.blank else c.values for c in chunks]
-        return Column(name, next(iter(kinds), None) or "number", np.concatenate(values))
-    texts = _joined([_as_text(chunk) for chunk in chunks])
+    texts = concatenated(chunks)
+    if texts.kind is not None:
+        return Column(name, texts.kind, texts.values)
+    categorical = texts.categorical
+    rule = rule or MissingRule(categorical=categorical)
+    missing = rule.mask(texts.texts, texts.counts)
+    words, nonwords = texts.without(missing), texts.without(rule.mask(texts.texts, None))
+    missing_as = tuple(text for text, absent in zip(texts.texts, missing, strict=True) if absent and text)
+    remarks = [
+        f"'{a}' and '{b}' count as one: they differ in blanks or invisible signs only"
+        for a, b in texts.spellings
+    ]
+    categorical = categorical or (rule.keeps_words and _are_codes(words, nonwords))
     for kind in () if categorical else KINDS.values():
-        if (parsed := kind.infer(name, texts)) is not None:
-            return Column(name, kind.name, *parsed)
-    return Column(name, Category.name, *Category().infer(name, texts))
+        chunk = nonwords if kind.words_are_missing else words
+        if (parsed := kind.infer(name, chunk, decimal_comma)) is None:
+            continue
+        if parsed.notation is not None:
+            numbers = parsed.notation.parse(chunk.texts)
+            if len(differing := np.flatnonzero(numbers != plain(chunk.texts))):
+                k = differing[0]
+                remarks.append(f"'{quoted(chunk.texts[k])}' is read as {numbers[k]:.12g}")
+        if kind.words_are_missing:
+            values = set(chunk.texts)
+            missing_as = tuple(text for text in texts.texts if text and text not in values)
+        if kind.name == Category.name and not rule.keeps_words:
+            remarks += _numeric_remark(chunk)
+        return Column(name, kind.name, *parsed, tuple(remarks), missing_as)
+    return Column(name, Category.name, *Category().infer(name, words), tuple(remarks), missing_as)
+
+
+def _are_codes(words: ColumnChunk, numbers: ColumnChunk) -> bool:
+    """Return whether a target's integers are codes: too large for float64, or few beside a frequent word."""
+    if any(re.fullmatch(r"[-+]?\d{16,}", text) for text in words.texts):
+        return True
+    frequent = [
+        count >= _FREQUENT * len(words.values)
+        for text, count in zip(words.texts, words.counts.tolist(), strict=True)
+        if text.lower() in CLASS_WORDS
+    ]
+    are_few = len(numbers.texts) <= MOST_CLASSES and all(text.isdigit() for text in numbers.texts)
+    return any(frequent) and are_few
+
+
+def _numeric_remark(texts: ColumnChunk) -> list[str]:
+    """Return a remark if many texts of a text column begin with a digit, as numbers in a unit do."""
+    counts = texts.counts
+    looks = np.array([bool(_NUMERIC.match(text)) for text in texts.texts], dtype=bool)
+    share = counts[looks].sum() / max(1, counts.sum())
+    if share < _NUMERIC_SHARE or len(texts.texts) <= MOST_CATEGORIES:
+        return []
+    odd = [
+        text
+        for text, number in zip(texts.texts, looks & np.isfinite(plain(texts.texts)), strict=True)
+        if not number
+    ]
+    examples = listed([f"'{quoted(text)}'" for text in odd], 2)
+    return [f"{share:.0%} of its values begin with a digit, but are read as text, because of {examples}"]
 
 
 def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
@@ -103,10 +204,28 @@ def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
     return len({chunk.kind for chunk in chunks if not chunk.blank}) > 1
 
 
-def column_of_kind(name: str, chunk: ColumnChunk, kind: Kind, *, first_row: int = 0) -> Column:
+def column_of_kind(
+    name: str,
+    chunk: ColumnChunk,
+    kind: Kind,
+    *,
+    first_row: int = 0,
+    notation: Notation | None = None,
+    known: Collection[str] = (),
+    declared: frozenset[str] | None = None,
+) -> Column:
     """Convert a chunk to a column of a given kind, known from training.
 
     Categories may be given as numbers, Booleans as 0 and 1 or as words, numbers and dates as text.
+
+    Args:
+        name: Name of the column.
+        chunk: Rows of the column.
+        kind: Kind of the column in training.
+        first_row: Number of preceding rows, for error messages.
+        notation: Notation of numbers in the training table.
+        known: Categories in training; they are values even if they are words such as none.
+        declared: Texts declared as missing values in training; None: not declared.
 
     Raises:
         EnvariantError: If a value is not of the given kind.
@@ -116,10 +235,16 @@ def column_of_kind(name: str, chunk: ColumnChunk, kind: Kind, *, first_row: int 
             f"column '{name}': holds {chunk.kind}s; the model learned from a {kind} of that name"
         )
     chunk = _as_text(chunk) if KINDS[kind].categorical else chunk
-    return Column(name, kind, *KINDS[kind].read(name, chunk, first_row))
+    if chunk.kind is None:
+        unknown = np.array([text not in known for text in chunk.texts], dtype=bool)
+        chunk = chunk.without(MissingRule(declared).mask(chunk.texts, None) & unknown)
+    parsed = KINDS[kind].read(name, chunk, first_row, notation)
+    return Column(name, kind, parsed.values, parsed.categories)
 
 
-def _text_chunk(name: str, rows: "pd.Series[Any]", *, categorical: bool) -> ColumnChunk:
+def _text_chunk(
+    name: str, rows: "pd.Series[Any]", *, categorical: bool, keep_originals: bool = False
+) -> ColumnChunk:
     try:
         codes, values = pd.factorize(rows)
     except TypeError:
@@ -129,28 +254,71 @@ def _text_chunk(name: str, rows: "pd.Series[Any]", *, categorical: bool) -> Colu
             f"each of its parts, or exclude the column"
         ) from None
     # Distinct values may have the same text.
-    text_codes, texts = pd.factorize(np.array([_text(value) for value in values], dtype=object))
-    return ColumnChunk(None, np.append(text_codes, -1)[codes].astype(np.int32), tuple(texts), categorical)
+    written = [text_of(value) for value in values]
+    text_codes, texts = pd.factorize(np.array(written, dtype=object))
+    spellings: list[tuple[str, str]] = []
+    if len(texts) < len(written):
+        spellings = _spellings(values, written)
+    table = np.append(text_codes, -1)[codes].astype(np.int32)
+    originals: tuple[Any, ...] = ()
+    if keep_originals:
+        # Of equal texts, the value that is its own text, else the first.
+        by_text = dict(zip(reversed(written), reversed(list(values)), strict=True))
+        by_text |= {text: value for text, value in zip(written, values, strict=True) if text == value}
+        originals = tuple(by_text[text] for text in texts)
+    return ColumnChunk(None, table, tuple(texts), categorical, tuple(spellings), originals)
+
+
+def _spellings(values: Any, written: Sequence[str]) -> list[tuple[str, str]]:
+    """Return some pairs of different texts that were read as one."""
+    first: dict[str, str] = {}
+    pairs: list[tuple[str, str]] = []
+    for value, text in zip(values, written, strict=True):
+        if isinstance(value, str) and first.setdefault(text, value) != value and text and len(pairs) < 3:
+            pairs.append((first[text], value))
+    return pairs
 
 
 def _as_text(chunk: ColumnChunk) -> ColumnChunk:
     return chunk if chunk.kind is None else KINDS[chunk.kind].as_text(chunk.values)
 
 
-def _joined(chunks: Sequence[ColumnChunk]) -> ColumnChunk:
-    """Join consecutive text chunks to one chunk."""
+def concatenated(chunks: Sequence[ColumnChunk]) -> ColumnChunk:
+    """Join consecutive chunks of a column; chunks of different kinds become text."""
+    kinds = {chunk.kind for chunk in chunks if not chunk.blank}
+    if None in kinds or len(kinds) > 1 or any(chunk.categorical for chunk in chunks):
+        return joined(chunks)
+    values = [np.full(len(c.values), np.nan) if c.blank else c.values for c in chunks]
+    return ColumnChunk(next(iter(kinds), "number"), np.concatenate(values))
+
+
+def joined(chunks: Sequence[ColumnChunk]) -> ColumnChunk:
+    """Join consecutive chunks of a column to one text chunk."""
+    parts = [_as_text(chunk) for chunk in chunks]
+    if len(parts) == 1:
+        return parts[0]
     numbers: dict[str, int] = {}
     codes: list[NDArray[np.int32]] = []
-    for chunk in chunks:
+    originals: dict[str, Any] = {}
+    for chunk in parts:
         # The last entry is for code −1.
         table = [numbers.setdefault(text, len(numbers)) for text in chunk.texts]
         codes.append(np.array([*table, -1], dtype=np.int32)[chunk.values])
-    return ColumnChunk(None, np.concatenate(codes), tuple(numbers))
+        originals = dict(zip(chunk.texts, chunk.originals, strict=False)) | originals
+    return ColumnChunk(
+        None,
+        np.concatenate(codes),
+        tuple(numbers),
+        any(chunk.categorical for chunk in parts),
+        tuple(dict.fromkeys(pair for chunk in parts for pair in chunk.spellings))[:3],
+        tuple(originals.get(text, text) for text in numbers) if originals else (),
+    )
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """Return a value as text: equal texts in Unicode's composed form, without invisible signs."""
     # 3 and 3.0 are the same value, independent of the pandas type of the chunk.
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
-    text = str(value).strip()
+    text = clean(str(value))
     return text.removesuffix(" 00:00:00") if isinstance(value, datetime) else text

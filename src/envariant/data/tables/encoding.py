@@ -55,7 +55,7 @@ class Encoder:
 
 def fit(columns: Iterable[Column]) -> Encoder:
     """Fit an encoder on training rows; constant columns are omitted."""
-    encodings = (column.type.fit(column.name, column.values, column.categories) for column in columns)
+    encodings = (column.fit() for column in columns)
     return Encoder(tuple(encoding for encoding in encodings if encoding is not None))
 
 

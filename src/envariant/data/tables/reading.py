@@ -1,56 +1,86 @@
-"""Read CSV and Parquet files, and data frames of pandas, polars and Arrow, in chunks of rows.
+"""Open tables: text files, other files and data frames of pandas, polars and Arrow, read in chunks of rows.
 
 Every chunk is a pandas data frame with unique column names.
 """
 
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import narwhals
 import pandas as pd
 
 from envariant.core.errors import EnvariantError, closest_name, first_line, listed
-from envariant.data.tables.columns import Column, column_of_kind, read_chunk
-from envariant.data.tables.kinds import KINDS, Kind
-from envariant.data.tables.kinds.base import MISSING_TEXTS
+from envariant.core.paths import check_file
+from envariant.data.expansion import check_expansion
+from envariant.data.tables.formats import opened, what_it_is
+from envariant.data.tables.kinds.missing import MISSING_TEXTS
+from envariant.data.tables.sample import ColumnSample, first_bytes, first_records
 
-# About a few dozen megabytes of text.
-_ROWS_PER_CHUNK = 200_000
+ROWS_PER_CHUNK = 200_000
+"""Rows of a file that are read at a time: about a few dozen megabytes of text."""
+
+_SEPARATORS = (",", ";", "\t", "|")
 
 
-def read_chunks(
-    data: Any, encoding: str, text_columns: Sequence[str] = ()
-) -> tuple[str, Iterator[pd.DataFrame], list[str]]:
-    """Read a table in chunks of rows; values of `text_columns` in a text file are not converted.
+@final
+@dataclass(frozen=True, eq=False)
+class TableInput:
+    """Table that can be read several times.
 
-    Returns:
-        A name for the table, an iterator over its chunks, and the names of its columns.
+    Attributes:
+        label: Name of the table in messages.
+        header: Names of the columns.
+        chunks: Function that yields the rows in chunks. Its argument names the columns to read, unconverted
+            if the input is text; None: all columns, with numbers converted.
+        is_text: Whether values are text.
+        separator: Separator of a text file.
+        samples: First records of each column of a text file.
+        has_index: Whether the rows have an index that predictions keep.
+    """
+
+    label: str
+    header: Sequence[str]
+    chunks: Callable[[Sequence[str] | None], Iterator[pd.DataFrame]]
+    is_text: bool = False
+    separator: str = ""
+    samples: Mapping[str, ColumnSample] = field(default_factory=dict[str, ColumnSample])
+    has_index: bool = False
+
+
+def open_table(data: Any, encoding: str, declared: frozenset[str] | None = None) -> TableInput:
+    """Open a file or a data frame.
+
+    Args:
+        data: Path, or data frame of pandas, polars or Arrow.
+        encoding: Encoding of a text file.
+        declared: Texts declared as missing values; None: not declared.
 
     Raises:
         EnvariantError: If the data cannot be read, or a column name occurs twice.
     """
-    if isinstance(data, str | Path):
-        path = Path(data)
-        if path.is_dir():
-            raise EnvariantError(f"{path}: is a folder; name a file (.csv or .parquet)")
-        if not path.exists():
-            raise EnvariantError(f"{path}: there is no such file")
-        if path.suffix.lower() in (".parquet", ".pq"):
-            return (str(path), *_parquet(path))
-        return (str(path), *_text(path, encoding, text_columns))
-    whole = data if isinstance(data, pd.DataFrame) else _in_pandas(data)
-    header = [str(name) for name in whole.columns]
-    _single("data frame", header)
-    return "data frame", iter([whole.set_axis(header, axis=1)]), header
+    if not isinstance(data, str | Path):
+        whole = data if isinstance(data, pd.DataFrame) else _in_pandas(data)
+        header = [str(name) for name in whole.columns]
+        _single("data frame", header)
+        frame = whole.set_axis(header, axis=1)
+        return TableInput("data frame", header, lambda _: iter([frame]), has_index=whole is data)
+    path = Path(data)
+    check_file(path, kinds=" (.csv or .parquet)")
+    check_expansion(path)
+    if (table := opened(path, encoding, ROWS_PER_CHUNK)) is not None:
+        _single(str(path), table[1])
+        return TableInput(str(path), table[1], lambda _: table[0]())
+    return _text(path, encoding, declared)
 
 
 def _in_pandas(data: Any) -> pd.DataFrame:
     try:
         frame = narwhals.from_native(data, eager_only=True)
+    except narwhals.exceptions.DuplicateError:
+        raise EnvariantError("data frame: a column name is used twice; rename one") from None
     except TypeError:
         raise EnvariantError(
             f"data must be a path or a data frame of pandas, polars or Arrow; got {type(data).__name__}"
@@ -65,24 +95,28 @@ def _as_pandas(column: "narwhals.Series[Any]") -> "pd.Series[Any]":
         column = column.dt.replace_time_zone(None)
     if isinstance(kind, narwhals.Categorical | narwhals.Enum):
         # Arrow would convert a missing category to the last category.
-        return pd.Series(column.cast(narwhals.String).to_numpy(), dtype="category")
+        texts, names = column.cast(narwhals.String).to_numpy(), getattr(kind, "categories", None)
+        native = column.to_native()
+        if narwhals.dependencies.is_pyarrow_chunked_array(native) and native.num_chunks:
+            names = native.unify_dictionaries().chunk(0).dictionary.to_pylist()
+        return pd.Series(pd.Categorical(texts, names, ordered=isinstance(kind, narwhals.Enum)))
+    if kind.is_integer() and column.null_count():
+        # As floats, large integers would lose digits.
+        return pd.Series(
+            pd.array(column.to_list(), dtype="UInt64" if kind.is_unsigned_integer() else "Int64")
+        )
     return pd.Series(column.to_numpy())
 
 
-def _text(path: Path, encoding: str, text_columns: Sequence[str]) -> tuple[Iterator[pd.DataFrame], list[str]]:
-    # A column of numbers with a few "?" is then read as numbers.
-    missing = [form(text) for text in MISSING_TEXTS for form in (str, str.upper, str.capitalize)]
+def _text(path: Path, encoding: str, declared: frozenset[str] | None) -> TableInput:
+    if kind := what_it_is(first_bytes(path, 512)):
+        raise EnvariantError(f"{path}: is {kind}, not a text file (.csv); rename it, or save it as CSV")
     options: dict[str, Any] = {"encoding": encoding, "skipinitialspace": True}
+    as_text: dict[str, Any] = {"dtype": str, "keep_default_na": False}
     try:
         # The header is read as a row of text, because pandas would rename duplicate names in a header.
-        first: dict[str, Any] = {
-            "header": None,
-            "nrows": 1,
-            "dtype": str,
-            "keep_default_na": False,
-            **options,
-        }
-        firsts = {sign: pd.read_csv(path, sep=sign, **first) for sign in (",", ";", "\t", "|")}
+        first: dict[str, Any] = {"header": None, "nrows": 1, **as_text, **options}
+        firsts = {sign: pd.read_csv(path, sep=sign, **first) for sign in _SEPARATORS}
     except pd.errors.EmptyDataError:
         raise EnvariantError(f"{path}: is empty") from None
     except Exception as error:
@@ -92,17 +126,30 @@ def _text(path: Path, encoding: str, text_columns: Sequence[str]) -> tuple[Itera
     names = firsts[separator].iloc[0]
     header = [" ".join(str(name).split()) or f"column {k + 1}" for k, name in enumerate(names)]
     _single(str(path), header)
-    # Read as text, so that 03 is not converted to 3.
-    options["dtype"] = {name: str for name in text_columns if name in header}
-    options |= {"sep": separator, "names": header, "na_values": missing}
-    return _text_chunks(path, encoding, options), header
+    options |= {"sep": separator, "names": header}
+    # A column of numbers with a few "?" is then read as numbers.
+    missing = [form(text) for text in MISSING_TEXTS for form in (str, str.upper, str.capitalize)]
+    numbers: dict[str, Any] = {
+        "na_values": missing if declared is None else ["", *declared],
+        "keep_default_na": declared is None,
+    }
+    if pd.__version__ < "3":
+        # Later versions always read the nearest number.
+        numbers["float_precision"] = "round_trip"
+
+    def chunks(columns: Sequence[str] | None) -> Iterator[pd.DataFrame]:
+        how = numbers if columns is None else {"usecols": list(columns), **as_text}
+        return _text_chunks(path, encoding, options | how)
+
+    samples = first_records(path, encoding, separator, header)
+    return TableInput(str(path), header, chunks, is_text=True, separator=separator, samples=samples)
 
 
 def _text_chunks(path: Path, encoding: str, options: Mapping[str, Any]) -> Iterator[pd.DataFrame]:
     try:
         # Opened when the first chunk is requested, so that an unused iterator leaves no file open.
         with pd.read_csv(
-            path, header=0, chunksize=_ROWS_PER_CHUNK, index_col=False, low_memory=False, **options
+            path, header=0, chunksize=ROWS_PER_CHUNK, index_col=False, low_memory=False, **options
         ) as chunks:
             while True:
                 with warnings.catch_warnings():
@@ -131,33 +178,6 @@ def _unreadable(path: Path, encoding: str, error: Exception) -> EnvariantError:
     return EnvariantError(f"{path}: cannot be read as a table ({first_line(error)})")
 
 
-def _parquet(path: Path) -> tuple[Iterator[pd.DataFrame], list[str]]:
-    try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError:
-        remedy = "pip install pyarrow, or save it as CSV"
-        raise EnvariantError(f"{path}: Parquet needs pyarrow; {remedy}") from None
-
-    def batches() -> Iterator[pd.DataFrame]:
-        try:
-            with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(_ROWS_PER_CHUNK):
-                    # The metadata of pandas would turn some columns into an index.
-                    yield batch.to_pandas(ignore_metadata=True)
-        except Exception as error:
-            raise EnvariantError(f"{path}: is damaged ({first_line(error)})") from None
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = [str(name) for name in file.schema_arrow.names]
-    except Exception as error:
-        raise EnvariantError(f"{path}: is no Parquet file ({first_line(error)})") from None
-    # An unnamed index is not a column.
-    header = [name for name in names if not re.fullmatch(r"__index_level_\d+__", name)]
-    _single(str(path), header)
-    return batches(), header
-
-
 def _single(label: str, header: Sequence[str]) -> None:
     if repeated := sorted({name for name in header if header.count(name) > 1}):
         raise EnvariantError(f"{label}: column name '{repeated[0]}' is used twice; rename one")
@@ -166,44 +186,6 @@ def _single(label: str, header: Sequence[str]) -> None:
 def labeled(label: str, error: EnvariantError) -> EnvariantError:
     """Return the error with the name of the table as a prefix."""
     return error if str(error).startswith(label) else EnvariantError(f"{label}: {error}")
-
-
-def read_columns(
-    data: Any, kinds: Mapping[str, Kind], *, encoding: str = "utf-8"
-) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
-    """Read columns of given kinds in chunks of rows; other columns are ignored.
-
-    Yields:
-        The index of the rows (that of a pandas data frame, else row numbers from 0) and the columns by name.
-        An empty table yields one chunk without rows.
-
-    Raises:
-        EnvariantError: If the data cannot be read, a column is missing, or a value is not of the given
-            kind.
-    """
-    text_columns = [name for name, kind in kinds.items() if KINDS[kind].categorical]
-    label, chunks, header = read_chunks(data, encoding, text_columns)
-    if lacking := [name for name in kinds if name not in header]:
-        raise lacking_columns(label, lacking, header)
-    has_index, first_row, is_empty = isinstance(data, pd.DataFrame), 0, True
-    for chunk in chunks:
-        index = chunk.index if has_index else pd.RangeIndex(first_row, first_row + len(chunk))
-        try:
-            columns = _of_kinds(chunk, kinds, first_row)
-        except EnvariantError as error:
-            raise labeled(label, error) from None
-        yield index, columns
-        first_row, is_empty = first_row + len(chunk), False
-    if is_empty:
-        yield pd.RangeIndex(0), _of_kinds(pd.DataFrame(columns=list(kinds), dtype=object), kinds, 0)
-
-
-def _of_kinds(frame: pd.DataFrame, kinds: Mapping[str, Kind], first_row: int) -> dict[str, Column]:
-    def column(name: str, kind: Kind) -> Column:
-        chunk = read_chunk(name, frame[name], first_row=first_row)
-        return column_of_kind(name, chunk, kind, first_row=first_row)
-
-    return {name: column(name, kind) for name, kind in kinds.items()}
 
 
 def lacking_columns(

@@ -1,26 +1,41 @@
 """Preprocessing of the columns that are not inputs: environment, target and sample weights."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envariant.core.conversion import in_order
+from envariant.core.conversion import in_order, look_alikes
 from envariant.core.environments import RESERVED
 from envariant.core.errors import EnvariantError, listed
-from envariant.data.tables.columns import Column
+from envariant.data.tables.columns import Column, text_of
 from envariant.data.tables.kinds import TaskName
+from envariant.data.tables.kinds.missing import MISSING_TEXTS
+
+# Largest number of groups of look-alike categories that are logged.
+_MOST_GROUPS = 5
 
 
 @final
 @dataclass(frozen=True)
 class LogEntry:
-    """Entry of the preprocessing log for a column, or for the whole table if the column name is ""."""
+    """Entry of the preprocessing log for a column, or for the whole table if the column name is "".
+
+    Attributes:
+        column: Name of the column.
+        what: What was done.
+        notable: Whether to warn about it when the table is read, because rows, columns or values changed.
+    """
 
     column: str
     what: str
+    notable: bool = False
+
+    def __str__(self) -> str:
+        return f"'{self.column}': {self.what}" if self.column else self.what
 
 
 def rows_with_values(
@@ -32,12 +47,32 @@ def rows_with_values(
         EnvariantError: If all targets or all environments are missing.
     """
     for role, column in (("target", target), ("environment", environment)):
+        words = listed([f"'{text}'" for text in column.missing_as])
         if column.missing.all():
-            raise EnvariantError(f"{label}: {role} '{column.name}' holds no value at all")
+            read = (
+                f" ({words} were read as missing values; to keep them, set missing_values)" if words else ""
+            )
+            raise EnvariantError(f"{label}: {role} '{column.name}' holds no value at all{read}")
         if missing := int(column.missing.sum()):
-            rows = f"{missing:,} of {len(column):,} rows without a value (empty, NA, none, unknown …)"
-            log.append(LogEntry(column.name, f"{role}; {rows} are left out"))
+            how = f" (empty or {words}; to keep these, set missing_values)" if words else ""
+            rows = f"{missing:,} of {len(column):,} rows without a value{how}"
+            log.append(LogEntry(column.name, f"{role}; {rows} are left out", notable=True))
     return ~(environment.missing | target.missing)
+
+
+def words_as_values(column: Column) -> list[LogEntry]:
+    """Return a log entry for each word, such as none, that counts as a value of the column."""
+    counts = np.bincount(column.values[column.values >= 0], minlength=len(column.categories))
+    return [
+        LogEntry(
+            column.name,
+            f"'{name}' counts as a value, in {count:,} of {len(column):,} rows; if it represents a missing "
+            f"value, set missing_values",
+            notable=True,
+        )
+        for name, count in zip(column.categories, counts.tolist(), strict=True)
+        if name.lower() in MISSING_TEXTS
+    ]
 
 
 def named_environments(column: Column) -> Column:
@@ -46,7 +81,7 @@ def named_environments(column: Column) -> Column:
     ordered = in_order(names)
     code_of = {name: code for code, name in enumerate(ordered)}
     codes = np.array([*(code_of[name] for name in names), -1], dtype=np.int32)[column.values]
-    return Column(column.name, "category", codes, ordered)
+    return replace(column, kind="category", values=codes, categories=ordered)
 
 
 def pool_small(
@@ -71,19 +106,22 @@ def pool_small(
         if pooled_rows >= min_rows and len(small) > 1:
             table[small] = len(large)
             names.append(f"{len(small)} small ones")
-            log.append(LogEntry(environment.name, f"{what}: pooled, {pooled_rows:,} rows together"))
+            what = f"{what}: pooled, {pooled_rows:,} rows together"
         else:
-            log.append(LogEntry(environment.name, f"{what}: left out, {pooled_rows:,} rows"))
+            what = f"{what}: left out, {pooled_rows:,} rows"
+        log.append(LogEntry(environment.name, what, notable=True))
     if len(names) < 2:
         shown = ", ".join(environment.categories[k] for k in large) or "none"
+        gone = "".join(f". {entry}" for entry in log if "without a value" in entry.what)
         raise EnvariantError(
             f"{label}: column '{environment.name}' has {len(large)} environment(s) of at least {min_rows} "
             f"rows ({shown}) and {len(small)} smaller; two are needed, one of them for testing. Lower "
-            f"min_rows, or name another column"
+            f"min_rows, or name another column{gone}"
         )
     codes = table[environment.values]
     log.append(LogEntry(environment.name, f"environment; {len(names)} of them"))
-    return Column(environment.name, "category", codes, tuple(names)), complete & (codes >= 0)
+    pooled = replace(environment, values=codes, categories=tuple(names))
+    return pooled, complete & (codes >= 0)
 
 
 def weights_entry(label: str, weights: Column) -> LogEntry:
@@ -111,10 +149,8 @@ def as_target(label: str, target: Column, task: TaskName) -> Column:
                 f"{label}: target '{target.name}' holds text ('{target.categories[0]}', …); a regression "
                 f"needs numbers"
             )
-        return Column(target.name, "number", target.values.astype(np.float32))
-    if target.kind == "boolean":
-        return target
-    classes = _as_category(target)
+        return replace(target, kind="number")
+    classes = as_category(target)
     present = np.unique(classes.values)
     if task == "binary" and len(present) != 2:
         raise EnvariantError(
@@ -129,7 +165,14 @@ def as_target(label: str, target: Column, task: TaskName) -> Column:
     table = np.full(len(classes.categories), -1, dtype=np.int32)
     table[present] = np.arange(len(present), dtype=np.int32)
     names = tuple(classes.categories[k] for k in present)
-    return Column(target.name, "category", table[classes.values], names)
+    return replace(target, kind="category", values=table[classes.values], categories=names)
+
+
+def in_declared_order(classes: Column, declared: Iterable[object]) -> Column:
+    """Return the classes in the order of a pandas categorical."""
+    names = [name for name in dict.fromkeys(map(text_of, declared)) if name in classes.categories]
+    codes = np.array([names.index(name) for name in classes.categories], dtype=np.int32)
+    return replace(classes, values=codes[classes.values], categories=tuple(names))
 
 
 def target_entry(target: Column, task: TaskName, *, inferred: bool) -> LogEntry:
@@ -137,7 +180,7 @@ def target_entry(target: Column, task: TaskName, *, inferred: bool) -> LogEntry:
     start = f"target; {task}, {'inferred' if inferred else 'as requested'}"
     if task == "regression":
         return LogEntry(target.name, f"{start}; standardized for training, by the training environments")
-    names = target.class_names
+    names = target.categories
     shares = np.bincount(target.values.astype(int), minlength=len(names)) / len(target)
     texts = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]
     return LogEntry(target.name, f"{start}; {listed(texts, 6)}")
@@ -147,7 +190,7 @@ def missing_classes(target: Column, environment: Column, task: TaskName) -> list
     """Return a log entry for every environment with missing classes."""
     if task == "regression":
         return []
-    names = target.class_names
+    names = target.categories
     cells = environment.values.astype(np.int64) * len(names) + target.values.astype(np.int64)
     counts = np.bincount(cells, minlength=len(environment.categories) * len(names)).reshape(-1, len(names))
     entries: list[LogEntry] = []
@@ -157,25 +200,30 @@ def missing_classes(target: Column, environment: Column, task: TaskName) -> list
     return entries
 
 
-def similar_categories(column: Column) -> list[LogEntry]:
-    """Return a log entry for categories that differ only in upper and lower case."""
-    by_lower: dict[str, list[str]] = {}
-    for category in column.categories:
-        by_lower.setdefault(category.casefold(), []).append(category)
-    groups = [" and ".join(f"'{name}'" for name in names) for names in by_lower.values() if len(names) > 1]
-    what = f"{listed(groups, 3, '; ')} differ in capitals only, and count as different"
-    return [LogEntry(column.name, what)] if groups else []
+def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
+    """Return a log entry for categories that differ only in upper and lower case, blanks or character form.
+
+    Args:
+        column: Column of categories.
+        notable: Whether to warn about it, because the column is the target or the environment.
+    """
+    remedy = "; if they mean the same, write them alike" if notable else ""
+    return [
+        LogEntry(column.name, f"{sentence}, and count as different{remedy}", notable)
+        for sentence in look_alikes(column.categories)[:_MOST_GROUPS]
+    ]
 
 
-def _as_category(column: Column) -> Column:
+def as_category(column: Column) -> Column:
     """Convert a column to a category column; categories keep the order of the values."""
     if column.type.categorical:
         return column
-    distinct, codes = np.unique(column.type.class_values(column.values), return_inverse=True)
-    names = [text for text in Column(column.name, column.kind, distinct).texts() if text is not None]
-    # Missing values sort last.
-    codes = np.where(codes < len(names), codes, -1).astype(np.int32)
-    return Column(column.name, "category", codes, tuple(names))
+    distinct, codes = np.unique(column.values[~column.missing], return_inverse=True)
+    values = np.full(len(column), -1, dtype=np.int32)
+    values[~column.missing] = codes
+    return replace(
+        column, kind="category", values=values, categories=tuple(column.type.class_names(distinct))
+    )
 
 
 def _one_line(name: str) -> str:

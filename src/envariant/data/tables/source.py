@@ -21,7 +21,7 @@ from envariant.data.tables.table import FILE, Table, load, read
 NAME = "table"
 """Registered name of table sources."""
 
-_SETTINGS = ("task", "exclude", "sample_weight", "min_rows", "encoding")
+_SETTINGS = ("task", "exclude", "sample_weight", "min_rows", "encoding", "missing_values")
 _BATCH = 128
 
 STEPS = 400
@@ -54,7 +54,10 @@ class TableSource(SpecSource):
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> "TableSource":
-        return source(*spec.positional, **spec.keywords)
+        if len(spec.positional) != 1 or not isinstance(spec.positional[0], str) or "path" in spec.keywords:
+            example = f"{NAME}('patients.csv', target=died, environment=hospital)"
+            raise EnvariantError(f"{NAME}: needs the path of a file first, as in {example}")
+        return source(spec.positional[0], **spec.keywords)
 
     @property
     def name(self) -> str:
@@ -111,7 +114,7 @@ def task_of(table: Table, training: NDArray[np.bool_]) -> Task:
     """Return the task of a table; regression targets are standardized with the rows in `training`."""
     if table.task != "regression":
         return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
-    targets = table.targets()[training].astype(np.float64)
+    targets = table.targets()[training]
     return Regression(scale=float(targets.std()) or 1.0, center=float(targets.mean()))
 
 
@@ -155,7 +158,8 @@ def source(
         path: Path of a file, or of a folder written by `Table.write`.
         target: Name of the column to predict; unnecessary for a stored table.
         environment: Name of the environment column; unnecessary for a stored table.
-        settings: `task`, `exclude`, `sample_weight`, `min_rows` and `encoding`, as for `read`.
+        settings: `task`, `exclude`, `sample_weight`, `min_rows`, `encoding` and `missing_values`, as for
+            `read`.
 
     Raises:
         EnvariantError: If the table cannot be read, or a setting is unknown.

@@ -23,6 +23,8 @@ from envariant.training.progress import ProgressCallback, ignore
 from envariant.training.store import Store
 from envariant.training.store.recorder import Recorder
 
+MAX_WORKERS = max(64, 2 * (os.cpu_count() or 1))
+"""Largest number of worker processes."""
 # Seconds between two looks at the jobs of other processes.
 _WAIT_S = 0.5
 
@@ -88,8 +90,8 @@ def sweep(
     """
     if not isinstance(execution, Execution):
         execution_request(cast("Any", execution))
-    if workers < 1:
-        raise EnvariantError(f"workers must be at least 1; got {workers}")
+    if not 1 <= workers <= MAX_WORKERS:
+        raise EnvariantError(f"workers must be in [1, {MAX_WORKERS}]; got {workers}")
     if study is None:
         with Store(folder) as store:
             study = stored_study(store)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from envariant.core.errors import EnvariantError
+from envariant.core.paths import check_file
 from envariant.training.history import COLUMNS, FULL, HistoryRow
 from envariant.training.record import Record
 from envariant.training.store.rows import STATES, PlannedRun, Predictions, StoredRun, Trial
@@ -29,6 +30,8 @@ HISTORY_CODE = (
     'run * 1000003 + step * 10007 + environment * 1009 + role * 101 + metric * 31 + kind * 7 + "column"'
 )
 """SQL expression of the checksum of a measured value's key."""
+
+_TYPES = {"INTEGER": (int,), "REAL": (int, float), "TEXT": (str,), "BLOB": (bytes,)}
 
 _RUN = "id, data, test_set, algorithm, trial, hyperparameters, learning_rate, replica, identity"
 
@@ -53,13 +56,7 @@ class StoreReader(ABC):  # noqa: B024
 
     def __init__(self, folder: Path, *, verify: bool = True) -> None:
         self.folder, self.path = folder, folder / FILE
-        try:
-            if not self.path.exists():
-                raise EnvariantError(
-                    f"{folder}: holds no runs (no {FILE}); give the folder of a run or a study"
-                )
-        except OSError as error:
-            raise EnvariantError(f"{self.path}: cannot be read ({error.strerror})", retryable=True) from None
+        check_file(self.path, f"{folder}: holds no runs (no {FILE}); give the folder of a run or a study")
         self._connection, writable = _connect(self.path)
         try:
             with self.errors_as_envariant():
@@ -75,7 +72,10 @@ class StoreReader(ABC):  # noqa: B024
             raise
 
     def _verify(self) -> None:
-        """Raise an error if the file is damaged, or of another version."""
+        """Raise an error if the file is damaged, was not written by envariant, or is of another version."""
+        # A view or a trigger of a stranger could run for ever, so no table is read before this check.
+        if self._rows("SELECT 1 FROM sqlite_master WHERE type NOT IN ('table', 'index') LIMIT 1"):
+            raise self._damaged("it holds views or triggers")
         schema = self.fact("schema")
         if schema != str(SCHEMA):
             raise EnvariantError(
@@ -87,12 +87,49 @@ class StoreReader(ABC):  # noqa: B024
         if (found := self._rows("PRAGMA integrity_check(1)")[0][0]) != "ok":
             raise self._damaged(str(found).splitlines()[-1])
         for table in SEALED:
-            for *row, stored in self._connection.execute(f"SELECT * FROM {table}"):
-                if stored != checksum(row):
-                    raise self._damaged(f"a row of {table} differs from its checksum")
-        changed = f"copy IS NOT value OR code IS NOT {HISTORY_CODE}"
+            self._verify_rows(table)
+        changed = f"copy IS NOT value OR code IS NOT {HISTORY_CODE} OR typeof(value) NOT IN ('real', 'null')"
         if self._rows(f"SELECT run FROM history WHERE {changed} LIMIT 1"):
             raise self._damaged("a measured value differs from its checksum")
+        self._check_runs()
+
+    def _verify_rows(self, table: str) -> None:
+        """Raise an error if a row of a table differs from its checksum."""
+        columns = self._rows(f"PRAGMA table_info({table})")
+        types = [
+            (*_TYPES[kind], *(() if is_required else (type(None),)))
+            for _, _, kind, is_required, *_ in columns
+        ]
+        for row in self._connection.execute(f"SELECT * FROM {table}"):
+            if not all(map(isinstance, row, types)):
+                raise self._damaged(f"a value of {table} has another type than its column")
+            if row[-1] != checksum(row[:-1]):
+                raise self._damaged(f"a row of {table} differs from its checksum")
+
+    def _check_runs(self) -> None:
+        """Raise an error if a run refers to unknown test environments, or its settings are not valid."""
+        sets = self._test_sets()
+        for test_set, state, hyperparameters, rate in self._rows(
+            "SELECT test_set, state, hyperparameters, learning_rate FROM runs"
+        ):
+            if test_set not in sets or state not in STATES:
+                raise self._damaged("a run has unknown test environments, or an unknown state")
+            self.parse(hyperparameters, dict)
+            self.parse(rate, int | float | str | None)
+
+    def parse(self, text: str, kind: Any) -> Any:
+        """Parse a stored JSON text.
+
+        Raises:
+            EnvariantError: If it is not the JSON text of a value of type `kind`.
+        """
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise self._damaged("a stored text is not JSON") from None
+        if not isinstance(value, kind):
+            raise self._damaged("a stored value has another type than expected")
+        return value
 
     def close(self) -> None:
         """Close the database file."""
@@ -118,7 +155,7 @@ class StoreReader(ABC):  # noqa: B024
         stored = self.fact("study")
         if stored is None:
             raise EnvariantError(f"{self.folder}: holds a single run and no study")
-        return json.loads(stored)
+        return self.parse(stored, dict)
 
     def counts(self, declares: Callable[[str, str], bool] = lambda data, algorithm: True) -> dict[str, int]:
         """Return the number of runs in each state.
@@ -126,7 +163,7 @@ class StoreReader(ABC):  # noqa: B024
         Args:
             declares: Function from a data set and an algorithm to whether their runs count. Default: all.
         """
-        counts = dict.fromkeys(STATES, 0)
+        counts: dict[str, int] = dict.fromkeys(STATES, 0)
         for data, algorithm, state, count in self._rows(
             "SELECT data, algorithm, state, COUNT(*) FROM runs GROUP BY data, algorithm, state"
         ):
@@ -166,8 +203,11 @@ class StoreReader(ABC):  # noqa: B024
             "WHERE run = ? ORDER BY environment",
             (run,),
         ):
-            y, z = (np.frombuffer(part, dtype="<f4") for part in (targets, logits))
-            z = z if len(z) == len(y) else z.reshape(len(y), -1)
+            try:
+                y, z = (np.frombuffer(part, dtype="<f4") for part in (targets, logits))
+                z = z if len(z) == len(y) else z.reshape(len(y), -1)
+            except ValueError:
+                raise self._damaged("predictions have another shape than their targets") from None
             stored[name, role] = Predictions(name, role, rows, z, y)
         return stored
 
@@ -196,7 +236,7 @@ class StoreReader(ABC):  # noqa: B024
                 "json_group_object(e.name, value) FILTER (WHERE role = :test) AS tests "
                 "FROM history h JOIN names e ON e.id = h.environment "
                 "WHERE metric = :metric AND kind = :kind GROUP BY run, step ORDER BY run, step",
-                {"name": name, "metric": ids[name], "kind": ids.get(FULL, -1)}
+                {"name": name, "metric": ids.get(name, -1), "kind": ids.get(FULL, -1)}
                 | {key: ids.get(key, -1) for key in ("validation", "test")},
             )
             for name in runs["metric"].dropna().unique()

@@ -8,6 +8,8 @@ from envariant.data.tables.kinds.base import ColumnChunk, ColumnEncoding, Column
 from envariant.data.tables.kinds.boolean import Boolean
 from envariant.data.tables.kinds.category import MOST_CATEGORIES, Category
 from envariant.data.tables.kinds.date import Date
+from envariant.data.tables.kinds.missing import MissingRule
+from envariant.data.tables.kinds.notation import Notation
 from envariant.data.tables.kinds.number import Number
 
 KINDS: dict[str, ColumnKind] = {kind.name: kind for kind in (Boolean(), Number(), Date(), Category())}
@@ -31,5 +33,7 @@ __all__ = [
     "ColumnEncoding",
     "ColumnKind",
     "Kind",
+    "MissingRule",
+    "Notation",
     "TaskName",
 ]

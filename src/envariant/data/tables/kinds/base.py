@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import numpy as np
 import pandas as pd
@@ -12,17 +12,12 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import StandardScaler
 
 from envariant.core.errors import EnvariantError
+from envariant.data.tables.kinds.notation import Notation
 
 TaskName = Literal["binary", "multiclass", "regression"]
 
-MISSING_TEXTS = frozenset(
-    {"", "?", "-", "--", ".", "na", "n/a", "#n/a", "<na>", "nan", "nat", "none", "null", "missing", "unknown"}
-    | {"0000-00-00"}
-)
-"""Lower-case texts that represent a missing value."""
-
 LARGEST = 1e15
-"""Largest absolute value of a number, so that sums of squares fit in float32."""
+"""Largest absolute value of a number: up to it, float64 holds every integer."""
 
 MOST_CLASSES = 20
 """Largest number of distinct integers that are classes; with more, the task is regression."""
@@ -30,11 +25,20 @@ MOST_CLASSES = 20
 # Encoded values are clipped to this many standard deviations.
 _FARTHEST = 10.0
 _LONGEST_QUOTE = 40
+# Relative size of rounding errors in float64, with a margin.
+_ROUNDING = 1e-14
 
 Values = NDArray[Any]
 Categories = tuple[str, ...]
-Parsed = tuple[Values, Categories]
-"""Values of a column and its categories; see `Column`."""
+
+
+@final
+class Parsed(NamedTuple):
+    """Values of a column and how they were read; see `Column`."""
+
+    values: Values
+    categories: Categories = ()
+    notation: Notation | None = None
 
 
 @final
@@ -44,21 +48,41 @@ class ColumnChunk:
 
     Attributes:
         kind: Name of the kind that corresponds to the pandas type; None for text.
-        values: Values `[rows]`: float32 with NaN for missing values; for text, int32 codes with −1 for
+        values: Values `[rows]`: float64 with NaN for missing values; for text, int32 codes with −1 for
             missing values.
         texts: Distinct texts, in the order of their codes.
         categorical: Whether texts are always categories, even if they can be read as numbers.
+        spellings: Pairs of different texts that were read as one, because they differ in blanks or invisible
+            signs only.
+        originals: Value of each text before it was converted to text; empty if it was not converted.
     """
 
     kind: str | None
     values: Values
     texts: tuple[str, ...] = ()
     categorical: bool = False
+    spellings: tuple[tuple[str, str], ...] = ()
+    originals: tuple[Any, ...] = ()
 
     @property
     def blank(self) -> bool:
         """Whether all values are missing, so that the pandas type gives no information."""
         return not self.texts if self.kind is None else bool(np.isnan(self.values).all())
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Number of rows of each text."""
+        return np.bincount(self.values[self.values >= 0], minlength=len(self.texts))
+
+    def without(self, missing: NDArray[np.bool_]) -> "ColumnChunk":
+        """Return the chunk without some of its texts, whose rows become missing values.
+
+        Args:
+            missing: Mask of the texts.
+        """
+        table = np.append(np.where(missing, -1, np.cumsum(~missing) - 1), -1).astype(np.int32)
+        texts = tuple(text for text, absent in zip(self.texts, missing, strict=True) if not absent)
+        return replace(self, values=table[self.values], texts=texts, originals=())
 
 
 @final
@@ -75,6 +99,7 @@ class ColumnEncoding:
         indicator: Whether there is an indicator input for missing values.
         categories: Categories with a separate input each.
         other: Whether there is one common input for rare categories.
+        notation: Notation of the numbers in text; None: that of programs.
     """
 
     name: str
@@ -85,12 +110,13 @@ class ColumnEncoding:
     indicator: bool = False
     categories: tuple[str, ...] = ()
     other: bool = False
+    notation: Notation | None = None
 
 
 class ColumnKind(ABC):
     """Base class of column kinds, which define reading, formatting and encoding of the values.
 
-    A new kind is a final subclass without fields, added to `KINDS`. Values are float32 with NaN for missing
+    A new kind is a final subclass without fields, added to `KINDS`. Values are float64 with NaN for missing
     values, or int32 codes of categories with −1 for missing values.
     """
 
@@ -102,22 +128,37 @@ class ColumnKind(ABC):
     """Whether values are ordered, so that distribution functions can be compared."""
     exclusive: ClassVar[bool] = False
     """Whether columns of the corresponding pandas type cannot be read as another kind."""
+    words_are_missing: ClassVar[bool] = False
+    """Whether words such as none are always missing values in a column of this kind."""
 
     @abstractmethod
     def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
-        """Return float32 values if the pandas type corresponds to this kind, else None."""
+        """Return float64 values if the pandas type corresponds to this kind, else None."""
 
     @abstractmethod
-    def infer(self, name: str, texts: ColumnChunk) -> Parsed | None:
+    def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed | None:
         """Return values and categories if a text column is of this kind, else None.
+
+        Args:
+            name: Name of the column.
+            texts: Texts of all rows, without those that represent a missing value.
+            decimal_comma: Whether the table's numbers have a decimal comma; None: unknown.
 
         Raises:
             EnvariantError: If most values are of this kind, but a few are not.
         """
 
     @abstractmethod
-    def read(self, name: str, chunk: ColumnChunk, first_row: int) -> Parsed:
+    def read(
+        self, name: str, chunk: ColumnChunk, first_row: int = 0, notation: Notation | None = None
+    ) -> Parsed:
         """Read rows as values of this kind; return values and categories.
+
+        Args:
+            name: Name of the column.
+            chunk: Rows, without texts that represent a missing value.
+            first_row: Number of preceding rows, for error messages.
+            notation: Notation of the numbers in the training table.
 
         Raises:
             EnvariantError: If a value is not of this kind.
@@ -156,13 +197,9 @@ class ColumnKind(ABC):
         """Return the reason that a varying column cannot be useful to any model, or "" if there is none."""
         return ""
 
-    def class_names(self, categories: Categories) -> tuple[str, ...]:
-        """Return the names of the classes of a classification target, in order."""
-        return categories
-
-    def class_values(self, values: Values) -> Values:
-        """Convert the values of a classification target so that equal values are the same class."""
-        return values
+    def class_names(self, values: Values) -> list[str]:
+        """Return the names of classes of a classification target, by their values."""
+        return [str(text) for text in self.format(values, ())]
 
     @abstractmethod
     def infer_task(self, values: Values) -> TaskName:
@@ -177,33 +214,42 @@ class NumericKind(ColumnKind):
     min_share: ClassVar[float] = 0.9
     """Smallest share of valid values with which a text column is of this kind; other values are errors."""
 
+    words_are_missing: ClassVar[bool] = True
+
     @abstractmethod
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Parse texts as numbers; NaN for texts that are not of this kind."""
 
-    def infer(self, name: str, texts: ColumnChunk) -> Parsed | None:
-        missing = missing_texts(texts.texts)[:-1]
-        counts = np.bincount(texts.values[texts.values >= 0], minlength=len(texts.texts)) * ~missing
+    def notation(self, texts: ColumnChunk, decimal_comma: bool | None) -> Notation | None:
+        """Return the notation of a text column, or None to parse it with `parse`."""
+        del texts, decimal_comma
+        return None
+
+    def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed | None:
+        counts = texts.counts
         if not counts.any():
             return None
-        parsed = self.parse(texts.texts)
-        valid = np.isfinite(parsed) & ~missing
+        notation = self.notation(texts, decimal_comma)
+        parsed = self.parse(texts.texts) if notation is None else notation.parse(texts.texts)
+        valid = np.isfinite(parsed)
         if counts[valid].sum() < self.min_share * counts.sum():
             return None
-        if len(wrong := np.flatnonzero(~valid & ~missing)):
+        if len(wrong := np.flatnonzero(~valid)):
             row = int(np.flatnonzero(texts.values == wrong[0])[0]) + 1
             raise EnvariantError(
                 f"column '{name}': {counts[wrong].sum()} of {counts.sum()} values are no {self.name}s (the "
                 f"first: '{quoted(texts.texts[wrong[0]])}' in row {row}); correct them, leave them empty, or "
                 f"exclude the column"
             )
-        return self.checked(name, np.append(np.where(valid, parsed, np.nan), np.nan)[texts.values]), ()
+        return Parsed(self.checked(name, np.append(parsed, np.nan)[texts.values]), notation=notation)
 
-    def read(self, name: str, chunk: ColumnChunk, first_row: int) -> Parsed:
+    def read(
+        self, name: str, chunk: ColumnChunk, first_row: int = 0, notation: Notation | None = None
+    ) -> Parsed:
         if chunk.kind is None:
-            table = np.append(self.parse(chunk.texts), np.nan)
-            wrong = np.flatnonzero((~np.isfinite(table) & ~missing_texts(chunk.texts))[chunk.values])
+            table = np.append(self._known(chunk, notation), np.nan)
             values = table[chunk.values]
+            wrong = np.flatnonzero(~np.isfinite(values) & (chunk.values >= 0))
         else:
             values = chunk.values
             wrong = np.flatnonzero(~np.isnan(values) & ~self.accepts(chunk))
@@ -214,57 +260,61 @@ class NumericKind(ColumnKind):
                 f"column '{name}': holds '{quoted(value)}' in row {first_row + row + 1}; the model learned "
                 f"from a {self.name} of that name. {self.correction}, or leave it empty"
             )
-        return self.checked(name, values, first_row), ()
+        return Parsed(self.checked(name, values, first_row))
+
+    def _known(self, chunk: ColumnChunk, notation: Notation | None) -> NDArray[np.float64]:
+        """Parse texts in the notation of the training table, or in another one that is beyond doubt."""
+        parsed = self.parse(chunk.texts) if notation is None else notation.parse(chunk.texts)
+        if not np.isfinite(parsed).all() and (other := self.notation(chunk, None)) is not None:
+            is_clear = other.agrees_with(notation) and other.is_certain(chunk.texts)
+            return other.parse(chunk.texts) if is_clear else parsed
+        return parsed
 
     def accepts(self, chunk: ColumnChunk) -> NDArray[np.bool_]:
         """Return the mask of numeric values that are valid for this kind, `[rows]`."""
         return np.full(len(chunk.values), chunk.kind == self.name)
 
-    def checked(self, name: str, values: Values, first_row: int = 0) -> NDArray[np.float32]:
-        """Convert values to float32, and check that they are valid for this kind.
+    def checked(self, name: str, values: Values, first_row: int = 0) -> NDArray[np.float64]:
+        """Convert values to float64, and check that they are valid for this kind.
 
         Raises:
             EnvariantError: If a value is not valid for this kind.
         """
-        return values.astype(np.float32)
+        return values.astype(np.float64)
 
     def missing(self, values: Values) -> NDArray[np.bool_]:
         return np.isnan(values)
 
     def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
-        column = values[:, None].astype(np.float64)
+        column = values[:, None]
         missing = self.missing(values)
         if missing.all():
             return None
         imputer: Any = SimpleImputer(strategy="median").fit(column)
         scaler: Any = StandardScaler().fit(imputer.transform(column))
         center, scale = float(scaler.mean_[0]), float(np.sqrt(scaler.var_[0]))
-        # Smaller deviations are float32 rounding errors.
-        varies = scale > max(1e-7 * abs(center), 1e-30)
+        # Smaller deviations are rounding errors; integers have none.
+        least = 0.0 if (column[~missing] % 1 == 0).all() else _ROUNDING * abs(center)
+        varies = scale > max(least, 1e-30)
         fill, indicator = float(imputer.statistics_[0]), bool(missing.any())
-        scale = scale if varies else 1.0
-        return (
-            ColumnEncoding(name, self.name, fill, center, scale, indicator) if varies or indicator else None
-        )
+        if not varies and not indicator:
+            return None
+        center, scale = (center, scale) if varies else (fill, 1.0)
+        return ColumnEncoding(name, self.name, fill, center, scale, indicator)
 
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
         return (encoding.name,)
 
     def encode(self, encoding: ColumnEncoding, values: Values, categories: Categories, out: Values) -> None:
         filled = self.filled(encoding, values)
-        np.clip((filled - encoding.center) / encoding.scale, -_FARTHEST, _FARTHEST, out=out[:, 0])
+        out[:, 0] = np.clip((filled - encoding.center) / encoding.scale, -_FARTHEST, _FARTHEST)
 
     def filled(self, encoding: ColumnEncoding, values: Values) -> Values:
         """Replace missing values by the median."""
-        return np.where(self.missing(values), np.float32(encoding.fill), values)
+        return np.where(self.missing(values), encoding.fill, values)
 
     def describe(self, categories: Categories) -> str:
         return f"{self.name}, standardized"
-
-
-def missing_texts(texts: Sequence[str]) -> NDArray[np.bool_]:
-    """Return the mask of texts that represent a missing value, with an additional last entry for code −1."""
-    return np.array([*(text.lower() in MISSING_TEXTS for text in texts), True], dtype=bool)
 
 
 def quoted(text: str) -> str:

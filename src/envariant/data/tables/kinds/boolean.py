@@ -15,7 +15,6 @@ from envariant.data.tables.kinds.base import (
     Parsed,
     TaskName,
     Values,
-    missing_texts,
 )
 from envariant.data.tables.kinds.number import Number
 
@@ -28,15 +27,15 @@ class Boolean(NumericKind):
     """Boolean values, stored as 1 and 0; in text, exactly one pair of words such as yes and no."""
 
     name: ClassVar[str] = "boolean"
+    words_are_missing: ClassVar[bool] = False
 
     def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
         if pd.api.types.is_bool_dtype(rows):
-            return rows.to_numpy(dtype=np.float32, na_value=np.nan)
+            return rows.to_numpy(dtype=np.float64, na_value=np.nan)
         return None
 
-    def infer(self, name: str, texts: ColumnChunk) -> Parsed | None:
-        missing = missing_texts(texts.texts)[:-1]
-        present = {text.lower() for text, absent in zip(texts.texts, missing, strict=True) if not absent}
+    def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed | None:
+        present = {text.lower() for text in texts.texts}
         return super().infer(name, texts) if present in _PAIRS else None
 
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -55,8 +54,8 @@ class Boolean(NumericKind):
         codes = np.where(np.isnan(values), -1, values).astype(np.int32)
         return ColumnChunk(None, codes, ("False", "True"))
 
-    def class_names(self, categories: Categories) -> tuple[str, ...]:
-        return ("false", "true")
+    def class_names(self, values: Values) -> list[str]:
+        return [str(bool(value)) for value in values]
 
     def infer_task(self, values: Values) -> TaskName:
         return "binary"

@@ -17,8 +17,8 @@ from envariant.data.tables.kinds.base import (
     Parsed,
     TaskName,
     Values,
-    missing_texts,
 )
+from envariant.data.tables.kinds.notation import Notation
 
 MOST_CATEGORIES = 32
 """Largest number of inputs of one column; the last input is for all rarer categories."""
@@ -38,18 +38,18 @@ class Category(ColumnKind):
     def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
         return None
 
-    def infer(self, name: str, texts: ColumnChunk) -> Parsed:
+    def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed:
         """Return codes and categories; every text is a valid category, so all other kinds are tried first."""
-        missing = missing_texts(texts.texts)
-        used = [k for k in sorted(range(len(texts.texts)), key=lambda k: texts.texts[k]) if not missing[k]]
+        used = sorted(range(len(texts.texts)), key=lambda k: texts.texts[k])
         table = np.full(len(texts.texts) + 1, -1, dtype=np.int32)
         table[used] = np.arange(len(used), dtype=np.int32)
-        return table[texts.values], tuple(texts.texts[k] for k in used)
+        return Parsed(table[texts.values], tuple(texts.texts[k] for k in used))
 
-    def read(self, name: str, chunk: ColumnChunk, first_row: int) -> Parsed:
-        # Not sorted: categories keep the order of their first occurrence in each chunk.
-        codes = np.where(missing_texts(chunk.texts)[chunk.values], np.int32(-1), chunk.values)
-        return codes.astype(np.int32), chunk.texts
+    def read(
+        self, name: str, chunk: ColumnChunk, first_row: int = 0, notation: Notation | None = None
+    ) -> Parsed:
+        # Not sorted: categories keep the order of their first occurrence.
+        return Parsed(chunk.values, chunk.texts)
 
     def missing(self, values: Values) -> NDArray[np.bool_]:
         return values < 0

@@ -57,7 +57,7 @@ class Date(NumericKind):
             return f"{year}-{month:0>2}-{day:0>2}{(match['time'] or '').replace('T', ' ')}"
 
         series = pd.Series([iso(match) for match in matches], dtype=object)
-        return _days(pd.to_datetime(series, errors="coerce", format="mixed")).astype(np.float64)
+        return _days(pd.to_datetime(series, errors="coerce", format="mixed"))
 
     def format(self, values: Values, categories: Categories) -> list[str | None]:
         return [
@@ -76,15 +76,16 @@ class Date(NumericKind):
     def describe(self, categories: Categories) -> str:
         return "date, as days and as the season"
 
-    def class_values(self, values: Values) -> Values:
-        return np.floor(values)
+    def class_names(self, values: Values) -> list[str]:
+        stamps = np.round(values * 86_400).astype("datetime64[s]")
+        dated = (values == np.floor(values)).all()
+        return [str(stamp) for stamp in (stamps.astype("datetime64[D]") if dated else stamps)]
 
     def infer_task(self, values: Values) -> TaskName:
         return "binary" if len(np.unique(values)) == 2 else "regression"
 
 
-def _days(rows: "pd.Series[Any]") -> NDArray[np.float32]:
+def _days(rows: "pd.Series[Any]") -> NDArray[np.float64]:
     stamps = rows.dt.tz_localize(None) if getattr(rows.dt, "tz", None) is not None else rows
-    seconds = stamps.to_numpy(dtype="datetime64[s]")
-    days = seconds.astype(np.int64) / 86_400
-    return np.where(np.isnat(seconds), np.nan, days).astype(np.float32)
+    microseconds = stamps.to_numpy(dtype="datetime64[us]")
+    return np.where(np.isnat(microseconds), np.nan, microseconds.astype(np.int64) / 86_400e6)

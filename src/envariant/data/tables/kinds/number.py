@@ -1,6 +1,5 @@
 """Numeric columns, including durations."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -19,9 +18,13 @@ from envariant.data.tables.kinds.base import (
     TaskName,
     Values,
 )
-
-_COMMA = re.compile(r"[-+]?\d+,\d+")
-_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
+from envariant.data.tables.kinds.notation import (
+    Notation,
+    infer_notation,
+    may_have_grouping_points,
+    plain,
+    thousands_sign,
+)
 
 
 @final
@@ -29,7 +32,7 @@ _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
 class Number(NumericKind):
     """Real numbers; durations are converted to days.
 
-    A comma is read as a decimal point only if this is unambiguous: 3,14 is read, but 3,141 alone is not.
+    In text, all numbers of a column have one notation, such as 1,234.5 or 1.234,5 or 12% or $5.
     """
 
     name: ClassVar[str] = "number"
@@ -37,26 +40,34 @@ class Number(NumericKind):
 
     def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
         if rows.dtype.kind == "m":
-            return (rows.dt.total_seconds() / 86_400).to_numpy(dtype=np.float32, na_value=np.nan)
+            return (rows.dt.total_seconds() / 86_400).to_numpy(dtype=np.float64, na_value=np.nan)
         if pd.api.types.is_numeric_dtype(rows) and not pd.api.types.is_bool_dtype(rows):
             return self.checked(name, rows.to_numpy(dtype=np.float64, na_value=np.nan), first_row)
         return None
 
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        series = pd.Series(texts, dtype=object)
-        numbers = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, copy=True)
-        commas = [k for k, text in enumerate(texts) if "," in text and _COMMA.fullmatch(text)]
-        # 3,141 may be three thousand, 3,14 may not. If the column also contains 3.14, a comma is ambiguous.
-        if any(not _THOUSANDS.fullmatch(texts[k]) for k in commas) and not any(
-            "." in text for text, number in zip(texts, numbers, strict=True) if number == number
+        return plain(texts)
+
+    def notation(self, texts: ColumnChunk, decimal_comma: bool | None) -> Notation | None:
+        are_plain = np.isfinite(plain(texts.texts))
+        in_thousands = thousands_sign(texts.texts) or (
+            decimal_comma and may_have_grouping_points(texts.texts)
+        )
+        if are_plain.all() and not in_thousands:
+            return None
+        notation = infer_notation(texts.texts, texts.counts, decimal_comma)
+        if (
+            notation is not None
+            and notation == Notation()
+            and (np.isfinite(notation.parse(texts.texts)) <= are_plain).all()
         ):
-            numbers[commas] = [float(texts[k].replace(",", ".")) for k in commas]
-        return numbers
+            return None
+        return notation
 
     def accepts(self, chunk: ColumnChunk) -> NDArray[np.bool_]:
         return np.full(len(chunk.values), chunk.kind in ("number", "boolean"))
 
-    def checked(self, name: str, values: Values, first_row: int = 0) -> NDArray[np.float32]:
+    def checked(self, name: str, values: Values, first_row: int = 0) -> NDArray[np.float64]:
         with np.errstate(invalid="ignore"):
             large = np.flatnonzero(np.abs(values) > LARGEST)
         if len(large):
@@ -65,13 +76,12 @@ class Number(NumericKind):
                 f"column '{name}': holds {value:g} in row {row}, too large to compute with (the limit is "
                 f"{LARGEST:g}). Correct it, leave it empty, or exclude the column"
             )
-        return values.astype(np.float32)
+        return values.astype(np.float64)
 
     def format(self, values: Values, categories: Categories) -> list[str | None]:
-        # Shortest text that identifies a float32 value.
+        # Shortest text that identifies a value.
         return [
-            None if v != v else str(int(v)) if abs(v) < LARGEST and v == int(v) else str(np.float32(v))
-            for v in values.tolist()
+            None if v != v else str(int(v)) if abs(v) < LARGEST and v == int(v) else str(v) for v in values
         ]
 
     def unusable(self, values: Values) -> str:

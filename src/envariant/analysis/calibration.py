@@ -1,0 +1,288 @@
+"""Calibration of a model in one environment, and the share of a drop that recalibration would repair.
+
+Scores are logits (one per row for two classes, one per class otherwise) or predictions of real targets, of
+rows that the model was not trained on.
+"""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from envariant.analysis._logistic import (
+    LogisticFits,
+    checked_scores,
+    fit_logistic,
+    logistic_loss,
+    recalibration_design,
+)
+from envariant.analysis.statistics import LEVEL, Interval
+
+Array = NDArray[np.float64]
+
+# Precision of the prior of intercepts and slope: keeps them finite when one class is absent.
+_PRECISION = 1e-3
+
+
+@final
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration of the scores of one environment.
+
+    Attributes:
+        intercepts: Intercepts a of logit p = z + a, one per class but the first; for regression, mean of
+            target − prediction. 0 is perfect.
+        intercept_errors: Standard errors of the intercepts.
+        slope: Slope b of logit p = a + b z (regression: y = a + b z). 1 is perfect, below 1 is overconfident.
+        slope_error: Standard error of the slope.
+        intercept_p_value: P-value of the test that all intercepts are 0, given slope 1.
+        slope_p_value: P-value of the test that the slope is 1, given free intercepts.
+        bias: Mean predicted probability minus observed share, one per class but the first; for regression,
+            mean prediction minus mean target.
+        bias_errors: Standard errors of the bias.
+        regression: Whether targets are real numbers.
+    """
+
+    intercepts: tuple[float, ...]
+    intercept_errors: tuple[float, ...]
+    slope: float
+    slope_error: float
+    intercept_p_value: float
+    slope_p_value: float
+    bias: tuple[float, ...]
+    bias_errors: tuple[float, ...]
+    regression: bool = False
+
+    def __str__(self) -> str:
+        what = "predictions" if self.regression else "predicted probabilities"
+        worst = int(np.abs(self.bias).argmax())
+        which = f" of class {worst + 1}" if len(self.bias) > 1 else ""
+        return f"{what}{which} are {_too(self.bias[worst])}"
+
+
+@final
+@dataclass(frozen=True)
+class DropParts:
+    """Difference of a score between an environment and the in-domain rows; the four parts sum to the total.
+
+    All values are losses: positive is worse in the environment.
+
+    Attributes:
+        total: Difference of log loss, error rate or squared error.
+        level: Part that an adjusted intercept (prevalence) repairs.
+        slope: Further part that an adjusted calibration slope repairs.
+        ranking: Lost gain of the recalibrated model over a constant prediction: the part that no
+            recalibration repairs.
+        outcome: Difference of the loss of the best constant prediction: entropy, minority share or variance
+            of the target.
+    """
+
+    total: Interval
+    level: Interval
+    slope: Interval
+    ranking: Interval
+    outcome: Interval
+
+
+@final
+@dataclass(frozen=True)
+class DropSplit:
+    """Parts of a drop.
+
+    Attributes:
+        loss: Parts of the difference in log loss (regression: mean squared error).
+        error_rate: Parts of the difference in error rate, that is of lost accuracy; None for regression.
+        calibration: Calibration in the environment.
+    """
+
+    loss: DropParts
+    error_rate: DropParts | None
+    calibration: Calibration
+
+
+def measure_calibration(scores: ArrayLike, targets: ArrayLike, *, regression: bool = False) -> Calibration:
+    """Estimate calibration intercept and slope with standard errors (Cox 1958).
+
+    Intercepts: logit p = z + a. Slope: logit p = a + b z, for several classes with one intercept per class
+    and one common slope. P-values are those of likelihood ratio tests (regression: of t-tests).
+
+    Args:
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
+        targets: Class numbers from 0, or real targets, `[rows]`.
+        regression: Whether targets are real numbers.
+
+    Raises:
+        EnvariantError: If lengths differ, values are not finite, or targets are not class numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> z = rng.normal(size=2000)
+        >>> y = (z + 1.5 + rng.logistic(size=2000) > 0).astype(int)
+        >>> calibration = measure_calibration(z, y)
+        >>> print(calibration)
+        predicted probabilities are 0.28 too low
+        >>> round(calibration.intercepts[0], 1), round(calibration.slope, 1)
+        (1.5, 1.0)
+    """
+    z, y, n_classes = checked_scores("measure_calibration", scores, targets, regression=regression)
+    if not n_classes:
+        return _linear_calibration(z[:, 0], y[:, 0])
+    level, both = _fit(z, y, np.ones((1, len(z))))
+    raw, adjusted, recalibrated = (
+        float(logistic_loss(logits, y).sum())
+        for logits in (z, *(part[0] for part in _logits(z, level, both)))
+    )
+    p = np.exp(-logistic_loss(z[:, None], np.eye(z.shape[1])[None]))
+    difference = p - y
+    return Calibration(
+        tuple(level.coefficients[0].tolist()), tuple(level.errors[0].tolist()),
+        float(both.coefficients[0, -1]), float(both.errors[0, -1]),
+        float(stats.chi2.sf(max(0.0, 2 * (raw - adjusted)), n_classes - 1)),
+        float(stats.chi2.sf(max(0.0, 2 * (adjusted - recalibrated)), 1)),
+        tuple(difference.mean(0).tolist()), tuple((difference.std(0) / np.sqrt(len(z))).tolist()),
+    )  # fmt: skip
+
+
+def split_drop(
+    in_domain: tuple[ArrayLike, ArrayLike],
+    environment: tuple[ArrayLike, ArrayLike],
+    *,
+    regression: bool = False,
+    n_resamples: int = 300,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> DropSplit:
+    """Split the difference of loss and error rate between one environment and in-domain rows into parts.
+
+    With L(·) the mean loss in the environment: L(z) − L(z + a) is the level part, L(z + a) − L(a' + b z) the
+    slope part, L(a' + b z) − L(constant) the ranking part, and L(constant) the outcome part. Each is reported
+    minus its value in the in-domain rows. Fits to n rows lower the loss by p / 2n for p parameters, which is
+    added again. Intervals are bootstrap percentile intervals over the rows of both.
+
+    Args:
+        in_domain: Scores and targets of rows of the training environments; shapes as in
+            `measure_calibration`.
+        environment: Scores and targets of rows of the environment.
+        regression: Whether targets are real numbers.
+        n_resamples: Number of bootstrap resamples.
+        level: Level of the intervals.
+        seed: Seed of the resampling.
+
+    Raises:
+        EnvariantError: If lengths differ, values are not finite, or targets are not class numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> z, noise = rng.normal(size=(2, 2000)), rng.logistic(size=(2, 2000))
+        >>> y = (z + [[0], [2]] + noise > 0).astype(int)
+        >>> parts = split_drop((z[0], y[0]), (z[1], y[1])).loss
+        >>> parts.level.low > 0.1, parts.slope.high < 0.01
+        (True, True)
+    """
+    generator = np.random.default_rng(seed)
+    values: list[Array] = []
+    for scores, targets in (in_domain, environment):
+        z, y, n_classes = checked_scores("split_drop", scores, targets, regression=regression)
+        counts = generator.multinomial(len(z), np.full(len(z), 1 / len(z)), n_resamples)
+        weights = np.concatenate([np.ones((1, len(z))), counts]) / len(z)
+        parts = _loss_parts(z, y, weights, n_classes)
+        values.append(np.concatenate([parts.sum(-1, keepdims=True), parts], axis=-1))
+    difference = values[1] - values[0]
+    low, high = np.quantile(difference[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    n = len(np.asarray(environment[1]))
+    results: list[DropParts] = []
+    for m in range(difference.shape[1]):
+        ends = zip(difference[0, m].tolist(), low[m].tolist(), high[m].tolist(), strict=True)
+        results.append(DropParts(*(Interval(mean, bottom, top, n) for mean, bottom, top in ends)))
+    calibration = measure_calibration(*environment, regression=regression)
+    return DropSplit(results[0], None if regression else results[1], calibration)
+
+
+def _too(bias: float) -> str:
+    return f"{abs(bias):.2g} too {'high' if bias > 0 else 'low'}"
+
+
+def _fit(z: Array, y: Array, weights: Array) -> tuple[LogisticFits, LogisticFits]:
+    """Fit intercepts with slope 1, and intercepts with slope, for every weighting."""
+    design = recalibration_design(z)
+    start = np.append(np.zeros(z.shape[1]), 1.0)
+    return (
+        fit_logistic(design[..., :-1], y, weights, offset=z, precision=_PRECISION),
+        fit_logistic(design, y, weights, center=start, precision=_PRECISION),
+    )
+
+
+def _logits(z: Array, level: LogisticFits, both: LogisticFits) -> tuple[Array, Array]:
+    """Return the logits of both fits, `[weightings, rows, classes − 1]`."""
+    slope = both.coefficients[:, None, -1:]
+    return z + level.coefficients[:, None], both.coefficients[:, None, :-1] + slope * z
+
+
+def _loss_parts(z: Array, y: Array, weights: Array, n_classes: int) -> Array:
+    """Return level, slope, ranking and outcome part for every weighting, `[weightings, metrics, 4]`.
+
+    The first weighting is that of the sample; the others are resamples, which have twice the optimism.
+    """
+    n = len(z)
+    optimism = np.append(1.0, np.full(len(weights) - 1, 2.0)) / n
+    if not n_classes:
+        losses = _linear_losses(z[:, 0], y[:, 0], weights) * (1 + optimism[:, None] * [0, 1, 2, 1])
+        return _differences(losses)[:, None]
+    k = n_classes - 1
+    level, both = _fit(z, y, weights * n)
+    shares = np.clip(weights @ y, 1e-12, None)
+    first = np.clip(1 - shares.sum(-1), 1e-12, None)
+    constant = (np.log(shares) - np.log(first)[:, None])[:, None]
+    logits = [z[None], *_logits(z, level, both), np.broadcast_to(constant, (len(weights), 1, k))]
+    # Row losses [weightings or 1, rows], weighted.
+    losses = np.stack([(weights * logistic_loss(each, y)).sum(-1) for each in logits], axis=-1)
+    losses += optimism[:, None] / 2 * np.array([0, k, k + 1, k])
+    labels = np.where(y.any(-1), y.argmax(-1) + 1, 0)
+    errors = np.stack([(weights * (_classes(each) != labels)).sum(-1) for each in logits], axis=-1)
+    return np.stack([_differences(losses), _differences(errors)], axis=1)
+
+
+def _classes(logits: Array) -> NDArray[np.int64]:
+    return np.where(logits.max(-1) > 0, logits.argmax(-1) + 1, 0)
+
+
+def _differences(losses: Array) -> Array:
+    """Return level, slope, ranking and outcome part from the losses of raw, level, both and constant."""
+    raw, level, both, constant = np.moveaxis(losses, -1, 0)
+    return np.stack([raw - level, level - both, both - constant, constant], axis=-1)
+
+
+def _linear_losses(z: Array, y: Array, weights: Array) -> Array:
+    """Return the mean squared errors of z, z + a, a + b z and the mean, `[weightings, 4]`."""
+    raw, mean_z, mean_y = weights @ (y - z) ** 2, weights @ z, weights @ y
+    var_z = np.clip(weights @ z**2 - mean_z**2, 1e-300, None)
+    var_y, covariance = weights @ y**2 - mean_y**2, weights @ (z * y) - mean_z * mean_y
+    return np.stack([raw, raw - (mean_y - mean_z) ** 2, var_y - covariance**2 / var_z, var_y], axis=-1)
+
+
+def _linear_calibration(z: Array, y: Array) -> Calibration:
+    """Return the calibration of predictions of real targets, by least squares."""
+    n, residual = len(z), y - z
+    error = float(residual.std(ddof=1)) / np.sqrt(n) if n > 1 else float("inf")
+    fit: Any = stats.linregress(z, y) if n > 2 and np.ptp(z) > 0 else None
+    slope, slope_error = (1.0, float("inf")) if fit is None else (float(fit.slope), float(fit.stderr))
+    bias = float(-residual.mean())
+    p_values = [
+        float(2 * stats.t.sf(abs(value) / max(scale, 1e-300), max(1, freedom)))
+        for value, scale, freedom in ((bias, error, n - 1), (slope - 1, slope_error, n - 2))
+    ]
+    return Calibration(
+        (-bias,),
+        (float(error),),
+        slope,
+        slope_error,
+        p_values[0],
+        p_values[1],
+        (bias,),
+        (float(error),),
+        regression=True,
+    )

@@ -1,0 +1,306 @@
+"""Conformal prediction by environment: thresholds, sets and intervals with a stated coverage.
+
+Scores are non-conformity scores of calibration rows that the model was not trained on: |y − prediction|, that
+divided by a scale, or 1 − probability of the true class. Larger is less conforming.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from envariant.core.errors import EnvariantError
+
+Array = NDArray[np.float64]
+
+# Cumulated weights are compared with a level up to this rounding error.
+_ROUNDING = 1e-12
+
+
+@final
+@dataclass(frozen=True)
+class ConformalThreshold:
+    """Largest score of a prediction set.
+
+    Attributes:
+        value: Threshold; infinite if the level is above `finest_level`.
+        level: Coverage asked for, 1 − α.
+        finest_level: Highest level that the calibration rows can attain.
+        guarantee: Condition under which the coverage holds.
+    """
+
+    value: float
+    level: float
+    finest_level: float
+    guarantee: str
+
+    def __str__(self) -> str:
+        if math.isfinite(self.value):
+            return f"{self.value:.3g} for {self.level:.0%} coverage ({self.guarantee})"
+        limit = f"at most {self.finest_level:.1%} is attainable"
+        return f"no finite threshold for {self.level:.1%} coverage; {limit}"
+
+
+def finest_level(n: int) -> float:
+    """Return the highest coverage that n exchangeable units can attain, n / (n + 1).
+
+    Args:
+        n: Number of calibration rows, or of environments if the next row comes from a new environment.
+
+    Example:
+        >>> finest_level(3)
+        0.75
+    """
+    return n / (n + 1)
+
+
+def split_threshold(scores: ArrayLike, alpha: float) -> ConformalThreshold:
+    """Return the ⌈(m+1)(1−α)⌉-th smallest of m scores (split conformal; Vovk et al. 2005, Lei et al. 2018).
+
+    Args:
+        scores: Scores of the calibration rows, `[m]`.
+        alpha: Share of rows that may be missed, between 0 and 1.
+
+    Raises:
+        EnvariantError: If `alpha` is not between 0 and 1, or a score is missing.
+
+    Example:
+        >>> split_threshold([0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 1.1, 1.5], alpha=0.2).value
+        1.1
+    """
+    r = _checked("split_threshold", scores, alpha)
+    guarantee = "new rows exchangeable with the calibration rows"
+    return ConformalThreshold(_quantile(r, alpha), 1 - alpha, finest_level(len(r)), guarantee)
+
+
+def mondrian_thresholds(
+    scores: ArrayLike, groups: ArrayLike, alpha: float
+) -> Mapping[str, ConformalThreshold]:
+    """Return the split-conformal threshold of each group: environment, class or category (Vovk et al. 2005).
+
+    Args:
+        scores: Scores of the calibration rows, `[m]`.
+        groups: Group of each row, `[m]`.
+        alpha: Share of rows that may be missed in each group, between 0 and 1.
+
+    Raises:
+        EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or lengths differ.
+
+    Example:
+        >>> thresholds = mondrian_thresholds([0.1, 0.2, 0.3, 0.6, 0.7], ["A", "A", "A", "B", "B"], alpha=0.3)
+        >>> {name: threshold.value for name, threshold in thresholds.items()}
+        {'A': 0.3, 'B': inf}
+    """
+    r = _checked("mondrian_thresholds", scores, alpha)
+    names, codes = _groups("mondrian_thresholds", groups, len(r))
+    parts = [r[codes == k] for k in range(len(names))]
+    return {
+        name: ConformalThreshold(
+            _quantile(part, alpha), 1 - alpha, finest_level(len(part)), f"new rows of group '{name}'"
+        )
+        for name, part in zip(names, parts, strict=True)
+    }
+
+
+def weighted_thresholds(scores: ArrayLike, weights: ArrayLike, new_weights: ArrayLike, alpha: float) -> Array:
+    """Return one threshold per new row under covariate shift (Tibshirani et al. 2019, arXiv 1904.06019).
+
+    The first score, in ascending order, at which the cumulated weights w_i / (Σ_j w_j + w) reach 1 − α;
+    infinite if none does. Weights are density ratios q/p, such as π / (1 − π) of a classifier of new rows.
+
+    Args:
+        scores: Scores of the calibration rows, `[m]`.
+        weights: Weight of each calibration row, `[m]`.
+        new_weights: Weight w of each new row, `[rows]`.
+        alpha: Share of rows that may be missed, between 0 and 1.
+
+    Raises:
+        EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or weights are negative.
+
+    Example:
+        >>> weighted_thresholds([0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1], [1, 4], alpha=0.4).tolist()
+        [0.3, inf]
+    """
+    r = _checked("weighted_thresholds", scores, alpha)
+    w, new = np.asarray(weights, dtype=np.float64), np.asarray(new_weights, dtype=np.float64)
+    if w.shape != r.shape or not (w >= 0).all() or not (new >= 0).all():
+        raise EnvariantError("weighted_thresholds: needs one weight per score, and no negative weight")
+    order = np.argsort(r, kind="stable")
+    cumulated = np.cumsum(w[order])
+    needed = (1 - alpha - _ROUNDING) * (cumulated[-1] + new)
+    return np.append(r[order], np.inf)[np.searchsorted(cumulated, needed)]
+
+
+def pooled_cdf_threshold(scores: ArrayLike, environments: ArrayLike, alpha: float) -> ConformalThreshold:
+    """Return the least t at which the mean of the environments' shares of scores up to t reaches 1 − α.
+
+    CDF pooling of Dunn, Wasserman & Ramdas 2022 (arXiv 1809.07441): environments count equally.
+
+    Args:
+        scores: Scores of the calibration rows, `[m]`.
+        environments: Environment of each row, `[m]`.
+        alpha: Share of rows that may be missed, between 0 and 1.
+
+    Raises:
+        EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or lengths differ.
+
+    Example:
+        >>> pooled_cdf_threshold([0.1, 0.2, 0.3, 0.9], ["A", "A", "A", "B"], alpha=0.5).value
+        0.3
+    """
+    r = _checked("pooled_cdf_threshold", scores, alpha)
+    guarantee = "a new environment drawn like the others, for many environments"
+    value = _pooled("pooled_cdf_threshold", r, environments, alpha, extra=0)[0]
+    return ConformalThreshold(value, 1 - alpha, 1.0, guarantee)
+
+
+def new_environment_threshold(scores: ArrayLike, environments: ArrayLike, alpha: float) -> ConformalThreshold:
+    """Return the threshold for a row of a new environment (HCP; Lee, Barber & Willett 2023).
+
+    The least t with Σ_e (share of scores of e up to t) / (E+1) ≥ 1 − α: as CDF pooling, with a further
+    environment whose scores are infinite. Valid for any number E of environments that are exchangeable with
+    the new one, if the scores of an environment come from a model that was not trained on it. The highest
+    level is E / (E+1).
+
+    Args:
+        scores: Scores of rows of environments that the model of that row was not trained on, `[m]`.
+        environments: Environment of each row, `[m]`.
+        alpha: Share of rows that may be missed, between 0 and 1.
+
+    Raises:
+        EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or lengths differ.
+
+    Example:
+        >>> scores, hospital = [0.1, 0.3, 0.2, 0.4, 0.6, 0.8], ["A", "A", "B", "B", "C", "C"]
+        >>> print(new_environment_threshold(scores, hospital, alpha=0.3))
+        0.8 for 70% coverage (a new environment exchangeable with the 3 others)
+        >>> print(new_environment_threshold(scores, hospital, alpha=0.1))
+        no finite threshold for 90.0% coverage; at most 75.0% is attainable
+    """
+    r = _checked("new_environment_threshold", scores, alpha)
+    value, count = _pooled("new_environment_threshold", r, environments, alpha, extra=1)
+    guarantee = f"a new environment exchangeable with the {count} others"
+    return ConformalThreshold(value, 1 - alpha, finest_level(count), guarantee)
+
+
+def environment_jackknife(
+    residuals: ArrayLike,
+    environments: ArrayLike,
+    predictions: Mapping[str, ArrayLike],
+    alpha: float,
+) -> tuple[Array, Array]:
+    """Return the environment jackknife+ interval for rows of a new environment.
+
+    From the (1−α)-quantile of μ_{−e(i)}(x) + R_i and the α-quantile of μ_{−e(i)}(x) − R_i, with weights
+    1 / ((E+1) n_e) and 1 / (E+1) at ±∞. Coverage is at least 1 − 2α, usually about 1 − α (Barber et al. 2021;
+    Lee et al. 2023). Ends are infinite if α < 1 / (E+1).
+
+    Args:
+        residuals: |y_i − μ_{−e(i)}(x_i)| of every training row, by the model not trained on its environment,
+            `[m]`.
+        environments: Environment of each row, `[m]`.
+        predictions: Predictions for the new rows, `[rows]`, of the model not trained on each environment.
+        alpha: Level of the interval, between 0 and 1.
+
+    Returns:
+        Lower and upper ends, each `[rows]`.
+
+    Raises:
+        EnvariantError: If `alpha` is not between 0 and 1, a residual is missing, lengths differ, or an
+            environment has no predictions.
+
+    Example:
+        >>> low, high = environment_jackknife(
+        ...     [0.1, 0.2, 0.3, 0.1], ["A", "A", "B", "B"], {"A": [1.0], "B": [1.5]}, alpha=0.4
+        ... )
+        >>> round(float(low[0]), 3), round(float(high[0]), 3)
+        (0.8, 1.8)
+    """
+    r = _checked("environment_jackknife", residuals, alpha)
+    names, codes = _groups("environment_jackknife", environments, len(r))
+    missing = [name for name in names if name not in predictions]
+    if missing:
+        raise EnvariantError(f"environment_jackknife: no predictions without environment '{missing[0]}'")
+    center = np.stack([np.asarray(predictions[name], dtype=np.float64) for name in names])
+    sizes = np.bincount(codes)
+    weights = 1 / ((len(names) + 1) * sizes[codes])
+    return -_upper(-center, r, codes, weights, alpha), _upper(center, r, codes, weights, alpha)
+
+
+def prediction_sets(probabilities: ArrayLike, threshold: float | ArrayLike) -> NDArray[np.bool_]:
+    """Return which classes each prediction set contains: those with 1 − p_y up to the threshold.
+
+    Args:
+        probabilities: Class probabilities, `[rows, classes]`.
+        threshold: One threshold, or one per row.
+
+    Example:
+        >>> prediction_sets([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25]], 0.7).tolist()
+        [[True, False, False], [True, True, False]]
+    """
+    limit: Any = np.asarray(threshold, dtype=np.float64)
+    return 1 - np.asarray(probabilities) <= (limit[:, None] if limit.ndim else limit) + _ROUNDING
+
+
+def prediction_intervals(
+    predictions: ArrayLike, threshold: float | ArrayLike, scale: float | ArrayLike = 1.0
+) -> tuple[Array, Array]:
+    """Return the intervals prediction ± threshold · scale.
+
+    Args:
+        predictions: Predicted values, `[rows]`.
+        threshold: One threshold, or one per row.
+        scale: Scale by which the scores were divided, one or one per row.
+
+    Example:
+        >>> low, high = prediction_intervals([1.0, 2.0], 0.5)
+        >>> low.tolist(), high.tolist()
+        ([0.5, 1.5], [1.5, 2.5])
+    """
+    center = np.asarray(predictions, dtype=np.float64)
+    half = np.asarray(threshold, dtype=np.float64) * np.asarray(scale, dtype=np.float64)
+    return center - half, center + half
+
+
+def _upper(center: Array, r: Array, codes: NDArray[np.int64], weights: Array, alpha: float) -> Array:
+    """Return the weighted (1 − α)-quantile of center + residual in each column."""
+    ends = center[codes] + r[:, None]
+    order = np.argsort(ends, axis=0, kind="stable")
+    reached = np.cumsum(weights[order], axis=0) >= 1 - alpha - _ROUNDING
+    sorted_ends = np.take_along_axis(ends, order, axis=0)
+    first = np.take_along_axis(sorted_ends, reached.argmax(axis=0)[None], axis=0)[0]
+    return np.where(reached[-1], first, np.inf)
+
+
+def _pooled(where: str, r: Array, environments: ArrayLike, alpha: float, extra: int) -> tuple[float, int]:
+    """Return the pooled threshold, with `extra` environments at infinity, and the number of environments."""
+    names, codes = _groups(where, environments, len(r))
+    order = np.argsort(r, kind="stable")
+    cumulated = np.cumsum((1 / ((len(names) + extra) * np.bincount(codes)[codes]))[order])
+    reached = cumulated >= 1 - alpha - _ROUNDING
+    return (float(r[order][reached.argmax()]) if reached[-1] else math.inf), len(names)
+
+
+def _quantile(r: Array, alpha: float) -> float:
+    rank = math.ceil((len(r) + 1) * (1 - alpha) - _ROUNDING * (len(r) + 1))
+    return math.inf if rank > len(r) else float(np.partition(r, rank - 1)[rank - 1])
+
+
+def _groups(where: str, groups: ArrayLike, n: int) -> tuple[list[str], NDArray[np.int64]]:
+    labels = np.asarray(groups)
+    if len(labels) != n:
+        raise EnvariantError(f"{where}: got {n} scores, but {len(labels)} groups")
+    names, codes = np.unique(labels, return_inverse=True)
+    return [str(name) for name in names], codes
+
+
+def _checked(where: str, scores: ArrayLike, alpha: float) -> Array:
+    if not 0 < alpha < 1:
+        raise EnvariantError(f"{where}: alpha must be between 0 and 1, got {alpha}")
+    r = np.asarray(scores, dtype=np.float64)
+    if r.ndim != 1 or not len(r) or np.isnan(r).any():
+        raise EnvariantError(f"{where}: scores must be one-dimensional, not empty and without missing values")
+    return r

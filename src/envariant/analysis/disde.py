@@ -1,0 +1,253 @@
+"""Decomposition of a drop: harder inputs, changed relation of target and inputs, new inputs (DISDE).
+
+Cai, Namkoong & Yadlowsky 2023, arXiv 2303.02011.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from envariant.analysis._two_sample import varying_columns, with_squares
+from envariant.analysis.statistics import LEVEL, Interval
+from envariant.core.errors import EnvariantError
+
+Array = NDArray[np.float64]
+Density = Literal["harmonic", "minimum"]
+
+# Without overlap, weights concentrate on few rows and classifier and inputs nearly determine the side.
+_LARGEST_AUC = 0.95
+_FEWEST_EFFECTIVE_ROWS = 10.0
+
+
+@final
+@dataclass(frozen=True)
+class DropDecomposition:
+    """Parts of the difference of the mean loss between target and source; they sum to the difference.
+
+    S is a distribution of inputs that occur in both, R_P and R_Q the expected loss given the input in source
+    and target.
+
+    Attributes:
+        harder_inputs: E_S R_P − E_P R_P: inputs known from the source, but in harder proportions.
+        changed_relation: E_S R_Q − E_S R_P: the same inputs have a different loss (Y | X).
+        new_inputs: E_Q R_Q − E_S R_Q: inputs that are rare or absent in the source.
+        errors: Standard errors of the three parts.
+        source_loss: Mean loss E_P R_P of the source.
+        target_loss: Mean loss E_Q R_Q of the target.
+        source_rows: Effective number of source rows in S, (Σw)² / Σw².
+        target_rows: Effective number of target rows in S.
+        auc: AUROC of the classifier of the side, on rows it was not trained on.
+    """
+
+    harder_inputs: Interval
+    changed_relation: Interval
+    new_inputs: Interval
+    errors: tuple[float, float, float]
+    source_loss: float
+    target_loss: float
+    source_rows: float
+    target_rows: float
+    auc: float
+
+    @property
+    def has_overlap(self) -> bool:
+        """Whether enough inputs occur in both for the parts to mean anything."""
+        rows = min(self.source_rows, self.target_rows)
+        return self.auc <= _LARGEST_AUC and rows >= _FEWEST_EFFECTIVE_ROWS
+
+    def __str__(self) -> str:
+        if not self.has_overlap:
+            return f"no overlap of source and target (AUROC {self.auc:.2f}): the drop cannot be decomposed"
+        return (
+            f"changed relation {self.changed_relation}, harder inputs {self.harder_inputs}, "
+            f"new inputs {self.new_inputs}"
+        )
+
+
+def measure_disde(
+    source: tuple[ArrayLike, ArrayLike],
+    target: tuple[ArrayLike, ArrayLike],
+    *,
+    classifier: Any = None,
+    density: Density = "harmonic",
+    n_folds: int = 5,
+    n_resamples: int = 0,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> DropDecomposition:
+    """Decompose the difference of the mean loss between target and source (arXiv 2303.02011, eq. 4).
+
+    A classifier estimates π(x) = P(target | x) by cross-fitting; see `decompose_drop` for the weights. With
+    resamples, standard errors and intervals come from a bootstrap of the rows of both sides with refitted
+    classifier; all copies of a row lie in the same fold. Otherwise they take π as known and are too short.
+
+    Args:
+        source: Numeric inputs `[rows, columns]` without missing values, and loss of each row. The model must
+            not have been trained on these rows.
+        target: Inputs and losses of the target.
+        classifier: scikit-learn classifier whose `fit` takes `sample_weight`. Default: logistic regression on
+            columns and their squares.
+        density: Density of S: "harmonic", p q / (p + q), or "minimum", min(p, q).
+        n_folds: Number of folds.
+        n_resamples: Number of bootstrap resamples; 0 for plug-in standard errors.
+        level: Level of the intervals.
+        seed: Seed of folds and resampling.
+
+    Raises:
+        EnvariantError: If inputs and losses differ in length, or a side has fewer rows than folds.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> x, noise = rng.normal(size=(2, 1000, 1)), rng.random((2, 1000))
+        >>> errors = (noise < [[0.1], [0.4]]).astype(float)
+        >>> parts = measure_disde((x[0], errors[0]), (x[1], errors[1]))
+        >>> round(parts.changed_relation.mean, 1), abs(parts.new_inputs.mean) < 0.02
+        (0.3, True)
+    """
+    (x_p, r_p), (x_q, r_q) = (_side(*side, n_folds) for side in (source, target))
+    generator = np.random.default_rng(seed)
+    x, side = np.concatenate([x_p, x_q]), np.repeat([0, 1], [len(r_p), len(r_q)])
+    if classifier is None:
+        x, classifier = with_squares(varying_columns(x)), LogisticRegression(C=1.0, max_iter=200)
+    folds = np.concatenate([generator.permutation(len(r)) % n_folds for r in (r_p, r_q)])
+    estimates: list[DropDecomposition] = []
+    for resample in range(n_resamples + 1):
+        counts = np.ones(len(x))
+        if resample:
+            draws = [generator.multinomial(len(r), np.full(len(r), 1 / len(r))) for r in (r_p, r_q)]
+            counts = np.concatenate(draws).astype(np.float64)
+        pi = np.empty(len(x))
+        for fold in range(n_folds):
+            train = (folds != fold) & (counts > 0)
+            model: Any = clone(classifier)
+            model.fit(x[train], side[train], sample_weight=counts[train])
+            pi[folds == fold] = model.predict_proba(x[folds == fold])[:, 1]
+        split = np.split(np.repeat(np.arange(len(x)), counts.astype(np.int64)), [len(r_p)])
+        p, q = split
+        estimates.append(
+            decompose_drop(pi[p], r_p[p], pi[q], r_q[q - len(r_p)], density=density, level=level)
+        )
+    return estimates[0] if n_resamples < 2 else _bootstrapped(estimates, level)
+
+
+def decompose_drop(
+    source_probabilities: ArrayLike,
+    source_losses: ArrayLike,
+    target_probabilities: ArrayLike,
+    target_losses: ArrayLike,
+    *,
+    density: Density = "harmonic",
+    level: float = LEVEL,
+) -> DropDecomposition:
+    """Decompose a drop, given each row's probability π of the target.
+
+    Harmonic weights: (1−a)π / (a(1−π) + (1−a)π) for source rows, a(1−π) / (a(1−π) + (1−a)π) for target rows,
+    with a the share of target rows. Minimum: min(1, q/p) and min(1, p/q) with q/p = π(1−a) / ((1−π)a).
+    Standard errors are those of the weighted means with known π.
+
+    Args:
+        source_probabilities: π of each source row, by a model that was not trained on it, `[rows]`.
+        source_losses: Loss, or 1 for an error and 0 otherwise, `[rows]`.
+        target_probabilities: π of each target row.
+        target_losses: Loss of each target row.
+        density: Density of S: "harmonic" or "minimum".
+        level: Level of the intervals.
+
+    Raises:
+        EnvariantError: If probabilities and losses differ in length, or a side is empty.
+
+    Example:
+        >>> parts = decompose_drop([0.2, 0.3, 0.5, 0.6], [0, 0, 1, 0], [0.7, 0.4, 0.9], [0, 1, 1])
+        >>> total = parts.harder_inputs.mean + parts.changed_relation.mean + parts.new_inputs.mean
+        >>> round(total, 4) == round(2 / 3 - 1 / 4, 4)
+        True
+    """
+    pi_p, r_p, pi_q, r_q = (
+        np.asarray(v, dtype=np.float64)
+        for v in (source_probabilities, source_losses, target_probabilities, target_losses)
+    )
+    if not len(r_p) or not len(r_q) or pi_p.shape != r_p.shape or pi_q.shape != r_q.shape:
+        raise EnvariantError("decompose_drop: needs rows on both sides and one probability per loss")
+    a = len(r_q) / (len(r_p) + len(r_q))
+    in_p, in_q = ((a * (1 - pi), (1 - a) * pi) for pi in (pi_p, pi_q))
+    if density == "harmonic":
+        w_p, w_q = in_p[1] / (in_p[0] + in_p[1]), in_q[0] / (in_q[0] + in_q[1])
+    else:
+        w_p = np.minimum(1.0, in_p[1] / np.maximum(in_p[0], 1e-300))
+        w_q = np.minimum(1.0, in_q[0] / np.maximum(in_q[1], 1e-300))
+    means, influences = zip(
+        *(
+            _mean(w, r)
+            for w, r in ((np.ones(len(r_p)), r_p), (w_p, r_p), (w_q, r_q), (np.ones(len(r_q)), r_q))
+        ),
+        strict=True,
+    )
+    errors = (
+        float(np.linalg.norm(influences[1] - influences[0])),
+        math.hypot(float(np.linalg.norm(influences[1])), float(np.linalg.norm(influences[2]))),
+        float(np.linalg.norm(influences[3] - influences[2])),
+    )
+    half = float(stats.norm.isf((1 - level) / 2))
+    parts = [
+        Interval(part, part - half * error, part + half * error, len(r_q))
+        for part, error in zip(np.diff(means).tolist(), errors, strict=True)
+    ]
+    side = np.repeat([0, 1], [len(pi_p), len(pi_q)])
+    auc = float(roc_auc_score(side, np.concatenate([pi_p, pi_q])))
+    harder, changed, new = parts
+    return DropDecomposition(
+        harder, changed, new, errors, means[0], means[3], _effective(w_p), _effective(w_q), max(auc, 1 - auc)
+    )
+
+
+def _mean(weights: Array, losses: Array) -> tuple[float, Array]:
+    """Return the weighted mean and the influence of each row on it; NaN if all weights are 0."""
+    share = weights / weights.sum() if weights.sum() > 0 else np.full(len(weights), np.nan)
+    mean = float(share @ losses)
+    return mean, share * (losses - mean)
+
+
+def _effective(weights: Array) -> float:
+    return float(weights.sum() ** 2 / max(float(np.square(weights).sum()), 1e-300))
+
+
+def _bootstrapped(estimates: list[DropDecomposition], level: float) -> DropDecomposition:
+    """Return the first estimate with standard errors and percentile intervals from the others."""
+    first = estimates[0]
+    values = np.array(
+        [[e.harder_inputs.mean, e.changed_relation.mean, e.new_inputs.mean] for e in estimates[1:]]
+    )
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    means = (first.harder_inputs, first.changed_relation, first.new_inputs)
+    parts = [
+        Interval(part.mean, float(a), float(b), part.count)
+        for part, a, b in zip(means, low, high, strict=True)
+    ]
+    errors = np.nanstd(values, axis=0, ddof=1)
+    return replace(
+        first,
+        harder_inputs=parts[0],
+        changed_relation=parts[1],
+        new_inputs=parts[2],
+        errors=(float(errors[0]), float(errors[1]), float(errors[2])),
+    )
+
+
+def _side(inputs: ArrayLike, losses: ArrayLike, n_folds: int) -> tuple[Array, Array]:
+    x, r = np.asarray(inputs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    if not np.isfinite(x).all():
+        raise EnvariantError("measure_disde: inputs contain missing or infinite values; fill them first")
+    if x.ndim != 2 or r.ndim != 1 or len(x) != len(r) or len(r) < max(2, n_folds):
+        raise EnvariantError(
+            f"measure_disde: needs inputs [rows, columns], one loss per row and at least {max(2, n_folds)} "
+            f"rows on each side; got {x.shape} and {r.shape}"
+        )
+    return x, r

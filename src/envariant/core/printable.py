@@ -1,0 +1,30 @@
+"""Text of data and files, made safe for terminals and pages.
+
+Column names, class names, file names and stored messages may come from strangers. Control characters in them
+could clear a terminal, change its title or hide a part of a line.
+"""
+
+import re
+from typing import Final
+
+# C0 controls except tab and newline, C1 controls, line separators, overrides and isolates of the writing
+# direction, and lone surrogates, which stand for undecodable bytes of file names.
+_UNSAFE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST_LINE: Final = 4_000
+
+
+def printable(text: str) -> str:
+    r"""Replace control characters by escapes such as `\x1b`; tabs and newlines are kept.
+
+    Example:
+        >>> print(printable("a\x1b[31m\u202e"))
+        a\x1b[31m\u202e
+    """
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: str) -> str:
+    """Return printable text in one line; the middle of an overlong text is omitted."""
+    line = printable(text).replace("\n", "\\n")
+    half = _LONGEST_LINE // 2
+    return line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}"

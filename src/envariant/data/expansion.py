@@ -1,0 +1,72 @@
+"""Limits on the size of files after decompression, checked before a file is read."""
+
+import lzma
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Final
+
+from envariant.core.errors import EnvariantError
+from envariant.core.machine import memory
+from envariant.data.tables.sample import OPENERS
+
+# Files of this size are read whatever their compression.
+_SMALL: Final = 1 << 28
+# Tables of text shrink to a third up to a thirtieth of their size.
+_LARGEST_RATIO: Final = 200
+_BLOCK: Final = 1 << 20
+_ARCHIVES: Final = (".zip", ".xlsx", ".xlsm", ".xlsb", ".ods")
+_DAMAGED: Final = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+
+
+def check_expansion(path: Path) -> None:
+    """Check that a file is not much larger after decompression, and fits in memory.
+
+    Args:
+        path: File to be read; its suffix decides on the compression.
+
+    Raises:
+        EnvariantError: If the file expands to more than 256 MiB and 200 times its size, or its content is
+            larger than the available memory.
+    """
+    state, suffix = path.stat(), path.suffix.lower()
+    # A sparse file has holes of zeros, which take no space on the disk.
+    size = min(state.st_size, getattr(state, "st_blocks", state.st_size) * 512)
+    try:
+        if suffix in _ARCHIVES:
+            with zipfile.ZipFile(path) as archive:
+                # Python reads no more than what the directory of the archive declares.
+                check_size(path, sum(member.file_size for member in archive.infolist()), size)
+        elif suffix in OPENERS:
+            with OPENERS[suffix](path, "rb") as file:
+                length = 0
+                while block := file.read(_BLOCK):
+                    check_size(path, length := length + len(block), size)
+        else:
+            check_size(path, state.st_size, size)
+    except _DAMAGED:
+        # The reader of the file says what is wrong with it.
+        return
+
+
+def check_size(path: Path, length: int, size: int) -> None:
+    """Check the number of bytes to be read from a file.
+
+    Args:
+        path: File, for the error message.
+        length: Number of bytes after decompression.
+        size: Number of bytes on the disk.
+
+    Raises:
+        EnvariantError: If there are too many; see `check_expansion`.
+    """
+    free = memory()
+    if length > max(_SMALL, _LARGEST_RATIO * size):
+        raise EnvariantError(
+            f"{path}: expands to more than {_LARGEST_RATIO} times its size; if you trust it, decompress it"
+        )
+    if free is not None and length > free:
+        raise EnvariantError(
+            f"{path}: holds {length / 2**30:.1f} GiB or more, and {free / 2**30:.1f} GiB of memory are free; "
+            f"use fewer rows or columns"
+        )

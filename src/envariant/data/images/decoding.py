@@ -1,0 +1,135 @@
+"""Decode image files to bytes, and note what the conversion loses."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from envariant.core.errors import EnvariantError, first_line
+
+NOTES: Mapping[str, str] = {
+    "alpha": "have transparent pixels; transparency is dropped",
+    "orientation": "have an EXIF orientation, which is ignored, as in DomainBed; rotate them",
+    "frames": "have several frames or pages, of which the first is read",
+    "cmyk": "are CMYK, converted to RGB without their color profile",
+    "deep": "have 16 bits per color, of which the upper 8 are read",
+    "black": "have 16 bits and are nearly black: their values are far below those of the brightest image",
+}
+"""What a conversion to 8-bit RGB changes, by key."""
+
+# Files that may have more than 8 bits per value.
+_DEEP_SUFFIXES = (".png", ".tif", ".tiff", ".pgm")
+_DEPTHS = (8, 10, 12, 14, 16)
+_ORIENTATION = 0x0112
+
+
+def pillow() -> Any:
+    """Return Pillow's module for images.
+
+    Raises:
+        EnvariantError: If Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise EnvariantError("images: reading them needs pillow; pip install 'envariant[vision]'") from None
+    return Image
+
+
+def largest_gray(root: Path, files: Sequence[str], pool: Executor) -> int:
+    """Return the largest value of all gray images with more than 8 bits per value; 0 without such images.
+
+    Args:
+        root: Folder of the images.
+        files: Paths relative to the folder.
+        pool: Threads that read the files.
+    """
+    deep = [root / file for file in files if file.lower().endswith(_DEEP_SUFFIXES)]
+    return max(pool.map(_largest, deep), default=0)
+
+
+def bits_of(largest: int) -> int:
+    """Return the number of bits per value of images with a given largest value: 8, 10, 12, 14 or 16."""
+    return next((bits for bits in _DEPTHS if largest < 2**bits), largest.bit_length())
+
+
+def decode(path: Path, size: int, bits: int = 16) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]]:
+    """Return an image as RGB and resized, and keys of `NOTES`.
+
+    Args:
+        path: File of the image.
+        size: Side of the image in pixels.
+        bits: Number of bits per value of gray images with more than 8 bits, the same for all images.
+
+    Raises:
+        EnvariantError: If the file is not an image.
+    """
+    images = pillow()
+    try:
+        with images.open(path) as image:
+            # JPEG can be decoded at a reduced scale, which is much faster; never below twice the size.
+            image.draft(None, (2 * size, 2 * size))
+            notes = [*_notes(image)]
+            rgb = _rgb(image, bits)
+            square = np.asarray(rgb.resize((size, size), images.Resampling.BILINEAR))
+            if ("deep" in notes or image.mode.startswith("I")) and square.max() < 16:
+                notes.append("black")
+            return np.ascontiguousarray(square.transpose(2, 0, 1)), tuple(notes)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise many types of error for a damaged file.
+        problem = f"cannot be read as an image ({first_line(error).replace(str(path), 'it')})"
+        raise EnvariantError(f"{shown(str(path))}: {problem}; replace or remove the file") from None
+
+
+def _notes(image: Any) -> Iterable[str]:
+    # Before the pixels are loaded, the decoder's arguments show the depth.
+    if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):
+        yield "deep"
+    if image.mode == "CMYK":
+        yield "cmyk"
+    if getattr(image, "n_frames", 1) > 1:
+        yield "frames"
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        yield "orientation"
+    has_alpha = image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info)
+    if has_alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        yield "alpha"
+
+
+def _largest(path: Path) -> int:
+    try:
+        with pillow().open(path) as image:
+            return int(image.getextrema()[1]) if image.mode.startswith("I") else 0
+    # Decoding reports what is wrong with the file.
+    except Exception:
+        return 0
+
+
+def _rgb(image: Any, bits: int) -> Any:
+    if image.mode.startswith("I"):
+        # Pillow would clip these values at 255.
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0:
+            raise ValueError("its pixels are negative numbers of unknown range")
+        return pillow().fromarray((levels >> (bits - 8)).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def shown(name: str) -> str:
+    """Escape a name so that it is printable on one line."""
+    return name if name.isprintable() else repr(name)
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """Join names in one line: all names, or the first `most` and the number of omitted names."""
+    listed = ", ".join(shown(name) for name in names[:most])
+    return listed + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -1,0 +1,68 @@
+"""Texts that represent a missing value, and words such as `none` that may also be values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NEVER_VALUES = frozenset({"?", "#n/a", "<na>", "nat", "0000-00-00"})
+CLASS_WORDS = frozenset({"none", "missing", "unknown"})
+"""Words that people, unlike programs, write for a class."""
+_WORDS = CLASS_WORDS | {"na", "n/a", "null"}
+MISSING_TEXTS = _NEVER_VALUES | _WORDS | {"-", "--", ".", "nan"}
+"""Lower-case texts that can represent a missing value; empty texts always do."""
+
+# Words of at least this share of the rows, and in at least this number of rows, are values.
+_FREQUENT, _FEWEST = 0.05, 5
+
+
+@final
+@dataclass(frozen=True)
+class MissingRule:
+    """Rule that decides which texts of a column are missing values.
+
+    In a column of numbers or dates, all of `MISSING_TEXTS` are. In other columns, a word is a value if it is
+    frequent or was written in quotes unlike other missing values; in the target and environment column, any
+    word is.
+
+    Attributes:
+        declared: Texts that the user declared as missing values, in all columns; None: not declared.
+        keeps_words: Whether the column is the target or the environment.
+        markers: Words that are missing values in the table's columns of numbers.
+        quoted: Words written in quotes, in a file that quotes only some values.
+        unquoted: Words written without quotes, in a column that quotes all other texts.
+        categorical: Whether the column was declared as categorical, so that all its texts are values.
+    """
+
+    declared: frozenset[str] | None = None
+    keeps_words: bool = False
+    markers: frozenset[str] = frozenset()
+    quoted: frozenset[str] = frozenset()
+    unquoted: frozenset[str] = frozenset()
+    categorical: bool = False
+
+    def mask(self, texts: Sequence[str], counts: NDArray[np.int64] | None) -> NDArray[np.bool_]:
+        """Return the mask of texts that are missing values.
+
+        Args:
+            texts: Distinct texts.
+            counts: Number of rows of each text; None in a column of numbers, where no word is a value.
+        """
+        if counts is None:
+            return np.array([self._is_missing(text, None, 0) for text in texts], dtype=bool)
+        rows, each = int(counts.sum()), zip(texts, counts.tolist(), strict=True)
+        return np.array([self._is_missing(text, count, rows) for text, count in each], dtype=bool)
+
+    def _is_missing(self, text: str, count: int | None, rows: int) -> bool:
+        word = text.lower()
+        if not word or self.declared is not None:
+            return not word or text in (self.declared or ())
+        if word not in MISSING_TEXTS or self.categorical:
+            return False
+        if count is None or word in _NEVER_VALUES or word in self.unquoted:
+            return True
+        if self.keeps_words or word in self.quoted:
+            return False
+        return word not in _WORDS or word in self.markers or count < max(_FEWEST, _FREQUENT * rows)

@@ -1,0 +1,105 @@
+"""First records of a text file: which words stand in its columns, and which of them are quoted."""
+
+import bz2
+import gzip
+import io
+import lzma
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, final
+
+from envariant.data.tables.kinds.missing import MISSING_TEXTS
+
+# Bytes of text that are read.
+_LENGTH = 1 << 18
+OPENERS: Mapping[str, Callable[..., IO[Any]]] = {
+    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
+}  # fmt: skip
+"""Functions that open a compressed file, by suffix."""
+# With fewer other texts, it is not known whether a column quotes its texts.
+_FEWEST_TEXTS = 5
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ColumnSample:
+    """Words such as NA in the first records of one column.
+
+    Attributes:
+        counts: Number of fields by lower-case word and whether it is in quotes; other texts count as "".
+    """
+
+    counts: Mapping[tuple[str, bool], int]
+
+    @property
+    def words(self) -> frozenset[str]:
+        """All words."""
+        return frozenset(word for word, _ in self.counts if word)
+
+    @property
+    def quoted_words(self) -> frozenset[str]:
+        """Words in quotes."""
+        return frozenset(word for word, in_quotes in self.counts if word and in_quotes)
+
+    @property
+    def unquoted_words(self) -> frozenset[str]:
+        """Words without quotes in a column whose other texts are all quoted, as in files written by R."""
+        marks = self.counts.get(("", True), 0) >= _FEWEST_TEXTS and ("", False) not in self.counts
+        return self.words - self.quoted_words if marks else frozenset()
+
+
+def first_records(
+    path: Path, encoding: str, separator: str, header: Sequence[str]
+) -> dict[str, ColumnSample]:
+    """Return the sample of each column; columns are empty if the file cannot be decoded."""
+    counts = {name: Counter[tuple[str, bool]]() for name in header}
+    records = _records(_beginning(path, encoding), separator)
+    next(records, None)
+    for record in records:
+        for name, (text, in_quotes) in zip(header, record, strict=False):
+            if word := text.strip().lower():
+                counts[name][word if word in MISSING_TEXTS else "", in_quotes] += 1
+    if not any(("", False) in count for count in counts.values()):
+        # Everything is quoted, so that quotes mean nothing.
+        counts = {name: Counter({(word, False): 1 for word, _ in count}) for name, count in counts.items()}
+    return {name: ColumnSample(count) for name, count in counts.items()}
+
+
+def first_bytes(path: Path, length: int) -> bytes:
+    """Return the first bytes of a file after decompression; none if it cannot be read."""
+    try:
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as archive, archive.open(archive.infolist()[0]) as file:
+                return file.read(length)
+        with OPENERS.get(path.suffix.lower(), Path.open)(path, "rb") as file:
+            return file.read(length)
+    except (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile, zlib.error, lzma.LZMAError):
+        return b""
+
+
+def _beginning(path: Path, encoding: str) -> str:
+    content = io.BytesIO(first_bytes(path, _LENGTH))
+    try:
+        text = io.TextIOWrapper(content, encoding=encoding, errors="ignore", newline="").read()
+    except (ValueError, LookupError):
+        return ""
+    return text.removeprefix("\ufeff")
+
+
+def _records(text: str, separator: str) -> Iterator[list[tuple[str, bool]]]:
+    """Yield the fields of each complete record that is not blank: text, and whether it is quoted."""
+    sign = re.escape(separator)
+    one = re.compile(rf'[ ]*(?:"((?:[^"]|"")*)"[ ]*|([^{sign}\r\n]*))({sign}|\r\n|\n|\r)')
+    position, record = 0, list[tuple[str, bool]]()
+    while (match := one.match(text, position)) is not None:
+        position = match.end()
+        record.append((match[2] or "", False) if match[1] is None else (match[1], True))
+        if match[3] != separator:
+            if record != [("", False)]:
+                yield record
+            record = []

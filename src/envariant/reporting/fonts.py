@@ -1,0 +1,58 @@
+"""Installed fonts for characters that the default font of figures lacks, such as Chinese."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cache
+from warnings import catch_warnings, filterwarnings
+
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+
+
+@contextmanager
+def fallbacks(figure: Figure) -> Generator[str]:
+    """Add installed fonts to the texts of a figure whose characters their own font lacks.
+
+    Yields:
+        Characters that no installed font has; drawing them issues no warning.
+    """
+    absent: set[str] = set()
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        characters = frozenset(filter(str.isprintable, text.get_text()))
+        missing = characters - _available(findfont(text.get_fontproperties()), characters)
+        if missing:
+            families, rest = _families(missing)
+            text.set_fontfamily(list(dict.fromkeys([*text.get_fontfamily(), *families])))
+            absent |= rest
+    with catch_warnings():
+        filterwarnings("ignore", r"(?s)Glyph .* missing from")
+        yield "".join(sorted(absent))
+
+
+@cache
+def _families(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return few installed font families that have the characters, and the characters that none has."""
+    available = {
+        font.name: _available(font.fname, characters)
+        for font in fontManager.ttflist
+        # Last Resort draws a box for every character.
+        if (font.style, font.weight) == ("normal", 400) and not font.name.startswith("Last Resort")
+    }
+    families: list[str] = []
+    while any(characters & own for own in available.values()):
+        families.append(max(available, key=lambda name: len(characters & available[name])))
+        characters -= available[families[-1]]
+    return tuple(families), characters
+
+
+@cache
+def _available(path: str, characters: frozenset[str]) -> frozenset[str]:
+    """Return the characters that a font has; none if the font cannot be read."""
+    try:
+        font = FT2Font(path)
+    except (OSError, RuntimeError):
+        return frozenset()
+    return frozenset(c for c in characters if font.get_char_index(ord(c)))

@@ -16,6 +16,7 @@ from typing import Any, final
 import pandas as pd
 
 from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.files import writing
 from envariant.training.history import FULL
 from envariant.training.store import Store
 
@@ -62,7 +63,7 @@ class TensorBoard(Tracker):
 
     def send(self, run: int, settings: Mapping[str, str], history: pd.DataFrame) -> None:
         folder = self._folder / _label(run)
-        try:
+        with writing(folder):
             for incomplete in folder.glob("events.*"):
                 incomplete.unlink()
             writer = self._writer(log_dir=str(folder))
@@ -72,8 +73,6 @@ class TensorBoard(Tracker):
                 writer.add_scalar(name, value, step)
             writer.close()
             (folder / _COMPLETE).touch()
-        except OSError as error:
-            raise EnvariantError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 @final
@@ -217,7 +216,7 @@ class BackgroundTracking:
             # The store is queried once more after the end, and less often while the tracker returns errors.
             is_over = self._is_over.wait(self._interval_s * 2 ** min(failures, 6))
             try:
-                with Store(self._folder) as store:
+                with Store(self._folder, verify=False) as store:
                     for _ in _send_new(store, self._target):
                         self.sent += 1
                 failures, self.problem = 0, ""

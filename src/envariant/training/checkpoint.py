@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from envariant.core.errors import EnvariantError
-from envariant.core.files import read_tensors, write_tensors, write_text
+from envariant.core.files import read_tensors, write_tensors, write_text, writing
 
 
 @final
@@ -185,6 +185,17 @@ def load(folder: Path, on_damage: Callable[[EnvariantError], None] | None = None
                 raise
             on_damage(error)
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.replicas)
+
+
+def clear(folder: Path) -> None:
+    """Delete all checkpoints in a folder.
+
+    Raises:
+        EnvariantError: If the folder cannot be written.
+    """
+    with writing(folder):
+        for path in folder.glob("replica*"):
+            path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Checkpoint:

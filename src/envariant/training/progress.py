@@ -106,7 +106,7 @@ def show_sweep(label: str, runs: int, folder: Path) -> Generator[ProgressCallbac
     )
     visible = sys.stderr.isatty()
     with (
-        Store(folder) as store,
+        Store(folder, verify=False) as store,
         Progress(*columns, console=SafeConsole(stderr=True), disable=not visible) as bars,
     ):
         yield _SweepProgress(bars, bars.add_task(label, total=runs), store) if visible else ignore

@@ -130,6 +130,13 @@ def test_added_tables_and_triggers_are_noticed(folder):
         Store(folder)
 
 
+def test_changed_tables_are_noticed(folder):
+    with closing(sqlite3.connect(folder / FILE)) as connection:
+        connection.execute("DROP INDEX runs_of_state")
+    with pytest.raises(EnvariantError, match=r"is damaged \(tables were added or changed\)"):
+        Store(folder)
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_store_in_a_folder_that_cannot_be_written_is_read(folder, monkeypatch, log):
     sound = read(folder)

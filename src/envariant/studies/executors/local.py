@@ -139,7 +139,7 @@ def _start(process: SpawnProcess) -> None:
 def _work(folder: Path, plan: _Plan, on_progress: ProgressCallback = ignore) -> None:
     """Train jobs of a study until all of them are finished or the time limit has passed."""
     is_waiting = False
-    with Store(folder) as store:
+    with Store(folder, verify=False) as store:
         while not plan.is_over:
             left = unfinished(store, plan.study)
             trained = [job for job in left if _train_if_free(store, job, plan, on_progress)]

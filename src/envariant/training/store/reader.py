@@ -23,8 +23,8 @@ from envariant.training.store.rows import STATES, PlannedRun, Predictions, Store
 SCHEMA = 4
 FILE = "runs.sqlite"
 
-VERIFIED = ("facts", "runs", "test_sets", "test_environments", "jobs", "names", "predictions")
-"""Tables whose checksums are verified when the store is opened."""
+SEALED = ("facts", "runs", "test_sets", "test_environments", "jobs", "names", "predictions")
+"""Tables whose rows end with a checksum."""
 
 HISTORY_CODE = (
     'run * 1000003 + step * 10007 + environment * 1009 + role * 101 + metric * 31 + kind * 7 + "column"'
@@ -48,55 +48,59 @@ class StoreReader(ABC):  # noqa: B024
 
     Args:
         folder: Folder of a run, a study or a comparison.
+        verify: Whether to look for damage. Not necessary for a store that was opened a moment ago.
 
     Raises:
         EnvariantError: If the folder contains no runs, is damaged, or was written by an incompatible version.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, verify: bool = True) -> None:
         self.folder, self.path = folder, folder / FILE
         check_file(self.path, f"{folder}: holds no runs (no {FILE}); give the folder of a run or a study")
         self._connection, writable = _connect(self.path)
         try:
-            self._check(writable)
+            with self.errors_as_envariant():
+                # Functions in the schema of a stranger's file are not called.
+                self._connection.execute("PRAGMA trusted_schema=OFF")
+                if verify:
+                    self._verify()
+                if writable:
+                    self._connection.execute("PRAGMA journal_mode=WAL")
+                    self._connection.execute("PRAGMA synchronous=FULL")
         except BaseException:
             self.close()
             raise
 
-    def _check(self, writable: bool) -> None:
-        """Raise an error if the file is damaged, or of another version."""
-        with self.errors_as_envariant():
-            # Functions of a stranger's schema are not called.
-            self._connection.execute("PRAGMA trusted_schema=OFF")
-            # A view or a trigger of a stranger could run for ever, so no table is read before this check.
-            if self._rows("SELECT 1 FROM sqlite_master WHERE type NOT IN ('table', 'index') LIMIT 1"):
-                raise self._damaged("it holds views or triggers")
-            schema = self.fact("schema")
-            if schema != str(SCHEMA):
-                raise EnvariantError(
-                    f"{self.path}: has schema {schema}, this version reads {SCHEMA}; "
-                    f"train into another folder"
-                )
-            if self._rows(_TABLES) != _tables():
-                raise self._damaged("tables were added or changed")
-            # Finds damage to the structure, also to that of the indices, which `quick_check` leaves out.
-            if (found := self._rows("PRAGMA integrity_check(1)")[0][0]) != "ok":
-                raise self._damaged(str(found).splitlines()[-1])
-            for table in VERIFIED:
-                self._verify(table)
-            self._check_runs()
-            if writable:
-                self._connection.execute("PRAGMA journal_mode=WAL")
-                self._connection.execute("PRAGMA synchronous=FULL")
+    def _verify(self) -> None:
+        """Raise an error if the file is damaged, was not written by envariant, or is of another version."""
+        # A view or a trigger of a stranger could run for ever, so no table is read before this check.
+        if self._rows("SELECT 1 FROM sqlite_master WHERE type NOT IN ('table', 'index') LIMIT 1"):
+            raise self._damaged("it holds views or triggers")
+        schema = self.fact("schema")
+        if schema != str(SCHEMA):
+            raise EnvariantError(
+                f"{self.path}: has schema {schema}, this version reads {SCHEMA}; train into another folder"
+            )
+        if self._rows(_TABLES) != _tables():
+            raise self._damaged("tables were added or changed")
+        # Finds damage to the structure, also to that of the indices, which `quick_check` leaves out.
+        if (found := self._rows("PRAGMA integrity_check(1)")[0][0]) != "ok":
+            raise self._damaged(str(found).splitlines()[-1])
+        for table in SEALED:
+            self._verify_rows(table)
+        changed = f"copy IS NOT value OR code IS NOT {HISTORY_CODE} OR typeof(value) NOT IN ('real', 'null')"
+        if self._rows(f"SELECT run FROM history WHERE {changed} LIMIT 1"):
+            raise self._damaged("a measured value differs from its checksum")
+        self._check_runs()
 
-    def _verify(self, table: str, condition: str = "TRUE", values: Sequence[Any] = ()) -> None:
+    def _verify_rows(self, table: str) -> None:
         """Raise an error if a row of a table differs from its checksum."""
         columns = self._rows(f"PRAGMA table_info({table})")
         types = [
             (*_TYPES[kind], *(() if is_required else (type(None),)))
             for _, _, kind, is_required, *_ in columns
         ]
-        for row in self._rows(f"SELECT * FROM {table} WHERE {condition}", values):
+        for row in self._connection.execute(f"SELECT * FROM {table}"):
             if not all(map(isinstance, row, types)):
                 raise self._damaged(f"a value of {table} has another type than its column")
             if row[-1] != checksum(row[:-1]):
@@ -126,14 +130,6 @@ class StoreReader(ABC):  # noqa: B024
         if not isinstance(value, kind):
             raise self._damaged("a stored value has another type than expected")
         return value
-
-    def _verify_history(self, condition: str = "TRUE", values: Any = ()) -> None:
-        """Raise an error if a measured value differs from its checksum."""
-        changed = (
-            f"(copy IS NOT value OR code IS NOT {HISTORY_CODE} OR typeof(value) NOT IN ('real', 'null'))"
-        )
-        if self._rows(f"SELECT run FROM history WHERE {condition} AND {changed} LIMIT 1", values):
-            raise self._damaged("a measured value differs from its checksum")
 
     def close(self) -> None:
         """Close the database file."""
@@ -188,21 +184,18 @@ class StoreReader(ABC):  # noqa: B024
         Args:
             runs: Numbers of the runs. Default: all runs.
         """
-        self._verify_history(_among(runs))
         return self._frame(
             _HISTORY.format(_among(runs)) + "run, step, e.name, r.name, m.name, k.name, c.name"
         )
 
     def history_rows(self, runs: Sequence[int]) -> list[HistoryRow]:
         """Return the measured values of some runs, sorted by run, step and first use of the metric."""
-        self._verify_history(_among(runs))
         measured = self._frame(_HISTORY.format(_among(runs)) + "run, step, h.metric")
         measured = measured.astype({"value": float}).rename(columns={"run": "replica"})
         return [HistoryRow(*values) for values in measured[list(COLUMNS)].itertuples(index=False, name=None)]
 
     def predictions(self, run: int) -> dict[tuple[str, str], Predictions]:
         """Return the stored predictions of a finished run, by name and role of the environment."""
-        self._verify("predictions", "run = ?", (run,))
         stored: dict[tuple[str, str], Predictions] = {}
         for name, role, rows, targets, logits in self._rows(
             "SELECT e.name, r.name, rows, targets, logits FROM predictions "
@@ -231,8 +224,6 @@ class StoreReader(ABC):  # noqa: B024
             "SELECT runs.id AS run, data, test_set, algorithm, trial, replica, state, error, p_value, "
             "j.metric, higher_is_better FROM runs LEFT JOIN jobs j ON j.id = runs.job ORDER BY run"
         )
-        for name in runs["metric"].dropna().unique():
-            self._verify_history("metric = ? AND kind = ?", (ids.get(name, -1), ids.get(FULL, -1)))
         # Measurements are grouped before the join, in the order of the file: a query that also returns the
         # texts of the runs takes twice as long.
         measured = [

@@ -89,14 +89,16 @@ class Recorder:
             EnvariantError: If the job was begun with other options, data or versions.
         """
         members = [stored.id for stored in self._store.members(self._job)]
-        saved = checkpoints.load(self._folder, _warn)
         if self.record is None:
+            # Left by a job of the same number in a store that was lost or replaced by a copy.
+            checkpoints.clear(self._folder)
             metric, better = (
                 self._compared_in(record) if self._compared_in else (record.metric, record.higher_is_better)
             )
             self._store.begin(self._job, record, metric, better)
             self.record = record
             return ()
+        saved = checkpoints.load(self._folder, _warn)
         measured = {(row.replica, row.step) for row in self._store.history_rows(members)}
         # Replicas whose measurements are lost are trained again.
         saved = [
@@ -143,10 +145,6 @@ class Recorder:
         if done or time.monotonic() - self._saved > CHECKPOINT_INTERVAL_S:
             checkpoints.save(event.checkpoint(), self._folder)
             self._saved = time.monotonic()
-
-    def load_checkpoints(self) -> Sequence[Checkpoint]:
-        """Return the stored checkpoints of the job."""
-        return checkpoints.load(self._folder)
 
     def finish(self, error: str | None = None) -> None:
         """Mark the job as finished, and its unfinished runs as failed for the given reason."""

@@ -23,7 +23,7 @@ from envariant.training.store.reader import (
     FILE,
     HISTORY_CODE,
     SCHEMA,
-    VERIFIED,
+    SEALED,
     StoreReader,
     checksum,
     create_tables,
@@ -37,6 +37,7 @@ class Store(StoreReader):
 
     Args:
         folder: Folder of a run, a study or a comparison.
+        verify: Whether to look for damage. Not necessary for a store that was opened a moment ago.
 
     Raises:
         EnvariantError: If the folder contains no runs, is damaged, or was written by an incompatible version.
@@ -255,7 +256,7 @@ class Store(StoreReader):
     def _seal(self) -> None:
         """Compute the checksums of all rows that the current transaction has changed."""
         execute = self._connection.execute
-        for table in (*VERIFIED, "predictions"):
+        for table in SEALED:
             changed = execute(f"SELECT rowid, * FROM {table} WHERE checksum IS NULL").fetchall()
             sums = [(checksum(row), number) for number, *row, _ in changed]
             self._connection.executemany(f"UPDATE {table} SET checksum = ? WHERE rowid = ?", sums)

@@ -1,7 +1,8 @@
 """Inject faults of the machine: kill commands at random moments, fill the disk, and damage files.
 
 Every command runs in a forked copy of this process, in which all packages are already loaded. After each
-fault, the same command is given again, and its results are compared with those of an undisturbed run. Counted:
+fault, the same command is given again, and its results are compared with those of an undisturbed run.
+Counted:
 
 * tracebacks: exceptions other than one line with exit code 2;
 * silent differences: a command that succeeds with other results than the undisturbed one;
@@ -487,7 +488,7 @@ def page(tallies: dict[str, dict[str, Any]]) -> str:
         "# Injected faults",
         "",
         "Written by `python benchmarks/faults.py --write`. After each fault, the same command is given again",
-        "and the files are read; the results are compared with those of an undisturbed run. A damaged file is",
+        "and the files are read; results are compared with those of an undisturbed run. A damaged file is",
         "refused with one line that names it, or computed again. Pages and descriptions are not read again.",
         "",
         f"Machine: {hardware['processor']}, {hardware['cores']} cores, {hardware['system']}.",

@@ -176,7 +176,7 @@ def _fitted(x: Array, y: Array) -> float:
         expected = (slope * step).sum(axis=(1, 2))
         if (expected < _TOLERANCE).all():
             break
-        length = np.ones(groups)
+        length, reached = np.ones(groups), objective
         for _ in range(_MOST_STEPS):
             likelihood, reached, log_p = evaluate(weights + length[:, None, None] * step)
             short = (reached < objective + 1e-4 * length * expected) & (expected >= _TOLERANCE)

@@ -131,7 +131,7 @@ def test_algorithms_are_listed_with_parts_papers_and_ranges(here):
 
 
 def test_data_show_writes_a_figure_and_counts(here, tmp_path):
-    for ending, start in ((".png", b"\x89PNG"), (".svg", b"<svg")):
+    for ending, start in ((".png", b"\x89PNG"), (".svg", b"<!-- envariant -->\n<svg")):
         done = here("data", "show", "colored-digits", "-o", tmp_path / f"picture{ending}")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / f"picture{ending}").read_bytes().startswith(start)
@@ -150,7 +150,7 @@ def test_data_show_counts_images_by_environment_and_class(here, tmp_path):
     name = f"image-folders('{tmp_path}', size=28)"
     done = here("data", "show", name, "-o", tmp_path / "x.svg")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "x.svg").read_text().startswith("<svg")
+    assert (tmp_path / "x.svg").read_text().startswith("<!-- envariant -->\n<svg")
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["day", "3", "2", "1", "–"] in lines
     assert ["night", "1", "1", "0", "hare"] in lines

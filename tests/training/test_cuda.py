@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_networks import QUICK, SERIES, Recurrent
 from test_stacking import made, outcome, plan, replicas
 
 import envariant
@@ -56,8 +57,8 @@ def test_cuda_runs_are_bit_identical_also_from_a_checkpoint(name, tmp_path):
         assert all(torch.equal(resumed[k].params[n], v) for n, v in state.params.items())
 
 
-# PyTorch's own compiler warns of parts of itself.
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+# PyTorch's own compiler warns of parts of itself, and recommends TF32, which `precision` chooses here.
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:TensorFloat32 tensor cores")
 @pytest.mark.parametrize("name", ["erm", "irm", "and-mask"])
 def test_compiled_programs_are_cuda_graphs_and_agree(name):
     shared = replace(plan(batch_size=16, device=CUDA), optimizer=optimizer_config("sgd"), steps=12)
@@ -85,6 +86,19 @@ def test_pretraining_and_environment_inference_run_on_cuda():
         result = envariant.train("colored-digits", given[0], **given[1], **short)
         assert len(result.finished) == 1
         assert result.record.hardware["accelerator"]
+
+
+@pytest.mark.parametrize("algorithm", ["erm", "irm(coefficient=3)", "iga(coefficient=1)"])
+def test_recurrent_networks_train_on_cuda_as_on_the_cpu(algorithm):
+    torch.manual_seed(0)
+    module = Recurrent(torch.nn.LSTM(3, 6, batch_first=True))
+    trained = [
+        envariant.train(SERIES, algorithm, model=module, optimizer="sgd", device=device, **QUICK)
+        for device in ("cpu", "cuda")
+    ]
+    here, there = (result.checkpoints[0].params for result in trained)
+    for name, expected in here.items():
+        torch.testing.assert_close(there[name].cpu(), expected, rtol=2e-3, atol=2e-4)
 
 
 def test_cuda_memory_is_as_predicted():

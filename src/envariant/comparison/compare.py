@@ -186,18 +186,15 @@ def compare(
     start = time.monotonic()
     deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
-    folder = None if out is None else as_path(out, "out")
-    if folder is not None:
-        page.check(folder)
-        check_model(folder / "model")
-    asked = {"min_rows": min_rows, "max_rows": max_rows, "encoding": encoding, "executor": executor}
-    _check_arguments({**asked, "address": address}, options)
+    folder = _check_out(out)
+    _check_arguments(
+        options, min_rows=min_rows, max_rows=max_rows, encoding=encoding, executor=executor, address=address
+    )
     runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed, "settings": shared}
     methods = _methods(algorithms, metric, runs)
-    min_rows = max(min_rows, protocol.FEWEST_ROWS)
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
-        min_rows=min_rows, encoding=encoding, missing_values=missing_values,
+        min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
     )  # fmt: skip
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
@@ -209,6 +206,38 @@ def compare(
     for line in plan.undefined:
         warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=2)
     run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
+    results, study = _train(folder, plan, deadline, run)
+    results = replace(
+        results,
+        data=summarize(
+            source, study.test_environments, plan.baseline_scores, columns, results.hardest_first(), seed
+        ),
+    )
+    comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)
+    page.write(comparison.to_dict(), results, comparison.recommendation, folder)
+    _save_best_model(comparison, methods, full, source, seed, shared)
+    return comparison
+
+
+def _check_out(out: Path | str | None) -> Path | None:
+    """Return the folder to write to, unless something that Envariant did not write would be lost."""
+    if out is None:
+        return None
+    folder = as_path(out, "out")
+    page.check(folder)
+    check_model(folder / "model")
+    return folder
+
+
+def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {"execution": protocol.choose_execution(study, source) or "auto"}
+    return chosen | {key: value for key, value in options.items() if key in EXECUTION_ONLY}
+
+
+def _train(
+    folder: Path, plan: protocol.Plan, deadline: float | None, run: protocol.Run
+) -> tuple[ComparisonResults, Study]:
+    """Train what the budget allows; return the results and the study with the completed trials."""
     completed = protocol.run_within_budget(folder, plan.study, deadline, run)
     study = replace(plan.study, n_trials=completed)
     with Store(folder) as store:
@@ -217,20 +246,9 @@ def compare(
         results,
         missing=(*plan.undefined, *results.missing),
         not_applicable=plan.not_applicable,
-        data=summarize(
-            source, plan.study.test_environments, plan.baseline_scores, columns, results.hardest_first(), seed
-        ),
         settings=study.to_dict(),
     )
-    comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)
-    page.write(comparison.to_dict(), results, comparison.recommendation, folder)
-    _save_best_model(comparison, methods, full, source, seed, shared)
-    return comparison
-
-
-def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = {"execution": protocol.choose_execution(study, source) or "auto"}
-    return chosen | {key: value for key, value in options.items() if key in EXECUTION_ONLY}
+    return results, study
 
 
 def _save_best_model(
@@ -256,7 +274,7 @@ _ARGUMENTS: Mapping[str, Any] = {
 }
 
 
-def _check_arguments(arguments: Mapping[str, object], options: Mapping[str, Any]) -> None:
+def _check_arguments(options: Mapping[str, Any], **arguments: object) -> None:
     """Check arguments that are not settings of the study, before the table is read."""
     for name, value in arguments.items():
         specs.check_value(value, _ARGUMENTS[name], f"compare: {name}")

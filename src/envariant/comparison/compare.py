@@ -70,7 +70,7 @@ class Comparison:
 
     @property
     def recommended(self) -> str:
-        """Recommended algorithm; `erm` if no other method is significantly better."""
+        """Recommended method; the baseline if no other method is significantly better."""
         return self.recommendation.algorithm
 
     @cached_property
@@ -238,14 +238,14 @@ def _train(
     folder: Path, plan: protocol.Plan, deadline: float | None, run: protocol.Run
 ) -> tuple[ComparisonResults, Study]:
     """Train what the budget allows; return the results and the study with the completed trials."""
-    completed = protocol.run_within_budget(folder, plan.study, deadline, run)
-    study = replace(plan.study, n_trials=completed)
+    study = protocol.run_within_budget(folder, plan.study, deadline, run)
     with Store(folder) as store:
-        results = gather(store, plan.study, plan.tasks, plan.metric, completed)
+        results = gather(store, study, plan.tasks, plan.metric)
     results = replace(
         results,
         missing=(*plan.undefined, *results.missing),
         not_applicable=plan.not_applicable,
+        not_tried=tuple(text_of(each) for each in plan.study.algorithms[len(study.algorithms) :]),
         settings=study.to_dict(),
     )
     return results, study

@@ -1,5 +1,6 @@
 """Protocol of a comparison: choice of rows, folds and metric, training in stages, and the final model."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from scipy import stats
 
 from envariant.comparison.baselines import Folds, baseline_scores, unpredictable
+from envariant.comparison.results import ORDINARY
 from envariant.core import metrics
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.metrics import Metric
@@ -19,7 +22,6 @@ from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import LogEntry, Table
 from envariant.predictors import predictor
 from envariant.saved_model import SavedModel
-from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study, begin
 from envariant.studies.trials import recipe_of
 from envariant.training.execution import Execution
@@ -27,8 +29,8 @@ from envariant.training.run_spec import text_of
 from envariant.training.store import Store, Trial
 from envariant.training.train import train
 
-ALGORITHMS = (BASELINE, "irm", "vrex", "groupdro", "coral", "boosted-trees")
-"""Methods compared by default."""
+ALGORITHMS = (*ORDINARY, "stable-columns", "groupdro", "vrex", "irm", "coral")
+"""Methods compared by default, ordinary and cheap ones first."""
 
 FEWEST_ROWS = 5
 """Smallest number of rows per environment, so that some remain for validation."""
@@ -40,6 +42,13 @@ _MOST_FOLDS_OF_ONE = 12
 _FOLDS = 10
 # Share of the rarer of two classes below which AUROC replaces accuracy.
 _RARE = 0.2
+# Difference between environments in the share of a class from which on AUROC replaces accuracy, and the
+# significance level of the difference.
+_PREVALENCE_DIFFERENCE, _PREVALENCE_LEVEL = 0.1, 0.01
+# Weight decay, passes over the training rows and bounds of the number of steps of networks, so that ERM is a
+# regularized network.
+_WEIGHT_DECAY = 1e-3
+_PASSES, _FEWEST_STEPS = 30, 100
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 Run = Callable[[int, float | None], None]
@@ -108,7 +117,7 @@ def plan(
         replicas=replicas,
         test_environments=folds,
         seed=seed,
-        settings=_with_one_evaluation(options),
+        settings=run_settings(table, options),
         metric=chosen.name,
         store_predictions=True,
         importance_columns=importance_columns,
@@ -134,9 +143,18 @@ def plan(
     return Plan(study, chosen, tasks, informative, undefined, not_applicable)
 
 
-def _with_one_evaluation(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return training options that evaluate only at the last step, unless they say otherwise."""
-    return {"evaluate_every": options.get("steps") or table_source.STEPS, **options}
+def run_settings(table: Table, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the training options of all runs: those requested, and the defaults of a comparison.
+
+    Networks have weight decay, and make about 30 passes over the rows in 100 to 400 steps. They are evaluated
+    only at the last step.
+    """
+    n_environments = len(table.environments)
+    rows_per_step = table_source.batch_size(n_environments) * max(1, n_environments - 1)
+    steps = min(table_source.STEPS, max(_FEWEST_STEPS, math.ceil(_PASSES * len(table) / rows_per_step)))
+    defaults = {"steps": steps, "weight_decay": _WEIGHT_DECAY}
+    chosen = defaults | options
+    return {"evaluate_every": chosen["steps"] or table_source.STEPS, **chosen}
 
 
 def parse_duration(budget: str | float) -> float:
@@ -185,7 +203,9 @@ def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
 def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
     """Return the metric with the given name, or the default metric for the target.
 
-    The default is RMSE for regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
+    The default is RMSE for regression. For classes it is accuracy, but AUROC if the rarer of two classes is
+    below 20 %, or if the shares of the classes differ between environments: accuracy then changes with the
+    shares although the model's ranking holds.
 
     Raises:
         EnvariantError: If the metric is unknown or does not apply to the task.
@@ -194,8 +214,21 @@ def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
         name = "RMSE"
     if name is None:
         shares = np.bincount(table.targets().astype(int)) / len(table)
-        name = "AUROC" if table.task == "binary" and shares.min() < _RARE else "accuracy"
+        rare = table.task == "binary" and shares.min() < _RARE
+        name = "AUROC" if rare or prevalence_differs(table) else "accuracy"
     return metrics.metric(name, task)
+
+
+def prevalence_differs(table: Table) -> bool:
+    """Return whether the share of a class differs between environments, by 0.1 or more and significantly."""
+    counts = np.zeros((len(table.environments), len(table.classes)))
+    np.add.at(counts, (table.environment.values, table.targets().astype(int)), 1)
+    counts = counts[:, counts.any(axis=0)]
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    if np.ptp(shares, axis=0).max() < _PREVALENCE_DIFFERENCE or min(counts.shape) < 2:
+        return False
+    test: Any = stats.chi2_contingency(counts, correction=False)
+    return bool(test.pvalue < _PREVALENCE_LEVEL)
 
 
 def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
@@ -262,38 +295,60 @@ def choose_execution(study: Study, source: TableSource) -> Execution | None:
     return Execution("stacked", group, "the memory that a table's rows need is known") if group > 1 else None
 
 
-def run_within_budget(folder: Path, study: Study, deadline: float | None, run: Run) -> int:
-    """Train the study, in stages of 1, 2, 4, … trials if there is a deadline.
+def run_within_budget(folder: Path, study: Study, deadline: float | None, run: Run) -> Study:
+    """Train the study; with a deadline, cheap methods first, then more replicas and trials of every method.
 
     Args:
         folder: Folder of the study.
-        study: Study with all requested trials.
-        deadline: Stopping time on the clock of `time.monotonic`. None: no limit.
+        study: Study with all requested methods, the cheap ones first.
+        deadline: Stopping time on the clock of `time.monotonic`. None: no limit. One replica of the first
+            method is trained in any case.
         run: Function that executes the planned runs.
 
     Returns:
-        Number of trials completed by every algorithm, at least 1.
+        The part of the study that is complete: every method in every environment, with the same number of
+        trials and replicas.
     """
-    stages = [study.n_trials]
-    if deadline is not None:
-        stages = [n for n in (1, 2, 4, 8, 16, 32) if n < study.n_trials] + stages
-    completed = 0
+    stages = _stages(study) if deadline is not None else [study]
+    completed: Study | None = None
     start = time.monotonic()
-    for n_trials in stages:
-        if deadline is not None and completed:
-            # Estimate the time of the next stage from the time per trial so far.
-            now = time.monotonic()
-            if now + (now - start) * (n_trials - completed) / completed > deadline:
+    for stage in stages:
+        now = time.monotonic()
+        if completed is not None and deadline is not None:
+            growth = _size(stage) - _size(completed)
+            first = len(stage.algorithms) > len(completed.algorithms)
+            needed = 0.0 if first else (now - start) * growth / _size(completed)
+            if now + needed > deadline:
                 break
-        with begin(folder, replace(study, n_trials=n_trials)) as store:
-            counts = store.counts(study.declares)
-        run(counts["planned"] + counts["running"], deadline)
-        with Store(folder) as store:
-            counts = store.counts(study.declares)
-        if counts["planned"] + counts["running"]:
+        if not _trained(folder, stage, deadline if completed is not None else None, run):
             break
-        completed = n_trials
-    return max(1, completed)
+        completed = stage
+    return completed or stages[0]
+
+
+def _stages(study: Study) -> list[Study]:
+    """Return growing parts of a study: one replica of more and more methods, then replicas, then trials."""
+    methods = [
+        replace(study, algorithms=study.algorithms[: k + 1], n_trials=1, replicas=1)
+        for k in range(len(study.algorithms))
+    ]
+    replicas = [replace(study, n_trials=1, replicas=n) for n in (2, study.replicas) if n <= study.replicas]
+    trials = [replace(study, n_trials=n) for n in (2, 4, 8, 16, 32) if n < study.n_trials]
+    return [*methods, *replicas, *trials, study]
+
+
+def _size(study: Study) -> int:
+    return len(study.algorithms) * study.n_trials * study.replicas
+
+
+def _trained(folder: Path, study: Study, deadline: float | None, run: Run) -> bool:
+    """Train the planned runs of a study; return whether all of them have ended."""
+    with begin(folder, study) as store:
+        counts = store.counts(study.declares)
+    run(counts["planned"] + counts["running"], deadline)
+    with Store(folder) as store:
+        counts = store.counts(study.declares)
+    return not counts["planned"] + counts["running"]
 
 
 def train_final_model(
@@ -309,7 +364,7 @@ def train_final_model(
         options: Training options of all runs.
     """
     source = TableSource(table, "table")
-    settings = _with_one_evaluation(options)
+    settings = run_settings(table, options)
     with warnings.catch_warnings():
         # The study has issued the same remarks on schedules and model.
         warnings.simplefilter("ignore", EnvariantWarning)

@@ -2,31 +2,34 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, final
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from envariant.analysis import statistics
+from envariant.analysis.random_effects import PooledEstimate, pool_estimates
 from envariant.analysis.statistics import Interval
 from envariant.comparison.data_summary import DataSummary
-from envariant.comparison.uncertainty import mean_interval, p_value, row_standard_error
+from envariant.comparison.uncertainty import mean_interval, p_value, row_standard_error, score_of_rows
+from envariant.core import metrics
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
-from envariant.predictors import predictor
 from envariant.studies.selection import Invariance, SelectedRun, SelectionResult, select
-from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
 from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE
 from envariant.training.run_spec import text_of
 from envariant.training.store import Predictions, Store
 
 LEVEL = 0.05
-"""Significance level of gains over ERM."""
+"""Significance level of gains over the baseline."""
+ORDINARY = ("linear", "boosted-trees", "erm")
+"""Ordinary methods, the simplest first; the baseline is chosen among them by in-domain scores."""
 
 
 @final
@@ -38,7 +41,7 @@ class Cell:
         ood_score: Out-of-domain score: mean over replicas trained without the environment. The interval
             accounts for variation between replicas and between rows.
         id_score: In-domain score: mean over replicas trained on the environment, on its validation rows.
-        gain: Gain over ERM, positive if better; None for ERM and if either score is absent.
+        gain: Gain over the baseline, positive if better; None for the baseline and if a score is absent.
         p_value: P-value of the test of no gain, Holm-corrected over all methods and environments.
     """
 
@@ -49,7 +52,7 @@ class Cell:
 
     @property
     def significant(self) -> bool:
-        """Whether the gain (or loss) over ERM is significant."""
+        """Whether the gain (or loss) over the baseline is significant."""
         return self.p_value is not None and self.p_value < LEVEL
 
 
@@ -100,6 +103,22 @@ class ColumnImportance:
 
 @final
 @dataclass(frozen=True, eq=False)
+class ScoredRows:
+    """Predictions of one method on rows of one environment.
+
+    Attributes:
+        in_domain: Predictions on validation rows by models that were trained on other rows of the
+            environment, one set per replica.
+        out_of_domain: Predictions by models that were not trained on the environment, one set per replica,
+            on the same rows.
+    """
+
+    in_domain: tuple[Predictions, ...]
+    out_of_domain: tuple[Predictions, ...]
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class ComparisonResults:
     """Scores, drops and gains of all methods, and measurements on the data.
 
@@ -111,11 +130,14 @@ class ComparisonResults:
         selected_trials: Trial selected most often over environments and replicas, by method.
         missing: Reasons for absent results.
         n_replicas: Number of replicas.
-        predictors: Names of the predictors, such as boosted trees, which serve as additional baselines.
+        baseline_method: Ordinary method with the best in-domain score, to which all others are compared.
+        second: Results for a second metric, a proper score, with the same baseline; None if there is none.
         not_applicable: Reasons why requested methods cannot be run.
+        not_tried: Requested methods that the time budget did not allow.
         data: Measurements on the data that need no trained method.
         settings: Settings of the study.
         networks: Models of each method, by the method's name; predictors have none.
+        rows: Stored predictions by method and environment.
     """
 
     metric: Metric
@@ -125,22 +147,25 @@ class ComparisonResults:
     selected_trials: Mapping[str, int]
     missing: tuple[str, ...]
     n_replicas: int
-    predictors: tuple[str, ...] = ()
+    baseline_method: str = "erm"
+    second: "ComparisonResults | None" = None
     not_applicable: tuple[str, ...] = ()
+    not_tried: tuple[str, ...] = ()
     data: DataSummary = field(default_factory=DataSummary)
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     networks: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    rows: Mapping[tuple[str, str], ScoredRows] = field(default_factory=dict[tuple[str, str], ScoredRows])
 
     @property
     def baseline(self) -> Mapping[str, Cell]:
-        """Results of ERM by environment."""
-        return self.cells[BASELINE]
+        """Results of the baseline by environment."""
+        return self.cells[self.baseline_method]
 
     @property
     def relevant_difference(self) -> float:
-        """Smallest relevant difference of two scores: 5 % of ERM's worst error, or 0.02 for other metrics."""
+        """Smallest relevant difference of two scores: 5 % of the worst error, or 0.02 for other metrics."""
         if self.metric.name in ("squared error", "RMSE"):
-            return 0.05 * abs(self.worst(BASELINE)[1].ood_score.mean)
+            return 0.05 * abs(self.worst(self.baseline_method)[1].ood_score.mean)
         return 0.02
 
     def worst(self, method: str) -> tuple[str, Cell]:
@@ -148,7 +173,7 @@ class ComparisonResults:
         return min(self.cells[method].items(), key=lambda item: self.metric.sign * item[1].ood_score.mean)
 
     def hardest_first(self) -> list[str]:
-        """Return the environments sorted by ERM's out-of-domain score, the worst first."""
+        """Return the environments sorted by the baseline's out-of-domain score, the worst first."""
         return sorted(self.baseline, key=lambda name: self.metric.sign * self.baseline[name].ood_score.mean)
 
     def mean(self, method: str) -> float:
@@ -166,6 +191,20 @@ class ComparisonResults:
         low, high = sorted(gain(score, bound) for bound in self.metric.bounds)
         return Drop(gain(score, cell.ood_score.mean), math.hypot(*ends), (low, high))
 
+    @cached_property
+    def pooled_drop(self) -> PooledEstimate | None:
+        """Mean of the baseline's drop over environments, and its prediction interval for the next one.
+
+        None with fewer than two measured drops.
+        """
+        drops = (self.drop(cell) for cell in self.baseline.values())
+        return _pooled([(drop.mean, drop.half_width) for drop in drops])
+
+    def pooled_gain(self, method: str) -> PooledEstimate | None:
+        """Return the mean gain of a method over environments; None with fewer than two measured gains."""
+        gains = [cell.gain for cell in self.cells[method].values() if cell.gain is not None]
+        return _pooled([(gain.mean, (gain.high - gain.low) / 2) for gain in gains])
+
     def possible(self, interval: Interval, *, difference: bool = False) -> Interval:
         """Return the interval of a score, or of a difference of scores, limited to possible values."""
         largest = self.metric.largest_difference
@@ -173,24 +212,62 @@ class ComparisonResults:
 
     @cached_property
     def significantly_better(self) -> tuple[str, ...]:
-        """Methods significantly better in ERM's worst environment and with a better worst score than ERM.
+        """Methods that can be recommended instead of the baseline, by worst score, the best first.
 
-        Sorted by worst score, the best first. Predictors are included.
+        Such a method is significantly better in the baseline's worst environment or in the mean over
+        environments, has a better worst and mean score, and is no worse in the second metric. Its mean score
+        is better than that of the constant prediction.
         """
-        if not self.is_complete(BASELINE):
+        if not self.is_complete(self.baseline_method):
             return ()
-        hardest, erm = self.worst(BASELINE)
-        better = [
-            method
-            for method in self.cells
-            if method != BASELINE
-            and self.is_complete(method)
-            and (cell := self.cells[method][hardest]).significant
-            and cell.gain is not None
-            and cell.gain.mean > 0
-            and self.metric.gain(self.worst(method)[1].ood_score.mean, erm.ood_score.mean) > 0
-        ]
+        better = [m for m in self.cells if m in self._significant and self._holds_everywhere(m)]
         return tuple(sorted(better, key=lambda m: -self.metric.sign * self.worst(m)[1].ood_score.mean))
+
+    @cached_property
+    def _significant(self) -> frozenset[str]:
+        """Methods with a significant gain in the baseline's worst environment or in the mean (Holm)."""
+        others = [m for m in self.cells if m != self.baseline_method and self.is_complete(m)]
+        hardest, _ = self.worst(self.baseline_method)
+        there = {m: self.cells[m][hardest] for m in others}
+        significant = {
+            m for m, c in there.items() if c.significant and c.gain is not None and c.gain.mean > 0
+        }
+        pooled = {m: estimate for m in others if (estimate := self.pooled_gain(m)) is not None}
+        corrected = statistics.holm([_two_sided(each) for each in pooled.values()])
+        least = self.relevant_difference / 2
+        significant |= {
+            m
+            for (m, each), p in zip(pooled.items(), corrected, strict=True)
+            if p < LEVEL and each.mean >= least
+        }
+        return frozenset(significant)
+
+    def _holds_everywhere(self, method: str) -> bool:
+        """Return whether worst and mean score and the second metric agree that a method is better."""
+        scores = [
+            (self.worst(method)[1].ood_score.mean, self.worst(self.baseline_method)[1].ood_score.mean),
+            (self.mean(method), self.mean(self.baseline_method)),
+        ]
+        constant = [value for name, value in self.data.baseline_scores.items() if name in self.environments]
+        scores += [(self.mean(method), float(np.mean(constant)))] if constant else []
+        second = self.second
+        if second is not None and second.is_complete(method):
+            gain = second.metric.gain(second.mean(method), second.mean(self.baseline_method))
+            if gain < 0:
+                return False
+        return all(self.metric.gain(own, other) > 0 for own, other in scores)
+
+
+def _pooled(estimates: Sequence[tuple[float, float]]) -> PooledEstimate | None:
+    """Pool means with half the widths of their 95 % confidence intervals; None with fewer than two."""
+    known = [(mean, half / 1.96) for mean, half in estimates if math.isfinite(mean) and half > 0]
+    return pool_estimates(*map(list, zip(*known, strict=True))) if len(known) > 1 else None
+
+
+def _two_sided(estimate: PooledEstimate) -> float:
+    """Return the p-value of a zero mean (Student, one degree of freedom less than environments)."""
+    freedom = estimate.n_environments - 1
+    return float(2 * stats.t.sf(abs(estimate.mean) / estimate.error, freedom)) if estimate.error else 1.0
 
 
 @final
@@ -216,68 +293,158 @@ class _ModelScores:
     Attributes:
         ood: Out-of-domain scores.
         predictions: Out-of-domain predictions; all replicas predict the same rows.
-        id: In-domain scores, one per fold that excludes the environment.
+        validation: In-domain predictions, of the first fold.
+        id: In-domain scores, one per fold that trains on the environment.
     """
 
     ood: dict[int, float] = field(default_factory=dict[int, float])
     predictions: dict[int, Predictions] = field(default_factory=dict[int, Predictions])
+    validation: dict[int, Predictions] = field(default_factory=dict[int, Predictions])
     id: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
 
+    @property
+    def id_scores(self) -> list[float]:
+        """Mean in-domain score of each replica, in order."""
+        return [float(np.mean(self.id[replica])) for replica in sorted(self.id)]
 
-def gather(
-    store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric, n_trials: int
-) -> ComparisonResults:
+
+def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric) -> ComparisonResults:
     """Collect the results of all finished runs.
 
     Args:
         store: Store of the study, which may contain runs of larger studies.
-        study: The requested study.
+        study: Study of the results: other methods, trials and replicas in the store are ignored.
         tasks: Task by test environment.
         metric: Metric of the scores.
-        n_trials: Use only the first `n_trials` trials of every algorithm.
 
     Raises:
-        EnvariantError: If no run of ERM is finished.
+        EnvariantError: If no run of an ordinary method is finished.
     """
     table = store.table()
     labels = [text_of(algorithm) for algorithm in study.algorithms]
     requested = table["data"].isin(list(study.sources)) & table["algorithm"].isin(labels)
-    table = table[requested & (table["trial"] < n_trials) & (table["replica"] < study.replicas)]
+    table = table[requested & (table["trial"] < study.n_trials) & (table["replica"] < study.replicas)]
     selected = select(table, Invariance())
     missing = _missing(selected)
     chosen = [(each, each.choice) for each in selected if isinstance(each.choice, SelectedRun)]
-    if not any(each.algorithm == BASELINE for each, _ in chosen):
+    if not any(each.algorithm in ORDINARY for each, _ in chosen):
         raise EnvariantError(
-            f"compare: no run of ERM has finished ({missing[0]}); repeat the call with a larger budget"
+            f"compare: no run of an ordinary method has finished ({missing[0]}); repeat the call with a "
+            f"larger budget"
         )
     scores = _scores_by_run(store.history(sorted({choice.run for _, choice in chosen})), metric)
-    models: dict[tuple[str, str], _ModelScores] = {}
-    for each, choice in chosen:
-        predictions = store.predictions(choice.run)
-        for name in tasks:
-            role = "test" if name in each.test_environments else "validation"
-            score = scores.get(_ScoreKey(choice.run, choice.step, name, role, FULL, ""))
-            if score is None:
-                continue
-            model = models.setdefault((each.algorithm, name), _ModelScores())
-            if role == "validation":
-                model.id.setdefault(each.replica, []).append(score)
-                continue
-            model.ood[each.replica] = score
-            if (name, role) in predictions:
-                model.predictions[each.replica] = predictions[name, role]
+    stored = {choice.run: store.predictions(choice.run) for _, choice in chosen}
+
+    def recorded(choice: SelectedRun, name: str, role: str) -> float | None:
+        return scores.get(_ScoreKey(choice.run, choice.step, name, role, FULL, ""))
+
+    models = _models(chosen, stored, tasks, recorded)
     methods = list(dict.fromkeys(each.algorithm for each, _ in chosen))
+    baseline = choose_baseline(
+        {m: {n: models[m, n].id_scores for n in tasks if (m, n) in models} for m in methods if m in ORDINARY},
+        metric,
+    )
     return ComparisonResults(
         metric,
         tuple(tasks),
-        _cells(models, methods, tasks, metric),
+        _cells(models, methods, tasks, metric, baseline),
         _importance(chosen, scores, metric),
         {method: _most_frequent(c.trial for e, c in chosen if e.algorithm == method) for method in methods},
         missing,
         max(len(model.ood) for model in models.values()),
-        tuple(text_of(each) for each in study.algorithms if predictor(each) is not None),
+        baseline,
+        _second_results(chosen, stored, tasks, metric, baseline),
         networks={name: each for name, each in store.networks().items() if name in methods},
+        rows={
+            key: ScoredRows(tuple(_in_order(model.validation)), tuple(_in_order(model.predictions)))
+            for key, model in models.items()
+        },
     )
+
+
+Chosen = Sequence[tuple[SelectionResult, SelectedRun]]
+StoredPredictions = Mapping[int, Mapping[tuple[str, str], Predictions]]
+
+
+def _models(
+    chosen: Chosen,
+    stored: StoredPredictions,
+    tasks: Mapping[str, Task],
+    score_of: Callable[[SelectedRun, str, str], float | None],
+) -> dict[tuple[str, str], _ModelScores]:
+    """Return scores and predictions by method and environment."""
+    models: dict[tuple[str, str], _ModelScores] = {}
+    for each, choice in chosen:
+        for name in tasks:
+            role = "test" if name in each.test_environments else "validation"
+            score = score_of(choice, name, role)
+            if score is None:
+                continue
+            model = models.setdefault((each.algorithm, name), _ModelScores())
+            own = stored[choice.run].get((name, role))
+            if role == "validation":
+                model.id.setdefault(each.replica, []).append(score)
+            else:
+                model.ood[each.replica] = score
+            if own is not None:
+                # The validation rows of a replica are the same in all folds.
+                (model.validation if role == "validation" else model.predictions).setdefault(
+                    each.replica, own
+                )
+    return models
+
+
+def _second_results(
+    chosen: Chosen, stored: StoredPredictions, tasks: Mapping[str, Task], metric: Metric, baseline: str
+) -> ComparisonResults | None:
+    """Return scores of the stored predictions in a proper score, or in AUROC if the metric is proper."""
+    if metric.for_regression:
+        return None
+    second = metrics.METRICS["AUROC" if metric.name == "log loss" else "log loss"]
+
+    def computed(choice: SelectedRun, name: str, role: str) -> float | None:
+        own = stored[choice.run].get((name, role))
+        value = np.nan if own is None else score_of_rows(tasks[name], second, own)
+        return value if np.isfinite(value) else None
+
+    models = _models(chosen, stored, tasks, computed)
+    methods = list(dict.fromkeys(method for method, _ in models))
+    if baseline not in methods:
+        return None
+    cells = _cells(models, methods, tasks, second, baseline)
+    return ComparisonResults(second, tuple(tasks), cells, {}, {}, (), 1, baseline)
+
+
+def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric: Metric) -> str:
+    """Return the simplest ordinary method whose in-domain score is within one standard error of the best.
+
+    The one-standard-error rule (Breiman et al. 1984) compares means over environments; the standard error is
+    that of the paired differences to the best method over environments and replicas.
+
+    Args:
+        scores: In-domain scores of each replica by method and environment. The best method is chosen among
+            those with the largest number of environments.
+        metric: Metric of the scores.
+    """
+    most = max(len(own) for own in scores.values())
+    complete = {m: own for m, own in scores.items() if len(own) == most}
+    order = [m for m in ORDINARY if m in complete]
+    if not most:
+        return order[0]
+    means = {m: float(np.mean([np.mean(values) for values in complete[m].values()])) for m in order}
+    best = max(order, key=lambda m: metric.sign * means[m])
+    for method in order:
+        differences = [
+            metric.gain(a, b)
+            for name, values in complete[best].items()
+            for a, b in zip(values, complete[method].get(name, ()), strict=False)
+        ]
+        error = (
+            float(np.std(differences, ddof=1)) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+        )
+        if metric.gain(means[best], means[method]) <= error:
+            return method
+    return best
 
 
 def _scores_by_run(history: pd.DataFrame, metric: Metric) -> Scores:
@@ -312,23 +479,26 @@ def _cells(
     methods: Sequence[str],
     tasks: Mapping[str, Task],
     metric: Metric,
+    baseline: str,
 ) -> dict[str, dict[str, Cell]]:
     cells: dict[str, dict[str, Cell]] = {}
     gains: dict[tuple[str, str], tuple[Interval, float]] = {}
     for method in methods:
         for name, task in tasks.items():
-            own, erm = models.get((method, name)), models.get((BASELINE, name))
+            own, reference = models.get((method, name)), models.get((baseline, name))
             if own is None or not own.ood:
                 continue
             row_error = row_standard_error(task, metric, _in_order(own.predictions))
-            id_score = statistics.interval([float(np.mean(values)) for values in own.id.values()])
+            id_score = statistics.interval(own.id_scores)
             cells.setdefault(method, {})[name] = Cell(
                 mean_interval(list(own.ood.values()), row_error), id_score
             )
-            if erm is not None and method != BASELINE and (common := sorted(own.ood.keys() & erm.ood)):
-                differences = [metric.gain(own.ood[k], erm.ood[k]) for k in common]
-                both = own.predictions.keys() & erm.predictions.keys()
-                pair = (_in_order(side.predictions, both) for side in (own, erm))
+            if reference is None or method == baseline:
+                continue
+            if common := sorted(own.ood.keys() & reference.ood):
+                differences = [metric.gain(own.ood[k], reference.ood[k]) for k in common]
+                both = own.predictions.keys() & reference.predictions.keys()
+                pair = (_in_order(side.predictions, both) for side in (own, reference))
                 row_error = row_standard_error(task, metric, *pair)
                 gains[method, name] = mean_interval(differences, row_error), p_value(differences, row_error)
     corrected = statistics.holm([p for _, p in gains.values()])
@@ -344,9 +514,7 @@ def _in_order(
     return [predictions[k] for k in sorted(predictions if replicas is None else replicas)]
 
 
-def _importance(
-    chosen: Sequence[tuple[SelectionResult, SelectedRun]], scores: Scores, metric: Metric
-) -> dict[str, dict[str, ColumnImportance]]:
+def _importance(chosen: Chosen, scores: Scores, metric: Metric) -> dict[str, dict[str, ColumnImportance]]:
     """Return the mean importance of each column over a method's selected models."""
     method_of = {(choice.run, choice.step): each.algorithm for each, choice in chosen}
     losses: dict[tuple[str, str], dict[str, list[float]]] = {}

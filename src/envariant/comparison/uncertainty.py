@@ -85,17 +85,20 @@ def row_standard_error(
     estimates: list[float] = []
     for k, own in enumerate(predictions[:_RESAMPLED_REPLICAS]):
         samples = generator.integers(n_rows, size=(_RESAMPLES, n_rows))
-        values = np.array([_score(task, metric, own, rows) for rows in samples])
+        values = np.array([score_of_rows(task, metric, own, rows) for rows in samples])
         if reference:
-            values = values - np.array([_score(task, metric, reference[k], rows) for rows in samples])
+            values = values - np.array([score_of_rows(task, metric, reference[k], rows) for rows in samples])
         values = values[np.isfinite(values)]
         estimates.append(float(values.std(ddof=1)) if len(values) > 1 else 0.0)
     # Predictions are stored for at most 1,000 rows; scores use all rows of the environment.
     return float(np.mean(estimates)) * math.sqrt(n_rows / n_total)
 
 
-def _score(task: Task, metric: Metric, predictions: Predictions, rows: NDArray[np.int64]) -> float:
+def score_of_rows(
+    task: Task, metric: Metric, predictions: Predictions, rows: NDArray[np.int64] | slice = slice(None)
+) -> float:
+    """Return the score of stored predictions on some of their rows (all by default)."""
     targets = predictions.targets[rows]
     if predictions.logits.ndim == 2:
-        return metric.compute(task, predictions.logits[rows], targets.astype(np.int64))
+        targets = targets.astype(np.int64)
     return metric.compute(task, predictions.logits[rows], targets)

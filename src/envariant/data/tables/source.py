@@ -80,7 +80,7 @@ class TableSource(SpecSource):
             model="mlp(hidden=(32, 32))",
             steps=STEPS,
             learning_rate=3e-3,
-            batch_size=max(_FEWEST, min(_BATCH, _STEP_ROWS // len(self.table.environments))),
+            batch_size=batch_size(len(self.table.environments)),
             source="the library's defaults for tables",
         )
 
@@ -105,6 +105,11 @@ class TableSource(SpecSource):
         if not self._sampled:
             self._sampled.append(_encoded(self.table, self.label, self.test))
         return self._sampled[0]
+
+
+def batch_size(n_environments: int) -> int:
+    """Return the default number of rows of each environment in a batch."""
+    return max(_FEWEST, min(_BATCH, _STEP_ROWS // n_environments))
 
 
 # All runs of a study use the same environments; the last two sets are cached in memory.

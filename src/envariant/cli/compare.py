@@ -20,7 +20,7 @@ def compare(
     task: Literal["binary", "multiclass", "regression"] | None = None,
     algorithms: Names = (),
     metric: str | None = None,
-    n_trials: Whole = 4,
+    n_trials: Whole = 2,
     replicas: Whole = 5,
     exclude: Names = (),
     sample_weight: str | None = None,

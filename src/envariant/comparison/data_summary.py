@@ -38,7 +38,7 @@ class DataSummary:
         unseen_classes: Classes of each test environment that are absent from its training environments.
         leaky_columns: Names of columns with possible target leakage.
         columns: Stability of each column, the least stable first.
-        shifts: Shift between each environment (or the 20 with the worst ERM scores) and all others; empty if
+        shifts: Shift between each environment (or the 20 with the worst scores) and all others; empty if
             there are too few rows.
         preprocessing_log: Preprocessing steps of each column.
     """
@@ -69,7 +69,7 @@ def summarize(
         folds: Groups of environments, each held out together.
         baseline_scores: Result of `baselines.baseline_scores`.
         columns: Result of `column_stability`.
-        hardest: Environments sorted by ERM's score, the worst first.
+        hardest: Environments sorted by the baseline's score, the worst first.
         seed: Base random seed of the shift measures.
     """
     table = source.table

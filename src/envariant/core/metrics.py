@@ -145,15 +145,22 @@ def _auroc(task: Task, logits: Array, targets: Array) -> float:
     if len(classes) < 2:
         return np.nan
     if logits.ndim == 1:
-        positive, ranks = targets[:, None] == classes[1:], rankdata(logits)[:, None]
-        counts = counts[1:]
-    else:
-        # One-vs-rest AUROC, averaged over the classes that occur in the targets.
-        positive = targets[:, None] == classes
-        ranks = rankdata(probabilities(logits)[:, classes.astype(int)], axis=0)
+        return _win_share(logits[targets == classes[1]], logits[targets == classes[0]])
+    # One-vs-rest AUROC, averaged over the classes that occur in the targets.
+    positive = targets[:, None] == classes
+    ranks = rankdata(probabilities(logits)[:, classes.astype(int)], axis=0)
     # The share of pairs of a positive and a negative row in which the positive one has the higher score.
     wins = (ranks * positive).sum(axis=0) - counts * (counts + 1) / 2
     return float(np.mean(wins / (counts * (len(targets) - counts))))
+
+
+def _win_share(positive: Array, negative: Array) -> float:
+    """Return the share of pairs in which the positive row has the higher score; ties count half."""
+    if np.isnan(positive).any() or np.isnan(negative).any():
+        return np.nan
+    ordered = np.sort(negative)
+    wins = sum(np.searchsorted(ordered, positive, side).sum() for side in ("left", "right")) / 2
+    return float(wins / (len(positive) * len(negative)))
 
 
 def _calibration_error(task: Task, logits: Array, targets: Array) -> float:

@@ -1,4 +1,4 @@
-"""Remarks on schedules: scaled to the length of the run, or without effect within it."""
+"""Remarks on schedules that are scaled to the length of a run, or never take effect within the run."""
 
 from envariant.algorithms import Algorithm, Composition
 from envariant.core.schedules import Schedule

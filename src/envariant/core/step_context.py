@@ -1,7 +1,7 @@
 """`StepContext`: step number, learning rate and random numbers of the current step.
 
-In a replica stack, each value is a tensor over the replicas. Random numbers are counter-based, so an
-algorithm is a pure function: a second call uses the same random numbers.
+In a replica stack, these values are tensors instead of Python numbers. Random numbers depend only on key and
+position, so an algorithm is a pure function: a second call uses the same random numbers.
 """
 
 import math

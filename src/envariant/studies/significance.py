@@ -1,7 +1,7 @@
 """Significance of differences from ERM after model selection.
 
-Paired runs have the same data set, test environments and replica, hence the same rows, initial weights and
-batches.
+Paired runs have the same data set, test environments and replica number. They therefore use the same rows,
+initial weights and batches.
 """
 
 import math
@@ -70,8 +70,8 @@ def compare(selected: Sequence[SelectionResult], *, higher_is_better: bool = Tru
     """Compare every algorithm with ERM in paired tests.
 
     Args:
-        selected: Results of one rule for each algorithm, as `select` returns them.
-        higher_is_better: Whether a higher value of the metric is better.
+        selected: Results of one selection rule for each algorithm, from `select`.
+        higher_is_better: Whether higher values of the metric are better.
     """
     sign = 1.0 if higher_is_better else -1.0
     names = list(dict.fromkeys(each.algorithm for each in selected))

@@ -1,8 +1,7 @@
 """Replicas: independent runs, each with its own seeds and hyperparameters.
 
-A replica has three seeds. For every algorithm, replicas with the same number use the same data draw and
-batches and, with the same model, the same initial weights. Differences between their results are therefore due
-to the algorithm.
+A replica has three seeds. For every algorithm, replicas with the same number use the same data draw, the same
+batches and, with the same model, the same initial weights. Their results therefore differ only by algorithm.
 """
 
 from collections.abc import Callable, Mapping

@@ -30,11 +30,11 @@ class SafeConsole(Console):
         super().__init__(file=file, markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Convert a string, printed or in a table, to rich text with control characters escaped."""
+        """Convert a string to rich text, with control characters escaped."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render an object, with control characters escaped, such as the columns of a progress bar."""
+        """Render an object, such as a progress bar, with control characters escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 

@@ -318,7 +318,7 @@ class EnvironmentSet(EnvironmentSource):
         label: str = "datasets",
         test: Sequence[str] = (),
     ) -> "EnvironmentSet":
-        """Build a set of environments from PyTorch datasets, one per environment; each is read once.
+        """Build a set of environments from PyTorch datasets, one per environment. Each is read once.
 
         Args:
             datasets: Datasets by environment name. An item is a tuple of input and target; additional

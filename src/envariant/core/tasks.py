@@ -157,7 +157,7 @@ class Task(ABC):
     def identity(self) -> str:
         """Return a text for hashing that differs between tasks with different losses.
 
-        The text is empty for `Binary` and `Multiclass`, whose targets have different types.
+        The text is empty for `Binary` and `Multiclass`, which differ in the data type of their targets.
         """
         if type(self) in (Binary, Multiclass, Regression):
             # Targets of classes differ in type, so the data tell them apart.

@@ -73,7 +73,7 @@ class Update:
         outcomes: Results of the runs that have ended.
         step: Number of updates made by `runs`.
         runs: Ids of the updated runs.
-        event: Event of the engine, from which a `Recorder` stores the runs; None on Ray workers.
+        event: Event of the engine, from which a `Recorder` stores the runs; None in the first update.
     """
 
     record: Record | None = None

@@ -21,7 +21,7 @@ from envariant.training.replica_stack import Change
 from envariant.training.store import Predictions
 
 MOST_COLUMNS, MOST_ENVIRONMENTS = 50, 20
-"""Maximum numbers of columns (in comparisons), and of validation or test environments, with importance."""
+"""Largest numbers of columns (in a comparison) and of environments (per role) for column importance."""
 
 # Rows per environment with stored predictions, and rows per environment for column importance.
 _STORED_ROWS = 1_000
@@ -72,7 +72,7 @@ class StudyMeasurements:
         return [self.sample[name] for name, role in self.roles.items() if role != "train"]
 
     def scores(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the metric on all rows; nothing for the task's default metric, which training records."""
+        """Return the metric on all rows; return nothing if training already records this metric."""
         if self.metric.name == self.sample.task.metric:
             return []
         return [row for each in self.untrained for row in self._rows(predict, runs, step, each, FULL)]

@@ -27,8 +27,8 @@ class AlgorithmScores:
 
     Attributes:
         algorithm: Name of the algorithm.
-        test: Mean over test environments and replicas, with a 95 % bootstrap interval.
-        worst: Mean over replicas for the worst set of test environments.
+        test: Mean score over test environments and replicas, with a 95 % bootstrap interval.
+        worst: Mean score over replicas for the worst set of test environments.
         interquartile_mean: Interquartile mean of the scores over test environments and replicas.
         gain: Mean paired difference from the baseline; None for the baseline itself or without pairs.
         improvement: Share of pairs in which the algorithm is better than the baseline; None without pairs.

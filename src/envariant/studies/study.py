@@ -251,7 +251,7 @@ class Study:
 
         Args:
             algorithm: Label of the algorithm.
-            source: Data set, whose default settings are used.
+            source: Data source whose default settings are used.
         """
         declared = self._labeled("algorithms").get(algorithm, algorithm)
         space = SearchSpace(algorithm, declared, self.ranges.get(algorithm, {}))

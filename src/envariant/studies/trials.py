@@ -78,7 +78,7 @@ class SearchSpace:
         """Sample the trials of the algorithm; duplicate trials are left out.
 
         Args:
-            source: Data set, whose default settings are used.
+            source: Data source whose default settings are used.
             seed: Base random seed.
             n_trials: Number of trials; the first has the default settings of the data set.
             lr_range: Largest factor between sampled and default learning rate, at least 1.
@@ -167,7 +167,7 @@ def _located(own: bool, what: str) -> Generator[None]:
 
 
 def _fixed(algorithm: object) -> set[tuple[str, str]]:
-    """Return part and field of the hyperparameters set in parentheses in an algorithm's text."""
+    """Return part and field name of each hyperparameter set in parentheses in an algorithm's text."""
     if not isinstance(algorithm, str):
         return set()
     return {

@@ -17,7 +17,7 @@ _TOLERANCE = 0.05
 
 
 def check_environment_sizes(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that repeating the rows of an environment changes nothing, unless `depends_on_sizes` is declared.
+    """Check that repeated rows of an environment do not change a step, unless `depends_on_sizes` is set.
 
     Gradients and states that depend on random numbers are not compared.
     """

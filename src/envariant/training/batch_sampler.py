@@ -125,7 +125,7 @@ class BatchSampler:
         seeds: Seed of the batch order of each replica.
         batch_size: Rows of each training environment per batch, sampled with replacement. None: all rows.
         augmentation: Augmentation of the inputs. None: no augmentation.
-        dtype: Data type of the inputs of a full batch; equal to the model's, it saves a conversion per step.
+        dtype: Data type of the inputs of a full batch; the data type of the model avoids conversions.
 
     Attributes:
         sizes: Number of rows of each training environment in a batch.

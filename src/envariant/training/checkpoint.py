@@ -64,7 +64,7 @@ class Checkpoint:
         params: Trained parameters by name, `[replicas, *shape]` each.
         buffers: Buffers by name, `[replicas, *shape]` each.
         optimizer: Optimizer state, with PyTorch's names.
-        algorithm: State of the algorithm, a tree of tensors.
+        algorithm: State of the algorithm, as nested mappings of tensors.
         watch: Tensors by name: "metrics" of the last step; "gradient_rms", the root mean square of the
             gradient; and "failed_at", the step at which each replica diverged (−1: no divergence).
         metrics: Names of the columns of `watch["metrics"]`.

@@ -125,7 +125,7 @@ class Evaluator:
 
     @classmethod
     def of_module(cls, module: nn.Module, task: Task, *, adapt: Adapt | None = None) -> "Evaluator":
-        """Return the evaluator of a single module; it computes in the precision of the module's weights.
+        """Return the evaluator of a single module, in the precision of the module's weights.
 
         The result of `logits` has no replica axis.
 
@@ -167,7 +167,9 @@ class Evaluator:
     def logits(
         self, inputs: Shaped[Tensor, "*rows_and_shape"], axis: Axis = None, decode: Decode | None = None
     ) -> Float[Tensor, "*replicas_and_rows"]:
-        """Return the logits `[replicas, rows, *c]`, or `[rows, *c]` for a single module.
+        """Return the logits `[replicas, rows]` or `[replicas, rows, outputs]`.
+
+        For a single module, there is no replica axis.
 
         Args:
             inputs: Rows `[rows, *shape]`, shared by all replicas, or `[replicas, rows, *shape]`.

@@ -154,7 +154,7 @@ def require(needed: float, device: torch.device, what: str, remedy: str) -> None
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory ran out, or that a tensor is too large for any memory."""
+    """Return whether an error reports that memory ran out, or that a tensor is too large for any memory."""
     # PyTorch has no exception class for lack of memory on a CPU.
     texts = (
         "not enough memory",
@@ -170,7 +170,7 @@ def parse(text: str | float | None) -> int | None:
     """Convert an amount of memory such as `8GB` or `512 MiB` to bytes.
 
     Args:
-        text: Amount of memory as text, or a number of bytes. None: no limit; the result is None.
+        text: Amount of memory as text, or a number of bytes. None: not given; the result is None.
 
     Raises:
         EnvariantError: If the text is not an amount of memory.

@@ -12,7 +12,7 @@ from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass, Task
 
 NO_LOGITS = "where logits are expected"
-"""Phrase of every remark on a model whose outputs cannot be logits."""
+"""Phrase that occurs in every remark on a model whose outputs cannot be logits."""
 
 _LOGITS = "logits"
 # Steps of autograd that only move numbers, or limit them.

@@ -311,7 +311,7 @@ class SGD(OptimizerConfig):
 class TorchOptimizer(OptimizerConfig):
     """Configuration of a PyTorch optimizer class, or of `functools.partial` of one.
 
-    One optimizer updates all replicas for classes that are elementwise and linear in the learning rate: SGD,
+    If the update is elementwise and linear in the learning rate, one optimizer updates all replicas: SGD,
     Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam and RAdam, unless `decoupled_weight_decay` is set.
     For other classes, such as ASGD, Adafactor and user-defined ones, each replica has a separate optimizer.
 

@@ -47,7 +47,7 @@ def run(
         source: Data source of all replicas.
         replicas: Number, seeds and unfitted predictor of each replica.
         config: Settings shared by all replicas.
-        resume: Checkpoints of the stored run; replicas that they show as finished are not fitted again.
+        resume: Checkpoints of the stored run. Finished replicas are not fitted again.
 
     Raises:
         EnvariantError: If a predictor does not support the data.

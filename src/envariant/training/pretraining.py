@@ -81,7 +81,7 @@ class Initializer(ABC):
     @property
     @abstractmethod
     def total_steps(self) -> int:
-        """Total number of training steps of all pretrained models."""
+        """Total number of pretraining steps of one replica."""
 
     @abstractmethod
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
@@ -273,7 +273,7 @@ def _is_right(model: Fitted, rows: Environment, task: Task) -> Tensor:
 
 
 def _groups(rows: Environment, right: list[Tensor]) -> list[Environment]:
-    """Return the rows that each model predicts correctly and incorrectly, as non-empty environments."""
+    """Return two environments per model: correctly and incorrectly predicted rows. Leave out empty ones."""
     return [
         rows.select(selected.nonzero().flatten(), name=f"{word} {k + 1}")
         for k, is_right in enumerate(right)
@@ -316,7 +316,7 @@ def prepared(
         replica: Replica without pretraining.
         source: Data source of the replica.
         config: Settings of the run.
-        initializer: Pretraining of the initial weights. None: initial weights are random.
+        initializer: Pretraining of the initial weights. None: no pretraining of weights.
         on_progress: Called after every pretraining step with the number of the replica, the number of steps
             made and the total number of steps.
     """

@@ -134,7 +134,7 @@ class _SweepProgress:
 
 
 def ignore(run: int, done: int, of: int) -> None:
-    """Ignore a progress report; the callback used if no progress is shown."""
+    """Do nothing; default for callbacks that report progress."""
     del run, done, of
 
 

@@ -162,7 +162,7 @@ class Record:
 
 
 def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[EnvironmentRecord, ...]:
-    """Return the name, role, size and constant loss of each environment for a record.
+    """Return an `EnvironmentRecord` for each environment.
 
     Args:
         sample: Environments of the first replica.

@@ -210,7 +210,7 @@ class ReplicaStack:
         return tuple(rows)
 
     def measured_at_once(self, replicas: int) -> float:
-        """Return the size of an evaluation block of all replicas, as a multiple of the largest environment.
+        """Return the rows in an evaluation block of all replicas, relative to those of the largest environment.
 
         Args:
             replicas: Number of replicas.
@@ -218,7 +218,9 @@ class ReplicaStack:
         return replicas / len(self.network.blocks(max(self._rows.sizes.values()), replicas))
 
     def outputs(self, inputs: Tensor) -> Float[Tensor, "replicas rows *c"]:
-        """Return the logits of each replica for the same rows, `[replicas, rows, *c]`.
+        """Return the logits of each replica for the same rows.
+
+        The shape is `[replicas, rows]` or `[replicas, rows, outputs]`.
 
         Args:
             inputs: Rows in the storage format of the environments, `[rows, *shape]`.

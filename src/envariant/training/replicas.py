@@ -62,7 +62,7 @@ class Start:
     """Result of pretraining: initial weights and inferred environments.
 
     Attributes:
-        params: Pretrained parameters and buffers by name; all other parameters are initialized at random.
+        params: Pretrained parameters and buffers by name; other parameters keep their initial values.
         environments: Inferred training environments. None: the training environments of the data.
     """
 

@@ -366,7 +366,7 @@ def _rate(rate: object, steps: int) -> float | Schedule:
 
 
 def algorithm_identity(requested: object) -> str:
-    """Return a text that is equal for algorithms with equal computations, for hashing.
+    """Return text for hashing, equal for algorithms that perform the same computations.
 
     Raises:
         EnvariantError: If the algorithm is unknown, or has a setting that cannot be compared by content.

@@ -160,7 +160,7 @@ def run(
 
 
 def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[ResolvedRun]:
-    """Resolve each distinct set of options once.
+    """Resolve the options of all members; each distinct set of options is resolved once.
 
     Raises:
         EnvariantError: If the options differ in more than hyperparameters, learning rate and seeds.

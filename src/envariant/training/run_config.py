@@ -31,7 +31,7 @@ class RunConfig:
         optimizer: Configuration of the optimizer.
         steps: Number of updates of each replica.
         batch_size: Rows of each training environment per step, sampled with replacement. None: all rows.
-        evaluate_every: Steps between evaluations; the first and the last step are always evaluated.
+        evaluate_every: Steps between evaluations; there is one before the first and one after the last step.
         precision: "auto", "float32", "bfloat16" or "tf32".
         augmentation: Augmentation of training inputs. None: no augmentation.
         test: Names of the test environments. None: the default test environments of the data set.

@@ -6,10 +6,10 @@ from envariant.predictors import Predictor
 from envariant.training.optimizers import OptimizerConfig
 
 IDLE = "only after this run of"
-"""Phrase of every remark on a schedule without effect within the run."""
+"""Phrase that occurs in every remark on a schedule without effect within the run."""
 
 SCALED = "is suggested for"
-"""Phrase of every remark on a suggested schedule that was scaled to the run."""
+"""Phrase that occurs in every remark on a suggested schedule that was scaled to the run."""
 
 
 def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from envariant.core.schedules import Schedule
 
 @final
 class ScheduleTable:
-    """Table of hyperparameters or learning rates, constants or schedules, with one row per replica.
+    """Table of hyperparameters or learning rates, constant or scheduled, with one row per replica.
 
     Args:
         rows: One row of numbers or schedules per replica; all rows have the same length.

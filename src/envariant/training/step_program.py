@@ -228,7 +228,7 @@ def _without_idle_casts(recorded: GraphModule) -> GraphModule:
 
 
 def _compiling(step: Function, inputs: StepInputs) -> tuple[Any, ...]:
-    """Call a compiled step; the first call compiles it, which needs a C++ compiler."""
+    """Call a compiled step. The first call compiles the step, which needs a C++ compiler."""
     try:
         return step(*inputs)
     except torch.OutOfMemoryError:
@@ -271,7 +271,7 @@ def _each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def _chosen(alive: Tensor, new: Any, old: Any) -> Any:
-    """Return the new values of active replicas and the old values of diverged replicas."""
+    """Return the new values of replicas that have not diverged, and the old values of the others."""
     if isinstance(new, Tensor):
         return torch.where(alive.view(-1, *(1,) * (new.dim() - 1)), new, old)
     return {key: _chosen(alive, value, old[key]) for key, value in new.items()}

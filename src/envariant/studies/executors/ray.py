@@ -1,4 +1,4 @@
-"""Train the runs of a study on a Ray cluster; only this process writes to the store.
+"""Train the runs of a study on a Ray cluster; only the calling process writes to the store.
 
 If a worker dies, its job is restarted on another node with the same results. The results of a job are stored
 when the whole job has finished.

@@ -23,7 +23,7 @@ class SelectedRun:
         validation: Mean score on the validation rows of the training environments.
         test: Mean score over test environments.
         test_worst: Score in the worst test environment.
-        p_value: P-value of the invariance test; None if it was not run.
+        p_value: P-value of the invariance test; None if there was no test.
         remark: Comment of the rule on the selection, or "".
     """
 
@@ -163,7 +163,7 @@ def best(candidates: pd.DataFrame, column: str) -> Any:
 
 
 def signed(table: pd.DataFrame, scores: "pd.Series[float]") -> "pd.Series[float]":
-    """Return scores, negated in rows where lower is better, so that the highest is the best."""
+    """Return scores, negated in rows where lower is better, so that higher is always better."""
     return scores * (2 * table["higher_is_better"].fillna(1).astype(float) - 1)
 
 

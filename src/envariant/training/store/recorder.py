@@ -24,7 +24,7 @@ CHECKPOINT_INTERVAL_S = 10.0
 
 @final
 class Recorder:
-    """Recorder of one job of a store; locks the job for this process.
+    """Recorder of one job of a store; the job is locked for this process.
 
     Args:
         store: Store of the job.

@@ -290,9 +290,9 @@ class Linear(Schedule):
 @final
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """Polynomial schedule: `before` until step `after`, then k·t^p for step t, clipped to ±`CAP`.
+    """Polynomial schedule: `before` until step `after`, then k·t^p at step t, clipped to ±`CAP`.
 
-    In the course report (`sjtu-2023`), the coefficient is 1 before the annealing step and k·t^p afterwards.
+    The course report (`sjtu-2023`) uses this schedule, with `before` = 1, for the penalty coefficient.
     """
 
     name: ClassVar[str] = "poly"
@@ -315,9 +315,9 @@ class Polynomial(Schedule):
 @final
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """Exponential schedule: `before` until step `after`, then start·factor^(t − after), clipped to ±`CAP`.
+    """Exponential schedule: `before` until step `after`, then start·factor^(t − after) at step t.
 
-    Without the cap, a factor of 1.1 overflows float32 after about 930 steps.
+    Values are clipped to ±`CAP`. Without the cap, a factor of 1.1 overflows float32 after about 930 steps.
     """
 
     name: ClassVar[str] = "exp"

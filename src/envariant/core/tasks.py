@@ -316,7 +316,7 @@ class Regression(Task):
 
 
 def _content(value: Any) -> str:
-    """Return the values of a tensor, the source of a class or function, or the text of another value."""
+    """Return a value as text for hashing: values of a tensor, source code of a class, `repr` of others."""
     if isinstance(value, Tensor):
         return str(value.tolist())
     try:

@@ -144,7 +144,7 @@ class StackedOptimizer:
 
 @final
 class _SharedRule:
-    """One optimizer for the whole matrix of parameters."""
+    """One optimizer for all replicas, for the whole matrix of parameters."""
 
     def __init__(self, config: OptimizerConfig, params: Tensor) -> None:
         self._params, self._moved = params, torch.zeros_like(params)
@@ -169,7 +169,7 @@ class _SharedRule:
 
 @final
 class _SeparateRules:
-    """One optimizer per replica; its parameters are views of that replica's row."""
+    """One optimizer per replica, for the parameters in one row of the matrix."""
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class RunProgress:
         self._pretraining: TaskID | None = None
 
     def pretraining(self, replica: int, done: int, of: int) -> None:
-        """Show that `done` of `of` pretraining steps of a replica are finished."""
+        """Show how many pretraining steps of a replica are finished (`done`), of all steps (`of`)."""
         if self._pretraining is None:
             self._pretraining = self._bars.add_task("pretraining", total=of, scores="")
         self._bars.update(self._pretraining, completed=done, scores=f"replica {replica}")

@@ -210,7 +210,7 @@ class ReplicaStack:
         return tuple(rows)
 
     def measured_at_once(self, replicas: int) -> float:
-        """Return the rows in an evaluation block of all replicas, relative to those of the largest environment.
+        """Return the rows per evaluation block, over all replicas, relative to the largest environment.
 
         Args:
             replicas: Number of replicas.

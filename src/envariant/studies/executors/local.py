@@ -170,7 +170,7 @@ def _apart(folder: Path, plan: _Plan, threads: int) -> None:
 
 
 def _train_if_free(store: Store, job: int, plan: _Plan, on_progress: ProgressCallback) -> bool:
-    """Train a job if no other process is training the job; return whether that was the case."""
+    """Train a job and return True; return False if another process trains the job or time is over."""
     recorder = None if plan.is_over else Recorder.open(store, job, lambda r: compared_in(plan.study, r))
     if recorder is None:
         return False

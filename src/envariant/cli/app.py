@@ -138,7 +138,7 @@ def _check_working_directory() -> None:
 
 
 def _discard_output() -> None:
-    """Discard output that cannot be written, which Python would otherwise try to write again at its end."""
+    """Discard output that cannot be written; otherwise, Python tries again when the process ends."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -82,7 +82,7 @@ def replacing(path: Path, remedy: str = "") -> Generator[Path]:
 
     The folder is created if necessary. Other processes may read or write `path` at the same time. If the
     block fails, `path` is unchanged and the temporary file is removed; if the process is killed, the next
-    process that writes `path` removes it.
+    process that writes `path` removes the temporary file.
 
     Args:
         path: File to write.

@@ -60,7 +60,7 @@ class Study:
             "each-and-pairs": also each pair, for leave-one-domain-out selection; or lists of names.
         holdout_fraction: Share of every training environment's rows kept for validation, in (0, 1).
         lr_range: Factor r ≥ 1 of the learning-rate search: log-uniform in [η/r, η·r], where η is the default
-            learning rate; 1 fixes it at η.
+            learning rate. With r = 1, the learning rate is η.
         ranges: Search ranges by algorithm and hyperparameter (or `learning_rate`), instead of the ranges of
             the algorithm: a list of values, or text such as `loguniform(1e2, 1e6)`.
         seed: Base random seed of trials and replicas.

@@ -1,7 +1,7 @@
 """Trials: hyperparameters and learning rates sampled from the search ranges of an algorithm.
 
 A trial depends only on the seed, the algorithm and the trial number, so adding trials does not change earlier
-ones.
+trials.
 """
 
 import hashlib

@@ -382,7 +382,7 @@ def _plain_recurrent_kernels(rounding: torch.autocast) -> Generator[None]:
     """Disable the fast kernels of recurrent layers, which have no derivatives under `torch.func`.
 
     Args:
-        rounding: Context manager that sets the precision of matrix products; it is entered as well.
+        rounding: Context manager that sets the precision of matrix products, entered at the same time.
     """
     # The context manager of oneDNN's flags also sets its precision, with a warning.
     set_flags: Any = torch.backends.mkldnn.set_flags

@@ -138,7 +138,7 @@ class StackedOptimizer:
         return self._rule.state()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the optimizer state returned by `state`; an empty mapping clears it."""
+        """Restore the optimizer state returned by `state`; an empty mapping clears the state."""
         self._rule.load(state)
 
 

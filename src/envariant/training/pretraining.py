@@ -273,7 +273,7 @@ def _is_right(model: Fitted, rows: Environment, task: Task) -> Tensor:
 
 
 def _groups(rows: Environment, right: list[Tensor]) -> list[Environment]:
-    """Return two environments per model: correctly and incorrectly predicted rows. Leave out empty ones."""
+    """Return each model's correctly and incorrectly predicted rows as environments, if not empty."""
     return [
         rows.select(selected.nonzero().flatten(), name=f"{word} {k + 1}")
         for k, is_right in enumerate(right)
@@ -373,7 +373,7 @@ def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = l
 def _inferred(
     environments: EnvironmentSet, inference: EnvironmentInference, fit: Fit, steps: int
 ) -> EnvironmentSet:
-    """Divide the rows of all environments into new ones, by the predictions of a reference model."""
+    """Divide all rows into new environments, based on the predictions of a reference model."""
     erm = Composition(PooledMean(), l2=inference.reference_l2)
     reference, pooled = fit(environments, erm, inference.reference_steps or steps), _pooled(environments)
     logits = reference.logits(pooled.input_store.gather())

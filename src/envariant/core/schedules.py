@@ -381,7 +381,7 @@ def _scales(point: int | Percent, old: int) -> bool:
 
 
 def _each(points: Any, old: int, new: int) -> Any:
-    """Convert switch points in a run of `old` steps to shares of the run; `resolve(new)` undoes this."""
+    """Convert step numbers in a run of `old` steps to shares of the run, for a new run of `new` steps."""
     if isinstance(points, tuple):
         return tuple(_each(point, old, new) for point in cast("tuple[Any, ...]", points))
     if not _scales(points, old):

@@ -145,7 +145,7 @@ def _parts(output: object) -> dict[str, object]:
 
 
 def _within_unit_interval(module: nn.Module, task: Task, input_shape: Sequence[int]) -> bool:
-    """Return whether the outputs for large random inputs are probabilities.
+    """Return whether the outputs of a module for large random inputs are probabilities.
 
     One output per row must lie in [0, 1]; several must also add up to 1.
     """

@@ -13,7 +13,7 @@ from envariant.core.environments import EnvironmentBatch
 @final
 @dataclass(frozen=True, eq=False)
 class PaddedBatch:
-    """Rows of every environment, padded with zeros to the size of the largest.
+    """Rows of every environment, padded with zeros to the size of the largest environment.
 
     Attributes:
         inputs: Inputs `[environments, rows, *input_shape]`.

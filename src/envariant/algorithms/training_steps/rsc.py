@@ -20,11 +20,11 @@ from envariant.core.tasks import Binary, Multiclass, Task
 class RSC(TrainingStep):
     """R of head(h ∘ mask), representation self-challenging. Huang et al. 2020, algorithm 1.
 
-    u_i is the gradient of the true class's logit with respect to the features of row i. In each row, the
-    features with the largest entries of u_i are set to 0; `features` is their share. Masks apply only to the
-    rows whose probability of the true class decreases most; `rows` is their share of the batch. Masks have no
-    gradient.
-    Only feature vectors are masked; the paper also masks spatial positions.
+    R is the risk of the head on masked features h. u_i is the gradient of the true class's logit with respect
+    to the features of row i. In each row, the features with the largest entries of u_i are set to 0;
+    `features` is their share. Masks apply only to the rows whose probability of the true class decreases
+    most; `rows` is their share of the batch. Masks have no gradient. Only feature vectors are masked; the
+    paper also masks spatial positions.
 
     Attributes:
         features: Share of features to mask, in [0, 1].

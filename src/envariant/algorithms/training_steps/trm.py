@@ -24,12 +24,13 @@ _INNER_RATE, _TERMS, _BOUND = 0.1, 10, 10.0
 class TRM(TrainingStep):
     """R + (1/E) Σ_Q [P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩], P_Q = Σ_{i≠Q} α_Qi·R_i(w_Q). Xu & Jaakkola 2021.
 
-    Every environment Q has a linear head w_Q, fitted by gradient descent on fixed features before each step.
-    P_Q is the weighted risk of w_Q in other environments; large risks increase their weights α. The last term
-    accounts for the change of the optimal w_Q with the features; the inverse Hessian H_Q⁻¹ is approximated by
-    a Neumann series. The first `warm_up` steps are ERM. Featurizer and head have separate Adam optimizers;
-    `l2` does not apply to the heads w_Q. The released code has two slips: its series doubles the second term
-    and drops the first, and its weights grow by exp(η·α_Qi·R_i) instead of exp(η·R_i). Here the series is
+    R is the risk, and R_i the risk of environment i. Every environment Q has a linear head w_Q, fitted by
+    gradient descent on fixed features before each step. P_Q is the weighted risk of w_Q in other
+    environments; large risks increase their weights α. ∂ is the derivative by w_Q. The last term accounts for
+    the change of the optimal w_Q with the features; the inverse Hessian H_Q⁻¹ of R_Q is approximated by a
+    Neumann series. The first `warm_up` steps are ERM. Featurizer and head have separate Adam optimizers; `l2`
+    does not apply to the heads w_Q. The released code has two errors: its series doubles the second term and
+    drops the first, and its weights grow by exp(η·α_Qi·R_i) instead of exp(η·R_i). Here the series is
     correct, and the weights grow as in the released code.
 
     Attributes:
@@ -152,7 +153,7 @@ class _Heads:
 
 
 def descended(risk: Callable[[Parameters], Tensor], head: Parameters) -> dict[str, Tensor]:
-    """Return a head after one step of gradient descent."""
+    """Return a head after one step of gradient descent on a risk."""
     slope = grad(risk)(head)
     return {name: value - _INNER_RATE * slope[name] for name, value in head.items()}
 

@@ -68,10 +68,11 @@ def pool_estimates(
 ) -> PooledEstimate:
     """Pool estimates of E environments and predict the true value in the next environment.
 
-    μ̂ = Σ w_e θ_e / Σ w_e with w_e = 1 / (s_e² + τ²). Confidence interval: μ̂ ± t_{E−1} s with
-    s² = max(1, Σ w_e (θ_e − μ̂)² / (E−1)) / Σ w_e (Hartung & Knapp 2001, with the lower bound of Röver, Knapp
-    & Friede 2015). Prediction interval: μ̂ ± t_{E−2} √(τ² + 1/Σ w_e) (Higgins, Thompson & Spiegelhalter 2009,
-    eq. 12), which assumes that environments are a random sample of a population of environments.
+    The mean is μ̂ = Σ w_e θ_e / Σ w_e with w_e = 1 / (s_e² + τ²), where τ² is the variance between
+    environments. The confidence interval is μ̂ ± t_{E−1} s with s² = max(1, Σ w_e (θ_e − μ̂)² / (E−1)) / Σ w_e
+    (Hartung & Knapp 2001, with the lower bound of Röver, Knapp & Friede 2015). The prediction interval is
+    μ̂ ± t_{E−2} √(τ² + 1/Σ w_e) (Higgins, Thompson & Spiegelhalter 2009, eq. 12); it assumes that environments
+    are a random sample of a population. t_k is the quantile of Student's t with k degrees of freedom.
 
     Args:
         estimates: Estimate θ_e of each environment, `[environments]`.
@@ -136,7 +137,7 @@ def _dersimonian_laird(theta: Array, variances: Array) -> float:
 
 
 def _paule_mandel(theta: Array, variances: Array) -> float:
-    """Return the τ² with Σ w (θ − μ̂)² = E − 1, or 0 if there is none; the sum decreases with τ²."""
+    """Return the solution τ² of Σ w (θ − μ̂)² = E − 1, or 0 if there is none; the sum decreases with τ²."""
 
     def excess(between: float) -> float:
         return _weighted(theta, variances, between)[1] - (len(theta) - 1)

@@ -20,7 +20,7 @@ class Claim:
     """Claim of the publication, tested by the reproduction.
 
     Attributes:
-        text: The claim as a sentence.
+        text: Claim as a sentence.
         holds: Whether the results support the claim.
         numbers: Results from which `holds` is computed, as text.
     """
@@ -79,10 +79,10 @@ class Section:
     """Section of a reproduction.
 
     Attributes:
-        name: Id on the page and on the command line.
-        title: Heading.
+        name: Identifier on the page and on the command line.
+        title: Heading of the section.
         statement: Summary of the publication's statements.
-        find: Function that trains with a runner and yields the findings.
+        find: Function that trains the runs with a runner and yields the findings.
     """
 
     name: str
@@ -112,11 +112,11 @@ class Reproduction:
 
 
 def section(name: str, title: str) -> Callable[[Callable[[Runner], Iterator[Finding]]], Section]:
-    """Decorate a function as a section; its docstring becomes the section's statement.
+    """Return a decorator that turns a function into a section; the docstring becomes the statement.
 
     Args:
-        name: Id on the page and on the command line.
-        title: Heading.
+        name: Identifier on the page and on the command line.
+        title: Heading of the section.
     """
 
     def decorate(find: Callable[[Runner], Iterator[Finding]]) -> Section:

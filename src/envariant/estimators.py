@@ -180,7 +180,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         """Return the task, the encoded targets `[rows]`, and the fitted attributes used for prediction."""
 
     def _settings(self, environments: int, *, labeled: bool) -> dict[str, Any]:
-        """Return algorithm, hyperparameters and model for training; ERM if `fit` received no environments."""
+        """Return the settings for training; ERM replaces an algorithm whose environments are missing."""
         settings: dict[str, Any] = {
             "algorithm": self.algorithm,
             "hyperparameters": _mapping(self.hyperparameters or {}),

@@ -1,4 +1,4 @@
-"""Algorithm composed of parts: any risk aggregator with any penalties and any gradient aggregator.
+"""Algorithms composed of any risk aggregator, any penalties and any gradient aggregator.
 
 A penalty on all environments together, such as the variance of their risks, can be combined with an
 aggregator that needs one gradient per environment, such as AND-mask. By the chain rule, the gradient of the
@@ -115,7 +115,7 @@ class Composition(Algorithm):
         specs.validate(self, only=("l2", "normalize_loss"))
 
     def __add__(self, other: object) -> "Composition":
-        """Compose two algorithms from all their penalties, and from those other parts that are not defaults.
+        """Return the composition of all penalties and of all other non-default parts of two algorithms.
 
         Raises:
             EnvariantError: If both algorithms have a penalty of the same name, both set the same field (such
@@ -414,7 +414,7 @@ def _summed(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _largest(factors: Sequence[float | Tensor]) -> Any:
-    """Return the largest factor, whether factors are numbers or, in a replica stack, tensors."""
+    """Return the largest of several factors, which are numbers or, in a replica stack, tensors."""
     largest: Any = max(factor for factor in factors if not isinstance(factor, Tensor))
     for factor in factors:
         if isinstance(factor, Tensor):

@@ -23,7 +23,7 @@ Number = Schedule | float
 
 
 def numbers(algorithm: object) -> tuple[Number, ...]:
-    """Return all numeric hyperparameters of an algorithm, part by part in field order."""
+    """Return all numeric hyperparameters of an algorithm, in the order of its parts and their fields."""
     return tuple(_numbers(algorithm))
 
 

@@ -67,7 +67,7 @@ def fit_logistic(
 
 
 def logistic_loss(logits: Array, labels: Array) -> Array:
-    """Return −log p(y) of each row, `[..., rows]`.
+    """Return the logistic loss of each row, `[..., rows]`: −log of the probability of the true class.
 
     Args:
         logits: Logits relative to the first class, `[..., rows, classes − 1]`.
@@ -117,7 +117,7 @@ def checked_scores(
 
 
 def recalibration_design(logits: Array) -> Array:
-    """Return the design for `fit_logistic` of one intercept per class except the first, and one slope."""
+    """Return the design for `fit_logistic` with one intercept per class except the first, and one slope."""
     intercepts = np.broadcast_to(np.eye(logits.shape[1]), (*logits.shape, logits.shape[1]))
     return np.concatenate([intercepts, logits[..., None]], axis=2)
 
@@ -132,7 +132,7 @@ def _log_normalizer(logits: Array) -> Array:
 def _fit(
     design: Array, labels: Array, w: Array, offset: Array | float, center: Array, precision: Array
 ) -> tuple[Array, Array]:
-    """Fit one chunk of weightings."""
+    """Return coefficients and information for some of the weightings; see `fit_logistic`."""
     n, k, p = design.shape
     flat = design.reshape(n * k, p)
     outer = (flat[:, :, None] * flat[:, None, :]).reshape(n * k, p * p)

@@ -1,4 +1,7 @@
-"""Permutation tests of equal means between environments, within strata, corrected over environments."""
+"""Permutation tests of whether means differ between environments.
+
+Rows are permuted within strata, such as classes, and p-values are corrected over environments.
+"""
 
 from collections.abc import Callable
 

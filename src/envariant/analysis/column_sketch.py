@@ -150,7 +150,7 @@ class Sketch:
         return {n: count for n, count in zip(categories, counts, strict=True) if count and n not in known}
 
     def recognized(self, categories: Sequence[str]) -> tuple[str, ...]:
-        """Return category names as written in the training data, such as 3 for 3.0."""
+        """Return category names in the spelling of the training data, such as 3 for 3.0."""
         known = set(self.categories)
         return tuple(name if name in known else _training_spelling(name, known) for name in categories)
 

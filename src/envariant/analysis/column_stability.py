@@ -181,7 +181,7 @@ def _slope(x: Array, y: Array) -> tuple[float, float]:
 
 
 def _standardized(values: Sequence[Array], targets: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-    """Center columns and targets within environments, and divide by the within-environment deviation."""
+    """Center columns and targets in each environment, and divide by the deviations from `_scale`."""
     x, y = ([part - part.mean(axis=0) for part in parts] for parts in (values, targets))
     x_scale, y_scale = _scale(x), _scale(y)
     return [part / x_scale for part in x], [part / y_scale for part in y]

@@ -94,7 +94,7 @@ class Shift:
 @final
 @dataclass(frozen=True)
 class ShiftEstimate:
-    """The four measures of a `Shift`, estimated in one trial."""
+    """Estimates of the four measures of a `Shift` in one trial."""
 
     diversity: float
     correlation: float

@@ -198,7 +198,7 @@ def expected_confusion(probabilities: ArrayLike, threshold: float = 0.5) -> Expe
 def agreement_on_the_line(
     source_accuracies: ArrayLike, source_predictions: ArrayLike, target_predictions: ArrayLike
 ) -> tuple[AccuracyEstimate, ...]:
-    """Estimate the accuracy of several models from how often they agree (ALine-D; Baek et al. 2022).
+    """Estimate the accuracies of several models from their agreement (ALine-D; Baek et al. 2022).
 
     x_ij and y_ij are the probits of the agreement of models i and j in source and target; all pairs lie on a
     line y = b + m x. Least squares of ½ (w_i + w_j) = y_ij + m (½ (Φ⁻¹acc_i + Φ⁻¹acc_j) − x_ij), with source

@@ -24,7 +24,7 @@ _TABLES = 2000
 @final
 @dataclass(frozen=True)
 class PriorEstimate:
-    """Class shares of rows without labels.
+    """Estimated class shares of rows without labels.
 
     Attributes:
         shares: Estimated share of each class.

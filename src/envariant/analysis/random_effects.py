@@ -130,7 +130,7 @@ def _weighted(theta: Array, variances: Array, between: float) -> tuple[float, fl
 
 
 def _dersimonian_laird(theta: Array, variances: Array) -> float:
-    """Return τ² = max(0, (Q − (E−1)) / (Σw − Σw²/Σw)) with w = 1/s²."""
+    """Return τ² = max(0, (Q − (E−1)) / (Σw − Σw²/Σw)) with Cochran's Q, E environments and w = 1/s²."""
     weights = 1 / variances
     scale = weights.sum() - (weights**2).sum() / weights.sum()
     return max(0.0, float((_weighted(theta, variances, 0.0)[1] - (len(theta) - 1)) / scale))

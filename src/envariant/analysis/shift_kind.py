@@ -136,7 +136,7 @@ def name_shifts(
 def _kinds(
     label: float, inputs: float, inputs_given_label: float, intercept: float, slopes: float, *, level: float
 ) -> tuple[Kind, ...]:
-    """Return the kinds of shift that the p-values show."""
+    """Derive the kinds of shift from the p-values of the five tests."""
     # Two tests open the sequence, each at half the level; the others only say which kind it is.
     if inputs_given_label > level / 2:
         if label > level / 2:

@@ -1,4 +1,4 @@
-"""Training-domain validation: a share of the rows of every training environment is held out.
+"""Data source for training-domain validation: a share of the rows of each training environment is held out.
 
 The held-out rows become validation environments.
 """

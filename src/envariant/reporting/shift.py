@@ -62,7 +62,7 @@ def plane(shifts: Sequence[Shift]) -> Figure:
 
 
 def can_be_ordered(results: Sequence[TrainingResult]) -> bool:
-    """Return whether all runs have the same environments, at least three with names that end in a number."""
+    """Return whether all runs have the same environments, and at least three names end in a number."""
     roles = results[0].record.roles if results else {}
     _, positions = _numbered(roles)
     return len(positions) >= _FEWEST_POINTS and all(result.record.roles == roles for result in results)
@@ -115,7 +115,7 @@ def _numbered(names: Iterable[str]) -> tuple[str, dict[float, str]]:
 
 
 def shift_table(shifts: Mapping[str, Shift], label: str, note: str) -> TextTable:
-    """Return a table with one row per pair of groups: the mean of each shift measure over trials.
+    """Return a table of shift measures, one row per pair of groups; each measure is a mean over trials.
 
     Args:
         shifts: Measured shifts, by name of the pair.

@@ -16,7 +16,7 @@ NONE = "–"
 @final
 @dataclass(frozen=True)
 class TextTable:
-    """Table of text whose first column names the rows.
+    """Table with cells of text, whose first column contains the names of the rows.
 
     Attributes:
         header: Name of each column.

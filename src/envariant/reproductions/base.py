@@ -38,7 +38,7 @@ class Claim:
 @final
 @dataclass(frozen=True)
 class CaptionedFigure:
-    """Figure of a section, with its caption.
+    """Figure with a caption in a section.
 
     Attributes:
         name: Base name of the figure's files, unique within the section.
@@ -56,7 +56,7 @@ class CaptionedFigure:
 @final
 @dataclass(frozen=True)
 class CaptionedTable:
-    """Table of a section, with its caption.
+    """Table with a caption in a section.
 
     Attributes:
         name: Base name of the table's file, unique within the section.
@@ -76,7 +76,7 @@ Finding = Claim | CaptionedFigure | CaptionedTable | str
 @final
 @dataclass(frozen=True)
 class Section:
-    """Section of a reproduction.
+    """Section of a reproduction, which tests some of the publication's claims.
 
     Attributes:
         name: Identifier on the page and on the command line.

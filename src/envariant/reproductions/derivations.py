@@ -149,7 +149,7 @@ class Hessians:
 
     Attributes:
         size: Length of each diagonal.
-        ratio: Larger divided by smaller of two corresponding entries, as geometric mean over entries.
+        ratio: Geometric mean over entries of the larger divided by the smaller entry.
         both: Determinant of H_A∧B, the entrywise geometric mean.
         mean: Determinant of H_A+B, the entrywise arithmetic mean.
     """

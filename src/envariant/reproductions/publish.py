@@ -67,7 +67,7 @@ def perform(
     mnist: Path | None = None,
     report: Callable[[str], None] = lambda _line: None,
 ) -> Iterator[SectionResult]:
-    """Run the requested sections in order, and write the page after each.
+    """Run the requested sections in order, and write the pages after each section.
 
     Args:
         reproduction: Reproduction to run.

@@ -47,13 +47,13 @@ class Run:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def but(self, **settings: Any) -> "Run":
-        """Return a copy with some settings changed."""
+        """Return a copy of the run with some settings changed."""
         return replace(self, settings={**self.settings, **settings})
 
 
 @final
 class Runner:
-    """Trainer of the runs of a reproduction, which stores and reuses them.
+    """Object that trains the runs of a reproduction, stores them, and reuses stored runs.
 
     Args:
         folder: Folder of the runs.
@@ -90,7 +90,7 @@ class Runner:
         return self.pick(quick=2, full=5)
 
     def source(self, data: str) -> EnvironmentSource:
-        """Return the data set with a given name; MNIST files are read from the runner's folder."""
+        """Return the data source with a given name, such as `colored-mnist:thirds`."""
         return sources.source(data, folder=self.mnist)
 
     def train(self, run: Run) -> TrainingResult:

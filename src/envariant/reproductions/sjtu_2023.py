@@ -64,7 +64,7 @@ def _lenet(runner: Runner, **settings: Any) -> Run:
 
 
 def _mlp(runner: Runner, algorithm: str, **settings: Any) -> Run:
-    """Return an MLP run with data, full batches, learning rate and L2 coefficient of the IRM paper."""
+    """Return a run of an MLP with the data, full batches, learning rate and L2 weight of the IRM paper."""
     model = runner.pick(quick="mlp(hidden=64)", full="mlp(hidden=128)")
     return Run(PAPER, algorithm, {"model": model, "steps": STEPS, **settings})
 
@@ -518,7 +518,7 @@ def and_mask(runner: Runner) -> Iterator[Finding]:
 
 
 def _mask_example() -> Iterator[Finding]:
-    """Yield the report's example of AND-mask, and a check of its inequality for determinants."""
+    """Yield the report's example of AND-mask, and a check of the report's inequality for determinants."""
     example = derivations.worked_example()
     header = ("entry", "M₁", "M₂", "M₃", "mean sign", "mask by hand", "kept by the library")
     title = f"The report's 3×3 example, τ = {derivations.EXAMPLE_THRESHOLD:g}"

@@ -59,7 +59,7 @@ def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tenso
 
 
 def kernel(rows: Float[Tensor, "rows width"], gammas: Sequence[float] = WIDE) -> Float[Tensor, "rows rows"]:
-    """Return Σ_γ exp(−γ·‖a − b‖²) for every pair of rows: a sum over γ, as in DomainBed, not a mean."""
+    """Return the kernel Σ_γ exp(−γ·‖a − b‖²) of every pair of rows a and b, a sum over γ as in DomainBed."""
     if rows.shape[1] == 1:
         # In one dimension, direct differences cost no more and are more accurate.
         distances = (rows - rows.T).square()

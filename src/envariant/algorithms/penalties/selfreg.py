@@ -83,7 +83,7 @@ class SelfReg(Penalty):
 
 
 def partner_of_same(targets: Tensor, order: Tensor) -> Tensor:
-    """Return a random partner with the same target for each row: a permutation within every class.
+    """Return a random partner with the same target for each row, by a permutation within every class.
 
     Args:
         targets: Targets `[rows]`.

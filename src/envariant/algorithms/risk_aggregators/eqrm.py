@@ -72,7 +72,7 @@ class EQRM(RiskAggregator):
         return torch.where(apart, surrogate, risks.mean())
 
     def _value_and_slopes(self, risks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k, and ∂k/∂R_e `[environments]`."""
+        """Return the quantile k of the risks R_e, and its derivatives ∂k/∂R_e `[environments]`."""
         environments = len(risks)
         spread = risks.std()
         tiny = torch.finfo(risks.dtype).tiny

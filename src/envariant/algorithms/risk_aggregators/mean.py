@@ -25,7 +25,7 @@ class MeanRisk(RiskAggregator):
 @final
 @dataclass(frozen=True)
 class PooledMean(RiskAggregator):
-    """Σ_e (n_e/n)·R_e, where environment e with risk R_e contains n_e of all n training rows.
+    """Σ_e (n_e/n)·R_e, the risks weighted by the number of training rows n_e of each environment e.
 
     With full batches this is the mean loss of the batch. Minibatches contain equally many rows of each
     environment, so losses are weighted by the environment's number of training rows. With any batch size, the

@@ -1,4 +1,4 @@
-"""Worst-case risk, which risk interpolation minimizes."""
+"""Worst-case risk, the objective of risk interpolation."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final

@@ -82,7 +82,7 @@ def where(condition: Tensor, first: Any, second: Any) -> Any:
 
 
 def part(params: Parameters, *prefixes: str) -> dict[str, Tensor]:
-    """Return the parameters whose names begin with one of the prefixes and a dot."""
+    """Return the parameters of the networks with the given names, which are prefixes of parameter names."""
     return {k: v for k, v in params.items() if k.split(".")[0] in prefixes}
 
 

@@ -129,11 +129,11 @@ class DANN(TrainingStep):
 
 
 def class_weights(targets: Tensor, weights: Tensor, classes: int) -> Tensor:
-    """Return weights `[rows]` that sum to 1/C' in every class present, with C' = largest target + 1.
+    """Return row weights `[rows]` that sum to 1/C' in every class of the batch; C' is the largest target + 1.
 
     Args:
         targets: Classes `[rows]`.
-        weights: Weights of the rows within their class, up to a factor `[rows]`.
+        weights: Relative weights of the rows within their class, `[rows]`.
         classes: Number of classes.
     """
     of_class = targets[:, None] == torch.arange(classes, device=targets.device)

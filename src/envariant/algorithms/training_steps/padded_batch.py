@@ -1,4 +1,4 @@
-"""Batch as a padded array, so that environments of different sizes can be permuted and paired."""
+"""Padded batches, in which environments of different sizes can be permuted and paired."""
 
 from dataclasses import dataclass
 from typing import final

@@ -123,7 +123,14 @@ class _Heads:
         return task.losses(task.logits(self.model.network(_head(q), head, features)), targets).mean()
 
     def fitted(self, q: int, head: Parameters, features: Tensor, steps: int) -> Parameters:
-        """Return w_q after gradient descent on R_q."""
+        """Return w_q after gradient descent on R_q.
+
+        Args:
+            q: Number of the environment.
+            head: Parameters of w_q before the descent.
+            features: Features of the rows of environment q.
+            steps: Number of steps.
+        """
         for _ in range(steps):
             head = descended(lambda head: self.risk(q, head, q, features), head)
         return head
@@ -159,7 +166,9 @@ def descended(risk: Callable[[Parameters], Tensor], head: Parameters) -> dict[st
 
 
 def neumann(risk: Callable[[Tensor], Tensor], weight: Tensor, direction: Tensor) -> Tensor:
-    """Return Σ_{k=0}^{10} (I − H)^k v, stopped after the first k ≥ 1 where an entry of the sum exceeds ±10.
+    """Approximate H⁻¹v by the Neumann series Σ_{k=0}^{10} (I − H)^k v.
+
+    The sum stops after the first k ≥ 1 at which one of its entries exceeds ±10.
 
     Args:
         risk: Function of the weight whose Hessian is H.

@@ -82,7 +82,7 @@ class URM(TrainingStep):
         own = adam.part(params, _DISCRIMINATOR)
 
         def entropy(own: Parameters, features: Tensor, uniform: bool, draw: int) -> Tensor:
-            """Return the cross-entropy of D for the target "uniform" or "not uniform", with smoothing."""
+            """Return the cross-entropy of D for target 1 (`uniform`) or 0, with label smoothing."""
             logits = model.network(_DISCRIMINATOR, own, features).flatten()
             smoothing = self.smoothing * context.uniform(len(logits), draw=draw, like=logits)
             goals = 1 - smoothing if uniform else smoothing

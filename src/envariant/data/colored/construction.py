@@ -181,7 +181,7 @@ class Facts:
 
 
 class DigitSource(SpecSource):
-    """Base class of sources of colored digits, written as `base:protocol(setting=value, …)`.
+    """Base class of all sources of colored digits, written as `base:protocol(setting=value, …)`.
 
     For gray images, `-grayscale` is appended to the base.
     """
@@ -207,7 +207,7 @@ class DigitSource(SpecSource):
 
 @dataclass(frozen=True, kw_only=True)
 class ColoredSource(DigitSource):
-    """Base class of sources whose seed determines the order of the digits, the label noise and the colors.
+    """Base class of sources of colored digits whose seed determines order, label noise and colors.
 
     Attributes:
         label_noise: Probability that the label differs from the class of the shape.

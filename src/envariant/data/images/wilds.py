@@ -1,7 +1,7 @@
-"""Images with a CSV file of their classes and environments.
+"""Data sources for images whose classes and environments are listed in a CSV file.
 
-`MetadataImages` needs the names of three columns. `Wilds` supports image data sets of WILDS (Koh et al. 2021,
-arXiv 2012.07421), which the user downloads.
+`MetadataImages` is for any such file, given the names of three columns. `Wilds` is for image data sets of
+WILDS (Koh et al. 2021, arXiv 2012.07421), which the user must download.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Read table files other than text with pandas: Parquet, Feather, Excel, JSON, Stata, SPSS and SAS."""
+"""Read table files that are not plain text: Parquet, Feather, Excel, JSON, Stata, SPSS and SAS."""
 
 import json
 import re
@@ -168,7 +168,7 @@ def _json_text(path: Path, encoding: str) -> str:
 
 
 def _frame_of(content: Any) -> pd.DataFrame:
-    """Convert JSON in any layout of pandas: records, columns, split or table."""
+    """Convert JSON content to a data frame; layouts of pandas are records, columns, split and table."""
     if isinstance(content, dict) and "data" in content and ("columns" in content or "schema" in content):
         names: Sequence[Any] | None = content.get("columns")
         frame = pd.DataFrame(content["data"], columns=names, dtype=object)

@@ -149,7 +149,11 @@ def _as_text(table: TableInput, names: Sequence[str], chunk: Any) -> Chunks:
 
 
 def _decimal_comma(table: TableInput, chunks: Chunks, environment: str) -> tuple[bool | None, list[str]]:
-    """Return whether numbers have a decimal comma, and the columns whose points may separate thousands."""
+    """Return whether numbers in the table have a decimal comma, and columns with points between thousands.
+
+    Whether they have a decimal comma is None if unknown. The columns may also be ordinary fractions, so they
+    must be read again as text.
+    """
     signs: set[str] = set()
     doubtful: list[str] = []
     for name, parts in chunks.items():

@@ -1,4 +1,4 @@
-"""Open tables: text files, other files and data frames of pandas, polars and Arrow, read in chunks of rows.
+"""Open tables for reading in chunks of rows: text files, other files, and data frames of any supported type.
 
 Every chunk is a pandas data frame with unique column names.
 """

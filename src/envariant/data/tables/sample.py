@@ -39,17 +39,17 @@ class ColumnSample:
 
     @property
     def words(self) -> frozenset[str]:
-        """Words that occur in the column."""
+        """Words for missing values that occur in the column."""
         return frozenset(word for word, _ in self.counts if word)
 
     @property
     def quoted_words(self) -> frozenset[str]:
-        """Words that occur in quotes."""
+        """Words for missing values that occur in quotes."""
         return frozenset(word for word, in_quotes in self.counts if word and in_quotes)
 
     @property
     def unquoted_words(self) -> frozenset[str]:
-        """Words that never occur in quotes, if all other texts do, as in files written by R."""
+        """Words for missing values without quotes, if all other texts are in quotes, as in files of R."""
         marks = self.counts.get(("", True), 0) >= _FEWEST_TEXTS and ("", False) not in self.counts
         return self.words - self.quoted_words if marks else frozenset()
 

@@ -98,7 +98,7 @@ class Table:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the task and all columns, independent of the location of the table."""
+        """Hash of the task and of all columns, which does not depend on the location of the table."""
         digest = hashlib.blake2b(self.task.encode(), digest_size=16)
         for column in self.all_columns:
             header = json.dumps([column.name, column.kind, column.categories, str(column.values.dtype)])

@@ -125,7 +125,7 @@ def _of_number(number: float, kind: str, dtype: str) -> Scalar:
 
 
 def _as_pandas_reads(originals: Sequence[Any], texts: Sequence[str], column: Column) -> list[Any]:
-    """Convert the texts of a file to the Booleans and numbers that pandas reads from it."""
+    """Convert the texts of a file to Booleans or numbers, as pandas would read them."""
     if column.kind == "boolean" and all(text.lower() in ("true", "false") for text in originals):
         return [text.lower() == "true" for text in originals]
     if column.kind == "number" and column.notation is None:

@@ -133,7 +133,13 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
-        """Return float64 values if the pandas type corresponds to this kind, else None."""
+        """Convert a pandas column to float64 if its type corresponds to this kind; otherwise return None.
+
+        Args:
+            name: Name of the column.
+            rows: Rows of the column.
+            first_row: Number of preceding rows, for error messages.
+        """
 
     @abstractmethod
     def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed | None:
@@ -191,7 +197,7 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def describe(self, categories: Categories) -> str:
-        """Return the text for the preprocessing log: the kind and its encoding."""
+        """Return the description of a column for the preprocessing log: its kind and encoding."""
 
     def unusable(self, values: Values) -> str:
         """Return why a non-constant column cannot be useful to any model, or "" if it can."""
@@ -318,6 +324,6 @@ class NumericKind(ColumnKind):
 
 
 def quoted(text: str) -> str:
-    """Shorten a text to one line, for an error message."""
+    """Shorten a text to one line of at most 41 characters, for an error message."""
     line = "".join(character if character.isprintable() else " " for character in text)
     return line if len(line) <= _LONGEST_QUOTE else line[:_LONGEST_QUOTE] + "…"

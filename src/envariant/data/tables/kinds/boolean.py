@@ -1,4 +1,4 @@
-"""Boolean columns."""
+"""Column kind of Boolean values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Categorical columns."""
+"""Column kind of categories, the default for text."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final

@@ -1,4 +1,4 @@
-"""Date columns, with or without time of day."""
+"""Column kind of dates, with or without time of day."""
 
 import math
 import re

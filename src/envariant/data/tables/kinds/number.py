@@ -1,4 +1,4 @@
-"""Numeric columns, including durations."""
+"""Column kind of numbers, including durations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -235,7 +235,7 @@ def environment_jackknife(
 
 
 def prediction_sets(probabilities: ArrayLike, threshold: float | ArrayLike) -> NDArray[np.bool_]:
-    """Return the mask of classes in each prediction set, `[rows, classes]`: 1 − p_y up to the threshold.
+    """Return prediction sets: the mask of classes y with 1 − p_y up to the threshold, `[rows, classes]`.
 
     Args:
         probabilities: Class probabilities, `[rows, classes]`.

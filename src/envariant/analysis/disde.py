@@ -30,7 +30,7 @@ _FEWEST_EFFECTIVE_ROWS = 10.0
 @final
 @dataclass(frozen=True)
 class DropDecomposition:
-    """Difference in mean loss between target and source rows, decomposed into three parts that add up to it.
+    """Difference in mean loss between target and source rows, decomposed into three additive parts.
 
     P and Q are the input distributions of source and target, and S is a distribution of inputs that occur in
     both. R_P and R_Q are the expected losses given the input in source and target. E_S is the mean over S.

@@ -76,12 +76,12 @@ class ColumnDrift:
 
     @property
     def values_standing(self) -> Standing:
-        """Comparison of the values: "alike", "within" or "further" (see `Standing`)."""
+        """Result of the comparison of values: "alike", "within" or "further" (see `Standing`)."""
         return _standing(self.distance, self.between, self.p_value)
 
     @property
     def missing_standing(self) -> Standing:
-        """Comparison of the shares of missing values: "alike", "within" or "further" (see `Standing`)."""
+        """Result of the comparison of shares of missing values, as for `values_standing`."""
         return _standing(abs(self.missing - self.missing_trained), self.missing_between, self.missing_p_value)
 
     @property
@@ -200,7 +200,7 @@ class Drift:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Remarks of all columns."""
+        """Remarks on all columns."""
         return tuple(remark for column in self.columns for remark in column.remarks)
 
     def to_dict(self) -> dict[str, Any]:

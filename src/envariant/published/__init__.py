@@ -55,13 +55,13 @@ class Table(BaseModel):
     """Published table of results.
 
     Attributes:
-        source: Name of the publication, for `source`.
-        protocol: Name of the protocol of the runs.
+        source: Name of the publication, an argument of the function `source`.
+        protocol: Protocol of the runs.
         metric: Name of the metric.
         unit: Unit of the values, "percent" or "fraction", as in the publication.
         columns: Names of the columns.
         spread_kind: Kind of the spreads, such as standard deviation.
-        n_runs: Number of runs behind each mean.
+        n_runs: Number of runs behind each mean; None if not stated.
         higher_is_better: Whether higher values are better.
         rows: Rows by name.
     """

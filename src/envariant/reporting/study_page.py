@@ -94,7 +94,7 @@ def write(store: Store, path: Path) -> None:
 
 
 def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
-    """Return the selected runs of one rule, with mean and worst test score, for JSON."""
+    """Return the runs selected by one rule, with mean and worst test score, as a dictionary for JSON."""
     runs = _runs(selected)
     return {
         "test": _mean([run.test for run in runs]),

@@ -99,7 +99,7 @@ class Reproduction:
     Attributes:
         name: Name on the command line.
         title: Title of the page.
-        lead: Introduction, one paragraph.
+        lead: Introduction of one paragraph.
         conditions: Description of each profile, by name.
         sections: Sections in the order of the page.
     """

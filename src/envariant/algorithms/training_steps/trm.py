@@ -144,7 +144,16 @@ class _Heads:
         shares: Tensor,
         weight: Any,
     ) -> Tensor:
-        """Return P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩ for Q = q, given the features of every environment."""
+        """Return P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩ for Q = q.
+
+        Args:
+            q: Number of the environment Q.
+            head: Parameters of w_Q.
+            features: Features of the rows of every environment.
+            fixed: Features of the rows of environment Q, without gradient.
+            shares: Weights α_Qi of all environments i.
+            weight: λ.
+        """
         key, others = f"{_head(q)}.weight", [i for i in range(len(features)) if i != q]
 
         def other_risks(head: Parameters) -> Tensor:

@@ -37,7 +37,7 @@ class DropDecomposition:
 
     Attributes:
         harder_inputs: E_S R_P − E_P R_P: effect of a higher frequency of hard inputs.
-        changed_relation: E_S R_Q − E_S R_P: effect of a changed loss for the same inputs, P(Y | X).
+        changed_relation: E_S R_Q − E_S R_P: effect of a changed loss for the same inputs (P(Y | X) differs).
         new_inputs: E_Q R_Q − E_S R_Q: effect of target inputs that are rare or absent in the source.
         errors: Standard errors of the three parts.
         source_loss: Mean loss E_P R_P of the source.

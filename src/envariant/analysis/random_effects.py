@@ -24,7 +24,7 @@ class PooledEstimate:
     """Random-effects mean of per-environment estimates.
 
     Attributes:
-        mean: Random-effects mean, weighted by 1 / (s_e² + τ²).
+        mean: Random-effects mean, weighted by 1 / (s_e² + τ²), where s_e are the standard errors.
         error: Hartung–Knapp standard error of `mean`.
         low, high: Confidence interval of `mean`; infinite for a single environment.
         next_low, next_high: Prediction interval of the true value in the next environment; infinite for fewer

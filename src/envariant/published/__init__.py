@@ -56,7 +56,7 @@ class Table(BaseModel):
 
     Attributes:
         source: Name of the publication, an argument of the function `source`.
-        protocol: Protocol of the runs.
+        protocol: Name of the protocol of the runs.
         metric: Name of the metric.
         unit: Unit of the values, "percent" or "fraction", as in the publication.
         columns: Names of the columns.

@@ -28,7 +28,7 @@ def numbers(algorithm: object) -> tuple[Number, ...]:
 
 
 def structure(algorithm: object) -> Hashable:
-    """Return a hashable key that leaves out numbers; algorithms with equal keys can run as one program."""
+    """Return a key of an algorithm without its numbers; algorithms with equal keys can run as one program."""
     if isinstance(algorithm, Schedule):
         return "number"
     if isinstance(algorithm, tuple):

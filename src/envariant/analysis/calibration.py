@@ -72,7 +72,7 @@ class DropParts:
     Attributes:
         total: Difference in log loss, error rate or squared error.
         level: Part that adjusting the intercept removes, for example after a change of prevalence.
-        slope: Part that adjusting the calibration slope also removes.
+        slope: Additional part that adjusting the calibration slope removes.
         ranking: Part that no recalibration removes: the recalibrated model improves less on a constant
             prediction.
         outcome: Difference in the loss of the best constant prediction: entropy, minority share or variance

@@ -61,7 +61,7 @@ def rows_with_values(
 
 
 def words_as_values(column: Column) -> list[LogEntry]:
-    """Return a log entry for each word, such as "none", that may mean missing but counts as a value."""
+    """Return a log entry for each word such as "none" that counts as a value, not as a missing value."""
     counts = np.bincount(column.values[column.values >= 0], minlength=len(column.categories))
     return [
         LogEntry(

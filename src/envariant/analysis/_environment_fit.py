@@ -181,7 +181,7 @@ def firth_slopes(
 def linear_slopes(
     columns: Array, targets: Array, offset: Array, parts: Sequence[slice]
 ) -> tuple[Array, Array]:
-    """Return least-squares slope and HC3 standard error of every column by environment; see `firth_slopes`."""
+    """Return least-squares slopes and HC3 standard errors; arguments as for `firth_slopes`."""
     slopes, errors = (np.zeros((len(parts), columns.shape[1])) for _ in range(2))
     for e, rows in enumerate(parts):
         x, rest = columns[rows] - columns[rows].mean(0), targets[rows][:, None] - offset[rows]

@@ -202,7 +202,7 @@ def naming_columns(
         if kind == "category" or name in categorical:
             cells = np.unique(values, return_inverse=True)[1]
         else:
-            cells = _intervals(np.where(np.isfinite(values), values, -1e300), codes, len(names))
+            cells = _intervals(values, codes, len(names))
         table = np.zeros((int(cells.max()) + 1, len(names)))
         np.add.at(table, (cells, codes), 1)
         table[table.sum(axis=1) < _FEWEST_ROWS] = 0
@@ -221,12 +221,12 @@ def _intervals(values: Array, codes: NDArray[np.int64], count: int) -> NDArray[n
     distinct, cells = np.unique(values, return_inverse=True)
     if len(distinct) <= 2 * count:
         return cells
+    # Ranks stand for the values, which may be too large for the tree.
+    ranks = cells[:, None].astype(np.float32)
     tree: Any = DecisionTreeClassifier(
         max_leaf_nodes=4 * count, min_samples_leaf=_FEWEST_ROWS, random_state=0
     )
-    return np.unique(
-        tree.fit(values[:, None].astype(np.float32), codes).apply(values[:, None]), return_inverse=True
-    )[1]
+    return np.unique(tree.fit(ranks, codes).apply(ranks), return_inverse=True)[1]
 
 
 def missingness_differences(

@@ -15,6 +15,7 @@ from envariant.analysis.data_quality import (
     naming_columns,
 )
 from envariant.analysis.leakage import leaky_columns, leaky_group
+from envariant.core.console import SafeConsole
 from envariant.data.tables.kinds.base import MOST_CLASSES, MOST_LEVELS
 from envariant.data.tables.table import Table
 
@@ -92,6 +93,13 @@ def check_data(table: Table) -> tuple[Finding, ...]:
         *_environments(table),
     ]
     return tuple(findings)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print findings to standard error, one per line."""
+    console = SafeConsole(stderr=True, soft_wrap=True)
+    for finding in findings:
+        console.print(f"{finding.kind}: {finding}")
 
 
 def _leaks(table: Table, columns: Mapping[str, NDArray[Any]], categorical: Sequence[str]) -> list[Finding]:

@@ -38,9 +38,9 @@ class Columns(PageSection):
         hidden = len(self.results.data.columns) - _MOST_ROWS
         more = f" {hidden} columns with a more stable relation are not drawn." if hidden > 0 else ""
         caption = (
-            "Left: slope of each column in each environment, given the other columns; distant points mean that "
-            "the relation differs. Thin lines: where the slope of the next environment is expected (95 %). "
-            "Right: importance, as the loss of score if the column is shuffled among held-out rows of training "
+            "Left: slope of each column in each environment, given the other columns; distant points mean "
+            "that the relation differs. Thin lines: 95 % prediction interval of the next environment. Right: "
+            "importance, as the loss of score if the column is shuffled among held-out rows of training "
             f"environments.{more}"
         )
         return (
@@ -104,9 +104,9 @@ class Columns(PageSection):
             lines.append((column.column, column.kind, mean, following, *texts, p_value))
         note = (
             f"Slope: {_unit(self.results.data.columns)}, given the other columns. Mean: over environments "
-            "(random effects). Next environment: 95 % prediction interval. p: equal slopes in all environments "
-            "(score test, Holm-corrected). Varies: slopes differ significantly. Changes sign: significantly "
-            "positive in one environment and negative in another. Not measured: too few rows or values."
+            "(random effects). Next environment: 95 % prediction interval. p: equal slopes in all "
+            "environments (score test, Holm-corrected). Varies: slopes differ significantly. Changes sign: "
+            "significantly positive in one environment and negative in another. Not measured: too few rows or values."
         )
         header = ("column", "relation", "mean", "next environment", "lowest slope", "highest slope", "p")
         return TextTable(header, tuple(lines), (note,))

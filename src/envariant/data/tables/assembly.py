@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from envariant.core.conversion import look_alikes
 from envariant.core.errors import EnvariantError, listed
 from envariant.data.tables import roles
-from envariant.data.tables.columns import Column, concatenated
+from envariant.data.tables.columns import Column, concatenated, rarely_observed
 from envariant.data.tables.kinds import TaskName
 from envariant.data.tables.kinds.base import MOST_CLASSES
 from envariant.data.tables.loading import LoadedColumns
@@ -146,7 +146,7 @@ def _input_entries(inputs: Mapping[str, Column], environment: Column) -> list[Lo
             continue
         share = column.missing.mean()
         gaps = f"; {share:.1%} missing: filled in and marked" if share else ""
-        constant = _constant_outside(column, environment, order)
+        constant = _constant_outside(column, environment, order) or _missing_outside(column, environment)
         entries.append(LogEntry(name, column.type.describe(column.categories) + gaps + constant))
         entries += roles.similar_categories(column, notable=False)
     return entries
@@ -156,6 +156,8 @@ def _unusable(column: Column, environment: Column, order: NDArray[np.int64]) -> 
     """Return why a column cannot be useful to any model, or "" if it can."""
     if column.missing.all():
         return "it holds no value"
+    if rarely_observed(int((~column.missing).sum()), len(column)):
+        return f"{column.missing.mean():.1%} of its values are missing"
     if not column.missing.any() and column.values.min() == column.values.max():
         return "it is the same in every row"
     if reason := column.type.unusable(column.values):
@@ -197,3 +199,19 @@ def _constant_outside(column: Column, environment: Column, order: NDArray[np.int
     only = [k for k in range(len(starts)) if np.delete(low, k).min() == np.delete(high, k).max()]
     names = " or ".join(environment.categories[k] for k in only)
     return f"; not used if the test environment is {names}: it is constant in all others" if only else ""
+
+
+def _missing_outside(column: Column, environment: Column) -> str:
+    """Return a log text if a column is missing nearly everywhere outside of an environment."""
+    count = len(environment.categories)
+    sizes = np.bincount(environment.values, minlength=count)
+    observed = np.bincount(environment.values, ~column.missing, minlength=count)
+    only = [
+        environment.categories[k]
+        for k in range(count)
+        if rarely_observed(int(observed.sum() - observed[k]), int(sizes.sum() - sizes[k]))
+    ]
+    names = " or ".join(only)
+    return (
+        f"; not used if the test environment is {names}: it is missing in nearly all others" if only else ""
+    )

@@ -30,6 +30,8 @@ from envariant.data.tables.kinds.notation import plain
 _NUMERIC = re.compile(r"\W{0,3}\d")
 # Smallest share of number-like texts in a text column that is reported.
 _NUMERIC_SHARE = 0.5
+# Share and number of rows below which observed values are too few to learn from.
+_RARE_SHARE, _RARE_ROWS = 0.05, 100
 # Smallest share of a word among integers that makes it a class.
 _FREQUENT = 0.05
 
@@ -79,10 +81,24 @@ class Column:
         """Return the values as readable text, with None for missing values."""
         return self.type.format(self.values, self.categories)
 
-    def fit(self) -> ColumnEncoding | None:
-        """Fit the encoding; return None if the values are constant."""
-        encoding = self.type.fit(self.name, self.values, self.categories)
+    def fit(self, environments: NDArray[Any] | None = None) -> ColumnEncoding | None:
+        """Fit the encoding; return None if the values are constant or nearly all missing.
+
+        Args:
+            environments: Number of the environment of each row. Default: one environment.
+        """
+        if rarely_observed(len(self) - np.count_nonzero(self.missing), len(self)):
+            return None
+        encoding = self.type.fit(self.name, self.values, self.categories, environments)
         return encoding and replace(encoding, notation=self.notation)
+
+
+def rarely_observed(observed: int, rows: int) -> bool:
+    """Return whether so few values are observed that a model cannot learn from them.
+
+    Fewer than 5 % of the rows, and fewer than 100: such values often come from a few unusual rows.
+    """
+    return observed < min(_RARE_SHARE * rows, _RARE_ROWS)
 
 
 def read_chunk(

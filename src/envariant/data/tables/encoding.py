@@ -1,13 +1,14 @@
 """Encoding of table columns as network inputs.
 
-Missing numbers are replaced by the median; numbers are standardized; categories are one-hot encoded. All
-parameters are fitted on the training environments only, with scikit-learn, and stored as Python numbers.
+Numbers are standardized by the mean and standard deviation of the observed values, and missing ones are
+replaced by the median; categories are one-hot encoded. All parameters are fitted on the training environments
+only, and stored as Python numbers.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ __all__ = ["MOST_CATEGORIES", "ColumnEncoding", "Encoder", "fit"]
 @final
 @dataclass(frozen=True)
 class Encoder:
-    """Encoding of a table, which consists of one encoding per column, in the order of the inputs."""
+    """Encoding of a table: the encodings of all columns, in the order of the inputs."""
 
     columns: tuple[ColumnEncoding, ...]
 
@@ -32,12 +33,12 @@ class Encoder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the network inputs."""
+        """Names of the inputs."""
         return tuple(name for column in self.columns for name in _names(column))
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Range of network inputs that encode each column, by column name."""
+        """Input positions of each column, by column name."""
         ends = [0, *accumulate(len(_names(column)) for column in self.columns)]
         return {column.name: slice(*ends[k : k + 2]) for k, column in enumerate(self.columns)}
 
@@ -53,9 +54,14 @@ class Encoder:
         return inputs
 
 
-def fit(columns: Iterable[Column]) -> Encoder:
-    """Fit an encoder on training rows; columns with constant values are omitted."""
-    encodings = (column.fit() for column in columns)
+def fit(columns: Iterable[Column], environments: NDArray[Any] | None = None) -> Encoder:
+    """Fit an encoder on training rows; constant columns and those missing nearly everywhere are omitted.
+
+    Args:
+        columns: Training rows of all columns.
+        environments: Number of the environment of each row. Default: one environment.
+    """
+    encodings = (column.fit(environments) for column in columns)
     return Encoder(tuple(encoding for encoding in encodings if encoding is not None))
 
 

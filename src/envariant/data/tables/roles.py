@@ -186,7 +186,12 @@ def target_entry(target: Column, task: TaskName, *, inferred: bool) -> LogEntry:
     """Return the log entry of the target, with the task and the share of each class."""
     start = f"target; {task}, {'inferred' if inferred else 'as requested'}"
     if task == "regression":
-        return LogEntry(target.name, f"{start}; standardized for training, by the training environments")
+        distinct = len(np.unique(target.values))
+        whole = bool((target.values == np.round(target.values)).all())
+        levels = f" from {distinct:,} different whole numbers" if inferred and whole else ""
+        return LogEntry(
+            target.name, f"{start}{levels}; standardized for training, by the training environments"
+        )
     names = target.categories
     shares = np.bincount(target.values.astype(int), minlength=len(names)) / len(target)
     texts = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]

@@ -140,7 +140,7 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
     training = np.isin(codes, [k for k, name in enumerate(table.environments) if name not in test])
     if not training.any():
         raise EnvariantError(f"{label}: all environments are held out; none is left to train on")
-    encoder = fit(column.rows(training) for column in table.columns)
+    encoder = fit((column.rows(training) for column in table.columns), codes[training])
     if not encoder.columns:
         raise EnvariantError(f"{label}: no column varies in the training environments")
     targets = table.targets()

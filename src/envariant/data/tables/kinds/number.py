@@ -12,6 +12,7 @@ from envariant.core.errors import EnvariantError
 from envariant.data.tables.kinds.base import (
     LARGEST,
     MOST_CLASSES,
+    MOST_LEVELS,
     Categories,
     ColumnChunk,
     NumericKind,
@@ -98,4 +99,4 @@ class Number(NumericKind):
         if len(distinct) == 2:
             return "binary"
         integers = bool((distinct == np.round(distinct)).all())
-        return "multiclass" if integers and len(distinct) <= MOST_CLASSES else "regression"
+        return "multiclass" if integers and len(distinct) <= MOST_LEVELS else "regression"

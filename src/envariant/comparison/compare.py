@@ -17,6 +17,7 @@ import pandas as pd
 from pydantic import PositiveInt
 
 from envariant.comparison import page, protocol
+from envariant.comparison.data_check import check_data, print_findings
 from envariant.comparison.data_summary import column_stability, summarize
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
@@ -199,6 +200,8 @@ def compare(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
     )  # fmt: skip
+    findings = check_data(full)
+    print_findings(findings)
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
     columns = column_stability(source)
@@ -213,7 +216,13 @@ def compare(
     results = replace(
         results,
         data=summarize(
-            source, study.test_environments, plan.baseline_scores, columns, results.hardest_first(), seed
+            source,
+            study.test_environments,
+            plan.baseline_scores,
+            columns,
+            results.hardest_first(),
+            seed,
+            findings,
         ),
     )
     comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)

@@ -1,21 +1,24 @@
 """Adapter that makes any scikit-learn estimator a predictor."""
 
 import copy
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
-from envariant.core.tasks import Binary, Regression, Task
-from envariant.predictors.base import FittedPredictor, Predictor, pooled
-
-# Log-odds beyond which a probability is 0 or 1 in float32.
-_LIMIT = 15.0
+from envariant.core.tasks import Regression, Task
+from envariant.predictors.base import (
+    FittedPredictor,
+    Predictor,
+    pooled,
+    task_logits,
+)
+from envariant.predictors.majority_class import FittedConstant
+from envariant.predictors.trees import FittedTrees
 
 
 @final
@@ -50,45 +53,43 @@ class FittedEstimator(FittedPredictor):
     """Fitted scikit-learn estimator with logits as outputs.
 
     Attributes:
+        name: Name of the predictor, for error messages.
         task: Prediction task.
+        classes: Classes with training rows, in the order of the estimator's classes; empty for regression.
         estimator: Fitted estimator.
         iterations: Number of boosting rounds or solver iterations; 1 if the estimator does not report it.
     """
 
+    kind: ClassVar[str] = "estimator"
+
+    name: str
     task: Task
-    estimator: Any
-    iterations: int
+    classes: tuple[int, ...]
+    estimator: Any = field(repr=False)
+    iterations: int = 1
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        task, rows = self.task, inputs.flatten(1).cpu().numpy()
-        if isinstance(task, Regression):
-            return torch.from_numpy(np.asarray(self.estimator.predict(rows))).float()
-        classes = self.estimator.classes_.astype(int)
-        # Classes without training rows have the lowest logit.
-        logits = np.full((len(rows), task.outputs), -_LIMIT)
-        if len(classes) == 1:
-            binary = isinstance(task, Binary)
-            logits[:, 0 if binary else classes[0]] = -_LIMIT if binary and not classes[0] else _LIMIT
-            return task.logits(torch.from_numpy(logits).float())
-        scores = np.clip(self._scores(rows), -_LIMIT, _LIMIT)
-        if isinstance(task, Binary):
-            return torch.from_numpy(scores).float()
-        if len(classes) == 2:
-            logits[:, classes[0]], logits[:, classes[1]] = -scores / 2, scores / 2
-        else:
-            logits[:, classes] = scores
-        return torch.from_numpy(logits).float()
+    def logits(self, inputs: Tensor, columns: Any = None) -> Tensor:
+        del columns
+        scores = self._scores(inputs.flatten(1).cpu().numpy())
+        return task_logits(self.task, scores, self.classes).to(inputs.device)
 
-    def _scores(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Return log-odds `[rows]` for two classes, or class scores `[rows, classes]` for more classes."""
+    def _scores(self, rows: Any) -> NDArray[np.float64]:
+        """Return log-odds `[rows]` for two classes, class scores `[rows, classes]`, or predicted targets."""
+        if isinstance(self.task, Regression):
+            return np.asarray(self.estimator.predict(rows), dtype=np.float64)
         if hasattr(self.estimator, "predict_proba") and not hasattr(self.estimator, "_raw_predict"):
             with np.errstate(divide="ignore"):
                 logs = np.log(self.estimator.predict_proba(rows))
             return logs[:, 1] - logs[:, 0] if logs.shape[1] == 2 else logs
         return self.estimator.decision_function(rows)
 
+    def stored_form(self) -> FittedPredictor:
+        if hasattr(self.estimator, "_predictors") and not np.any(self.estimator.is_categorical_):
+            return FittedTrees.of(self.task, self.classes, self.estimator)
+        return self
 
-def fit_estimator(name: str, estimator: Any, environments: EnvironmentSet) -> FittedEstimator:
+
+def fit_estimator(name: str, estimator: Any, environments: EnvironmentSet) -> FittedPredictor:
     """Fit a scikit-learn estimator to the pooled rows of environments.
 
     Args:
@@ -99,14 +100,19 @@ def fit_estimator(name: str, estimator: Any, environments: EnvironmentSet) -> Fi
     Raises:
         EnvariantError: If the estimator rejects the data.
     """
-    inputs, targets, weights = pooled(environments)
+    task, (inputs, targets, weights) = environments.task, pooled(environments)
+    y, classes = targets.numpy(), ()
+    if not isinstance(task, Regression):
+        # Estimators such as XGBoost's need classes numbered without gaps.
+        present, y = np.unique(y.astype(np.int64), return_inverse=True)
+        classes = tuple(present.tolist())
+        if len(classes) == 1:
+            return FittedConstant(task_logits(task, np.zeros((1, 1)), classes)[0])
+    options = {} if weights is None else {"sample_weight": weights.numpy()}
     try:
-        if weights is None:
-            estimator.fit(inputs.numpy(), targets.numpy())
-        else:
-            estimator.fit(inputs.numpy(), targets.numpy(), sample_weight=weights.numpy())
+        estimator.fit(inputs.numpy(), y, **options)
     except (ValueError, TypeError) as error:
         raise EnvariantError(f"{name}: {str(error).splitlines()[0]}") from None
     iterations = getattr(estimator, "n_iter_", None)
     count = 1 if iterations is None else max(1, int(np.max(iterations)))
-    return FittedEstimator(environments.task, estimator, count)
+    return FittedEstimator(name, task, classes, estimator, count)

@@ -50,6 +50,10 @@ class SavedNetwork:
         module.load_state_dict(dict(self.weights))
         return module.eval()
 
+    def describe(self) -> dict[str, Any]:
+        """Return the fields other than `weights` as a JSON-compatible dictionary."""
+        return TypeAdapter(SavedNetwork).dump_python(self, mode="json", exclude={"weights"})
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the trained weights by their names in the safetensors file."""
         return {f"{_WEIGHTS}{name}": value for name, value in self.weights.items()}

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -55,6 +54,7 @@ class Comparison:
         results: Scores, drops and gains of all methods, and measurements on the data.
         recommendation: Headline, facts and next steps.
         study: Settings of all runs.
+        best_model: Model of the recommended method, trained on all environments and rows.
         seconds: Duration of `compare` in seconds.
     """
 
@@ -62,6 +62,7 @@ class Comparison:
     results: ComparisonResults
     recommendation: Recommendation
     study: Study
+    best_model: SavedModel
     seconds: float
 
     @property
@@ -73,11 +74,6 @@ class Comparison:
     def recommended(self) -> str:
         """Recommended method; the baseline if no other method is significantly better."""
         return self.recommendation.algorithm
-
-    @cached_property
-    def best_model(self) -> SavedModel:
-        """Model of the recommended algorithm, trained on all environments."""
-        return SavedModel.load(self.folder / "model")
 
     @property
     def page(self) -> Path:
@@ -225,9 +221,11 @@ def compare(
             findings,
         ),
     )
-    comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)
-    page.write(comparison.to_dict(), results, comparison.recommendation, folder)
-    _save_best_model(comparison, methods, full, source, seed, shared)
+    model = _best_model(results, methods, full, study, source, shared)
+    recommendation = recommend(results)
+    comparison = Comparison(folder, results, recommendation, study, model, time.monotonic() - start)
+    page.write(comparison.to_dict(), results, recommendation, folder)
+    _save(model, folder)
     return comparison
 
 
@@ -263,18 +261,26 @@ def _train(
     return results, study
 
 
-def _save_best_model(
-    comparison: Comparison,
+def _best_model(
+    results: ComparisonResults,
     methods: Mapping[str, Any],
     full: tables.Table,
+    study: Study,
     source: TableSource,
-    seed: int,
     options: Mapping[str, Any],
-) -> None:
-    best = comparison.recommended
-    trial = comparison.study.trials_of(best, source)[comparison.results.selected_trials[best]]
-    model = protocol.train_final_model(full, methods[best], trial, seed, options)
-    model.save(comparison.folder / "model")
+) -> SavedModel:
+    """Train the recommended method on all rows of the table."""
+    best = results.recommended
+    trial = study.trials_of(best, source)[results.selected_trials[best]]
+    return protocol.train_final_model(full, methods[best], trial, study.seed, options)
+
+
+def _save(model: SavedModel, folder: Path) -> None:
+    """Save the model; a model that cannot be stored is no reason to lose the comparison."""
+    try:
+        model.save(folder / "model")
+    except EnvariantError as error:
+        warnings.warn(f"compare: the model is not saved: {error}", EnvariantWarning, stacklevel=3)
 
 
 _ARGUMENTS: Mapping[str, Any] = {

@@ -142,7 +142,7 @@ def fit_linear(
     weight = np.zeros((inputs.shape[1], task.outputs))
     weight[used] = coefficients / scale[used, None]
     bias = intercepts - center @ weight
-    return FittedLinear(torch.from_numpy(weight), torch.from_numpy(bias), left_out)
+    return FittedLinear(torch.tensor(weight), torch.tensor(bias), left_out)
 
 
 def _standardization(inputs: Array, w: Array) -> tuple[Array, Array]:

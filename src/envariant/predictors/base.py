@@ -35,12 +35,12 @@ class FittedPredictor(ABC):
     Attributes:
         iterations: Number of iterations or trees of the fit; 1 if the predictor has no iterations.
         kind: Name of the storage format in saved models; "" if the predictor cannot be saved.
-        reads_columns: Whether `logits` needs the raw columns of a table.
+        columns: Names of the raw columns of a table that `logits` needs; empty for encoded inputs.
     """
 
     kind: ClassVar[str] = ""
     iterations: int
-    reads_columns: bool = False
+    columns: tuple[str, ...] = ()
 
     @abstractmethod
     def logits(
@@ -50,7 +50,8 @@ class FittedPredictor(ABC):
 
         Args:
             inputs: Inputs `[rows, *input_shape]`, encoded as in training.
-            columns: Raw columns of the same rows; passed only if `reads_columns`.
+            columns: Raw columns of the same rows, at least those in `self.columns`; only passed if there
+                are any.
         """
 
     def note(self, names: Sequence[str]) -> str:

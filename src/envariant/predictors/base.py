@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,8 @@ Tensors = Mapping[str, Tensor]
 """Arrays of a fitted predictor, by name."""
 
 
-class UntrustedTypes(EnvariantError):  # noqa: N818
+@final
+class UntrustedTypes(Exception):  # noqa: N818
     """A stored predictor refers to classes or functions that are not trusted."""
 
 

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, final
@@ -207,7 +207,7 @@ def fit_estimator(
 
 
 @contextmanager
-def _errors_with_name(name: str) -> Iterator[None]:
+def _errors_with_name(name: str) -> Generator[None]:
     """Convert the errors of an estimator to one line with its name."""
     try:
         with warnings.catch_warnings():

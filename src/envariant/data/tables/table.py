@@ -245,8 +245,8 @@ def read(
     parts = assembled(loaded, columns, role_names, task, log, min_rows)
     for remark in remarks(parts.preprocessing_log):
         warnings.warn(f"{source.label}: {remark}", EnvariantWarning, stacklevel=2)
-    *before, texts = parts
-    return Table(*before, None if declared is None else tuple(sorted(declared)), texts)
+    declared_texts = None if declared is None else tuple(sorted(declared))
+    return Table(*parts[:-1], declared_texts, parts.texts)
 
 
 def _check_roles(

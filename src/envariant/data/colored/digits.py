@@ -4,6 +4,7 @@ The data set is small and needs no download: 8×8 images, three environments of 
 and first experiments.
 """
 
+import functools
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,6 +54,7 @@ class ColoredDigits(construction.ColoredSource):
         )
 
 
+@functools.cache
 def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return images `[1797, 8, 8]` with values from 0 to 16, and their digits `[1797]`, of scikit-learn.
 

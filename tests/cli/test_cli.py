@@ -46,8 +46,8 @@ print("loaded:", *sorted(name for name in loaded if not name.startswith("_")))
     assert all(word in page for word in words)
 
 
-def test_json_output_has_the_documented_keys():
-    done = run(
+def test_json_output_has_the_documented_keys(here):
+    done = here(
         *TRAIN, "--algorithm", "irm", "--set", "coefficient=step(1,91257,at=2)", "--replicas", 2, "--json"
     )
     assert done.returncode == 0, done.stderr

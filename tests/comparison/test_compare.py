@@ -14,13 +14,13 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import envariant
+import processes
 from envariant.algorithms import Composition, VREx
 from envariant.cli import main
 from envariant.comparison import compare
 from envariant.reporting.tables import finite
 from envariant.studies import Store
 from envariant.training.run_spec import text_of
-from tests import processes
 
 SITES = ("north", "east", "south", "<b>city</b>")
 TURNS = (0.05, 0.35, 0.2, 0.9)

@@ -9,6 +9,7 @@ import time
 import pytest
 from matplotlib.figure import Figure
 
+import processes
 from envariant.core.errors import EnvariantError
 from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import (
@@ -30,7 +31,6 @@ from envariant.reproductions.summaries import (
     show_runs,
     show_sweep,
 )
-from tests import processes
 
 DIGITS = Run("colored-digits", "erm", {"model": "mlp(hidden=4)", "steps": 6, "evaluate_every": 1})
 

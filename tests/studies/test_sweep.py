@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 
 import envariant
+import processes
 from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study, begin, sweep
 from envariant.studies import estimate as estimates
@@ -21,7 +22,6 @@ from envariant.studies.selection import TrainingValidation, select
 from envariant.studies.significance import compare
 from envariant.training import progress
 from envariant.training.store import RunOutcome, recorder
-from tests import processes
 
 SETTINGS = {"steps": 30, "evaluate_every": 10, "model": "mlp(hidden=16)", "precision": "float32"}
 STUDY = Study(("colored-digits",), ("erm", "vrex"), n_trials=2, replicas=2, settings=SETTINGS)

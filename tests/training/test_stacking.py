@@ -68,7 +68,11 @@ def replicas(name, count=4, rates=(0.01, 0.003), **changes):
 
 def outcome(source, members, shared, how, resume=()):
     """Every measured number by replica, and the last state of each."""
-    events = [e for e in engine.run(source, members, shared, how, resume) if isinstance(e, Evaluated)]
+    return collected(engine.run(source, members, shared, how, resume))
+
+
+def collected(events):
+    events = [e for e in events if isinstance(e, Evaluated)]
     rows = sorted((r for e in events for r in e.rows), key=lambda r: (r.replica, r.step))
     return rows, {k: s for e in events if e.finished for k, s in e.checkpoint().states().items()}
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 # A copy of this process starts at once; a new one imports PyTorch, which takes seconds. Neither CUDA nor
-# the libraries of other systems can be copied.
-_CAN_FORK = sys.platform == "linux" and not torch.cuda.is_available()
+# OpenMP's threads nor the libraries of other systems can be copied.
+_CAN_FORK = sys.platform == "linux" and not torch.cuda.is_available() and torch.get_num_threads() == 1
 _CONTEXT: Any = multiprocessing.get_context("fork" if _CAN_FORK else "spawn")
 
 
@@ -42,7 +42,6 @@ def run(function: Callable[..., object], *arguments: object) -> int:
 def _call(function: Callable[..., object], arguments: tuple[object, ...], output: Path) -> None:
     warnings.simplefilter("ignore")
     with output.open("a") as file:
-        sys.stdout.flush()
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
         sys.stdout = sys.stderr = file

@@ -5,9 +5,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -24,6 +23,9 @@ from envariant.training.history import FULL, LOSS, OUTPUT_SD, HistoryRow
 from envariant.training.record import Record
 from envariant.training.store.single_run import load_run
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 WORST = "worst"
 """Label of the last row of a summary: the worst environment of each replica."""
 
@@ -31,7 +33,7 @@ WORST = "worst"
 @final
 @dataclass(frozen=True)
 class Spread:
-    """Values of one metric over replicas, with mean and standard deviation.
+    """Values of one metric in all replicas, with mean and standard deviation.
 
     Attributes:
         values: One value per finished replica.
@@ -62,7 +64,7 @@ class TrainingResult:
     Attributes:
         record: Options, data and provenance of the run.
         rows: All measured values.
-        checkpoints: Last state of each replica, by number.
+        checkpoints: Last state of each replica, by replica number.
         build_model: Function that builds the first replica's network with initial weights. None: the network
             is built from its name.
     """
@@ -85,13 +87,13 @@ class TrainingResult:
         return cls(*load_run(as_path(folder, "folder")))
 
     @property
-    def history(self) -> pd.DataFrame:
+    def history(self) -> "pd.DataFrame":
         """All measured values, with the columns of `HistoryRow`."""
         return history.frame(self.rows)
 
     @property
     def failures(self) -> dict[int, str]:
-        """Reasons for divergence, by number of the replica."""
+        """Reasons for divergence, by replica number; replicas that did not diverge are absent."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property
@@ -149,7 +151,7 @@ class TrainingResult:
             replica: Number of the replica.
 
         Raises:
-            EnvariantError: If the replica does not exist, if it is a predictor instead of a network, or if
+            EnvariantError: If the replica does not exist, the run has a predictor instead of a network, or
                 the run was loaded from disk and its model was passed as an object.
         """
         saved = self.checkpoints.get(replica)
@@ -187,8 +189,10 @@ class TrainingResult:
             ) from None
         return module.eval()
 
-    def summary(self) -> pd.DataFrame:
+    def summary(self) -> "pd.DataFrame":
         """Return mean and standard deviation over replicas, per environment and for the worst environment."""
+        import pandas as pd
+
         metric = self.record.metric
         rows: dict[str, dict[str, Any]] = {}
         for name, role in self.record.roles.items():

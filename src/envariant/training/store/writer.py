@@ -37,7 +37,7 @@ class Store(StoreReader):
 
     Args:
         folder: Folder of a run, a study or a comparison.
-        verify: Whether to look for damage. Not necessary for a store that was opened a moment ago.
+        verify: Whether to check the file for damage, which is unnecessary if it was checked a moment ago.
 
     Raises:
         EnvariantError: If the folder contains no runs, is damaged, or was written by an incompatible version.
@@ -81,7 +81,7 @@ class Store(StoreReader):
                     _insert(execute, run)
 
     def plan_job(self, runs: Sequence[PlannedRun]) -> None:
-        """Add runs as one job; each run's number is that of its replica.
+        """Add all replicas of one run as one job; the number of each stored run is its replica number.
 
         Args:
             runs: Replicas of one run. The store must be empty.
@@ -107,7 +107,7 @@ class Store(StoreReader):
             declares: Function from a data set and an algorithm to whether this process can train them.
 
         Returns:
-            Number of the job; None if no such run is planned.
+            Number of the job. None: no run is planned that this process can train.
         """
         with self._transaction() as execute:
             planned = execute(
@@ -230,12 +230,11 @@ class Store(StoreReader):
             )
 
     def _name(self, execute: Any, name: str) -> int:
-        number = self._names.get(name)
-        if number is None:
-            execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
-            number = execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()[0]
-            self._names[name] = number
-        return number
+        if not self._names:
+            self._names = dict(execute("SELECT name, id FROM names"))
+        if name not in self._names:
+            self._names[name] = execute("INSERT INTO names (name) VALUES (?)", (name,)).lastrowid
+        return self._names[name]
 
     @contextmanager
     def _transaction(self) -> Generator[Any]:

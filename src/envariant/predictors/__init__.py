@@ -29,7 +29,7 @@ def predictor(requested: object) -> Predictor | None:
     """Return the predictor specified by a name or an object, or None if there is no such predictor.
 
     Args:
-        requested: Name, predictor or scikit-learn estimator. All other values give None.
+        requested: Name, predictor, or estimator with `fit` and `predict`. All other values give None.
     """
     if isinstance(requested, str):
         cls = PREDICTORS.get(requested)
@@ -37,7 +37,7 @@ def predictor(requested: object) -> Predictor | None:
     if isinstance(requested, Predictor):
         return requested
     is_estimator = not isinstance(requested, type) and all(
-        callable(getattr(requested, method, None)) for method in ("fit", "predict", "get_params")
+        callable(getattr(requested, method, None)) for method in ("fit", "predict")
     )
     return ScikitLearn(requested) if is_estimator else None
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,8 @@ Tensors = Mapping[str, Tensor]
 """Arrays of a fitted predictor, by name."""
 
 
-class UntrustedTypes(EnvariantError):  # noqa: N818
+@final
+class UntrustedTypes(Exception):  # noqa: N818
     """A stored predictor refers to classes or functions that are not trusted."""
 
 
@@ -35,12 +36,12 @@ class FittedPredictor(ABC):
     Attributes:
         iterations: Number of iterations or trees of the fit; 1 if the predictor has no iterations.
         kind: Name of the storage format in saved models; "" if the predictor cannot be saved.
-        reads_columns: Whether `logits` needs the raw columns of a table.
+        columns: Names of the raw columns of a table that `logits` needs; empty for encoded inputs.
     """
 
     kind: ClassVar[str] = ""
     iterations: int
-    reads_columns: bool = False
+    columns: tuple[str, ...] = ()
 
     @abstractmethod
     def logits(
@@ -50,7 +51,8 @@ class FittedPredictor(ABC):
 
         Args:
             inputs: Inputs `[rows, *input_shape]`, encoded as in training.
-            columns: Raw columns of the same rows; passed only if `reads_columns`.
+            columns: Raw columns of the same rows, at least those in `self.columns`; only passed if there
+                are any.
         """
 
     def note(self, names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ They are fitted to the pooled rows of all training environments and ignore envir
 """
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from pydantic import PositiveFloat
@@ -50,11 +50,12 @@ class BoostedTrees(Predictor):
         counts = np.array([rows]) if regression else np.unique(targets.numpy(), return_counts=True)[1]
         # Early stopping needs two rows of each class, and as many held-out rows as classes.
         early_stopping = rows > _EARLY_STOPPING and counts.min() > 1 and 10 * len(counts) <= rows
+        settings: dict[str, Any] = {"early_stopping": bool(early_stopping)}
         estimator = kind(
             learning_rate=self.learning_rate,
             max_iter=_MOST_TREES if early_stopping else _TREES,
-            early_stopping=bool(early_stopping),
             min_samples_leaf=min(20, max(2, rows // 10)),
             random_state=seed,
+            **settings,
         )
         return fit_estimator(self.name, estimator, environments)

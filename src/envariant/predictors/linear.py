@@ -89,7 +89,8 @@ class FittedLinear(FittedPredictor):
 
     def module(self) -> nn.Module:
         """Return the model as a linear layer in float32."""
-        layer = nn.Linear(*self.weight.shape)
+        width, outputs = self.weight.shape
+        layer = nn.Linear(width, outputs)
         state = {"weight": self.weight.T.float().contiguous(), "bias": self.bias.float()}
         layer.load_state_dict(state)
         return layer.eval()
@@ -164,10 +165,10 @@ def _ridge(
     if not x.shape[1] or len(y) < 3 or not np.ptp(y):
         return np.zeros((x.shape[1], 1)), np.array([w @ y / w.sum()])
     some = _some_rows(len(y), draw)
-    alpha = float(RidgeCV(alphas=_PENALTIES).fit(x[some], y[some], sample_weight=w[some]).alpha_)
+    search: Any = RidgeCV(alphas=_PENALTIES).fit(x[some], y[some], sample_weight=w[some])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LinAlgWarning)
-        model = Ridge(alpha=alpha).fit(x, y, sample_weight=w)
+        model = Ridge(alpha=float(search.alpha_)).fit(x, y, sample_weight=w)
     return np.asarray(model.coef_)[:, None], np.array([float(model.intercept_)])
 
 

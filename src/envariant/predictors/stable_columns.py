@@ -206,13 +206,15 @@ def _fit(
     if not logistic:
         information = design.T @ (w[:, None] * design)
         right = design.T @ (w * y) + precision * center
-        return np.linalg.solve(information + np.diag(precision), right), information
-    beta, information = center, np.zeros((len(center), len(center)))
+        solution: Any = np.linalg.solve(information + np.diag(precision), right)
+        return solution, information
+    beta: Array = center
+    information = np.zeros((len(center), len(center)))
     for _ in range(25):
-        p = expit(design @ beta)
+        p: Array = expit(design @ beta)
         information = design.T @ ((w * np.maximum(p * (1 - p), 1e-6))[:, None] * design)
         gradient = design.T @ (w * (y - p)) - precision * (beta - center)
-        step = np.linalg.solve(information + np.diag(precision), gradient)
+        step: Any = np.linalg.solve(information + np.diag(precision), gradient)
         # Standardized slopes never change by more in one sound step.
         beta = beta + step * min(1.0, 3.0 / max(float(np.abs(step).max()), 1e-12))
         if np.abs(step).max() < 1e-6:

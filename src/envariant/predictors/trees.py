@@ -37,6 +37,7 @@ class FittedTrees(FittedPredictor):
         value: Prediction of each leaf, `[nodes]`.
         roots: Root of each tree, `[trees]`; the outputs take turns.
         baseline: Initial prediction, `[outputs]`.
+        iterations: Number of trees per output.
     """
 
     kind: ClassVar[str] = "trees"
@@ -51,10 +52,10 @@ class FittedTrees(FittedPredictor):
     roots: Tensor = field(repr=False)
     baseline: Tensor = field(repr=False)
 
-    @property
-    def iterations(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Number of trees per output."""
-        return max(1, len(self.roots) // len(self.baseline))
+    iterations: int = field(init=False, default=1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "iterations", len(self.roots) // len(self.baseline))
 
     def logits(self, inputs: Tensor, columns: Any = None) -> Tensor:
         del columns

@@ -19,29 +19,30 @@ from envariant.core.errors import EnvariantError
 from envariant.core.files import as_path
 from envariant.core.tasks import Regression, Task, task_named
 from envariant.data.tables.columns import Column
-from envariant.data.tables.encoding import Encoder
-from envariant.data.tables.kinds import Kind, TaskName
+from envariant.data.tables.encoding import ColumnEncoding, Encoder
+from envariant.data.tables.kinds import KINDS, Kind, TaskName
 from envariant.data.tables.loading import read_columns
+from envariant.data.tables.raw import frame_of
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.target_type import TargetType
 from envariant.data.validation_split import ValidationSplit
 from envariant.models import model_config
-from envariant.predictors import FORMATS, FittedLinear, FittedPredictor, Predictor, UntrustedTypes
+from envariant.predictors import FittedLinear, FittedPredictor, Predictor, UntrustedTypes
 from envariant.saved_model import folder as files
 from envariant.saved_model import onnx_export, validation
 from envariant.saved_model.network import SavedNetwork
 from envariant.saved_model.onnx_export import probabilities
-from envariant.saved_model.reference import RowCounter, recognized, reference_of
+from envariant.saved_model.reference import RowCounter, first_row, recognized, reference_of
+from envariant.saved_model.stored_predictor import Predicting, columns_of, restore, store
 from envariant.training import provenance
 from envariant.training.evaluator import Evaluator
 from envariant.training.result import TrainingResult
 
 # Arrays of a column's sketch, stored as tensors instead of in the description.
 _ARRAYS = ("knots", "counts", "alone")
-_WEIGHTS = "weights/"
 
-Predict = Callable[[torch.Tensor], torch.Tensor]
-"""Function from encoded rows to logits."""
+Predict = Callable[..., torch.Tensor]
+"""Function from encoded rows, and raw columns if the predictor needs them, to logits."""
 
 
 @final
@@ -63,6 +64,7 @@ class SavedModel:
         about: Provenance by name: data, options, versions, command and date of the run.
         target_type: Type of the target column and the values of its classes, which are predicted.
         missing_values: Texts declared as missing values in the training table; None: decided for each column.
+        other_columns: Columns that the predictor needs, but which are not encoded, such as free text.
 
     Example:
         >>> from envariant import load_model
@@ -80,12 +82,13 @@ class SavedModel:
     environment: str
     scale: float
     center: float
-    predictor: Annotated[SavedNetwork | FittedPredictor, SkipValidation]
+    predictor: Annotated[Predicting, SkipValidation]
     environments: tuple[str, ...]
     reference: tuple[Sketch, ...] = field(repr=False)
     about: Mapping[str, str] = field(repr=False)
     target_type: TargetType = field(repr=False)
     missing_values: tuple[str, ...] | None = field(repr=False)
+    other_columns: tuple[ColumnEncoding, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(
@@ -194,7 +197,7 @@ class SavedModel:
     def _of_table(
         cls,
         source: TableSource,
-        predictor: SavedNetwork | FittedPredictor,
+        predictor: Predicting,
         environments: Sequence[str],
         about: Mapping[str, str],
     ) -> "SavedModel":
@@ -213,6 +216,11 @@ class SavedModel:
             about={"date": datetime.now(UTC).date().isoformat(), **about},
             target_type=table.target_type,
             missing_values=table.missing_values,
+            other_columns=tuple(
+                ColumnEncoding(column.name, column.kind, notation=column.notation)
+                for column in (*table.columns, *table.texts)
+                if column.name in columns_of(predictor) and column.name not in source.encoder.slices
+            ),
         )
 
     def save(self, folder: Path | str) -> None:
@@ -250,7 +258,8 @@ class SavedModel:
         try:
             model = cls._of_stored(description, tensors, trusted)
             # The first prediction finds what the checks of single fields miss.
-            row = pd.DataFrame({column.name: [None] for column in model.encoder.columns})
+            names = [column.name for column in (*model.encoder.columns, *model.other_columns)]
+            row = first_row(names, model.reference if columns_of(model.predictor) else ())
             numbers = model.predict_and_compare(row)[0].select_dtypes("number").to_numpy(dtype=np.float64)
             if not np.isfinite(numbers).all():
                 raise ValueError("its predictions are not finite")
@@ -266,23 +275,17 @@ class SavedModel:
         cls, description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], trusted: Sequence[str]
     ) -> "SavedModel":
         fields = {key: value for key, value in description.items() if key not in ("schema", "inputs")}
-        stored = dict(fields["predictor"])
+        predictor = dict(fields["predictor"])
         fields["reference"] = [
             {**sketch, **{name: tensors[f"{name}{k}"].numpy() for name in _ARRAYS}}
             for k, sketch in enumerate(fields["reference"])
         ]
         model = _FIELDS.validate_python(fields)
         validation.check_columns(model.encoder, model.reference, model.environments)
+        validation.check_other_columns(model.encoder, model.other_columns)
         validation.check_target(model.task, model.classes, model.target_type, model.scale, model.center)
-        if (kind := stored.pop("kind", None)) is None:
-            network = SavedNetwork.from_tensors(stored, tensors)
-            validation.check_weights(network.weights)
-            return replace(model, predictor=network)
-        if kind not in FORMATS:
-            raise ValueError(f"unknown predictor '{str(kind)[:40]}'")
-        arrays = {k.removeprefix(_WEIGHTS): v for k, v in tensors.items() if k.startswith(_WEIGHTS)}
         width = len(model.encoder.names)
-        return replace(model, predictor=FORMATS[kind].restore(stored, arrays, model._task(), width, trusted))
+        return replace(model, predictor=restore(predictor, tensors, model._task(), width, trusted))
 
     def network(self) -> nn.Module:
         """Return the trained network or linear model in evaluation mode.
@@ -392,13 +395,7 @@ class SavedModel:
         """Return the content of `model.json`, all fields without arrays, and the arrays of the predictor."""
         without: dict[str, Any] = {"predictor": True, "reference": {"__all__": set(_ARRAYS)}}
         fields = _FIELDS.dump_python(self, mode="json", exclude=without)
-        if isinstance(self.predictor, SavedNetwork):
-            predictor, tensors = self.predictor.describe(), self.predictor.to_tensors()
-        else:
-            form = self.predictor.stored_form()
-            facts, arrays = form.store()
-            predictor = {"kind": form.kind, **facts}
-            tensors = {f"{_WEIGHTS}{name}": value for name, value in arrays.items()}
+        predictor, tensors = store(self.predictor)
         return {
             "schema": files.SCHEMA,
             "inputs": list(self.encoder.names),
@@ -407,23 +404,24 @@ class SavedModel:
         }, tensors
 
     def _read(self, data: Any, encoding: str) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
-        kinds: dict[str, Kind] = {column.name: column.kind for column in self.encoder.columns}
+        encodings = (*self.encoder.columns, *self.other_columns)
+        kinds: dict[str, Kind] = {column.name: column.kind for column in encodings}
         declared = None if self.missing_values is None else frozenset(self.missing_values)
         blocks = read_columns(
             data,
             kinds,
-            notations={column.name: column.notation for column in self.encoder.columns},
+            notations={column.name: column.notation for column in encodings},
             known={sketch.name: frozenset(sketch.categories) for sketch in self.reference},
             declared=declared,
             encoding=encoding,
         )
         for index, columns in blocks:
-            yield index, {s.name: recognized(columns[s.name], s) for s in self.reference}
+            yield index, columns | {s.name: recognized(columns[s.name], s) for s in self.reference}
 
     def _frame(self, predict: Predict, columns: Mapping[str, Column], index: "pd.Index[Any]") -> pd.DataFrame:
         inputs = torch.from_numpy(self.encoder.encode(columns))
         task = self._task()
-        logits = predict(inputs)
+        logits = predict(inputs, self._frame_of(columns)) if columns_of(self.predictor) else predict(inputs)
         if isinstance(task, Regression):
             # Use float64, because targets such as years are large compared with their standard deviation.
             numbers = self.target_type.of_numbers((logits.double() * task.scale + task.center).numpy())
@@ -432,6 +430,11 @@ class SavedModel:
         labels = self.target_type.decode(predicted.numpy(), self.classes).set_axis(index)
         shares = {f"P({c})": p for c, p in zip(self.classes, probabilities(logits).numpy().T, strict=True)}
         return pd.DataFrame({"prediction": labels} | shares, index=index)
+
+    def _frame_of(self, columns: Mapping[str, Column]) -> pd.DataFrame:
+        """Return the raw columns that the predictor needs."""
+        texts = [column.name for column in self.other_columns if KINDS[column.kind].categorical]
+        return frame_of((columns[name] for name in columns_of(self.predictor)), texts)
 
     def _task(self) -> Task:
         if self.task == Regression.name:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from envariant.analysis.column_sketch import Sketch
@@ -58,3 +59,20 @@ def reference_of(source: TableSource, environments: Sequence[str]) -> tuple[Sket
 def recognized(column: Column, sketch: Sketch) -> Column:
     """Return the column with its categories spelled as in training."""
     return replace(column, categories=sketch.recognized(column.categories))
+
+
+def first_row(names: Sequence[str], typical: Sequence[Sketch] = ()) -> pd.DataFrame:
+    """Return a row of missing values to try a model on.
+
+    Args:
+        names: Names of the columns.
+        typical: Columns with the median or most frequent training value instead.
+    """
+    row: dict[str, Any] = dict.fromkeys(names)
+    for sketch in typical:
+        if sketch.categorical:
+            row[sketch.name] = sketch.categories[0] if sketch.categories else None
+        elif len(sketch.knots):
+            value = float(sketch.knots[len(sketch.knots) // 2])
+            row[sketch.name] = pd.Timestamp(value, unit="D") if sketch.kind == "date" else value
+    return pd.DataFrame({name: [value] for name, value in row.items()})

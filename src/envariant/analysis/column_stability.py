@@ -25,8 +25,8 @@ from envariant.core.errors import EnvariantError
 Array = NDArray[np.float64]
 Link = Literal["identity", "logit"]
 
-LEVEL = 0.05
-"""Significance level of the tests."""
+LEVEL = 0.02
+"""Significance level of the tests, strict because a column blamed falsely may be left out."""
 
 NOTABLE: Mapping[Link, float] = {"identity": 0.15, "logit": 0.3}
 """Smallest relevant difference of two slopes, by link."""
@@ -41,7 +41,7 @@ _KNOTS = (0.2, 0.5, 0.8)
 # Columns that may get slopes of each environment in the common model.
 _MOST_OWN = 6
 # A slope is measured where no row has a larger share of the information, and its error is not larger.
-_LARGEST_SHARE, _FEWEST_ROWS = 0.34, 8
+_LARGEST_SHARE, _FEWEST_ROWS, _FEWEST_OF_A_CLASS = 0.34, 8, 3
 _LARGEST_ERROR: Mapping[Link, float] = {"identity": 0.75, "logit": 1.5}
 _FARTHEST = 8.0
 _BLOCK = 4_000_000
@@ -269,7 +269,10 @@ def _test(
         prior = np.maximum(prior, np.where(columns == found, scores.between, 0.0))
         precision = 1 / np.maximum(prior[own_inputs], 0.05)
     slopes, errors = _slopes(inputs, worst, linear, own_inputs, precision, y, parts, link)
-    known = measured[:, worst] & (errors <= _LARGEST_ERROR[link])
+    classes = [
+        np.minimum(y[rows].sum(), (1 - y[rows]).sum()) >= _FEWEST_OF_A_CLASS or not binary for rows in parts
+    ]
+    known = measured[:, worst] & (errors <= _LARGEST_ERROR[link]) & np.array(classes)[:, None]
     absent = ~known | (known.sum(axis=0) < 2)
     p_values[(~absent).sum(axis=0) < 2] = 1.0
     slopes, errors = np.where(absent, np.nan, slopes), np.where(absent, np.nan, errors)

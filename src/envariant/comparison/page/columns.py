@@ -106,7 +106,7 @@ class Columns(PageSection):
             f"Slope: {_unit(self.results.data.columns)}, given the other columns. Mean: over environments "
             "(random effects). Next environment: 95 % prediction interval. p: equal slopes in all "
             "environments (score test, Holm-corrected). Varies: slopes differ significantly. Changes sign: "
-            "significantly positive in one environment and negative in another. Not measured: too few rows or values."
+            "significantly positive in one environment and negative in another. Not measured: too few rows."
         )
         header = ("column", "relation", "mean", "next environment", "lowest slope", "highest slope", "p")
         return TextTable(header, tuple(lines), (note,))

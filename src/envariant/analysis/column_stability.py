@@ -212,8 +212,11 @@ def _inputs(arrays: Sequence[NDArray[np.generic]], parts: Sequence[slice]) -> tu
     inputs = np.concatenate(blocks, axis=1)
     spread = np.sqrt(np.mean([inputs[rows].var(axis=0) for rows in parts], axis=0))
     scaled = (inputs - inputs.mean(axis=0)) / np.where(spread > 1e-9, spread, np.inf)
-    # Values far from all others would alone determine a slope.
-    return np.clip(scaled, -_FARTHEST, _FARTHEST), [slice(*ends[k : k + 2]) for k in range(len(blocks))]
+    for rows in parts:
+        level = scaled[rows].mean(axis=0)
+        # Values far from all others would alone determine a slope.
+        scaled[rows] = level + np.clip(scaled[rows] - level, -_FARTHEST, _FARTHEST)
+    return scaled, [slice(*ends[k : k + 2]) for k in range(len(blocks))]
 
 
 def _outcomes(

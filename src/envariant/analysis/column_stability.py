@@ -1,6 +1,6 @@
 """Stability of each column's relation with the target across environments, given all other columns.
 
-A column whose slope changes sign between environments misleads models that rely on it in some of them.
+If the slope of a column changes sign, models that use the column are misled in some environments.
 """
 
 import math

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 Measure = Literal["missingness", "AUROC", "rank correlation", "accuracy", "R²"]
 
 THRESHOLD = 0.99
-"""Smallest score reported as leakage; for accuracies, smallest share of majority-class errors avoided."""
+"""Smallest score reported as leakage; for accuracies, smallest share of the baseline's errors avoided."""
 
 # Smallest number of rows in a column, and smallest mean number of rows per category.
 _FEWEST = 30
@@ -37,9 +37,9 @@ class LeakyColumn:
     Attributes:
         column: Name of the column.
         measure: Measure of the relation with the target. "missingness": accuracy of predicting the target
-            from missing values; "AUROC": AUROC of the values; "rank correlation": its absolute value;
-            "accuracy": accuracy of the most frequent class per category; "R²": share of variance explained
-            by categories.
+            from missing values; "AUROC": AUROC of the values; "rank correlation": absolute rank correlation;
+            "accuracy": accuracy of predicting the most frequent class of each category; "R²": share of
+            variance explained by categories.
         score: Value of the measure, between 0 and 1.
     """
 

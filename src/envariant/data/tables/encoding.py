@@ -22,7 +22,7 @@ __all__ = ["MOST_CATEGORIES", "ColumnEncoding", "Encoder", "fit"]
 @final
 @dataclass(frozen=True)
 class Encoder:
-    """Encoding of a table: the encodings of all columns, in the order of the inputs."""
+    """Encoding of a table, which consists of one encoding per column, in the order of the inputs."""
 
     columns: tuple[ColumnEncoding, ...]
 
@@ -33,12 +33,12 @@ class Encoder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the inputs."""
+        """Names of the network inputs."""
         return tuple(name for column in self.columns for name in _names(column))
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Input positions of each column, by column name."""
+        """Range of network inputs that encode each column, by column name."""
         ends = [0, *accumulate(len(_names(column)) for column in self.columns)]
         return {column.name: slice(*ends[k : k + 2]) for k, column in enumerate(self.columns)}
 

@@ -114,7 +114,12 @@ def _shared_source(table: Table, label: str, test: tuple[str, ...]) -> TableSour
 
 
 def task_of(table: Table, training: NDArray[np.bool_]) -> Task:
-    """Return the task of a table; regression targets are standardized with the rows in `training`."""
+    """Return the prediction task of a table.
+
+    Args:
+        table: Table with the target.
+        training: Mask of the rows used to standardize regression targets, `[rows]`.
+    """
     if table.task != "regression":
         return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
     targets = table.targets()[training]

@@ -1,4 +1,4 @@
-"""Categorical columns."""
+"""Column kind of categories, the default for text."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -20,7 +20,7 @@ from envariant.data.tables.kinds.base import (
 from envariant.data.tables.kinds.notation import Notation
 
 MOST_CATEGORIES = 32
-"""Largest number of inputs of one column; the last input is for all rarer categories."""
+"""Largest number of inputs of one column; with more categories, the rarest ones share an input."""
 
 # If the number of distinct texts exceeds this share of the rows, the column contains names.
 _NAME_SHARE = 0.5
@@ -29,7 +29,7 @@ _NAME_SHARE = 0.5
 @final
 @dataclass(frozen=True)
 class Category(ColumnKind):
-    """Categories: distinct texts in sorted order, encoded one-hot; the default kind of text columns."""
+    """Categories: distinct texts in sorted order, encoded as one-hot inputs; the default for text columns."""
 
     name: ClassVar[str] = "category"
     categorical: ClassVar[bool] = True

@@ -311,7 +311,7 @@ def _scores(
     residuals = np.column_stack([fit.residuals, fit.project(draws)])
     information = fit.variation(inputs)
     measured = _measured(fit, inputs, information)
-    statistics_ = np.zeros((inputs.shape[1], _DRAWS + 1))
+    score = np.zeros((inputs.shape[1], _DRAWS + 1))
     size = max(1, _BLOCK // ((_DRAWS + 1) * len(fit.parts)))
     for start in range(0, inputs.shape[1], size):
         block = slice(start, start + size)
@@ -319,12 +319,13 @@ def _scores(
         u = np.stack([inputs[rows, block].T @ residuals[rows] for rows in fit.parts])
         u = np.where(measured[:, block, None], u, 0.0)
         total = np.where(measured[:, block], information[:, block], 0.0).sum(0)[:, None]
-        statistics_[block] = (u**2 / weights).sum(0) - u.sum(0) ** 2 / np.maximum(total, 1e-12)
-    excess = statistics_[:, 0] - statistics_[:, 1:].mean(axis=1)
+        score[block] = (u**2 / weights).sum(0) - u.sum(0) ** 2 / np.maximum(total, 1e-12)
+    excess = score[:, 0] - score[:, 1:].mean(axis=1)
     between = np.maximum(excess, 0) / np.maximum(np.where(measured, information, 0.0).sum(axis=0), 1e-12)
-    relative = excess / np.maximum(statistics_[:, 1:].std(axis=1), 1e-12)
+    comparable = measured.sum(axis=0) > 1
+    relative = np.where(comparable, excess / np.maximum(score[:, 1:].std(axis=1), 1e-12), -np.inf)
     by_column = np.zeros((count, _DRAWS + 1))
-    np.add.at(by_column, columns, np.where(measured.sum(axis=0) > 1, 1.0, 0.0)[:, None] * statistics_)
+    np.add.at(by_column, columns, comparable[:, None] * score)
     mean, variance = by_column[:, 1:].mean(axis=1), by_column[:, 1:].var(axis=1)
     testable = variance > 1e-12
     scale = np.where(testable, variance / np.maximum(mean, 1e-12), 1.0)

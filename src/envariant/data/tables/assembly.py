@@ -152,7 +152,7 @@ def _input_entries(inputs: Mapping[str, Column], environment: Column) -> list[Lo
             continue
         share = column.missing.mean()
         gaps = f"; {share:.1%} missing: filled in and marked" if share else ""
-        constant = _constant_outside(column, environment, order) or _missing_outside(column, environment)
+        constant = _missing_outside(column, environment) or _constant_outside(column, environment, order)
         entries.append(LogEntry(name, column.type.describe(column.categories) + gaps + constant))
         entries += roles.similar_categories(column, notable=False)
     return entries

@@ -6,7 +6,7 @@ Level, calibration slope and ranking; inputs or relation; label, covariate or co
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,11 @@ from envariant.analysis.disde import DropDecomposition, measure_disde
 from envariant.analysis.shift_kind import EnvironmentShift, name_shifts
 from envariant.analysis.statistics import LEVEL, Interval
 from envariant.comparison.baselines import Folds
+from envariant.comparison.results import ComparisonResults
 from envariant.comparison.stored_rows import Scores, StoredRows
 from envariant.core.errors import EnvariantError
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import Table
-
-if TYPE_CHECKING:
-    from envariant.comparison.results import ComparisonResults
 
 Array = NDArray[np.float64]
 Part = Literal["level", "slope", "ranking"]
@@ -173,12 +171,12 @@ class Cause:
                 f"{parts.auc:.2f}): the drop cannot be split into inputs and relation."
             )
         total = parts.target_loss - parts.source_loss
-        inputs = parts.harder_inputs.mean + parts.new_inputs.mean
-        side = "above" if total > 0 else "below"
+        relation = parts.changed_relation.mean
+        changes = [(relation, "a changed relation"), (total - relation, "other inputs")]
+        texts = (f"{'−' if value < 0 else '+'}{number(abs(value), 2)} by {name}" for value, name in changes)
         return (
-            f"In {self.label}, {self.loss_name} is {number(abs(total))} {side} that of the training "
-            f"environments: changed relation {_signed(parts.changed_relation.mean)}, other inputs "
-            f"{_signed(inputs)}."
+            f"In {self.label}, {self.loss_name} is {number(abs(total), 2)} {'above' if total > 0 else 'below'} "
+            f"that of the training environments: {', '.join(texts)}."
         )
 
     @property
@@ -261,7 +259,7 @@ _KINDS = {
 
 def find_causes(
     source: TableSource,
-    results: "ComparisonResults",
+    results: ComparisonResults,
     folds: Folds,
     holdout_fraction: float,
     seeds: Sequence[int],
@@ -375,11 +373,7 @@ def _exceeds_zero(interval: Interval, n_tests: int) -> bool:
     return interval.mean > (interval.mean - interval.low) * corrected / usual
 
 
-def number(value: float) -> str:
-    """Return a number with three significant digits, without exponent."""
-    places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+def number(value: float, digits: int = 3) -> str:
+    """Return a number with some significant digits, without exponent."""
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:,.{min(places, 6)}f}"
-
-
-def _signed(value: float) -> str:
-    return ("−" if value < 0 else "+") + number(abs(value))

@@ -174,8 +174,9 @@ class Cause:
         relation = parts.changed_relation.mean
         changes = [(relation, "a changed relation"), (total - relation, "other inputs")]
         texts = (f"{'−' if value < 0 else '+'}{number(abs(value), 2)} by {name}" for value, name in changes)
+        side = "above" if total > 0 else "below"
         return (
-            f"In {self.label}, {self.loss_name} is {number(abs(total), 2)} {'above' if total > 0 else 'below'} "
+            f"In {self.label}, {self.loss_name} is {number(abs(total), 2)} {side} "
             f"that of the training environments: {', '.join(texts)}."
         )
 

@@ -44,6 +44,7 @@ _ENOUGH = 0.9
 _MISSING, _PRESENT = 0.8, 0.5
 _RESAMPLES = 100
 _FEWEST_ROWS = 20
+_UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
 
 
 @final
@@ -74,7 +75,7 @@ class Remedy:
     score: ScoreName
     before: float = math.nan
     after: float = math.nan
-    gain: Interval = Interval(math.nan, math.nan, math.nan, 0)
+    gain: Interval = _UNKNOWN
     method: str = ""
     columns: tuple[str, ...] = ()
     curve: tuple[LabelGain, ...] = ()
@@ -263,7 +264,7 @@ def _other_methods(tests: _Tests, results: ComparisonResults, stored: StoredRows
 
 
 def _class_shares(tests: _Tests, stored: StoredRows, training: Scores | None, seed: int) -> list[Remedy]:
-    """Return the gain of class shares estimated without labels, if there is label shift and P(X | Y) holds."""
+    """Return the gain of class shares estimated without labels, if P(Y) changes and P(X | Y) does not."""
     cause, own = tests.cause, tests.own
     if stored.regression or training is None or training.rows is None or own.rows is None:
         return []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envariant.analysis.leakage import LeakyColumn, leaky_columns
+from envariant.analysis.leakage import LeakyColumn, leaky_columns, leaky_group
 from envariant.core.errors import EnvariantError
 
 
@@ -72,3 +72,58 @@ def test_identifiers_constants_and_short_columns_do_not_leak():
 def test_unequal_lengths_are_rejected():
     with pytest.raises(EnvariantError, match="'x' has 3 rows, but targets have 2"):
         leaky_columns({"x": np.zeros(3)}, np.zeros(2), task="binary")
+
+
+def test_a_sum_of_columns_leaks_and_the_smallest_group_is_named():
+    rng = np.random.default_rng(0)
+    casual, registered = rng.poisson((30, 300), size=(400, 2)).T
+    columns = {"a": casual, "b": registered, "total": casual + registered + rng.normal(size=400) * 30}
+    columns |= {f"noise {k}": rng.normal(size=400) for k in range(10)}
+    found = leaky_group(columns, casual + registered, task="regression")
+    assert found.columns == ("a", "b")
+    assert found.score == pytest.approx(1)
+    assert leaky_group(columns, casual + registered + rng.normal(size=400) * 10, task="regression") is None
+
+
+def test_a_threshold_on_a_combination_leaks_a_class():
+    rng = np.random.default_rng(0)
+    x = rng.exponential(size=(500, 6))
+    columns = dict(zip("abcdef", x.T, strict=True))
+    for target in (x[:, 1] - 2 * x[:, 4] > 0, x[:, 1] + x[:, 4] > 2):
+        found = leaky_group(columns, target.astype(int), task="binary")
+        assert found.columns == ("b", "e")
+        assert found.measure == "AUROC"
+
+
+def test_a_good_model_and_more_columns_than_rows_are_no_leak():
+    rng = np.random.default_rng(0)
+    wide = {f"x{k}": rng.normal(size=100) for k in range(300)}
+    assert leaky_group(wide, rng.normal(size=100), task="regression") is None
+    assert leaky_group(wide, rng.integers(2, size=100), task="binary") is None
+    x = rng.normal(size=(400, 8))
+    columns = {f"x{k}": x[:, k] for k in range(8)}
+    assert leaky_group(columns, x.sum(axis=1) + 0.5 * rng.normal(size=400), task="regression") is None
+    assert leaky_group(columns, x.sum(axis=1) > 0.3 * rng.normal(size=400), task="binary") is None
+
+
+@pytest.mark.parametrize("rows", [400, 100])
+def test_a_sum_among_many_columns_is_found(rows):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 200))
+    columns = {f"x{k}": x[:, k] for k in range(200)}
+    found = leaky_group(columns, x[:, 3] + x[:, 70] + x[:, 150], task="regression")
+    assert found.columns == ("x3", "x70", "x150")
+
+
+def test_a_copy_of_the_class_as_a_number_leaks():
+    rng = np.random.default_rng(0)
+    classes = rng.integers(3, size=300)
+    columns = {"copy": classes * 2.0 + 0.1 * rng.normal(size=300), "x": classes + rng.normal(size=300)}
+    assert names(columns, classes, "multiclass") == ("copy",)
+
+
+def test_a_lower_threshold_reports_more():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=300)
+    assert names({"x": y + 0.2 * rng.normal(size=300)}, y, "regression") == ()
+    assert names({"x": y + 0.2 * rng.normal(size=300)}, y, "regression", threshold=0.95) == ("x",)

@@ -66,12 +66,23 @@ def test_many_environments_are_grouped_into_folds_each_once():
     assert min(map(len, protocol.make_folds(table(sizes=(20,) * 13)))) >= 2
 
 
+def with_shares(*shares):
+    """Return a table with a share of the second class by environment."""
+    own = table()
+    generator = np.random.default_rng(0)
+    values = generator.random(len(own)) < np.array(shares)[own.environment.values]
+    return replace(own, target=replace(own.target, values=values.astype(own.target.values.dtype)))
+
+
 def test_the_default_metric_suits_the_target():
     def usual(found, name=None):
         return protocol.choose_metric(name, found, TableSource(found).task).name
 
     assert usual(table()) == "accuracy"
     assert usual(table(rare=0.1)) == "AUROC"
+    # Accuracy changes with the share of a class although the ranking holds.
+    assert usual(with_shares(0.2, 0.5, 0.5)) == "AUROC"
+    assert usual(with_shares(0.45, 0.5, 0.5)) == "accuracy"
     assert usual(table(task="regression")) == "RMSE"
     assert usual(table(task="regression"), "r2") == "R²"
     assert usual(table(), "auroc") == "AUROC"
@@ -143,7 +154,7 @@ STUDY = Study(("colored-digits",), ("vrex",), n_trials=8, replicas=1)
 
 def test_without_a_deadline_all_trials_are_one_stage(tmp_path, clock):
     run = Runner(tmp_path, clock, 1.0)
-    assert protocol.run_within_budget(tmp_path, STUDY, None, run) == 8
+    assert protocol.run_within_budget(tmp_path, STUDY, None, run) == STUDY
     assert run.left == [8]
 
 
@@ -154,17 +165,31 @@ def test_without_a_deadline_all_trials_are_one_stage(tmp_path, clock):
 )
 def test_with_a_deadline_trials_are_added_while_time_remains(tmp_path, clock, budget, completed, stages):
     run = Runner(tmp_path, clock, 1.0)
-    assert protocol.run_within_budget(tmp_path, STUDY, clock.now + budget, run) == completed
+    done = protocol.run_within_budget(tmp_path, STUDY, clock.now + budget, run)
+    assert done.n_trials == completed
     assert run.left == stages
 
 
-def test_an_unfinished_first_stage_counts_as_one_trial(tmp_path, clock):
+@pytest.mark.parametrize(
+    ("budget", "methods", "replicas", "n_trials", "stages"),
+    # Methods one by one, then the second replica of all, then all five, then the second trial.
+    [
+        (0.5, 1, 1, 1, [1]),
+        (1.5, 2, 1, 1, [1, 1]),
+        (5.5, 3, 1, 1, [1, 1, 1]),
+        (6.5, 3, 2, 1, [1, 1, 1, 3]),
+        (16, 3, 5, 1, [1, 1, 1, 3, 9]),
+        (99, 3, 5, 2, [1, 1, 1, 3, 9, 15]),
+    ],
+)
+def test_with_a_deadline_every_method_is_tried_before_replicas_are_added(
+    tmp_path, clock, budget, methods, replicas, n_trials, stages
+):
+    study = replace(STUDY, algorithms=("erm", "vrex", "irm"), n_trials=2, replicas=5)
     run = Runner(tmp_path, clock, 1.0)
-    assert protocol.run_within_budget(tmp_path, replace(STUDY, replicas=5), clock.now + 2.5, run) == 1
-    with Store(tmp_path) as store:
-        counts = store.counts()
-    assert counts["done"] == 3
-    assert counts["planned"] == 1
+    done = protocol.run_within_budget(tmp_path, study, clock.now + budget, run)
+    assert (len(done.algorithms), done.replicas, done.n_trials) == (methods, replicas, n_trials)
+    assert run.left == stages
 
 
 def test_an_environment_whose_classes_are_new_gets_no_verdict():

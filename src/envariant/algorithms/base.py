@@ -1,4 +1,4 @@
-"""Abstract base classes: `Algorithm`, the parts of a composition, and the context they receive.
+"""Base classes of algorithms and of the parts of compositions, and the context that they receive.
 
 An algorithm is a pure function from a minibatch to gradients. It has no mutable state, takes random numbers
 only from its context, and never branches in Python on a hyperparameter's value: the engine replaces
@@ -27,22 +27,22 @@ Parameters = Mapping[str, Tensor]
 """Model parameters by name. Gradients have the same keys and shapes."""
 
 State = Mapping[str, Any]
-"""Tensors carried from step to step, in nested mappings; empty for most algorithms."""
+"""Tensors passed from each step to the next, in nested mappings; empty for most algorithms."""
 
 Metrics = Mapping[str, Tensor]
-"""Detached scalars to record, by name."""
+"""Scalars to record, by name, without gradient."""
 
 
 @final
 @dataclass(frozen=True)
 class TrainContext:
-    """Fixed facts about a training run: its environments, task and model.
+    """Constant properties of a training run: environments, task and model.
 
     Attributes:
         environment_names: Names of the training environments, in batch order.
-        environment_sizes: Number of training rows of each environment, independent of the batch size. Always
-            set in `init`. Empty in `wrap_model` and `auxiliary_networks` before environment inference and
-            when a saved model is rebuilt.
+        environment_sizes: Number of training rows of each environment, independent of the batch size. In
+            `wrap_model` and `auxiliary_networks` it may be empty: before environment inference, and when a
+            saved model is rebuilt.
         task: Prediction task.
         features: Width of the head's input features; 0 if the algorithm does not need features.
         input_shape: Shape of one row of inputs.
@@ -107,7 +107,7 @@ class Model(Protocol):
 
 
 class Algorithm(ABC):
-    """Training rule: gradients and new state from parameters, a minibatch and the old state.
+    """Base class of algorithms, which compute gradients from the model's parameters and a minibatch.
 
     Attributes:
         environment_inference: Method that infers the training environments. None: use the environments of
@@ -138,7 +138,7 @@ class Algorithm(ABC):
 
     @property
     def depends_on_sizes(self) -> bool:
-        """Whether an environment's number of rows changes its weight; see `Part.depends_on_sizes`."""
+        """Whether an environment's weight depends on its number of rows; see `Part.depends_on_sizes`."""
         return False
 
     @property
@@ -151,7 +151,7 @@ class Algorithm(ABC):
 
         Args:
             module: Newly built model; may be changed in place.
-            context: Fixed facts about the run; `features` is not set yet.
+            context: Constant properties of the run; `features` is not set yet.
 
         Raises:
             EnvariantError: If the algorithm does not support this model.
@@ -179,7 +179,7 @@ class Algorithm(ABC):
 
         Args:
             params: Parameters of the model and of the auxiliary networks.
-            context: Fixed facts about the run.
+            context: Constant properties of the run.
 
         Raises:
             EnvariantError: If the algorithm does not support this task or model.
@@ -204,7 +204,7 @@ class Algorithm(ABC):
 
 
 class Part(ABC):
-    """Part of a composition: a frozen dataclass whose fields are its hyperparameters.
+    """Base class of the parts of a composition: frozen dataclasses whose fields are hyperparameters.
 
     Types of fields, and bounds declared as in `Annotated[float, Field(ge=0)]`, are checked at construction.
 
@@ -216,8 +216,8 @@ class Part(ABC):
         needs_linear_head: Whether the head must be one linear layer.
         needs_classes: Whether the part is undefined for regression.
         stochastic: Whether the part uses random numbers.
-        depends_on_sizes: Whether an environment's number of rows changes its weight. If not, the gradients
-            stay the same when all rows of an environment are repeated, except for divisors such as n − 1.
+        depends_on_sizes: Whether an environment's weight depends on its number of rows. If not, repeating all
+            rows of an environment does not change the gradients, except for divisors such as n − 1.
     """
 
     name: ClassVar[str]
@@ -253,16 +253,16 @@ class Part(ABC):
         return {}
 
     def switch_steps(self) -> Mapping[str, int]:
-        """Return each hyperparameter that is a step number, with the first step at which it takes effect.
+        """Return the hyperparameters that are step numbers, and the first step at which each takes effect.
 
-        Like the switch points of schedules, their default values scale with the length of the run.
+        Their default values are scaled with the length of the run, like the step numbers in schedules.
         """
         return {}
 
     def coefficient_at(self, step: int) -> float:
         """Return the coefficient of this part in the loss at a step.
 
-        With `normalize_loss`, the whole loss is divided by the largest coefficient of any part once that
+        With `normalize_loss`, the whole loss is divided by the largest coefficient of any part, if this
         exceeds 1.
         """
         del step
@@ -270,11 +270,16 @@ class Part(ABC):
 
 
 class RiskAggregator(Part):
-    """Rule that combines the environments' risks into one risk."""
+    """Base class of rules that combine the environments' risks into one risk."""
 
     @abstractmethod
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the risk to minimize and the new state."""
+        """Return the risk to minimize and the new state.
+
+        Args:
+            predicted: Batch with its predictions, losses and risks.
+            state: State of the part.
+        """
 
 
 def as_coefficient(value: Schedule | str | float, where: str) -> Schedule:
@@ -293,7 +298,7 @@ def as_coefficient(value: Schedule | str | float, where: str) -> Schedule:
 
 
 class _WithCoefficient(Part, ABC):
-    """Part whose value is multiplied by a coefficient schedule."""
+    """Base class of parts whose value is multiplied by a coefficient schedule."""
 
     coefficient: Schedule
 
@@ -307,17 +312,22 @@ class _WithCoefficient(Part, ABC):
 
 
 class Penalty(_WithCoefficient):
-    """Penalty computed from predictions and weighted by a coefficient schedule."""
+    """Base class of penalties computed from predictions and weighted by a coefficient schedule."""
 
     @abstractmethod
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the penalty without its coefficient, and the new state."""
+        """Return the penalty without its coefficient, and the new state.
+
+        Args:
+            predicted: Batch with its predictions, losses and risks.
+            state: State of the part.
+        """
 
 
 class GradientPenalty(_WithCoefficient):
-    """Penalty computed from the gradients of the environments' risks, weighted by a coefficient schedule.
+    """Base class of penalties on the gradients of the environments' risks, weighted by a schedule.
 
-    Its gradient contains second derivatives, which `Composition` computes.
+    The gradient of such a penalty contains second derivatives, which `Composition` computes.
     """
 
     @abstractmethod
@@ -331,10 +341,10 @@ class GradientPenalty(_WithCoefficient):
 
 
 class TrainingStep(Part):
-    """Training step that is not a sum of risks and penalties, such as a step with inner updates.
+    """Base class of training steps other than sums of risks and penalties, such as steps with inner updates.
 
     `batch.risk` and `batch.mean` give all environments equal weight, whatever their numbers of rows. A mean
-    over the rows of the batch would weight them by size.
+    over the rows of the batch would weight environments by size.
 
     Attributes:
         returns_updates: Whether `gradients` returns parameter updates instead of gradients for the run's
@@ -354,7 +364,7 @@ class TrainingStep(Part):
 
 
 class GradientAggregator(Part):
-    """Rule that combines the environments' gradients into one gradient."""
+    """Base class of rules that combine the environments' gradients into one gradient."""
 
     @abstractmethod
     def combine(
@@ -370,7 +380,7 @@ class GradientAggregator(Part):
 
 
 class EnvironmentInference(Part):
-    """Method that infers environments before training, from the predictions of a reference model.
+    """Base class of methods that infer environments before training, from predictions of a reference model.
 
     Attributes:
         count: Number of inferred environments.
@@ -391,15 +401,21 @@ class EnvironmentInference(Part):
     def environments(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"], task: Task
     ) -> Int[Tensor, " rows"]:
-        """Return the environment of every row, numbered from 0."""
+        """Return the environment of every row, numbered from 0.
+
+        Args:
+            logits: Logits of the reference model.
+            targets: Target of every row.
+            task: Prediction task.
+        """
 
 
 def featurizer_and_head(module: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
     """Return the submodules `featurizer` and `head` of a model.
 
     Args:
-        module: Model.
-        name: Name of the caller, for the error message.
+        module: Model with the two submodules.
+        name: Name of the algorithm, for the error message.
 
     Raises:
         EnvariantError: If the model has no submodule `featurizer` or no submodule `head`.

@@ -1,6 +1,6 @@
-"""Describe all algorithms from their docstrings, for the terminal and for `docs/algorithms.md`.
+"""Generate descriptions of all algorithms from docstrings, for the terminal and `docs/algorithms.md`.
 
-The first paragraph of a part's docstring is the formula; `Attributes` describe the settings.
+The first paragraph of a part's docstring is its formula, and the section `Attributes` describes its settings.
 """
 
 import dataclasses

@@ -45,7 +45,8 @@ def as_algorithm(
     Args:
         algorithm: Name or text ("vrex", "vrex + and-mask"), `Recipe`, any part (`VREx(30)`, `AndMask()`, a
             training step) or `Algorithm`. A part is composed with the mean risk and the mean gradient.
-        settings: Hyperparameters by name, in place of the defaults. Allowed only for names and recipes.
+        settings: Values of hyperparameters by name; the others have default values. Allowed only for names
+            and recipes.
 
     Raises:
         EnvariantError: If a name or setting is unknown, `algorithm` has another type, or settings are given

@@ -1,4 +1,4 @@
-"""Describe algorithms as texts that are equal only for the same training rule."""
+"""Describe algorithms as texts that are equal only if the algorithms are equal."""
 
 import dataclasses
 import hashlib

@@ -136,9 +136,9 @@ class Recipe:
         """Return the recipe and settings with all switch points scaled to another run length.
 
         Args:
-            settings: Suggested values by hyperparameter name.
-            old: Length of the run for which the values are meant, in steps.
-            new: Length of the run, in steps.
+            settings: Values of hyperparameters by name.
+            old: Number of steps for which the recipe and the values were chosen.
+            new: Number of steps of the run.
         """
         scaled, steps = dict(settings), {part.name: part.switch_steps() for part in self.parts}
         for h in self.hyperparameters:
@@ -149,7 +149,7 @@ class Recipe:
         return dataclasses.replace(self, default=rescale(self.default, old, new)), scaled
 
     def own(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of parts, without settings of the whole loss such as `l2`."""
+        """Return the settings of the recipe's parts, without settings of the whole loss such as `l2`."""
         names = {h.name for h in self.hyperparameters if h.part != LOSS}
         return {key: value for key, value in settings.items() if key in names}
 

@@ -1,6 +1,6 @@
 """Statistical analyses of environments: pure functions from arrays to frozen dataclasses.
 
-Public names are imported on first use; each module can also be imported alone and loads no PyTorch.
+Public names are imported on first use. Each module can also be imported alone, without loading PyTorch.
 """
 
 from importlib import import_module
@@ -26,6 +26,18 @@ if TYPE_CHECKING:
         prediction_sets,
         split_threshold,
         weighted_thresholds,
+    )
+    from envariant.analysis.data_quality import (
+        Identifier,
+        LocalCategories,
+        MissingCode,
+        MissingShares,
+        NamingColumn,
+        identifiers,
+        local_categories,
+        missing_codes,
+        missingness_differences,
+        naming_columns,
     )
     from envariant.analysis.disde import (
         DropDecomposition,
@@ -64,7 +76,7 @@ if TYPE_CHECKING:
         estimate_prior_em,
         solve_bbse,
     )
-    from envariant.analysis.leakage import LeakyColumn, leaky_columns
+    from envariant.analysis.leakage import LeakyColumn, LeakyGroup, leaky_columns, leaky_group
     from envariant.analysis.random_effects import (
         PooledEstimate,
         pool_estimates,
@@ -95,6 +107,10 @@ _MODULES = {
         "new_environment_threshold", "pooled_cdf_threshold", "prediction_intervals", "prediction_sets",
         "split_threshold", "weighted_thresholds",
     ),
+    "data_quality": (
+        "Identifier", "LocalCategories", "MissingCode", "MissingShares", "NamingColumn", "identifiers",
+        "local_categories", "missing_codes", "missingness_differences", "naming_columns",
+    ),
     "disde": ("DropDecomposition", "decompose_drop", "measure_disde"),
     "distribution_shift": ("Shift", "measure_shift"),
     "drift": ("ColumnDrift", "Drift", "measure_drift"),
@@ -110,7 +126,7 @@ _MODULES = {
         "assess_label_shift", "assess_output_shift", "estimate_prior_bbse", "estimate_prior_em",
         "solve_bbse",
     ),
-    "leakage": ("LeakyColumn", "leaky_columns"),
+    "leakage": ("LeakyColumn", "LeakyGroup", "leaky_columns", "leaky_group"),
     "random_effects": ("PooledEstimate", "pool_estimates"),
     "shift_kind": ("EnvironmentShift", "name_shifts"),
     "statistics": (
@@ -132,10 +148,16 @@ __all__ = [
     "EnvironmentShift",
     "ExpectedConfusion",
     "Gain",
+    "Identifier",
     "Interval",
     "InvarianceTest",
     "LabelGain",
     "LeakyColumn",
+    "LeakyGroup",
+    "LocalCategories",
+    "MissingCode",
+    "MissingShares",
+    "NamingColumn",
     "PooledEstimate",
     "PriorEstimate",
     "Ranking",
@@ -162,16 +184,22 @@ __all__ = [
     "friedman",
     "gain_from_labels",
     "holm",
+    "identifiers",
     "interquartile_mean",
     "interval",
     "leaky_columns",
+    "leaky_group",
+    "local_categories",
     "measure_calibration",
     "measure_disde",
     "measure_drift",
     "measure_shift",
     "measure_stability",
+    "missing_codes",
+    "missingness_differences",
     "mondrian_thresholds",
     "name_shifts",
+    "naming_columns",
     "new_environment_threshold",
     "pool_estimates",
     "pooled_cdf_threshold",

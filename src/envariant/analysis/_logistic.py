@@ -1,4 +1,4 @@
-"""Logistic regression with fixed design, fitted for many weightings of the rows at once."""
+"""Logistic regression with a fixed design matrix, fitted for many weightings of the rows at once."""
 
 from typing import final
 
@@ -17,7 +17,7 @@ _CHUNK = 2_000_000
 
 @final
 class LogisticFits:
-    """Fits of one logistic regression, one per weighting of the rows.
+    """Coefficients of a logistic regression that was fitted once per weighting of the rows.
 
     Attributes:
         coefficients: Coefficients, `[weightings, coefficients]`.
@@ -47,8 +47,8 @@ def fit_logistic(
     Class c > 0 has logit offset[i, c−1] + Σ_j design[i, c−1, j] β_j; class 0 has logit 0.
 
     Args:
-        design: Columns of each row and class but the first, `[rows, classes − 1, p]`.
-        labels: Indicators or shares of the classes but the first, `[rows, classes − 1]`.
+        design: The p columns for each row and each class except the first, `[rows, classes − 1, p]`.
+        labels: Indicators or shares of the classes except the first, `[rows, classes − 1]`.
         weights: Weights of the rows, `[weightings, rows]`. Default: one weighting with all weights 1.
         offset: Fixed part of the logits, `[rows, classes − 1]`.
         center: Mean m of the Gaussian prior, `[p]`. Default: zeros.
@@ -67,22 +67,33 @@ def fit_logistic(
 
 
 def logistic_loss(logits: Array, labels: Array) -> Array:
-    """Return −log p(y) of each row from logits relative to the first class, `[..., rows, classes − 1]`."""
+    """Return the logistic loss of each row, `[..., rows]`: −log of the probability of the true class.
+
+    Args:
+        logits: Logits relative to the first class, `[..., rows, classes − 1]`.
+        labels: Indicators of the classes except the first, `[rows, classes − 1]`.
+    """
     return _log_normalizer(logits) - (labels * logits).sum(-1)
 
 
 def class_indicators(labels: NDArray[np.int64], n_classes: int) -> Array:
-    """Return indicators of the classes but the first, `[rows, classes − 1]`."""
+    """Return indicators of the classes except the first, `[rows, classes − 1]`."""
     return (labels[:, None] == np.arange(1, n_classes)).astype(np.float64)
 
 
 def checked_scores(
     where: str, scores: ArrayLike, targets: ArrayLike, *, regression: bool = False
 ) -> tuple[Array, Array, int]:
-    """Return scores and targets as columns, and the number of classes (0 for regression).
+    """Check scores and targets, and return them as columns with the number of classes (0 for regression).
 
-    Logits become logits relative to the first class, `[rows, classes − 1]`, and targets indicators of the
-    same shape. Predictions and targets of regression become `[rows, 1]`.
+    Logits become logits relative to the first class, `[rows, classes − 1]`, and targets become indicators of
+    the same shape. Predictions and targets of regression become `[rows, 1]`.
+
+    Args:
+        where: Name of the calling function, for error messages.
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
+        targets: Class numbers from 0, or real targets, `[rows]`.
+        regression: Whether targets are real numbers.
 
     Raises:
         EnvariantError: If there are no rows, lengths differ, values are not finite, or targets are not class
@@ -106,7 +117,7 @@ def checked_scores(
 
 
 def recalibration_design(logits: Array) -> Array:
-    """Return the design of one intercept per class but the first, and one slope, as for `fit_logistic`."""
+    """Return the design for `fit_logistic` with one intercept per class except the first, and one slope."""
     intercepts = np.broadcast_to(np.eye(logits.shape[1]), (*logits.shape, logits.shape[1]))
     return np.concatenate([intercepts, logits[..., None]], axis=2)
 
@@ -121,7 +132,7 @@ def _log_normalizer(logits: Array) -> Array:
 def _fit(
     design: Array, labels: Array, w: Array, offset: Array | float, center: Array, precision: Array
 ) -> tuple[Array, Array]:
-    """Fit one chunk of weightings."""
+    """Return coefficients and information for some of the weightings; see `fit_logistic`."""
     n, k, p = design.shape
     flat = design.reshape(n * k, p)
     outer = (flat[:, :, None] * flat[:, None, :]).reshape(n * k, p * p)

@@ -1,4 +1,4 @@
-"""Stability of each column's relation with the target across environments.
+"""Stability of each column's relation with the target across environments, given all other columns.
 
 A column whose slope changes sign between environments misleads models that rely on it in some of them.
 """
@@ -6,45 +6,72 @@ A column whose slope changes sign between environments misleads models that rely
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from envariant.analysis import statistics
+from envariant.analysis._environment_fit import (
+    EnvironmentFit,
+    firth_slopes,
+    fit_environments,
+    linear_slopes,
+)
+from envariant.analysis.random_effects import PooledEstimate, pool_estimates
 from envariant.core.errors import EnvariantError
 
 Array = NDArray[np.float64]
+Link = Literal["identity", "logit"]
 
 LEVEL = 0.05
 """Significance level of the tests."""
 
-NOTABLE = 0.15
-"""Smallest relevant difference of two slopes, in target standard deviations per column standard deviation."""
+NOTABLE: Mapping[Link, float] = {"identity": 0.15, "logit": 0.3}
+"""Smallest relevant difference of two slopes, by link."""
 
-# Largest share of a column's variation within an environment that one row may contribute.
-_LARGEST_SHARE = 0.1
+# Simulated data sets of the null distribution.
+_DRAWS = 300
+# Rows used, sampled evenly from environments; classes tested one against all others.
+_MOST_ROWS, _MOST_CLASSES = 20_000, 10
+# Inputs in the common model: at most this many columns, and at most one term per this many rows.
+_MOST_COMMON, _ROWS_PER_TERM = 60, 15
+_KNOTS = (0.2, 0.5, 0.8)
+# Columns that may get slopes of each environment in the common model.
+_MOST_OWN = 6
+# A slope is measured where no row has a larger share of the information, and its error is not larger.
+_LARGEST_SHARE, _FEWEST_ROWS = 0.34, 8
+_LARGEST_ERROR: Mapping[Link, float] = {"identity": 0.75, "logit": 1.5}
+_FARTHEST = 8.0
+_BLOCK = 4_000_000
 
 
 @final
 @dataclass(frozen=True)
 class ColumnStability:
-    """Relation of one column with the target in each environment.
+    """Relation of one column with the target in each environment, given the other columns.
 
     Attributes:
         column: Name of the column.
-        slopes: Slope by environment, in standard deviations of the target per standard deviation of the
-            column. For a categorical column or a multiclass target: along the direction of strongest
-            association. NaN in environments with a constant column.
+        slopes: Slope by environment, per standard deviation of the column within environments: log-odds of a
+            class, or standard deviations of a real target. Of several inputs or classes: those with the
+            smallest p-value. NaN in environments where it cannot be estimated.
         errors: Standard error of each slope.
-        p_value: P-value of the test of equal slopes (Cochran's Q), Holm-corrected over columns.
+        p_value: P-value of the test of equal slopes, Holm-corrected over columns.
+        pooled: Random-effects mean of the slopes and its prediction interval for the next environment; None
+            if fewer than two slopes could be estimated.
+        measured: Whether the slopes could be estimated in at least two environments and compared.
+        link: "logit" for classes, "identity" for real targets.
     """
 
     column: str
     slopes: Mapping[str, float]
     errors: Mapping[str, float]
     p_value: float
+    pooled: PooledEstimate | None = None
+    measured: bool = True
+    link: Link = "identity"
 
     @property
     def spread(self) -> float:
@@ -67,11 +94,13 @@ class ColumnStability:
     @property
     def unstable(self) -> bool:
         """Whether the slopes differ significantly and by at least `NOTABLE`."""
-        return self.p_value < LEVEL and self.spread >= NOTABLE
+        return self.measured and self.p_value < LEVEL and self.spread >= NOTABLE[self.link]
 
     @property
-    def kind(self) -> Literal["stable", "varies", "changes sign"]:
-        """Kind of the relation: "stable", "varies" or "changes sign"."""
+    def kind(self) -> Literal["stable", "varies", "changes sign", "not measured"]:
+        """Kind of the relation: "stable", "varies", "changes sign" or "not measured"."""
+        if not self.measured:
+            return "not measured"
         if not self.unstable:
             return "stable"
         return "changes sign" if self.changes_sign else "varies"
@@ -83,16 +112,29 @@ def measure_stability(
     environments: ArrayLike,
     *,
     n_classes: int | None = None,
+    seed: int = 0,
 ) -> tuple[ColumnStability, ...]:
     """Estimate every column's slope in every environment and test whether the slopes are equal.
 
-    Standard errors are heteroskedasticity-consistent (HC3, MacKinnon & White 1985).
+    One model of all columns has an intercept for each environment and common slopes, squares, hinges and
+    products (as many as rows allow, at most 60 columns; the columns with the strongest association first).
+    The score test of a column's own slopes, Σ_e U_e² / V_e (Cochran's Q for one-step estimates), is compared
+    with simulations of the model: random labels of its probabilities, or residuals with random signs (Liu
+    1988). If a column is unstable, its slopes of each environment enter the model and the others are tested
+    again, so that they are not blamed for it. Neither covariate shift nor a change of prevalence makes a
+    column unstable. Interactions of columns that differ between environments are not tested.
+
+    Reported slopes: one free slope per environment, while all other columns keep their common slope, or
+    their own where they are unstable; by Firth's penalized likelihood (1993) for classes, and least squares
+    with HC3 errors (MacKinnon & White 1985) for real targets. Each class of a multiclass target (at most 10)
+    is tested against all others, with Bonferroni's correction.
 
     Args:
         columns: Values by column name, each `[rows]`, or `[rows, k]` for one-hot encoded categories.
-        targets: Binary or real targets, or class numbers if `n_classes` is set, `[rows]`.
+        targets: Targets 0 and 1, real targets, or class numbers if `n_classes` is set, `[rows]`.
         environments: Environment of each row, `[rows]`.
         n_classes: Number of classes of a multiclass target. Default: a binary or real target.
+        seed: Seed of the simulations.
 
     Returns:
         One entry per column, the least stable first.
@@ -110,98 +152,232 @@ def measure_stability(
         [('dose', 'changes sign'), ('age', 'stable')]
     """
     y, labels = np.asarray(targets), np.asarray(environments)
-    names, first, codes = np.unique(labels, return_index=True, return_inverse=True)
-    # Environments in order of appearance.
-    order = np.argsort(first).tolist()
-    members = [np.flatnonzero(codes == k) for k in order]
     arrays = {column: np.asarray(values) for column, values in columns.items()}
     for name, array in {"targets": y, **arrays}.items():
         if len(array) != len(labels):
             raise EnvariantError(
                 f"measure_stability: '{name}' has {len(array)} rows, but environments have {len(labels)}"
             )
-    outcome = y[:, None] if n_classes is None else y[:, None] == np.arange(n_classes)
-    outcomes = [outcome[rows].astype(np.float64) for rows in members]
-    slopes: dict[str, tuple[Array, Array]] = {}
-    for column, array in arrays.items():
-        values = array[:, None] if array.ndim == 1 else array
-        slopes[column] = _slopes([values[rows].astype(np.float64) for rows in members], outcomes)
-    corrected = statistics.holm([_cochran_p_value(*each) for each in slopes.values()])
-    keys = [str(names[k]) for k in order]
-    results = [
-        ColumnStability(
-            column,
-            dict(zip(keys, slope.tolist(), strict=True)),
-            dict(zip(keys, error.tolist(), strict=True)),
-            p_value,
-        )
-        for (column, (slope, error)), p_value in zip(slopes.items(), corrected, strict=True)
+    names, first, codes = np.unique(labels, return_index=True, return_inverse=True)
+    # Environments in order of appearance.
+    keys = [str(names[k]) for k in np.argsort(first)]
+    codes = np.argsort(np.argsort(first))[codes]
+    generator = np.random.default_rng(seed)
+    rows = _rows_by_environment(codes, len(keys), generator)
+    parts = [
+        slice(int(a), int(b)) for a, b in np.searchsorted(codes[rows], [[k, k + 1] for k in range(len(keys))])
     ]
+    inputs, groups = _inputs([array[rows] for array in arrays.values()], parts)
+    outcomes, link = _outcomes(y[rows], parts, n_classes)
+    tests = [_test(inputs, groups, outcome, parts, link, generator) for outcome in outcomes]
+    corrected = statistics.holm(
+        [min(1.0, len(tests) * min(t.p_values[j] for t in tests)) for j in range(len(groups))]
+    )
+    results: list[ColumnStability] = []
+    for j, column in enumerate(arrays):
+        best = min(tests, key=lambda test: test.p_values[j])
+        slopes, errors = best.slopes[:, j], best.errors[:, j]
+        known = np.isfinite(slopes)
+        pooled = pool_estimates(slopes[known], errors[known]) if known.sum() > 1 else None
+        by_name = (dict(zip(keys, part.tolist(), strict=True)) for part in (slopes, errors))
+        results.append(ColumnStability(column, *by_name, corrected[j], pooled, pooled is not None, link))
     return tuple(sorted(results, key=lambda c: (not c.unstable, -c.spread)))
 
 
-def _slopes(values: Sequence[Array], targets: Sequence[Array]) -> tuple[Array, Array]:
-    """Return slope and HC3 standard error by environment.
+class _Test(NamedTuple):
+    """P-value of each column, `[columns]`; slopes and errors, `[environments, columns]`."""
 
-    If the column or the target has several components, half of the rows determine the direction of
-    strongest association. The slope is estimated on the other half, so that its estimate is unbiased.
-    """
-    multivariate = values[0].shape[1] > 1 or targets[0].shape[1] > 1
-    value_direction, target_direction = np.ones(1), np.ones(1)
-    if multivariate:
-        # Halves are random, because consecutive rows may be related, such as husband and wife.
-        generator = np.random.default_rng(0)
-        order = [generator.permutation(len(v)) for v in values]
-        values, targets = ([p[o] for p, o in zip(part, order, strict=True)] for part in (values, targets))
-        x, y = _standardized([v[::2] for v in values], [t[::2] for t in targets])
-        covariances = [v.T @ t / len(v) for v, t in zip(x, y, strict=True)]
-        # Summed over environments without regard to sign.
-        value_direction = _leading_eigenvector(sum(c @ c.T for c in covariances))
-        target_direction = _leading_eigenvector(sum(c.T @ c for c in covariances))
-        values, targets = [v[1::2] for v in values], [t[1::2] for t in targets]
-    estimates = [
-        _slope(v @ value_direction, t @ target_direction)
-        for v, t in zip(*_standardized(values, targets), strict=True)
-    ]
-    slopes, errors = (np.array(part) for part in zip(*estimates, strict=True))
-    # An eigenvector has no sign: choose the one for which most of the association is positive.
-    return (-slopes if multivariate and np.nansum(slopes) < 0 else slopes), errors
+    p_values: Array
+    slopes: Array
+    errors: Array
 
 
-def _slope(x: Array, y: Array) -> tuple[float, float]:
-    """Return the least-squares slope of centered values and its standard error; NaN if not estimable."""
-    power = float(x @ x)
-    # If a few rows cause most of the variation, the standard error cannot be estimated.
-    if power <= 1e-9 * len(x) or float((x * x).max()) > _LARGEST_SHARE * power:
-        return math.nan, math.nan
-    slope = float(x @ y) / power
-    leverage = np.minimum(1 / len(x) + x * x / power, 0.99)
-    residuals = (y - slope * x) / (1 - leverage)
-    return slope, max(1e-12, math.sqrt(float(np.square(x * residuals).sum())) / power)
+def _rows_by_environment(
+    codes: NDArray[np.int64], count: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return rows sorted by environment, at most `_MOST_ROWS`, from all environments alike."""
+    sizes = np.bincount(codes, minlength=count)
+    most = int(sizes.max(initial=0))
+    while most > 1 and np.minimum(sizes, most).sum() > _MOST_ROWS:
+        most = min(int(most * 0.9), most - 1)
+    members = (np.flatnonzero(codes == k) for k in range(count))
+    selected = [m if len(m) <= most else np.sort(generator.choice(m, most, replace=False)) for m in members]
+    return np.concatenate(selected) if selected else np.arange(0)
 
 
-def _standardized(values: Sequence[Array], targets: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-    """Center columns and targets within environments and divide by the standard deviation within them."""
-    x, y = ([part - part.mean(axis=0) for part in parts] for parts in (values, targets))
-    x_scale, y_scale = _scale(x), _scale(y)
-    return [part / x_scale for part in x], [part / y_scale for part in y]
+def _inputs(arrays: Sequence[NDArray[np.generic]], parts: Sequence[slice]) -> tuple[Array, list[slice]]:
+    """Return all inputs, standardized within environments, and the inputs of each column."""
+    blocks = [(a[:, None] if a.ndim == 1 else a).astype(np.float64) for a in arrays]
+    ends = np.cumsum([0, *(block.shape[1] for block in blocks)]).tolist()
+    inputs = np.concatenate(blocks, axis=1)
+    spread = np.sqrt(np.mean([inputs[rows].var(axis=0) for rows in parts], axis=0))
+    scaled = (inputs - inputs.mean(axis=0)) / np.where(spread > 1e-9, spread, np.inf)
+    # Values far from all others would alone determine a slope.
+    return np.clip(scaled, -_FARTHEST, _FARTHEST), [slice(*ends[k : k + 2]) for k in range(len(blocks))]
 
 
-def _scale(parts: Sequence[Array]) -> Array:
-    """Return the standard deviation within environments, weighted equally; 1 for a constant column."""
-    spread = np.sqrt(np.mean([np.square(part).mean(axis=0) for part in parts], axis=0))
-    return np.where(spread > 1e-9, spread, 1.0)
+def _outcomes(
+    y: NDArray[np.generic], parts: Sequence[slice], n_classes: int | None
+) -> tuple[list[Array], Link]:
+    """Return the targets of the tests: the target itself, or indicators of the most frequent classes."""
+    values = y.astype(np.float64)
+    if n_classes is not None:
+        frequent = np.argsort(-np.bincount(y.astype(np.int64), minlength=n_classes), kind="stable")
+        return [(values == k).astype(np.float64) for k in frequent[:_MOST_CLASSES]], "logit"
+    if np.isin(values, (0.0, 1.0)).all():
+        return [values], "logit"
+    spread = math.sqrt(float(np.mean([values[rows].var() for rows in parts])))
+    return [(values - values.mean()) / (spread or 1.0)], "identity"
 
 
-def _leading_eigenvector(matrix: Any) -> Array:
-    return np.linalg.eigh(matrix)[1][:, -1]
+def _test(
+    inputs: Array,
+    groups: Sequence[slice],
+    y: Array,
+    parts: Sequence[slice],
+    link: Link,
+    generator: np.random.Generator,
+) -> _Test:
+    """Test each column; columns found unstable get own slopes in the model of the others."""
+    binary = link == "logit"
+    columns = np.repeat(np.arange(len(groups)), [g.stop - g.start for g in groups])
+    null = fit_environments(
+        np.zeros((len(y), 0)), np.zeros((len(y), 0)), y, parts, own_precision=np.zeros(0), binary=binary
+    )
+    budget = max(2, (len(y) - len(parts)) // _ROWS_PER_TERM)
+    linear = _strongest(null, inputs, min(_MOST_COMMON, budget))
+    terms = np.column_stack([inputs[:, linear], _curves(inputs[:, linear], budget - len(linear))])
+    own: list[int] = []
+    precision = np.zeros(0)
+    p_values, worst = np.ones(len(groups)), np.zeros(len(groups), dtype=np.int64)
+    while True:
+        own_inputs = np.flatnonzero(np.isin(columns, own))
+        fit = fit_environments(terms, inputs[:, own_inputs], y, parts, own_precision=precision, binary=binary)
+        scores = _scores(fit, inputs, columns, y, generator, binary)
+        left = [j for j in range(len(groups)) if j not in own]
+        p_values[left], worst[left] = scores.p_values[left], scores.worst[left]
+        if not own:
+            measured, prior = scores.measured, scores.between
+        testable = [j for j in left if scores.testable[j]]
+        if len(own) == _MOST_OWN or not testable:
+            break
+        found = min(testable, key=lambda j: scores.p_values[j])
+        if scores.p_values[found] * len(testable) >= LEVEL:
+            break
+        own.append(found)
+        own_inputs = np.flatnonzero(np.isin(columns, own))
+        prior = np.maximum(prior, np.where(columns == found, scores.between, 0.0))
+        precision = 1 / np.maximum(prior[own_inputs], 0.05)
+    slopes, errors = _slopes(inputs, worst, linear, own_inputs, precision, y, parts, link)
+    known = measured[:, worst] & (errors <= _LARGEST_ERROR[link])
+    absent = ~known | (known.sum(axis=0) < 2)
+    p_values[(~absent).sum(axis=0) < 2] = 1.0
+    slopes, errors = np.where(absent, np.nan, slopes), np.where(absent, np.nan, errors)
+    return _Test(p_values, slopes, errors)
 
 
-def _cochran_p_value(slopes: Array, errors: Array) -> float:
-    """Return the p-value of Cochran's Q test of equal slopes."""
-    known = np.isfinite(slopes)
-    if known.sum() < 2:
-        return 1.0
-    weights = 1 / errors[known] ** 2
-    mean = (weights * slopes[known]).sum() / weights.sum()
-    return float(stats.chi2.sf((weights * np.square(slopes[known] - mean)).sum(), known.sum() - 1))
+class _Scores(NamedTuple):
+    """P-value, testability and worst input by column; variance of slopes by input; measured cells."""
+
+    p_values: Array
+    testable: NDArray[np.bool_]
+    worst: NDArray[np.int64]
+    between: Array
+    measured: NDArray[np.bool_]
+
+
+def _scores(
+    fit: EnvironmentFit,
+    inputs: Array,
+    columns: NDArray[np.int64],
+    y: Array,
+    generator: np.random.Generator,
+    binary: bool,
+) -> _Scores:
+    """Return the score test of each column's own slopes against simulations of the fitted model."""
+    n, count = len(y), int(columns.max(initial=-1)) + 1
+    spread = np.sqrt(1 - fit.leverage())[:, None]
+    if binary:
+        fitted = (y - fit.residuals)[:, None]
+        draws = ((generator.random((n, _DRAWS)) < fitted) - fitted) / spread
+    else:
+        draws = generator.choice([-1.0, 1.0], (n, _DRAWS)) * fit.residuals[:, None] / spread
+    residuals = np.column_stack([fit.residuals, fit.project(draws)])
+    information = fit.variation(inputs)
+    measured = _measured(fit, inputs, information)
+    statistics_ = np.zeros((inputs.shape[1], _DRAWS + 1))
+    size = max(1, _BLOCK // ((_DRAWS + 1) * len(fit.parts)))
+    for start in range(0, inputs.shape[1], size):
+        block = slice(start, start + size)
+        weights = np.where(measured[:, block], information[:, block], np.inf)[..., None]
+        u = np.stack([inputs[rows, block].T @ residuals[rows] for rows in fit.parts])
+        u = np.where(measured[:, block, None], u, 0.0)
+        total = np.where(measured[:, block], information[:, block], 0.0).sum(0)[:, None]
+        statistics_[block] = (u**2 / weights).sum(0) - u.sum(0) ** 2 / np.maximum(total, 1e-12)
+    excess = statistics_[:, 0] - statistics_[:, 1:].mean(axis=1)
+    between = np.maximum(excess, 0) / np.maximum(np.where(measured, information, 0.0).sum(axis=0), 1e-12)
+    relative = excess / np.maximum(statistics_[:, 1:].std(axis=1), 1e-12)
+    by_column = np.zeros((count, _DRAWS + 1))
+    np.add.at(by_column, columns, np.where(measured.sum(axis=0) > 1, 1.0, 0.0)[:, None] * statistics_)
+    mean, variance = by_column[:, 1:].mean(axis=1), by_column[:, 1:].var(axis=1)
+    testable = variance > 1e-12
+    scale = np.where(testable, variance / np.maximum(mean, 1e-12), 1.0)
+    p_values = np.where(
+        testable, stats.gamma.sf(by_column[:, 0], np.maximum(mean / scale, 1e-6), scale=scale), 1.0
+    )
+    starts = np.searchsorted(columns, np.arange(count))
+    worst = np.array(
+        [s + int(np.argmax(part)) for s, part in zip(starts, np.split(relative, starts[1:]), strict=True)]
+    )
+    return _Scores(p_values, testable, worst, between, measured)
+
+
+def _measured(fit: EnvironmentFit, inputs: Array, information: Array) -> NDArray[np.bool_]:
+    """Return whether each environment says something about each input's slope, `[environments, inputs]`."""
+    measured = np.zeros(information.shape, dtype=bool)
+    for e, rows in enumerate(fit.parts):
+        weights, part = fit.weights[rows][:, None], inputs[rows]
+        centered = part - (weights * part).sum(axis=0) / weights.sum()
+        largest = (weights * centered**2).max(axis=0)
+        enough = rows.stop - rows.start >= _FEWEST_ROWS
+        measured[e] = enough & (information[e] > 1e-6) & (largest <= _LARGEST_SHARE * information[e])
+    return measured
+
+
+def _slopes(
+    inputs: Array, worst: NDArray[np.int64], linear: NDArray[np.int64], own: NDArray[np.int64],
+    precision: Array, y: Array, parts: Sequence[slice], link: Link,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Return slope and error of one input per column by environment, given the slopes of all others."""
+    fit = fit_environments(
+        inputs[:, linear], inputs[:, own], y, parts, own_precision=precision, binary=link == "logit"
+    )
+    slopes = np.zeros((len(parts), inputs.shape[1]))
+    slopes[:, linear] += fit.common_slopes
+    slopes[:, own] += fit.own_slopes[:, 1:]
+    chosen = inputs[:, worst]
+    offset = np.repeat(fit.linear[:, None], len(worst), axis=1)
+    for e, rows in enumerate(parts):
+        offset[rows] -= chosen[rows] * slopes[e, worst]
+    return (firth_slopes if link == "logit" else linear_slopes)(chosen, y, offset, parts)
+
+
+def _strongest(fit: EnvironmentFit, inputs: Array, count: int) -> NDArray[np.int64]:
+    """Return the varying inputs with the strongest association within environments, strongest first."""
+    information = fit.variation(inputs).sum(axis=0)
+    z = np.abs(inputs.T @ fit.residuals) / np.sqrt(np.maximum(information, 1e-12))
+    order = np.argsort(-np.where(information > 1e-9, z, -1.0), kind="stable")
+    return order[: min(count, int((information > 1e-9).sum()))]
+
+
+def _curves(x: Array, count: int) -> Array:
+    """Return up to `count` squares, hinges and products of columns, in the order of the columns."""
+    curved = [k for k in range(x.shape[1]) if len(np.unique(x[:, k])) > 4]
+    terms = [x[:, k] ** 2 for k in curved]
+    for knot in _KNOTS:
+        terms += [np.maximum(x[:, k] - np.quantile(x[:, k], knot), 0.0) for k in curved]
+    pairs = [(a, b) for b in range(x.shape[1]) for a in range(b)]
+    terms += [x[:, a] * x[:, b] for a, b in pairs[: max(0, count - len(terms))]]
+    kept = np.column_stack([np.zeros((len(x), 0)), *terms[: max(0, count)]])
+    spread = kept.std(axis=0)
+    return ((kept - kept.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0))[:, spread > 1e-9]

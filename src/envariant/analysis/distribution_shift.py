@@ -52,8 +52,9 @@ class Shift:
 
     Attributes:
         first, second: Names of the two groups.
-        diversity: ½ ∫ |p − q| over features z that occur in one group only.
-        correlation: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both groups.
+        diversity: Diversity shift: ½ ∫ |p − q| over features z that occur in one group only, where p and q
+            are the densities of z in the two groups.
+        correlation: Correlation shift: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both.
         label: Label shift: total variation distance of the target distributions.
         covariate: Covariate shift: 2·AUROC − 1 of a classifier of the group from the inputs.
     """
@@ -67,7 +68,13 @@ class Shift:
 
     @classmethod
     def from_trials(cls, first: str, second: str, trials: Sequence["ShiftEstimate"]) -> "Shift":
-        """Return the means of the estimates of independent trials, with confidence intervals."""
+        """Return the means of each measure over independent trials, with confidence intervals.
+
+        Args:
+            first: Name of the first group.
+            second: Name of the second group.
+            trials: Estimates of the measures, one per trial.
+        """
         values = ([getattr(trial, name) for trial in trials] for name in MEASURES)
         return cls(first, second, *(interval(each).clipped(0.0, 1.0) for each in values))
 
@@ -87,7 +94,7 @@ class Shift:
 @final
 @dataclass(frozen=True)
 class ShiftEstimate:
-    """The four measures of a `Shift`, estimated in one trial."""
+    """Estimates of the four measures of a `Shift` in one trial."""
 
     diversity: float
     correlation: float
@@ -134,7 +141,7 @@ def _as_arrays(samples: Samples) -> Samples:
     """Return the samples as arrays.
 
     Raises:
-        EnvariantError: If there are none, or an environment has not one target per row.
+        EnvariantError: If there are no environments, or an environment does not have one target per row.
     """
     if not samples:
         raise EnvariantError("measure_shift: a group has no environments")
@@ -183,7 +190,7 @@ def _class_labels(targets: list[Array], *, regression: bool) -> list[NDArray[np.
 
 
 def _learned_features(train: list[Array], test: list[Array], seed: int) -> tuple[list[Array], float]:
-    """Return features of the test rows from a network trained to classify the group, and its 2·AUROC − 1."""
+    """Train a network to classify the group; return its features of the test rows, and its 2·AUROC − 1."""
     scaler = StandardScaler().fit(np.concatenate(train))
     network: Any = MLPClassifier(
         (_HIDDEN, _FEATURES), alpha=1e-2, random_state=seed, early_stopping=True, max_iter=40
@@ -239,7 +246,10 @@ def _density_measures(features: list[Array], labels: list[NDArray[np.int64]]) ->
 
 
 def _density(points: Array, features: Array, in_class: NDArray[np.bool_], width: float, side: int) -> Array:
-    """Return p(z, y) of one group and class at all points, leaving out the kernel of the point itself."""
+    """Return the kernel density p(z, y) of one group and class at all points z.
+
+    The kernel of a point is left out of the density at this point.
+    """
     members = features[in_class]
     density = np.zeros(len(points))
     if not len(members):

@@ -1,4 +1,4 @@
-"""Gain from a few labels of a new environment: refit the intercept, or intercept and slope, of the scores."""
+"""Recalibrate scores with a few labels of a new environment, and estimate the gain from such labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ Array = NDArray[np.float64]
 Refit = Literal["intercept", "intercept and slope"]
 
 REFITS: tuple[Refit, ...] = ("intercept", "intercept and slope")
-"""Refits from least to most flexible."""
+"""Parameters that can be refitted, from the least to the most flexible choice."""
 
 SIZES = (10, 20, 50, 100)
-"""Default numbers of labels."""
+"""Default numbers of labels for which the gain is estimated."""
 
 INTERCEPT_SD = 1.5
-"""Prior standard deviation of the intercept, around 0 (regression: in residual standard deviations)."""
+"""Standard deviation of the prior of the intercept around 0 (regression: in residual standard deviations)."""
 
 SLOPE_SD = 0.5
-"""Prior standard deviation of the slope, around 1."""
+"""Standard deviation of the prior of the slope around 1."""
 
 # Fewest rows on which a refit is evaluated.
 _FEWEST_ROWS = 10
@@ -35,7 +35,7 @@ class Recalibration:
     """Intercepts and slope that adapt scores to one environment.
 
     Attributes:
-        intercepts: Intercepts, one per class but the first; one number for regression.
+        intercepts: Intercepts, one per class except the first; one number for regression.
         slope: Slope of the scores; 1 if only intercepts were refitted.
     """
 
@@ -52,7 +52,7 @@ class Recalibration:
 @final
 @dataclass(frozen=True)
 class Gain:
-    """Score before and after a refit, over resamples of the labeled rows.
+    """Score before and after a refit, averaged over random choices of the labeled rows.
 
     Attributes:
         before: Mean score of the unchanged model, on the rows that were not labeled.
@@ -68,13 +68,13 @@ class Gain:
 @final
 @dataclass(frozen=True)
 class LabelGain:
-    """Gain from k labels.
+    """Gain from a refit to k labels of an environment.
 
     Attributes:
         n_labels: Number k of labels.
-        refit: What was refitted: "intercept", or "intercept and slope".
-        loss: Log loss (regression: mean squared error).
-        accuracy: Accuracy; None for regression.
+        refit: Refitted parameters: "intercept", or "intercept and slope".
+        loss: Gain in log loss (regression: mean squared error).
+        accuracy: Gain in accuracy; None for regression.
         n_resamples: Number of random choices of the labeled rows.
     """
 
@@ -102,15 +102,16 @@ def recalibrate(
 ) -> Recalibration:
     """Refit the intercept, or intercept and slope, of scores to the labels of one environment.
 
-    Maximum of log-likelihood + prior, with a ~ N(0, 1.5²) and b ~ N(1, 0.5²) in logit p = a + b z: finite for
-    one label or one class. For several classes: one intercept per class but the first, one slope.
+    For scores z, intercept a and slope b of logit p = a + b z maximize log-likelihood plus log prior, with
+    a ~ N(0, 1.5²) and b ~ N(1, 0.5²). The estimates are finite even for one label or one class. With several
+    classes, there is one intercept per class except the first, and one slope.
 
     Args:
         scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
         targets: Class numbers from 0, or real targets, `[rows]`.
-        refit: "intercept", or "intercept and slope".
+        refit: Parameters to refit: "intercept", or "intercept and slope".
         regression: Whether targets are real numbers.
-        intercept_sd: Prior standard deviation of the intercept, such as the standard deviation of the
+        intercept_sd: Standard deviation of the intercept's prior, such as the standard deviation of the
             intercepts between the training environments.
 
     Raises:
@@ -140,10 +141,10 @@ def gain_from_labels(
     intercept_sd: float = INTERCEPT_SD,
     seed: int = 0,
 ) -> tuple[LabelGain, ...]:
-    """Measure what k labels of an environment would have gained, by resampling.
+    """Estimate the gain from k labels of an environment by resampling its labeled rows.
 
-    k random rows are taken as labeled, the scores are refitted to them as in `recalibrate`, and evaluated on
-    the remaining rows. Sizes that leave fewer than 10 rows are left out.
+    The scores are refitted to k random rows, as in `recalibrate`, and evaluated on the remaining rows. Sizes
+    that leave fewer than 10 rows for evaluation are omitted.
 
     Args:
         scores: Logits or predictions in the environment; shapes as in `recalibrate`.
@@ -151,7 +152,7 @@ def gain_from_labels(
         sizes: Numbers k of labels.
         n_resamples: Number of random choices of the labeled rows.
         regression: Whether targets are real numbers.
-        intercept_sd: Prior standard deviation of the intercept.
+        intercept_sd: Standard deviation of the intercept's prior.
         seed: Seed of the resampling.
 
     Returns:

@@ -7,6 +7,7 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 
 from envariant.analysis._columns import typed
 from envariant.core.errors import EnvariantError, unknown_name
@@ -19,6 +20,12 @@ THRESHOLD = 0.99
 
 # Smallest number of rows in a column, and smallest mean number of rows per category.
 _FEWEST = 30
+_MOST_BINS = 50
+# A group leaks only if it avoids this share of the error of its best column, and is no larger than this. A
+# larger group is reported if it determines a real target exactly, because it then adds up to the target.
+_AVOIDED, _LARGEST_GROUP, _LARGEST_SUM, _EXACT = 0.75, 4, 40, 0.9999
+# Rows used, and columns of a full fit; of more columns, those of a greedy selection are fitted.
+_MOST_ROWS, _MOST_COLUMNS, _SELECTED = 5_000, 100, 12
 
 
 @final
@@ -40,18 +47,35 @@ class LeakyColumn:
     score: float
 
 
+@final
+@dataclass(frozen=True)
+class LeakyGroup:
+    """Smallest group of columns whose linear combination nearly determines the target.
+
+    Attributes:
+        columns: Names of the columns.
+        measure: "AUROC" for binary targets, "R²" for real targets, on rows not used for the fit.
+        score: Value of the measure, between 0 and 1.
+    """
+
+    columns: tuple[str, ...]
+    measure: Measure
+    score: float
+
+
 def leaky_columns(
     columns: Mapping[str, ArrayLike],
     targets: ArrayLike,
     *,
     task: Literal["binary", "multiclass", "regression"],
     categorical: Collection[str] = (),
+    threshold: float = THRESHOLD,
 ) -> tuple[LeakyColumn, ...]:
     """Find columns that nearly determine the target.
 
     Such a column is often a copy of the target, derived from the target, or known only afterwards. Checks:
-    ranks of numeric columns for binary and real targets, categories for all targets, and missing values for
-    binary targets.
+    ranks of numeric columns for binary and real targets (for multiclass targets, their quantile bins as
+    categories), categories for all targets, and missing values for binary targets.
 
     Args:
         columns: Values by column name, `[rows]`. NaN, None and negative category codes are missing
@@ -59,6 +83,7 @@ def leaky_columns(
         targets: Class numbers from 0, or real numbers, `[rows]`.
         task: Kind of target.
         categorical: Names of numeric columns with category codes. Text columns are always categorical.
+        threshold: Smallest score to report; for accuracies, smallest share of majority-class errors avoided.
 
     Raises:
         EnvariantError: If a column does not have one value per target, or the task is unknown.
@@ -81,53 +106,163 @@ def leaky_columns(
         if len(values) != len(y):
             raise EnvariantError(f"leaky_columns: '{name}' has {len(values)} rows, but targets have {len(y)}")
         present = values >= 0 if is_category else ~np.isnan(values)
-        leak = _missingness(present, y) if task == "binary" else None
+        leak = _missingness(present, y, threshold) if task == "binary" else None
         if leak is None and present.sum() >= _FEWEST and np.ptp(y[present]) and np.ptp(values[present]):
-            leak = _CHECKS[is_category, task](values[present], y[present])
+            leak = _CHECKS[is_category, task](values[present], y[present], threshold)
         if leak is not None:
             leaks.append(LeakyColumn(name, *leak))
     return tuple(leaks)
 
 
+def leaky_group(
+    columns: Mapping[str, ArrayLike],
+    targets: ArrayLike,
+    *,
+    task: Literal["binary", "regression"],
+    seed: int = 0,
+) -> LeakyGroup | None:
+    """Find the smallest group of numeric columns that together nearly determine the target.
+
+    An example is two counts whose sum is the target. A linear (logistic) regression is fitted to one half of
+    the rows and scored on the other; columns are removed while the score stays above 0.99. A group of more
+    than 4 columns is an ordinary good model, unless a real target is their exact combination. Columns that
+    leak alone should be left out.
+
+    Args:
+        columns: Values by column name, `[rows]`; missing values are replaced by the mean. Columns that are no
+            numbers are ignored.
+        targets: 0 and 1, or real numbers, `[rows]`.
+        task: Kind of target.
+        seed: Seed of the division into halves.
+
+    Returns:
+        The group, of at least two columns; None if there is none.
+
+    Raises:
+        EnvariantError: If a column does not have one value per target.
+
+    Example:
+        >>> import numpy as np
+        >>> casual, registered, wind = np.random.default_rng(0).poisson(50, size=(3, 400))
+        >>> columns = {"casual": casual, "wind": wind, "registered": registered}
+        >>> leaky_group(columns, casual + registered, task="regression")
+        LeakyGroup(columns=('casual', 'registered'), measure='R²', score=1.0)
+    """
+    y = np.asarray(targets).astype(np.float64)
+    numeric: dict[str, Array] = {}
+    for name, array in columns.items():
+        kind, values, _ = typed(array)
+        if len(values) != len(y):
+            raise EnvariantError(f"leaky_group: '{name}' has {len(values)} rows, but targets have {len(y)}")
+        if kind != "category" and np.isfinite(values).any():
+            filled = np.where(np.isfinite(values), values, values[np.isfinite(values)].mean())
+            if filled.std() > 0:
+                numeric[name] = (filled - filled.mean()) / filled.std()
+    rows = np.random.default_rng(seed).permutation(len(y))[:_MOST_ROWS]
+    fit, check = rows[::2], rows[1::2]
+    if len(numeric) < 2 or len(check) < _FEWEST or np.ptp(y[fit]) == 0 or np.ptp(y[check]) == 0:
+        return None
+    return _smallest_group(np.column_stack(list(numeric.values())), tuple(numeric), y, fit, check, task)
+
+
+def _smallest_group(
+    x: Array, names: tuple[str, ...], y: Array, fit: Array, check: Array, task: str
+) -> LeakyGroup | None:
+    """Remove columns from a fit of all columns (or of a greedy selection) while the score stays high."""
+
+    def score(group: list[int]) -> tuple[float, Array]:
+        if task == "regression":
+            design = np.column_stack([np.ones(len(fit)), x[fit][:, group]])
+            slopes = np.linalg.lstsq(design, y[fit], rcond=None)[0]
+            residuals = y[check] - slopes[0] - x[check][:, group] @ slopes[1:]
+            return 1 - float(residuals.var() / y[check].var()), slopes[1:]
+        model: Any = LogisticRegression(C=100.0, max_iter=200).fit(x[fit][:, group], y[fit])
+        return _area(model.decision_function(x[check][:, group]), y[check]), model.coef_[0]
+
+    group = list(range(x.shape[1]))
+    if len(group) > min(_MOST_COLUMNS, len(fit) // 5):
+        group = _greedy(x[fit], y[fit], min(_SELECTED, len(fit) // 5))
+    best, slopes = score(group)
+    if best < THRESHOLD:
+        return None
+    # Of two groups, that with the exact combination is the leak.
+    lowest = _EXACT if task == "regression" and best >= _EXACT else THRESHOLD
+    order = [group[k] for k in np.argsort(np.abs(slopes))]
+    for column in order:
+        rest = [k for k in group if k != column]
+        if len(group) > 2 and score(rest)[0] >= lowest:
+            group = rest
+    best = score(group)[0]
+    single = max(score([k])[0] for k in group)
+    largest = _LARGEST_SUM if lowest == _EXACT else _LARGEST_GROUP
+    if single >= THRESHOLD or len(group) > largest or 1 - best > (1 - _AVOIDED) * (1 - single):
+        return None
+    return LeakyGroup(
+        tuple(names[k] for k in sorted(group)), "R²" if task == "regression" else "AUROC", round(best, 12)
+    )
+
+
+def _greedy(x: Array, y: Array, count: int) -> list[int]:
+    """Return columns selected one after the other by their correlation with the residuals of the others."""
+    selected: list[int] = []
+    residuals = y - y.mean()
+    for _ in range(count):
+        selected.append(int(np.argmax(np.abs(x.T @ residuals))))
+        design = np.column_stack([np.ones(len(y)), x[:, selected]])
+        residuals = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    return list(dict.fromkeys(selected))
+
+
 Leak = tuple[Measure, float]
 
 
-def _missingness(present: NDArray[np.bool_], targets: Array) -> Leak | None:
+def _missingness(present: NDArray[np.bool_], targets: Array, threshold: float) -> Leak | None:
     if present.all() or len(targets) < _FEWEST:
         return None
     agreement = float(np.mean(present == targets))
     accuracy = max(agreement, 1 - agreement)
-    return ("missingness", accuracy) if _beats_majority(accuracy, targets) else None
+    return ("missingness", accuracy) if _beats_majority(accuracy, targets, threshold) else None
 
 
-def _auroc(values: Array, targets: Array) -> Leak | None:
+def _auroc(values: Array, targets: Array, threshold: float) -> Leak | None:
+    area = _area(values, targets)
+    return ("AUROC", max(area, 1 - area)) if max(area, 1 - area) >= threshold else None
+
+
+def _area(values: Array, targets: Array) -> float:
     ranks, positives = stats.rankdata(values), int(targets.sum())
     wins = ranks[targets == 1].sum() - positives * (positives + 1) / 2
-    area = wins / (positives * (len(targets) - positives))
-    return ("AUROC", float(max(area, 1 - area))) if max(area, 1 - area) >= THRESHOLD else None
+    return float(wins / (positives * (len(targets) - positives)))
 
 
-def _rank_correlation(values: Array, targets: Array) -> Leak | None:
+def _rank_correlation(values: Array, targets: Array, threshold: float) -> Leak | None:
     correlation = abs(float(np.corrcoef(stats.rankdata(values), stats.rankdata(targets))[0, 1]))
-    return ("rank correlation", correlation) if correlation >= THRESHOLD else None
+    return ("rank correlation", correlation) if correlation >= threshold else None
 
 
-def _category_accuracy(codes: Array, targets: Array) -> Leak | None:
+def _binned_accuracy(values: Array, targets: Array, threshold: float) -> Leak | None:
+    bins = min(_MOST_BINS, len(values) // _FEWEST)
+    distinct = np.unique(values)
+    edges = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]) if len(distinct) > bins else distinct
+    return _category_accuracy(np.searchsorted(edges, values), targets, threshold)
+
+
+def _category_accuracy(codes: Array, targets: Array, threshold: float) -> Leak | None:
     labels, sizes = _categories(codes)
     if sizes.mean() < _FEWEST:
         return None
     table = np.zeros((len(sizes), int(targets.max()) + 1))
     np.add.at(table, (labels, targets.astype(int)), 1)
     accuracy = float(table.max(axis=1).sum()) / len(targets)
-    return ("accuracy", accuracy) if _beats_majority(accuracy, targets) else None
+    return ("accuracy", accuracy) if _beats_majority(accuracy, targets, threshold) else None
 
 
-def _category_variance(codes: Array, targets: Array) -> Leak | None:
+def _category_variance(codes: Array, targets: Array, threshold: float) -> Leak | None:
     labels, sizes = _categories(codes)
     if sizes.mean() < _FEWEST:
         return None
     residuals = targets - (np.bincount(labels, targets) / sizes)[labels]
-    leaks = bool(residuals.var() <= (1 - THRESHOLD) * targets.var())
+    leaks = bool(residuals.var() <= (1 - threshold) * targets.var())
     return ("R²", 1 - float(residuals.var() / targets.var())) if leaks else None
 
 
@@ -137,19 +272,15 @@ def _categories(codes: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return labels, sizes
 
 
-def _beats_majority(accuracy: float, targets: Array) -> bool:
+def _beats_majority(accuracy: float, targets: Array, threshold: float) -> bool:
     """Return whether nearly all errors of the majority-class baseline are avoided."""
     majority_error = 1 - float(np.bincount(targets.astype(int)).max()) / len(targets)
-    return majority_error > 0 and 1 - accuracy <= (1 - THRESHOLD) * majority_error
+    return majority_error > 0 and 1 - accuracy <= (1 - threshold) * majority_error
 
 
-def _no_check(values: Array, targets: Array) -> None:
-    """Return None: numeric columns are not checked for multiclass targets."""
-
-
-_CHECKS: dict[tuple[bool, str], Callable[[Array, Array], Leak | None]] = {
+_CHECKS: dict[tuple[bool, str], Callable[[Array, Array, float], Leak | None]] = {
     (False, "binary"): _auroc,
-    (False, "multiclass"): _no_check,
+    (False, "multiclass"): _binned_accuracy,
     (False, "regression"): _rank_correlation,
     (True, "binary"): _category_accuracy,
     (True, "multiclass"): _category_accuracy,

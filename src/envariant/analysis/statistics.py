@@ -1,7 +1,7 @@
 """Confidence intervals, paired differences, tests and rankings over independent replicas.
 
-Replicas are the unit of analysis. First reduce values within a run, such as the points of a learning curve,
-to one number per replica, because they are not independent.
+Replicas are the unit of analysis. Values within a run, such as the points of a learning curve, are not
+independent; first reduce them to one number per replica.
 """
 
 import math
@@ -47,7 +47,7 @@ class Interval:
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return the mean of independent values with Student's t interval, mean ± t·s/√n.
+    """Return the mean of independent values and its Student's t interval, mean ± t·s/√n.
 
     Args:
         values: n independent values; s is their standard deviation with divisor n − 1.
@@ -110,7 +110,7 @@ def slope(positions: Sequence[float], values: Sequence[float]) -> float:
 
 
 def bootstrap(values: Sequence[float], level: float = LEVEL, seed: int = 0) -> Interval:
-    """Return the mean of independent values with its bootstrap percentile interval (10,000 resamples).
+    """Return the mean of independent values and its bootstrap percentile interval (10,000 resamples).
 
     Args:
         values: Independent values.

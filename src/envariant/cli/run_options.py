@@ -66,7 +66,7 @@ def with_run_options(
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with a value other than None."""
+    """Return the options whose value is not None."""
     return {key: value for key, value in options.items() if value is not None}
 
 
@@ -116,7 +116,7 @@ def _flag(name: str, default: Any) -> inspect.Parameter:
 
 
 def _typed(annotation: Any, default: Any) -> Any:
-    """Return the command-line type of an option; objects are given as text."""
+    """Return the command-line type of an option; text stands for Python objects."""
     if annotation is Any:
         return str if isinstance(default, str) else str | None
     kinds = [_bare(each) for each in (get_args(annotation) if _is_union(annotation) else (annotation,))]
@@ -139,4 +139,4 @@ def _bare(annotation: Any) -> Any:
 
 
 OPTIONS = tuple(name for name in RunSpec.model_fields if name not in ("hyperparameters", *PYTHON_ONLY))
-"""Every training option that has a flag of its own."""
+"""Names of the training options that have a command-line flag."""

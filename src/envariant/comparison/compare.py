@@ -7,7 +7,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
@@ -20,17 +20,17 @@ from envariant.comparison import page, protocol
 from envariant.comparison.data_summary import column_stability, summarize
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
-from envariant.comparison.results import ComparisonResults, gather
+from envariant.comparison.results import ORDINARY, ComparisonResults, gather
 from envariant.core import metrics, specs
-from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.errors import EnvariantError, EnvariantWarning, shown
 from envariant.core.files import as_path
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
+from envariant.predictors import predictor
 from envariant.saved_model import SavedModel
 from envariant.saved_model.folder import check as check_model
 from envariant.studies.executors import local, ray
 from envariant.studies.permutation_importance import MOST_COLUMNS
-from envariant.studies.significance import BASELINE
 from envariant.studies.study import Study
 from envariant.training.progress import show_sweep
 from envariant.training.resolution import check_objects
@@ -127,8 +127,9 @@ def compare(
     environment: Any,
     task: str | None = None,
     algorithms: Sequence[Any] = ALGORITHMS,
+    candidates: Mapping[str, Any] | None = None,
     metric: str | None = None,
-    n_trials: int = 4,
+    n_trials: int = 2,
     replicas: int = 5,
     exclude: Sequence[Any] = (),
     sample_weight: Any = None,
@@ -147,15 +148,17 @@ def compare(
 
     Every environment is held out in turn (several together if there are more than 12). Replicas of every
     method are trained on the other environments. Hyperparameters are chosen by invariance selection on
-    validation rows of the training environments, never on test environments.
+    validation rows of the training environments, never on test environments. The baseline is the best
+    ordinary model by in-domain scores.
 
     Args:
         data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow.
         target: Name of the column to predict.
         environment: Name of the column with the environment of each row.
         task: "binary", "multiclass" or "regression"; Default: inferred from the target.
-        algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. ERM is
-            always included.
+        algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. Ordinary
+            methods are always included: a linear model, boosted trees and a regularized network (ERM).
+        candidates: Additional scikit-learn estimators, pipelines or predictors, by a name of your choice.
         metric: "accuracy", "balanced accuracy", "AUROC", "log loss", "calibration error", "RMSE" or "R²".
             Default: RMSE for regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
         n_trials: Number of trials (sampled hyperparameter configurations) per method.
@@ -191,7 +194,7 @@ def compare(
         options, min_rows=min_rows, max_rows=max_rows, encoding=encoding, executor=executor, address=address
     )
     runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed, "settings": shared}
-    methods = _methods(algorithms, metric, runs)
+    methods = _methods(algorithms, candidates or {}, metric, runs)
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
@@ -283,12 +286,23 @@ def _check_arguments(options: Mapping[str, Any], **arguments: object) -> None:
     check_objects({key: value for key, value in options.items() if key in EXECUTION_ONLY})
 
 
-def _methods(algorithms: Any, metric: str | None, runs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ERM and the requested methods by name, after a check of metric and settings of the runs."""
+def _methods(
+    algorithms: Any, candidates: Mapping[str, Any], metric: str | None, runs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the ordinary and the requested methods by name, after a check of metric and settings."""
     given = tuple(algorithms) if isinstance(algorithms, list | tuple) else (algorithms,)
-    name = "" if metric is None else metrics.metric_named(metric).name
-    Study(("table",), given or (BASELINE,), metric=name, **runs)
-    return {text_of(each): each for each in (BASELINE, *given)}
+    methods = {text_of(each): each for each in (*ORDINARY, *given)}
+    for name, estimator in candidates.items():
+        known = predictor(estimator)
+        if known is None:
+            raise EnvariantError(
+                f"compare: candidates: {name} must be a predictor or a scikit-learn estimator; got "
+                f"{shown(estimator)}"
+            )
+        methods[name] = replace(known, name=name) if is_dataclass(known) else known
+    metric_name = "" if metric is None else metrics.metric_named(metric).name
+    Study(("table",), tuple(methods.values()), metric=metric_name, **runs)
+    return methods
 
 
 def _runner(

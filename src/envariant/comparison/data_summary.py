@@ -13,6 +13,7 @@ from envariant.analysis.column_stability import ColumnStability, measure_stabili
 from envariant.analysis.distribution_shift import Samples, Shift, ShiftEstimate, estimate_shift, measure_shift
 from envariant.analysis.leakage import leaky_columns
 from envariant.comparison.baselines import Folds, unseen_classes
+from envariant.comparison.data_check import Finding, check_data
 from envariant.core import specs
 from envariant.core.environments import Environment, EnvironmentSource
 from envariant.core.errors import EnvariantError
@@ -38,9 +39,10 @@ class DataSummary:
         unseen_classes: Classes of each test environment that are absent from its training environments.
         leaky_columns: Names of columns with possible target leakage.
         columns: Stability of each column, the least stable first.
-        shifts: Shift between each environment (or the 20 with the worst ERM scores) and all others; empty if
+        shifts: Shift between each environment (or the 20 with the worst scores) and all others; empty if
             there are too few rows.
         preprocessing_log: Preprocessing steps of each column.
+        findings: Findings of the data check.
     """
 
     target: str = ""
@@ -52,6 +54,7 @@ class DataSummary:
     columns: tuple[ColumnStability, ...] = ()
     shifts: Mapping[str, Shift] = field(default_factory=dict[str, Shift])
     preprocessing_log: tuple[LogEntry, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 def summarize(
@@ -61,6 +64,7 @@ def summarize(
     columns: Sequence[ColumnStability],
     hardest: Sequence[str],
     seed: int,
+    findings: Sequence[Finding] | None = None,
 ) -> DataSummary:
     """Measure shift, column stability and possible target leakage on a table.
 
@@ -69,8 +73,9 @@ def summarize(
         folds: Groups of environments, each held out together.
         baseline_scores: Result of `baselines.baseline_scores`.
         columns: Result of `column_stability`.
-        hardest: Environments sorted by ERM's score, the worst first.
+        hardest: Environments sorted by the baseline's score, the worst first.
         seed: Base random seed of the shift measures.
+        findings: Result of `check_data`. Default: of the table of `source`.
     """
     table = source.table
     # Environments without a score come last.
@@ -92,6 +97,7 @@ def summarize(
         tuple(columns),
         _shifts_from_others(source, shifts_of, seed),
         table.preprocessing_log,
+        check_data(table) if findings is None else tuple(findings),
     )
 
 

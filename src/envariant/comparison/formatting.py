@@ -4,7 +4,6 @@ import math
 
 from envariant.analysis.statistics import Interval
 from envariant.comparison.results import ComparisonResults
-from envariant.studies.significance import BASELINE
 
 _METHOD_NAMES = {
     "erm": "ERM",
@@ -13,7 +12,9 @@ _METHOD_NAMES = {
     "groupdro": "GroupDRO",
     "coral": "CORAL",
     "and-mask": "AND-mask",
-    "boosted-trees": "boosted trees",
+    "linear": "linear model",
+    "stable-columns": "linear model of the stable columns",
+    "boosted-trees": "gradient boosting",
     "majority-class": "majority class",
 }
 
@@ -21,6 +22,17 @@ _METHOD_NAMES = {
 def method_name(method: str) -> str:
     """Return the name of a method in its customary spelling, such as V-REx."""
     return _METHOD_NAMES.get(method, method)
+
+
+def capitalized(name: str) -> str:
+    """Return a name with a capital first letter, to begin a sentence."""
+    return name[:1].upper() + name[1:]
+
+
+def the(method: str) -> str:
+    """Return the name of a method for a sentence, with an article if it needs one."""
+    name = method_name(method)
+    return f"the {name}" if name.startswith(("linear", "majority")) else name
 
 
 def environment_name(results: ComparisonResults, environment: str) -> str:
@@ -34,7 +46,7 @@ def score(results: ComparisonResults, value: float, *, signed: bool = False) -> 
     """Return a metric value with three decimals, or three significant digits if in the target's unit."""
     places = 3
     if results.metric.name in ("squared error", "RMSE"):
-        size = abs(results.worst(BASELINE)[1].ood_score.mean)
+        size = abs(results.worst(results.baseline_method)[1].ood_score.mean)
         places = max(0, 2 - math.floor(math.log10(size))) if size > 0 else 3
     # Round first, so that −0.0001 becomes 0.000.
     return f"{round(value, places) + 0.0:{'+' if signed else ''},.{places}f}"

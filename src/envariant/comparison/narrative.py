@@ -9,10 +9,19 @@ from scipy import stats
 
 from envariant.analysis.column_stability import ColumnStability
 from envariant.analysis.distribution_shift import NOTABLE
+from envariant.analysis.statistics import Interval
 from envariant.comparison.baselines import baseline_name
-from envariant.comparison.formatting import ci, environment_name, listed, method_name, p_text, score
+from envariant.comparison.formatting import (
+    capitalized,
+    ci,
+    environment_name,
+    listed,
+    method_name,
+    p_text,
+    score,
+    the,
+)
 from envariant.comparison.results import ComparisonResults
-from envariant.studies.significance import BASELINE
 
 # Thresholds in units of the relevant difference: column importance, and uncertainty of a drop.
 _RELIES = 0.25
@@ -26,7 +35,7 @@ class Recommendation:
     """Recommended method, with reasons and next steps.
 
     Attributes:
-        algorithm: Recommended algorithm; `erm` if no other method is significantly better.
+        algorithm: Recommended method; the baseline if no other method is significantly better.
         headline: The recommendation in one line.
         bullets: At most four most important facts, one sentence each.
         further_findings: Facts of lower priority.
@@ -47,52 +56,52 @@ class Recommendation:
 
 def recommend(results: ComparisonResults) -> Recommendation:
     """Derive the recommendation from the results of a comparison."""
-    best = next((m for m in results.significantly_better if m not in results.predictors), BASELINE)
-    ahead, predictor = _predictor(results, best)
-    instead = ahead if best == BASELINE else ""
+    best = results.recommended
     # In order of priority.
     facts = [
         _leakage(results),
         _unjudged(results),
-        _partial(results),
+        _useless(results, best),
         _drop(results),
+        _cause(results),
         _method(results, best),
         _price(results, best),
-        predictor if ahead else "",
-        _unseen_classes(results),
-        _baseline(results),
+        _remedy(results),
+        _partial(results),
+        _next_environment(results),
         _columns(results),
-        "" if ahead else predictor,
+        _unseen_classes(results),
     ]
     facts = [fact for fact in facts if fact]
     return Recommendation(
         best,
-        _headline(results, best, instead),
+        _headline(results, best),
         tuple(facts[:_MOST_BULLETS]),
         tuple(facts[_MOST_BULLETS:]),
-        _next_steps(results, best, instead),
+        _next_steps(results, best),
     )
 
 
-def _headline(results: ComparisonResults, best: str, predictor: str) -> str:
+def _headline(results: ComparisonResults, best: str) -> str:
     new = f"a new {results.data.environment_column or 'environment'}"
     if leaky := results.data.leaky_columns:
         return f"Do not use these results yet: {_quoted(leaky)} may leak the target"
-    if best != BASELINE:
-        return f"Use {method_name(best)} for {new}"
-    if predictor:
-        return f"Use {method_name(predictor)} for {new}"
+    if _is_useless(results, best):
+        return f"No model is useful at {new}: none beats the {baseline_name(results.metric)}"
+    use = f"Use {the(best)} for {new}"
+    if best != results.baseline_method:
+        return use
     if significant_drops(results):
-        return f"Stay with ERM, but expect a drop at {new}"
+        return f"{use}, but expect a drop"
     if hidden_drop(results):
-        return f"Stay with ERM; a drop at {new} cannot be ruled out"
+        return f"{use}; a drop cannot be ruled out"
     if not _drop_is_known(results):
-        return f"Stay with ERM; its drop at {new} is unknown"
-    return f"Stay with ERM: no significant drop at {new}"
+        return f"{use}; its drop is unknown"
+    return f"{use}: no significant drop"
 
 
 def significant_drops(results: ComparisonResults) -> dict[str, float]:
-    """Return ERM's significant and relevant drops by environment.
+    """Return the baseline's significant and relevant drops by environment.
 
     Intervals are Bonferroni-corrected over environments.
     """
@@ -132,14 +141,20 @@ def _leakage(results: ComparisonResults) -> str:
 
 
 def _partial(results: ComparisonResults) -> str:
+    """State which requested methods were not tried, or not in every environment."""
+    lines: list[str] = []
+    if results.not_tried:
+        names = listed([method_name(m) for m in results.not_tried], most=8)
+        lines.append(f"Not tried within the time budget: {names}.")
     tried, total = len(results.baseline), len(results.environments)
-    if tried == total:
-        return ""
-    return f"Only {tried} of {total} environments could be evaluated within the time budget."
+    if tried < total:
+        lines.append(f"Only {tried} of {total} environments could be evaluated.")
+    return " ".join(lines)
 
 
 def _drop(results: ComparisonResults) -> str:
-    """State whether ERM's score drops in new environments, and by how much."""
+    """State whether the baseline's score drops in new environments, and by how much."""
+    subject = capitalized(the(results.baseline_method))
     if drops := significant_drops(results):
         name = max(drops, key=drops.__getitem__)
         label = environment_name(results, name)
@@ -148,7 +163,7 @@ def _drop(results: ComparisonResults) -> str:
             if len(drops) == 1
             else f"{len(drops)} of {len(results.baseline)} environments, most at {label}"
         )
-        return f"ERM drops significantly at {where}: {_scores(results, name)}."
+        return f"{subject} drops significantly at {where}: {_scores(results, name)}."
     if name := hidden_drop(results):
         drop = results.drop(results.baseline[name])
         most = drop.interval.high
@@ -157,15 +172,40 @@ def _drop(results: ComparisonResults) -> str:
             f"No significant drop, but one of up to {bound} at {environment_name(results, name)} cannot be "
             f"ruled out: {_scores(results, name, interval=False)}."
         )
-    worst, _ = results.worst(BASELINE)
+    worst, _ = results.worst(results.baseline_method)
     at = f"worst at {environment_name(results, worst)}: {_scores(results, worst)}."
     if not _drop_is_known(results):
-        return f"ERM's drop is unknown, because no model was trained on a test environment; {at}"
-    return f"ERM has no significant drop; {at}"
+        return f"{subject}: drop unknown, because no model was trained on a test environment; {at}"
+    return f"{subject} has no significant drop; {at}"
+
+
+def _cause(results: ComparisonResults) -> str:
+    """State why the score drops in the environment with the largest significant drop."""
+    drops = significant_drops(results)
+    names = sorted(drops, key=lambda name: -drops[name]) or results.hardest_first()
+    causes = [results.causes[name] for name in names if name in results.causes]
+    return next((text for cause in causes if (text := cause.cause or cause.bias)), "")
+
+
+def _remedy(results: ComparisonResults) -> str:
+    """State the measured remedy with the largest gain."""
+    return next((remedy.sentence for remedy in results.remedies if remedy.sentence), "")
+
+
+def _next_environment(results: ComparisonResults) -> str:
+    """State the mean drop over environments, and the range expected in the next one."""
+    pooled = results.pooled_drop
+    if pooled is None or not math.isfinite(pooled.next_high):
+        return ""
+    low, high = (score(results, end, signed=True) for end in (pooled.next_low, pooled.next_high))
+    return (
+        f"Mean drop over {pooled.n_environments} environments: {score(results, pooled.mean, signed=True)}; "
+        f"expect {low} to {high} in the next one (95 % prediction interval)."
+    )
 
 
 def _scores(results: ComparisonResults, environment: str, *, interval: bool = True) -> str:
-    """Return ERM's out-of-domain and in-domain score in an environment."""
+    """Return the baseline's out-of-domain and in-domain score in an environment."""
     cell = results.baseline[environment]
     text = f"{results.metric.name} {score(results, cell.ood_score.mean)}"
     text += f", 95 % CI {ci(results, cell.ood_score)}" if interval else ""
@@ -173,65 +213,47 @@ def _scores(results: ComparisonResults, environment: str, *, interval: bool = Tr
 
 
 def _method(results: ComparisonResults, best: str) -> str:
-    """State whether a method is better than ERM in ERM's worst environment."""
-    hardest, erm = results.worst(BASELINE)
+    """State whether a method is better than the baseline."""
+    baseline = the(results.baseline_method)
+    hardest, own = results.worst(results.baseline_method)
     at = environment_name(results, hardest)
-    if best != BASELINE:
-        cell, (worst, lowest) = results.cells[best][hardest], results.worst(best)
-        gain = (
-            ""
-            if cell.gain is None
-            else f"by {score(results, cell.gain.mean)} (95 % CI {ci(results, cell.gain, difference=True)}) "
-        )
+    if best == results.baseline_method:
+        others = [m for m in results.cells if m != best and results.is_complete(m)]
+        if not others:
+            reason = next(iter(results.not_applicable), "none was evaluated in every environment")
+            return f"No other method could be compared: {reason}."
         return (
-            f"{method_name(best)} beats ERM {gain}at {at}, {p_text(cell.p_value)} (Holm); its worst score is "
-            f"{score(results, lowest.ood_score.mean)} ({environment_name(results, worst)})."
+            f"None of {len(others)} other methods is significantly better than {baseline} (worst "
+            f"{results.metric.name} {score(results, own.ood_score.mean)} at {at})."
         )
-    others = [
-        m for m in results.cells if m != BASELINE and m not in results.predictors and results.is_complete(m)
-    ]
-    if not others:
-        reason = next(iter(results.not_applicable), "none was evaluated in every environment")
-        return f"No other method could be compared: {reason}."
-    names = listed([method_name(m) for m in others], most=4)
+    cell, (worst, lowest) = results.cells[best][hardest], results.worst(best)
+    gain, where, p_value = cell.gain, f"at {at}", cell.p_value
+    if not cell.significant and (pooled := results.pooled_gain(best)) is not None:
+        gain = Interval(pooled.mean, pooled.low, pooled.high, pooled.n_environments)
+        where, p_value = "on average", results.pooled_p_values[best]
+    by = (
+        ""
+        if gain is None
+        else f"by {score(results, gain.mean)} (95 % CI {ci(results, gain, difference=True)}) "
+    )
+    lowest_score = f"{score(results, lowest.ood_score.mean)} ({environment_name(results, worst)})"
     return (
-        f"No other method ({names}) significantly improves on ERM's worst environment, {at} "
-        f"({results.metric.name} {score(results, erm.ood_score.mean)})."
+        f"{capitalized(the(best))} beats {baseline} {by}{where}, {p_text(p_value)} (Holm); its worst score "
+        f"is {lowest_score}."
     )
 
 
 def _price(results: ComparisonResults, best: str) -> str:
-    """State in which environments the recommended method is significantly worse than ERM."""
+    """State in which environments the recommended method is significantly worse than the baseline."""
     losses = [
         f"{environment_name(results, name)} (by {score(results, -cell.gain.mean)})"
         for name, cell in results.cells[best].items()
         if cell.significant and cell.gain is not None and cell.gain.mean < 0
     ]
-    return f"{method_name(best)} is significantly worse than ERM at {listed(losses)}." if losses else ""
-
-
-def _predictor(results: ComparisonResults, best: str) -> tuple[str, str]:
-    """Return the best predictor and a sentence about it; "" as predictor if it is not recommended."""
-    candidates = [m for m in results.predictors if results.is_complete(m)]
-    if not candidates or not results.is_complete(best):
-        return "", ""
-    sign = results.metric.sign
-    method = max(candidates, key=lambda m: sign * results.worst(m)[1].ood_score.mean)
-    worst, cell = results.worst(method)
-    reference = results.worst(best)[1].ood_score.mean
-    name = method_name(method)
-    scores = (
-        f"worst {results.metric.name} {score(results, cell.ood_score.mean)} "
-        f"({environment_name(results, worst)}), against {score(results, reference)} for {method_name(best)}"
-    )
-    name = name[0].upper() + name[1:]
-    if results.metric.gain(cell.ood_score.mean, reference) <= results.relevant_difference:
-        return "", f"{name} scored no better: {scores}."
-    if method not in results.significantly_better:
-        return "", f"{name} did not score significantly better: {scores}."
-    if best == BASELINE:
-        return method, f"{name} scored significantly better: {scores}."
-    return method, f"{name} scored {scores}; this difference was not tested."
+    if not losses:
+        return ""
+    baseline = the(results.baseline_method)
+    return f"{capitalized(the(best))} is significantly worse than {baseline} at {listed(losses)}."
 
 
 def _unjudged(results: ComparisonResults) -> str:
@@ -254,9 +276,17 @@ def _new_classes(results: ComparisonResults, *, judged: bool) -> list[str]:
     ]
 
 
-def _baseline(results: ComparisonResults) -> str:
-    """State in which environments ERM is no better than a constant prediction."""
-    scores, cells = results.data.baseline_scores, results.baseline
+def _is_useless(results: ComparisonResults, best: str) -> bool:
+    """Return whether the recommended method is no better than a constant prediction on average."""
+    constant = results.data.baseline_scores
+    cells = results.cells[best]
+    leads = [results.metric.gain(cells[n].ood_score.mean, constant[n]) for n in constant if n in cells]
+    return bool(leads) and sum(leads) <= 0
+
+
+def _useless(results: ComparisonResults, best: str) -> str:
+    """State in which environments the recommended method is no better than a constant prediction."""
+    scores, cells = results.data.baseline_scores, results.cells[best]
     lead = {
         name: results.metric.gain(cells[name].ood_score.mean, constant)
         for name, constant in scores.items()
@@ -269,14 +299,14 @@ def _baseline(results: ComparisonResults) -> str:
     label = environment_name(results, name)
     where = label if len(useless) == 1 else f"{len(useless)} of {len(cells)} environments, such as {label}"
     return (
-        f"ERM is no better than the {baseline_name(results.metric)} at {where}: "
+        f"{capitalized(the(best))} is no better than the {baseline_name(results.metric)} at {where}: "
         f"{score(results, cells[name].ood_score.mean)} against {score(results, scores[name])}."
     )
 
 
 def _columns(results: ComparisonResults) -> str:
-    """State which unstable columns ERM relies on; columns with a change of sign come first."""
-    importance = results.importance.get(BASELINE, {})
+    """State which unstable columns the baseline relies on; columns with a change of sign come first."""
+    importance = results.importance.get(results.baseline_method, {})
     threshold = _RELIES * results.relevant_difference
     relied_on = [
         c for c in _unstable(results) if c.column in importance and importance[c.column].in_domain > threshold
@@ -286,14 +316,15 @@ def _columns(results: ComparisonResults) -> str:
         return ""
     how = "changes sign" if columns[0].changes_sign else "varies in strength"
     names = _quoted([c.column for c in columns])
-    return f"ERM relies on {names}, whose relation with the target {how} between environments."
+    subject = capitalized(the(results.baseline_method))
+    return f"{subject} relies on {names}, whose relation with the target {how} between environments."
 
 
 def _unstable(results: ComparisonResults) -> list[ColumnStability]:
     return [c for c in results.data.columns if c.unstable]
 
 
-def _next_steps(results: ComparisonResults, best: str, predictor: str) -> tuple[str, ...]:
+def _next_steps(results: ComparisonResults, best: str) -> tuple[str, ...]:
     steps: list[str] = []
     if leaky := results.data.leaky_columns:
         it = "them" if len(leaky) > 1 else "it"
@@ -301,8 +332,6 @@ def _next_steps(results: ComparisonResults, best: str, predictor: str) -> tuple[
             f"Check {_quoted(leaky)}: if derived from the target or known only afterwards, exclude {it} and "
             f"compare again."
         )
-    if predictor:
-        steps.append(f"Train {method_name(predictor)} separately: the saved model is ERM's.")
     if changing := [c.column for c in _unstable(results) if c.changes_sign]:
         steps.append(
             f"Find out why the relation of {_quoted(changing)} with the target changes sign between "
@@ -325,7 +354,8 @@ def _next_steps(results: ComparisonResults, best: str, predictor: str) -> tuple[
             f"Scores at {listed(uncertain)} are uncertain by more than ± {score(results, relevant)}: add "
             f"rows there, or use more replicas."
         )
-    if best != BASELINE:
+    steps += [remedy.sentence for remedy in results.remedies[1:] if remedy.sentence]
+    if best != results.baseline_method:
         steps.append(
             "Before relying on it, evaluate the saved model on an environment that was not part of this "
             "comparison."
@@ -338,7 +368,7 @@ def _next_steps(results: ComparisonResults, best: str, predictor: str) -> tuple[
     elif hidden_drop(results) and not uncertain:
         steps.append("Use more replicas or more rows per environment to tell a drop from noise.")
     elif not steps:
-        steps.append("Nothing calls for more than ERM. Compare again when an environment is added.")
+        steps.append("Compare again when an environment is added.")
     return tuple(steps)
 
 

@@ -93,7 +93,7 @@ def plan(
     Args:
         source: Table of the comparison.
         name: Name of the study.
-        algorithms: ERM and other methods.
+        algorithms: Ordinary methods and others, the cheap ones first.
         metric: Name of the metric. None: chosen by `choose_metric`.
         n_trials: Number of trials per method.
         replicas: Number of replicas per trial.
@@ -152,8 +152,7 @@ def run_settings(table: Table, options: Mapping[str, Any]) -> dict[str, Any]:
     n_environments = len(table.environments)
     rows_per_step = table_source.batch_size(n_environments) * max(1, n_environments - 1)
     steps = min(table_source.STEPS, max(_FEWEST_STEPS, math.ceil(_PASSES * len(table) / rows_per_step)))
-    defaults = {"steps": steps, "weight_decay": _WEIGHT_DECAY}
-    chosen = defaults | options
+    chosen = {"steps": steps, "weight_decay": _WEIGHT_DECAY, **options}
     return {"evaluate_every": chosen["steps"] or table_source.STEPS, **chosen}
 
 
@@ -334,7 +333,8 @@ def _stages(study: Study) -> list[Study]:
     ]
     replicas = [replace(study, n_trials=1, replicas=n) for n in (2, study.replicas) if n <= study.replicas]
     trials = [replace(study, n_trials=n) for n in (2, 4, 8, 16, 32) if n < study.n_trials]
-    return [*methods, *replicas, *trials, study]
+    stages = [*methods, *replicas, *trials, study]
+    return [stage for k, stage in enumerate(stages) if not k or _size(stage) > _size(stages[k - 1])]
 
 
 def _size(study: Study) -> int:

@@ -230,6 +230,34 @@ class ComparisonResults:
         better = [m for m in self.cells if m in self._significant and self._holds_everywhere(m)]
         return tuple(sorted(better, key=lambda m: -self.metric.sign * self.worst(m)[1].ood_score.mean))
 
+    @property
+    def recommended(self) -> str:
+        """Recommended method: the first of `significantly_better`, or the baseline if there is none.
+
+        If other such methods are no worse by a relevant difference, in the worst and the mean score, the
+        first in the order of the study is recommended, which begins with the ordinary methods.
+        """
+        if not (better := self.significantly_better):
+            return self.baseline_method
+        best, gain = better[0], self.metric.gain
+        similar = (
+            m
+            for m in self.cells
+            if m in better
+            and gain(self.worst(best)[1].ood_score.mean, self.worst(m)[1].ood_score.mean)
+            <= self.relevant_difference
+            and gain(self.mean(best), self.mean(m)) <= self.relevant_difference / 2
+        )
+        return next(similar, best)
+
+    @cached_property
+    def pooled_p_values(self) -> Mapping[str, float]:
+        """P-values of no mean gain over environments, by method; Holm-corrected over methods."""
+        others = [m for m in self.cells if m != self.baseline_method and self.is_complete(m)]
+        pooled = {m: estimate for m in others if (estimate := self.pooled_gain(m)) is not None}
+        corrected = statistics.holm([_two_sided(each) for each in pooled.values()])
+        return dict(zip(pooled, corrected, strict=True))
+
     @cached_property
     def _significant(self) -> frozenset[str]:
         """Methods with a significant gain in the baseline's worst environment or in the mean (Holm)."""
@@ -239,13 +267,11 @@ class ComparisonResults:
         significant = {
             m for m, c in there.items() if c.significant and c.gain is not None and c.gain.mean > 0
         }
-        pooled = {m: estimate for m in others if (estimate := self.pooled_gain(m)) is not None}
-        corrected = statistics.holm([_two_sided(each) for each in pooled.values()])
         least = self.relevant_difference / 2
         significant |= {
             m
-            for (m, each), p in zip(pooled.items(), corrected, strict=True)
-            if p < LEVEL and each.mean >= least
+            for m, p in self.pooled_p_values.items()
+            if p < LEVEL and (estimate := self.pooled_gain(m)) is not None and estimate.mean >= least
         }
         return frozenset(significant)
 

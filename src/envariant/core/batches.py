@@ -50,12 +50,12 @@ class EnvironmentBatch:
         return torch.stack([part.sum(dim=0) / len(part) for part in self.split(values)])
 
     def mean(self, values: Float[Tensor, "rows *shape"]) -> Float[Tensor, ""]:
-        """Return the mean of `values` in which every environment has equal weight, whatever its size."""
+        """Return the mean of `values` with equal total weight for every environment, regardless of size."""
         # With equal sizes all rows have equal weight, and one sum over all rows is faster.
         return (values if len(set(self.sizes)) == 1 else self.per_environment_mean(values)).mean()
 
     def row_weights(self, like: Tensor) -> Float[Tensor, " rows"]:
-        """Return one weight per row, with equal sums over all environments; 1 if they have equal sizes.
+        """Return row weights with the same sum in every environment; all are 1 if the sizes are equal.
 
         Args:
             like: Tensor with the dtype and device of the result.
@@ -64,7 +64,7 @@ class EnvironmentBatch:
         return torch.cat([like.new_full((size,), largest / size) for size in self.sizes])
 
     def risk(self, losses: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
-        """Return the risk that a training step minimizes, by the algorithm's risk aggregator."""
+        """Combine the losses of all rows into the risk to minimize, by the algorithm's risk aggregator."""
         return self.mean(losses) if self.aggregator is None else self.aggregator(losses)
 
     def environment_of_rows(self) -> Int[Tensor, " rows"]:

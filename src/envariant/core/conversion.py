@@ -37,14 +37,14 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
 
 
 def clean(text: str) -> str:
-    """Return a label in Unicode's composed form, without invisible signs and surrounding blanks."""
+    """Normalize a label: compose Unicode characters, and remove invisible ones and surrounding spaces."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
     return text.strip()
 
 
 def look_alikes(labels: Iterable[str]) -> list[str]:
-    """Return one sentence per group of labels that differ only in case, blanks or the form of characters."""
+    """Return one sentence per group of labels that differ only in case, spaces or Unicode form."""
     groups: dict[str, list[str]] = {}
     for label in labels:
         key = "".join(unicodedata.normalize("NFKC", label).translate(_INVISIBLE).casefold().split())
@@ -63,7 +63,7 @@ _MOST_CLASSES = 20
 
 
 def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task, tuple[str, ...]]:
-    """Convert targets `[rows]` (numbers or text) to numbers, and infer the task if it is None.
+    """Convert targets `[rows]` (numbers or text) to numbers, and infer the task if none is given.
 
     Returns:
         The targets `[rows]`, the task, and the class names. Class names are empty for regression, and for
@@ -137,7 +137,7 @@ def coded(column: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str
     """Return an integer code for the label of each row, and the labels in the order of the codes.
 
     Warns:
-        EnvariantWarning: If labels differ only in case, blanks or the form of characters.
+        EnvariantWarning: If labels differ only in case, spaces or Unicode form.
     """
     distinct, inverse = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in distinct]
@@ -150,7 +150,7 @@ def coded(column: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str
 
 
 def several(names: object, what: str = "names") -> tuple[Any, ...]:
-    """Return names as a tuple; a string is a single name.
+    """Convert one name or several names to a tuple of names.
 
     Args:
         names: One name, or several.
@@ -167,10 +167,10 @@ def several(names: object, what: str = "names") -> tuple[Any, ...]:
 
 
 def attributes_of(attributes: Any, rows: int, where: str) -> dict[str, Tensor]:
-    """Return attributes as tensors with one value per row.
+    """Convert row attributes to tensors with one value per row.
 
     Raises:
-        EnvariantError: If an attribute has another length, or does not consist of numbers.
+        EnvariantError: If an attribute does not have one value per row, or its values are not numbers.
     """
     if not isinstance(attributes, Mapping):
         raise EnvariantError(f"{where}: attributes must be a mapping from names to values")
@@ -186,7 +186,7 @@ def attributes_of(attributes: Any, rows: int, where: str) -> dict[str, Tensor]:
 
 
 def text_of(value: object) -> str:
-    """Return a label as text."""
+    """Convert a label to text: 2019.0 becomes "2019", True becomes "true"."""
     if isinstance(value, bool | np.bool_):
         return str(value).lower()
     # 2019 and 2019.0 are the same label, independent of the type of the column.

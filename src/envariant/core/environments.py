@@ -1,7 +1,7 @@
 """Core data types: `Environment`, `EnvironmentSet` and `EnvironmentSource`.
 
 An environment is a named set of rows from one distribution: a hospital, a year, a camera. The choice of test
-environments is *not* part of the data; every experiment makes it. Environments may differ in size.
+environments is *not* part of the data; it is an option of each experiment. Environments may differ in size.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Environment:
     Args:
         name: Name of the environment, on one line.
         inputs: Inputs `[rows, *input_shape]`, converted to float32, or an `InputStore`.
-        targets: Targets `[rows, *target_shape]`, numbers.
+        targets: Numeric targets `[rows, *target_shape]`.
         attributes: Additional values of each row by name, each `[rows, …]`, such as sampling weights or a
             color. They are not model inputs; figures and diagnostics use them.
         origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
@@ -173,8 +173,8 @@ class EnvironmentSource(ABC):
     def with_test_environments(self, test: Sequence[str] | None) -> "EnvironmentSource":
         """Return the source with its preprocessing fitted without the test environments.
 
-        If inputs are computed from the data, such as scaled columns, only training environments may be used.
-        Most sources ignore the test environments.
+        Preprocessing such as the scaling of columns must use training environments only. Sources without
+        such preprocessing are returned unchanged.
 
         Args:
             test: Names of the test environments. Default: those of the data.
@@ -193,7 +193,7 @@ class EnvironmentSource(ABC):
 class EnvironmentSet(EnvironmentSource):
     """Set of environments with the same task and input shape.
 
-    A set is also a source; `sample` returns the set itself for every seed.
+    A set is also a data source; `sample` returns the set itself for every seed.
 
     Attributes:
         label: Name of the set.
@@ -318,7 +318,7 @@ class EnvironmentSet(EnvironmentSource):
         label: str = "datasets",
         test: Sequence[str] = (),
     ) -> "EnvironmentSet":
-        """Build a set of environments from PyTorch datasets, one per environment; each is read once.
+        """Build a set of environments from PyTorch datasets, one per environment. Each is read once.
 
         Args:
             datasets: Datasets by environment name. An item is a tuple of input and target; additional

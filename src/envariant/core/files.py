@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and tensors with a checksum that is verified on reading."""
+"""Write files completely or not at all, and read tensor files with verification of their checksum."""
 
 import errno
 import glob
@@ -45,7 +45,7 @@ def cannot_write(path: Path, error: Exception, remedy: str = "") -> EnvariantErr
 
 
 def as_path(path: object, what: str) -> Path:
-    """Return a path given as text or as a path object.
+    """Convert text or a path object to a `Path`.
 
     Args:
         path: Path of a file or folder.
@@ -78,15 +78,15 @@ def writing(path: Path, remedy: str = "") -> Generator[None]:
 
 @contextmanager
 def replacing(path: Path, remedy: str = "") -> Generator[Path]:
-    """Yield a temporary path; at the end of the block, its file atomically replaces `path`.
+    """Yield a temporary path; after the block, the file written there atomically replaces `path`.
 
     The folder is created if necessary. Other processes may read or write `path` at the same time. If the
     block fails, `path` is unchanged and the temporary file is removed; if the process is killed, the next
-    process that writes `path` removes it.
+    process that writes `path` removes the temporary file.
 
     Args:
         path: File to write.
-        remedy: Advice for the user if it cannot be written. Default: advice for the cause of the error.
+        remedy: Advice for the user if `path` cannot be written. Default: advice for the cause of the error.
 
     Raises:
         EnvariantError: If the file cannot be written.
@@ -114,7 +114,7 @@ def replacing(path: Path, remedy: str = "") -> Generator[Path]:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text file whole or not at all.
+    """Write a text file completely or not at all.
 
     Raises:
         EnvariantError: If the file cannot be written.
@@ -123,7 +123,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 def write_bytes(content: bytes, path: Path) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     Raises:
         EnvariantError: If the file cannot be written.
@@ -133,7 +133,7 @@ def write_bytes(content: bytes, path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str]) -> None:
-    """Write a safetensors file whole or not at all, with a checksum of all its bytes.
+    """Write a safetensors file, with a checksum of all its bytes, completely or not at all.
 
     Args:
         path: File to write.

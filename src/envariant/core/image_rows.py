@@ -1,4 +1,4 @@
-"""Images in arrays and datasets of other libraries: layout, range, and random transforms."""
+"""Convert images from arrays and datasets of other libraries, and detect random transforms."""
 
 import io
 import random
@@ -22,9 +22,9 @@ _RANDOM = ("Random", "ColorJitter", "AutoAugment", "TrivialAugment", "AugMix", "
 
 
 def prepared(rows: Tensor, where: str) -> Tensor:
-    """Return images of bytes as uint8 with channels first, `[rows, channels, height, width]`; else `rows`.
+    """Convert byte images to uint8 `[rows, channels, height, width]`; return other inputs unchanged.
 
-    Images of bytes are uint8 `[rows, height, width]`, or integers from 0 to 255 with 1, 3 or 4 channels.
+    Byte images are uint8 `[rows, height, width]`, or integers from 0 to 255 with 1, 3 or 4 channels.
 
     Args:
         rows: Inputs `[rows, …]`.
@@ -50,13 +50,13 @@ def prepared(rows: Tensor, where: str) -> Tensor:
 
 
 def may_be_images(rows: Tensor) -> bool:
-    """Return whether inputs have the axes of images, with channels or without."""
+    """Return whether inputs have the shape of images, with or without a channel axis."""
     sides = sorted(rows.shape[1:])[-2:]
     return rows.dim() in (3, 4) and sides[0] >= _SMALLEST and not rows.is_complex()
 
 
 def pixels_of(column: list[Any], what: str) -> Any:
-    """Return a list of Pillow images, or of their encoded bytes, as one uint8 tensor; other values unchanged.
+    """Convert a list of Pillow images or encoded images to a uint8 tensor; return other values unchanged.
 
     Args:
         column: Values of a column.
@@ -93,7 +93,7 @@ def pixels_of(column: list[Any], what: str) -> Any:
 def check_repeatable(
     dataset: Any, rows: Tensor, read_again: Callable[[int], Tensor] | None, where: str
 ) -> None:
-    """Warn if a dataset has random transforms, of which one result per row would be kept.
+    """Warn if a dataset has random transforms, which would be applied only once to each row.
 
     Args:
         dataset: Dataset of another library.
@@ -102,7 +102,8 @@ def check_repeatable(
         where: Name of the dataset.
 
     Warns:
-        EnvariantWarning: If an input differs when it is read again, or a transform is random by its name.
+        EnvariantWarning: If an input differs when it is read again, or the name of a transform indicates
+            that it is random.
     """
     names = {name for name in _transforms(dataset, 4) if name.startswith(_RANDOM)}
     changed = read_again is None and bool(names)
@@ -119,7 +120,7 @@ def check_repeatable(
 
 
 def _transforms(thing: Any, depth: int) -> Iterator[str]:
-    """Yield the class names of a dataset's transforms, also inside compositions and subsets."""
+    """Yield the class names of a dataset's transforms, including those in compositions and subsets."""
     for name in ("dataset", "transform", "transforms", "target_transform"):
         parts = getattr(thing, name, None) if depth else None
         for part in parts if isinstance(parts, list | tuple) else [parts]:
@@ -130,7 +131,7 @@ def _transforms(thing: Any, depth: int) -> Iterator[str]:
 
 @contextmanager
 def _kept_random_states() -> Generator[None]:
-    """Restore the global random states that a transform may use."""
+    """Restore the states of global random generators after a `with` block."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -39,7 +39,7 @@ class InputStore(ABC):
     @property
     @abstractmethod
     def encoding(self) -> Hashable:
-        """Return a key of the encoding; rows of stores with equal keys can be decoded in one batch."""
+        """Return a key of the encoding; rows of stores with equal keys can be decoded together."""
 
     @abstractmethod
     def gather(self, index: Int[Tensor, " selected"] | None = None) -> Shaped[Tensor, "selected *shape"]:
@@ -187,7 +187,7 @@ class ByteStore(InputStore):
 
 
 def image_store(rows: Tensor) -> "Tensor | ByteStore":
-    """Return images of bytes with channels first as a `ByteStore`, decoded to [0, 1]; else `rows`.
+    """Put byte images into a `ByteStore`, which decodes them to [0, 1]; return other inputs unchanged.
 
     Args:
         rows: Inputs as returned by `image_rows.prepared`.
@@ -196,7 +196,7 @@ def image_store(rows: Tensor) -> "Tensor | ByteStore":
 
 
 def input_store(inputs: Any, where: str) -> InputStore:
-    """Return inputs as an input store.
+    """Convert the inputs of an environment to an input store.
 
     Args:
         inputs: Input store, or numbers `[rows, *shape]`, converted to float32.

@@ -30,7 +30,7 @@ class Metric:
 
     Attributes:
         name: Name of the metric in tables, figures and options.
-        higher_is_better: Direction of the metric.
+        higher_is_better: Whether higher values are better.
         compute: Function of task, logits (`[rows]` or `[rows, classes]`) and targets (`[rows]`). The value is
             NaN if the metric is undefined, such as AUROC with a single class.
         tasks: Task classes for which the metric is defined.
@@ -56,12 +56,12 @@ class Metric:
 
     @property
     def sign(self) -> float:
-        """Sign of the direction: 1 if higher values are better, else −1."""
+        """1 if higher values are better, else −1."""
         return 1.0 if self.higher_is_better else -1.0
 
     @property
     def largest_difference(self) -> float:
-        """Largest possible difference of two values."""
+        """Largest possible difference between two values."""
         return self.bounds[1] - self.bounds[0]
 
     def gain(self, value: float, reference: float) -> float:
@@ -145,15 +145,22 @@ def _auroc(task: Task, logits: Array, targets: Array) -> float:
     if len(classes) < 2:
         return np.nan
     if logits.ndim == 1:
-        positive, ranks = targets[:, None] == classes[1:], rankdata(logits)[:, None]
-        counts = counts[1:]
-    else:
-        # One-vs-rest AUROC, averaged over the classes that occur in the targets.
-        positive = targets[:, None] == classes
-        ranks = rankdata(probabilities(logits)[:, classes.astype(int)], axis=0)
+        return _win_share(logits[targets == classes[1]], logits[targets == classes[0]])
+    # One-vs-rest AUROC, averaged over the classes that occur in the targets.
+    positive = targets[:, None] == classes
+    ranks = rankdata(probabilities(logits)[:, classes.astype(int)], axis=0)
     # The share of pairs of a positive and a negative row in which the positive one has the higher score.
     wins = (ranks * positive).sum(axis=0) - counts * (counts + 1) / 2
     return float(np.mean(wins / (counts * (len(targets) - counts))))
+
+
+def _win_share(positive: Array, negative: Array) -> float:
+    """Return the share of pairs in which the positive row has the higher score; ties count half."""
+    if np.isnan(positive).any() or np.isnan(negative).any():
+        return np.nan
+    ordered = np.sort(negative)
+    wins = sum(np.searchsorted(ordered, positive, side).sum() for side in ("left", "right")) / 2
+    return float(wins / (len(positive) * len(negative)))
 
 
 def _calibration_error(task: Task, logits: Array, targets: Array) -> float:

@@ -1,7 +1,7 @@
 """`StepContext`: step number, learning rate and random numbers of the current step.
 
-In a replica stack, each value is a tensor over the replicas. Random numbers are counter-based, so an
-algorithm is a pure function: a second call uses the same random numbers.
+In a replica stack, these values are tensors instead of Python numbers. Random numbers depend only on key and
+position, so an algorithm is a pure function: a second call uses the same random numbers.
 """
 
 import math
@@ -68,7 +68,7 @@ class StepContext:
             like: Tensor that determines data type and device of the result.
 
         Raises:
-            EnvariantError: If the algorithm is not declared stochastic and so has no key.
+            EnvariantError: If there is no key, because the algorithm is not declared stochastic.
         """
         if self.key is None:
             raise EnvariantError(
@@ -105,7 +105,7 @@ class StepContext:
         return self.uniform(count, draw=draw, like=like).argsort()
 
     def symmetric_beta(self, alpha: Any, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
-        """Return Beta(α, α) random numbers, each from two uniform numbers (Ulrich 1984, by Student's t).
+        """Return Beta(α, α) random numbers, each from two uniform numbers (method of Ulrich 1984).
 
         Args:
             alpha: Parameter α of the distribution.

@@ -18,8 +18,8 @@ from envariant.data.images.wilds import MetadataImages, Wilds
 ENTRY_POINTS = "envariant.data"
 """Entry-point group of data sources from other packages: `name = "module:Class"`.
 
-The class must be an `EnvironmentSource` and a frozen dataclass. Its `name`, such as `name(setting=value, …)`,
-must be the text of an equal source; the base class `SpecSource` ensures this.
+The class must be an `EnvironmentSource` and a frozen dataclass. For an instance `s`, `source(s.name)` must
+return an equal instance; the base class `SpecSource` ensures this.
 """
 
 PLUGINS = Plugins[type[EnvironmentSource]](

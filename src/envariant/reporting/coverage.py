@@ -1,4 +1,4 @@
-"""Number of rows by environment and class, so that a data set can be inspected before training."""
+"""Row counts by environment and class, to inspect a data set before training."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -22,7 +22,7 @@ _MOST_COLUMNS = 12
 @final
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """Rows of a data set by environment and class.
+    """Number of rows of a data set by environment and class.
 
     Attributes:
         name: Name of the data set.
@@ -40,10 +40,10 @@ class Coverage:
 
     @classmethod
     def of(cls, source: EnvironmentSource, seed: int) -> "Coverage":
-        """Count the rows of a data source; images are listed, not read.
+        """Count the rows of a data source; image files are only listed.
 
         Args:
-            source: Data source.
+            source: Data source whose rows are counted.
             seed: Seed of the data sample.
         """
         if isinstance(source, ImageSource):
@@ -71,7 +71,7 @@ class Coverage:
         return {name: classes for name, classes in zip(self.environments, none, strict=True) if self.classes}
 
     def table(self) -> TextTable:
-        """Return a table with one row per environment."""
+        """Return a table of the counts with one row per environment."""
         are_few = len(self.classes) <= _MOST_COLUMNS
         columns = self.classes if are_few else ("classes",)
         header = ("environment", "rows", *columns, *(("without rows",) if self.classes else ()))

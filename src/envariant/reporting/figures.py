@@ -1,7 +1,7 @@
 """Figures of runs and studies, drawn without pyplot's global state and written as SVG or PNG.
 
-Charts of scores show every environment, each replica as a dot, the mean as a line, and chance and optimum
-if known.
+Charts of scores show each replica as a dot and the mean as a line, for every environment. Reference lines
+show chance and optimum, if known.
 """
 
 import io
@@ -55,7 +55,8 @@ _PAPER = np.array([1.0, 1.0, 1.0])
 def svg(figure: Figure) -> str:
     """Return the figure as SVG text for a page; identical figures give identical text.
 
-    Text is converted to outlines, unless no installed font has its characters; then the browser chooses one.
+    Text is converted to outlines. If no installed font contains its characters, it remains text, and the
+    browser chooses the font.
     """
     text = io.StringIO()
     figure.set_canvas(FigureCanvasSVG(figure))
@@ -101,7 +102,7 @@ def overview(environments: EnvironmentSet, facts: Sequence[Facts], columns: int 
 
     Args:
         environments: Colored digits.
-        facts: Facts about each environment to draw, one row of digits per entry.
+        facts: Facts about the environments to draw; there is one row of digits per entry.
         columns: Number of digits per environment.
     """
     figure = Figure(figsize=(0.78 * columns + 2.6, 1.32 * len(facts) + 0.2), layout="constrained")
@@ -325,7 +326,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
 
 
 def _indistinguishable(ranks: Sequence[float], distance: float) -> list[tuple[int, int]]:
-    """Return first and last index of each maximal sequence of sorted ranks within less than a distance."""
+    """Return first and last index of each maximal group of sorted ranks closer together than a distance."""
     groups: list[tuple[int, int]] = []
     for first, start in enumerate(ranks):
         last = max(k for k, rank in enumerate(ranks) if rank - start < distance)

@@ -1,4 +1,4 @@
-"""Published scores shown with a run, provided that it has exactly the settings of the paper."""
+"""Published scores, which are shown next to a run if the run has exactly the settings of the paper."""
 
 from dataclasses import dataclass
 from typing import final
@@ -19,7 +19,7 @@ ROWS = {
 @final
 @dataclass(frozen=True)
 class PublishedScores:
-    """One row of a published table, as fractions of 1.
+    """One row of a published table, with scores as fractions instead of percentages.
 
     Attributes:
         train: Mean score over training environments, and its spread; the spread is None if not published.

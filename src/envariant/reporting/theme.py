@@ -23,7 +23,7 @@ def colors() -> Iterator[str]:
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure with one chart; width and height are in inches."""
+    """Return a figure that contains one chart; width and height are in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
@@ -36,7 +36,7 @@ def quiet(axes: Axes) -> None:
 
 
 def name_axes(axes: Axes, x_label: str, y_label: str = "") -> None:
-    """Label the axes of a chart; an empty `y_label` is left out."""
+    """Label the axes of a chart; if `y_label` is empty, only the horizontal axis."""
     axes.set_xlabel(plain_text(x_label), fontsize=9, color=INK)
     if y_label:
         axes.set_ylabel(plain_text(y_label), fontsize=9, color=INK)

@@ -24,8 +24,8 @@ class JobEstimate:
         algorithm: Name of the algorithm.
         runs: Number of runs.
         steps: Number of updates of each run; None if the time could not be measured.
-        seconds: Total time of the runs, one after another; None if it could not be measured.
-        problem: Reason why the time could not be measured; None if it was measured.
+        seconds: Total time of the runs, one after another; None if the time could not be measured.
+        problem: Reason why the time could not be measured; None if there was no problem.
     """
 
     data: str
@@ -61,7 +61,7 @@ class Estimate:
         return [*lines, f"{count} runs, about {_span(total)} one after another"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the estimate as a dictionary for JSON."""
+        """Return the estimate as a JSON-compatible dictionary."""
         return {
             "runs": sum(job.runs for job in self.jobs),
             "seconds": sum(job.seconds or 0.0 for job in self.jobs),
@@ -73,7 +73,7 @@ def estimate(study: Study) -> Estimate:
     """Estimate the training time of a study from a few steps of each algorithm on each data set.
 
     Args:
-        study: Study to plan.
+        study: Study whose runs are estimated.
 
     Raises:
         EnvariantError: If the study cannot be planned, or none of its runs can be trained.

@@ -1,4 +1,4 @@
-"""Measurements of a study that training does not make: other metrics, column importance and predictions.
+"""Additional measurements of the runs of a study: other metrics, column importance and predictions.
 
 Permutation importance compares logits of networks and fitted predictors on unchanged rows and on rows with
 one column changed (Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
@@ -21,7 +21,7 @@ from envariant.training.replica_stack import Change
 from envariant.training.store import Predictions
 
 MOST_COLUMNS, MOST_ENVIRONMENTS = 50, 20
-"""Numbers of columns, and of validation and test environments, with measured importance in a comparison."""
+"""Largest numbers of columns (in a comparison) and of environments (per role) for column importance."""
 
 # Rows per environment with stored predictions, and rows per environment for column importance.
 _STORED_ROWS = 1_000
@@ -72,15 +72,15 @@ class StudyMeasurements:
         return [self.sample[name] for name, role in self.roles.items() if role != "train"]
 
     def scores(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the metric on all rows; empty for the task's default metric, which training measures."""
+        """Return the metric on all rows; return nothing if training already records this metric."""
         if self.metric.name == self.sample.task.metric:
             return []
         return [row for each in self.untrained for row in self._rows(predict, runs, step, each, FULL)]
 
     def importance(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the metric with each column shuffled, and in test environments also with it replaced.
+        """Return the metric after each column is shuffled and, in test environments, after it is replaced.
 
-        Shuffling within an environment removes the column's information about individual rows. Replacing it
+        Shuffling within an environment removes the column's information about individual rows. Replacement
         by values from training environments also removes its information about the test environment.
         """
         generator = torch.Generator().manual_seed(0)
@@ -137,7 +137,7 @@ class StudyMeasurements:
         rows: Tensor | None = None,
         change: Change | None = None,
     ) -> list[HistoryRow]:
-        """Return the metric of each run for each column; `change` makes one copy of the rows per column."""
+        """Return the metric of each run for each changed column; see `_with_columns`."""
         name, task = environment.name, self.sample.task
         logits, targets = (part.cpu().numpy() for part in predict(name, rows, change))
         copies = logits.reshape(len(logits), len(columns), -1, *logits.shape[2:])
@@ -180,17 +180,17 @@ def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:
 
 
 def evenly_spaced(size: int, most: int) -> Tensor:
-    """Return evenly spaced row indices, not more than `most`."""
+    """Return at most `most` evenly spaced row indices."""
     return torch.linspace(0, size - 1, min(size, most)).round().long()
 
 
 def _with_columns(places: Sequence[slice], values: Sequence[Tensor | None], order: Tensor) -> Change:
-    """Return a function from rows to copies of them, one per place, with the inputs there changed.
+    """Return a function that makes one copy of the rows per table column, with this column changed.
 
     Args:
-        places: Inputs to change in each copy.
-        values: New inputs; None: those of the same rows in another order.
-        order: Order of the rows.
+        places: Range of inputs of each column.
+        values: New values of each column. None: shuffle the values of the column among the rows.
+        order: Order of the rows for shuffling.
     """
 
     def change(inputs: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Significance of differences from ERM after model selection.
 
-Paired runs have the same data set, test environments and replica, hence the same rows, initial weights and
-batches.
+Paired runs have the same data set, test environments and replica number. They therefore use the same rows,
+initial weights and batches.
 """
 
 import math
@@ -27,8 +27,8 @@ class AlgorithmScores:
 
     Attributes:
         algorithm: Name of the algorithm.
-        test: Mean over test environments and replicas, with a 95 % bootstrap interval.
-        worst: Mean over replicas for the worst set of test environments.
+        test: Mean score over test environments and replicas, with a 95 % bootstrap interval.
+        worst: Mean score over replicas for the worst set of test environments.
         interquartile_mean: Interquartile mean of the scores over test environments and replicas.
         gain: Mean paired difference from the baseline; None for the baseline itself or without pairs.
         improvement: Share of pairs in which the algorithm is better than the baseline; None without pairs.
@@ -70,8 +70,8 @@ def compare(selected: Sequence[SelectionResult], *, higher_is_better: bool = Tru
     """Compare every algorithm with ERM in paired tests.
 
     Args:
-        selected: Results of one rule for each algorithm, as `select` returns them.
-        higher_is_better: Whether a higher value of the metric is better.
+        selected: Results of one selection rule for each algorithm, from `select`.
+        higher_is_better: Whether higher values of the metric are better.
     """
     sign = 1.0 if higher_is_better else -1.0
     names = list(dict.fromkeys(each.algorithm for each in selected))

@@ -1,7 +1,7 @@
 """Export of a study's runs to experiment trackers: TensorBoard and MLflow.
 
-The store remains the source of truth. Finished runs are sent once, after a sweep or while it is running; runs
-that a tracker already has are skipped.
+All results stay in the store. Finished runs are sent during or after a sweep; runs that a tracker already has
+are skipped.
 """
 
 import json
@@ -106,7 +106,7 @@ class MLflow(Tracker):
             raise _refused(error) from None
 
     def _register(self, runs: Any) -> None:
-        """Record the complete runs on the server, and delete incomplete ones, to send them again."""
+        """Find the complete runs on the server; delete incomplete runs, so that they are sent again."""
         for each in runs:
             if _TAG in each.data.tags and each.info.status == "FINISHED":
                 self._sent.add(int(each.data.tags[_TAG]))
@@ -142,7 +142,7 @@ TRACKERS: dict[str, Callable[[Store, str | None], Tracker]] = {
     "tensorboard": lambda store, to: TensorBoard(Path(to) if to else store.folder / "tensorboard"),
     "mlflow": lambda store, to: MLflow(store.declaration()["name"], to),
 }
-"""Constructors of trackers by name. Arguments: store of the study, and destination or None (default)."""
+"""Functions that create a tracker, by name. Arguments: store of the study; destination, None: default."""
 _TAG, _COMPLETE, _BATCH_SIZE = "envariant.run", "whole", 1000
 # Maximum waiting time for a tracker at the end of a sweep.
 TIMEOUT_S = 60.0
@@ -239,7 +239,7 @@ def _finished(store: Store) -> dict[int, dict[str, Any]]:
 
 
 def _send_new(store: Store, target: Tracker) -> Iterator[int]:
-    """Send finished runs that the tracker lacks, and yield their ids; raise the first error at the end."""
+    """Send finished runs that the tracker does not have, and yield their ids; raise the first error last."""
     errors: list[EnvariantError] = []
     for run, row in _finished(store).items():
         if target.has(run):

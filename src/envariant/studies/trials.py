@@ -1,7 +1,7 @@
 """Trials: hyperparameters and learning rates sampled from the search ranges of an algorithm.
 
-A trial depends only on the seed, the algorithm and the trial number, so that added trials do not change
-earlier ones.
+A trial depends only on the seed, the algorithm and the trial number, so adding trials does not change earlier
+trials.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class SearchSpace:
     Attributes:
         label: Label of the algorithm in the study.
         algorithm: Name or object of the algorithm.
-        declared: Search ranges of the study, by hyperparameter; they replace the algorithm's.
+        declared: Search ranges in the study, by hyperparameter; they replace the ranges of the algorithm.
     """
 
     label: str
@@ -75,14 +75,15 @@ class SearchSpace:
         lr_range: float,
         steps: int | None = None,
     ) -> tuple[Trial, ...]:
-        """Return the trials; duplicate trials are left out.
+        """Sample the trials of the algorithm; duplicate trials are left out.
 
         Args:
-            source: Data set, whose default settings are used.
+            source: Data source whose default settings are used.
             seed: Base random seed.
             n_trials: Number of trials; the first has the default settings of the data set.
             lr_range: Largest factor between sampled and default learning rate, at least 1.
-            steps: Number of steps of every run; suggested schedules are scaled to it. None: the default.
+            steps: Number of steps of every run, to which suggested schedules are scaled. None: the default of
+                the data set.
         """
         if predictor(self.algorithm) is not None:
             return (Trial(0, {}, 0.0),)
@@ -158,7 +159,7 @@ def recipe_of(algorithm: object) -> Recipe:
 
 @contextmanager
 def _located(own: bool, what: str) -> Generator[None]:
-    """Prefix error messages with the position in the study if its declared ranges are invalid."""
+    """Add the location in the study to error messages about search ranges that the study declares."""
     try:
         yield
     except EnvariantError as error:
@@ -166,7 +167,7 @@ def _located(own: bool, what: str) -> Generator[None]:
 
 
 def _fixed(algorithm: object) -> set[tuple[str, str]]:
-    """Return part and field of the hyperparameters set in parentheses in an algorithm's text."""
+    """Return part and field name of each hyperparameter set in parentheses in an algorithm's text."""
     if not isinstance(algorithm, str):
         return set()
     return {

@@ -32,7 +32,8 @@ class Problem:
         params: Trained parameters of the network, and of the algorithm's auxiliary networks.
         own: Auxiliary networks by name.
         module: Network as changed by `Algorithm.wrap_model`; None if it is unchanged.
-        has_features: Whether the network returns the head's inputs; otherwise features have width 0.
+        has_features: Whether the network returns the inputs of its head as features; if not, features have
+            width 0.
     """
 
     task: Task
@@ -114,10 +115,10 @@ class Problem:
         """Return the gradients, new state and metrics of one step.
 
         Args:
-            algorithm: Algorithm.
+            algorithm: Algorithm to run.
             context: Step number, learning rate and random numbers.
             params: Parameters by name. Default: parameters of the problem.
-            state: State of the algorithm. Default: its initial state.
+            state: State of the algorithm. Default: initial state.
         """
         params = self.params if params is None else params
         state = algorithm.init(params, self.context) if state is None else state
@@ -127,7 +128,7 @@ class Problem:
         return algorithm.gradients(self, params, self.batch, state, context)
 
     def with_networks_of(self, algorithm: Algorithm) -> Self:
-        """Return the problem with an algorithm's wrapped model and auxiliary networks."""
+        """Return the problem with the wrapped model and the auxiliary networks of an algorithm."""
         with torch.random.fork_rng():
             torch.manual_seed(5)
             plain = _Network(3, self.task.outputs).double()
@@ -164,7 +165,7 @@ class Problem:
 
 @final
 class _Network(nn.Module):
-    """Network of a problem as a PyTorch module."""
+    """Network of the example problem as a PyTorch module."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

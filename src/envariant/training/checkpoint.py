@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a stack after a step, in one safetensors file without pickled objects.
+"""Checkpoints: the training state of a replica stack, in one safetensors file without pickled objects.
 
 A run resumed from a checkpoint is bit-identical to an uninterrupted run, because data, batches and
 augmentation depend only on seeds and the step. Values other than tensors are stored in the file's header, and
@@ -64,10 +64,10 @@ class Checkpoint:
         params: Trained parameters by name, `[replicas, *shape]` each.
         buffers: Buffers by name, `[replicas, *shape]` each.
         optimizer: Optimizer state, with PyTorch's names.
-        algorithm: State of the algorithm, a tree of tensors.
-        watch: Metrics ("metrics") and gradient size ("gradient_rms") of the last step, and the step at which
-            each replica diverged ("failed_at", −1: no divergence).
-        metrics: Names of the metrics in `watch`.
+        algorithm: State of the algorithm, as nested mappings of tensors.
+        watch: Tensors by name: "metrics" of the last step; "gradient_rms", the root mean square of the
+            gradient; and "failed_at", the step at which each replica diverged (−1: no divergence).
+        metrics: Names of the columns of `watch["metrics"]`.
         failures: Divergences reported so far, by replica.
         seconds: Training time of the stack, in seconds.
         eval_params: Parameters used for prediction. Empty: same as `params`.
@@ -171,10 +171,11 @@ def load(folder: Path, on_damage: Callable[[EnvariantError], None] | None = None
 
     Args:
         folder: Folder passed to `save`.
-        on_damage: Callback for each damaged checkpoint, which is left out. Default: raise the error.
+        on_damage: Function called with the error of each damaged checkpoint, which is then skipped.
+            Default: raise the error.
 
     Raises:
-        EnvariantError: If a file is not a valid checkpoint.
+        EnvariantError: If a file cannot be read, or is not a valid checkpoint and `on_damage` is None.
     """
     checkpoints: list[Checkpoint] = []
     for path in folder.glob("replica*.safetensors"):

@@ -63,7 +63,7 @@ class Network:
     """Model as a pure function of its parameters and buffers.
 
     Args:
-        module: Any module; its weights are copied and stay unchanged.
+        module: Module to train; its weights are copied and stay unchanged.
         task: Task of the module.
         precision: Precision of the matrix products.
         device: Device of the weights.
@@ -78,7 +78,7 @@ class Network:
         features: Number of features per row; 0 if the algorithm does not need features.
         auxiliary: Auxiliary networks of the algorithm by name; `params` includes their parameters.
         stochastic: Whether a training pass uses random numbers, as in dropout, or changes attributes.
-        remark: Remark on outputs that cannot be logits; "" if they can.
+        remark: Warning that the outputs cannot be logits; "" if there is none.
         together: Number of rows that are predicted jointly; 1 for most models.
 
     Raises:
@@ -217,7 +217,10 @@ class Network:
         ).float()
 
     def _part(self, params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """Return the parameters with a name prefix, in their original types; for "", those of the model."""
+        """Return the parameters whose names begin with a prefix, in their original data types.
+
+        With an empty prefix, return the parameters of the model without auxiliary networks.
+        """
         return {
             name.removeprefix(prefix): value.to(self._types[name])
             for name, value in params.items()
@@ -264,7 +267,7 @@ class Network:
         return digest.hexdigest()
 
     def _probe(self, input_shape: Sequence[int]) -> tuple[frozenset[str], bool, int, int]:
-        """Return `changing`, `stochastic`, `width` and `features`, from a training pass over two rows."""
+        """Find `changing`, `stochastic`, `width` and `features` by a training pass over two rows."""
         inputs = torch.zeros(2, *input_shape, device=self.device)
         # Batch norm needs two different rows.
         inputs[1] = 1
@@ -376,7 +379,11 @@ def _other_generators() -> tuple[object, ...]:
 
 @contextmanager
 def _plain_recurrent_kernels(rounding: torch.autocast) -> Generator[None]:
-    """Use kernels of recurrent layers that have derivatives under `torch.func`, and a precision."""
+    """Disable the fast kernels of recurrent layers, which have no derivatives under `torch.func`.
+
+    Args:
+        rounding: Context manager that sets the precision of matrix products, entered at the same time.
+    """
     # The context manager of oneDNN's flags also sets its precision, with a warning.
     set_flags: Any = torch.backends.mkldnn.set_flags
     enabled = set_flags(False, _fp32_precision=None)[0]

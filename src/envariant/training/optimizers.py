@@ -26,7 +26,7 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 class OptimizerConfig(ABC):
-    """Configuration of an optimizer, except for the learning rate and weight decay, which replicas set.
+    """Configuration of an optimizer, without learning rate and weight decay, which each replica sets.
 
     Attributes:
         name: Name of the optimizer, such as `adam`.
@@ -46,14 +46,14 @@ class OptimizerConfig(ABC):
     def stackable(self) -> bool:
         """Whether one optimizer can update all replicas.
 
-        The update rule must be elementwise and have the form θ ← θ − rate · u(gradients), where u does not
-        depend on θ or on the rate.
+        The update rule must be elementwise and have the form θ ← θ − rate · u(gradients), where θ are the
+        parameters and u does not depend on θ or on the rate.
         """
         return True
 
     @abstractmethod
     def build(self, params: Sequence[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
-        """Return an optimizer for parameters, which are updated in place from their `.grad`.
+        """Return an optimizer that updates parameters in place from their `.grad`.
 
         Args:
             params: Tensors to update.
@@ -72,9 +72,9 @@ class StackedOptimizer:
     """Optimizer of many replicas, each with its own learning rate and weight decay.
 
     PyTorch's fused optimizers have a single learning rate. A stackable update rule has the form
-    θ ← θ − rate · u. One optimizer therefore updates a zero matrix at rate 1, which gives −u. The rows are
-    then multiplied by the learning rates of the replicas. Other rules run once per replica, on views of its
-    parameters.
+    θ ← θ − rate · u, where θ are the parameters and u depends only on the gradients. One optimizer therefore
+    updates a zero matrix at rate 1, which gives −u; its rows are then multiplied by the replicas' learning
+    rates. For other rules, each replica has a separate optimizer.
 
     Args:
         config: Configuration of the optimizer.
@@ -138,13 +138,13 @@ class StackedOptimizer:
         return self._rule.state()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the optimizer state returned by `state`; an empty mapping clears it."""
+        """Restore the optimizer state returned by `state`; an empty mapping clears the state."""
         self._rule.load(state)
 
 
 @final
 class _SharedRule:
-    """One optimizer for the whole matrix of parameters."""
+    """One optimizer for all replicas, for the whole matrix of parameters."""
 
     def __init__(self, config: OptimizerConfig, params: Tensor) -> None:
         self._params, self._moved = params, torch.zeros_like(params)
@@ -169,7 +169,7 @@ class _SharedRule:
 
 @final
 class _SeparateRules:
-    """One optimizer per replica; its parameters are views of that replica's row."""
+    """One optimizer per replica, for the parameters in one row of the matrix."""
 
     def __init__(
         self,
@@ -240,7 +240,8 @@ class _AdaptiveMoments(OptimizerConfig, ABC):
     Attributes:
         beta1: Decay rate of the mean of the gradient.
         beta2: Decay rate of the mean of the squared gradient.
-        epsilon: Constant added to the root of the mean square; much smaller gradients hardly change weights.
+        epsilon: Constant added to the root of the mean squared gradient; gradients much smaller than epsilon
+            hardly change the weights.
         reset: Step at which both means are cleared, for example when a coefficient jumps; 0: never.
     """
 
@@ -310,10 +311,9 @@ class SGD(OptimizerConfig):
 class TorchOptimizer(OptimizerConfig):
     """Configuration of a PyTorch optimizer class, or of `functools.partial` of one.
 
-    Elementwise optimizers that are linear in the learning rate run stacked: SGD, Adam, AdamW, RMSprop,
-    Adagrad, Adadelta, Adamax, NAdam and RAdam, unless `decoupled_weight_decay` is set. Other classes, such as
-    ASGD, Adafactor and user-defined ones, have one instance per replica, with its learning rate and weight
-    decay.
+    If the update is elementwise and linear in the learning rate, one optimizer updates all replicas: SGD,
+    Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam and RAdam, unless `decoupled_weight_decay` is set.
+    For other classes, such as ASGD, Adafactor and user-defined ones, each replica has a separate optimizer.
 
     Attributes:
         factory: Optimizer class or partial, called as `factory(params, lr=…)`. `weight_decay=…` is added if
@@ -358,7 +358,7 @@ class TorchOptimizer(OptimizerConfig):
             raise EnvariantError(f"optimizer: {self} cannot be built ({first})") from error
 
     def _decays_by_default(self) -> bool:
-        """Return whether the class has a default weight decay other than 0, as AdamW has."""
+        """Return whether the default weight decay of the class is not 0, as in AdamW."""
         default = inspect.signature(self._parts()[0]).parameters.get("weight_decay")
         return default is not None and bool(default.default)
 

@@ -1,4 +1,4 @@
-"""Provenance of a result: versions, machine, threads, command."""
+"""Provenance of results: software versions, hardware and command line."""
 
 import os
 import platform

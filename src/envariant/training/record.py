@@ -16,13 +16,13 @@ from envariant.training.replicas import Seeds
 from envariant.training.run_spec import RunSpec
 
 MOST_UNSEEN = 0.1
-"""Largest share of rows with untrained classes in a test environment that gets a verdict."""
+"""Maximum share of rows with classes absent from training; test environments above it get no verdict."""
 
 
 @final
 @dataclass(frozen=True)
 class EnvironmentRecord:
-    """One environment of a run.
+    """Description of one environment of a run.
 
     Attributes:
         name: Name of the environment. Validation rows have the name of their training environment.
@@ -53,7 +53,7 @@ class Record:
 
     Attributes:
         spec: Resolved options; objects are replaced by their text.
-        identity: Content hash of the run, wherever its files lie (`RunSpec.identity`).
+        identity: Content hash of the run, independent of file locations (`RunSpec.identity`).
         changed: Names of options that differ from the default settings of the data set for the algorithm.
         defaults: Source of the default settings, such as a paper.
         execution: Execution mode, and the reason for it.
@@ -107,7 +107,10 @@ class Record:
 
     @property
     def unpredictable(self) -> dict[str, float]:
-        """Share of rows whose class was not trained, of test environments too different for a verdict."""
+        """Share of rows with classes absent from training, if above `MOST_UNSEEN`, by test environment.
+
+        These environments get no verdict.
+        """
         tests = (each for each in self.environments if each.role == "test")
         return {each.name: each.unseen for each in tests if each.unseen > MOST_UNSEEN}
 
@@ -127,7 +130,7 @@ class Record:
         return tuple(each.name for each in self.environments if each.role == "train")
 
     def provenance(self) -> dict[str, Any]:
-        """Return versions, hardware, precision, execution and command of the run."""
+        """Return the provenance of the run: versions, hardware, precision, execution and command."""
         return {
             "versions": dict(self.versions),
             "hardware": dict(self.hardware),
@@ -137,7 +140,7 @@ class Record:
         }
 
     def to_json(self) -> str:
-        """Return the record as JSON text for `of_json`."""
+        """Return the record as JSON text, which `of_json` reads."""
         return json.dumps({**asdict(self), "spec": self.spec.to_dict()})
 
     @classmethod
@@ -159,7 +162,7 @@ class Record:
 
 
 def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[EnvironmentRecord, ...]:
-    """Return the name, role, size and constant loss of each environment for a record.
+    """Return an `EnvironmentRecord` for each environment.
 
     Args:
         sample: Environments of the first replica.
@@ -188,7 +191,7 @@ def conflict(stored: Record, requested: Record, *, unfinished: bool) -> str:
     Args:
         stored: Record of the stored run.
         requested: Record of the requested run.
-        unfinished: Whether the stored run is unfinished. Then versions, device, threads and precision must
+        unfinished: Whether the stored run is unfinished. If so, versions, device, threads and precision must
             agree as well.
     """
     before, now = _comparable(stored, unfinished), _comparable(requested, unfinished)

@@ -148,7 +148,10 @@ class ReplicaStack:
         self.step, self._ended = step + 1, time.perf_counter()
 
     def rehearse(self) -> None:
-        """Predict a row, make a training step and undo it, to detect before the first event what fails."""
+        """Predict two rows, make one training step, and undo it.
+
+        Errors of the model or algorithm, and lack of memory, are thus detected before the first event.
+        """
         before = self.checkpoint().clone()
         if self._config.adapt is None:
             self.answers(self._names[0], torch.zeros(2, dtype=torch.long))
@@ -207,7 +210,7 @@ class ReplicaStack:
         return tuple(rows)
 
     def measured_at_once(self, replicas: int) -> float:
-        """Return the rows of an evaluation block of all replicas, relative to the largest environment's rows.
+        """Return the rows per evaluation block, over all replicas, relative to the largest environment.
 
         Args:
             replicas: Number of replicas.
@@ -215,7 +218,9 @@ class ReplicaStack:
         return replicas / len(self.network.blocks(max(self._rows.sizes.values()), replicas))
 
     def outputs(self, inputs: Tensor) -> Float[Tensor, "replicas rows *c"]:
-        """Return the logits of each replica for the same rows, `[replicas, rows, *c]`.
+        """Return the logits of each replica for the same rows.
+
+        The shape is `[replicas, rows]` or `[replicas, rows, outputs]`.
 
         Args:
             inputs: Rows in the storage format of the environments, `[rows, *shape]`.
@@ -244,7 +249,10 @@ class ReplicaStack:
         return self._evaluator().logits(inputs, axis, decode), own
 
     def checkpoint(self) -> Checkpoint:
-        """Return the current state; its tensors change in the next step (see `Checkpoint.clone`)."""
+        """Return the current state.
+
+        The next step changes its tensors; to keep them, use `Checkpoint.clone`.
+        """
         watch = {"metrics": self._metrics, "gradient_rms": self._gradient_rms, "failed_at": self._failed_at}
         eval_params = self._eval_params()
         return Checkpoint(
@@ -263,7 +271,7 @@ class ReplicaStack:
         )
 
     def _training_rows(self, sets: Sequence[EnvironmentSet]) -> Rows:
-        """Return the rows used for training, with inferred environments if there are any."""
+        """Return the training rows, divided into the inferred environments if there are any."""
         if not any(replica.start.environments for replica in self._replicas):
             return self._rows
         inferred = [

@@ -1,4 +1,4 @@
-"""Resolve a `RunSpec`: look up names, and fill in the default settings of the data set."""
+"""Resolve the options of a run: look up names, and fill in the default settings of the data set."""
 
 import hashlib
 import inspect
@@ -46,11 +46,11 @@ class ResolvedAlgorithm:
 
     Attributes:
         name: Name of the algorithm for tables.
-        trained: Algorithm for training a network, or predictor.
+        trained: Algorithm that trains a network, or predictor that is fitted instead.
         hyperparameters: All hyperparameters by name.
         defaults: Default settings of the data set for the algorithm.
         suggested: Default hyperparameters of the data set for the algorithm.
-        scaled: One sentence for each suggested schedule that was scaled to the number of steps.
+        scaled: Remarks, one for each suggested schedule that was scaled to the number of steps.
     """
 
     name: str
@@ -74,7 +74,7 @@ class ResolvedRun:
         config: Settings shared by all replicas.
         pretraining: Pretraining of the initial weights. None: no pretraining.
         learning_rate: Learning rate, a number or a schedule.
-        identity: Content hash of the run, wherever its files lie (`RunSpec.identity`).
+        identity: Content hash of the run, independent of file locations (`RunSpec.identity`).
     """
 
     spec: RunSpec
@@ -118,8 +118,8 @@ def resolve_algorithm(
         requested: Text such as `vrex + and-mask`, or an algorithm, recipe, part or predictor.
         hyperparameters: Hyperparameters that override the defaults; only for names, recipes and compositions.
         source: Data source whose default settings apply.
-        steps: Number of steps. Suggested schedules are scaled to it, and switch points in percent are
-            converted. None: keep schedules as they are.
+        steps: Number of steps of the run. Suggested schedules are scaled to this number, and switch points
+            in percent are converted to steps. None: schedules stay unchanged.
 
     Raises:
         EnvariantError: If an algorithm or hyperparameter is unknown.
@@ -175,7 +175,7 @@ def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
     """Parse a text such as `vrex + coral(1.0)` into the recipe and settings of each term.
 
     Raises:
-        EnvariantError: If a name or a setting is unknown; predictors are suggested as well.
+        EnvariantError: If a name or a setting is unknown; the message may suggest a predictor.
     """
     try:
         return composing.terms(text)
@@ -191,7 +191,7 @@ def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
 
 
 def check_objects(options: Mapping[str, Any]) -> None:
-    """Check options that name objects: model, optimizer, pretraining, augmentation and device.
+    """Check the options that are converted to objects, such as model, optimizer and device.
 
     Args:
         options: Training options by name.
@@ -338,7 +338,7 @@ def device_named(name: str) -> torch.device:
 
 
 def _timed(algorithm: Algorithm, steps: int | None) -> Algorithm:
-    """Return the algorithm with the switch points of its schedules in steps instead of percent."""
+    """Return the algorithm with switch points of schedules converted from percent to steps."""
     return algorithm if steps is None else resolve_schedules(algorithm, steps)
 
 
@@ -366,7 +366,7 @@ def _rate(rate: object, steps: int) -> float | Schedule:
 
 
 def algorithm_identity(requested: object) -> str:
-    """Return a text that is equal for algorithms with equal computations, for hashing.
+    """Return text for hashing, equal for algorithms that perform the same computations.
 
     Raises:
         EnvariantError: If the algorithm is unknown, or has a setting that cannot be compared by content.

@@ -31,7 +31,7 @@ WORST = "worst"
 @final
 @dataclass(frozen=True)
 class Spread:
-    """Values of one metric over replicas, with mean and standard deviation.
+    """Values of one metric in all replicas, with mean and standard deviation.
 
     Attributes:
         values: One value per finished replica.
@@ -62,7 +62,7 @@ class TrainingResult:
     Attributes:
         record: Options, data and provenance of the run.
         rows: All measured values.
-        checkpoints: Last state of each replica, by number.
+        checkpoints: Last state of each replica, by replica number.
         build_model: Function that builds the first replica's network with initial weights. None: the network
             is built from its name.
     """
@@ -91,7 +91,7 @@ class TrainingResult:
 
     @property
     def failures(self) -> dict[int, str]:
-        """Reasons for divergence, by number of the replica."""
+        """Reasons for divergence, by replica number; replicas that did not diverge are absent."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property
@@ -149,7 +149,7 @@ class TrainingResult:
             replica: Number of the replica.
 
         Raises:
-            EnvariantError: If the replica does not exist, if it is a predictor instead of a network, or if
+            EnvariantError: If the replica does not exist, the run has a predictor instead of a network, or
                 the run was loaded from disk and its model was passed as an object.
         """
         saved = self.checkpoints.get(replica)

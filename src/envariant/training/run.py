@@ -1,4 +1,7 @@
-"""Training of replicas from options: resolve, load the data, pretrain, choose the execution, train."""
+"""Train replicas from their options.
+
+Steps: resolve the options, load the data, pretrain the models, choose the execution, train the replicas.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +46,7 @@ class Member:
 @final
 @dataclass(frozen=True)
 class Started:
-    """Event: data and models are loaded and checked; training begins.
+    """Event: data and models have been loaded and checked, and training begins.
 
     Attributes:
         record: Record of the run.
@@ -51,7 +54,7 @@ class Started:
         sample: Environments of the first replica.
         build_model: Function that builds the first replica's network with initial weights. None if the run
             has a predictor instead of a network.
-        states: States of resumed replicas, by number.
+        states: States of resumed replicas, by replica number.
     """
 
     record: Record
@@ -71,7 +74,7 @@ class Progress(Protocol):
 
 
 class Resumption(Protocol):
-    """Stored state of a run that was interrupted or is finished."""
+    """Stored state of an interrupted or finished run."""
 
     @property
     def execution(self) -> Execution | None:
@@ -157,7 +160,7 @@ def run(
 
 
 def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[ResolvedRun]:
-    """Resolve each distinct set of options once.
+    """Resolve the options of all members; each distinct set of options is resolved once.
 
     Raises:
         EnvariantError: If the options differ in more than hyperparameters, learning rate and seeds.
@@ -175,7 +178,7 @@ def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[R
 
 
 def _check_memory(net: Network, rows: int, environments: int, config: RunConfig) -> None:
-    """Check that one step fits in memory, from a lower bound of what it needs.
+    """Check that there is enough memory for one step, using a lower bound of the required memory.
 
     Args:
         net: Network of a replica.
@@ -184,7 +187,7 @@ def _check_memory(net: Network, rows: int, environments: int, config: RunConfig)
         config: Settings of the run.
 
     Raises:
-        EnvariantError: If it does not fit.
+        EnvariantError: If less memory is available.
     """
     rows = rows if config.batch_size is None else config.batch_size * environments
     weights = sum(value.numel() for value in net.params.values())

@@ -1,7 +1,7 @@
 """`RunSpec`: all training options, with defaults and descriptions.
 
-`train`, studies, estimators, command-line flags, stored records and "rerun" commands use this one list.
-Importing this module does not import PyTorch, so that `--help` stays fast.
+`train`, studies, estimators, command-line flags, stored records and "rerun" commands all use this list.
+Importing this module does not import PyTorch, so `--help` stays fast.
 """
 
 import dataclasses
@@ -261,7 +261,7 @@ class RunSpec(BaseModel):
         return RunSpec(**self.to_dict())
 
     def identity(self, identities: Mapping[str, str]) -> str:
-        """Return a content hash of the run; it does not depend on file locations.
+        """Return a content hash of the run, which does not depend on file locations.
 
         Args:
             identities: Content hashes of options that are not fully described by their text, by name.
@@ -312,7 +312,7 @@ SHARED = tuple(
 
 
 PYTHON_ONLY = ("adapt",)
-"""Options that take a function, and so have no command-line flag."""
+"""Options that take a function and therefore have no command-line flag."""
 
 
 def option(name: str) -> FieldInfo:
@@ -377,7 +377,7 @@ def _plain(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Return the text of an object for records and tables; it is the same in every process.
+    """Return the text of an object for records and tables, the same in every process.
 
     Classes and functions: the qualified name. Dataclasses: the name and all settings other than the defaults,
     as in "sgd(momentum=0.9)". Other objects: the `name` attribute or the class name.

@@ -1,4 +1,4 @@
-"""Values of scheduled hyperparameters or learning rates of all replicas, as one tensor per step."""
+"""Values of all replicas' hyperparameters or learning rates at a step, as one tensor."""
 
 from collections.abc import Sequence
 from typing import final
@@ -12,7 +12,7 @@ from envariant.core.schedules import Schedule
 
 @final
 class ScheduleTable:
-    """Table of constants and schedules, with one row per replica.
+    """Table of hyperparameters or learning rates, constant or scheduled, with one row per replica.
 
     Args:
         rows: One row of numbers or schedules per replica; all rows have the same length.

@@ -29,13 +29,58 @@ def test_encoded_numbers_equal_scikit_learn():
     draw = np.random.default_rng(0)
     values = draw.gamma(2.0, size=500) * 100 + 3
     values[draw.random(500) < 0.1] = NAN
-    usual = StandardScaler().fit_transform(
-        SimpleImputer(add_indicator=True).set_params(strategy="median").fit_transform(values[:, None])
-    )
+    # scikit-learn's scaler ignores missing values.
+    scaler = StandardScaler().fit(values[:, None])
+    filled = SimpleImputer(strategy="median").fit_transform(values[:, None])
     found = encoded(column(values))
-    np.testing.assert_allclose(found[:, 0], usual[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[:, 0], scaler.transform(filled)[:, 0], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found[:, 1], np.isnan(values))
     assert found.dtype == np.float32
+
+
+def test_missing_values_do_not_change_the_scale_of_observed_ones():
+    values = np.random.default_rng(0).normal(5, 2, size=1000)
+    gaps = np.where(np.arange(1000) % 10, NAN, values)
+    found = encoded(column(gaps))[::10, 0]
+    assert (found.mean(), found.std()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, rel=1e-4))
+
+
+@pytest.mark.parametrize("dtype", [float, object])
+def test_a_column_missing_nearly_everywhere_in_training_rows_is_left_out(dtype):
+    values = np.array([1.0, 2.0] * 10 + [NAN] * 600)
+    if dtype is object:
+        values = np.where(np.isnan(values), None, values.astype(str) + "x")
+    assert fit([column(values, dtype)]) == Encoder(())
+    assert fit([column(values[:200], dtype)]).names
+    assert fit([column(np.tile(values, 5), dtype)]).names
+
+
+def test_a_column_observed_in_one_environment_is_used_where_that_one_is_trained_on():
+    draw = np.random.default_rng(0)
+    site = np.repeat(["A", "B", "C"], 200)
+    frame = pd.DataFrame({"x": draw.normal(size=600), "site": site, "y": draw.integers(2, size=600)})
+    frame["vessels"] = np.where(site == "A", draw.integers(4, size=600), NAN)
+    table = tables.read(frame, "y", "site")
+    said = {entry.column: entry.what for entry in table.preprocessing_log}
+    assert "not used if the test environment is A: it is missing in nearly all others" in said["vessels"]
+    source = TableSource(table)
+    assert source.with_test_environments(["A"]).encoder.names == ("x",)
+    assert source.with_test_environments(["B"]).encoder.names == ("x", "vessels", "vessels: missing")
+    frame["vessels"] = np.where(np.arange(600) < 5, 1.0, NAN)
+    left_out = tables.read(frame, "y", "site")
+    assert [c.name for c in left_out.columns] == ["x"]
+    assert any("99.2% of its values are missing" in entry.what for entry in left_out.preprocessing_log)
+
+
+def test_frequent_categories_of_small_environments_keep_their_input():
+    draw = np.random.default_rng(0)
+    large = draw.integers(60, size=6000)
+    texts = np.array([f"c{k:02}" for k in [*large, *([70] * 40), *range(60)]])
+    environments = np.repeat([0, 1], [6000, 100])
+    assert "x = c70" not in fit([column(texts, object)]).names
+    names = fit([column(texts, object)], environments).names
+    assert "x = c70" in names
+    assert len(names) == MOST_CATEGORIES
 
 
 @pytest.mark.parametrize("many", [1 + MOST_CATEGORIES // 4, MOST_CATEGORIES, 3 * MOST_CATEGORIES])

@@ -17,10 +17,11 @@ from envariant.core.tasks import Task
 class EIIL(EnvironmentInference):
     """max_q ½[(mean_i q_i·d_i)² + (mean_i (1 − q_i)·d_i)²], d_i = ∂ℓ_i(s·z_i)/∂s at 1. Creager et al. 2021.
 
-    z are the logits of a reference model, trained by ERM on all training rows (`PooledMean`) and then fixed.
-    The objective is convex in mean_i q_i·d_i, so its maximum is at an extreme point: q_i = 1 if d_i > 0, else
-    0. With the logistic loss, d_i < 0 exactly if row i is predicted correctly. The two environments are then
-    the correctly and the incorrectly predicted rows; their sizes usually differ greatly.
+    q_i in [0, 1] is the share of row i in the second environment. ℓ_i is the loss of row i, and z_i are its
+    logits from a reference model, trained by ERM on all training rows (`PooledMean`) and then fixed. The
+    objective is convex in mean_i q_i·d_i, so its maximum is at an extreme point: q_i = 1 if d_i > 0, else 0.
+    With the logistic loss, d_i < 0 exactly if row i is predicted correctly. The two environments are then the
+    correctly and the incorrectly predicted rows; their sizes usually differ greatly.
 
     Attributes:
         reference_steps: Number of training steps of the reference model. 0: as many as the run.
@@ -43,12 +44,12 @@ class EIIL(EnvironmentInference):
 
 
 def objective(q: Tensor, slopes: Tensor) -> Tensor:
-    """Return the objective for weights q `[rows]`; both means are over all rows."""
+    """Return the objective of `EIIL` for q `[rows]` and slopes d `[rows]`; both means are over all rows."""
     return ((q * slopes).mean() ** 2 + ((1 - q) * slopes).mean() ** 2) / 2
 
 
 def ascended(slopes: Tensor, generator: torch.Generator, steps: int = 10_000) -> Tensor:
-    """Return q `[rows]` after gradient ascent by Adam (learning rate 1e-3) from q = σ(ω), ω ~ N(0, 1)."""
+    """Maximize `objective` with Adam (learning rate 1e-3) from q = σ(ω), ω ~ N(0, 1); return q `[rows]`."""
     start = torch.randn(slopes.shape, generator=generator, dtype=slopes.dtype).to(slopes.device)
     with torch.enable_grad():
         omega = start.clone().requires_grad_()

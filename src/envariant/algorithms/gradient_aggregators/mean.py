@@ -13,7 +13,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MeanGradient(GradientAggregator):
-    """(1/E) Σ_e g_e.
+    """(1/E) Σ_e g_e, the mean of the gradients g_e of all E environments.
 
     `Composition` computes this mean by one backward pass through the whole loss, without `combine`.
     """

@@ -21,9 +21,10 @@ _REFERENCE = 0.07
 class CAD(Penalty):
     """mean_i −(T/0.07)·log Σ_j p(j | i) over the rows j of other environments. Ruan et al. 2022, eq. 9.
 
-    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over the other rows j of the batch. Rows without another row of
-    their class are left out. Regression targets are treated as one class if they are equal. With `flipped`
-    false, the released code counts row i itself among the rows of its environment; here it is left out.
+    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over the other rows j of the batch; h_i are the features of row i.
+    Rows without another row of their class are left out. Equal regression targets count as one class. With
+    `flipped` false, the released code counts row i itself among the rows of its environment; here row i is
+    left out.
 
     Attributes:
         coefficient: Weight of the penalty.

@@ -47,6 +47,8 @@ class Moments:
 def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tensor, ""]:
     """Return mean_d (μ_X − μ_Y)_d² + mean_dd' (C_X − C_Y)²_dd'. Sun & Saenko 2016, eq. 1.
 
+    μ_X and C_X are the mean and covariance of group X, with entries d and dd'.
+
     Args:
         first: Moments of X.
         second: Moments of Y.
@@ -57,7 +59,7 @@ def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tenso
 
 
 def kernel(rows: Float[Tensor, "rows width"], gammas: Sequence[float] = WIDE) -> Float[Tensor, "rows rows"]:
-    """Return Σ_γ exp(−γ·‖a − b‖²) for every pair of rows: a sum over γ, as in DomainBed, not a mean."""
+    """Return the kernel Σ_γ exp(−γ·‖a − b‖²) of every pair of rows a and b, a sum over γ as in DomainBed."""
     if rows.shape[1] == 1:
         # In one dimension, direct differences cost no more and are more accurate.
         distances = (rows - rows.T).square()
@@ -70,7 +72,7 @@ def kernel(rows: Float[Tensor, "rows width"], gammas: Sequence[float] = WIDE) ->
 def squared_mmd(
     kernels: Float[Tensor, "rows rows"], first: Float[Tensor, " rows"], second: Float[Tensor, " rows"]
 ) -> Float[Tensor, ""]:
-    """Return mean K(X, X) + mean K(Y, Y) − 2·mean K(X, Y), the biased MMD². Gretton et al. 2012, eq. 5.
+    """Return MMD² = mean K(X, X) + mean K(Y, Y) − 2·mean K(X, Y), biased. Gretton et al. 2012, eq. 5.
 
     Args:
         kernels: Kernel matrix of all rows; its diagonal is included.

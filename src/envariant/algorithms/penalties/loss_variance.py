@@ -1,4 +1,4 @@
-"""Loss variance over all rows and within the worst environment, the second term of RDM."""
+"""Variance of the losses of all rows and of the worst environment, which is the second term of RDM."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final

@@ -18,7 +18,8 @@ from envariant.core.search_space import LogUniform
 class MMREx(RiskAggregator):
     """max over Σλ_e = 1, λ_e ≥ λ_min of Σ_e λ_e R_e = R̄ + κ·(max_e R_e − R̄), with κ = 1 − E·λ_min.
 
-    κ = 0 is ERM, κ = 1 the worst-case risk, κ > 1 extrapolates. Krueger et al. 2021, eq. 4–5.
+    R_e is the risk of environment e, and R̄ is the mean of all E risks. κ = 0 gives ERM and κ = 1 the
+    worst-case risk; κ > 1 extrapolates beyond the risks. Krueger et al. 2021, eq. 4–5.
 
     Attributes:
         coefficient: κ. With two environments, κ equals the weight c of |R_1 − R_2| in the REx code.

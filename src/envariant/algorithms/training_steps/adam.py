@@ -34,14 +34,14 @@ def step(
     beta1: Any = 0.9,
     beta2: float = 0.999,
 ) -> tuple[dict[str, Tensor], State]:
-    """Return the parameters after one step with L2 weight decay, and the new moments.
+    """Return the parameters after one step of Adam with L2 weight decay, and the new moments.
 
     Args:
         params: Parameters by name.
         gradients: Gradients of the parameters to update, with the same keys at every step.
         memory: Moments returned by `moments` or by the previous step.
-        context: Learning rate and weight decay.
-        rate: Multiple of the context's learning rate.
+        context: Context of the step, with learning rate and weight decay.
+        rate: Factor of the context's learning rate.
         beta1: Decay of the gradient's moving mean.
         beta2: Decay of the squared gradient's moving mean.
     """
@@ -60,7 +60,7 @@ def step(
 
 
 def decayed(params: Parameters, gradients: Parameters, context: StepContext) -> dict[str, Tensor]:
-    """Return the gradients of a loss plus the algorithm's l2 term."""
+    """Return the gradients of a loss plus the gradient of the l2 term, weight decay times parameter."""
     return {k: g + context.weight_decay * params[k] for k, g in gradients.items()}
 
 
@@ -82,7 +82,7 @@ def where(condition: Tensor, first: Any, second: Any) -> Any:
 
 
 def part(params: Parameters, *prefixes: str) -> dict[str, Tensor]:
-    """Return the parameters whose names begin with one of the prefixes and a dot."""
+    """Return the parameters of the networks with the given names, which are prefixes of parameter names."""
     return {k: v for k, v in params.items() if k.split(".")[0] in prefixes}
 
 

@@ -19,12 +19,13 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class ERMPlus(TrainingStep):
-    """R, first minimized over the head only; predictions use averaged weights. Teterwak et al. 2023.
+    """Risk R, first minimized over the head only; predictions use averaged weights. Teterwak et al. 2023.
 
     The first `head_steps` + 1 updates train only the head; later updates train all parameters, with a second
-    Adam optimizer. From update `average_from` on, predictions use the unweighted mean of the iterates,
-    starting with the iterate before that update. Two features of the released code are omitted: the first
-    pass, which selects learning rates on validation data, and LARS, which raises an error in that code.
+    Adam optimizer. From update `average_from` on, predictions use the unweighted mean of the weights after
+    each update, and of the weights before update `average_from`. Two features of the released code are
+    omitted: the first pass, which selects learning rates on validation data, and LARS, which raises an error
+    in the released code.
 
     Attributes:
         head_steps: n: updates 1 to n + 1 train only the head. Negative: all updates train all parameters.

@@ -21,9 +21,9 @@ from envariant.core.step_context import StepContext
 class Fish(TrainingStep):
     """θ ← θ + ε·(θ' − θ), θ' after one inner step on each environment in turn. Shi et al. 2021, algorithm 1.
 
-    To first order, this increases the inner products of the environments' gradients. The inner Adam optimizer
-    uses the run's learning rate and keeps its moments between steps, as in DomainBed. There is no outer
-    optimizer.
+    θ are the parameters. To first order, this increases the inner products of the environments' gradients.
+    The inner Adam optimizer uses the run's learning rate and keeps its moments between steps, as in
+    DomainBed. There is no outer optimizer.
 
     Attributes:
         meta_rate: ε in (0, 1], step size towards θ'.

@@ -24,11 +24,12 @@ _STYLE = "sagnet-style"
 class SagNet(TrainingStep):
     """(1) min R(A(content, mixed style)); (2) min R(S(other content, style)); (3) flatten S. Nam et al. 2021.
 
-    The style of a row is the mean and variance of its features, its content the standardized features. Step
-    (1) trains featurizer and head A on features whose style is mixed with another row's. Step (2) trains a
-    second head S to predict the class from features with another row's content. Step (3) trains the
-    featurizer so that S predicts equal probabilities for all classes. Each network has a separate Adam
-    optimizer. Features are vectors, as in DomainBed; the paper uses convolutional feature maps.
+    R is the risk. The style of a row is the mean and variance of its features; the content is the
+    standardized features. Step (1) trains featurizer and head A on features whose style is mixed with another
+    row's style. Step (2) trains a second head S to predict the class from features with another row's
+    content. Step (3) trains the featurizer so that S predicts equal probabilities for all classes. Each
+    network has a separate Adam optimizer. Features are vectors, as in DomainBed; the paper uses convolutional
+    feature maps.
 
     Attributes:
         weight: Weight of step (3).

@@ -31,9 +31,10 @@ _DISCRIMINATOR = "urm-discriminator"
 class URM(TrainingStep):
     """R + a·BCE(D(h), 1) for the model; BCE(D(u), 1) + a·BCE(D(h), 0) for D, u uniform. Krishnamachari 2024.
 
-    A tanh or ReLU is appended to the featurizer, and u is uniform on [−1, 1] for tanh or on [0, 1] for ReLU.
-    The model and the discriminator D are both updated at every step, with separate Adam optimizers. D is
-    trained on the features before the model's update. Environment labels are not used.
+    R is the risk, h are features, and BCE is the binary cross-entropy of the discriminator D. A tanh or ReLU
+    is appended to the featurizer, and u is uniform on [−1, 1] for tanh or on [0, 1] for ReLU. The model and D
+    are both updated at every step, with separate Adam optimizers. D is trained on the features before the
+    model's update. Environment labels are not used.
 
     Attributes:
         weight: a, weight of the discriminator terms.
@@ -81,7 +82,7 @@ class URM(TrainingStep):
         own = adam.part(params, _DISCRIMINATOR)
 
         def entropy(own: Parameters, features: Tensor, uniform: bool, draw: int) -> Tensor:
-            """Return the cross-entropy of D for the target "uniform" or "not uniform", with smoothing."""
+            """Return the cross-entropy of D for target 1 (`uniform`) or 0, with label smoothing."""
             logits = model.network(_DISCRIMINATOR, own, features).flatten()
             smoothing = self.smoothing * context.uniform(len(logits), draw=draw, like=logits)
             goals = 1 - smoothing if uniform else smoothing

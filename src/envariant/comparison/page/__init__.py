@@ -12,6 +12,7 @@ from envariant.comparison.formatting import method_name
 from envariant.comparison.narrative import Recommendation
 from envariant.comparison.page.base import Block, PageSection
 from envariant.comparison.page.columns import Columns
+from envariant.comparison.page.data_check import DataCheck
 from envariant.comparison.page.provenance import PreprocessingLog, Settings
 from envariant.comparison.page.scores import Drops, Methods, methods_table
 from envariant.comparison.page.shifts import Shifts
@@ -23,7 +24,9 @@ from envariant.reporting.tables import finite
 
 __all__ = ["SECTIONS", "Block", "PageSection", "fragment", "methods_table", "render", "to_dict", "write"]
 
-SECTIONS: tuple[type[PageSection], ...] = (Drops, Methods, Columns, Shifts, PreprocessingLog, Settings)
+SECTIONS: tuple[type[PageSection], ...] = (
+    DataCheck, Drops, Methods, Columns, Shifts, PreprocessingLog, Settings,
+)  # fmt: skip
 """Sections of the page in display order."""
 
 # Largest number of environments listed by name at the top.

@@ -1,19 +1,20 @@
 """Section on columns: stability of their relation with the target, and importance for models."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from envariant.analysis.column_stability import ColumnStability
 from envariant.comparison.formatting import method_name, p_text, score
 from envariant.comparison.page.base import Block, PageSection, known
 from envariant.comparison.page.scores import style_rows
 from envariant.comparison.results import ComparisonResults
 from envariant.reporting.tables import NONE, TextTable
 from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes
-from envariant.studies.significance import BASELINE
 
 _MOST_ROWS = 20
 _ABSENT = (math.nan,) * 3
@@ -36,9 +37,10 @@ class Columns(PageSection):
         hidden = len(self.results.data.columns) - _MOST_ROWS
         more = f" {hidden} columns with a more stable relation are not drawn." if hidden > 0 else ""
         caption = (
-            "Left: slope of the target over the column in each environment; distant points mean that the "
-            "relation differs. Right: importance, as the loss of score if the column is shuffled among "
-            f"held-out rows of training environments.{more}"
+            "Left: slope of each column in each environment, given the other columns; distant points mean "
+            "that the relation differs. Thin lines: 95 % prediction interval of the next environment. Right: "
+            "importance, as the loss of score if the column is shuffled among held-out rows of training "
+            f"environments.{more}"
         )
         return (
             Block.figure(self.figure(), caption),
@@ -48,7 +50,7 @@ class Columns(PageSection):
 
     @property
     def _methods(self) -> list[str]:
-        return [BASELINE] if self.recommended == BASELINE else [BASELINE, self.recommended]
+        return list(dict.fromkeys((self.results.baseline_method, self.recommended)))
 
     def figure(self) -> Figure:
         """Return a figure of slopes by environment and importance, one row per column."""
@@ -59,13 +61,18 @@ class Columns(PageSection):
         for row, column in enumerate(columns):
             slopes = list(known(dict(column.slopes)).values())
             color = TEST if column.unstable else TRAIN[0]
+            limits = _next_limits(column)
+            if slopes and limits:
+                reach = max(slopes) - min(slopes)
+                low, high = max(limits[0], min(slopes) - reach), min(limits[1], max(slopes) + reach)
+                left.plot([low, high], [row, row], color=MUTED, lw=0.8)
             if slopes:
                 left.plot([min(slopes), max(slopes)], [row, row], color=color, lw=2, alpha=0.35)
                 left.plot(slopes, [row] * len(slopes), "o", color=color, ms=5.5, alpha=0.8)
         self._draw_importance(right, [column.column for column in columns])
         left.plot([], [], "o", color=TRAIN[0], ms=5.5, label="stable (one point per environment)")
         left.plot([], [], "o", color=TEST, ms=5.5, label="unstable")
-        name_axes(left, "slope of the target over the column")
+        name_axes(left, _unit(self.results.data.columns))
         name_axes(right, f"loss of {self.results.metric.name} if shuffled")
         legend(figure)
         for axes in (right, left):
@@ -82,21 +89,25 @@ class Columns(PageSection):
             axes.barh(rows, losses, height * 0.9, color=(MUTED, TRAIN[1])[k], label=method_name(method))
 
     def stability_table(self) -> TextTable:
-        """Return a table with one row per column: relation, extreme slopes and p-value."""
+        """Return a table with one row per column: relation, pooled and extreme slopes and p-value."""
         lines: list[tuple[str, ...]] = []
         for column in self.results.data.columns[:_MOST_ROWS]:
             slopes = known(dict(column.slopes))
             extremes = [f(slopes, key=slopes.__getitem__) for f in (min, max)] if slopes else []
-            texts = [f"{round(slopes[name], 2) + 0.0:+.2f} ({name})" for name in extremes] or [NONE, NONE]
-            p_value = p_text(column.p_value).removeprefix("p ").removeprefix("= ")
-            lines.append((column.column, column.kind, *texts, p_value))
+            texts = [f"{_signed(slopes[name])} ({name})" for name in extremes] or [NONE, NONE]
+            pooled = column.pooled
+            mean = NONE if pooled is None else _signed(pooled.mean)
+            limits = _next_limits(column)
+            following = f"[{_signed(limits[0])}, {_signed(limits[1])}]" if limits else NONE
+            p_value = p_text(column.p_value).removeprefix("p ").removeprefix("= ") if pooled else NONE
+            lines.append((column.column, column.kind, mean, following, *texts, p_value))
         note = (
-            "Slope: standard deviations of the target per standard deviation of the column, one column at a "
-            "time, in each environment. p: equal slopes in all environments (Cochran's Q, Holm-corrected). "
-            "Varies: slopes differ significantly. Changes sign: significantly positive in one environment "
-            "and negative in another."
+            f"Slope: {_unit(self.results.data.columns)}, given the other columns. Mean: over environments "
+            "(random effects). Next environment: 95 % prediction interval. p: equal slopes in all "
+            "environments (score test, Holm-corrected). Varies: slopes differ significantly. Changes sign: "
+            "significantly positive in one environment and negative in another. Not measured: too few rows or values."
         )
-        header = ("column", "relation", "lowest slope", "highest slope", "p")
+        header = ("column", "relation", "mean", "next environment", "lowest slope", "highest slope", "p")
         return TextTable(header, tuple(lines), (note,))
 
     def importance_table(self) -> TextTable:
@@ -127,8 +138,27 @@ class Columns(PageSection):
                 "kind": c.kind,
                 "slopes": dict(c.slopes),
                 "p_value": c.p_value,
+                "measured": c.measured,
+                "pooled": None if c.pooled is None else asdict(c.pooled),
                 "importance": {m: asdict(own[c.column]) for m, own in importance.items() if c.column in own},
             }
             for c in self.results.data.columns
         ]
         return {"columns": columns, "possible_target_leakage": list(self.results.data.leaky_columns)}
+
+
+def _unit(columns: Sequence[ColumnStability]) -> str:
+    logit = bool(columns) and columns[0].link == "logit"
+    return "log-odds per SD of the column" if logit else "SD of the target per SD of the column"
+
+
+def _next_limits(column: ColumnStability) -> tuple[float, float] | None:
+    """Return the prediction interval of the next environment; None if there is none."""
+    pooled = column.pooled
+    if pooled is None or not math.isfinite(pooled.next_low):
+        return None
+    return pooled.next_low, pooled.next_high
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"

@@ -1,4 +1,4 @@
-"""Sections on scores: drop of ERM by environment, and comparison of methods."""
+"""Sections on scores: drop of the baseline by environment, and comparison of methods."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 
 from envariant.analysis.statistics import Interval
 from envariant.comparison.baselines import baseline_name
-from envariant.comparison.formatting import ci, method_name, score
+from envariant.comparison.formatting import capitalized, ci, method_name, score, the
 from envariant.comparison.page.base import Block, PageSection, shortened
 from envariant.comparison.results import Cell, ComparisonResults
 from envariant.reporting.tables import NONE, TextTable, network_notes
 from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes, name_rows, new_axes, quiet
-from envariant.studies.significance import BASELINE
 
 # Largest number of environments in a figure, and in the columns of a table.
 _MOST_ROWS = 30
@@ -24,15 +23,15 @@ _MOST_COLUMNS = 8
 @final
 @dataclass(frozen=True, eq=False)
 class Drops(PageSection):
-    """Section on the in-domain and out-of-domain scores of ERM by environment."""
+    """Section on the in-domain and out-of-domain scores of the baseline by environment."""
 
     anchor: ClassVar[str] = "drop"
     title: ClassVar[str] = "Does the score drop in new environments?"
 
     def render(self) -> tuple[Block, ...]:
-        """Return the figure and the table of ERM's scores."""
+        """Return the figure and the table of the baseline's scores."""
         hidden = len(self.results.baseline) - _MOST_ROWS
-        more = f" {hidden} environments with better ERM scores are not drawn." if hidden > 0 else ""
+        more = f" {hidden} environments with better scores are not drawn." if hidden > 0 else ""
         caption = (
             "Arrows: from the in-domain score (model trained on other rows of the environment) to the "
             "out-of-domain score (model not trained on the environment). Bars: 95 % CI over replicas and "
@@ -46,20 +45,21 @@ class Drops(PageSection):
     def figure(self) -> Figure:
         """Return a figure of in-domain and out-of-domain scores, one row per environment."""
         results = self.results
-        other = self.recommended if self.recommended != BASELINE else _runner_up(results)
+        other = self.recommended if self.recommended != results.baseline_method else _runner_up(results)
+        baseline = method_name(results.baseline_method)
         names = results.hardest_first()[:_MOST_ROWS]
         height = (0.5 if len(names) <= 12 else 0.36) * len(names) + 1.5
         figure, axes = new_axes(7.4, height)
         for row, name in enumerate(names):
-            _draw_erm(axes, results, results.baseline[name], row)
+            _draw_baseline(axes, results, results.baseline[name], row)
             if (cell := results.cells.get(other, {}).get(name)) is not None:
                 _draw_interval(axes, results.possible(cell.ood_score), row + 0.24, TRAIN[0])
                 axes.plot([cell.ood_score.mean], [row + 0.24], "D", color=TRAIN[0], ms=6)
             if name in results.data.baseline_scores:
                 constant = [results.data.baseline_scores[name]] * 2
                 axes.plot(constant, [row - 0.3, row + 0.36], color=MUTED, lw=1.2, ls=(0, (2, 2)), zorder=1)
-        axes.plot([], [], "o", color=TEST, ms=7, mfc="white", label="ERM, in-domain")
-        axes.plot([], [], "o", color=TEST, ms=7, label="ERM, out-of-domain")
+        axes.plot([], [], "o", color=TEST, ms=7, mfc="white", label=f"{baseline}, in-domain")
+        axes.plot([], [], "o", color=TEST, ms=7, label=f"{baseline}, out-of-domain")
         if other:
             axes.plot([], [], "D", color=TRAIN[0], ms=6, label=f"{method_name(other)}, out-of-domain")
         if any(name in results.data.baseline_scores for name in names):
@@ -75,9 +75,12 @@ class Drops(PageSection):
         results = self.results
         rows = results.data.n_rows
         constant = results.data.baseline_scores
+        baseline = capitalized(method_name(results.baseline_method))
         lines: list[tuple[str, ...]] = []
         for name, cell in results.baseline.items():
-            others = {m: c[name] for m, c in results.cells.items() if m != BASELINE and name in c}
+            others = {
+                m: c[name] for m, c in results.cells.items() if m != results.baseline_method and name in c
+            }
             best = max(others, key=lambda m: results.metric.sign * others[m].ood_score.mean, default="")
             drop = results.drop(cell)
             low, high = (score(results, end, signed=True) for end in (drop.interval.low, drop.interval.high))
@@ -96,8 +99,8 @@ class Drops(PageSection):
         better = "higher" if results.metric.higher_is_better else "lower"
         header = (
             results.data.environment_column or "environment", "rows", baseline_name(results.metric),
-            "ERM in-domain", "ERM out-of-domain", "drop (in-domain − out-of-domain)",
-            "best other method, gain over ERM",
+            f"{baseline} in-domain", f"{baseline} out-of-domain", "drop (in-domain − out-of-domain)",
+            f"best other method, gain over {the(results.baseline_method)}",
         )  # fmt: skip
         note = (
             f"Scores are {results.metric.name}; {better} is better. In-domain: held-out rows of the "
@@ -139,7 +142,7 @@ class Methods(PageSection):
                     "ood_score": asdict(possible(cell.ood_score)),
                     "id_score": asdict(possible(cell.id_score)),
                     "drop": self.results.drop(cell).mean,
-                    "gain_over_erm": cell.gain and asdict(possible(cell.gain, difference=True)),
+                    "gain_over_baseline": cell.gain and asdict(possible(cell.gain, difference=True)),
                     "p_value": cell.p_value,
                     "significant": cell.significant,
                 }
@@ -153,11 +156,12 @@ class Methods(PageSection):
 def methods_table(results: ComparisonResults) -> TextTable:
     """Return a table of scores, one row per method and one column per environment.
 
-    With many environments, only those with the worst ERM scores have a column.
+    With many environments, only those with the worst scores of the baseline have a column.
     """
     hardest = results.hardest_first()[:_MOST_COLUMNS]
     total = len(results.environments)
     names = [name for name in results.environments if name in hardest or total <= _MOST_COLUMNS]
+    second = results.second
     lines: list[tuple[str, ...]] = []
     for method, cells in results.cells.items():
         scores = [
@@ -169,19 +173,25 @@ def methods_table(results: ComparisonResults) -> TextTable:
             name, worst = results.worst(method)
             mean = score(results, results.mean(method))
             summary = (f"{score(results, worst.ood_score.mean)} ({name})", mean)
+        if second is not None:
+            there = second.is_complete(method)
+            summary = (*summary, second.metric.format(second.mean(method)) if there else NONE)
         lines.append((method_name(method), *scores, *summary))
+    baseline = the(results.baseline_method)
     selection = (
-        f"Of {total} environments, the {len(names)} where ERM is worst. " if len(names) < total else ""
+        f"Of {total} environments, the {len(names)} where {baseline} is worst. " if len(names) < total else ""
     )
     better = "higher" if results.metric.higher_is_better else "lower"
     note = (
         f"{selection}Means over {results.n_replicas} replicas; {better} is better. ↑ significantly better, ↓ "
-        f"significantly worse than ERM (t test over replicas and rows, p < 0.05, Holm-corrected over methods "
-        f"and environments). Hyperparameters: invariance selection on validation rows of the training "
-        f"environments. A recommended method was chosen by these scores; its own are slightly optimistic."
+        f"significantly worse than {baseline}, the best ordinary model in-domain (t test over replicas and "
+        f"rows, p < 0.05, Holm-corrected over methods and environments). Hyperparameters: invariance "
+        f"selection on validation rows of the training environments. A recommended method was chosen by "
+        f"these scores; its own are slightly optimistic."
     )
     notes = (note, *network_notes(results.networks))
-    return TextTable((results.metric.name, *names, "worst", "mean"), tuple(lines), notes)
+    more = () if second is None else (f"mean {second.metric.name}",)
+    return TextTable((results.metric.name, *names, "worst", "mean", *more), tuple(lines), notes)
 
 
 def style_rows(axes: Axes, names: list[str]) -> None:
@@ -193,7 +203,7 @@ def style_rows(axes: Axes, names: list[str]) -> None:
     axes.set_axisbelow(True)
 
 
-def _draw_erm(axes: Axes, results: ComparisonResults, cell: Cell, row: int) -> None:
+def _draw_baseline(axes: Axes, results: ComparisonResults, cell: Cell, row: int) -> None:
     _draw_interval(axes, results.possible(cell.ood_score), row, TEST)
     if cell.id_score.count:
         axes.annotate(
@@ -209,8 +219,8 @@ def _draw_interval(axes: Axes, interval: Interval, row: float, color: str) -> No
 
 
 def _runner_up(results: ComparisonResults) -> str:
-    """Return the method other than ERM with the best worst score; "" if there is none."""
-    others = [m for m in results.cells if m != BASELINE and results.is_complete(m)]
+    """Return the method other than the baseline with the best worst score; "" if there is none."""
+    others = [m for m in results.cells if m != results.baseline_method and results.is_complete(m)]
     return max(others, key=lambda m: results.metric.sign * results.worst(m)[1].ood_score.mean, default="")
 
 

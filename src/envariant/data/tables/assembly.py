@@ -1,4 +1,4 @@
-"""Assemble a table from its columns: rows, environments, target and inputs, with a log of all steps."""
+"""Assemble a table from its columns: select rows, environments, target and inputs, and log every step."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from envariant.core.conversion import look_alikes
 from envariant.core.errors import EnvariantError, listed
 from envariant.data.tables import roles
-from envariant.data.tables.columns import Column, concatenated
+from envariant.data.tables.columns import Column, concatenated, rarely_observed
 from envariant.data.tables.kinds import TaskName
 from envariant.data.tables.kinds.base import MOST_CLASSES
 from envariant.data.tables.loading import LoadedColumns
@@ -32,7 +32,7 @@ _MOST_REMARKS = 12
 
 @final
 class Parts(NamedTuple):
-    """Parts of a table; see `Table`."""
+    """Attributes of a new table; see `Table`."""
 
     columns: tuple[Column, ...]
     target: Column
@@ -55,10 +55,10 @@ def assembled(
 
     Args:
         loaded: Columns as they were read.
-        columns: Columns with their kinds, by name.
-        role_names: Names of the columns for target, environment and sample weights, by role.
+        columns: Columns with inferred kinds, by name.
+        role_names: Names of the columns with role "target", "environment" and "sample_weight", by role.
         task: Prediction task; None: inferred from the target.
-        log: Log so far.
+        log: Preprocessing log, to which entries are appended.
         min_rows: Minimum number of rows of an environment.
 
     Raises:
@@ -94,7 +94,7 @@ def assembled(
 
 
 def remarks(log: Sequence[LogEntry]) -> list[str]:
-    """Return the lines to warn about: notable entries of a log, and all columns left out in one line."""
+    """Return the lines to warn about: notable entries of a log, and one line that lists columns left out."""
     lines = [str(entry) for entry in log if entry.notable]
     columns = [
         f"'{entry.column}' ({entry.what.removeprefix(_LEFT_OUT)})"
@@ -111,7 +111,7 @@ def remarks(log: Sequence[LogEntry]) -> list[str]:
 def _target(
     loaded: LoadedColumns, column: Column, used: NDArray[np.bool_], task: TaskName, log: list[LogEntry]
 ) -> tuple[Column, TargetType]:
-    """Return the target on the used rows, and the type and values of the user's column."""
+    """Return the target column of the used rows, and its original type and values."""
     dtype, chunk = loaded.target_dtype, concatenated(loaded.chunks[column.name])
     texts = None if chunk.kind is not None else replace(chunk, values=chunk.values[used])
     column = column.rows(used)
@@ -136,7 +136,7 @@ def _target(
 
 
 def _input_entries(inputs: Mapping[str, Column], environment: Column) -> list[LogEntry]:
-    """Return the log entries of all input columns; those of unusable columns begin with "left out: "."""
+    """Return the log entries of all input columns; entries on unusable columns begin with "left out: "."""
     entries: list[LogEntry] = []
     order = np.argsort(environment.values, kind="stable")
     for name, column in inputs.items():
@@ -146,16 +146,18 @@ def _input_entries(inputs: Mapping[str, Column], environment: Column) -> list[Lo
             continue
         share = column.missing.mean()
         gaps = f"; {share:.1%} missing: filled in and marked" if share else ""
-        constant = _constant_outside(column, environment, order)
+        constant = _constant_outside(column, environment, order) or _missing_outside(column, environment)
         entries.append(LogEntry(name, column.type.describe(column.categories) + gaps + constant))
         entries += roles.similar_categories(column, notable=False)
     return entries
 
 
 def _unusable(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return the reason that a column cannot be useful to any model, or "" if there is none."""
+    """Return why a column cannot be useful to any model, or "" if it can."""
     if column.missing.all():
         return "it holds no value"
+    if rarely_observed(int((~column.missing).sum()), len(column)):
+        return f"{column.missing.mean():.1%} of its values are missing"
     if not column.missing.any() and column.values.min() == column.values.max():
         return "it is the same in every row"
     if reason := column.type.unusable(column.values):
@@ -164,7 +166,7 @@ def _unusable(column: Column, environment: Column, order: NDArray[np.int64]) -> 
 
 
 def _index_reason(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return the reason if a column of integers is an index of rows, or "" if it is none."""
+    """Return why a numeric column is considered an index of the rows, or "" if it is not one."""
     values = column.values
     if column.missing.any() or len(values) <= MOST_CLASSES or (values % 1).any():
         return ""
@@ -184,7 +186,10 @@ def _index_reason(column: Column, environment: Column, order: NDArray[np.int64])
 
 
 def _constant_outside(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return a log text if a column is constant outside of one environment; `order` sorts rows by it."""
+    """Return a log text if a column is constant in all environments but one, else "".
+
+    `order` sorts the rows by environment.
+    """
     starts = np.searchsorted(environment.values, np.arange(len(environment.categories)), sorter=order)
     # A missing value counts as a value, because it has an indicator input.
     values = np.where(column.missing, -np.inf, column.values)[order]
@@ -194,3 +199,19 @@ def _constant_outside(column: Column, environment: Column, order: NDArray[np.int
     only = [k for k in range(len(starts)) if np.delete(low, k).min() == np.delete(high, k).max()]
     names = " or ".join(environment.categories[k] for k in only)
     return f"; not used if the test environment is {names}: it is constant in all others" if only else ""
+
+
+def _missing_outside(column: Column, environment: Column) -> str:
+    """Return a log text if a column is missing nearly everywhere outside of an environment."""
+    count = len(environment.categories)
+    sizes = np.bincount(environment.values, minlength=count)
+    observed = np.bincount(environment.values, ~column.missing, minlength=count)
+    only = [
+        environment.categories[k]
+        for k in range(count)
+        if rarely_observed(int(observed.sum() - observed[k]), int(sizes.sum() - sizes[k]))
+    ]
+    names = " or ".join(only)
+    return (
+        f"; not used if the test environment is {names}: it is missing in nearly all others" if only else ""
+    )

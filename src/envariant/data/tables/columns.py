@@ -30,6 +30,8 @@ from envariant.data.tables.kinds.notation import plain
 _NUMERIC = re.compile(r"\W{0,3}\d")
 # Smallest share of number-like texts in a text column that is reported.
 _NUMERIC_SHARE = 0.5
+# Share and number of rows below which observed values are too few to learn from.
+_RARE_SHARE, _RARE_ROWS = 0.05, 100
 # Smallest share of a word among integers that makes it a class.
 _FREQUENT = 0.05
 
@@ -45,8 +47,8 @@ class Column:
         values: Values `[rows]`: float64 with NaN for missing values (dates in days since 1970), or int32
             codes of categories with −1 for missing values.
         categories: Categories in the order of their codes; empty for other kinds.
-        notation: Notation of the numbers in text; None: that of programs.
-        remarks: How the texts were read, one sentence each.
+        notation: Notation of numbers that were read from text; None: the notation of programming languages.
+        remarks: Sentences on how ambiguous texts were read.
         missing_as: Texts that were read as missing values.
     """
 
@@ -63,7 +65,7 @@ class Column:
 
     @property
     def type(self) -> ColumnKind:
-        """Kind of the values."""
+        """Kind of the values, as a `ColumnKind`."""
         return KINDS[self.kind]
 
     @property
@@ -79,10 +81,24 @@ class Column:
         """Return the values as readable text, with None for missing values."""
         return self.type.format(self.values, self.categories)
 
-    def fit(self) -> ColumnEncoding | None:
-        """Fit the encoding; return None if the values are constant."""
-        encoding = self.type.fit(self.name, self.values, self.categories)
+    def fit(self, environments: NDArray[Any] | None = None) -> ColumnEncoding | None:
+        """Fit the encoding; return None if the values are constant or nearly all missing.
+
+        Args:
+            environments: Number of the environment of each row. Default: one environment.
+        """
+        if rarely_observed(len(self) - np.count_nonzero(self.missing), len(self)):
+            return None
+        encoding = self.type.fit(self.name, self.values, self.categories, environments)
         return encoding and replace(encoding, notation=self.notation)
+
+
+def rarely_observed(observed: int, rows: int) -> bool:
+    """Return whether so few values are observed that a model cannot learn from them.
+
+    Fewer than 5 % of the rows, and fewer than 100: such values often come from a few unusual rows.
+    """
+    return observed < min(_RARE_SHARE * rows, _RARE_ROWS)
 
 
 def read_chunk(
@@ -97,10 +113,10 @@ def read_chunk(
 
     Args:
         name: Name of the column.
-        rows: Rows of the column.
+        rows: Consecutive rows of the column.
         first_row: Number of preceding rows, for error messages.
-        categorical: Whether numbers are categories as well, as they are if the pandas type is categorical.
-        is_target: Whether original values are kept, and integers too large for float64 are kept as text.
+        categorical: Whether numbers are categories too; always true if the pandas type is categorical.
+        is_target: Whether to store original values, and integers too large for float64 as text.
 
     Raises:
         EnvariantError: If a number is too large to compute with, or a value is not a scalar.
@@ -132,9 +148,9 @@ def infer_column(
 
     Args:
         name: Name of the column.
-        chunks: All rows.
-        rule: Rule for words that may be missing values.
-        decimal_comma: Whether the table's numbers have a decimal comma; None: unknown.
+        chunks: Chunks that contain all rows of the column.
+        rule: Rule for texts that may be missing values.
+        decimal_comma: Whether numbers in the table have a decimal comma; None: unknown.
 
     Raises:
         EnvariantError: If a column of numbers or dates contains a few other texts.
@@ -171,7 +187,7 @@ def infer_column(
 
 
 def _are_codes(words: ColumnChunk, numbers: ColumnChunk) -> bool:
-    """Return whether a target's integers are codes: too large for float64, or few beside a frequent word."""
+    """Return whether integers are class codes: too large for float64, or few and mixed with a common word."""
     if any(re.fullmatch(r"[-+]?\d{16,}", text) for text in words.texts):
         return True
     frequent = [
@@ -184,7 +200,7 @@ def _are_codes(words: ColumnChunk, numbers: ColumnChunk) -> bool:
 
 
 def _numeric_remark(texts: ColumnChunk) -> list[str]:
-    """Return a remark if many texts of a text column begin with a digit, as numbers in a unit do."""
+    """Return a remark if many texts of a text column begin with a digit, as numbers with a unit do."""
     counts = texts.counts
     looks = np.array([bool(_NUMERIC.match(text)) for text in texts.texts], dtype=bool)
     share = counts[looks].sum() / max(1, counts.sum())
@@ -224,8 +240,9 @@ def column_of_kind(
         kind: Kind of the column in training.
         first_row: Number of preceding rows, for error messages.
         notation: Notation of numbers in the training table.
-        known: Categories in training; they are values even if they are words such as none.
-        declared: Texts declared as missing values in training; None: not declared.
+        known: Categories in training, which are never missing values, even if one is a word such as "none".
+        declared: Texts that the user declared as missing values in training; None: the usual ones, such as
+            NA.
 
     Raises:
         EnvariantError: If a value is not of the given kind.
@@ -270,7 +287,7 @@ def _text_chunk(
 
 
 def _spellings(values: Any, written: Sequence[str]) -> list[tuple[str, str]]:
-    """Return some pairs of different texts that were read as one."""
+    """Return up to three pairs of different texts that were read as one."""
     first: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
     for value, text in zip(values, written, strict=True):
@@ -316,7 +333,7 @@ def joined(chunks: Sequence[ColumnChunk]) -> ColumnChunk:
 
 
 def text_of(value: object) -> str:
-    """Return a value as text: equal texts in Unicode's composed form, without invisible signs."""
+    """Return a value as text in Unicode's composed form, without invisible characters; 3.0 becomes "3"."""
     # 3 and 3.0 are the same value, independent of the pandas type of the chunk.
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))

@@ -1,13 +1,14 @@
 """Encoding of table columns as network inputs.
 
-Missing numbers are replaced by the median; numbers are standardized; categories are one-hot encoded. All
-parameters are fitted on the training environments only, with scikit-learn, and stored as Python numbers.
+Numbers are standardized by the mean and standard deviation of the observed values, and missing ones are
+replaced by the median; categories are one-hot encoded. All parameters are fitted on the training environments
+only, and stored as Python numbers.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,9 +54,14 @@ class Encoder:
         return inputs
 
 
-def fit(columns: Iterable[Column]) -> Encoder:
-    """Fit an encoder on training rows; constant columns are omitted."""
-    encodings = (column.fit() for column in columns)
+def fit(columns: Iterable[Column], environments: NDArray[Any] | None = None) -> Encoder:
+    """Fit an encoder on training rows; constant columns and those missing nearly everywhere are omitted.
+
+    Args:
+        columns: Training rows of all columns.
+        environments: Number of the environment of each row. Default: one environment.
+    """
+    encodings = (column.fit(environments) for column in columns)
     return Encoder(tuple(encoding for encoding in encodings if encoding is not None))
 
 

@@ -26,8 +26,8 @@ class LogEntry:
 
     Attributes:
         column: Name of the column.
-        what: What was done.
-        notable: Whether to warn about it when the table is read, because rows, columns or values changed.
+        what: Description of the step.
+        notable: Whether to also emit a warning, because rows, columns or values changed.
     """
 
     column: str
@@ -41,7 +41,7 @@ class LogEntry:
 def rows_with_values(
     label: str, target: Column, environment: Column, log: list[LogEntry]
 ) -> NDArray[np.bool_]:
-    """Return the mask of rows with both target and environment, `[rows]`, and log the other rows.
+    """Return the mask of rows with a target and an environment, `[rows]`, and log the other rows.
 
     Raises:
         EnvariantError: If all targets or all environments are missing.
@@ -61,7 +61,7 @@ def rows_with_values(
 
 
 def words_as_values(column: Column) -> list[LogEntry]:
-    """Return a log entry for each word, such as none, that counts as a value of the column."""
+    """Return a log entry for each word such as "none" that counts as a value, not as a missing value."""
     counts = np.bincount(column.values[column.values >= 0], minlength=len(column.categories))
     return [
         LogEntry(
@@ -76,7 +76,7 @@ def words_as_values(column: Column) -> list[LogEntry]:
 
 
 def named_environments(column: Column) -> Column:
-    """Convert the environment column to one-line names; numbers are sorted by size."""
+    """Convert the environment column to categories with one-line names; numbers are sorted by size."""
     names = [_one_line(category) for category in column.categories]
     ordered = in_order(names)
     code_of = {name: code for code, name in enumerate(ordered)}
@@ -88,6 +88,13 @@ def pool_small(
     label: str, environment: Column, complete: NDArray[np.bool_], min_rows: int, log: list[LogEntry]
 ) -> tuple[Column, NDArray[np.bool_]]:
     """Pool environments with too few complete rows, or omit them if the pool is also too small.
+
+    Args:
+        label: Name of the table, for error messages.
+        environment: Environment column.
+        complete: Mask of the rows with a target and an environment, `[rows]`.
+        min_rows: Minimum number of complete rows of an environment.
+        log: Preprocessing log, to which entries are appended.
 
     Returns:
         The new environment column, and a mask of the used rows, `[rows]`.
@@ -139,7 +146,7 @@ def weights_entry(label: str, weights: Column) -> LogEntry:
 
 
 def as_target(label: str, target: Column, task: TaskName) -> Column:
-    """Convert the target for a task: numbers, Booleans, or categories without unused classes."""
+    """Convert the target for a task: to numbers for regression, else to categories without unused classes."""
     if len(np.unique(target.values)) < 2:
         value = f"'{target.rows(np.array([0])).texts()[0]}' in every row"
         raise EnvariantError(f"{label}: target '{target.name}' is {value}; there is nothing to predict")
@@ -169,7 +176,7 @@ def as_target(label: str, target: Column, task: TaskName) -> Column:
 
 
 def in_declared_order(classes: Column, declared: Iterable[object]) -> Column:
-    """Return the classes in the order of a pandas categorical."""
+    """Sort the classes of a column in a given order, such as the order of a pandas categorical."""
     names = [name for name in dict.fromkeys(map(text_of, declared)) if name in classes.categories]
     codes = np.array([names.index(name) for name in classes.categories], dtype=np.int32)
     return replace(classes, values=codes[classes.values], categories=tuple(names))
@@ -179,7 +186,12 @@ def target_entry(target: Column, task: TaskName, *, inferred: bool) -> LogEntry:
     """Return the log entry of the target, with the task and the share of each class."""
     start = f"target; {task}, {'inferred' if inferred else 'as requested'}"
     if task == "regression":
-        return LogEntry(target.name, f"{start}; standardized for training, by the training environments")
+        distinct = len(np.unique(target.values))
+        whole = bool((target.values == np.round(target.values)).all())
+        levels = f" from {distinct:,} different whole numbers" if inferred and whole else ""
+        return LogEntry(
+            target.name, f"{start}{levels}; standardized for training, by the training environments"
+        )
     names = target.categories
     shares = np.bincount(target.values.astype(int), minlength=len(names)) / len(target)
     texts = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]
@@ -201,11 +213,11 @@ def missing_classes(target: Column, environment: Column, task: TaskName) -> list
 
 
 def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
-    """Return a log entry for categories that differ only in upper and lower case, blanks or character form.
+    """Return log entries for categories that differ only in case, blanks or character form.
 
     Args:
         column: Column of categories.
-        notable: Whether to warn about it, because the column is the target or the environment.
+        notable: Whether to also emit a warning, because the column is the target or the environment.
     """
     remedy = "; if they mean the same, write them alike" if notable else ""
     return [
@@ -215,7 +227,7 @@ def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
 
 
 def as_category(column: Column) -> Column:
-    """Convert a column to a category column; categories keep the order of the values."""
+    """Convert a column to a category column, with categories in the order of the sorted values."""
     if column.type.categorical:
         return column
     distinct, codes = np.unique(column.values[~column.missing], return_inverse=True)

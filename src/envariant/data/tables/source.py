@@ -119,7 +119,12 @@ def _shared_source(table: Table, label: str, test: tuple[str, ...]) -> TableSour
 
 
 def task_of(table: Table, training: NDArray[np.bool_]) -> Task:
-    """Return the task of a table; regression targets are standardized with the rows in `training`."""
+    """Return the prediction task of a table.
+
+    Args:
+        table: Table with the target.
+        training: Mask of the rows used to standardize regression targets, `[rows]`.
+    """
     if table.task != "regression":
         return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
     targets = table.targets()[training]
@@ -135,7 +140,7 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
     training = np.isin(codes, [k for k, name in enumerate(table.environments) if name not in test])
     if not training.any():
         raise EnvariantError(f"{label}: all environments are held out; none is left to train on")
-    encoder = fit(column.rows(training) for column in table.columns)
+    encoder = fit((column.rows(training) for column in table.columns), codes[training])
     if not encoder.columns:
         raise EnvariantError(f"{label}: no column varies in the training environments")
     targets = table.targets()

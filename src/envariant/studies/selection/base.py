@@ -23,7 +23,7 @@ class SelectedRun:
         validation: Mean score on the validation rows of the training environments.
         test: Mean score over test environments.
         test_worst: Score in the worst test environment.
-        p_value: P-value of the invariance test; None if it was not run.
+        p_value: P-value of the invariance test; None if there was no test.
         remark: Comment of the rule on the selection, or "".
     """
 
@@ -55,12 +55,12 @@ class NoSelection:
 
 
 class Selection(ABC):
-    """Base class of selection rules, as frozen dataclasses with the settings as fields.
+    """Base class of selection rules, which are frozen dataclasses with their settings as fields.
 
     Attributes:
         name: Name of the rule on pages, in tables and in JSON.
         uses_test: Whether the rule uses test scores (oracle selection).
-        about: Criterion of the rule, as a phrase.
+        about: Short description of the criterion, for pages.
     """
 
     name: ClassVar[str]
@@ -104,8 +104,8 @@ class SelectionResult:
 def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -> tuple[SelectionResult, ...]:
     """Apply a rule to each data set, set of test environments, replica and algorithm of a study.
 
-    If the study has runs with a single test environment, those with several are only used by rules such as
-    leave-one-domain-out and have no result.
+    If the study has runs with a single test environment, runs with several test environments have no result;
+    they are used only by rules such as leave-one-domain-out.
 
     Args:
         table: `Store.table()` of the study.
@@ -157,13 +157,13 @@ def last_steps(candidates: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(candidates: pd.DataFrame, column: str) -> Any:
-    """Return the row with the highest value; ties are resolved by lowest run id, then earliest step."""
+    """Return the row with the highest value in a column; ties go to the lowest run id and earliest step."""
     ordered = candidates.sort_values(["run", "step"], kind="stable")
     return ordered.iloc[int(ordered[column].to_numpy().argmax())]
 
 
 def signed(table: pd.DataFrame, scores: "pd.Series[float]") -> "pd.Series[float]":
-    """Return scores, negated in rows of the table where `higher_is_better` is 0."""
+    """Return scores, negated in rows where lower is better, so that higher is always better."""
     return scores * (2 * table["higher_is_better"].fillna(1).astype(float) - 1)
 
 

@@ -62,5 +62,5 @@ class LeaveOneOut(Selection):
 
 
 def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
-    """Return algorithm, trial and step, by which runs with different test environments are matched."""
+    """Return the key for matching runs with different test environments: algorithm, trial and step."""
     return row["algorithm"], row["trial"], row["step"]

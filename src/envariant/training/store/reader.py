@@ -29,7 +29,7 @@ SEALED = ("facts", "runs", "test_sets", "test_environments", "jobs", "names", "p
 HISTORY_CODE = (
     'run * 1000003 + step * 10007 + environment * 1009 + role * 101 + metric * 31 + kind * 7 + "column"'
 )
-"""SQL expression of the checksum of a measured value's key."""
+"""SQL expression for the checksum of a measured value's key: run, step, environment, metric and so on."""
 
 _TYPES = {"INTEGER": (int,), "REAL": (int, float), "TEXT": (str,), "BLOB": (bytes,)}
 
@@ -44,11 +44,11 @@ _HISTORY = (
 
 
 class StoreReader(ABC):  # noqa: B024
-    """Reader of stored runs; base class of `Store`, which also writes.
+    """Reader of stored runs, and base class of `Store`, which can also write.
 
     Args:
         folder: Folder of a run, a study or a comparison.
-        verify: Whether to look for damage. Not necessary for a store that was opened a moment ago.
+        verify: Whether to check the file for damage, which is unnecessary if it was checked a moment ago.
 
     Raises:
         EnvariantError: If the folder contains no runs, is damaged, or was written by an incompatible version.
@@ -72,7 +72,7 @@ class StoreReader(ABC):  # noqa: B024
             raise
 
     def _verify(self) -> None:
-        """Raise an error if the file is damaged, was not written by envariant, or is of another version."""
+        """Raise an error if the file is damaged, or was not written by this version of envariant."""
         # A view or a trigger of a stranger could run for ever, so no table is read before this check.
         if self._rows("SELECT 1 FROM sqlite_master WHERE type NOT IN ('table', 'index') LIMIT 1"):
             raise self._damaged("it holds views or triggers")
@@ -121,7 +121,7 @@ class StoreReader(ABC):  # noqa: B024
         """Parse a stored JSON text.
 
         Raises:
-            EnvariantError: If it is not the JSON text of a value of type `kind`.
+            EnvariantError: If the text is not JSON, or its value is not of type `kind`.
         """
         try:
             value = json.loads(text)
@@ -142,7 +142,7 @@ class StoreReader(ABC):  # noqa: B024
         self.close()
 
     def fact(self, name: str) -> str | None:
-        """Return a stored text by name, such as the declaration of the study; None if it does not exist."""
+        """Return a stored text by name, such as the declaration of the study; None if there is none."""
         rows = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
         return rows[0][0] if rows else None
 
@@ -171,7 +171,7 @@ class StoreReader(ABC):  # noqa: B024
         return counts
 
     def listing(self) -> pd.DataFrame:
-        """Return one row per run: data, algorithm, trial, replica, state, error and time."""
+        """Return a table with one row per run: data, algorithm, hyperparameters, state, error and time."""
         runs = self._frame(
             "SELECT id, data, test_set, algorithm, trial, replica, state, error, seconds, p_value, "
             "hyperparameters, learning_rate FROM runs ORDER BY id"
@@ -179,7 +179,7 @@ class StoreReader(ABC):  # noqa: B024
         return self._with_test_environments(runs)
 
     def history(self, runs: Sequence[int] | None = None) -> pd.DataFrame:
-        """Return measured values: run, step, environment, role, kind, column, metric, value.
+        """Return a table of measured values: run, step, environment, role, kind, column, metric, value.
 
         Args:
             runs: Numbers of the runs. Default: all runs.
@@ -265,7 +265,7 @@ class StoreReader(ABC):  # noqa: B024
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
 
     def networks(self) -> dict[str, tuple[str, ...]]:
-        """Return the models of the runs that have begun, by algorithm; predictors have none."""
+        """Return the names of the models of all runs that have begun, by algorithm, without predictors."""
         rows = self._rows(
             "SELECT DISTINCT algorithm, json_extract(j.record, '$.spec.model') "
             "FROM runs JOIN jobs j ON j.id = runs.job "
@@ -346,7 +346,7 @@ class StoreReader(ABC):  # noqa: B024
 
 
 def checksum(values: Iterable[Any]) -> int:
-    """Return the checksum of the values of a row."""
+    """Return the checksum of the values in a row."""
     return zlib.crc32(b"\0".join(v if isinstance(v, bytes) else str(v).encode() for v in values))
 
 
@@ -360,7 +360,7 @@ _TABLES = "SELECT name, sql FROM sqlite_master ORDER BY name"
 
 
 def _tables() -> list[tuple[Any, ...]]:
-    """Return the name and declaration of every table and index of a sound store."""
+    """Return the name and declaration of every table and index of a new store."""
     with closing(sqlite3.connect(":memory:")) as connection:
         create_tables(connection)
         return connection.execute(_TABLES).fetchall()

@@ -76,7 +76,7 @@ class StoredRun:
 @final
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Predictions of one run for all or a sample of the rows of an environment.
+    """Predictions of one run for all rows of an environment, or for a sample of its rows.
 
     Attributes:
         environment: Name of the environment.

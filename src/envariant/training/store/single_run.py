@@ -22,7 +22,7 @@ _JOB = 1
 
 @final
 class SingleRun:
-    """Folder of a single run; `begin` opens it and creates it if necessary.
+    """Folder of a single run; `begin` opens the folder and creates it if necessary.
 
     Args:
         folder: Folder of the run.
@@ -91,7 +91,7 @@ class SingleRun:
         return self._recorder.begin(record)
 
     def add(self, event: Stepped | Evaluated) -> None:
-        """Store the measurements of an event, and a checkpoint if one is due."""
+        """Store the measurements of an event, and save a checkpoint if one is due."""
         if self._recorder is not None:
             self._recorder.add(event)
 

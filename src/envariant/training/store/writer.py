@@ -37,7 +37,7 @@ class Store(StoreReader):
 
     Args:
         folder: Folder of a run, a study or a comparison.
-        verify: Whether to look for damage. Not necessary for a store that was opened a moment ago.
+        verify: Whether to check the file for damage, which is unnecessary if it was checked a moment ago.
 
     Raises:
         EnvariantError: If the folder contains no runs, is damaged, or was written by an incompatible version.
@@ -81,7 +81,7 @@ class Store(StoreReader):
                     _insert(execute, run)
 
     def plan_job(self, runs: Sequence[PlannedRun]) -> None:
-        """Add runs as one job; each run's number is that of its replica.
+        """Add all replicas of one run as one job; the number of each stored run is its replica number.
 
         Args:
             runs: Replicas of one run. The store must be empty.
@@ -107,7 +107,7 @@ class Store(StoreReader):
             declares: Function from a data set and an algorithm to whether this process can train them.
 
         Returns:
-            Number of the job; None if no such run is planned.
+            Number of the job. None: no run is planned that this process can train.
         """
         with self._transaction() as execute:
             planned = execute(

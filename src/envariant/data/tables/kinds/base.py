@@ -8,8 +8,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, final
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.impute import SimpleImputer
-from sklearn.preprocessing import StandardScaler
 
 from envariant.core.errors import EnvariantError
 from envariant.data.tables.kinds.notation import Notation
@@ -20,6 +18,9 @@ LARGEST = 1e15
 """Largest absolute value of a number: up to it, float64 holds every integer."""
 
 MOST_CLASSES = 20
+"""Largest number of distinct values of a small table that are not taken for names or row numbers."""
+
+MOST_LEVELS = 10
 """Largest number of distinct integers that are classes; with more, the task is regression."""
 
 # Encoded values are clipped to this many standard deviations.
@@ -94,8 +95,8 @@ class ColumnEncoding:
         name: Name of the column.
         kind: Name of the column kind.
         fill: Median, which replaces missing numbers.
-        center: Mean after missing numbers are replaced.
-        scale: Standard deviation after missing numbers are replaced.
+        center: Mean of the observed numbers.
+        scale: Standard deviation of the observed numbers.
         indicator: Whether there is an indicator input for missing values.
         categories: Categories with a separate input each.
         other: Whether there is one common input for rare categories.
@@ -178,8 +179,17 @@ class ColumnKind(ABC):
         return ColumnChunk(None, codes.astype(np.int32), tuple(map(str, self.format(distinct, ()))))
 
     @abstractmethod
-    def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
-        """Fit the encoding on training rows; return None if the values are constant."""
+    def fit(
+        self, name: str, values: Values, categories: Categories, environments: Values | None = None
+    ) -> ColumnEncoding | None:
+        """Fit the encoding on training rows; return None if the values are constant.
+
+        Args:
+            name: Name of the column.
+            values: Values, `[rows]`.
+            categories: Categories in the order of their codes.
+            environments: Number of the environment of each row. Default: one environment.
+        """
 
     @abstractmethod
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
@@ -285,18 +295,17 @@ class NumericKind(ColumnKind):
     def missing(self, values: Values) -> NDArray[np.bool_]:
         return np.isnan(values)
 
-    def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
-        column = values[:, None]
-        missing = self.missing(values)
-        if missing.all():
+    def fit(
+        self, name: str, values: Values, categories: Categories, environments: Values | None = None
+    ) -> ColumnEncoding | None:
+        # Missing values take no part: many medians among the values would make the scale too small.
+        observed = values[~self.missing(values)]
+        if not len(observed):
             return None
-        imputer: Any = SimpleImputer(strategy="median").fit(column)
-        scaler: Any = StandardScaler().fit(imputer.transform(column))
-        center, scale = float(scaler.mean_[0]), float(np.sqrt(scaler.var_[0]))
+        fill, center, scale = float(np.median(observed)), float(observed.mean()), float(observed.std())
         # Smaller deviations are rounding errors; integers have none.
-        least = 0.0 if (column[~missing] % 1 == 0).all() else _ROUNDING * abs(center)
-        varies = scale > max(least, 1e-30)
-        fill, indicator = float(imputer.statistics_[0]), bool(missing.any())
+        least = 0.0 if (observed % 1 == 0).all() else _ROUNDING * abs(center)
+        varies, indicator = scale > max(least, 1e-30), len(observed) < len(values)
         if not varies and not indicator:
             return None
         center, scale = (center, scale) if varies else (fill, 1.0)

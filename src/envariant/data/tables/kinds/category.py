@@ -1,4 +1,4 @@
-"""Categorical columns."""
+"""Column kind of categories, the default for text."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -6,7 +6,6 @@ from typing import Any, ClassVar, final
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.preprocessing import OneHotEncoder
 
 from envariant.data.tables.kinds.base import (
     MOST_CLASSES,
@@ -21,7 +20,7 @@ from envariant.data.tables.kinds.base import (
 from envariant.data.tables.kinds.notation import Notation
 
 MOST_CATEGORIES = 32
-"""Largest number of inputs of one column; the last input is for all rarer categories."""
+"""Largest number of inputs of one column; with more categories, the rarest ones share an input."""
 
 # If the number of distinct texts exceeds this share of the rows, the column contains names.
 _NAME_SHARE = 0.5
@@ -30,7 +29,7 @@ _NAME_SHARE = 0.5
 @final
 @dataclass(frozen=True)
 class Category(ColumnKind):
-    """Categories: distinct texts in sorted order, encoded one-hot; the default kind of text columns."""
+    """Categories: distinct texts in sorted order, encoded as one-hot inputs; the default for text columns."""
 
     name: ClassVar[str] = "category"
     categorical: ClassVar[bool] = True
@@ -57,17 +56,24 @@ class Category(ColumnKind):
     def format(self, values: Values, categories: Categories) -> list[str | None]:
         return [None if code < 0 else categories[code] for code in values.tolist()]
 
-    def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
-        present = values[values >= 0]
-        if len(np.unique(present)) + (len(present) < len(values)) < 2:
+    def fit(
+        self, name: str, values: Values, categories: Categories, environments: Values | None = None
+    ) -> ColumnEncoding | None:
+        present = values >= 0
+        if len(np.unique(values[present])) + (not present.all()) < 2:
             return None
-        encoder: Any = OneHotEncoder(max_categories=MOST_CATEGORIES, handle_unknown="infrequent_if_exist")
-        encoder.fit(present[:, None])
-        infrequent = encoder.infrequent_categories_[0]
-        rare = set() if infrequent is None else set(infrequent.tolist())
-        common = tuple(categories[code] for code in encoder.categories_[0].tolist() if code not in rare)
-        indicator = len(present) < len(values)
-        return ColumnEncoding(name, self.name, indicator=indicator, categories=common, other=bool(rare))
+        codes, labels = np.unique(values[present], return_inverse=True)
+        groups = np.zeros(len(labels), dtype=np.intp) if environments is None else environments[present]
+        # The mean share over environments, so that a large environment does not decide alone.
+        counts = np.zeros((int(groups.max(initial=0)) + 1, len(codes)))
+        np.add.at(counts, (groups, labels), 1)
+        shares = (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).mean(axis=0)
+        fewer = len(codes) - MOST_CATEGORIES + 1 if len(codes) > MOST_CATEGORIES else 0
+        rare = set(np.argsort(shares, kind="stable")[:fewer].tolist())
+        common = tuple(categories[code] for k, code in enumerate(codes.tolist()) if k not in rare)
+        return ColumnEncoding(
+            name, self.name, indicator=not present.all(), categories=common, other=bool(rare)
+        )
 
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
         names = [f"{encoding.name} = {category}" for category in encoding.categories]

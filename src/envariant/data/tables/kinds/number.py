@@ -1,4 +1,4 @@
-"""Numeric columns, including durations."""
+"""Column kind of numbers, including durations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from envariant.core.errors import EnvariantError
 from envariant.data.tables.kinds.base import (
     LARGEST,
     MOST_CLASSES,
+    MOST_LEVELS,
     Categories,
     ColumnChunk,
     NumericKind,
@@ -32,7 +33,7 @@ from envariant.data.tables.kinds.notation import (
 class Number(NumericKind):
     """Real numbers; durations are converted to days.
 
-    In text, all numbers of a column have one notation, such as 1,234.5 or 1.234,5 or 12% or $5.
+    In a text column, all numbers must have the same notation, such as 1,234.5 or 1.234,5 or 12% or $5.
     """
 
     name: ClassVar[str] = "number"
@@ -98,4 +99,4 @@ class Number(NumericKind):
         if len(distinct) == 2:
             return "binary"
         integers = bool((distinct == np.round(distinct)).all())
-        return "multiclass" if integers and len(distinct) <= MOST_CLASSES else "regression"
+        return "multiclass" if integers and len(distinct) <= MOST_LEVELS else "regression"

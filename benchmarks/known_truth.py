@@ -1,0 +1,212 @@
+"""Measure how often `envariant.compare` is right on tables of known truth.
+
+    python benchmarks/known_truth.py [--seeds 20] [--kinds flip none-12 ...] [--write]
+
+Each table is sampled from a model with a known relation between columns and target, so that the right answer
+is known: whether a score drops in a new environment, which column is unstable, and which kind of shift there
+is. `--write` writes the rates to known_truth.md and all answers to known_truth.json.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pandas as pd
+
+import envariant
+from envariant.comparison.narrative import significant_drops
+
+HERE = Path(__file__).parent
+# Methods of every comparison: the ordinary ones, one for tables and one penalty.
+METHODS = ("stable-columns", "vrex")
+# A recommendation is wrong if its mean score is worse than that of the better of the linear model and boosted
+# trees by more than this share of its distance from the best possible score, and by more than noise.
+_TOLERANCE = 0.02
+
+
+@final
+@dataclass(frozen=True)
+class Truth:
+    """Right answer for one table.
+
+    Attributes:
+        table: Table with the target `y` and the environment `site`.
+        drops: Whether the score of an ordinary model drops in some environment.
+        unstable: Columns whose relation with the target differs between environments.
+        leaks: Columns that leak the target.
+        naming: Columns that name the environment.
+        shift: Kind of shift of the environment that differs, or "" if none differs.
+    """
+
+    table: pd.DataFrame
+    drops: bool = False
+    unstable: frozenset[str] = frozenset()
+    leaks: frozenset[str] = frozenset()
+    naming: frozenset[str] = frozenset()
+    shift: str = ""
+
+
+def _sites(sizes: list[int]) -> np.ndarray[Any, Any]:
+    return np.repeat([f"s{k:02}" for k in range(len(sizes))], sizes)
+
+
+def _outcome(rng: np.random.Generator, score: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return (rng.random(len(score)) < 1 / (1 + np.exp(-score))).astype(int)
+
+
+def flip(rng: np.random.Generator) -> Truth:
+    """Four sites of 400 rows; `marker` follows from the target, in the last site with the opposite sign."""
+    site = _sites([400] * 4)
+    a, b = rng.normal(size=(2, len(site)))
+    y = _outcome(rng, 1.2 * a)
+    sign = np.where(site == "s03", -1.0, 1.0)
+    marker = sign * (2 * y - 1) * 0.9 + rng.normal(size=len(site))
+    table = pd.DataFrame({"a": a, "b": b, "marker": marker, "y": y, "site": site})
+    return Truth(table, drops=True, unstable=frozenset({"marker"}), shift="concept")
+
+
+def flip_small(rng: np.random.Generator) -> Truth:
+    """Forty sites of 30 rows; the slope of `marker` varies between them."""
+    site = _sites([30] * 40)
+    a, b = rng.normal(size=(2, len(site)))
+    y = _outcome(rng, a)
+    slopes = np.repeat(rng.normal(0.8, 0.9, size=40), 30)
+    marker = slopes * (2 * y - 1) + rng.normal(size=len(site))
+    table = pd.DataFrame({"a": a, "b": b, "marker": marker, "y": y, "site": site})
+    return Truth(table, drops=True, unstable=frozenset({"marker"}), shift="concept")
+
+
+def covariate(rng: np.random.Generator) -> Truth:
+    """Four sites of 400 rows; the columns have another mean in the last one."""
+    site = _sites([400] * 4)
+    moved = np.where(site == "s03", 1.2, 0.0)
+    a, b, c = rng.normal(size=(3, len(site))) + [[1.0], [-1.0], [0.0]] * moved
+    y = _outcome(rng, a + 0.8 * b)
+    return Truth(pd.DataFrame({"a": a, "b": b, "c": c, "y": y, "site": site}), shift="covariate")
+
+
+def label(rng: np.random.Generator) -> Truth:
+    """Four sites of 400 rows; the positive class is more frequent in the last one."""
+    site = _sites([400] * 4)
+    y = (rng.random(len(site)) < np.where(site == "s03", 0.85, 0.4)).astype(int)
+    a, b, c = rng.normal(size=(3, len(site))) + np.outer([0.7, 0.4, 0.0], 2 * y - 1)
+    return Truth(pd.DataFrame({"a": a, "b": b, "c": c, "y": y, "site": site}), shift="label")
+
+
+def none_few(rng: np.random.Generator, count: int = 12, rows: int = 100) -> Truth:
+    """Twelve sites of 100 rows that do not differ."""
+    site = _sites([rows] * count)
+    a, b, c = rng.normal(size=(3, len(site)))
+    y = _outcome(rng, a + 0.5 * b)
+    return Truth(pd.DataFrame({"a": a, "b": b, "c": c, "y": y, "site": site}))
+
+
+def none_many(rng: np.random.Generator) -> Truth:
+    """Forty sites of 30 rows that do not differ."""
+    return none_few(rng, 40, 30)
+
+
+def leak(rng: np.random.Generator) -> Truth:
+    """Four sites of 300 rows; the sum of two columns is the target."""
+    site = _sites([300] * 4)
+    a, b = rng.normal(size=(2, len(site)))
+    part = rng.gamma(2.0, 30.0, size=len(site)).round()
+    rest = (rng.gamma(3.0, 50.0, size=len(site)) + 20 * a).round()
+    table = pd.DataFrame({"a": a, "b": b, "part": part, "rest": rest, "y": part + rest, "site": site})
+    return Truth(table, leaks=frozenset({"part", "rest"}))
+
+
+def naming(rng: np.random.Generator) -> Truth:
+    """Four sites of 300 rows that do not differ but in `device`, which is another one in each."""
+    truth = none_few(rng, 4, 300)
+    codes = truth.table["site"].str[1:].astype(int)
+    device = "model " + (codes * 3 + rng.integers(3, size=len(codes))).astype(str)
+    return Truth(truth.table.assign(device=device), naming=frozenset({"device"}))
+
+
+KINDS: Mapping[str, Callable[[np.random.Generator], Truth]] = {
+    "flip": flip,
+    "flip-40": flip_small,
+    "covariate": covariate,
+    "label": label,
+    "none-12": none_few,
+    "none-40": none_many,
+    "leak": leak,
+    "naming": naming,
+}
+
+
+def judge(kind: str, seed: int) -> dict[str, Any]:
+    """Compare methods on one table and return what was right and wrong; None where the truth says nothing."""
+    truth = KINDS[kind](np.random.default_rng([seed, *map(ord, kind)]))
+    started, cpu = time.perf_counter(), time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = envariant.compare(
+            truth.table, target="y", environment="site", algorithms=METHODS, min_rows=20, seed=seed
+        )
+    results = found.results
+    blamed = {c.column for c in results.data.columns if c.unstable}
+    drop = bool(significant_drops(results))
+    named = {column for each in results.data.findings for column in each.columns}
+    kinds = {k for cause in results.causes.values() for k in cause.shift_kinds}
+    return {
+        "kind": kind,
+        "seed": seed,
+        "false drop": drop if not truth.drops and not truth.leaks else None,
+        "missed drop": not drop if truth.drops else None,
+        "false blame": bool(blamed - truth.unstable) if not truth.leaks else None,
+        "column missed": bool(truth.unstable - blamed) if truth.unstable else None,
+        "leak missed": not truth.leaks <= named if truth.leaks else None,
+        "naming column missed": not truth.naming <= named if truth.naming else None,
+        "shift named wrongly": kinds != {truth.shift} if truth.shift and kind != "flip-40" else None,
+        "wrong recommendation": _is_wrong(results) if not truth.leaks else None,
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu seconds": round(time.process_time() - cpu, 1),
+        "headline": found.recommendation.headline,
+    }
+
+
+def _is_wrong(results: Any) -> bool:
+    """Return whether the recommended method is worse on average than a linear model or boosted trees."""
+    own = results.mean(results.recommended)
+    others = [results.mean(m) for m in ("linear", "boosted-trees") if results.is_complete(m)]
+    return any(results.metric.gain(other, own) > _TOLERANCE for other in others)
+
+
+def rates(answers: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return the number of errors of each sort over the number of tables, by kind of table and in total."""
+    sorts = [key for key in answers[0] if isinstance(answers[0][key], bool | None) and key != "seed"]
+    frame = pd.DataFrame(answers)
+    rows: dict[str, dict[str, str]] = {}
+    for name, own in [*frame.groupby("kind", sort=False), ("all", frame)]:
+        cells = {sort: own[sort].dropna().astype(bool) for sort in sorts}
+        rows[str(name)] = {s: f"{v.sum()} of {len(v)}" if len(v) else "–" for s, v in cells.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def main() -> None:
+    """Judge the tables named on the command line and print the rates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    answers: list[dict[str, Any]] = []
+    for seed in range(arguments.seeds):
+        for kind in arguments.kinds:
+            answers.append(judge(kind, seed))
+            print(json.dumps(answers[-1]), flush=True)
+    print(rates(answers).to_string())
+    if arguments.write:
+        (HERE / "known_truth.json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

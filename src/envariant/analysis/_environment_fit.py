@@ -1,0 +1,204 @@
+"""Generalized linear model with coefficients common to all environments and some of each environment's own.
+
+Linear algebra is done by environment, so that its cost is linear in the number of environments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_MAX_ITERATIONS = 30
+_LARGEST_STEP = 3.0
+# Precision of the prior of common coefficients and of intercepts, for standardized columns.
+_RIDGE = 0.5
+_INTERCEPT_RIDGE = 0.05
+# Variances of the residuals are estimated as if this many rows had the common variance.
+_PRIOR_ROWS = 5.0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class EnvironmentFit:
+    """Fitted model; rows are sorted by environment.
+
+    Attributes:
+        common: Columns with common coefficients, `[rows, common]`.
+        own: Columns with coefficients of each environment, ones first, `[rows, own]`.
+        parts: Rows of each environment.
+        common_slopes: Common coefficients, `[common]`.
+        own_slopes: Coefficients of each environment, `[environments, own]`.
+        linear: Linear predictor, `[rows]`.
+        residuals: Targets minus predictions, `[rows]`; for real targets, divided by the variance.
+        weights: Variances of `residuals` under the model, `[rows]`.
+    """
+
+    common: Array
+    own: Array
+    parts: Sequence[slice]
+    common_slopes: Array
+    own_slopes: Array
+    linear: Array
+    residuals: Array
+    weights: Array
+    _own_inverses: Array
+    _cross: Array
+    _common_inverse: Array
+
+    def project(self, residuals: Array) -> Array:
+        """Remove what a new fit would explain from new residuals, `[rows, draws]`."""
+        total = self.common.T @ residuals
+        steps: list[Array] = []
+        for e, rows in enumerate(self.parts):
+            steps.append(self._own_inverses[e] @ (self.own[rows].T @ residuals[rows]))
+            total -= self._cross[e] @ steps[e]
+        slopes = self._common_inverse @ total
+        projected = self.common @ slopes
+        for e, rows in enumerate(self.parts):
+            own = steps[e] - self._own_inverses[e] @ (self._cross[e].T @ slopes)
+            projected[rows] += self.own[rows] @ own
+        return residuals - self.weights[:, None] * projected
+
+    def leverage(self) -> Array:
+        """Return the share of each row in its own prediction, `[rows]`."""
+        shares = np.zeros(len(self.linear))
+        for e, rows in enumerate(self.parts):
+            own, inverse = self.own[rows], self._own_inverses[e]
+            rest = self.common[rows] - own @ (inverse @ self._cross[e].T)
+            shares[rows] = ((own @ inverse) * own).sum(1) + ((rest @ self._common_inverse) * rest).sum(1)
+        return np.clip(shares * self.weights, 0.0, 0.9)
+
+    def variation(self, columns: Array) -> Array:
+        """Return the information on an environment's own slope of each column, `[environments, columns]`."""
+        result = np.zeros((len(self.parts), columns.shape[1]))
+        for e, rows in enumerate(self.parts):
+            part, weights = columns[rows], self.weights[rows][:, None]
+            cross = self.own[rows].T @ (part * weights)
+            explained = (cross * (self._own_inverses[e] @ cross)).sum(0)
+            result[e] = (part * part * weights).sum(0) - explained
+        return np.maximum(result, 0.0)
+
+
+def fit_environments(
+    common: Array,
+    own: Array,
+    targets: Array,
+    parts: Sequence[slice],
+    *,
+    own_precision: Array,
+    binary: bool,
+) -> EnvironmentFit:
+    """Fit a penalized logistic (binary) or linear regression by Newton steps.
+
+    Args:
+        common: Columns with common coefficients, `[rows, common]`.
+        own: Columns with coefficients of each environment in addition to an intercept, `[rows, own]`.
+        targets: Targets, `[rows]`.
+        parts: Rows of each environment.
+        own_precision: Precision of the prior of own coefficients, around 0, `[own]`.
+        binary: Whether targets are 0 and 1.
+    """
+    own = np.column_stack([np.ones(len(targets)), own])
+    mean = float(np.clip(targets.mean(), 1e-3, 1 - 1e-3)) if binary else float(targets.mean())
+    level = np.log(mean / (1 - mean)) if binary else mean
+    precision = np.append(_INTERCEPT_RIDGE if binary else 1e-6, own_precision)
+    slopes = np.zeros(common.shape[1])
+    own_slopes = np.zeros((len(parts), own.shape[1]))
+    own_slopes[:, 0] = level
+    weights, variances = np.ones(len(targets)), np.ones(len(targets))
+    for iteration in range(_MAX_ITERATIONS):
+        linear = common @ slopes
+        for e, rows in enumerate(parts):
+            linear[rows] += own[rows] @ own_slopes[e]
+        if binary:
+            fitted = 1 / (1 + np.exp(-np.clip(linear, -30, 30)))
+            residuals, weights = targets - fitted, np.maximum(fitted * (1 - fitted), 1e-9)
+        else:
+            if iteration:
+                variances = _variances(targets - linear, parts)
+            residuals, weights = (targets - linear) / variances, 1 / variances
+        weighted = own * weights[:, None]
+        inverses, cross = np.zeros((len(parts), len(precision), len(precision))), []
+        schur = (common.T * weights) @ common + np.diag(np.full(common.shape[1], _RIDGE))
+        gradient = common.T @ residuals - _RIDGE * slopes
+        own_steps: list[Array] = []
+        for e, rows in enumerate(parts):
+            inverses[e] = np.linalg.inv(own[rows].T @ weighted[rows] + np.diag(precision))
+            cross.append(common[rows].T @ weighted[rows])
+            deviation = own_slopes[e] - np.append(level, np.zeros(len(precision) - 1))
+            own_steps.append(inverses[e] @ (own[rows].T @ residuals[rows] - precision * deviation))
+            schur -= cross[e] @ inverses[e] @ cross[e].T
+            gradient -= cross[e] @ own_steps[e]
+        common_inverse = np.linalg.inv(schur)
+        step = common_inverse @ gradient
+        steps = np.array([own_steps[e] - inverses[e] @ (cross[e].T @ step) for e in range(len(parts))])
+        largest = max(float(np.abs(step).max(initial=0.0)), float(np.abs(steps).max()))
+        if largest < 1e-6 or (not binary and iteration == 3):
+            break
+        # Short steps keep Newton's method from overshooting.
+        shortened = min(1.0, _LARGEST_STEP / largest) if binary else 1.0
+        slopes, own_slopes = slopes + shortened * step, own_slopes + shortened * steps
+    return EnvironmentFit(
+        common, own, parts, slopes, own_slopes, linear, residuals, weights,
+        inverses, np.array(cross), common_inverse,
+    )  # fmt: skip
+
+
+def firth_slopes(
+    columns: Array, targets: Array, offset: Array, parts: Sequence[slice]
+) -> tuple[Array, Array]:
+    """Return slope and standard error of every column by environment, `[environments, columns]`.
+
+    Each is fitted alone, with an intercept and a fixed offset `[rows, columns]`, by Firth's penalized
+    likelihood, whose slopes are finite and nearly unbiased in small samples.
+    """
+    slopes, errors = (np.zeros((len(parts), columns.shape[1])) for _ in range(2))
+    for e, rows in enumerate(parts):
+        x, y, fixed = columns[rows], targets[rows][:, None], offset[rows]
+        a, b = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+        for _ in range(25):
+            fitted = 1 / (1 + np.exp(-np.clip(fixed + a + b * x, -30, 30)))
+            weights = np.maximum(fitted * (1 - fitted), 1e-9)
+            total = weights.sum(0)
+            mean = (weights * x).sum(0) / total
+            centered = x - mean
+            power = np.maximum((weights * centered**2).sum(0), 1e-9)
+            leverage = weights * (1 / total + centered**2 / power)
+            score = y - fitted + leverage * (0.5 - fitted)
+            slope_step = np.clip((score * centered).sum(0) / power, -2, 2)
+            level_step = np.clip(score.sum(0) / total, -2, 2) - mean * slope_step
+            a, b = a + level_step, b + slope_step
+            if np.abs(slope_step).max() < 1e-5:
+                break
+        slopes[e], errors[e] = b, 1 / np.sqrt(power)
+    return slopes, errors
+
+
+def linear_slopes(
+    columns: Array, targets: Array, offset: Array, parts: Sequence[slice]
+) -> tuple[Array, Array]:
+    """Return least-squares slopes and HC3 standard errors; arguments as for `firth_slopes`."""
+    slopes, errors = (np.zeros((len(parts), columns.shape[1])) for _ in range(2))
+    for e, rows in enumerate(parts):
+        x, rest = columns[rows] - columns[rows].mean(0), targets[rows][:, None] - offset[rows]
+        rest = rest - rest.mean(0)
+        power = np.maximum((x * x).sum(0), 1e-9)
+        slopes[e] = (x * rest).sum(0) / power
+        leverage = np.minimum(1 / len(x) + x * x / power, 0.9)
+        residuals = (rest - slopes[e] * x) / (1 - leverage)
+        errors[e] = np.maximum(np.sqrt(((x * residuals) ** 2).sum(0)) / power, 1e-9)
+    return slopes, errors
+
+
+def _variances(residuals: Array, parts: Sequence[slice]) -> Array:
+    """Return the variance of the residuals in each row's environment, `[rows]`."""
+    pooled = max(float(np.square(residuals).mean()), 1e-12)
+    result = np.empty(len(residuals))
+    for rows in parts:
+        own = float(np.square(residuals[rows]).sum())
+        result[rows] = (own + _PRIOR_ROWS * pooled) / (rows.stop - rows.start + _PRIOR_ROWS)
+    return result

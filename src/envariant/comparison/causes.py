@@ -33,7 +33,7 @@ MOST_ENVIRONMENTS = 12
 """Largest number of environments whose drop is explained, those with the worst scores."""
 
 # Smallest share of a drop, and smallest bias of a probability, that is named.
-_MAIN_SHARE, _SMALL_SHARE, _SMALL_BIAS = 0.5, 0.25, 0.02
+_MAIN_SHARE, _SMALL_SHARE, _SMALL_BIAS = 0.6, 0.25, 0.02
 # Smallest difference in the share of a class that is named as the reason for a changed level.
 _PREVALENCE = 0.05
 _FEWEST_ROWS = 10
@@ -117,7 +117,7 @@ class Cause:
 
     @property
     def main_part(self) -> Part | None:
-        """Part with at least half of the significant drop; None if there is none."""
+        """Part with at least 60 % of the significant drop; None if there is none."""
         shares = self.shares
         part = max(shares, key=lambda each: shares[each], default=None)
         return part if part is not None and shares[part] >= _MAIN_SHARE else None
@@ -138,12 +138,12 @@ class Cause:
         if self.drop is None or not (shares := self.shares):
             return ""
         name, main = self.drop[0], self.main_part
+        names = {**_PART_NAMES, **({"level": "prevalence"} if self.is_prevalence else {})}
         if main is None:
-            parts = ", ".join(f"{shares[p]:.0%} {_PART_NAMES[p]}".replace("%", " %") for p in PARTS)
-            return f"In {self.label}, the drop ({name}) is {parts}."
-        what = "prevalence" if main == "level" and self.is_prevalence else _PART_NAMES[main]
+            parts = [f"{share:.0%} {names[p]}" for p, share in shares.items() if share >= 0.05]
+            return f"In {self.label}, the drop ({name}) is {' and '.join(parts).replace('%', ' %')}."
         share = f"{shares[main]:.0%} of the drop".replace("%", " %") if shares[main] < 0.995 else "the drop"
-        return f"In {self.label}, {share} ({name}) is {what}{self._detail(main)}."
+        return f"In {self.label}, {share} ({name}) is {names[main]}{self._detail(main)}."
 
     @property
     def bias(self) -> str:

@@ -87,9 +87,11 @@ class Remedy:
 
     @property
     def sentence(self) -> str:
-        """The remedy and its measured gain, as a sentence."""
+        """The remedy and its measured gain, as a sentence; "" if the gain is not significant."""
         if self.kind == "collect":
             return f"{self.action}."
+        if not self.significant:
+            return ""
         verb = "bring" if self.kind == "labels" or self.action.endswith("trees") else "brings"
         before, after = (score_text(self.score, value) for value in (self.before, self.after))
         action = self.action[:1].upper() + self.action[1:]

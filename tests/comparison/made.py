@@ -1,5 +1,7 @@
 """Results of a comparison from scikit-learn models that are fitted here, without a study; fast."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -7,7 +9,6 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from envariant.analysis.statistics import Interval
 from envariant.comparison.results import Cell, ComparisonResults, ScoredRows
 from envariant.core.metrics import METRICS
-from envariant.core.tasks import Regression
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource, task_of
 from envariant.data.validation_split import held_out_rows
@@ -20,14 +21,10 @@ def exact(value):
     return Interval(value, value - 0.02, value + 0.02, 5)
 
 
-def logits_of(model, x, regression):
-    if regression:
-        return model.predict(x)
-    z = model.decision_function(x)
-    return z
+SEEDS = (11, 12, 13)
 
 
-def made(frame, target, environment, models=None, seeds=(11, 12, 13), folds=None, columns=None, **options):
+def made(frame, target, environment, models=None, seeds=SEEDS, folds=None, columns=None, **options):
     """Return source, results and folds; `models` are estimators by method, `columns` inputs by method."""
     table = tables.read(frame, target, environment, min_rows=5, **options)
     source, regression = TableSource(table, "table"), table.task == "regression"
@@ -50,9 +47,11 @@ def made(frame, target, environment, models=None, seeds=(11, 12, 13), folds=None
                 x, y = (np.concatenate([data[n][k][kept[n]] for n in sizes]) for k in (0, 1))
                 model.fit(x, y)
 
-                def predicted(name, rows, role):
+                predict = model.predict if regression else model.decision_function
+
+                def predicted(name, rows, role, data=data, predict=predict):
                     x, y = data[name]
-                    z = logits_of(model, x[rows], regression).astype(np.float32)
+                    z = predict(x[rows]).astype(np.float32)
                     return Predictions(name, role, len(rows), z, y[rows].astype(np.float32))
 
                 trained = {name: predicted(name, rows, "validation") for name, rows in held.items()}
@@ -66,25 +65,54 @@ def made(frame, target, environment, models=None, seeds=(11, 12, 13), folds=None
         key: ScoredRows(tuple(p for p, _ in inside[key].values()), tuple(own), tuple(others[key]))
         for key, own in outside.items()
     }
-    assert not regression or isinstance(task, Regression)
     cells = {}
     for (method, name), own in rows.items():
         task = task_of(table, table.environment.values != table.environments.index(name))
         score = np.mean([metric.compute(task, p.logits, p.targets) for p in own.out_of_domain])
-        home = np.mean([metric.compute(inside[method, name][s][1], p.logits, p.targets) for s, p in zip(seeds, own.in_domain, strict=True)])
+        home = np.mean(
+            [
+                metric.compute(inside[method, name][s][1], p.logits, p.targets)
+                for s, p in zip(seeds, own.in_domain, strict=True)
+            ]
+        )
         gain = None
         if method != "linear":
             gain = exact(metric.gain(score, cells["linear"][name].ood_score.mean))
-        cells.setdefault(method, {})[name] = Cell(exact(score), exact(home), gain, None if gain is None else 0.01)
+        cells.setdefault(method, {})[name] = Cell(
+            exact(score), exact(home), gain, None if gain is None else 0.01
+        )
     results = ComparisonResults(
-        metric, tuple(table.environments), cells, {}, dict.fromkeys(cells, 0), (), len(seeds), "linear", rows=rows
+        metric,
+        tuple(table.environments),
+        cells,
+        {},
+        dict.fromkeys(cells, 0),
+        (),
+        len(seeds),
+        "linear",
+        rows=rows,
     )
     return source, results, folds
 
 
-def sites(generator, n=250, names=("A", "B", "C", "D")):
-    return np.repeat(names, n), [len(names) * n, *[n]][0]
+@cache
+def made_shifted(kind, seed=0):
+    """Return source, results and folds of a table of `shifted`."""
+    return made(shifted(kind, seed), "y", "site")
 
 
-def heart(path="/work/shared/tables/heart.csv"):
-    return pd.read_csv(path)
+def shifted(kind, seed=0, n=250, names=("A", "B", "C", "D")):
+    """Return a table in which the last site differs: "none", "label", "covariate" or "flip"."""
+    generator, parts = np.random.default_rng(seed), []
+    for site in names:
+        odd = site == names[-1]
+        x = generator.normal(size=(n, 3))
+        if kind == "label":
+            y = (generator.random(n) < (0.85 if odd else 0.35)).astype(int)
+            x += np.outer(y, [1.2, 0.8, 0.0])
+        else:
+            x[:, 0] += 1.5 * (odd and kind == "covariate")
+            slope = -1.5 if odd and kind == "flip" else 1.5
+            y = (x @ [slope, 1.0, 0.0] + generator.logistic(size=n) > 0).astype(int)
+        parts.append(pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": y, "site": site}))
+    return pd.concat(parts, ignore_index=True)

@@ -5,7 +5,7 @@ Level, calibration slope and ranking; inputs or relation; label, covariate or co
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import numpy as np
@@ -52,10 +52,11 @@ class Cause:
         classes: Names of the classes; empty for regression.
         levels: Share of each class in the environment; for regression, the mean target.
         levels_elsewhere: The same in all other environments.
-        n_compared: Number of environments, for the correction of significance.
+        n_compared: Number of environments, for the correction of significance (Bonferroni).
         split: Level, slope and ranking part of the drop in log loss (regression: squared error) and error
             rate; None without in-domain predictions.
-        calibration: Calibration of the out-of-domain predictions; None with fewer than 10 of them.
+        calibration: Calibration of the out-of-domain predictions, with errors of the bias that include the
+            sampling of training rows; None with fewer than 10 of them.
         decomposition: Harder inputs, changed relation and new inputs as parts of the difference in loss to
             the validation rows of the training environments; None if unknown.
         shift: Kinds of shift against the other environments; None if unknown.
@@ -170,14 +171,13 @@ class Cause:
                 f"In {self.label}, inputs hardly overlap with the training environments (AUROC "
                 f"{parts.auc:.2f}): the drop cannot be split into inputs and relation."
             )
-        total = parts.target_loss - parts.source_loss
-        relation = parts.changed_relation.mean
-        changes = [(relation, "a changed relation"), (total - relation, "other inputs")]
-        texts = (f"{'−' if value < 0 else '+'}{number(abs(value), 2)} by {name}" for value, name in changes)
+        total, relation = parts.target_loss - parts.source_loss, parts.changed_relation
         side = "above" if total > 0 else "below"
+        ends = f"[{_signed(relation.low)}, {_signed(relation.high)}]"
         return (
             f"In {self.label}, {self.loss_name} is {number(abs(total), 2)} {side} "
-            f"that of the training environments: {', '.join(texts)}."
+            f"the training environments': {_signed(relation.mean)} {ends} by a changed relation, "
+            f"{_signed(total - relation.mean)} by other inputs."
         )
 
     @property
@@ -218,7 +218,8 @@ class Cause:
         else:
             how = "extreme" if self.calibration.slope < 1 else "cautious"
             text = f"predictions are too {how} (calibration slope {self.calibration.slope:.2g})"
-        holds = self.drop[1].ranking.low <= 0 and self.shares["ranking"] < _SMALL_SHARE
+        ranking = self.drop[1].ranking
+        holds = not _exceeds_zero(ranking, self.n_compared) and self.shares["ranking"] < _SMALL_SHARE
         return f": {text}{'; ranking holds' if holds else ''}"
 
     def _ranking_detail(self) -> str:
@@ -283,7 +284,7 @@ def find_causes(
     stored, method = StoredRows(source, folds, holdout_fraction, seeds), results.baseline_method
     names = [name for name in results.hardest_first() if results.rows.get((method, name)) is not None]
     names = [name for name in names if results.rows[method, name].out_of_domain][:MOST_ENVIRONMENTS]
-    shifts = _shifts(stored, seed)
+    shifts, n_compared = _shifts(stored, seed), len(results.baseline)
     inputs: dict[tuple[str, ...], Array] = {}
     causes: dict[str, Cause] = {}
     for name in names:
@@ -305,10 +306,12 @@ def find_causes(
             source.table.classes,
             _levels(source.table, targets[own]),
             _levels(source.table, np.delete(targets, own)),
-            len(names),
+            n_compared,
             split,
-            calibration,
-            None if training is None else _decomposition(inputs[fold], training, outside, stored, seed),
+            None
+            if calibration is None
+            else _with_training_noise(calibration, len(own), len(targets) - len(own)),
+            _decomposition(inputs[fold], training, outside, n_compared, stored, seed),
             shifts.get(name),
         )
     return causes
@@ -334,15 +337,23 @@ def _calibration(
     return split.calibration, split
 
 
+def _with_training_noise(calibration: Calibration | None, n_rows: int, n_training: int) -> Calibration | None:
+    """Return the calibration with errors of the bias that include the sampling of training rows."""
+    if calibration is None:
+        return None
+    scale = math.sqrt(1 + n_rows / max(1, n_training))
+    return replace(calibration, bias_errors=tuple(scale * error for error in calibration.bias_errors))
+
+
 def _decomposition(
-    inputs: Array, training: Scores, outside: Scores, stored: StoredRows, seed: int
+    inputs: Array, training: Scores | None, outside: Scores, n_compared: int, stored: StoredRows, seed: int
 ) -> DropDecomposition | None:
     """Return the decomposition of the loss into inputs and relation; None where rows are too few."""
-    if training.rows is None or outside.rows is None:
+    if training is None or training.rows is None or outside.rows is None:
         return None
     sides = [(inputs[each.rows], each.losses(regression=stored.regression)) for each in (training, outside)]
     try:
-        return measure_disde(*sides, seed=seed)
+        return measure_disde(*sides, level=1 - (1 - LEVEL) / n_compared, seed=seed)
     except EnvariantError:
         return None
 
@@ -378,3 +389,7 @@ def number(value: float, digits: int = 3) -> str:
     """Return a number with some significant digits, without exponent."""
     places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:,.{min(places, 6)}f}"
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else '+'}{number(abs(value), 2)}"

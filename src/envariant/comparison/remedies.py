@@ -134,7 +134,7 @@ def find_remedies(
     for environment, cause in causes.items():
         rows = results.rows[results.baseline_method, environment]
         own = stored.out_of_domain(environment, rows.out_of_domain)
-        tests = _Tests(cause, name, own, len(causes))
+        tests = _Tests(cause, name, own)
         if len(own.targets) >= _FEWEST_ROWS:
             remedies += tests.labels(seed)
             remedies += _other_methods(tests, results, stored)
@@ -154,13 +154,11 @@ class _Tests:
         cause: Reasons for the drop in the environment.
         score: Name of the score.
         own: Predictions of the baseline.
-        n_environments: Number of environments, for the correction of significance.
     """
 
     cause: Cause
     score: ScoreName
     own: Scores
-    n_environments: int
 
     def labels(self, seed: int) -> list[Remedy]:
         """Return the gain of a few labels: the smallest number with most of the gain of the largest."""
@@ -200,7 +198,7 @@ class _Tests:
 
     def interval(self, gain: float, error: float, n_methods: int = 1) -> Interval:
         """Return the interval of a gain, Bonferroni-corrected over environments and methods."""
-        half = error * float(stats.norm.isf((1 - LEVEL) / 2 / (self.n_environments * n_methods)))
+        half = error * float(stats.norm.isf((1 - LEVEL) / 2 / (self.cause.n_compared * n_methods)))
         return Interval(gain, gain - half, gain + half, len(self.own.targets))
 
     def remedy(
@@ -273,7 +271,7 @@ def _class_shares(tests: _Tests, stored: StoredRows, training: Scores | None, se
     rows = np.concatenate([training.rows, own.rows])
     side = np.repeat([0, 1], [len(training.rows), len(own.rows)])
     labels = stored.source.table.targets()[rows]
-    if assess_label_shift(labels, side, seed=seed).p_value > LEVEL_OF_TESTS / tests.n_environments:
+    if assess_label_shift(labels, side, seed=seed).p_value > LEVEL_OF_TESTS / cause.n_compared:
         return []
     inputs = stored.inputs(stored.fold_of(cause.environment))[rows]
     if assess_conditional_shift(inputs, labels, side, seed=seed).p_value <= LEVEL_OF_TESTS:

@@ -48,8 +48,8 @@ class Causes(PageSection):
         split = [cause for cause in causes if cause.split is not None]
         caption = (
             "Loss of models trained without the environment minus loss of models trained with it. Level: "
-            "repaired by an intercept. Slope: by a calibration slope. Ranking: by no recalibration. Dots: total, "
-            "95 % CI."
+            "repaired by an intercept. Slope: by a calibration slope. Ranking: by no recalibration. Dots: "
+            "total, 95 % CI."
         )
         figure = (Block.figure(_parts_figure(split), caption),) if split else ()
         table = Block.table(self.table(), "Parts of the drop, and kind of shift")
@@ -108,8 +108,8 @@ class Remedies(PageSection):
         remedies: tuple[Remedy, ...] = self.results.remedies
         curves = [each for each in remedies if each.curve][:_MOST_CURVES]
         caption = (
-            "Score on the other rows of the environment after an intercept, or intercept and slope, is fitted "
-            "to labeled rows. Bars: standard deviation over random choices of the labeled rows."
+            "Score on the other rows of the environment after an intercept, or intercept and slope, is "
+            "fitted to labeled rows. Bars: standard deviation over random choices of the labeled rows."
         )
         figure = (Block.figure(_curves_figure(curves), caption),) if curves else ()
         measured = any(math.isfinite(each.gain.mean) for each in remedies)

@@ -111,10 +111,13 @@ class ScoredRows:
             environment, one set per replica.
         out_of_domain: Predictions by models that were not trained on the environment, one set per replica,
             on the same rows.
+        others: Predictions of the same models as `out_of_domain`, on the validation rows of their training
+            environments, by environment.
     """
 
     in_domain: tuple[Predictions, ...]
     out_of_domain: tuple[Predictions, ...]
+    others: tuple[Mapping[str, Predictions], ...] = ()
 
 
 @final
@@ -324,12 +327,14 @@ class _ModelScores:
         ood: Out-of-domain scores.
         predictions: Out-of-domain predictions; all replicas predict the same rows.
         validation: In-domain predictions, of the first fold.
+        others: Predictions on validation rows of the training environments, by environment.
         id: In-domain scores, one per fold that trains on the environment.
     """
 
     ood: dict[int, float] = field(default_factory=dict[int, float])
     predictions: dict[int, Predictions] = field(default_factory=dict[int, Predictions])
     validation: dict[int, Predictions] = field(default_factory=dict[int, Predictions])
+    others: dict[int, dict[str, Predictions]] = field(default_factory=dict[int, dict[str, Predictions]])
     id: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
 
     @property
@@ -386,7 +391,11 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
         _second_results(chosen, stored, tasks, metric, baseline),
         networks={name: each for name, each in store.networks().items() if name in methods},
         rows={
-            key: ScoredRows(tuple(_in_order(model.validation)), tuple(_in_order(model.predictions)))
+            key: ScoredRows(
+                tuple(_in_order(model.validation)),
+                tuple(_in_order(model.predictions)),
+                tuple(model.others[k] for k in sorted(model.predictions)),
+            )
             for key, model in models.items()
         },
     )
@@ -416,6 +425,8 @@ def _models(
                 model.id.setdefault(each.replica, []).append(score)
             else:
                 model.ood[each.replica] = score
+                trained = {e: p for (e, r), p in stored[choice.run].items() if r == "validation"}
+                model.others.setdefault(each.replica, trained)
             if own is not None:
                 # The validation rows of a replica are the same in all folds.
                 (model.validation if role == "validation" else model.predictions).setdefault(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
 from envariant.core import specs
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet, EnvironmentSource
@@ -54,12 +55,12 @@ class ValidationSplit(EnvironmentSource):
     def sample(self, seed: int) -> EnvironmentSet:
         environments = self.source.sample(seed)
         roles = environments.roles(self.test)
-        # The random stream differs from that of the data, which starts with the seed itself.
-        generator = torch.Generator().manual_seed(seed ^ 0x5EED)
+        sizes = {e.name: len(e) for e in environments.environments if roles[e.name] == "train"}
+        held_out = held_out_rows(sizes, self.share, seed)
         parts: list[Environment] = []
         for environment in environments.environments:
-            is_split = roles[environment.name] == "train"
-            parts += self._split(environment, generator) if is_split else [environment]
+            rows = held_out.get(environment.name)
+            parts += [environment] if rows is None else self._split(environment, rows)
         return EnvironmentSet(
             environments.label,
             tuple(parts),
@@ -70,13 +71,30 @@ class ValidationSplit(EnvironmentSource):
             classes=environments.classes,
         )
 
-    def _split(self, environment: Environment, generator: torch.Generator) -> Iterator[Environment]:
+    def _split(self, environment: Environment, held_out: Tensor) -> Iterator[Environment]:
         rows = len(environment)
-        held_out = round(rows * self.share)
-        if not 0 < held_out < rows:
+        if not 0 < len(held_out) < rows:
             part = f"{self.share:g} of the {rows} rows of '{environment.name}'"
             raise EnvariantError(f"holdout_fraction: {part} leaves one part empty")
-        name, order = environment.name, torch.randperm(rows, generator=generator)
+        kept = torch.ones(rows, dtype=torch.bool)
+        kept[held_out] = False
+        name = environment.name
         # Rows keep their order.
-        yield environment.select(order[held_out:].sort().values, name=name, origin="")
-        yield environment.select(order[:held_out].sort().values, name=name + SUFFIX, origin=name)
+        yield environment.select(kept.nonzero().flatten(), name=name, origin="")
+        yield environment.select(held_out, name=name + SUFFIX, origin=name)
+
+
+def held_out_rows(sizes: Mapping[str, int], share: float, seed: int) -> dict[str, Tensor]:
+    """Return the indices of the held-out rows of every training environment, in ascending order.
+
+    Args:
+        sizes: Number of rows of each training environment, in the order of the data.
+        share: Share of the rows to hold out.
+        seed: Seed of the data draw.
+    """
+    # The random stream differs from that of the data, which starts with the seed itself.
+    generator = torch.Generator().manual_seed(seed ^ 0x5EED)
+    return {
+        name: torch.randperm(rows, generator=generator)[: round(rows * share)].sort().values
+        for name, rows in sizes.items()
+    }

@@ -100,7 +100,7 @@ class StudyMeasurements:
             return pd.concat([each.input_store.frame() for each in training], ignore_index=True)
 
         for each in self._some_untrained() if self.store_predictions else []:
-            some = _evenly(len(each), _CHANGED_ROWS)
+            some = evenly_spaced(len(each), _CHANGED_ROWS)
             rows += self._rows(predict, runs, step, each, SUBSAMPLE, ("",), some)
             order = torch.randperm(len(some), generator=generator)
             # Columns are changed several at a time, in limited memory.
@@ -120,7 +120,7 @@ class StudyMeasurements:
         some: set[str] = set()
         for role in ("validation", "test"):
             names = [name for name, own in self.roles.items() if own == role]
-            some |= {names[k] for k in _evenly(len(names), MOST_ENVIRONMENTS).tolist()}
+            some |= {names[k] for k in evenly_spaced(len(names), MOST_ENVIRONMENTS).tolist()}
         return [each for each in self.untrained if each.name in some]
 
     def predictions(self, predict: Predict, runs: Sequence[int]) -> dict[int, tuple[Predictions, ...]]:
@@ -132,7 +132,9 @@ class StudyMeasurements:
         stored: dict[int, list[Predictions]] = {run: [] for run in runs}
         for each in self.untrained if self.store_predictions else []:
             size = len(each)
-            logits, targets = (part.float().cpu().numpy() for part in predict(each.name, _evenly(size, most)))
+            logits, targets = (
+                part.float().cpu().numpy() for part in predict(each.name, evenly_spaced(size, most))
+            )
             for run, z, y in zip(runs, logits, targets, strict=True):
                 stored[run].append(Predictions(each.origin or each.name, self.roles[each.name], size, z, y))
         return {run: tuple(own) for run, own in stored.items()}
@@ -187,6 +189,6 @@ def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:
     return [names[start : start + size] for start in range(0, len(names), size)]
 
 
-def _evenly(size: int, most: int) -> Tensor:
+def evenly_spaced(size: int, most: int) -> Tensor:
     """Return at most `most` evenly spaced row indices."""
     return torch.linspace(0, size - 1, min(size, most)).round().long()

@@ -11,6 +11,7 @@ from typing import Any
 from envariant.comparison.formatting import method_name
 from envariant.comparison.narrative import Recommendation
 from envariant.comparison.page.base import Block, PageSection
+from envariant.comparison.page.causes import Causes, Remedies
 from envariant.comparison.page.columns import Columns
 from envariant.comparison.page.data_check import DataCheck
 from envariant.comparison.page.provenance import PreprocessingLog, Settings
@@ -25,7 +26,7 @@ from envariant.reporting.tables import finite
 __all__ = ["SECTIONS", "Block", "PageSection", "fragment", "methods_table", "render", "to_dict", "write"]
 
 SECTIONS: tuple[type[PageSection], ...] = (
-    DataCheck, Drops, Methods, Columns, Shifts, PreprocessingLog, Settings,
+    DataCheck, Drops, Causes, Remedies, Methods, Columns, Shifts, PreprocessingLog, Settings,
 )  # fmt: skip
 """Sections of the page in display order."""
 

@@ -1,0 +1,395 @@
+"""Reasons for the drop of the baseline's score in each new environment.
+
+Level, calibration slope and ranking; inputs or relation; label, covariate or concept shift.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from envariant.analysis.calibration import Calibration, DropParts, DropSplit, measure_calibration, split_drop
+from envariant.analysis.disde import DropDecomposition, measure_disde
+from envariant.analysis.shift_kind import EnvironmentShift, name_shifts
+from envariant.analysis.statistics import LEVEL, Interval
+from envariant.comparison.baselines import Folds
+from envariant.comparison.results import ComparisonResults
+from envariant.comparison.stored_rows import Scores, StoredRows
+from envariant.core.errors import EnvariantError
+from envariant.data.tables.source import TableSource
+from envariant.data.tables.table import Table
+
+Array = NDArray[np.float64]
+Part = Literal["level", "slope", "ranking"]
+
+PARTS: tuple[Part, ...] = ("level", "slope", "ranking")
+"""Parts of a drop: repaired by an intercept, by a slope, or by neither."""
+
+MOST_ENVIRONMENTS = 12
+"""Largest number of environments whose drop is explained, those with the worst scores."""
+
+# Smallest share of a drop, and smallest bias of a probability, that is named.
+_MAIN_SHARE, _SMALL_SHARE, _SMALL_BIAS = 0.6, 0.25, 0.02
+# Smallest difference in the share of a class that is named as the reason for a changed level.
+_PREVALENCE = 0.05
+_FEWEST_ROWS = 10
+_RESAMPLES = 300
+
+
+@final
+@dataclass(frozen=True)
+class Cause:
+    """Reasons for the drop of the baseline in one environment; sentences are "" if nothing can be said.
+
+    Attributes:
+        environment: Name of the environment.
+        label: Name of the environment in a sentence.
+        target: Name of the target column.
+        classes: Names of the classes; empty for regression.
+        levels: Share of each class in the environment; for regression, the mean target.
+        levels_elsewhere: The same in all other environments.
+        n_compared: Number of environments, for the correction of significance (Bonferroni).
+        split: Level, slope and ranking part of the drop in log loss (regression: squared error) and error
+            rate; None without in-domain predictions.
+        calibration: Calibration of the out-of-domain predictions, with errors of the bias that include the
+            sampling of training rows; None with fewer than 10 of them.
+        decomposition: Harder inputs, changed relation and new inputs as parts of the difference in loss to
+            the validation rows of the training environments; None if unknown.
+        shift: Kinds of shift against the other environments; None if unknown.
+    """
+
+    environment: str
+    label: str
+    target: str
+    classes: tuple[str, ...]
+    levels: tuple[float, ...]
+    levels_elsewhere: tuple[float, ...]
+    n_compared: int
+    split: DropSplit | None
+    calibration: Calibration | None
+    decomposition: DropDecomposition | None
+    shift: EnvironmentShift | None
+
+    @property
+    def regression(self) -> bool:
+        """Whether targets are real numbers."""
+        return not self.classes
+
+    @property
+    def loss_name(self) -> str:
+        """Name of the loss that is split."""
+        return "squared error" if self.regression else "log loss"
+
+    @property
+    def drop(self) -> tuple[str, DropParts] | None:
+        """Significant drop: name of the loss, and its parts; None if there is none.
+
+        Log loss (squared error), else the error rate. Significance is corrected over environments.
+        """
+        if self.split is None:
+            return None
+        for name, parts in ((self.loss_name, self.split.loss), ("error rate", self.split.error_rate)):
+            if parts is not None and _exceeds_zero(parts.total, self.n_compared):
+                return name, parts
+        return None
+
+    @property
+    def shares(self) -> Mapping[Part, float]:
+        """Shares of level, slope and ranking in the significant drop; empty if there is none.
+
+        If the slope is negative, the slope part belongs to the ranking, which is then reversed.
+        """
+        if self.drop is None:
+            return {}
+        means = {part: float(getattr(self.drop[1], part).mean) for part in PARTS}
+        if self.is_reversed:
+            means = {"level": means["level"], "slope": 0.0, "ranking": means["ranking"] + means["slope"]}
+        total = sum(max(0.0, mean) for mean in means.values())
+        return {part: max(0.0, mean) / total for part, mean in means.items()} if total > 0 else {}
+
+    @property
+    def is_reversed(self) -> bool:
+        """Whether the calibration slope is negative: higher predictions go with lower targets."""
+        return self.calibration is not None and self.calibration.slope < 0
+
+    @property
+    def main_part(self) -> Part | None:
+        """Part with at least 60 % of the significant drop; None if there is none."""
+        shares = self.shares
+        part = max(shares, key=lambda each: shares[each], default=None)
+        return part if part is not None and shares[part] >= _MAIN_SHARE else None
+
+    @property
+    def is_prevalence(self) -> bool:
+        """Whether predictions are biased because the share of a class differs from other environments."""
+        if self.calibration is None or self.regression:
+            return False
+        moved = self.levels[self._level_class] - self.levels_elsewhere[self._level_class]
+        tested = self.shift is None or self.shift.label_p <= LEVEL_OF_TESTS
+        biases = (-sum(self.calibration.bias), *self.calibration.bias)
+        return tested and abs(moved) >= _PREVALENCE and biases[self._level_class] * moved < 0
+
+    @property
+    def cause(self) -> str:
+        """Main reason for a significant drop, as a sentence."""
+        if self.drop is None or not (shares := self.shares):
+            return ""
+        name, main = self.drop[0], self.main_part
+        names = {**_PART_NAMES, **({"level": "prevalence"} if self.is_prevalence else {})}
+        if main is None:
+            parts = [f"{share:.0%} {names[p]}" for p, share in shares.items() if share >= 0.05]
+            return f"In {self.label}, the drop ({name}) is {' and '.join(parts).replace('%', ' %')}."
+        share = f"{shares[main]:.0%} of the drop".replace("%", " %") if shares[main] < 0.995 else "the drop"
+        return f"In {self.label}, {share} ({name}) is {names[main]}{self._detail(main)}."
+
+    @property
+    def bias(self) -> str:
+        """Significant bias of the predictions, as a sentence."""
+        if self.calibration is None:
+            return ""
+        bias, error = self._worst_bias
+        tests = self.n_compared * len(self.calibration.bias)
+        if abs(bias) <= error * float(stats.norm.isf((1 - LEVEL) / 2 / tests)):
+            return ""
+        if not self.regression and abs(bias) < _SMALL_BIAS:
+            return ""
+        what = "Predictions" if self.regression else "Predicted probabilities"
+        of = "" if self.regression else f" of {self.target} = {self.classes[self._bias_class]}"
+        return f"{what}{of} are {self._too()} in {self.label}."
+
+    @property
+    def relation(self) -> str:
+        """Parts of the loss due to inputs and to a changed relation (DISDE), as a sentence."""
+        if (parts := self.decomposition) is None:
+            return ""
+        if not parts.has_overlap:
+            return (
+                f"In {self.label}, inputs hardly overlap with the training environments (AUROC "
+                f"{parts.auc:.2f}): the drop cannot be split into inputs and relation."
+            )
+        total, relation = parts.target_loss - parts.source_loss, parts.changed_relation
+        side = "above" if total > 0 else "below"
+        ends = f"[{_signed(relation.low)}, {_signed(relation.high)}]"
+        return (
+            f"In {self.label}, {self.loss_name} is {number(abs(total), 2)} {side} "
+            f"the training environments': {_signed(relation.mean)} {ends} by a changed relation, "
+            f"{_signed(total - relation.mean)} by other inputs."
+        )
+
+    @property
+    def kinds(self) -> str:
+        """Kinds of shift, as a sentence."""
+        if self.shift is None:
+            return ""
+        if not self.shift.kinds:
+            return f"No shift of inputs or target was found in {self.label}."
+        return f"In {self.label}, there is {' and '.join(_KINDS[kind] for kind in self.shift.kinds)}."
+
+    @property
+    def _level_class(self) -> int:
+        """Class whose share differs most from other environments; the second of two."""
+        moved = np.abs(np.subtract(self.levels, self.levels_elsewhere))
+        return 1 if len(self.classes) == 2 else int(moved.argmax())
+
+    @property
+    def _bias_class(self) -> int:
+        """Class with the largest bias, but the first."""
+        return 1 + (0 if self.calibration is None else int(np.abs(self.calibration.bias).argmax()))
+
+    @property
+    def _worst_bias(self) -> tuple[float, float]:
+        """Largest bias of the predictions, and its standard error."""
+        assert self.calibration is not None
+        k = self._bias_class - 1
+        return self.calibration.bias[k], self.calibration.bias_errors[k]
+
+    def _detail(self, main: Part) -> str:
+        """Return the evidence for the main part, and whether the ranking holds."""
+        assert self.drop is not None
+        assert self.calibration is not None
+        if main == "ranking":
+            return self._ranking_detail()
+        if main == "level":
+            text = self._levels() if self.is_prevalence else f"predictions are {self._too()}"
+        else:
+            how = "extreme" if self.calibration.slope < 1 else "cautious"
+            text = f"predictions are too {how} (calibration slope {self.calibration.slope:.2g})"
+        ranking = self.drop[1].ranking
+        holds = not _exceeds_zero(ranking, self.n_compared) and self.shares["ranking"] < _SMALL_SHARE
+        return f": {text}{'; ranking holds' if holds else ''}"
+
+    def _ranking_detail(self) -> str:
+        if self.is_reversed:
+            return ": predictions are reversed, because the relation of inputs and target differs"
+        parts = self.decomposition
+        kinds = self.shift.kinds if self.shift is not None else ()
+        relation = inputs = False
+        if parts is not None and parts.has_overlap:
+            relation = parts.changed_relation.low > 0
+            inputs = parts.changed_relation.mean < parts.harder_inputs.mean + parts.new_inputs.mean
+        if "concept" in kinds or (relation and not inputs):
+            return ", which no recalibration repairs: the relation of inputs and target differs"
+        if inputs or kinds == ("covariate",):
+            return ", which no recalibration repairs: the inputs differ, not their relation to the target"
+        return ", which no recalibration repairs"
+
+    def _too(self) -> str:
+        bias = self._worst_bias[0]
+        size = number(abs(bias)) if self.regression else f"{abs(bias):.2f}"
+        return f"{size} too {'high' if bias > 0 else 'low'}"
+
+    def _levels(self) -> str:
+        k = self._level_class
+        shares = f"{self.levels[k]:.0%} of rows, {self.levels_elsewhere[k]:.0%} elsewhere".replace("%", " %")
+        return f"{self.target} is {self.classes[k]} in {shares}"
+
+
+LEVEL_OF_TESTS = 0.05
+"""Significance level of the tests of shift."""
+
+_PART_NAMES: Mapping[Part, str] = {"level": "level", "slope": "calibration slope", "ranking": "ranking"}
+_KINDS = {
+    "label": "label shift (P(Y) differs, the slopes of P(Y | X) do not)",
+    "covariate": "covariate shift (P(X) differs)",
+    "concept": "concept shift (P(Y | X) differs)",
+}
+
+
+def find_causes(
+    source: TableSource,
+    results: ComparisonResults,
+    folds: Folds,
+    holdout_fraction: float,
+    seeds: Sequence[int],
+    *,
+    seed: int = 0,
+) -> dict[str, Cause]:
+    """Find the reasons for the drop of the baseline in each environment, the hardest environment first.
+
+    Args:
+        source: Table of the study.
+        results: Results of a study, with stored predictions.
+        folds: Groups of environments, each held out together.
+        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        seeds: Seed of the data draw of each replica (`Seeds.of(study.seed, replica).data`).
+        seed: Seed of resampling.
+
+    Returns:
+        One entry per environment; with more than 12 environments, those with the worst scores.
+    """
+    stored, method = StoredRows(source, folds, holdout_fraction, seeds), results.baseline_method
+    names = [name for name in results.hardest_first() if results.rows.get((method, name)) is not None]
+    names = [name for name in names if results.rows[method, name].out_of_domain][:MOST_ENVIRONMENTS]
+    shifts, n_compared = _shifts(stored, seed), len(results.baseline)
+    inputs: dict[tuple[str, ...], Array] = {}
+    causes: dict[str, Cause] = {}
+    for name in names:
+        rows = results.rows[method, name]
+        outside, inside = (
+            stored.out_of_domain(name, rows.out_of_domain),
+            stored.in_domain(name, rows.in_domain),
+        )
+        fold = stored.fold_of(name)
+        if fold not in inputs:
+            inputs[fold] = stored.inputs(fold)
+        training = stored.training(name, rows.others)
+        calibration, split = _calibration(stored, inside, outside, seed)
+        own, targets = stored.by_environment[name], source.table.targets()
+        causes[name] = Cause(
+            name,
+            label_of(source.table, name),
+            source.table.target.name,
+            source.table.classes,
+            _levels(source.table, targets[own]),
+            _levels(source.table, np.delete(targets, own)),
+            n_compared,
+            split,
+            None
+            if calibration is None
+            else _with_training_noise(calibration, len(own), len(targets) - len(own)),
+            _decomposition(inputs[fold], training, outside, n_compared, stored, seed),
+            shifts.get(name),
+        )
+    return causes
+
+
+def label_of(table: Table, environment: str) -> str:
+    """Return the name of an environment for a sentence; numbers are preceded by the column name."""
+    is_number = environment.replace(".", "", 1).lstrip("-").isdigit()
+    return f"{table.environment.name} {environment}" if is_number else environment
+
+
+def _calibration(
+    stored: StoredRows, inside: Scores | None, outside: Scores, seed: int
+) -> tuple[Calibration | None, DropSplit | None]:
+    """Return the calibration in an environment and the split of the drop; None where rows are too few."""
+    if len(outside.targets) < _FEWEST_ROWS:
+        return None, None
+    if inside is None or len(inside.targets) < _FEWEST_ROWS:
+        return measure_calibration(*outside.pair, regression=stored.regression), None
+    split = split_drop(
+        inside.pair, outside.pair, regression=stored.regression, n_resamples=_RESAMPLES, seed=seed
+    )
+    return split.calibration, split
+
+
+def _with_training_noise(calibration: Calibration | None, n_rows: int, n_training: int) -> Calibration | None:
+    """Return the calibration with errors of the bias that include the sampling of training rows."""
+    if calibration is None:
+        return None
+    scale = math.sqrt(1 + n_rows / max(1, n_training))
+    return replace(calibration, bias_errors=tuple(scale * error for error in calibration.bias_errors))
+
+
+def _decomposition(
+    inputs: Array, training: Scores | None, outside: Scores, n_compared: int, stored: StoredRows, seed: int
+) -> DropDecomposition | None:
+    """Return the decomposition of the loss into inputs and relation; None where rows are too few."""
+    if training is None or training.rows is None or outside.rows is None:
+        return None
+    sides = [(inputs[each.rows], each.losses(regression=stored.regression)) for each in (training, outside)]
+    try:
+        return measure_disde(*sides, level=1 - (1 - LEVEL) / n_compared, seed=seed)
+    except EnvariantError:
+        return None
+
+
+def _shifts(stored: StoredRows, seed: int) -> dict[str, EnvironmentShift]:
+    """Return the kinds of shift by environment; empty if they cannot be tested."""
+    table = stored.source.table
+    names = np.array(table.environments)[table.environment.values]
+    try:
+        shifts = name_shifts(
+            stored.inputs(()), table.targets(), names, regression=stored.regression, seed=seed,
+            level=LEVEL_OF_TESTS,
+        )  # fmt: skip
+    except EnvariantError:
+        return {}
+    return {each.environment: each for each in shifts}
+
+
+def _levels(table: Table, targets: NDArray[Any]) -> tuple[float, ...]:
+    """Return the share of each class, or the mean target."""
+    if table.task == "regression":
+        return (float(targets.mean()),)
+    return tuple((np.bincount(targets.astype(int), minlength=len(table.classes)) / len(targets)).tolist())
+
+
+def _exceeds_zero(interval: Interval, n_tests: int) -> bool:
+    """Return whether a difference is positive, with Bonferroni correction over tests."""
+    usual, corrected = (float(stats.norm.isf((1 - LEVEL) / 2 / n)) for n in (1, n_tests))
+    return interval.mean > (interval.mean - interval.low) * corrected / usual
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Return a number with some significant digits, without exponent."""
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{min(places, 6)}f}"
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else '+'}{number(abs(value), 2)}"

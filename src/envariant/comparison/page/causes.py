@@ -1,0 +1,226 @@
+"""Sections on the reasons for a drop, and on remedies with their measured gain."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, final
+
+from matplotlib.figure import Figure
+
+from envariant.analysis.statistics import Interval
+from envariant.comparison.causes import MOST_ENVIRONMENTS, PARTS, Cause, number
+from envariant.comparison.page.base import Block, PageSection, shortened
+from envariant.comparison.page.scores import style_rows
+from envariant.comparison.remedies import Remedy, label_scores, score_text
+from envariant.comparison.results import ComparisonResults
+from envariant.reporting.tables import NONE, TextTable
+from envariant.reporting.theme import (
+    INK,
+    TEST,
+    TRAIN,
+    colors,
+    legend,
+    name_axes,
+    new_axes,
+    plain_text,
+    quiet,
+)
+
+_PART_COLORS = (TEST, TRAIN[2], TRAIN[0])
+# Largest number of curves in the figure of scores over labels.
+_MOST_CURVES = 8
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Causes(PageSection):
+    """Section on level, slope and ranking of each drop, on bias, and on kinds of shift."""
+
+    anchor: ClassVar[str] = "causes"
+    title: ClassVar[str] = "Why does the score drop?"
+
+    @classmethod
+    def applies(cls, results: ComparisonResults) -> bool:
+        return bool(results.causes)
+
+    def render(self) -> tuple[Block, ...]:
+        """Return a summary of each environment, the figure of the parts, and the table."""
+        causes: list[Cause] = list(self.results.causes.values())
+        split = [cause for cause in causes if cause.split is not None]
+        caption = (
+            "Loss of models trained without the environment minus loss of models trained with it. Level: "
+            "repaired by an intercept. Slope: by a calibration slope. Ranking: by no recalibration. Dots: "
+            "total, 95 % CI."
+        )
+        figure = (Block.figure(_parts_figure(split), caption),) if split else ()
+        table = Block.table(self.table(), "Parts of the drop, and kind of shift")
+        return (Block("definitions", tuple(map(_summary, causes))), *figure, table)
+
+    def table(self) -> TextTable:
+        """Return a table of the parts of the drop, one row per environment."""
+        causes: list[Cause] = list(self.results.causes.values())
+        hidden = len(self.results.environments) - len(causes)
+        loss = causes[0].loss_name
+        header = (
+            self.results.data.environment_column or "environment", f"drop in {loss}", "level", "slope",
+            "ranking", "bias", "changed relation", "other inputs", "kind of shift",
+        )  # fmt: skip
+        note = (
+            f"Drop: {loss} out of domain minus in domain, 95 % CI. Bias: mean prediction minus mean target "
+            f"(class with the largest bias). Changed relation, other inputs: parts of the difference to the "
+            f"training environments (DISDE). {NONE}: not measured, or no overlap of inputs. Kind of shift: "
+            f"against the other environments (permutation tests, level 0.05)."
+        )
+        more = f"Only the {MOST_ENVIRONMENTS} environments with the worst scores are explained."
+        return TextTable(header, tuple(map(_row, causes)), (note, *([more] if hidden > 0 else [])))
+
+    def to_dict(self) -> dict[str, Any]:
+        causes: dict[str, Cause] = dict(self.results.causes)
+        return {
+            "causes": {
+                name: {
+                    "cause": cause.cause,
+                    "bias": cause.bias,
+                    "relation": cause.relation,
+                    "kinds": list(cause.shift.kinds) if cause.shift else [],
+                    "shares": dict(cause.shares),
+                    "drop": asdict(cause.split) if cause.split else None,
+                    "decomposition": asdict(cause.decomposition) if cause.decomposition else None,
+                }
+                for name, cause in causes.items()
+            }
+        }
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Remedies(PageSection):
+    """Section on the measured gain of a few labels, other methods and other remedies."""
+
+    anchor: ClassVar[str] = "remedies"
+    title: ClassVar[str] = "What would help?"
+
+    @classmethod
+    def applies(cls, results: ComparisonResults) -> bool:
+        return bool(results.remedies)
+
+    def render(self) -> tuple[Block, ...]:
+        """Return the figure of scores over numbers of labels, the table, and columns to collect."""
+        remedies: tuple[Remedy, ...] = self.results.remedies
+        curves = [each for each in remedies if each.curve][:_MOST_CURVES]
+        caption = (
+            "Score on the other rows of the environment after an intercept, or intercept and slope, is "
+            "fitted to labeled rows. Bars: standard deviation over random choices of the labeled rows."
+        )
+        figure = (Block.figure(_curves_figure(curves), caption),) if curves else ()
+        measured = any(math.isfinite(each.gain.mean) for each in remedies)
+        table = (Block.table(self.table(), "Remedies, significant gains first"),) if measured else ()
+        notes = (Block("note", each.sentence) for each in remedies if each.kind == "collect")
+        return (*figure, *table, *notes)
+
+    def table(self) -> TextTable:
+        """Return a table with one row per environment and remedy whose gain is measured."""
+        remedies: tuple[Remedy, ...] = self.results.remedies
+        measured = [each for each in remedies if math.isfinite(each.gain.mean)]
+        name = measured[0].score if measured else "score"
+        lines = tuple(
+            (
+                each.environment,
+                each.action,
+                score_text(each.score, each.before),
+                score_text(each.score, each.after),
+                _interval(each.gain, each.score == "RMSE") + ("" if each.significant else " (n.s.)"),
+            )
+            for each in measured
+        )
+        environment = self.results.data.environment_column or "environment"
+        note = (
+            "Labels: the smallest number with 90 % of the gain of the best number. Intervals: 95 %, "
+            "Bonferroni-corrected over environments and methods. n.s.: not significant."
+        )
+        return TextTable((environment, "remedy", f"{name} before", "after", "gain"), lines, (note,))
+
+    def to_dict(self) -> dict[str, Any]:
+        remedies: tuple[Remedy, ...] = self.results.remedies
+        return {
+            "remedies": [
+                {**asdict(each), "significant": each.significant, "sentence": each.sentence}
+                for each in remedies
+            ]
+        }
+
+
+def _summary(cause: Cause) -> tuple[str, str]:
+    """Return the environment and the sentences about it, without its name."""
+    sentences = [cause.cause or "No significant drop.", cause.bias, cause.relation, cause.kinds]
+    texts = (
+        s.removeprefix(f"In {cause.label}, ").replace(f" in {cause.label}.", ".") for s in sentences if s
+    )
+    return cause.environment, " ".join(text[:1].upper() + text[1:] for text in texts)
+
+
+def _row(cause: Cause) -> tuple[str, ...]:
+    split, disde, calibration = cause.split, cause.decomposition, cause.calibration
+    loss = [NONE] * 4
+    if split is not None:
+        means = [getattr(split.loss, part).mean for part in PARTS]
+        loss = [_interval(split.loss.total, cause.regression), *(_signed(m, cause.regression) for m in means)]
+    relation = [NONE] * 2
+    if disde is not None and disde.has_overlap:
+        changed, total = disde.changed_relation.mean, disde.target_loss - disde.source_loss
+        relation = [_signed(value, cause.regression) for value in (changed, total - changed)]
+    bias = NONE if calibration is None else _signed(max(calibration.bias, key=abs), cause.regression)
+    kinds = NONE if cause.shift is None else ", ".join(cause.shift.kinds) or "none"
+    return (cause.environment, *loss, bias, *relation, kinds)
+
+
+def _signed(value: float, in_unit: bool) -> str:
+    if not in_unit:
+        return f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")
+    return f"{'−' if value < 0 else '+'}{number(abs(value))}"
+
+
+def _interval(interval: Interval, in_unit: bool) -> str:
+    mean, low, high = (_signed(value, in_unit) for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _parts_figure(causes: list[Cause]) -> Figure:
+    """Return stacked bars of level, slope and ranking, one row per environment."""
+    figure, axes = new_axes(7.4, 0.42 * len(causes) + 1.5)
+    for row, cause in enumerate(causes):
+        assert cause.split is not None
+        ends = {True: 0.0, False: 0.0}
+        for part, color in zip(PARTS, _PART_COLORS, strict=True):
+            mean = getattr(cause.split.loss, part).mean
+            axes.barh(row, mean, left=ends[mean > 0], height=0.55, color=color, alpha=0.75)
+            ends[mean > 0] += mean
+        total = cause.split.loss.total
+        axes.plot([total.low, total.high], [row, row], color=INK, lw=1.2)
+        axes.plot([total.mean], [row], "o", color=INK, ms=5)
+    for part, color in zip(PARTS, _PART_COLORS, strict=True):
+        axes.plot([], [], "s", color=color, alpha=0.75, ms=8, label=part)
+    axes.plot([], [], "o", color=INK, ms=5, label="total")
+    axes.axvline(0, color=INK, lw=0.8)
+    style_rows(axes, [cause.environment for cause in causes])
+    name_axes(axes, f"drop in {causes[0].loss_name} (out of domain − in domain)")
+    legend(figure)
+    return figure
+
+
+def _curves_figure(remedies: list[Remedy]) -> Figure:
+    """Return the score over the number of labels, one curve per environment."""
+    figure, axes = new_axes(7.4, 3.4)
+    sizes = sorted({gain.n_labels for each in remedies for gain in each.curve})
+    for k, (each, color) in enumerate(zip(remedies, colors(), strict=False)):
+        scores = [label_scores(gain, each.score) for gain in each.curve]
+        # Curves are shifted a little, so that their bars do not overlap.
+        shift = 0.04 * (k - (len(remedies) - 1) / 2)
+        x = [shift, *(1 + sizes.index(gain.n_labels) + shift for gain in each.curve)]
+        y, errors = [each.before, *(after for _, after, _ in scores)], [0.0, *(sd for *_, sd in scores)]
+        name = plain_text(shortened(each.environment))
+        axes.errorbar(x, y, errors, fmt="o-", color=color, lw=1.6, ms=4.5, elinewidth=0.9, label=name)
+    axes.set_xticks(range(len(sizes) + 1), ["0", *map(str, sizes)])
+    name_axes(axes, "number of labels from the new environment", remedies[0].score)
+    legend(figure, columns=4)
+    quiet(axes)
+    return figure

@@ -1,0 +1,310 @@
+"""Remedies for the drop in each new environment, with their gain on its rows.
+
+A few labels, another method, fewer columns, corrected class shares, or a column to collect.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from envariant.analysis.few_labels import LabelGain, gain_from_labels, recalibrate
+from envariant.analysis.label_shift import (
+    adjust_probabilities,
+    assess_conditional_shift,
+    assess_label_shift,
+    estimate_prior_em,
+)
+from envariant.analysis.statistics import LEVEL, Interval
+from envariant.comparison.baselines import Folds
+from envariant.comparison.causes import LEVEL_OF_TESTS, Cause, number
+from envariant.comparison.formatting import method_name
+from envariant.comparison.results import ComparisonResults
+from envariant.comparison.stored_rows import Scores, StoredRows
+from envariant.core.errors import listed
+from envariant.core.metrics import probabilities
+from envariant.data.tables.source import TableSource
+
+Array = NDArray[np.float64]
+Kind = Literal["labels", "method", "columns", "class shares", "collect"]
+ScoreName = Literal["accuracy", "log loss", "RMSE"]
+
+STABLE_COLUMNS = "stable-columns"
+"""Method without the columns whose relation with the target changes."""
+
+# Share of the rarer of two classes below which accuracy hardly changes, so that log loss is reported.
+_RARE = 0.2
+# Share of the largest gain at which more labels are not worth while.
+_ENOUGH = 0.9
+# Shares of missing values from which on, and up to which, a column counts as missing and as present.
+_MISSING, _PRESENT = 0.8, 0.5
+_RESAMPLES = 100
+_FEWEST_ROWS = 20
+_UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
+
+
+@final
+@dataclass(frozen=True)
+class Remedy:
+    """Remedy for the drop of the baseline in one environment, and its measured gain.
+
+    Attributes:
+        environment: Name of the environment.
+        label: Name of the environment in a sentence.
+        kind: "labels" (an intercept, or intercept and slope, from labeled rows), "method" (another method),
+            "columns" (without unstable columns), "class shares" (corrected without labels) or "collect" (a
+            column that is missing).
+        action: The remedy in a few words, such as "20 labels".
+        score: Name of the score: "accuracy", "log loss" or "RMSE".
+        before: Score of the baseline in the environment; NaN if the gain is not measured.
+        after: Score with the remedy, on the same rows.
+        gain: Improvement, positive if better, with its interval, corrected over environments and methods.
+        method: Method to use instead of the baseline; "" for other kinds.
+        columns: Columns to collect.
+        curve: Gains from each number of labels, with the better of the two refits.
+    """
+
+    environment: str
+    label: str
+    kind: Kind
+    action: str
+    score: ScoreName
+    before: float = math.nan
+    after: float = math.nan
+    gain: Interval = _UNKNOWN
+    method: str = ""
+    columns: tuple[str, ...] = ()
+    curve: tuple[LabelGain, ...] = ()
+
+    @property
+    def significant(self) -> bool:
+        """Whether the gain is significantly positive."""
+        return self.gain.low > 0
+
+    @property
+    def sentence(self) -> str:
+        """The remedy and its measured gain, as a sentence; "" if the gain is not significant."""
+        if self.kind == "collect":
+            return f"{self.action}."
+        if not self.significant:
+            return ""
+        verb = "bring" if self.kind == "labels" or self.action.endswith("trees") else "brings"
+        before, after = (score_text(self.score, value) for value in (self.before, self.after))
+        action = self.action[:1].upper() + self.action[1:]
+        return f"{action} {verb} {self.label} from {before} to {after} {self.score}."
+
+
+def score_text(score: ScoreName, value: float) -> str:
+    """Return a score as text: two decimals, or three significant digits for RMSE."""
+    return number(value) if score == "RMSE" else f"{value:.2f}"
+
+
+def find_remedies(
+    source: TableSource,
+    results: ComparisonResults,
+    causes: Mapping[str, Cause],
+    folds: Folds,
+    holdout_fraction: float,
+    seeds: Sequence[int],
+    *,
+    seed: int = 0,
+) -> tuple[Remedy, ...]:
+    """Measure what would improve the baseline in each environment.
+
+    Args:
+        source: Table of the study.
+        results: Results of a study, with stored predictions.
+        causes: Result of `find_causes`; remedies are sought for its environments.
+        folds: Groups of environments, each held out together.
+        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        seeds: Seed of the data draw of each replica.
+        seed: Seed of resampling.
+
+    Returns:
+        Remedies with a significant gain, the largest first; then the others with a gain; then columns to
+        collect, whose gain is not measured.
+    """
+    stored = StoredRows(source, folds, holdout_fraction, seeds)
+    name = _score_name(source)
+    remedies: list[Remedy] = []
+    for environment, cause in causes.items():
+        rows = results.rows[results.baseline_method, environment]
+        own = stored.out_of_domain(environment, rows.out_of_domain)
+        tests = _Tests(cause, name, own)
+        if len(own.targets) >= _FEWEST_ROWS:
+            remedies += tests.labels(seed)
+            remedies += _other_methods(tests, results, stored)
+            remedies += _class_shares(tests, stored, stored.training(environment, rows.others), seed)
+        remedies += _collect(tests, source)
+    improving = [each for each in remedies if not each.gain.mean <= 0]
+    # Gains that are not measured are NaN.
+    return tuple(sorted(improving, key=lambda each: (not each.significant, -np.nan_to_num(each.gain.mean))))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Tests:
+    """Rows of one environment with the baseline's predictions, on which remedies are measured.
+
+    Attributes:
+        cause: Reasons for the drop in the environment.
+        score: Name of the score.
+        own: Predictions of the baseline.
+    """
+
+    cause: Cause
+    score: ScoreName
+    own: Scores
+
+    def labels(self, seed: int) -> list[Remedy]:
+        """Return the gain of a few labels: the smallest number with most of the gain of the largest."""
+        regression = self.score == "RMSE"
+        gains = gain_from_labels(*self.own.pair, n_resamples=_RESAMPLES, regression=regression, seed=seed)
+        sizes = dict.fromkeys(each.n_labels for each in gains)
+        curve = tuple(
+            min((e for e in gains if e.n_labels == size), key=lambda e: e.loss.after) for size in sizes
+        )
+        measured = [(each, *label_scores(each, self.score)) for each in curve]
+        if not measured:
+            return []
+        sign = 1 if self.score == "accuracy" else -1
+        most = max(sign * (after - before) for _, before, after, _ in measured)
+        chosen, before, after, sd = next(
+            each for each in measured if sign * (each[2] - each[1]) >= _ENOUGH * most or most <= 0
+        )
+        gain, losses = sign * (after - before), _row_losses(self.own, self.score)
+        # Spread over the choice of labeled rows, and over the rows on which the gain is measured.
+        variance = abs(gain) if self.score == "accuracy" else float(losses.var())
+        scale = before + after if regression else 1.0
+        error = math.hypot(sd, math.sqrt(variance / len(losses)) / max(scale, 1e-12))
+        action, interval = f"{chosen.n_labels} labels", self.interval(gain, error)
+        return [self.remedy("labels", action, before, after, interval, curve=curve)]
+
+    def paired(self, other: Scores, n_methods: int = 1) -> tuple[float, float, Interval]:
+        """Return the score before and after, and the gain with an interval from paired rows."""
+        first, second = (_row_losses(each, self.score) for each in (self.own, other))
+        before, after = float(first.mean()), float(second.mean())
+        error = float((first - second).std()) / math.sqrt(len(first))
+        if self.score == "accuracy":
+            return 1 - before, 1 - after, self.interval(before - after, error, n_methods)
+        if self.score == "log loss":
+            return before, after, self.interval(before - after, error, n_methods)
+        roots = math.sqrt(before), math.sqrt(after)
+        return *roots, self.interval(roots[0] - roots[1], error / max(sum(roots), 1e-12), n_methods)
+
+    def interval(self, gain: float, error: float, n_methods: int = 1) -> Interval:
+        """Return the interval of a gain, Bonferroni-corrected over environments and methods."""
+        half = error * float(stats.norm.isf((1 - LEVEL) / 2 / (self.cause.n_compared * n_methods)))
+        return Interval(gain, gain - half, gain + half, len(self.own.targets))
+
+    def remedy(
+        self, kind: Kind, action: str, before: float, after: float, gain: Interval, **more: Any
+    ) -> Remedy:
+        """Return a remedy for the environment."""
+        cause = self.cause
+        return Remedy(cause.environment, cause.label, kind, action, self.score, before, after, gain, **more)
+
+
+def label_scores(gain: LabelGain, score: ScoreName) -> tuple[float, float, float]:
+    """Return the score before and after, and its standard deviation over choices of the labeled rows."""
+    if score == "accuracy" and gain.accuracy is not None:
+        return gain.accuracy.before, gain.accuracy.after, gain.accuracy.sd
+    before, after, sd = gain.loss.before, gain.loss.after, gain.loss.sd
+    if score == "RMSE":
+        before, after = math.sqrt(before), math.sqrt(after)
+        sd /= max(2 * after, 1e-12)
+    return before, after, sd
+
+
+def _score_name(source: TableSource) -> ScoreName:
+    table = source.table
+    if table.task == "regression":
+        return "RMSE"
+    shares = np.bincount(table.targets().astype(int)) / len(table)
+    return "log loss" if table.task == "binary" and shares.min() < _RARE else "accuracy"
+
+
+def _row_losses(scores: Scores, score: ScoreName) -> Array:
+    """Return error, log loss or squared error of each row."""
+    if score != "accuracy":
+        return scores.losses(regression=score == "RMSE")
+    z = scores.values
+    predicted = z > 0 if z.ndim == 1 else z.argmax(axis=1)
+    return (predicted != scores.targets).astype(np.float64)
+
+
+def _other_methods(tests: _Tests, results: ComparisonResults, stored: StoredRows) -> list[Remedy]:
+    """Return the gain of the best other method, and that of leaving out unstable columns."""
+    environment = tests.cause.environment
+    others = [
+        method
+        for method in results.cells
+        if method != results.baseline_method
+        and (method, environment) in results.rows
+        and results.rows[method, environment].out_of_domain
+    ]
+    measured = {
+        method: tests.paired(
+            stored.out_of_domain(environment, results.rows[method, environment].out_of_domain), len(others)
+        )
+        for method in others
+    }
+    remedies: list[Remedy] = []
+    if (own := measured.pop(STABLE_COLUMNS, None)) is not None:
+        action = "leaving out the unstable columns"
+        remedies.append(tests.remedy("columns", action, *own, method=STABLE_COLUMNS))
+    if measured:
+        best = max(measured, key=lambda method: measured[method][2].mean)
+        remedies.append(tests.remedy("method", method_name(best), *measured[best], method=best))
+    return remedies
+
+
+def _class_shares(tests: _Tests, stored: StoredRows, training: Scores | None, seed: int) -> list[Remedy]:
+    """Return the gain of class shares estimated without labels, if P(Y) changes and P(X | Y) does not."""
+    cause, own = tests.cause, tests.own
+    if stored.regression or training is None or training.rows is None or own.rows is None:
+        return []
+    rows = np.concatenate([training.rows, own.rows])
+    side = np.repeat([0, 1], [len(training.rows), len(own.rows)])
+    labels = stored.source.table.targets()[rows]
+    if assess_label_shift(labels, side, seed=seed).p_value > LEVEL_OF_TESTS / cause.n_compared:
+        return []
+    inputs = stored.inputs(stored.fold_of(cause.environment))[rows]
+    if assess_conditional_shift(inputs, labels, side, seed=seed).p_value <= LEVEL_OF_TESTS:
+        return []
+    # Estimates need calibrated probabilities.
+    calibrated = recalibrate(*training.pair, refit="intercept and slope")
+    known, new = (probabilities(calibrated.apply(each.values)) for each in (training, own))
+    estimate = estimate_prior_em(new, known.mean(axis=0))
+    with np.errstate(divide="ignore"):
+        logits = np.log(np.maximum(adjust_probabilities(new, estimate.weights), 1e-12))
+    adjusted = Scores(logits[:, 1] - logits[:, 0] if own.values.ndim == 1 else logits, own.targets, own.rows)
+    action = "correcting the class shares without labels"
+    return [tests.remedy("class shares", action, *tests.paired(adjusted))]
+
+
+def _collect(tests: _Tests, source: TableSource) -> list[Remedy]:
+    """Return the columns that are missing in the environment or elsewhere, but not in both."""
+    table = source.table
+    here = table.environment.values == table.environments.index(tests.cause.environment)
+    shares = {c.name: (float(c.missing[here].mean()), float(c.missing[~here].mean())) for c in table.columns}
+    absent = tuple(c for c, (own, other) in shares.items() if own >= _MISSING and other <= _PRESENT)
+    unknown = tuple(c for c, (own, other) in shares.items() if other >= _MISSING and own <= _PRESENT)
+    remedies: list[Remedy] = []
+    for columns, place, other, k in (
+        (absent, tests.cause.label, "elsewhere", 0),
+        (unknown, "the training environments", f"in {tests.cause.label}", 1),
+    ):
+        if columns:
+            most, least = (np.mean([shares[c][side] for c in columns]) for side in (k, 1 - k))
+            missing = f"missing in {most:.0%} of rows there, {least:.0%} {other}".replace("%", " %")
+            action = f"Collect {listed(list(columns))} in {place}: {missing}"
+            cause = tests.cause
+            remedies.append(
+                Remedy(cause.environment, cause.label, "collect", action, tests.score, columns=columns)
+            )
+    return remedies

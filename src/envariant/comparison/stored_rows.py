@@ -1,0 +1,181 @@
+"""Rows of stored predictions: their position in the table, and one prediction per row over all replicas."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from envariant.comparison.baselines import Folds
+from envariant.core.tasks import Regression
+from envariant.data.tables.source import TableSource, task_of
+from envariant.data.validation_split import held_out_rows
+from envariant.studies.permutation_importance import evenly_spaced
+from envariant.training.store import Predictions
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Predictions of distinct rows, each by one of the replicas.
+
+    Attributes:
+        values: Logits `[rows]` or `[rows, classes]`; for regression, predictions in the target's unit.
+        targets: Class numbers, or targets in their unit, `[rows]`.
+        rows: Position of each row in the table; None if unknown.
+    """
+
+    values: Array
+    targets: Array
+    rows: Rows | None
+
+    @property
+    def pair(self) -> tuple[Array, Array]:
+        """Values and targets."""
+        return self.values, self.targets
+
+    def losses(self, *, regression: bool) -> Array:
+        """Return the log loss, or the squared error, of each row."""
+        z, y = self.pair
+        if regression:
+            return np.square(y - z)
+        if z.ndim == 1:
+            return np.logaddexp(0.0, z) - y * z
+        return np.asarray(logsumexp(z, axis=1)) - z[np.arange(len(y)), y.astype(np.int64)]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StoredRows:
+    """Table and validation splits of a study, from which the rows of stored predictions are found.
+
+    Attributes:
+        source: Table of the study.
+        folds: Groups of environments, each held out together.
+        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        seeds: Seed of the data draw of each replica.
+    """
+
+    source: TableSource
+    folds: Folds
+    holdout_fraction: float
+    seeds: Sequence[int]
+
+    @cached_property
+    def by_environment(self) -> Mapping[str, Rows]:
+        """Positions of the rows of each environment in the table."""
+        codes = self.source.table.environment.values
+        return {name: np.flatnonzero(codes == k) for k, name in enumerate(self.source.table.environments)}
+
+    @property
+    def regression(self) -> bool:
+        """Whether targets are real numbers."""
+        return self.source.table.task == "regression"
+
+    def fold_of(self, environment: str) -> tuple[str, ...]:
+        """Return the fold that holds out an environment."""
+        return tuple(next(fold for fold in self.folds if environment in fold))
+
+    def inputs(self, fold: Sequence[str]) -> Array:
+        """Return the inputs of all rows of the table, encoded without the fold's environments."""
+        sample = self.source.with_test_environments(tuple(fold)).sample(0)
+        arrays = {each.name: each.inputs.numpy() for each in sample.environments}
+        inputs = np.empty((len(self.source.table), *next(iter(arrays.values())).shape[1:]))
+        for name, rows in self.by_environment.items():
+            inputs[rows] = arrays[name]
+        return inputs
+
+    def out_of_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores:
+        """Return one out-of-domain prediction per stored row, by the replicas in turn."""
+        values, targets = self._scores(self.fold_of(environment), predictions[0])
+        turn = np.arange(len(targets)) % len(predictions)
+        for k, each in enumerate(predictions):
+            values[turn == k] = self._scores(self.fold_of(environment), each)[0][turn == k]
+        of_all = self.by_environment[environment]
+        return Scores(values, targets, of_all[evenly_spaced(len(of_all), len(targets)).numpy()])
+
+    def in_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores | None:
+        """Return one in-domain prediction per validation row; None without predictions."""
+        folds = [fold for fold in self.folds if environment not in fold]
+        found: list[Scores] = []
+        for each in predictions:
+            matches = ((fold, self._held_out(fold, environment, each)) for fold in folds)
+            fold, rows = next(((f, r) for f, r in matches if r is not None), (folds[0], None))
+            found.append(Scores(*self._scores(fold, each), rows))
+        return _distinct(found)
+
+    def training(self, environment: str, predictions: Sequence[Mapping[str, Predictions]]) -> Scores | None:
+        """Return one prediction per validation row of the training environments, without an environment.
+
+        None without predictions, or if their rows cannot be found.
+        """
+        fold = self.fold_of(environment)
+        found: list[Scores] = []
+        for by_environment in predictions:
+            for name, each in by_environment.items():
+                rows = self._held_out(fold, name, each)
+                if rows is None:
+                    return None
+                found.append(Scores(*self._scores(fold, each), rows))
+        return _distinct(found)
+
+    def _scores(self, fold: Sequence[str], stored: Predictions) -> tuple[Array, Array]:
+        """Return stored predictions and targets in float64; for regression, in the target's unit."""
+        values, targets = stored.logits.astype(np.float64), stored.targets.astype(np.float64)
+        task = self._task(fold)
+        if isinstance(task, Regression):
+            values, targets = (part * task.scale + task.center for part in (values, targets))
+        return values, targets
+
+    def _held_out(self, fold: Sequence[str], environment: str, stored: Predictions) -> Rows | None:
+        """Return the validation rows of an environment that are stored; None if their targets differ."""
+        task, targets = self._task(fold), self.source.table.targets()
+        for seed in self.seeds:
+            rows = self._splits(tuple(fold), seed)[environment]
+            if len(rows) != stored.of:
+                continue
+            rows = rows[evenly_spaced(len(rows), len(stored.targets)).numpy()]
+            own: Any = targets[rows]
+            if isinstance(task, Regression):
+                own = ((own - task.center) / task.scale).astype(np.float32)
+            if np.array_equal(own.astype(np.float32), stored.targets):
+                return rows
+        return None
+
+    def _splits(self, fold: tuple[str, ...], seed: int) -> Mapping[str, Rows]:
+        """Return the validation rows of each training environment."""
+        if (fold, seed) not in self._cache:
+            sizes = {name: len(rows) for name, rows in self.by_environment.items() if name not in fold}
+            held_out = held_out_rows(sizes, self.holdout_fraction, seed)
+            self._cache[fold, seed] = {
+                name: self.by_environment[name][index.numpy()] for name, index in held_out.items()
+            }
+        return self._cache[fold, seed]
+
+    @cached_property
+    def _cache(self) -> dict[tuple[tuple[str, ...], int], Mapping[str, Rows]]:
+        return {}
+
+    def _task(self, fold: Sequence[str]) -> Any:
+        table = self.source.table
+        codes = [table.environments.index(name) for name in fold]
+        return task_of(table, ~np.isin(table.environment.values, codes))
+
+
+def _distinct(found: Sequence[Scores]) -> Scores | None:
+    """Concatenate predictions, only the first of each row; all of them if rows are unknown."""
+    if not found:
+        return None
+    values, targets = (np.concatenate(parts) for parts in zip(*(each.pair for each in found), strict=True))
+    known = [each.rows for each in found if each.rows is not None]
+    if len(known) < len(found):
+        return Scores(values, targets, None)
+    rows = np.concatenate(known)
+    first = np.sort(np.unique(rows, return_index=True)[1])
+    return Scores(values[first], targets[first], rows[first])

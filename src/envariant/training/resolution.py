@@ -172,7 +172,7 @@ def resolve_algorithm(
 
 
 def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
-    """Parse a text such as `vrex + coral(1.0)` into the recipe and settings of each term.
+    """Parse a string such as `vrex + coral(1.0)` into the recipe and settings of each term.
 
     Raises:
         EnvariantError: If a name or a setting is unknown; the message may suggest a predictor.

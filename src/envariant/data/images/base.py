@@ -163,7 +163,7 @@ class ImageSource(SpecSource):
         """
 
     def preprocessing_log(self) -> list[str]:
-        """Return the preprocessing log: lines that describe the folder, the environments and skipped files."""
+        """Return the preprocessing log as lines about the folder, the environments and skipped files."""
         listing = self.listing()
         images = sum(len(group.files) for group in listing.groups)
         counts = f"{len(listing.groups)} environments, {len(listing.classes)} classes, {images:,} images"

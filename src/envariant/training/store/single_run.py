@@ -38,7 +38,7 @@ class SingleRun:
         """How the stored run is executed; None if nothing is stored yet.
 
         Raises:
-        EnvariantError: If the folder contains files other than a stored run.
+            EnvariantError: If the folder contains files other than a stored run.
         """
         if not self._is_stored():
             return None

@@ -108,9 +108,9 @@ class Record:
 
     @property
     def unpredictable(self) -> dict[str, float]:
-        """Test environments with too many rows of classes that do not occur in training.
+        """Test environments in which many rows have a class that does not occur in training.
 
-        The value is the share of these rows, which exceeds `MOST_UNSEEN`. These environments get no verdict.
+        The values are the shares of these rows, above `MOST_UNSEEN`. Such environments get no verdict.
         """
         tests = (each for each in self.environments if each.role == "test")
         return {each.name: each.unseen for each in tests if each.unseen > MOST_UNSEEN}

@@ -14,7 +14,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class PCGrad(GradientAggregator):
-    """g_e ← g_e − min(0, ⟨g_e, g_f⟩)/‖g_f‖²·g_f for all f ≠ e in random order, then the mean. Yu 2020.
+    """g_e ← g_e − min(0, ⟨g_e, g_f⟩)/‖g_f‖²·g_f for all f ≠ e in random order; then the mean. Yu et al. 2020.
 
     g_e is the gradient of environment e. Inner products are over all parameters, as in the paper's algorithm
     1. The paper sums the projected gradients; here their mean over environments is used.

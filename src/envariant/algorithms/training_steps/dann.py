@@ -26,7 +26,7 @@ _ADVERSARY, _EMBEDDING = "dann-discriminator", "dann-embedding"
 @final
 @dataclass(frozen=True)
 class DANN(TrainingStep):
-    """Alternate min_D L_D, with L_D = CE(D(h), e) + γ·GP, and min_θ R − λ·L_D. Ganin 2016; Li 2018.
+    """Alternate min_D L_D and min_θ R − λ·L_D, L_D = CE(D(h), e) + γ·GP. Ganin et al. 2016; Li et al. 2018.
 
     R is the risk, θ are the parameters of the model, h are features, and CE is the cross-entropy of the
     discriminator D for the environment e. GP is the mean squared gradient of D's loss with respect to its

@@ -34,9 +34,9 @@ class ColumnStability:
 
     Attributes:
         column: Name of the column.
-        slopes: Slope by environment, in standard deviations of the target per standard deviation of the
-            column. For a categorical column or a multiclass target: along the direction of strongest
-            association. NaN in environments with a constant column.
+        slopes: Mapping from environment to slope, in standard deviations of the target per standard deviation
+            of the column; NaN if the column is constant in the environment. For a categorical column or a
+            multiclass target, the slope is along the direction of strongest association.
         errors: Standard error of each slope.
         p_value: P-value of the test of equal slopes (Cochran's Q), Holm-corrected over columns.
     """

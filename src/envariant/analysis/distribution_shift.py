@@ -1,4 +1,4 @@
-"""Kind and size of the distribution shift between environments.
+"""Measure the kind and size of the distribution shift between environments.
 
 Diversity shift: one group has inputs that do not occur in the other. Correlation shift: equal inputs have
 different targets. Methods that help against one kind do not help against the other. Ye et al. 2022,
@@ -56,7 +56,7 @@ class Shift:
             are the densities of z in the two groups.
         correlation: Correlation shift: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both.
         label: Label shift: total variation distance of the target distributions.
-        covariate: Covariate shift: 2·AUROC − 1 of a classifier of the group from the inputs.
+        covariate: Covariate shift: 2·AUROC − 1 of a classifier that predicts the group from the inputs.
     """
 
     first: str
@@ -68,7 +68,7 @@ class Shift:
 
     @classmethod
     def from_trials(cls, first: str, second: str, trials: Sequence["ShiftEstimate"]) -> "Shift":
-        """Return the means of each measure over independent trials, with confidence intervals.
+        """Return each measure as a mean over independent trials, with a confidence interval.
 
         Args:
             first: Name of the first group.
@@ -80,7 +80,7 @@ class Shift:
 
     @property
     def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:
-        """Kind of shift of at least `NOTABLE`: "both", "diversity", "correlation" or "neither"."""
+        """Kind of shift that reaches the size `NOTABLE`: "both", "diversity", "correlation" or "neither"."""
         diversity, correlation = self.diversity.mean >= NOTABLE, self.correlation.mean >= NOTABLE
         if diversity and correlation:
             return "both"
@@ -114,7 +114,7 @@ def measure_shift(
         first: Inputs `[rows, ...]` and targets `[rows]` of the first group by environment. Environments are
             weighted equally.
         second: Inputs and targets of the second group by environment.
-        regression: Whether targets are real numbers, which are compared by quantile bin.
+        regression: Whether targets are real numbers, which are divided into quantile bins.
         seed: Seed of row sampling and network weights.
         n_trials: Number of trials, with seeds `seed`, `seed + 1`, …; intervals need at least two.
 

@@ -20,7 +20,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct labels, sorted: numbers by size, then text alphabetically."""
+    """Return the distinct labels: first numbers, sorted by size, then text, sorted alphabetically."""
 
     def key(text: str) -> tuple[float, str]:
         try:
@@ -44,7 +44,7 @@ def clean(text: str) -> str:
 
 
 def look_alikes(labels: Iterable[str]) -> list[str]:
-    """Return one sentence per group of labels that differ only in case, spaces or Unicode form."""
+    """Return a warning sentence for each group of labels that differ only in case, spaces or Unicode form."""
     groups: dict[str, list[str]] = {}
     for label in labels:
         key = "".join(unicodedata.normalize("NFKC", label).translate(_INVISIBLE).casefold().split())
@@ -63,7 +63,7 @@ _MOST_CLASSES = 20
 
 
 def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task, tuple[str, ...]]:
-    """Convert targets `[rows]` (numbers or text) to numbers, and infer the task if none is given.
+    """Convert targets `[rows]`, numbers or text, to numbers, and infer the task if it is not given.
 
     Returns:
         The targets `[rows]`, the task, and the class names. Class names are empty for regression, and for
@@ -134,7 +134,7 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
 
 
 def coded(column: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Return an integer code for the label of each row, and the labels in the order of the codes.
+    """Encode labels as integers; return the code of each row, and the labels in the order of the codes.
 
     Warns:
         EnvariantWarning: If labels differ only in case, spaces or Unicode form.
@@ -196,7 +196,7 @@ def text_of(value: object) -> str:
 
 
 def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
-    """Return the stacked inputs and the targets of a dataset.
+    """Read all items of a dataset; return the inputs as one tensor, and the targets.
 
     Raises:
         EnvariantError: If the dataset is empty, an item is not a pair, or shapes of inputs differ.

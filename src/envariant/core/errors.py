@@ -1,4 +1,4 @@
-"""User-facing errors.
+"""Errors and warnings for the user.
 
 Every error that a user can fix is an `EnvariantError`. Its message states the problem, the location and the
 remedy. The command line prints the message and exits with 2; any other exception is a bug and keeps its

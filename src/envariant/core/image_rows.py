@@ -1,4 +1,4 @@
-"""Convert images from arrays and datasets of other libraries, and detect random transforms."""
+"""Convert images in arrays and in datasets of other libraries, and detect random transforms."""
 
 import io
 import random
@@ -31,7 +31,8 @@ def prepared(rows: Tensor, where: str) -> Tensor:
         where: Name of the data set, for warnings.
 
     Warns:
-        EnvariantWarning: If other inputs look like images with channels last, or with values up to 255.
+        EnvariantWarning: If other inputs look like images whose channels are the last axis, or whose values
+            go up to 255.
     """
     if not may_be_images(rows):
         return rows
@@ -97,8 +98,8 @@ def check_repeatable(
 
     Args:
         dataset: Dataset of another library.
-        rows: Inputs as read, `[rows, …]`.
-        read_again: Function that reads the first rows again; None: not possible.
+        rows: Inputs from the first reading of the dataset, `[rows, …]`.
+        read_again: Function that reads the first rows again; None if they can be read only once.
         where: Name of the dataset.
 
     Warns:

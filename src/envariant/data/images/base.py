@@ -1,4 +1,4 @@
-"""Base class of image sources; subclasses list the image files of every environment.
+"""`ImageSource`, the base class of image sources, whose subclasses list the files of each environment.
 
 Reading images takes minutes, so names are checked before any image is read.
 """
@@ -35,7 +35,7 @@ _MOST_GROUPS = 5
 @final
 @dataclass(frozen=True, eq=False)
 class ImageGroup:
-    """Image files of one environment: paths relative to the root, and class numbers."""
+    """Image files of one environment: paths relative to the root folder, and class numbers."""
 
     name: str
     files: Sequence[str]
@@ -62,7 +62,7 @@ class Listing:
     remarks: tuple[str, ...] = ()
 
     def notable(self) -> list[str]:
-        """Return the remarks to warn about, such as skipped files, and names that may mean the same."""
+        """Return the remarks that require a warning, such as skipped files or names that look alike."""
         names = (("class", self.classes), ("environment", [group.name for group in self.groups]))
         lines = [
             f"{what} names {sentence}, and count as different; if they mean the same, rename the folders"
@@ -163,7 +163,7 @@ class ImageSource(SpecSource):
         """
 
     def preprocessing_log(self) -> list[str]:
-        """Return the lines of the log: about the folder, every environment, and skipped files."""
+        """Return the preprocessing log as lines about the folder, the environments and skipped files."""
         listing = self.listing()
         images = sum(len(group.files) for group in listing.groups)
         counts = f"{len(listing.groups)} environments, {len(listing.classes)} classes, {images:,} images"

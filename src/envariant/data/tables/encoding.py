@@ -1,4 +1,4 @@
-"""Encoding of table columns as network inputs.
+"""Encode the columns of a table as network inputs.
 
 Missing numbers are replaced by the median; numbers are standardized; categories are one-hot encoded. All
 parameters are fitted on the training environments only, with scikit-learn, and stored as Python numbers.
@@ -21,7 +21,7 @@ __all__ = ["MOST_CATEGORIES", "ColumnEncoding", "Encoder", "fit"]
 @final
 @dataclass(frozen=True)
 class Encoder:
-    """Encoding of a table, which consists of one encoding per column, in the order of the inputs."""
+    """Encoding of a table: the encodings of its columns, in the order of the inputs."""
 
     columns: tuple[ColumnEncoding, ...]
 
@@ -37,7 +37,7 @@ class Encoder:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Range of network inputs that encode each column, by column name."""
+        """Mapping from column name to the range of network inputs that encode the column."""
         ends = [0, *accumulate(len(_names(column)) for column in self.columns)]
         return {column.name: slice(*ends[k : k + 2]) for k, column in enumerate(self.columns)}
 

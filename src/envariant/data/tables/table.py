@@ -51,8 +51,8 @@ class Table:
         task: Name of the prediction task.
         preprocessing_log: Log entries for each column and for the whole table.
         sample_weight: Column of sampling weights for training; None for equal weights.
-        target_type: Original type of the target and values of its classes, for predictions.
-        missing_values: Texts that the user declared as missing values; None: the usual ones, such as NA.
+        target_type: Original type of the target and original values of its classes, for predictions.
+        missing_values: Texts that the user declared as missing values; None for the usual ones, such as NA.
     """
 
     columns: tuple[Column, ...]

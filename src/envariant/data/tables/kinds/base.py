@@ -1,4 +1,4 @@
-"""Base classes of column kinds."""
+"""Base classes of column kinds, which define how each type of table column is parsed and encoded."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ Categories = tuple[str, ...]
 
 @final
 class Parsed(NamedTuple):
-    """Values, categories and number notation of a column; see `Column`."""
+    """Result of parsing a column: values, categories and number notation, as in `Column`."""
 
     values: Values
     categories: Categories = ()
@@ -52,8 +52,8 @@ class ColumnChunk:
             missing values.
         texts: Distinct texts, in the order of their codes.
         categorical: Whether texts are always categories, even if they can be read as numbers.
-        spellings: Pairs of different texts that were read as one, because they differ only in blanks or
-            invisible characters.
+        spellings: Pairs of different texts that were read as the same text because they differ only in blanks
+            or invisible characters.
         originals: Original value of each text, before conversion to text; empty if not stored.
     """
 
@@ -71,7 +71,7 @@ class ColumnChunk:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Number of rows with each text, `[texts]`."""
+        """Number of rows that contain each text, `[texts]`."""
         return np.bincount(self.values[self.values >= 0], minlength=len(self.texts))
 
     def without(self, missing: NDArray[np.bool_]) -> "ColumnChunk":
@@ -93,13 +93,14 @@ class ColumnEncoding:
     Attributes:
         name: Name of the column.
         kind: Name of the column kind.
-        fill: Median, which replaces missing numbers.
-        center: Mean after missing numbers are replaced.
-        scale: Standard deviation after missing numbers are replaced.
-        indicator: Whether there is an indicator input for missing values.
-        categories: Categories with a separate input each.
-        other: Whether there is one common input for rare categories.
-        notation: Notation of numbers that were read from text; None: the notation of programming languages.
+        fill: Median of the training values, which replaces missing numbers.
+        center: Mean of the training values after missing numbers are replaced.
+        scale: Standard deviation of the training values after missing numbers are replaced.
+        indicator: Whether an additional input indicates missing values.
+        categories: Categories that each have a separate input.
+        other: Whether rare categories share an additional input.
+        notation: Notation of numbers that were read from text; None for the notation of programming
+            languages.
     """
 
     name: str
@@ -143,12 +144,12 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed | None:
-        """Return values and categories if a text column is of this kind, else None.
+        """Parse a text column; return None if the column is not of this kind.
 
         Args:
             name: Name of the column.
             texts: All rows of the column; texts that represent a missing value are already removed.
-            decimal_comma: Whether numbers in the table have a decimal comma; None: unknown.
+            decimal_comma: Whether numbers in the table have a decimal comma; None if unknown.
 
         Raises:
             EnvariantError: If most values are of this kind, but a few are not.
@@ -158,7 +159,7 @@ class ColumnKind(ABC):
     def read(
         self, name: str, chunk: ColumnChunk, first_row: int = 0, notation: Notation | None = None
     ) -> Parsed:
-        """Read rows as values of this kind; return values and categories.
+        """Parse rows of a column that was of this kind in training.
 
         Args:
             name: Name of the column.
@@ -179,13 +180,13 @@ class ColumnKind(ABC):
         """Format values as readable text, with None for missing values."""
 
     def as_text(self, values: Values) -> ColumnChunk:
-        """Convert numeric values to a text chunk, to join them with text chunks of the same column."""
+        """Convert numbers to a text chunk, so that they can be joined with text chunks of the same column."""
         codes, distinct = pd.factorize(values)
         return ColumnChunk(None, codes.astype(np.int32), tuple(map(str, self.format(distinct, ()))))
 
     @abstractmethod
     def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
-        """Fit the encoding on training rows; return None if the values are constant."""
+        """Fit the encoding of a column on training rows; return None if the values are constant."""
 
     @abstractmethod
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
@@ -197,10 +198,10 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def describe(self, categories: Categories) -> str:
-        """Return the description of a column for the preprocessing log: its kind and encoding."""
+        """Describe the kind and the encoding of a column, for the preprocessing log."""
 
     def unusable(self, values: Values) -> str:
-        """Return why a non-constant column cannot be useful to any model, or "" if it can."""
+        """Return the reason why a non-constant column is useless to any model; "" if there is none."""
         return ""
 
     def class_names(self, values: Values) -> list[str]:
@@ -209,7 +210,7 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def infer_task(self, values: Values) -> TaskName:
-        """Infer the task from the values of a target of this kind."""
+        """Infer the prediction task from the values of a target column of this kind."""
 
 
 class NumericKind(ColumnKind):
@@ -227,7 +228,7 @@ class NumericKind(ColumnKind):
         """Parse texts as numbers; NaN for texts that are not of this kind."""
 
     def notation(self, texts: ColumnChunk, decimal_comma: bool | None) -> Notation | None:
-        """Return the number notation of a text column, or None if `parse` can read the column."""
+        """Return the number notation of a text column; None if `parse` reads the column without one."""
         del texts, decimal_comma
         return None
 
@@ -316,7 +317,7 @@ class NumericKind(ColumnKind):
         out[:, 0] = np.clip((filled - encoding.center) / encoding.scale, -_FARTHEST, _FARTHEST)
 
     def filled(self, encoding: ColumnEncoding, values: Values) -> Values:
-        """Replace missing values by the median."""
+        """Replace missing values by the median of the training values."""
         return np.where(self.missing(values), encoding.fill, values)
 
     def describe(self, categories: Categories) -> str:

@@ -48,3 +48,10 @@ def test_page_states_the_figures():
         "| SIGKILL at a random moment of `train`, `sweep` and `compare` | 7 | 0 | 0 | 2 | 0 | 3 s |" in text
     )
     assert "Kills: same 4." in text
+
+
+def test_published_figures_have_enough_faults_and_no_consequence():
+    rows = [line.split("|")[2:7] for line in faults.FIGURES.read_text().splitlines() if line.startswith("| ")]
+    counts = [[int(cell) for cell in row] for row in rows if row[0].strip().isdigit()]
+    assert [row[1:] for row in counts] == [[0] * len(faults.FAULTS)] * len(faults.KINDS)
+    assert all(row[0] >= least for row, least in zip(counts, faults.FEWEST.values(), strict=True))

@@ -119,6 +119,8 @@ def sql(*statements: str, file: str = "run/runs.sqlite") -> Make:
         from envariant.training.store.reader import SEALED, checksum
 
         with closing(sqlite3.connect(folder / file)) as connection:
+            # Texts may hold any bytes.
+            connection.text_factory = bytes
             for statement in statements:
                 connection.execute(statement)
             for table in SEALED:
@@ -239,7 +241,6 @@ ZEROS = zlib.compress(bytes(1 << 26))
 NESTED = "[" * DEEP + "]" * DEEP
 ROWS = b"x,site,sick\n" + b"1,a,0\n2,b,1\n" * 10_000
 HEADER = "x,site,sick\n"
-JOURNAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(/tmp/x) (w) file\nshowpage\n"
 STORED = "stored/table.safetensors"
 PIXELS = "photos/a/u/0.png"
@@ -248,7 +249,7 @@ STUDY = 'data = "colored-digits"\nalgorithms = ["erm"]\n'
 MODEL = "predict model table.csv"
 COMPARE = "compare {} -t sick -e site --out out"
 IMAGES = "train --data \"image-folders('photos', size=8, cache='cache')\" --model linear --steps 2"
-SWEEP = "sweep study.toml --out out --dry-run"
+SWEEP = "sweep study.toml --dry-run"
 LIST = "runs list run"
 REPORT = "report run -o page.html"
 RESUME = "train -d colored-digits --model linear --steps 2 --evaluate-every 2 --execution sequential -o run"
@@ -452,7 +453,7 @@ def _stores() -> dict[str, Hostile]:
         "text that is no Unicode": sql("UPDATE runs SET error = CAST(x'ff1b00' AS TEXT)"),
         "test environments of nobody": sql("UPDATE runs SET test_set = 99"),
         "log that is a folder": directory(f"{name}-wal"),
-        "journal of a stranger": content(f"{name}-journal", JOURNAL + b"\xff" * 5000),
+        "journal that is a folder": directory(f"{name}-journal"),
     }  # fmt: skip
     shown = {
         "deep record": sql(f"UPDATE jobs SET record = '{NESTED}'"),
@@ -464,12 +465,15 @@ def _stores() -> dict[str, Hostile]:
         "checkpoint with a deep header": tensors(weights, _text("checkpoint", NESTED)),
         "checkpoint of a huge replica": tensors(weights, _text("checkpoint", f'{{"replicas": [{DIGITS}]}}')),
         "checkpoint of other shapes": tensors(weights, _values(lambda v: v[..., None])),
+        "checkpoint of tensors within tensors": tensors(weights, _nested),
         "checkpoint of nothing": tensors(weights, lambda _, values: values.clear()),
     }
     resumed = {
         "lock that is a folder": directory(f"{job}/.lock"),
         "jobs that are a file": _jobs_file,
         "checkpoint to resume that is a pipe": pipe(weights),
+        "checkpoint to resume of other shapes": tensors(weights, _values(lambda v: v[..., None])),
+        "checkpoint to resume of nothing": tensors(weights, lambda _, values: values.clear()),
     }
     groups = ((listed, LIST), (shown, REPORT), (resumed, RESUME))
     cases = {
@@ -496,6 +500,12 @@ def _stores() -> dict[str, Hostile]:
             tensors(STORED, _values(lambda v: v[:, None] * 1j)), TABLE
         ),
     }  # fmt: skip
+
+
+def _nested(texts: dict[str, str], values: dict[str, Any]) -> None:
+    del texts
+    name = next(name for name in values if name.startswith("params/"))
+    values[f"{name}/more"] = values[name].clone()
 
 
 def _no_columns(texts: dict[str, str], values: dict[str, Any]) -> None:

@@ -204,7 +204,14 @@ def _read(path: Path) -> Checkpoint:
         header = _HEADER.validate_json(texts["checkpoint"])
     except (ValidationError, KeyError):
         raise EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}") from None
-    tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(flat)
+    tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(flat, path)
+    stacked = [tensors[group] for group in ("params", "buffers", "eval_params", "watch")]
+    if not header.replicas or not all(
+        isinstance(value, Tensor) and value.dim() and len(value) == len(header.replicas)
+        for values in stacked
+        for value in values.values()
+    ):
+        raise EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}")
     return Checkpoint(
         replicas=header.replicas,
         step=header.step,
@@ -241,12 +248,14 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     return flat
 
 
-def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+def _nested(flat: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for path, tensor in flat.items():
-        *branches, leaf = path.split(_SEPARATOR)
+    for name, tensor in flat.items():
+        *branches, leaf = name.split(_SEPARATOR)
         place = tree
         for branch in branches:
             place = place.setdefault(branch, {})
+            if not isinstance(place, dict):
+                raise EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}")
         place[leaf] = tensor
     return tree

@@ -256,6 +256,8 @@ def _nested(flat: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         for branch in branches:
             place = place.setdefault(branch, {})
             if not isinstance(place, dict):
-                raise EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}")
+                break
+        if not isinstance(place, dict) or leaf in place:
+            raise EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}")
         place[leaf] = tensor
     return tree

@@ -455,13 +455,13 @@ def mutate(path: Path, rng: random.Random) -> str:
 
 def hostile_inputs(base: Path, part: int, parts: int) -> Tally:
     """Give one part of the hostile inputs, each to a process of limited processor time and memory."""
-    tally, folder, limit = Tally(), base / f"hostile-{part}", _limited
+    tally, folder = Tally(), base / f"hostile-{part}"
     for name, case in list(hostile.inputs().items())[part::parts]:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(base / "hostile", folder)
-        in_fork(lambda case=case: case.make(folder), folder)
+        assert in_fork(lambda case=case: bool(case.make(folder)), folder) in (True, False), name
         tally.faults += 1
-        (result,) = run([case.command], folder, _WALL_SECONDS, limit) or [Result(-9, "", "it hangs")]
+        (result,) = run([case.command], folder, _WALL_SECONDS, _limited) or [Result(-9, "", "it hangs")]
         if not (problem := hostile.problem(result.code, result.output, result.errors)):
             tally.add("refused")
         else:

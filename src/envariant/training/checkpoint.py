@@ -203,7 +203,7 @@ def _read(path: Path) -> Checkpoint:
     try:
         header = _HEADER.validate_json(texts["checkpoint"])
     except (ValidationError, KeyError):
-        raise EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}") from None
+        raise _no_checkpoint(path) from None
     tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(flat, path)
     stacked = [tensors[group] for group in ("params", "buffers", "eval_params", "watch")]
     if not header.replicas or not all(
@@ -211,7 +211,7 @@ def _read(path: Path) -> Checkpoint:
         for values in stacked
         for value in values.values()
     ):
-        raise EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}")
+        raise _no_checkpoint(path)
     return Checkpoint(
         replicas=header.replicas,
         step=header.step,
@@ -252,12 +252,16 @@ def _nested(flat: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, tensor in flat.items():
         *branches, leaf = name.split(_SEPARATOR)
-        place = tree
+        place: Any = tree
         for branch in branches:
             place = place.setdefault(branch, {})
-            if not isinstance(place, dict):
-                break
-        if not isinstance(place, dict) or leaf in place:
-            raise EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}")
+            if isinstance(place, Tensor):
+                raise _no_checkpoint(path)
+        if not branches or leaf in place:
+            raise _no_checkpoint(path)
         place[leaf] = tensor
     return tree
+
+
+def _no_checkpoint(path: Path) -> EnvariantError:
+    return EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}")

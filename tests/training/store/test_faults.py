@@ -213,6 +213,7 @@ def test_damaged_checkpoint_is_named_and_its_replica_trained_again(tmp_path):
         ([1], {"params/a": torch.zeros(())}),
         ([1], {"params/a": torch.zeros(1), "params/a/b": torch.zeros(1)}),
         ([1], {"params/a/b": torch.zeros(1), "params/a": torch.zeros(1)}),
+        ([1], {"params": torch.zeros(1)}),
     ],
 )
 def test_checkpoint_of_a_stranger_is_validated(replicas, tensors, tmp_path):

@@ -204,8 +204,15 @@ def _read(path: Path) -> Checkpoint:
     try:
         header = _HEADER.validate_json(texts["checkpoint"])
     except (ValidationError, KeyError):
-        raise EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}") from None
-    tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(flat)
+        raise _no_checkpoint(path) from None
+    tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(flat, path)
+    stacked = [tensors[group] for group in ("params", "buffers", "eval_params", "watch")]
+    if not header.replicas or not all(
+        isinstance(value, Tensor) and value.dim() and len(value) == len(header.replicas)
+        for values in stacked
+        for value in values.values()
+    ):
+        raise _no_checkpoint(path)
     return Checkpoint(
         replicas=header.replicas,
         step=header.step,
@@ -242,12 +249,20 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     return flat
 
 
-def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+def _nested(flat: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for path, tensor in flat.items():
-        *branches, leaf = path.split(_SEPARATOR)
-        place = tree
+    for name, tensor in flat.items():
+        *branches, leaf = name.split(_SEPARATOR)
+        place: Any = tree
         for branch in branches:
             place = place.setdefault(branch, {})
+            if isinstance(place, Tensor):
+                raise _no_checkpoint(path)
+        if not branches or leaf in place:
+            raise _no_checkpoint(path)
         place[leaf] = tensor
     return tree
+
+
+def _no_checkpoint(path: Path) -> EnvariantError:
+    return EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}")

@@ -384,10 +384,15 @@ class ReplicaStack:
             view.copy_(saved.params[name])
         device = self.device
         watch = {name: value.to(device) for name, value in saved.watch.items()}
-        self._buffers = {name: saved.buffers[name].to(device) for name in self._buffers}
-        self._state = restored(self._state, saved.algorithm, device)
-        self._optimizer.load({name: value.to(device) for name, value in saved.optimizer.items()})
-        self._failures, self._failed_at = dict(saved.failures), watch["failed_at"]
+        try:
+            self._buffers = {name: saved.buffers[name].to(device) for name in self._buffers}
+            self._state = restored(self._state, saved.algorithm, device)
+            self._optimizer.load({name: value.to(device) for name, value in saved.optimizer.items()})
+            self._failures, self._failed_at = dict(saved.failures), watch["failed_at"]
+        except (KeyError, AttributeError) as error:
+            raise EnvariantError(
+                f"replica {saved.replicas[0]}: the checkpoint lacks {error}; train into a new folder"
+            ) from None
         self._metrics, self._gradient_rms = watch.get("metrics"), watch.get("gradient_rms")
         self._metric_names = saved.metrics
         self._alive = self._failed_at < 0

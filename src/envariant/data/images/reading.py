@@ -172,6 +172,9 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
 
 def _cached(path: Path, shape: tuple[int, ...]) -> tuple[Pixels, list[str]] | None:
     """Return the memory-mapped images and notes of a cache file; None if the file is missing or damaged."""
+    if not path.is_file():
+        # Opening a pipe could wait forever.
+        return None
     try:
         pixels: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(pixels, np.memmap) or pixels.shape != shape or pixels.dtype != np.uint8:
@@ -179,7 +182,8 @@ def _cached(path: Path, shape: tuple[int, ...]) -> tuple[Pixels, list[str]] | No
         with path.open("rb") as file:
             file.seek(pixels.offset + pixels.nbytes)
             end = file.read()
-    except (OSError, ValueError, EOFError):
+    # NumPy raises many types of error for a damaged header, such as that of its tokenizer.
+    except Exception:
         return None
     notes, seal = end[:-_DIGEST_SIZE], end[-_DIGEST_SIZE:]
     return (pixels, notes.decode().splitlines()) if seal == _seal(pixels, notes) else None

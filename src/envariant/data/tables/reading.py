@@ -4,6 +4,7 @@ Every chunk is a pandas data frame with unique column names.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,7 +180,7 @@ def _unreadable(path: Path, encoding: str, error: Exception) -> EnvariantError:
 
 
 def _single(label: str, header: Sequence[str]) -> None:
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
+    if repeated := sorted(name for name, count in Counter(header).items() if count > 1):
         raise EnvariantError(f"{label}: column name '{repeated[0]}' is used twice; rename one")
 
 

@@ -41,6 +41,8 @@ _MOST_ROWS = 20_000
 _FEWEST_ROWS = 40
 # Density ratio below which the smaller density counts as zero.
 _ZERO_DENSITY = 1e-3
+# Number of distances computed at a time.
+_BLOCK = 1_000_000
 # Number of quantile bins for real targets.
 _BINS = 5
 
@@ -248,7 +250,9 @@ def _density(points: Array, features: Array, in_class: NDArray[np.bool_], width:
     start = 0 if side == 0 else len(points) - len(features)
     position = np.full(len(points), -1)
     position[start : start + len(features)][in_class] = np.arange(len(members))
-    for block in np.array_split(np.arange(len(points)), max(1, len(points) // 500)):
+    # Blocks of 500 points, and more if the group has few members.
+    blocks = max(1, min(len(points) // 500, len(points) * len(members) // _BLOCK))
+    for block in np.array_split(np.arange(len(points)), blocks):
         z = points[block]
         squared = ((z**2).sum(axis=1)[:, None] + (members**2).sum(axis=1) - 2 * z @ members.T).clip(min=0) / (
             2 * width**2

@@ -117,8 +117,8 @@ def test_the_command_prints_the_kind_of_shift(capsys):
 
 def test_many_classes_need_few_more_computations(monkeypatch):
     calls = []
-    count = distribution_shift.logsumexp
-    monkeypatch.setattr(distribution_shift, "logsumexp", lambda *a, **k: calls.append(1) or count(*a, **k))
+    sums = distribution_shift._kernel_sums
+    monkeypatch.setattr(distribution_shift, "_kernel_sums", lambda *a: calls.append(1) or sums(*a))
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 2_000, 2)), np.arange(2_000) % 200
     distribution_shift.measure_shift({"a": (x[0], y)}, {"b": (x[1], y)})

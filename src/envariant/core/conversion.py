@@ -34,6 +34,9 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 # Signs without width, which make equal texts different.
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
+_ACCENTS = dict.fromkeys(range(0x300, 0x370))
+MOST_GROUPS = 5
+"""Largest number of groups of look-alike labels that are reported."""
 
 
 def clean(text: str) -> str:
@@ -44,18 +47,48 @@ def clean(text: str) -> str:
 
 
 def look_alikes(labels: Iterable[str]) -> list[str]:
-    """Return a warning sentence for each group of labels that differ only in case, spaces or Unicode form."""
+    """Return one sentence per group of labels that differ only in case, blanks, accents or character form."""
     groups: dict[str, list[str]] = {}
     for label in labels:
-        key = "".join(unicodedata.normalize("NFKC", label).translate(_INVISIBLE).casefold().split())
-        groups.setdefault(key, []).append(label)
+        groups.setdefault(_without_accents(_folded(label)), []).append(label)
     sentences: list[str] = []
     for names in groups.values():
+        if len(names) < 2:
+            continue
         shown = listed([f"'{name}'" for name in names], 4, " and ")
         how = "capitals" if len({name.casefold() for name in names}) == 1 else "blanks or character form"
-        if len(names) > 1:
-            sentences.append(f"{shown} differ in {how} only")
+        if len({_folded(name) for name in names}) > 1:
+            plain = {_without_accents(name) for name in names}
+            how = "accents" if len(plain) == 1 else "accents, capitals or blanks"
+        sentences.append(f"{shown} differ in {how} only")
     return sentences
+
+
+def _folded(label: str) -> str:
+    """Return a label in one character form, without capitals and blanks."""
+    if not label.isascii():
+        label = unicodedata.normalize("NFKC", label).translate(_INVISIBLE)
+    return "".join(label.casefold().split())
+
+
+def _without_accents(label: str) -> str:
+    """Return a label without accents; marks of other scripts, such as vowels, are kept."""
+    return label if label.isascii() else unicodedata.normalize("NFD", label).translate(_ACCENTS)
+
+
+def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
+    """Warn if labels differ only in case, blanks, accents or the form of characters.
+
+    Args:
+        labels: Labels.
+        what: Data set and role of the labels, such as "arrays: targets".
+
+    Warns:
+        EnvariantWarning: For each of the first groups of such labels.
+    """
+    for sentence in look_alikes(dict.fromkeys(labels))[:MOST_GROUPS]:
+        text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"
+        warnings.warn(text, EnvariantWarning, stacklevel=4)
 
 
 # Integers with more distinct values than this are a quantity, not classes.
@@ -137,14 +170,12 @@ def coded(column: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str
     """Encode labels as integers; return the code of each row, and the labels in the order of the codes.
 
     Warns:
-        EnvariantWarning: If labels differ only in case, spaces or Unicode form.
+        EnvariantWarning: If labels differ only in case, blanks, accents or the form of characters.
     """
     distinct, inverse = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in distinct]
     labels = in_order(texts)
-    for sentence in look_alikes(labels):
-        text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"
-        warnings.warn(text, EnvariantWarning, stacklevel=3)
+    warn_of_look_alikes(labels, what)
     number = {text: k for k, text in enumerate(labels)}
     return np.array([number[text] for text in texts], dtype=np.int64)[inverse], labels
 

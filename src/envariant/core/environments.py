@@ -300,14 +300,13 @@ class EnvironmentSet(EnvironmentSource):
         for key in renamed:
             if key not in labels:
                 raise unknown_name("environment", key, labels, where=label)
+        conversion.warn_of_look_alikes(renamed.values(), what)
         parts: list[Environment] = []
         for code, text in enumerate(labels):
             index = torch.from_numpy(np.flatnonzero(codes == code)).to(rows.device)
             parts.append(Environment(renamed.get(text, text), image_store(rows[index]), encoded[index.cpu()]))
-        test_environments = tuple(
-            renamed.get(text, text) for text in map(conversion.text_of, conversion.several(test))
-        )
-        return cls(label, tuple(parts), task, test=test_environments, classes=classes)
+        tests = tuple(renamed.get(name, name) for name in map(conversion.text_of, conversion.several(test)))
+        return cls(label, tuple(parts), task, test=tests, classes=classes)
 
     @classmethod
     def from_datasets(
@@ -337,6 +336,7 @@ class EnvironmentSet(EnvironmentSource):
         }
         if not read:
             raise EnvariantError(f"{label}: has no environments")
+        conversion.warn_of_look_alikes(map(str, datasets), f"{label}: environments")
         together = [target for _, targets in read.values() for target in targets]
         encoded, task, classes = conversion.targets_of(together, task, label)
         sizes = [len(targets) for _, targets in read.values()]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from envariant.core import specs
-from envariant.core.conversion import look_alikes, several
+from envariant.core.conversion import MOST_GROUPS, look_alikes, several
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Binary, Multiclass
@@ -27,9 +27,7 @@ from envariant.data.images import reading
 from envariant.data.images.decoding import shown, some
 
 HIDDEN = "skipped, hidden"
-"""Beginning of the remark about skipped hidden files, which is logged without a warning."""
-# Largest number of groups of look-alike names that are reported.
-_MOST_GROUPS = 5
+"""Beginning of the remark on hidden files, about which nobody is warned."""
 
 
 @final
@@ -67,7 +65,7 @@ class Listing:
         lines = [
             f"{what} names {sentence}, and count as different; if they mean the same, rename the folders"
             for what, labels in names
-            for sentence in look_alikes(labels)[:_MOST_GROUPS]
+            for sentence in look_alikes(labels)[:MOST_GROUPS]
         ]
         return [*(remark for remark in self.remarks if not remark.startswith(HIDDEN)), *lines]
 

@@ -1,7 +1,7 @@
 """Encode the columns of a table as network inputs.
 
 Missing numbers are replaced by the median; numbers are standardized; categories are one-hot encoded. All
-parameters are fitted on the training environments only, with scikit-learn, and stored as Python numbers.
+parameters are fitted on the training environments only, and stored as Python numbers.
 """
 
 from collections.abc import Iterable, Mapping

@@ -8,15 +8,12 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from envariant.core.conversion import in_order, look_alikes
+from envariant.core.conversion import MOST_GROUPS, in_order, look_alikes
 from envariant.core.environments import RESERVED
 from envariant.core.errors import EnvariantError, listed
 from envariant.data.tables.columns import Column, text_of
 from envariant.data.tables.kinds import TaskName
 from envariant.data.tables.kinds.missing import MISSING_TEXTS
-
-# Largest number of groups of look-alike categories that are logged.
-_MOST_GROUPS = 5
 
 
 @final
@@ -217,7 +214,7 @@ def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
     remedy = "; if they mean the same, write them alike" if notable else ""
     return [
         LogEntry(column.name, f"{sentence}, and count as different{remedy}", notable)
-        for sentence in look_alikes(column.categories)[:_MOST_GROUPS]
+        for sentence in look_alikes(column.categories)[:MOST_GROUPS]
     ]
 
 

@@ -16,7 +16,7 @@ check: .venv/installed-dev     ## check lint, formatting, types and the directio
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-verify: .venv/installed-dev    ## run the slow statistical checks against the published figures
+verify: .venv/installed-dev    ## compare with the published figures, and inject faults
 	$(BIN)/python -m pytest -m verify
 
 .venv/bin/python:

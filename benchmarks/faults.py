@@ -1,4 +1,4 @@
-"""Inject faults of the machine: kill commands at random moments, fill the disk, and damage files.
+"""Inject faults: kill commands at random moments, fill the disk, damage files, and give hostile inputs.
 
 Every command runs in a forked copy of this process, in which all packages are already loaded. After each
 fault, the same command is given again, and its results are compared with those of an undisturbed run.
@@ -8,6 +8,8 @@ Counted:
 * silent differences: a command that succeeds with other results than the undisturbed one;
 * lost runs: the command given again does not complete all runs;
 * leftovers: partial files that stay behind.
+
+A hostile input must give one line of error within limits of processor time and memory.
 
     python benchmarks/faults.py                        # everything; --write renews faults.md
     python benchmarks/faults.py mutations --count 100
@@ -36,12 +38,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-# Read when PyTorch is imported. Threads of OpenMP do not survive a fork.
-os.environ["OMP_NUM_THREADS"] = "1"
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import hostile
 
 FIGURES = Path(__file__).with_suffix(".md")
 FAULTS = ("tracebacks", "silent differences", "lost runs", "leftovers")
+# Smallest number of faults of each kind.
+FEWEST = {"kills": 84, "disks": 36, "mutations": 600, "hostile": 60}
+KINDS = tuple(FEWEST)
 SIZES = 12
+# Limits on a command with a hostile input; a sound one takes below a second.
+_CPU_SECONDS, _WALL_SECONDS, _MORE_BYTES = 20, 300, 3 << 29
 _PAGE = 4096
 # Stored event after which a process is killed for the state of an interrupted run: within the second replica.
 _LAST_STEP = 50
@@ -180,10 +188,16 @@ def in_fork(action: Callable[[], Any], folder: Path, kill_after: float | None = 
     return json.loads(text) if text else None
 
 
-def run(commands: Sequence[str], folder: Path, kill_after: float | None = None) -> list[Result]:
+def run(
+    commands: Sequence[str],
+    folder: Path,
+    kill_after: float | None = None,
+    before: Callable[[], None] = lambda: None,
+) -> list[Result]:
     """Run commands of the command line one after another in a forked process; return their results."""
 
     def action() -> list[tuple[int, str, str]]:
+        before()
         return [_run_here(command) for command in commands]
 
     results = in_fork(action, folder, kill_after)
@@ -207,7 +221,8 @@ def _run_here(command: str) -> tuple[int, str, str]:
     if code == 0 and exported.exists():
         text += _table(exported)
         exported.unlink()
-    return code, _without_times(text), errors.getvalue()[-2000:]
+    # Some scenarios print the name of their folder.
+    return code, _without_times(text.replace(str(Path.cwd()), ".")), errors.getvalue()[-20_000:]
 
 
 def _table(path: Path) -> str:
@@ -260,6 +275,8 @@ def prepare(folder: Path) -> None:
             Path("out").rename(target / "out")
         return sorted(name for name in sys.modules if name != "__main__")
 
+    (folder / "hostile").mkdir()
+    in_fork(lambda: hostile.prepare(folder / "hostile"), folder / "hostile")
     modules = in_fork(everything, folder)
     assert isinstance(modules[0], str), modules
     for name in modules:
@@ -338,7 +355,7 @@ def full_disks(base: Path, scenario: Scenario) -> Tally:
     for k in range(SIZES):
         fresh(base, folder)
         (folder / "out").mkdir()
-        size = max(8, round(needed * (k + 0.5) / (SIZES - 2)))
+        size = max(8, round(needed * (k + 0.5) / (SIZES / 2)))
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "t", folder / "out"], check=True)
         try:
             tally.faults += 1
@@ -436,11 +453,39 @@ def mutate(path: Path, rng: random.Random) -> str:
     return f"{kind} at {position}"
 
 
+def hostile_inputs(base: Path, part: int, parts: int) -> Tally:
+    """Give one part of the hostile inputs, each to a process of limited processor time and memory."""
+    tally, folder = Tally(), base / f"hostile-{part}"
+    for name, case in list(hostile.inputs().items())[part::parts]:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(base / "hostile", folder)
+        assert in_fork(lambda case=case: bool(case.make(folder)), folder) in (True, False), name
+        tally.faults += 1
+        (result,) = run([case.command], folder, _WALL_SECONDS, _limited) or [Result(-9, "", "it hangs")]
+        if not (problem := hostile.problem(result.code, result.output, result.errors)):
+            tally.add("refused")
+        else:
+            tally.add("tracebacks" if result.code else "silent differences", f"{name}: {problem}")
+    return tally
+
+
+def _limited() -> None:
+    """Limit the processor time and the memory of this process."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
+    memory = pages * resource.getpagesize() + _MORE_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+
 def _part(arguments: tuple[str, Path, Any, int, int]) -> Tally:
     """Inject some faults of one kind, in a process of a pool."""
     kind, base, scenario, count, seed = arguments
     if kind == "kills":
         return kills(base, scenario, count, seed)
+    if kind == "hostile":
+        return hostile_inputs(base, seed, count)
     return full_disks(base, scenario) if kind == "disks" else mutations(base, count, seed)
 
 
@@ -448,17 +493,19 @@ def inject(kind: str, base: Path, count: int, workers: int) -> Tally:
     """Inject all faults of one kind.
 
     Args:
-        kind: "kills", "disks" or "mutations".
+        kind: One of `KINDS`.
         base: Folder that `prepare` has filled.
-        count: Number of kills per command pair, or of mutations.
+        count: Number of kills or of mutations.
         workers: Number of processes.
     """
     trained = (TRAIN, SWEEP, COMPARE)
     parts: list[tuple[str, Path, Any, int, int]] = [
-        *(("kills", base, scenario, count // 6, seed) for seed in range(2) for scenario in trained),
+        *(("kills", base, scenario, count // 12, seed) for seed in range(2) for scenario in trained),
     ]
     if kind == "disks":
         parts = [("disks", base, scenario, 0, 0) for scenario in trained]
+    elif kind == "hostile":
+        parts = [("hostile", base, None, workers, seed) for seed in range(workers)]
     elif kind == "mutations":
         parts = [("mutations", base, None, count // workers, seed) for seed in range(workers)]
     tally, started = Tally(), time.monotonic()
@@ -490,6 +537,7 @@ def page(tallies: dict[str, dict[str, Any]]) -> str:
         "Written by `python benchmarks/faults.py --write`. After each fault, the same command is given again",
         "and the files are read; results are compared with those of an undisturbed run. A damaged file is",
         "refused with one line that names it, or computed again. Pages and descriptions are not read again.",
+        f"A hostile input gives one line within {_CPU_SECONDS} s and {_MORE_BYTES >> 20:,} MiB.",
         "",
         f"Machine: {hardware['processor']}, {hardware['cores']} cores, {hardware['system']}.",
         "",
@@ -500,6 +548,7 @@ def page(tallies: dict[str, dict[str, Any]]) -> str:
         "kills": "SIGKILL at a random moment of `train`, `sweep` and `compare`",
         "disks": f"full disk: {SIZES} sizes for each of `train`, `sweep` and `compare`",
         "mutations": "one damaged file: flipped bits, garbage, zeroed pages, cut or extended files",
+        "hostile": "hostile tables, models, studies, stores and images",
     }
     for kind, tally in tallies.items():
         found = " | ".join(str(tally["counts"].get(fault, 0)) for fault in FAULTS)
@@ -512,13 +561,15 @@ def page(tallies: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("kinds", nargs="*", choices=["kills", "disks", "mutations", []], default=[])
-    parser.add_argument("--count", type=int, help="number of kills or mutations (default 90 or 600)")
+    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], default=[])
+    parser.add_argument("--count", type=int, help="number of kills or mutations (default 96 or 600)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--write", action="store_true", help=f"write the figures to {FIGURES.name}")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    kinds = arguments.kinds or ["kills", "disks", "mutations"]
+    # Read when PyTorch is imported. Threads of OpenMP do not survive a fork.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    kinds = arguments.kinds or KINDS
     if "disks" in kinds and "ENVARIANT_MOUNTS" not in os.environ and can_mount():
         # Mounts of this process and its children are private to them.
         os.environ["ENVARIANT_MOUNTS"] = "1"
@@ -532,7 +583,7 @@ def main() -> None:
             if kind == "disks" and "ENVARIANT_MOUNTS" not in os.environ:
                 print("disks: left out, because this machine does not allow private mounts", file=sys.stderr)
                 continue
-            count = arguments.count or {"kills": 90, "disks": 0, "mutations": 600}[kind]
+            count = arguments.count or {"kills": 96, "mutations": 600}.get(kind, 0)
             tally = inject(kind, base, count, arguments.workers)
             results[kind] = {**vars(tally), "counts": dict(tally.counts)}
             print(kind, json.dumps(results[kind], indent=1), file=sys.stderr, flush=True)

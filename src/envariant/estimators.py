@@ -26,6 +26,7 @@ from torch import nn
 
 from envariant import algorithms
 from envariant.algorithms import EIIL, Algorithm, Composition, Part, Recipe, TrainContext
+from envariant.core.conversion import warn_of_look_alikes
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown, unknown_name
@@ -330,6 +331,7 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         classes, targets = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise EnvariantError(f"y must hold at least two classes; got one class ({classes[0]})")
+        warn_of_look_alikes(map(str, classes), f"{type(self).__name__}: y")
         task = Binary() if len(classes) == 2 else Multiclass(len(classes))
         return task, targets, {"classes_": classes}
 

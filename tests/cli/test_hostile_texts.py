@@ -34,6 +34,14 @@ def test_column_names_in_error_messages(name, here, tmp_path):
     assert is_printable(result.stderr)
 
 
+def test_long_names_in_messages_are_shortened(here, tmp_path):
+    (tmp_path / "table.csv").write_text(f"{'n' * 100_000},site,sick\n1,a,0\n", encoding="utf-8")
+    result = here("compare", tmp_path / "table.csv", "-t", "nope", "-e", "site", "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert "table.csv: lacks target column 'nope'" in result.stderr
+    assert len(result.stderr) < 2_100
+
+
 def test_names_of_files_that_are_no_text(here, tmp_path):
     result = here("predict", tmp_path / f"{CLEAR}\udcff\n[bold]", "table.csv")
     assert result.returncode == 2

@@ -140,7 +140,7 @@ class Runner:
     def __call__(self, left, until):
         self.left.append(left)
         with Store(self.folder) as store:
-            while (job := store.claim(among=1_000)) is not None:
+            while (job := store.claim(among=1_000, declares=STUDY.declares)) is not None:
                 if until is not None and self.clock.now > until:
                     store.finish(job, "out of time")
                     return
@@ -190,6 +190,13 @@ def test_with_a_deadline_every_method_is_tried_before_replicas_are_added(
     done = protocol.run_within_budget(tmp_path, study, clock.now + budget, run)
     assert (len(done.algorithms), done.replicas, done.n_trials) == (methods, replicas, n_trials)
     assert run.left == stages
+
+
+def test_planned_runs_of_another_comparison_do_not_make_this_one_partial(tmp_path, clock):
+    begin(tmp_path, replace(STUDY, algorithms=("irm",))).close()
+    run = Runner(tmp_path, clock, 1.0)
+    assert protocol.run_within_budget(tmp_path, STUDY, None, run) == 8
+    assert run.left == [8]
 
 
 def test_an_environment_whose_classes_are_new_gets_no_verdict():

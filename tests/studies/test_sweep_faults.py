@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -124,3 +125,41 @@ def test_worker_without_space_ends_without_a_traceback(tmp_path, monkeypatch, ca
         local._apart(tmp_path, plan, 1)
     assert end.value.code == 1
     assert capfd.readouterr().err == ""
+
+
+class Worker:
+    """Stands for a process: records what happens to it."""
+
+    def __init__(self, target, args):
+        self.pid, self.exitcode, self.calls = 1, None, []
+        workers.append(self)
+
+    def start(self):
+        self.calls.append("start")
+        self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    def terminate(self):
+        self.calls.append("terminate")
+
+    def join(self):
+        self.calls.append("join")
+
+
+workers: list[Worker] = []
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signal masks of POSIX systems")
+def test_interruption_ends_the_workers_which_ignore_ctrl_c_themselves(tmp_path, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    begin(tmp_path, STUDY).close()
+    workers.clear()
+    monkeypatch.setattr(type(local.multiprocessing.get_context("spawn")), "Process", Worker)
+    monkeypatch.setattr(local, "_work", interrupted)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, workers=3)
+    assert [worker.calls for worker in workers] == [["start", "terminate", "join"]] * 2
+    assert all(signal.SIGINT in worker.mask for worker in workers)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

@@ -1,4 +1,4 @@
-"""Base classes of algorithms and of the parts of compositions, and the context that they receive.
+"""Base classes of algorithms and their parts, and `TrainContext`, which describes a run to them.
 
 An algorithm is a pure function from a minibatch to gradients. It has no mutable state, takes random numbers
 only from its context, and never branches in Python on a hyperparameter's value: the engine replaces
@@ -40,15 +40,16 @@ class TrainContext:
 
     Attributes:
         environment_names: Names of the training environments, in batch order.
-        environment_sizes: Number of training rows of each environment, independent of the batch size. In
-            `wrap_model` and `auxiliary_networks` it may be empty: before environment inference, and when a
-            saved model is rebuilt.
+        environment_sizes: Number of training rows of each environment, independent of the batch size. May be
+            empty in `wrap_model` and `auxiliary_networks`, which are also called before environments are
+            inferred and when a saved model is rebuilt.
         task: Prediction task.
-        features: Width of the head's input features; 0 if the algorithm does not need features.
+        features: Number of features per row that the head receives; 0 if the algorithm does not need
+            features.
         input_shape: Shape of one row of inputs.
         linear_head: Whether the model's head, before `wrap_model`, is one linear layer.
-        build: Function that builds a model with the run's architecture and new random weights for a given
-            row shape. None: no second model can be built.
+        build: Function that builds a model with the run's architecture and new random weights for a given row
+            shape; None if the run was given a model object, which cannot be built again.
     """
 
     environment_names: tuple[str, ...]
@@ -88,7 +89,7 @@ class TrainContext:
 
 
 class Model(Protocol):
-    """Model as a function of its parameters: `model(params, inputs) → (features, logits)`."""
+    """Model as a pure function: `model(params, inputs)` returns features and logits."""
 
     @property
     def auxiliary_networks(self) -> Sequence[str]:
@@ -98,11 +99,11 @@ class Model(Protocol):
     def __call__(self, params: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def head(self, params: Parameters, features: Tensor) -> Tensor:
-        """Return the logits of features `[rows, width]`."""
+        """Return the head's logits for features `[rows, width]`."""
         ...
 
     def network(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
-        """Return the output of one auxiliary network."""
+        """Return the output of the auxiliary network `name` for given inputs."""
         ...
 
 
@@ -110,7 +111,7 @@ class Algorithm(ABC):
     """Base class of algorithms, which compute gradients from the model's parameters and a minibatch.
 
     Attributes:
-        environment_inference: Method that infers the training environments. None: use the environments of
+        environment_inference: Method that infers the training environments; None to use the environments of
             the data.
     """
 
@@ -129,11 +130,11 @@ class Algorithm(ABC):
     @property
     @abstractmethod
     def needs_features(self) -> bool:
-        """Whether the algorithm needs the head's input features; if not, they are passed with width 0."""
+        """Whether the algorithm uses the features that the head receives; if not, features have width 0."""
 
     @property
     def stochastic(self) -> bool:
-        """Whether a step uses random numbers."""
+        """Whether a training step uses random numbers."""
         return False
 
     @property
@@ -175,7 +176,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def init(self, params: Parameters, context: TrainContext) -> State:
-        """Return the state before the first step. Its keys and shapes must not change during training.
+        """Return the algorithm's initial state, whose keys and shapes must not change during training.
 
         Args:
             params: Parameters of the model and of the auxiliary networks.
@@ -212,7 +213,7 @@ class Part(ABC):
         name: Name in specifications such as `vrex + and-mask`.
         paper: Authors, year, and arXiv number or venue.
         minimum_environments: Smallest number of training environments for which the part is meaningful.
-        needs_features: Whether the part needs the head's input features.
+        needs_features: Whether the part uses the features that the head receives.
         needs_linear_head: Whether the head must be one linear layer.
         needs_classes: Whether the part is undefined for regression.
         stochastic: Whether the part uses random numbers.
@@ -253,9 +254,10 @@ class Part(ABC):
         return {}
 
     def switch_steps(self) -> Mapping[str, int]:
-        """Return the hyperparameters that are step numbers, and the first step at which each takes effect.
+        """Return each hyperparameter that is a step number, with the first step at which it takes effect.
 
-        Their default values are scaled with the length of the run, like the step numbers in schedules.
+        The default values of these hyperparameters are scaled to the length of the run, like the step numbers
+        in schedules.
         """
         return {}
 
@@ -274,19 +276,19 @@ class RiskAggregator(Part):
 
     @abstractmethod
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the risk to minimize and the new state.
+        """Combine the environments' risks into the risk to minimize; also return the new state.
 
         Args:
             predicted: Batch with its predictions, losses and risks.
-            state: State of the part.
+            state: Current state of this aggregator.
         """
 
 
 def as_coefficient(value: Schedule | str | float, where: str) -> Schedule:
-    """Convert a number or a text such as "step(1, 1e4, at=190)" to the schedule of a coefficient.
+    """Convert a number or a string such as "step(1, 1e4, at=190)" to a coefficient schedule.
 
     Args:
-        value: Schedule, number or text.
+        value: Schedule, number or string.
         where: Name of the part, for error messages.
 
     Raises:
@@ -298,7 +300,7 @@ def as_coefficient(value: Schedule | str | float, where: str) -> Schedule:
 
 
 class _WithCoefficient(Part, ABC):
-    """Base class of parts whose value is multiplied by a coefficient schedule."""
+    """Base class of parts whose value is multiplied by a coefficient that may change during training."""
 
     coefficient: Schedule
 
@@ -312,36 +314,36 @@ class _WithCoefficient(Part, ABC):
 
 
 class Penalty(_WithCoefficient):
-    """Base class of penalties computed from predictions and weighted by a coefficient schedule."""
+    """Base class of penalties that are computed from the predictions of a batch."""
 
     @abstractmethod
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the penalty without its coefficient, and the new state.
+        """Return the penalty, not yet multiplied by its coefficient, and the new state.
 
         Args:
             predicted: Batch with its predictions, losses and risks.
-            state: State of the part.
+            state: Current state of this penalty.
         """
 
 
 class GradientPenalty(_WithCoefficient):
-    """Base class of penalties on the gradients of the environments' risks, weighted by a schedule.
+    """Base class of penalties that are computed from the gradients of the environments' risks.
 
-    The gradient of such a penalty contains second derivatives, which `Composition` computes.
+    The gradient of such a penalty contains second derivatives of the risks, which `Composition` computes.
     """
 
     @abstractmethod
     def penalty(self, gradients: Mapping[str, Tensor], state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the penalty without its coefficient, and the new state.
+        """Return the penalty, not yet multiplied by its coefficient, and the new state.
 
         Args:
             gradients: Gradients `[environments, *shape]` of the risks, by parameter name.
-            state: State of the part.
+            state: Current state of this penalty.
         """
 
 
 class TrainingStep(Part):
-    """Base class of training steps other than sums of risks and penalties, such as steps with inner updates.
+    """Base class of training steps that are not sums of risks and penalties, such as nested updates.
 
     `batch.risk` and `batch.mean` give all environments equal weight, whatever their numbers of rows. A mean
     over the rows of the batch would weight environments by size.
@@ -370,21 +372,21 @@ class GradientAggregator(Part):
     def combine(
         self, gradients: Mapping[str, Tensor], state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        """Return one gradient per parameter, the new state, and metrics.
+        """Combine the environments' gradients; return one gradient per parameter, the new state and metrics.
 
         Args:
             gradients: Gradients `[environments, *shape]`, by parameter name.
-            state: State of the part.
+            state: Current state of this aggregator.
             context: Step number, learning rate and random numbers.
         """
 
 
 class EnvironmentInference(Part):
-    """Base class of methods that infer environments before training, from predictions of a reference model.
+    """Base class of methods that infer environments from a reference model's predictions before training.
 
     Attributes:
         count: Number of inferred environments.
-        reference_steps: Number of training steps of the reference model. 0: as many as the run.
+        reference_steps: Number of training steps of the reference model; 0 for as many as the run.
         reference_l2: Weight of the squared parameter norm in the reference model's loss.
     """
 
@@ -401,10 +403,10 @@ class EnvironmentInference(Part):
     def environments(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"], task: Task
     ) -> Int[Tensor, " rows"]:
-        """Return the environment of every row, numbered from 0.
+        """Return the number of each row's inferred environment, counted from 0.
 
         Args:
-            logits: Logits of the reference model.
+            logits: Logits of the reference model for every row.
             targets: Target of every row.
             task: Prediction task.
         """

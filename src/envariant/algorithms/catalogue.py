@@ -60,8 +60,8 @@ class Description:
     Attributes:
         name: Name of the recipe.
         summary: One-sentence summary.
-        kind: Kind of the first part, such as "penalty".
-        parts: Name, kind, formula and remarks of each part, in the order of `Recipe.parts`.
+        kind: Type of the first part, such as "penalty".
+        parts: Name, kind, formula and explanation of each part, in the order of `Recipe.parts`.
         needs: Requirements on data and model.
         settings: Name, default, search range (or None) and meaning of each hyperparameter.
         paper: Papers on the parts, separated by semicolons.

@@ -71,11 +71,11 @@ class Composition(Algorithm):
         l2: Weight of the squared norm of all parameters *inside* the loss, as in the IRM code. Its gradient
             is added after gradient aggregation, because it does not depend on the environment. A training
             step that returns updates adds it to the gradients of its optimizers.
-        normalize_loss: Whether to divide the whole loss by the largest coefficient if this exceeds 1, as the
-            IRM and REx code do, to keep gradients in range.
-        training_step: Training step that replaces the penalties and the gradient aggregator; it minimizes
-            the risk of `risk_aggregator` if it declares `aggregates_risk`. None: use the parts above.
-        environment_inference: Method that infers the training environments. None: use the environments of
+        normalize_loss: Whether to divide the whole loss by the largest coefficient if that coefficient
+            exceeds 1. The IRM and REx code do this to keep gradients from becoming too large.
+        training_step: Training step that replaces the penalties and the gradient aggregator; it minimizes the
+            risk of `risk_aggregator` if it declares `aggregates_risk`. None to use the parts above.
+        environment_inference: Method that infers the training environments; None to use the environments of
             the data.
     """
 
@@ -115,7 +115,7 @@ class Composition(Algorithm):
         specs.validate(self, only=("l2", "normalize_loss"))
 
     def __add__(self, other: object) -> "Composition":
-        """Return the composition of all penalties and of all other non-default parts of two algorithms.
+        """Combine the penalties and all other non-default parts of two algorithms.
 
         Raises:
             EnvariantError: If both algorithms have a penalty of the same name, both set the same field (such
@@ -146,7 +146,7 @@ class Composition(Algorithm):
         )
 
     def _either(self, other: "Composition", key: str, default: Any) -> Any:
-        """Return a field's non-default value, or the default if neither algorithm sets the field."""
+        """Return the value of a field in the algorithm that sets it; the default if neither does."""
         first, second = getattr(self, key), getattr(other, key)
         if first not in (default, second) and second != default:
             names = " and ".join(getattr(value, "name", f"{value}") for value in (first, second))
@@ -200,7 +200,7 @@ class Composition(Algorithm):
         return any(part.depends_on_sizes for part in self.parts)
 
     def schedules(self) -> Mapping[str, Schedule]:
-        """Return all scheduled hyperparameters of the parts, by names such as "vrex coefficient"."""
+        """Return a mapping from names such as "vrex coefficient" to all schedules of the parts."""
         return {
             f"{part.name} {f.name}": value
             for part in self.parts
@@ -210,7 +210,7 @@ class Composition(Algorithm):
         }
 
     def switch_steps(self) -> Mapping[str, tuple[int, int]]:
-        """Return all hyperparameters that are step numbers, by names such as "trm warm_up".
+        """Return a mapping from names such as "trm warm_up" to all hyperparameters that are step numbers.
 
         Each value is a pair: the hyperparameter, and the first step at which it takes effect.
         """
@@ -295,7 +295,7 @@ class Composition(Algorithm):
         return {name: gradient[name] + decay * value for name, value in params.items()}, states, metrics
 
     def _numbered(self, kind: type[P]) -> list[tuple[int, P]]:
-        """Return the penalties of one kind with their positions among all parts."""
+        """Return the penalties of one class, each with its position among all parts."""
         return [(i, part) for i, part in enumerate(self.penalties, start=1) if isinstance(part, kind)]
 
     def _divisor(self, step: Any) -> Any:
@@ -353,7 +353,7 @@ class Composition(Algorithm):
 def _gradient_penalty(
     part: GradientPenalty, model: Model, params: Parameters, batch: EnvironmentBatch, state: State
 ) -> tuple[Tensor, State, list[dict[str, Tensor]]]:
-    """Return a gradient penalty, its new state, and each environment's term of the penalty's gradient."""
+    """Return a gradient penalty, its new state, and its gradient as one term per environment."""
 
     def risk_of(inputs: Tensor, targets: Tensor) -> Callable[[Parameters], Tensor]:
         return lambda params: batch.task.losses(model(params, inputs)[1], targets).mean()
@@ -414,7 +414,7 @@ def _summed(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _largest(factors: Sequence[float | Tensor]) -> Any:
-    """Return the largest of several factors, which are numbers or, in a replica stack, tensors."""
+    """Return the largest of several coefficients: numbers or, in a replica stack, tensors."""
     largest: Any = max(factor for factor in factors if not isinstance(factor, Tensor))
     for factor in factors:
         if isinstance(factor, Tensor):

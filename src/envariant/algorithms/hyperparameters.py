@@ -23,12 +23,12 @@ Number = Schedule | float
 
 
 def numbers(algorithm: object) -> tuple[Number, ...]:
-    """Return all numeric hyperparameters of an algorithm, in the order of its parts and their fields."""
+    """Return all numeric hyperparameters of an algorithm as a list, part by part and field by field."""
     return tuple(_numbers(algorithm))
 
 
 def structure(algorithm: object) -> Hashable:
-    """Return a key of an algorithm without its numbers; algorithms with equal keys can run as one program."""
+    """Return a key that is equal for algorithms that differ only in numbers, so can run as one program."""
     if isinstance(algorithm, Schedule):
         return "number"
     if isinstance(algorithm, tuple):

@@ -24,11 +24,11 @@ class Hyperparameter:
     """Hyperparameter of a recipe, with its default and search range.
 
     Attributes:
-        name: Name of the setting, prefixed by the part's name if two parts have a field of this name.
-        part: Name of the part, or `LOSS` for settings of the whole loss.
+        name: Name of the hyperparameter, prefixed by the part's name if two parts have a field of this name.
+        part: Name of the part that has the hyperparameter, or `LOSS` for hyperparameters of the whole loss.
         field: Name of the field in the part.
         default: Default value.
-        range: Search range. None: the setting is not searched.
+        range: Search range; None if the hyperparameter is not searched.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Recipe:
         )
 
     def rescale(self, settings: Mapping[str, Any], old: int, new: int) -> tuple["Recipe", dict[str, Any]]:
-        """Return the recipe and settings with all switch points scaled to another run length.
+        """Return the recipe and the settings, with all switch points scaled to another run length.
 
         Args:
             settings: Values of hyperparameters by name.

@@ -27,8 +27,9 @@ def search_deviating(
     As long as an environment deviates significantly, it is excluded, and the others are tested again.
 
     Args:
-        statistics: Function of the mask of environments to compare, `[environments]`. It returns the
-            statistic of each environment, `[environments]`, and its resamples, `[resamples, environments]`.
+        statistics: Function whose argument is the mask of environments to compare, `[environments]`. It
+            returns the statistic of each environment, `[environments]`, and the statistics of resampled data,
+            `[resamples, environments]`.
         count: Number of environments.
         level: Significance level.
     """
@@ -114,12 +115,12 @@ def subsample_rows(codes: Codes, count: int, generator: np.random.Generator) -> 
 
 
 def varying_columns(x: Array) -> Array:
-    """Return the columns that are not constant, standardized and clipped."""
+    """Standardize and clip the columns that are not constant; omit constant columns."""
     return standardized(x[:, x.std(axis=0) > 1e-12 * (1 + np.abs(x.mean(axis=0)))])
 
 
 def standardized(x: Array) -> Array:
-    """Return the columns with mean 0 and standard deviation 1, clipped."""
+    """Standardize columns to mean 0 and standard deviation 1, and clip large values."""
     return np.clip((x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12), -_LARGEST, _LARGEST)
 
 
@@ -130,7 +131,7 @@ def with_squares(x: Array) -> Array:
 
 
 def _whitener(centered: Array) -> Array:
-    """Return a matrix W such that the rows times W have the identity as covariance."""
+    """Return a matrix W for which the covariance of the rows times W is the identity matrix."""
     values, vectors = np.linalg.eigh(centered.T @ centered / len(centered))
     known = values > 1e-9 * max(float(values.max(initial=0.0)), 1e-12)
     return vectors[:, known] / np.sqrt(values[known])

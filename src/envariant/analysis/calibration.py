@@ -1,4 +1,4 @@
-"""Calibration of a model in one environment, and the part of a drop that recalibration would remove.
+"""Measure calibration in one environment, and the part of a drop that recalibration would remove.
 
 Scores are logits (one per row for two classes, one per class otherwise) or predictions of real targets. They
 must come from rows that the model was not trained on.
@@ -71,8 +71,8 @@ class DropParts:
 
     Attributes:
         total: Difference in log loss, error rate or squared error.
-        level: Part that adjusting the intercept removes, for example after a change of prevalence.
-        slope: Additional part that adjusting the calibration slope removes.
+        level: Part that is removed by adjusting the intercept, for example after a change of prevalence.
+        slope: Additional part that is removed by adjusting the calibration slope.
         ranking: Part that no recalibration removes: the recalibrated model improves less on a constant
             prediction.
         outcome: Difference in the loss of the best constant prediction: entropy, minority share or variance
@@ -209,7 +209,7 @@ def _too(bias: float) -> str:
 
 
 def _fit(z: Array, y: Array, weights: Array) -> tuple[LogisticFits, LogisticFits]:
-    """Fit intercepts at slope 1, and intercepts together with the slope, for every weighting of the rows."""
+    """Fit intercepts at slope 1, then intercepts together with the slope, for every set of row weights."""
     design = recalibration_design(z)
     start = np.append(np.zeros(z.shape[1]), 1.0)
     return (
@@ -219,16 +219,16 @@ def _fit(z: Array, y: Array, weights: Array) -> tuple[LogisticFits, LogisticFits
 
 
 def _logits(z: Array, level: LogisticFits, both: LogisticFits) -> tuple[Array, Array]:
-    """Return the logits of both fits, `[weightings, rows, classes − 1]`."""
+    """Return the recalibrated logits of both fits, `[weightings, rows, classes − 1]`."""
     slope = both.coefficients[:, None, -1:]
     return z + level.coefficients[:, None], both.coefficients[:, None, :-1] + slope * z
 
 
 def _loss_parts(z: Array, y: Array, weights: Array, n_classes: int) -> Array:
-    """Return level, slope, ranking and outcome part for every weighting, `[weightings, metrics, 4]`.
+    """Return the level, slope, ranking and outcome part for every set of row weights.
 
-    The first weighting is the sample itself; the others are resamples, in which overfitting is twice as
-    large.
+    The shape is `[weightings, metrics, 4]`. The first set of weights is the sample itself; the others are
+    resamples, in which overfitting is twice as large.
     """
     n = len(z)
     optimism = np.append(1.0, np.full(len(weights) - 1, 2.0)) / n

@@ -1,4 +1,4 @@
-"""Summaries of table columns in training, which are stored with a model to detect drift of new rows."""
+"""Summaries of training columns, which are stored with a model to detect drift of new rows."""
 
 import math
 import re
@@ -27,12 +27,12 @@ class Sketch:
     Attributes:
         name, kind: Name and kind of the column.
         categorical: Whether values are categories.
-        ordered: Whether values have an order; if so, distances are Kolmogorov–Smirnov statistics.
+        ordered: Whether values have an order, so that distances are Kolmogorov–Smirnov statistics.
         knots: Values of training rows in increasing order, `[m]`; empty for categories.
         categories: All training values, the most frequent first; empty for numbers.
         counts: Number of training rows, `[environments, bins]`.
-        alone: Number of training rows whose category occurs in no other environment,
-            `[environments, bins]`.
+        alone: Number of training rows whose category occurs only in their environment, `[environments,
+            bins]`.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Sketch:
         return np.bincount(bins, minlength=self.bins).astype(np.int64)
 
     def distance(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-        """Return the distance between two distributions, in [0, 1]; NaN if one has missing values only.
+        """Return the distance between two distributions, in [0, 1]; NaN if all values of one are missing.
 
         For ordered values, it is the Kolmogorov–Smirnov statistic, evaluated at the knots, which
         underestimates the exact statistic by at most 0.01. For other values, it is the total variation
@@ -142,7 +142,7 @@ class Sketch:
         return float(np.abs(np.cumsum(gap)).max() if self.ordered else np.abs(gap).sum() / 2)
 
     def unseen(self, values: NDArray[Any], categories: Sequence[str]) -> dict[str, int]:
-        """Return the number of rows of each category that does not occur in training."""
+        """Return a mapping from each category that does not occur in training to its number of rows."""
         if not self.categorical:
             return {}
         counts = np.bincount(values[values >= 0], minlength=len(categories)).tolist()
@@ -167,8 +167,9 @@ class Sketch:
     def p_value(self, distance: float, new: NDArray[np.int64], training: NDArray[np.int64]) -> float:
         """Return the uncorrected p-value of the test that new and training rows have the same distribution.
 
-        Ordered values: Kolmogorov–Smirnov test. Categories: χ² test of the training values and binomial
-        test of the share of unseen values, Bonferroni-corrected. Other values: χ² test.
+        The test of ordered values is the Kolmogorov–Smirnov test. Categories are tested by a χ² test of the
+        training values and a binomial test of the share of unseen values, Bonferroni-corrected, and other
+        values by a χ² test.
 
         Args:
             distance: Distance between new and training rows.

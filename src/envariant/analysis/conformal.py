@@ -24,7 +24,7 @@ _ROUNDING = 1e-12
 @final
 @dataclass(frozen=True)
 class ConformalThreshold:
-    """Threshold of the scores: a prediction set contains all target values with a score up to it.
+    """Largest score of the target values that a prediction set contains.
 
     Attributes:
         value: Threshold; infinite if the level is above `finest_level`.
@@ -137,7 +137,7 @@ def weighted_thresholds(scores: ArrayLike, weights: ArrayLike, new_weights: Arra
 
 
 def pooled_cdf_threshold(scores: ArrayLike, environments: ArrayLike, alpha: float) -> ConformalThreshold:
-    """Return the smallest t for which the share of scores up to t, averaged over environments, is ≥ 1 − α.
+    """Return the smallest t with mean share of scores up to t, over environments, of at least 1 − α.
 
     This is CDF pooling of Dunn, Wasserman & Ramdas 2022 (arXiv 1809.07441), with equal weight for every
     environment.
@@ -282,7 +282,7 @@ def _upper(center: Array, r: Array, codes: NDArray[np.int64], weights: Array, al
 def _pooled(where: str, r: Array, environments: ArrayLike, alpha: float, extra: int) -> tuple[float, int]:
     """Return the threshold of CDF pooling, and the number of environments.
 
-    The scores of `extra` additional environments are infinite.
+    `extra` environments with infinite scores are added.
     """
     names, codes = _groups(where, environments, len(r))
     order = np.argsort(r, kind="stable")

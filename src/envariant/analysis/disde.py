@@ -1,4 +1,4 @@
-"""Decompose a drop into effects of harder inputs, a changed relation of inputs and outcome, and new inputs.
+"""Split a drop into the effects of harder inputs, of new inputs, and of a changed relation to the outcome.
 
 The method is DISDE by Cai, Namkoong & Yadlowsky 2023, arXiv 2303.02011. Source rows are in-domain rows;
 target rows come from the environment with the drop.
@@ -150,7 +150,7 @@ def decompose_drop(
     density: Density = "harmonic",
     level: float = LEVEL,
 ) -> DropDecomposition:
-    """Decompose a drop, given the probability π of each row that it is a target row.
+    """Decompose a drop, given the probability π that a row comes from the target.
 
     With a the share of target rows, the ratio of the densities q and p of target and source is
     q/p = π(1−a) / ((1−π)a). Weights for the "harmonic" density are (1−a)π / (a(1−π) + (1−a)π) for source rows
@@ -213,7 +213,7 @@ def decompose_drop(
 
 
 def _mean(weights: Array, losses: Array) -> tuple[float, Array]:
-    """Return the weighted mean, and the influence of each row on the mean; NaN if all weights are 0."""
+    """Return the weighted mean of losses, and the influence of each row; NaN if all weights are 0."""
     share = weights / weights.sum() if weights.sum() > 0 else np.full(len(weights), np.nan)
     mean = float(share @ losses)
     return mean, share * (losses - mean)
@@ -224,7 +224,7 @@ def _effective(weights: Array) -> float:
 
 
 def _bootstrapped(estimates: list[DropDecomposition], level: float) -> DropDecomposition:
-    """Return the first estimate with standard errors and percentile intervals from the others."""
+    """Return the first estimate, with standard errors and percentile intervals from the other estimates."""
     first = estimates[0]
     values = np.array(
         [[e.harder_inputs.mean, e.changed_relation.mean, e.new_inputs.mean] for e in estimates[1:]]

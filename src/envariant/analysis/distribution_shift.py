@@ -1,4 +1,4 @@
-"""Kind and size of the distribution shift between environments.
+"""Measure the kind and size of the distribution shift between environments.
 
 Diversity shift: one group has inputs that do not occur in the other. Correlation shift: equal inputs have
 different targets. Methods that help against one kind do not help against the other. Ye et al. 2022,
@@ -13,7 +13,6 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
-from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -41,6 +40,8 @@ _MOST_ROWS = 20_000
 _FEWEST_ROWS = 40
 # Density ratio below which the smaller density counts as zero.
 _ZERO_DENSITY = 1e-3
+# Number of distances computed at a time.
+_BLOCK = 1_000_000
 # Number of quantile bins for real targets.
 _BINS = 5
 
@@ -56,7 +57,7 @@ class Shift:
             are the densities of z in the two groups.
         correlation: Correlation shift: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both.
         label: Label shift: total variation distance of the target distributions.
-        covariate: Covariate shift: 2·AUROC − 1 of a classifier of the group from the inputs.
+        covariate: Covariate shift: 2·AUROC − 1 of a classifier that predicts the group from the inputs.
     """
 
     first: str
@@ -68,7 +69,7 @@ class Shift:
 
     @classmethod
     def from_trials(cls, first: str, second: str, trials: Sequence["ShiftEstimate"]) -> "Shift":
-        """Return the means of each measure over independent trials, with confidence intervals.
+        """Return each measure as a mean over independent trials, with a confidence interval.
 
         Args:
             first: Name of the first group.
@@ -80,7 +81,7 @@ class Shift:
 
     @property
     def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:
-        """Kind of shift of at least `NOTABLE`: "both", "diversity", "correlation" or "neither"."""
+        """Kind of shift that reaches the size `NOTABLE`: "both", "diversity", "correlation" or "neither"."""
         diversity, correlation = self.diversity.mean >= NOTABLE, self.correlation.mean >= NOTABLE
         if diversity and correlation:
             return "both"
@@ -114,7 +115,7 @@ def measure_shift(
         first: Inputs `[rows, ...]` and targets `[rows]` of the first group by environment. Environments are
             weighted equally.
         second: Inputs and targets of the second group by environment.
-        regression: Whether targets are real numbers, which are compared by quantile bin.
+        regression: Whether targets are real numbers, which are divided into quantile bins.
         seed: Seed of row sampling and network weights.
         n_trials: Number of trials, with seeds `seed`, `seed + 1`, …; intervals need at least two.
 
@@ -258,15 +259,23 @@ def _density(points: Array, features: Array, in_class: NDArray[np.bool_], width:
     start = 0 if side == 0 else len(points) - len(features)
     position = np.full(len(points), -1)
     position[start : start + len(features)][in_class] = np.arange(len(members))
-    for block in np.array_split(np.arange(len(points)), max(1, len(points) // 500)):
-        z = points[block]
-        squared = ((z**2).sum(axis=1)[:, None] + (members**2).sum(axis=1) - 2 * z @ members.T).clip(min=0) / (
-            2 * width**2
-        )
+    # Blocks of 500 points, and more if the group has few members.
+    blocks = max(1, min(len(points) // 500, len(points) * len(members) // _BLOCK))
+    for block in np.array_split(np.arange(len(points)), blocks):
         own = np.flatnonzero(position[block] >= 0)
-        squared[own, position[block][own]] = np.inf
-        density[block] = np.exp(logsumexp(-squared, axis=1))
+        density[block] = _kernel_sums(points[block], members, width, own, position[block][own])
     return density / max(1, len(features) - 1)
+
+
+def _kernel_sums(z: Array, members: Array, width: float, own: Array, position: Array) -> Array:
+    """Return the sum of the kernels of `members` at each point in `z`, without kernels `[own, position]`."""
+    # In place: the passes over this matrix take most of the time.
+    squared = (z**2).sum(axis=1)[:, None] + (members**2).sum(axis=1)
+    squared -= 2 * z @ members.T
+    np.clip(squared, 0, None, out=squared)
+    squared /= -2 * width**2
+    squared[own, position] = -np.inf
+    return np.exp(squared, out=squared).sum(axis=1)
 
 
 def _total_variation(labels: list[NDArray[np.int64]]) -> float:

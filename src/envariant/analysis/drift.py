@@ -1,7 +1,8 @@
 """Drift of new rows from the training rows, column by column.
 
 The distance of new rows from the training rows is compared with the distances between training environments.
-With many rows, every difference is significant, but only differences larger than these are relevant.
+With many rows, every difference is significant, but only differences larger than those between training
+environments are relevant.
 """
 
 import math
@@ -54,8 +55,8 @@ class ColumnDrift:
             the others.
         missing_p_value: P-value of the test of equal shares of missing values, Holm-corrected in a `Drift`;
             NaN if no value is missing.
-        unseen: Number of new rows of each category that does not occur in training; None if the column is
-            not categorical.
+        unseen: Mapping from each category that does not occur in training to its number of new rows; None if
+            the column is not categorical.
         outside: Number of new rows outside the training range; None if values have no order.
         training_range: Smallest and largest training value as text.
     """
@@ -81,7 +82,7 @@ class ColumnDrift:
 
     @property
     def missing_standing(self) -> Standing:
-        """Result of the comparison of shares of missing values, as for `values_standing`."""
+        """Result of the comparison of shares of missing values: "alike", "within" or "further"."""
         return _standing(abs(self.missing - self.missing_trained), self.missing_between, self.missing_p_value)
 
     @property
@@ -147,12 +148,12 @@ class Drift:
         rows: int,
         environments: tuple[str, ...],
     ) -> "Drift":
-        """Compare counts of new rows with sketches of the training rows.
+        """Compare the new rows in each column with the summary of the training rows.
 
         Args:
             sketches: Summary of the training rows in each column.
-            counts: Number of new rows per bin, one array per sketch.
-            unseen: Number of new rows of each unseen category, one mapping per sketch.
+            counts: Number of new rows in each bin, one array per column.
+            unseen: Mapping from unseen category to its number of new rows, one mapping per column.
             rows: Number of new rows.
             environments: Names of the training environments.
 
@@ -179,7 +180,7 @@ class Drift:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """Names of the drifted columns."""
+        """Names of the columns that have drifted."""
         if self.rows < FEWEST_ROWS:
             return ()
         return tuple(c.name for c in self.columns if c.standing == "further")

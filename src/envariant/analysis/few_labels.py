@@ -32,7 +32,7 @@ _FEWEST_ROWS = 10
 @final
 @dataclass(frozen=True)
 class Recalibration:
-    """Intercepts and slope that adapt scores to one environment.
+    """Recalibration of a model's scores in one environment, by intercepts and a slope.
 
     Attributes:
         intercepts: Intercepts, one per class except the first; one number for regression.
@@ -57,7 +57,7 @@ class Gain:
     Attributes:
         before: Mean score of the unchanged model, on the rows that were not labeled.
         after: Mean score of the refitted model, on the same rows.
-        sd: Standard deviation of the score after the refit.
+        sd: Standard deviation of the score after the refit, over random choices of the labeled rows.
     """
 
     before: float
@@ -100,11 +100,12 @@ def recalibrate(
     regression: bool = False,
     intercept_sd: float = INTERCEPT_SD,
 ) -> Recalibration:
-    """Refit the intercept, or intercept and slope, of scores to the labels of one environment.
+    """Recalibrate scores with the labels of one environment: refit the intercept, or also the slope.
 
-    For scores z, intercept a and slope b of logit p = a + b z maximize log-likelihood plus log prior, with
-    a ~ N(0, 1.5²) and b ~ N(1, 0.5²). The estimates are finite even for one label or one class. With several
-    classes, there is one intercept per class except the first, and one slope.
+    For scores z, the model is logit p = a + b z with intercept a and slope b. The estimates maximize the
+    log-likelihood plus the log prior, with a ~ N(0, 1.5²) and b ~ N(1, 0.5²). The estimates are finite even
+    for one label or one class. With several classes, there is one intercept per class except the first, and
+    one slope.
 
     Args:
         scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
@@ -208,7 +209,7 @@ def _row_losses(z: Array, y: Array, n_classes: int) -> list[Array]:
 
 
 def _refit(z: Array, y: Array, weights: Array, n_classes: int, intercept_sd: float, *, slope: bool) -> Array:
-    """Return intercepts and slope for every weighting, `[weightings, intercepts + 1]`."""
+    """Return intercepts and slope for every set of row weights, `[weightings, intercepts + 1]`."""
     if not n_classes:
         return _linear_refit(z[:, 0], y[:, 0], weights, intercept_sd, slope=slope)
     k = z.shape[1]
@@ -222,7 +223,7 @@ def _refit(z: Array, y: Array, weights: Array, n_classes: int, intercept_sd: flo
 
 
 def _linear_refit(z: Array, y: Array, weights: Array, intercept_sd: float, *, slope: bool) -> Array:
-    """Return intercept and slope of a penalized least-squares fit for every weighting, `[weightings, 2]`."""
+    """Return intercept and slope of penalized least squares for every set of weights, `[weightings, 2]`."""
     count, residual = weights.sum(1), y - z
     center, scale = z.mean(), max(float(z.std()), 1e-12)
     x = (z - center) / scale

@@ -200,9 +200,9 @@ def agreement_on_the_line(
 ) -> tuple[AccuracyEstimate, ...]:
     """Estimate the accuracies of several models from their agreement (ALine-D; Baek et al. 2022).
 
-    x_ij and y_ij are the probits of the agreement of models i and j in source and target; all pairs lie on a
-    line y = b + m x. Least squares of ½ (w_i + w_j) = y_ij + m (½ (Φ⁻¹acc_i + Φ⁻¹acc_j) − x_ij), with source
-    accuracies acc_i, gives the target accuracies Φ(w_i). arXiv 2206.13089.
+    x_ij and y_ij are the probits of the agreement of models i and j in source and target; all pairs of models
+    are assumed to lie on a line y = b + m x. Least squares of ½ (w_i + w_j) = y_ij + m (½ (Φ⁻¹acc_i +
+    Φ⁻¹acc_j) − x_ij), with source accuracies acc_i, gives the target accuracies Φ(w_i). arXiv 2206.13089.
 
     Args:
         source_accuracies: Accuracy of each model in labeled rows, `[models]`.

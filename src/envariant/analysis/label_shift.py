@@ -30,7 +30,7 @@ class PriorEstimate:
         shares: Estimated share of each class.
         errors: Standard error of each share. With EM, probabilities are assumed to be exact.
         weights: Share in the new rows divided by share in the training rows, one per class.
-        converged: Whether EM converged; True for BBSE.
+        converged: Whether EM converged; always true for BBSE.
         n_iterations: Number of EM rounds; 0 for BBSE.
         method: "EM", "BBSE (hard)" or "BBSE (soft)".
     """
@@ -50,7 +50,8 @@ class ShiftTest:
 
     Attributes:
         p_value: P-value of the test.
-        statistic: χ² statistic, largest Kolmogorov–Smirnov distance, or largest statistic of an environment.
+        statistic: Test statistic: χ², the largest Kolmogorov–Smirnov distance over outputs, or the largest
+            statistic over environments.
         null: Null hypothesis in words.
     """
 
@@ -250,8 +251,8 @@ def assess_label_shift(labels: ArrayLike, environments: ArrayLike, *, seed: int 
 def assess_output_shift(source_probabilities: ArrayLike, new_probabilities: ArrayLike) -> ShiftTest:
     """Test without labels whether the outputs of a model have the same distribution (BBSD).
 
-    Two-sample Kolmogorov–Smirnov test of each output with Bonferroni correction (Rabanser, Günnemann & Lipton
-    2019). A rejection shows a shift of some kind, not necessarily of labels.
+    Each output is tested by a two-sample Kolmogorov–Smirnov test, with Bonferroni correction (Rabanser,
+    Günnemann & Lipton 2019). A rejection shows a shift of some kind, not necessarily of labels.
 
     Args:
         source_probabilities: Class probabilities of rows that the model was not trained on, `[rows,

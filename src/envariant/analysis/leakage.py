@@ -36,10 +36,10 @@ class LeakyColumn:
 
     Attributes:
         column: Name of the column.
-        measure: Measure of the relation with the target. "missingness": accuracy of predicting the target
-            from missing values; "AUROC": AUROC of the values; "rank correlation": absolute rank correlation;
-            "accuracy": accuracy of predicting the most frequent class of each category; "R²": share of
-            variance explained by categories.
+        measure: Measure of the relation with the target: "missingness" (accuracy of predicting the target
+            from missing values), "AUROC", "rank correlation" (absolute value), "accuracy" (of predicting the
+            most frequent class of each category) or "R²" (share of the target's variance explained by
+            categories).
         score: Value of the measure, between 0 and 1.
     """
 
@@ -269,7 +269,7 @@ def _category_variance(codes: Array, targets: Array, threshold: float) -> Leak |
 
 
 def _categories(codes: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the category of every row, as numbers from 0, and the number of rows in each category."""
+    """Renumber categories from 0; return the number of each row, and the number of rows per category."""
     _, labels, sizes = np.unique(codes, return_inverse=True, return_counts=True)
     return labels, sizes
 

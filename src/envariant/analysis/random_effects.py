@@ -32,8 +32,8 @@ class PooledEstimate:
         between_sd: Standard deviation τ of the true values between environments.
         fixed_mean: Mean weighted by 1 / s_e², which ignores differences between environments.
         fixed_error: Standard error of `fixed_mean`.
-        q: Cochran's Q.
-        p_value: P-value of the test that all environments have the same true value, from Q.
+        q: Cochran's Q, the weighted sum of squared deviations from `fixed_mean`.
+        p_value: P-value of Cochran's Q test that all environments have the same true value.
         i2: Share I² of the variation of the estimates that is due to differences between environments.
         n_environments: Number of environments.
     """
@@ -137,7 +137,7 @@ def _dersimonian_laird(theta: Array, variances: Array) -> float:
 
 
 def _paule_mandel(theta: Array, variances: Array) -> float:
-    """Return the solution τ² of Σ w (θ − μ̂)² = E − 1, or 0 if there is none; the sum decreases with τ²."""
+    """Return the solution τ² of Σ w (θ − μ̂)² = E − 1, with weights w = 1 / (s² + τ²); 0 if there is none."""
 
     def excess(between: float) -> float:
         return _weighted(theta, variances, between)[1] - (len(theta) - 1)
@@ -151,7 +151,7 @@ def _paule_mandel(theta: Array, variances: Array) -> float:
 
 
 def _restricted_likelihood(theta: Array, variances: Array) -> float:
-    """Return the τ² that maximizes −½ [Σ ln(s² + τ²) + ln Σw + Σ w (θ − μ̂)²]."""
+    """Return the τ² that maximizes the restricted likelihood −½ [Σ ln(s² + τ²) + ln Σw + Σ w (θ − μ̂)²]."""
     top = float(np.square(theta - theta.mean()).sum())
 
     def loss(root: float) -> float:

@@ -1,4 +1,4 @@
-"""Kind of distribution shift of each environment against the others: label, covariate or concept shift.
+"""Determine whether each environment has a label, covariate or concept shift against the others.
 
 Label shift leaves P(X | Y) unchanged, covariate shift leaves P(Y | X) unchanged, concept shift changes both.
 """
@@ -208,7 +208,8 @@ def _score_statistics(
 ) -> list[tuple[Array, Array]]:
     """Return the efficient score statistics of a separate intercept and of separate slopes per environment.
 
-    Each is a pair: the statistic, `[environments]`, and its bootstrap resamples, `[resamples, environments]`.
+    Each result is a pair: the statistics, `[environments]`, and those of bootstrap resamples, `[resamples,
+    environments]`.
     """
     chosen = keep[codes]
     x, targets, codes = x[chosen], targets[chosen], codes[chosen]
@@ -265,7 +266,7 @@ def _residuals(design: Array, target: Array, penalty: Array, *, regression: bool
 
 
 def _design(x: Array) -> Array:
-    """Return ones, columns and squares; with enough rows, also hinges at quantiles, and products."""
+    """Return the design matrix: ones, columns, squares and, with enough rows, hinges and products."""
     parts = [np.ones((len(x), 1)), with_squares(x)]
     p = x.shape[1]
     if p * len(_KNOTS) < len(x) / 20:

@@ -17,7 +17,7 @@ def algorithms(
     markdown: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
-    """List all algorithms, or describe one: formula, parts, requirements, paper, hyperparameters, example.
+    """List all algorithms, or show the formula, requirements, paper and hyperparameters of one.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""User-facing errors.
+"""Errors and warnings for the user.
 
 Every error that a user can fix is an `EnvariantError`. Its message states the problem, the location and the
 remedy. The command line prints the message and exits with 2; any other exception is a bug and keeps its
@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import final
 
 from envariant.core.printable import one_line, printable
+
+# Names in files may have any length.
+_LONGEST = 2_000
 
 
 @final
@@ -30,8 +33,7 @@ class EnvariantError(ValueError):
         self.retryable = retryable
 
     def __str__(self) -> str:
-        # Messages quote names in data and files, which may hold anything.
-        return one_line(super().__str__())
+        return _message(super().__str__())
 
 
 @final
@@ -39,7 +41,7 @@ class EnvariantWarning(UserWarning):
     """Warning about a run that works, but probably not as intended."""
 
     def __str__(self) -> str:
-        return one_line(super().__str__())
+        return _message(super().__str__())
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> EnvariantError:
@@ -94,6 +96,13 @@ def shown(value: object) -> str:
 def listed(names: Sequence[object], most: int = 5, separator: str = ", ") -> str:
     """Join the first `most` names in one line, with an ellipsis if there are more."""
     return separator.join(map(str, names[:most])) + (f"{separator}…" if len(names) > most else "")
+
+
+def _message(text: str) -> str:
+    """Return a message in one printable line: it quotes names in data and files, which may hold anything."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    return one_line(text)
 
 
 def _simplified(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Write files completely or not at all, and read tensor files with verification of their checksum."""
+"""Write files completely or not at all, and read tensor files after verifying their checksum."""
 
 import errno
 import glob
@@ -133,12 +133,12 @@ def write_bytes(content: bytes, path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str]) -> None:
-    """Write a safetensors file, with a checksum of all its bytes, completely or not at all.
+    """Write a safetensors file with a checksum of all its bytes; write it completely or not at all.
 
     Args:
         path: File to write.
         tensors: Tensors by name.
-        texts: Texts by name, stored in the header of the file.
+        texts: Metadata strings by name, stored in the header of the file.
 
     Raises:
         EnvariantError: If the file cannot be written.
@@ -155,14 +155,14 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[st
 
 
 def read_tensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, "Tensor"]]:
-    """Read the texts and the tensors of a file written by `write_tensors`.
+    """Read the metadata strings and the tensors from a file written by `write_tensors`.
 
     Args:
         path: File to read.
-        remedy: Advice for a damaged file, for the error message.
+        remedy: Advice in the error message if the file is damaged.
 
     Raises:
-        EnvariantError: If the file cannot be read, has no checksum, or its content differs from its checksum.
+        EnvariantError: If the file cannot be read, contains no checksum, or does not match its checksum.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -196,7 +196,7 @@ def _header_end(data: memoryview) -> int:
 
 
 def _seal_of(data: memoryview) -> int | None:
-    """Return the position of the digest in a safetensors file; None if there is none."""
+    """Return the position of the checksum in a safetensors file; None if the file has no checksum."""
     found = _SEAL.search(data[: _header_end(data)])
     return None if found is None else found.start(1)
 

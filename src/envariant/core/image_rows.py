@@ -1,4 +1,4 @@
-"""Convert images from arrays and datasets of other libraries, and detect random transforms."""
+"""Convert images in arrays and in datasets of other libraries, and detect random transforms."""
 
 import io
 import random
@@ -31,21 +31,28 @@ def prepared(rows: Tensor, where: str) -> Tensor:
         where: Name of the data set, for warnings.
 
     Warns:
-        EnvariantWarning: If other inputs look like images with channels last, or with values up to 255.
+        EnvariantWarning: If other inputs look like images with channels last, or with values up to 65535.
     """
-    if not may_be_images(rows):
+    if not may_be_images(rows) or not len(rows):
         return rows
     last = rows.dim() == 4 and rows.shape[3] in _CHANNELS and rows.shape[1] not in _CHANNELS
     colored = rows.dim() == 4 and (last or rows.shape[1] in _CHANNELS)
-    in_bytes = colored and 1 < float(rows.max()) <= 255 and float(rows.min()) >= 0
+    # PyTorch has no maximum of these types.
+    plain = rows.long() if rows.dtype in (torch.uint16, torch.uint32, torch.uint64) else rows
+    lowest, highest = (float(each) for each in plain.aminmax())
+    in_bytes = colored and 1 < highest <= 255 and lowest >= 0
     if rows.dtype == torch.uint8 or (in_bytes and not rows.is_floating_point()):
         rows = rows.to(torch.uint8)[:, None] if rows.dim() == 3 else rows.to(torch.uint8)
         return rows.permute(0, 3, 1, 2).contiguous() if last else rows
     if last:
         shape = tuple(rows.shape[1:])
         _warn(f"{where}: inputs of shape {shape} look like height × width × channels; put channels first")
-    if in_bytes and float(rows.max()) > 32:
-        _warn(f"{where}: inputs look like images with values up to {float(rows.max()):g}; divide them by 255")
+    if in_bytes and highest > 32:
+        _warn(f"{where}: inputs look like images with values up to {highest:g}; divide them by 255")
+    is_wide = 255 < highest <= 65_535 and highest.is_integer() and lowest >= 0
+    if is_wide and (colored or rows.dtype == torch.uint16):
+        remedy = "divide them by the largest possible value, such as 4095 or 65535"
+        _warn(f"{where}: inputs look like images with values up to {highest:g}; {remedy}")
     return rows
 
 
@@ -97,8 +104,8 @@ def check_repeatable(
 
     Args:
         dataset: Dataset of another library.
-        rows: Inputs as read, `[rows, …]`.
-        read_again: Function that reads the first rows again; None: not possible.
+        rows: Inputs from the first reading of the dataset, `[rows, …]`.
+        read_again: Function that reads the first rows again; None if they can be read only once.
         where: Name of the dataset.
 
     Warns:

@@ -42,14 +42,14 @@ class InputStore(ABC):
     @property
     @abstractmethod
     def encoding(self) -> Hashable:
-        """Return a key of the encoding; rows of stores with equal keys can be decoded together."""
+        """Return a key of the storage format; rows of stores with equal keys can be decoded together."""
 
     @abstractmethod
     def gather(self, index: Int[Tensor, " selected"] | None = None) -> Shaped[Tensor, "selected *shape"]:
         """Return rows in their storage type, without decoding.
 
         Args:
-            index: Row numbers. None: all rows.
+            index: Row numbers. Default: all rows.
         """
 
     @abstractmethod
@@ -133,8 +133,8 @@ class ByteStore(InputStore):
 
     Attributes:
         values: Stored inputs `[rows, *shape]`.
-        mean: Mean of each channel after scaling to [0, 1]. None: 0.
-        deviation: Standard deviation of each channel after scaling to [0, 1]. None: 1.
+        mean: Mean of each channel after scaling to [0, 1]; None for 0.
+        deviation: Standard deviation of each channel after scaling to [0, 1]; None for 1.
 
     Raises:
         EnvariantError: If the values are not uint8, the number of means or deviations is not the

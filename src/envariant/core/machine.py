@@ -25,7 +25,7 @@ def cores() -> int:
 
 
 def memory() -> int | None:
-    """Return the available memory in bytes; cached files count as available. None: unknown."""
+    """Return the available memory in bytes, including memory of cached files; None if it is unknown."""
     amounts = _amounts(Path("/proc/meminfo"))
     known = [amounts["MemAvailable:"] * 1024] if "MemAvailable:" in amounts else []
     if not known and hasattr(os, "sysconf"):

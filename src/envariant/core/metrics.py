@@ -37,7 +37,8 @@ class Metric:
         bounds: Smallest and largest possible value.
         unit: Unit of the values; "" for dimensionless values.
         number_format: Python format specification for printed values.
-        notable_difference: Smallest difference worth mentioning. None: it depends on the scale of the target.
+        notable_difference: Smallest difference worth mentioning; None if it depends on the scale of the
+            target.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Metric:
 
     @property
     def sign(self) -> float:
-        """1 if higher values are better, else −1."""
+        """Sign of an improvement: 1 if higher values are better, else −1."""
         return 1.0 if self.higher_is_better else -1.0
 
     @property

@@ -21,8 +21,8 @@ def check_file(path: Path, missing: str = "", kinds: str = "") -> None:
 
     Args:
         path: File to be opened.
-        missing: Message if there is no such file.
-        kinds: Examples of file names, such as " (.csv)", for the message about a folder.
+        missing: Error message if the file does not exist.
+        kinds: Supported file types, such as " (.csv)", for the error message if the path is a folder.
 
     Raises:
         EnvariantError: If the path is missing, a folder, a pipe, a socket or a device.
@@ -40,7 +40,7 @@ def check_file(path: Path, missing: str = "", kinds: str = "") -> None:
 
 
 def os_reason(error: Exception) -> str:
-    """Return the reason for an operating-system error, without the path."""
+    """Return the reason for an operating-system error as text, without the path."""
     return getattr(error, "strerror", None) or first_line(error)
 
 

@@ -28,7 +28,7 @@ class Plugins(Generic[T]):
         group: Entry-point group, such as "envariant.models".
         kind: Kind of plug-in, such as "model", for error messages.
         requirement: Description of a valid plug-in, for error messages.
-        fits: Function from a plug-in and the name of its entry point to whether the plug-in is valid.
+        fits: Function of a plug-in and the name of its entry point that returns whether the plug-in is valid.
     """
 
     group: str

@@ -22,7 +22,7 @@ CAP = 1e12
 
 
 class Schedule(ABC):
-    """Base class of schedules, functions of the step t, the number of updates already made (from 0).
+    """Base class of schedules: functions of the step t, which is 0 for the first update.
 
     A subclass is a frozen dataclass with a `name`. Its fields are numbers, tuples of numbers, or switch
     points: step numbers or `Percent` values, listed in `switch_fields`.
@@ -38,7 +38,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def __call__(self, step: int) -> float:
-        """Return the value at `step`, between -CAP and CAP.
+        """Return the value at a step, between -CAP and CAP.
 
         Raises:
             EnvariantError: If a switch point is relative to the run's length; `resolve` the schedule first.
@@ -125,7 +125,7 @@ class Schedule(ABC):
         return all(point < steps for point in self.resolve(steps).switch_points)
 
     def with_final_value(self, value: float) -> "Schedule | None":
-        """Replace the last value; return None if the schedule grows without a last value."""
+        """Return a copy with another final value; None if the schedule grows without a final value."""
         changes = {self.final_field: value}
         return dataclasses.replace(cast("Any", self), **changes) if self.final_field else None
 
@@ -187,7 +187,7 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True)
 class Step(Schedule):
-    """Step schedule: `before` until step `at`, then `after`, as in the code of IRM and REx."""
+    """Step schedule: `before` until step `at`, then `after`, as in the IRM and REx code."""
 
     name: ClassVar[str] = "step"
     value_fields: ClassVar[tuple[str, ...]] = ("before", "after")

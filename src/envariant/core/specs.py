@@ -1,4 +1,4 @@
-"""Specs: named objects with settings as text, such as `poly(k=1, p=3, after=40%)`.
+"""Specs: strings such as `poly(k=1, p=3, after=40%)` that name an object and its settings.
 
 Schedules, models, algorithms and data sets are written this way on the command line, in stored results and
 in Python. Python's parser reads the arguments, so numbers, strings, tuples and nested calls are written as in
@@ -143,8 +143,8 @@ def describe(name: str, instance: object, default: object = None, positional: tu
     Args:
         name: Name of the object.
         instance: Dataclass instance; fields with `compare=False` are not written.
-        default: Instance with the default settings. None: the defaults of the fields.
-        positional: Names of the fields that are always written, first and without a key.
+        default: Instance with the default settings. Default: the defaults of the fields.
+        positional: Names of the fields whose values are always written, before the others and without a key.
     """
     changed = {
         f.name: getattr(instance, f.name)
@@ -163,7 +163,7 @@ def fill(
     Args:
         cls: Dataclass to be constructed.
         spec: Spec with the arguments.
-        positional: Names of the fields that may be set without a key, in order. None: all fields.
+        positional: Names of the fields that may be set without a key, in order. Default: all fields.
         hidden: Names of the fields that a spec cannot set.
 
     Returns:
@@ -198,7 +198,7 @@ def fill(
 
 
 def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
-    """Build an object of one of the `known` dataclasses from a string such as `mlp(hidden=390)`.
+    """Build an instance of one of the `known` dataclasses from a string such as `mlp(hidden=390)`.
 
     Raises:
         EnvariantError: If the name or one of its settings is unknown, or a value has the wrong type.
@@ -305,7 +305,7 @@ class _Declared:
         raise EnvariantError(f"{what} must be {expected}; got {_shown(plain)}")
 
     def _range_in_words(self, violated: str) -> str:
-        """Describe the allowed range; for whole numbers, describe only the violated bound."""
+        """Return the allowed range as text; for whole numbers, only the violated bound."""
         low, high = self.bounds.get("ge", self.bounds.get("gt")), self.bounds.get("le", self.bounds.get("lt"))
         whole = _bare(self.hint) is int
         if high is not None and (low is None or (whole and violated in ("less_than", "less_than_equal"))):

@@ -26,7 +26,7 @@ from envariant.core.single_precision import single_precision
 
 
 def _place(cls: type, name: str) -> int:
-    """Return the position in the method resolution order of the class that defines a method."""
+    """Return the index, in the method resolution order, of the class that defines a method."""
     return next((i for i, base in enumerate(cls.__mro__) if name in vars(base)), 0)
 
 
@@ -76,7 +76,7 @@ class Task(ABC):
     def losses(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return the loss of each row: negative log-likelihood in nats, or squared error."""
+        """Return each row's loss: negative log-likelihood in nats, or squared error for regression."""
 
     def residuals(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
@@ -116,7 +116,7 @@ class Task(ABC):
     def scores(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return the score of each row: 1 for a correct class and 0 otherwise, or the squared error."""
+        """Return each row's score: 1 or 0 for a right or wrong class, the squared error for regression."""
 
     def constant_loss(self, targets: Shaped[Tensor, "rows *target_shape"]) -> float:
         """Return the mean loss of the best constant prediction: entropy of the classes, or variance.
@@ -155,9 +155,9 @@ class Task(ABC):
         """
 
     def identity(self) -> str:
-        """Return a text for hashing that differs between tasks with different losses.
+        """Return a string for hashing that differs between tasks with different losses.
 
-        The text is empty for `Binary` and `Multiclass`, which differ in the data type of their targets.
+        The string is empty for `Binary` and `Multiclass`, which differ in the data type of their targets.
         """
         if type(self) in (Binary, Multiclass, Regression):
             # Targets of classes differ in type, so the data tell them apart.
@@ -316,7 +316,7 @@ class Regression(Task):
 
 
 def _content(value: Any) -> str:
-    """Return a value as text for hashing: values of a tensor, source code of a class, `repr` of others."""
+    """Return a string for hashing: the values of a tensor, the source code of a class, else the `repr`."""
     if isinstance(value, Tensor):
         return str(value.tolist())
     try:

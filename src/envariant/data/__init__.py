@@ -1,4 +1,4 @@
-"""Data sources, which provide environments; `source(text)` returns a source by its name."""
+"""Data sources, which provide environments; `source` returns the data source with a given name."""
 
 from importlib import import_module
 from pathlib import Path
@@ -65,7 +65,7 @@ colored_digits = ColoredDigits
 
 
 def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
-    """Return the source specified by a string such as `colored-mnist:irm(label_noise=0.1)`.
+    """Convert a string such as `colored-mnist:irm(label_noise=0.1)` to a data source.
 
     Args:
         text: Name, optional protocol after a colon, and settings in parentheses.
@@ -93,7 +93,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
 
 
 def installed_sources() -> tuple[dict[str, type[EnvironmentSource]], tuple[str, ...]]:
-    """Return the source classes of plug-ins by name, and a message for each plug-in that failed to load."""
+    """Return a mapping from name to data source class of each plug-in, and messages on failed plug-ins."""
     return PLUGINS.load_all(SOURCES)
 
 

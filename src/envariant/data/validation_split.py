@@ -26,7 +26,8 @@ class ValidationSplit(EnvironmentSource):
     Attributes:
         source: Data source to split.
         share: Share of the rows of every training environment to hold out, between 0 and 1 (exclusive).
-        test: Names of the test environments, which are not split. Default: the data source's default.
+        test: Names of the test environments, which are not split. Default: the default test environments of
+            the data source.
     """
 
     source: EnvironmentSource

@@ -1,4 +1,4 @@
-"""Model descriptions: frozen dataclasses that build networks for given input and output shapes."""
+"""Model descriptions, such as `mlp(hidden=390)`, that build a network for given shapes."""
 
 from envariant.core import specs
 from envariant.core.plugins import Plugins, is_dataclass_of
@@ -37,7 +37,7 @@ def model_config(text: str) -> ModelConfig:
 
 
 def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:
-    """Return the model classes of plug-ins by name, and a message for each plug-in that failed to load."""
+    """Return a mapping from name to model class of each plug-in, and messages on plug-ins that failed."""
     return PLUGINS.load_all(MODELS)
 
 

@@ -13,7 +13,7 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig, xavier
 
 @final
 class _Linear(nn.Linear):
-    """Linear layer W x + b whose weights are the first factor of the matrix product.
+    """Linear layer W x + b that computes the matrix product with the weights as its first factor.
 
     Under `vmap`, many models with the same inputs then need one matrix product instead of one per model.
     Because this requires contiguous weights, they are copied.

@@ -1,6 +1,6 @@
 """Published results and protocols, stored in `results.toml`.
 
-Every table has a source, a kind of spread and a number of runs, which are also shown in reports.
+Every table states its source, what its spreads measure, and its number of runs. Reports show these facts.
 """
 
 import tomllib
@@ -16,13 +16,13 @@ from envariant.core.errors import unknown_name
 
 @final
 class Source(BaseModel):
-    """Publication that is the source of results.
+    """Publication that contains results.
 
     Attributes:
         title: Title of the publication.
         authors: Names of the authors.
         url: Web address of the publication.
-        checked: Description of how the results were read.
+        checked: Description of how the results were read from the publication and checked.
         year: Year of publication, if known.
     """
 
@@ -39,9 +39,9 @@ class Row(BaseModel):
     """Row of a published table.
 
     Attributes:
-        mean: Mean of each column; NaN if the source gives no value.
-        spread: Spread of each column; None if the source gives no spreads.
-        theory: Whether the values are derived, not measured.
+        mean: Mean score in each column; NaN if the publication gives no value.
+        spread: Spread of the scores in each column; None if the publication gives no spreads.
+        theory: Whether the values are theoretical instead of measured.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,13 +55,13 @@ class Table(BaseModel):
     """Published table of results.
 
     Attributes:
-        source: Name of the publication, an argument of the function `source`.
-        protocol: Name of the protocol of the runs.
+        source: Name of the publication; the function `source` returns its details.
+        protocol: Name of the protocol with which the runs were trained.
         metric: Name of the metric.
         unit: Unit of the values, "percent" or "fraction", as in the publication.
         columns: Names of the columns.
-        spread_kind: Kind of the spreads, such as standard deviation.
-        n_runs: Number of runs behind each mean; None if not stated.
+        spread_kind: What the spreads measure, such as standard deviation.
+        n_runs: Number of runs over which each mean was computed; None if not stated.
         higher_is_better: Whether higher values are better.
         rows: Rows by name.
     """
@@ -78,7 +78,7 @@ class Table(BaseModel):
     rows: Mapping[str, Row]
 
     def fraction(self, row: str, column: str) -> tuple[float, float | None]:
-        """Return mean and spread of an entry as fractions; percentages are divided by 100.
+        """Return the mean and spread in one cell of the table as fractions; percentages are divided by 100.
 
         Args:
             row: Name of the row.
@@ -108,7 +108,7 @@ def source(name: str) -> Source:
 
 
 def protocol(name: str) -> Mapping[str, Any]:
-    """Return the settings of a published protocol, as numbers or descriptive text."""
+    """Return the settings of a published protocol by name; values are numbers or text."""
     return _entry("protocols", name)
 
 

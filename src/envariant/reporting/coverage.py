@@ -27,8 +27,8 @@ class Coverage:
     Attributes:
         name: Name of the data set.
         environments: Names of the environments.
-        classes: Names of the classes; empty for real targets.
-        counts: Number of rows, `[environments, classes]`; `[environments, 1]` for real targets.
+        classes: Names of the classes; empty for regression.
+        counts: Number of rows, `[environments, classes]`; `[environments, 1]` for regression.
         log: Preprocessing log.
     """
 
@@ -40,7 +40,7 @@ class Coverage:
 
     @classmethod
     def of(cls, source: EnvironmentSource, seed: int) -> "Coverage":
-        """Count the rows of a data source; image files are only listed.
+        """Count the rows of a data source; image files are counted without being read.
 
         Args:
             source: Data source whose rows are counted.
@@ -66,7 +66,7 @@ class Coverage:
 
     @property
     def absent(self) -> dict[str, tuple[str, ...]]:
-        """Classes without rows, by environment."""
+        """Mapping from environment to the classes without rows in it."""
         none = [tuple(self.classes[k] for k in np.flatnonzero(row == 0)) for row in self.counts]
         return {name: classes for name, classes in zip(self.environments, none, strict=True) if self.classes}
 

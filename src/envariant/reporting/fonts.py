@@ -34,7 +34,7 @@ def fallbacks(figure: Figure) -> Generator[str]:
 
 @cache
 def _families(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return a few installed font families that contain the characters, and the characters in no font."""
+    """Return installed font families that contain the characters, and characters that no font contains."""
     available = {
         font.name: _available(font.fname, characters)
         for font in fontManager.ttflist
@@ -50,7 +50,7 @@ def _families(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[st
 
 @cache
 def _available(path: str, characters: frozenset[str]) -> frozenset[str]:
-    """Return those of the characters that a font contains; none if the font cannot be read."""
+    """Return the given characters that a font contains; none if the font cannot be read."""
     try:
         font = FT2Font(path)
     except (OSError, RuntimeError):

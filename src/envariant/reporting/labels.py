@@ -12,7 +12,7 @@ _MIN_DROP = 0.1
 
 
 def labels(results: Sequence[TrainingResult]) -> list[str]:
-    """Return a short name for each run: the algorithm, and settings that distinguish its runs."""
+    """Return a short name for each run: its algorithm, and the settings in which the runs differ."""
     known = [settings(result) for result in results]
     titles = [title(result) for result in results]
     names = list(titles)

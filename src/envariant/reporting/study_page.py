@@ -150,7 +150,7 @@ def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, S
     Args:
         pooled: Selected runs, by the name of the rule.
         rules: Selection rules.
-        networks: Models of each algorithm, by the algorithm's name.
+        networks: Mapping from algorithm to the names of its models.
     """
     rows: list[tuple[str, ...]] = []
     for rule in rules:
@@ -185,7 +185,7 @@ def algorithms(comparison: Comparison, networks: Mapping[str, Sequence[str]]) ->
 
     Args:
         comparison: Scores of the algorithms under one rule.
-        networks: Models of each algorithm, by the algorithm's name.
+        networks: Mapping from algorithm to the names of its models.
     """
     ranking = comparison.ranking
     rows = tuple(
@@ -289,7 +289,7 @@ def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionRe
 
 
 def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return a table of the varying hyperparameters for each algorithm: one row per run in `last`."""
+    """Return a table of varying hyperparameters for each algorithm, with one row per run in `last`."""
     listing = store.listing().set_index("id")
     tables: dict[str, pd.DataFrame] = {}
     for name, runs in last.groupby("algorithm", sort=False):
@@ -305,7 +305,7 @@ def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]
 
 
 def _numbers(row: Any) -> dict[str, float]:
-    """Return the learning rate and numeric hyperparameters of a run by name; for schedules, final values."""
+    """Return the learning rate and the numeric hyperparameters of a run; schedules give their final value."""
     numbers: dict[str, float] = {}
     values = {"learning rate": json.loads(row["learning_rate"]), **json.loads(row["hyperparameters"])}
     for key, value in values.items():

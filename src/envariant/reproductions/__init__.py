@@ -1,4 +1,4 @@
-"""Reproductions of published work, one module per publication, with claims, runs, figures and verdicts."""
+"""Reproductions of published experiments, with one module per publication."""
 
 from importlib import import_module
 

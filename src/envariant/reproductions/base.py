@@ -17,12 +17,12 @@ from envariant.reproductions.runner import Runner
 @final
 @dataclass(frozen=True)
 class Claim:
-    """Claim of the publication, tested by the reproduction.
+    """Claim of a publication that its reproduction tests.
 
     Attributes:
         text: Claim as a sentence.
         holds: Whether the results support the claim.
-        numbers: Results from which `holds` is computed, as text.
+        numbers: Results on which `holds` is based, as text.
     """
 
     text: str
@@ -82,7 +82,7 @@ class Section:
         name: Identifier on the page and on the command line.
         title: Heading of the section.
         statement: Summary of the publication's statements.
-        find: Function that trains the runs with a runner and yields the findings.
+        find: Function that trains the runs of the section with a `Runner` and yields the findings.
     """
 
     name: str
@@ -99,8 +99,8 @@ class Reproduction:
     Attributes:
         name: Name on the command line.
         title: Title of the page.
-        lead: Introduction of one paragraph.
-        conditions: Description of each profile, by name.
+        lead: Introduction to the page, one paragraph.
+        conditions: Mapping from profile, such as "quick", to its description.
         sections: Sections in the order of the page.
     """
 

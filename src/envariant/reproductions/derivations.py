@@ -29,18 +29,20 @@ EXAMPLE_THRESHOLD = 0.5
 @final
 @dataclass(frozen=True)
 class LeastSquares:
-    """Three computations of D = ‖ΦᵀY − ΦᵀΦw‖² in one environment with a linear relation.
+    """Squared residual D = ‖ΦᵀY − ΦᵀΦw‖² of the normal equations, computed in three ways.
 
-    Φ = Φ(X) are the features of inputs X, Y the targets, and w the weights of a linear predictor.
+    In one environment, Φ = Φ(X) are the features of inputs X, Y are the targets, which depend linearly on Φ,
+    and w are the weights of a linear predictor.
 
     Attributes:
         rows: Number of rows of Φ(X).
         features: Number of columns of Φ(X).
         best: Norm ‖w*‖ of the least-squares solution w*, from the normal equations.
-        distance: D at w = 1, by definition.
-        gradient: ‖½ ∂/∂w ‖Φw − Y‖²‖² at w = 1, by automatic differentiation.
-        penalty: IRM penalty of this library for the predictions Φ·1, times (rows/2)². None for several
-            features, because the penalty is a derivative with respect to a single factor.
+        distance: D at w = 1, computed from its definition.
+        gradient: ‖½ ∂/∂w ‖Φw − Y‖²‖² at w = 1, which equals D, computed by automatic differentiation.
+        penalty: IRM penalty of this library for the predictions Φ·1, times (rows/2)², which equals D for a
+            single feature; None for several features, because the penalty is a derivative with respect to a
+            single factor.
         at_best: D at w*, which is 0 up to rounding.
     """
 
@@ -90,12 +92,17 @@ def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
 
 
 def penalty_along(seed: int, reach: float = 2.0, count: int = 81) -> tuple[float, list[float], list[float]]:
-    """Return the optimal w for one feature in one environment, values of w around it, and D at each value.
+    """Return D of `LeastSquares` as a function of a single weight w, for random data.
+
+    D = ‖ΦᵀY − ΦᵀΦw‖² is the squared residual of the normal equations, with one feature Φ and targets Y.
 
     Args:
         seed: Seed of the random data.
-        reach: Largest distance of the values from the optimal w.
-        count: Number of values.
+        reach: Largest distance of w from the optimal weight.
+        count: Number of values of w.
+
+    Returns:
+        Optimal weight, values of w around it, and D at each of these values.
     """
     phi, y = _linear(200, 1, seed)
     best = float((phi.T @ y) / (phi.T @ phi))
@@ -145,11 +152,11 @@ def worked_example() -> WorkedExample:
 @final
 @dataclass(frozen=True)
 class Hessians:
-    """Determinants of means of two diagonal Hessians H_A and H_B, which belong to quadratic losses.
+    """Determinants of two means of the diagonal Hessians H_A and H_B of quadratic losses.
 
     Attributes:
         size: Length of each diagonal.
-        ratio: Geometric mean over entries of the larger divided by the smaller entry.
+        ratio: Ratio of the larger to the smaller entry of H_A and H_B, averaged geometrically over positions.
         both: Determinant of H_A∧B, the entrywise geometric mean.
         mean: Determinant of H_A+B, the entrywise arithmetic mean.
     """
@@ -161,7 +168,7 @@ class Hessians:
 
 
 def hessians(size: int, spread: float, seed: int) -> Hessians:
-    """Return the determinants for two random Hessians, whose entries differ by factors of about exp(±spread).
+    """Compute the determinants for two random Hessians whose entries differ by factors of about exp(±spread).
 
     Args:
         size: Length of each diagonal.
@@ -180,7 +187,7 @@ def hessians(size: int, spread: float, seed: int) -> Hessians:
 
 
 def largest_ratio(count: int, seed: int) -> float:
-    """Return the largest ratio det(H_A∧B)/det(H_A+B) of random pairs; it is 1 for equal Hessians.
+    """Return the largest ratio of `both` to `mean` over random Hessians; the ratio of equal ones is 1.
 
     Args:
         count: Number of random pairs, with sizes from 1 to 20.

@@ -209,7 +209,7 @@ def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
 
 
 def _provenance(runs: Mapping[str, TrainingResult]) -> list[str]:
-    """Return one line per combination of hardware and package versions, with the number of runs on it."""
+    """Return one line per combination of hardware and package versions, with its number of runs."""
     counts: dict[str, int] = {}
     for result in runs.values():
         record = result.record

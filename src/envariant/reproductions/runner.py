@@ -1,4 +1,4 @@
-"""Training for reproductions: every run is stored and trained only once.
+"""Train the runs of a reproduction; every run is stored and trained only once.
 
 The folder of a run is named by a hash of its settings, so that sections share equal runs and an interrupted
 reproduction can be resumed.
@@ -63,7 +63,7 @@ class Runner:
         report: Function called with a line of text before each run of a sweep. Default: none.
 
     Attributes:
-        runs: Results of all requested runs, by folder name.
+        runs: Mapping from folder name to the result of each requested run.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Runner:
         self._report = report
 
     def pick(self, *, quick: V, full: V) -> V:
-        """Return the value of `quick` or `full`, depending on the profile of this runner."""
+        """Return the argument that belongs to the profile of this runner: `quick` or `full`."""
         return quick if self.profile == "quick" else full
 
     @property
@@ -113,7 +113,14 @@ class Runner:
         return self.runs[name]
 
     def sweep(self, runs: Mapping[K, Run]) -> dict[K, TrainingResult]:
-        """Train several runs, or load them if they are stored, and return their results by key of `runs`."""
+        """Train several runs, or load them if they are stored.
+
+        Args:
+            runs: Mapping from a key, such as a label, to a run.
+
+        Returns:
+            Mapping from each key of `runs` to the result of the run.
+        """
         results: dict[K, TrainingResult] = {}
         started, trained = time.monotonic(), 0
         for i, (key, run) in enumerate(runs.items()):

@@ -1,7 +1,7 @@
 """Reproduction of a course report on Colored MNIST with LeNet, IRM, AND-mask and V-REx.
 
-Each function with `@section` is a section of the page. Its docstring summarizes the report; its body trains
-runs, draws figures and tests claims. All verdicts are computed from the runs.
+Each function with `@section` is a section of the page. The docstring summarizes what the report states; the
+function trains runs, draws figures and tests claims. All verdicts are computed from the runs.
 """
 
 import math
@@ -76,13 +76,13 @@ def _irm(runner: Runner, coefficient: object, *, normalize: bool = True, **setti
 
 
 def _step(at: int = SWITCH) -> str:
-    """Return the schedule of the coefficient: 1 before step `at`, then the value of the IRM paper."""
+    """Return a coefficient schedule: 1 before step `at`, then the value in the IRM paper."""
     return f"step(1, {_PROTOCOL['penalty_weight']!r}, at={at})"
 
 
 @section("overview", "Colored MNIST")
 def overview(runner: Runner) -> Iterator[Finding]:
-    """In the report, sixty thousand digits are split into thirds and colored red or green.
+    """Show the report's data set: sixty thousand digits, split into thirds and colored red or green.
 
     The label states whether a digit is below five, and is wrong in a quarter of the rows. The color differs
     from the label in 20 % and 10 % of the training rows and in 90 % of the test rows. Without using the
@@ -118,9 +118,9 @@ def overview(runner: Runner) -> Iterator[Finding]:
 
 @section("lenet", "LeNet with ERM")
 def lenet(runner: Runner) -> Iterator[Finding]:
-    """In the report, LeNet fails as expected: training accuracy is high, and test accuracy is very low.
+    """Test the claim that LeNet fails as expected: training accuracy is high, test accuracy very low.
 
-    The network has learned the spurious feature.
+    The report concludes that the network has learned the spurious feature.
     """
     result = runner.train(_lenet(runner))
     yield from show_runs({"LeNet, ERM": result}, "Accuracy during training.")
@@ -138,7 +138,7 @@ def lenet(runner: Runner) -> Iterator[Finding]:
 
 @section("augmentation", "Data augmentation")
 def augmentation(runner: Runner) -> Iterator[Finding]:
-    """In the report, LeNet fails even with random rotation, shear and scaling, but slightly less."""
+    """Test the claim that LeNet fails even with random rotation, shear and scaling, but slightly less."""
     plain = runner.train(_lenet(runner))
     augmented = runner.train(_lenet(runner, augmentation="affine(rotation=15, shear=10, scale=0.2)"))
     runs = {"LeNet, ERM": plain, "with augmentation": augmented}
@@ -158,7 +158,7 @@ def augmentation(runner: Runner) -> Iterator[Finding]:
 
 @section("derivation", "Derivation of IRM")
 def derivation(runner: Runner) -> Iterator[Finding]:
-    """In the report, IRM's penalty is derived as a gradient of the loss, for least squares.
+    """Check the derivation of IRM's penalty as a gradient of the loss, for least squares.
 
     The penalty is the distance of a classifier from the optimal classifier, multiplied so that the inverse in
     the normal equations cancels. It can therefore be computed from the risk alone.
@@ -202,9 +202,9 @@ def derivation(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-base", "IRM with the paper's schedule")
 def irm_base(runner: Runner) -> Iterator[Finding]:
-    """In the report, a coefficient of 1 and then a large one give a much higher test accuracy than LeNet's.
+    """Test the claim that IRM with coefficient 1, then a large one, is far more accurate than LeNet.
 
-    However, test accuracy does not converge: it slowly decreases.
+    According to the report, however, test accuracy does not converge but slowly decreases.
     """
     steps = runner.pick(quick=800, full=1500)
     long = runner.train(_irm(runner, _step(), steps=steps, evaluate_every=20))
@@ -231,7 +231,7 @@ def irm_base(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-stuck", "A coefficient of 1e5")
 def irm_stuck(runner: Runner) -> Iterator[Finding]:
-    """In the report's first runs, the coefficient was 1e5, and the loss remained at 0.693147."""
+    """Test the claim that the loss remains at 0.693147 with coefficient 1e5 from the first step."""
     runs = runner.sweep(
         {
             "from the first step": _irm(runner, 1e5, normalize=False),
@@ -261,7 +261,7 @@ def irm_stuck(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-coefficient", "Coefficients: too small, good, too large")
 def irm_coefficient(runner: Runner) -> Iterator[Finding]:
-    """In the report, small coefficients give high training and very low test accuracy, as with LeNet.
+    """Test the claim that small coefficients give high training and very low test accuracy, like LeNet.
 
     Training accuracy is then above the theoretical bound of 75 %. Large coefficients lead to random guessing.
     """
@@ -302,7 +302,7 @@ def irm_coefficient(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-stages", "Three stages")
 def irm_stages(runner: Runner) -> Iterator[Finding]:
-    """In the report, increasing the coefficient in three stages, 1, then 1e4, then 1e6, has some effect."""
+    """Test the claim that increasing the coefficient in three stages, 1, 1e4 and 1e6, has some effect."""
     staged, base = runner.train(_stages(runner)), runner.train(_irm(runner, _step()))
     yield from show_runs(
         {"1 → 1e4 → 1e6": staged, "one switch": base}, f"Switches at {SWITCH} and {2 * SWITCH}."
@@ -318,10 +318,10 @@ def _stages(runner: Runner) -> Run:
 
 @section("irm-growth", "Growing coefficients")
 def irm_growth(runner: Runner) -> Iterator[Finding]:
-    """In the report, coefficients that grow during training seem to help.
+    """Test the claim that coefficients that grow during training seem to help.
 
-    Polynomial growth of high degree is better than linear and other growth; exponential growth soon
-    overflows.
+    According to the report, polynomial growth of high degree is better than linear and other growth, and
+    exponential growth soon overflows.
     """
     power, factor = round(math.log(1e5, STEPS), 3), round(1e5 ** (1 / (STEPS - SWITCH)), 4)
     texts = {
@@ -358,7 +358,7 @@ def irm_growth(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-power", "Powers of polynomial growth")
 def irm_power(runner: Runner) -> Iterator[Finding]:
-    """In the report, final accuracies after 500 epochs with coefficient λ = t^p depend on the power p."""
+    """Measure how accuracies after 500 epochs depend on the power p, with coefficient t^p at step t."""
     powers = runner.pick(quick=(0.5, 1.0, 3.0, 6.0), full=(0.5, 1.0, 1.5, 2.0, 3.0, 6.0))
     results = runner.sweep(
         {p: _irm(runner, f"poly(k=1, p={p:g}, after={SWITCH})", steps=500) for p in powers}
@@ -375,7 +375,7 @@ def irm_power(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-why", "Causes of stall and decay")
 def irm_why(runner: Runner) -> Iterator[Finding]:
-    """In the report, it remains unexplained why test accuracy decays, reaches a plateau or stalls."""
+    """Examine why test accuracy decays, reaches a plateau or stalls, which the report leaves open."""
     reset = f"adam(reset={SWITCH})"
     optimizers: dict[str, dict[str, Any]] = {
         "unchanged": {},
@@ -436,7 +436,7 @@ def irm_why(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-best", "The best schedule")
 def irm_best(runner: Runner) -> Iterator[Finding]:
-    """In the report, the final schedule converges well, although it is only a numerical estimate."""
+    """Test the claim that the final schedule converges well, although it is only a numerical estimate."""
     tried = _tried(runner)
     yield (
         "Once the penalty dominates, every schedule converges near what was learned before. Hence later "
@@ -483,7 +483,7 @@ def _best(runner: Runner) -> Run:
 
 @section("and-mask", "AND-mask")
 def and_mask(runner: Runner) -> Iterator[Finding]:
-    """In the report's AND-mask, gradient entries whose signs differ between environments are set to 0.
+    """Test AND-mask, which sets gradient entries to 0 if their signs differ between environments.
 
     The report uses the three color channels as environments, and samples the threshold from (0, 1).
     """
@@ -551,10 +551,10 @@ def _channels(runner: Runner, threshold: float, seed: int) -> Run:
 
 @section("vrex", "V-REx")
 def vrex(runner: Runner) -> Iterator[Finding]:
-    """In the report, V-REx adds β times the variance of the risks to the loss.
+    """Test V-REx, which adds β times the variance of the risks to the loss.
 
-    β = 0 is ERM, and β → ∞ makes the risks equal. On 14×14 images, an MLP with layers of width 256 converges
-    to a test accuracy of 0.3 after 800 epochs, more than LeNet.
+    β = 0 is ERM, and β → ∞ makes the risks equal. In the report, an MLP with layers of width 256 converges on
+    14×14 images to a test accuracy of 0.3 after 800 epochs, which is more than that of LeNet.
     """
     results = runner.sweep(_betas(runner))
     report = float(published.course_report("vrex")["test_accuracy"])
@@ -588,7 +588,7 @@ def vrex(runner: Runner) -> Iterator[Finding]:
 def _vrex_variants(
     runner: Runner, results: Mapping[float, TrainingResult], report: float
 ) -> Iterator[Finding]:
-    """Yield a table of V-REx variants that may explain the report's test accuracy."""
+    """Yield a table of V-REx variants, which may explain the test accuracy in the report."""
     variants = runner.sweep(
         {
             "β = 1e4 from the first step": _vrex(runner, "1e4", normalize=False),
@@ -625,7 +625,7 @@ def _betas(runner: Runner) -> dict[float, Run]:
 
 @section("summary", "Summary")
 def summary(runner: Runner) -> Iterator[Finding]:
-    """In the report, methods are compared by their curves; a number is given only for V-REx."""
+    """Compare all methods; the report compares their curves and gives a number only for V-REx."""
     betas, masks = runner.sweep(_betas(runner)), runner.sweep({t: _and_mask(runner, t) for t in (0.5, 1.0)})
     beta = max(betas, key=lambda b: ood_score(betas[b]).mean)
     mask = max(masks, key=lambda t: ood_score(masks[t]).mean)

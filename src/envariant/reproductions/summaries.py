@@ -1,4 +1,4 @@
-"""Summaries of runs, used to test claims: scores, paired differences, slopes, figures and tables.
+"""Summarize runs to test claims: scores, paired differences, slopes, figures and tables.
 
 Replicas are paired by number: replica k has the same data in every run.
 """
@@ -66,7 +66,7 @@ def risk_gap(result: TrainingResult) -> Interval:
 
 
 def curves(result: TrainingResult, environment: str, metric: str) -> dict[int, tuple[list[int], list[float]]]:
-    """Return steps and values of a metric in an environment, by finished replica.
+    """Return the steps and values of a metric in one environment, for each finished replica.
 
     Args:
         result: Result of the run.

@@ -65,7 +65,7 @@ def _check_overwrite(path: Path, description: str) -> None:
     if path.exists() and not about.exists():
         raise not_ours(path)
     # The description of a saved model in the same folder may be that of another model.
-    if about.exists() and not path.exists() and about.read_text(encoding="utf-8") != description:
+    if about.exists() and not path.exists() and about.read_bytes() != description.encode():
         raise not_ours(about)
 
 

@@ -16,10 +16,10 @@ _STEPS = 4
 @final
 @dataclass(frozen=True)
 class JobEstimate:
-    """Estimated cost of the runs of one job.
+    """Estimated training time of the runs of one job.
 
     Attributes:
-        data: Name of the data.
+        data: Name of the data source.
         test_environments: Names of the test environments.
         algorithm: Name of the algorithm.
         runs: Number of runs.
@@ -40,16 +40,16 @@ class JobEstimate:
 @final
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated cost of a study.
+    """Estimated training time of a study.
 
     Attributes:
-        jobs: Estimated cost of each job, in the order of the study.
+        jobs: Estimated training time of each job, in the order of the study.
     """
 
     jobs: tuple[JobEstimate, ...]
 
     def lines(self) -> list[str]:
-        """Return one line of text per job, and a last line with the totals."""
+        """Return the estimate as text: one line per job, and a last line with the totals."""
         lines: list[str] = []
         for job in self.jobs:
             names = ", ".join(job.test_environments) or "none"

@@ -1,7 +1,7 @@
-"""Additional measurements of the runs of a study: other metrics, column importance and predictions.
+"""Measure additional metrics, column importance and predictions of the runs of a study.
 
-Permutation importance compares logits of networks and fitted predictors on unchanged rows and on rows with
-one column changed (Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
+Permutation importance compares a model's scores on unchanged rows with its scores after one column is changed
+(Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
 """
 
 import math
@@ -35,7 +35,7 @@ _CHANGED_NUMBERS = 4_000_000
 
 
 class Predict(Protocol):
-    """Function that returns the logits of all models of a job."""
+    """Function that returns the logits of all models of a job in one environment."""
 
     def __call__(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
@@ -58,8 +58,8 @@ class StudyMeasurements:
     Attributes:
         sample: Environments of the first run; names, sizes and task are the same for all.
         roles: Role of each environment, by name in the sample.
-        metric: Metric used to compare runs.
-        columns: Range of inputs of each table column, by name; empty if inputs are not tabular.
+        metric: Metric used to compare the runs of the study.
+        columns: Mapping from table column to its range of inputs; empty if the data are not a table.
         store_predictions: Whether predictions are stored and permutation importance is measured.
     """
 
@@ -75,7 +75,7 @@ class StudyMeasurements:
         return [self.sample[name] for name, role in self.roles.items() if role != "train"]
 
     def scores(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the metric on all rows; return nothing if training already records this metric."""
+        """Return the study's metric on all rows; return nothing if training already records this metric."""
         if self.metric.name == self.sample.task.metric:
             return []
         return [row for each in self.untrained for row in self._rows(predict, runs, step, each, FULL)]
@@ -116,7 +116,7 @@ class StudyMeasurements:
         return rows
 
     def _some_untrained(self) -> list[Environment]:
-        """Return up to 20 validation and 20 test environments."""
+        """Return at most 20 validation and at most 20 test environments."""
         some: set[str] = set()
         for role in ("validation", "test"):
             names = [name for name, own in self.roles.items() if own == role]
@@ -126,7 +126,7 @@ class StudyMeasurements:
     def predictions(self, predict: Predict, runs: Sequence[int]) -> dict[int, tuple[Predictions, ...]]:
         """Return each run's predictions for up to 1,000 rows per environment, the same rows in all runs.
 
-        With more than 50 classes there are fewer rows.
+        With more than 50 classes, predictions are returned for fewer rows.
         """
         most = min(_STORED_ROWS, max(1, _STORED_LOGITS // self.sample.task.outputs))
         stored: dict[int, list[Predictions]] = {run: [] for run in runs}

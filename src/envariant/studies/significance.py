@@ -1,4 +1,4 @@
-"""Significance of differences from ERM after model selection.
+"""Test whether algorithms differ significantly from ERM after model selection.
 
 Paired runs have the same data set, test environments and replica number. They therefore use the same rows,
 initial weights and batches.
@@ -28,13 +28,13 @@ class AlgorithmScores:
     Attributes:
         algorithm: Name of the algorithm.
         test: Mean score over test environments and replicas, with a 95 % bootstrap interval.
-        worst: Mean score over replicas for the worst set of test environments.
+        worst: Mean score over replicas in the set of test environments where this mean is worst.
         interquartile_mean: Interquartile mean of the scores over test environments and replicas.
         gain: Mean paired difference from the baseline; None for the baseline itself or without pairs.
         improvement: Share of pairs in which the algorithm is better than the baseline; None without pairs.
         p_value: P-value of the Wilcoxon signed-rank test, Holm-corrected over all compared algorithms; None
             with fewer than two pairs.
-        n_missing: Number of sets of test environments and replicas without a selected run.
+        n_missing: Number of combinations of test environments and replica for which no run was selected.
         missing_reason: First reason why no run was selected, or "".
     """
 
@@ -56,8 +56,8 @@ class Comparison:
 
     Attributes:
         rows: Scores of each algorithm.
-        ranking: Mean ranks over data sets and test environments; None with fewer than three algorithms or
-            two sets of test environments.
+        ranking: Mean ranks over data sets and test environments; None if there are fewer than three
+            algorithms or fewer than two sets of test environments.
         verdict: Conclusion in one or two sentences.
     """
 

@@ -35,7 +35,8 @@ class SearchSpace:
     Attributes:
         label: Label of the algorithm in the study.
         algorithm: Name or object of the algorithm.
-        declared: Search ranges in the study, by hyperparameter; they replace the ranges of the algorithm.
+        declared: Mapping from hyperparameter to its search range in the study, which replaces that of the
+            algorithm.
     """
 
     label: str
@@ -81,9 +82,9 @@ class SearchSpace:
             source: Data source whose default settings are used.
             seed: Base random seed.
             n_trials: Number of trials; the first has the default settings of the data set.
-            lr_range: Largest factor between sampled and default learning rate, at least 1.
-            steps: Number of steps of every run, to which suggested schedules are scaled. None: the default of
-                the data set.
+            lr_range: Factor of at least 1 by which a sampled learning rate may differ from the default.
+            steps: Number of steps of every run, to which suggested schedules are scaled. Default: the default
+                number of the data set.
         """
         if predictor(self.algorithm) is not None:
             return (Trial(0, {}, 0.0),)
@@ -113,9 +114,9 @@ class SearchSpace:
     ) -> dict[str, Any]:
         """Sample a value for every hyperparameter that has a search range.
 
-        For a schedule, the final value is sampled, unless the range lists whole schedules. Values in
-        parentheses are fixed. Hyperparameters of the whole loss are fixed unless the study declares a range
-        for them.
+        For a schedule, the final value is sampled, unless the range lists whole schedules. Values given in
+        parentheses, as in `vrex(coefficient=10)`, are fixed. Hyperparameters of the whole loss are fixed
+        unless the study declares a range for them.
         """
         if not isinstance(suggested.trained, Composition):
             return {}
@@ -179,6 +180,6 @@ def _fixed(algorithm: object) -> set[tuple[str, str]]:
 
 
 def _generator(*names: object) -> np.random.Generator:
-    """Return a random generator seeded by a hash of names and numbers."""
+    """Return a random number generator, seeded by a hash of the given names and numbers."""
     digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

@@ -154,7 +154,7 @@ def check_state(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that each model gets the same gradients in a stack as alone."""
+    """Check that each model gets the same gradients in a stack of models as on its own."""
     stack = {key: torch.stack([value, 0.3 * value, value.flip(0)]) for key, value in problem.params.items()}
 
     def one(params: Parameters) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_replicas(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that replicas with different rows and seeds get the same gradients in a stack as alone."""
+    """Check that replicas with different rows and seeds get the same gradients in a stack as on their own."""
     batch = problem.batch
     other = problem.with_batch([(x.flip(0) + 1, y.flip(0)) for x, y in problem.environments()])
     replicas, contexts = [problem, other], [StepContext.at(4, seed=1), StepContext.at(4, seed=2)]

@@ -91,10 +91,10 @@ def warp(
 
 
 def augmentation(text: str | None) -> RandomAffine | None:
-    """Return the augmentation specified by a text such as `affine(rotation=15)`.
+    """Convert a string such as `affine(rotation=15)` to an augmentation.
 
     Args:
-        text: Name with optional settings in parentheses. None: no augmentation; the result is None.
+        text: Name with optional settings in parentheses; None is returned unchanged.
 
     Raises:
         EnvariantError: If the name or a setting is unknown.

@@ -20,7 +20,7 @@ from envariant.training.augmentation import RandomAffine
 
 @final
 class StackingError(Exception):
-    """Error raised if replicas cannot be stacked; the message gives the reason."""
+    """Error raised if replicas cannot be trained as one stack; the message gives the reason."""
 
 
 Axis = int | None
@@ -45,7 +45,8 @@ class Rows:
         sizes: Number of rows by environment.
         decode: Function from stored rows `[…, *shape]` to float32 inputs.
         bounds: Cumulative sampling weights of the training rows, `[1, rows]` if all replicas share the rows,
-            else `[replicas, rows]`. In environment k, they increase from k to k + 1. None: no weights.
+            else `[replicas, rows]`. In environment k, they increase from k to k + 1. None if rows have no
+            weights.
 
     Raises:
         StackingError: If environments differ in size between replicas.
@@ -123,9 +124,10 @@ class BatchSampler:
     Args:
         rows: Rows of all environments.
         seeds: Seed of the batch order of each replica.
-        batch_size: Rows of each training environment per batch, sampled with replacement. None: all rows.
-        augmentation: Augmentation of the inputs. None: no augmentation.
-        dtype: Data type of the inputs of a full batch; the data type of the model avoids conversions.
+        batch_size: Rows of each training environment per batch, sampled with replacement; None for all rows.
+        augmentation: Augmentation of the inputs, or None.
+        dtype: Data type of the inputs of a full batch; with the data type of the model, no conversion is
+            needed.
 
     Attributes:
         sizes: Number of rows of each training environment in a batch.
@@ -176,7 +178,7 @@ class BatchSampler:
         Both have an additional first axis for the replicas, unless all replicas share them (see `axes`).
 
         Args:
-            step: Number of updates already made.
+            step: Number of completed updates.
         """
         if self._below is None and self._augmentation is None:
             return self._decode(self._inputs).to(self._dtype), self._targets
@@ -191,7 +193,7 @@ class BatchSampler:
         """Return the keys from which the replicas' random numbers in a step are computed.
 
         Args:
-            step: Number of updates already made.
+            step: Number of completed updates.
         """
         return self._draws(step)[0]
 

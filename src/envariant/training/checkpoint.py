@@ -25,7 +25,7 @@ class Failure:
 
     Attributes:
         step: Number of updates before the divergence.
-        reason: Name of the infinite or NaN quantity, and usual causes.
+        reason: Name of the quantity that became infinite or NaN, and usual causes.
     """
 
     step: int
@@ -35,13 +35,13 @@ class Failure:
 @final
 @dataclass(frozen=True)
 class ReplicaState:
-    """State of one replica's network.
+    """State of one replica: weights, completed steps and training time.
 
     Attributes:
-        step: Number of updates made.
+        step: Number of completed updates.
         params: Parameters used for prediction, by name.
         buffers: Buffers by name.
-        failure: Reason for divergence. None: no divergence.
+        failure: Reason for divergence; None if the replica has not diverged.
         seconds: Training time in seconds; the time of a stack is divided equally among its replicas.
     """
 
@@ -59,18 +59,18 @@ class Checkpoint:
 
     Attributes:
         replicas: Numbers of the replicas, in the order of the tensors' first axis.
-        step: Number of updates made by replicas that have not diverged.
+        step: Number of completed updates of replicas that have not diverged.
         measured: Step of the last measurement; -1 before the first.
         params: Trained parameters by name, `[replicas, *shape]` each.
         buffers: Buffers by name, `[replicas, *shape]` each.
-        optimizer: Optimizer state, with PyTorch's names.
+        optimizer: Tensors of the optimizer's state, with PyTorch's names.
         algorithm: State of the algorithm, as nested mappings of tensors.
         watch: Tensors by name: "metrics" of the last step; "gradient_rms", the root mean square of the
-            gradient; and "failed_at", the step at which each replica diverged (−1: no divergence).
+            gradient; and "failed_at", the step at which each replica diverged, or −1.
         metrics: Names of the columns of `watch["metrics"]`.
-        failures: Divergences reported so far, by replica.
+        failures: Mapping from replica to its divergence, if reported.
         seconds: Training time of the stack, in seconds.
-        eval_params: Parameters used for prediction. Empty: same as `params`.
+        eval_params: Parameters used for prediction; empty if they equal `params`.
     """
 
     replicas: tuple[int, ...]
@@ -99,7 +99,7 @@ class Checkpoint:
         return self.failures[replica].step if replica in self.failures else self.measured
 
     def states(self) -> dict[int, ReplicaState]:
-        """Return the state of each replica by number; tensors are views of the checkpoint's tensors."""
+        """Return a mapping from replica to its state; tensors are views of the checkpoint's tensors."""
         states: dict[int, ReplicaState] = {}
         for k, index in enumerate(self.replicas):
             failure = self.failures.get(index)
@@ -204,8 +204,15 @@ def _read(path: Path) -> Checkpoint:
     try:
         header = _HEADER.validate_json(texts["checkpoint"])
     except (ValidationError, KeyError):
-        raise EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}") from None
-    tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(flat)
+        raise _no_checkpoint(path) from None
+    tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(flat, path)
+    stacked = [tensors[group] for group in ("params", "buffers", "eval_params", "watch")]
+    if not header.replicas or not all(
+        isinstance(value, Tensor) and value.dim() and len(value) == len(header.replicas)
+        for values in stacked
+        for value in values.values()
+    ):
+        raise _no_checkpoint(path)
     return Checkpoint(
         replicas=header.replicas,
         step=header.step,
@@ -242,12 +249,20 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     return flat
 
 
-def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+def _nested(flat: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for path, tensor in flat.items():
-        *branches, leaf = path.split(_SEPARATOR)
-        place = tree
+    for name, tensor in flat.items():
+        *branches, leaf = name.split(_SEPARATOR)
+        place: Any = tree
         for branch in branches:
             place = place.setdefault(branch, {})
+            if isinstance(place, Tensor):
+                raise _no_checkpoint(path)
+        if not branches or leaf in place:
+            raise _no_checkpoint(path)
         place[leaf] = tensor
     return tree
+
+
+def _no_checkpoint(path: Path) -> EnvariantError:
+    return EnvariantError(f"{path}: is not a checkpoint; {_REMEDY}")

@@ -1,4 +1,4 @@
-"""Diagnoses of a run from its measurements: problem, evidence, likely cause and remedy.
+"""Detect problems of a run from its measured values, and suggest causes and remedies.
 
 Each diagnosis is computed from the measured values of one replica. Selecting models by a diagnosis from test
 environments would be oracle selection; the text of such a diagnosis says so.
@@ -45,7 +45,7 @@ class Diagnosis:
     Attributes:
         name: Name of the diagnosis.
         replicas: Numbers of the affected replicas.
-        evidence: Measured values of the first affected replica.
+        evidence: Measured values that indicate the problem, from the first affected replica.
         cause: Likely cause.
         remedy: Suggested remedy.
     """
@@ -70,7 +70,7 @@ class _Finding:
 
 
 def diagnose(record: Record, rows: Sequence[HistoryRow]) -> tuple[Diagnosis, ...]:
-    """Return possible problems of a run.
+    """Return the possible problems of a run.
 
     Args:
         record: Record of the run.

@@ -32,11 +32,11 @@ from envariant.training.step_program import StepProgram
 @final
 @dataclass(frozen=True)
 class Stepped:
-    """Event: the replicas of one stack made an update.
+    """Event after each training step of a stack of replicas.
 
     Attributes:
         replicas: Numbers of the replicas.
-        step: Number of updates made.
+        step: Number of completed updates.
         checkpoint: Function that returns the current state; its result is valid until the next event.
     """
 
@@ -48,16 +48,16 @@ class Stepped:
 @final
 @dataclass(frozen=True)
 class Evaluated:
-    """Event: the replicas of one stack were evaluated in every environment.
+    """Event after each evaluation of a stack of replicas in all environments.
 
     Attributes:
         replicas: Numbers of the replicas.
-        step: Number of updates made.
+        step: Number of completed updates.
         rows: Measured values.
         checkpoint: Function that returns the current state; its result is valid until the next event.
         finished: Whether these replicas have completed all steps or have all diverged.
-        answers: Function that returns each replica's logits and targets in one environment,
-            `[replicas, rows, …]` (see `ReplicaStack.answers`).
+        answers: Function that returns the logits of each replica and the targets in one environment,
+            `[replicas, rows, …]`; see `ReplicaStack.answers`.
         notes: Deviations from the requested execution, for example that memory ran out and the stack was
             halved.
     """

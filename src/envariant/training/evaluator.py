@@ -35,10 +35,10 @@ class Forward(Protocol):
     def __call__(
         self, params: Weights, buffers: Weights, inputs: Tensor, *, training: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return the features (width 0 if not needed) and the logits of some rows.
+        """Return features and logits of some rows; features have width 0 if the algorithm ignores them.
 
-        If `training`, layers are in training mode, and running statistics in `buffers` are updated in place;
-        pass copies to keep the original buffers.
+        If `training` is set, layers are in training mode, and running statistics in `buffers` are updated in
+        place; pass copies to keep the original buffers.
         """
         ...
 
@@ -58,7 +58,7 @@ class Adapt(Protocol):
 
 @final
 class Evaluator:
-    """Forward pass of one model or of K replicas, without gradients.
+    """Evaluator of one model or of a stack of K replicas, without gradients.
 
     Args:
         forward: Forward pass of the model.
@@ -70,7 +70,7 @@ class Evaluator:
         rounding: Precision of the matrix products.
         device: Device of the weights.
         adapt: Test-time adaptation. Default: no adaptation.
-        single: Whether `logits` omits the replica axis; only for one replica.
+        single: Whether results of `logits` omit the replica axis; allowed only for one replica.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class Evaluator:
     def _over_blocks(
         self, function: Callable[..., Tensor], values: tuple[Tensor, ...], axis: Axis, decode: Decode | None
     ) -> list[Tensor]:
-        """Call `function(params, buffers, *block)` for each block of rows of `values`; return the results."""
+        """Split `values` into blocks of rows; return `function(params, buffers, *block)` for each block."""
         together = over_replicas(function, (0, 0, *(axis for _ in values)), self._replicas)
         along, results = (0 if axis is None else 1), list[Tensor]()
         with precision.multiplying(self._rounding, self._device):

@@ -1,9 +1,9 @@
 """Choice of sequential or stacked execution, and of the stack size.
 
-With small models, most of the time is Python overhead, which stacking shares among replicas. Large models use
-the processor fully, and stacks of them are slower than sequential execution. The two modes differ by
-rounding, which accumulates over long runs. The choice is therefore stored with the result, and a resumed run
-uses the same mode.
+With small models, Python overhead takes most of the time, and stacked replicas share it. Large models use the
+processor fully, and stacks of them are slower than sequential execution. The results of the two modes differ
+by rounding, which accumulates over long runs. The choice is therefore stored with the result, and a resumed
+run uses the same mode.
 
 1. Execution is sequential for one replica, few steps, a model with random numbers such as dropout, or a large
    step (`_LARGE_STEP`).
@@ -89,10 +89,10 @@ _REQUESTS: dict[str, type[ExecutionRequest]] = {"auto": Auto, "sequential": Sequ
 
 
 def execution_request(request: str | ExecutionRequest) -> ExecutionRequest:
-    """Return the execution request specified by `auto`, `sequential` or a text such as `stacked(group=50)`.
+    """Convert `auto`, `sequential` or a string such as `stacked(group=50)` to an execution request.
 
     Args:
-        request: Text, or a request, which is returned unchanged.
+        request: String, or a request, which is returned unchanged.
 
     Raises:
         EnvariantError: If `request` is neither a valid text nor an execution request.
@@ -113,8 +113,8 @@ class Execution:
         mode: "sequential" or "stacked".
         group: Maximum number of replicas in one program.
         reason: Reason for the choice of the mode.
-        bytes_predicted: Predicted peak memory of a stack in bytes, including freed memory that is kept. None:
-            unknown.
+        bytes_predicted: Predicted peak memory of a stack in bytes, including freed memory that the process
+            keeps; None if unknown.
     """
 
     mode: Literal["sequential", "stacked"]
@@ -145,7 +145,7 @@ def choose(
         source: Data source of all replicas.
         replicas: Replicas to execute.
         config: Settings shared by all replicas.
-        budget: Memory limit of a stack in bytes. None: half of the available memory.
+        budget: Memory limit of a stack in bytes. Default: half of the available memory.
 
     Raises:
         EnvariantError: If stacking was requested, but is not possible or exceeds the budget.

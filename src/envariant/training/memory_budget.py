@@ -1,4 +1,4 @@
-"""Peak memory of training, and available memory.
+"""Measure the peak memory of training and the available memory.
 
 Peak memory is measured in a small run: the size of each tensor is added when an operation returns the tensor,
 and subtracted when the tensor is freed. Internal memory of kernels is small, and not counted.
@@ -47,11 +47,11 @@ Load = Callable[[int], float]
 @final
 @dataclass(frozen=True)
 class Need:
-    """Required memory as a function of the number of replicas.
+    """Memory that training requires, as a function of the number of replicas.
 
     Attributes:
-        phases: For each phase, the fixed bytes a, the bytes b per unit of load, and the load function f; the
-            phase needs a + b · f(k) bytes for k replicas.
+        phases: For each phase of training, the numbers a and b and the function f; the phase needs a + b ·
+            f(k) bytes for k replicas.
     """
 
     phases: tuple[tuple[int, float, Load], ...]
@@ -62,7 +62,7 @@ class Need:
 
         Args:
             peaks: Function from a number of replicas to the peak bytes of each phase.
-            loads: Load function of each phase.
+            loads: Function f of each phase, as in `phases`.
         """
         phases: list[tuple[int, float, Load]] = []
         for two, four, load in zip(peaks(2), peaks(4), loads, strict=True):
@@ -174,7 +174,7 @@ def parse(text: str | float | None) -> int | None:
     """Convert an amount of memory such as `8GB` or `512 MiB` to bytes.
 
     Args:
-        text: Amount of memory as text, or a number of bytes. None: not given; the result is None.
+        text: Amount of memory as a string, or a number of bytes; None is returned unchanged.
 
     Raises:
         EnvariantError: If the text is not an amount of memory.

@@ -26,7 +26,7 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 class OptimizerConfig(ABC):
-    """Configuration of an optimizer, without learning rate and weight decay, which each replica sets.
+    """Configuration of an optimizer without learning rate and weight decay, which may differ by replica.
 
     Attributes:
         name: Name of the optimizer, such as `adam`.
@@ -53,7 +53,7 @@ class OptimizerConfig(ABC):
 
     @abstractmethod
     def build(self, params: Sequence[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
-        """Return an optimizer that updates parameters in place from their `.grad`.
+        """Create an optimizer that updates parameters in place from their attribute `grad`.
 
         Args:
             params: Tensors to update.
@@ -62,7 +62,7 @@ class OptimizerConfig(ABC):
         """
 
     def resets_at(self, step: int) -> bool:
-        """Return whether the optimizer state is cleared at a step (the number of updates already made)."""
+        """Return whether the optimizer state is cleared at a step, the number of completed updates."""
         del step
         return False
 
@@ -110,7 +110,7 @@ class StackedOptimizer:
         Args:
             gradients: Gradient of each replica, `[replicas, numbers]`.
             alive: Mask of the replicas to update, `[replicas]`.
-            step: Number of updates already made.
+            step: Number of completed updates.
         """
         if self._config.resets_at(step):
             self.load({})
@@ -130,7 +130,7 @@ class StackedOptimizer:
             self._params.copy_(torch.where(alive[:, None], self._params, before))
 
     def state(self) -> dict[str, Tensor]:
-        """Return the optimizer state for checkpoints: tensors by PyTorch's names.
+        """Return the optimizer state for checkpoints, as tensors with PyTorch's names.
 
         Raises:
             EnvariantError: If the state contains values other than tensors.
@@ -144,7 +144,7 @@ class StackedOptimizer:
 
 @final
 class _SharedRule:
-    """One optimizer for all replicas, for the whole matrix of parameters."""
+    """Optimizer that updates the parameters of all replicas as one matrix."""
 
     def __init__(self, config: OptimizerConfig, params: Tensor) -> None:
         self._params, self._moved = params, torch.zeros_like(params)
@@ -169,7 +169,7 @@ class _SharedRule:
 
 @final
 class _SeparateRules:
-    """One optimizer per replica, for the parameters in one row of the matrix."""
+    """Optimizers of which each updates the parameters of one replica, a row of the matrix."""
 
     def __init__(
         self,
@@ -242,7 +242,7 @@ class _AdaptiveMoments(OptimizerConfig, ABC):
         beta2: Decay rate of the mean of the squared gradient.
         epsilon: Constant added to the root of the mean squared gradient; gradients much smaller than epsilon
             hardly change the weights.
-        reset: Step at which both means are cleared, for example when a coefficient jumps; 0: never.
+        reset: Step at which both means are cleared, for example when a coefficient jumps; 0 for never.
     """
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -286,7 +286,7 @@ class SGD(OptimizerConfig):
     """Stochastic gradient descent with momentum; weight decay is added to the gradient.
 
     Attributes:
-        momentum: Decay rate of the accumulated gradient; 0: no momentum.
+        momentum: Decay rate of the accumulated gradient; 0 for no momentum.
         nesterov: Whether to use Nesterov momentum.
     """
 
@@ -363,7 +363,7 @@ class TorchOptimizer(OptimizerConfig):
         return default is not None and bool(default.default)
 
     def _parts(self) -> tuple[type[torch.optim.Optimizer], Mapping[str, Any]]:
-        """Return the class and the arguments that `functools.partial` fixed."""
+        """Return the optimizer class and the arguments fixed by `functools.partial`."""
         factory, fixed = cast("Any", self.factory), dict[str, Any]()
         while isinstance(factory, functools.partial):
             partial = cast("functools.partial[Any]", factory)
@@ -394,10 +394,10 @@ OPTIMIZERS: dict[str, type[OptimizerConfig]] = {cls.name: cls for cls in (Adam, 
 
 
 def optimizer_config(optimizer: str | OptimizerConfig | OptimizerFactory) -> OptimizerConfig:
-    """Return the optimizer configuration specified by a text, an `OptimizerConfig` or a `torch.optim` class.
+    """Convert a string, an `OptimizerConfig` or a `torch.optim` class to an optimizer configuration.
 
     Args:
-        optimizer: Text such as `sgd(momentum=0.9)`, an `OptimizerConfig`, a class such as
+        optimizer: String such as `sgd(momentum=0.9)`, an `OptimizerConfig`, a class such as
             `torch.optim.RMSprop`, or `functools.partial(torch.optim.Adam, betas=(0.5, 0.9))`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Fit predictors, and yield `Evaluated` events, as the engine does for networks."""
+"""Fit predictors, which have no networks, and yield `Evaluated` events as the engine does for networks."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from envariant.training.run_config import RunConfig
 @final
 @dataclass(frozen=True, eq=False)
 class _Fitted:
-    """Fitted predictor of one replica, and its data."""
+    """Fitted predictor of one replica, with the replica's data."""
 
     sample: EnvironmentSet
     model: FittedPredictor

@@ -40,7 +40,7 @@ from envariant.training.run_config import RunConfig
 @final
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Pretrained model: weights and predictions.
+    """Pretrained model, represented by its weights and a prediction function.
 
     Attributes:
         weights: Parameters and buffers by name.
@@ -290,10 +290,10 @@ INITIALIZERS: dict[str, type[Initializer]] = {cls.name: cls for cls in (FromERM,
 
 
 def initializer_named(text: str | None) -> Initializer | None:
-    """Return the pretraining specified by a text such as `rfc` or `erm(steps=200)`.
+    """Convert a string such as `rfc` or `erm(steps=200)` to a pretraining method.
 
     Args:
-        text: Name with optional settings in parentheses. None: no pretraining; the result is None.
+        text: Name with optional settings in parentheses; None is returned unchanged.
 
     Raises:
         EnvariantError: If the name or a setting is unknown.
@@ -308,7 +308,7 @@ def prepared(
     initializer: Initializer | None,
     on_progress: Callable[[int, int, int], None],
 ) -> Replica:
-    """Return a replica that is pretrained, if necessary, when `Replica.start` is first accessed.
+    """Return a copy of a replica that runs its pretraining when `Replica.start` is first accessed.
 
     Pretraining provides initial weights, inferred environments, or both.
 
@@ -316,9 +316,9 @@ def prepared(
         replica: Replica without pretraining.
         source: Data source of the replica.
         config: Settings of the run.
-        initializer: Pretraining of the initial weights. None: no pretraining of weights.
-        on_progress: Called after every pretraining step with the number of the replica, the number of steps
-            made and the total number of steps.
+        initializer: Pretraining method for the initial weights, or None.
+        on_progress: Called after every pretraining step with the number of the replica, the number of
+            completed steps and the total number of steps.
     """
     inference = replica.algorithm.environment_inference
     if inference is None and initializer is None:

@@ -37,7 +37,7 @@ class RunProgress:
         self._pretraining: TaskID | None = None
 
     def pretraining(self, replica: int, done: int, of: int) -> None:
-        """Show how many pretraining steps of a replica are finished (`done`), of all steps (`of`)."""
+        """Show that `done` of `of` pretraining steps of a replica are completed."""
         if self._pretraining is None:
             self._pretraining = self._bars.add_task("pretraining", total=of, scores="")
         self._bars.update(self._pretraining, completed=done, scores=f"replica {replica}")
@@ -75,7 +75,7 @@ def show_run(show: bool | None) -> Generator[RunProgress]:
     """Show the progress of one run.
 
     Args:
-        show: Whether to show progress. None: only on a terminal.
+        show: Whether to show progress. Default: only on a terminal.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -114,7 +114,7 @@ def show_sweep(label: str, runs: int, folder: Path) -> Generator[ProgressCallbac
 
 @final
 class _SweepProgress:
-    """Progress bar of a study: steps of this process's runs, and finished runs of all processes."""
+    """Progress bar of a study, with the steps of this process and the finished runs of all processes."""
 
     def __init__(self, bars: Progress, task: TaskID, store: Store) -> None:
         self._bars, self._task, self._store = bars, task, store

@@ -28,9 +28,10 @@ class EnvironmentRecord:
         name: Name of the environment. Validation rows have the name of their training environment.
         role: "train", "validation" or "test".
         rows: Number of rows.
-        constant_loss: Lowest mean loss of any constant prediction: label entropy in nats, or target variance.
-        majority: Share of the most frequent class. None: the task has no classes.
-        unseen: Share of rows with a class that no training environment has.
+        constant_loss: Mean loss of the best constant prediction: entropy of the labels in nats, or variance
+            of the target for regression.
+        majority: Share of the most frequent class; None for regression.
+        unseen: Share of rows whose class occurs in no training environment.
     """
 
     name: str
@@ -42,7 +43,7 @@ class EnvironmentRecord:
 
     @property
     def label(self) -> str:
-        """Unique name in the run; validation rows have the suffix "(validation)"."""
+        """Unique name of the environment in the run; for validation rows, with the suffix "(validation)"."""
         return f"{self.name} (validation)" if self.role == "validation" else self.name
 
 
@@ -52,7 +53,7 @@ class Record:
     """Record of a run: options, data, execution and provenance.
 
     Attributes:
-        spec: Resolved options; objects are replaced by their text.
+        spec: Options with defaults filled in; objects are represented by text.
         identity: Content hash of the run, independent of file locations (`RunSpec.identity`).
         changed: Names of options that differ from the default settings of the data set for the algorithm.
         defaults: Source of the default settings, such as a paper.
@@ -60,8 +61,8 @@ class Record:
         task: Name of the task.
         metric: Name of the task's metric.
         higher_is_better: Whether higher values of the metric are better.
-        chance: Score of uniform guessing. None: not defined for the task.
-        optimum: Score of the best invariant predictor. None: unknown.
+        chance: Score of uniform guessing; None if it is not defined for the task.
+        optimum: Score of the best invariant predictor; None if unknown.
         input_shape: Shape of one row of inputs.
         outputs: Number of model outputs per row.
         environments: All environments, in order.
@@ -97,26 +98,26 @@ class Record:
 
     @property
     def roles(self) -> dict[str, str]:
-        """Role of every environment, by label."""
+        """Mapping from label of an environment to its role."""
         return {each.label: each.role for each in self.environments}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of rows of every environment, by label."""
+        """Mapping from label of an environment to its number of rows."""
         return {each.label: each.rows for each in self.environments}
 
     @property
     def unpredictable(self) -> dict[str, float]:
-        """Share of rows with classes absent from training, if above `MOST_UNSEEN`, by test environment.
+        """Test environments in which many rows have a class that does not occur in training.
 
-        These environments get no verdict.
+        The values are the shares of these rows, above `MOST_UNSEEN`. Such environments get no verdict.
         """
         tests = (each for each in self.environments if each.role == "test")
         return {each.name: each.unseen for each in tests if each.unseen > MOST_UNSEEN}
 
     @property
     def constant_loss(self) -> dict[str, float]:
-        """Lowest mean loss of any constant prediction in each environment, by label."""
+        """Mapping from label of an environment to the mean loss of its best constant prediction."""
         return {each.label: each.constant_loss for each in self.environments}
 
     @property
@@ -186,7 +187,7 @@ def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[E
 
 
 def conflict(stored: Record, requested: Record, *, unfinished: bool) -> str:
-    """Return the first difference between a stored run and a requested one as text; "" if they agree.
+    """Return the first difference between a stored and a requested run as text; "" if there is none.
 
     Args:
         stored: Record of the stored run.

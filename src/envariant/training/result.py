@@ -43,12 +43,12 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """Mean; NaN if there are no values."""
+        """Mean of the values; NaN if there are none."""
         return statistics.fmean(self.values) if self.values else math.nan
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation with divisor n − 1; None with fewer than two values."""
+        """Standard deviation, with divisor n − 1; None for fewer than two values."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,9 +64,9 @@ class TrainingResult:
     Attributes:
         record: Options, data and provenance of the run.
         rows: All measured values.
-        checkpoints: Last state of each replica, by replica number.
-        build_model: Function that builds the first replica's network with initial weights. None: the network
-            is built from its name.
+        checkpoints: Mapping from replica to its last state.
+        build_model: Function that builds the first replica's network with initial weights. Default: build the
+            network from its name.
     """
 
     record: Record
@@ -93,7 +93,7 @@ class TrainingResult:
 
     @property
     def failures(self) -> dict[int, str]:
-        """Reasons for divergence, by replica number; replicas that did not diverge are absent."""
+        """Mapping from diverged replica to the reason for its divergence."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property
@@ -138,7 +138,7 @@ class TrainingResult:
         return Spread(tuple(last[replica] for replica in self.finished))
 
     def worst(self) -> tuple[Spread, tuple[str, ...]]:
-        """Return the worst score over environments and the name of that environment, per finished replica."""
+        """Return the worst score of each finished replica, and the environments with these scores."""
         metric, worst = self.record.metric, min if self.record.higher_is_better else max
         scores = {name: self.final(name, metric).values for name in self.record.roles}
         names = tuple(worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished)))
@@ -260,7 +260,7 @@ def rebuilt(
     """Build the network of a run with initial weights, so that trained weights can be loaded into it.
 
     Args:
-        model: Text of the model, such as "mlp(hidden=390)".
+        model: Model as a string, such as "mlp(hidden=390)".
         algorithm: Name of the algorithm. Names that are not in the library leave the model unchanged.
         hyperparameters: Hyperparameters of the algorithm.
         task: Task of the data; it determines the number of outputs.

@@ -46,7 +46,7 @@ class Member:
 @final
 @dataclass(frozen=True)
 class Started:
-    """Event: data and models have been loaded and checked, and training begins.
+    """Event after data and models have been loaded and checked, before training begins.
 
     Attributes:
         record: Record of the run.
@@ -54,7 +54,7 @@ class Started:
         sample: Environments of the first replica.
         build_model: Function that builds the first replica's network with initial weights. None if the run
             has a predictor instead of a network.
-        states: States of resumed replicas, by replica number.
+        states: Mapping from resumed replica to its state.
     """
 
     record: Record
@@ -68,17 +68,17 @@ Event = Started | Stepped | Evaluated
 
 
 class Progress(Protocol):
-    """Callback after each pretraining step: `(replica, steps made, total steps)`."""
+    """Callback called after each pretraining step: `callback(replica, completed_steps, total_steps)`."""
 
     def __call__(self, replica: int, done: int, of: int) -> None: ...
 
 
 class Resumption(Protocol):
-    """Stored state of an interrupted or finished run."""
+    """Stored state of an interrupted or finished run, from which the run can be resumed."""
 
     @property
     def execution(self) -> Execution | None:
-        """Execution of the stored run. None: nothing is stored yet."""
+        """How the stored run is executed; None if nothing is stored yet."""
         ...
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
@@ -91,7 +91,7 @@ class Resumption(Protocol):
 
 
 def members_of(spec: RunSpec) -> tuple[Member, ...]:
-    """Return the replicas of a run, each with its own seeds."""
+    """Return one `Member` for each replica of a run, with the replica's number, options and seeds."""
     return tuple(Member(k, spec, Seeds.of(spec.seed, k)) for k in range(spec.replicas))
 
 
@@ -106,7 +106,7 @@ def run(
 
     Args:
         members: Replicas to train; they may differ only in hyperparameters, learning rate and seeds.
-        resumption: Stored state to resume from. Default: start from the beginning.
+        resumption: Stored state from which to resume. Default: start from the beginning.
         on_pretraining: Called after each pretraining step.
 
     Yields:

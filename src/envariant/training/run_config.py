@@ -30,15 +30,16 @@ class RunConfig:
         model: Function that builds the network.
         optimizer: Configuration of the optimizer.
         steps: Number of updates of each replica.
-        batch_size: Rows of each training environment per step, sampled with replacement. None: all rows.
-        evaluate_every: Steps between evaluations; there is one before the first and one after the last step.
-        precision: "auto", "float32", "bfloat16" or "tf32".
-        augmentation: Augmentation of training inputs. None: no augmentation.
-        test: Names of the test environments. None: the default test environments of the data set.
+        batch_size: Rows of each training environment per step, sampled with replacement; None for all rows.
+        evaluate_every: Number of steps between evaluations. The model is also evaluated before the first step
+            and after the last step.
+        precision: Precision of matrix products: "auto", "float32", "bfloat16" or "tf32".
+        augmentation: Augmentation of training inputs, or None.
+        test: Names of the test environments; None for the default test environments of the data set.
         device: Device used for training.
         compiled: Whether to compile each step program.
-        freeze: "features": train only the head. None: train all parameters.
-        adapt: Test-time adaptation to an environment before prediction. None: no adaptation.
+        freeze: "features" to train only the head; None to train all parameters.
+        adapt: Function that adapts the model to an environment before prediction, or None.
     """
 
     model: ModelBuilder
@@ -58,7 +59,7 @@ class RunConfig:
         """Return whether all environments are evaluated at a step.
 
         Args:
-            step: Number of updates made.
+            step: Number of completed updates.
         """
         return step % self.evaluate_every == 0 or step == self.steps
 

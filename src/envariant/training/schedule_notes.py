@@ -19,7 +19,7 @@ def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int |
         before: Algorithm with the suggested values.
         after: Algorithm with the scaled values.
         length: Number of steps for which the values are suggested.
-        steps: Number of steps of the run. None: unknown, so nothing was scaled.
+        steps: Number of steps of the run; None if unknown, in which case nothing was scaled.
     """
     if steps is None or not (isinstance(before, Composition) and isinstance(after, Composition)):
         return ()

@@ -29,7 +29,7 @@ class ScheduleTable:
         self._tensor = torch.empty(0)
 
     def at(self, step: int) -> Float[Tensor, "replicas numbers"]:
-        """Return the values at a step (the number of updates already made), `[replicas, numbers]`."""
+        """Return all values at a step, `[replicas, numbers]`; the step is the number of completed updates."""
         values = [n(step) if isinstance(n, Schedule) else n for n in self._distinct]
         if values != self._values:
             self._values = values

@@ -45,8 +45,8 @@ class StepInputs(NamedTuple):
         keys: Keys of this step's random numbers.
         rates: Learning rates at this step.
         alive: Mask of the replicas that have not diverged.
-        failed_at: Step at which each replica diverged; −1: no divergence.
-        step: Number of updates already made.
+        failed_at: Step at which each replica diverged, or −1 if it has not diverged.
+        step: Number of completed updates.
     """
 
     params: dict[str, Tensor]
@@ -72,7 +72,7 @@ class StepOutputs(NamedTuple):
         state: New state of the algorithm.
         metrics: Metrics of the algorithm, in the order of `StepProgram.metrics`.
         alive: Mask of the replicas that have not diverged up to and including this step.
-        failed_at: Step at which each replica diverged; −1: no divergence.
+        failed_at: Step at which each replica diverged, or −1 if it has not diverged.
     """
 
     gradients: Float[Tensor, "replicas numbers"]
@@ -146,7 +146,7 @@ class StepProgram:
             return StepOutputs(gradients, *rest)
 
     def _step(self, *arguments: Any) -> StepOutputs:
-        """Compute one step of all replicas; freeze replicas with an infinite or NaN gradient."""
+        """Compute one step of all replicas; replicas with an infinite or NaN gradient stop training."""
         params, buffers, state, inputs, targets, numbers, keys, rates, alive, failed_at, step = arguments
         together = over_replicas(self._one, (0, 0, 0, *self._axes, 0, 0, 0, None), self._replicas)
         gradients, changed, new, metrics = together(

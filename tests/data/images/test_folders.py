@@ -313,7 +313,7 @@ def test_a_cache_folder_can_be_set(root, tmp_path, cache):
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("spoil", ["text", "cut", "shape", "kind", "pickle"])
+@pytest.mark.parametrize("spoil", ["text", "cut", "bit", "header", "pipe", "shape", "kind", "pickle"])
 def test_a_damaged_cache_is_rebuilt(root, cache, spoil):
     first = drawn(root)
     (kept,) = (cache / "images").glob("*.npy")
@@ -322,6 +322,13 @@ def test_a_damaged_cache_is_rebuilt(root, cache, spoil):
         kept.write_text("<html>no pixels</html>")
     elif spoil == "cut":
         kept.write_bytes(whole[:-5])
+    elif spoil == "bit":
+        kept.write_bytes(whole[:300] + bytes([whole[300] ^ 64]) + whole[301:])
+    elif spoil == "header":
+        kept.write_bytes(whole.replace(b"}", b"(", 1))
+    elif spoil == "pipe":
+        kept.unlink()
+        os.mkfifo(kept)
     elif spoil == "shape":
         np.save(kept, np.zeros((14, 3, 8, 8), np.uint8))
     elif spoil == "kind":

@@ -12,7 +12,7 @@ import torch
 from envariant import data
 from envariant.core.environments import WEIGHT, EnvironmentSource
 from envariant.core.errors import EnvariantError
-from envariant.core.files import write_tensors
+from envariant.core.files import read_tensors, write_tensors
 from envariant.core.tasks import Binary, Multiclass, Regression
 from envariant.data.tables import reading
 from envariant.data.tables import source as table_source
@@ -205,6 +205,27 @@ def test_a_stored_table_is_loaded_unchanged(tmp_path):
     write_tensors(path, arrays, {})
     with pytest.raises(EnvariantError, match="holds no table"):
         load(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: {name: value[:7] if name == "0" else value for name, value in values.items()},
+        lambda values: {name: value + 1000 for name, value in values.items()},
+        lambda values: {name: value * np.inf for name, value in values.items()},
+        lambda values: {name: value.float() for name, value in values.items()},
+        lambda values: {name: value[:, None] for name, value in values.items()},
+        lambda values: {name: value[:0] for name, value in values.items()},
+        lambda values: {name: torch.full_like(value, -1) for name, value in values.items()},
+    ],
+)
+def test_a_stored_table_of_a_stranger_is_validated(change, tmp_path):
+    read(frame(), "y", "site").write(tmp_path)
+    path = tmp_path / "table.safetensors"
+    texts, values = read_tensors(path, "")
+    write_tensors(path, change(values), {"table": texts["table"]})
+    with pytest.raises(EnvariantError, match="holds a damaged table"):
+        load(tmp_path)
 
 
 def of_target(values, **more):

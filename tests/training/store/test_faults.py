@@ -1,5 +1,6 @@
 """Faults of the machine: a full disk, damaged pages and rows, a folder that cannot be written."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -7,9 +8,11 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+import torch
 
 import envariant
 from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.files import write_tensors
 from envariant.studies import Store, Study, begin
 from envariant.training import checkpoint
 from envariant.training.history import HistoryRow
@@ -200,6 +203,24 @@ def test_damaged_checkpoint_is_named_and_its_replica_trained_again(tmp_path):
     assert all(
         (v == first.checkpoints[1].params[n]).all() for n, v in ((n, v[0]) for n, v in states[(1,)].items())
     )
+
+
+@pytest.mark.parametrize(
+    ("replicas", "tensors"),
+    [
+        ([], {"params/a": torch.zeros(0)}),
+        ([1], {"params/a": torch.zeros(2)}),
+        ([1], {"params/a": torch.zeros(())}),
+        ([1], {"params/a": torch.zeros(1), "params/a/b": torch.zeros(1)}),
+        ([1], {"params/a/b": torch.zeros(1), "params/a": torch.zeros(1)}),
+        ([1], {"params": torch.zeros(1)}),
+    ],
+)
+def test_checkpoint_of_a_stranger_is_validated(replicas, tensors, tmp_path):
+    header = {"replicas": replicas, "step": 1, "measured": 1, "metrics": [], "failures": {}, "seconds": 1.0}
+    write_tensors(tmp_path / "replica-001.safetensors", tensors, {"checkpoint": json.dumps(header)})
+    with pytest.raises(EnvariantError, match=r"replica-001\.safetensors: is not a checkpoint"):
+        checkpoint.load(tmp_path)
 
 
 def test_folder_of_an_unreadable_store_is_one_line(tmp_path, monkeypatch):

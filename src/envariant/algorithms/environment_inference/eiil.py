@@ -24,7 +24,7 @@ class EIIL(EnvironmentInference):
     correctly and the incorrectly predicted rows; their sizes usually differ greatly.
 
     Attributes:
-        reference_steps: Number of training steps of the reference model. 0: as many as the run.
+        reference_steps: Number of training steps of the reference model; 0 for as many as the run.
         reference_l2: Weight of the squared parameter norm in the reference model's loss.
         method: Maximization method: "exact", the solution above, or "ascent", the paper's 10,000 steps of
             Adam from random q.
@@ -44,12 +44,21 @@ class EIIL(EnvironmentInference):
 
 
 def objective(q: Tensor, slopes: Tensor) -> Tensor:
-    """Return the objective of `EIIL` for q `[rows]` and slopes d `[rows]`; both means are over all rows."""
+    """Return the objective in `EIIL`; `q` is q `[rows]`, and `slopes` contains the derivatives d `[rows]`."""
     return ((q * slopes).mean() ** 2 + ((1 - q) * slopes).mean() ** 2) / 2
 
 
 def ascended(slopes: Tensor, generator: torch.Generator, steps: int = 10_000) -> Tensor:
-    """Maximize `objective` with Adam (learning rate 1e-3) from q = σ(ω), ω ~ N(0, 1); return q `[rows]`."""
+    """Maximize the objective of `EIIL` over q by Adam, with learning rate 1e-3; return q `[rows]`.
+
+    q_i is the share of row i in the second environment. The optimization variable is ω with q = σ(ω); initial
+    values are standard normal.
+
+    Args:
+        slopes: Derivatives d_i of the loss of each row in `EIIL`, `[rows]`.
+        generator: Random number generator for the initial values.
+        steps: Number of steps of Adam.
+    """
     start = torch.randn(slopes.shape, generator=generator, dtype=slopes.dtype).to(slopes.device)
     with torch.enable_grad():
         omega = start.clone().requires_grad_()

@@ -37,11 +37,11 @@ class PCGrad(GradientAggregator):
 
 
 def _projected(gradients: Tensor, order: Tensor) -> Tensor:
-    """Project each gradient onto the normal planes of the gradients that conflict with it, in order.
+    """Remove from each gradient its components that conflict with the other environments' gradients.
 
     Args:
         gradients: Gradients `[environments, parameters]`.
-        order: Environments in the order of the projections.
+        order: Order in which each gradient is compared with the gradients of the environments.
     """
     tiny, shuffled = torch.finfo(gradients.dtype).tiny, gradients[order]
     projected: list[Tensor] = []

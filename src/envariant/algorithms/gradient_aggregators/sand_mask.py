@@ -1,4 +1,4 @@
-"""SAND-mask: a smooth AND-mask that also damps entries whose gradients differ in size."""
+"""SAND-mask: AND-mask with a smooth mask that also reduces entries whose gradients differ in size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class SandMask(GradientAggregator):
     weight is ever updated. Here τ must be below 1.
 
     Attributes:
-        threshold: τ in [0, 1), required agreement of signs.
+        threshold: τ in [0, 1), agreement A below which an entry is masked.
         steepness: k > 0, steepness of the mask.
     """
 

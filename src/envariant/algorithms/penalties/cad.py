@@ -1,4 +1,4 @@
-"""CAD: a contrastive penalty on features that identify the environment."""
+"""CAD: penalize features that identify the environment, by a contrastive loss."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -30,7 +30,7 @@ class CAD(Penalty):
         coefficient: Weight of the penalty.
         temperature: T > 0, temperature of the softmax.
         conditional: Whether to compare only rows of one class (CondCAD).
-        flipped: Whether to increase the log-probability of rows from other environments, as above. False:
+        flipped: Whether to increase the log-probability of rows from other environments, as above, or to
             decrease the log-probability of rows from the same environment.
         normalized: Whether to scale features to length 1 first.
         max_rows: Largest number of rows of each environment to compare; a new random subset at each step.

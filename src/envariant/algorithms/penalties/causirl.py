@@ -49,7 +49,7 @@ class CausIRL(Penalty):
         return self.at(predicted, cuts), state
 
     def at(self, predicted: PredictedBatch, cuts: Tensor) -> Tensor:
-        """Return the penalty if the rows of each environment e are split before row `cuts[e]`."""
+        """Return the penalty for given split positions: environment e is split before row `cuts[e]`."""
         features, sizes = predicted.features, predicted.batch.sizes
         positions = torch.cat([torch.arange(size, device=cuts.device) for size in sizes])
         owners = predicted.batch.environment_of_rows()

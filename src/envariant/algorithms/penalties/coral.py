@@ -24,8 +24,8 @@ class CORAL(Penalty):
 
     Attributes:
         coefficient: Weight of the penalty.
-        means: Whether to include the means, as in DomainBed. False: use the paper's distance,
-            ‖C_e − C_f‖²/(4D²) for D features.
+        means: Whether to include the means, as in DomainBed. Otherwise the paper's distance is used, ‖C_e −
+            C_f‖²/(4D²) for D features.
     """
 
     name: ClassVar[str] = "coral"

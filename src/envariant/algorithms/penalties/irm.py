@@ -24,9 +24,10 @@ class IRM(Penalty):
     Attributes:
         coefficient: λ, weight of the penalty. The penalty of a constant predictor is 0, so a large λ from the
             first step on leads to chance accuracy. The default increases λ at step 100.
-        form: "squared": as above, for large batches. "halves": product of the derivatives on even and on odd
-            rows, which is unbiased for small batches and may be negative (DomainBed). "dummies": "squared"
-            plus the squared derivative with respect to a constant added to all logits (Aubin et al. 2021).
+        form: Estimate of the squared gradient. "squared" is the formula above, for large batches. "halves" is
+            the product of the derivatives on even and on odd rows, which is unbiased for small batches and
+            may be negative (DomainBed). "dummies" adds to "squared" the squared derivative with respect to a
+            constant added to all logits (Aubin et al. 2021).
     """
 
     name: ClassVar[str] = "irm"

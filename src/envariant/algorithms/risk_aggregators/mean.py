@@ -1,4 +1,4 @@
-"""Mean risk over environments, and mean loss over all rows: empirical risk minimization."""
+"""Empirical risk minimization: mean risk over environments, or mean loss over all rows."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final

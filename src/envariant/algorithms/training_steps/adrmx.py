@@ -1,4 +1,4 @@
-"""ADRMX: subtract environment features so that a discriminator cannot predict the environment; remix."""
+"""ADRMX: subtract learned environment features from the class features, adversarially."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,11 +39,11 @@ _TEMPERATURE = 0.07
 class ADRMX(TrainingStep):
     """CE(A h, y) + CE(B c, y) + CE(G d, e) + Remix + SC(h) + SC(c) − δ·CE(D(c), e), c = h − d. Demirel 2023.
 
-    CE is the cross-entropy for the class y or the environment e. h are features for the class, and d are
-    features of a second featurizer for the environment. A, B and G are heads of three layers, D is a
-    discriminator. SC is a supervised contrastive loss between rows of one class. Remix is the cross-entropy
-    of A on c of one row plus d of another row of the same class. The model and D have separate Adam
-    optimizers with β = (0.5, 0.9) and are updated alternately. For Remix, the released code mistakes
+    CE is the cross-entropy for the class y or the environment e. h are features for the class, d are features
+    of a second featurizer for the environment, and c is their difference. A, B and G are heads of three
+    layers, D is a discriminator. SC is a supervised contrastive loss between rows of one class. Remix is the
+    cross-entropy of A on c of one row plus d of another row of the same class. The model and D have separate
+    Adam optimizers with β = (0.5, 0.9) and are updated alternately. For Remix, the released code mistakes
     positions within a class for positions in the batch; here they are converted. The paper's learning rate is
     three times the learning rate of ERM.
 

@@ -19,7 +19,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class ARM(TrainingStep):
-    """Risk R of f([x_i; mean_j c(x_j)]), rows j in the environment of row i. Zhang et al. 2020, ARM-CML.
+    """Risk R of f([x_i; mean_j c(x_j)]), rows j from the environment of row i. Zhang et al. 2020, ARM-CML.
 
     R is the risk of the model f, whose input is row x_i and the mean output of the context network c. This
     network computes an additional channel of an image (three 5×5 convolutions) or an additional column of a
@@ -29,7 +29,7 @@ class ARM(TrainingStep):
     batch norm, so that a context depends only on the rows of its block.
 
     Attributes:
-        trained: Whether to train the context network. False: it keeps its random initial weights.
+        trained: Whether to train the context network instead of keeping its random initial weights.
         width: Width of the context network's hidden layers.
     """
 

@@ -1,4 +1,4 @@
-"""Fish: align the environments' gradients by inner steps on one environment after another."""
+"""Fish: update on one environment after another, which aligns the environments' gradients."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -27,8 +27,7 @@ class Fish(TrainingStep):
 
     Attributes:
         meta_rate: ε in (0, 1], step size towards θ'.
-        shuffled: Whether to visit environments in random order, as in the paper. False: use the order of the
-            data.
+        shuffled: Whether to visit environments in random order, as in the paper, or in the order of the data.
     """
 
     name: ClassVar[str] = "fish"

@@ -1,4 +1,4 @@
-"""Padded batches, in which environments of different sizes can be permuted and paired."""
+"""Batches padded so that rows of environments of different sizes can be paired."""
 
 from dataclasses import dataclass
 from typing import final

@@ -1,4 +1,4 @@
-"""RSC: mask the features that a prediction depends on most."""
+"""RSC: mask the features on which each prediction depends most."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final

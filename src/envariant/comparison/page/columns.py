@@ -15,7 +15,6 @@ from envariant.comparison.page.scores import style_rows
 from envariant.comparison.results import ComparisonResults
 from envariant.reporting.tables import NONE, TextTable
 from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes
-from envariant.studies.significance import BASELINE
 
 _MOST_ROWS = 20
 _ABSENT = (math.nan,) * 3
@@ -51,7 +50,7 @@ class Columns(PageSection):
 
     @property
     def _methods(self) -> list[str]:
-        return [BASELINE] if self.recommended == BASELINE else [BASELINE, self.recommended]
+        return list(dict.fromkeys((self.results.baseline_method, self.recommended)))
 
     def figure(self) -> Figure:
         """Return a figure of slopes by environment and importance, one row per column."""

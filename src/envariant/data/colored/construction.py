@@ -1,4 +1,4 @@
-"""Construction of colored digits: noisy labels from shapes, misleading colors from labels.
+"""Construct colored digits: noisy labels from the shapes, and misleading colors from the labels.
 
 A digit's shape gives the class s (its group of five digits). The label is y = s ⊕ Bern(label noise), the
 color c = y ⊕ Bern(flip), and c is the channel that shows the digit; ⊕ is exclusive or, and Bern(p) is 1 with
@@ -36,10 +36,10 @@ class Theory:
     """Exact accuracies and risks of one environment, for balanced classes.
 
     Attributes:
-        shape_only: Accuracy of the best classifier that uses only the shape, 1 − label noise.
-        color_only: Accuracy of predicting the color, 1 − flip.
+        shape_only: Accuracy of the best classifier that uses only the shape: 1 − label noise.
+        color_only: Accuracy of the classifier that predicts the color as the label: 1 − flip probability.
         bayes: Accuracy of the Bayes classifier of this environment, which uses shape and color.
-        bayes_risk: Risk of the Bayes classifier in nats, the entropy of the label given shape and color.
+        bayes_risk: Risk of the Bayes classifier in nats: the entropy of the label given shape and color.
     """
 
     shape_only: float
@@ -51,7 +51,7 @@ class Theory:
 def theory(label_noise: float, flip: float) -> Theory:
     """Compute the exact accuracies and risks of one environment by Bayes' rule.
 
-    Given the label, shape and color are independent.
+    The shape and the color are independent given the label.
 
     Args:
         label_noise: Probability that the label differs from the class of the shape.
@@ -123,7 +123,7 @@ def colored_environment(
 
 
 def grayscale(environment: Environment) -> Environment:
-    """Return the environment with the sum of its color channels, as used for the grayscale oracle."""
+    """Return a copy of an environment without color: the color channels are summed to one channel."""
     return _with_inputs(environment, environment.inputs.sum(dim=1, keepdim=True))
 
 
@@ -140,7 +140,7 @@ def _with_inputs(environment: Environment, inputs: Tensor) -> Environment:
 
 
 def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return uniform numbers in [0, 1) for the label noise, then for the colors, in the IRM code's order."""
+    """Return uniform numbers in [0, 1) for label noise and for colors, in the order of the IRM code."""
     return torch.rand(rows, generator=generator), torch.rand(rows, generator=generator)
 
 
@@ -149,7 +149,7 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
 
     Args:
         images: Gray values from 0 to `most`.
-        size: Height and width of the result, which keeps rows and columns at equal intervals.
+        size: Height and width of the result in pixels; rows and columns are selected at equal intervals.
         most: Largest possible gray value.
     """
     stride = images.shape[1] // size
@@ -159,7 +159,7 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
 @final
 @dataclass(frozen=True)
 class Facts:
-    """Measured shares of rows in one environment of a sample, and its exact accuracies and risks.
+    """Shares of rows measured in one environment, and the environment's exact accuracies and risks.
 
     Attributes:
         environment: Name of the environment.
@@ -211,9 +211,9 @@ class ColoredSource(DigitSource):
 
     Attributes:
         label_noise: Probability that the label differs from the class of the shape.
-        train_flips: Probability that the color differs from the label, for each training environment.
-        test_flips: Probability that the color differs from the label, for each default test environment.
-        gray: Whether to sum the color channels, as for the grayscale oracle.
+        train_flips: Probability that the color differs from the label, one per training environment.
+        test_flips: Probability that the color differs from the label, one per default test environment.
+        gray: Whether to sum the color channels, so that a model cannot use the color (grayscale oracle).
     """
 
     label_noise: float = 0.25

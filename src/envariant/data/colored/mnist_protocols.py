@@ -112,7 +112,7 @@ def _sample_irm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterato
 
 
 def _sample_domainbed(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:
-    """Shuffle all 70,000 digits with torch; environment i of k gets rows i, i + k, i + 2k, …."""
+    """Shuffle all 70,000 digits with torch; assign rows i, i + k, i + 2k, … to environment i of k."""
     images = np.concatenate([digits.train_images, digits.test_images])
     labels = np.concatenate([digits.train_labels, digits.test_labels])
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Base class of image sources; subclasses list the image files of every environment.
+"""`ImageSource`, the base class of image sources, whose subclasses list the files of each environment.
 
 Reading images takes minutes, so names are checked before any image is read.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from envariant.core import specs
-from envariant.core.conversion import look_alikes, several
+from envariant.core.conversion import MOST_GROUPS, look_alikes, several
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Binary, Multiclass
@@ -27,15 +27,13 @@ from envariant.data.images import reading
 from envariant.data.images.decoding import shown, some
 
 HIDDEN = "skipped, hidden"
-"""Beginning of the remark about skipped hidden files, which is logged without a warning."""
-# Largest number of groups of look-alike names that are reported.
-_MOST_GROUPS = 5
+"""Beginning of the remark on hidden files, about which nobody is warned."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ImageGroup:
-    """Image files of one environment: paths relative to the root, and class numbers."""
+    """Image files of one environment: paths relative to the root folder, and class numbers."""
 
     name: str
     files: Sequence[str]
@@ -62,12 +60,12 @@ class Listing:
     remarks: tuple[str, ...] = ()
 
     def notable(self) -> list[str]:
-        """Return the remarks to warn about, such as skipped files, and names that may mean the same."""
+        """Return the remarks that require a warning, such as skipped files or names that look alike."""
         names = (("class", self.classes), ("environment", [group.name for group in self.groups]))
         lines = [
             f"{what} names {sentence}, and count as different; if they mean the same, rename the folders"
             for what, labels in names
-            for sentence in look_alikes(labels)[:_MOST_GROUPS]
+            for sentence in look_alikes(labels)[:MOST_GROUPS]
         ]
         return [*(remark for remark in self.remarks if not remark.startswith(HIDDEN)), *lines]
 
@@ -163,7 +161,7 @@ class ImageSource(SpecSource):
         """
 
     def preprocessing_log(self) -> list[str]:
-        """Return the lines of the log: about the folder, every environment, and skipped files."""
+        """Return the preprocessing log as lines about the folder, the environments and skipped files."""
         listing = self.listing()
         images = sum(len(group.files) for group in listing.groups)
         counts = f"{len(listing.groups)} environments, {len(listing.classes)} classes, {images:,} images"

@@ -59,7 +59,7 @@ def bits_of(largest: int) -> int:
 
 
 def decode(path: Path, size: int, bits: int = 16) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]]:
-    """Decode an image as RGB and resize it to a square; also return the keys of `NOTES` that apply to it.
+    """Decode an image as RGB, resize it to a square, and return it with the applicable keys of `NOTES`.
 
     Args:
         path: Path of the image file.
@@ -130,6 +130,6 @@ def shown(name: str) -> str:
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """Join names in one line: all names, or the first `most` and the number of omitted names."""
+    """Join names in one line; if there are more than `most`, give the number of omitted names."""
     listed = ", ".join(shown(name) for name in names[:most])
     return listed + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -79,7 +79,7 @@ class ImageFolders(ImageSource):
                 skipped[_DEEP if is_folder else _OTHER].append(path)
 
     def _entries(self, parent: str, skipped: Mapping[str, list[str]]) -> Iterator[tuple[str, bool]]:
-        """Yield name and whether it is a folder, for each visible entry of a folder, sorted by name."""
+        """Yield the name of each visible entry of a folder, and whether it is a folder, sorted by name."""
         folder = Path(self.root, parent)
         try:
             # Faster than pathlib, which makes a system call for each of a million files.

@@ -1,4 +1,4 @@
-"""Read image files with several threads, cache them as bytes and convert them to float32.
+"""Read image files in several threads, cache the decoded bytes, and convert them to float32.
 
 Reading takes minutes, so decoded images are cached on disk and memory-mapped.
 """
@@ -69,7 +69,8 @@ def read(
         EnvariantError: If a file is missing or not an image, or the cache cannot be written.
 
     Warns:
-        EnvariantWarning: For each of `NOTES` that applies to some images.
+        EnvariantWarning: If images lost information when they were decoded; there is one warning per kind of
+            loss in `NOTES`.
     """
     path = cache_folder(cache) / "images" / f"{_key(root, files, size)}.npy"
     shape = (len(files), 3, size, size)
@@ -170,7 +171,10 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
 
 
 def _cached(path: Path, shape: tuple[int, ...]) -> tuple[Pixels, list[str]] | None:
-    """Return the memory-mapped images of a cache file and their notes; None if it is missing or damaged."""
+    """Return the memory-mapped images and notes of a cache file; None if the file is missing or damaged."""
+    if not path.is_file():
+        # Opening a pipe could wait forever.
+        return None
     try:
         pixels: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(pixels, np.memmap) or pixels.shape != shape or pixels.dtype != np.uint8:
@@ -178,14 +182,15 @@ def _cached(path: Path, shape: tuple[int, ...]) -> tuple[Pixels, list[str]] | No
         with path.open("rb") as file:
             file.seek(pixels.offset + pixels.nbytes)
             end = file.read()
-    except (OSError, ValueError, EOFError):
+    # NumPy raises many types of error for a damaged header, such as that of its tokenizer.
+    except Exception:
         return None
     notes, seal = end[:-_DIGEST_SIZE], end[-_DIGEST_SIZE:]
     return (pixels, notes.decode().splitlines()) if seal == _seal(pixels, notes) else None
 
 
 def _seal(rows: Iterable[np.ndarray], notes: bytes) -> bytes:
-    """Return the checksum of images and notes; a cache file ends with it."""
+    """Return the checksum of images and notes, which is stored at the end of a cache file."""
     digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
     for row in rows:
         digest.update(row.tobytes())

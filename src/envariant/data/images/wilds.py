@@ -27,7 +27,7 @@ ROLES: Mapping[str, str] = {
 @final
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Table of images: path relative to the root, class, environment and, optionally, official split."""
+    """Table with the path, class, environment and, optionally, the official split of each image."""
 
     files: Sequence[str]
     labels: Sequence[str]
@@ -86,11 +86,11 @@ class MetadataImages(ImageSource):
     """Data source for images in a folder, described by a CSV file with one row per image.
 
     Attributes:
-        file: Name of the column of image paths, relative to the folder.
-        label: Name of the column of classes, numbers or text.
-        environment: Name of the column of environments.
-        split: Name of the column of splits: `train`, `val` and `test` (or 0, 1, 2). Default: no splits. Rows
-            for validation or testing become validation or test environments.
+        file: Name of the column with image paths, relative to the folder.
+        label: Name of the column with classes, as numbers or text.
+        environment: Name of the column with environments.
+        split: Name of the column with splits: `train`, `val` and `test` (or 0, 1, 2). Default: no splits.
+            Rows for validation or testing become validation or test environments.
         metadata: Name of the CSV file in the folder.
     """
 

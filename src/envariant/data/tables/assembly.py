@@ -1,4 +1,4 @@
-"""Assemble a table from its columns: select rows, environments, target and inputs, and log every step."""
+"""Build a table from its columns: select rows, environments, target and inputs, and log every step."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ _MOST_REMARKS = 12
 
 @final
 class Parts(NamedTuple):
-    """Attributes of a new table; see `Table`."""
+    """Parts from which a `Table` is built; attributes are those of `Table`."""
 
     columns: tuple[Column, ...]
     target: Column
@@ -55,10 +55,10 @@ def assembled(
     """Select the rows and input columns of a table, and log all steps.
 
     Args:
-        loaded: Columns as they were read.
+        loaded: Columns as read from the file or the data frame.
         columns: Columns with inferred kinds, by name.
-        role_names: Names of the columns with role "target", "environment" and "sample_weight", by role.
-        task: Prediction task; None: inferred from the target.
+        role_names: Mapping from the roles "target", "environment" and "sample_weight" to column names.
+        task: Prediction task. Default: inferred from the target.
         log: Preprocessing log, to which entries are appended.
         min_rows: Minimum number of rows of an environment.
 
@@ -100,7 +100,7 @@ def assembled(
 
 
 def remarks(log: Sequence[LogEntry]) -> list[str]:
-    """Return the lines to warn about: notable entries of a log, and one line that lists columns left out."""
+    """Return the lines of a log that require a warning, and one line that lists the columns left out."""
     lines = [str(entry) for entry in log if entry.notable]
     columns = [
         f"'{entry.column}' ({entry.what.removeprefix(_LEFT_OUT)})"
@@ -117,7 +117,7 @@ def remarks(log: Sequence[LogEntry]) -> list[str]:
 def _target(
     loaded: LoadedColumns, column: Column, used: NDArray[np.bool_], task: TaskName, log: list[LogEntry]
 ) -> tuple[Column, TargetType]:
-    """Return the target column of the used rows, and its original type and values."""
+    """Return the target column for the used rows, with the original type and values of the target."""
     dtype, chunk = loaded.target_dtype, concatenated(loaded.chunks[column.name])
     texts = None if chunk.kind is not None else replace(chunk, values=chunk.values[used])
     column = column.rows(used)
@@ -159,7 +159,7 @@ def _input_entries(inputs: Mapping[str, Column], environment: Column) -> list[Lo
 
 
 def _unusable(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return why a column cannot be useful to any model, or "" if it can."""
+    """Return the reason why a column is useless to any model; "" if there is none."""
     if column.missing.all():
         return "it holds no value"
     if rarely_observed(int((~column.missing).sum()), len(column)):
@@ -172,7 +172,7 @@ def _unusable(column: Column, environment: Column, order: NDArray[np.int64]) -> 
 
 
 def _index_reason(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return why a numeric column is considered an index of the rows, or "" if it is not one."""
+    """Return the reason why a numeric column seems to be a row index; "" if it does not."""
     values = column.values
     if column.missing.any() or len(values) <= MOST_CLASSES or (values % 1).any():
         return ""

@@ -47,9 +47,10 @@ class Column:
         values: Values `[rows]`: float64 with NaN for missing values (dates in days since 1970), or int32
             codes of categories with −1 for missing values.
         categories: Categories in the order of their codes; empty for other kinds.
-        notation: Notation of numbers that were read from text; None: the notation of programming languages.
-        remarks: Sentences on how ambiguous texts were read.
-        missing_as: Texts that were read as missing values.
+        notation: Notation of numbers that were read from text; None for the notation of programming
+            languages.
+        remarks: Sentences that explain how ambiguous texts in the column were read.
+        missing_as: Texts of the column that were read as missing values.
     """
 
     name: str
@@ -109,13 +110,13 @@ def read_chunk(
     categorical: bool = False,
     is_target: bool = False,
 ) -> ColumnChunk:
-    """Convert consecutive rows of a column to compact form.
+    """Convert consecutive rows of a column to a `ColumnChunk`.
 
     Args:
         name: Name of the column.
         rows: Consecutive rows of the column.
         first_row: Number of preceding rows, for error messages.
-        categorical: Whether numbers are categories too; always true if the pandas type is categorical.
+        categorical: Whether numbers are categories too. If the pandas type is categorical, they always are.
         is_target: Whether to store original values, and integers too large for float64 as text.
 
     Raises:
@@ -144,13 +145,13 @@ def infer_column(
     rule: MissingRule | None = None,
     decimal_comma: bool | None = None,
 ) -> Column:
-    """Join consecutive chunks to a column, and infer its kind from all chunks.
+    """Join the chunks of a column, and infer the kind of the column from all of them.
 
     Args:
         name: Name of the column.
         chunks: Chunks that contain all rows of the column.
-        rule: Rule for texts that may be missing values.
-        decimal_comma: Whether numbers in the table have a decimal comma; None: unknown.
+        rule: Rule that decides which texts are missing values.
+        decimal_comma: Whether numbers in the table have a decimal comma; None if unknown.
 
     Raises:
         EnvariantError: If a column of numbers or dates contains a few other texts.
@@ -230,9 +231,9 @@ def column_of_kind(
     known: Collection[str] = (),
     declared: frozenset[str] | None = None,
 ) -> Column:
-    """Convert a chunk to a column of a given kind, known from training.
+    """Convert a chunk to a column of the kind that the column had in training.
 
-    Categories may be given as numbers, Booleans as 0 and 1 or as words, numbers and dates as text.
+    Categories may be given as numbers, Booleans as 0 and 1 or as words, and numbers and dates as text.
 
     Args:
         name: Name of the column.
@@ -240,8 +241,8 @@ def column_of_kind(
         kind: Kind of the column in training.
         first_row: Number of preceding rows, for error messages.
         notation: Notation of numbers in the training table.
-        known: Categories in training, which are never missing values, even if one is a word such as "none".
-        declared: Texts that the user declared as missing values in training; None: the usual ones, such as
+        known: Categories that occur in training. They are never missing values, even words such as "none".
+        declared: Texts that the user declared as missing values in training. Default: the usual ones, such as
             NA.
 
     Raises:
@@ -287,7 +288,7 @@ def _text_chunk(
 
 
 def _spellings(values: Any, written: Sequence[str]) -> list[tuple[str, str]]:
-    """Return up to three pairs of different texts that were read as one."""
+    """Return up to three pairs of different texts that were read as the same text."""
     first: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
     for value, text in zip(values, written, strict=True):

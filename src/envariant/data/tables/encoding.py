@@ -1,4 +1,4 @@
-"""Encoding of table columns as network inputs.
+"""Encode the columns of a table as network inputs.
 
 Numbers are standardized by the mean and standard deviation of the observed values, and missing ones are
 replaced by the median; categories are one-hot encoded. All parameters are fitted on the training environments
@@ -22,7 +22,7 @@ __all__ = ["MOST_CATEGORIES", "ColumnEncoding", "Encoder", "fit"]
 @final
 @dataclass(frozen=True)
 class Encoder:
-    """Encoding of a table: the encodings of all columns, in the order of the inputs."""
+    """Encoding of a table: the encodings of its columns, in the order of the inputs."""
 
     columns: tuple[ColumnEncoding, ...]
 
@@ -38,7 +38,7 @@ class Encoder:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Input positions of each column, by column name."""
+        """Mapping from column name to the range of network inputs that encode the column."""
         ends = [0, *accumulate(len(_names(column)) for column in self.columns)]
         return {column.name: slice(*ends[k : k + 2]) for k, column in enumerate(self.columns)}
 

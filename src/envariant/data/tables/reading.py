@@ -4,6 +4,7 @@ Every chunk is a pandas data frame with unique column names.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,11 +34,11 @@ class TableInput:
     Attributes:
         label: Name of the table in messages.
         header: Names of the columns.
-        chunks: Function that yields the rows in chunks. For text files, the argument is a list of columns to
-            read as text; None: all columns, with texts converted to numbers if possible.
+        chunks: Function that yields the rows in chunks. For text files, the argument lists the columns to
+            read as text; with None, all columns are read, and texts are converted to numbers if possible.
         is_text: Whether the table is a text file.
         separator: Separator of a text file.
-        samples: Words for missing values in the first records of a text file, by column.
+        samples: Mapping from column to the words for missing values in the first records of a text file.
         has_index: Whether the rows have a pandas index, which is also the index of predictions.
     """
 
@@ -56,7 +57,7 @@ def open_table(data: Any, encoding: str, declared: frozenset[str] | None = None)
     Args:
         data: Path, or data frame of pandas, polars or Arrow.
         encoding: Encoding of a text file.
-        declared: Texts that the user declared as missing values; None: the usual ones, such as NA.
+        declared: Texts that the user declared as missing values. Default: the usual ones, such as NA.
 
     Raises:
         EnvariantError: If the data cannot be read, or a column name occurs twice.
@@ -179,12 +180,12 @@ def _unreadable(path: Path, encoding: str, error: Exception) -> EnvariantError:
 
 
 def _single(label: str, header: Sequence[str]) -> None:
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
+    if repeated := sorted(name for name, count in Counter(header).items() if count > 1):
         raise EnvariantError(f"{label}: column name '{repeated[0]}' is used twice; rename one")
 
 
 def labeled(label: str, error: EnvariantError) -> EnvariantError:
-    """Return the error with the name of the table as a prefix."""
+    """Return a copy of an error whose message begins with the name of the table."""
     return error if str(error).startswith(label) else EnvariantError(f"{label}: {error}")
 
 
@@ -197,7 +198,7 @@ def lacking_columns(
         label: Name of the table.
         lacking: Names of the missing columns.
         header: Names of all columns of the table.
-        what: Term for a column in the message.
+        what: Term for such a column in the error message.
     """
     similar = {name: closest_name(name, header) for name in lacking[:5]}
     quoted = [f"'{k}'" + (f" (did you mean '{known}'?)" if known else "") for k, known in similar.items()]

@@ -1,4 +1,4 @@
-"""Preprocessing of the columns that are not inputs: environment, target and sample weights."""
+"""Preprocess the columns that are not inputs: environment, target and sample weights."""
 
 import re
 from collections.abc import Iterable
@@ -8,25 +8,22 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from envariant.core.conversion import in_order, look_alikes
+from envariant.core.conversion import MOST_GROUPS, in_order, look_alikes
 from envariant.core.environments import RESERVED
 from envariant.core.errors import EnvariantError, listed
 from envariant.data.tables.columns import Column, text_of
 from envariant.data.tables.kinds import TaskName
 from envariant.data.tables.kinds.missing import MISSING_TEXTS
 
-# Largest number of groups of look-alike categories that are logged.
-_MOST_GROUPS = 5
-
 
 @final
 @dataclass(frozen=True)
 class LogEntry:
-    """Entry of the preprocessing log for a column, or for the whole table if the column name is "".
+    """Entry of the preprocessing log, for a column or for the whole table.
 
     Attributes:
-        column: Name of the column.
-        what: Description of the step.
+        column: Name of the column; "" for the whole table.
+        what: Description of the preprocessing step.
         notable: Whether to also emit a warning, because rows, columns or values changed.
     """
 
@@ -41,7 +38,7 @@ class LogEntry:
 def rows_with_values(
     label: str, target: Column, environment: Column, log: list[LogEntry]
 ) -> NDArray[np.bool_]:
-    """Return the mask of rows with a target and an environment, `[rows]`, and log the other rows.
+    """Return the mask of rows that have a target and an environment, `[rows]`, and log the other rows.
 
     Raises:
         EnvariantError: If all targets or all environments are missing.
@@ -222,7 +219,7 @@ def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
     remedy = "; if they mean the same, write them alike" if notable else ""
     return [
         LogEntry(column.name, f"{sentence}, and count as different{remedy}", notable)
-        for sentence in look_alikes(column.categories)[:_MOST_GROUPS]
+        for sentence in look_alikes(column.categories)[:MOST_GROUPS]
     ]
 
 
@@ -239,7 +236,7 @@ def as_category(column: Column) -> Column:
 
 
 def _one_line(name: str) -> str:
-    """Convert a name to one line, and change it if it is reserved."""
+    """Convert a name to one line, and change names that are reserved."""
     text = " ".join("".join(character if character.isprintable() else " " for character in name).split())
     # If one value is missing, pandas converts all integers to 1.0, 2.0, ….
     text = text.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", text) else text

@@ -26,8 +26,8 @@ class ColumnSample:
     """Words for missing values, such as NA, in the first records of one column.
 
     Attributes:
-        counts: Number of fields by lower-case word and whether the field is in quotes. All texts that are not
-            such a word are counted under "".
+        counts: Mapping from a pair, a lower-case word and whether it is in quotes, to the number of fields.
+            Other texts are counted under "" instead of a word.
     """
 
     counts: Mapping[tuple[str, bool], int]
@@ -44,7 +44,7 @@ class ColumnSample:
 
     @property
     def unquoted_words(self) -> frozenset[str]:
-        """Words for missing values without quotes, if all other texts are in quotes, as in files of R."""
+        """Words for missing values without quotes, if all other texts are in quotes, as in files from R."""
         marks = self.counts.get(("", True), 0) >= _FEWEST_TEXTS and ("", False) not in self.counts
         return self.words - self.quoted_words if marks else frozenset()
 

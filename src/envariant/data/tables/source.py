@@ -1,4 +1,4 @@
-"""Tables as environment sources; the encoding is fitted on the training environments only."""
+"""Data source for tables, whose encoding is fitted on the training environments only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -172,7 +172,7 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
 def source(
     path: str, target: str | None = None, environment: str | None = None, **settings: Any
 ) -> TableSource:
-    """Return the source specified by `table("patients.csv", target=died, environment=hospital)`.
+    """Create a data source from the settings in `table("patients.csv", target=died, environment=hospital)`.
 
     Args:
         path: Path of a file, or of a folder written by `Table.write`.

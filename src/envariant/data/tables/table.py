@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any, final, get_args
 
@@ -168,8 +169,12 @@ def load(folder: Path) -> Table:
         raise EnvariantError(f"{folder}: holds a damaged table ({error.errors()[0]['msg']})") from None
     except KeyError:
         raise EnvariantError(f"{folder}: holds no table") from None
+    if len(columns) < 3 + header.weighted or not all(map(_is_sound, columns, repeat(len(columns[0])))):
+        raise EnvariantError(f"{folder}: holds a damaged table (its columns do not fit each other)")
     weights = columns.pop() if header.weighted else None
     *inputs, target, environment = columns
+    if not environment.type.categorical or environment.missing.any() or target.missing.any():
+        raise EnvariantError(f"{folder}: holds a damaged table (its target or environments are missing)")
     used = len(inputs) - header.texts
     return Table(
         tuple(inputs[:used]),
@@ -182,6 +187,16 @@ def load(folder: Path) -> Table:
         header.missing_values,
         tuple(inputs[used:]),
     )
+
+
+def _is_sound(column: Column, rows: int) -> bool:
+    """Return whether a stored column has one finite value or known category per row."""
+    values = column.values
+    if values.shape != (rows,) or rows == 0:
+        return False
+    if column.type.categorical:
+        return bool(values.dtype == np.int32 and values.min() >= -1 and values.max() < len(column.categories))
+    return bool(values.dtype == np.float64 and not np.isinf(values).any())
 
 
 def read(

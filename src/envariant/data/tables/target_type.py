@@ -1,4 +1,4 @@
-"""Type and values of a table's target column, so that predictions have the type of the user's column."""
+"""Store the type and values of a target column, so that predictions have the type of the user's column."""
 
 import datetime
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class TargetType:
 
         Args:
             dtype: Pandas type of the column; None for a text file.
-            column: Target column as it was read.
+            column: Target column as read from the file or the data frame.
             texts: Texts of all rows with their original values; None if the column is numeric.
             classes: Target column as classes; None for regression.
         """

@@ -37,9 +37,9 @@ class _Plan:
     Attributes:
         study: Study to train.
         execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per process. None: half of the free memory.
+        memory: Memory limit of a replica stack per process; None for half of the free memory.
         workers: Number of processes.
-        until: Time of `time.monotonic` at which training stops; None: no time limit.
+        until: Time on the clock of `time.monotonic` at which training stops; None for no time limit.
     """
 
     study: Study
@@ -73,13 +73,14 @@ def sweep(
 
     Args:
         folder: Folder of the study.
-        study: Study to train; required if its declaration contains Python objects. Default: the study in the
-            folder.
+        study: Study to train; required if the study was declared with Python objects. Default: the study in
+            the folder.
         execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
         memory: Memory limit of a replica stack per process, such as "8GB". Default: half of the free memory.
         workers: Number of processes; the CPU threads are divided among them.
         on_progress: Function called after every step of a run in this process.
-        until: Time of `time.monotonic` at which training stops; the next call resumes. Default: no limit.
+        until: Time on the clock of `time.monotonic` at which training stops; the next call resumes. Default:
+            no limit.
 
     Raises:
         EnvariantError: If the store cannot be written, an option is invalid, or `study` is required but

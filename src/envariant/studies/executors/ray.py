@@ -44,8 +44,8 @@ def sweep(
 
     Args:
         folder: Folder of the study; workers do not access it.
-        study: Study to train; required if its declaration contains Python objects. Default: the study in the
-            folder.
+        study: Study to train; required if the study was declared with Python objects. Default: the study in
+            the folder.
         address: Address for `ray.init`. Default: the running cluster, or a new one on this machine.
         execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
         memory: Memory limit of a replica stack per worker, such as "8GB". Default: half of the free memory.

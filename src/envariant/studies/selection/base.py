@@ -16,8 +16,8 @@ class SelectedRun:
     """Run and step selected by a rule.
 
     Attributes:
-        run: Id of the run in the study.
-        step: Number of updates of the selected model.
+        run: ID of the run in the study.
+        step: Number of updates after which the model was selected.
         algorithm: Name of the algorithm.
         trial: Number of the hyperparameter configuration.
         validation: Mean score on the validation rows of the training environments.
@@ -55,7 +55,7 @@ class NoSelection:
 
 
 class Selection(ABC):
-    """Base class of selection rules, which are frozen dataclasses with their settings as fields.
+    """Base class of rules for model selection: frozen dataclasses whose fields are settings.
 
     Attributes:
         name: Name of the rule on pages, in tables and in JSON.
@@ -82,9 +82,9 @@ class Selection(ABC):
 @final
 @dataclass(frozen=True)
 class SelectionResult:
-    """Run selected by a rule for one data set, set of test environments and replica.
+    """Result of a selection rule for one data set, set of test environments and replica.
 
-    Unless algorithms are pooled, each algorithm has its own result.
+    Unless algorithms are pooled, each algorithm has a separate result.
 
     Attributes:
         data: Name of the data set.
@@ -157,7 +157,7 @@ def last_steps(candidates: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(candidates: pd.DataFrame, column: str) -> Any:
-    """Return the row with the highest value in a column; ties go to the lowest run id and earliest step."""
+    """Return the row with the highest value in a column; if tied, that with the lowest run ID and step."""
     ordered = candidates.sort_values(["run", "step"], kind="stable")
     return ordered.iloc[int(ordered[column].to_numpy().argmax())]
 

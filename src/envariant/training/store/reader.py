@@ -1,4 +1,4 @@
-"""Read a store: runs, measured values, predictions and records."""
+"""Read stored runs, with their measured values, predictions and records."""
 
 import json
 import os
@@ -49,8 +49,8 @@ class StoreReader(ABC):  # noqa: B024
     """Reader of stored runs, and base class of `Store`, which can also write.
 
     Args:
-        folder: Folder of a run, a study or a comparison.
-        verify: Whether to check the file for damage, which is unnecessary if it was checked a moment ago.
+        folder: Folder that contains the results of a run, a study or a comparison.
+        verify: Whether to check the database for damage first; False saves time if it was just checked.
 
     Raises:
         EnvariantError: If the folder contains no runs, is damaged, or was written by an incompatible version.
@@ -144,7 +144,7 @@ class StoreReader(ABC):  # noqa: B024
         self.close()
 
     def fact(self, name: str) -> str | None:
-        """Return a stored text by name, such as the declaration of the study; None if there is none."""
+        """Return the text stored under a name, such as the declaration of the study, or None."""
         rows = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
         return rows[0][0] if rows else None
 
@@ -163,7 +163,8 @@ class StoreReader(ABC):  # noqa: B024
         """Return the number of runs in each state.
 
         Args:
-            declares: Function from a data set and an algorithm to whether their runs count. Default: all.
+            declares: Function that returns whether to count runs of a given data set and algorithm. Default:
+                count all runs.
         """
         counts: dict[str, int] = dict.fromkeys(STATES, 0)
         for data, algorithm, state, count in self._rows(
@@ -184,7 +185,7 @@ class StoreReader(ABC):  # noqa: B024
         """Return a table of measured values: run, step, environment, role, kind, column, metric, value.
 
         Args:
-            runs: Numbers of the runs. Default: all runs.
+            runs: IDs of the runs. Default: all runs.
         """
         return self._frame(
             _HISTORY.format(_among(runs)) + "run, step, e.name, r.name, m.name, k.name, c.name"
@@ -197,7 +198,7 @@ class StoreReader(ABC):  # noqa: B024
         return [HistoryRow(*values) for values in measured[list(COLUMNS)].itertuples(index=False, name=None)]
 
     def predictions(self, run: int) -> dict[tuple[str, str], Predictions]:
-        """Return the stored predictions of a finished run, by name and role of the environment."""
+        """Return a mapping from name and role of an environment to the stored predictions of a run."""
         stored: dict[tuple[str, str], Predictions] = {}
         for name, role, rows, targets, logits in self._rows(
             "SELECT e.name, r.name, rows, targets, logits FROM predictions "
@@ -269,7 +270,10 @@ class StoreReader(ABC):  # noqa: B024
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
 
     def networks(self) -> dict[str, tuple[str, ...]]:
-        """Return the names of the models of all runs that have begun, by algorithm, without predictors."""
+        """Return a mapping from algorithm to the names of the models of its started runs.
+
+        Runs that use a predictor instead of a network are omitted.
+        """
         rows = self._rows(
             "SELECT DISTINCT algorithm, json_extract(j.record, '$.spec.model') "
             "FROM runs JOIN jobs j ON j.id = runs.job "
@@ -278,7 +282,7 @@ class StoreReader(ABC):  # noqa: B024
         return {name: tuple(model for other, model in rows if other == name) for name, _ in rows}
 
     def unfinished(self) -> tuple[int, ...]:
-        """Return the numbers of unfinished jobs."""
+        """Return the IDs of unfinished jobs."""
         return tuple(job for (job,) in self._rows("SELECT id FROM jobs WHERE done = 0 ORDER BY id"))
 
     def members(self, job: int) -> tuple[StoredRun, ...]:
@@ -300,7 +304,7 @@ class StoreReader(ABC):  # noqa: B024
         return sets
 
     def _with_test_environments(self, table: "pd.DataFrame") -> "pd.DataFrame":
-        """Replace the numbers of test sets by the names of their environments."""
+        """Replace the IDs of sets of test environments by the names of the environments."""
         import pandas as pd
 
         sets = self._test_sets()

@@ -24,17 +24,17 @@ CHECKPOINT_INTERVAL_S = 10.0
 
 @final
 class Recorder:
-    """Recorder of one job of a store; the job is locked for this process.
+    """Recorder that stores the results of one job while the job is locked for this process.
 
     Args:
         store: Store of the job.
-        job: Number of the job.
+        job: ID of the job.
         lock: Acquired lock of the job.
-        compared_in: Function from the record to the metric for comparing runs and whether higher values are
-            better. Default: the metric of the task.
+        compared_in: Function from the record to a pair: the metric used to compare runs, and whether higher
+            values are better. Default: the metric of the task.
 
     Attributes:
-        record: Record of the job, as first stored. None: the job has not begun.
+        record: Record of the job, as first stored; None if the job has not begun.
         rows: Values stored before the job was resumed, up to its last checkpoint.
         other_machine: Whether the job was begun with other versions, threads, device or precision, so that it
             cannot be resumed bit-identically.
@@ -79,7 +79,7 @@ class Recorder:
 
     @property
     def execution(self) -> Execution | None:
-        """Execution of the job. None: the job has not begun."""
+        """How the job is executed; None if the job has not begun."""
         return None if self.record is None else self.record.execution
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:

@@ -1,4 +1,4 @@
-"""Base classes of column kinds."""
+"""Base classes of column kinds, which define how each type of table column is parsed and encoded."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ Categories = tuple[str, ...]
 
 @final
 class Parsed(NamedTuple):
-    """Values of a column and how they were read; see `Column`."""
+    """Result of parsing a column: values, categories and number notation, as in `Column`."""
 
     values: Values
     categories: Categories = ()
@@ -53,9 +53,9 @@ class ColumnChunk:
             missing values.
         texts: Distinct texts, in the order of their codes.
         categorical: Whether texts are always categories, even if they can be read as numbers.
-        spellings: Pairs of different texts that were read as one, because they differ in blanks or invisible
-            signs only.
-        originals: Value of each text before it was converted to text; empty if it was not converted.
+        spellings: Pairs of different texts that were read as the same text because they differ only in blanks
+            or invisible characters.
+        originals: Original value of each text, before conversion to text; empty if not stored.
     """
 
     kind: str | None
@@ -72,7 +72,7 @@ class ColumnChunk:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Number of rows of each text."""
+        """Number of rows that contain each text, `[texts]`."""
         return np.bincount(self.values[self.values >= 0], minlength=len(self.texts))
 
     def without(self, missing: NDArray[np.bool_]) -> "ColumnChunk":
@@ -138,12 +138,12 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed | None:
-        """Return values and categories if a text column is of this kind, else None.
+        """Parse a text column; return None if the column is not of this kind.
 
         Args:
             name: Name of the column.
-            texts: Texts of all rows, without those that represent a missing value.
-            decimal_comma: Whether the table's numbers have a decimal comma; None: unknown.
+            texts: All rows of the column; texts that represent a missing value are already removed.
+            decimal_comma: Whether numbers in the table have a decimal comma; None if unknown.
 
         Raises:
             EnvariantError: If most values are of this kind, but a few are not.
@@ -153,7 +153,7 @@ class ColumnKind(ABC):
     def read(
         self, name: str, chunk: ColumnChunk, first_row: int = 0, notation: Notation | None = None
     ) -> Parsed:
-        """Read rows as values of this kind; return values and categories.
+        """Parse rows of a column that was of this kind in training.
 
         Args:
             name: Name of the column.
@@ -174,7 +174,7 @@ class ColumnKind(ABC):
         """Format values as readable text, with None for missing values."""
 
     def as_text(self, values: Values) -> ColumnChunk:
-        """Convert numeric values to a text chunk, for columns whose other chunks are text."""
+        """Convert numbers to a text chunk, so that they can be joined with text chunks of the same column."""
         codes, distinct = pd.factorize(values)
         return ColumnChunk(None, codes.astype(np.int32), tuple(map(str, self.format(distinct, ()))))
 
@@ -213,7 +213,7 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def infer_task(self, values: Values) -> TaskName:
-        """Infer the task from the values of a target of this kind."""
+        """Infer the prediction task from the values of a target column of this kind."""
 
 
 class NumericKind(ColumnKind):
@@ -231,7 +231,7 @@ class NumericKind(ColumnKind):
         """Parse texts as numbers; NaN for texts that are not of this kind."""
 
     def notation(self, texts: ColumnChunk, decimal_comma: bool | None) -> Notation | None:
-        """Return the notation of a text column, or None to parse it with `parse`."""
+        """Return the number notation of a text column; None if `parse` reads the column without one."""
         del texts, decimal_comma
         return None
 
@@ -319,7 +319,7 @@ class NumericKind(ColumnKind):
         out[:, 0] = np.clip((filled - encoding.center) / encoding.scale, -_FARTHEST, _FARTHEST)
 
     def filled(self, encoding: ColumnEncoding, values: Values) -> Values:
-        """Replace missing values by the median."""
+        """Replace missing values by the median of the training values."""
         return np.where(self.missing(values), encoding.fill, values)
 
     def describe(self, categories: Categories) -> str:

@@ -1,4 +1,4 @@
-"""Column kind of Boolean values."""
+"""Column kind for Boolean columns, including text columns such as yes/no."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Column kind of dates, with or without time of day."""
+"""Column kind for dates, with or without time of day."""
 
 import math
 import re
@@ -26,7 +26,7 @@ _DATE = re.compile(
 @final
 @dataclass(frozen=True)
 class Date(NumericKind):
-    """Dates, stored as days since 1970 in local time, and encoded as days and season of the year."""
+    """Dates, stored as days since 1970 in local time and encoded as day number and season."""
 
     name: ClassVar[str] = "date"
     ordered: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Texts that represent a missing value, and words such as `none` that may also be values."""
+"""Decide which texts are missing values; words such as `none` may also be values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,11 +28,12 @@ class MissingRule:
     it is in quotes and not all texts of the file are.
 
     Attributes:
-        declared: Texts that the user declared as missing values in all columns; None: no declaration.
+        declared: Texts that the user declared as missing values in all columns; None if there is no
+            declaration.
         keeps_words: Whether the column is the target or the environment.
         markers: Words that represent missing values in the numeric columns of the table.
-        quoted: Words in quotes, if only some texts of the file are in quotes.
-        unquoted: Words without quotes, if all other texts of the column are in quotes.
+        quoted: Words that occur in quotes, if only some texts of the file are in quotes.
+        unquoted: Words that occur without quotes, if all other texts of the column are in quotes.
         categorical: Whether the column was declared as categorical, so that all its texts are values.
     """
 
@@ -48,7 +49,8 @@ class MissingRule:
 
         Args:
             texts: Distinct texts.
-            counts: Number of rows with each text; None in a column of numbers, where no word is a value.
+            counts: Number of rows that contain each text; None for a column of numbers, in which no word is a
+                value.
         """
         if counts is None:
             return np.array([self._is_missing(text, None, 0) for text in texts], dtype=bool)

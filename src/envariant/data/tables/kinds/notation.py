@@ -1,4 +1,4 @@
-"""Notations of numbers in text: decimal comma, thousands separators, percent, currencies and units."""
+"""Parse numbers with a decimal comma, thousands separators, percent signs, currencies or units."""
 
 import re
 import unicodedata
@@ -51,7 +51,7 @@ class Notation:
 
     Attributes:
         decimal: Decimal sign, a point or a comma.
-        affix: Text before or after each number: "%", a currency or a unit; "" for none.
+        affix: Text before or after each number, such as "%", a currency or a unit; "" if there is none.
     """
 
     decimal: str = "."

@@ -110,6 +110,9 @@ def fit_environments(
     own_slopes = np.zeros((len(parts), own.shape[1]))
     own_slopes[:, 0] = level
     weights, variances = np.ones(len(targets)), np.ones(len(targets))
+    linear, residuals = np.zeros(len(targets)), targets
+    inverses, common_inverse = np.zeros(0), np.zeros(0)
+    cross: list[Array] = []
     for iteration in range(_MAX_ITERATIONS):
         linear = common @ slopes
         for e, rows in enumerate(parts):
@@ -159,7 +162,7 @@ def firth_slopes(
     slopes, errors = (np.zeros((len(parts), columns.shape[1])) for _ in range(2))
     for e, rows in enumerate(parts):
         x, y, fixed = columns[rows], targets[rows][:, None], offset[rows]
-        a, b = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+        a, b, power = (np.zeros(x.shape[1]) for _ in range(3))
         for _ in range(25):
             fitted = 1 / (1 + np.exp(-np.clip(fixed + a + b * x, -30, 30)))
             weights = np.maximum(fitted * (1 - fitted), 1e-9)

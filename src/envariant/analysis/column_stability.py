@@ -179,11 +179,14 @@ def measure_stability(
         slopes, errors = best.slopes[:, j], best.errors[:, j]
         known = np.isfinite(slopes)
         pooled = pool_estimates(slopes[known], errors[known]) if known.sum() > 1 else None
-        by_name = (dict(zip(keys, part.tolist(), strict=True)) for part in (slopes, errors))
-        results.append(ColumnStability(column, *by_name, corrected[j], pooled, pooled is not None, link))
+        by_name, error_by_name = (dict(zip(keys, part.tolist(), strict=True)) for part in (slopes, errors))
+        results.append(
+            ColumnStability(column, by_name, error_by_name, corrected[j], pooled, pooled is not None, link)
+        )
     return tuple(sorted(results, key=lambda c: (not c.unstable, -c.spread)))
 
 
+@final
 class _Test(NamedTuple):
     """P-value of each column, `[columns]`; slopes and errors, `[environments, columns]`."""
 
@@ -253,6 +256,7 @@ def _test(
     own: list[int] = []
     precision = np.zeros(0)
     p_values, worst = np.ones(len(groups)), np.zeros(len(groups), dtype=np.int64)
+    prior, measured = np.zeros(len(columns)), np.zeros((len(parts), len(columns)), dtype=bool)
     while True:
         own_inputs = np.flatnonzero(np.isin(columns, own))
         fit = fit_environments(terms, inputs[:, own_inputs], y, parts, own_precision=precision, binary=binary)
@@ -282,6 +286,7 @@ def _test(
     return _Test(p_values, slopes, errors)
 
 
+@final
 class _Scores(NamedTuple):
     """P-value, testability and worst input by column; variance of slopes by input; measured cells."""
 

@@ -88,7 +88,7 @@ class Column:
         Args:
             environments: Number of the environment of each row. Default: one environment.
         """
-        if rarely_observed(len(self) - np.count_nonzero(self.missing), len(self)):
+        if rarely_observed(int(np.count_nonzero(~self.missing)), len(self)):
             return None
         encoding = self.type.fit(self.name, self.values, self.categories, environments)
         return encoding and replace(encoding, notation=self.notation)

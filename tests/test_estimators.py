@@ -35,11 +35,14 @@ SMALL = {"model": "linear", "steps": 20, "learning_rate": 0.03, "random_state": 
 NO_ENVIRONMENTS = "ignore:.*fit received none:UserWarning"
 
 
+SHORT = {**QUICK, "steps": 30, "learning_rate": 0.06}
+
+
 @parametrize_with_checks(
     [
         # The checks pass no environments, so ERM is trained: with a warning, or because it was requested.
-        InvariantClassifier(IRM(), **{**QUICK, "model": MLP(hidden=16)}),
-        InvariantRegressor("erm", **QUICK),
+        InvariantClassifier(IRM(), **{**SHORT, "model": MLP(hidden=16)}),
+        InvariantRegressor("erm", **SHORT),
     ]
 )
 @pytest.mark.filterwarnings(NO_ENVIRONMENTS, "ignore::sklearn.exceptions.SkipTestWarning")

@@ -22,7 +22,9 @@ def test_comparison_of_a_moved_csv_file_trains_nothing_again(tmp_path):
         tmp_path / "one" / "rows.csv", target="y", environment="s", out=tmp_path / "one" / "out", **SMALL
     )
     with Store(first.folder) as store:
-        listing, history, options = store.listing(), store.history(), store.record(1).spec
+        listing, history = store.listing(), store.history()
+        network = int(listing.loc[listing["algorithm"] == "erm", "id"].iloc[0])
+        options = store.record_of(network).spec
     assert (options.steps, options.weight_decay) == (4, 0.01)
     (tmp_path / "one" / "out").rename(tmp_path / "two" / "out")
     saved = {p: p.stat().st_mtime_ns for p in (tmp_path / "two" / "out" / "jobs").rglob("*.safetensors")}

@@ -71,7 +71,7 @@ def test_all_kinds_of_finding():
     frame["name"] = [f"n{k}" for k in range(400)]
     frame["when"] = pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(900, size=400), unit="D")
     frame.loc[frame.index[3:160:4], "group"] = "only there"
-    frame = pd.concat([frame, frame.iloc[:12].assign(site="tiny", y=1, device="x5")])
+    frame = pd.concat([frame, frame.iloc[:48:4].assign(site="tiny", y=1, copy=1.0, device="x5")])
     found = check(frame)
     assert [(f.kind, f.columns) for f in found] == [
         ("target leak", ("copy",)),

@@ -8,6 +8,7 @@ import pytest
 from envariant.analysis.column_stability import ColumnStability
 from envariant.analysis.distribution_shift import Shift
 from envariant.analysis.statistics import Interval
+from envariant.comparison.data_check import Finding
 from envariant.comparison.data_summary import DataSummary
 from envariant.comparison.formatting import ci, p_text, score
 from envariant.comparison.narrative import recommend
@@ -316,18 +317,20 @@ def test_a_useless_model_and_unseen_classes_are_reported():
 
 
 def test_possible_leakage_comes_first():
-    found = recommendation(DROPS, leaky_columns=("hours",))
+    leak = Finding("target leak", ("hours",), "'hours' alone almost determines death.", "Exclude it.")
+    found = recommendation(DROPS, findings=(leak,))
     assert found.headline == "Do not use these results yet: 'hours' may leak the target"
     assert found.bullets[0] == (
-        "Possible target leakage: 'hours' alone predicts death almost perfectly. Results are invalid if it is "
-        "derived from it or known only afterwards."
+        "Possible target leakage: 'hours' alone almost determines death. Results are invalid if it is derived "
+        "from it or known only afterwards."
     )
     assert found.next_steps[0].startswith(
         "Check 'hours': if derived from the target or known only afterwards, exclude it"
     )
-    found = recommendation(HOLDS, leaky_columns=("hours", "wage", "lwage", "pay"))
-    assert "'hours', 'wage', 'lwage', … alone predict death almost perfectly." in found.bullets[0]
-    assert not any("Nothing calls for more" in s for s in found.next_steps)
+    together = Finding("joint target leak", ("a", "b"), "'a' and 'b' together determine death.", "Exclude.")
+    found = recommendation(HOLDS, findings=(together,))
+    assert found.headline == "Do not use these results yet: 'a', 'b' may leak the target"
+    assert "'a' and 'b' together determine death." in found.bullets[0]
 
 
 def test_why_no_method_could_be_compared():

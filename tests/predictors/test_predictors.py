@@ -45,7 +45,9 @@ def pooled(data: EnvironmentSet) -> tuple[np.ndarray, np.ndarray]:
 def test_boosted_trees_equal_scikit_learn_on_the_pooled_rows():
     data = environments(Binary())
     fitted = BoostedTrees().fit(training(data), 3)
-    reference = HistGradientBoostingClassifier(random_state=3).fit(*pooled(data))
+    reference = HistGradientBoostingClassifier(early_stopping=False, min_samples_leaf=12, random_state=3).fit(
+        *pooled(data)
+    )
     inputs, _ = data["c"].rows()
     np.testing.assert_allclose(
         fitted.logits(inputs).numpy(), reference.decision_function(inputs.numpy()).clip(-15, 15), rtol=1e-5
@@ -56,7 +58,9 @@ def test_boosted_trees_equal_scikit_learn_on_the_pooled_rows():
 def test_boosted_trees_of_a_regression_equal_scikit_learn():
     data = environments(Regression())
     fitted = BoostedTrees().fit(training(data), 0)
-    reference = HistGradientBoostingRegressor(random_state=0).fit(*pooled(data))
+    reference = HistGradientBoostingRegressor(early_stopping=False, min_samples_leaf=12, random_state=0).fit(
+        *pooled(data)
+    )
     inputs, _ = data["c"].rows()
     np.testing.assert_allclose(
         fitted.logits(inputs).numpy(), reference.predict(inputs.numpy()), rtol=1e-5, atol=1e-6
@@ -90,9 +94,14 @@ def test_error_of_scikit_learn_is_one_line_with_the_name():
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(11_900, 2))).float()
     rare = torch.zeros(11_900).long()
     rare[:5000], rare[7] = 1, 2
-    with pytest.raises(EnvariantError, match="^boosted-trees: The least populated class") as error:
-        BoostedTrees().fit(EnvironmentSet("rare", (Environment("a", x, rare),), Multiclass(3)), 0)
+    data = EnvironmentSet("rare", (Environment("a", x, rare),), Multiclass(3))
+    trees = ScikitLearn(HistGradientBoostingClassifier(max_iter=2), "mine")
+    with pytest.raises(EnvariantError, match="^mine: The least populated class") as error:
+        trees.fit(data, 0)
     assert "\n" not in str(error.value)
+    assert BoostedTrees().fit(data, 0).iterations == 100, (
+        "the library's trees are fitted without early stopping"
+    )
 
 
 @pytest.mark.parametrize("task", [Binary(), Multiclass(3)])
@@ -154,7 +163,7 @@ def test_regressor_in_train_equals_scikit_learn():
     assert result.final("c", "loss").mean == pytest.approx(squared, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["boosted-trees", "majority-class"])
+@pytest.mark.parametrize("name", ["boosted-trees", "linear", "majority-class"])
 def test_named_predictor_is_stored_and_resumed_like_a_network(tmp_path, name):
     first = envariant.train("colored-digits", name, out=tmp_path)
     again = envariant.train("colored-digits", name, out=tmp_path)

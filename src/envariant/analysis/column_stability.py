@@ -1,6 +1,6 @@
 """Stability of each column's relation with the target across environments, given all other columns.
 
-A column whose slope changes sign between environments misleads models that rely on it in some of them.
+If the slope of a column changes sign, models that use the column are misled in some environments.
 """
 
 import math
@@ -25,8 +25,8 @@ from envariant.core.errors import EnvariantError
 Array = NDArray[np.float64]
 Link = Literal["identity", "logit"]
 
-LEVEL = 0.05
-"""Significance level of the tests."""
+LEVEL = 0.02
+"""Significance level of the tests, strict because a column blamed falsely may be left out."""
 
 NOTABLE: Mapping[Link, float] = {"identity": 0.15, "logit": 0.3}
 """Smallest relevant difference of two slopes, by link."""
@@ -41,7 +41,7 @@ _KNOTS = (0.2, 0.5, 0.8)
 # Columns that may get slopes of each environment in the common model.
 _MOST_OWN = 6
 # A slope is measured where no row has a larger share of the information, and its error is not larger.
-_LARGEST_SHARE, _FEWEST_ROWS = 0.34, 8
+_LARGEST_SHARE, _FEWEST_ROWS, _FEWEST_OF_A_CLASS = 0.34, 8, 3
 _LARGEST_ERROR: Mapping[Link, float] = {"identity": 0.75, "logit": 1.5}
 _FARTHEST = 8.0
 _BLOCK = 4_000_000
@@ -212,8 +212,11 @@ def _inputs(arrays: Sequence[NDArray[np.generic]], parts: Sequence[slice]) -> tu
     inputs = np.concatenate(blocks, axis=1)
     spread = np.sqrt(np.mean([inputs[rows].var(axis=0) for rows in parts], axis=0))
     scaled = (inputs - inputs.mean(axis=0)) / np.where(spread > 1e-9, spread, np.inf)
-    # Values far from all others would alone determine a slope.
-    return np.clip(scaled, -_FARTHEST, _FARTHEST), [slice(*ends[k : k + 2]) for k in range(len(blocks))]
+    for rows in parts:
+        level = scaled[rows].mean(axis=0)
+        # Values far from all others would alone determine a slope.
+        scaled[rows] = level + np.clip(scaled[rows] - level, -_FARTHEST, _FARTHEST)
+    return scaled, [slice(*ends[k : k + 2]) for k in range(len(blocks))]
 
 
 def _outcomes(
@@ -269,7 +272,10 @@ def _test(
         prior = np.maximum(prior, np.where(columns == found, scores.between, 0.0))
         precision = 1 / np.maximum(prior[own_inputs], 0.05)
     slopes, errors = _slopes(inputs, worst, linear, own_inputs, precision, y, parts, link)
-    known = measured[:, worst] & (errors <= _LARGEST_ERROR[link])
+    classes = [
+        np.minimum(y[rows].sum(), (1 - y[rows]).sum()) >= _FEWEST_OF_A_CLASS or not binary for rows in parts
+    ]
+    known = measured[:, worst] & (errors <= _LARGEST_ERROR[link]) & np.array(classes)[:, None]
     absent = ~known | (known.sum(axis=0) < 2)
     p_values[(~absent).sum(axis=0) < 2] = 1.0
     slopes, errors = np.where(absent, np.nan, slopes), np.where(absent, np.nan, errors)
@@ -305,7 +311,7 @@ def _scores(
     residuals = np.column_stack([fit.residuals, fit.project(draws)])
     information = fit.variation(inputs)
     measured = _measured(fit, inputs, information)
-    statistics_ = np.zeros((inputs.shape[1], _DRAWS + 1))
+    score = np.zeros((inputs.shape[1], _DRAWS + 1))
     size = max(1, _BLOCK // ((_DRAWS + 1) * len(fit.parts)))
     for start in range(0, inputs.shape[1], size):
         block = slice(start, start + size)
@@ -313,12 +319,13 @@ def _scores(
         u = np.stack([inputs[rows, block].T @ residuals[rows] for rows in fit.parts])
         u = np.where(measured[:, block, None], u, 0.0)
         total = np.where(measured[:, block], information[:, block], 0.0).sum(0)[:, None]
-        statistics_[block] = (u**2 / weights).sum(0) - u.sum(0) ** 2 / np.maximum(total, 1e-12)
-    excess = statistics_[:, 0] - statistics_[:, 1:].mean(axis=1)
+        score[block] = (u**2 / weights).sum(0) - u.sum(0) ** 2 / np.maximum(total, 1e-12)
+    excess = score[:, 0] - score[:, 1:].mean(axis=1)
     between = np.maximum(excess, 0) / np.maximum(np.where(measured, information, 0.0).sum(axis=0), 1e-12)
-    relative = excess / np.maximum(statistics_[:, 1:].std(axis=1), 1e-12)
+    comparable = measured.sum(axis=0) > 1
+    relative = np.where(comparable, excess / np.maximum(score[:, 1:].std(axis=1), 1e-12), -np.inf)
     by_column = np.zeros((count, _DRAWS + 1))
-    np.add.at(by_column, columns, np.where(measured.sum(axis=0) > 1, 1.0, 0.0)[:, None] * statistics_)
+    np.add.at(by_column, columns, comparable[:, None] * score)
     mean, variance = by_column[:, 1:].mean(axis=1), by_column[:, 1:].var(axis=1)
     testable = variance > 1e-12
     scale = np.where(testable, variance / np.maximum(mean, 1e-12), 1.0)

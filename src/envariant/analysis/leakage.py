@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
+from sklearn.tree import DecisionTreeClassifier
 
 from envariant.analysis._columns import typed
 from envariant.core.errors import EnvariantError, unknown_name
@@ -16,7 +17,7 @@ Array = NDArray[Any]
 Measure = Literal["missingness", "AUROC", "rank correlation", "accuracy", "R²"]
 
 THRESHOLD = 0.99
-"""Smallest score reported as leakage; for accuracies, smallest share of majority-class errors avoided."""
+"""Smallest score reported as leakage; for accuracies, smallest share of the baseline's errors avoided."""
 
 # Smallest number of rows in a column, and smallest mean number of rows per category.
 _FEWEST = 30
@@ -36,9 +37,9 @@ class LeakyColumn:
     Attributes:
         column: Name of the column.
         measure: Measure of the relation with the target. "missingness": accuracy of predicting the target
-            from missing values; "AUROC": AUROC of the values; "rank correlation": its absolute value;
-            "accuracy": accuracy of the most frequent class per category; "R²": share of variance explained
-            by categories.
+            from missing values; "AUROC": AUROC of the values; "rank correlation": absolute rank correlation;
+            "accuracy": accuracy of predicting the most frequent class of each category; "R²": share of
+            variance explained by categories.
         score: Value of the measure, between 0 and 1.
     """
 
@@ -74,8 +75,8 @@ def leaky_columns(
     """Find columns that nearly determine the target.
 
     Such a column is often a copy of the target, derived from the target, or known only afterwards. Checks:
-    ranks of numeric columns for binary and real targets (for multiclass targets, their quantile bins as
-    categories), categories for all targets, and missing values for binary targets.
+    ranks of numeric columns for binary and real targets (for multiclass targets, the intervals of a
+    tree as categories), categories for all targets, and missing values for binary targets.
 
     Args:
         columns: Values by column name, `[rows]`. NaN, None and negative category codes are missing
@@ -241,10 +242,11 @@ def _rank_correlation(values: Array, targets: Array, threshold: float) -> Leak |
 
 
 def _binned_accuracy(values: Array, targets: Array, threshold: float) -> Leak | None:
-    bins = min(_MOST_BINS, len(values) // _FEWEST)
-    distinct = np.unique(values)
-    edges = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]) if len(distinct) > bins else distinct
-    return _category_accuracy(np.searchsorted(edges, values), targets, threshold)
+    # Ranks stand for the values, which may be too large for the tree.
+    ranks = np.unique(values, return_inverse=True)[1][:, None].astype(np.float32)
+    bins = max(2, min(_MOST_BINS, len(values) // _FEWEST))
+    tree: Any = DecisionTreeClassifier(max_leaf_nodes=bins, min_samples_leaf=5, random_state=0)
+    return _category_accuracy(tree.fit(ranks, targets).apply(ranks), targets, threshold)
 
 
 def _category_accuracy(codes: Array, targets: Array, threshold: float) -> Leak | None:

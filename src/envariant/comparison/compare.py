@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -17,6 +16,7 @@ import pandas as pd
 from pydantic import PositiveInt
 
 from envariant.comparison import page, protocol
+from envariant.comparison.data_check import check_data, print_findings
 from envariant.comparison.data_summary import column_stability, summarize
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
@@ -54,6 +54,7 @@ class Comparison:
         results: Scores, drops and gains of all methods, and measurements on the data.
         recommendation: Headline, facts and next steps.
         study: Settings of all runs.
+        best_model: Model of the recommended method, trained on all environments and rows.
         seconds: Duration of `compare` in seconds.
     """
 
@@ -61,6 +62,7 @@ class Comparison:
     results: ComparisonResults
     recommendation: Recommendation
     study: Study
+    best_model: SavedModel
     seconds: float
 
     @property
@@ -72,11 +74,6 @@ class Comparison:
     def recommended(self) -> str:
         """Recommended method; the baseline if no other method is significantly better."""
         return self.recommendation.algorithm
-
-    @cached_property
-    def best_model(self) -> SavedModel:
-        """Model of the recommended algorithm, trained on all environments."""
-        return SavedModel.load(self.folder / "model")
 
     @property
     def page(self) -> Path:
@@ -199,6 +196,8 @@ def compare(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
     )  # fmt: skip
+    findings = check_data(full)
+    print_findings(findings)
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
     columns = column_stability(source)
@@ -213,12 +212,20 @@ def compare(
     results = replace(
         results,
         data=summarize(
-            source, study.test_environments, plan.baseline_scores, columns, results.hardest_first(), seed
+            source,
+            study.test_environments,
+            plan.baseline_scores,
+            columns,
+            results.hardest_first(),
+            seed,
+            findings,
         ),
     )
-    comparison = Comparison(folder, results, recommend(results), study, time.monotonic() - start)
-    page.write(comparison.to_dict(), results, comparison.recommendation, folder)
-    _save_best_model(comparison, methods, full, source, seed, shared)
+    model = _best_model(results, methods, full, study, source, shared)
+    recommendation = recommend(results)
+    comparison = Comparison(folder, results, recommendation, study, model, time.monotonic() - start)
+    page.write(comparison.to_dict(), results, recommendation, folder)
+    _save(model, folder)
     return comparison
 
 
@@ -254,18 +261,26 @@ def _train(
     return results, study
 
 
-def _save_best_model(
-    comparison: Comparison,
+def _best_model(
+    results: ComparisonResults,
     methods: Mapping[str, Any],
     full: tables.Table,
+    study: Study,
     source: TableSource,
-    seed: int,
     options: Mapping[str, Any],
-) -> None:
-    best = comparison.recommended
-    trial = comparison.study.trials_of(best, source)[comparison.results.selected_trials[best]]
-    model = protocol.train_final_model(full, methods[best], trial, seed, options)
-    model.save(comparison.folder / "model")
+) -> SavedModel:
+    """Train the recommended method on all rows of the table."""
+    best = results.recommended
+    trial = study.trials_of(best, source)[results.selected_trials[best]]
+    return protocol.train_final_model(full, methods[best], trial, study.seed, options)
+
+
+def _save(model: SavedModel, folder: Path) -> None:
+    """Save the model; a model that cannot be stored is no reason to lose the comparison."""
+    try:
+        model.save(folder / "model")
+    except EnvariantError as error:
+        warnings.warn(f"compare: the model is not saved: {error}", EnvariantWarning, stacklevel=3)
 
 
 _ARGUMENTS: Mapping[str, Any] = {

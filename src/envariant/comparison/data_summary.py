@@ -11,7 +11,6 @@ from pydantic import Field, NonNegativeInt
 
 from envariant.analysis.column_stability import ColumnStability, measure_stability
 from envariant.analysis.distribution_shift import Samples, Shift, ShiftEstimate, estimate_shift, measure_shift
-from envariant.analysis.leakage import leaky_columns
 from envariant.comparison.baselines import Folds, unseen_classes
 from envariant.comparison.data_check import Finding, check_data
 from envariant.core import specs
@@ -37,7 +36,6 @@ class DataSummary:
         n_rows: Number of rows by environment.
         baseline_scores: Score of the constant baseline prediction by environment.
         unseen_classes: Classes of each test environment that are absent from its training environments.
-        leaky_columns: Names of columns with possible target leakage.
         columns: Stability of each column, the least stable first.
         shifts: Shift between each environment (or the 20 with the worst scores) and all others; empty if
             there are too few rows.
@@ -50,11 +48,20 @@ class DataSummary:
     n_rows: Mapping[str, int] = field(default_factory=dict[str, int])
     baseline_scores: Mapping[str, float] = field(default_factory=dict[str, float])
     unseen_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    leaky_columns: tuple[str, ...] = ()
     columns: tuple[ColumnStability, ...] = ()
     shifts: Mapping[str, Shift] = field(default_factory=dict[str, Shift])
     preprocessing_log: tuple[LogEntry, ...] = ()
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def leaks(self) -> tuple[Finding, ...]:
+        """Findings of target leakage by one column or by several together."""
+        return tuple(each for each in self.findings if each.kind in ("target leak", "joint target leak"))
+
+    @property
+    def leaky_columns(self) -> tuple[str, ...]:
+        """Names of columns with possible target leakage, alone or together with others."""
+        return tuple(dict.fromkeys(column for each in self.leaks for column in each.columns))
 
 
 def summarize(
@@ -81,19 +88,12 @@ def summarize(
     # Environments without a score come last.
     shifts_of = list(dict.fromkeys([*hardest, *table.environments]))[:MOST_SHIFTS]
     counts = np.bincount(table.environment.values, minlength=len(table.environments)).tolist()
-    leaky = leaky_columns(
-        {column.name: column.values for column in table.columns},
-        table.targets(),
-        task=table.task,
-        categorical=[column.name for column in table.columns if column.type.categorical],
-    )
     return DataSummary(
         table.target.name,
         table.environment.name,
         dict(zip(table.environments, counts, strict=True)),
         baseline_scores,
         unseen_classes(table, source.task, folds),
-        tuple(column.column for column in leaky),
         tuple(columns),
         _shifts_from_others(source, shifts_of, seed),
         table.preprocessing_log,

@@ -131,12 +131,12 @@ def _drop_is_known(results: ComparisonResults) -> bool:
 
 
 def _leakage(results: ComparisonResults) -> str:
-    if not (names := results.data.leaky_columns):
+    if not (leaks := results.data.leaks):
         return ""
-    verb, subject = ("predict", "they are") if len(names) > 1 else ("predicts", "it is")
+    subject = "they are" if len(leaks[0].columns) > 1 else "it is"
     return (
-        f"Possible target leakage: {_quoted(names)} alone {verb} {results.data.target} almost perfectly. "
-        f"Results are invalid if {subject} derived from it or known only afterwards."
+        f"Possible target leakage: {leaks[0].sentence} Results are invalid if {subject} derived from it or "
+        f"known only afterwards."
     )
 
 

@@ -354,17 +354,18 @@ def _trained(folder: Path, study: Study, deadline: float | None, run: Run) -> bo
 def train_final_model(
     table: Table, algorithm: Any, trial: Trial, seed: int, options: Mapping[str, Any]
 ) -> SavedModel:
-    """Train one algorithm with a trial's hyperparameters on all environments of a table.
+    """Train one method with a trial's hyperparameters on all environments of a table.
 
     Args:
         table: Table with all rows.
-        algorithm: Name of the algorithm, or the algorithm itself.
+        algorithm: Name of the algorithm or predictor, or the object itself.
         trial: Trial with the hyperparameters.
         seed: Base random seed.
         options: Training options of all runs.
     """
     source = TableSource(table, "table")
-    settings = run_settings(table, options)
+    if (known := predictor(algorithm)) is not None:
+        return SavedModel.of_predictor(source, known, seed=seed)
     with warnings.catch_warnings():
         # The study has issued the same remarks on schedules and model.
         warnings.simplefilter("ignore", EnvariantWarning)
@@ -377,6 +378,6 @@ def train_final_model(
             execution="sequential",
             seed=seed,
             progress=False,
-            **settings,
+            **run_settings(table, options),
         )
     return SavedModel.of(source, result)

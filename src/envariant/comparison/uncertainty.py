@@ -95,9 +95,11 @@ def row_standard_error(
 
 
 def score_of_rows(
-    task: Task, metric: Metric, predictions: Predictions, rows: NDArray[np.int64] | slice = slice(None)
+    task: Task, metric: Metric, predictions: Predictions, rows: NDArray[np.int64] | None = None
 ) -> float:
-    """Return the score of stored predictions on some of their rows (all by default)."""
+    """Return the score of stored predictions on some of their rows. Default: all rows."""
+    # Stored arrays are read-only, and an index makes copies.
+    rows = np.arange(len(predictions.targets)) if rows is None else rows
     targets = predictions.targets[rows]
     if predictions.logits.ndim == 2:
         targets = targets.astype(np.int64)

@@ -7,7 +7,7 @@ Training on uint8 data therefore never holds all rows as float32.
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -17,6 +17,9 @@ from envariant.core import conversion
 from envariant.core.errors import EnvariantError
 from envariant.core.image_rows import may_be_images
 from envariant.core.single_precision import single_precision
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class InputStore(ABC):
@@ -72,6 +75,15 @@ class InputStore(ABC):
             index: Row numbers.
         """
         return self.with_rows(self.gather(index))
+
+    def frame(self, index: Int[Tensor, " selected"] | None = None) -> "pd.DataFrame | None":
+        """Return the raw columns of rows, or None if the inputs are not the columns of a table.
+
+        Args:
+            index: Row numbers. None: all rows.
+        """
+        del index
+        return None
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the bytes of the inputs in chunks, for a content hash."""

@@ -1,14 +1,23 @@
 """Limits on the size of files after decompression, checked before a file is read."""
 
+import bz2
+import gzip
 import lzma
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final
 
 from envariant.core.errors import EnvariantError
 from envariant.core.machine import memory
-from envariant.data.tables.sample import OPENERS
+
+OPENERS: Final[Mapping[str, Callable[..., IO[Any]]]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+"""Functions that open a compressed file, by suffix."""
 
 # Files of this size are read whatever their compression.
 _SMALL: Final = 1 << 28

@@ -1,22 +1,35 @@
-"""Predictors without gradient steps: boosted trees, majority-class baseline, scikit-learn estimators.
+"""Predictors without gradient steps: linear models, boosted trees, baselines, scikit-learn estimators.
 
 Studies train, store, select and report predictors in the same way as algorithms.
 """
 
-from envariant.predictors.base import FittedPredictor, Predictor
+from envariant.predictors.base import FittedPredictor, Predictor, UntrustedTypes
 from envariant.predictors.boosted_trees import BoostedTrees
-from envariant.predictors.majority_class import MajorityClass
-from envariant.predictors.scikit_learn import ScikitLearn
+from envariant.predictors.linear import FittedLinear, Linear
+from envariant.predictors.majority_class import FittedConstant, MajorityClass
+from envariant.predictors.scikit_learn import FittedEstimator, ScikitLearn
+from envariant.predictors.stable_columns import StableColumns
+from envariant.predictors.trees import FittedTrees
 
-PREDICTORS: dict[str, type[Predictor]] = {"boosted-trees": BoostedTrees, "majority-class": MajorityClass}
+PREDICTORS: dict[str, type[Predictor]] = {
+    "linear": Linear,
+    "boosted-trees": BoostedTrees,
+    "stable-columns": StableColumns,
+    "majority-class": MajorityClass,
+}
 """Predictor classes by name. These names are accepted wherever names of algorithms are."""
+
+FORMATS: dict[str, type[FittedPredictor]] = {
+    each.kind: each for each in (FittedLinear, FittedTrees, FittedConstant, FittedEstimator)
+}
+"""Fitted predictors that can be loaded from a saved model, by the name of their storage format."""
 
 
 def predictor(requested: object) -> Predictor | None:
     """Return the predictor specified by a name or an object, or None if there is no such predictor.
 
     Args:
-        requested: Name, predictor or scikit-learn estimator. All other values give None.
+        requested: Name, predictor, or estimator with `fit` and `predict`. All other values give None.
     """
     if isinstance(requested, str):
         cls = PREDICTORS.get(requested)
@@ -24,17 +37,22 @@ def predictor(requested: object) -> Predictor | None:
     if isinstance(requested, Predictor):
         return requested
     is_estimator = not isinstance(requested, type) and all(
-        callable(getattr(requested, method, None)) for method in ("fit", "predict", "get_params")
+        callable(getattr(requested, method, None)) for method in ("fit", "predict")
     )
     return ScikitLearn(requested) if is_estimator else None
 
 
 __all__ = [
+    "FORMATS",
     "PREDICTORS",
     "BoostedTrees",
+    "FittedLinear",
     "FittedPredictor",
+    "Linear",
     "MajorityClass",
     "Predictor",
     "ScikitLearn",
+    "StableColumns",
+    "UntrustedTypes",
     "predictor",
 ]

@@ -1,13 +1,33 @@
 """Abstract base classes of predictors that are fitted in one call, without gradient steps."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, final
 
+import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 from envariant.core.environments import WEIGHT, EnvironmentSet
+from envariant.core.errors import EnvariantError
+from envariant.core.tasks import Regression, Task
+
+LIMIT = 15.0
+"""Log-odds beyond which a probability is 0 or 1 in float32."""
+
+Description = Mapping[str, Any]
+"""JSON-compatible description of a fitted predictor."""
+
+Tensors = Mapping[str, Tensor]
+"""Arrays of a fitted predictor, by name."""
+
+
+@final
+class UntrustedTypes(Exception):  # noqa: N818
+    """A stored predictor refers to classes or functions that are not trusted."""
 
 
 class FittedPredictor(ABC):
@@ -15,17 +35,68 @@ class FittedPredictor(ABC):
 
     Attributes:
         iterations: Number of iterations or trees of the fit; 1 if the predictor has no iterations.
+        kind: Name of the storage format in saved models; "" if the predictor cannot be saved.
+        columns: Names of the raw columns of a table that `logits` needs; empty for encoded inputs.
     """
 
+    kind: ClassVar[str] = ""
     iterations: int
+    columns: tuple[str, ...] = ()
 
     @abstractmethod
-    def logits(self, inputs: Float[Tensor, "rows *input_shape"]) -> Float[Tensor, "rows *c"]:
+    def logits(
+        self, inputs: Float[Tensor, "rows *input_shape"], columns: pd.DataFrame | None = None
+    ) -> Float[Tensor, "rows *c"]:
         """Return logits `[rows]` or `[rows, classes]`, or the predicted targets `[rows]` for regression.
 
         Args:
             inputs: Inputs `[rows, *input_shape]`, encoded as in training.
+            columns: Raw columns of the same rows, at least those in `self.columns`; only passed if there
+                are any.
         """
+
+    def note(self, names: Sequence[str]) -> str:
+        """Return one sentence on the fit, such as the inputs left out; "" if there is none.
+
+        Args:
+            names: Names of the inputs.
+        """
+        del names
+        return ""
+
+    def stored_form(self) -> "FittedPredictor":
+        """Return the predictor that saved models contain; by default, this one."""
+        return self
+
+    def store(self) -> tuple[Description, Tensors]:
+        """Return a description and the arrays from which `restore` builds the predictor.
+
+        Raises:
+            EnvariantError: If the predictor cannot be saved.
+        """
+        raise EnvariantError(
+            f"{type(self).__name__}: cannot be saved; define kind, store and restore, or use a predictor of "
+            f"the library or a scikit-learn estimator"
+        )
+
+    @classmethod
+    def restore(
+        cls, description: Description, tensors: Tensors, task: Task, width: int, trusted: Sequence[str] = ()
+    ) -> Self:
+        """Build the predictor from what `store` returned; the content may come from a stranger.
+
+        Args:
+            description: Description of the predictor.
+            tensors: Arrays by name.
+            task: Prediction task.
+            width: Number of encoded inputs per row.
+            trusted: Full names of classes and functions that the content may refer to.
+
+        Raises:
+            ValueError: If the content is not valid.
+            UntrustedTypes: If it refers to a class or function that is not trusted.
+        """
+        raise NotImplementedError
 
 
 class Predictor(ABC):
@@ -68,3 +139,66 @@ def pooled(
     attributes: list[Any] = [environment.attributes for environment in environments.environments]
     weights = torch.cat([each[WEIGHT] for each in attributes]) if WEIGHT in attributes[0] else None
     return inputs.flatten(1), targets, weights
+
+
+def numbers_of(tensors: Tensors, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return a stored array, after a check of its type, shape and values.
+
+    Args:
+        tensors: Arrays by name.
+        name: Name of the array.
+        shape: Required shape.
+        dtype: Required type.
+
+    Raises:
+        ValueError: If it is missing, of another type or shape, or not finite.
+    """
+    value = tensors.get(name)
+    if value is None or value.dtype != dtype or tuple(value.shape) != tuple(shape):
+        raise ValueError(f"the array '{name}' must be {dtype} of shape {tuple(shape)}")
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"the array '{name}' must be finite numbers")
+    return value
+
+
+def classes_of(description: Description, task: Task) -> tuple[int, ...]:
+    """Return the stored classes of a fitted predictor, after a check; empty for regression.
+
+    Raises:
+        ValueError: If they are not increasing class numbers of the task.
+    """
+    classes: list[int] = description["classes"]
+    number = 0 if isinstance(task, Regression) else max(2, task.outputs)
+    if not all(type(k) is int and 0 <= k < number for k in classes) or sorted(set(classes)) != classes:
+        raise ValueError("classes: must be increasing class numbers of the task")
+    if number and len(classes) < 2:
+        raise ValueError("classes: must be at least two")
+    return tuple(classes)
+
+
+def task_logits(task: Task, scores: NDArray[np.float64], classes: Sequence[int]) -> Tensor:
+    """Return float32 logits of a task from scores of the classes with training rows.
+
+    Args:
+        task: Prediction task.
+        scores: Log-odds of the second class `[rows]` or `[rows, 1]`, class scores `[rows, classes]`, or
+            predicted targets `[rows]` for regression.
+        classes: Classes with training rows, in order.
+    """
+    if isinstance(task, Regression):
+        return torch.from_numpy(np.asarray(scores, dtype=np.float64).reshape(len(scores))).float()
+    bounded = np.clip(np.asarray(scores, dtype=np.float64).reshape(len(scores), -1), -LIMIT, LIMIT)
+    # Classes without training rows have the lowest logit.
+    logits = np.full((len(bounded), max(2, task.outputs)), -LIMIT)
+    if len(classes) == 1:
+        logits[:, classes[0]] = LIMIT
+    elif task.outputs == 1:
+        return torch.from_numpy(bounded[:, 0]).float()
+    elif len(classes) == 2:
+        half = bounded[:, 0] / 2 if bounded.shape[1] == 1 else (bounded[:, 1] - bounded[:, 0]) / 2
+        logits[:, classes[0]], logits[:, classes[1]] = -half, half
+    else:
+        logits[:, list(classes)] = bounded
+    if task.outputs > 1:
+        return torch.from_numpy(logits).float()
+    return torch.from_numpy((logits[:, 1] - logits[:, 0]) / 2).float()

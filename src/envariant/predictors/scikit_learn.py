@@ -1,35 +1,62 @@
-"""Adapter that makes any scikit-learn estimator a predictor."""
+"""Adapter that makes any estimator with `fit` and `predict` a predictor: scikit-learn, XGBoost, TabPFN, …."""
 
 import copy
-from dataclasses import dataclass
-from typing import Any, final
+import inspect
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from envariant.core.environments import EnvironmentSet
-from envariant.core.errors import EnvariantError
-from envariant.core.tasks import Binary, Regression, Task
-from envariant.predictors.base import FittedPredictor, Predictor, pooled
+from envariant.core.errors import EnvariantError, EnvariantWarning, first_line
+from envariant.core.tasks import Regression, Task
+from envariant.predictors import estimator_store
+from envariant.predictors.base import (
+    Description,
+    FittedPredictor,
+    Predictor,
+    Tensors,
+    classes_of,
+    pooled,
+    task_logits,
+)
+from envariant.predictors.majority_class import FittedConstant
+from envariant.predictors.trees import FittedTrees
 
-# Log-odds beyond which a probability is 0 or 1 in float32.
-_LIMIT = 15.0
+_ENVIRONMENTS = ("environments", "environment", "groups", "sample_domain")
+# Probability of the predicted class if an estimator reports no probabilities.
+_CERTAINTY = 0.95
+# Seeds of other packages are signed 32-bit integers.
+_LARGEST_SEED = 2**31
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ScikitLearn(Predictor):
-    """Scikit-learn estimator, fitted to the pooled rows of the training environments.
+    """Estimator with `fit` and `predict`, fitted to the pooled rows of the training environments.
+
+    `random_state` is set to the seed of the fit. If `fit` has a parameter `environments`, `environment`,
+    `groups` or `sample_domain`, it gets the environment of each row, numbered from 1. If it has a parameter
+    `sample_weight`, it gets the sample weights. In a pipeline, both are passed to the last step.
 
     Attributes:
         estimator: Unfitted classifier or regressor; each fit uses a copy.
         name: Name shown in tables. Default: class name of the estimator.
+        raw_columns: Whether the estimator gets a data frame with the raw columns of the table, instead of
+            the encoded inputs. Default: only if it contains a `ColumnTransformer`. Numbers have NaN for
+            missing values, categories and free text are text, dates are dates.
     """
 
     estimator: Any
     name: str = ""
+    raw_columns: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or type(self.estimator).__name__)
@@ -38,75 +65,233 @@ class ScikitLearn(Predictor):
         return self.name
 
     def fit(self, environments: EnvironmentSet, seed: int) -> FittedPredictor:
-        estimator = copy.deepcopy(self.estimator)
-        if "random_state" in estimator.get_params():
-            estimator.set_params(random_state=seed)
-        return fit_estimator(self.name, estimator, environments)
+        with _errors_with_name(self.name):
+            estimator = _seeded(copy.deepcopy(self.estimator), seed)
+        raw = _has_column_transformer(estimator) if self.raw_columns is None else self.raw_columns
+        return fit_estimator(self.name, estimator, environments, raw_columns=raw)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class FittedEstimator(FittedPredictor):
-    """Fitted scikit-learn estimator with logits as outputs.
+    """Fitted estimator with logits as outputs.
 
     Attributes:
+        name: Name of the predictor, for error messages.
         task: Prediction task.
+        classes: Classes with training rows, in the order of the estimator's classes; empty for regression.
         estimator: Fitted estimator.
         iterations: Number of boosting rounds or solver iterations; 1 if the estimator does not report it.
+        frame_columns: Names of the columns in the data frame of the fit; empty for encoded inputs.
+        columns: Those of them that the estimator uses.
     """
 
+    kind: ClassVar[str] = "estimator"
+
+    name: str
     task: Task
-    estimator: Any
-    iterations: int
+    classes: tuple[int, ...]
+    estimator: Any = field(repr=False)
+    iterations: int = 1
+    frame_columns: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        task, rows = self.task, inputs.flatten(1).cpu().numpy()
-        if isinstance(task, Regression):
-            return torch.from_numpy(np.asarray(self.estimator.predict(rows))).float()
-        classes = self.estimator.classes_.astype(int)
-        # Classes without training rows have the lowest logit.
-        logits = np.full((len(rows), task.outputs), -_LIMIT)
-        if len(classes) == 1:
-            binary = isinstance(task, Binary)
-            logits[:, 0 if binary else classes[0]] = -_LIMIT if binary and not classes[0] else _LIMIT
-            return task.logits(torch.from_numpy(logits).float())
-        scores = np.clip(self._scores(rows), -_LIMIT, _LIMIT)
-        if isinstance(task, Binary):
-            return torch.from_numpy(scores).float()
-        if len(classes) == 2:
-            logits[:, classes[0]], logits[:, classes[1]] = -scores / 2, scores / 2
-        else:
-            logits[:, classes] = scores
-        return torch.from_numpy(logits).float()
+    def logits(self, inputs: Tensor, columns: pd.DataFrame | None = None) -> Tensor:
+        rows: Any = inputs.flatten(1).cpu().numpy()
+        if self.columns:
+            assert columns is not None
+            rows = columns.reindex(columns=list(self.frame_columns))
+        if not len(rows):
+            return torch.zeros(0, *self.task.logits_shape)
+        with _errors_with_name(self.name):
+            scores = self._scores(rows)
+            return task_logits(self.task, scores, self.classes).to(inputs.device)
 
-    def _scores(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Return log-odds `[rows]` for two classes, or class scores `[rows, classes]` for more classes."""
+    def _scores(self, rows: Any) -> NDArray[np.float64]:
+        """Return log-odds `[rows]` for two classes, class scores `[rows, classes]`, or predicted targets."""
+        if isinstance(self.task, Regression):
+            return np.asarray(self.estimator.predict(rows), dtype=np.float64)
         if hasattr(self.estimator, "predict_proba") and not hasattr(self.estimator, "_raw_predict"):
             with np.errstate(divide="ignore"):
-                logs = np.log(self.estimator.predict_proba(rows))
+                logs = np.log(np.asarray(self.estimator.predict_proba(rows), dtype=np.float64))
+            if logs.shape != (len(rows), len(self.classes)):
+                raise ValueError(
+                    f"predict_proba returns the shape {logs.shape} for {len(self.classes)} classes"
+                )
             return logs[:, 1] - logs[:, 0] if logs.shape[1] == 2 else logs
-        return self.estimator.decision_function(rows)
+        if hasattr(self.estimator, "decision_function"):
+            return np.asarray(self.estimator.decision_function(rows), dtype=np.float64)
+        predicted = np.asarray(self.estimator.predict(rows)).reshape(len(rows), 1) == np.arange(
+            len(self.classes)
+        )
+        logs = np.log(np.where(predicted, _CERTAINTY, (1 - _CERTAINTY) / (len(self.classes) - 1)))
+        return logs[:, 1] - logs[:, 0] if logs.shape[1] == 2 else logs
+
+    def stored_form(self) -> FittedPredictor:
+        own = hasattr(self.estimator, "_predictors") and not self.columns
+        if own and not np.any(self.estimator.is_categorical_):
+            return FittedTrees.of(self.task, self.classes, self.estimator)
+        return self
+
+    def store(self) -> tuple[Description, Tensors]:
+        facts = {
+            "name": self.name,
+            "classes": list(self.classes),
+            "frame_columns": list(self.frame_columns),
+            "columns": list(self.columns),
+        }
+        return facts, {"estimator": estimator_store.dump(self.name, self.estimator)}
+
+    @classmethod
+    def restore(
+        cls, description: Description, tensors: Tensors, task: Task, width: int, trusted: Sequence[str] = ()
+    ) -> Self:
+        texts = [description["name"], *description["frame_columns"], *description["columns"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("names must be text")
+        return cls(
+            description["name"],
+            task,
+            classes_of(description, task),
+            estimator_store.load(tensors["estimator"], trusted),
+            frame_columns=tuple(description["frame_columns"]),
+            columns=tuple(description["columns"]),
+        )
 
 
-def fit_estimator(name: str, estimator: Any, environments: EnvironmentSet) -> FittedEstimator:
-    """Fit a scikit-learn estimator to the pooled rows of environments.
+def fit_estimator(
+    name: str, estimator: Any, environments: EnvironmentSet, *, raw_columns: bool = False
+) -> FittedPredictor:
+    """Fit an estimator to the pooled rows of environments.
 
     Args:
         name: Name of the predictor, for error messages.
         estimator: Unfitted estimator; it is fitted in place.
         environments: Training environments.
+        raw_columns: Whether the estimator gets the raw columns of the table.
 
     Raises:
         EnvariantError: If the estimator rejects the data.
+
+    Warns:
+        EnvariantWarning: If there are sample weights, but the estimator takes none.
     """
-    inputs, targets, weights = pooled(environments)
-    try:
-        if weights is None:
-            estimator.fit(inputs.numpy(), targets.numpy())
-        else:
-            estimator.fit(inputs.numpy(), targets.numpy(), sample_weight=weights.numpy())
-    except (ValueError, TypeError) as error:
-        raise EnvariantError(f"{name}: {str(error).splitlines()[0]}") from None
+    task, (inputs, targets, weights) = environments.task, pooled(environments)
+    y, classes = targets.numpy(), ()
+    if not isinstance(task, Regression):
+        if _is_regressor(estimator):
+            raise EnvariantError(f"{name}: is a regressor, but the target has classes; use a classifier")
+        # Estimators such as XGBoost's need classes numbered without gaps.
+        present, y = np.unique(y.astype(np.int64), return_inverse=True)
+        classes = tuple(present.tolist())
+        if len(classes) == 1:
+            return FittedConstant(task_logits(task, np.zeros((1, 1)), classes)[0])
+    rows: Any = _frame(name, environments) if raw_columns else inputs.numpy()
+    options: dict[str, Any] = {}
+    if key := _fit_parameter(estimator, _ENVIRONMENTS):
+        sizes = [len(each) for each in environments.environments]
+        options[key] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+    if weights is not None and (key := _fit_parameter(estimator, ("sample_weight",))):
+        options[key] = weights.numpy()
+    elif weights is not None:
+        warnings.warn(
+            f"{name}: takes no sample weights, so all rows count equally", EnvariantWarning, stacklevel=3
+        )
+    with _errors_with_name(name):
+        # Not all estimators return themselves.
+        estimator.fit(rows, y, **options)
     iterations = getattr(estimator, "n_iter_", None)
     count = 1 if iterations is None else max(1, int(np.max(iterations)))
-    return FittedEstimator(environments.task, estimator, count)
+    columns = tuple(rows.columns) if raw_columns else ()
+    return FittedEstimator(name, task, classes, estimator, count, columns, _used(estimator, columns))
+
+
+@contextmanager
+def _errors_with_name(name: str) -> Generator[None]:
+    """Convert the errors of an estimator to one line with its name."""
+    try:
+        with warnings.catch_warnings():
+            # Pooled rows are arrays, although some estimators name their columns.
+            warnings.filterwarnings("ignore", ".*does not have valid feature names", UserWarning)
+            yield
+    except EnvariantError:
+        raise
+    # A user's class can raise anything.
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
+        raise EnvariantError(f"{name}: {kind}{first_line(error)}") from None
+
+
+def _seeded(estimator: Any, seed: int) -> Any:
+    """Set `random_state` in an estimator and its parts, where there is one; return the estimator."""
+    small = seed % _LARGEST_SEED
+    own = seed if type(estimator).__module__.startswith("sklearn.") else small
+    if hasattr(estimator, "get_params"):
+        keys = [key for key in estimator.get_params() if key.split("__")[-1] == "random_state"]
+        # Parts of other packages may be in a pipeline of scikit-learn.
+        estimator.set_params(**{key: own if key == "random_state" else small for key in keys})
+    elif hasattr(estimator, "random_state"):
+        estimator.random_state = own
+    return estimator
+
+
+def _fit_parameter(estimator: Any, names: Sequence[str]) -> str:
+    """Return the name under which `fit` takes one of several parameters, or ""."""
+    if steps := getattr(estimator, "steps", None):
+        name, last = steps[-1]
+        key = _fit_parameter(last, names)
+        return f"{name}__{key}" if key else ""
+    try:
+        parameters = inspect.signature(estimator.fit).parameters
+    except (TypeError, ValueError):
+        return ""
+    if known := next((name for name in names if name in parameters), ""):
+        return known
+    # A parameter search passes parameters on, and needs groups if its splitter does.
+    if "groups" in names and "Group" in type(getattr(estimator, "cv", None)).__name__:
+        return "groups"
+    passes_on = any(each.kind == inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    inner = getattr(estimator, "estimator", None)
+    return _fit_parameter(inner, names) if passes_on and hasattr(inner, "fit") else ""
+
+
+def _is_regressor(estimator: Any) -> bool:
+    if hasattr(estimator, "predict_proba") or hasattr(estimator, "decision_function"):
+        return False
+    from sklearn.base import is_regressor
+
+    try:
+        return bool(is_regressor(estimator))
+    except (AttributeError, TypeError):
+        return False
+
+
+def _has_column_transformer(estimator: Any) -> bool:
+    """Return whether an estimator contains a `ColumnTransformer`."""
+    from sklearn.compose import ColumnTransformer
+
+    parts = estimator.get_params().values() if hasattr(estimator, "get_params") else ()
+    return any(isinstance(part, ColumnTransformer) for part in (estimator, *parts))
+
+
+def _frame(name: str, environments: EnvironmentSet) -> pd.DataFrame:
+    """Return the raw columns of all rows."""
+    frames = [each.input_store.frame() for each in environments.environments]
+    known = [frame for frame in frames if frame is not None]
+    if len(known) < len(frames):
+        raise EnvariantError(
+            f"{name}: chooses columns by name, but '{environments.label}' is not a table; pass a table"
+        )
+    return pd.concat(known, ignore_index=True)
+
+
+def _used(estimator: Any, columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns that a fitted estimator uses; all of them if that is not known."""
+    while steps := getattr(estimator, "steps", None):
+        estimator = steps[0][1]
+    indices: Any = getattr(estimator, "_transformer_to_input_indices", None)
+    if not indices:
+        return columns
+    dropped = {name for name, transformer, _ in estimator.transformers_ if transformer == "drop"}
+    used = {int(k) for name, own in indices.items() if name not in dropped for k in own}
+    return tuple(name for k, name in enumerate(columns) if k in used)

@@ -1,5 +1,6 @@
-"""Saved models: a trained network with its table encoding, stored in a folder for prediction."""
+"""Saved models: a trained network or fitted predictor with its table encoding, stored in a folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from envariant.saved_model.folder import SCHEMA, TENSORS, TEXT
@@ -7,17 +8,19 @@ from envariant.saved_model.model import SavedModel
 from envariant.saved_model.network import SavedNetwork
 
 
-def load_model(folder: Path | str) -> SavedModel:
+def load_model(folder: Path | str, *, trusted: Sequence[str] = ()) -> SavedModel:
     """Load a saved model from a folder written by `SavedModel.save`.
 
     Args:
         folder: Folder of the saved model.
+        trusted: Full names of Python classes and functions that the model may contain, beyond those of
+            scikit-learn, XGBoost and LightGBM. Only trust code that you know.
 
     Raises:
-        EnvariantError: If the folder has no saved model, or the model is damaged or of another schema
-            version.
+        EnvariantError: If the folder has no saved model, or the model is damaged, of another schema version,
+            or contains a type that is not trusted.
     """
-    return SavedModel.load(folder)
+    return SavedModel.load(folder, trusted=trusted)
 
 
 __all__ = ["SCHEMA", "TENSORS", "TEXT", "SavedModel", "SavedNetwork", "load_model"]

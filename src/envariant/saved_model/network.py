@@ -11,7 +11,8 @@ from envariant.core.tasks import Task
 from envariant.saved_model.validation import limited_to
 from envariant.training.result import rebuilt
 
-_WEIGHTS = "weights/"
+WEIGHTS = "weights/"
+"""Prefix of the names of a predictor's arrays in the safetensors file."""
 _LONGEST_TEXT = 10_000
 
 
@@ -50,9 +51,13 @@ class SavedNetwork:
         module.load_state_dict(dict(self.weights))
         return module.eval()
 
+    def describe(self) -> dict[str, Any]:
+        """Return the fields other than `weights` as a JSON-compatible dictionary."""
+        return TypeAdapter(SavedNetwork).dump_python(self, mode="json", exclude={"weights"})
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the trained weights by their names in the safetensors file."""
-        return {f"{_WEIGHTS}{name}": value for name, value in self.weights.items()}
+        return {f"{WEIGHTS}{name}": value for name, value in self.weights.items()}
 
     @classmethod
     def from_tensors(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
@@ -62,5 +67,5 @@ class SavedNetwork:
             description: Fields other than `weights`, by name.
             tensors: All tensors of the saved model, by name.
         """
-        weights = {k.removeprefix(_WEIGHTS): v for k, v in tensors.items() if k.startswith(_WEIGHTS)}
+        weights = {k.removeprefix(WEIGHTS): v for k, v in tensors.items() if k.startswith(WEIGHTS)}
         return TypeAdapter(cls).validate_python({**description, "weights": weights})

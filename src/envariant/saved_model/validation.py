@@ -14,7 +14,7 @@ from torch.nn.modules import module as modules
 from envariant.analysis.column_sketch import Sketch
 from envariant.core.tasks import Regression
 from envariant.data.tables.encoding import Encoder
-from envariant.data.tables.kinds import KINDS
+from envariant.data.tables.kinds import KINDS, ColumnEncoding
 from envariant.data.tables.target_type import TargetType
 
 # While a network is built, some algorithms register parameters that they replace later.
@@ -98,6 +98,17 @@ def check_columns(encoder: Encoder, reference: Sequence[Sketch], environments: S
             raise ValueError(f"the reference of {where} must have increasing knots")
         if len(set(sketch.categories)) < len(sketch.categories):
             raise ValueError(f"{where}: its categories must differ")
+
+
+def check_other_columns(encoder: Encoder, others: Sequence[ColumnEncoding]) -> None:
+    """Check the columns that are not encoded.
+
+    Raises:
+        ValueError: If a name is used twice, or a kind is unknown.
+    """
+    names = [column.name for column in (*encoder.columns, *others)]
+    if len(set(names)) < len(names) or any(column.kind not in KINDS for column in others):
+        raise ValueError("other_columns: must have different names and known kinds")
 
 
 def check_target(

@@ -7,15 +7,18 @@ one column changed (Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from typing import Protocol, final
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.metrics import Metric
+from envariant.training.column_change import ColumnChange
 from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE, HistoryRow
 from envariant.training.replica_stack import Change
 from envariant.training.store import Predictions
@@ -85,7 +88,17 @@ class StudyMeasurements:
         """
         generator = torch.Generator().manual_seed(0)
         rows: list[HistoryRow] = []
-        sample_values = self._training_values(generator)
+        sample_rows = self._training_rows(generator)
+        training = [each for each in self.sample.environments if self.roles[each.name] == "train"]
+
+        @cache
+        def pooled_inputs() -> Tensor:
+            return torch.cat([each.inputs for each in training])
+
+        @cache
+        def pooled_frame() -> pd.DataFrame:
+            return pd.concat([each.input_store.frame() for each in training], ignore_index=True)
+
         for each in self._some_untrained() if self.store_predictions else []:
             some = evenly_spaced(len(each), _CHANGED_ROWS)
             rows += self._rows(predict, runs, step, each, SUBSAMPLE, ("",), some)
@@ -96,9 +109,9 @@ class StudyMeasurements:
                 places = [self.columns[name] for name in names]
                 kinds: dict[str, list[Tensor | None]] = {SHUFFLED: [None] * len(names)}
                 if self.roles[each.name] == "test":
-                    kinds[REPLACED] = [sample_values(place, len(some)) for place in places]
-                for kind, values in kinds.items():
-                    change = _with_columns(places, values, order)
+                    kinds[REPLACED] = [sample_rows(len(some)) for _ in places]
+                for kind, replacements in kinds.items():
+                    change = ColumnChange(names, places, order, replacements, pooled_inputs, pooled_frame)
                     rows += self._rows(predict, runs, step, each, kind, names, some, change)
         return rows
 
@@ -149,18 +162,15 @@ class StudyMeasurements:
             if np.isfinite(value := self.metric.compute(task, own[k], y))
         ]
 
-    def _training_values(self, generator: torch.Generator) -> Callable[[slice, int], Tensor]:
-        """Return a function that samples values of a column from the training environments.
+    def _training_rows(self, generator: torch.Generator) -> Callable[[int], Tensor]:
+        """Return a function that samples rows of the pooled training environments.
 
         Environments have equal probability.
         """
         training = [each for each in self.sample.environments if self.roles[each.name] == "train"]
         ends = list(accumulate(len(each) for each in training))
-        pooled: list[Tensor] = []
 
-        def sample_values(place: slice, count: int) -> Tensor:
-            if not pooled:
-                pooled.append(torch.cat([each.inputs for each in training]))
+        def sample_rows(count: int) -> Tensor:
             owners = torch.randint(len(training), (count,), generator=generator)
             counts = torch.bincount(owners, minlength=len(training)).tolist()
             index = [
@@ -168,11 +178,11 @@ class StudyMeasurements:
                 for each, end, n in zip(training, ends, counts, strict=True)
                 if n
             ]
-            values = torch.empty(count, place.stop - place.start)
-            values[torch.argsort(owners, stable=True)] = pooled[0][:, place][torch.cat(index)]
-            return values
+            rows = torch.empty(count, dtype=torch.long)
+            rows[torch.argsort(owners, stable=True)] = torch.cat(index)
+            return rows
 
-        return sample_values
+        return sample_rows
 
 
 def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:
@@ -182,22 +192,3 @@ def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:
 def evenly_spaced(size: int, most: int) -> Tensor:
     """Return at most `most` evenly spaced row indices."""
     return torch.linspace(0, size - 1, min(size, most)).round().long()
-
-
-def _with_columns(places: Sequence[slice], values: Sequence[Tensor | None], order: Tensor) -> Change:
-    """Return a function that makes one copy of the rows per table column, with this column changed.
-
-    Args:
-        places: Range of inputs of each column.
-        values: New values of each column. None: shuffle the values of the column among the rows.
-        order: Order of the rows for shuffling.
-    """
-
-    def change(inputs: Tensor) -> Tensor:
-        copies = inputs.unsqueeze(-3).repeat_interleave(len(places), dim=-3)
-        for k, (place, new) in enumerate(zip(places, values, strict=True)):
-            shuffled = inputs[..., order.to(inputs.device), place]
-            copies[..., k, :, place] = shuffled if new is None else new.to(inputs.device)
-        return copies.flatten(-3, -2)
-
-    return change

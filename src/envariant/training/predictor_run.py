@@ -11,6 +11,7 @@ from torch import Tensor
 from envariant.core.environments import EnvironmentSet, EnvironmentSource
 from envariant.predictors import FittedPredictor, Predictor
 from envariant.training.checkpoint import Checkpoint
+from envariant.training.column_change import ColumnChange
 from envariant.training.engine import Evaluated, is_done
 from envariant.training.history import LOSS, HistoryRow
 from envariant.training.replica_stack import Change
@@ -30,9 +31,15 @@ class _Fitted:
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
     ) -> tuple[Tensor, Tensor]:
         """Return logits and targets `[1, rows, …]` of an environment; see `ReplicaStack.answers`."""
-        inputs, targets = self.sample[name].rows(rows)
-        inputs = inputs if change is None else change(inputs)
-        return self.model.logits(inputs)[None], targets[None]
+        environment = self.sample[name]
+        inputs, targets = environment.rows(rows)
+        changed = inputs if change is None else change(inputs)
+        if not self.model.columns:
+            return self.model.logits(changed)[None], targets[None]
+        frame = environment.input_store.frame(rows)
+        if frame is not None and isinstance(change, ColumnChange):
+            frame = change.of_frame(frame)
+        return self.model.logits(changed, frame)[None], targets[None]
 
 
 def run(

@@ -5,9 +5,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -23,6 +22,9 @@ from envariant.training.diagnostics import Diagnosis, diagnose
 from envariant.training.history import FULL, LOSS, OUTPUT_SD, HistoryRow
 from envariant.training.record import Record
 from envariant.training.store.single_run import load_run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WORST = "worst"
 """Label of the last row of a summary: the worst environment of each replica."""
@@ -85,7 +87,7 @@ class TrainingResult:
         return cls(*load_run(as_path(folder, "folder")))
 
     @property
-    def history(self) -> pd.DataFrame:
+    def history(self) -> "pd.DataFrame":
         """All measured values, with the columns of `HistoryRow`."""
         return history.frame(self.rows)
 
@@ -187,8 +189,10 @@ class TrainingResult:
             ) from None
         return module.eval()
 
-    def summary(self) -> pd.DataFrame:
+    def summary(self) -> "pd.DataFrame":
         """Return mean and standard deviation over replicas, per environment and for the worst environment."""
+        import pandas as pd
+
         metric = self.record.metric
         rows: dict[str, dict[str, Any]] = {}
         for name, role in self.record.roles.items():

@@ -15,6 +15,7 @@ from envariant.comparison.page.scores import style_rows
 from envariant.comparison.results import ComparisonResults
 from envariant.reporting.tables import NONE, TextTable
 from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes
+from envariant.studies.significance import BASELINE
 
 _MOST_ROWS = 20
 _ABSENT = (math.nan,) * 3
@@ -50,7 +51,7 @@ class Columns(PageSection):
 
     @property
     def _methods(self) -> list[str]:
-        return list(dict.fromkeys((self.results.baseline_method, self.recommended)))
+        return [BASELINE] if self.recommended == BASELINE else [BASELINE, self.recommended]
 
     def figure(self) -> Figure:
         """Return a figure of slopes by environment and importance, one row per column."""
@@ -105,7 +106,7 @@ class Columns(PageSection):
             f"Slope: {_unit(self.results.data.columns)}, given the other columns. Mean: over environments "
             "(random effects). Next environment: 95 % prediction interval. p: equal slopes in all "
             "environments (score test, Holm-corrected). Varies: slopes differ significantly. Changes sign: "
-            "significantly positive in one environment and negative in another. Not measured: too few rows or values."
+            "significantly positive in one environment and negative in another. Not measured: too few rows."
         )
         header = ("column", "relation", "mean", "next environment", "lowest slope", "highest slope", "p")
         return TextTable(header, tuple(lines), (note,))

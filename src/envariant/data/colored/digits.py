@@ -4,6 +4,7 @@ The data set is small and needs no download: 8×8 images in three environments o
 for tests and first experiments.
 """
 
+import functools
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,6 +54,7 @@ class ColoredDigits(construction.ColoredSource):
         )
 
 
+@functools.cache
 def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return scikit-learn's images `[1797, 8, 8]`, with values from 0 to 16, and their digits `[1797]`.
 

@@ -41,6 +41,7 @@ class Parts(NamedTuple):
     preprocessing_log: tuple[LogEntry, ...]
     sample_weight: Column | None
     target_type: TargetType
+    texts: tuple[Column, ...]
 
 
 def assembled(
@@ -85,12 +86,17 @@ def assembled(
     log += _input_entries(inputs, environment)
     unusable = {entry.column for entry in log if entry.what.startswith(_LEFT_OUT)}
     usable = tuple(column for name, column in inputs.items() if name not in unusable)
+    texts = tuple(
+        column
+        for name, column in inputs.items()
+        if name in unusable and column.type.categorical and column.type.unusable(column.values)
+    )
     if not usable:
         excluded = [entry.column for entry in log if entry.what.startswith("left out, as")]
         left_out = ", ".join([*excluded, *inputs]) or "the table has no other column"
         problem = f"no column is left to predict '{target.name}' from"
         raise EnvariantError(f"{label}: {problem} (left out: {left_out})")
-    return Parts(usable, target, environment, task_name, tuple(log), weights, target_type)
+    return Parts(usable, target, environment, task_name, tuple(log), weights, target_type, texts)
 
 
 def remarks(log: Sequence[LogEntry]) -> list[str]:
@@ -146,7 +152,7 @@ def _input_entries(inputs: Mapping[str, Column], environment: Column) -> list[Lo
             continue
         share = column.missing.mean()
         gaps = f"; {share:.1%} missing: filled in and marked" if share else ""
-        constant = _constant_outside(column, environment, order) or _missing_outside(column, environment)
+        constant = _missing_outside(column, environment) or _constant_outside(column, environment, order)
         entries.append(LogEntry(name, column.type.describe(column.categories) + gaps + constant))
         entries += roles.similar_categories(column, notable=False)
     return entries

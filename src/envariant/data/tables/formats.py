@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from envariant.core.errors import EnvariantError, first_line, listed
-from envariant.data.expansion import check_size
-from envariant.data.tables.sample import OPENERS, first_bytes
+from envariant.data.expansion import OPENERS, check_size
+from envariant.data.tables.sample import first_bytes
 
 # Kind of a file by its first bytes.
 _MAGIC: Mapping[bytes, str] = {

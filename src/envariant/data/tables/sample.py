@@ -1,26 +1,21 @@
 """Read the first records of a text file, to find words for missing values and whether they are in quotes."""
 
-import bz2
-import gzip
 import io
 import lzma
 import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, final
+from typing import final
 
+from envariant.data.expansion import OPENERS
 from envariant.data.tables.kinds.missing import MISSING_TEXTS
 
 # Bytes of text that are read.
 _LENGTH = 1 << 18
-OPENERS: Mapping[str, Callable[..., IO[Any]]] = {
-    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
-}  # fmt: skip
-"""Functions that open a compressed file, by suffix."""
 # With fewer other texts, it is not known whether a column quotes its texts.
 _FEWEST_TEXTS = 5
 

@@ -16,6 +16,7 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 from envariant.data.base import SpecSource
 from envariant.data.tables.encoding import Encoder, fit
+from envariant.data.tables.raw import TableStore
 from envariant.data.tables.table import FILE, Table, load, read
 
 NAME = "table"
@@ -153,7 +154,13 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
         # One environment at a time, so that only one copy of the inputs is in memory.
         Environment(
             name,
-            torch.from_numpy(encoder.encode({column.name: column.rows(rows) for column in table.columns})),
+            TableStore(
+                torch.from_numpy(
+                    encoder.encode({column.name: column.rows(rows) for column in table.columns})
+                ),
+                table,
+                rows,
+            ),
             torch.from_numpy(targets[rows]),
             {} if weights is None else {WEIGHT: torch.from_numpy(weights.values[rows])},
         )

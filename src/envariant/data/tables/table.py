@@ -53,6 +53,8 @@ class Table:
         sample_weight: Column of sampling weights for training; None for equal weights.
         target_type: Original type of the target and values of its classes, for predictions.
         missing_values: Texts that the user declared as missing values; None: the usual ones, such as NA.
+        texts: Columns of free text, which are no inputs; only predictors that choose columns by name get
+            them.
     """
 
     columns: tuple[Column, ...]
@@ -63,6 +65,7 @@ class Table:
     sample_weight: Column | None = None
     target_type: TargetType = field(default_factory=TargetType)
     missing_values: tuple[str, ...] | None = None
+    texts: tuple[Column, ...] = ()
 
     def __len__(self) -> int:
         return len(self.target)
@@ -79,9 +82,9 @@ class Table:
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
-        """All columns: inputs, target, environment, and sample weights if there are any."""
+        """All columns: inputs, free text, target, environment, and sample weights if there are any."""
         weights = [self.sample_weight] if self.sample_weight else []
-        return (*self.columns, self.target, self.environment, *weights)
+        return (*self.columns, *self.texts, self.target, self.environment, *weights)
 
     def rows(self, index: NDArray[Any], *entries: LogEntry) -> "Table":
         """Return the table with the rows selected by an index or mask `[rows]`; add `entries` to the log."""
@@ -94,6 +97,7 @@ class Table:
             environment=environment,
             preprocessing_log=(*self.preprocessing_log, *entries),
             sample_weight=self.sample_weight and self.sample_weight.rows(index),
+            texts=tuple(column.rows(index) for column in self.texts),
         )
 
     @cached_property
@@ -124,6 +128,7 @@ class Table:
             headers,
             self.target_type,
             self.missing_values,
+            len(self.texts),
         )
         tensors = {
             str(k): torch.from_numpy(column.values.copy()) for k, column in enumerate(self.all_columns)
@@ -140,6 +145,7 @@ class _Header:
     columns: tuple[tuple[str, Kind, tuple[str, ...], Notation | None], ...]
     target_type: TargetType
     missing_values: tuple[str, ...] | None
+    texts: int = 0
 
 
 _HEADER = TypeAdapter(_Header)
@@ -164,8 +170,9 @@ def load(folder: Path) -> Table:
         raise EnvariantError(f"{folder}: holds no table") from None
     weights = columns.pop() if header.weighted else None
     *inputs, target, environment = columns
+    used = len(inputs) - header.texts
     return Table(
-        tuple(inputs),
+        tuple(inputs[:used]),
         target,
         environment,
         header.task,
@@ -173,6 +180,7 @@ def load(folder: Path) -> Table:
         weights,
         header.target_type,
         header.missing_values,
+        tuple(inputs[used:]),
     )
 
 
@@ -236,7 +244,8 @@ def read(
     parts = assembled(loaded, columns, role_names, task, log, min_rows)
     for remark in remarks(parts.preprocessing_log):
         warnings.warn(f"{source.label}: {remark}", EnvariantWarning, stacklevel=2)
-    return Table(*parts, None if declared is None else tuple(sorted(declared)))
+    declared_texts = None if declared is None else tuple(sorted(declared))
+    return Table(*parts[:-1], declared_texts, parts.texts)
 
 
 def _check_roles(

@@ -9,16 +9,18 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pandas as pd
 
 from envariant.core.errors import EnvariantError
 from envariant.core.paths import check_file
 from envariant.training.history import COLUMNS, FULL, HistoryRow
 from envariant.training.record import Record
 from envariant.training.store.rows import STATES, PlannedRun, Predictions, StoredRun, Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 4
 FILE = "runs.sqlite"
@@ -170,7 +172,7 @@ class StoreReader(ABC):  # noqa: B024
             counts[state] += count if declares(data, algorithm) else 0
         return counts
 
-    def listing(self) -> pd.DataFrame:
+    def listing(self) -> "pd.DataFrame":
         """Return a table with one row per run: data, algorithm, hyperparameters, state, error and time."""
         runs = self._frame(
             "SELECT id, data, test_set, algorithm, trial, replica, state, error, seconds, p_value, "
@@ -178,7 +180,7 @@ class StoreReader(ABC):  # noqa: B024
         )
         return self._with_test_environments(runs)
 
-    def history(self, runs: Sequence[int] | None = None) -> pd.DataFrame:
+    def history(self, runs: Sequence[int] | None = None) -> "pd.DataFrame":
         """Return a table of measured values: run, step, environment, role, kind, column, metric, value.
 
         Args:
@@ -211,7 +213,7 @@ class StoreReader(ABC):  # noqa: B024
             stored[name, role] = Predictions(name, role, rows, z, y)
         return stored
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """Return the scores used for model selection: one row per run and evaluated step.
 
         Runs without evaluations have one row without scores. Columns: run, data, test_environments (tuple of
@@ -219,6 +221,8 @@ class StoreReader(ABC):  # noqa: B024
         (mean of the metric over the validation sets of the training environments), test and test_worst (mean
         and worst over the test environments), and tests (scores by test environment, JSON).
         """
+        import pandas as pd
+
         ids = dict(self._rows("SELECT name, id FROM names"))
         runs = self._frame(
             "SELECT runs.id AS run, data, test_set, algorithm, trial, replica, state, error, p_value, "
@@ -295,8 +299,10 @@ class StoreReader(ABC):  # noqa: B024
             sets[number] += (name,)
         return sets
 
-    def _with_test_environments(self, table: pd.DataFrame) -> pd.DataFrame:
+    def _with_test_environments(self, table: "pd.DataFrame") -> "pd.DataFrame":
         """Replace the numbers of test sets by the names of their environments."""
+        import pandas as pd
+
         sets = self._test_sets()
         names = pd.Series([sets[number] for number in table["test_set"]], index=table.index, dtype=object)
         place = list(table.columns).index("test_set")
@@ -304,9 +310,13 @@ class StoreReader(ABC):  # noqa: B024
         table.insert(place, "test_environments", names)
         return table
 
-    def _frame(self, query: str, values: Any = ()) -> pd.DataFrame:
-        with self.errors_as_envariant():
+    def _frame(self, query: str, values: Any = ()) -> "pd.DataFrame":
+        import pandas as pd
+
+        try:
             return pd.read_sql_query(query, self._connection, params=values)
+        except (sqlite3.DatabaseError, pd.errors.DatabaseError) as error:
+            raise self._failed(error.__cause__ or error) from None
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self.errors_as_envariant():
@@ -321,8 +331,8 @@ class StoreReader(ABC):  # noqa: B024
         """
         try:
             yield
-        except (sqlite3.DatabaseError, pd.errors.DatabaseError) as error:
-            raise self._failed(error.__cause__ or error) from None
+        except sqlite3.DatabaseError as error:
+            raise self._failed(error) from None
 
     def _failed(self, error: BaseException) -> EnvariantError:
         # The names of extended codes begin with that of the general one.

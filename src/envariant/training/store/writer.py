@@ -230,12 +230,11 @@ class Store(StoreReader):
             )
 
     def _name(self, execute: Any, name: str) -> int:
-        number = self._names.get(name)
-        if number is None:
-            execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
-            number = execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()[0]
-            self._names[name] = number
-        return number
+        if not self._names:
+            self._names = dict(execute("SELECT name, id FROM names"))
+        if name not in self._names:
+            self._names[name] = execute("INSERT INTO names (name) VALUES (?)", (name,)).lastrowid
+        return self._names[name]
 
     @contextmanager
     def _transaction(self) -> Generator[Any]:

@@ -68,7 +68,7 @@ class Category(ColumnKind):
         counts = np.zeros((int(groups.max(initial=0)) + 1, len(codes)))
         np.add.at(counts, (groups, labels), 1)
         shares = (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).mean(axis=0)
-        fewer = len(codes) - MOST_CATEGORIES + 1 if len(codes) > MOST_CATEGORIES else 0
+        fewer = max(0, len(codes) - MOST_CATEGORIES + 1)
         rare = set(np.argsort(shares, kind="stable")[:fewer].tolist())
         common = tuple(categories[code] for k, code in enumerate(codes.tolist()) if k not in rare)
         return ColumnEncoding(

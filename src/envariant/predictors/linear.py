@@ -1,0 +1,240 @@
+"""Ridge regression, and L2-regularized logistic regression, with cross-validated strength."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgWarning
+from scipy.special import logsumexp
+from torch import Tensor, nn
+
+from envariant.core.environments import EnvironmentSet
+from envariant.core.tasks import Regression, Task
+from envariant.predictors.base import (
+    LIMIT,
+    Description,
+    FittedPredictor,
+    Predictor,
+    Tensors,
+    numbers_of,
+    pooled,
+)
+
+Array = NDArray[np.float64]
+
+# Inverse penalties C of logistic regression, and penalties of ridge regression, for standardized inputs.
+_INVERSE_PENALTIES = tuple(10.0**k for k in range(-3, 3))
+_PENALTIES = np.logspace(-2, 4, 13)
+_FOLDS = 5
+# Strengths are compared on at most this many rows, sampled at random.
+_MOST_ROWS = 20_000
+# With more coefficients, Newton steps are slower than L-BFGS.
+_MOST_NEWTON = 300
+
+
+@final
+@dataclass(frozen=True)
+class Linear(Predictor):
+    """Ridge or L2-regularized logistic regression (multinomial for several classes) on the pooled rows.
+
+    The penalty applies to standardized inputs; inputs with two values are only centered. Its strength has the
+    smallest squared error of leave-one-out predictions, or the smallest log loss in 5-fold stratified
+    cross-validation over the pooled rows (Hoerl & Kennard 1970; le Cessie & van Houwelingen 1992).
+
+    Attributes:
+        name: Name shown in tables.
+    """
+
+    name: str = "linear"
+
+    def fit(self, environments: EnvironmentSet, seed: int) -> FittedPredictor:
+        inputs, targets, weights = pooled(environments)
+        w = None if weights is None else weights.double().numpy()
+        return fit_linear(environments.task, inputs.double().numpy(), targets.numpy(), w, seed)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FittedLinear(FittedPredictor):
+    """Fitted linear model: logits = inputs · weight + bias.
+
+    Attributes:
+        weight: Coefficients `[width, outputs]`, float64.
+        bias: Intercepts `[outputs]`, float64.
+        left_out: Positions of inputs left out as unstable. None: stability was not tested.
+    """
+
+    kind: ClassVar[str] = "linear"
+
+    weight: Tensor = field(repr=False)
+    bias: Tensor = field(repr=False)
+    left_out: tuple[int, ...] | None = None
+    iterations: int = 1
+
+    def logits(self, inputs: Tensor, columns: Any = None) -> Tensor:
+        del columns
+        raw = (inputs.flatten(1).cpu().double() @ self.weight + self.bias).float().to(inputs.device)
+        return raw.flatten() if raw.shape[1] == 1 else raw
+
+    def note(self, names: Any) -> str:
+        if self.left_out is None:
+            return ""
+        if not self.left_out:
+            return f"none of {len(self.weight)} inputs is unstable, so this is the linear model"
+        return f"left out as unstable: {', '.join(names[k] for k in self.left_out)}"
+
+    def module(self) -> nn.Module:
+        """Return the model as a linear layer in float32."""
+        width, outputs = self.weight.shape
+        layer = nn.Linear(width, outputs)
+        state = {"weight": self.weight.T.float().contiguous(), "bias": self.bias.float()}
+        layer.load_state_dict(state)
+        return layer.eval()
+
+    def store(self) -> tuple[Description, Tensors]:
+        left_out = None if self.left_out is None else list(self.left_out)
+        return {"left_out": left_out}, {"weight": self.weight.clone(), "bias": self.bias.clone()}
+
+    @classmethod
+    def restore(
+        cls, description: Description, tensors: Tensors, task: Task, width: int, trusted: Sequence[str] = ()
+    ) -> Self:
+        del trusted
+        outputs = task.outputs
+        weight = numbers_of(tensors, "weight", (width, outputs), torch.float64)
+        left_out: list[int] | None = description["left_out"]
+        if left_out is not None and not all(type(k) is int and 0 <= k < width for k in left_out):
+            raise ValueError("left_out: must be positions of inputs")
+        bias = numbers_of(tensors, "bias", (outputs,), torch.float64)
+        return cls(weight, bias, None if left_out is None else tuple(left_out))
+
+
+def fit_linear(
+    task: Task,
+    inputs: Array,
+    targets: NDArray[Any],
+    weights: Array | None,
+    seed: int,
+    left_out: tuple[int, ...] | None = None,
+) -> FittedLinear:
+    """Fit ridge or logistic regression with cross-validated strength.
+
+    Args:
+        task: Prediction task.
+        inputs: Inputs `[rows, width]`.
+        targets: Targets `[rows]`.
+        weights: Sample weights `[rows]`; None for equal weights.
+        seed: Random seed of the folds.
+        left_out: Positions of inputs with coefficient 0. None: no input is left out.
+    """
+    w = np.ones(len(inputs)) if weights is None else weights / weights.mean()
+    rows = w > 0
+    inputs, targets, w = inputs[rows], targets[rows], w[rows]
+    center, scale = _standardization(inputs, w)
+    used = np.setdiff1d(np.arange(inputs.shape[1]), np.array(left_out or (), dtype=int))
+    x = (inputs[:, used] - center[used]) / scale[used]
+    draw = np.random.default_rng(seed)
+    fit = _ridge if isinstance(task, Regression) else _logistic
+    coefficients, intercepts = fit(task, x, targets, w, draw)
+    weight = np.zeros((inputs.shape[1], task.outputs))
+    weight[used] = coefficients / scale[used, None]
+    bias = intercepts - center @ weight
+    return FittedLinear(torch.tensor(weight), torch.tensor(bias), left_out)
+
+
+def _standardization(inputs: Array, w: Array) -> tuple[Array, Array]:
+    """Return center and scale of each input; the scale of inputs with at most two values is 1."""
+    center = w @ inputs / w.sum()
+    scale = np.sqrt(np.maximum(w @ np.square(inputs - center) / w.sum(), 0))
+    low, high = inputs.min(axis=0), inputs.max(axis=0)
+    two_values = ((inputs == low) | (inputs == high)).all(axis=0) & (high - low <= 1)
+    return center, np.where(two_values | (scale < 1e-12), 1.0, scale)
+
+
+def _ridge(
+    task: Task, x: Array, targets: NDArray[Any], w: Array, draw: np.random.Generator
+) -> tuple[Array, Array]:
+    """Return coefficients `[inputs, 1]` and intercept `[1]` of ridge regression."""
+    from sklearn.linear_model import Ridge, RidgeCV
+
+    y = targets.astype(np.float64)
+    if not x.shape[1] or len(y) < 3 or not np.ptp(y):
+        return np.zeros((x.shape[1], 1)), np.array([w @ y / w.sum()])
+    some = _some_rows(len(y), draw)
+    search: Any = RidgeCV(alphas=_PENALTIES).fit(x[some], y[some], sample_weight=w[some])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LinAlgWarning)
+        model = Ridge(alpha=float(search.alpha_)).fit(x, y, sample_weight=w)
+    return np.asarray(model.coef_)[:, None], np.array([float(model.intercept_)])
+
+
+def _logistic(
+    task: Task, x: Array, targets: NDArray[Any], w: Array, draw: np.random.Generator
+) -> tuple[Array, Array]:
+    """Return coefficients `[inputs, outputs]` and intercepts `[outputs]` of logistic regression."""
+    present, y = np.unique(targets.astype(np.int64), return_inverse=True)
+    if len(present) < 2 or not x.shape[1]:
+        shares = np.bincount(y, w) / w.sum()
+        coefficients, intercepts = np.zeros((x.shape[1], len(present))), np.log(shares)
+    else:
+        coefficients, intercepts = _fit_logistic(x, y, w, _strength(x, y, w, draw))
+    # Classes without training rows have the lowest logit.
+    every = np.zeros((x.shape[1], max(2, task.outputs))), np.full(max(2, task.outputs), -LIMIT)
+    every[0][:, present], every[1][present] = coefficients, intercepts
+    if task.outputs > 1:
+        return every
+    return every[0][:, 1:] - every[0][:, :1], np.clip(every[1][1:] - every[1][:1], -LIMIT, LIMIT)
+
+
+def _fit_logistic(x: Array, y: NDArray[Any], w: Array, inverse_penalty: float) -> tuple[Array, Array]:
+    """Return coefficients `[inputs, classes]` and intercepts `[classes]`."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    classes = int(y.max()) + 1
+    newton = x.shape[1] * (1 if classes == 2 else classes) <= _MOST_NEWTON
+    with warnings.catch_warnings():
+        # The fit is penalized, so a last step that is still large changes predictions little.
+        for category in (ConvergenceWarning, LinAlgWarning, RuntimeWarning):
+            warnings.simplefilter("ignore", category)
+        model = LogisticRegression(
+            C=inverse_penalty, solver="newton-cholesky" if newton else "lbfgs", max_iter=100, tol=1e-6
+        ).fit(x, y, sample_weight=w)
+    coefficients, intercepts = np.asarray(model.coef_).T, np.asarray(model.intercept_)
+    if classes > 2:
+        return coefficients, intercepts
+    return np.hstack([-coefficients, coefficients]) / 2, np.hstack([-intercepts, intercepts]) / 2
+
+
+def _strength(x: Array, y: NDArray[Any], w: Array, draw: np.random.Generator) -> float:
+    """Return the inverse penalty with the smallest log loss in stratified cross-validation."""
+    some = _some_rows(len(y), draw)
+    x, y, w = x[some], y[some], w[some]
+    folds = min(_FOLDS, int(np.bincount(y).max()))
+    # Rows of a class are dealt to the folds in turn, in random order.
+    order = draw.permutation(len(y))
+    order = order[np.argsort(y[order], kind="stable")]
+    fold = np.empty(len(y), dtype=int)
+    fold[order] = np.arange(len(y)) % folds
+    losses = np.zeros(len(_INVERSE_PENALTIES))
+    for k in range(folds):
+        inside, outside = fold != k, fold == k
+        present, codes = np.unique(y[inside], return_inverse=True)
+        if len(present) < 2:
+            continue
+        for i, inverse_penalty in enumerate(_INVERSE_PENALTIES):
+            coefficients, intercepts = _fit_logistic(x[inside], codes, w[inside], inverse_penalty)
+            logits = np.full((int(outside.sum()), int(y.max()) + 1), -LIMIT)
+            logits[:, present] = x[outside] @ coefficients + intercepts
+            own = logits[np.arange(len(logits)), y[outside]]
+            losses[i] += float(w[outside] @ (logsumexp(logits, axis=1) - own))
+    return _INVERSE_PENALTIES[int(losses.argmin())]
+
+
+def _some_rows(count: int, draw: np.random.Generator) -> NDArray[np.int64]:
+    """Return the rows on which strengths are compared."""
+    return np.arange(count) if count <= _MOST_ROWS else np.sort(draw.choice(count, _MOST_ROWS, replace=False))

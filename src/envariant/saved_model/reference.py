@@ -1,0 +1,78 @@
+"""Distribution of the training rows in each column of a saved model, and its comparison with new rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from envariant.analysis.column_sketch import Sketch
+from envariant.analysis.drift import Drift
+from envariant.data.tables.columns import Column
+from envariant.data.tables.source import TableSource
+
+
+@final
+class RowCounter:
+    """Counts of new rows in the bins of each column's sketch."""
+
+    def __init__(self, sketches: tuple[Sketch, ...]) -> None:
+        self._sketches = sketches
+        self._counts = [np.zeros(sketch.bins, dtype=np.int64) for sketch in sketches]
+        self._unseen: list[dict[str, int]] = [{} for _ in sketches]
+        self._rows = 0
+
+    def add(self, columns: Mapping[str, Column]) -> None:
+        """Add the rows of a chunk to the counts."""
+        for k, sketch in enumerate(self._sketches):
+            column = columns[sketch.name]
+            self._counts[k] += sketch.tally(column.values, column.categories)
+            for name, count in sketch.unseen(column.values, column.categories).items():
+                self._unseen[k][name] = self._unseen[k].get(name, 0) + count
+        self._rows += len(next(iter(columns.values())))
+
+    def drift(self, environments: tuple[str, ...]) -> Drift:
+        """Compare the rows counted so far with the training rows."""
+        return Drift.of(self._sketches, self._counts, self._unseen, self._rows, environments)
+
+
+def reference_of(source: TableSource, environments: Sequence[str]) -> tuple[Sketch, ...]:
+    """Return the distribution of each encoded column over some environments of a table."""
+    table = source.table
+    positions = np.full(len(table.environments), -1)
+    positions[[table.environments.index(name) for name in environments]] = np.arange(len(environments))
+    codes: NDArray[Any] = positions[table.environment.values]
+    rows = codes >= 0
+    columns = {column.name: column for column in table.columns}
+    encoded = [columns[encoding.name] for encoding in source.encoder.columns]
+    return tuple(
+        Sketch.of(
+            c.name, c.kind, c.values[rows], codes[rows], len(environments), c.categories,
+            categorical=c.type.categorical, ordered=c.type.ordered,
+        )
+        for c in encoded
+    )  # fmt: skip
+
+
+def recognized(column: Column, sketch: Sketch) -> Column:
+    """Return the column with its categories spelled as in training."""
+    return replace(column, categories=sketch.recognized(column.categories))
+
+
+def first_row(names: Sequence[str], typical: Sequence[Sketch] = ()) -> pd.DataFrame:
+    """Return a row of missing values to try a model on.
+
+    Args:
+        names: Names of the columns.
+        typical: Columns with the median or most frequent training value instead.
+    """
+    row: dict[str, Any] = dict.fromkeys(names)
+    for sketch in typical:
+        if sketch.categorical:
+            row[sketch.name] = sketch.categories[0] if sketch.categories else None
+        elif len(sketch.knots):
+            value = float(sketch.knots[len(sketch.knots) // 2])
+            row[sketch.name] = pd.Timestamp(value, unit="D") if sketch.kind == "date" else value
+    return pd.DataFrame({name: [value] for name, value in row.items()})

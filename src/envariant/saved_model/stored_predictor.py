@@ -1,0 +1,63 @@
+"""Description and arrays of the network or predictor in a saved model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from envariant.core.tasks import Task
+from envariant.predictors import FORMATS, FittedPredictor
+from envariant.saved_model.network import WEIGHTS, SavedNetwork
+from envariant.saved_model.validation import check_weights
+
+Predicting = SavedNetwork | FittedPredictor
+"""Part of a saved model that predicts."""
+
+
+def store(predictor: Predicting) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a JSON-compatible description, and the arrays by their names in the safetensors file.
+
+    Raises:
+        EnvariantError: If the predictor cannot be saved.
+    """
+    if isinstance(predictor, SavedNetwork):
+        return predictor.describe(), predictor.to_tensors()
+    form = predictor.stored_form()
+    facts, arrays = form.store()
+    return {"kind": form.kind, **facts}, {f"{WEIGHTS}{name}": value for name, value in arrays.items()}
+
+
+def restore(
+    description: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    task: Task,
+    width: int,
+    trusted: Sequence[str],
+) -> Predicting:
+    """Build a network or predictor from what `store` returned; the content may come from a stranger.
+
+    Args:
+        description: Description of the predictor.
+        tensors: All tensors of the saved model, by name.
+        task: Prediction task.
+        width: Number of encoded inputs per row.
+        trusted: Full names of classes and functions that the content may refer to.
+
+    Raises:
+        ValueError: If the content is not valid.
+        UntrustedTypes: If it refers to a class or function that is not trusted.
+    """
+    if "kind" not in description:
+        network = SavedNetwork.from_tensors(description, tensors)
+        check_weights(network.weights)
+        return network
+    facts = {key: value for key, value in description.items() if key != "kind"}
+    if (kind := description["kind"]) not in FORMATS:
+        raise ValueError(f"unknown predictor '{str(kind)[:40]}'")
+    arrays = {k.removeprefix(WEIGHTS): v for k, v in tensors.items() if k.startswith(WEIGHTS)}
+    return FORMATS[kind].restore(facts, arrays, task, width, trusted)
+
+
+def columns_of(predictor: Predicting) -> tuple[str, ...]:
+    """Return the names of the raw columns that a predictor needs; empty for encoded inputs."""
+    return predictor.columns if isinstance(predictor, FittedPredictor) else ()

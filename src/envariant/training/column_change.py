@@ -1,0 +1,51 @@
+"""Change of table columns in the rows of an environment, for permutation importance."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import pandas as pd
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ColumnChange:
+    """Function from rows to several copies of them, each with one column changed.
+
+    Attributes:
+        names: Name of the changed column of each copy.
+        places: Inputs of these columns.
+        order: Order of the rows, for columns that are shuffled.
+        replacements: Training rows whose values replace those of a column; None: the column is shuffled.
+        pooled_inputs: Function that returns the inputs of all training rows.
+        pooled_frame: Function that returns the raw columns of all training rows.
+    """
+
+    names: Sequence[str]
+    places: Sequence[slice]
+    order: Tensor
+    replacements: Sequence[Tensor | None]
+    pooled_inputs: Callable[[], Tensor]
+    pooled_frame: Callable[[], pd.DataFrame]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        copies = inputs.unsqueeze(-3).repeat_interleave(len(self.places), dim=-3)
+        for k, (place, rows) in enumerate(zip(self.places, self.replacements, strict=True)):
+            if rows is None:
+                copies[..., k, :, place] = inputs[..., self.order.to(inputs.device), place]
+            else:
+                copies[..., k, :, place] = self.pooled_inputs()[rows][:, place].to(inputs.device)
+        return copies.flatten(-3, -2)
+
+    def of_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return copies of raw columns, one after another.
+
+        Args:
+            frame: Raw columns of the rows.
+        """
+        copies: list[pd.DataFrame] = []
+        for name, rows in zip(self.names, self.replacements, strict=True):
+            source, index = (frame, self.order) if rows is None else (self.pooled_frame(), rows)
+            copies.append(frame.assign(**{name: source[name].to_numpy()[index.numpy()]}))
+        return pd.concat(copies, ignore_index=True)

@@ -67,7 +67,7 @@ def test_covariate_shift_without_a_drop_has_no_cause():
 
 
 def test_without_shift_nothing_is_found():
-    causes, *_ = causes_of("none")
+    causes, *_ = causes_of(shifted("none", 5))
     assert [c.cause or c.bias for c in causes.values()] == [""] * 4
     assert all(c.kinds == f"No shift of inputs or target was found in {c.label}." for c in causes.values())
 

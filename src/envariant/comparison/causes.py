@@ -107,7 +107,8 @@ class Cause:
             return {}
         means = {part: float(getattr(self.drop[1], part).mean) for part in PARTS}
         if self.is_reversed:
-            means = {"level": means["level"], "slope": 0.0, "ranking": means["ranking"] + means["slope"]}
+            means["ranking"] += means["slope"]
+            means["slope"] = 0.0
         total = sum(max(0.0, mean) for mean in means.values())
         return {part: max(0.0, mean) / total for part, mean in means.items()} if total > 0 else {}
 
@@ -310,7 +311,9 @@ def find_causes(
             split,
             None
             if calibration is None
-            else _with_training_noise(calibration, len(own), len(targets) - len(own)),
+            else _with_training_noise(
+                calibration, len(own), (1 - holdout_fraction) * (len(targets) - len(own))
+            ),
             _decomposition(inputs[fold], training, outside, n_compared, stored, seed),
             shifts.get(name),
         )
@@ -337,11 +340,13 @@ def _calibration(
     return split.calibration, split
 
 
-def _with_training_noise(calibration: Calibration | None, n_rows: int, n_training: int) -> Calibration | None:
+def _with_training_noise(
+    calibration: Calibration | None, n_rows: int, n_training: float
+) -> Calibration | None:
     """Return the calibration with errors of the bias that include the sampling of training rows."""
     if calibration is None:
         return None
-    scale = math.sqrt(1 + n_rows / max(1, n_training))
+    scale = math.sqrt(1 + n_rows / max(1.0, n_training))
     return replace(calibration, bias_errors=tuple(scale * error for error in calibration.bias_errors))
 
 

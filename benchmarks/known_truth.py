@@ -155,7 +155,7 @@ def judge(kind: str, seed: int) -> dict[str, Any]:
     blamed = {c.column for c in results.data.columns if c.unstable}
     drop = bool(significant_drops(results))
     named = {column for each in results.data.findings for column in each.columns}
-    kinds = {k for cause in results.causes.values() for k in cause.shift_kinds}
+    kinds = {k for cause in results.causes.values() if cause.shift for k in cause.shift.kinds}
     return {
         "kind": kind,
         "seed": seed,

@@ -16,10 +16,12 @@ import pandas as pd
 from pydantic import PositiveInt
 
 from envariant.comparison import page, protocol
+from envariant.comparison.causes import find_causes
 from envariant.comparison.data_check import check_data, print_findings
 from envariant.comparison.data_summary import column_stability, summarize
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
+from envariant.comparison.remedies import find_remedies
 from envariant.comparison.results import ORDINARY, ComparisonResults, gather
 from envariant.core import metrics, specs
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
@@ -33,6 +35,7 @@ from envariant.studies.executors import local, ray
 from envariant.studies.permutation_importance import MOST_COLUMNS
 from envariant.studies.study import Study
 from envariant.training.progress import show_sweep
+from envariant.training.replicas import Seeds
 from envariant.training.resolution import check_objects
 from envariant.training.run_spec import EXECUTION_ONLY, text_of
 from envariant.training.store import Store
@@ -221,6 +224,7 @@ def compare(
             findings,
         ),
     )
+    results = _explained(source, results, study)
     model = _best_model(results, methods, full, study, source, shared)
     recommendation = recommend(results)
     comparison = Comparison(folder, results, recommendation, study, model, time.monotonic() - start)
@@ -259,6 +263,16 @@ def _train(
         settings=study.to_dict(),
     )
     return results, study
+
+
+def _explained(source: TableSource, results: ComparisonResults, study: Study) -> ComparisonResults:
+    """Add the reasons for the baseline's drops, and measured remedies."""
+    seeds = [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
+    folds, share = study.test_environments, study.holdout_fraction
+    causes = find_causes(source, results, folds, share, seeds, seed=study.seed)
+    results = replace(results, causes=causes)
+    remedies = find_remedies(source, results, causes, folds, share, seeds, seed=study.seed)
+    return replace(results, remedies=remedies)
 
 
 def _best_model(

@@ -21,12 +21,14 @@ from envariant.comparison.formatting import (
     score,
     the,
 )
+from envariant.comparison.remedies import Remedy
 from envariant.comparison.results import ComparisonResults
 
 # Thresholds in units of the relevant difference: column importance, and uncertainty of a drop.
 _RELIES = 0.25
 _MATTERS = 5.0
 _MOST_BULLETS = 4
+_MOST_REMEDIES = 3
 
 
 @final
@@ -181,15 +183,28 @@ def _drop(results: ComparisonResults) -> str:
 
 def _cause(results: ComparisonResults) -> str:
     """State why the score drops in the environment with the largest significant drop."""
-    drops = significant_drops(results)
-    names = sorted(drops, key=lambda name: -drops[name]) or results.hardest_first()
-    causes = [results.causes[name] for name in names if name in results.causes]
-    return next((text for cause in causes if (text := cause.cause or cause.bias)), "")
+    causes = [results.causes[name] for name in _explained(results)]
+    sentences = (text for each in causes for text in (each.cause, each.relation, each.bias))
+    return next(filter(None, sentences), "")
 
 
 def _remedy(results: ComparisonResults) -> str:
-    """State the measured remedy with the largest gain."""
-    return next((remedy.sentence for remedy in results.remedies if remedy.sentence), "")
+    """State the measured remedy with the largest gain, for the environment with the largest drop if known."""
+    found = _remedies(results)
+    order = {name: k for k, name in enumerate(_explained(results)[:1])}
+    found.sort(key=lambda remedy: order.get(remedy.environment, len(order)))
+    return found[0].sentence if found else ""
+
+
+def _remedies(results: ComparisonResults) -> list[Remedy]:
+    return [remedy for remedy in results.remedies if remedy.sentence]
+
+
+def _explained(results: ComparisonResults) -> list[str]:
+    """Return the environments with known causes: those with a significant drop first, the largest first."""
+    drops = significant_drops(results)
+    names = [*sorted(drops, key=lambda name: -drops[name]), *results.hardest_first()]
+    return [name for name in dict.fromkeys(names) if name in results.causes]
 
 
 def _next_environment(results: ComparisonResults) -> str:
@@ -354,7 +369,7 @@ def _next_steps(results: ComparisonResults, best: str) -> tuple[str, ...]:
             f"Scores at {listed(uncertain)} are uncertain by more than ± {score(results, relevant)}: add "
             f"rows there, or use more replicas."
         )
-    steps += [remedy.sentence for remedy in results.remedies[1:] if remedy.sentence]
+    steps += [r.sentence for r in _remedies(results) if r.sentence != _remedy(results)][:_MOST_REMEDIES]
     if best != results.baseline_method:
         steps.append(
             "Before relying on it, evaluate the saved model on an environment that was not part of this "

@@ -105,7 +105,7 @@ class Cause:
         """
         if self.drop is None:
             return {}
-        means = {part: float(getattr(self.drop[1], part).mean) for part in PARTS}
+        means: dict[Part, float] = {part: getattr(self.drop[1], part).mean for part in PARTS}
         if self.is_reversed:
             means["ranking"] += means["slope"]
             means["slope"] = 0.0

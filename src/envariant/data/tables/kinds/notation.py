@@ -73,7 +73,7 @@ class Notation:
         return (-number if negative else number) / (100 if affix == "%" else 1)
 
     def is_certain(self, texts: Sequence[str]) -> bool:
-        """Return whether the decimal sign is certain: the other sign fits not all texts or changes nothing."""
+        """Return whether the other decimal sign would make some texts invalid, or give the same numbers."""
         other = Notation("," if self.decimal == "." else ".", self.affix).parse(texts)
         return not np.isfinite(other).all() or np.array_equal(self.parse(texts), other)
 

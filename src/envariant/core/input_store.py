@@ -133,8 +133,8 @@ class ByteStore(InputStore):
 
     Attributes:
         values: Stored inputs `[rows, *shape]`.
-        mean: Mean of each channel after scaling to [0, 1]; None for 0.
-        deviation: Standard deviation of each channel after scaling to [0, 1]; None for 1.
+        mean: Mean of each channel after scaling to [0, 1]; None is equivalent to 0.
+        deviation: Standard deviation of each channel after scaling to [0, 1]; None is equivalent to 1.
 
     Raises:
         EnvariantError: If the values are not uint8, the number of means or deviations is not the

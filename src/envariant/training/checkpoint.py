@@ -58,7 +58,7 @@ class Checkpoint:
     """Full training state of a stack of replicas.
 
     Attributes:
-        replicas: Numbers of the replicas, in the order of the tensors' first axis.
+        replicas: Indices of the replicas, in the order of the tensors' first axis.
         step: Number of completed updates of replicas that have not diverged.
         measured: Step of the last measurement; -1 before the first.
         params: Trained parameters by name, `[replicas, *shape]` each.
@@ -94,7 +94,7 @@ class Checkpoint:
         """Return the step of a replica's last measurement.
 
         Args:
-            replica: Number of the replica.
+            replica: Index of the replica.
         """
         return self.failures[replica].step if replica in self.failures else self.measured
 

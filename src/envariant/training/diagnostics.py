@@ -44,7 +44,7 @@ class Diagnosis:
 
     Attributes:
         name: Name of the diagnosis.
-        replicas: Numbers of the affected replicas.
+        replicas: Indices of the affected replicas.
         evidence: Measured values that indicate the problem, from the first affected replica.
         cause: Likely cause.
         remedy: Suggested remedy.

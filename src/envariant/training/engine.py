@@ -35,7 +35,7 @@ class Stepped:
     """Event after each training step of a stack of replicas.
 
     Attributes:
-        replicas: Numbers of the replicas.
+        replicas: Indices of the replicas.
         step: Number of completed updates.
         checkpoint: Function that returns the current state; its result is valid until the next event.
     """
@@ -51,7 +51,7 @@ class Evaluated:
     """Event after each evaluation of a stack of replicas in all environments.
 
     Attributes:
-        replicas: Numbers of the replicas.
+        replicas: Indices of the replicas.
         step: Number of completed updates.
         rows: Measured values.
         checkpoint: Function that returns the current state; its result is valid until the next event.

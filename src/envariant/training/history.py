@@ -25,7 +25,7 @@ class HistoryRow:
     """One measured value.
 
     Attributes:
-        replica: Number of the replica; in a study, number of the run.
+        replica: Index of the replica; in a study, ID of the run.
         step: Number of updates before the measurement.
         environment: Name of the environment. Validation rows have the name of their training environment;
             values of a training batch have the name "*".
@@ -50,7 +50,7 @@ COLUMNS = tuple(f.name for f in fields(HistoryRow))
 
 
 def ordered(rows: Iterable[HistoryRow], environments: Sequence[tuple[str, str]]) -> list[HistoryRow]:
-    """Return rows in the order of sequential execution: by replica, step, environment and metric.
+    """Sort rows in the order of sequential execution: by replica, step, environment and metric.
 
     Metrics of the algorithm keep their order.
 

@@ -15,7 +15,7 @@ from envariant.training.run import Event, Started
 from envariant.training.store import Store
 
 ProgressCallback = Callable[[int, int, int], None]
-"""Callback with the number of a replica or run, the number of steps made and the total number of steps."""
+"""Callback with the index of a replica or run, the number of completed steps and the number of all steps."""
 
 # Seconds between two queries of the store.
 _LOOK_EVERY = 1.0

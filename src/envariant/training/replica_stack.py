@@ -113,7 +113,7 @@ class ReplicaStack:
 
     @property
     def replicas(self) -> tuple[int, ...]:
-        """Numbers of the replicas."""
+        """Indices of the replicas."""
         return tuple(replica.index for replica in self._replicas)
 
     @property

@@ -39,7 +39,7 @@ class Seeds:
 
         Args:
             seed: Base random seed of the run.
-            replica: Number of the replica.
+            replica: Index of the replica, from 0.
         """
         data, initialization, order = np.random.SeedSequence([seed, replica]).generate_state(3)
         return cls(int(data), int(initialization), int(order))
@@ -50,7 +50,7 @@ class Seeds:
         The seed depends on the step instead of a generator state, so resumed runs use the same numbers.
 
         Args:
-            step: Number of updates already made.
+            step: Number of completed updates.
         """
         # torch takes seeds as signed 64-bit numbers.
         return step_key(self.order, step) >> 1
@@ -63,7 +63,7 @@ class Start:
 
     Attributes:
         params: Pretrained parameters and buffers by name; other parameters keep their initial values.
-        environments: Inferred training environments. None: the training environments of the data.
+        environments: Inferred training environments; None to use the training environments of the data.
     """
 
     params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -76,12 +76,12 @@ class Replica:
     """Seeds, algorithm and learning rate of one replica; all replicas of a run share a `RunConfig`.
 
     Attributes:
-        index: Number of the replica, from 0.
+        index: Index of the replica, from 0.
         seeds: Seeds of data draw, initial weights and batches.
         algorithm: Algorithm with the hyperparameters of this replica.
         learning_rate: Learning rate, a number or a schedule.
         weight_decay: Weight decay of the optimizer.
-        prepared: Function that runs the pretraining. None: no pretraining.
+        prepared: Function that runs the pretraining; None if there is no pretraining.
     """
 
     index: int

@@ -98,7 +98,7 @@ class TrainingResult:
 
     @property
     def finished(self) -> tuple[int, ...]:
-        """Numbers of the replicas that completed all steps; summaries use only these."""
+        """Indices of the replicas that completed all steps; summaries use only these replicas."""
         steps = self.record.spec.steps or 1
         return tuple(k for k, c in sorted(self.checkpoints.items()) if c.step >= steps and c.failure is None)
 
@@ -148,7 +148,7 @@ class TrainingResult:
         """Return the trained network of one replica, in evaluation mode.
 
         Args:
-            replica: Number of the replica.
+            replica: Index of the replica.
 
         Raises:
             EnvariantError: If the replica does not exist, the run has a predictor instead of a network, or

@@ -33,7 +33,7 @@ class Member:
     """One replica to train.
 
     Attributes:
-        index: Number of the replica in events and results.
+        index: Index of the replica in events and results.
         spec: Options of the replica.
         seeds: Seeds of data, initialization and batch order.
     """

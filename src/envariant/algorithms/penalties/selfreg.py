@@ -1,4 +1,4 @@
-"""SelfReg: make predictions similar for rows of one class from all environments."""
+"""SelfReg: make the predictions for rows of the same class similar, also across environments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -127,7 +127,7 @@ class _Heads:
         """Return the head of environment q after gradient descent on the risk of environment q.
 
         Args:
-            q: Number of the environment.
+            q: Index of the environment.
             head: Parameters of the head before the descent.
             features: Features of the rows of environment q.
             steps: Number of steps.
@@ -148,7 +148,7 @@ class _Heads:
         """Return the term P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩ of `TRM` for one environment Q.
 
         Args:
-            q: Number of the environment Q.
+            q: Index of the environment Q.
             head: Parameters of w_Q.
             features: Features of the rows of every environment.
             fixed: Features of the rows of environment Q, without gradient.

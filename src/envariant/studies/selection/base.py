@@ -90,7 +90,7 @@ class SelectionResult:
         data: Name of the data set.
         test_environments: Names of the test environments.
         algorithm: Algorithm whose runs were the candidates; "" if all algorithms were pooled.
-        replica: Number of the replica.
+        replica: Index of the replica.
         choice: Selected run, or the reason why no run was selected.
     """
 

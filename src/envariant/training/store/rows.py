@@ -18,7 +18,7 @@ class Trial:
     """One sampled hyperparameter configuration of an algorithm, shared by all replicas.
 
     Attributes:
-        number: Number of the trial; trial 0 has the default settings of the data set.
+        number: Index of the trial; trial 0 has the default settings of the data set.
         hyperparameters: Hyperparameters that override the defaults, by name.
         learning_rate: Learning rate: a number, or a schedule as a string.
     """
@@ -38,7 +38,7 @@ class PlannedRun:
         test_environments: Names of the test environments.
         algorithm: Algorithm as a string, such as `vrex + and-mask`.
         trial: Hyperparameter configuration.
-        replica: Number of the replica; it determines the seeds.
+        replica: Index of the replica, which determines its seeds.
         data_identity: Content hash of the data.
         identity: Content hash of all settings that affect the results.
     """

@@ -73,7 +73,7 @@ class Notation:
         return (-number if negative else number) / (100 if affix == "%" else 1)
 
     def is_certain(self, texts: Sequence[str]) -> bool:
-        """Return whether the other decimal sign makes some texts invalid, or gives the same numbers."""
+        """Return whether the other decimal sign would make some texts invalid, or give the same numbers."""
         other = Notation("," if self.decimal == "." else ".", self.affix).parse(texts)
         return not np.isfinite(other).all() or np.array_equal(self.parse(texts), other)
 
@@ -98,8 +98,8 @@ def infer_notation(
     Args:
         texts: Distinct texts of the column.
         counts: Number of rows with each text.
-        decimal_comma: Whether numbers in the table have a decimal comma; used if the texts are ambiguous.
-            None: unknown; then a comma before three digits separates thousands.
+        decimal_comma: Whether numbers in the table have a decimal comma; used if the texts are ambiguous. If
+            it is None, a comma before three digits separates thousands.
     """
     parts = [_split(text) for text in texts]
     affixes: Counter[str] = Counter()
@@ -157,7 +157,7 @@ def may_have_grouping_points(texts: Sequence[str]) -> bool:
 
 
 def may_be_thousands(values: NDArray[np.float64]) -> bool:
-    """Return whether numbers may be misread integers with points between thousands, as 1.234 for 1234."""
+    """Return whether numbers may be misread integers with thousands separators: 1.234 instead of 1234."""
     is_small = (np.abs(values) < 1000) & ((np.abs(values) >= 1) | (values == 0))
     return bool((is_small & (np.round(values, 3) == values)).all())
 

@@ -85,7 +85,8 @@ class Plugins(Generic[T]):
     def _entries(self) -> tuple[dict[str, EntryPoint], list[str]]:
         """Return the entry points by name, and one message for each package whose metadata is damaged."""
         entries: dict[str, EntryPoint] = {}
-        failures: list[str] = []
+        # A package that is found in two ways is reported once.
+        failures: dict[str, None] = {}
         for package in distributions():
             try:
                 for entry in package.entry_points:
@@ -93,8 +94,8 @@ class Plugins(Generic[T]):
                         entries.setdefault(entry.name, entry)
             except Exception as error:
                 place = getattr(package, "_path", "an installed package")
-                failures.append(f"{place}: its entry points cannot be read: {first_line(error)}")
-        return entries, failures
+                failures[f"{place}: its entry points cannot be read: {first_line(error)}"] = None
+        return entries, list(failures)
 
 
 def is_dataclass_of(plugin: object, base: type) -> bool:

@@ -346,7 +346,8 @@ def test_a_new_kind_is_one_registered_class(tmp_path, monkeypatch):
     with pytest.raises(EnvariantError, match="holds 'seven' in row 1; the model learned from a percentage"):
         column_of_kind("x", read_chunk("x", pd.Series(["seven"])), "percentage")
     sites = ["north", "south"] * 60 + ["north"]
-    Table((inferred,), inferred, column(sites, object), "regression", ()).write(tmp_path)
+    target = column(np.arange(121) / 7)
+    Table((inferred,), target, column(sites, object), "regression", ()).write(tmp_path)
     assert load(tmp_path).columns[0].texts() == inferred.texts()
     rows = pd.DataFrame({"share": texts, "site": sites, "y": np.arange(121) % 2, "z": np.arange(121) % 7})
     table = read_table(rows, "y", "site")

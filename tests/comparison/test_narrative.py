@@ -11,9 +11,10 @@ from envariant.analysis.statistics import Interval
 from envariant.comparison.data_check import Finding
 from envariant.comparison.data_summary import DataSummary
 from envariant.comparison.formatting import ci, p_text, score
+from envariant.comparison.gathering import choose_baseline
 from envariant.comparison.narrative import recommend
 from envariant.comparison.page.scores import Drops, Methods
-from envariant.comparison.results import Cell, ColumnImportance, ComparisonResults, choose_baseline
+from envariant.comparison.results import Cell, ColumnImportance, ComparisonResults
 from envariant.core.metrics import METRICS
 
 NONE = Interval(0.0, 0.0, 0.0, 3)

@@ -15,7 +15,6 @@ from envariant.comparison.remedies import find_remedies
 from envariant.reporting.tables import finite
 from tests.comparison.made import SEEDS, SHARE, made, made_shifted, shifted
 
-
 HEART = Path(__file__).parent / "heart.csv"
 """Four hospitals of the heart disease data (Janosi et al. 1988, UCI Machine Learning Repository)."""
 

@@ -19,10 +19,11 @@ from envariant.comparison import page, protocol
 from envariant.comparison.causes import find_causes
 from envariant.comparison.data_check import check_data, print_findings
 from envariant.comparison.data_summary import column_stability, summarize
+from envariant.comparison.gathering import gather
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.remedies import find_remedies
-from envariant.comparison.results import ORDINARY, ComparisonResults, gather
+from envariant.comparison.results import ORDINARY, ComparisonResults
 from envariant.core import metrics, specs
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
 from envariant.core.files import as_path
@@ -199,8 +200,7 @@ def compare(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
     )  # fmt: skip
-    findings = check_data(full)
-    print_findings(findings)
+    print_findings(findings := check_data(full))
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
     columns = column_stability(source)
@@ -208,29 +208,23 @@ def compare(
     plan = protocol.plan(
         source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared, measured
     )
-    for line in plan.undefined:
-        warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=2)
+    _warn(plan.undefined)
     run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
     results, study = _train(folder, plan, deadline, run)
-    results = replace(
-        results,
-        data=summarize(
-            source,
-            study.test_environments,
-            plan.baseline_scores,
-            columns,
-            results.hardest_first(),
-            seed,
-            findings,
-        ),
-    )
-    results = _explained(source, results, study)
+    hardest = results.hardest_first()
+    data = summarize(source, study.test_environments, plan.baseline_scores, columns, hardest, seed, findings)
+    results = _explained(source, replace(results, data=data), study)
     model = _best_model(results, methods, full, study, source, shared)
     recommendation = recommend(results)
     comparison = Comparison(folder, results, recommendation, study, model, time.monotonic() - start)
     page.write(comparison.to_dict(), results, recommendation, folder)
     _save(model, folder)
     return comparison
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=3)
 
 
 def _check_out(out: Path | str | None) -> Path | None:

@@ -203,12 +203,12 @@ def test_a_test_environment_does_not_influence_the_encoding(changed, regression)
 @pytest.mark.parametrize("rows", [3, 7, 128, 5_001])
 @pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
 @pytest.mark.parametrize("gaps", [False, True])
-def test_numbers_are_scaled_to_the_last_bit_as_scikit_learn_does(rows, size, gaps):
+def test_numbers_are_scaled_as_scikit_learn_scales_the_observed_ones(rows, size, gaps):
     rng = np.random.default_rng(rows)
     values = size * (3 + rng.normal(size=rows))
     values[1::5] = np.nan if gaps else 0.0
     imputer = SimpleImputer(strategy="median").fit(values[:, None])
-    scaler = StandardScaler().fit(imputer.transform(values[:, None]))
+    scaler = StandardScaler().fit(values[:, None])
     encoding = KINDS["number"].fit("x", values, ())
     expected = (imputer.statistics_[0], scaler.mean_[0], np.sqrt(scaler.var_[0]))
-    assert (encoding.fill, encoding.center, encoding.scale) == expected
+    np.testing.assert_allclose((encoding.fill, encoding.center, encoding.scale), expected, rtol=1e-12)

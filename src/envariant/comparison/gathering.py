@@ -1,0 +1,294 @@
+"""Collect the results of a comparison from the store of its study."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, final
+
+import numpy as np
+import pandas as pd
+
+from envariant.analysis import statistics
+from envariant.analysis.statistics import Interval
+from envariant.comparison.results import ORDINARY, Cell, ColumnImportance, ComparisonResults, ScoredRows
+from envariant.comparison.uncertainty import mean_interval, p_value, row_standard_error, score_of_rows
+from envariant.core import metrics
+from envariant.core.errors import EnvariantError
+from envariant.core.metrics import Metric
+from envariant.core.tasks import Task
+from envariant.studies.selection import Invariance, SelectedRun, SelectionResult, select
+from envariant.studies.study import Study
+from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE
+from envariant.training.run_spec import text_of
+from envariant.training.store import Predictions, Store
+
+
+@final
+class _ScoreKey(NamedTuple):
+    """Key of one recorded score."""
+
+    run: int
+    step: int
+    environment: str
+    role: str
+    kind: str
+    column: str
+
+
+Scores = Mapping[_ScoreKey, float]
+
+
+@final
+@dataclass(frozen=True)
+class _ModelScores:
+    """Scores of one method's selected models in one environment, by replica.
+
+    Attributes:
+        ood: Out-of-domain scores.
+        predictions: Out-of-domain predictions; all replicas predict the same rows.
+        validation: In-domain predictions, of the first fold.
+        others: Predictions on validation rows of the training environments, by environment.
+        id: In-domain scores, one per fold that trains on the environment.
+    """
+
+    ood: dict[int, float] = field(default_factory=dict[int, float])
+    predictions: dict[int, Predictions] = field(default_factory=dict[int, Predictions])
+    validation: dict[int, Predictions] = field(default_factory=dict[int, Predictions])
+    others: dict[int, dict[str, Predictions]] = field(default_factory=dict[int, dict[str, Predictions]])
+    id: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
+
+    @property
+    def id_scores(self) -> list[float]:
+        """Mean in-domain score of each replica, in order."""
+        return [float(np.mean(self.id[replica])) for replica in sorted(self.id)]
+
+
+def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric) -> ComparisonResults:
+    """Collect the results of all finished runs.
+
+    Args:
+        store: Store of the study, which may contain runs of larger studies.
+        study: Study of the results: other methods, trials and replicas in the store are ignored.
+        tasks: Task by test environment.
+        metric: Metric of the scores.
+
+    Raises:
+        EnvariantError: If no run of an ordinary method is finished.
+    """
+    table = store.table()
+    labels = [text_of(algorithm) for algorithm in study.algorithms]
+    requested = table["data"].isin(list(study.sources)) & table["algorithm"].isin(labels)
+    table = table[requested & (table["trial"] < study.n_trials) & (table["replica"] < study.replicas)]
+    selected = select(table, Invariance())
+    missing = _missing(selected)
+    chosen = [(each, each.choice) for each in selected if isinstance(each.choice, SelectedRun)]
+    if not any(each.algorithm in ORDINARY for each, _ in chosen):
+        raise EnvariantError(
+            f"compare: no run of an ordinary method has finished ({missing[0]}); repeat the call with a "
+            f"larger budget"
+        )
+    scores = _scores_by_run(store.history(sorted({choice.run for _, choice in chosen})), metric)
+    stored = {choice.run: store.predictions(choice.run) for _, choice in chosen}
+
+    def recorded(choice: SelectedRun, name: str, role: str) -> float | None:
+        return scores.get(_ScoreKey(choice.run, choice.step, name, role, FULL, ""))
+
+    models = _models(chosen, stored, tasks, recorded)
+    methods = list(dict.fromkeys(each.algorithm for each, _ in chosen))
+    baseline = choose_baseline(
+        {m: {n: models[m, n].id_scores for n in tasks if (m, n) in models} for m in methods if m in ORDINARY},
+        metric,
+    )
+    return ComparisonResults(
+        metric,
+        tuple(tasks),
+        _cells(models, methods, tasks, metric, baseline),
+        _importance(chosen, scores, metric),
+        {method: _most_frequent(c.trial for e, c in chosen if e.algorithm == method) for method in methods},
+        missing,
+        max(len(model.ood) for model in models.values()),
+        baseline,
+        _second_results(chosen, stored, tasks, metric, baseline),
+        networks={name: each for name, each in store.networks().items() if name in methods},
+        rows={
+            key: ScoredRows(
+                tuple(_in_order(model.validation)),
+                tuple(_in_order(model.predictions)),
+                tuple(model.others[k] for k in sorted(model.predictions)),
+            )
+            for key, model in models.items()
+        },
+    )
+
+
+Chosen = Sequence[tuple[SelectionResult, SelectedRun]]
+StoredPredictions = Mapping[int, Mapping[tuple[str, str], Predictions]]
+
+
+def _models(
+    chosen: Chosen,
+    stored: StoredPredictions,
+    tasks: Mapping[str, Task],
+    score_of: Callable[[SelectedRun, str, str], float | None],
+) -> dict[tuple[str, str], _ModelScores]:
+    """Return scores and predictions by method and environment."""
+    models: dict[tuple[str, str], _ModelScores] = {}
+    for each, choice in chosen:
+        for name in tasks:
+            role = "test" if name in each.test_environments else "validation"
+            score = score_of(choice, name, role)
+            if score is None:
+                continue
+            model = models.setdefault((each.algorithm, name), _ModelScores())
+            own = stored[choice.run].get((name, role))
+            if role == "validation":
+                model.id.setdefault(each.replica, []).append(score)
+            else:
+                model.ood[each.replica] = score
+                trained = {e: p for (e, r), p in stored[choice.run].items() if r == "validation"}
+                model.others.setdefault(each.replica, trained)
+            if own is not None:
+                # The validation rows of a replica are the same in all folds.
+                (model.validation if role == "validation" else model.predictions).setdefault(
+                    each.replica, own
+                )
+    return models
+
+
+def _second_results(
+    chosen: Chosen, stored: StoredPredictions, tasks: Mapping[str, Task], metric: Metric, baseline: str
+) -> ComparisonResults | None:
+    """Return scores of the stored predictions in a proper score, or in AUROC if the metric is proper."""
+    if metric.for_regression:
+        return None
+    second = metrics.METRICS["AUROC" if metric.name == "log loss" else "log loss"]
+
+    def computed(choice: SelectedRun, name: str, role: str) -> float | None:
+        own = stored[choice.run].get((name, role))
+        value = np.nan if own is None else score_of_rows(tasks[name], second, own)
+        return value if np.isfinite(value) else None
+
+    models = _models(chosen, stored, tasks, computed)
+    methods = list(dict.fromkeys(method for method, _ in models))
+    if baseline not in methods:
+        return None
+    cells = _cells(models, methods, tasks, second, baseline)
+    return ComparisonResults(second, tuple(tasks), cells, {}, {}, (), 1, baseline)
+
+
+def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric: Metric) -> str:
+    """Return the simplest ordinary method whose in-domain score is within one standard error of the best.
+
+    The one-standard-error rule (Breiman et al. 1984) compares means over environments; the standard error is
+    that of the paired differences to the best method over environments and replicas.
+
+    Args:
+        scores: In-domain scores of each replica by method and environment. The best method is chosen among
+            those with the largest number of environments.
+        metric: Metric of the scores.
+    """
+    most = max(len(own) for own in scores.values())
+    complete = {m: own for m, own in scores.items() if len(own) == most}
+    order = [m for m in ORDINARY if m in complete]
+    if not most:
+        return order[0]
+    means = {m: float(np.mean([np.mean(values) for values in complete[m].values()])) for m in order}
+    best = max(order, key=lambda m: metric.sign * means[m])
+    for method in order:
+        differences = [
+            metric.gain(a, b)
+            for name, values in complete[best].items()
+            for a, b in zip(values, complete[method].get(name, ()), strict=False)
+        ]
+        error = (
+            float(np.std(differences, ddof=1)) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+        )
+        if metric.gain(means[best], means[method]) <= error:
+            return method
+    return best
+
+
+def _scores_by_run(history: pd.DataFrame, metric: Metric) -> Scores:
+    """Return the recorded values of the metric by key; no other function depends on the history's layout."""
+    rows = history[history["metric"] == metric.name].dropna(subset=["value"])
+    keys = rows[list(_ScoreKey._fields)].itertuples(index=False, name=None)
+    return dict(zip(map(_ScoreKey._make, keys), rows["value"].astype(float), strict=True))
+
+
+def _missing(selected: Sequence[SelectionResult]) -> tuple[str, ...]:
+    """Return one line per algorithm and reason without a selected run."""
+    reasons: dict[tuple[str, str], dict[tuple[str, ...], None]] = {}
+    for each in selected:
+        if not isinstance(each.choice, SelectedRun):
+            reasons.setdefault((each.algorithm, each.choice.reason), {})[each.test_environments] = None
+    lines: list[str] = []
+    for (algorithm, reason), folds in reasons.items():
+        names = "; ".join(", ".join(fold) for fold in list(folds)[:3])
+        more = f" and {len(folds) - 3} more" if len(folds) > 3 else ""
+        lines.append(f"{algorithm}, test environments {names}{more}: {reason}")
+    return tuple(lines)
+
+
+def _most_frequent(trials: Iterable[int]) -> int:
+    """Return the most frequent trial; ties go to the lowest trial number."""
+    counts = Counter(trials)
+    return min(counts, key=lambda trial: (-counts[trial], trial))
+
+
+def _cells(
+    models: Mapping[tuple[str, str], _ModelScores],
+    methods: Sequence[str],
+    tasks: Mapping[str, Task],
+    metric: Metric,
+    baseline: str,
+) -> dict[str, dict[str, Cell]]:
+    cells: dict[str, dict[str, Cell]] = {}
+    gains: dict[tuple[str, str], tuple[Interval, float]] = {}
+    for method in methods:
+        for name, task in tasks.items():
+            own, reference = models.get((method, name)), models.get((baseline, name))
+            if own is None or not own.ood:
+                continue
+            row_error = row_standard_error(task, metric, _in_order(own.predictions))
+            id_score = statistics.interval(own.id_scores)
+            cells.setdefault(method, {})[name] = Cell(
+                mean_interval(list(own.ood.values()), row_error), id_score
+            )
+            if reference is None or method == baseline:
+                continue
+            if common := sorted(own.ood.keys() & reference.ood):
+                differences = [metric.gain(own.ood[k], reference.ood[k]) for k in common]
+                both = own.predictions.keys() & reference.predictions.keys()
+                pair = (_in_order(side.predictions, both) for side in (own, reference))
+                row_error = row_standard_error(task, metric, *pair)
+                gains[method, name] = mean_interval(differences, row_error), p_value(differences, row_error)
+    corrected = statistics.holm([p for _, p in gains.values()])
+    for ((method, name), (gain, _)), p in zip(gains.items(), corrected, strict=True):
+        cell = cells[method][name]
+        cells[method][name] = Cell(cell.ood_score, cell.id_score, gain, p)
+    return cells
+
+
+def _in_order(
+    predictions: Mapping[int, Predictions], replicas: Iterable[int] | None = None
+) -> list[Predictions]:
+    return [predictions[k] for k in sorted(predictions if replicas is None else replicas)]
+
+
+def _importance(chosen: Chosen, scores: Scores, metric: Metric) -> dict[str, dict[str, ColumnImportance]]:
+    """Return the mean importance of each column over a method's selected models."""
+    method_of = {(choice.run, choice.step): each.algorithm for each, choice in chosen}
+    losses: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for key, score in scores.items():
+        method = method_of.get((key.run, key.step))
+        unchanged = scores.get(key._replace(kind=SUBSAMPLE, column=""))
+        if method is None or unchanged is None or key.kind not in (SHUFFLED, REPLACED):
+            continue
+        by_kind = losses.setdefault((method, key.column), {"validation": [], "test": [], REPLACED: []})
+        by_kind[REPLACED if key.kind == REPLACED else key.role].append(metric.gain(unchanged, score))
+    importance: dict[str, dict[str, ColumnImportance]] = {}
+    for (method, column), by_kind in losses.items():
+        means = [float(np.mean(values)) if values else math.nan for values in by_kind.values()]
+        importance.setdefault(method, {})[column] = ColumnImportance(*means)
+    return importance

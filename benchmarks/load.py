@@ -69,7 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("cases", nargs="*", help="parts of the names of cases; default: all")
     parser.add_argument("--limit", type=int, default=1_800, help="CPU seconds after which a case is stopped")
-    arguments, options = parser.parse_known_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, options = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
     with tempfile.TemporaryDirectory() as folder:
         for name, (table, own) in CASES.items():
             if not arguments.cases or any(part in name for part in arguments.cases):

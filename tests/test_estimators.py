@@ -25,6 +25,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import envariant
 from envariant import algorithms
 from envariant.algorithms import IRM, AndMask, Composition, Fish, Penalty, VREx, recipe
+from envariant.core.errors import EnvariantWarning
 from envariant.core.schedules import Constant, Schedule
 from envariant.estimators import InvariantClassifier, InvariantRegressor
 from envariant.models import MLP
@@ -35,11 +36,14 @@ SMALL = {"model": "linear", "steps": 20, "learning_rate": 0.03, "random_state": 
 NO_ENVIRONMENTS = "ignore:.*fit received none:UserWarning"
 
 
+SHORT = {**QUICK, "steps": 30, "learning_rate": 0.06}
+
+
 @parametrize_with_checks(
     [
         # The checks pass no environments, so ERM is trained: with a warning, or because it was requested.
-        InvariantClassifier(IRM(), **{**QUICK, "model": MLP(hidden=16)}),
-        InvariantRegressor("erm", **QUICK),
+        InvariantClassifier(IRM(), **{**SHORT, "model": MLP(hidden=16)}),
+        InvariantRegressor("erm", **SHORT),
     ]
 )
 @pytest.mark.filterwarnings(NO_ENVIRONMENTS, "ignore::sklearn.exceptions.SkipTestWarning")
@@ -616,3 +620,10 @@ def test_fit_and_predict_emit_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         InvariantClassifier(**{**SMALL, "steps": 110}).fit(inputs, z > 0, environments=site).predict(inputs)
+
+
+def test_classes_that_look_alike_are_said():
+    X, y = np.arange(8.0)[:, None], ["Yes", "no", "yes ", "no"] * 2
+    message = "InvariantClassifier: y: 'Yes' and 'yes ' differ in blanks or character form only"
+    with pytest.warns(EnvariantWarning, match=message):
+        InvariantClassifier("erm", steps=1).fit(X, y, environments=list("aabbaabb"))

@@ -117,9 +117,9 @@ assert state() == before
     python(code)
 
 
-def test_training_without_a_report_loads_no_plotting_and_no_scikit_learn():
+def test_training_without_a_report_loads_only_what_it_needs():
     python(
         "import sys; from envariant.cli import main; "
         "main(['train', '--data', 'colored-digits', '--steps', '1', '--model', 'linear']); "
-        "assert not {'matplotlib', 'sklearn', 'scipy.stats'} & set(sys.modules)"
+        "assert not {'matplotlib', 'pandas', 'sklearn', 'scipy.stats'} & set(sys.modules)"
     )

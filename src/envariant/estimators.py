@@ -26,6 +26,7 @@ from torch import nn
 
 from envariant import algorithms
 from envariant.algorithms import EIIL, Algorithm, Composition, Part, Recipe, TrainContext
+from envariant.core.conversion import warn_of_look_alikes
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown, unknown_name
@@ -47,7 +48,7 @@ _BATCH = 256
 
 @contextmanager
 def _errors_in_one_line() -> Generator[None]:
-    """Convert the errors of scikit-learn for invalid input, which may have several lines."""
+    """Convert scikit-learn's errors for invalid input, which may have several lines, to one-line errors."""
     try:
         yield
     except EnvariantError:
@@ -180,7 +181,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         """Return the task, the encoded targets `[rows]`, and the fitted attributes used for prediction."""
 
     def _settings(self, environments: int, *, labeled: bool) -> dict[str, Any]:
-        """Return algorithm, hyperparameters and model for training; ERM if `fit` lacks environments."""
+        """Return the settings for training; ERM replaces an algorithm whose environments are missing."""
         settings: dict[str, Any] = {
             "algorithm": self.algorithm,
             "hyperparameters": _mapping(self.hyperparameters or {}),
@@ -269,7 +270,8 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         hyperparameters: Hyperparameters of a named algorithm by name; they override those in `algorithm`.
         model: Name such as `linear` or `mlp(hidden=(64, 64))`, `ModelConfig`, function that returns a new
             module, or module with initial weights.
-        steps: Number of optimizer updates. By default the penalties of irm and vrex switch on after a fifth.
+        steps: Number of optimizer updates. By default, the coefficients of irm and vrex increase after a
+            fifth of the steps.
         batch_size: Number of rows per environment and step, sampled with replacement. "full": all rows.
             "auto": all rows of tables with at most 5,000 rows, otherwise 256 per environment.
         learning_rate: Learning rate of the optimizer.
@@ -329,6 +331,7 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         classes, targets = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise EnvariantError(f"y must hold at least two classes; got one class ({classes[0]})")
+        warn_of_look_alikes(map(str, classes), f"{type(self).__name__}: y")
         task = Binary() if len(classes) == 2 else Multiclass(len(classes))
         return task, targets, {"classes_": classes}
 
@@ -383,7 +386,7 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
 
 
 def _requested(settings: Mapping[str, Any]) -> Any:
-    """Return the requested algorithm; a recipe infers its environments if the settings of training say so."""
+    """Return the requested algorithm; if `settings` require it, a recipe infers its environments."""
     requested = settings["algorithm"]
     if not settings["inferred"]:
         return requested
@@ -396,7 +399,7 @@ def _requested(settings: Mapping[str, Any]) -> Any:
 
 
 def _algorithm(settings: Mapping[str, Any]) -> Algorithm:
-    """Return the algorithm specified by the settings of training."""
+    """Return the algorithm that the training settings specify."""
     requested, inferred = _requested(settings), settings["inferred"]
     algorithm = algorithms.as_algorithm(requested, settings["hyperparameters"])
     if not inferred or isinstance(requested, Recipe):
@@ -436,12 +439,12 @@ def _mapping(hyperparameters: object) -> dict[str, Any]:
 
 
 def _plain(y: Any) -> Any:
-    """Return nullable Booleans and integers as NumPy has them; scikit-learn would convert them to floats."""
+    """Convert nullable pandas Booleans and integers to NumPy's; scikit-learn would convert them to floats."""
     dtype = getattr(getattr(y, "dtype", None), "numpy_dtype", np.dtype(object))
     return y.to_numpy(dtype=dtype) if dtype.kind in "biu" and not y.isna().any() else y
 
 
 def _mean_and_scale(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean and standard deviation of each column; 1 if constant up to rounding errors."""
+    """Return mean and standard deviation of each column; for constant columns, the deviation is 1."""
     scaler: Any = StandardScaler().fit(columns)
     return scaler.mean_, scaler.scale_

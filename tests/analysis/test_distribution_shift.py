@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from envariant.analysis import distribution_shift
 from envariant.analysis.distribution_shift import measure_shift
 from envariant.cli import main
 from envariant.comparison.data_summary import pairwise_shifts
@@ -111,3 +113,14 @@ def test_the_command_prints_the_kind_of_shift(capsys):
     assert set(found["shifts"][0]) >= {"diversity", "correlation", "label", "covariate"}
     main(["data", "shift", "colored-digits", "--n-trials", "1"])
     assert "OoD-Bench" in capsys.readouterr().out
+
+
+def test_many_classes_need_few_more_computations(monkeypatch):
+    calls = []
+    sums = distribution_shift._kernel_sums
+    monkeypatch.setattr(distribution_shift, "_kernel_sums", lambda *a: calls.append(1) or sums(*a))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 2_000, 2)), np.arange(2_000) % 200
+    distribution_shift.measure_shift({"a": (x[0], y)}, {"b": (x[1], y)})
+    # One for each group and class; blocks of 500 points needed four times as many.
+    assert len(calls) == 2 * 200

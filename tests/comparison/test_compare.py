@@ -6,8 +6,6 @@ Without the change, the recommendation is to stay with ERM.
 import json
 import re
 import shutil
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -16,7 +14,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import envariant
+import processes
 from envariant.algorithms import Composition, VREx
+from envariant.cli import main
 from envariant.comparison import compare
 from envariant.reporting.tables import finite
 from envariant.studies import Store
@@ -145,19 +145,20 @@ def test_the_page_and_the_notebook_escape_names(turned):
     assert numbers["columns"][0]["column"] == "marker"
 
 
-def test_a_killed_comparison_resumes_to_the_same_result(turned, tmp_path):
-    path, out = tmp_path / "patients.csv", tmp_path / "out"
+def test_a_killed_comparison_resumes_to_the_same_result(turned, tmp_path, here):
+    path, out, output = tmp_path / "patients.csv", tmp_path / "out", tmp_path / "output"
     structural(TURNS).to_csv(path, index=False)
-    arguments = [str(path), "--target", "died", "--environment", "site", "--out", str(out), "--json"]
-    arguments += ["--algorithms", "vrex", "--n-trials", "2", "--replicas", "4", "--steps", "150"]
-    command = [sys.executable, "-m", "envariant", "compare", *arguments]
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while killed.poll() is None and _done(out) < 12:
-        time.sleep(0.05)
+    arguments = ["compare", str(path), "--target", "died", "--environment", "site", "--out", str(out)]
+    arguments += ["--algorithms", "vrex", "--n-trials", "2", "--replicas", "4", "--steps", "150", "--json"]
+    killed = processes.start(main, arguments, output=output)
+    while killed.is_alive() and _done(out) < 12:
+        time.sleep(0.02)
     killed.kill()
-    assert "Traceback" not in killed.communicate()[1]
+    killed.join()
+    assert "Traceback" not in output.read_text(encoding="utf-8")
     assert 12 <= _done(out) < 48
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = here(*arguments)
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["recommended"] == "vrex"
     assert _done(out) == 64
 

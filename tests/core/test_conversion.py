@@ -10,8 +10,8 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 import envariant
 from envariant import EnvironmentSet
-from envariant.core.conversion import in_order
-from envariant.core.errors import EnvariantError
+from envariant.core.conversion import in_order, look_alikes
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Binary, Multiclass, Regression
 
 X = np.arange(18, dtype=np.float64).reshape(6, 3)
@@ -295,3 +295,32 @@ def test_data_frames_are_accepted():
 def test_invalid_columns_are_rejected(settings, message):
     usual = {"inputs": "age", "target": "ill", "environment": "ward"}
     assert refusal(EnvironmentSet.from_huggingface, Dataset(COLUMNS), **(usual | settings)) == message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "how"),
+    [
+        ("Yes", "yes ", "blanks or character form"),
+        ("Hospital A", "hospital a", "capitals"),
+        ("Genève", "Geneve", "accents"),
+        ("Zürich", "Zu\u0308rich", "blanks or character form"),
+        ("São Paulo", "SAO PAULO", "accents, capitals or blanks"),
+        ("Ａ", "A", "blanks or character form"),
+    ],
+)
+def test_labels_that_look_alike_are_one_sentence(first, second, how):
+    assert look_alikes([first, "x", second]) == [f"'{first}' and '{second}' differ in {how} only"]
+
+
+@pytest.mark.parametrize("labels", [("か", "が"), ("हि", "हु"), ("A", "B"), ("1", "1.5"), ("A+", "A-")])
+def test_other_labels_do_not_look_alike(labels):
+    assert look_alikes(labels) == []
+
+
+def test_names_of_datasets_and_new_names_that_look_alike_are_said():
+    message = "environments: 'Site A' and 'site a' differ in capitals only, and count as different"
+    rows = [(X[k], Y[k]) for k in range(3)]
+    with pytest.warns(EnvariantWarning, match=f"datasets: {message}"):
+        EnvironmentSet.from_datasets({"Site A": rows, "site a": rows})
+    with pytest.warns(EnvariantWarning, match=f"arrays: {message}"):
+        arrays(names={"north": "Site A", "south": "site a"})

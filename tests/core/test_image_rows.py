@@ -161,3 +161,10 @@ def test_labels_that_look_alike_are_said(role):
     targets, environments = (words, SITES) if role == "targets" else (LABELS, words)
     with pytest.warns(EnvariantWarning, match=f"arrays: {role}: 'Cat' and 'cat' differ in capitals only"):
         EnvironmentSet.from_arrays(np.eye(6), targets, environments)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((1, 9, 11), np.uint16), ((9, 11), np.uint16)])
+def test_images_of_twelve_bits_in_arrays_are_said(shape, dtype):
+    rows = np.full((6, *shape), 4095, dtype=dtype)
+    with pytest.warns(EnvariantWarning, match="look like images with values up to 4095; divide them by the"):
+        EnvironmentSet.from_arrays(rows, LABELS, SITES)

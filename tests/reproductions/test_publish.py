@@ -2,16 +2,14 @@
 
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from matplotlib.figure import Figure
 
+import processes
 from envariant.core.errors import EnvariantError
 from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import (
@@ -146,36 +144,32 @@ def test_stored_only_runner_trains_nothing(tmp_path):
     assert len(archive.train(DIGITS).finished) == 2
 
 
+@section("only", "Only")
+def only(runner):
+    """It states."""
+    settings = {"model": "mlp(hidden=8)", "steps": 120, "evaluate_every": 20}
+    runs = {a: Run("colored-digits", a, settings) for a in ("erm", "irm", "vrex")}
+    yield from show_runs(runner.sweep(runs), "c")
+
+
+def perform_only(folder):
+    list(perform(Reproduction("s", "t", "l", {"quick": "q", "full": "f"}, (only,)), folder, "quick"))
+
+
 def test_killed_process_resumes_and_writes_identical_files(tmp_path):
-    """Run a small reproduction in its own process, with runs long enough to be killed within one."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys; from pathlib import Path\n"
-        "from envariant.reproductions.base import Reproduction, section\n"
-        "from envariant.reproductions.runner import Run\n"
-        "from envariant.reproductions.summaries import show_runs\n"
-        "from envariant.reproductions.publish import perform\n"
-        "@section('only', 'Only')\n"
-        "def only(runner):\n"
-        "    'It states.'\n"
-        "    settings = {'model': 'mlp(hidden=8)', 'steps': 120, 'evaluate_every': 20}\n"
-        "    yield from show_runs(runner.sweep({a: Run('colored-digits', a, settings) for a in ('erm', 'irm', 'vrex')}), 'c')\n"
-        "small = Reproduction('s', 't', 'l', {'quick': 'q', 'full': 'f'}, (only,))\n"
-        "list(perform(small, Path(sys.argv[1]), 'quick'))\n",
-        encoding="utf-8",
-    )
-    command = [sys.executable, str(script)]
-    process = subprocess.Popen([*command, str(tmp_path / "killed")])
+    """Perform a small reproduction in another process, with runs long enough to be killed within one."""
+    process = processes.start(perform_only, tmp_path / "killed")
     deadline, runs = time.monotonic() + 90, tmp_path / "killed" / "runs"
     while time.monotonic() < deadline and not list(runs.glob("irm-*/runs.sqlite")):
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert len(list(runs.iterdir())) == 2, "killed within the second of three runs"
     done = {p: p.stat().st_mtime_ns for p in runs.glob("erm-*/jobs/000001/*.safetensors")}
     assert len(done) == 2
     for name in ("killed", "whole"):
-        subprocess.run([*command, str(tmp_path / name)], check=True)
+        assert processes.run(perform_only, tmp_path / name) == 0
     assert all(p.stat().st_mtime_ns == written for p, written in done.items())
     ours, whole = (pages(tmp_path / name) for name in ("killed", "whole"))
     assert ours == whole

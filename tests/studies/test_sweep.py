@@ -2,8 +2,8 @@
 
 import json
 import multiprocessing
+import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 
 import envariant
+import processes
 from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study, begin, sweep
 from envariant.studies import estimate as estimates
@@ -20,7 +21,7 @@ from envariant.studies.estimate import estimate
 from envariant.studies.selection import TrainingValidation, select
 from envariant.studies.significance import compare
 from envariant.training import progress
-from envariant.training.store import RunOutcome
+from envariant.training.store import RunOutcome, recorder
 
 SETTINGS = {"steps": 30, "evaluate_every": 10, "model": "mlp(hidden=16)", "precision": "float32"}
 STUDY = Study(("colored-digits",), ("erm", "vrex"), n_trials=2, replicas=2, settings=SETTINGS)
@@ -127,39 +128,26 @@ def test_progress_counts_running_runs_here_and_ended_runs_elsewhere(tmp_path, mo
     assert "2.5/8 runs" in capsys.readouterr().err
 
 
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-from envariant.studies import sweep
-from envariant.training.store import recorder
-from envariant.training.store.recorder import Recorder
-recorder.CHECKPOINT_INTERVAL_S = -1.0
-folder, workers, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-add, calls = Recorder.add, []
+def sweep_and_die(folder, workers=1, last=0):
+    """Sweep a folder, and kill this process after `last` events unless that is 0."""
+    recorder.CHECKPOINT_INTERVAL_S = -1.0
+    add, calls = recorder.Recorder.add, []
 
-def add_and_die(*arguments):
-    add(*arguments)
-    calls.append(0)
-    if len(calls) == last:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def add_and_die(*arguments):
+        add(*arguments)
+        calls.append(0)
+        if len(calls) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-if last:
-    Recorder.add = add_and_die
-sweep(folder, execution="sequential", workers=workers)
-"""
-
-
-def script(folder, workers=1, last=0):
-    """Return the command that sweeps in another process, and is killed after `last` events unless that is 0."""
-    return [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), str(workers), str(last)]
+    recorder.Recorder.add = add_and_die
+    sweep(folder, execution="sequential", workers=workers)
 
 
 def test_sweep_killed_three_times_ends_with_the_same_table(whole, tmp_path):
     begin(tmp_path, STUDY).close()
     done = []
     for last in (7, 50, 100):
-        killed = subprocess.run(script(tmp_path, last=last), check=False)
-        assert killed.returncode == -signal.SIGKILL
+        assert processes.run(sweep_and_die, tmp_path, 1, last) == -signal.SIGKILL
         with Store(tmp_path) as store:
             done.append(store.counts()["done"])
     assert done == sorted(done)
@@ -172,11 +160,11 @@ def test_sweep_killed_three_times_ends_with_the_same_table(whole, tmp_path):
 def test_worker_stops_when_its_parent_is_killed(tmp_path):
     study = Study(("colored-digits",), ("erm",), n_trials=2, replicas=1, settings=SETTINGS | {"steps": 10**6})
     begin(tmp_path, study).close()
-    process = subprocess.Popen(script(tmp_path, workers=2))
+    process = processes.start(sweep_and_die, tmp_path, 2)
     with Store(tmp_path) as store:
         wait_until(lambda: store.history()["run"].nunique() == 2, 90)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         for job in (1, 2):
             with FileLock(store.checkpoints(job) / ".lock", timeout=60):
                 assert job in store.unfinished()

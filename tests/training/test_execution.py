@@ -11,6 +11,7 @@ from test_stacking import (
     Images,
     Remembering,
     assert_alike,
+    collected,
     made,
     normed,
     outcome,
@@ -217,13 +218,19 @@ def limit_memory(monkeypatch, most, error, method="advance"):
     monkeypatch.setattr(execution.ReplicaStack, method, limited)
 
 
+@pytest.fixture(scope="module")
+def seven():
+    """Seven replicas, and their outcome in stacks of two."""
+    run = made(Binary(), 1), replicas("irm", 7), plan(steps=2, evaluate_every=1)
+    return run, outcome(*run, Execution("stacked", 2, ""))
+
+
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "linux", "windows"])
 @pytest.mark.parametrize("method", ["advance", "__init__"])
-def test_stack_is_halved_where_memory_runs_out(error, method, monkeypatch, caplog):
-    source, members, shared = made(Binary(), 1), replicas("irm", 7), plan(steps=2, evaluate_every=1)
-    expected = outcome(source, members, shared, Execution("stacked", 2, ""))
+def test_stack_is_halved_where_memory_runs_out(seven, error, method, monkeypatch, caplog):
+    run, expected = seven
     limit_memory(monkeypatch, 2, error, method)
-    events = [e for e in engine.run(source, members, shared, STACKED) if isinstance(e, Evaluated)]
+    events = [e for e in engine.run(*run, STACKED) if isinstance(e, Evaluated)]
     assert [e.replicas for e in events if e.step == 0] == [(0, 1), (2, 3), (4, 5), (6,)]
     notes = {
         count: f"memory ran out with {count} replicas in one program; continued with {half}"
@@ -234,7 +241,7 @@ def test_stack_is_halved_where_memory_runs_out(error, method, monkeypatch, caplo
     assert [e.notes for e in events if e.step == 0] == [left, left, right, right]
     assert not any(e.notes for e in events if e.step)
     assert first in caplog.text
-    rows, states = outcome(source, members, shared, STACKED)
+    rows, states = collected(events)
     # Groups of 7 replicas, at most 2 each, are 2, 2, 1 and 2: the last three differ by rounding.
     assert [r for r in rows if r.replica < 4] == [r for r in expected[0] if r.replica < 4]
     assert_alike((rows, states), expected)

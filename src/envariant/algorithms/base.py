@@ -1,4 +1,4 @@
-"""Abstract base classes: `Algorithm`, the parts of a composition, and the context they receive.
+"""Base classes of algorithms and their parts, and `TrainContext`, which describes a run to them.
 
 An algorithm is a pure function from a minibatch to gradients. It has no mutable state, takes random numbers
 only from its context, and never branches in Python on a hyperparameter's value: the engine replaces
@@ -27,28 +27,29 @@ Parameters = Mapping[str, Tensor]
 """Model parameters by name. Gradients have the same keys and shapes."""
 
 State = Mapping[str, Any]
-"""Tensors carried from step to step, in nested mappings; empty for most algorithms."""
+"""Tensors passed from each step to the next, in nested mappings; empty for most algorithms."""
 
 Metrics = Mapping[str, Tensor]
-"""Detached scalars to record, by name."""
+"""Scalars to record, by name, without gradient."""
 
 
 @final
 @dataclass(frozen=True)
 class TrainContext:
-    """Fixed facts about a training run: its environments, task and model.
+    """Constant properties of a training run: environments, task and model.
 
     Attributes:
         environment_names: Names of the training environments, in batch order.
-        environment_sizes: Number of training rows of each environment, independent of the batch size. Always
-            set in `init`. Empty in `wrap_model` and `auxiliary_networks` before environment inference and
-            when a saved model is rebuilt.
+        environment_sizes: Number of training rows of each environment, independent of the batch size. May be
+            empty in `wrap_model` and `auxiliary_networks`, which are also called before environments are
+            inferred and when a saved model is rebuilt.
         task: Prediction task.
-        features: Width of the head's input features; 0 if the algorithm does not need features.
+        features: Number of features per row that the head receives; 0 if the algorithm does not need
+            features.
         input_shape: Shape of one row of inputs.
         linear_head: Whether the model's head, before `wrap_model`, is one linear layer.
-        build: Function that builds a model with the run's architecture and new random weights for a given
-            row shape. None: no second model can be built.
+        build: Function that builds a model with the run's architecture and new random weights for a given row
+            shape; None if the run was given a model object, which cannot be built again.
     """
 
     environment_names: tuple[str, ...]
@@ -88,7 +89,7 @@ class TrainContext:
 
 
 class Model(Protocol):
-    """Model as a function of its parameters: `model(params, inputs) → (features, logits)`."""
+    """Model as a pure function: `model(params, inputs)` returns features and logits."""
 
     @property
     def auxiliary_networks(self) -> Sequence[str]:
@@ -98,19 +99,19 @@ class Model(Protocol):
     def __call__(self, params: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def head(self, params: Parameters, features: Tensor) -> Tensor:
-        """Return the logits of features `[rows, width]`."""
+        """Return the head's logits for features `[rows, width]`."""
         ...
 
     def network(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
-        """Return the output of one auxiliary network."""
+        """Return the output of the auxiliary network `name` for given inputs."""
         ...
 
 
 class Algorithm(ABC):
-    """Training rule: gradients and new state from parameters, a minibatch and the old state.
+    """Base class of algorithms, which compute gradients from the model's parameters and a minibatch.
 
     Attributes:
-        environment_inference: Method that infers the training environments. None: use the environments of
+        environment_inference: Method that infers the training environments; None to use the environments of
             the data.
     """
 
@@ -129,16 +130,16 @@ class Algorithm(ABC):
     @property
     @abstractmethod
     def needs_features(self) -> bool:
-        """Whether the algorithm needs the head's input features; if not, they are passed with width 0."""
+        """Whether the algorithm uses the features that the head receives; if not, features have width 0."""
 
     @property
     def stochastic(self) -> bool:
-        """Whether a step uses random numbers."""
+        """Whether a training step uses random numbers."""
         return False
 
     @property
     def depends_on_sizes(self) -> bool:
-        """Whether an environment's number of rows changes its weight; see `Part.depends_on_sizes`."""
+        """Whether an environment's weight depends on its number of rows; see `Part.depends_on_sizes`."""
         return False
 
     @property
@@ -151,7 +152,7 @@ class Algorithm(ABC):
 
         Args:
             module: Newly built model; may be changed in place.
-            context: Fixed facts about the run; `features` is not set yet.
+            context: Constant properties of the run; `features` is not set yet.
 
         Raises:
             EnvariantError: If the algorithm does not support this model.
@@ -175,11 +176,11 @@ class Algorithm(ABC):
 
     @abstractmethod
     def init(self, params: Parameters, context: TrainContext) -> State:
-        """Return the state before the first step. Its keys and shapes must not change during training.
+        """Return the algorithm's initial state, whose keys and shapes must not change during training.
 
         Args:
             params: Parameters of the model and of the auxiliary networks.
-            context: Fixed facts about the run.
+            context: Constant properties of the run.
 
         Raises:
             EnvariantError: If the algorithm does not support this task or model.
@@ -204,7 +205,7 @@ class Algorithm(ABC):
 
 
 class Part(ABC):
-    """Part of a composition: a frozen dataclass whose fields are its hyperparameters.
+    """Base class of the parts of a composition: frozen dataclasses whose fields are hyperparameters.
 
     Types of fields, and bounds declared as in `Annotated[float, Field(ge=0)]`, are checked at construction.
 
@@ -212,12 +213,12 @@ class Part(ABC):
         name: Name in specifications such as `vrex + and-mask`.
         paper: Authors, year, and arXiv number or venue.
         minimum_environments: Smallest number of training environments for which the part is meaningful.
-        needs_features: Whether the part needs the head's input features.
+        needs_features: Whether the part uses the features that the head receives.
         needs_linear_head: Whether the head must be one linear layer.
         needs_classes: Whether the part is undefined for regression.
         stochastic: Whether the part uses random numbers.
-        depends_on_sizes: Whether an environment's number of rows changes its weight. If not, the gradients
-            stay the same when all rows of an environment are repeated, except for divisors such as n − 1.
+        depends_on_sizes: Whether an environment's weight depends on its number of rows. If not, repeating all
+            rows of an environment does not change the gradients, except for divisors such as n − 1.
     """
 
     name: ClassVar[str]
@@ -255,14 +256,15 @@ class Part(ABC):
     def switch_steps(self) -> Mapping[str, int]:
         """Return each hyperparameter that is a step number, with the first step at which it takes effect.
 
-        Like the switch points of schedules, their default values scale with the length of the run.
+        The default values of these hyperparameters are scaled to the length of the run, like the step numbers
+        in schedules.
         """
         return {}
 
     def coefficient_at(self, step: int) -> float:
         """Return the coefficient of this part in the loss at a step.
 
-        With `normalize_loss`, the whole loss is divided by the largest coefficient of any part once that
+        With `normalize_loss`, the whole loss is divided by the largest coefficient of any part, if this
         exceeds 1.
         """
         del step
@@ -270,18 +272,23 @@ class Part(ABC):
 
 
 class RiskAggregator(Part):
-    """Rule that combines the environments' risks into one risk."""
+    """Base class of rules that combine the environments' risks into one risk."""
 
     @abstractmethod
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the risk to minimize and the new state."""
+        """Combine the environments' risks into the risk to minimize; also return the new state.
+
+        Args:
+            predicted: Batch with its predictions, losses and risks.
+            state: Current state of this aggregator.
+        """
 
 
 def as_coefficient(value: Schedule | str | float, where: str) -> Schedule:
-    """Convert a number or a text such as "step(1, 1e4, at=190)" to the schedule of a coefficient.
+    """Convert a number or a string such as "step(1, 1e4, at=190)" to a coefficient schedule.
 
     Args:
-        value: Schedule, number or text.
+        value: Schedule, number or string.
         where: Name of the part, for error messages.
 
     Raises:
@@ -293,7 +300,7 @@ def as_coefficient(value: Schedule | str | float, where: str) -> Schedule:
 
 
 class _WithCoefficient(Part, ABC):
-    """Part whose value is multiplied by a coefficient schedule."""
+    """Base class of parts whose value is multiplied by a coefficient that may change during training."""
 
     coefficient: Schedule
 
@@ -307,34 +314,39 @@ class _WithCoefficient(Part, ABC):
 
 
 class Penalty(_WithCoefficient):
-    """Penalty computed from predictions and weighted by a coefficient schedule."""
+    """Base class of penalties that are computed from the predictions of a batch."""
 
     @abstractmethod
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the penalty without its coefficient, and the new state."""
+        """Return the penalty, not yet multiplied by its coefficient, and the new state.
+
+        Args:
+            predicted: Batch with its predictions, losses and risks.
+            state: Current state of this penalty.
+        """
 
 
 class GradientPenalty(_WithCoefficient):
-    """Penalty computed from the gradients of the environments' risks, weighted by a coefficient schedule.
+    """Base class of penalties that are computed from the gradients of the environments' risks.
 
-    Its gradient contains second derivatives, which `Composition` computes.
+    The gradient of such a penalty contains second derivatives of the risks, which `Composition` computes.
     """
 
     @abstractmethod
     def penalty(self, gradients: Mapping[str, Tensor], state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the penalty without its coefficient, and the new state.
+        """Return the penalty, not yet multiplied by its coefficient, and the new state.
 
         Args:
             gradients: Gradients `[environments, *shape]` of the risks, by parameter name.
-            state: State of the part.
+            state: Current state of this penalty.
         """
 
 
 class TrainingStep(Part):
-    """Training step that is not a sum of risks and penalties, such as a step with inner updates.
+    """Base class of training steps that are not sums of risks and penalties, such as nested updates.
 
     `batch.risk` and `batch.mean` give all environments equal weight, whatever their numbers of rows. A mean
-    over the rows of the batch would weight them by size.
+    over the rows of the batch would weight environments by size.
 
     Attributes:
         returns_updates: Whether `gradients` returns parameter updates instead of gradients for the run's
@@ -354,27 +366,27 @@ class TrainingStep(Part):
 
 
 class GradientAggregator(Part):
-    """Rule that combines the environments' gradients into one gradient."""
+    """Base class of rules that combine the environments' gradients into one gradient."""
 
     @abstractmethod
     def combine(
         self, gradients: Mapping[str, Tensor], state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        """Return one gradient per parameter, the new state, and metrics.
+        """Combine the environments' gradients; return one gradient per parameter, the new state and metrics.
 
         Args:
             gradients: Gradients `[environments, *shape]`, by parameter name.
-            state: State of the part.
+            state: Current state of this aggregator.
             context: Step number, learning rate and random numbers.
         """
 
 
 class EnvironmentInference(Part):
-    """Method that infers environments before training, from the predictions of a reference model.
+    """Base class of methods that infer environments from a reference model's predictions before training.
 
     Attributes:
         count: Number of inferred environments.
-        reference_steps: Number of training steps of the reference model. 0: as many as the run.
+        reference_steps: Number of training steps of the reference model; 0 for as many as the run.
         reference_l2: Weight of the squared parameter norm in the reference model's loss.
     """
 
@@ -391,15 +403,21 @@ class EnvironmentInference(Part):
     def environments(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"], task: Task
     ) -> Int[Tensor, " rows"]:
-        """Return the environment of every row, numbered from 0."""
+        """Return the number of each row's inferred environment, counted from 0.
+
+        Args:
+            logits: Logits of the reference model for every row.
+            targets: Target of every row.
+            task: Prediction task.
+        """
 
 
 def featurizer_and_head(module: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
     """Return the submodules `featurizer` and `head` of a model.
 
     Args:
-        module: Model.
-        name: Name of the caller, for the error message.
+        module: Model with the two submodules.
+        name: Name of the algorithm, for the error message.
 
     Raises:
         EnvariantError: If the model has no submodule `featurizer` or no submodule `head`.

@@ -1,6 +1,6 @@
-"""Describe all algorithms from their docstrings, for the terminal and for `docs/algorithms.md`.
+"""Generate descriptions of all algorithms from docstrings, for the terminal and `docs/algorithms.md`.
 
-The first paragraph of a part's docstring is the formula; `Attributes` describe the settings.
+The first paragraph of a part's docstring is its formula, and the section `Attributes` describes its settings.
 """
 
 import dataclasses
@@ -60,8 +60,8 @@ class Description:
     Attributes:
         name: Name of the recipe.
         summary: One-sentence summary.
-        kind: Kind of the first part, such as "penalty".
-        parts: Name, kind, formula and remarks of each part, in the order of `Recipe.parts`.
+        kind: Type of the first part, such as "penalty".
+        parts: Name, kind, formula and explanation of each part, in the order of `Recipe.parts`.
         needs: Requirements on data and model.
         settings: Name, default, search range (or None) and meaning of each hyperparameter.
         paper: Papers on the parts, separated by semicolons.

@@ -1,4 +1,4 @@
-"""Build algorithms from names, texts such as `vrex + and-mask(threshold=0.8)`, recipes and parts."""
+"""Build algorithms from recipes, parts, and strings such as `vrex + and-mask(threshold=0.8)`."""
 
 import re
 import warnings
@@ -40,12 +40,13 @@ PLUGINS = Plugins[Recipe](
 def as_algorithm(
     algorithm: Algorithm | Recipe | Part | str, settings: Mapping[str, Any] | None = None
 ) -> Algorithm:
-    """Return the algorithm specified by a name, text, recipe, part or algorithm object.
+    """Convert a string, recipe, part or algorithm object to an algorithm.
 
     Args:
-        algorithm: Name or text ("vrex", "vrex + and-mask"), `Recipe`, any part (`VREx(30)`, `AndMask()`, a
-            training step) or `Algorithm`. A part is composed with the mean risk and the mean gradient.
-        settings: Hyperparameters by name, in place of the defaults. Allowed only for names and recipes.
+        algorithm: String ("vrex", "vrex + and-mask"), `Recipe`, any part (`VREx(30)`, `AndMask()`, a training
+            step) or `Algorithm`. A part is composed with the mean risk and the mean gradient.
+        settings: Values of hyperparameters by name; others keep their defaults. Allowed only if `algorithm`
+            is a string or a recipe.
 
     Raises:
         EnvariantError: If a name or setting is unknown, `algorithm` has another type, or settings are given
@@ -87,7 +88,7 @@ def as_algorithm(
 
 
 def recipe(text: str) -> Recipe:
-    """Return the recipe for a text such as `irm` or `vrex + and-mask(threshold=0.8)`.
+    """Return the recipe for a string such as `irm` or `vrex + and-mask(threshold=0.8)`.
 
     Raises:
         EnvariantError: If a name is unknown, or the algorithms cannot be composed.
@@ -99,7 +100,7 @@ def recipe(text: str) -> Recipe:
 
 
 def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
-    """Parse a text such as `vrex + coral(1.0)` into the recipe and settings of each term.
+    """Parse a string such as `vrex + coral(1.0)` into the recipe and settings of each term.
 
     Raises:
         EnvariantError: If a name or a setting is unknown.
@@ -115,11 +116,11 @@ def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
 
 
 def compose(text: str, built: Sequence[Composition]) -> Recipe:
-    """Return a recipe that composes the algorithms built from the terms of a text.
+    """Return a recipe for the composition of several algorithms.
 
     Args:
         text: Names joined by `+`, such as `vrex + coral(1.0)`.
-        built: Algorithm of each term.
+        built: One algorithm for each name in `text`.
 
     Raises:
         EnvariantError: If the algorithms cannot be composed.
@@ -133,7 +134,7 @@ def compose(text: str, built: Sequence[Composition]) -> Recipe:
 
 
 def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, Recipe]:
-    """Return every recipe by name, including those of installed plug-ins.
+    """Return a mapping from name to recipe, including the recipes of installed plug-ins.
 
     Args:
         on_broken: Function called with a one-line message for each plug-in that cannot be loaded and is
@@ -146,7 +147,7 @@ def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, R
 
 
 def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
-    """Return all hyperparameters of an algorithm by setting name, as JSON-serializable values.
+    """Return a mapping from setting name to JSON-serializable value for all hyperparameters.
 
     Args:
         name: Name of the recipe.
@@ -162,7 +163,7 @@ def _is_usable(plugin: object, name: str) -> bool:
 
 
 def _split(text: str) -> list[str]:
-    """Split a text at plus signs, except inside brackets and in names such as erm++."""
+    """Split a string at plus signs, except inside brackets and in names such as erm++."""
     pieces, depth, start = list[str](), 0, 0
     for match in re.finditer(r"[()]|\+(?=\s*[A-Za-z])", text):
         depth += {"(": 1, ")": -1}.get(match[0], 0)

@@ -1,12 +1,13 @@
-"""Algorithm composed of parts: any risk aggregator with any penalties and any gradient aggregator.
+"""Algorithms composed of any risk aggregator, any penalties and any gradient aggregator.
 
 A penalty on all environments together, such as the variance of their risks, can be combined with an
 aggregator that needs one gradient per environment, such as AND-mask. By the chain rule, the gradient of the
-whole loss is a sum over environments, ∇L = Σ_e (∂L/∂z_e)(∂z_e/∂θ), where z_e are the model outputs on the
-rows of e. L is differentiated once with respect to the outputs, and each environment's term is propagated
-back through the model separately. For the mean risk, E times that term is exactly g_e = ∇R_e. Other losses
-use the same term, so all combinations are possible. Gradient penalties are handled in the same way:
-∇P = Σ_e (∂g_e/∂θ)ᵀ ∂P/∂g_e, a Hessian-vector product per environment.
+whole loss L is a sum over environments, ∇L = Σ_e (∂L/∂z_e)(∂z_e/∂θ), where θ are the parameters and z_e the
+model outputs on the rows of environment e. L is differentiated once with respect to the outputs, and each
+environment's term is propagated back through the model separately. For the mean of E risks R_e, E times this
+term is exactly g_e = ∇R_e. Other losses use the same term, so all combinations are possible. The gradient of
+a gradient penalty P is computed in the same way: ∇P = Σ_e (∂g_e/∂θ)ᵀ ∂P/∂g_e, a Hessian-vector product per
+environment.
 """
 
 import dataclasses
@@ -60,6 +61,9 @@ RISK_AGGREGATORS: Mapping[str, RiskAggregator] = {
 class Composition(Algorithm):
     """L = [ A(R_1 … R_E) + Σ_k c_k(t)·P_k + l2·‖θ‖² ] / divisor, with A the risk aggregator.
 
+    R_1 … R_E are the risks of the environments, c_k(t) is the coefficient of penalty P_k at step t, and θ are
+    the parameters. The divisor is 1 unless `normalize_loss` is set.
+
     Attributes:
         risk_aggregator: Rule that combines the environments' risks into one risk.
         penalties: Penalties, each with its coefficient schedule.
@@ -67,11 +71,11 @@ class Composition(Algorithm):
         l2: Weight of the squared norm of all parameters *inside* the loss, as in the IRM code. Its gradient
             is added after gradient aggregation, because it does not depend on the environment. A training
             step that returns updates adds it to the gradients of its optimizers.
-        normalize_loss: Whether to divide the whole loss by the largest coefficient once that exceeds 1, as
-            the IRM and REx code do, to keep gradients in range.
-        training_step: Training step that replaces the penalties and the gradient aggregator; it minimizes
-            the risk of `risk_aggregator` if it declares `aggregates_risk`. None: use the parts above.
-        environment_inference: Method that infers the training environments. None: use the environments of
+        normalize_loss: Whether to divide the whole loss by the largest coefficient if that coefficient
+            exceeds 1. The IRM and REx code do this to keep gradients from becoming too large.
+        training_step: Training step that replaces the penalties and the gradient aggregator; it minimizes the
+            risk of `risk_aggregator` if it declares `aggregates_risk`. None to use the parts above.
+        environment_inference: Method that infers the training environments; None to use the environments of
             the data.
     """
 
@@ -111,7 +115,7 @@ class Composition(Algorithm):
         specs.validate(self, only=("l2", "normalize_loss"))
 
     def __add__(self, other: object) -> "Composition":
-        """Compose two algorithms: combine their penalties and their aggregators other than means.
+        """Combine the penalties and all other non-default parts of two algorithms.
 
         Raises:
             EnvariantError: If both algorithms have a penalty of the same name, both set the same field (such
@@ -142,7 +146,7 @@ class Composition(Algorithm):
         )
 
     def _either(self, other: "Composition", key: str, default: Any) -> Any:
-        """Return a field's non-default value, or the default if neither algorithm sets the field."""
+        """Return the value of a field in the algorithm that sets it; the default if neither does."""
         first, second = getattr(self, key), getattr(other, key)
         if first not in (default, second) and second != default:
             names = " and ".join(getattr(value, "name", f"{value}") for value in (first, second))
@@ -153,7 +157,10 @@ class Composition(Algorithm):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Risk aggregator, penalties and gradient aggregator (or training step); environment inference."""
+        """All parts: risk aggregator, penalties, gradient aggregator, and environment inference if any.
+
+        If there is a training step, the parts are the step, the risk aggregator, and environment inference.
+        """
         last = () if self.environment_inference is None else (self.environment_inference,)
         if self.training_step is not None:
             return (self.training_step, self.risk_aggregator, *last)
@@ -193,7 +200,7 @@ class Composition(Algorithm):
         return any(part.depends_on_sizes for part in self.parts)
 
     def schedules(self) -> Mapping[str, Schedule]:
-        """Return all scheduled hyperparameters of the parts, by names such as "vrex coefficient"."""
+        """Return a mapping from names such as "vrex coefficient" to all schedules of the parts."""
         return {
             f"{part.name} {f.name}": value
             for part in self.parts
@@ -203,7 +210,10 @@ class Composition(Algorithm):
         }
 
     def switch_steps(self) -> Mapping[str, tuple[int, int]]:
-        """Return value and first effective step of each step number, by names such as "trm warm_up"."""
+        """Return a mapping from names such as "trm warm_up" to all hyperparameters that are step numbers.
+
+        Each value is a pair: the hyperparameter, and the first step at which it takes effect.
+        """
         return {
             f"{part.name} {key}": (getattr(part, key), step)
             for part in self.parts
@@ -285,7 +295,7 @@ class Composition(Algorithm):
         return {name: gradient[name] + decay * value for name, value in params.items()}, states, metrics
 
     def _numbered(self, kind: type[P]) -> list[tuple[int, P]]:
-        """Return the penalties of one kind with their positions among all parts."""
+        """Return the penalties of one class, each with its position among all parts."""
         return [(i, part) for i, part in enumerate(self.penalties, start=1) if isinstance(part, kind)]
 
     def _divisor(self, step: Any) -> Any:
@@ -343,7 +353,7 @@ class Composition(Algorithm):
 def _gradient_penalty(
     part: GradientPenalty, model: Model, params: Parameters, batch: EnvironmentBatch, state: State
 ) -> tuple[Tensor, State, list[dict[str, Tensor]]]:
-    """Return a gradient penalty, its new state, and each environment's term of the penalty's gradient."""
+    """Return a gradient penalty, its new state, and its gradient as one term per environment."""
 
     def risk_of(inputs: Tensor, targets: Tensor) -> Callable[[Parameters], Tensor]:
         return lambda params: batch.task.losses(model(params, inputs)[1], targets).mean()
@@ -369,10 +379,10 @@ def _added(
 
 
 def _number_and_state(part: Part, result: object) -> tuple[Tensor, State]:
-    """Return the result of a part.
+    """Return the result of a part after a type check.
 
     Raises:
-        EnvariantError: If it is not one number and a state.
+        EnvariantError: If the result is not one number and a state.
     """
     match result:
         case (Tensor() as value, Mapping() as state) if not value.dim():
@@ -404,7 +414,7 @@ def _summed(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _largest(factors: Sequence[float | Tensor]) -> Any:
-    """Return the largest factor, whether factors are numbers or, in a replica stack, tensors."""
+    """Return the largest of several coefficients: numbers or, in a replica stack, tensors."""
     largest: Any = max(factor for factor in factors if not isinstance(factor, Tensor))
     for factor in factors:
         if isinstance(factor, Tensor):

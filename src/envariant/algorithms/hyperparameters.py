@@ -1,8 +1,8 @@
 """Read and replace an algorithm's numeric hyperparameters, which may differ between stacked replicas.
 
-Two algorithms of the same *structure* differ only in numbers: coefficients, thresholds, the l2 weight. They
-run as one program in which each number is a tensor with one entry per replica. Schedules are evaluated at
-every step.
+Two algorithms of the same *structure* differ only in numbers, such as coefficients, thresholds and the l2
+weight. They run as one program, in which each number is a tensor with one entry per replica. Schedules are
+evaluated at every step.
 """
 
 import copy
@@ -23,12 +23,12 @@ Number = Schedule | float
 
 
 def numbers(algorithm: object) -> tuple[Number, ...]:
-    """Return all numeric hyperparameters of an algorithm, part by part in field order."""
+    """Return all numeric hyperparameters of an algorithm as a list, part by part and field by field."""
     return tuple(_numbers(algorithm))
 
 
 def structure(algorithm: object) -> Hashable:
-    """Return an algorithm without its numbers, as a key; equal keys can run as one program."""
+    """Return a key that is equal for algorithms that differ only in numbers, so can run as one program."""
     if isinstance(algorithm, Schedule):
         return "number"
     if isinstance(algorithm, tuple):
@@ -88,8 +88,8 @@ def rescale(algorithm: A, old: int, new: int) -> A:
 
     Args:
         algorithm: Algorithm to copy. An algorithm that is not a dataclass is returned unchanged.
-        old: Length of the run for which the algorithm's hyperparameters are meant, in steps.
-        new: Length of the run, in steps.
+        old: Number of steps for which the algorithm's hyperparameters were chosen.
+        new: Number of steps of the run.
     """
     return algorithm if old == new else _rescaled(algorithm, old, new)
 
@@ -110,7 +110,10 @@ def _rescaled(part: Any, old: int, new: int) -> Any:
 
 
 def rescaled_step(step: int, old: int, new: int) -> int:
-    """Return a step number within a run of `old` steps scaled to `new` steps; others are unchanged."""
+    """Scale a step number from a run of `old` steps to a run of `new` steps.
+
+    Step numbers that are not between 0 and `old` are unchanged.
+    """
     return max(1, min(new - 1, round(step * new / old))) if 0 < step < old else step
 
 

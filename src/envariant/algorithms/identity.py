@@ -1,4 +1,4 @@
-"""Describe algorithms as texts that are equal only for the same training rule."""
+"""Identify algorithms by strings that are equal only if the algorithms are equal."""
 
 import dataclasses
 import hashlib
@@ -18,11 +18,11 @@ from envariant.core.schedules import Schedule
 
 
 def identity(algorithm: Algorithm) -> str:
-    """Return a text that identifies an algorithm by its classes and values, for hashing.
+    """Return a string that identifies an algorithm by its classes and values, for hashing.
 
-    The text contains class names and the values of all fields. For classes of other packages it also contains
-    the module and a hash of the source code, so editing such a class changes the identity. Two objects with
-    the same classes and values have the same identity in every process.
+    The string contains class names and the values of all fields. For classes from other packages, it also
+    contains the module and a hash of the source code, so editing such a class changes its identity. Two
+    objects with the same classes and values have the same identity in every process.
 
     Raises:
         EnvariantError: If a field has a value that cannot be described, such as an open file.

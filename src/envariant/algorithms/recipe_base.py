@@ -24,11 +24,11 @@ class Hyperparameter:
     """Hyperparameter of a recipe, with its default and search range.
 
     Attributes:
-        name: Name of the setting, prefixed by the part's name if two parts have a field of this name.
-        part: Name of the part, or `LOSS` for settings of the whole loss.
+        name: Name of the hyperparameter, prefixed by the part's name if two parts have a field of this name.
+        part: Name of the part that has the hyperparameter, or `LOSS` for hyperparameters of the whole loss.
         field: Name of the field in the part.
         default: Default value.
-        range: Search range. None: the setting is not searched.
+        range: Search range; None if the hyperparameter is not searched.
     """
 
     name: str
@@ -133,12 +133,12 @@ class Recipe:
         )
 
     def rescale(self, settings: Mapping[str, Any], old: int, new: int) -> tuple["Recipe", dict[str, Any]]:
-        """Return the recipe and settings with all switch points scaled to another run length.
+        """Return the recipe and the settings, with all switch points scaled to another run length.
 
         Args:
-            settings: Suggested values by hyperparameter name.
-            old: Length of the run for which the values are meant, in steps.
-            new: Length of the run, in steps.
+            settings: Values of hyperparameters by name.
+            old: Number of steps for which the recipe and the values were chosen.
+            new: Number of steps of the run.
         """
         scaled, steps = dict(settings), {part.name: part.switch_steps() for part in self.parts}
         for h in self.hyperparameters:
@@ -149,7 +149,7 @@ class Recipe:
         return dataclasses.replace(self, default=rescale(self.default, old, new)), scaled
 
     def own(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of parts, without settings of the whole loss such as `l2`."""
+        """Return the settings of the recipe's parts, without settings of the whole loss such as `l2`."""
         names = {h.name for h in self.hyperparameters if h.part != LOSS}
         return {key: value for key, value in settings.items() if key in names}
 

@@ -1,6 +1,6 @@
 """Statistical analyses of environments: pure functions from arrays to frozen dataclasses.
 
-Public names are imported on first use; each module can also be imported alone and loads no PyTorch.
+Public names are imported on first use. Each module can also be imported alone, without loading PyTorch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Logistic regression with fixed design, fitted for many weightings of the rows at once."""
+"""Logistic regression with a fixed design matrix, fitted once for each of many sets of row weights."""
 
 from typing import final
 
@@ -17,11 +17,11 @@ _CHUNK = 2_000_000
 
 @final
 class LogisticFits:
-    """Fits of one logistic regression, one per weighting of the rows.
+    """Coefficients of a logistic regression that was fitted once for each set of row weights.
 
     Attributes:
-        coefficients: Coefficients, `[weightings, coefficients]`.
-        information: Negative Hessian of the penalized log-likelihood, `[weightings, p, p]`.
+        coefficients: Coefficients β of each fit, `[weightings, p]`.
+        information: Negative Hessian of the penalized log-likelihood of each fit, `[weightings, p, p]`.
     """
 
     def __init__(self, coefficients: Array, information: Array) -> None:
@@ -29,7 +29,7 @@ class LogisticFits:
 
     @property
     def errors(self) -> Array:
-        """Standard errors, `[weightings, coefficients]`."""
+        """Standard errors of the coefficients, `[weightings, p]`."""
         return np.sqrt(np.diagonal(np.linalg.pinv(self.information), axis1=1, axis2=2))
 
 
@@ -42,14 +42,16 @@ def fit_logistic(
     center: Array | None = None,
     precision: Array | float = 1e-8,
 ) -> LogisticFits:
-    """Maximize Σ_i w_i log p(y_i) − ½ Σ_j λ_j (β_j − m_j)² by damped Newton steps, for every weighting.
+    """Maximize Σ_i w_i log p(y_i) − ½ Σ_j λ_j (β_j − m_j)² by Newton's method.
 
-    Class c > 0 has logit offset[i, c−1] + Σ_j design[i, c−1, j] β_j; class 0 has logit 0.
+    The maximization is over β, separately for each set of row weights w, with damped Newton steps. p(y_i) is
+    the probability of the class of row i. Class c > 0 has logit offset[i, c−1] + Σ_j design[i, c−1, j] β_j;
+    class 0 has logit 0.
 
     Args:
-        design: Columns of each row and class but the first, `[rows, classes − 1, p]`.
-        labels: Indicators or shares of the classes but the first, `[rows, classes − 1]`.
-        weights: Weights of the rows, `[weightings, rows]`. Default: one weighting with all weights 1.
+        design: The p columns for each row and each class except the first, `[rows, classes − 1, p]`.
+        labels: Indicators or shares of the classes except the first, `[rows, classes − 1]`.
+        weights: Sets of row weights w, `[weightings, rows]`. Default: one set, with all weights 1.
         offset: Fixed part of the logits, `[rows, classes − 1]`.
         center: Mean m of the Gaussian prior, `[p]`. Default: zeros.
         precision: Precision λ of the prior, `[p]` or one number.
@@ -67,22 +69,33 @@ def fit_logistic(
 
 
 def logistic_loss(logits: Array, labels: Array) -> Array:
-    """Return −log p(y) of each row from logits relative to the first class, `[..., rows, classes − 1]`."""
+    """Return the logistic loss of each row, `[..., rows]`: −log of the probability of the true class.
+
+    Args:
+        logits: Logits relative to the first class, `[..., rows, classes − 1]`.
+        labels: Indicators of the classes except the first, `[rows, classes − 1]`.
+    """
     return _log_normalizer(logits) - (labels * logits).sum(-1)
 
 
 def class_indicators(labels: NDArray[np.int64], n_classes: int) -> Array:
-    """Return indicators of the classes but the first, `[rows, classes − 1]`."""
+    """Return indicators of the classes except the first, `[rows, classes − 1]`."""
     return (labels[:, None] == np.arange(1, n_classes)).astype(np.float64)
 
 
 def checked_scores(
     where: str, scores: ArrayLike, targets: ArrayLike, *, regression: bool = False
 ) -> tuple[Array, Array, int]:
-    """Return scores and targets as columns, and the number of classes (0 for regression).
+    """Check scores and targets; return both as columns, with the number of classes (0 for regression).
 
-    Logits become logits relative to the first class, `[rows, classes − 1]`, and targets indicators of the
-    same shape. Predictions and targets of regression become `[rows, 1]`.
+    Logits become logits relative to the first class, `[rows, classes − 1]`, and targets become indicators of
+    the same shape. Predictions and targets of regression become `[rows, 1]`.
+
+    Args:
+        where: Name of the calling function, for error messages.
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
+        targets: Class numbers from 0, or real targets, `[rows]`.
+        regression: Whether targets are real numbers.
 
     Raises:
         EnvariantError: If there are no rows, lengths differ, values are not finite, or targets are not class
@@ -106,7 +119,7 @@ def checked_scores(
 
 
 def recalibration_design(logits: Array) -> Array:
-    """Return the design of one intercept per class but the first, and one slope, as for `fit_logistic`."""
+    """Return the design for `fit_logistic` with one slope, and one intercept per class except the first."""
     intercepts = np.broadcast_to(np.eye(logits.shape[1]), (*logits.shape, logits.shape[1]))
     return np.concatenate([intercepts, logits[..., None]], axis=2)
 
@@ -121,7 +134,7 @@ def _log_normalizer(logits: Array) -> Array:
 def _fit(
     design: Array, labels: Array, w: Array, offset: Array | float, center: Array, precision: Array
 ) -> tuple[Array, Array]:
-    """Fit one chunk of weightings."""
+    """Return the coefficients and information for some sets of row weights; see `fit_logistic`."""
     n, k, p = design.shape
     flat = design.reshape(n * k, p)
     outer = (flat[:, :, None] * flat[:, None, :]).reshape(n * k, p * p)

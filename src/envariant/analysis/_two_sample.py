@@ -1,4 +1,7 @@
-"""Permutation tests of equal means between environments, within strata, corrected over environments."""
+"""Permutation tests of whether means differ between environments.
+
+Rows are permuted within strata, such as classes, and p-values are corrected over environments.
+"""
 
 from collections.abc import Callable
 
@@ -19,11 +22,14 @@ _LARGEST = 5.0
 def search_deviating(
     statistics: Callable[[NDArray[np.bool_]], tuple[Array, Array]], count: int, level: float
 ) -> Array:
-    """Return corrected p-values; leave out the most deviating environment until the others agree.
+    """Test which environments deviate from the others, and return p-values corrected over environments.
+
+    As long as an environment deviates significantly, it is excluded, and the others are tested again.
 
     Args:
-        statistics: Statistic of each environment, `[environments]`, and of the resamples, `[resamples,
-            environments]`, for the environments to compare, `[environments]`.
+        statistics: Function whose argument is the mask of environments to compare, `[environments]`. It
+            returns the statistic of each environment, `[environments]`, and the statistics of resampled data,
+            `[resamples, environments]`.
         count: Number of environments.
         level: Significance level.
     """
@@ -45,9 +51,17 @@ def search_deviating(
 def mean_statistics(
     values: Array, strata: Codes, codes: Codes, keep: NDArray[np.bool_], generator: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Return how far the means of each environment are from those of all, and its permutation null.
+    """Return the deviation of each environment's means from the overall means, and its permutations.
 
-    The larger of the two statistics of `distances`, each standardized by its null, but not below 0.
+    The deviation is the larger of the two statistics of `distances`, each standardized by the mean and
+    standard deviation of its permutations, and at least 0.
+
+    Args:
+        values: Features of the rows, `[rows, features]`.
+        strata: Stratum of each row, `[rows]`; rows are permuted within strata.
+        codes: Environment of each row, `[rows]`.
+        keep: Mask of the environments to compare, `[environments]`.
+        generator: Random number generator of the permutations.
     """
     statistics = distances(values, strata, codes, keep, generator)
     null = statistics[:, 1:, keep]
@@ -62,8 +76,10 @@ def distances(
 ) -> Array:
     """Return two statistics of the sample and of permutations, `[2, 1 + resamples, environments]`.
 
-    First the squared Mahalanobis distance Σ_strata n_e ‖m_e − m‖² / (1 − n_e / n); then its largest term of a
-    single standardized feature and stratum, which is more powerful if few features differ.
+    The first is the squared Mahalanobis distance Σ_strata n_e ‖m_e − m‖² / (1 − n_e / n), with n_e of n rows
+    of the stratum in environment e, whose mean is m_e. The second is the largest term of this sum for a
+    single standardized feature, which is more powerful if few features differ. Arguments are those of
+    `mean_statistics`.
     """
     count = len(keep)
     statistics = np.zeros((2, RESAMPLES + 1, count))
@@ -90,7 +106,7 @@ def distances(
 
 
 def subsample_rows(codes: Codes, count: int, generator: np.random.Generator) -> Codes:
-    """Return at most `_MOST_ROWS` random rows, shared equally by the environments."""
+    """Return the indices of about `_MOST_ROWS` random rows at most, equally many from each environment."""
     order = generator.permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes, minlength=count)
@@ -99,23 +115,23 @@ def subsample_rows(codes: Codes, count: int, generator: np.random.Generator) -> 
 
 
 def varying_columns(x: Array) -> Array:
-    """Return the columns that vary, standardized and clipped."""
+    """Standardize and clip the columns that are not constant; omit constant columns."""
     return standardized(x[:, x.std(axis=0) > 1e-12 * (1 + np.abs(x.mean(axis=0)))])
 
 
 def standardized(x: Array) -> Array:
-    """Return the columns with mean 0 and standard deviation 1, clipped."""
+    """Standardize columns to mean 0 and standard deviation 1, and clip large values."""
     return np.clip((x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12), -_LARGEST, _LARGEST)
 
 
 def with_squares(x: Array) -> Array:
-    """Return the columns and the squares of those with more than two values."""
+    """Return the columns, and the squares of the columns with more than two distinct values."""
     several = np.array([len(np.unique(column)) > 2 for column in x.T], dtype=np.bool_)
     return np.column_stack([x, x[:, several] ** 2 - 1])
 
 
 def _whitener(centered: Array) -> Array:
-    """Return the matrix that makes the covariance of the rows the identity."""
+    """Return a matrix W for which the covariance of the rows times W is the identity matrix."""
     values, vectors = np.linalg.eigh(centered.T @ centered / len(centered))
     known = values > 1e-9 * max(float(values.max(initial=0.0)), 1e-12)
     return vectors[:, known] / np.sqrt(values[known])

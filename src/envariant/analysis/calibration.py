@@ -1,7 +1,7 @@
-"""Calibration of a model in one environment, and the share of a drop that recalibration would repair.
+"""Measure calibration in one environment, and the part of a drop that recalibration would remove.
 
-Scores are logits (one per row for two classes, one per class otherwise) or predictions of real targets, of
-rows that the model was not trained on.
+Scores are logits (one per row for two classes, one per class otherwise) or predictions of real targets. They
+must come from rows that the model was not trained on.
 """
 
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ class Calibration:
     """Calibration of the scores of one environment.
 
     Attributes:
-        intercepts: Intercepts a of logit p = z + a, one per class but the first; for regression, mean of
-            target − prediction. 0 is perfect.
+        intercepts: Intercepts a of logit p = z + a for scores z, one per class except the first; for
+            regression, mean of target − prediction. 0 is perfect.
         intercept_errors: Standard errors of the intercepts.
         slope: Slope b of logit p = a + b z (regression: y = a + b z). 1 is perfect, below 1 is overconfident.
         slope_error: Standard error of the slope.
         intercept_p_value: P-value of the test that all intercepts are 0, given slope 1.
         slope_p_value: P-value of the test that the slope is 1, given free intercepts.
-        bias: Mean predicted probability minus observed share, one per class but the first; for regression,
+        bias: Mean predicted probability minus observed share, one per class except the first; for regression,
             mean prediction minus mean target.
         bias_errors: Standard errors of the bias.
         regression: Whether targets are real numbers.
@@ -65,17 +65,17 @@ class Calibration:
 @final
 @dataclass(frozen=True)
 class DropParts:
-    """Difference of a score between an environment and the in-domain rows; the four parts sum to the total.
+    """Difference of a loss between an environment and the in-domain rows; the four parts add up to the total.
 
-    All values are losses: positive is worse in the environment.
+    Positive values mean that the loss is higher in the environment.
 
     Attributes:
-        total: Difference of log loss, error rate or squared error.
-        level: Part that an adjusted intercept (prevalence) repairs.
-        slope: Further part that an adjusted calibration slope repairs.
-        ranking: Lost gain of the recalibrated model over a constant prediction: the part that no
-            recalibration repairs.
-        outcome: Difference of the loss of the best constant prediction: entropy, minority share or variance
+        total: Difference in log loss, error rate or squared error.
+        level: Part that is removed by adjusting the intercept, for example after a change of prevalence.
+        slope: Additional part that is removed by adjusting the calibration slope.
+        ranking: Part that no recalibration removes: the recalibrated model improves less on a constant
+            prediction.
+        outcome: Difference in the loss of the best constant prediction: entropy, minority share or variance
             of the target.
     """
 
@@ -89,11 +89,11 @@ class DropParts:
 @final
 @dataclass(frozen=True)
 class DropSplit:
-    """Parts of a drop.
+    """Drop in one environment, split into parts.
 
     Attributes:
         loss: Parts of the difference in log loss (regression: mean squared error).
-        error_rate: Parts of the difference in error rate, that is of lost accuracy; None for regression.
+        error_rate: Parts of the difference in error rate, which is the lost accuracy; None for regression.
         calibration: Calibration in the environment.
     """
 
@@ -105,8 +105,9 @@ class DropSplit:
 def measure_calibration(scores: ArrayLike, targets: ArrayLike, *, regression: bool = False) -> Calibration:
     """Estimate calibration intercept and slope with standard errors (Cox 1958).
 
-    Intercepts: logit p = z + a. Slope: logit p = a + b z, for several classes with one intercept per class
-    and one common slope. P-values are those of likelihood ratio tests (regression: of t-tests).
+    The intercept a is fitted in logit p = z + a for scores z, and the slope b in logit p = a + b z. With
+    several classes, there is one intercept per class except the first, and one common slope. P-values are
+    from likelihood ratio tests (regression: t-tests).
 
     Args:
         scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
@@ -155,12 +156,13 @@ def split_drop(
     level: float = LEVEL,
     seed: int = 0,
 ) -> DropSplit:
-    """Split the difference of loss and error rate between one environment and in-domain rows into parts.
+    """Split the difference in loss and error rate between one environment and in-domain rows into parts.
 
-    With L(·) the mean loss in the environment: L(z) − L(z + a) is the level part, L(z + a) − L(a' + b z) the
-    slope part, L(a' + b z) − L(constant) the ranking part, and L(constant) the outcome part. Each is reported
-    minus its value in the in-domain rows. Fits to n rows lower the loss by p / 2n for p parameters, which is
-    added again. Intervals are bootstrap percentile intervals over the rows of both.
+    L is the mean loss in the environment, z are the scores, and a, a' and b are fitted there. The level part
+    is L(z) − L(z + a), the slope part L(z + a) − L(a' + b z), the ranking part L(a' + b z) − L(constant), and
+    the outcome part L(constant). The same parts of the in-domain loss are subtracted. Fitting p parameters to
+    n rows lowers the loss by p / 2n on average, which is corrected. Intervals are percentile intervals of a
+    bootstrap of the rows on both sides.
 
     Args:
         in_domain: Scores and targets of rows of the training environments; shapes as in
@@ -207,7 +209,7 @@ def _too(bias: float) -> str:
 
 
 def _fit(z: Array, y: Array, weights: Array) -> tuple[LogisticFits, LogisticFits]:
-    """Fit intercepts with slope 1, and intercepts with slope, for every weighting."""
+    """Fit intercepts at slope 1, then intercepts together with the slope, for every set of row weights."""
     design = recalibration_design(z)
     start = np.append(np.zeros(z.shape[1]), 1.0)
     return (
@@ -217,15 +219,16 @@ def _fit(z: Array, y: Array, weights: Array) -> tuple[LogisticFits, LogisticFits
 
 
 def _logits(z: Array, level: LogisticFits, both: LogisticFits) -> tuple[Array, Array]:
-    """Return the logits of both fits, `[weightings, rows, classes − 1]`."""
+    """Return the recalibrated logits of both fits, `[weightings, rows, classes − 1]`."""
     slope = both.coefficients[:, None, -1:]
     return z + level.coefficients[:, None], both.coefficients[:, None, :-1] + slope * z
 
 
 def _loss_parts(z: Array, y: Array, weights: Array, n_classes: int) -> Array:
-    """Return level, slope, ranking and outcome part for every weighting, `[weightings, metrics, 4]`.
+    """Return the level, slope, ranking and outcome part for every set of row weights.
 
-    The first weighting is that of the sample; the others are resamples, which have twice the optimism.
+    The shape is `[weightings, metrics, 4]`. The first set of weights is the sample itself; the others are
+    resamples, in which overfitting is twice as large.
     """
     n = len(z)
     optimism = np.append(1.0, np.full(len(weights) - 1, 2.0)) / n
@@ -251,13 +254,13 @@ def _classes(logits: Array) -> NDArray[np.int64]:
 
 
 def _differences(losses: Array) -> Array:
-    """Return level, slope, ranking and outcome part from the losses of raw, level, both and constant."""
+    """Return level, slope, ranking and outcome part from the losses of z, z + a, a' + b z and a constant."""
     raw, level, both, constant = np.moveaxis(losses, -1, 0)
     return np.stack([raw - level, level - both, both - constant, constant], axis=-1)
 
 
 def _linear_losses(z: Array, y: Array, weights: Array) -> Array:
-    """Return the mean squared errors of z, z + a, a + b z and the mean, `[weightings, 4]`."""
+    """Return the mean squared errors of z, z + a, a' + b z and a constant, `[weightings, 4]`."""
     raw, mean_z, mean_y = weights @ (y - z) ** 2, weights @ z, weights @ y
     var_z = np.clip(weights @ z**2 - mean_z**2, 1e-300, None)
     var_y, covariance = weights @ y**2 - mean_y**2, weights @ (z * y) - mean_z * mean_y

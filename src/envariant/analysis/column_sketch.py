@@ -1,4 +1,4 @@
-"""Summary of the training rows in one column: row counts per environment and bin."""
+"""Summaries of training columns, which are stored with a model to detect drift of new rows."""
 
 import math
 import re
@@ -20,18 +20,19 @@ _INTEGER = re.compile(r"(0|-?[1-9]\d*)(?:\.0+)?")
 class Sketch:
     """Summary of the training rows in one column: row counts per environment and bin.
 
-    Bins of a numeric column: below the first knot, at it, between it and the second, …, above the last,
-    missing. Bins of a category: one per frequent value, all other training values, unseen values, missing.
+    A numeric column has a bin at every knot, a bin between consecutive knots, one bin below the first and one
+    above the last knot, and one for missing values. A categorical column has a bin for every frequent value,
+    one for all other training values, one for unseen values, and one for missing values.
 
     Attributes:
         name, kind: Name and kind of the column.
         categorical: Whether values are categories.
-        ordered: Whether values are ordered; if so, distances are Kolmogorov–Smirnov statistics.
+        ordered: Whether values have an order, so that distances are Kolmogorov–Smirnov statistics.
         knots: Values of training rows in increasing order, `[m]`; empty for categories.
         categories: All training values, the most frequent first; empty for numbers.
         counts: Number of training rows, `[environments, bins]`.
-        alone: Number of training rows whose category occurs in no other environment,
-            `[environments, bins]`.
+        alone: Number of training rows whose category occurs only in their environment, `[environments,
+            bins]`.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Sketch:
         categorical: bool,
         ordered: bool,
     ) -> "Sketch":
-        """Return the summary of a column.
+        """Summarize the training rows of a column.
 
         Args:
             name: Name of the column.
@@ -124,10 +125,15 @@ class Sketch:
         return np.bincount(bins, minlength=self.bins).astype(np.int64)
 
     def distance(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-        """Return the distance between two arrays of counts, in [0, 1]; NaN if one has no values.
+        """Return the distance between two distributions, in [0, 1]; NaN if all values of one are missing.
 
-        Ordered values: Kolmogorov–Smirnov statistic D at the knots, which underestimates D by at most 0.01.
-        Categories and other values: total variation distance.
+        For ordered values, it is the Kolmogorov–Smirnov statistic, evaluated at the knots, which
+        underestimates the exact statistic by at most 0.01. For other values, it is the total variation
+        distance.
+
+        Args:
+            first: Number of rows in each bin, `[bins]`.
+            second: Number of rows in each bin of the other distribution, `[bins]`.
         """
         shares = [counts[:-1] / max(1, counts[:-1].sum()) for counts in (first, second)]
         if not all(share.sum() for share in shares):
@@ -136,7 +142,7 @@ class Sketch:
         return float(np.abs(np.cumsum(gap)).max() if self.ordered else np.abs(gap).sum() / 2)
 
     def unseen(self, values: NDArray[Any], categories: Sequence[str]) -> dict[str, int]:
-        """Return the number of rows of each category that does not occur in training."""
+        """Return a mapping from each category that does not occur in training to its number of rows."""
         if not self.categorical:
             return {}
         counts = np.bincount(values[values >= 0], minlength=len(categories)).tolist()
@@ -144,12 +150,15 @@ class Sketch:
         return {n: count for n, count in zip(categories, counts, strict=True) if count and n not in known}
 
     def recognized(self, categories: Sequence[str]) -> tuple[str, ...]:
-        """Return category names in the notation of the training data, such as 3 for 3.0."""
+        """Return category names in the spelling of the training data, such as 3 for 3.0."""
         known = set(self.categories)
         return tuple(name if name in known else _training_spelling(name, known) for name in categories)
 
     def as_if_new(self, environment: int) -> NDArray[np.int64]:
-        """Return the counts of a training environment, `[bins]`, as if it were absent from training."""
+        """Return the counts of a training environment, `[bins]`, as if its rows were new.
+
+        Rows with categories that occur in no other environment are counted as unseen.
+        """
         counts = self.counts[environment] - self.alone[environment]
         if self.categorical:
             counts[-2] += self.alone[environment].sum()
@@ -158,8 +167,14 @@ class Sketch:
     def p_value(self, distance: float, new: NDArray[np.int64], training: NDArray[np.int64]) -> float:
         """Return the uncorrected p-value of the test that new and training rows have the same distribution.
 
-        Ordered values: Kolmogorov–Smirnov test. Categories: χ² test of the training values and binomial
-        test of the share of unseen values, Bonferroni-corrected. Other values: χ² test.
+        The test of ordered values is the Kolmogorov–Smirnov test. Categories are tested by a χ² test of the
+        training values and a binomial test of the share of unseen values, Bonferroni-corrected, and other
+        values by a χ² test.
+
+        Args:
+            distance: Distance between new and training rows.
+            new: Number of new rows in each bin, `[bins]`.
+            training: Number of training rows in each bin, `[bins]`.
         """
         from scipy import stats
 
@@ -178,9 +193,12 @@ class Sketch:
 
 
 def homogeneity_p_value(table: NDArray[Any]) -> float:
-    """Return the p-value of the χ² test of homogeneity of two rows of counts.
+    """Return the p-value of the χ² test that two distributions are equal.
 
     Bins with fewer than 5 expected rows are pooled.
+
+    Args:
+        table: Number of rows in each bin, one line per distribution, `[2, bins]`.
     """
     from scipy import stats
 

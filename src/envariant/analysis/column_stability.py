@@ -1,6 +1,6 @@
 """Stability of each column's relation with the target across environments.
 
-A column whose slope changes sign between environments misleads models that rely on it in some of them.
+If the slope of a column changes sign, models that use the column are misled in some environments.
 """
 
 import math
@@ -21,7 +21,7 @@ LEVEL = 0.05
 """Significance level of the tests."""
 
 NOTABLE = 0.15
-"""Smallest relevant difference of two slopes, in target standard deviations per column standard deviation."""
+"""Smallest relevant difference of two slopes, in the unit of `ColumnStability.slopes`."""
 
 # Largest share of a column's variation within an environment that one row may contribute.
 _LARGEST_SHARE = 0.1
@@ -34,9 +34,9 @@ class ColumnStability:
 
     Attributes:
         column: Name of the column.
-        slopes: Slope by environment, in standard deviations of the target per standard deviation of the
-            column. For a categorical column or a multiclass target: along the direction of strongest
-            association. NaN in environments with a constant column.
+        slopes: Mapping from environment to slope, in standard deviations of the target per standard deviation
+            of the column; NaN if the column is constant in the environment. For a categorical column or a
+            multiclass target, the slope is along the direction of strongest association.
         errors: Standard error of each slope.
         p_value: P-value of the test of equal slopes (Cochran's Q), Holm-corrected over columns.
     """
@@ -181,7 +181,7 @@ def _slope(x: Array, y: Array) -> tuple[float, float]:
 
 
 def _standardized(values: Sequence[Array], targets: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-    """Center columns and targets within environments and divide by the standard deviation within them."""
+    """Center columns and targets in each environment, and divide by the deviations from `_scale`."""
     x, y = ([part - part.mean(axis=0) for part in parts] for parts in (values, targets))
     x_scale, y_scale = _scale(x), _scale(y)
     return [part / x_scale for part in x], [part / y_scale for part in y]

@@ -1,7 +1,8 @@
 """Conformal prediction by environment: thresholds, sets and intervals with a stated coverage.
 
-Scores are non-conformity scores of calibration rows that the model was not trained on: |y − prediction|, that
-divided by a scale, or 1 − probability of the true class. Larger is less conforming.
+Scores are non-conformity scores of calibration rows that the model was not trained on: the residual
+|y − prediction|, the residual divided by a scale, or 1 − probability of the true class. The larger the score,
+the worse the prediction.
 """
 
 import math
@@ -23,11 +24,11 @@ _ROUNDING = 1e-12
 @final
 @dataclass(frozen=True)
 class ConformalThreshold:
-    """Largest score of a prediction set.
+    """Largest score of the target values that a prediction set contains.
 
     Attributes:
         value: Threshold; infinite if the level is above `finest_level`.
-        level: Coverage asked for, 1 − α.
+        level: Requested coverage, 1 − α.
         finest_level: Highest level that the calibration rows can attain.
         guarantee: Condition under which the coverage holds.
     """
@@ -108,8 +109,9 @@ def mondrian_thresholds(
 def weighted_thresholds(scores: ArrayLike, weights: ArrayLike, new_weights: ArrayLike, alpha: float) -> Array:
     """Return one threshold per new row under covariate shift (Tibshirani et al. 2019, arXiv 1904.06019).
 
-    The first score, in ascending order, at which the cumulated weights w_i / (Σ_j w_j + w) reach 1 − α;
-    infinite if none does. Weights are density ratios q/p, such as π / (1 − π) of a classifier of new rows.
+    A threshold is the first score, in ascending order, at which the cumulative weights w_i / (Σ_j w_j + w)
+    reach 1 − α, or infinite if there is none. Weights are ratios of the density of new rows to the density of
+    calibration rows, such as π / (1 − π), with π a classifier's probability that a row is new.
 
     Args:
         scores: Scores of the calibration rows, `[m]`.
@@ -135,9 +137,10 @@ def weighted_thresholds(scores: ArrayLike, weights: ArrayLike, new_weights: Arra
 
 
 def pooled_cdf_threshold(scores: ArrayLike, environments: ArrayLike, alpha: float) -> ConformalThreshold:
-    """Return the least t at which the mean of the environments' shares of scores up to t reaches 1 − α.
+    """Return the smallest t with mean share of scores up to t, over environments, of at least 1 − α.
 
-    CDF pooling of Dunn, Wasserman & Ramdas 2022 (arXiv 1809.07441): environments count equally.
+    This is CDF pooling of Dunn, Wasserman & Ramdas 2022 (arXiv 1809.07441), with equal weight for every
+    environment.
 
     Args:
         scores: Scores of the calibration rows, `[m]`.
@@ -160,13 +163,13 @@ def pooled_cdf_threshold(scores: ArrayLike, environments: ArrayLike, alpha: floa
 def new_environment_threshold(scores: ArrayLike, environments: ArrayLike, alpha: float) -> ConformalThreshold:
     """Return the threshold for a row of a new environment (HCP; Lee, Barber & Willett 2023).
 
-    The least t with Σ_e (share of scores of e up to t) / (E+1) ≥ 1 − α: as CDF pooling, with a further
-    environment whose scores are infinite. Valid for any number E of environments that are exchangeable with
-    the new one, if the scores of an environment come from a model that was not trained on it. The highest
-    level is E / (E+1).
+    The threshold is the smallest t with Σ_e (share of scores of environment e up to t) / (E+1) ≥ 1 − α, as in
+    CDF pooling with one more environment whose scores are infinite. The coverage holds for any number E of
+    environments that are exchangeable with the new one, if the scores of an environment come from a model
+    that was not trained on this environment. The highest possible level is E / (E+1).
 
     Args:
-        scores: Scores of rows of environments that the model of that row was not trained on, `[m]`.
+        scores: Scores of the calibration rows, `[m]`, each by a model not trained on the row's environment.
         environments: Environment of each row, `[m]`.
         alpha: Share of rows that may be missed, between 0 and 1.
 
@@ -194,16 +197,17 @@ def environment_jackknife(
 ) -> tuple[Array, Array]:
     """Return the environment jackknife+ interval for rows of a new environment.
 
-    From the (1−α)-quantile of μ_{−e(i)}(x) + R_i and the α-quantile of μ_{−e(i)}(x) − R_i, with weights
-    1 / ((E+1) n_e) and 1 / (E+1) at ±∞. Coverage is at least 1 − 2α, usually about 1 − α (Barber et al. 2021;
-    Lee et al. 2023). Ends are infinite if α < 1 / (E+1).
+    μ_{−e} is the model that was not trained on environment e, and e(i) is the environment of row i. The upper
+    end for a new row x is the weighted (1−α)-quantile of μ_{−e(i)}(x) + R_i over all training rows i with
+    residuals R_i; the lower end is the α-quantile of μ_{−e(i)}(x) − R_i. Each of the n_e rows of environment
+    e has weight 1 / ((E+1) n_e), and ±∞ has weight 1 / (E+1). Coverage is at least 1 − 2α, usually about
+    1 − α (Barber et al. 2021; Lee et al. 2023). Ends are infinite if α < 1 / (E+1).
 
     Args:
-        residuals: |y_i − μ_{−e(i)}(x_i)| of every training row, by the model not trained on its environment,
-            `[m]`.
+        residuals: |y_i − μ_{−e(i)}(x_i)| of every training row, `[m]`.
         environments: Environment of each row, `[m]`.
-        predictions: Predictions for the new rows, `[rows]`, of the model not trained on each environment.
-        alpha: Level of the interval, between 0 and 1.
+        predictions: Predictions of μ_{−e} for the new rows, `[rows]`, by name of environment e.
+        alpha: Nominal share of rows outside the interval, between 0 and 1.
 
     Returns:
         Lower and upper ends, each `[rows]`.
@@ -231,7 +235,7 @@ def environment_jackknife(
 
 
 def prediction_sets(probabilities: ArrayLike, threshold: float | ArrayLike) -> NDArray[np.bool_]:
-    """Return which classes each prediction set contains: those with 1 − p_y up to the threshold.
+    """Return prediction sets: the mask of classes y with 1 − p_y up to the threshold, `[rows, classes]`.
 
     Args:
         probabilities: Class probabilities, `[rows, classes]`.
@@ -253,7 +257,7 @@ def prediction_intervals(
     Args:
         predictions: Predicted values, `[rows]`.
         threshold: One threshold, or one per row.
-        scale: Scale by which the scores were divided, one or one per row.
+        scale: Scale by which the residuals were divided to get scores: one number, or one per row.
 
     Example:
         >>> low, high = prediction_intervals([1.0, 2.0], 0.5)
@@ -266,7 +270,7 @@ def prediction_intervals(
 
 
 def _upper(center: Array, r: Array, codes: NDArray[np.int64], weights: Array, alpha: float) -> Array:
-    """Return the weighted (1 − α)-quantile of center + residual in each column."""
+    """Return the weighted (1 − α)-quantile of center + residual for each new row."""
     ends = center[codes] + r[:, None]
     order = np.argsort(ends, axis=0, kind="stable")
     reached = np.cumsum(weights[order], axis=0) >= 1 - alpha - _ROUNDING
@@ -276,7 +280,10 @@ def _upper(center: Array, r: Array, codes: NDArray[np.int64], weights: Array, al
 
 
 def _pooled(where: str, r: Array, environments: ArrayLike, alpha: float, extra: int) -> tuple[float, int]:
-    """Return the pooled threshold, with `extra` environments at infinity, and the number of environments."""
+    """Return the threshold of CDF pooling, and the number of environments.
+
+    `extra` environments with infinite scores are added.
+    """
     names, codes = _groups(where, environments, len(r))
     order = np.argsort(r, kind="stable")
     cumulated = np.cumsum((1 / ((len(names) + extra) * np.bincount(codes)[codes]))[order])

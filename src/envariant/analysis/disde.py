@@ -1,6 +1,7 @@
-"""Decomposition of a drop: harder inputs, changed relation of target and inputs, new inputs (DISDE).
+"""Split a drop into the effects of harder inputs, of new inputs, and of a changed relation to the outcome.
 
-Cai, Namkoong & Yadlowsky 2023, arXiv 2303.02011.
+The method is DISDE by Cai, Namkoong & Yadlowsky 2023, arXiv 2303.02011. Source rows are in-domain rows;
+target rows come from the environment with the drop.
 """
 
 import math
@@ -29,21 +30,21 @@ _FEWEST_EFFECTIVE_ROWS = 10.0
 @final
 @dataclass(frozen=True)
 class DropDecomposition:
-    """Parts of the difference of the mean loss between target and source; they sum to the difference.
+    """Difference in mean loss between target and source rows, decomposed into three additive parts.
 
-    S is a distribution of inputs that occur in both, R_P and R_Q the expected loss given the input in source
-    and target.
+    P and Q are the input distributions of source and target, and S is a distribution of inputs that occur in
+    both. R_P and R_Q are the expected losses given the input in source and target. E_S is the mean over S.
 
     Attributes:
-        harder_inputs: E_S R_P − E_P R_P: inputs known from the source, but in harder proportions.
-        changed_relation: E_S R_Q − E_S R_P: the same inputs have a different loss (Y | X).
-        new_inputs: E_Q R_Q − E_S R_Q: inputs that are rare or absent in the source.
+        harder_inputs: E_S R_P − E_P R_P: effect of a higher frequency of hard inputs.
+        changed_relation: E_S R_Q − E_S R_P: effect of a changed loss for the same inputs (P(Y | X) differs).
+        new_inputs: E_Q R_Q − E_S R_Q: effect of target inputs that are rare or absent in the source.
         errors: Standard errors of the three parts.
         source_loss: Mean loss E_P R_P of the source.
         target_loss: Mean loss E_Q R_Q of the target.
-        source_rows: Effective number of source rows in S, (Σw)² / Σw².
+        source_rows: Effective number of source rows in S, (Σw)² / Σw² for weights w.
         target_rows: Effective number of target rows in S.
-        auc: AUROC of the classifier of the side, on rows it was not trained on.
+        auc: AUROC of the classifier that separates source and target rows, on rows not used to train it.
     """
 
     harder_inputs: Interval
@@ -58,7 +59,7 @@ class DropDecomposition:
 
     @property
     def has_overlap(self) -> bool:
-        """Whether enough inputs occur in both for the parts to mean anything."""
+        """Whether enough inputs occur in both source and target, so that the parts are meaningful."""
         rows = min(self.source_rows, self.target_rows)
         return self.auc <= _LARGEST_AUC and rows >= _FEWEST_EFFECTIVE_ROWS
 
@@ -82,20 +83,22 @@ def measure_disde(
     level: float = LEVEL,
     seed: int = 0,
 ) -> DropDecomposition:
-    """Decompose the difference of the mean loss between target and source (arXiv 2303.02011, eq. 4).
+    """Decompose the difference in mean loss between target and source rows (arXiv 2303.02011, eq. 4).
 
-    A classifier estimates π(x) = P(target | x) by cross-fitting; see `decompose_drop` for the weights. With
-    resamples, standard errors and intervals come from a bootstrap of the rows of both sides with refitted
-    classifier; all copies of a row lie in the same fold. Otherwise they take π as known and are too short.
+    A classifier estimates π(x), the probability that a row with inputs x is a target row, by cross-fitting;
+    see `decompose_drop` for the weights. If `n_resamples` is set, standard errors and intervals come from a
+    bootstrap of the rows on both sides, with a refitted classifier; all copies of a row are in the same fold.
+    Otherwise they ignore the estimation error of π, and intervals are too short.
 
     Args:
         source: Numeric inputs `[rows, columns]` without missing values, and loss of each row. The model must
             not have been trained on these rows.
-        target: Inputs and losses of the target.
+        target: Inputs and losses of the target rows.
         classifier: scikit-learn classifier whose `fit` takes `sample_weight`. Default: logistic regression on
             columns and their squares.
-        density: Density of S: "harmonic", p q / (p + q), or "minimum", min(p, q).
-        n_folds: Number of folds.
+        density: Density of S for densities p and q of source and target: "harmonic", p q / (p + q), or
+            "minimum", min(p, q).
+        n_folds: Number of folds for cross-fitting.
         n_resamples: Number of bootstrap resamples; 0 for plug-in standard errors.
         level: Level of the intervals.
         seed: Seed of folds and resampling.
@@ -147,17 +150,18 @@ def decompose_drop(
     density: Density = "harmonic",
     level: float = LEVEL,
 ) -> DropDecomposition:
-    """Decompose a drop, given each row's probability π of the target.
+    """Decompose a drop, given the probability π that a row comes from the target.
 
-    Harmonic weights: (1−a)π / (a(1−π) + (1−a)π) for source rows, a(1−π) / (a(1−π) + (1−a)π) for target rows,
-    with a the share of target rows. Minimum: min(1, q/p) and min(1, p/q) with q/p = π(1−a) / ((1−π)a).
-    Standard errors are those of the weighted means with known π.
+    With a the share of target rows, the ratio of the densities q and p of target and source is
+    q/p = π(1−a) / ((1−π)a). Weights for the "harmonic" density are (1−a)π / (a(1−π) + (1−a)π) for source rows
+    and a(1−π) / (a(1−π) + (1−a)π) for target rows; for "minimum", they are min(1, q/p) and min(1, p/q).
+    Standard errors are those of weighted means with known π.
 
     Args:
         source_probabilities: π of each source row, by a model that was not trained on it, `[rows]`.
-        source_losses: Loss, or 1 for an error and 0 otherwise, `[rows]`.
-        target_probabilities: π of each target row.
-        target_losses: Loss of each target row.
+        source_losses: Loss of each source row, `[rows]`; for error rates, 1 for an error and 0 otherwise.
+        target_probabilities: π of each target row, `[rows]`.
+        target_losses: Loss of each target row, `[rows]`.
         density: Density of S: "harmonic" or "minimum".
         level: Level of the intervals.
 
@@ -209,7 +213,7 @@ def decompose_drop(
 
 
 def _mean(weights: Array, losses: Array) -> tuple[float, Array]:
-    """Return the weighted mean and the influence of each row on it; NaN if all weights are 0."""
+    """Return the weighted mean of losses, and the influence of each row; NaN if all weights are 0."""
     share = weights / weights.sum() if weights.sum() > 0 else np.full(len(weights), np.nan)
     mean = float(share @ losses)
     return mean, share * (losses - mean)
@@ -220,7 +224,7 @@ def _effective(weights: Array) -> float:
 
 
 def _bootstrapped(estimates: list[DropDecomposition], level: float) -> DropDecomposition:
-    """Return the first estimate with standard errors and percentile intervals from the others."""
+    """Return the first estimate, with standard errors and percentile intervals from the other estimates."""
     first = estimates[0]
     values = np.array(
         [[e.harder_inputs.mean, e.changed_relation.mean, e.new_inputs.mean] for e in estimates[1:]]

@@ -1,4 +1,4 @@
-"""Kind and size of the distribution shift between environments.
+"""Measure the kind and size of the distribution shift between environments.
 
 Diversity shift: one group has inputs that do not occur in the other. Correlation shift: equal inputs have
 different targets. Methods that help against one kind do not help against the other. Ye et al. 2022,
@@ -13,7 +13,6 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
-from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -41,6 +40,8 @@ _MOST_ROWS = 20_000
 _FEWEST_ROWS = 40
 # Density ratio below which the smaller density counts as zero.
 _ZERO_DENSITY = 1e-3
+# Number of distances computed at a time.
+_BLOCK = 1_000_000
 # Number of quantile bins for real targets.
 _BINS = 5
 
@@ -52,10 +53,11 @@ class Shift:
 
     Attributes:
         first, second: Names of the two groups.
-        diversity: ½ ∫ |p − q| over features z that occur in one group only.
-        correlation: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both groups.
+        diversity: Diversity shift: ½ ∫ |p − q| over features z that occur in one group only, where p and q
+            are the densities of z in the two groups.
+        correlation: Correlation shift: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both.
         label: Label shift: total variation distance of the target distributions.
-        covariate: Covariate shift: 2·AUROC − 1 of a classifier of the group from the inputs.
+        covariate: Covariate shift: 2·AUROC − 1 of a classifier that predicts the group from the inputs.
     """
 
     first: str
@@ -67,13 +69,19 @@ class Shift:
 
     @classmethod
     def from_trials(cls, first: str, second: str, trials: Sequence["ShiftEstimate"]) -> "Shift":
-        """Return the means of the estimates of independent trials, with confidence intervals."""
+        """Return each measure as a mean over independent trials, with a confidence interval.
+
+        Args:
+            first: Name of the first group.
+            second: Name of the second group.
+            trials: Estimates of the measures, one per trial.
+        """
         values = ([getattr(trial, name) for trial in trials] for name in MEASURES)
         return cls(first, second, *(interval(each).clipped(0.0, 1.0) for each in values))
 
     @property
     def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:
-        """Kind of shift of at least `NOTABLE`: "both", "diversity", "correlation" or "neither"."""
+        """Kind of shift that reaches the size `NOTABLE`: "both", "diversity", "correlation" or "neither"."""
         diversity, correlation = self.diversity.mean >= NOTABLE, self.correlation.mean >= NOTABLE
         if diversity and correlation:
             return "both"
@@ -87,7 +95,7 @@ class Shift:
 @final
 @dataclass(frozen=True)
 class ShiftEstimate:
-    """The four measures of a `Shift`, estimated in one trial."""
+    """Estimates of the four measures of a `Shift` in one trial."""
 
     diversity: float
     correlation: float
@@ -107,7 +115,7 @@ def measure_shift(
         first: Inputs `[rows, ...]` and targets `[rows]` of the first group by environment. Environments are
             weighted equally.
         second: Inputs and targets of the second group by environment.
-        regression: Whether targets are real numbers, which are compared by quantile bin.
+        regression: Whether targets are real numbers, which are divided into quantile bins.
         seed: Seed of row sampling and network weights.
         n_trials: Number of trials, with seeds `seed`, `seed + 1`, …; intervals need at least two.
 
@@ -134,7 +142,7 @@ def _as_arrays(samples: Samples) -> Samples:
     """Return the samples as arrays.
 
     Raises:
-        EnvariantError: If there are none, or an environment has not one target per row.
+        EnvariantError: If there are no environments, or an environment does not have one target per row.
     """
     if not samples:
         raise EnvariantError("measure_shift: a group has no environments")
@@ -183,7 +191,7 @@ def _class_labels(targets: list[Array], *, regression: bool) -> list[NDArray[np.
 
 
 def _learned_features(train: list[Array], test: list[Array], seed: int) -> tuple[list[Array], float]:
-    """Return features of the test rows from a network trained to classify the group, and its 2·AUROC − 1."""
+    """Train a network to classify the group; return its features of the test rows, and its 2·AUROC − 1."""
     scaler = StandardScaler().fit(np.concatenate(train))
     network: Any = MLPClassifier(
         (_HIDDEN, _FEATURES), alpha=1e-2, random_state=seed, early_stopping=True, max_iter=40
@@ -239,7 +247,10 @@ def _density_measures(features: list[Array], labels: list[NDArray[np.int64]]) ->
 
 
 def _density(points: Array, features: Array, in_class: NDArray[np.bool_], width: float, side: int) -> Array:
-    """Return p(z, y) of one group and class at all points, leaving out the kernel of the point itself."""
+    """Return the kernel density p(z, y) of one group and class at all points z.
+
+    The kernel of a point is left out of the density at this point.
+    """
     members = features[in_class]
     density = np.zeros(len(points))
     if not len(members):
@@ -248,15 +259,23 @@ def _density(points: Array, features: Array, in_class: NDArray[np.bool_], width:
     start = 0 if side == 0 else len(points) - len(features)
     position = np.full(len(points), -1)
     position[start : start + len(features)][in_class] = np.arange(len(members))
-    for block in np.array_split(np.arange(len(points)), max(1, len(points) // 500)):
-        z = points[block]
-        squared = ((z**2).sum(axis=1)[:, None] + (members**2).sum(axis=1) - 2 * z @ members.T).clip(min=0) / (
-            2 * width**2
-        )
+    # Blocks of 500 points, and more if the group has few members.
+    blocks = max(1, min(len(points) // 500, len(points) * len(members) // _BLOCK))
+    for block in np.array_split(np.arange(len(points)), blocks):
         own = np.flatnonzero(position[block] >= 0)
-        squared[own, position[block][own]] = np.inf
-        density[block] = np.exp(logsumexp(-squared, axis=1))
+        density[block] = _kernel_sums(points[block], members, width, own, position[block][own])
     return density / max(1, len(features) - 1)
+
+
+def _kernel_sums(z: Array, members: Array, width: float, own: Array, position: Array) -> Array:
+    """Return the sum of the kernels of `members` at each point in `z`, without kernels `[own, position]`."""
+    # In place: the passes over this matrix take most of the time.
+    squared = (z**2).sum(axis=1)[:, None] + (members**2).sum(axis=1)
+    squared -= 2 * z @ members.T
+    np.clip(squared, 0, None, out=squared)
+    squared /= -2 * width**2
+    squared[own, position] = -np.inf
+    return np.exp(squared, out=squared).sum(axis=1)
 
 
 def _total_variation(labels: list[NDArray[np.int64]]) -> float:

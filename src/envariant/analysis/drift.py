@@ -1,7 +1,8 @@
 """Drift of new rows from the training rows, column by column.
 
 The distance of new rows from the training rows is compared with the distances between training environments.
-With many rows every difference is significant; relevant are differences larger than those in training.
+With many rows, every difference is significant, but only differences larger than those between training
+environments are relevant.
 """
 
 import math
@@ -20,7 +21,8 @@ from envariant.core.errors import EnvariantError
 Standing = Literal["alike", "within", "further"]
 """Result of a comparison of new rows with the training rows.
 
-"alike": no relevant difference; "within": no larger than between training environments; "further": larger.
+"alike": no relevant difference; "within": a difference no larger than between training environments;
+"further": a larger difference.
 """
 
 FEWEST_ROWS = 20
@@ -44,7 +46,8 @@ class ColumnDrift:
     Attributes:
         name, kind: Name and kind of the column.
         rows: Number of new rows.
-        distance: Distance between the distributions of new and training values, in [0, 1]; NaN without any.
+        distance: Distance between the distributions of new and training values, in [0, 1]; NaN without
+            values.
         between: Largest distance of a training environment from the others; NaN with a single environment.
         p_value: P-value of the test of equal distributions, Holm-corrected in a `Drift`; NaN if not tested.
         missing, missing_trained: Share of missing values in new rows and in training rows.
@@ -52,8 +55,9 @@ class ColumnDrift:
             the others.
         missing_p_value: P-value of the test of equal shares of missing values, Holm-corrected in a `Drift`;
             NaN if no value is missing.
-        unseen: Number of new rows of each category that does not occur in training; None for other kinds.
-        outside: Number of new rows outside the training range; None for unordered kinds.
+        unseen: Mapping from each category that does not occur in training to its number of new rows; None if
+            the column is not categorical.
+        outside: Number of new rows outside the training range; None if values have no order.
         training_range: Smallest and largest training value as text.
     """
 
@@ -73,12 +77,12 @@ class ColumnDrift:
 
     @property
     def values_standing(self) -> Standing:
-        """Comparison of the values: "alike", "within" or "further" (see `Standing`)."""
+        """Result of the comparison of values: "alike", "within" or "further" (see `Standing`)."""
         return _standing(self.distance, self.between, self.p_value)
 
     @property
     def missing_standing(self) -> Standing:
-        """Comparison of the shares of missing values: "alike", "within" or "further" (see `Standing`)."""
+        """Result of the comparison of shares of missing values: "alike", "within" or "further"."""
         return _standing(abs(self.missing - self.missing_trained), self.missing_between, self.missing_p_value)
 
     @property
@@ -144,12 +148,12 @@ class Drift:
         rows: int,
         environments: tuple[str, ...],
     ) -> "Drift":
-        """Compare counts of new rows with sketches of the training rows.
+        """Compare the new rows in each column with the summary of the training rows.
 
         Args:
             sketches: Summary of the training rows in each column.
-            counts: Number of new rows per bin, one array per sketch.
-            unseen: Number of new rows of each unseen category, one mapping per sketch.
+            counts: Number of new rows in each bin, one array per column.
+            unseen: Mapping from unseen category to its number of new rows, one mapping per column.
             rows: Number of new rows.
             environments: Names of the training environments.
 
@@ -176,7 +180,7 @@ class Drift:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """Names of the drifted columns."""
+        """Names of the columns that have drifted."""
         if self.rows < FEWEST_ROWS:
             return ()
         return tuple(c.name for c in self.columns if c.standing == "further")
@@ -197,7 +201,7 @@ class Drift:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Remarks of all columns."""
+        """Remarks on all columns."""
         return tuple(remark for column in self.columns for remark in column.remarks)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Gain from a few labels of a new environment: refit the intercept, or intercept and slope, of the scores."""
+"""Recalibrate scores with a few labels of a new environment, and estimate the gain from such labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ Array = NDArray[np.float64]
 Refit = Literal["intercept", "intercept and slope"]
 
 REFITS: tuple[Refit, ...] = ("intercept", "intercept and slope")
-"""Refits from least to most flexible."""
+"""Parameters that can be refitted, from the least to the most flexible choice."""
 
 SIZES = (10, 20, 50, 100)
-"""Default numbers of labels."""
+"""Default numbers of labels for which the gain is estimated."""
 
 INTERCEPT_SD = 1.5
-"""Prior standard deviation of the intercept, around 0 (regression: in residual standard deviations)."""
+"""Standard deviation of the prior of the intercept around 0 (regression: in residual standard deviations)."""
 
 SLOPE_SD = 0.5
-"""Prior standard deviation of the slope, around 1."""
+"""Standard deviation of the prior of the slope around 1."""
 
 # Fewest rows on which a refit is evaluated.
 _FEWEST_ROWS = 10
@@ -32,10 +32,10 @@ _FEWEST_ROWS = 10
 @final
 @dataclass(frozen=True)
 class Recalibration:
-    """Intercepts and slope that adapt scores to one environment.
+    """Recalibration of a model's scores in one environment, by intercepts and a slope.
 
     Attributes:
-        intercepts: Intercepts, one per class but the first; one number for regression.
+        intercepts: Intercepts, one per class except the first; one number for regression.
         slope: Slope of the scores; 1 if only intercepts were refitted.
     """
 
@@ -52,12 +52,12 @@ class Recalibration:
 @final
 @dataclass(frozen=True)
 class Gain:
-    """Score before and after a refit, over resamples of the labeled rows.
+    """Score before and after a refit, averaged over random choices of the labeled rows.
 
     Attributes:
         before: Mean score of the unchanged model, on the rows that were not labeled.
         after: Mean score of the refitted model, on the same rows.
-        sd: Standard deviation of the score after the refit.
+        sd: Standard deviation of the score after the refit, over random choices of the labeled rows.
     """
 
     before: float
@@ -68,13 +68,13 @@ class Gain:
 @final
 @dataclass(frozen=True)
 class LabelGain:
-    """Gain from k labels.
+    """Gain from a refit to k labels of an environment.
 
     Attributes:
         n_labels: Number k of labels.
-        refit: What was refitted: "intercept", or "intercept and slope".
-        loss: Log loss (regression: mean squared error).
-        accuracy: Accuracy; None for regression.
+        refit: Refitted parameters: "intercept", or "intercept and slope".
+        loss: Gain in log loss (regression: mean squared error).
+        accuracy: Gain in accuracy; None for regression.
         n_resamples: Number of random choices of the labeled rows.
     """
 
@@ -100,17 +100,19 @@ def recalibrate(
     regression: bool = False,
     intercept_sd: float = INTERCEPT_SD,
 ) -> Recalibration:
-    """Refit the intercept, or intercept and slope, of scores to the labels of one environment.
+    """Recalibrate scores with the labels of one environment: refit the intercept, or also the slope.
 
-    Maximum of log-likelihood + prior, with a ~ N(0, 1.5²) and b ~ N(1, 0.5²) in logit p = a + b z: finite for
-    one label or one class. For several classes: one intercept per class but the first, one slope.
+    For scores z, the model is logit p = a + b z with intercept a and slope b. The estimates maximize the
+    log-likelihood plus the log prior, with a ~ N(0, 1.5²) and b ~ N(1, 0.5²). The estimates are finite even
+    for one label or one class. With several classes, there is one intercept per class except the first, and
+    one slope.
 
     Args:
         scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
         targets: Class numbers from 0, or real targets, `[rows]`.
-        refit: "intercept", or "intercept and slope".
+        refit: Parameters to refit: "intercept", or "intercept and slope".
         regression: Whether targets are real numbers.
-        intercept_sd: Prior standard deviation of the intercept, such as the standard deviation of the
+        intercept_sd: Standard deviation of the intercept's prior, such as the standard deviation of the
             intercepts between the training environments.
 
     Raises:
@@ -140,10 +142,10 @@ def gain_from_labels(
     intercept_sd: float = INTERCEPT_SD,
     seed: int = 0,
 ) -> tuple[LabelGain, ...]:
-    """Measure what k labels of an environment would have gained, by resampling.
+    """Estimate the gain from k labels of an environment by resampling its labeled rows.
 
-    k random rows are taken as labeled, the scores are refitted to them as in `recalibrate`, and evaluated on
-    the remaining rows. Sizes that leave fewer than 10 rows are left out.
+    The scores are refitted to k random rows, as in `recalibrate`, and evaluated on the remaining rows. Sizes
+    that leave fewer than 10 rows for evaluation are omitted.
 
     Args:
         scores: Logits or predictions in the environment; shapes as in `recalibrate`.
@@ -151,7 +153,7 @@ def gain_from_labels(
         sizes: Numbers k of labels.
         n_resamples: Number of random choices of the labeled rows.
         regression: Whether targets are real numbers.
-        intercept_sd: Prior standard deviation of the intercept.
+        intercept_sd: Standard deviation of the intercept's prior.
         seed: Seed of the resampling.
 
     Returns:
@@ -207,7 +209,7 @@ def _row_losses(z: Array, y: Array, n_classes: int) -> list[Array]:
 
 
 def _refit(z: Array, y: Array, weights: Array, n_classes: int, intercept_sd: float, *, slope: bool) -> Array:
-    """Return intercepts and slope for every weighting, `[weightings, intercepts + 1]`."""
+    """Return intercepts and slope for every set of row weights, `[weightings, intercepts + 1]`."""
     if not n_classes:
         return _linear_refit(z[:, 0], y[:, 0], weights, intercept_sd, slope=slope)
     k = z.shape[1]
@@ -221,7 +223,7 @@ def _refit(z: Array, y: Array, weights: Array, n_classes: int, intercept_sd: flo
 
 
 def _linear_refit(z: Array, y: Array, weights: Array, intercept_sd: float, *, slope: bool) -> Array:
-    """Return intercept and slope of a penalized least-squares fit for every weighting, `[weightings, 2]`."""
+    """Return intercept and slope of penalized least squares for every set of weights, `[weightings, 2]`."""
     count, residual = weights.sum(1), y - z
     center, scale = z.mean(), max(float(z.std()), 1e-12)
     x = (z - center) / scale

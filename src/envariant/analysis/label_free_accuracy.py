@@ -1,7 +1,7 @@
-"""Estimates of accuracy in rows without labels, from the confidence of the model.
+"""Estimates of accuracy in rows without labels, from the model's confidence.
 
-Every estimate assumes that P(Y | X) is the same as in the labeled source rows. Under concept shift all are
-wrong without notice.
+Every estimate assumes that P(Y | X) is the same as in the labeled source rows. Under concept shift, all
+estimates are wrong, and this cannot be detected without labels.
 """
 
 import math
@@ -31,7 +31,7 @@ class AccuracyEstimate:
         value: Estimated accuracy.
         sd: Standard deviation of the estimate if the assumption holds; NaN if not known.
         method: Name of the method.
-        assumption: Condition under which the estimate is right. No method can check it without labels.
+        assumption: Condition under which the estimate is right. It cannot be checked without labels.
     """
 
     value: float
@@ -47,7 +47,7 @@ class AccuracyEstimate:
 @final
 @dataclass(frozen=True)
 class ExpectedConfusion:
-    """Expected confusion matrix of a binary classifier, as shares of the rows.
+    """Expected confusion matrix of a binary classifier, in numbers of rows.
 
     Attributes:
         true_positive, false_positive, false_negative, true_negative: Expected number of rows.
@@ -62,19 +62,19 @@ class ExpectedConfusion:
 
     @property
     def precision(self) -> float:
-        """Expected true positives per predicted positive; NaN if none is predicted."""
+        """Expected true positives divided by the predicted positives; NaN without predicted positives."""
         predicted = self.true_positive + self.false_positive
         return self.true_positive / predicted if predicted else math.nan
 
     @property
     def recall(self) -> float:
-        """Expected true positives per expected positive; NaN if none is expected."""
+        """Expected true positives divided by all expected positives; NaN without expected positives."""
         positive = self.true_positive + self.false_negative
         return self.true_positive / positive if positive else math.nan
 
 
 def confidence_scores(probabilities: ArrayLike, score: Score = "confidence") -> Array:
-    """Return max_c p_c, or the negative entropy Σ_c p_c log p_c, of every row.
+    """Return the confidence of every row: max_c p_c over classes c, or the negative entropy Σ_c p_c log p_c.
 
     Args:
         probabilities: Class probabilities, `[rows, classes]`.
@@ -91,7 +91,7 @@ def confidence_scores(probabilities: ArrayLike, score: Score = "confidence") -> 
 
 
 def average_confidence(target_scores: ArrayLike) -> AccuracyEstimate:
-    """Return the mean confidence of the target rows (AC), with sd √Σ c (1 − c) / n.
+    """Estimate accuracy by the mean confidence c of n rows without labels (AC), with sd √(Σ c (1 − c)) / n.
 
     Args:
         target_scores: Confidence of each row without label, between 0 and 1, `[rows]`.
@@ -112,7 +112,10 @@ def average_confidence(target_scores: ArrayLike) -> AccuracyEstimate:
 def difference_of_confidences(
     source_scores: ArrayLike, source_correct: ArrayLike, target_scores: ArrayLike
 ) -> AccuracyEstimate:
-    """Return source accuracy + mean target confidence − mean source confidence (DoC; Guillory et al. 2021).
+    """Estimate accuracy by the difference of confidences (DoC; Guillory et al. 2021).
+
+    The estimate is source accuracy + mean target confidence − mean source confidence, where source rows are
+    labeled and target rows are not.
 
     Args:
         source_scores: Confidence of each labeled row, which the model was not trained on, `[rows]`.
@@ -136,10 +139,11 @@ def difference_of_confidences(
 def thresholded_confidence(
     source_scores: ArrayLike, source_correct: ArrayLike, target_scores: ArrayLike
 ) -> AccuracyEstimate:
-    """Return the share of target rows above the threshold that gives the accuracy of the source (ATC).
+    """Estimate accuracy by the share of scores above a threshold set on labeled rows (ATC).
 
-    t is the k-th smallest source score, k the number of errors in the source; the estimate is the share of
-    scores > t (Garg et al. 2022, arXiv 2201.04234; the authors' code uses ≥, which counts one row too many).
+    With k errors in the labeled source rows, the threshold t is the k-th smallest source score. The estimate
+    is the share of target scores > t (Garg et al. 2022, arXiv 2201.04234; the authors' code uses ≥, which
+    counts one row too many).
 
     Args:
         source_scores: Score of each labeled row, which the model was not trained on, `[rows]`.
@@ -166,11 +170,12 @@ def thresholded_confidence(
 def expected_confusion(probabilities: ArrayLike, threshold: float = 0.5) -> ExpectedConfusion:
     """Return the expected confusion matrix of binary predictions p ≥ threshold (CBPE; Białek et al. 2024).
 
-    TP = Σ_{p ≥ τ} p, FP = Σ_{p ≥ τ} (1 − p), FN = Σ_{p < τ} p, TN = Σ_{p < τ} (1 − p), arXiv 2401.08348.
+    With threshold τ: TP = Σ_{p ≥ τ} p, FP = Σ_{p ≥ τ} (1 − p), FN = Σ_{p < τ} p, TN = Σ_{p < τ} (1 − p);
+    arXiv 2401.08348.
 
     Args:
         probabilities: Calibrated probability of class 1 of each row without label, `[rows]`.
-        threshold: Probability from which class 1 is predicted.
+        threshold: Smallest probability for which class 1 is predicted.
 
     Raises:
         EnvariantError: If there are no rows or a probability is missing.
@@ -193,14 +198,15 @@ def expected_confusion(probabilities: ArrayLike, threshold: float = 0.5) -> Expe
 def agreement_on_the_line(
     source_accuracies: ArrayLike, source_predictions: ArrayLike, target_predictions: ArrayLike
 ) -> tuple[AccuracyEstimate, ...]:
-    """Estimate the accuracy of several models from how often they agree (ALine-D; Baek et al. 2022).
+    """Estimate the accuracies of several models from their agreement (ALine-D; Baek et al. 2022).
 
-    Probits of the agreements of pairs in target and source lie on a line y = b + m x. Least squares of
-    ½ (w_i + w_j) = y_ij + m (½ (Φ⁻¹acc_i + Φ⁻¹acc_j) − x_ij) gives the accuracies Φ(w_i), arXiv 2206.13089.
+    x_ij and y_ij are the probits of the agreement of models i and j in source and target; all pairs of models
+    are assumed to lie on a line y = b + m x. Least squares of ½ (w_i + w_j) = y_ij + m (½ (Φ⁻¹acc_i +
+    Φ⁻¹acc_j) − x_ij), with source accuracies acc_i, gives the target accuracies Φ(w_i). arXiv 2206.13089.
 
     Args:
         source_accuracies: Accuracy of each model in labeled rows, `[models]`.
-        source_predictions: Predicted classes in these rows, `[models, rows]`.
+        source_predictions: Predicted classes in the labeled rows, `[models, rows]`.
         target_predictions: Predicted classes in rows without labels, `[models, rows]`.
 
     Returns:
@@ -238,8 +244,8 @@ def solve_agreement(
 
     Args:
         source_accuracies: Accuracy of each model in labeled rows, `[models]`.
-        source_agreements: Agreement of each pair (0, 1), (0, 2), …, (1, 2), … in these rows.
-        target_agreements: Agreement of each pair in rows without labels.
+        source_agreements: Share of labeled rows in which each pair (0, 1), (0, 2), …, (1, 2), … agrees.
+        target_agreements: Share of rows without labels in which each pair agrees.
 
     Raises:
         EnvariantError: If there are fewer than three models, or fewer than three pairs with an agreement

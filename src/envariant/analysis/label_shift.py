@@ -1,4 +1,4 @@
-"""Label shift: estimate class shares without labels, adjust probabilities, and test when that is valid.
+"""Label shift: estimate class shares without labels, adjust probabilities, and test the assumptions.
 
 All corrections assume that P(X | Y) is unchanged; see `assess_conditional_shift`.
 """
@@ -24,13 +24,13 @@ _TABLES = 2000
 @final
 @dataclass(frozen=True)
 class PriorEstimate:
-    """Class shares of rows without labels.
+    """Estimated class shares of rows without labels.
 
     Attributes:
         shares: Estimated share of each class.
-        errors: Standard error of each share; those of EM take the model's probabilities as exact.
+        errors: Standard error of each share. With EM, probabilities are assumed to be exact.
         weights: Share in the new rows divided by share in the training rows, one per class.
-        converged: Whether EM reached its limit; True for BBSE.
+        converged: Whether EM converged; always true for BBSE.
         n_iterations: Number of EM rounds; 0 for BBSE.
         method: "EM", "BBSE (hard)" or "BBSE (soft)".
     """
@@ -46,12 +46,13 @@ class PriorEstimate:
 @final
 @dataclass(frozen=True)
 class ShiftTest:
-    """Test of a hypothesis of no shift.
+    """Result of a test of the null hypothesis that there is no shift.
 
     Attributes:
-        p_value: P-value.
-        statistic: χ² statistic, largest Kolmogorov–Smirnov distance, or largest statistic of an environment.
-        null: Hypothesis.
+        p_value: P-value of the test.
+        statistic: Test statistic: χ², the largest Kolmogorov–Smirnov distance over outputs, or the largest
+            statistic over environments.
+        null: Null hypothesis in words.
     """
 
     p_value: float
@@ -60,11 +61,11 @@ class ShiftTest:
 
 
 def adjust_probabilities(probabilities: ArrayLike, weights: ArrayLike) -> Array:
-    """Return q(y | x) ∝ p(y | x) w_y, the probabilities under other class shares.
+    """Adjust probabilities p(y | x) to other class shares by weights w_y: q(y | x) ∝ p(y | x) w_y.
 
     Args:
         probabilities: Class probabilities, `[rows, classes]`.
-        weights: New share divided by training share of each class.
+        weights: New share divided by training share of each class, `[classes]`.
 
     Example:
         >>> adjust_probabilities([[0.7, 0.2, 0.1]], [0.5, 2, 1]).round(3).tolist()
@@ -81,16 +82,18 @@ def estimate_prior_em(
     tolerance: float = 1e-10,
     max_iterations: int = 10_000,
 ) -> PriorEstimate:
-    """Estimate class shares by maximum likelihood: q_y ← mean_i p_iy (q_y / π_y) / Σ_c p_ic (q_c / π_c).
+    """Estimate class shares by maximum likelihood with the EM algorithm (Saerens et al. 2002).
 
-    Saerens, Latinne & Decaestecker 2002. The likelihood is concave, so that the limit does not depend on the
-    start. Probabilities must be calibrated; without calibration the estimate may be worse than none.
+    The share of class y is updated by q_y ← mean_i p_iy (q_y / π_y) / Σ_c p_ic (q_c / π_c), with p_iy the
+    probability of class y in row i. The log-likelihood is concave, so the result does not depend on the
+    initial shares. Probabilities must be calibrated; otherwise the estimate may be worse than no estimate.
 
     Args:
         probabilities: Class probabilities of the rows without labels, `[rows, classes]`.
-        training_shares: Class shares π of the training rows, or mean probabilities in validation rows.
+        training_shares: Class shares π of the training rows, or mean probabilities in validation rows,
+            `[classes]`.
         tolerance: Largest change of a share at which the iteration stops.
-        max_iterations: Largest number of rounds.
+        max_iterations: Largest number of iterations.
 
     Raises:
         EnvariantError: If shapes do not agree, or a training share is not positive.
@@ -128,15 +131,15 @@ def estimate_prior_bbse(
     """Estimate class shares by inverting the confusion matrix: w = C⁻¹ μ, q_y = w_y π_y (BBSE).
 
     C_ab is the share of labeled rows with prediction a and label b, μ_a the share of new rows with prediction
-    a; soft: with probabilities instead of predictions. Negative shares become 0. Lipton, Wang & Smola 2018
-    (arXiv 1802.03916). Standard errors by the delta method, over both samples. Probabilities need not be
-    calibrated.
+    a, and π_y the share of class y in the labeled rows. If `soft` is set, C and μ are averages of
+    probabilities. Negative shares become 0. Lipton, Wang & Smola 2018 (arXiv 1802.03916). Standard errors are
+    computed by the delta method and account for both samples. Probabilities need not be calibrated.
 
     Args:
         source_probabilities: Class probabilities of labeled rows that the model was not trained on, `[rows,
             classes]`.
-        source_labels: Their class numbers from 0, `[rows]`.
-        new_probabilities: Class probabilities of the rows without labels.
+        source_labels: Class numbers of the labeled rows, from 0, `[rows]`.
+        new_probabilities: Class probabilities of the rows without labels, `[rows, classes]`.
         soft: Whether to average probabilities instead of predicted classes.
 
     Raises:
@@ -190,11 +193,11 @@ def estimate_prior_bbse(
 
 
 def solve_bbse(confusion: ArrayLike, predicted_shares: ArrayLike) -> tuple[Array, Array]:
-    """Return class shares and weights from a confusion matrix; negative weights become 0.
+    """Compute class shares and weights of new rows from a confusion matrix; negative weights become 0.
 
     Args:
-        confusion: Share of labeled rows with each prediction (rows) and label (columns).
-        predicted_shares: Share of each prediction in the new rows.
+        confusion: Share of labeled rows with each prediction and label, `[predictions, labels]`.
+        predicted_shares: Share of each prediction in the new rows, `[predictions]`.
 
     Example:
         >>> shares, weights = solve_bbse([[0.25, 0.10], [0.05, 0.60]], [0.55, 0.45])
@@ -211,7 +214,7 @@ def solve_bbse(confusion: ArrayLike, predicted_shares: ArrayLike) -> tuple[Array
 def assess_label_shift(labels: ArrayLike, environments: ArrayLike, *, seed: int = 0) -> ShiftTest:
     """Test whether class shares are the same in all environments (χ² test of homogeneity).
 
-    Where an expected count is below 5, the p-value comes from 2,000 random tables with the same margins.
+    If an expected count is below 5, the p-value is computed from 2,000 random tables with the same margins.
 
     Args:
         labels: Class of each row, `[rows]`.
@@ -248,8 +251,8 @@ def assess_label_shift(labels: ArrayLike, environments: ArrayLike, *, seed: int 
 def assess_output_shift(source_probabilities: ArrayLike, new_probabilities: ArrayLike) -> ShiftTest:
     """Test without labels whether the outputs of a model have the same distribution (BBSD).
 
-    Two-sample Kolmogorov–Smirnov test of each output with Bonferroni correction (Rabanser, Günnemann & Lipton
-    2019). A rejection shows a shift of some kind, not necessarily of labels.
+    Each output is tested by a two-sample Kolmogorov–Smirnov test, with Bonferroni correction (Rabanser,
+    Günnemann & Lipton 2019). A rejection shows a shift of some kind, not necessarily of labels.
 
     Args:
         source_probabilities: Class probabilities of rows that the model was not trained on, `[rows,
@@ -325,9 +328,10 @@ def assess_conditional_shift(
 
 
 def _em_errors(ratio: Array, q: Array) -> tuple[float, ...]:
-    """Return standard errors of the maximum-likelihood shares from the observed information.
+    """Return standard errors of the maximum-likelihood shares q from the observed information.
 
-    The log-likelihood Σ_i log Σ_y ratio_iy q_y is differentiated along the simplex; classes at 0 have none.
+    The log-likelihood Σ_i log Σ_y ratio_iy q_y is differentiated along the simplex. Shares of 0 get standard
+    error 0.
     """
     scores = ratio / (ratio @ q)[:, None]
     free = np.flatnonzero(q > 1e-8)

@@ -15,7 +15,7 @@ Array = NDArray[Any]
 Measure = Literal["missingness", "AUROC", "rank correlation", "accuracy", "R²"]
 
 THRESHOLD = 0.99
-"""Smallest score reported as leakage; for accuracies, smallest share of majority-class errors avoided."""
+"""Smallest score reported as leakage; for accuracies, smallest share of the baseline's errors avoided."""
 
 # Smallest number of rows in a column, and smallest mean number of rows per category.
 _FEWEST = 30
@@ -28,10 +28,10 @@ class LeakyColumn:
 
     Attributes:
         column: Name of the column.
-        measure: Measure of the relation with the target. "missingness": accuracy of predicting the target
-            from missing values; "AUROC": AUROC of the values; "rank correlation": its absolute value;
-            "accuracy": accuracy of the most frequent class per category; "R²": share of variance explained
-            by categories.
+        measure: Measure of the relation with the target: "missingness" (accuracy of predicting the target
+            from missing values), "AUROC", "rank correlation" (absolute value), "accuracy" (of predicting the
+            most frequent class of each category) or "R²" (share of the target's variance explained by
+            categories).
         score: Value of the measure, between 0 and 1.
     """
 
@@ -49,9 +49,9 @@ def leaky_columns(
 ) -> tuple[LeakyColumn, ...]:
     """Find columns that nearly determine the target.
 
-    Such a column is often a copy of the target, derived from the target, or known only afterwards. Checks:
-    ranks of numeric columns for binary and real targets, categories for all targets, and missing values for
-    binary targets.
+    Such a column is often a copy of the target, derived from the target, or known only afterwards. Numeric
+    columns are checked by their ranks for binary and real targets, categories for all targets, and missing
+    values for binary targets.
 
     Args:
         columns: Values by column name, `[rows]`. NaN, None and negative category codes are missing
@@ -132,19 +132,19 @@ def _category_variance(codes: Array, targets: Array) -> Leak | None:
 
 
 def _categories(codes: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the category of every row, as numbers from 0, and the number of rows in each category."""
+    """Renumber categories from 0; return the number of each row, and the number of rows per category."""
     _, labels, sizes = np.unique(codes, return_inverse=True, return_counts=True)
     return labels, sizes
 
 
 def _beats_majority(accuracy: float, targets: Array) -> bool:
-    """Return whether nearly all errors of the majority-class baseline are avoided."""
+    """Return whether an accuracy avoids nearly all errors of the majority-class baseline."""
     majority_error = 1 - float(np.bincount(targets.astype(int)).max()) / len(targets)
     return majority_error > 0 and 1 - accuracy <= (1 - THRESHOLD) * majority_error
 
 
 def _no_check(values: Array, targets: Array) -> None:
-    """Return None: numeric columns are not checked for multiclass targets."""
+    """Do nothing, because numeric columns are not checked for multiclass targets."""
 
 
 _CHECKS: dict[tuple[bool, str], Callable[[Array, Array], Leak | None]] = {

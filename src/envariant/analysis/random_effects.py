@@ -24,7 +24,7 @@ class PooledEstimate:
     """Random-effects mean of per-environment estimates.
 
     Attributes:
-        mean: Random-effects mean, weighted by 1 / (s_e² + τ²).
+        mean: Random-effects mean, weighted by 1 / (s_e² + τ²), where s_e are the standard errors.
         error: Hartung–Knapp standard error of `mean`.
         low, high: Confidence interval of `mean`; infinite for a single environment.
         next_low, next_high: Prediction interval of the true value in the next environment; infinite for fewer
@@ -32,8 +32,8 @@ class PooledEstimate:
         between_sd: Standard deviation τ of the true values between environments.
         fixed_mean: Mean weighted by 1 / s_e², which ignores differences between environments.
         fixed_error: Standard error of `fixed_mean`.
-        q: Cochran's Q.
-        p_value: P-value of the test that all environments have the same true value, from Q.
+        q: Cochran's Q, the weighted sum of squared deviations from `fixed_mean`.
+        p_value: P-value of Cochran's Q test that all environments have the same true value.
         i2: Share I² of the variation of the estimates that is due to differences between environments.
         n_environments: Number of environments.
     """
@@ -68,10 +68,11 @@ def pool_estimates(
 ) -> PooledEstimate:
     """Pool estimates of E environments and predict the true value in the next environment.
 
-    μ̂ = Σ w_e θ_e / Σ w_e with w_e = 1 / (s_e² + τ²). Confidence interval: μ̂ ± t_{E−1} s with
-    s² = max(1, Σ w_e (θ_e − μ̂)² / (E−1)) / Σ w_e (Hartung & Knapp 2001, with the lower bound of Röver, Knapp
-    & Friede 2015). Prediction interval: μ̂ ± t_{E−2} √(τ² + 1/Σ w_e) (Higgins, Thompson & Spiegelhalter 2009,
-    eq. 12), which assumes that environments are a random sample of a population of environments.
+    The mean is μ̂ = Σ w_e θ_e / Σ w_e with w_e = 1 / (s_e² + τ²), where τ² is the variance between
+    environments. The confidence interval is μ̂ ± t_{E−1} s with s² = max(1, Σ w_e (θ_e − μ̂)² / (E−1)) / Σ w_e
+    (Hartung & Knapp 2001, with the lower bound of Röver, Knapp & Friede 2015). The prediction interval is
+    μ̂ ± t_{E−2} √(τ² + 1/Σ w_e) (Higgins, Thompson & Spiegelhalter 2009, eq. 12); it assumes that environments
+    are a random sample of a population. t_k is the quantile of Student's t with k degrees of freedom.
 
     Args:
         estimates: Estimate θ_e of each environment, `[environments]`.
@@ -129,14 +130,14 @@ def _weighted(theta: Array, variances: Array, between: float) -> tuple[float, fl
 
 
 def _dersimonian_laird(theta: Array, variances: Array) -> float:
-    """Return τ² = max(0, (Q − (E−1)) / (Σw − Σw²/Σw)) with w = 1/s²."""
+    """Return τ² = max(0, (Q − (E−1)) / (Σw − Σw²/Σw)) with Cochran's Q, E environments and w = 1/s²."""
     weights = 1 / variances
     scale = weights.sum() - (weights**2).sum() / weights.sum()
     return max(0.0, float((_weighted(theta, variances, 0.0)[1] - (len(theta) - 1)) / scale))
 
 
 def _paule_mandel(theta: Array, variances: Array) -> float:
-    """Return the τ² with Σ w (θ − μ̂)² = E − 1, or 0 if there is none; the sum decreases with τ²."""
+    """Return the solution τ² of Σ w (θ − μ̂)² = E − 1, with weights w = 1 / (s² + τ²); 0 if there is none."""
 
     def excess(between: float) -> float:
         return _weighted(theta, variances, between)[1] - (len(theta) - 1)
@@ -150,7 +151,7 @@ def _paule_mandel(theta: Array, variances: Array) -> float:
 
 
 def _restricted_likelihood(theta: Array, variances: Array) -> float:
-    """Return the τ² that maximizes −½ [Σ ln(s² + τ²) + ln Σw + Σ w (θ − μ̂)²]."""
+    """Return the τ² that maximizes the restricted likelihood −½ [Σ ln(s² + τ²) + ln Σw + Σ w (θ − μ̂)²]."""
     top = float(np.square(theta - theta.mean()).sum())
 
     def loss(root: float) -> float:

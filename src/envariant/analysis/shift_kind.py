@@ -1,4 +1,4 @@
-"""Kind of distribution shift of each environment against the others: label, covariate or concept shift.
+"""Determine whether each environment has a label, covariate or concept shift against the others.
 
 Label shift leaves P(X | Y) unchanged, covariate shift leaves P(Y | X) unchanged, concept shift changes both.
 """
@@ -36,21 +36,21 @@ _RIDGE = 1.0
 @final
 @dataclass(frozen=True)
 class EnvironmentShift:
-    """Shift of one environment against the environments that agree with each other.
+    """Kinds of shift between one environment and the environments that do not deviate from each other.
 
-    P-values are corrected over environments by the largest statistic of each resample (Westfall & Young
-    1993).
+    P-values are corrected over environments by comparison with the largest statistic of each resample
+    (Westfall & Young 1993).
 
     Attributes:
         environment: Name of the environment.
-        kinds: Kinds of shift found, the most consequential first; empty if none.
+        kinds: Detected kinds of shift, the most consequential first; empty if none.
         label_p: P-value of the test that P(Y) is unchanged.
         inputs_p: P-value of the test that P(X) is unchanged.
         inputs_given_label_p: P-value of the test that P(X | Y) is unchanged. Corrections for label shift are
-            valid only where it is.
-        intercept_p: P-value of the test that the level of P(Y | X), on the log-odds scale, is unchanged; 1 if
-            not tested because P(X | Y) and P(Y) are unchanged in all environments.
-        slopes_p: P-value of the test that the slopes of P(Y | X) are unchanged; 1 if not tested.
+            valid only if P(X | Y) is unchanged.
+        intercept_p: P-value of the test that the level of P(Y | X), on the log-odds scale, is unchanged. It
+            is 1 if the test was skipped because P(X | Y) and P(Y) are unchanged in all environments.
+        slopes_p: P-value of the test that the slopes of P(Y | X) are unchanged; 1 if the test was skipped.
     """
 
     environment: str
@@ -76,14 +76,15 @@ def name_shifts(
     level: float = 0.05,
     seed: int = 0,
 ) -> tuple[EnvironmentShift, ...]:
-    """Name the kind of shift of every environment by permutation and bootstrap tests.
+    """Determine the kind of shift of every environment by permutation and bootstrap tests.
 
-    P(X | Y): within each class (quarter of a real target), the environment's means of x and x² are compared
-    with those of the others, jointly and column by column, against permutations within classes.
-    P(Y): the same with class indicators. P(Y | X): a (logistic) regression on x, x², hinges and products is
-    fitted to all environments, and efficient score tests of an environment's own intercept and own slopes are
-    compared with a wild bootstrap of the residuals. Environments that differ are left out of the comparison,
-    the most different first, so that one deviating environment does not make the others appear to deviate.
+    To test P(X | Y), the environment's means of x and x² within each class (or quarter of a real target) are
+    compared with the means of the others, jointly and column by column, and environments are permuted within
+    classes. P(Y) is tested in the same way with class indicators. To test P(Y | X), a (logistic) regression
+    on x, x², hinges and products is fitted to all environments. Efficient score tests then detect a different
+    intercept or different slopes in an environment, with a wild bootstrap of the residuals. Deviating
+    environments are excluded one after another, the most deviating first, so that they do not make the others
+    appear to deviate.
 
     If P(X | Y) is unchanged, a change of P(Y) is label shift. Otherwise changed slopes are concept shift, a
     changed intercept is label shift, and an unchanged P(Y | X) is covariate shift.
@@ -135,7 +136,7 @@ def name_shifts(
 def _kinds(
     label: float, inputs: float, inputs_given_label: float, intercept: float, slopes: float, *, level: float
 ) -> tuple[Kind, ...]:
-    """Return the kinds of shift that the p-values show."""
+    """Derive the kinds of shift from the p-values of the five tests."""
     # Two tests open the sequence, each at half the level; the others only say which kind it is.
     if inputs_given_label > level / 2:
         if label > level / 2:
@@ -205,7 +206,11 @@ def _score_statistics(
     generator: np.random.Generator,
     regression: bool,
 ) -> list[tuple[Array, Array]]:
-    """Return the efficient score statistics of an own intercept and of own slopes, with their null."""
+    """Return the efficient score statistics of a separate intercept and of separate slopes per environment.
+
+    Each result is a pair: the statistics, `[environments]`, and those of bootstrap resamples, `[resamples,
+    environments]`.
+    """
     chosen = keep[codes]
     x, targets, codes = x[chosen], targets[chosen], codes[chosen]
     n, count, width = len(x), len(keep), 1 + x.shape[1]
@@ -236,7 +241,10 @@ def _score_statistics(
 
 
 def _residuals(design: Array, target: Array, penalty: Array, *, regression: bool) -> tuple[Array, Array]:
-    """Return residuals and their variances in a penalized logistic regression, or linear in units of σ."""
+    """Return residuals of a penalized regression and their variances.
+
+    The regression is logistic; with `regression`, it is linear, and residuals are scaled to variance 1.
+    """
     if regression:
         coefficients = np.linalg.solve(design.T @ design + penalty, design.T @ target)
         residual = target - design @ coefficients
@@ -258,7 +266,7 @@ def _residuals(design: Array, target: Array, penalty: Array, *, regression: bool
 
 
 def _design(x: Array) -> Array:
-    """Return ones, columns, squares and, where rows are enough, hinges at quantiles and products."""
+    """Return the design matrix: ones, columns, squares and, with enough rows, hinges and products."""
     parts = [np.ones((len(x), 1)), with_squares(x)]
     p = x.shape[1]
     if p * len(_KNOTS) < len(x) / 20:

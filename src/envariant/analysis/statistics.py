@@ -1,7 +1,7 @@
 """Confidence intervals, paired differences, tests and rankings over independent replicas.
 
-Replicas are the unit of analysis. First reduce values within a run, such as the points of a learning curve,
-to one number per replica, because they are not independent.
+Replicas are the unit of analysis. Values within a run, such as the points of a learning curve, are not
+independent; first reduce them to one number per replica.
 """
 
 import math
@@ -38,7 +38,7 @@ class Interval:
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     def clipped(self, lowest: float, highest: float) -> "Interval":
-        """Return the interval with its ends limited to possible values of the mean."""
+        """Return the interval with its ends limited to the range of possible values."""
         return Interval(self.mean, max(self.low, lowest), min(self.high, highest), self.count)
 
     def contains(self, value: float) -> bool:
@@ -47,7 +47,7 @@ class Interval:
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return the mean of independent values with Student's t interval, mean ± t·s/√n.
+    """Return the mean of independent values and its confidence interval by Student's t, mean ± t·s/√n.
 
     Args:
         values: n independent values; s is their standard deviation with divisor n − 1.
@@ -110,7 +110,7 @@ def slope(positions: Sequence[float], values: Sequence[float]) -> float:
 
 
 def bootstrap(values: Sequence[float], level: float = LEVEL, seed: int = 0) -> Interval:
-    """Return the mean of independent values with its bootstrap percentile interval (10,000 resamples).
+    """Return the mean of independent values and its bootstrap percentile interval (10,000 resamples).
 
     Args:
         values: Independent values.
@@ -136,7 +136,7 @@ def bootstrap(values: Sequence[float], level: float = LEVEL, seed: int = 0) -> I
 def interquartile_mean(values: Sequence[float]) -> float:
     """Return the mean of the middle half of the values, which is robust to a few failed runs.
 
-    Return NaN if there are no values. Agarwal et al. 2021, arXiv 2108.13264.
+    The result is NaN if there are no values. Agarwal et al. 2021, arXiv 2108.13264.
 
     Example:
         >>> interquartile_mean([0.0, 0.25, 0.75, 1.0])
@@ -150,9 +150,9 @@ def interquartile_mean(values: Sequence[float]) -> float:
 
 
 def probability_of_improvement(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the share of pairs in which the first value exceeds the second; ties count half.
+    """Return the share of pairs in which the first value is larger than the second; ties count half.
 
-    Return NaN if there are no pairs.
+    The result is NaN if there are no pairs.
 
     Raises:
         EnvariantError: If `first` and `second` differ in length.
@@ -241,7 +241,7 @@ def friedman(table: Sequence[Sequence[float]], level: float = LEVEL) -> Ranking:
     """Rank methods over data sets and test whether they differ (Friedman 1937; Demšar 2006).
 
     Args:
-        table: One row per data set, one column per method; higher is better.
+        table: Scores, with one row per data set and one column per method; higher is better.
         level: Confidence level of the critical difference.
 
     Raises:

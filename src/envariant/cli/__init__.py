@@ -1,4 +1,4 @@
-"""Command-line interface; `main` runs the `envariant` command."""
+"""Command-line interface. The function `main` runs the `envariant` command."""
 
 from collections.abc import Sequence
 

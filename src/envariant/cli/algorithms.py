@@ -17,7 +17,7 @@ def algorithms(
     markdown: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
-    """List all algorithms, or describe one: formula, parts, requirements, paper, hyperparameters, example.
+    """List all algorithms, or show the formula, requirements, paper and hyperparameters of one.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def algorithms(
 
 
 def _lines(description: Any) -> Iterator[str]:
-    """Yield the printed lines of a `catalogue.Description`, which is not imported here because it is slow."""
+    """Yield the lines that describe one algorithm, from a `catalogue.Description`."""
     yield f"{description.name}: {description.summary}"
     for part, kind, formula, remarks in description.parts:
         yield from _wrapped("formula", f"{formula}  ({part}, {kind})")

@@ -1,7 +1,8 @@
-"""Command-line application: one file per command, which imports slow packages such as PyTorch only when run.
+"""Command-line application, with one file per command.
 
-Results are written to standard output, progress and remarks to standard error. An invalid input gives one
-line and exit code 2; any other exception is a bug and is shown with its traceback.
+Commands import slow packages such as PyTorch only when they run. Results are written to standard output,
+progress and remarks to standard error. Invalid input is reported in one line, with exit code 2; any other
+exception is a bug and is shown with its traceback.
 """
 
 import os
@@ -74,7 +75,7 @@ def _remarks_as_lines(errors: SafeConsole) -> Generator[None]:
 
 
 def _sentence(error: CycloptsError) -> str:
-    """Return an error in the syntax of a command line as one sentence that says how to fix it."""
+    """Convert a syntax error of the command line to one sentence that says how to fix the command."""
     command = " ".join(("envariant", *(error.command_chain or ())))
     match error:
         case UnusedCliTokensError(unused_tokens=[first, *_]):
@@ -95,7 +96,7 @@ def _sentence(error: CycloptsError) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; exit with code 2 if the input is invalid or the machine fails, as with a full disk.
+    """Run one command; exit with code 2 if the input is invalid or the machine fails (such as a full disk).
 
     Args:
         arguments: Command-line arguments. Default: the arguments of the process.
@@ -137,7 +138,7 @@ def _check_working_directory() -> None:
 
 
 def _discard_output() -> None:
-    """Send output nowhere if it cannot be written; Python writes the rest of its buffer when it ends."""
+    """Discard output that cannot be written; otherwise, Python tries again when the process ends."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

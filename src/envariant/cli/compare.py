@@ -74,7 +74,7 @@ def compare(
         Encoding of a text file.
     missing_values
         Texts that represent a missing value, such as NA. By default, such words are values in the target and
-        environment column, and missing values where they are rare elsewhere. "" for empty cells only.
+        environment columns; in other columns, they are missing values if they are rare. "": only empty cells.
     executor
         Execution of runs: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
     address

@@ -50,7 +50,7 @@ def show(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Show a data set before training: rows by environment and class, and what is left out.
+    """Show a data set before training: rows by environment and class, and the preprocessing log.
 
     For colored digits, also show pictures, agreement of color and label, and theoretical accuracies.
 

@@ -1,4 +1,4 @@
-"""End a command with one line on Ctrl-C and SIGTERM."""
+"""End a command with a one-line message after Ctrl-C or SIGTERM."""
 
 import signal
 import sys
@@ -10,9 +10,9 @@ from typing import Any
 
 @contextmanager
 def interruptible() -> Generator[None]:
-    """Exit with one line and the code 130 after Ctrl-C, and 143 after SIGTERM, such as from a scheduler.
+    """Exit with a one-line message and code 130 after Ctrl-C, or code 143 after SIGTERM.
 
-    Both raise `KeyboardInterrupt` in the block, so that everything that is open is closed.
+    Both signals raise `KeyboardInterrupt` in the block, so that open files and processes are closed.
     """
     previous = None
     # Only the main thread may set handlers.

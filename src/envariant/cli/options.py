@@ -1,4 +1,4 @@
-"""Option types shared by several commands."""
+"""Types of command-line options that several commands use."""
 
 import math
 from collections.abc import Sequence

@@ -33,9 +33,9 @@ def predict(
     model
         Folder of a saved model.
     new
-        Table to predict: .csv, .tsv, .txt or .parquet. Columns are matched by name; others are ignored.
+        Table to predict: .csv, .tsv, .txt or .parquet. Columns are matched by name, others ignored.
     out
-        CSV file for the predictions, one per row of the table in the order of its rows.
+        CSV file for the predictions, in the order of the rows of the table.
     check
         Print the column-by-column comparison with the training rows instead of predictions.
     onnx

@@ -35,7 +35,7 @@ def with_run_options(
     Args:
         names: Names of the training options, in the order of their flags. The flags precede the command's
             parameters unless any of these is required or positional.
-        defaults: Default values by name, which replace those of `RunSpec`.
+        defaults: Mapping from option to a default value that replaces that of `RunSpec`.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -66,12 +66,12 @@ def with_run_options(
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with a value other than None."""
+    """Return the options whose value is not None."""
     return {key: value for key, value in options.items() if value is not None}
 
 
 def assignments(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Return the hyperparameters from `--set KEY=VALUE` options, by name.
+    """Return a mapping from hyperparameter to value, given by `--set KEY=VALUE` options.
 
     Args:
         texts: Values of the `--set` options, each of the form `KEY=VALUE`.
@@ -116,7 +116,7 @@ def _flag(name: str, default: Any) -> inspect.Parameter:
 
 
 def _typed(annotation: Any, default: Any) -> Any:
-    """Return the command-line type of an option; objects are given as text."""
+    """Return the command-line type of an option; options for Python objects have the type `str`."""
     if annotation is Any:
         return str if isinstance(default, str) else str | None
     kinds = [_bare(each) for each in (get_args(annotation) if _is_union(annotation) else (annotation,))]
@@ -139,4 +139,4 @@ def _bare(annotation: Any) -> Any:
 
 
 OPTIONS = tuple(name for name in RunSpec.model_fields if name not in ("hyperparameters", *PYTHON_ONLY))
-"""Every training option that has a flag of its own."""
+"""Names of the training options that have a command-line flag."""

@@ -91,7 +91,7 @@ def retry(study: Study, *numbers: Whole, failed: Failed = False) -> None:
 
 @runs.command
 def rm(study: Study, *numbers: Whole, failed: Failed = False) -> None:
-    """Remove runs and their results; a sweep whose study includes them plans them again.
+    """Remove runs and their results; the next sweep plans them again if the study still includes them.
 
     Parameters
     ----------

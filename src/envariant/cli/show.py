@@ -52,7 +52,7 @@ def print_result(result: TrainingResult, out: Path | None) -> None:
 
 
 def exit_code(results: Sequence[TrainingResult]) -> int:
-    """Return exit code 1 if a run has no finished replica, else 0."""
+    """Return the exit code of a command: 1 if a run has no finished replica, else 0."""
     return 0 if all(result.finished for result in results) else 1
 
 

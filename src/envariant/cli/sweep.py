@@ -133,7 +133,7 @@ def _check_execution(execution: dict[str, Any], executor: str, address: str | No
 
 
 def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> Any:
-    """Return the study of a file, with command-line options in place of the settings in the file."""
+    """Return the study declared in a file; command-line options override the settings in the file."""
     from envariant.studies import study as studies
 
     declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()

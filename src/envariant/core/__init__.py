@@ -1,1 +1,1 @@
-"""Data types, tasks, metrics and numerics that every other package builds on."""
+"""Data types, tasks, metrics and numerical functions that all other packages use."""

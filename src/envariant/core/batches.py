@@ -1,4 +1,4 @@
-"""Batches of rows from several environments, with and without the predictions of a model."""
+"""Batches of rows from several environments, with or without a model's predictions."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class EnvironmentBatch:
         targets: Targets `[rows, *target_shape]`.
         sizes: Number of rows of each environment, in order; sizes may differ.
         task: Prediction task.
-        aggregator: Function from the loss of each row to the risk. None: the mean over environments.
+        aggregator: Function from the loss of each row to the risk. Default: the mean over environments.
     """
 
     inputs: Shaped[Tensor, "rows *input_shape"]
@@ -35,13 +35,13 @@ class EnvironmentBatch:
     aggregator: Callable[[Tensor], Tensor] | None = None
 
     def split(self, values: Shaped[Tensor, "rows *shape"]) -> tuple[Tensor, ...]:
-        """Return `values` as one tensor per environment."""
+        """Split row values into one tensor per environment."""
         return values.split(self.sizes)
 
     def per_environment_mean(
         self, values: Float[Tensor, "rows *shape"]
     ) -> Float[Tensor, "environments *shape"]:
-        """Return the mean of `values` over the rows of each environment."""
+        """Return the mean of row values in each environment, `[environments]`."""
         if len(set(self.sizes)) == 1:
             # Equal sizes need a reshape only, which costs nothing and vectorizes.
             apart = values.reshape(len(self.sizes), self.sizes[0], *values.shape[1:])
@@ -50,12 +50,12 @@ class EnvironmentBatch:
         return torch.stack([part.sum(dim=0) / len(part) for part in self.split(values)])
 
     def mean(self, values: Float[Tensor, "rows *shape"]) -> Float[Tensor, ""]:
-        """Return the mean of `values` in which every environment has equal weight, whatever its size."""
+        """Return the mean of row values, with equal total weight for every environment regardless of size."""
         # With equal sizes all rows have equal weight, and one sum over all rows is faster.
         return (values if len(set(self.sizes)) == 1 else self.per_environment_mean(values)).mean()
 
     def row_weights(self, like: Tensor) -> Float[Tensor, " rows"]:
-        """Return one weight per row, with equal sums over all environments; 1 if they have equal sizes.
+        """Return row weights with the same sum in every environment; all are 1 if the sizes are equal.
 
         Args:
             like: Tensor with the dtype and device of the result.
@@ -64,7 +64,7 @@ class EnvironmentBatch:
         return torch.cat([like.new_full((size,), largest / size) for size in self.sizes])
 
     def risk(self, losses: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
-        """Return the risk that a training step minimizes, by the algorithm's risk aggregator."""
+        """Combine the losses of all rows into the risk to minimize, by the algorithm's risk aggregator."""
         return self.mean(losses) if self.aggregator is None else self.aggregator(losses)
 
     def environment_of_rows(self) -> Int[Tensor, " rows"]:
@@ -87,7 +87,8 @@ class EnvironmentBatch:
             features: Input of the model's head; width 0 if no part of the algorithm needs features.
             logits: Output of the model.
             context: Step number, learning rate and random numbers of the step.
-            auxiliary_networks: Auxiliary networks of the part that receives the batch, by name.
+            auxiliary_networks: Auxiliary networks of the penalty or other part that receives the batch, by
+                name.
         """
         losses = self.task.losses(logits, self.targets)
         risks = self.per_environment_mean(losses)
@@ -103,10 +104,12 @@ class PredictedBatch:
         batch: Batch of inputs and targets.
         features: Input of the model's head, `[rows, width]`.
         logits: Output of the model, `[rows]` or `[rows, outputs]`.
-        losses: Loss of each row `[rows]`, in nats or squared units of the target.
+        losses: Loss of each row, `[rows]`: in nats for classes, in squared units of the target for
+            regression.
         risks: Mean loss of each environment `[environments]`.
         context: Step number, learning rate and random numbers of the step.
-        auxiliary_networks: Auxiliary networks of the part that receives the batch, as functions, by name.
+        auxiliary_networks: Auxiliary networks of the penalty or other part that receives the batch, as
+            functions by name.
     """
 
     batch: EnvironmentBatch
@@ -118,5 +121,5 @@ class PredictedBatch:
     auxiliary_networks: Networks = field(default_factory=dict[str, Callable[[Tensor], Tensor]])
 
     def multiplier_derivatives(self) -> Float[Tensor, " rows"]:
-        """Return the derivative of each row's loss with respect to a multiplier of its logits, at 1."""
+        """Return ∂ℓ(s·z)/∂s at s = 1 for each row, with its loss ℓ and its logits z, `[rows]`."""
         return self.batch.task.multiplier_derivatives(self.logits, self.batch.targets)

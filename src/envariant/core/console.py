@@ -1,4 +1,4 @@
-"""The one way to a terminal: consoles and streams that escape control characters of data and files."""
+"""Terminal output: a console and streams that escape control characters in text from data and files."""
 
 import io
 import sys
@@ -15,11 +15,11 @@ from envariant.core.printable import printable
 
 @final
 class SafeConsole(Console):
-    """Console that prints texts as they are: no markup, no emoji codes and no control characters.
+    """Console that prints text literally, without markup, emoji codes or control characters.
 
     Args:
         stderr: Whether to print to standard error instead of standard output.
-        options: Further options of `rich.console.Console`.
+        options: Other options of `rich.console.Console`.
     """
 
     def __init__(self, *, stderr: bool = False, **options: Any) -> None:
@@ -30,11 +30,11 @@ class SafeConsole(Console):
         super().__init__(file=file, markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Convert a string to text; strings that are printed or put into a table are converted here."""
+        """Convert a string to rich text, with control characters escaped."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Escape texts that did not begin as strings, such as the columns of a progress bar."""
+        """Render an object, such as a progress bar, with control characters escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
@@ -61,7 +61,7 @@ class _SafeStream:
 
 @contextmanager
 def safe_output() -> Generator[None]:
-    """Escape control characters in all text that is written to standard output and standard error."""
+    """Escape control characters in all output of a `with` block, on standard output and standard error."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_safe, streams)
     try:

@@ -20,7 +20,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct labels, sorted: numbers by size, then text alphabetically."""
+    """Return the distinct labels: first numbers, sorted by size, then text, sorted alphabetically."""
 
     def key(text: str) -> tuple[float, str]:
         try:
@@ -34,28 +34,61 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 # Signs without width, which make equal texts different.
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
+_ACCENTS = dict.fromkeys(range(0x300, 0x370))
+MOST_GROUPS = 5
+"""Largest number of groups of look-alike labels that are reported."""
 
 
 def clean(text: str) -> str:
-    """Return a label in Unicode's composed form, without invisible signs and surrounding blanks."""
+    """Normalize a label: compose Unicode characters, and remove invisible ones and surrounding spaces."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
     return text.strip()
 
 
 def look_alikes(labels: Iterable[str]) -> list[str]:
-    """Return one sentence per group of labels that differ only in case, blanks or the form of characters."""
+    """Return one sentence per group of labels that differ only in case, blanks, accents or character form."""
     groups: dict[str, list[str]] = {}
     for label in labels:
-        key = "".join(unicodedata.normalize("NFKC", label).translate(_INVISIBLE).casefold().split())
-        groups.setdefault(key, []).append(label)
+        groups.setdefault(_without_accents(_folded(label)), []).append(label)
     sentences: list[str] = []
     for names in groups.values():
+        if len(names) < 2:
+            continue
         shown = listed([f"'{name}'" for name in names], 4, " and ")
         how = "capitals" if len({name.casefold() for name in names}) == 1 else "blanks or character form"
-        if len(names) > 1:
-            sentences.append(f"{shown} differ in {how} only")
+        if len({_folded(name) for name in names}) > 1:
+            plain = {_without_accents(name) for name in names}
+            how = "accents" if len(plain) == 1 else "accents, capitals or blanks"
+        sentences.append(f"{shown} differ in {how} only")
     return sentences
+
+
+def _folded(label: str) -> str:
+    """Return a label in one character form, without capitals and blanks."""
+    if not label.isascii():
+        label = unicodedata.normalize("NFKC", label).translate(_INVISIBLE)
+    return "".join(label.casefold().split())
+
+
+def _without_accents(label: str) -> str:
+    """Return a label without accents; marks of other scripts, such as vowels, are kept."""
+    return label if label.isascii() else unicodedata.normalize("NFD", label).translate(_ACCENTS)
+
+
+def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
+    """Warn if labels differ only in case, blanks, accents or the form of characters.
+
+    Args:
+        labels: Labels.
+        what: Data set and role of the labels, such as "arrays: targets".
+
+    Warns:
+        EnvariantWarning: For each of the first groups of such labels.
+    """
+    for sentence in look_alikes(dict.fromkeys(labels))[:MOST_GROUPS]:
+        text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"
+        warnings.warn(text, EnvariantWarning, stacklevel=4)
 
 
 # Integers with more distinct values than this are a quantity, not classes.
@@ -63,7 +96,7 @@ _MOST_CLASSES = 20
 
 
 def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task, tuple[str, ...]]:
-    """Convert targets `[rows]` (numbers or text) to numbers, and infer the task if it is None.
+    """Convert targets `[rows]`, numbers or text, to numbers, and infer the task if it is not given.
 
     Returns:
         The targets `[rows]`, the task, and the class names. Class names are empty for regression, and for
@@ -134,23 +167,21 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
 
 
 def coded(column: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Return an integer code for the label of each row, and the labels in the order of the codes.
+    """Encode labels as integers; return the code of each row, and the labels in the order of the codes.
 
     Warns:
-        EnvariantWarning: If labels differ only in case, blanks or the form of characters.
+        EnvariantWarning: If labels differ only in case, blanks, accents or the form of characters.
     """
     distinct, inverse = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in distinct]
     labels = in_order(texts)
-    for sentence in look_alikes(labels):
-        text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"
-        warnings.warn(text, EnvariantWarning, stacklevel=3)
+    warn_of_look_alikes(labels, what)
     number = {text: k for k, text in enumerate(labels)}
     return np.array([number[text] for text in texts], dtype=np.int64)[inverse], labels
 
 
 def several(names: object, what: str = "names") -> tuple[Any, ...]:
-    """Return names as a tuple; a string is a single name.
+    """Convert one name or several names to a tuple of names.
 
     Args:
         names: One name, or several.
@@ -167,10 +198,10 @@ def several(names: object, what: str = "names") -> tuple[Any, ...]:
 
 
 def attributes_of(attributes: Any, rows: int, where: str) -> dict[str, Tensor]:
-    """Return attributes as tensors with one value per row.
+    """Convert row attributes to tensors with one value per row.
 
     Raises:
-        EnvariantError: If an attribute has another length, or does not consist of numbers.
+        EnvariantError: If an attribute does not have one value per row, or its values are not numbers.
     """
     if not isinstance(attributes, Mapping):
         raise EnvariantError(f"{where}: attributes must be a mapping from names to values")
@@ -186,7 +217,7 @@ def attributes_of(attributes: Any, rows: int, where: str) -> dict[str, Tensor]:
 
 
 def text_of(value: object) -> str:
-    """Return a label as text."""
+    """Convert a label to text: 2019.0 becomes "2019", True becomes "true"."""
     if isinstance(value, bool | np.bool_):
         return str(value).lower()
     # 2019 and 2019.0 are the same label, independent of the type of the column.
@@ -196,7 +227,7 @@ def text_of(value: object) -> str:
 
 
 def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
-    """Return the stacked inputs and the targets of a dataset.
+    """Read all items of a dataset; return the inputs as one tensor, and the targets.
 
     Raises:
         EnvariantError: If the dataset is empty, an item is not a pair, or shapes of inputs differ.

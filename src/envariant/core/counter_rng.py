@@ -1,7 +1,7 @@
 """Counter-based random number generator: a pure function of seed, step, stream and position.
 
-There is no generator state, so a resumed run, a single replica and a stack of a thousand replicas get the
-same numbers, and a whole stack needs only a few tensor operations. The mixing function is that of splitmix64
+There is no generator state. Resumed runs, single replicas and stacks of replicas therefore get the same
+numbers, and a whole stack needs only a few tensor operations. The mixing function is that of splitmix64
 (Steele, Lea & Flood 2014). Unsigned 64-bit integers are stored as signed integers, because PyTorch lacks many
 operations on unsigned integers.
 """
@@ -46,12 +46,23 @@ def integers(
 
     Each integer is the remainder of 63 random bits. For `below` up to a million, probabilities differ by
     less than 10⁻¹².
+
+    Args:
+        keys: Keys from `step_keys`.
+        stream: Number of the stream; different streams have independent numbers.
+        below: Exclusive upper bounds of the integers.
     """
     return _drawn(keys, stream, len(below)).bitwise_and(2**63 - 1) % below
 
 
 def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tensor, "*keys count"]:
-    """Return `count` uniform numbers in [0, 1) for every key; all are multiples of 2⁻²⁴."""
+    """Return `count` uniform numbers in [0, 1) for every key; all are multiples of 2⁻²⁴.
+
+    Args:
+        keys: Keys from `step_keys`.
+        stream: Number of the stream; different streams have independent numbers.
+        count: Number of values per key.
+    """
     return _shifted(_drawn(keys, stream, count), 40).float() * 2.0**-24
 
 
@@ -95,7 +106,7 @@ def _mixed(z: Tensor) -> Tensor:
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """Shift an unsigned number to the right, filling with zeros."""
+    """Shift unsigned numbers to the right, and fill with zeros."""
     return (z >> by).bitwise_and((1 << (64 - by)) - 1)
 
 

@@ -11,14 +11,14 @@ class DefaultSettings:
     """Default training settings of a data set for one algorithm, taken from a protocol or paper.
 
     Attributes:
-        hyperparameters: Hyperparameters of the algorithm by name. Switch points of schedules are meant for
-            runs of `steps` updates; in other runs they are scaled.
+        hyperparameters: Hyperparameters of the algorithm by name. Switch points of schedules refer to a run
+            of `steps` updates; for other run lengths they are scaled.
         model: Model, such as `mlp(hidden=64)`.
         optimizer: Optimizer, such as `adam`.
         steps: Number of optimizer updates.
         learning_rate: Learning rate of the optimizer.
-        batch_size: Rows of each training environment per step. None: all rows.
-        source: Origin of the settings, such as a paper.
+        batch_size: Rows of each training environment per step; None for all rows.
+        source: Paper or protocol from which the settings are taken.
     """
 
     hyperparameters: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -1,7 +1,7 @@
 """Core data types: `Environment`, `EnvironmentSet` and `EnvironmentSource`.
 
 An environment is a named set of rows from one distribution: a hospital, a year, a camera. The choice of test
-environments is *not* part of the data; every experiment makes it. Environments may differ in size.
+environments is *not* part of the data; it is an option of each experiment. Environments may differ in size.
 """
 
 import hashlib
@@ -49,14 +49,14 @@ class Environment:
     Args:
         name: Name of the environment, on one line.
         inputs: Inputs `[rows, *input_shape]`, converted to float32, or an `InputStore`.
-        targets: Targets `[rows, *target_shape]`, numbers.
+        targets: Numeric targets `[rows, *target_shape]`.
         attributes: Additional values of each row by name, each `[rows, …]`, such as sampling weights or a
             color. They are not model inputs; figures and diagnostics use them.
         origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
 
     Attributes:
         name: Name of the environment.
-        input_store: Inputs in their storage format.
+        input_store: Inputs in the format in which they are stored, such as bytes.
         targets: Targets `[rows, *target_shape]`.
         attributes: Additional values of each row, by name.
         origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
@@ -114,7 +114,7 @@ class Environment:
         """Return inputs (as float32) and targets of selected rows.
 
         Args:
-            index: Row numbers. None: all rows.
+            index: Row numbers. Default: all rows.
         """
         inputs = self.input_store.decode(self.input_store.gather(index))
         return inputs, self.targets if index is None else self.targets[index]
@@ -126,8 +126,8 @@ class Environment:
 
         Args:
             index: Row numbers.
-            name: Name of the new environment. None: keep the name.
-            origin: Name of the environment from which the rows are held out. None: keep the origin.
+            name: Name of the new environment. Default: the same name.
+            origin: Name of the environment from which the rows are held out. Default: the same origin.
         """
         return Environment(
             self.name if name is None else name,
@@ -171,20 +171,20 @@ class EnvironmentSource(ABC):
         return DefaultSettings()
 
     def with_test_environments(self, test: Sequence[str] | None) -> "EnvironmentSource":
-        """Return the source with its preprocessing fitted without the test environments.
+        """Return a copy of the source whose preprocessing is not fitted on the test environments.
 
-        If inputs are computed from the data, such as scaled columns, only training environments may be used.
-        Most sources ignore the test environments.
+        Preprocessing, such as scaling columns, must be fitted on the training environments only. Sources
+        without such preprocessing are returned unchanged.
 
         Args:
-            test: Names of the test environments. Default: those of the data.
+            test: Names of the test environments. Default: the default test environments of the data.
         """
         del test
         return self
 
     @property
     def columns(self) -> Mapping[str, slice]:
-        """Input positions of each table column; empty if the inputs are not columns of a table."""
+        """Mapping from table column to its positions in the inputs; empty if the data are not a table."""
         return {}
 
 
@@ -193,14 +193,14 @@ class EnvironmentSource(ABC):
 class EnvironmentSet(EnvironmentSource):
     """Set of environments with the same task and input shape.
 
-    A set is also a source; `sample` returns the set itself for every seed.
+    A set is also a data source; `sample` returns the set itself for every seed.
 
     Attributes:
         label: Name of the set.
         environments: The environments, in a fixed order.
         task: Prediction task.
         test: Names of the default test environments.
-        known: Theoretical reference scores.
+        known: Theoretical scores of the data set, such as chance.
         validation: Names of validation environments, whose rows are held out from training environments.
         classes: Labels of the classes, in the order of their numbers; empty if targets are numbers.
     """
@@ -279,7 +279,7 @@ class EnvironmentSet(EnvironmentSource):
                 numbered in order; `classes` of the set holds their labels.
             environments: Environment label of each row `[rows]`, of any type.
             task: Prediction task. Default: inferred from the targets. With a given task, numeric targets are
-                not recoded.
+                used unchanged.
             label: Name of the set.
             test: Labels of the default test environments.
             names: Environment names by label. Default: the label.
@@ -300,14 +300,13 @@ class EnvironmentSet(EnvironmentSource):
         for key in renamed:
             if key not in labels:
                 raise unknown_name("environment", key, labels, where=label)
+        conversion.warn_of_look_alikes(renamed.values(), what)
         parts: list[Environment] = []
         for code, text in enumerate(labels):
             index = torch.from_numpy(np.flatnonzero(codes == code)).to(rows.device)
             parts.append(Environment(renamed.get(text, text), image_store(rows[index]), encoded[index.cpu()]))
-        test_environments = tuple(
-            renamed.get(text, text) for text in map(conversion.text_of, conversion.several(test))
-        )
-        return cls(label, tuple(parts), task, test=test_environments, classes=classes)
+        tests = tuple(renamed.get(name, name) for name in map(conversion.text_of, conversion.several(test)))
+        return cls(label, tuple(parts), task, test=tests, classes=classes)
 
     @classmethod
     def from_datasets(
@@ -318,7 +317,7 @@ class EnvironmentSet(EnvironmentSource):
         label: str = "datasets",
         test: Sequence[str] = (),
     ) -> "EnvironmentSet":
-        """Build a set of environments from PyTorch datasets, one per environment; each is read once.
+        """Build a set of environments from PyTorch datasets, one per environment. Each is read once.
 
         Args:
             datasets: Datasets by environment name. An item is a tuple of input and target; additional
@@ -337,6 +336,7 @@ class EnvironmentSet(EnvironmentSource):
         }
         if not read:
             raise EnvariantError(f"{label}: has no environments")
+        conversion.warn_of_look_alikes(map(str, datasets), f"{label}: environments")
         together = [target for _, targets in read.values() for target in targets]
         encoded, task, classes = conversion.targets_of(together, task, label)
         sizes = [len(targets) for _, targets in read.values()]
@@ -429,7 +429,7 @@ class EnvironmentSet(EnvironmentSource):
         """Return the role of each environment, "train", "validation" or "test", in order.
 
         Args:
-            test: Names of the test environments. Default: those of the set.
+            test: Names of the test environments. Default: the default test environments of the set.
 
         Raises:
             EnvariantError: If a name is unknown, or there is no training environment.

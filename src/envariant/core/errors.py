@@ -1,4 +1,4 @@
-"""User-facing errors.
+"""Errors and warnings for the user.
 
 Every error that a user can fix is an `EnvariantError`. Its message states the problem, the location and the
 remedy. The command line prints the message and exits with 2; any other exception is a bug and keeps its
@@ -24,8 +24,8 @@ class EnvariantError(ValueError):
 
     Args:
         message: One sentence.
-        retryable: Whether the machine failed and not the input, as with a full disk. The same call can then
-            succeed later.
+        retryable: Whether the cause is the machine and not the input, such as a full disk, so that the same
+            call can succeed later.
     """
 
     def __init__(self, message: str, *, retryable: bool = False) -> None:
@@ -72,12 +72,12 @@ def closest_name(name: str, known: Iterable[str]) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
+    """Return the first line of an error's message, or the error's type if there is no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """Return a text in one printable line of at most `most` characters."""
+    """Return text as one printable line, cut to at most `most` characters."""
     line = " ".join(printable(text).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and tensors with a checksum that is verified on reading."""
+"""Write files completely or not at all, and read tensor files after verifying their checksum."""
 
 import errno
 import glob
@@ -45,7 +45,7 @@ def cannot_write(path: Path, error: Exception, remedy: str = "") -> EnvariantErr
 
 
 def as_path(path: object, what: str) -> Path:
-    """Return a path given as text or as a path object.
+    """Convert text or a path object to a `Path`.
 
     Args:
         path: Path of a file or folder.
@@ -78,15 +78,15 @@ def writing(path: Path, remedy: str = "") -> Generator[None]:
 
 @contextmanager
 def replacing(path: Path, remedy: str = "") -> Generator[Path]:
-    """Yield a temporary path; at the end of the block, its file atomically replaces `path`.
+    """Yield a temporary path; after the block, the file written there atomically replaces `path`.
 
     The folder is created if necessary. Other processes may read or write `path` at the same time. If the
     block fails, `path` is unchanged and the temporary file is removed; if the process is killed, the next
-    process that writes `path` removes it.
+    process that writes `path` removes the temporary file.
 
     Args:
         path: File to write.
-        remedy: Advice for the user if it cannot be written. Default: advice for the cause of the error.
+        remedy: Advice for the user if `path` cannot be written. Default: advice for the cause of the error.
 
     Raises:
         EnvariantError: If the file cannot be written.
@@ -127,7 +127,7 @@ def remove_partial(folder: Path, names: str = "*") -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text file whole or not at all.
+    """Write a text file completely or not at all.
 
     Raises:
         EnvariantError: If the file cannot be written.
@@ -136,7 +136,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 def write_bytes(content: bytes, path: Path) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     Raises:
         EnvariantError: If the file cannot be written.
@@ -146,12 +146,12 @@ def write_bytes(content: bytes, path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str]) -> None:
-    """Write a safetensors file whole or not at all, with a checksum of all its bytes.
+    """Write a safetensors file with a checksum of all its bytes; write it completely or not at all.
 
     Args:
         path: File to write.
         tensors: Tensors by name.
-        texts: Texts by name, stored in the header of the file.
+        texts: Metadata strings by name, stored in the header of the file.
 
     Raises:
         EnvariantError: If the file cannot be written.
@@ -168,14 +168,14 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[st
 
 
 def read_tensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, "Tensor"]]:
-    """Read the texts and the tensors of a file written by `write_tensors`.
+    """Read the metadata strings and the tensors from a file written by `write_tensors`.
 
     Args:
         path: File to read.
-        remedy: Advice for a damaged file, for the error message.
+        remedy: Advice in the error message if the file is damaged.
 
     Raises:
-        EnvariantError: If the file cannot be read, has no checksum, or its content differs from its checksum.
+        EnvariantError: If the file cannot be read, contains no checksum, or does not match its checksum.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -209,7 +209,7 @@ def _header_end(data: memoryview) -> int:
 
 
 def _seal_of(data: memoryview) -> int | None:
-    """Return the position of the digest in a safetensors file; None if there is none."""
+    """Return the position of the checksum in a safetensors file; None if the file has no checksum."""
     found = _SEAL.search(data[: _header_end(data)])
     return None if found is None else found.start(1)
 

@@ -1,4 +1,4 @@
-"""Images in arrays and datasets of other libraries: layout, range, and random transforms."""
+"""Convert images in arrays and in datasets of other libraries, and detect random transforms."""
 
 import io
 import random
@@ -22,41 +22,48 @@ _RANDOM = ("Random", "ColorJitter", "AutoAugment", "TrivialAugment", "AugMix", "
 
 
 def prepared(rows: Tensor, where: str) -> Tensor:
-    """Return images of bytes as uint8 with channels first, `[rows, channels, height, width]`; else `rows`.
+    """Convert byte images to uint8 `[rows, channels, height, width]`; return other inputs unchanged.
 
-    Images of bytes are uint8 `[rows, height, width]`, or integers from 0 to 255 with 1, 3 or 4 channels.
+    Byte images are uint8 `[rows, height, width]`, or integers from 0 to 255 with 1, 3 or 4 channels.
 
     Args:
         rows: Inputs `[rows, …]`.
         where: Name of the data set, for warnings.
 
     Warns:
-        EnvariantWarning: If other inputs look like images with channels last, or with values up to 255.
+        EnvariantWarning: If other inputs look like images with channels last, or with values up to 65535.
     """
-    if not may_be_images(rows):
+    if not may_be_images(rows) or not len(rows):
         return rows
     last = rows.dim() == 4 and rows.shape[3] in _CHANNELS and rows.shape[1] not in _CHANNELS
     colored = rows.dim() == 4 and (last or rows.shape[1] in _CHANNELS)
-    in_bytes = colored and 1 < float(rows.max()) <= 255 and float(rows.min()) >= 0
+    # PyTorch has no maximum of these types.
+    plain = rows.long() if rows.dtype in (torch.uint16, torch.uint32, torch.uint64) else rows
+    lowest, highest = (float(each) for each in plain.aminmax())
+    in_bytes = colored and 1 < highest <= 255 and lowest >= 0
     if rows.dtype == torch.uint8 or (in_bytes and not rows.is_floating_point()):
         rows = rows.to(torch.uint8)[:, None] if rows.dim() == 3 else rows.to(torch.uint8)
         return rows.permute(0, 3, 1, 2).contiguous() if last else rows
     if last:
         shape = tuple(rows.shape[1:])
         _warn(f"{where}: inputs of shape {shape} look like height × width × channels; put channels first")
-    if in_bytes and float(rows.max()) > 32:
-        _warn(f"{where}: inputs look like images with values up to {float(rows.max()):g}; divide them by 255")
+    if in_bytes and highest > 32:
+        _warn(f"{where}: inputs look like images with values up to {highest:g}; divide them by 255")
+    is_wide = 255 < highest <= 65_535 and highest.is_integer() and lowest >= 0
+    if is_wide and (colored or rows.dtype == torch.uint16):
+        remedy = "divide them by the largest possible value, such as 4095 or 65535"
+        _warn(f"{where}: inputs look like images with values up to {highest:g}; {remedy}")
     return rows
 
 
 def may_be_images(rows: Tensor) -> bool:
-    """Return whether inputs have the axes of images, with channels or without."""
+    """Return whether inputs have the shape of images, with or without a channel axis."""
     sides = sorted(rows.shape[1:])[-2:]
     return rows.dim() in (3, 4) and sides[0] >= _SMALLEST and not rows.is_complex()
 
 
 def pixels_of(column: list[Any], what: str) -> Any:
-    """Return a list of Pillow images, or of their encoded bytes, as one uint8 tensor; other values unchanged.
+    """Convert a list of Pillow images or encoded images to a uint8 tensor; return other values unchanged.
 
     Args:
         column: Values of a column.
@@ -93,16 +100,17 @@ def pixels_of(column: list[Any], what: str) -> Any:
 def check_repeatable(
     dataset: Any, rows: Tensor, read_again: Callable[[int], Tensor] | None, where: str
 ) -> None:
-    """Warn if a dataset has random transforms, of which one result per row would be kept.
+    """Warn if a dataset has random transforms, which would be applied only once to each row.
 
     Args:
         dataset: Dataset of another library.
-        rows: Inputs as read, `[rows, …]`.
-        read_again: Function that reads the first rows again; None: not possible.
+        rows: Inputs from the first reading of the dataset, `[rows, …]`.
+        read_again: Function that reads the first rows again; None if they can be read only once.
         where: Name of the dataset.
 
     Warns:
-        EnvariantWarning: If an input differs when it is read again, or a transform is random by its name.
+        EnvariantWarning: If an input differs when it is read again, or the name of a transform indicates
+            that it is random.
     """
     names = {name for name in _transforms(dataset, 4) if name.startswith(_RANDOM)}
     changed = read_again is None and bool(names)
@@ -119,7 +127,7 @@ def check_repeatable(
 
 
 def _transforms(thing: Any, depth: int) -> Iterator[str]:
-    """Yield the class names of a dataset's transforms, also inside compositions and subsets."""
+    """Yield the class names of a dataset's transforms, including those in compositions and subsets."""
     for name in ("dataset", "transform", "transforms", "target_transform"):
         parts = getattr(thing, name, None) if depth else None
         for part in parts if isinstance(parts, list | tuple) else [parts]:
@@ -130,7 +138,7 @@ def _transforms(thing: Any, depth: int) -> Iterator[str]:
 
 @contextmanager
 def _kept_random_states() -> Generator[None]:
-    """Restore the global random states that a transform may use."""
+    """Restore the states of global random generators after a `with` block."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

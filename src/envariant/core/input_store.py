@@ -39,14 +39,14 @@ class InputStore(ABC):
     @property
     @abstractmethod
     def encoding(self) -> Hashable:
-        """Return a key of the encoding; rows of stores with equal keys can be decoded in one batch."""
+        """Return a key of the storage format; rows of stores with equal keys can be decoded together."""
 
     @abstractmethod
     def gather(self, index: Int[Tensor, " selected"] | None = None) -> Shaped[Tensor, "selected *shape"]:
         """Return rows in their storage type, without decoding.
 
         Args:
-            index: Row numbers. None: all rows.
+            index: Row numbers. Default: all rows.
         """
 
     @abstractmethod
@@ -121,8 +121,8 @@ class ByteStore(InputStore):
 
     Attributes:
         values: Stored inputs `[rows, *shape]`.
-        mean: Mean of each channel after scaling to [0, 1]. None: 0.
-        deviation: Standard deviation of each channel after scaling to [0, 1]. None: 1.
+        mean: Mean of each channel after scaling to [0, 1]; None for 0.
+        deviation: Standard deviation of each channel after scaling to [0, 1]; None for 1.
 
     Raises:
         EnvariantError: If the values are not uint8, the number of means or deviations is not the
@@ -187,7 +187,7 @@ class ByteStore(InputStore):
 
 
 def image_store(rows: Tensor) -> "Tensor | ByteStore":
-    """Return images of bytes with channels first as a `ByteStore`, decoded to [0, 1]; else `rows`.
+    """Put byte images into a `ByteStore`, which decodes them to [0, 1]; return other inputs unchanged.
 
     Args:
         rows: Inputs as returned by `image_rows.prepared`.
@@ -196,7 +196,7 @@ def image_store(rows: Tensor) -> "Tensor | ByteStore":
 
 
 def input_store(inputs: Any, where: str) -> InputStore:
-    """Return inputs as an input store.
+    """Convert the inputs of an environment to an input store.
 
     Args:
         inputs: Input store, or numbers `[rows, *shape]`, converted to float32.

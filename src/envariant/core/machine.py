@@ -25,7 +25,7 @@ def cores() -> int:
 
 
 def memory() -> int | None:
-    """Return the available memory in bytes; cached files count as available. None: unknown."""
+    """Return the available memory in bytes, including memory of cached files; None if it is unknown."""
     amounts = _amounts(Path("/proc/meminfo"))
     known = [amounts["MemAvailable:"] * 1024] if "MemAvailable:" in amounts else []
     if not known and hasattr(os, "sysconf"):
@@ -43,11 +43,11 @@ def memory() -> int | None:
 
 
 def limit_threads(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Limit the threads of numerical libraries to the cores that this process may use, unless the user has.
+    """Limit the threads of numerical libraries to the available cores, unless the user has set a limit.
 
-    Threads that wait for others sleep instead of spinning: otherwise, two processes that share their cores
-    slow each other down by an order of magnitude. The libraries read these variables once, so the function
-    does nothing after PyTorch has been imported.
+    Waiting threads are set to sleep instead of spinning: otherwise, processes that share cores slow each
+    other down by an order of magnitude. The limits are environment variables, which the libraries read only
+    once, so the function does nothing after PyTorch has been imported.
     """
     if "torch" in sys.modules:
         return
@@ -63,7 +63,7 @@ def _affinity() -> int:
 
 
 def _groups() -> Iterator[Path]:
-    """Yield the folders of the control groups of this process, and those of the groups that contain them."""
+    """Yield the folders of the control groups of this process and of their parent groups."""
     for line in _lines(Path("/proc/self/cgroup")):
         controllers, _, group = line.partition(":")[2].partition(":")
         root = _GROUPS / controllers
@@ -85,6 +85,6 @@ def _words(path: Path) -> list[str]:
 
 
 def _amounts(path: Path) -> dict[str, int]:
-    """Return the numbers of a file with one name and one number per line."""
+    """Read a file with one name and one number per line."""
     rows = (line.split() for line in _lines(path))
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}

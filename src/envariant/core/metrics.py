@@ -30,14 +30,15 @@ class Metric:
 
     Attributes:
         name: Name of the metric in tables, figures and options.
-        higher_is_better: Direction of the metric.
+        higher_is_better: Whether higher values are better.
         compute: Function of task, logits (`[rows]` or `[rows, classes]`) and targets (`[rows]`). The value is
             NaN if the metric is undefined, such as AUROC with a single class.
         tasks: Task classes for which the metric is defined.
         bounds: Smallest and largest possible value.
         unit: Unit of the values; "" for dimensionless values.
         number_format: Python format specification for printed values.
-        notable_difference: Smallest difference worth mentioning. None: it depends on the scale of the target.
+        notable_difference: Smallest difference worth mentioning; None if it depends on the scale of the
+            target.
     """
 
     name: str
@@ -56,12 +57,12 @@ class Metric:
 
     @property
     def sign(self) -> float:
-        """Sign of the direction: 1 if higher values are better, else −1."""
+        """Sign of an improvement: 1 if higher values are better, else −1."""
         return 1.0 if self.higher_is_better else -1.0
 
     @property
     def largest_difference(self) -> float:
-        """Largest possible difference of two values."""
+        """Largest possible difference between two values."""
         return self.bounds[1] - self.bounds[0]
 
     def gain(self, value: float, reference: float) -> float:

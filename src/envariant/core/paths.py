@@ -21,8 +21,8 @@ def check_file(path: Path, missing: str = "", kinds: str = "") -> None:
 
     Args:
         path: File to be opened.
-        missing: Message if there is no such file.
-        kinds: Examples of file names, such as " (.csv)", for the message about a folder.
+        missing: Error message if the file does not exist.
+        kinds: Supported file types, such as " (.csv)", for the error message if the path is a folder.
 
     Raises:
         EnvariantError: If the path is missing, a folder, a pipe, a socket or a device.
@@ -40,12 +40,12 @@ def check_file(path: Path, missing: str = "", kinds: str = "") -> None:
 
 
 def os_reason(error: Exception) -> str:
-    """Return the reason of an error of the operating system, without the path."""
+    """Return the reason for an operating-system error as text, without the path."""
     return getattr(error, "strerror", None) or first_line(error)
 
 
 def folder_name(name: str, where: str) -> str:
-    """Return the name if a folder can be given it on every system.
+    """Check that a folder can have this name on every operating system, and return the name.
 
     Args:
         name: Name chosen by a user or read from a file.
@@ -68,15 +68,15 @@ def folder_name(name: str, where: str) -> str:
 
 
 def check_overwrite(path: Path, ours: str, inputs: Iterable[Path] = ()) -> None:
-    """Check that writing a file does not overwrite what was not written before for the same purpose.
+    """Check that writing a file overwrites only an empty file or an earlier output of the same kind.
 
     Args:
         path: File to be written.
-        ours: Regular expression that matches in the beginning or the end of files of the same purpose.
-        inputs: Files that are read for the output.
+        ours: Regular expression that matches the beginning or the end of an earlier output.
+        inputs: Input files, which must not be overwritten.
 
     Raises:
-        EnvariantError: If the file is an input, or exists, is not empty and does not match.
+        EnvariantError: If the file is an input, or is neither empty nor an earlier output.
     """
     try:
         if any(each.exists() and path.samefile(each) for each in inputs if path.exists()):
@@ -99,7 +99,7 @@ def check_overwrite(path: Path, ours: str, inputs: Iterable[Path] = ()) -> None:
 
 
 def not_ours(path: Path) -> EnvariantError:
-    """Return the error for an existing file that would be overwritten."""
+    """Return the error for an existing file that must not be overwritten."""
     return EnvariantError(
         f"{path}: exists and was not written for this purpose; move it, or choose another file or folder"
     )

@@ -1,6 +1,6 @@
 """Plug-ins: classes and objects of other installed packages, registered as entry points.
 
-A package registers them in its `pyproject.toml`:
+A package registers plug-ins in its `pyproject.toml`:
 
     [project.entry-points."envariant.models"]
     my-model = "my_package.models:MyModel"
@@ -28,7 +28,7 @@ class Plugins(Generic[T]):
         group: Entry-point group, such as "envariant.models".
         kind: Kind of plug-in, such as "model", for error messages.
         requirement: Description of a valid plug-in, for error messages.
-        fits: Whether a plug-in is valid, a function of the plug-in and the name of its entry point.
+        fits: Function of a plug-in and the name of its entry point that returns whether the plug-in is valid.
     """
 
     group: str
@@ -45,7 +45,7 @@ class Plugins(Generic[T]):
 
         Args:
             name: Name of the entry point.
-            built_in: Names that are not plug-ins, for the error about an unknown name.
+            built_in: Names of the library's objects of this kind, listed in the error for an unknown name.
 
         Raises:
             EnvariantError: If the name is unknown, or the plug-in cannot be imported or does not meet

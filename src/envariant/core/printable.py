@@ -1,7 +1,7 @@
-"""Text of data and files, made safe for terminals and pages.
+"""Make text from data and files safe for terminals and pages.
 
-Column names, class names, file names and stored messages may come from strangers. Control characters in them
-could clear a terminal, change its title or hide a part of a line.
+Column names, class names, file names and stored messages may come from untrusted sources. Control characters
+in such text could clear a terminal, change its title or hide a part of a line.
 """
 
 import re

@@ -1,10 +1,10 @@
 """Schedules: coefficients and learning rates as functions of the step, writable as short strings.
 
 With a strong penalty from the first step, training ends at the constant predictor, whose penalty is zero;
-without a penalty, training is ERM. Published compromises are schedules: `step(1, 1e4, at=190)`,
-`stages(1, 1e4, 1e6, at=(190, 400))`, `poly(k=1, p=3, after=190)`. Switch points are step numbers, or shares
-of the run's length such as `at=40%`. Values are clipped to ±`CAP`, since an exponential would overflow
-within a few hundred steps.
+without a penalty, training is ERM. Published methods therefore change the coefficient during training:
+`step(1, 1e4, at=190)`, `stages(1, 1e4, 1e6, at=(190, 400))`, `poly(k=1, p=3, after=190)`. Switch points are
+step numbers, or shares of the run's length such as `at=40%`. Values are clipped to ±`CAP`, because an
+exponential schedule would overflow within a few hundred steps.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from envariant.core.errors import EnvariantError, shown, unknown_name
 from envariant.core.specs import Percent, Spec
 
 CAP = 1e12
-"""Largest absolute value of a schedule: above all usual coefficients, and its square fits in float32."""
+"""Largest absolute value of a schedule. It exceeds usual coefficients, and its square fits in float32."""
 
 
 class Schedule(ABC):
-    """Base class of schedules, functions of the step t, the number of updates already made (from 0).
+    """Base class of schedules: functions of the step t, which is 0 for the first update.
 
     A subclass is a frozen dataclass with a `name`. Its fields are numbers, tuples of numbers, or switch
     points: step numbers or `Percent` values, listed in `switch_fields`.
@@ -32,13 +32,13 @@ class Schedule(ABC):
     switch_fields: ClassVar[tuple[str, ...]] = ()
     """Names of the fields for switch points."""
     value_fields: ClassVar[tuple[str, ...]] = ()
-    """Names of the fields whose signs are those of the schedule's values."""
+    """Names of the fields that determine the sign of the schedule's values."""
     final_field: ClassVar[str] = ""
     """Name of the field for the last value; "" if the schedule grows without a last value."""
 
     @abstractmethod
     def __call__(self, step: int) -> float:
-        """Return the value at `step`, between -CAP and CAP.
+        """Return the value at a step, between -CAP and CAP.
 
         Raises:
             EnvariantError: If a switch point is relative to the run's length; `resolve` the schedule first.
@@ -90,7 +90,7 @@ class Schedule(ABC):
 
         Args:
             old: Length of the run for which the schedule is meant, in steps.
-            new: Length of the run in which it is used, in steps.
+            new: Length of the run in which the schedule is used, in steps.
 
         Example:
             >>> str(schedule("step(1, 1e4, at=190)").rescale(501, 150))
@@ -102,14 +102,14 @@ class Schedule(ABC):
         return dataclasses.replace(cast("Any", self), **changes).resolve(new)
 
     def check_not_negative(self, what: str, *, zero: bool = True) -> None:
-        """Check that no value is below 0.
+        """Check that no value of the schedule is negative.
 
         Args:
             what: Name of the hyperparameter, for the error message.
             zero: Whether the value may be 0 at every step.
 
         Raises:
-            EnvariantError: If a value is negative.
+            EnvariantError: If a value is negative, or all values are 0 and `zero` is false.
         """
         numbers = [number for key in self.value_fields for number in self._numbers(key)]
         if any(number < 0 for number in numbers) or (numbers and not zero and not any(numbers)):
@@ -125,7 +125,7 @@ class Schedule(ABC):
         return all(point < steps for point in self.resolve(steps).switch_points)
 
     def with_final_value(self, value: float) -> "Schedule | None":
-        """Replace the last value; return None if the schedule grows without a last value."""
+        """Return a copy with another final value; None if the schedule grows without a final value."""
         changes = {self.final_field: value}
         return dataclasses.replace(cast("Any", self), **changes) if self.final_field else None
 
@@ -187,7 +187,7 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True)
 class Step(Schedule):
-    """Step schedule: `before` until step `at`, then `after`; the annealing of the IRM and REx code."""
+    """Step schedule: `before` until step `at`, then `after`, as in the IRM and REx code."""
 
     name: ClassVar[str] = "step"
     value_fields: ClassVar[tuple[str, ...]] = ("before", "after")
@@ -207,7 +207,7 @@ class Step(Schedule):
 @final
 @dataclass(frozen=True)
 class Stages(Schedule):
-    """Piecewise constant schedule: `values[i]` from step `at[i-1]` on; one switch point fewer than values.
+    """Piecewise constant schedule: `values[0]`, then `values[i]` from step `at[i-1]` on.
 
     A stage without steps, because its relative switch points coincide in a short run, is skipped.
     """
@@ -247,7 +247,7 @@ class Stages(Schedule):
 @final
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """Linear schedule from `start` at step `after` to `end` at step `until`, and constant outside.
+    """Linear schedule from `start` at step `after` to `end` at step `until`, constant before and after.
 
     If `until` is relative, and `after` is relative or 0, the ramp takes at least one step.
     """
@@ -290,9 +290,9 @@ class Linear(Schedule):
 @final
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """Polynomial schedule: `before` until step `after`, then k·t^p for step t, clipped to ±`CAP`.
+    """Polynomial schedule: `before` until step `after`, then k·t^p at step t, clipped to ±`CAP`.
 
-    The course report uses λ = 1 before the annealing step and k·t^p from that step on.
+    The course report (`sjtu-2023`) uses this schedule, with `before` = 1, for the penalty coefficient.
     """
 
     name: ClassVar[str] = "poly"
@@ -315,9 +315,9 @@ class Polynomial(Schedule):
 @final
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """Exponential schedule: `before` until step `after`, then start·factor^(t − after), clipped to ±`CAP`.
+    """Exponential schedule: `before` until step `after`, then start·factor^(t − after) at step t.
 
-    Without the cap, a factor of 1.1 overflows float32 after about 930 steps.
+    Values are clipped to ±`CAP`. Without the cap, a factor of 1.1 overflows float32 after about 930 steps.
     """
 
     name: ClassVar[str] = "exp"
@@ -381,7 +381,7 @@ def _scales(point: int | Percent, old: int) -> bool:
 
 
 def _each(points: Any, old: int, new: int) -> Any:
-    """Return switch points in steps of a run of length `old` as shares of the run, to resolve for `new`."""
+    """Convert step numbers in a run of `old` steps to shares of the run, for a new run of `new` steps."""
     if isinstance(points, tuple):
         return tuple(_each(point, old, new) for point in cast("tuple[Any, ...]", points))
     if not _scales(points, old):

@@ -20,7 +20,7 @@ class Range(ABC):
 
     @abstractmethod
     def sample(self, generator: np.random.Generator) -> Any:
-        """Sample one value with the given generator."""
+        """Sample one value."""
 
     def _reject(self, requirement: str, low: float, high: float) -> NoReturn:
         raise EnvariantError(f"{type(self).__name__}: {requirement}; got {low:g}, {high:g}")
@@ -111,7 +111,7 @@ class Choice(Range):
 
 
 def ranges(cls: type[Any]) -> dict[str, Range]:
-    """Return the declared search ranges of a class, by field name."""
+    """Return a mapping from field name to the search range declared in a class."""
     return {
         name: declared
         for name, hint in get_type_hints(cls, include_extras=True).items()

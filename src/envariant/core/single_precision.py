@@ -1,4 +1,4 @@
-"""Conversion of numbers to float32, which has seven digits, without a silent loss of small differences."""
+"""Convert numbers to float32, with an error if rounding would remove differences between them."""
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ _CONSTANT = 1e-14
 
 
 def single_precision(values: Tensor, what: str) -> Tensor:
-    """Return finite numbers `[rows]` or `[rows, columns]` as float32; other shapes are not checked.
+    """Convert finite numbers to float32, and check that rounding does not remove differences between them.
 
     Args:
-        values: Numbers of any type.
+        values: Numbers of any type. Only shapes `[rows]` and `[rows, columns]` are checked.
         what: Name of the values, for error messages.
 
     Raises:

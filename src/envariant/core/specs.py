@@ -1,8 +1,8 @@
-"""Specs: named objects with settings as text, such as `poly(k=1, p=3, after=40%)`.
+"""Specs: strings such as `poly(k=1, p=3, after=40%)` that name an object and its settings.
 
 Schedules, models, algorithms and data sets are written this way on the command line, in stored results and
-in Python. Python's own parser reads the arguments, so numbers, strings, tuples and nested calls have
-the same syntax as in Python; no code is evaluated.
+in Python. Python's parser reads the arguments, so numbers, strings, tuples and nested calls are written as in
+Python; no code is evaluated.
 """
 
 import ast
@@ -84,7 +84,7 @@ def parse(text: str) -> Spec:
 
 
 def parse_as(kind: str, text: str) -> Spec:
-    """Parse a text as `parse` does; error messages name the kind of the object, such as "model"."""
+    """Parse text like `parse`; error messages name the kind of the object, such as "model"."""
     try:
         return parse(text)
     except EnvariantError as error:
@@ -127,7 +127,7 @@ def format_value(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a string in quotes; other escapes than these would also be parts of Windows paths."""
+    """Quote a string, using only escapes that cannot be part of a Windows path."""
     if _ESCAPES.fullmatch(literal := repr(text)):
         return literal
 
@@ -143,8 +143,8 @@ def describe(name: str, instance: object, default: object = None, positional: tu
     Args:
         name: Name of the object.
         instance: Dataclass instance; fields with `compare=False` are not written.
-        default: Instance with the default settings. None: the defaults of the fields.
-        positional: Names of the fields that are always written, first and without a key.
+        default: Instance with the default settings. Default: the defaults of the fields.
+        positional: Names of the fields whose values are always written, before the others and without a key.
     """
     changed = {
         f.name: getattr(instance, f.name)
@@ -163,7 +163,7 @@ def fill(
     Args:
         cls: Dataclass to be constructed.
         spec: Spec with the arguments.
-        positional: Names of the fields that may be set without a key, in order. None: all fields.
+        positional: Names of the fields that may be set without a key, in order. Default: all fields.
         hidden: Names of the fields that a spec cannot set.
 
     Returns:
@@ -198,7 +198,7 @@ def fill(
 
 
 def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
-    """Build an object of one of the `known` dataclasses from a string such as `mlp(hidden=390)`.
+    """Build an instance of one of the `known` dataclasses from a string such as `mlp(hidden=390)`.
 
     Raises:
         EnvariantError: If the name or one of its settings is unknown, or a value has the wrong type.
@@ -212,7 +212,7 @@ def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
 def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Convert settings to the declared types of the fields of a dataclass; integers are valid floats.
 
-    Bounds are not checked here, nor settings whose type is a class of this package; the class checks them.
+    Bounds, and settings whose type is a class of this package, are checked later, by the dataclass itself.
 
     Raises:
         EnvariantError: If a value has the wrong type; the message begins with `where`.
@@ -305,7 +305,7 @@ class _Declared:
         raise EnvariantError(f"{what} must be {expected}; got {_shown(plain)}")
 
     def _range_in_words(self, violated: str) -> str:
-        """Return the allowed range; of whole numbers, only the violated side."""
+        """Return the allowed range as text; for whole numbers, only the violated bound."""
         low, high = self.bounds.get("ge", self.bounds.get("gt")), self.bounds.get("le", self.bounds.get("lt"))
         whole = _bare(self.hint) is int
         if high is not None and (low is None or (whole and violated in ("less_than", "less_than_equal"))):
@@ -326,7 +326,7 @@ _BOUND_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_e
 
 @cache
 def _declared(cls: type[Any]) -> dict[str, _Declared]:
-    """Return the declarations of the fields of a dataclass that can be set and checked."""
+    """Return declared type, bounds and default of each field of a dataclass that can be checked."""
     try:
         hints = get_type_hints(cls, include_extras=True)
     except (NameError, TypeError):

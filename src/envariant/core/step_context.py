@@ -1,7 +1,7 @@
 """`StepContext`: step number, learning rate and random numbers of the current step.
 
-In a replica stack, each value is a tensor over the replicas. Random numbers are counter-based, so an
-algorithm is a pure function: a second call uses the same random numbers.
+In a replica stack, these values are tensors instead of Python numbers. Random numbers depend only on this
+context, so an algorithm is a pure function: a second call uses the same random numbers.
 """
 
 import math
@@ -25,7 +25,7 @@ class StepContext:
     """Step number, learning rate and random-number key of one step of one replica.
 
     Attributes:
-        step: Number of updates already made; 0 in the first step.
+        step: Number of completed updates; 0 in the first step.
         learning_rate: Learning rate of the run's optimizer at this step.
         key: Key of the step's random numbers; None for algorithms that are not `stochastic`.
         part: Index of the part of the algorithm; every part has separate random numbers.
@@ -41,10 +41,10 @@ class StepContext:
 
     @classmethod
     def at(cls, step: int, seed: int = 0, learning_rate: float = 1e-3) -> "StepContext":
-        """Return a context for calling a part outside of a run.
+        """Create a context in which a part can be called outside of a run.
 
         Args:
-            step: Number of updates already made.
+            step: Number of completed updates.
             seed: Seed of the random numbers.
             learning_rate: Learning rate of the step.
         """
@@ -52,7 +52,7 @@ class StepContext:
         return cls(step, learning_rate, keys[0, 0])
 
     def of_part(self, part: int) -> "StepContext":
-        """Return the context of the same step for another part of the algorithm.
+        """Return the context of this step for another part of the algorithm.
 
         Args:
             part: Index of the part.
@@ -68,7 +68,7 @@ class StepContext:
             like: Tensor that determines data type and device of the result.
 
         Raises:
-            EnvariantError: If the algorithm is not declared stochastic and so has no key.
+            EnvariantError: If there is no key, because the algorithm is not declared stochastic.
         """
         if self.key is None:
             raise EnvariantError(
@@ -105,7 +105,7 @@ class StepContext:
         return self.uniform(count, draw=draw, like=like).argsort()
 
     def symmetric_beta(self, alpha: Any, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
-        """Return Beta(α, α) random numbers, each from two uniform numbers (Ulrich 1984, by Student's t).
+        """Return Beta(α, α) random numbers, each from two uniform numbers (method of Ulrich 1984).
 
         Args:
             alpha: Parameter α of the distribution.

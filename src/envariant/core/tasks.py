@@ -1,11 +1,10 @@
 """Prediction tasks: binary and multiclass classification, and regression.
 
-A task defines the loss of each row, the derivative of that loss with respect to a multiplier of the logits
-(IRM's penalty is built from it), the metric, and the shapes of targets and logits. All other code is written
-once for all tasks.
+A task defines the loss of each row, the derivative of this loss with respect to a multiplier of the logits
+(used in IRM's penalty), the metric, and the shapes of targets and logits. All other code works with any task.
 
-Another loss, such as label smoothing, is a subclass that defines `losses`. The derivatives then follow from
-that loss by automatic differentiation.
+For another loss, such as label smoothing, define a subclass with a method `losses`. The derivatives are then
+computed from this loss by automatic differentiation.
 """
 
 import inspect
@@ -27,7 +26,7 @@ from envariant.core.single_precision import single_precision
 
 
 def _place(cls: type, name: str) -> int:
-    """Return the position in the method resolution order of the class that defines a method."""
+    """Return the index, in the method resolution order, of the class that defines a method."""
     return next((i for i, base in enumerate(cls.__mro__) if name in vars(base)), 0)
 
 
@@ -39,7 +38,7 @@ class Task(ABC):
     Attributes:
         name: Name of the task.
         metric: Name of the metric that training records.
-        higher_is_better: Direction of the metric.
+        higher_is_better: Whether higher values of the metric are better.
     """
 
     name: ClassVar[str]
@@ -77,12 +76,15 @@ class Task(ABC):
     def losses(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return the loss of each row: negative log-likelihood in nats, or squared error."""
+        """Return each row's loss: negative log-likelihood in nats, or squared error for regression."""
 
     def residuals(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, "rows *c"]:
-        """Return ∂ℓ_i/∂z_i, differentiable in z; by default, by automatic differentiation of `losses`."""
+        """Return the derivative ∂ℓ_i/∂z_i of the loss ℓ_i of each row i with respect to its logits z_i.
+
+        The result is differentiable in z. Default: automatic differentiation of `losses`.
+        """
 
         def total(z: Tensor) -> Tensor:
             return self.losses(z, targets).sum()
@@ -92,7 +94,11 @@ class Task(ABC):
     def multiplier_derivatives(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return d_i = ∂ℓ_i(s·z_i)/∂s at s = 1, which is Σ_c ∂ℓ_i/∂z_ic · z_ic; differentiable in z."""
+        """Return the derivative of each row's loss with respect to a multiplier s of its logits, at s = 1.
+
+        For the loss ℓ_i and the logits z_i of row i, this is ∂ℓ_i(s·z_i)/∂s = Σ_c ∂ℓ_i/∂z_ic · z_ic, with
+        outputs c. The result is differentiable in z.
+        """
         products = self.residuals(logits, targets) * logits
         return products if self.outputs == 1 else products.sum(dim=1)
 
@@ -110,12 +116,12 @@ class Task(ABC):
     def scores(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return the score of each row: 1 for a correct class and 0 otherwise, or the squared error."""
+        """Return each row's score: 1 or 0 for a right or wrong class, the squared error for regression."""
 
     def constant_loss(self, targets: Shaped[Tensor, "rows *target_shape"]) -> float:
         """Return the mean loss of the best constant prediction: entropy of the classes, or variance.
 
-        By default, it is found by numerical minimization of `losses`; NaN if that fails.
+        Default: numerical minimization of `losses`; NaN if the minimization fails.
         """
         targets = targets.double() if targets.is_floating_point() else targets
         constant = torch.zeros(self.outputs, dtype=torch.float64, device=targets.device, requires_grad=True)
@@ -149,7 +155,10 @@ class Task(ABC):
         """
 
     def identity(self) -> str:
-        """Return a text that differs between tasks with different losses, for hashing; "" for classes."""
+        """Return a string for hashing that differs between tasks with different losses.
+
+        The string is empty for `Binary` and `Multiclass`, which differ in the data type of their targets.
+        """
         if type(self) in (Binary, Multiclass, Regression):
             # Targets of classes differ in type, so the data tell them apart.
             return self.name if type(self) is Regression else ""
@@ -259,7 +268,7 @@ class Multiclass(Task):
 @final
 @dataclass(frozen=True)
 class Regression(Task):
-    """Regression of one number, with loss (f − y)² (not halved).
+    """Regression of one number. The loss is (f − y)², with prediction f and target y, without a factor 1/2.
 
     Targets may be standardized; `scale` and `center` convert them back to the original unit.
 
@@ -307,7 +316,7 @@ class Regression(Task):
 
 
 def _content(value: Any) -> str:
-    """Return the values of a tensor, the source of a class or function, or the text of another value."""
+    """Return a string for hashing: the values of a tensor, the source code of a class, else the `repr`."""
     if isinstance(value, Tensor):
         return str(value.tolist())
     try:
@@ -317,7 +326,7 @@ def _content(value: Any) -> str:
 
 
 def check_losses(task: Task, targets: Tensor) -> None:
-    """Check that a task from outside the library returns one loss and one score per row.
+    """Check that a user-defined task returns one loss and one score per row.
 
     Args:
         task: Prediction task.

@@ -1,4 +1,4 @@
-"""Data sources, which provide environments; `source(text)` returns a source by its name."""
+"""Data sources, which provide environments; `source` returns the data source with a given name."""
 
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +18,8 @@ from envariant.data.images.wilds import MetadataImages, Wilds
 ENTRY_POINTS = "envariant.data"
 """Entry-point group of data sources from other packages: `name = "module:Class"`.
 
-The class must be an `EnvironmentSource` and a frozen dataclass. Its `name`, such as `name(setting=value, …)`,
-must be the text of an equal source; the base class `SpecSource` ensures this.
+The class must be an `EnvironmentSource` and a frozen dataclass. For an instance `s`, `source(s.name)` must
+return an equal instance; the base class `SpecSource` ensures this.
 """
 
 PLUGINS = Plugins[type[EnvironmentSource]](
@@ -65,7 +65,7 @@ colored_digits = ColoredDigits
 
 
 def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
-    """Return the source specified by a string such as `colored-mnist:irm(label_noise=0.1)`.
+    """Convert a string such as `colored-mnist:irm(label_noise=0.1)` to a data source.
 
     Args:
         text: Name, optional protocol after a colon, and settings in parentheses.
@@ -93,7 +93,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
 
 
 def installed_sources() -> tuple[dict[str, type[EnvironmentSource]], tuple[str, ...]]:
-    """Return the source classes of plug-ins by name, and a message for each plug-in that failed to load."""
+    """Return a mapping from name to data source class of each plug-in, and messages on failed plug-ins."""
     return PLUGINS.load_all(SOURCES)
 
 

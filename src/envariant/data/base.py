@@ -1,4 +1,4 @@
-"""Base class of data sources written as text, a name with settings in parentheses."""
+"""Base class of data sources that can be written as a name with settings in parentheses."""
 
 from pathlib import Path
 from typing import ClassVar, Self
@@ -18,14 +18,14 @@ class SpecSource(EnvironmentSource):
     base: ClassVar[str]
     """Registered name of the source."""
     positional: ClassVar[tuple[str, ...]] = ()
-    """Names of the fields that are always written, first and without a key."""
+    """Names of the fields that are always written first, as values without a name."""
 
     @classmethod
     def from_spec(cls, spec: Spec, folder: Path | None = None) -> Self:
-        """Build a source from its spec.
+        """Build a source from its parsed text.
 
         Args:
-            spec: Name and settings of the source.
+            spec: Name and settings of the source, parsed from text.
             folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
 
         Raises:

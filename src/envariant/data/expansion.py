@@ -1,14 +1,23 @@
 """Limits on the size of files after decompression, checked before a file is read."""
 
+import bz2
+import gzip
 import lzma
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final
 
 from envariant.core.errors import EnvariantError
 from envariant.core.machine import memory
-from envariant.data.tables.sample import OPENERS
+
+OPENERS: Final[Mapping[str, Callable[..., IO[Any]]]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+"""Functions that open a compressed file, by suffix."""
 
 # Files of this size are read whatever their compression.
 _SMALL: Final = 1 << 28
@@ -23,10 +32,10 @@ def check_expansion(path: Path) -> None:
     """Check that a file is not much larger after decompression, and fits in memory.
 
     Args:
-        path: File to be read; its suffix decides on the compression.
+        path: File to be read; its suffix determines the compression.
 
     Raises:
-        EnvariantError: If the file expands to more than 256 MiB and 200 times its size, or its content is
+        EnvariantError: If the decompressed content is larger than both 256 MiB and 200 times the file, or
             larger than the available memory.
     """
     state, suffix = path.stat(), path.suffix.lower()
@@ -55,12 +64,12 @@ def check_size(path: Path, length: int, size: int) -> None:
     """Check the number of bytes to be read from a file.
 
     Args:
-        path: File, for the error message.
+        path: Path of the file, for the error message.
         length: Number of bytes after decompression.
         size: Number of bytes on the disk.
 
     Raises:
-        EnvariantError: If there are too many; see `check_expansion`.
+        EnvariantError: If `length` exceeds one of the limits of `check_expansion`.
     """
     free = memory()
     if length > max(_SMALL, _LARGEST_RATIO * size):

@@ -1,4 +1,4 @@
-"""Training-domain validation: a share of the rows of every training environment is held out.
+"""Data source for training-domain validation: a share of the rows of each training environment is held out.
 
 The held-out rows become validation environments.
 """
@@ -20,12 +20,13 @@ SUFFIX = " (held-out rows)"
 @final
 @dataclass(frozen=True)
 class ValidationSplit(EnvironmentSource):
-    """Data source with a validation split of every training environment; every seed gives another split.
+    """Data source with a validation split of every training environment; the seed determines the split.
 
     Attributes:
         source: Data source to split.
         share: Share of the rows of every training environment to hold out, between 0 and 1 (exclusive).
-        test: Names of the test environments, which are not split. Default: those of the data.
+        test: Names of the test environments, which are not split. Default: the default test environments of
+            the data source.
     """
 
     source: EnvironmentSource

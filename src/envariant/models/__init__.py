@@ -1,4 +1,4 @@
-"""Models: frozen descriptions that build networks for given input and output shapes."""
+"""Model descriptions, such as `mlp(hidden=390)`, that build a network for given shapes."""
 
 from envariant.core import specs
 from envariant.core.plugins import Plugins, is_dataclass_of
@@ -12,7 +12,8 @@ from envariant.models.timm import Timm
 ENTRY_POINTS = "envariant.models"
 """Entry-point group of models from other packages: `name = "module:Class"`.
 
-The class must be a `ModelConfig` and a frozen dataclass with the same `name`; its fields are the settings.
+The class must be a `ModelConfig` and a frozen dataclass, and its `name` must equal the name of the entry
+point. The fields are the settings.
 """
 PLUGINS = Plugins[type[ModelConfig]](
     ENTRY_POINTS,
@@ -36,7 +37,7 @@ def model_config(text: str) -> ModelConfig:
 
 
 def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:
-    """Return the model classes of plug-ins by name, and a message for each plug-in that failed to load."""
+    """Return a mapping from name to model class of each plug-in, and messages on plug-ins that failed."""
     return PLUGINS.load_all(MODELS)
 
 

@@ -1,4 +1,4 @@
-"""Base class of model descriptions, and modules with a featurizer and a head.
+"""Base class of model descriptions, and `FeaturizerAndHead`, a module with these two submodules.
 
 Any `torch.nn.Module` can be trained. If it has the submodules `featurizer` and `head`, penalties on features
 use the output of the featurizer; otherwise they use the output of the module. A `ModelConfig` builds a module
@@ -63,14 +63,14 @@ class ModelConfig(ABC):
         """
 
     def size(self, input_shape: Sequence[int], outputs: int) -> float:
-        """Return the number of parameters and buffers of the network, without allocating any memory.
+        """Return the total number of values in parameters and buffers, without allocating memory for them.
 
         Args:
             input_shape: Shape of one row of inputs.
             outputs: Number of outputs per row.
 
         Returns:
-            The number; infinity if a tensor is too large for PyTorch.
+            Number of values; infinity if a tensor is too large for PyTorch.
 
         Raises:
             EnvariantError: If the network cannot take inputs of that shape.

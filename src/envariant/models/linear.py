@@ -13,10 +13,10 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig, xavier
 
 @final
 class _Linear(nn.Linear):
-    """Linear layer W x + b with the weights as the first factor of the matrix product.
+    """Linear layer W x + b that computes the matrix product with the weights as its first factor.
 
-    Under `vmap`, many models with the same inputs then need one matrix product instead of one per model. This
-    requires contiguous weights, hence the copy.
+    Under `vmap`, many models with the same inputs then need one matrix product instead of one per model.
+    Because this requires contiguous weights, they are copied.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -28,7 +28,7 @@ class _Linear(nn.Linear):
 @final
 @dataclass(frozen=True)
 class Linear(ModelConfig):
-    """Linear model W x + b on flattened inputs; Xavier-uniform weights, zero biases."""
+    """Linear model W x + b on flattened inputs, initialized with Xavier-uniform weights and zero biases."""
 
     name: ClassVar[str] = "linear"
 

@@ -19,9 +19,10 @@ _DEEPEST = 1000
 @final
 @dataclass(frozen=True)
 class MLP(ModelConfig):
-    """Multilayer perceptron with ReLU; the featurizer is the hidden layers, the head is linear.
+    """Multilayer perceptron with ReLU; the hidden layers are the featurizer, and the head is linear.
 
-    Inputs are flattened. Xavier-uniform weights, zero biases. Arjovsky et al. 2019 use hidden=390, depth=2.
+    Inputs are flattened. Initial weights are Xavier-uniform, and initial biases are zero. Arjovsky et al.
+    2019 use hidden=390 and depth=2.
 
     Attributes:
         hidden: Width of every hidden layer, or a tuple of the widths of all hidden layers.

@@ -38,7 +38,7 @@ class _FromFewChannels(nn.Conv2d):
 class _ChannelsLast(nn.Module):
     """Conversion to the channels-last memory layout, in which convolutions are faster.
 
-    It follows the first norm layer, because group norm of full-size maps is slow in that layout.
+    This layer follows the first norm layer, because group norm of full-size maps is slow in that layout.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class _ChannelsLast(nn.Module):
 
 @final
 class _ChannelMeans(nn.Module):
-    """Mean of every channel over the image, computed and differentiated in memory order."""
+    """Layer that averages every channel over the image, with values accessed in memory order."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.permute(0, 2, 3, 1).flatten(1, 2).mean(1)

@@ -1,6 +1,6 @@
 """Published results and protocols, stored in `results.toml`.
 
-Every table states its source, the kind of spread and the number of runs; reports repeat this information.
+Every table states its source, what its spreads measure, and its number of runs. Reports show these facts.
 """
 
 import tomllib
@@ -16,7 +16,15 @@ from envariant.core.errors import unknown_name
 
 @final
 class Source(BaseModel):
-    """Publication that is the source of results."""
+    """Publication that contains results.
+
+    Attributes:
+        title: Title of the publication.
+        authors: Names of the authors.
+        url: Web address of the publication.
+        checked: Description of how the results were read from the publication and checked.
+        year: Year of publication, if known.
+    """
 
     model_config = ConfigDict(frozen=True)
     title: str
@@ -28,7 +36,13 @@ class Source(BaseModel):
 
 @final
 class Row(BaseModel):
-    """Row of a published table: one entry per column, NaN if the source gives no value."""
+    """Row of a published table.
+
+    Attributes:
+        mean: Mean score in each column; NaN if the publication gives no value.
+        spread: Spread of the scores in each column; None if the publication gives no spreads.
+        theory: Whether the values are theoretical instead of measured.
+    """
 
     model_config = ConfigDict(frozen=True)
     mean: tuple[float, ...]
@@ -38,7 +52,19 @@ class Row(BaseModel):
 
 @final
 class Table(BaseModel):
-    """Published table of results; `unit` is "percent" or "fraction", as in the publication."""
+    """Published table of results.
+
+    Attributes:
+        source: Name of the publication; the function `source` returns its details.
+        protocol: Name of the protocol with which the runs were trained.
+        metric: Name of the metric.
+        unit: Unit of the values, "percent" or "fraction", as in the publication.
+        columns: Names of the columns.
+        spread_kind: What the spreads measure, such as standard deviation.
+        n_runs: Number of runs over which each mean was computed; None if not stated.
+        higher_is_better: Whether higher values are better.
+        rows: Rows by name.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     source: str
@@ -52,7 +78,12 @@ class Table(BaseModel):
     rows: Mapping[str, Row]
 
     def fraction(self, row: str, column: str) -> tuple[float, float | None]:
-        """Return mean and spread of an entry as fractions; percentages are divided by 100."""
+        """Return the mean and spread in one cell of the table as fractions; percentages are divided by 100.
+
+        Args:
+            row: Name of the row.
+            column: Name of the column.
+        """
         scale = 100 if self.unit == "percent" else 1
         position = self.columns.index(column)
         entry = self.rows[row]
@@ -77,7 +108,7 @@ def source(name: str) -> Source:
 
 
 def protocol(name: str) -> Mapping[str, Any]:
-    """Return the settings of a published protocol, as numbers or descriptive text."""
+    """Return the settings of a published protocol by name; values are numbers or text."""
     return _entry("protocols", name)
 
 

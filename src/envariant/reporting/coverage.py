@@ -1,4 +1,4 @@
-"""Number of rows by environment and class, so that a data set can be inspected before training."""
+"""Row counts by environment and class, to inspect a data set before training."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -22,13 +22,13 @@ _MOST_COLUMNS = 12
 @final
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """Rows of a data set by environment and class.
+    """Number of rows of a data set by environment and class.
 
     Attributes:
         name: Name of the data set.
         environments: Names of the environments.
-        classes: Names of the classes; empty for real targets.
-        counts: Number of rows, `[environments, classes]`; `[environments, 1]` for real targets.
+        classes: Names of the classes; empty for regression.
+        counts: Number of rows, `[environments, classes]`; `[environments, 1]` for regression.
         log: Preprocessing log.
     """
 
@@ -40,10 +40,10 @@ class Coverage:
 
     @classmethod
     def of(cls, source: EnvironmentSource, seed: int) -> "Coverage":
-        """Count the rows of a data source; images are listed, not read.
+        """Count the rows of a data source; image files are counted without being read.
 
         Args:
-            source: Data source.
+            source: Data source whose rows are counted.
             seed: Seed of the data sample.
         """
         if isinstance(source, ImageSource):
@@ -66,12 +66,12 @@ class Coverage:
 
     @property
     def absent(self) -> dict[str, tuple[str, ...]]:
-        """Classes without rows, by environment."""
+        """Mapping from environment to the classes without rows in it."""
         none = [tuple(self.classes[k] for k in np.flatnonzero(row == 0)) for row in self.counts]
         return {name: classes for name, classes in zip(self.environments, none, strict=True) if self.classes}
 
     def table(self) -> TextTable:
-        """Return a table with one row per environment."""
+        """Return a table of the counts with one row per environment."""
         are_few = len(self.classes) <= _MOST_COLUMNS
         columns = self.classes if are_few else ("classes",)
         header = ("environment", "rows", *columns, *(("without rows",) if self.classes else ()))

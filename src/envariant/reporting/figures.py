@@ -1,7 +1,7 @@
 """Figures of runs and studies, drawn without pyplot's global state and written as SVG or PNG.
 
-Charts of scores show every environment, each replica as a dot, the mean as a line, and chance and optimum
-if known.
+Charts of scores show each replica as a dot and the mean as a line, for every environment. Reference lines
+show chance and optimum, if known.
 """
 
 import io
@@ -53,9 +53,10 @@ _PAPER = np.array([1.0, 1.0, 1.0])
 
 
 def svg(figure: Figure) -> str:
-    """Return the figure as SVG text for a page; identical figures give identical text.
+    """Convert a figure to SVG text for a page; identical figures give identical text.
 
-    Text is converted to outlines, unless no installed font has its characters; then the browser chooses one.
+    Text is converted to outlines. If no installed font contains its characters, it remains text, and the
+    browser chooses the font.
     """
     text = io.StringIO()
     figure.set_canvas(FigureCanvasSVG(figure))
@@ -69,7 +70,7 @@ def svg(figure: Figure) -> str:
 
 
 def png(figure: Figure, dots_per_inch: int = 150) -> bytes:
-    """Return the figure as the bytes of a PNG file."""
+    """Convert a figure to the bytes of a PNG file."""
     data = io.BytesIO()
     FigureCanvasAgg(figure)
     with fallbacks(figure) as absent:
@@ -95,13 +96,14 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def overview(environments: EnvironmentSet, facts: Sequence[Facts], columns: int = 12) -> Figure:
-    """Draw sample digits of every colored environment, each above its label.
+    """Draw sample digits from each environment, with the label below each digit.
 
-    Color 0 is red and color 1 green; grayscale data are black. Label 0 is printed in red, label 1 in green.
+    Digits with color 0 are drawn in red and digits with color 1 in green; digits of grayscale data are drawn
+    in black. Label 0 is printed in red, label 1 in green.
 
     Args:
         environments: Colored digits.
-        facts: Facts about each environment to draw, one row of digits per entry.
+        facts: Facts about the environments to draw; there is one row of digits per entry.
         columns: Number of digits per environment.
     """
     figure = Figure(figsize=(0.78 * columns + 2.6, 1.32 * len(facts) + 0.2), layout="constrained")
@@ -241,7 +243,7 @@ class RankingRow:
     Attributes:
         name: Label of the row.
         values: Score of each replica; empty if there are only published scores.
-        published: Published scores, by name of the source.
+        published: Mapping from publication to its score for the method.
     """
 
     name: str
@@ -255,7 +257,7 @@ def ranking(
     marks: Mapping[str, float],
     bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Figure:
-    """Draw one row per method: replicas as dots, the mean with its 95 % interval, published scores.
+    """Draw one row per method: a dot per replica, the mean with its 95 % interval, and published scores.
 
     Args:
         rows: Methods from top to bottom.
@@ -296,7 +298,7 @@ def ranking(
 
 
 def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: float) -> Figure:
-    """Draw mean ranks with the best on top; bars join methods that do not differ significantly.
+    """Draw the mean ranks of methods, best on top; bars join methods that do not differ significantly.
 
     Args:
         names: Names of the methods.
@@ -325,7 +327,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
 
 
 def _indistinguishable(ranks: Sequence[float], distance: float) -> list[tuple[int, int]]:
-    """Return first and last index of each maximal sequence of sorted ranks within less than a distance."""
+    """Return the first and last index of each maximal group of ranks that span less than a distance."""
     groups: list[tuple[int, int]] = []
     for first, start in enumerate(ranks):
         last = max(k for k, rank in enumerate(ranks) if rank - start < distance)

@@ -1,4 +1,4 @@
-"""Installed fonts for characters that the default font of figures lacks, such as Chinese."""
+"""Find installed fonts for characters that the default font of figures lacks, such as Chinese."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from matplotlib.text import Text
 
 @contextmanager
 def fallbacks(figure: Figure) -> Generator[str]:
-    """Add installed fonts to the texts of a figure whose characters their own font lacks.
+    """Add installed fonts to texts of a figure that contain characters missing from the default font.
 
     Yields:
-        Characters that no installed font has; drawing them issues no warning.
+        Characters that no installed font has; within the context, drawing them issues no warning.
     """
     absent: set[str] = set()
     for text in figure.findobj(Text):
@@ -34,7 +34,7 @@ def fallbacks(figure: Figure) -> Generator[str]:
 
 @cache
 def _families(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return few installed font families that have the characters, and the characters that none has."""
+    """Return installed font families that contain the characters, and characters that no font contains."""
     available = {
         font.name: _available(font.fname, characters)
         for font in fontManager.ttflist
@@ -50,7 +50,7 @@ def _families(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[st
 
 @cache
 def _available(path: str, characters: frozenset[str]) -> frozenset[str]:
-    """Return the characters that a font has; none if the font cannot be read."""
+    """Return the given characters that a font contains; none if the font cannot be read."""
     try:
         font = FT2Font(path)
     except (OSError, RuntimeError):

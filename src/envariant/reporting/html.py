@@ -10,7 +10,12 @@ from envariant.core.printable import printable
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a self-contained HTML page; all values are escaped, and so are control characters."""
+    """Return a self-contained HTML page; all values and all control characters are escaped.
+
+    Args:
+        template: File name of the Jinja template.
+        values: Values of the template's variables.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("envariant.reporting"),
         autoescape=True,
@@ -22,13 +27,13 @@ def render(template: str, **values: Any) -> str:
 
 
 def check_page(path: Path, kind: str) -> None:
-    """Check that writing a page overwrites nothing but an earlier page of its kind.
+    """Check that writing a page does not overwrite any file except an earlier page of the same kind.
 
     Args:
         path: HTML file to be written.
         kind: "runs", "study", "comparison" or "reproduction".
 
     Raises:
-        EnvariantError: If the file exists and is another one.
+        EnvariantError: If the file exists and is not such a page.
     """
     check_overwrite(path, f'name="generator" content="envariant {kind}"')

@@ -1,4 +1,4 @@
-"""Short texts about runs: names, settings and verdicts."""
+"""Short texts about runs for tables, figures and pages: names, settings and verdicts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _MIN_DROP = 0.1
 
 
 def labels(results: Sequence[TrainingResult]) -> list[str]:
-    """Return a short name for each run: the algorithm, and settings in which its runs differ."""
+    """Return a short name for each run: its algorithm, and the settings in which the runs differ."""
     known = [settings(result) for result in results]
     titles = [title(result) for result in results]
     names = list(titles)

@@ -1,4 +1,4 @@
-"""Published scores shown with a run, provided that it has exactly the settings of the paper."""
+"""Published scores for comparison with runs that have exactly the settings of the paper."""
 
 from dataclasses import dataclass
 from typing import final
@@ -19,13 +19,13 @@ ROWS = {
 @final
 @dataclass(frozen=True)
 class PublishedScores:
-    """One row of a published table, as fractions of 1.
+    """Published scores of one method, as fractions instead of percentages.
 
     Attributes:
-        train: Mean score over training environments, and its spread; the spread is None if not published.
-        test: Score in the test environment, and its spread; the spread is None if not published.
-        source: Publication of the scores.
-        spread: Kind of the spread, such as standard deviation, and number of runs.
+        train: Mean and spread of the score in training environments; the spread is None if not published.
+        test: Mean and spread of the score in the test environment; the spread is None if not published.
+        source: Paper in which the scores were published.
+        spread: What the spread measures, such as standard deviation, and the number of runs.
     """
 
     train: tuple[float, float | None]

@@ -14,10 +14,10 @@ from envariant.training.result import TrainingResult
 
 
 def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None = None) -> str:
-    """Return the page as HTML text.
+    """Return a page about runs as HTML text.
 
     Args:
-        results: Results of the runs, in the order of the page; all have the same metric.
+        results: Results of the runs, in the order of the page; all must have the same metric.
         heading: Title of the page.
         mnist: Folder of the MNIST files, for pictures of the data. Default: the cache.
 
@@ -43,7 +43,7 @@ def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None =
 
 
 def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Path | None = None) -> None:
-    """Write the page atomically; see `render` for the arguments.
+    """Write a page about runs to a file atomically; see `render` for the arguments.
 
     Raises:
         EnvariantError: If the page cannot be rendered or the file cannot be written.
@@ -55,7 +55,7 @@ def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Pa
 def _overviews(
     results: Sequence[TrainingResult], mnist: Path | None
 ) -> list[tuple[str, str, tables.TextTable]]:
-    """Return name, picture and facts of each colored data set that can be reconstructed."""
+    """Return name, picture and table of facts of each colored data set that can be loaded again by name."""
     overviews: list[tuple[str, str, tables.TextTable]] = []
     firsts = {result.record.spec.data: result for result in reversed(results)}
     for name, result in reversed(firsts.items()):

@@ -35,7 +35,7 @@ AXES = "diversity shift: new inputs", "correlation shift: equal inputs, new targ
 
 
 def plane(shifts: Sequence[Shift]) -> Figure:
-    """Draw correlation shift against diversity shift, one point per pair with intervals over trials."""
+    """Plot correlation shift (y-axis) against diversity shift (x-axis), one point per pair of groups."""
     figure, axes = new_axes(5.6, 4.4)
     top = max(0.3, *(1.15 * s.correlation.mean for s in shifts), *(1.15 * s.diversity.mean for s in shifts))
     for (x, y), kind in (((top, 0.0), "diversity"), ((0.0, top), "correlation"), ((top, top), "both")):
@@ -62,7 +62,7 @@ def plane(shifts: Sequence[Shift]) -> Figure:
 
 
 def can_be_ordered(results: Sequence[TrainingResult]) -> bool:
-    """Return whether all runs have the same environments, and at least three are numbered."""
+    """Return whether all runs have the same environments, and at least three names end in a number."""
     roles = results[0].record.roles if results else {}
     _, positions = _numbered(roles)
     return len(positions) >= _FEWEST_POINTS and all(result.record.roles == roles for result in results)
@@ -105,7 +105,7 @@ def curve(results: Sequence[TrainingResult]) -> Figure:
 
 
 def _numbered(names: Iterable[str]) -> tuple[str, dict[float, str]]:
-    """Return the most frequent stem of names that end in a number, and the names with it by number."""
+    """Return the most frequent stem of names that end in a number, and a mapping from number to name."""
     stems: dict[str, dict[float, str]] = {}
     for name in names:
         if number := _NUMBER.search(name):
@@ -115,10 +115,10 @@ def _numbered(names: Iterable[str]) -> tuple[str, dict[float, str]]:
 
 
 def shift_table(shifts: Mapping[str, Shift], label: str, note: str) -> TextTable:
-    """Return a table with one row per pair of groups: the mean of each shift measure over trials.
+    """Return a table of shift measures, one row per pair of groups; each measure is a mean over trials.
 
     Args:
-        shifts: Measured shifts, by name of the pair.
+        shifts: Mapping from the name of a pair of groups to the measured shift.
         label: Header of the first column.
         note: Description of the compared groups.
     """

@@ -35,10 +35,13 @@ Pooled = Mapping[str, Sequence[SelectionResult]]
 
 
 def render(store: Store) -> str:
-    """Return the page as HTML text.
+    """Return a page about a study as HTML text.
+
+    Args:
+        store: Store with the runs of the study.
 
     Raises:
-        EnvariantError: If no run is done, or the data sets have different metrics.
+        EnvariantError: If no run is finished, or the data sets have different metrics.
     """
     study, table = store.declaration(), store.table()
     evaluated = _evaluated(table)
@@ -77,17 +80,21 @@ def render(store: Store) -> str:
 
 
 def write(store: Store, path: Path) -> None:
-    """Write the page atomically.
+    """Write a page about a study to a file atomically.
+
+    Args:
+        store: Store with the runs of the study.
+        path: HTML file to be written.
 
     Raises:
-        EnvariantError: If no run is done, or the file cannot be written.
+        EnvariantError: If no run is finished, or the file cannot be written.
     """
     html.check_page(path, "study")
     write_text(render(store), path)
 
 
 def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
-    """Return the selected runs of one rule, with mean and worst test score, for JSON."""
+    """Return the runs selected by one rule, with mean and worst test score, as a dictionary for JSON."""
     runs = _runs(selected)
     return {
         "test": _mean([run.test for run in runs]),
@@ -105,7 +112,7 @@ def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
 
 
 def overview(store: Store) -> tuple[TextTable, dict[str, Any]]:
-    """Return the results of every selection rule over all algorithms, as a table and for JSON."""
+    """Return the results of selecting among all algorithms by each rule, as a table and as JSON data."""
     table = store.table()
     rules = [rule() for rule in SELECTIONS.values()]
     pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}
@@ -121,7 +128,7 @@ def _section(
     *,
     higher_is_better: bool,
 ) -> dict[str, Any]:
-    """Return the template values of one selection rule."""
+    """Return the values of the page's template that describe one selection rule."""
     comparison = compare(selected, higher_is_better=higher_is_better)
     names, ranking = [row.algorithm for row in comparison.rows], comparison.ranking
     return {
@@ -138,12 +145,12 @@ def _section(
 
 
 def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, Sequence[str]]) -> TextTable:
-    """Return a table with one row per rule: scores of the runs selected among all algorithms.
+    """Return a table with one row per rule: scores of the runs that it selects among all algorithms.
 
     Args:
         pooled: Selected runs, by the name of the rule.
         rules: Selection rules.
-        networks: Models of each algorithm, by the algorithm's name.
+        networks: Mapping from algorithm to the names of its models.
     """
     rows: list[tuple[str, ...]] = []
     for rule in rules:
@@ -178,7 +185,7 @@ def algorithms(comparison: Comparison, networks: Mapping[str, Sequence[str]]) ->
 
     Args:
         comparison: Scores of the algorithms under one rule.
-        networks: Models of each algorithm, by the algorithm's name.
+        networks: Mapping from algorithm to the names of its models.
     """
     ranking = comparison.ranking
     rows = tuple(
@@ -260,7 +267,7 @@ def choices(selected: Sequence[SelectionResult]) -> TextTable:
 
 
 def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionResult]) -> str:
-    """Return the command to retrain the most often selected trial; "" if no run was selected."""
+    """Return the command that retrains the most frequently selected trial; "" if no run was selected."""
     listing = store.listing().set_index("id")
     runs = [listing.loc[run.run] for run in _runs(selected)]
     if not runs:
@@ -282,7 +289,7 @@ def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionRe
 
 
 def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the varied hyperparameters by algorithm: one row per run of `last`, one column each."""
+    """Return a table of varying hyperparameters for each algorithm, with one row per run in `last`."""
     listing = store.listing().set_index("id")
     tables: dict[str, pd.DataFrame] = {}
     for name, runs in last.groupby("algorithm", sort=False):
@@ -298,7 +305,7 @@ def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]
 
 
 def _numbers(row: Any) -> dict[str, float]:
-    """Return learning rate and numeric hyperparameters of a run; for schedules, the final value."""
+    """Return the learning rate and the numeric hyperparameters of a run; schedules give their final value."""
     numbers: dict[str, float] = {}
     values = {"learning rate": json.loads(row["learning_rate"]), **json.loads(row["hyperparameters"])}
     for key, value in values.items():

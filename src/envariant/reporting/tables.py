@@ -1,4 +1,4 @@
-"""Text tables of runs and data, for terminal and pages."""
+"""Tables of runs and data as text, for the terminal and for pages."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ NONE = "–"
 @final
 @dataclass(frozen=True)
 class TextTable:
-    """Table of text whose first column names the rows.
+    """Table whose cells are text and whose first column contains the names of the rows.
 
     Attributes:
         header: Name of each column.
@@ -30,7 +30,7 @@ class TextTable:
 
 
 def scores(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> TextTable:
-    """Return a table of final scores, one row per run, with published scores if comparable.
+    """Return a table of final scores, one row per run, with published scores of comparable runs.
 
     Args:
         results: Results of the runs.
@@ -73,7 +73,7 @@ def scores(results: Sequence[TrainingResult], names: Sequence[str] | None = None
 
 
 def model_of(result: TrainingResult) -> str:
-    """Return the model of a run; a dash for a predictor, which has no network."""
+    """Return the model of a run as text; a dash for a predictor, which has no network."""
     return str(result.record.spec.model) if "model" in result.record.fingerprints else NONE
 
 
@@ -81,7 +81,7 @@ def network_notes(networks: Mapping[str, Sequence[str]]) -> list[str]:
     """Return a note that names the networks of a comparison if they differ.
 
     Args:
-        networks: Models of each algorithm, by the algorithm's name.
+        networks: Mapping from algorithm to the names of its models.
     """
     users: dict[str, list[str]] = {}
     for algorithm, models in networks.items():
@@ -126,12 +126,12 @@ def facts(environments: Sequence[Facts]) -> TextTable:
 
 
 def spread(values: Spread, digits: int = 3) -> str:
-    """Format scores over replicas as `0.669 ± 0.025`; without ± for one replica, a dash for none."""
+    """Format the scores of replicas as `0.669 ± 0.025`: without ± for one replica, as a dash for none."""
     return mean_sd(values.mean, values.sd, digits) if values.values else NONE
 
 
 def mean_sd(mean: float, deviation: float | None, digits: int = 3) -> str:
-    """Format a mean and its standard deviation as `0.669 ± 0.025`; without ± if it is None."""
+    """Format a mean and its standard deviation as `0.669 ± 0.025`; only the mean if `deviation` is None."""
     return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 

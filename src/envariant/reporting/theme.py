@@ -23,7 +23,7 @@ def colors() -> Iterator[str]:
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure with one chart; width and height are in inches."""
+    """Return a figure that contains one chart; width and height are in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
@@ -36,14 +36,14 @@ def quiet(axes: Axes) -> None:
 
 
 def name_axes(axes: Axes, x_label: str, y_label: str = "") -> None:
-    """Label the axes of a chart; an empty `y_label` is left out."""
+    """Label the axes of a chart; if `y_label` is empty, only the horizontal axis."""
     axes.set_xlabel(plain_text(x_label), fontsize=9, color=INK)
     if y_label:
         axes.set_ylabel(plain_text(y_label), fontsize=9, color=INK)
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Label the rows 0, 1, … of a chart with one row per method."""
+    """Write the names of methods next to the rows of a chart with one row per method."""
     axes.set_yticks(range(len(names)), [plain_text(name) for name in names])
     axes.tick_params(axis="y", labelsize=9, colors=INK, length=0)
 
@@ -51,13 +51,13 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
 def legend(
     figure: Figure, *, columns: int = 4, below: bool = False, handles: Mapping[str, Line2D] | None = None
 ) -> None:
-    """Add one legend for all panels, outside of the panels.
+    """Add one legend for all panels of a figure, above or below the panels.
 
     Args:
         figure: Figure to modify.
         columns: Number of columns of the legend.
-        below: Whether to put the legend below the panels instead of above.
-        handles: Lines by label. Default: all labeled lines.
+        below: Whether to put the legend below the panels instead of above them.
+        handles: Mapping from label to line. Default: all labeled lines.
     """
     figure.legend(
         **({} if handles is None else {"handles": list(handles.values()), "labels": list(handles)}),

@@ -1,4 +1,4 @@
-"""Reproductions of published work, one module each: claims, runs, figures and verdicts."""
+"""Reproductions of published experiments, with one module per publication."""
 
 from importlib import import_module
 
@@ -14,7 +14,7 @@ def reproduction(name: str) -> Reproduction:
     """Return a reproduction by name.
 
     Raises:
-        EnvariantError: If the name is unknown; the message suggests the nearest one.
+        EnvariantError: If the name is unknown; the message suggests the most similar name.
     """
     if name not in NAMES:
         raise unknown_name("reproduction", name, NAMES)

@@ -17,12 +17,12 @@ from envariant.reproductions.runner import Runner
 @final
 @dataclass(frozen=True)
 class Claim:
-    """Claim of the publication, tested by the reproduction.
+    """Claim of a publication that its reproduction tests.
 
     Attributes:
-        text: The claim as a sentence.
+        text: Claim as a sentence.
         holds: Whether the results support the claim.
-        numbers: Results from which `holds` is computed, as text.
+        numbers: Results on which `holds` is based, as text.
     """
 
     text: str
@@ -38,7 +38,7 @@ class Claim:
 @final
 @dataclass(frozen=True)
 class CaptionedFigure:
-    """Figure of a section, with its caption.
+    """Figure with a caption in a section.
 
     Attributes:
         name: Base name of the figure's files, unique within the section.
@@ -56,7 +56,7 @@ class CaptionedFigure:
 @final
 @dataclass(frozen=True)
 class CaptionedTable:
-    """Table of a section, with its caption.
+    """Table with a caption in a section.
 
     Attributes:
         name: Base name of the table's file, unique within the section.
@@ -76,13 +76,13 @@ Finding = Claim | CaptionedFigure | CaptionedTable | str
 @final
 @dataclass(frozen=True)
 class Section:
-    """Section of a reproduction.
+    """Section of a reproduction, which tests some of the publication's claims.
 
     Attributes:
-        name: Id on the page and on the command line.
-        title: Heading.
+        name: Identifier on the page and on the command line.
+        title: Heading of the section.
         statement: Summary of the publication's statements.
-        find: Function that trains with a runner and yields the findings.
+        find: Function that trains the runs of the section with a `Runner` and yields the findings.
     """
 
     name: str
@@ -99,8 +99,8 @@ class Reproduction:
     Attributes:
         name: Name on the command line.
         title: Title of the page.
-        lead: Introduction, one paragraph.
-        conditions: Description of each profile, by name.
+        lead: Introduction to the page, one paragraph.
+        conditions: Mapping from profile, such as "quick", to its description.
         sections: Sections in the order of the page.
     """
 
@@ -112,11 +112,11 @@ class Reproduction:
 
 
 def section(name: str, title: str) -> Callable[[Callable[[Runner], Iterator[Finding]]], Section]:
-    """Decorate a function as a section; its docstring becomes the section's statement.
+    """Return a decorator that turns a function into a section; the docstring becomes the statement.
 
     Args:
-        name: Id on the page and on the command line.
-        title: Heading.
+        name: Identifier on the page and on the command line.
+        title: Heading of the section.
     """
 
     def decorate(find: Callable[[Runner], Iterator[Finding]]) -> Section:

@@ -29,16 +29,20 @@ EXAMPLE_THRESHOLD = 0.5
 @final
 @dataclass(frozen=True)
 class LeastSquares:
-    """Three computations of D = ‖ΦᵀY − ΦᵀΦw‖² in one environment with a linear relation.
+    """Squared residual D = ‖ΦᵀY − ΦᵀΦw‖² of the normal equations, computed in three ways.
+
+    In one environment, Φ = Φ(X) are the features of inputs X, Y are the targets, which depend linearly on Φ,
+    and w are the weights of a linear predictor.
 
     Attributes:
         rows: Number of rows of Φ(X).
         features: Number of columns of Φ(X).
-        best: ‖w*‖ of the least-squares solution, from the normal equations.
-        distance: D at w = 1, by definition.
-        gradient: ‖½ ∂/∂w ‖Φw − Y‖²‖² at w = 1, by automatic differentiation.
-        penalty: The library's IRM penalty of the predictions Φ·1, times (rows/2)². None for
-            several features, because the penalty is a derivative with respect to a single factor.
+        best: Norm ‖w*‖ of the least-squares solution w*, from the normal equations.
+        distance: D at w = 1, computed from its definition.
+        gradient: ‖½ ∂/∂w ‖Φw − Y‖²‖² at w = 1, which equals D, computed by automatic differentiation.
+        penalty: IRM penalty of this library for the predictions Φ·1, times (rows/2)², which equals D for a
+            single feature; None for several features, because the penalty is a derivative with respect to a
+            single factor.
         at_best: D at w*, which is 0 up to rounding.
     """
 
@@ -58,7 +62,13 @@ class LeastSquares:
 
 
 def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
-    """Compute D(Φ, w = 1) by definition, as squared gradient and as the library's penalty, in float64."""
+    """Compute D at w = 1 for random data in three ways, in float64; see `LeastSquares`.
+
+    Args:
+        rows: Number of rows.
+        features: Number of features.
+        seed: Seed of the random data.
+    """
     phi, y = _linear(rows, features, seed)
     solution = torch.linalg.solve(phi.T @ phi, phi.T @ y)
     ones = torch.ones(features, dtype=torch.float64, requires_grad=True)
@@ -82,7 +92,18 @@ def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
 
 
 def penalty_along(seed: int, reach: float = 2.0, count: int = 81) -> tuple[float, list[float], list[float]]:
-    """Return the optimal w for one feature in one environment, values of w around it, and D at each."""
+    """Return D of `LeastSquares` as a function of a single weight w, for random data.
+
+    D = ‖ΦᵀY − ΦᵀΦw‖² is the squared residual of the normal equations, with one feature Φ and targets Y.
+
+    Args:
+        seed: Seed of the random data.
+        reach: Largest distance of w from the optimal weight.
+        count: Number of values of w.
+
+    Returns:
+        Optimal weight, values of w around it, and D at each of these values.
+    """
     phi, y = _linear(200, 1, seed)
     best = float((phi.T @ y) / (phi.T @ phi))
     points = torch.linspace(best - reach, best + reach, count, dtype=torch.float64)
@@ -92,12 +113,12 @@ def penalty_along(seed: int, reach: float = 2.0, count: int = 81) -> tuple[float
 @final
 @dataclass(frozen=True)
 class WorkedExample:
-    """Example of AND-mask in the course report, by entry of the gradient.
+    """Example of AND-mask in the course report: values for each entry of a 3×3 gradient.
 
     Attributes:
         agreement: Mean sign over the three environments, `[3, 3]`.
-        mask: 1 where |agreement| is at least the threshold.
-        kept: 1 where the gradient masked by the library is not 0.
+        mask: 1 if |agreement| is at least the threshold, else 0, `[3, 3]`.
+        kept: 1 if the entry is not 0 after masking by this library, else 0, `[3, 3]`.
     """
 
     agreement: tuple[tuple[float, ...], ...]
@@ -105,7 +126,7 @@ class WorkedExample:
     kept: tuple[tuple[int, ...], ...]
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
-        """Return one row per gradient entry: three gradients, mean sign, expected mask, library's mask."""
+        """Return one row of text per gradient entry: position, three gradients, mean sign, `mask`, `kept`."""
         return tuple(
             (
                 f"({row + 1}, {column + 1})",
@@ -120,7 +141,7 @@ class WorkedExample:
 
 
 def worked_example() -> WorkedExample:
-    """Compute the mask of the example from its definition and with the library's AND-mask."""
+    """Compute the mask of the example by definition, and with this library's AND-mask."""
     signs = np.sign(np.array(EXAMPLE)).mean(axis=0)
     mask = (np.abs(signs) >= EXAMPLE_THRESHOLD).astype(int)
     rule = AndMask(threshold=EXAMPLE_THRESHOLD, inverse_sparsity=False)
@@ -131,13 +152,13 @@ def worked_example() -> WorkedExample:
 @final
 @dataclass(frozen=True)
 class Hessians:
-    """Determinants for two quadratic losses with diagonal Hessians H_A and H_B.
+    """Determinants of two means of the diagonal Hessians H_A and H_B of quadratic losses.
 
     Attributes:
         size: Length of each diagonal.
-        ratio: Geometric mean over entries of the larger divided by the smaller Hessian entry.
-        both: det(H_A∧B), where H_A∧B is the entrywise geometric mean.
-        mean: det(H_A+B), where H_A+B is the entrywise arithmetic mean.
+        ratio: Ratio of the larger to the smaller entry of H_A and H_B, averaged geometrically over positions.
+        both: Determinant of H_A∧B, the entrywise geometric mean.
+        mean: Determinant of H_A+B, the entrywise arithmetic mean.
     """
 
     size: int
@@ -147,7 +168,13 @@ class Hessians:
 
 
 def hessians(size: int, spread: float, seed: int) -> Hessians:
-    """Return the determinants for two random Hessians, with entry ratios of about exp(±spread)."""
+    """Compute the determinants for two random Hessians whose entries differ by factors of about exp(±spread).
+
+    Args:
+        size: Length of each diagonal.
+        spread: Standard deviation of the logarithm of the factors.
+        seed: Seed of the random entries.
+    """
     generator = np.random.default_rng(seed)
     middle, apart = generator.normal(0, 0.5, size), generator.normal(0, spread, size)
     first, second = np.exp(middle + apart / 2), np.exp(middle - apart / 2)
@@ -160,7 +187,12 @@ def hessians(size: int, spread: float, seed: int) -> Hessians:
 
 
 def largest_ratio(count: int, seed: int) -> float:
-    """Return the largest det(H_A∧B)/det(H_A+B) of random pairs of sizes 1 to 20; 1 means equal Hessians."""
+    """Return the largest ratio of `both` to `mean` over random Hessians; the ratio of equal ones is 1.
+
+    Args:
+        count: Number of random pairs, with sizes from 1 to 20.
+        seed: Seed of the random pairs.
+    """
     sizes = np.random.default_rng(seed).integers(1, 21, count)
     pairs = (hessians(int(size), 1.0, seed + i) for i, size in enumerate(sizes))
     return max(pair.both / pair.mean for pair in pairs if math.isfinite(pair.mean))

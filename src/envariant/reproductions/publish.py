@@ -1,7 +1,7 @@
 """Run a reproduction and write its report: an HTML page, a Markdown page, CSV tables, PNG and SVG figures.
 
-The page is rewritten after each section, so an interrupted reproduction keeps its findings. Sections that are
-not requested are shown from stored runs.
+The pages are rewritten after each section, so the findings of an interrupted reproduction are not lost.
+Sections that are not requested are shown if their runs are stored.
 """
 
 import base64
@@ -33,11 +33,11 @@ from envariant.training.result import TrainingResult
 @final
 @dataclass(frozen=True)
 class SectionResult:
-    """Findings of one section.
+    """Findings of one section of a reproduction.
 
     Attributes:
         section: Section of the reproduction.
-        findings: Findings of the section in reading order; empty if it is not done.
+        findings: Findings of the section in reading order; empty if the section is not done.
         done: Whether all runs of the section are finished.
     """
 
@@ -67,7 +67,7 @@ def perform(
     mnist: Path | None = None,
     report: Callable[[str], None] = lambda _line: None,
 ) -> Iterator[SectionResult]:
-    """Run the requested sections in order, and write the page after each.
+    """Run the requested sections in order, and write the pages after each section.
 
     Args:
         reproduction: Reproduction to run.
@@ -75,10 +75,10 @@ def perform(
         profile: "quick" or "full".
         only: Names of the requested sections. Default: all sections.
         mnist: Folder of the MNIST files. Default: download to the cache.
-        report: Callback for a line of text before each section and each run.
+        report: Function called with a line of text before each section and each run.
 
     Yields:
-        Result of each requested section when it is done.
+        Result of each requested section, as soon as all its runs are finished.
 
     Raises:
         EnvariantError: If a section is unknown, or a file cannot be written.
@@ -119,7 +119,7 @@ def perform(
 
 
 def _stored(section: Section, archive: Runner) -> SectionResult:
-    """Return the result of a section from stored runs; without findings if a run is missing."""
+    """Return the result of a section from stored runs; it has no findings if a run is missing."""
     try:
         return SectionResult(section, tuple(section.find(archive)), done=True)
     except RunNotStoredError:
@@ -209,7 +209,7 @@ def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
 
 
 def _provenance(runs: Mapping[str, TrainingResult]) -> list[str]:
-    """Return one line per combination of hardware and versions, with its number of runs."""
+    """Return one line per combination of hardware and package versions, with its number of runs."""
     counts: dict[str, int] = {}
     for result in runs.values():
         record = result.record

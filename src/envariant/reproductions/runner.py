@@ -1,4 +1,4 @@
-"""Training for reproductions: every run is stored and trained only once.
+"""Train the runs of a reproduction; every run is stored and trained only once.
 
 The folder of a run is named by a hash of its settings, so that sections share equal runs and an interrupted
 reproduction can be resumed.
@@ -28,7 +28,7 @@ V = TypeVar("V")
 
 @final
 class RunNotStoredError(Exception):
-    """Error of a runner with `stored_only` if a requested run is not stored."""
+    """Error raised by a `Runner` with `stored_only` if a requested run is not stored."""
 
 
 @final
@@ -47,23 +47,23 @@ class Run:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def but(self, **settings: Any) -> "Run":
-        """Return a copy with some settings changed."""
+        """Return a copy of the run with some settings changed."""
         return replace(self, settings={**self.settings, **settings})
 
 
 @final
 class Runner:
-    """Trainer of the runs of a reproduction, which stores and reuses them.
+    """Object that trains the runs of a reproduction, stores them, and reuses stored runs.
 
     Args:
         folder: Folder of the runs.
         profile: "quick" or "full".
         mnist: Folder of the MNIST files. Default: download to the cache.
         stored_only: Whether to load runs without training; a missing run raises `RunNotStoredError`.
-        report: Callback for a line of text before each run of a sweep. Default: no report.
+        report: Function called with a line of text before each run of a sweep. Default: none.
 
     Attributes:
-        runs: Results of all requested runs, by folder name.
+        runs: Mapping from folder name to the result of each requested run.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Runner:
         self._report = report
 
     def pick(self, *, quick: V, full: V) -> V:
-        """Return the value for the profile of this runner."""
+        """Return the argument that belongs to the profile of this runner: `quick` or `full`."""
         return quick if self.profile == "quick" else full
 
     @property
@@ -90,7 +90,7 @@ class Runner:
         return self.pick(quick=2, full=5)
 
     def source(self, data: str) -> EnvironmentSource:
-        """Return a data set by name."""
+        """Return the data source with a given name, such as `colored-mnist:thirds`."""
         return sources.source(data, folder=self.mnist)
 
     def train(self, run: Run) -> TrainingResult:
@@ -113,7 +113,14 @@ class Runner:
         return self.runs[name]
 
     def sweep(self, runs: Mapping[K, Run]) -> dict[K, TrainingResult]:
-        """Return the results of several runs, by the keys of `runs`."""
+        """Train several runs, or load them if they are stored.
+
+        Args:
+            runs: Mapping from a key, such as a label, to a run.
+
+        Returns:
+            Mapping from each key of `runs` to the result of the run.
+        """
         results: dict[K, TrainingResult] = {}
         started, trained = time.monotonic(), 0
         for i, (key, run) in enumerate(runs.items()):

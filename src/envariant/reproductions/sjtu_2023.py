@@ -1,7 +1,7 @@
 """Reproduction of a course report on Colored MNIST with LeNet, IRM, AND-mask and V-REx.
 
-Each function with `@section` is a section of the page. Its docstring summarizes the report; its body trains
-runs, draws figures and tests claims. All verdicts are computed from the runs.
+Each function with `@section` is a section of the page. The docstring summarizes what the report states; the
+function trains runs, draws figures and tests claims. All verdicts are computed from the runs.
 """
 
 import math
@@ -64,7 +64,7 @@ def _lenet(runner: Runner, **settings: Any) -> Run:
 
 
 def _mlp(runner: Runner, algorithm: str, **settings: Any) -> Run:
-    """Return an MLP run with data, full batches, learning rate and L2 coefficient of the IRM paper."""
+    """Return a run of an MLP with the data, full batches, learning rate and L2 weight of the IRM paper."""
     model = runner.pick(quick="mlp(hidden=64)", full="mlp(hidden=128)")
     return Run(PAPER, algorithm, {"model": model, "steps": STEPS, **settings})
 
@@ -76,16 +76,17 @@ def _irm(runner: Runner, coefficient: object, *, normalize: bool = True, **setti
 
 
 def _step(at: int = SWITCH) -> str:
-    """Return the schedule of the coefficient: 1 before step `at`, then the value of the IRM paper."""
+    """Return a coefficient schedule: 1 before step `at`, then the value in the IRM paper."""
     return f"step(1, {_PROTOCOL['penalty_weight']!r}, at={at})"
 
 
 @section("overview", "Colored MNIST")
 def overview(runner: Runner) -> Iterator[Finding]:
-    """Sixty thousand digits are split into thirds and colored red or green.
+    """Show the report's data set: sixty thousand digits, split into thirds and colored red or green.
 
-    The label states whether a digit is below five and is wrong in a quarter of the rows. The color agrees
-    with it except in 20 %, 10 % and, in the test set, 90 % of the rows. At most 75 % can be right.
+    The label states whether a digit is below five, and is wrong in a quarter of the rows. The color differs
+    from the label in 20 % and 10 % of the training rows and in 90 % of the test rows. Without using the
+    color, at most 75 % of the labels can be predicted.
     """
     source = runner.source(THIRDS)
     assert isinstance(source, ColoredSource)
@@ -117,9 +118,9 @@ def overview(runner: Runner) -> Iterator[Finding]:
 
 @section("lenet", "LeNet with ERM")
 def lenet(runner: Runner) -> Iterator[Finding]:
-    """LeNet fails as expected: its training accuracy is high and its test accuracy very low.
+    """Test the claim that LeNet fails as expected: training accuracy is high, test accuracy very low.
 
-    It has learned the spurious feature.
+    The report concludes that the network has learned the spurious feature.
     """
     result = runner.train(_lenet(runner))
     yield from show_runs({"LeNet, ERM": result}, "Accuracy during training.")
@@ -137,7 +138,7 @@ def lenet(runner: Runner) -> Iterator[Finding]:
 
 @section("augmentation", "Data augmentation")
 def augmentation(runner: Runner) -> Iterator[Finding]:
-    """With random rotation, shear and scaling, LeNet still fails, but its test accuracy improves slightly."""
+    """Test the claim that LeNet fails even with random rotation, shear and scaling, but slightly less."""
     plain = runner.train(_lenet(runner))
     augmented = runner.train(_lenet(runner, augmentation="affine(rotation=15, shear=10, scale=0.2)"))
     runs = {"LeNet, ERM": plain, "with augmentation": augmented}
@@ -157,10 +158,10 @@ def augmentation(runner: Runner) -> Iterator[Finding]:
 
 @section("derivation", "Derivation of IRM")
 def derivation(runner: Runner) -> Iterator[Finding]:
-    """For a linear relation and squared loss, IRM's penalty is a gradient of the loss itself.
+    """Check the derivation of IRM's penalty as a gradient of the loss, for least squares.
 
-    It is the distance of a classifier from the optimal one, multiplied so that the inverse in the normal
-    equations cancels. It can therefore be computed from the risk alone.
+    The penalty is the distance of a classifier from the optimal classifier, multiplied so that the inverse in
+    the normal equations cancels. It can therefore be computed from the risk alone.
     """
     del runner
     shapes = ((200, 1), (1000, 1), (200, 3), (1000, 10))
@@ -201,9 +202,9 @@ def derivation(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-base", "IRM with the paper's schedule")
 def irm_base(runner: Runner) -> Iterator[Finding]:
-    """With a coefficient of 1 and then a large one, test accuracy is much higher than LeNet's.
+    """Test the claim that IRM with coefficient 1, then a large one, is far more accurate than LeNet.
 
-    It does not converge, however: it slowly decreases.
+    According to the report, however, test accuracy does not converge but slowly decreases.
     """
     steps = runner.pick(quick=800, full=1500)
     long = runner.train(_irm(runner, _step(), steps=steps, evaluate_every=20))
@@ -230,7 +231,7 @@ def irm_base(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-stuck", "A coefficient of 1e5")
 def irm_stuck(runner: Runner) -> Iterator[Finding]:
-    """At first the coefficient was set to 1e5, and the loss remained at 0.693147."""
+    """Test the claim that the loss remains at 0.693147 with coefficient 1e5 from the first step."""
     runs = runner.sweep(
         {
             "from the first step": _irm(runner, 1e5, normalize=False),
@@ -260,9 +261,9 @@ def irm_stuck(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-coefficient", "Coefficients: too small, good, too large")
 def irm_coefficient(runner: Runner) -> Iterator[Finding]:
-    """Small coefficients give high training and very low test accuracy, as with LeNet.
+    """Test the claim that small coefficients give high training and very low test accuracy, like LeNet.
 
-    Training accuracy is then above the theoretical bound. Large coefficients lead to random guessing.
+    Training accuracy is then above the theoretical bound of 75 %. Large coefficients lead to random guessing.
     """
     values = runner.pick(quick=(1e0, 1e2, 1e5, 1e8), full=tuple(10.0**k for k in range(9)))
     late = runner.sweep({c: _irm(runner, f"step(1, {c:g}, at={SWITCH})") for c in values})
@@ -301,7 +302,7 @@ def irm_coefficient(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-stages", "Three stages")
 def irm_stages(runner: Runner) -> Iterator[Finding]:
-    """Coefficients of 1, then 1e4, then 1e6 have some effect."""
+    """Test the claim that increasing the coefficient in three stages, 1, 1e4 and 1e6, has some effect."""
     staged, base = runner.train(_stages(runner)), runner.train(_irm(runner, _step()))
     yield from show_runs(
         {"1 → 1e4 → 1e6": staged, "one switch": base}, f"Switches at {SWITCH} and {2 * SWITCH}."
@@ -317,9 +318,10 @@ def _stages(runner: Runner) -> Run:
 
 @section("irm-growth", "Growing coefficients")
 def irm_growth(runner: Runner) -> Iterator[Finding]:
-    """Coefficients that grow during training seem to help.
+    """Test the claim that coefficients that grow during training seem to help.
 
-    Of linear and other growth, a polynomial of high degree is best; exponential growth soon overflows.
+    According to the report, polynomial growth of high degree is better than linear and other growth, and
+    exponential growth soon overflows.
     """
     power, factor = round(math.log(1e5, STEPS), 3), round(1e5 ** (1 / (STEPS - SWITCH)), 4)
     texts = {
@@ -356,7 +358,7 @@ def irm_growth(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-power", "Powers of polynomial growth")
 def irm_power(runner: Runner) -> Iterator[Finding]:
-    """With λ = t^p and 500 epochs, the final training and test accuracies depend on the power p."""
+    """Measure how accuracies after 500 epochs depend on the power p, with coefficient t^p at step t."""
     powers = runner.pick(quick=(0.5, 1.0, 3.0, 6.0), full=(0.5, 1.0, 1.5, 2.0, 3.0, 6.0))
     results = runner.sweep(
         {p: _irm(runner, f"poly(k=1, p={p:g}, after={SWITCH})", steps=500) for p in powers}
@@ -373,7 +375,7 @@ def irm_power(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-why", "Causes of stall and decay")
 def irm_why(runner: Runner) -> Iterator[Finding]:
-    """Decay, plateau and stall remain unexplained in the report."""
+    """Examine why test accuracy decays, reaches a plateau or stalls, which the report leaves open."""
     reset = f"adam(reset={SWITCH})"
     optimizers: dict[str, dict[str, Any]] = {
         "unchanged": {},
@@ -434,7 +436,7 @@ def irm_why(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-best", "The best schedule")
 def irm_best(runner: Runner) -> Iterator[Finding]:
-    """Although only a numerical estimate, the final schedule converges well."""
+    """Test the claim that the final schedule converges well, although it is only a numerical estimate."""
     tried = _tried(runner)
     yield (
         "Once the penalty dominates, every schedule converges near what was learned before. Hence later "
@@ -481,9 +483,9 @@ def _best(runner: Runner) -> Run:
 
 @section("and-mask", "AND-mask")
 def and_mask(runner: Runner) -> Iterator[Finding]:
-    """Gradient entries whose sign differs between environments are set to 0.
+    """Test AND-mask, which sets gradient entries to 0 if their signs differ between environments.
 
-    The report uses the three color channels as environments and samples the threshold from (0, 1).
+    The report uses the three color channels as environments, and samples the threshold from (0, 1).
     """
     yield from _mask_example()
     results = runner.sweep({t: _and_mask(runner, t) for t in (0.0, 0.5, 1.0)})
@@ -516,7 +518,7 @@ def and_mask(runner: Runner) -> Iterator[Finding]:
 
 
 def _mask_example() -> Iterator[Finding]:
-    """Yield the report's example of AND-mask, and a check of its inequality for determinants."""
+    """Yield the report's example of AND-mask, and a check of the report's inequality for determinants."""
     example = derivations.worked_example()
     header = ("entry", "M₁", "M₂", "M₃", "mean sign", "mask by hand", "kept by the library")
     title = f"The report's 3×3 example, τ = {derivations.EXAMPLE_THRESHOLD:g}"
@@ -549,9 +551,10 @@ def _channels(runner: Runner, threshold: float, seed: int) -> Run:
 
 @section("vrex", "V-REx")
 def vrex(runner: Runner) -> Iterator[Finding]:
-    """V-REx adds β times the variance of the risks; β = 0 is ERM, and β → ∞ makes the risks equal.
+    """Test V-REx, which adds β times the variance of the risks to the loss.
 
-    On 14×14 images an MLP, 256 wide, converges to a test accuracy of 0.3 after 800 epochs, more than LeNet.
+    β = 0 is ERM, and β → ∞ makes the risks equal. In the report, an MLP with layers of width 256 converges on
+    14×14 images to a test accuracy of 0.3 after 800 epochs, which is more than that of LeNet.
     """
     results = runner.sweep(_betas(runner))
     report = float(published.course_report("vrex")["test_accuracy"])
@@ -585,7 +588,7 @@ def vrex(runner: Runner) -> Iterator[Finding]:
 def _vrex_variants(
     runner: Runner, results: Mapping[float, TrainingResult], report: float
 ) -> Iterator[Finding]:
-    """Yield a table of V-REx variants that may explain the report's test accuracy."""
+    """Yield a table of V-REx variants, which may explain the test accuracy in the report."""
     variants = runner.sweep(
         {
             "β = 1e4 from the first step": _vrex(runner, "1e4", normalize=False),
@@ -622,7 +625,7 @@ def _betas(runner: Runner) -> dict[float, Run]:
 
 @section("summary", "Summary")
 def summary(runner: Runner) -> Iterator[Finding]:
-    """Methods are compared by their curves in the report; only for V-REx does it give a number."""
+    """Compare all methods; the report compares their curves and gives a number only for V-REx."""
     betas, masks = runner.sweep(_betas(runner)), runner.sweep({t: _and_mask(runner, t) for t in (0.5, 1.0)})
     beta = max(betas, key=lambda b: ood_score(betas[b]).mean)
     mask = max(masks, key=lambda t: ood_score(masks[t]).mean)
@@ -661,7 +664,7 @@ def summary(runner: Runner) -> Iterator[Finding]:
 def _published() -> list[tuple[str, str, tuple[float, float | None]]]:
     """Return name, kind of source and test accuracy of published results.
 
-    They are shown in separate rows, because most runs here have another width or schedule.
+    These results are shown in separate rows, because most runs here differ in width or schedule.
     """
     irm, rex = published.table("irm_colored_mnist"), published.table("rex_colored_mnist")
     report = float(published.course_report("vrex")["test_accuracy"])

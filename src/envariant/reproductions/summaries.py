@@ -1,4 +1,4 @@
-"""Summaries of runs, used to test claims: scores, paired differences, slopes, figures and tables.
+"""Summarize runs to test claims: scores, paired differences, slopes, figures and tables.
 
 Replicas are paired by number: replica k has the same data in every run.
 """
@@ -48,7 +48,7 @@ def id_score(result: TrainingResult, metric: str | None = None) -> Interval:
 def gain(result: TrainingResult, over: TrainingResult) -> Interval:
     """Return the paired difference of final test scores, `result` − `over`, with its interval over replicas.
 
-    Replicas that failed in one of the runs are left out.
+    Replicas that failed in one of the runs are omitted.
     """
     scores, others = (
         dict(zip(r.finished, r.final(only_test_environment(r), r.record.metric).values, strict=True))
@@ -66,7 +66,13 @@ def risk_gap(result: TrainingResult) -> Interval:
 
 
 def curves(result: TrainingResult, environment: str, metric: str) -> dict[int, tuple[list[int], list[float]]]:
-    """Return steps and values of a metric by finished replica; environment "*" is the whole batch."""
+    """Return the steps and values of a metric in one environment, for each finished replica.
+
+    Args:
+        result: Result of the run.
+        environment: Name of the environment; "*" for the whole batch.
+        metric: Name of the metric.
+    """
     by_replica: dict[int, tuple[list[int], list[float]]] = {k: ([], []) for k in result.finished}
     for row in result.rows:
         if (row.environment, row.metric) == (environment, metric) and row.replica in by_replica:
@@ -126,7 +132,13 @@ def show_sweep(
 def score_table(
     results: Mapping[str, TrainingResult], name: str = "runs", caption: str = ""
 ) -> CaptionedTable:
-    """Return the table of final scores, without notes."""
+    """Return a table of final scores without notes, for a section.
+
+    Args:
+        results: Results of the runs, by row name.
+        name: First part of the table's name.
+        caption: Caption of the table. Default: the number of steps.
+    """
     steps = " or ".join(dict.fromkeys(f"{r.record.spec.steps:,}" for r in results.values()))
     table = replace(tables.scores(list(results.values()), list(results)), notes=())
     return CaptionedTable(f"{name}-scores", table, caption or f"After {steps} steps")

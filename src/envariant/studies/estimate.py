@@ -16,16 +16,16 @@ _STEPS = 4
 @final
 @dataclass(frozen=True)
 class JobEstimate:
-    """Estimated cost of the runs of one job.
+    """Estimated training time of the runs of one job.
 
     Attributes:
-        data: Name of the data.
+        data: Name of the data source.
         test_environments: Names of the test environments.
         algorithm: Name of the algorithm.
         runs: Number of runs.
         steps: Number of updates of each run; None if the time could not be measured.
-        seconds: Total time of the runs, one after another; None if it could not be measured.
-        problem: Reason why the time could not be measured; None if it was measured.
+        seconds: Total time of the runs, one after another; None if the time could not be measured.
+        problem: Reason why the time could not be measured; None if there was no problem.
     """
 
     data: str
@@ -40,16 +40,16 @@ class JobEstimate:
 @final
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated cost of a study.
+    """Estimated training time of a study.
 
     Attributes:
-        jobs: Estimated cost of each job, in the order of the study.
+        jobs: Estimated training time of each job, in the order of the study.
     """
 
     jobs: tuple[JobEstimate, ...]
 
     def lines(self) -> list[str]:
-        """Return one line of text per job, and a last line with the totals."""
+        """Return the estimate as text: one line per job, and a last line with the totals."""
         lines: list[str] = []
         for job in self.jobs:
             names = ", ".join(job.test_environments) or "none"
@@ -61,7 +61,7 @@ class Estimate:
         return [*lines, f"{count} runs, about {_span(total)} one after another"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the estimate as a dictionary for JSON."""
+        """Return the estimate as a JSON-compatible dictionary."""
         return {
             "runs": sum(job.runs for job in self.jobs),
             "seconds": sum(job.seconds or 0.0 for job in self.jobs),
@@ -73,7 +73,7 @@ def estimate(study: Study) -> Estimate:
     """Estimate the training time of a study from a few steps of each algorithm on each data set.
 
     Args:
-        study: Study to plan.
+        study: Study whose runs are estimated.
 
     Raises:
         EnvariantError: If the study cannot be planned, or none of its runs can be trained.

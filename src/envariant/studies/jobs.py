@@ -1,4 +1,4 @@
-"""Jobs: runs of a study that are trained together, as replicas of one engine.
+"""Jobs: runs of a study that are trained together, as the replicas of one training run.
 
 A job and its results can be sent to other processes and machines.
 """
@@ -68,12 +68,12 @@ class Update:
     """Progress of a job: new metrics, finished runs or completed steps.
 
     Attributes:
-        record: Record of the job, sent once before the first step; otherwise None.
-        rows: New metrics; the `replica` of a row is the id of its run.
+        record: Record of the job, in the first update only; None in all others.
+        rows: New metrics; `HistoryRow.replica` is the ID of the run.
         outcomes: Results of the runs that have ended.
-        step: Number of updates made by `runs`.
-        runs: Ids of the updated runs.
-        event: Event of the engine, from which a `Recorder` can store the runs; not sent between machines.
+        step: Number of completed updates of each run in `runs`.
+        runs: IDs of the runs to which this update applies.
+        event: Event of the engine, from which a `Recorder` stores the runs; None in the first update.
     """
 
     record: Record | None = None
@@ -89,7 +89,7 @@ def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]
 
     Args:
         job: Runs to train.
-        resumption: Source of checkpoints. None: train from the start.
+        resumption: Stored state with checkpoints. Default: train from the start.
 
     Raises:
         EnvariantError: If the runs cannot be trained.
@@ -113,7 +113,7 @@ def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]
 
 
 def unfinished(store: Store, study: Study) -> list[int]:
-    """Return the numbers of the unfinished jobs of a study; its store can hold jobs of other declarations."""
+    """Return the IDs of unfinished jobs whose data set and algorithm are part of the study."""
     first = ((job, store.members(job)[:1]) for job in store.unfinished())
     return [job for job, runs in first if all(study.declares(r.run.data, r.run.algorithm) for r in runs)]
 
@@ -131,7 +131,7 @@ def warn_of_remarks(study: Study) -> None:
 
 
 def compared_in(study: Study, record: Record) -> tuple[str, bool]:
-    """Return the metric used to compare runs of a study, and whether higher is better.
+    """Return the metric used to compare the runs of a study, and whether higher values are better.
 
     Args:
         study: Study of the runs.
@@ -171,7 +171,7 @@ def _of(rows: Iterable[HistoryRow], runs: set[int]) -> list[HistoryRow]:
 
 
 def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurements) -> list[float | None]:
-    """Return p-values of the invariance test of each run on validation rows; None without such rows."""
+    """Return each run's p-value of the invariance test on validation rows; None without such rows."""
     names = [name for name, role in measurements.roles.items() if role == "validation"]
     answers = [tuple(part.cpu().numpy() for part in predict(name)) for name in names]
     if not names:

@@ -1,7 +1,7 @@
-"""Measurements of a study that training does not make: other metrics, column importance and predictions.
+"""Measure additional metrics, column importance and predictions of the runs of a study.
 
-Permutation importance compares logits of networks and fitted predictors on unchanged rows and on rows with
-one column changed (Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
+Permutation importance compares a model's scores on unchanged rows with its scores after one column is changed
+(Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
 """
 
 import math
@@ -21,7 +21,7 @@ from envariant.training.replica_stack import Change
 from envariant.training.store import Predictions
 
 MOST_COLUMNS, MOST_ENVIRONMENTS = 50, 20
-"""Numbers of columns, and of validation and test environments, with measured importance in a comparison."""
+"""Largest numbers of columns (in a comparison) and of environments (per role) for column importance."""
 
 # Rows per environment with stored predictions, and rows per environment for column importance.
 _STORED_ROWS = 1_000
@@ -32,7 +32,7 @@ _CHANGED_NUMBERS = 4_000_000
 
 
 class Predict(Protocol):
-    """Function that returns the logits of all models of a job."""
+    """Function that returns the logits of all models of a job in one environment."""
 
     def __call__(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
@@ -55,8 +55,8 @@ class StudyMeasurements:
     Attributes:
         sample: Environments of the first run; names, sizes and task are the same for all.
         roles: Role of each environment, by name in the sample.
-        metric: Metric used to compare runs.
-        columns: Range of inputs of each table column, by name; empty if inputs are not tabular.
+        metric: Metric used to compare the runs of the study.
+        columns: Mapping from table column to its range of inputs; empty if the data are not a table.
         store_predictions: Whether predictions are stored and permutation importance is measured.
     """
 
@@ -72,15 +72,15 @@ class StudyMeasurements:
         return [self.sample[name] for name, role in self.roles.items() if role != "train"]
 
     def scores(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the metric on all rows; empty for the task's default metric, which training measures."""
+        """Return the study's metric on all rows; return nothing if training already records this metric."""
         if self.metric.name == self.sample.task.metric:
             return []
         return [row for each in self.untrained for row in self._rows(predict, runs, step, each, FULL)]
 
     def importance(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the metric with each column shuffled, and in test environments also with it replaced.
+        """Return the metric after each column is shuffled and, in test environments, after it is replaced.
 
-        Shuffling within an environment removes the column's information about individual rows. Replacing it
+        Shuffling within an environment removes the column's information about individual rows. Replacement
         by values from training environments also removes its information about the test environment.
         """
         generator = torch.Generator().manual_seed(0)
@@ -103,7 +103,7 @@ class StudyMeasurements:
         return rows
 
     def _some_untrained(self) -> list[Environment]:
-        """Return up to 20 validation and 20 test environments."""
+        """Return at most 20 validation and at most 20 test environments."""
         some: set[str] = set()
         for role in ("validation", "test"):
             names = [name for name, own in self.roles.items() if own == role]
@@ -113,7 +113,7 @@ class StudyMeasurements:
     def predictions(self, predict: Predict, runs: Sequence[int]) -> dict[int, tuple[Predictions, ...]]:
         """Return each run's predictions for up to 1,000 rows per environment, the same rows in all runs.
 
-        With more than 50 classes there are fewer rows.
+        With more than 50 classes, predictions are returned for fewer rows.
         """
         most = min(_STORED_ROWS, max(1, _STORED_LOGITS // self.sample.task.outputs))
         stored: dict[int, list[Predictions]] = {run: [] for run in runs}
@@ -135,7 +135,7 @@ class StudyMeasurements:
         rows: Tensor | None = None,
         change: Change | None = None,
     ) -> list[HistoryRow]:
-        """Return the metric of each run for each column; `change` makes one copy of the rows per column."""
+        """Return the metric of each run for each changed column; see `_with_columns`."""
         name, task = environment.name, self.sample.task
         logits, targets = (part.cpu().numpy() for part in predict(name, rows, change))
         copies = logits.reshape(len(logits), len(columns), -1, *logits.shape[2:])
@@ -178,17 +178,17 @@ def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:
 
 
 def _evenly(size: int, most: int) -> Tensor:
-    """Return evenly spaced row indices, not more than `most`."""
+    """Return at most `most` evenly spaced row indices."""
     return torch.linspace(0, size - 1, min(size, most)).round().long()
 
 
 def _with_columns(places: Sequence[slice], values: Sequence[Tensor | None], order: Tensor) -> Change:
-    """Return a function from rows to copies of them, one per place, with the inputs there changed.
+    """Return a function that makes one copy of the rows per table column, with this column changed.
 
     Args:
-        places: Inputs to change in each copy.
-        values: New inputs; None: those of the same rows in another order.
-        order: Order of the rows.
+        places: Range of inputs of each column.
+        values: New values of each column. Default: shuffle the values of the column among the rows.
+        order: Order of the rows for shuffling.
     """
 
     def change(inputs: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Significance of differences from ERM after model selection.
+"""Test whether algorithms differ significantly from ERM after model selection.
 
-Paired runs have the same data set, test environments and replica, hence the same rows, initial weights and
-batches.
+Paired runs have the same data set, test environments and replica number. They therefore use the same rows,
+initial weights and batches.
 """
 
 import math
@@ -27,14 +27,14 @@ class AlgorithmScores:
 
     Attributes:
         algorithm: Name of the algorithm.
-        test: Mean over test environments and replicas, with a 95 % bootstrap interval.
-        worst: Mean over replicas for the worst set of test environments.
+        test: Mean score over test environments and replicas, with a 95 % bootstrap interval.
+        worst: Mean score over replicas in the set of test environments where this mean is worst.
         interquartile_mean: Interquartile mean of the scores over test environments and replicas.
         gain: Mean paired difference from the baseline; None for the baseline itself or without pairs.
         improvement: Share of pairs in which the algorithm is better than the baseline; None without pairs.
         p_value: P-value of the Wilcoxon signed-rank test, Holm-corrected over all compared algorithms; None
             with fewer than two pairs.
-        n_missing: Number of sets of test environments and replicas without a selected run.
+        n_missing: Number of combinations of test environments and replica for which no run was selected.
         missing_reason: First reason why no run was selected, or "".
     """
 
@@ -56,8 +56,8 @@ class Comparison:
 
     Attributes:
         rows: Scores of each algorithm.
-        ranking: Mean ranks over data sets and test environments; None with fewer than three algorithms or
-            two sets of test environments.
+        ranking: Mean ranks over data sets and test environments; None if there are fewer than three
+            algorithms or fewer than two sets of test environments.
         verdict: Conclusion in one or two sentences.
     """
 
@@ -70,8 +70,8 @@ def compare(selected: Sequence[SelectionResult], *, higher_is_better: bool = Tru
     """Compare every algorithm with ERM in paired tests.
 
     Args:
-        selected: Results of one rule for each algorithm, as `select` returns them.
-        higher_is_better: Whether a higher value of the metric is better.
+        selected: Results of one selection rule for each algorithm, from `select`.
+        higher_is_better: Whether higher values of the metric are better.
     """
     sign = 1.0 if higher_is_better else -1.0
     names = list(dict.fromkeys(each.algorithm for each in selected))

@@ -1,7 +1,7 @@
 """Studies: data × test environments × algorithms × trials × replicas.
 
 All runs are planned before training. Each run depends only on its data, test environments, algorithm, trial
-and replica, so that added algorithms or trials do not change existing runs.
+and replica. Adding algorithms or trials therefore does not change existing runs.
 """
 
 import itertools
@@ -35,7 +35,7 @@ from envariant.training.run_spec import SHARED, RunSpec, text_of
 from envariant.training.store import PlannedRun, Store, Trial
 
 MAX_RUNS = 1_000_000
-"""Largest number of runs of a study, which are planned in memory."""
+"""Largest number of runs in a study, because all runs are planned in memory."""
 SPLITS = ("suggested", "each", "each-and-pairs")
 """Ways to choose test environments without naming them."""
 
@@ -46,29 +46,30 @@ _LARGEST_FILE = 10**6
 @final
 @dataclass(frozen=True)
 class Study:
-    """Declaration of a study.
+    """Declaration of a study: data, algorithms, trials, replicas, test environments and options.
 
     Attributes:
         data: Data sources: names, sources or environment sets.
-        algorithms: Texts such as `irm` or `vrex + coral(1.0)`, or algorithm, recipe, part and predictor
-            objects. Values in parentheses are fixed: they are not searched.
+        algorithms: Strings such as `irm` or `vrex + coral(1.0)`, or algorithm, recipe, part and predictor
+            objects. Hyperparameters set in parentheses are fixed, not searched.
         name: Name of the study.
         n_trials: Number of hyperparameter configurations per algorithm; the first has the default
             settings of the data set.
         replicas: Number of replicas of each trial.
-        test_environments: "suggested": the default of the data set; "each": each environment in turn;
-            "each-and-pairs": also each pair, for leave-one-domain-out selection; or lists of names.
+        test_environments: "suggested" for the default of the data set, "each" for each environment in turn,
+            "each-and-pairs" to add each pair for leave-one-domain-out selection, or lists of names.
         holdout_fraction: Share of every training environment's rows kept for validation, in (0, 1).
-        lr_range: Factor r ≥ 1 of the learning-rate search: log-uniform in [η/r, η·r], where η is the default
-            learning rate; 1 fixes it at η.
-        ranges: Search ranges by algorithm and hyperparameter (or `learning_rate`), instead of the ranges of
-            the algorithm: a list of values, or text such as `loguniform(1e2, 1e6)`.
+        lr_range: Factor r ≥ 1. Learning rates are sampled log-uniformly from [η/r, η·r], where η is the
+            default learning rate; with r = 1, the learning rate is η.
+        ranges: Mapping from algorithm to a mapping from hyperparameter (or `learning_rate`) to a search
+            range: a list of values, or a string such as `loguniform(1e2, 1e6)`. These ranges replace those of
+            the algorithm.
         seed: Base random seed of trials and replicas.
-        settings: Training options of all runs, by name: those listed in `run_spec.SHARED`.
-        metric: Metric used to compare runs, such as AUROC; "": the default metric of the task.
+        settings: Training options of all runs, by name; `run_spec.SHARED` lists the allowed names.
+        metric: Metric used to compare runs, such as AUROC; "" for the default metric of the task.
         store_predictions: Whether to store predictions for up to 1,000 rows per environment and to measure
             column importance.
-        importance_columns: Names of the table columns whose importance is measured; empty: all columns.
+        importance_columns: Names of the table columns whose importance is measured; empty for all columns.
 
     Raises:
         EnvariantError: If a name is unknown or a value is not allowed.
@@ -158,13 +159,13 @@ class Study:
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """Texts of the declared objects, which cannot be restored from text."""
+        """Names of the Python objects in the declaration, which cannot be restored from a stored study."""
         declared = (*self.data, *self.algorithms, *self.settings.values())
         return tuple(text_of(each) for each in declared if not isinstance(each, _PLAIN))
 
     @cached_property
     def sources(self) -> Mapping[str, EnvironmentSource]:
-        """Data sources by label."""
+        """Mapping from label to data source."""
         return {label: source_of(data) for label, data in self._labeled("data").items()}
 
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -191,7 +192,7 @@ class Study:
         return tuple(runs)
 
     def declares(self, data: str, algorithm: str) -> bool:
-        """Return whether the study contains a data set and an algorithm, given their labels."""
+        """Return whether the study includes a data set and an algorithm, both given by label."""
         return data in self.sources and algorithm in self._labeled("algorithms")
 
     def spec_of(self, run: PlannedRun) -> RunSpec:
@@ -218,9 +219,9 @@ class Study:
         )
 
     def remarks(self) -> tuple[str, ...]:
-        """Return a message for each schedule that is scaled to its runs or never takes effect in them.
+        """Return a message for each schedule that is scaled to the run length or never takes effect.
 
-        A model of the user whose outputs cannot be logits gets a message as well.
+        A further message is returned if the outputs of a user's model cannot be logits.
         """
         collected: dict[tuple[str, str], str] = {}
         own_model = not isinstance(self.settings.get("model", ""), str)
@@ -251,7 +252,7 @@ class Study:
 
         Args:
             algorithm: Label of the algorithm.
-            source: Data set, whose default settings are used.
+            source: Data source whose default settings are used.
         """
         declared = self._labeled("algorithms").get(algorithm, algorithm)
         space = SearchSpace(algorithm, declared, self.ranges.get(algorithm, {}))
@@ -259,7 +260,7 @@ class Study:
         return space.trials(source, self.seed, self.n_trials, self.lr_range, steps)
 
     def _labeled(self, key: str) -> dict[str, Any]:
-        """Return the declared data sets or algorithms by text, which has to be unique."""
+        """Return a mapping from label to data set or algorithm; labels must be unique."""
         labeled: dict[str, Any] = {}
         for each in getattr(self, key):
             label = text_of(each)
@@ -323,7 +324,7 @@ def begin(folder: Path, study: Study) -> Store:
 
 
 def stored_study(store: Store) -> Study:
-    """Return the study of a store, by its latest declaration.
+    """Return the study of a store, from its latest declaration.
 
     Raises:
         EnvariantError: If the store has no study, or its declaration contains Python objects.
@@ -392,7 +393,7 @@ def _several(declared: Any) -> tuple[Any, ...]:
 
 
 def _splits(declared: object) -> object:
-    """Return declared test environments as one of `SPLITS`, or as a tuple of tuples of names.
+    """Convert declared test environments to one of `SPLITS`, or to a tuple of tuples of names.
 
     Raises:
         EnvariantError: If the value is neither one of `SPLITS` nor lists of names.

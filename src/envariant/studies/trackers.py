@@ -1,7 +1,7 @@
-"""Export of a study's runs to experiment trackers: TensorBoard and MLflow.
+"""Export the runs of a study to experiment trackers: TensorBoard and MLflow.
 
-The store remains the source of truth. Finished runs are sent once, after a sweep or while it is running; runs
-that a tracker already has are skipped.
+All results stay in the store. Finished runs are sent during or after a sweep; runs that a tracker already has
+are skipped.
 """
 
 import json
@@ -22,7 +22,7 @@ from envariant.training.store import Store
 
 
 class Tracker(ABC):
-    """Base class of experiment trackers, to which the runs of a study are exported."""
+    """Base class of experiment trackers that receive the runs of a study."""
 
     @abstractmethod
     def has(self, run: int) -> bool:
@@ -33,7 +33,7 @@ class Tracker(ABC):
         """Export one run.
 
         Args:
-            run: Id of the run in the study.
+            run: ID of the run in the study.
             settings: Settings of the run by name: data set, algorithm, hyperparameters and others.
             history: Metrics of the run, one row per value, from `Store.history`.
         """
@@ -106,7 +106,7 @@ class MLflow(Tracker):
             raise _refused(error) from None
 
     def _register(self, runs: Any) -> None:
-        """Record the complete runs on the server, and delete incomplete ones, to send them again."""
+        """Find the complete runs on the server, and delete incomplete runs so that they are sent again."""
         for each in runs:
             if _TAG in each.data.tags and each.info.status == "FINISHED":
                 self._sent.add(int(each.data.tags[_TAG]))
@@ -142,7 +142,7 @@ TRACKERS: dict[str, Callable[[Store, str | None], Tracker]] = {
     "tensorboard": lambda store, to: TensorBoard(Path(to) if to else store.folder / "tensorboard"),
     "mlflow": lambda store, to: MLflow(store.declaration()["name"], to),
 }
-"""Constructors of trackers by name. Arguments: store of the study, and destination or None (default)."""
+"""Functions that create a tracker, by name. Arguments: store of the study; destination, None: default."""
 _TAG, _COMPLETE, _BATCH_SIZE = "envariant.run", "whole", 1000
 # Maximum waiting time for a tracker at the end of a sweep.
 TIMEOUT_S = 60.0
@@ -232,14 +232,14 @@ def _tracker(store: Store, tracker: str, destination: str | None) -> Tracker:
 
 
 def _finished(store: Store) -> dict[int, dict[str, Any]]:
-    """Return the row of `Store.listing` of each finished run, by run id."""
+    """Return a mapping from the ID of each finished run to its row of `Store.listing`."""
     listing = store.listing()
     rows = listing[listing["state"] == "done"].to_dict("records")
     return {int(row["id"]): {str(key): value for key, value in row.items()} for row in rows}
 
 
 def _send_new(store: Store, target: Tracker) -> Iterator[int]:
-    """Send finished runs that the tracker lacks, and yield their ids; raise the first error at the end."""
+    """Send finished runs that the tracker does not have, and yield their IDs; raise the first error last."""
     errors: list[EnvariantError] = []
     for run, row in _finished(store).items():
         if target.has(run):

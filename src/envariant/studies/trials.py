@@ -1,7 +1,7 @@
 """Trials: hyperparameters and learning rates sampled from the search ranges of an algorithm.
 
-A trial depends only on the seed, the algorithm and the trial number, so that added trials do not change
-earlier ones.
+A trial depends only on the seed, the algorithm and the trial number, so adding trials does not change earlier
+trials.
 """
 
 import hashlib
@@ -35,7 +35,8 @@ class SearchSpace:
     Attributes:
         label: Label of the algorithm in the study.
         algorithm: Name or object of the algorithm.
-        declared: Search ranges of the study, by hyperparameter; they replace the algorithm's.
+        declared: Mapping from hyperparameter to its search range in the study, which replaces that of the
+            algorithm.
     """
 
     label: str
@@ -75,14 +76,15 @@ class SearchSpace:
         lr_range: float,
         steps: int | None = None,
     ) -> tuple[Trial, ...]:
-        """Return the trials; duplicate trials are left out.
+        """Sample the trials of the algorithm; duplicate trials are left out.
 
         Args:
-            source: Data set, whose default settings are used.
+            source: Data source whose default settings are used.
             seed: Base random seed.
             n_trials: Number of trials; the first has the default settings of the data set.
-            lr_range: Largest factor between sampled and default learning rate, at least 1.
-            steps: Number of steps of every run; suggested schedules are scaled to it. None: the default.
+            lr_range: Factor of at least 1 by which a sampled learning rate may differ from the default.
+            steps: Number of steps of every run, to which suggested schedules are scaled. Default: the default
+                number of the data set.
         """
         if predictor(self.algorithm) is not None:
             return (Trial(0, {}, 0.0),)
@@ -112,9 +114,9 @@ class SearchSpace:
     ) -> dict[str, Any]:
         """Sample a value for every hyperparameter that has a search range.
 
-        For a schedule, the final value is sampled, unless the range lists whole schedules. Values in
-        parentheses are fixed. Hyperparameters of the whole loss are fixed unless the study declares a range
-        for them.
+        For a schedule, the final value is sampled, unless the range lists whole schedules. Values given in
+        parentheses, as in `vrex(coefficient=10)`, are fixed. Hyperparameters of the whole loss are fixed
+        unless the study declares a range for them.
         """
         if not isinstance(suggested.trained, Composition):
             return {}
@@ -158,7 +160,7 @@ def recipe_of(algorithm: object) -> Recipe:
 
 @contextmanager
 def _located(own: bool, what: str) -> Generator[None]:
-    """Prefix error messages with the position in the study if its declared ranges are invalid."""
+    """Add the location in the study to error messages about search ranges that the study declares."""
     try:
         yield
     except EnvariantError as error:
@@ -166,7 +168,7 @@ def _located(own: bool, what: str) -> Generator[None]:
 
 
 def _fixed(algorithm: object) -> set[tuple[str, str]]:
-    """Return part and field of the hyperparameters set in parentheses in an algorithm's text."""
+    """Return part and field name of each hyperparameter set in parentheses in an algorithm's text."""
     if not isinstance(algorithm, str):
         return set()
     return {
@@ -178,6 +180,6 @@ def _fixed(algorithm: object) -> set[tuple[str, str]]:
 
 
 def _generator(*names: object) -> np.random.Generator:
-    """Return a random generator seeded by a hash of names and numbers."""
+    """Return a random number generator, seeded by a hash of the given names and numbers."""
     digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

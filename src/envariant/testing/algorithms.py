@@ -35,7 +35,7 @@ def update(
     """Return the gradients of one step from the initial state.
 
     Args:
-        algorithm: Algorithm.
+        algorithm: Algorithm to run.
         problem: Batch and network.
         context: Step number, learning rate and random numbers.
         params: Parameters by name. Default: parameters of the problem.
@@ -154,7 +154,7 @@ def check_state(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that stacked models get the same gradients as each model alone."""
+    """Check that each model gets the same gradients in a stack of models as on its own."""
     stack = {key: torch.stack([value, 0.3 * value, value.flip(0)]) for key, value in problem.params.items()}
 
     def one(params: Parameters) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_replicas(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that stacked replicas with different rows and seeds get the same gradients as each alone."""
+    """Check that replicas with different rows and seeds get the same gradients in a stack as on their own."""
     batch = problem.batch
     other = problem.with_batch([(x.flip(0) + 1, y.flip(0)) for x, y in problem.environments()])
     replicas, contexts = [problem, other], [StepContext.at(4, seed=1), StepContext.at(4, seed=2)]
@@ -216,7 +216,7 @@ def check_numbers(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_recorded_step(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that a recorded step, with the step number as a tensor, gives the same gradients as a call."""
+    """Check that a recorded step, with a tensor as step number, gives the gradients of an unrecorded step."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     batch, first, later = problem.batch, StepContext.at(0), StepContext.at(3)
@@ -311,7 +311,7 @@ ALGORITHM_CHECKS: tuple[Callable[[Algorithm, Problem], None], ...] = (
     check_weight_decay,
     check_identity,
 )
-"""Checks of one property each, called with an algorithm and `problem.with_networks_of(algorithm)`."""
+"""Functions that check one property each; arguments: algorithm, `problem.with_networks_of(algorithm)`."""
 
 
 def check_training(algorithm: Algorithm) -> None:

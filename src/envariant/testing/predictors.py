@@ -17,7 +17,7 @@ def check_predictor(predictor: object, tasks: Sequence[str] = tuple(TASKS)) -> N
 
     Args:
         predictor: Predictor, its name, or a scikit-learn estimator. It is fitted several times on 90 rows.
-        tasks: Tasks that it supports: "binary", "multiclass", "regression".
+        tasks: Tasks that the predictor supports: "binary", "multiclass", "regression".
 
     Raises:
         AssertionError: If a property is violated; the message names it.

@@ -32,7 +32,8 @@ class Problem:
         params: Trained parameters of the network, and of the algorithm's auxiliary networks.
         own: Auxiliary networks by name.
         module: Network as changed by `Algorithm.wrap_model`; None if it is unchanged.
-        has_features: Whether the network returns the head's inputs; otherwise features have width 0.
+        has_features: Whether the network returns the inputs of its head as features; if not, features have
+            width 0.
     """
 
     task: Task
@@ -72,7 +73,7 @@ class Problem:
 
     @property
     def context(self) -> TrainContext:
-        """Fixed facts about the problem, as passed to `Algorithm.init`."""
+        """`TrainContext` of the problem, which is passed to `Algorithm.init`."""
         return TrainContext(
             tuple(f"environment {e}" for e in range(len(self.batch.sizes))),
             self.batch.sizes,
@@ -95,7 +96,7 @@ class Problem:
         return features if self.has_features else features[:, :0], logits
 
     def head(self, params: Parameters, features: Tensor) -> Tensor:
-        """Return the logits of features `[rows, 4]`."""
+        """Return the head's logits for features `[rows, 4]`."""
         if self.module is not None:
             return self.task.logits(self._call_part("head", params, features))
         return self.task.logits(features @ params["head.weight"].T + params["head.bias"])
@@ -114,10 +115,10 @@ class Problem:
         """Return the gradients, new state and metrics of one step.
 
         Args:
-            algorithm: Algorithm.
+            algorithm: Algorithm to run.
             context: Step number, learning rate and random numbers.
             params: Parameters by name. Default: parameters of the problem.
-            state: State of the algorithm. Default: its initial state.
+            state: State of the algorithm. Default: initial state.
         """
         params = self.params if params is None else params
         state = algorithm.init(params, self.context) if state is None else state
@@ -127,7 +128,7 @@ class Problem:
         return algorithm.gradients(self, params, self.batch, state, context)
 
     def with_networks_of(self, algorithm: Algorithm) -> Self:
-        """Return the problem with an algorithm's wrapped model and auxiliary networks."""
+        """Return a copy of the problem with an algorithm's wrapped model and auxiliary networks."""
         with torch.random.fork_rng():
             torch.manual_seed(5)
             plain = _Network(3, self.task.outputs).double()
@@ -140,7 +141,7 @@ class Problem:
         return replace(self, own=own, params={**params, **added}, module=module if changed else None)
 
     def with_batch(self, environments: Sequence[tuple[Tensor, Tensor]]) -> Self:
-        """Return the problem with other rows.
+        """Return a copy of the problem with other rows.
 
         Args:
             environments: Inputs and targets of each environment.
@@ -154,7 +155,7 @@ class Problem:
         return list(zip(*map(self.batch.split, (self.batch.inputs, self.batch.targets)), strict=True))
 
     def first(self, environments: int) -> Self:
-        """Return the problem with only its first `environments` environments."""
+        """Return a copy of the problem with only its first `environments` environments."""
         return self.with_batch(self.environments()[:environments])
 
     def _call_part(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class Problem:
 
 @final
 class _Network(nn.Module):
-    """Network of a problem as a PyTorch module."""
+    """Network of the example problem as a PyTorch module."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -192,6 +193,6 @@ def _of_network(params: Parameters, name: str) -> dict[str, Tensor]:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise an `AssertionError` with the message unless the condition holds."""
+    """Raise an `AssertionError` with the given message if the condition is false."""
     if not condition:
         raise AssertionError(message)

@@ -1,1 +1,1 @@
-"""Training: options, execution, evaluation and storage of runs."""
+"""Train and evaluate runs from their options, and store them."""

@@ -1,8 +1,8 @@
-"""Setting of the C library: keep freed memory instead of returning it to the kernel after every step.
+"""Make the C library keep freed memory instead of returning it to the kernel after every step.
 
 By default, glibc returns large freed blocks to the kernel and requests them again in the next step. With full
-batches, this takes a large part of the training time. With this setting, a process keeps its peak memory
-until it ends.
+batches, these requests take a large part of the training time. A process that keeps freed memory does not
+shrink below its peak memory until it ends.
 """
 
 import ctypes
@@ -16,7 +16,10 @@ _M_TRIM_THRESHOLD = -1
 
 @cache
 def keep_freed_memory() -> bool:
-    """Set both thresholds of malloc to their maximum, once per process; return whether this succeeded."""
+    """Make this process keep freed memory, and return whether its C library allows this.
+
+    Both thresholds of glibc's `malloc` are set to their maximum, once per process.
+    """
     if platform.libc_ver()[0] != "glibc":
         return False
     library = ctypes.CDLL(None)

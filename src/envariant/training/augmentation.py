@@ -19,7 +19,7 @@ from envariant.core.errors import EnvariantError
 class RandomAffine:
     """Random rotation, shear and scaling of each image about its center.
 
-    Interpolation is bilinear. Pixels outside the image have the value of its top left pixel.
+    Interpolation is bilinear. Pixels from outside the image take the value of the image's top left pixel.
 
     Attributes:
         rotation: Maximum rotation in degrees, in both directions; in [0, 180].
@@ -65,12 +65,12 @@ def warp(
     shear: Float[Tensor, " rows"],
     scale: Float[Tensor, " rows"],
 ) -> Float[Tensor, "rows channels height width"]:
-    """Scale images, shear them along x and rotate them about their center, each by a given amount.
+    """Scale, shear (along x) and rotate each image about its center, by separate amounts for each image.
 
-    Interpolation is bilinear. Pixels outside the image have the value of the channel's top left pixel.
+    Interpolation is bilinear. Pixels from outside the image take the value of the channel's top left pixel.
 
     Args:
-        images: Images, square or not.
+        images: Images to transform; height and width may differ.
         angle: Angles in radians, counter-clockwise.
         shear: Shear angles in radians; positive angles move the top to the right.
         scale: Scale factors; 2 doubles the size.
@@ -91,10 +91,10 @@ def warp(
 
 
 def augmentation(text: str | None) -> RandomAffine | None:
-    """Return the augmentation specified by a text such as `affine(rotation=15)`; None for None.
+    """Convert a string such as `affine(rotation=15)` to an augmentation.
 
     Args:
-        text: Name with optional settings in brackets.
+        text: Name with optional settings in parentheses; None is returned unchanged.
 
     Raises:
         EnvariantError: If the name or a setting is unknown.

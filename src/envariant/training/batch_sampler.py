@@ -20,7 +20,7 @@ from envariant.training.augmentation import RandomAffine
 
 @final
 class StackingError(Exception):
-    """Error with the reason why replicas cannot be stacked."""
+    """Error raised if replicas cannot be trained as one stack; the message gives the reason."""
 
 
 Axis = int | None
@@ -32,20 +32,21 @@ _DRAWN_AT_ONCE = 2**16
 
 @final
 class Rows:
-    """Rows of all environments, training environments first.
+    """Rows of all environments on the training device, with the training environments first.
 
     Args:
-        sets: Environments of each replica. If all replicas share one object, it is stored once.
-        roles: "train", "validation" or "test" by environment.
-        device: Device of the rows.
+        sets: Environments of each replica. An object shared by all replicas is stored once.
+        roles: Role of each environment by name: "train", "validation" or "test".
+        device: Device on which the rows are stored.
 
     Attributes:
-        axis: Axis of the replicas in the tensors returned by `of`.
+        axis: Axis of the replicas in the tensors returned by `of`: 0, or None if all replicas share the rows.
         training: Names of the training environments, in order.
         sizes: Number of rows by environment.
         decode: Function from stored rows `[…, *shape]` to float32 inputs.
-        bounds: Cumulative sampling weights `[1 or replicas, training rows]`; those of the k-th environment
-            are scaled to the interval from k to k + 1. None: rows have no weights.
+        bounds: Cumulative sampling weights of the training rows, `[1, rows]` if all replicas share the rows,
+            else `[replicas, rows]`. In environment k, they increase from k to k + 1. None if rows have no
+            weights.
 
     Raises:
         StackingError: If environments differ in size between replicas.
@@ -90,7 +91,9 @@ class Rows:
         return torch.stack(bounds).to(device)
 
     def of(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return stored inputs and targets of adjacent environments, with the replicas along `axis`.
+        """Return the stored inputs and targets of adjacent environments.
+
+        The first axis is the replica axis, unless all replicas share the rows.
 
         Args:
             names: Names of adjacent environments, in the order of `sizes`.
@@ -100,7 +103,7 @@ class Rows:
         return (inputs, targets) if self.axis == 0 else (inputs[0], targets[0])
 
     def gather(self, index: Int[Tensor, "replicas rows"]) -> tuple[Tensor, Tensor]:
-        """Return stored inputs and targets of training rows, `[replicas, rows, …]`.
+        """Return the stored inputs and targets of selected training rows, `[replicas, rows, …]`.
 
         Args:
             index: Row indices for each replica, `[replicas, rows]`.
@@ -121,13 +124,14 @@ class BatchSampler:
     Args:
         rows: Rows of all environments.
         seeds: Seed of the batch order of each replica.
-        batch_size: Rows of each training environment per batch, sampled with replacement. None: all rows.
-        augmentation: Augmentation of the inputs. None: no augmentation.
-        dtype: Type of the inputs of a full batch; the precision of the model, to avoid a conversion per step.
+        batch_size: Rows of each training environment per batch, sampled with replacement; None for all rows.
+        augmentation: Augmentation of the inputs, or None.
+        dtype: Data type of the inputs of a full batch; with the data type of the model, no conversion is
+            needed.
 
     Attributes:
         sizes: Number of rows of each training environment in a batch.
-        axes: Axes of the replicas in inputs and targets.
+        axes: Axis of the replicas in the inputs and in the targets: 0, or None if all replicas share them.
 
     Raises:
         EnvariantError: If rows have sampling weights and `batch_size` is None.
@@ -169,10 +173,12 @@ class BatchSampler:
         self._drawn: Tensor | None = None
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the inputs `[rows, *shape]` and targets `[rows, …]` of a step, with replica axes `axes`.
+        """Return the batch of a step: inputs `[rows, *shape]` and targets `[rows, …]`.
+
+        Both have an additional first axis for the replicas, unless all replicas share them (see `axes`).
 
         Args:
-            step: Number of updates already made.
+            step: Number of completed updates.
         """
         if self._below is None and self._augmentation is None:
             return self._decode(self._inputs).to(self._dtype), self._targets
@@ -184,15 +190,15 @@ class BatchSampler:
         return inputs, targets
 
     def keys(self, step: int) -> Int[Tensor, " replicas"]:
-        """Return the key of each replica's random numbers in a step.
+        """Return the keys from which the replicas' random numbers in a step are computed.
 
         Args:
-            step: Number of updates already made.
+            step: Number of completed updates.
         """
         return self._draws(step)[0]
 
     def _draws(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return the random keys and row indices of a step; they are generated for many steps at a time."""
+        """Return the random keys and row indices of a step, which are generated for many steps at once."""
         count = len(self._seeds) * (1 if self._below is None else sum(self.sizes))
         steps = max(1, _DRAWN_AT_ONCE // count)
         first = step - step % steps

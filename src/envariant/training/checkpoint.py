@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a stack after a step, in one safetensors file without pickled objects.
+"""Checkpoints: the training state of a replica stack, in one safetensors file without pickled objects.
 
 A run resumed from a checkpoint is bit-identical to an uninterrupted run, because data, batches and
 augmentation depend only on seeds and the step. Values other than tensors are stored in the file's header, and
@@ -25,7 +25,7 @@ class Failure:
 
     Attributes:
         step: Number of updates before the divergence.
-        reason: Name of the infinite or NaN quantity, and usual causes.
+        reason: Name of the quantity that became infinite or NaN, and usual causes.
     """
 
     step: int
@@ -35,13 +35,13 @@ class Failure:
 @final
 @dataclass(frozen=True)
 class ReplicaState:
-    """State of one replica's network.
+    """State of one replica: weights, completed steps and training time.
 
     Attributes:
-        step: Number of updates made.
+        step: Number of completed updates.
         params: Parameters used for prediction, by name.
         buffers: Buffers by name.
-        failure: Reason for divergence. None: no divergence.
+        failure: Reason for divergence; None if the replica has not diverged.
         seconds: Training time in seconds; the time of a stack is divided equally among its replicas.
     """
 
@@ -59,18 +59,18 @@ class Checkpoint:
 
     Attributes:
         replicas: Numbers of the replicas, in the order of the tensors' first axis.
-        step: Number of updates made by replicas that have not diverged.
+        step: Number of completed updates of replicas that have not diverged.
         measured: Step of the last measurement; -1 before the first.
         params: Trained parameters by name, `[replicas, *shape]` each.
         buffers: Buffers by name, `[replicas, *shape]` each.
-        optimizer: Optimizer state, with PyTorch's names.
-        algorithm: State of the algorithm, a tree of tensors.
-        watch: Metrics ("metrics") and gradient size ("gradient_rms") of the last step, and the step at which
-            each replica diverged ("failed_at", −1: no divergence).
-        metrics: Names of the metrics in `watch`.
-        failures: Divergences reported so far, by replica.
+        optimizer: Tensors of the optimizer's state, with PyTorch's names.
+        algorithm: State of the algorithm, as nested mappings of tensors.
+        watch: Tensors by name: "metrics" of the last step; "gradient_rms", the root mean square of the
+            gradient; and "failed_at", the step at which each replica diverged, or −1.
+        metrics: Names of the columns of `watch["metrics"]`.
+        failures: Mapping from replica to its divergence, if reported.
         seconds: Training time of the stack, in seconds.
-        eval_params: Parameters used for prediction. Empty: same as `params`.
+        eval_params: Parameters used for prediction; empty if they equal `params`.
     """
 
     replicas: tuple[int, ...]
@@ -99,7 +99,7 @@ class Checkpoint:
         return self.failures[replica].step if replica in self.failures else self.measured
 
     def states(self) -> dict[int, ReplicaState]:
-        """Return the state of each replica by number; tensors are views of the checkpoint's tensors."""
+        """Return a mapping from replica to its state; tensors are views of the checkpoint's tensors."""
         states: dict[int, ReplicaState] = {}
         for k, index in enumerate(self.replicas):
             failure = self.failures.get(index)
@@ -171,10 +171,11 @@ def load(folder: Path, on_damage: Callable[[EnvariantError], None] | None = None
 
     Args:
         folder: Folder passed to `save`.
-        on_damage: Callback for each damaged checkpoint, which is left out. Default: raise the error.
+        on_damage: Function called with the error of each damaged checkpoint, which is then skipped.
+            Default: raise the error.
 
     Raises:
-        EnvariantError: If a file is not a valid checkpoint.
+        EnvariantError: If a file cannot be read, or is not a valid checkpoint and `on_damage` is None.
     """
     checkpoints: list[Checkpoint] = []
     for path in folder.glob("replica*.safetensors"):

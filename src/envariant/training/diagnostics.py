@@ -1,7 +1,7 @@
-"""Diagnoses of a run from its measurements: problem, evidence, likely cause and remedy.
+"""Detect problems of a run from its measured values, and suggest causes and remedies.
 
-Each diagnosis is a pure function of the measured values of one replica. Diagnoses from test environments must
-not be used for model selection, which would be oracle selection; their text mentions this.
+Each diagnosis is computed from the measured values of one replica. Selecting models by a diagnosis from test
+environments would be oracle selection; the text of such a diagnosis says so.
 """
 
 import math
@@ -40,12 +40,12 @@ Curves = Mapping[tuple[str, str], Curve]
 @final
 @dataclass(frozen=True)
 class Diagnosis:
-    """Possible problem of a run, detected in its measurements.
+    """Possible problem of a run, detected from measured values.
 
     Attributes:
         name: Name of the diagnosis.
         replicas: Numbers of the affected replicas.
-        evidence: Measured values of the first affected replica.
+        evidence: Measured values that indicate the problem, from the first affected replica.
         cause: Likely cause.
         remedy: Suggested remedy.
     """
@@ -70,11 +70,12 @@ class _Finding:
 
 
 def diagnose(record: Record, rows: Sequence[HistoryRow]) -> tuple[Diagnosis, ...]:
-    """Return possible problems of a run.
+    """Return the possible problems of a run.
 
     Args:
         record: Record of the run.
-        rows: Measurements of the run. Validation rows and changed inputs are ignored.
+        rows: Measured values of the run. Values from validation rows, from subsamples and from changed inputs
+            are ignored.
     """
     curves: dict[int, dict[tuple[str, str], list[tuple[int, float]]]] = {}
     for row in rows:
@@ -104,7 +105,7 @@ def _last(curves: Curves, environment: str, metric: str) -> float | None:
 
 
 def _has_penalty(record: Record, curves: Curves) -> bool:
-    """Return whether a run has a coefficient that took effect."""
+    """Return whether a run has a penalty whose coefficient took effect."""
     return any(metric.endswith(" coefficient") for _, metric in curves) and not _idle(record)
 
 
@@ -120,7 +121,7 @@ def _no_logits(record: Record) -> str:
 
 
 def _constant(record: Record, curves: Curves) -> str | None:
-    """Return the evidence that a model predicts a constant in every training environment."""
+    """Return the evidence that a model predicts a constant in all training environments; None if not."""
     evidence: str | None = None
     for name in _training(record):
         loss, spread = _last(curves, name, LOSS), _last(curves, name, OUTPUT_SD)
@@ -152,7 +153,7 @@ def _collapsed(record: Record, curves: Curves) -> _Finding | None:
 
 
 def _near_chance(record: Record, curves: Curves) -> _Finding | None:
-    """Find runs whose training score is no better than a guess, although the predictions vary."""
+    """Diagnose a training score that is no better than a guess, although the predictions vary."""
     if (record.spec.steps or 0) < _ENOUGH_STEPS or _constant(record, curves) is not None:
         return None
     evidence: str | None = None
@@ -177,7 +178,7 @@ def _near_chance(record: Record, curves: Curves) -> _Finding | None:
 
 
 def _nothing_learned(record: Record) -> tuple[str, str]:
-    """Return cause and remedy of a training score no better than a guess."""
+    """Return the likely cause and the remedy of a training score that is no better than a guess."""
     if remark := _no_logits(record):
         cause, _, remedy = remark.partition("; ")
         return cause, remedy

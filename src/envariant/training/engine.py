@@ -32,12 +32,12 @@ from envariant.training.step_program import StepProgram
 @final
 @dataclass(frozen=True)
 class Stepped:
-    """Event: some replicas made one update.
+    """Event after each training step of a stack of replicas.
 
     Attributes:
         replicas: Numbers of the replicas.
-        step: Number of updates made.
-        checkpoint: Returns the current state; valid until the next event.
+        step: Number of completed updates.
+        checkpoint: Function that returns the current state; its result is valid until the next event.
     """
 
     replicas: tuple[int, ...]
@@ -48,17 +48,18 @@ class Stepped:
 @final
 @dataclass(frozen=True)
 class Evaluated:
-    """Event: some replicas were evaluated in every environment.
+    """Event after each evaluation of a stack of replicas in all environments.
 
     Attributes:
         replicas: Numbers of the replicas.
-        step: Number of updates made.
+        step: Number of completed updates.
         rows: Measured values.
-        checkpoint: Returns the current state; valid until the next event.
+        checkpoint: Function that returns the current state; its result is valid until the next event.
         finished: Whether these replicas have completed all steps or have all diverged.
-        answers: Returns each replica's logits and targets in one environment, `[replicas, rows, …]`, for all
-            or some rows, with original or changed inputs (see `ReplicaStack.answers`).
-        notes: Deviations from the requested execution, such as a smaller stack because memory ran out.
+        answers: Function that returns the logits of each replica and the targets in one environment,
+            `[replicas, rows, …]`; see `ReplicaStack.answers`.
+        notes: Deviations from the requested execution, for example that memory ran out and the stack was
+            halved.
     """
 
     replicas: tuple[int, ...]
@@ -79,8 +80,8 @@ def run(
 ) -> Iterator[Stepped | Evaluated]:
     """Train replicas, or resume them from their checkpoints.
 
-    If a stack does not fit in memory, it is halved, repeatedly if necessary; the first `Evaluated` event of
-    each part reports this in `notes`. When a run is resumed, stacks are those of its checkpoints.
+    A stack that does not fit in memory is halved, repeatedly if necessary; the first `Evaluated` event of
+    each part reports this in `notes`. A resumed run uses the stacks of its checkpoints.
 
     Args:
         source: Data source of all replicas.
@@ -113,7 +114,7 @@ def is_done(checkpoint: Checkpoint, steps: int) -> bool:
 def _resumed(
     members: tuple[Replica, ...], resume: Sequence[Checkpoint]
 ) -> list[tuple[tuple[Replica, ...], Checkpoint | None]]:
-    """Split a group by its checkpoints; members without one form a group of their own."""
+    """Split a group into the stacks of its checkpoints, and a group of the replicas without a checkpoint."""
     by_number, parts = {member.index: member for member in members}, list[Any]()
     for checkpoint in resume:
         if by_number.keys() >= set(checkpoint.replicas):
@@ -129,7 +130,7 @@ def _stacks(
     programs: dict[Any, StepProgram],
     notes: tuple[str, ...] = (),
 ) -> Iterator[tuple[ReplicaStack, tuple[str, ...]]]:
-    """Yield the members as one stack, or as several if they cannot be stacked or memory runs out."""
+    """Yield one stack of all members, or several if they cannot be stacked or memory runs out."""
     stack = _built(source, members, config, checkpoint, programs)
     if isinstance(stack, ReplicaStack):
         yield stack, notes
@@ -150,7 +151,7 @@ def _built(
     checkpoint: Checkpoint | None,
     programs: dict[Any, StepProgram],
 ) -> ReplicaStack | tuple[list[tuple[Replica, ...]], tuple[str, ...]]:
-    """Return the stack; if it cannot be built, return the parts to train instead, and a note."""
+    """Build a stack. If this fails, return smaller groups of replicas to train instead, and a note."""
     count = len(members)
     try:
         stack = ReplicaStack(source, members, config, checkpoint, programs)
@@ -184,7 +185,7 @@ def _built(
 
 @contextmanager
 def _errors_as_envariant(stack: ReplicaStack) -> Generator[None]:
-    """Convert errors of PyTorch in the passes of a user's model to an `EnvariantError`."""
+    """Convert PyTorch's errors in a user's model to an `EnvariantError`."""
     try:
         yield
     except RuntimeError as error:

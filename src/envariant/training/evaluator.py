@@ -1,7 +1,7 @@
-"""Evaluation: the forward pass used for measurements, predictions, saved models and estimators.
+"""Forward pass without gradients, for measurements, predictions, saved models and estimators.
 
 Rows are evaluated in blocks to limit the memory for activations. Test-time adaptation (`Adapt`) may change
-the weights before the prediction of an environment.
+the weights before the rows of an environment are predicted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,18 +35,18 @@ class Forward(Protocol):
     def __call__(
         self, params: Weights, buffers: Weights, inputs: Tensor, *, training: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return features (width 0 if not needed) and logits of some rows.
+        """Return features and logits of some rows; features have width 0 if the algorithm ignores them.
 
-        If `training`, layers are in training mode, and running statistics in `buffers` are updated in place.
-        Pass copies to keep the originals.
+        If `training` is set, layers are in training mode, and running statistics in `buffers` are updated in
+        place; pass copies to keep the original buffers.
         """
         ...
 
 
 class Adapt(Protocol):
-    """Test-time adaptation of one model to unlabeled rows of one environment, before their prediction.
+    """Test-time adaptation: function that adapts a model to unlabeled rows before they are predicted.
 
-    It must be a pure function of tensors, because stacked execution applies it with `torch.func.vmap`.
+    The function must be pure, because stacked execution applies it with `torch.func.vmap`.
     """
 
     def __call__(
@@ -58,7 +58,7 @@ class Adapt(Protocol):
 
 @final
 class Evaluator:
-    """Forward pass of one model or of K replicas, without gradients.
+    """Evaluator of one model or of a stack of K replicas, without gradients.
 
     Args:
         forward: Forward pass of the model.
@@ -70,7 +70,7 @@ class Evaluator:
         rounding: Precision of the matrix products.
         device: Device of the weights.
         adapt: Test-time adaptation. Default: no adaptation.
-        single: Whether `logits` omits the replica axis; only for one replica.
+        single: Whether results of `logits` omit the replica axis; allowed only for one replica.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Evaluator:
     def of_stack(
         cls, network: Network, params: Weights, buffers: Weights, replicas: int, adapt: Adapt | None = None
     ) -> "Evaluator":
-        """Return the evaluator of K replicas of one architecture.
+        """Return the evaluator of K replicas with the same architecture.
 
         Args:
             network: Network of the stack.
@@ -125,7 +125,7 @@ class Evaluator:
 
     @classmethod
     def of_module(cls, module: nn.Module, task: Task, *, adapt: Adapt | None = None) -> "Evaluator":
-        """Return the evaluator of a single module, in the precision of its weights.
+        """Return the evaluator of a single module, in the precision of the module's weights.
 
         The result of `logits` has no replica axis.
 
@@ -167,7 +167,9 @@ class Evaluator:
     def logits(
         self, inputs: Shaped[Tensor, "*rows_and_shape"], axis: Axis = None, decode: Decode | None = None
     ) -> Float[Tensor, "*replicas_and_rows"]:
-        """Return the logits `[replicas, rows, *c]`, or `[rows, *c]` for a single module.
+        """Return the logits `[replicas, rows]` or `[replicas, rows, outputs]`.
+
+        For a single module, there is no replica axis.
 
         Args:
             inputs: Rows `[rows, *shape]`, shared by all replicas, or `[replicas, rows, *shape]`.
@@ -213,7 +215,7 @@ class Evaluator:
     def _over_blocks(
         self, function: Callable[..., Tensor], values: tuple[Tensor, ...], axis: Axis, decode: Decode | None
     ) -> list[Tensor]:
-        """Apply a function `(params, buffers, *values)` to each block of rows of `values`."""
+        """Split `values` into blocks of rows; return `function(params, buffers, *block)` for each block."""
         together = over_replicas(function, (0, 0, *(axis for _ in values)), self._replicas)
         along, results = (0 if axis is None else 1), list[Tensor]()
         with precision.multiplying(self._rounding, self._device):

@@ -1,9 +1,9 @@
 """Choice of sequential or stacked execution, and of the stack size.
 
-With small models, most of the time is Python overhead, which stacking shares among replicas. Large models use
-the processor fully, and stacks of them are slower than sequential execution. The two modes differ by
-rounding, which accumulates over long runs. The choice is therefore stored with the result, and a resumed run
-uses the same mode.
+With small models, Python overhead takes most of the time, and stacked replicas share it. Large models use the
+processor fully, and stacks of them are slower than sequential execution. The results of the two modes differ
+by rounding, which accumulates over long runs. The choice is therefore stored with the result, and a resumed
+run uses the same mode.
 
 1. Execution is sequential for one replica, few steps, a model with random numbers such as dropout, or a large
    step (`_LARGE_STEP`).
@@ -89,10 +89,10 @@ _REQUESTS: dict[str, type[ExecutionRequest]] = {"auto": Auto, "sequential": Sequ
 
 
 def execution_request(request: str | ExecutionRequest) -> ExecutionRequest:
-    """Return the execution request specified by `auto`, `sequential` or a text such as `stacked(group=50)`.
+    """Convert `auto`, `sequential` or a string such as `stacked(group=50)` to an execution request.
 
     Args:
-        request: Text, or a request, which is returned unchanged.
+        request: String, or a request, which is returned unchanged.
 
     Raises:
         EnvariantError: If `request` is neither a valid text nor an execution request.
@@ -112,8 +112,9 @@ class Execution:
     Attributes:
         mode: "sequential" or "stacked".
         group: Maximum number of replicas in one program.
-        reason: Reason for this execution.
-        bytes_predicted: Predicted peak memory of a stack in bytes, including unused heap. None: unknown.
+        reason: Reason for the choice of the mode.
+        bytes_predicted: Predicted peak memory of a stack in bytes, including freed memory that the process
+            keeps; None if unknown.
     """
 
     mode: Literal["sequential", "stacked"]
@@ -135,7 +136,7 @@ def choose(
     config: RunConfig,
     budget: int | None,
 ) -> Execution:
-    """Return the requested execution; for `Auto`, choose it by the two rules of this module.
+    """Return the requested execution. For `Auto`, apply the two rules in the docstring of this module.
 
     If replicas differ in structure, the rules are applied to the largest group with equal structure.
 
@@ -144,7 +145,7 @@ def choose(
         source: Data source of all replicas.
         replicas: Replicas to execute.
         config: Settings shared by all replicas.
-        budget: Memory limit of a stack in bytes. None: half of the available memory.
+        budget: Memory limit of a stack in bytes. Default: half of the available memory.
 
     Raises:
         EnvariantError: If stacking was requested, but is not possible or exceeds the budget.
@@ -185,7 +186,7 @@ def _nothing_to_gain(alike: int, replicas: int, steps: int) -> str | None:
 
 
 def _step_size(net: Network, input_shape: Sequence[int], rows: int) -> tuple[bool, str]:
-    """Return whether a forward pass over a number of rows is large, and a text with its size."""
+    """Return whether a forward pass over `rows` rows is large, and its size as text."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net.forward(net.params, net.buffers, torch.zeros(2, *input_shape, device=net.device), training=False)
     # A multiply-add is two operations, and two rows were counted.
@@ -240,7 +241,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def need(source: EnvironmentSource, replicas: Sequence[Replica], config: RunConfig) -> memory_budget.Need:
-    """Return the memory need of stacks, extrapolated from stacks of two and four replicas."""
+    """Measure the memory of stacks of two and four replicas, and extrapolate it to other stack sizes."""
     few = tuple(replicas[k % len(replicas)] for k in range(4))
     at_once = ReplicaStack(source, few[:1], config).measured_at_once
     return memory_budget.Need.measured(
@@ -249,7 +250,7 @@ def need(source: EnvironmentSource, replicas: Sequence[Replica], config: RunConf
 
 
 def peaks(source: EnvironmentSource, replicas: Sequence[Replica], config: RunConfig) -> tuple[int, ...]:
-    """Return the peak bytes of four phases of a stack: building, evaluation, first step and second step."""
+    """Return the peak memory, in bytes, of building, evaluation, first step and second step of a stack."""
     config, stack = replace(config, compiled=False), list[ReplicaStack]()
     return memory_budget.peak_bytes(
         lambda: stack.append(ReplicaStack(source, replicas, config)),

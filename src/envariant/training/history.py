@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import final
+from typing import TYPE_CHECKING, final
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 BATCH = "batch"
 """Role of values measured on a training batch instead of an environment."""
@@ -67,6 +68,8 @@ def ordered(rows: Iterable[HistoryRow], environments: Sequence[tuple[str, str]])
     return sorted(rows, key=key)
 
 
-def frame(rows: Iterable[HistoryRow]) -> pd.DataFrame:
+def frame(rows: Iterable[HistoryRow]) -> "pd.DataFrame":
     """Return the rows as a DataFrame with the columns of `HistoryRow`."""
+    import pandas as pd
+
     return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))

@@ -1,4 +1,4 @@
-"""Initial parameters and buffers of all replicas of a stack, and stacking of trees of tensors."""
+"""Initial parameters and buffers of all replicas of a stack."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,11 +29,11 @@ def initial_weights(
         sets: Environments of each replica.
         replicas: Replicas of the stack.
         config: Settings shared by all replicas.
-        context: Context passed to the algorithms.
+        context: Environments, task and model of the run, passed to the algorithms.
 
     Returns:
-        All parameters `[replicas, numbers]`, views of them by name `[replicas, *shape]`, and buffers by name
-        `[replicas, *shape]`.
+        Matrix of all parameters, `[replicas, numbers]`; views of this matrix by parameter name,
+        `[replicas, *shape]`; and buffers by name, `[replicas, *shape]`.
 
     Raises:
         StackingError: If the models differ in more than the values of parameters and buffers.
@@ -68,7 +68,7 @@ def initial_weights(
 
 
 def stacked(trees: Sequence[Any]) -> Any:
-    """Stack trees of tensors with equal structure along a new first axis."""
+    """Stack tensors, or nested mappings of tensors with equal keys, along a new first axis."""
     first = trees[0]
     if isinstance(first, Tensor):
         return torch.stack(list(trees))
@@ -76,7 +76,13 @@ def stacked(trees: Sequence[Any]) -> Any:
 
 
 def restored(initial: Mapping[str, Any], saved: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return a saved tree of tensors on a device; add empty branches, which are not saved, from `initial`."""
+    """Move saved tensors to a device, and add the empty mappings, which are not saved.
+
+    Args:
+        initial: Nested mappings of tensors with the structure of the result.
+        saved: Saved tensors, nested in the same way.
+        device: Device of the result.
+    """
     return {
         key: restored(value, saved.get(key, {}), device)
         if isinstance(value, Mapping)
@@ -86,7 +92,7 @@ def restored(initial: Mapping[str, Any], saved: Mapping[str, Any], device: torch
 
 
 def _pretrained(values: Mapping[str, Tensor], replica: Replica) -> dict[str, Tensor]:
-    """Return initial weights, replaced by pretrained weights of the same name."""
+    """Return the initial weights of a replica, with pretrained weights where they exist."""
     pretrained = replica.start.params
     for name in values.keys() & pretrained.keys():
         if pretrained[name].shape != values[name].shape:

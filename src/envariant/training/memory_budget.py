@@ -1,7 +1,7 @@
-"""Peak memory of training, and available memory.
+"""Measure the peak memory of training and the available memory.
 
-Peak memory is measured in a small run: the storage of each tensor is added when an operation returns it, and
-subtracted when it is freed. Internal memory of kernels is not counted; it is small compared with the tensors.
+Peak memory is measured in a small run: the size of each tensor is added when an operation returns the tensor,
+and subtracted when the tensor is freed. Internal memory of kernels is small, and not counted.
 """
 
 import bisect
@@ -25,10 +25,10 @@ _UNKNOWN = 4 * 2**30
 
 
 def peak_bytes(*phases: Callable[[], Any]) -> tuple[int, ...]:
-    """Return the peak bytes of tensors in each phase; results of phases are kept until the last phase ends.
+    """Call functions one after another, and return the peak memory of tensors during each call, in bytes.
 
     Args:
-        phases: Functions that run one after another.
+        phases: Functions without arguments; their results are kept in memory until the last call ends.
     """
     results: list[Any] = []
     peaks: list[int] = []
@@ -47,21 +47,22 @@ Load = Callable[[int], float]
 @final
 @dataclass(frozen=True)
 class Need:
-    """Memory need as a function of the number of replicas.
+    """Memory that training requires, as a function of the number of replicas.
 
     Attributes:
-        phases: Fixed bytes, bytes per unit of load, and load function of each phase.
+        phases: For each phase of training, the numbers a and b and the function f; the phase needs a + b ·
+            f(k) bytes for k replicas.
     """
 
     phases: tuple[tuple[int, float, Load], ...]
 
     @classmethod
     def measured(cls, peaks: Callable[[int], tuple[int, ...]], loads: Sequence[Load]) -> "Need":
-        """Return the memory need extrapolated from the peaks with two and with four replicas.
+        """Extrapolate the required memory from the peak memory with two and with four replicas.
 
         Args:
             peaks: Function from a number of replicas to the peak bytes of each phase.
-            loads: Load function of each phase.
+            loads: Function f of each phase, as in `phases`.
         """
         phases: list[tuple[int, float, Load]] = []
         for two, four, load in zip(peaks(2), peaks(4), loads, strict=True):
@@ -71,7 +72,7 @@ class Need:
         return cls(tuple(phases))
 
     def of(self, replicas: int) -> int:
-        """Return the peak bytes of a number of replicas.
+        """Return the peak memory of all phases, in bytes.
 
         Args:
             replicas: Number of replicas.
@@ -83,7 +84,7 @@ class Need:
 
         Args:
             budget: Available bytes.
-            most: Upper limit of the result.
+            most: Largest number of replicas to consider.
         """
         # The load may decrease slightly if blocks divide evenly, so use the maximum up to each number.
         peaks = list(accumulate((self.of(count) for count in range(1, most + 1)), max))
@@ -137,10 +138,10 @@ def require(needed: float, device: torch.device, what: str, remedy: str) -> None
     """Check that an amount of memory is available, before it is allocated.
 
     Args:
-        needed: Needed bytes, a lower bound.
+        needed: Lower bound of the required bytes.
         device: CPU or CUDA device.
-        what: What needs the memory, for the error message.
-        remedy: How to need less, for the error message.
+        what: Computation or object that requires the memory, for the error message.
+        remedy: Advice on how to reduce the memory, for the error message.
 
     Raises:
         EnvariantError: If less memory is available.
@@ -153,7 +154,7 @@ def require(needed: float, device: torch.device, what: str, remedy: str) -> None
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an operation failed because memory ran out, or a tensor was too large for any memory."""
+    """Return whether an error reports that memory ran out, or that a tensor is too large for any memory."""
     # PyTorch has no exception class for lack of memory on a CPU.
     texts = (
         "not enough memory",
@@ -166,10 +167,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def parse(text: str | float | None) -> int | None:
-    """Return an amount of memory such as `8GB` or `512 MiB` in bytes; None for None.
+    """Convert an amount of memory such as `8GB` or `512 MiB` to bytes.
 
     Args:
-        text: Amount of memory as text, or a number of bytes.
+        text: Amount of memory as a string, or a number of bytes; None is returned unchanged.
 
     Raises:
         EnvariantError: If the text is not an amount of memory.

@@ -1,4 +1,4 @@
-"""Convert the option `model` to a function that builds networks."""
+"""Conversion of the option `model` to a function that builds networks."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from envariant.training.network import ModelBuilder
 
 
 def model_builder(model: object) -> ModelBuilder:
-    """Return a function `(input_shape, outputs) → module` for a model.
+    """Convert the option `model` to a function `(input_shape, outputs) → module`.
 
     Raises:
         EnvariantError: If `model` is not a name, `ModelConfig`, module or function.
@@ -37,7 +37,7 @@ def model_builder(model: object) -> ModelBuilder:
 
 
 def _built(model: ModelConfig, input_shape: Sequence[int], outputs: int) -> nn.Module:
-    """Build a network, unless its weights do not fit in memory."""
+    """Build a network; raise an error if its weights would not fit in memory."""
     count, shape = model.size(input_shape, outputs), tuple(input_shape)
     what = f"{model} for inputs of shape {shape}, with {count:,} parameters,"
     require(4 * count, torch.device("cpu"), what, "use a smaller model")

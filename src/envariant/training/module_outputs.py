@@ -1,4 +1,4 @@
-"""Outputs of modules: find the logits among them, and recognize outputs that cannot be logits."""
+"""Find the logits in the output of a module, and recognize outputs that cannot be logits."""
 
 import copy
 import re
@@ -12,7 +12,7 @@ from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass, Task
 
 NO_LOGITS = "where logits are expected"
-"""Phrase of every remark on a model whose outputs cannot be logits."""
+"""Phrase that occurs in every remark on a model whose outputs cannot be logits."""
 
 _LOGITS = "logits"
 # Steps of autograd that only move numbers, or limit them.
@@ -32,18 +32,19 @@ _WIDE, _TRIES = 10.0, 64
 
 
 def logits_of(output: object, rows: int, task: Task, module: nn.Module) -> Tensor:
-    """Return the logits in what a module returned: a tensor, or the only fitting tensor in a collection.
+    """Return the logits in the output of a module, which is a tensor or a collection of tensors.
 
-    In mappings and objects, such as the outputs of Hugging Face models, "logits" takes precedence.
+    In a collection, the logits are the entry "logits", as in Hugging Face models, or else the only tensor
+    with the shape of logits.
 
     Args:
         output: Output of the module.
-        rows: Number of rows of its inputs.
+        rows: Number of input rows.
         task: Task of the module.
-        module: The module, named in error messages.
+        module: Module, for error messages.
 
     Raises:
-        EnvariantError: If no tensor, or more than one, has one output per row.
+        EnvariantError: If no tensor, or more than one, has the shape of logits.
     """
     if isinstance(output, Tensor) and _fits(output, rows, task):
         return output
@@ -63,10 +64,10 @@ def logits_of(output: object, rows: int, task: Task, module: nn.Module) -> Tenso
 
 
 def features_of(output: object, rows: int, module: nn.Module) -> Tensor:
-    """Return the output of a model's featurizer after a check of its shape.
+    """Check the shape of a featurizer's output, and return the output.
 
     Raises:
-        EnvariantError: If it is no tensor `[rows, width]`.
+        EnvariantError: If the output is not a tensor `[rows, width]`.
     """
     if isinstance(output, Tensor) and output.dim() == 2 and len(output) == rows:
         return output
@@ -77,7 +78,7 @@ def features_of(output: object, rows: int, module: nn.Module) -> Tensor:
 
 
 def described(output: object) -> str:
-    """Return a short description of what a module returned, for error messages."""
+    """Describe the output of a module in a few words, for error messages."""
     if isinstance(output, Tensor):
         kind = "" if output.is_floating_point() else f" of type {str(output.dtype).removeprefix('torch.')}"
         return f"a tensor{kind} of shape {tuple(output.shape)}"
@@ -96,8 +97,8 @@ def remark_on(module: nn.Module, output: Tensor, task: Task, input_shape: Sequen
 
     Args:
         module: Model.
-        output: Its output for some rows, with the graph of autograd.
-        task: Task of the model. Tasks with losses of their own may expect other outputs.
+        output: Output of the model for some rows, with the graph needed for derivatives.
+        task: Task of the model. Only binary and multiclass tasks are checked.
         input_shape: Shape of one row of inputs.
     """
     if type(task) not in (Binary, Multiclass) or output.grad_fn is None:
@@ -144,7 +145,10 @@ def _parts(output: object) -> dict[str, object]:
 
 
 def _within_unit_interval(module: nn.Module, task: Task, input_shape: Sequence[int]) -> bool:
-    """Return whether all outputs of a copy lie in [0, 1] (and add up to 1) for inputs far from zero."""
+    """Return whether the outputs of a module for large random inputs are probabilities.
+
+    One output per row must lie in [0, 1]; several must also add up to 1.
+    """
     if any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules()):
         return False
     inputs = torch.randn(_TRIES, *input_shape, generator=torch.Generator().manual_seed(0)) * _WIDE

@@ -63,7 +63,7 @@ class Network:
     """Model as a pure function of its parameters and buffers.
 
     Args:
-        module: Any module; its weights are copied and stay unchanged.
+        module: Module to train; its weights are copied and stay unchanged.
         task: Task of the module.
         precision: Precision of the matrix products.
         device: Device of the weights.
@@ -74,12 +74,13 @@ class Network:
         params: Initial values of the trainable parameters (`requires_grad=True`), by name.
         buffers: Initial values of running statistics, constants and frozen weights, by name.
         changing: Names of the buffers that change in a training pass.
-        width: Approximate number of activations per row.
+        width: Approximate number of activations that the model computes per row.
         features: Number of features per row; 0 if the algorithm does not need features.
         auxiliary: Auxiliary networks of the algorithm by name; `params` includes their parameters.
-        stochastic: Whether a training pass uses random numbers, as in dropout, or changes attributes.
-        remark: Remark on outputs that cannot be logits; "" if they can.
-        together: Number of rows that are predicted jointly; 1 for most models.
+        stochastic: Whether a training pass uses random numbers, as in dropout, or changes attributes of the
+            module.
+        remark: Warning that the outputs cannot be logits; "" if there is none.
+        together: Number of neighboring rows whose predictions depend on each other; 1 for most models.
 
     Raises:
         EnvariantError: If the module does not accept the inputs, does not return one output per row, or has
@@ -156,7 +157,10 @@ class Network:
         }
 
     def weights(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return copies of a module's trainable parameters, and of its frozen parameters and buffers.
+        """Return copies of a module's weights as two dictionaries, in the format of `params` and `buffers`.
+
+        The first dictionary contains the trainable parameters, the second contains frozen parameters and
+        buffers.
 
         Args:
             module: Module with the architecture of the model.
@@ -178,11 +182,11 @@ class Network:
         training: bool,
         replicas: int = 1,
     ) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows *c"]]:
-        """Return features (width 0 if not needed) and logits, in float32.
+        """Return features and logits in float32; features have width 0 if the algorithm does not need them.
 
         Args:
             params: Parameters by name.
-            buffers: Buffers by name; running statistics are updated in place if `training`.
+            buffers: Buffers by name; if `training` is set, running statistics are updated in place.
             inputs: Inputs, `[rows, *input_shape]`.
             training: Whether layers are in training mode.
             replicas: Number of replicas stacked by `torch.func.vmap`; row blocks are smaller for stacks.
@@ -217,7 +221,10 @@ class Network:
         ).float()
 
     def _part(self, params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """Return the parameters with a name prefix, in their original types; for "", those of the model."""
+        """Return the parameters whose names begin with a prefix, in their original data types.
+
+        With an empty prefix, return the parameters of the model without auxiliary networks.
+        """
         return {
             name.removeprefix(prefix): value.to(self._types[name])
             for name, value in params.items()
@@ -244,7 +251,7 @@ class Network:
         return max(self.together, rows - rows % self.together)
 
     def blocks(self, rows: int, replicas: int) -> list[int]:
-        """Return the sizes of about equal blocks; rows that are predicted jointly stay in one block.
+        """Return the sizes of about equal blocks of rows; jointly predicted rows are never separated.
 
         Args:
             rows: Number of rows to split.
@@ -264,7 +271,7 @@ class Network:
         return digest.hexdigest()
 
     def _probe(self, input_shape: Sequence[int]) -> tuple[frozenset[str], bool, int, int]:
-        """Return `changing`, `stochastic`, `width` and `features`, from a training pass over two rows."""
+        """Find `changing`, `stochastic`, `width` and `features` by a training pass over two rows."""
         inputs = torch.zeros(2, *input_shape, device=self.device)
         # Batch norm needs two different rows.
         inputs[1] = 1
@@ -319,7 +326,7 @@ class Network:
 
 @final
 class PureModel:
-    """Model passed to algorithms: a network with fixed buffers, implementing `algorithms.base.Model`.
+    """Model passed to algorithms: a network with fixed buffers, which implements `algorithms.base.Model`.
 
     Args:
         net: Network of the stack.
@@ -376,7 +383,11 @@ def _other_generators() -> tuple[object, ...]:
 
 @contextmanager
 def _plain_recurrent_kernels(rounding: torch.autocast) -> Generator[None]:
-    """Use kernels of recurrent layers that have derivatives under `torch.func`, and a precision."""
+    """Disable the fast kernels of recurrent layers, which have no derivatives under `torch.func`.
+
+    Args:
+        rounding: Context manager that sets the precision of matrix products, entered at the same time.
+    """
     # The context manager of oneDNN's flags also sets its precision, with a warning.
     set_flags: Any = torch.backends.mkldnn.set_flags
     enabled = set_flags(False, _fp32_precision=None)[0]

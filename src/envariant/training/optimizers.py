@@ -26,7 +26,7 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 class OptimizerConfig(ABC):
-    """Configuration of an optimizer, except for the learning rate and weight decay, which replicas set.
+    """Configuration of an optimizer without learning rate and weight decay, which may differ by replica.
 
     Attributes:
         name: Name of the optimizer, such as `adam`.
@@ -46,14 +46,14 @@ class OptimizerConfig(ABC):
     def stackable(self) -> bool:
         """Whether one optimizer can update all replicas.
 
-        The update rule must be elementwise and have the form θ ← θ − rate · u(gradients), where u does not
-        depend on θ or on the rate.
+        The update rule must be elementwise and have the form θ ← θ − rate · u(gradients), where θ are the
+        parameters and u does not depend on θ or on the rate.
         """
         return True
 
     @abstractmethod
     def build(self, params: Sequence[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
-        """Return an optimizer for parameters, which are updated in place from their `.grad`.
+        """Create an optimizer that updates parameters in place from their attribute `grad`.
 
         Args:
             params: Tensors to update.
@@ -62,7 +62,7 @@ class OptimizerConfig(ABC):
         """
 
     def resets_at(self, step: int) -> bool:
-        """Return whether the optimizer state is cleared at a step (the number of updates already made)."""
+        """Return whether the optimizer state is cleared at a step, the number of completed updates."""
         del step
         return False
 
@@ -72,9 +72,9 @@ class StackedOptimizer:
     """Optimizer of many replicas, each with its own learning rate and weight decay.
 
     PyTorch's fused optimizers have a single learning rate. A stackable update rule has the form
-    θ ← θ − rate · u. One optimizer therefore updates a zero matrix at rate 1, which gives −u. The rows are
-    then multiplied by the learning rates of the replicas. Other rules run once per replica, on views of its
-    parameters.
+    θ ← θ − rate · u, where θ are the parameters and u depends only on the gradients. One optimizer therefore
+    updates a zero matrix at rate 1, which gives −u; its rows are then multiplied by the replicas' learning
+    rates. For other rules, each replica has a separate optimizer.
 
     Args:
         config: Configuration of the optimizer.
@@ -110,7 +110,7 @@ class StackedOptimizer:
         Args:
             gradients: Gradient of each replica, `[replicas, numbers]`.
             alive: Mask of the replicas to update, `[replicas]`.
-            step: Number of updates already made.
+            step: Number of completed updates.
         """
         if self._config.resets_at(step):
             self.load({})
@@ -130,7 +130,7 @@ class StackedOptimizer:
             self._params.copy_(torch.where(alive[:, None], self._params, before))
 
     def state(self) -> dict[str, Tensor]:
-        """Return the optimizer state for checkpoints: tensors by PyTorch's names.
+        """Return the optimizer state for checkpoints, as tensors with PyTorch's names.
 
         Raises:
             EnvariantError: If the state contains values other than tensors.
@@ -138,13 +138,13 @@ class StackedOptimizer:
         return self._rule.state()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the optimizer state returned by `state`; an empty mapping clears it."""
+        """Restore the optimizer state returned by `state`; an empty mapping clears the state."""
         self._rule.load(state)
 
 
 @final
 class _SharedRule:
-    """One optimizer for the whole matrix of parameters."""
+    """Optimizer that updates the parameters of all replicas as one matrix."""
 
     def __init__(self, config: OptimizerConfig, params: Tensor) -> None:
         self._params, self._moved = params, torch.zeros_like(params)
@@ -169,7 +169,7 @@ class _SharedRule:
 
 @final
 class _SeparateRules:
-    """One optimizer per replica; its parameters are views of that replica's row."""
+    """Optimizers of which each updates the parameters of one replica, a row of the matrix."""
 
     def __init__(
         self,
@@ -240,8 +240,9 @@ class _AdaptiveMoments(OptimizerConfig, ABC):
     Attributes:
         beta1: Decay rate of the mean of the gradient.
         beta2: Decay rate of the mean of the squared gradient.
-        epsilon: Constant added to the root of the mean square; much smaller gradients hardly change weights.
-        reset: Step at which both means are cleared, for example when a coefficient jumps; 0: never.
+        epsilon: Constant added to the root of the mean squared gradient; gradients much smaller than epsilon
+            hardly change the weights.
+        reset: Step at which both means are cleared, for example when a coefficient jumps; 0 for never.
     """
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -285,7 +286,7 @@ class SGD(OptimizerConfig):
     """Stochastic gradient descent with momentum; weight decay is added to the gradient.
 
     Attributes:
-        momentum: Decay rate of the accumulated gradient; 0: no momentum.
+        momentum: Decay rate of the accumulated gradient; 0 for no momentum.
         nesterov: Whether to use Nesterov momentum.
     """
 
@@ -310,10 +311,9 @@ class SGD(OptimizerConfig):
 class TorchOptimizer(OptimizerConfig):
     """Configuration of a PyTorch optimizer class, or of `functools.partial` of one.
 
-    Elementwise optimizers that are linear in the learning rate run stacked: SGD, Adam, AdamW, RMSprop,
-    Adagrad, Adadelta, Adamax, NAdam and RAdam, unless `decoupled_weight_decay` is set. Other classes, such as
-    ASGD, Adafactor and user-defined ones, have one instance per replica, with its learning rate and weight
-    decay.
+    If the update is elementwise and linear in the learning rate, one optimizer updates all replicas: SGD,
+    Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam and RAdam, unless `decoupled_weight_decay` is set.
+    For other classes, such as ASGD, Adafactor and user-defined ones, each replica has a separate optimizer.
 
     Attributes:
         factory: Optimizer class or partial, called as `factory(params, lr=…)`. `weight_decay=…` is added if
@@ -358,12 +358,12 @@ class TorchOptimizer(OptimizerConfig):
             raise EnvariantError(f"optimizer: {self} cannot be built ({first})") from error
 
     def _decays_by_default(self) -> bool:
-        """Return whether the class has a default weight decay other than 0, as AdamW has."""
+        """Return whether the default weight decay of the class is not 0, as in AdamW."""
         default = inspect.signature(self._parts()[0]).parameters.get("weight_decay")
         return default is not None and bool(default.default)
 
     def _parts(self) -> tuple[type[torch.optim.Optimizer], Mapping[str, Any]]:
-        """Return the class and the arguments that `functools.partial` fixed."""
+        """Return the optimizer class and the arguments fixed by `functools.partial`."""
         factory, fixed = cast("Any", self.factory), dict[str, Any]()
         while isinstance(factory, functools.partial):
             partial = cast("functools.partial[Any]", factory)
@@ -394,10 +394,10 @@ OPTIMIZERS: dict[str, type[OptimizerConfig]] = {cls.name: cls for cls in (Adam, 
 
 
 def optimizer_config(optimizer: str | OptimizerConfig | OptimizerFactory) -> OptimizerConfig:
-    """Return the optimizer configuration specified by a text, an `OptimizerConfig` or a `torch.optim` class.
+    """Convert a string, an `OptimizerConfig` or a `torch.optim` class to an optimizer configuration.
 
     Args:
-        optimizer: Text such as `sgd(momentum=0.9)`, an `OptimizerConfig`, a class such as
+        optimizer: String such as `sgd(momentum=0.9)`, an `OptimizerConfig`, a class such as
             `torch.optim.RMSprop`, or `functools.partial(torch.optim.Adam, betas=(0.5, 0.9))`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Validation errors of training options as one sentence."""
+"""Conversion of pydantic's validation errors to one-sentence errors about training options."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from envariant.core.errors import EnvariantError, shown, unknown_name
 
 
 def one_line(error: ValidationError, options: Mapping[str, Any], known: Iterable[str]) -> EnvariantError:
-    """Return the first validation error as one sentence: option, allowed values, given value.
+    """Convert the first validation error to one sentence: option, allowed values and given value.
 
     Args:
-        error: Error of pydantic.
+        error: Validation error raised by pydantic.
         options: Given options by name.
         known: Names of all options.
     """

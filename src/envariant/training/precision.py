@@ -19,8 +19,8 @@ Precision = Literal["float32", "bfloat16", "tf32"]
 def resolve(requested: str, device: torch.device, model: nn.Module, task: Task) -> Precision:
     """Return the precision for a device, model and task.
 
-    "auto": bfloat16 if the device supports it natively, the model has a weight of at least 128×128 elements
-    and the task is classification; else float32. For regression, bfloat16 is not precise enough.
+    "auto" gives bfloat16 if the device supports it natively, the model has a weight of at least 128×128
+    elements and the task is classification, else float32. For regression, bfloat16 is not precise enough.
 
     Args:
         requested: "auto", "float32", "bfloat16" or "tf32".
@@ -43,7 +43,7 @@ def resolve(requested: str, device: torch.device, model: nn.Module, task: Task) 
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Return whether a device has instructions for bfloat16 products (AMX, AVX512-BF16, recent CUDA).
+    """Return whether a device has instructions for bfloat16 products: AMX, AVX512-BF16 or recent CUDA.
 
     Args:
         device: Device used for training.
@@ -58,9 +58,9 @@ def native_bfloat16(device: torch.device) -> bool:
 def multiplying(precision: Precision, device: torch.device) -> Generator[None]:
     """Set the precision of a GPU's matrix products within a `with` block; do nothing on a CPU.
 
-    By default, PyTorch rounds float32 convolutions on a GPU to TF32 and uses nondeterministic algorithms. In
-    the block, only "tf32" rounds, and algorithms are deterministic. PyTorch's global settings are restored
-    afterwards.
+    By default, PyTorch rounds float32 convolutions on a GPU to TF32 and uses nondeterministic algorithms.
+    Within the block, TF32 is used only if the precision is "tf32", and algorithms are deterministic.
+    PyTorch's global settings are restored afterwards.
 
     Args:
         precision: Precision of the matrix products.

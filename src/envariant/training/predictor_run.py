@@ -1,4 +1,4 @@
-"""Fit predictors, and yield the same events as the engine yields for networks."""
+"""Fit predictors, which have no networks, and yield `Evaluated` events as the engine does for networks."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from envariant.training.run_config import RunConfig
 @final
 @dataclass(frozen=True, eq=False)
 class _Fitted:
-    """Fitted predictor with the interface of a replica stack of one."""
+    """Fitted predictor of one replica, with the replica's data."""
 
     sample: EnvironmentSet
     model: FittedPredictor
@@ -29,7 +29,7 @@ class _Fitted:
     def predictions(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
     ) -> tuple[Tensor, Tensor]:
-        """Return logits and targets `[1, rows, …]` of some rows of an environment."""
+        """Return logits and targets `[1, rows, …]` of an environment; see `ReplicaStack.answers`."""
         inputs, targets = self.sample[name].rows(rows)
         inputs = inputs if change is None else change(inputs)
         return self.model.logits(inputs)[None], targets[None]
@@ -47,7 +47,7 @@ def run(
         source: Data source of all replicas.
         replicas: Number, seeds and unfitted predictor of each replica.
         config: Settings shared by all replicas.
-        resume: Checkpoints of finished replicas; these are skipped.
+        resume: Checkpoints of the stored run. Finished replicas are not fitted again.
 
     Raises:
         EnvariantError: If a predictor does not support the data.

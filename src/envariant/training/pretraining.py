@@ -1,8 +1,8 @@
 """Pretraining of the initial weights.
 
-`erm` trains one model, which learns the easiest features. `rfc` (rich feature construction) trains several
-models, each with more weight on the errors of the earlier models, and finally one model that imitates all of
-them and thus learns more features.
+`erm` trains one model, which learns the features that are easiest to learn. `rfc` (rich feature construction)
+trains several models, each with more weight on the errors of the earlier models. Finally, it trains one model
+that imitates all these models and thus learns more features.
 """
 
 import itertools
@@ -40,11 +40,12 @@ from envariant.training.run_config import RunConfig
 @final
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Pretrained model: weights and predictions.
+    """Pretrained model, represented by its weights and a prediction function.
 
     Attributes:
         weights: Parameters and buffers by name.
-        logits: Function from rows in the storage format of the environments to logits `[rows, *c]`.
+        logits: Function from rows, in the storage format of the environments, to logits `[rows]` or
+            `[rows, outputs]`.
     """
 
     weights: Mapping[str, Tensor]
@@ -69,7 +70,7 @@ class Initializer(ABC):
     """Base class of pretraining methods for the initial weights.
 
     Attributes:
-        name: Name, such as `rfc`.
+        name: Name in the option `init`, such as `rfc`.
     """
 
     name: ClassVar[str]
@@ -80,7 +81,7 @@ class Initializer(ABC):
     @property
     @abstractmethod
     def total_steps(self) -> int:
-        """Total number of training steps of all pretrained models."""
+        """Total number of pretraining steps of one replica."""
 
     @abstractmethod
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
@@ -92,7 +93,7 @@ class Initializer(ABC):
             seed: Seed of all random numbers except those for weights and batches.
 
         Raises:
-            EnvariantError: If this pretraining does not support the task or the model.
+            EnvariantError: If the method does not support the task or the model.
         """
 
 
@@ -122,7 +123,7 @@ class FromERM(Initializer):
 @final
 @dataclass(frozen=True)
 class RFC(Initializer):
-    """Rich feature construction. Zhang, Lopez-Paz, Bottou 2022 (arXiv 2203.15516), constants of their code.
+    """Rich feature construction. Zhang, Lopez-Paz, Bottou 2022 (arXiv 2203.15516); defaults as in their code.
 
     The first model is trained by ERM and stopped early. Each later round trains a new model that minimizes
     the largest mean loss over groups of rows: for each earlier model, the correctly and the incorrectly
@@ -186,9 +187,11 @@ class RFC(Initializer):
 @final
 @dataclass(frozen=True)
 class _Imitation(TrainingStep):
-    """Imitation loss (1/K) Σ_k mean_i ℓ(w_k·h_i, ŷ_ik): one featurizer, and one head per imitated model.
+    """Imitation of several models by one featurizer with one head per imitated model.
 
-    Each environment contains the same rows; its targets are the predictions of one model.
+    The loss is (1/K) Σ_k mean_i ℓ(w_k·h_i, ŷ_ik), with K imitated models, the features h_i of row i, the head
+    w_k for model k and the prediction ŷ_ik of model k. All environments contain the same rows; the targets of
+    environment k are the predictions of model k.
     """
 
     name: ClassVar[str] = "imitation"
@@ -270,7 +273,7 @@ def _is_right(model: Fitted, rows: Environment, task: Task) -> Tensor:
 
 
 def _groups(rows: Environment, right: list[Tensor]) -> list[Environment]:
-    """Return the rows that each model predicts correctly and incorrectly, as non-empty environments."""
+    """Return each model's correctly and incorrectly predicted rows as environments, if not empty."""
     return [
         rows.select(selected.nonzero().flatten(), name=f"{word} {k + 1}")
         for k, is_right in enumerate(right)
@@ -287,10 +290,10 @@ INITIALIZERS: dict[str, type[Initializer]] = {cls.name: cls for cls in (FromERM,
 
 
 def initializer_named(text: str | None) -> Initializer | None:
-    """Return the pretraining specified by a text such as `rfc` or `erm(steps=200)`; None for None.
+    """Convert a string such as `rfc` or `erm(steps=200)` to a pretraining method.
 
     Args:
-        text: Name with optional settings in brackets.
+        text: Name with optional settings in parentheses; None is returned unchanged.
 
     Raises:
         EnvariantError: If the name or a setting is unknown.
@@ -305,15 +308,17 @@ def prepared(
     initializer: Initializer | None,
     on_progress: Callable[[int, int, int], None],
 ) -> Replica:
-    """Return the replica with pretraining, if needed; it runs on first access to `Replica.start`.
+    """Return a copy of a replica that runs its pretraining when `Replica.start` is first accessed.
+
+    Pretraining provides initial weights, inferred environments, or both.
 
     Args:
-        replica: The replica.
+        replica: Replica without pretraining.
         source: Data source of the replica.
         config: Settings of the run.
-        initializer: Pretraining of the initial weights. None: no pretraining of weights.
-        on_progress: Called after every pretraining step with the number of the replica, the number of steps
-            made and the total number of steps.
+        initializer: Pretraining method for the initial weights, or None.
+        on_progress: Called after every pretraining step with the number of the replica, the number of
+            completed steps and the total number of steps.
     """
     inference = replica.algorithm.environment_inference
     if inference is None and initializer is None:
@@ -341,7 +346,7 @@ def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = l
     A learning-rate schedule starts at step 0 for each model.
 
     Args:
-        replica: The replica.
+        replica: Replica whose seeds and learning rate are used.
         config: Settings of the run.
         on_step: Called after every step.
     """
@@ -368,7 +373,7 @@ def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = l
 def _inferred(
     environments: EnvironmentSet, inference: EnvironmentInference, fit: Fit, steps: int
 ) -> EnvironmentSet:
-    """Infer training environments with a reference model; they contain the rows of all given environments."""
+    """Divide all rows into new environments, based on the predictions of a reference model."""
     erm = Composition(PooledMean(), l2=inference.reference_l2)
     reference, pooled = fit(environments, erm, inference.reference_steps or steps), _pooled(environments)
     logits = reference.logits(pooled.input_store.gather())

@@ -26,7 +26,7 @@ class RunProgress:
     """Progress bar of one run: steps, remaining time and the latest score in each environment.
 
     Args:
-        bars: Progress display.
+        bars: Progress display of rich, in which the bar is shown.
     """
 
     def __init__(self, bars: Progress) -> None:
@@ -37,7 +37,7 @@ class RunProgress:
         self._pretraining: TaskID | None = None
 
     def pretraining(self, replica: int, done: int, of: int) -> None:
-        """Show a step of pretraining."""
+        """Show that `done` of `of` pretraining steps of a replica are completed."""
         if self._pretraining is None:
             self._pretraining = self._bars.add_task("pretraining", total=of, scores="")
         self._bars.update(self._pretraining, completed=done, scores=f"replica {replica}")
@@ -46,7 +46,7 @@ class RunProgress:
             self._pretraining = None
 
     def __call__(self, event: Event) -> None:
-        """Update the progress bar from an event."""
+        """Update the progress bar after an event of the run."""
         if isinstance(event, Started):
             spec = event.record.spec
             self._steps, self._metric = spec.steps or 1, event.record.metric
@@ -75,7 +75,7 @@ def show_run(show: bool | None) -> Generator[RunProgress]:
     """Show the progress of one run.
 
     Args:
-        show: Whether to show progress. None: only on a terminal.
+        show: Whether to show progress. Default: only on a terminal.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -114,7 +114,7 @@ def show_sweep(label: str, runs: int, folder: Path) -> Generator[ProgressCallbac
 
 @final
 class _SweepProgress:
-    """Progress of a study: steps of this process's runs, and finished runs of all processes."""
+    """Progress bar of a study, with the steps of this process and the finished runs of all processes."""
 
     def __init__(self, bars: Progress, task: TaskID, store: Store) -> None:
         self._bars, self._task, self._store = bars, task, store
@@ -134,7 +134,7 @@ class _SweepProgress:
 
 
 def ignore(run: int, done: int, of: int) -> None:
-    """Show nothing."""
+    """Do nothing; default for callbacks that report progress."""
     del run, done, of
 
 

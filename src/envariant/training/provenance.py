@@ -1,5 +1,6 @@
-"""Provenance of a result: versions, machine, threads, command."""
+"""Provenance of results: software versions, hardware and command line."""
 
+import functools
 import os
 import platform
 import shlex
@@ -15,7 +16,7 @@ _PACKAGES = ("envariant", "torch", "numpy", "scipy", "pandas", "scikit-learn", "
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of all packages that affect results."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version()} | _package_versions()
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
@@ -41,6 +42,12 @@ def command() -> str:
     return shlex.join(["envariant", *arguments]) if ours else ""
 
 
+@functools.cache
+def _package_versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES}
+
+
+@functools.cache
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

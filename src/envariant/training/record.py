@@ -16,21 +16,22 @@ from envariant.training.replicas import Seeds
 from envariant.training.run_spec import RunSpec
 
 MOST_UNSEEN = 0.1
-"""Largest share of rows with untrained classes in a test environment that gets a verdict."""
+"""Maximum share of rows with classes absent from training; test environments above it get no verdict."""
 
 
 @final
 @dataclass(frozen=True)
 class EnvironmentRecord:
-    """One environment of a run.
+    """Description of one environment of a run.
 
     Attributes:
         name: Name of the environment. Validation rows have the name of their training environment.
         role: "train", "validation" or "test".
         rows: Number of rows.
-        constant_loss: Lowest mean loss of any constant prediction: label entropy in nats, or target variance.
-        majority: Share of the most frequent class. None: the task has no classes.
-        unseen: Share of rows with a class that no training environment has.
+        constant_loss: Mean loss of the best constant prediction: entropy of the labels in nats, or variance
+            of the target for regression.
+        majority: Share of the most frequent class; None for regression.
+        unseen: Share of rows whose class occurs in no training environment.
     """
 
     name: str
@@ -42,7 +43,7 @@ class EnvironmentRecord:
 
     @property
     def label(self) -> str:
-        """Unique name in the run; validation rows have the suffix "(validation)"."""
+        """Unique name of the environment in the run; for validation rows, with the suffix "(validation)"."""
         return f"{self.name} (validation)" if self.role == "validation" else self.name
 
 
@@ -52,16 +53,16 @@ class Record:
     """Record of a run: options, data, execution and provenance.
 
     Attributes:
-        spec: Resolved options; objects are replaced by their text.
-        identity: Content hash of the run, wherever its files lie (`RunSpec.identity`).
+        spec: Options with defaults filled in; objects are represented by text.
+        identity: Content hash of the run, independent of file locations (`RunSpec.identity`).
         changed: Names of options that differ from the default settings of the data set for the algorithm.
         defaults: Source of the default settings, such as a paper.
         execution: Execution mode, and the reason for it.
         task: Name of the task.
         metric: Name of the task's metric.
         higher_is_better: Whether higher values of the metric are better.
-        chance: Score of uniform guessing. None: not defined for the task.
-        optimum: Score of the best invariant predictor. None: unknown.
+        chance: Score of uniform guessing; None if it is not defined for the task.
+        optimum: Score of the best invariant predictor; None if unknown.
         input_shape: Shape of one row of inputs.
         outputs: Number of model outputs per row.
         environments: All environments, in order.
@@ -97,23 +98,26 @@ class Record:
 
     @property
     def roles(self) -> dict[str, str]:
-        """Role of every environment, by label."""
+        """Mapping from label of an environment to its role."""
         return {each.label: each.role for each in self.environments}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of rows of every environment, by label."""
+        """Mapping from label of an environment to its number of rows."""
         return {each.label: each.rows for each in self.environments}
 
     @property
     def unpredictable(self) -> dict[str, float]:
-        """Share of rows whose class was not trained, of test environments too different for a verdict."""
+        """Test environments in which many rows have a class that does not occur in training.
+
+        The values are the shares of these rows, above `MOST_UNSEEN`. Such environments get no verdict.
+        """
         tests = (each for each in self.environments if each.role == "test")
         return {each.name: each.unseen for each in tests if each.unseen > MOST_UNSEEN}
 
     @property
     def constant_loss(self) -> dict[str, float]:
-        """Lowest mean loss of any constant prediction in each environment, by label."""
+        """Mapping from label of an environment to the mean loss of its best constant prediction."""
         return {each.label: each.constant_loss for each in self.environments}
 
     @property
@@ -127,7 +131,7 @@ class Record:
         return tuple(each.name for each in self.environments if each.role == "train")
 
     def provenance(self) -> dict[str, Any]:
-        """Return versions, hardware, precision, execution and command of the run."""
+        """Return the provenance of the run: versions, hardware, precision, execution and command."""
         return {
             "versions": dict(self.versions),
             "hardware": dict(self.hardware),
@@ -137,7 +141,7 @@ class Record:
         }
 
     def to_json(self) -> str:
-        """Return the record as JSON text for `of_json`."""
+        """Return the record as JSON text, which `of_json` reads."""
         return json.dumps({**asdict(self), "spec": self.spec.to_dict()})
 
     @classmethod
@@ -159,7 +163,7 @@ class Record:
 
 
 def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[EnvironmentRecord, ...]:
-    """Return the name, role, size and constant loss of each environment for a record.
+    """Return an `EnvironmentRecord` for each environment.
 
     Args:
         sample: Environments of the first replica.
@@ -183,12 +187,12 @@ def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[E
 
 
 def conflict(stored: Record, requested: Record, *, unfinished: bool) -> str:
-    """Return the first difference between a stored run and a requested one as text; "" if they agree.
+    """Return the first difference between a stored and a requested run as text; "" if there is none.
 
     Args:
         stored: Record of the stored run.
         requested: Record of the requested run.
-        unfinished: Whether the stored run is unfinished. Then versions, device, threads and precision must
+        unfinished: Whether the stored run is unfinished. If so, versions, device, threads and precision must
             agree as well.
     """
     before, now = _comparable(stored, unfinished), _comparable(requested, unfinished)

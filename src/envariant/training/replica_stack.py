@@ -1,7 +1,8 @@
-"""K replicas trained as one program: parameters, buffers, algorithm state, training steps and measurements.
+"""Stack of replicas that are trained and evaluated together, as one program.
 
-The replicas share the model architecture and the algorithm's structure; seeds and hyperparameters differ. A
-replica that diverges is frozen and reported with the step; other replicas are unaffected.
+The replicas share the model architecture and the algorithm's structure; seeds and hyperparameters differ. If
+a replica diverges, its weights are no longer changed and the step is reported; the other replicas are
+unaffected.
 """
 
 import math
@@ -49,7 +50,7 @@ class ReplicaStack:
         programs: Step programs of earlier stacks, for reuse. A new program is added to this dictionary.
 
     Attributes:
-        step: Number of updates made.
+        step: Number of completed updates.
         measured: Step of the last measurement; -1 before the first.
         network: Network of the stack.
 
@@ -126,7 +127,7 @@ class ReplicaStack:
         return len(self._failures) == len(self._replicas)
 
     def advance(self) -> None:
-        """Make one training step with all replicas that have not diverged."""
+        """Run one training step on every replica that has not diverged."""
         step = self.step
         # A stochastic module is never stacked, so the seed of the first replica is enough.
         seed = self._replicas[0].seeds.at(step)
@@ -148,7 +149,10 @@ class ReplicaStack:
         self.step, self._ended = step + 1, time.perf_counter()
 
     def rehearse(self) -> None:
-        """Predict a row, make a training step and undo it, to detect before the first event what fails."""
+        """Predict two rows, run one training step, and undo the step.
+
+        This detects errors in the model or algorithm, and lack of memory, before training begins.
+        """
         before = self.checkpoint().clone()
         if self._config.adapt is None:
             self.answers(self._names[0], torch.zeros(2, dtype=torch.long))
@@ -158,8 +162,8 @@ class ReplicaStack:
     def measure(self) -> tuple[HistoryRow, ...]:
         """Return loss, score and other metrics in all environments, for each replica that has not diverged.
 
-        A replica that diverged since the last measurement is measured for the last time, with the weights
-        from before the failing step.
+        A replica that diverged since the last measurement is measured once more, with its weights before the
+        step that diverged.
         """
         failed_at = self._failed_at.tolist()
         # By environment, then by replica.
@@ -207,7 +211,7 @@ class ReplicaStack:
         return tuple(rows)
 
     def measured_at_once(self, replicas: int) -> float:
-        """Return the rows of an evaluation block of all replicas, relative to the largest environment's rows.
+        """Return the rows of all replicas in one evaluation block, as a multiple of the largest environment.
 
         Args:
             replicas: Number of replicas.
@@ -215,7 +219,9 @@ class ReplicaStack:
         return replicas / len(self.network.blocks(max(self._rows.sizes.values()), replicas))
 
     def outputs(self, inputs: Tensor) -> Float[Tensor, "replicas rows *c"]:
-        """Return the logits of each replica for the same rows, `[replicas, rows, *c]`.
+        """Return the logits of each replica for the same rows.
+
+        The shape is `[replicas, rows]` or `[replicas, rows, outputs]`.
 
         Args:
             inputs: Rows in the storage format of the environments, `[rows, *shape]`.
@@ -225,7 +231,7 @@ class ReplicaStack:
     def answers(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
     ) -> tuple[Tensor, Tensor]:
-        """Return logits and targets of each replica in one environment, `[replicas, rows, …]`.
+        """Return the logits of each replica and the targets in one environment, `[replicas, rows, …]`.
 
         Args:
             name: Name of the environment.
@@ -244,7 +250,10 @@ class ReplicaStack:
         return self._evaluator().logits(inputs, axis, decode), own
 
     def checkpoint(self) -> Checkpoint:
-        """Return the current state; its tensors change in the next step (see `Checkpoint.clone`)."""
+        """Return the current training state of the stack.
+
+        The next step changes the tensors of this checkpoint; to keep them, use `Checkpoint.clone`.
+        """
         watch = {"metrics": self._metrics, "gradient_rms": self._gradient_rms, "failed_at": self._failed_at}
         eval_params = self._eval_params()
         return Checkpoint(
@@ -263,7 +272,7 @@ class ReplicaStack:
         )
 
     def _training_rows(self, sets: Sequence[EnvironmentSet]) -> Rows:
-        """Return the rows used for training, with inferred environments if there are any."""
+        """Return the training rows, divided into the inferred environments if there are any."""
         if not any(replica.start.environments for replica in self._replicas):
             return self._rows
         inferred = [

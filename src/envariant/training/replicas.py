@@ -1,7 +1,7 @@
 """Replicas: independent runs, each with its own seeds and hyperparameters.
 
-A replica has three seeds. For a given replica number, all algorithms use the same data draw and batches and,
-with the same model, the same initial weights. Results therefore differ only because of the algorithm.
+A replica has three seeds. For every algorithm, replicas with the same number use the same data draw, the same
+batches and, with the same model, the same initial weights. Their results therefore differ only by algorithm.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ class Seeds:
 
     @classmethod
     def of(cls, seed: int, replica: int) -> "Seeds":
-        """Return the seeds of a replica, which depend only on the arguments.
+        """Derive the seeds of a replica from the base seed of the run.
 
         Args:
             seed: Base random seed of the run.
@@ -45,9 +45,9 @@ class Seeds:
         return cls(int(data), int(initialization), int(order))
 
     def at(self, step: int) -> int:
-        """Return the seed of a module's random numbers in one step, for example for dropout.
+        """Return the seed of a module's random numbers in one step, such as dropout masks.
 
-        The seed depends on the step, not on the state of a generator, so resumed runs use the same numbers.
+        The seed depends on the step instead of a generator state, so resumed runs use the same numbers.
 
         Args:
             step: Number of updates already made.
@@ -62,7 +62,7 @@ class Start:
     """Result of pretraining: initial weights and inferred environments.
 
     Attributes:
-        params: Pretrained parameters and buffers by name; all others are initialized as usual.
+        params: Pretrained parameters and buffers by name; other parameters keep their initial values.
         environments: Inferred training environments. None: the training environments of the data.
     """
 
@@ -78,7 +78,7 @@ class Replica:
     Attributes:
         index: Number of the replica, from 0.
         seeds: Seeds of data draw, initial weights and batches.
-        algorithm: The algorithm, with this replica's hyperparameters.
+        algorithm: Algorithm with the hyperparameters of this replica.
         learning_rate: Learning rate, a number or a schedule.
         weight_decay: Weight decay of the optimizer.
         prepared: Function that runs the pretraining. None: no pretraining.

@@ -1,4 +1,4 @@
-"""Resolve a `RunSpec`: look up names, and fill in the default settings of the data set."""
+"""Resolve the options of a run: look up names, and fill in the default settings of the data set."""
 
 import hashlib
 import inspect
@@ -46,11 +46,11 @@ class ResolvedAlgorithm:
 
     Attributes:
         name: Name of the algorithm for tables.
-        trained: Algorithm for training a network, or predictor.
+        trained: Algorithm that trains a network, or predictor that is fitted instead.
         hyperparameters: All hyperparameters by name.
         defaults: Default settings of the data set for the algorithm.
         suggested: Default hyperparameters of the data set for the algorithm.
-        scaled: One sentence for each suggested schedule that was scaled to the number of steps.
+        scaled: Remarks, one for each suggested schedule that was scaled to the number of steps.
     """
 
     name: str
@@ -64,17 +64,17 @@ class ResolvedAlgorithm:
 @final
 @dataclass(frozen=True)
 class ResolvedRun:
-    """Run with all options resolved to objects.
+    """Run whose options have been filled in and converted to objects.
 
     Attributes:
-        spec: Resolved options; objects are replaced by their text.
+        spec: Options with defaults filled in; objects are represented by text.
         reference: Default options of the data set for this algorithm.
         source: Data source, including the validation split.
         algorithm: Algorithm with its hyperparameters.
         config: Settings shared by all replicas.
-        pretraining: Pretraining of the initial weights. None: no pretraining.
-        learning_rate: Learning rate, a number or a schedule.
-        identity: Content hash of the run, wherever its files lie (`RunSpec.identity`).
+        pretraining: Pretraining method for the initial weights, or None.
+        learning_rate: Learning rate: a number or a schedule.
+        identity: Content hash of the run, independent of file locations (`RunSpec.identity`).
     """
 
     spec: RunSpec
@@ -97,7 +97,7 @@ class ResolvedRun:
 
 
 def source_of(data: object) -> EnvironmentSource:
-    """Return the data source specified by a name; return sources unchanged.
+    """Convert a name such as `colored-mnist` to a data source; return data sources unchanged.
 
     Raises:
         EnvariantError: If `data` is neither a source nor the name of one.
@@ -112,14 +112,14 @@ def source_of(data: object) -> EnvironmentSource:
 def resolve_algorithm(
     requested: object, hyperparameters: Mapping[str, Any], source: EnvironmentSource, steps: int | None = None
 ) -> ResolvedAlgorithm:
-    """Return the algorithm specified by a name or an object, with all its hyperparameters.
+    """Convert a name or an object to an algorithm with values for all hyperparameters.
 
     Args:
-        requested: Text such as `vrex + and-mask`, or an algorithm, recipe, part or predictor.
+        requested: String such as `vrex + and-mask`, or an algorithm, recipe, part or predictor.
         hyperparameters: Hyperparameters that override the defaults; only for names, recipes and compositions.
         source: Data source whose default settings apply.
-        steps: Number of steps. Suggested schedules are scaled to it, and switch points in percent are
-            converted. None: keep schedules as they are.
+        steps: Number of steps of the run. Suggested schedules are scaled to this number, and switch points in
+            percent are converted to steps. Default: schedules stay unchanged.
 
     Raises:
         EnvariantError: If an algorithm or hyperparameter is unknown.
@@ -172,10 +172,10 @@ def resolve_algorithm(
 
 
 def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
-    """Parse a text such as `vrex + coral(1.0)` into the recipe and settings of each term.
+    """Parse a string such as `vrex + coral(1.0)` into the recipe and settings of each term.
 
     Raises:
-        EnvariantError: If a name or a setting is unknown; predictors are suggested as well.
+        EnvariantError: If a name or a setting is unknown; the message may suggest a predictor.
     """
     try:
         return composing.terms(text)
@@ -191,7 +191,7 @@ def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
 
 
 def check_objects(options: Mapping[str, Any]) -> None:
-    """Check options that name objects: model, optimizer, pretraining, augmentation and device.
+    """Check that options such as model, optimizer and device can be converted to objects.
 
     Args:
         options: Training options by name.
@@ -273,8 +273,8 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
     """Return the settings shared by all replicas.
 
     Args:
-        complete: Resolved options with objects.
-        spec: Resolved options with objects replaced by text.
+        complete: Options with defaults filled in, which may be objects.
+        spec: The same options with objects replaced by text.
     """
     return RunConfig(
         model=model_builder(complete.model),
@@ -299,7 +299,7 @@ def remarks(
 
     Args:
         algorithm: Algorithm with its hyperparameters.
-        learning_rate: Learning rate, a number or a schedule.
+        learning_rate: Learning rate: a number or a schedule.
         steps: Number of steps of the run.
         optimizer: Optimizer of the run.
     """
@@ -338,7 +338,7 @@ def device_named(name: str) -> torch.device:
 
 
 def _timed(algorithm: Algorithm, steps: int | None) -> Algorithm:
-    """Return the algorithm with the switch points of its schedules in steps instead of percent."""
+    """Return the algorithm with switch points of schedules converted from percent to steps."""
     return algorithm if steps is None else resolve_schedules(algorithm, steps)
 
 
@@ -366,7 +366,7 @@ def _rate(rate: object, steps: int) -> float | Schedule:
 
 
 def algorithm_identity(requested: object) -> str:
-    """Return a text that is equal for algorithms with equal computations, for hashing.
+    """Return a string for hashing that is equal for algorithms with the same computations.
 
     Raises:
         EnvariantError: If the algorithm is unknown, or has a setting that cannot be compared by content.

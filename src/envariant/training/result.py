@@ -5,9 +5,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -24,6 +23,9 @@ from envariant.training.history import FULL, LOSS, OUTPUT_SD, HistoryRow
 from envariant.training.record import Record
 from envariant.training.store.single_run import load_run
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 WORST = "worst"
 """Label of the last row of a summary: the worst environment of each replica."""
 
@@ -31,7 +33,7 @@ WORST = "worst"
 @final
 @dataclass(frozen=True)
 class Spread:
-    """Values of one metric over replicas, with mean and standard deviation.
+    """Values of one metric in all replicas, with mean and standard deviation.
 
     Attributes:
         values: One value per finished replica.
@@ -41,12 +43,12 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """Mean; NaN if there are no values."""
+        """Mean of the values; NaN if there are none."""
         return statistics.fmean(self.values) if self.values else math.nan
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation with divisor n − 1; None with fewer than two values."""
+        """Standard deviation, with divisor n − 1; None for fewer than two values."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,9 +64,9 @@ class TrainingResult:
     Attributes:
         record: Options, data and provenance of the run.
         rows: All measured values.
-        checkpoints: Last state of each replica, by number.
-        build_model: Function that builds the first replica's network with initial weights. None: the network
-            is built from its name.
+        checkpoints: Mapping from replica to its last state.
+        build_model: Function that builds the first replica's network with initial weights. Default: build the
+            network from its name.
     """
 
     record: Record
@@ -85,13 +87,13 @@ class TrainingResult:
         return cls(*load_run(as_path(folder, "folder")))
 
     @property
-    def history(self) -> pd.DataFrame:
+    def history(self) -> "pd.DataFrame":
         """All measured values, with the columns of `HistoryRow`."""
         return history.frame(self.rows)
 
     @property
     def failures(self) -> dict[int, str]:
-        """Reasons for divergence, by number of the replica."""
+        """Mapping from diverged replica to the reason for its divergence."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property
@@ -136,7 +138,7 @@ class TrainingResult:
         return Spread(tuple(last[replica] for replica in self.finished))
 
     def worst(self) -> tuple[Spread, tuple[str, ...]]:
-        """Return the worst score over environments and the name of that environment, per finished replica."""
+        """Return the worst score of each finished replica, and the environments with these scores."""
         metric, worst = self.record.metric, min if self.record.higher_is_better else max
         scores = {name: self.final(name, metric).values for name in self.record.roles}
         names = tuple(worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished)))
@@ -149,7 +151,7 @@ class TrainingResult:
             replica: Number of the replica.
 
         Raises:
-            EnvariantError: If the replica does not exist, if it is a predictor instead of a network, or if
+            EnvariantError: If the replica does not exist, the run has a predictor instead of a network, or
                 the run was loaded from disk and its model was passed as an object.
         """
         saved = self.checkpoints.get(replica)
@@ -187,8 +189,10 @@ class TrainingResult:
             ) from None
         return module.eval()
 
-    def summary(self) -> pd.DataFrame:
+    def summary(self) -> "pd.DataFrame":
         """Return mean and standard deviation over replicas, per environment and for the worst environment."""
+        import pandas as pd
+
         metric = self.record.metric
         rows: dict[str, dict[str, Any]] = {}
         for name, role in self.record.roles.items():
@@ -256,7 +260,7 @@ def rebuilt(
     """Build the network of a run with initial weights, so that trained weights can be loaded into it.
 
     Args:
-        model: Text of the model, such as "mlp(hidden=390)".
+        model: Model as a string, such as "mlp(hidden=390)".
         algorithm: Name of the algorithm. Names that are not in the library leave the model unchanged.
         hyperparameters: Hyperparameters of the algorithm.
         task: Task of the data; it determines the number of outputs.

@@ -1,4 +1,7 @@
-"""Training of replicas from options: resolve, load the data, pretrain, choose the execution, train."""
+"""Train replicas from their options.
+
+Steps: resolve the options, load the data, pretrain the models, choose the execution, train the replicas.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +46,7 @@ class Member:
 @final
 @dataclass(frozen=True)
 class Started:
-    """Event: data and models are loaded and checked; training begins.
+    """Event after data and models have been loaded and checked, before training begins.
 
     Attributes:
         record: Record of the run.
@@ -51,7 +54,7 @@ class Started:
         sample: Environments of the first replica.
         build_model: Function that builds the first replica's network with initial weights. None if the run
             has a predictor instead of a network.
-        states: States of resumed replicas, by number.
+        states: Mapping from resumed replica to its state.
     """
 
     record: Record
@@ -65,17 +68,17 @@ Event = Started | Stepped | Evaluated
 
 
 class Progress(Protocol):
-    """Callback after each pretraining step: `(replica, steps made, total steps)`."""
+    """Callback called after each pretraining step: `callback(replica, completed_steps, total_steps)`."""
 
     def __call__(self, replica: int, done: int, of: int) -> None: ...
 
 
 class Resumption(Protocol):
-    """Stored state of a run that was interrupted or is finished."""
+    """Stored state of an interrupted or finished run, from which the run can be resumed."""
 
     @property
     def execution(self) -> Execution | None:
-        """Execution of the stored run. None: nothing is stored yet."""
+        """How the stored run is executed; None if nothing is stored yet."""
         ...
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
@@ -88,7 +91,7 @@ class Resumption(Protocol):
 
 
 def members_of(spec: RunSpec) -> tuple[Member, ...]:
-    """Return the replicas of a run, each with its own seeds."""
+    """Return one `Member` for each replica of a run, with the replica's number, options and seeds."""
     return tuple(Member(k, spec, Seeds.of(spec.seed, k)) for k in range(spec.replicas))
 
 
@@ -103,7 +106,7 @@ def run(
 
     Args:
         members: Replicas to train; they may differ only in hyperparameters, learning rate and seeds.
-        resumption: Stored state to resume from. Default: start from the beginning.
+        resumption: Stored state from which to resume. Default: start from the beginning.
         on_pretraining: Called after each pretraining step.
 
     Yields:
@@ -157,7 +160,7 @@ def run(
 
 
 def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[ResolvedRun]:
-    """Resolve each distinct set of options once.
+    """Resolve the options of all members; each distinct set of options is resolved once.
 
     Raises:
         EnvariantError: If the options differ in more than hyperparameters, learning rate and seeds.
@@ -175,7 +178,7 @@ def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[R
 
 
 def _check_memory(net: Network, rows: int, environments: int, config: RunConfig) -> None:
-    """Check that one step fits in memory, from a lower bound of what it needs.
+    """Check that there is enough memory for one step, using a lower bound of the required memory.
 
     Args:
         net: Network of a replica.
@@ -184,7 +187,7 @@ def _check_memory(net: Network, rows: int, environments: int, config: RunConfig)
         config: Settings of the run.
 
     Raises:
-        EnvariantError: If it does not fit.
+        EnvariantError: If less memory is available.
     """
     rows = rows if config.batch_size is None else config.batch_size * environments
     weights = sum(value.numel() for value in net.params.values())

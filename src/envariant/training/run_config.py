@@ -28,17 +28,18 @@ class RunConfig:
 
     Attributes:
         model: Function that builds the network.
-        optimizer: Optimizer.
+        optimizer: Configuration of the optimizer.
         steps: Number of updates of each replica.
-        batch_size: Rows of each training environment per step, sampled with replacement. None: all rows.
-        evaluate_every: Steps between evaluations; the first and the last step are always evaluated.
-        precision: "auto", "float32", "bfloat16" or "tf32".
-        augmentation: Augmentation of training inputs. None: no augmentation.
-        test: Names of the test environments. None: the default test environments of the data set.
+        batch_size: Rows of each training environment per step, sampled with replacement; None for all rows.
+        evaluate_every: Number of steps between evaluations. The model is also evaluated before the first step
+            and after the last step.
+        precision: Precision of matrix products: "auto", "float32", "bfloat16" or "tf32".
+        augmentation: Augmentation of training inputs, or None.
+        test: Names of the test environments; None for the default test environments of the data set.
         device: Device used for training.
         compiled: Whether to compile each step program.
-        freeze: "features": train only the head. None: train all parameters.
-        adapt: Test-time adaptation to an environment before prediction. None: no adaptation.
+        freeze: "features" to train only the head; None to train all parameters.
+        adapt: Function that adapts the model to an environment before prediction, or None.
     """
 
     model: ModelBuilder
@@ -58,7 +59,7 @@ class RunConfig:
         """Return whether all environments are evaluated at a step.
 
         Args:
-            step: Number of updates made.
+            step: Number of completed updates.
         """
         return step % self.evaluate_every == 0 or step == self.steps
 
@@ -66,11 +67,11 @@ class RunConfig:
 def network(
     environments: EnvironmentSet, replica: Replica, config: RunConfig
 ) -> tuple[Network, TrainContext]:
-    """Return the replica's network with its initial weights, and its `TrainContext`.
+    """Return the network of a replica with its initial weights, and the replica's `TrainContext`.
 
     Args:
         environments: Environments of the replica.
-        replica: The replica.
+        replica: Replica with its seeds and algorithm.
         config: Settings of the run.
 
     Raises:
@@ -93,11 +94,11 @@ def network(
 def auxiliary_networks(
     replica: Replica, context: TrainContext, device: torch.device
 ) -> Mapping[str, nn.Module]:
-    """Return the auxiliary networks of the replica's algorithm, with their initial weights.
+    """Return the auxiliary networks of a replica's algorithm, with their initial weights.
 
     Args:
-        replica: The replica.
-        context: Context passed to the algorithm.
+        replica: Replica with its seeds and algorithm.
+        context: Environments, task and model of the run, passed to the algorithm.
         device: Device used for training.
     """
     with torch.device("meta"):
@@ -111,7 +112,7 @@ def auxiliary_networks(
 
 
 def built(model: ModelBuilder, input_shape: Sequence[int], outputs: int) -> nn.Module:
-    """Build a module, and initialize lazy layers, whose shapes follow from the inputs.
+    """Build a module, and initialize its lazy layers, whose shapes depend on the inputs.
 
     Args:
         model: Function that builds the module.
@@ -119,7 +120,8 @@ def built(model: ModelBuilder, input_shape: Sequence[int], outputs: int) -> nn.M
         outputs: Number of outputs per row.
 
     Raises:
-        EnvariantError: If the result is no module, or a lazy layer cannot be initialized.
+        EnvariantError: If the module cannot be built, the result is not a module, or a lazy layer cannot be
+            initialized.
     """
     try:
         module: object = model(input_shape, outputs)
@@ -157,11 +159,11 @@ def _is_lazy(module: nn.Module) -> bool:
 def module_of(
     environments: EnvironmentSet, replica: Replica, config: RunConfig
 ) -> tuple[nn.Module, TrainContext]:
-    """Return the replica's model after `Algorithm.wrap_model`, and its `TrainContext`.
+    """Return the replica's model, adapted by `Algorithm.wrap_model`, and the replica's `TrainContext`.
 
     Args:
         environments: Environments of the replica.
-        replica: The replica.
+        replica: Replica with its seeds and algorithm.
         config: Settings of the run.
 
     Raises:

@@ -1,7 +1,7 @@
 """`RunSpec`: all training options, with defaults and descriptions.
 
-`train`, studies, estimators, command-line flags, stored records and "rerun" commands use this one list.
-Importing this module does not import PyTorch, so that `--help` stays fast.
+`train`, studies, estimators, command-line flags, stored records and "rerun" commands all use this list.
+Importing this module does not import PyTorch, so `--help` stays fast.
 """
 
 import dataclasses
@@ -62,7 +62,8 @@ def _option(default: Any, description: str, **limits: Any) -> Any:
 class RunSpec(BaseModel):
     """Options of one training run.
 
-    Many options accept a name or an object. None: the default setting of the data set for the algorithm.
+    Many options accept a name or an object. An option that is None gets the default value of the data set for
+    the algorithm.
 
     Raises:
         EnvariantError: If an option is unknown or a value is not allowed.
@@ -261,7 +262,7 @@ class RunSpec(BaseModel):
         return RunSpec(**self.to_dict())
 
     def identity(self, identities: Mapping[str, str]) -> str:
-        """Return a content hash of the run; it does not depend on file locations.
+        """Return a content hash of the run, which does not depend on file locations.
 
         Args:
             identities: Content hashes of options that are not fully described by their text, by name.
@@ -312,7 +313,7 @@ SHARED = tuple(
 
 
 PYTHON_ONLY = ("adapt",)
-"""Options that take a function, and so have no command-line flag."""
+"""Options that take a function and therefore have no command-line flag."""
 
 
 def option(name: str) -> FieldInfo:
@@ -333,8 +334,8 @@ def difference(spec: RunSpec, reference: RunSpec) -> tuple[str, ...]:
     and test environments. Seeds, replicas, precision and device are not compared.
 
     Args:
-        spec: Resolved options of a run.
-        reference: Resolved options of the protocol.
+        spec: Options of a run, with defaults filled in.
+        reference: Options of the run to compare with, with defaults filled in.
     """
     return tuple(key for key in _CONDITIONS if _plain(getattr(spec, key)) != _plain(getattr(reference, key)))
 
@@ -377,10 +378,11 @@ def _plain(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Return the text of an object for records and tables; it is the same in every process.
+    """Represent an object as text for records and tables, identically in every process.
 
-    Classes and functions: the qualified name. Dataclasses: the name and all settings other than the defaults,
-    as in "sgd(momentum=0.9)". Other objects: the `name` attribute or the class name.
+    For classes and functions, this is the qualified name; for dataclasses, the name and all settings that
+    differ from their defaults, as in "sgd(momentum=0.9)"; for other objects, the attribute `name` or the
+    class name.
     """
     if isinstance(value, str):
         return value

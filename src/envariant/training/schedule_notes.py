@@ -1,4 +1,4 @@
-"""Remarks on schedules: scaled to the length of the run, or without effect within it."""
+"""Remarks on schedules that are scaled to the length of a run, or never take effect within the run."""
 
 from envariant.algorithms import Algorithm, Composition
 from envariant.core.schedules import Schedule
@@ -6,10 +6,10 @@ from envariant.predictors import Predictor
 from envariant.training.optimizers import OptimizerConfig
 
 IDLE = "only after this run of"
-"""Phrase of every remark on a schedule without effect within the run."""
+"""Phrase that occurs in every remark on a schedule without effect within the run."""
 
 SCALED = "is suggested for"
-"""Phrase of every remark on a suggested schedule that was scaled to the run."""
+"""Phrase that occurs in every remark on a suggested schedule that was scaled to the run."""
 
 
 def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int | None) -> tuple[str, ...]:
@@ -19,7 +19,7 @@ def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int |
         before: Algorithm with the suggested values.
         after: Algorithm with the scaled values.
         length: Number of steps for which the values are suggested.
-        steps: Number of steps of the run. None: unknown, so nothing was scaled.
+        steps: Number of steps of the run; None if unknown, in which case nothing was scaled.
     """
     if steps is None or not (isinstance(before, Composition) and isinstance(after, Composition)):
         return ()

@@ -1,4 +1,4 @@
-"""Values of scheduled hyperparameters or learning rates of all replicas, as one tensor per step."""
+"""Values of all replicas' hyperparameters or learning rates at a step, as one tensor."""
 
 from collections.abc import Sequence
 from typing import final
@@ -12,7 +12,7 @@ from envariant.core.schedules import Schedule
 
 @final
 class ScheduleTable:
-    """Table of constants and schedules, with one row per replica.
+    """Table of hyperparameters or learning rates, constant or scheduled, with one row per replica.
 
     Args:
         rows: One row of numbers or schedules per replica; all rows have the same length.
@@ -29,7 +29,7 @@ class ScheduleTable:
         self._tensor = torch.empty(0)
 
     def at(self, step: int) -> Float[Tensor, "replicas numbers"]:
-        """Return the values at a step (the number of updates already made), `[replicas, numbers]`."""
+        """Return all values at a step, `[replicas, numbers]`; the step is the number of completed updates."""
         values = [n(step) if isinstance(n, Schedule) else n for n in self._distinct]
         if values != self._values:
             self._values = values

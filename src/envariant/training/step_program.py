@@ -31,20 +31,22 @@ _LARGE_STEP = 2_000_000
 
 @final
 class StepInputs(NamedTuple):
-    """Inputs of a step program; every tensor but `step` has the replicas along its first axis.
+    """Inputs of a step program.
+
+    The first axis of every tensor is the replica axis, except in `step` and as stated below.
 
     Attributes:
         params: Parameters by name.
         buffers: Buffers by name.
         state: State of the algorithm.
-        inputs: Inputs of the batch, with the replica axis given by `axes` of the program.
-        targets: Targets of the batch, with the replica axis given by `axes` of the program.
+        inputs: Inputs of the batch; without replica axis if all replicas share the inputs.
+        targets: Targets of the batch; without replica axis if all replicas share the targets.
         numbers: Numeric hyperparameters of the algorithm at this step.
         keys: Keys of this step's random numbers.
         rates: Learning rates at this step.
         alive: Mask of the replicas that have not diverged.
-        failed_at: Step at which each replica diverged; −1: no divergence.
-        step: Number of updates already made.
+        failed_at: Step at which each replica diverged, or −1 if it has not diverged.
+        step: Number of completed updates.
     """
 
     params: dict[str, Tensor]
@@ -70,7 +72,7 @@ class StepOutputs(NamedTuple):
         state: New state of the algorithm.
         metrics: Metrics of the algorithm, in the order of `StepProgram.metrics`.
         alive: Mask of the replicas that have not diverged up to and including this step.
-        failed_at: Step at which each replica diverged; −1: no divergence.
+        failed_at: Step at which each replica diverged, or −1 if it has not diverged.
     """
 
     gradients: Float[Tensor, "replicas numbers"]
@@ -92,9 +94,9 @@ class StepProgram:
         net: Network of the stack.
         algorithm: Algorithm; `StepInputs.numbers` replace its numeric hyperparameters.
         sizes: Number of rows of each environment in a batch.
-        axes: Axes of the replicas in inputs and targets.
+        axes: Axis of the replicas in the inputs and in the targets: 0, or None if all replicas share them.
         replicas: Number of replicas; `vmap` is not used for a single replica.
-        calls: Expected number of calls; the step is recorded only if there are enough.
+        calls: Expected number of calls; with few calls, the step is not recorded.
         compiled: Whether to compile the recorded operations (`torch.compile`).
 
     Attributes:
@@ -144,7 +146,7 @@ class StepProgram:
             return StepOutputs(gradients, *rest)
 
     def _step(self, *arguments: Any) -> StepOutputs:
-        """Compute one step of all replicas; freeze replicas with an infinite or NaN gradient."""
+        """Compute one step of all replicas; replicas with an infinite or NaN gradient stop training."""
         params, buffers, state, inputs, targets, numbers, keys, rates, alive, failed_at, step = arguments
         together = over_replicas(self._one, (0, 0, 0, *self._axes, 0, 0, 0, None), self._replicas)
         gradients, changed, new, metrics = together(
@@ -209,7 +211,7 @@ class StepProgram:
 
 
 def _without_idle_casts(recorded: GraphModule) -> GraphModule:
-    """Return the recorded operations without copies for casts to the type that a tensor already has.
+    """Make recorded type casts copy a tensor only if its type differs from the target type.
 
     PyTorch's fake tensors sometimes have the wrong type: the derivative of group norm is reported as float32,
     although it is bfloat16, so the recorded cast to bfloat16 would copy it.
@@ -226,7 +228,7 @@ def _without_idle_casts(recorded: GraphModule) -> GraphModule:
 
 
 def _compiling(step: Function, inputs: StepInputs) -> tuple[Any, ...]:
-    """Call a compiled step; the first call compiles it, which needs a C++ compiler."""
+    """Call a compiled step. The first call compiles the step, which needs a C++ compiler."""
     try:
         return step(*inputs)
     except torch.OutOfMemoryError:
@@ -269,7 +271,7 @@ def _each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def _chosen(alive: Tensor, new: Any, old: Any) -> Any:
-    """Return the new values of active replicas and the old values of diverged replicas."""
+    """Return the new values of replicas that have not diverged, and the old values of the others."""
     if isinstance(new, Tensor):
         return torch.where(alive.view(-1, *(1,) * (new.dim() - 1)), new, old)
     return {key: _chosen(alive, value, old[key]) for key, value in new.items()}

@@ -39,7 +39,7 @@ def train(
         options: Any option of `RunSpec`, such as `steps`, `model`, `learning_rate`, `replicas` or `seed`.
 
     Returns:
-        The result. Replicas that diverged are in its `failures`.
+        Result of the run. Its `failures` contain the replicas that diverged.
 
     Raises:
         EnvariantError: If an option is unknown, or options contradict one another.

@@ -12,6 +12,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from envariant.data.tables import table as tables
 from envariant.data.tables.columns import Column, infer_column, read_chunk
 from envariant.data.tables.encoding import MOST_CATEGORIES, Encoder, fit
+from envariant.data.tables.kinds import KINDS
 from envariant.data.tables.source import TableSource
 
 NAN = np.nan
@@ -151,3 +152,17 @@ def test_a_test_environment_does_not_influence_the_encoding(changed, regression)
         old, new = (next(e for e in each.environments if e.name == name) for each in (usual, moved))
         assert torch.equal(old.inputs, new.inputs)
         assert torch.equal(old.targets, new.targets)
+
+
+@pytest.mark.parametrize("rows", [3, 7, 128, 5_001])
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_numbers_are_scaled_to_the_last_bit_as_scikit_learn_does(rows, size, gaps):
+    rng = np.random.default_rng(rows)
+    values = size * (3 + rng.normal(size=rows))
+    values[1::5] = np.nan if gaps else 0.0
+    imputer = SimpleImputer(strategy="median").fit(values[:, None])
+    scaler = StandardScaler().fit(imputer.transform(values[:, None]))
+    encoding = KINDS["number"].fit("x", values, ())
+    expected = (imputer.statistics_[0], scaler.mean_[0], np.sqrt(scaler.var_[0]))
+    assert (encoding.fill, encoding.center, encoding.scale) == expected

@@ -1,16 +1,16 @@
 """A run in a folder: stored as it trains, resumed bit-identically, never overwritten."""
 
 import json
+import os
 import signal
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import envariant
+import processes
 from envariant import TrainingResult
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
@@ -84,27 +84,21 @@ def test_run_interrupted_three_times_resumes_bit_identically(tmp_path, monkeypat
     assert_identical(whole, TrainingResult.load(tmp_path))
 
 
-KILLED = """
-import os, signal, sys
-import envariant
-from envariant.training.store.recorder import Recorder
+def train_and_die(folder):
+    add, calls = Recorder.add, []
 
-add, calls = Recorder.add, []
+    def add_and_die(*arguments):
+        add(*arguments)
+        calls.append(0)
+        if len(calls) == 70:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def add_and_die(*arguments):
-    add(*arguments)
-    calls.append(0)
-    if len(calls) == 70:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Recorder.add = add_and_die
-envariant.train("colored-digits", "vrex", steps=120, evaluate_every=10, batch_size=32, out=sys.argv[1])
-"""
+    Recorder.add = add_and_die
+    envariant.train("colored-digits", "vrex", steps=120, evaluate_every=10, batch_size=32, out=folder)
 
 
 def test_run_killed_with_sigkill_resumes_bit_identically(tmp_path):
-    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert processes.run(train_and_die, tmp_path) == -signal.SIGKILL
     with Store(tmp_path) as store:
         assert 0 < store.history()["step"].max() < 120
     options = {"steps": 120, "evaluate_every": 10, "batch_size": 32}

@@ -1,7 +1,6 @@
 """The store: planned, claimed, measured and forgotten runs; two writers; a full disk and a damaged file."""
 
 import json
-import multiprocessing
 import sqlite3
 import time
 from contextlib import closing
@@ -10,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import processes
 from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study, begin
 from envariant.studies.selection import Invariance, TrainingValidation, select
@@ -130,10 +130,7 @@ def _write(folder, first):
 def test_two_processes_write_at_once_and_nothing_is_lost(tmp_path):
     with begin(tmp_path, STUDY) as store:
         store.begin(store.claim(), RECORD, "accuracy", True)
-        context = multiprocessing.get_context("spawn")
-        writers = [context.Process(target=_write, args=(tmp_path, run)) for run in (1, 2)]
-        for writer in writers:
-            writer.start()
+        writers = [processes.start(_write, tmp_path, run) for run in (1, 2)]
         for writer in writers:
             writer.join()
         assert [writer.exitcode for writer in writers] == [0, 0]

@@ -1,1 +1,1 @@
-"""Environment inference: methods that infer training environments before training."""
+"""Methods that divide the training rows into environments if the data have no environment labels."""

@@ -1,4 +1,4 @@
-"""Mean gradient, which equals the gradient of the whole loss."""
+"""Default gradient aggregator: the mean over environments, equal to the gradient of the whole loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MeanGradient(GradientAggregator):
-    """(1/E) Σ_e g_e.
+    """(1/E) Σ_e g_e, the mean of the gradients g_e of all E environments.
 
     `Composition` computes this mean by one backward pass through the whole loss, without `combine`.
     """

@@ -16,8 +16,8 @@ from envariant.core.step_context import StepContext
 class PCGrad(GradientAggregator):
     """g_e ← g_e − min(0, ⟨g_e, g_f⟩)/‖g_f‖²·g_f for all f ≠ e in random order; then the mean. Yu et al. 2020.
 
-    Inner products are over all parameters, as in algorithm 1. The paper sums the projected gradients; here
-    the sum is divided by E.
+    g_e is the gradient of environment e. Inner products are over all parameters, as in the paper's algorithm
+    1. The paper sums the projected gradients; here their mean over environments is used.
     """
 
     name: ClassVar[str] = "pcgrad"
@@ -37,11 +37,11 @@ class PCGrad(GradientAggregator):
 
 
 def _projected(gradients: Tensor, order: Tensor) -> Tensor:
-    """Project each gradient onto the normal planes of the gradients that conflict with it, in order.
+    """Remove from each gradient its components that conflict with the other environments' gradients.
 
     Args:
         gradients: Gradients `[environments, parameters]`.
-        order: Environments in the order of the projections.
+        order: Order in which each gradient is compared with the gradients of the environments.
     """
     tiny, shuffled = torch.finfo(gradients.dtype).tiny, gradients[order]
     projected: list[Tensor] = []

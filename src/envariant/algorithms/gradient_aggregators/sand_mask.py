@@ -1,4 +1,4 @@
-"""SAND-mask: a smooth AND-mask that also damps entries whose gradients differ in size."""
+"""SAND-mask: AND-mask with a smooth mask that also reduces entries whose gradients differ in size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +18,12 @@ from envariant.core.step_context import StepContext
 class SandMask(GradientAggregator):
     """mask·ḡ/mean(mask), mask = max(0, tanh((k/Var_e g_e)·(A − τ))), A = |mean_e sign(g_e)|. Shahtalebi 2021.
 
-    mean(mask) is computed separately for each parameter tensor. With the published default τ = 1, the mask is
-    0 everywhere because A ≤ 1, so no weight is ever updated. Here τ must be below 1.
+    g_e is the gradient of environment e, and ḡ is the mean of all g_e. mean(mask) is computed separately for
+    each parameter tensor. With the published default τ = 1, the mask is 0 everywhere because A ≤ 1, so no
+    weight is ever updated. Here τ must be below 1.
 
     Attributes:
-        threshold: τ in [0, 1), required agreement of signs.
+        threshold: τ in [0, 1), agreement A below which an entry is masked.
         steepness: k > 0, steepness of the mask.
     """
 
@@ -40,7 +41,13 @@ class SandMask(GradientAggregator):
 
 
 def sand_masked(gradients: Tensor, threshold: Any, steepness: Any) -> Tensor:
-    """Combine the gradients `[environments, *shape]` of one parameter tensor."""
+    """Combine the gradients of one parameter tensor by the SAND-mask.
+
+    Args:
+        gradients: Gradients `[environments, *shape]`.
+        threshold: τ of `SandMask`.
+        steepness: k of `SandMask`.
+    """
     agreement = gradients.sign().mean(dim=0).abs() - threshold
     # A single environment has no variance; the released code then uses 1e-17.
     spread = gradients.var(dim=0) if len(gradients) > 1 else torch.full_like(gradients[0], 1e-17)

@@ -1,4 +1,4 @@
-"""CAD: a contrastive penalty on features that identify the environment."""
+"""CAD: penalize features that identify the environment, by a contrastive loss."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -21,15 +21,16 @@ _REFERENCE = 0.07
 class CAD(Penalty):
     """mean_i −(T/0.07)·log Σ_j p(j | i) over the rows j of other environments. Ruan et al. 2022, eq. 9.
 
-    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over the other rows j of the batch. Rows without another row of
-    their class are left out. Regression targets are treated as one class if they are equal. With `flipped`
-    false, the released code counts row i itself among the rows of its environment; here it is left out.
+    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over the other rows j of the batch; h_i are the features of row i.
+    Rows without another row of their class are left out. Equal regression targets count as one class. With
+    `flipped` false, the released code counts row i itself among the rows of its environment; here row i is
+    left out.
 
     Attributes:
         coefficient: Weight of the penalty.
         temperature: T > 0, temperature of the softmax.
         conditional: Whether to compare only rows of one class (CondCAD).
-        flipped: Whether to increase the log-probability of rows from other environments, as above. False:
+        flipped: Whether to increase the log-probability of rows from other environments, as above, or to
             decrease the log-probability of rows from the same environment.
         normalized: Whether to scale features to length 1 first.
         max_rows: Largest number of rows of each environment to compare; a new random subset at each step.

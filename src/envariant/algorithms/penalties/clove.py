@@ -19,8 +19,9 @@ from envariant.core.search_space import LogUniform
 class CLOvE(Penalty):
     """(1/E) Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width). Wald et al. 2021.
 
-    f_i is the probability of the predicted class. c_i is 1 if that class is correct, else 0, and has no
-    gradient. The penalty is the squared calibration error, because the square root has infinite slope at 0.
+    i and j are rows of environment e. f_i is the probability of the predicted class; c_i is 1 if that class
+    is correct, else 0, and has no gradient. The penalty is the squared calibration error, because the square
+    root has infinite slope at 0.
 
     Attributes:
         coefficient: λ, weight of the penalty.

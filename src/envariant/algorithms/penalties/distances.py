@@ -1,4 +1,4 @@
-"""Distances between groups of rows, used by several penalties: CORAL's distance and MMD."""
+"""Distances between the features of two groups of rows: CORAL's distance and MMD."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ _ROWS_DRAW = 15
 @final
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and covariance of a group of rows.
+    """Mean and covariance of the features in a group of rows.
 
     Attributes:
-        mean: Mean `[width]`.
-        covariance: Covariance `[width, width]`, with divisor n − 1.
+        mean: Mean of each feature, `[width]`.
+        covariance: Covariance matrix of the features, `[width, width]`, with divisor n − 1.
     """
 
     mean: Float[Tensor, " width"]
@@ -32,11 +32,11 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Float[Tensor, "rows width"], members: Float[Tensor, " rows"]) -> "Moments":
-        """Return the moments of a group of rows.
+        """Return the mean and covariance of a group of rows.
 
         Args:
-            rows: Rows of all groups.
-            members: 1 for rows of the group, 0 for other rows.
+            rows: Features of all rows, `[rows, width]`.
+            members: 1 for rows of the group, 0 for other rows, `[rows]`.
         """
         count = members.sum()
         mean = members @ rows / count.clamp(min=1)
@@ -46,6 +46,8 @@ class Moments:
 
 def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tensor, ""]:
     """Return mean_d (μ_X − μ_Y)_d² + mean_dd' (C_X − C_Y)²_dd'. Sun & Saenko 2016, eq. 1.
+
+    μ_X and C_X are the mean and covariance of group X, with entries d and dd'.
 
     Args:
         first: Moments of X.
@@ -57,7 +59,7 @@ def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tenso
 
 
 def kernel(rows: Float[Tensor, "rows width"], gammas: Sequence[float] = WIDE) -> Float[Tensor, "rows rows"]:
-    """Return Σ_γ exp(−γ·‖a − b‖²) for every pair of rows: a sum over γ, as in DomainBed, not a mean."""
+    """Return the kernel Σ_γ exp(−γ·‖a − b‖²) of every pair of rows a and b, summed over `gammas`."""
     if rows.shape[1] == 1:
         # In one dimension, direct differences cost no more and are more accurate.
         distances = (rows - rows.T).square()
@@ -70,7 +72,9 @@ def kernel(rows: Float[Tensor, "rows width"], gammas: Sequence[float] = WIDE) ->
 def squared_mmd(
     kernels: Float[Tensor, "rows rows"], first: Float[Tensor, " rows"], second: Float[Tensor, " rows"]
 ) -> Float[Tensor, ""]:
-    """Return mean K(X, X) + mean K(Y, Y) − 2·mean K(X, Y), the biased MMD². Gretton et al. 2012, eq. 5.
+    """Return the biased estimate of the squared MMD of two groups X and Y. Gretton et al. 2012, eq. 5.
+
+    The estimate is mean K(X, X) + mean K(Y, Y) − 2·mean K(X, Y) with kernel K.
 
     Args:
         kernels: Kernel matrix of all rows; its diagonal is included.
@@ -84,7 +88,7 @@ def squared_mmd(
 def subsample(predicted: PredictedBatch, max_rows: int) -> tuple[Tensor, tuple[int, ...]]:
     """Return the indices of a random subset of each environment's rows, and the sizes of the subsets.
 
-    Comparing all pairs of rows takes quadratic time; a few hundred rows suffice.
+    The penalties compare all pairs of rows, which takes quadratic time; a few hundred rows suffice.
 
     Args:
         predicted: Batch with its predictions.

@@ -19,17 +19,18 @@ from envariant.core.search_space import LogUniform, Uniform
 class Fishr(Penalty):
     """(1/E) Σ_e mean_k (ṽ_e − ṽ̄)²_k, ṽ_e the variance of the head's per-row gradients. Ramé et al. 2022.
 
-    The gradient of row i in a linear head is a_i ⊗ h_i for the weight and a_i for the bias, a_i = ∂ℓ_i/∂z_i,
-    so v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)² needs no per-row differentiation. As in the released code, a moving
-    average m_e is updated from the first step on, and ṽ_e = v_e + γ/(1 − γ)·m_e. The newest variance has
-    weight 1, and in the long run the penalty is 1/(1 − γ)² times the penalty without memory.
+    k runs over the entries of the head's weight and bias; ṽ̄ is the mean of all ṽ_e. The gradient of row i is
+    a_i ⊗ h_i for the weight and a_i for the bias, with features h_i and a_i = ∂ℓ_i/∂z_i, the derivative of
+    the loss with respect to the logits. So the variance v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)² over the N rows of
+    environment e needs no per-row differentiation. As in the released code, a moving average m_e of v_e is
+    updated from the first step on, and ṽ_e = v_e + γ/(1 − γ)·m_e. The newest variance has weight 1, and in
+    the long run the penalty is 1/(1 − γ)² times the penalty without memory.
 
     Attributes:
         coefficient: λ, weight of the penalty. The search range is meant for averages over environments and
             entries, as in DomainBed.
         memory: γ of the moving average in [0, 1); 0 disables it.
-        centered: Whether to subtract the mean in variances. False: use uncentered second moments, as in the
-            RFC code.
+        centered: Whether to use variances instead of uncentered second moments, which the RFC code uses.
         summed: Whether to sum over environments and entries, as the paper and its Colored MNIST code do,
             instead of averaging.
     """
@@ -59,7 +60,7 @@ class Fishr(Penalty):
         return squares.sum() if self.summed else squares.mean(), new
 
     def variances(self, predicted: PredictedBatch) -> Mapping[str, Tensor]:
-        """Return v_e for the head's weight `[environments, outputs, width]` and bias `[…, outputs]`."""
+        """Return the variance v_e of the per-row gradients of the head's weight and bias, by environment."""
         batch = predicted.batch
         residuals = batch.task.residuals(predicted.logits, batch.targets).reshape(len(batch.targets), -1)
         pairs = list(zip(batch.split(residuals), batch.split(predicted.features), strict=True))

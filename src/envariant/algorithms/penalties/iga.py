@@ -16,8 +16,8 @@ from envariant.core.search_space import LogUniform
 class IGA(GradientPenalty):
     """Σ_e ‖g_e − ḡ‖² over all parameters, g_e = ∇R_e. Koyama & Yamaguchi 2020, eq. 8.
 
-    The paper averages over environments; released implementations sum. Whether ḡ is differentiated makes no
-    difference, because Σ_e (g_e − ḡ) is 0.
+    R_e is the risk of environment e, and ḡ is the mean of all g_e. The paper averages over environments;
+    released implementations sum. Whether ḡ is differentiated makes no difference, because Σ_e (g_e − ḡ) is 0.
 
     Attributes:
         coefficient: λ, weight of the penalty.

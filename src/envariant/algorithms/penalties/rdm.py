@@ -44,6 +44,6 @@ class RDM(Penalty):
 
 
 def worst_environment(predicted: PredictedBatch) -> Tensor:
-    """Return a mask `[rows]` without gradient: 1 in the environment with the largest risk, else 0."""
+    """Return the mask `[rows]` of the environment with the largest risk: 1 for its rows, 0 for others."""
     worst = predicted.risks.detach().argmax()
     return (predicted.batch.environment_of_rows() == worst).to(predicted.losses.dtype)

@@ -20,10 +20,11 @@ _PROJECTION = "selfreg-projection"
 class SelfReg(Penalty):
     """min(1, R)·{λ[d(o, o_ρ) + 0.3·d(h, q_ρ)] + (1 − λ)[d(o, mix o) + 0.3·d(h, mix q)]}. Kim et al. 2021.
 
-    o are logits, h features, q = P(h) a learned projection, d the mean squared difference, ρ and ρ' random
-    partners of the same class, mix v = λ·v_ρ + (1 − λ)·v_ρ', and λ ~ Beta(½, ½), sampled once per step. The
-    released code never trains P; here P is trained with the model. In a regression, partners have equal
-    targets, so most rows are their own partners, and 0.3·min(1, R)·d(h, P(h)) remains of the penalty.
+    R is the risk, o are logits, h features, q = P(h) a learned projection, and d the mean squared difference.
+    ρ and ρ' are random partners of each row with the same class, mix v = λ·v_ρ + (1 − λ)·v_ρ', and
+    λ ~ Beta(½, ½) is sampled once per step. The released code never trains P; here P is trained with the
+    model. In regression, partners must have equal targets, so most rows are their own partners, and the
+    penalty reduces to 0.3·min(1, R)·d(h, P(h)).
 
     Attributes:
         coefficient: Weight of the penalty; 1 in the paper.
@@ -82,7 +83,7 @@ class SelfReg(Penalty):
 
 
 def partner_of_same(targets: Tensor, order: Tensor) -> Tensor:
-    """Return a random partner with the same target for each row: a permutation within every class.
+    """Return a random partner with the same target for each row, by a permutation within every class.
 
     Args:
         targets: Targets `[rows]`.

@@ -16,7 +16,8 @@ from envariant.core.search_space import LogUniform
 class GroupDRO(RiskAggregator):
     """Σ_e q_e·R_e with q_e ← q_e·exp(η·R_e), normalized, before the sum. Sagawa et al. 2020, algorithm 1.
 
-    Weights are stored as logarithms, so that small weights do not permanently underflow to 0.
+    R_e is the risk and q_e the weight of environment e. Weights are stored as logarithms, so that small
+    weights do not permanently underflow to 0.
 
     Attributes:
         rate: η, step size of the weights.

@@ -1,4 +1,4 @@
-"""Mean risk over environments, and mean loss over all rows: empirical risk minimization."""
+"""Empirical risk minimization: mean risk over environments, or mean loss over all rows."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -13,7 +13,7 @@ from envariant.core.environments import PredictedBatch
 @final
 @dataclass(frozen=True)
 class MeanRisk(RiskAggregator):
-    """(1/E) Σ_e R_e: every environment has the same weight, whatever its size."""
+    """(1/E) Σ_e R_e, the mean of the risks of all E environments; every environment has equal weight."""
 
     name: ClassVar[str] = "mean"
     paper: ClassVar[str] = "Vapnik 1998"
@@ -25,7 +25,7 @@ class MeanRisk(RiskAggregator):
 @final
 @dataclass(frozen=True)
 class PooledMean(RiskAggregator):
-    """Σ_e (n_e/n)·R_e, with n_e of all n training rows in environment e: the mean over all training rows.
+    """Σ_e (n_e/n)·R_e, the risks weighted by the number of training rows n_e of each environment e.
 
     With full batches this is the mean loss of the batch. Minibatches contain equally many rows of each
     environment, so losses are weighted by the environment's number of training rows. With any batch size, the

@@ -13,7 +13,10 @@ from envariant.core.environments import PredictedBatch
 @final
 @dataclass(frozen=True)
 class SumRisk(RiskAggregator):
-    """Σ_e R_e: E times the mean risk, so penalties have E times less weight relative to the risk."""
+    """Σ_e R_e, the sum of the risks of all environments.
+
+    Compared with the mean of E risks, penalties have E times less relative weight.
+    """
 
     name: ClassVar[str] = "sum"
     paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"

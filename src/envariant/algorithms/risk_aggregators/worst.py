@@ -1,4 +1,4 @@
-"""Worst-case risk, which risk interpolation minimizes."""
+"""Worst-case risk: minimize the largest risk of all environments."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -13,7 +13,10 @@ from envariant.core.environments import PredictedBatch
 @final
 @dataclass(frozen=True)
 class WorstCaseRisk(RiskAggregator):
-    """max_e R_e = max over λ_e ≥ 0, Σ_e λ_e = 1 of Σ_e λ_e R_e. Krueger et al. 2021, eq. 3."""
+    """max_e R_e, the largest risk of all environments e. Krueger et al. 2021, eq. 3.
+
+    It equals the maximum of Σ_e λ_e·R_e over all weights λ_e ≥ 0 with sum 1.
+    """
 
     name: ClassVar[str] = "worst-case"
     paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"

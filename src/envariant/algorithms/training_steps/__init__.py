@@ -1,1 +1,1 @@
-"""Training steps: algorithms that are not a sum of risks and penalties."""
+"""Training steps: algorithms whose update is not the gradient of a sum of risks and penalties."""

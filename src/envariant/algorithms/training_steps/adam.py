@@ -1,4 +1,4 @@
-"""Adam as a pure function, for training steps with inner steps. Kingma & Ba 2014, algorithm 1.
+"""Adam as a pure function, for training steps that update parameters themselves. Kingma & Ba 2014.
 
 The run's optimizer updates all parameters of all replicas in place. Training steps need inner updates, some
 for only a few parameters, and store Adam's moments in their state.
@@ -34,14 +34,14 @@ def step(
     beta1: Any = 0.9,
     beta2: float = 0.999,
 ) -> tuple[dict[str, Tensor], State]:
-    """Return the parameters after one step with L2 weight decay, and the new moments.
+    """Return the parameters after one step of Adam with L2 weight decay, and the new moments.
 
     Args:
         params: Parameters by name.
         gradients: Gradients of the parameters to update, with the same keys at every step.
         memory: Moments returned by `moments` or by the previous step.
-        context: Learning rate and weight decay.
-        rate: Multiple of the context's learning rate.
+        context: Context of the step, with learning rate and weight decay.
+        rate: Factor by which the context's learning rate is multiplied.
         beta1: Decay of the gradient's moving mean.
         beta2: Decay of the squared gradient's moving mean.
     """
@@ -60,12 +60,12 @@ def step(
 
 
 def decayed(params: Parameters, gradients: Parameters, context: StepContext) -> dict[str, Tensor]:
-    """Return the gradients of a loss plus the algorithm's l2 term."""
+    """Add the gradient of the l2 term, weight decay times parameter, to the gradients of a loss."""
     return {k: g + context.weight_decay * params[k] for k, g in gradients.items()}
 
 
 def gradients_of(loss: Callable[[Parameters], Tensor], params: Parameters) -> dict[str, Tensor]:
-    """Return the gradient of a loss by parameter name; an empty dictionary if there are no parameters."""
+    """Return a mapping from parameter name to gradient of a loss; empty if there are no parameters."""
     return grad(loss)(params) if params else {}
 
 
@@ -82,7 +82,7 @@ def where(condition: Tensor, first: Any, second: Any) -> Any:
 
 
 def part(params: Parameters, *prefixes: str) -> dict[str, Tensor]:
-    """Return the parameters whose names begin with one of the prefixes and a dot."""
+    """Return the parameters of the named networks, whose names are prefixes of parameter names."""
     return {k: v for k, v in params.items() if k.split(".")[0] in prefixes}
 
 

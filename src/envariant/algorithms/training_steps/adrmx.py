@@ -1,4 +1,4 @@
-"""ADRMX: subtract environment features from the features, against a discriminator, and remix them."""
+"""ADRMX: subtract learned environment features from the class features, adversarially."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,12 +39,13 @@ _TEMPERATURE = 0.07
 class ADRMX(TrainingStep):
     """CE(A h, y) + CE(B c, y) + CE(G d, e) + Remix + SC(h) + SC(c) − δ·CE(D(c), e), c = h − d. Demirel 2023.
 
-    h are features for the class, and d are features of a second featurizer for the environment. A, B and G
-    are heads of three layers, D is a discriminator. SC is a supervised contrastive loss between rows of one
-    class. Remix is the cross-entropy of A on c of one row plus d of another row of the same class. The model
-    and D have separate Adam optimizers with β = (0.5, 0.9) and are updated alternately. For Remix, the
-    released code uses positions within a class as positions in the batch; here they are converted. The
-    paper's learning rate is three times the learning rate of ERM.
+    CE is the cross-entropy for the class y or the environment e. h are features for the class, d are features
+    of a second featurizer for the environment, and c is their difference. A, B and G are heads of three
+    layers, D is a discriminator. SC is a supervised contrastive loss between rows of one class. Remix is the
+    cross-entropy of A on c of one row plus d of another row of the same class. The model and D have separate
+    Adam optimizers with β = (0.5, 0.9) and are updated alternately. For Remix, the released code mistakes
+    positions within a class for positions in the batch; here they are converted. The paper's learning rate is
+    three times the learning rate of ERM.
 
     Attributes:
         contrast: Weight of both SC terms.
@@ -171,7 +172,7 @@ def contrast(features: Tensor, targets: Tensor, environments: Tensor) -> Tensor:
 
 
 def pairs_within_classes(targets: Tensor, numbers: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-    """Select two rows of each class: the rows with the smallest numbers.
+    """Select two random rows of each class: the rows with the smallest random numbers.
 
     Args:
         targets: Classes `[rows]`.

@@ -19,16 +19,17 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class ARM(TrainingStep):
-    """R of f([x_i; mean_j c(x_j)]), with rows j of the environment of row i. Zhang et al. 2020, ARM-CML.
+    """Risk R of f([x_i; mean_j c(x_j)]), rows j from the environment of row i. Zhang et al. 2020, ARM-CML.
 
-    The context network c computes an additional channel of an image (three 5×5 convolutions) or an additional
-    column of a table. In training, the mean is over the environment's rows in the batch. In prediction, it is
-    over blocks of 256 neighboring rows, and all rows of a block must come from one environment. The released
-    code never trains the context network; here it is trained with the model. Group norm replaces that code's
+    R is the risk of the model f, whose input is row x_i and the mean output of the context network c. This
+    network computes an additional channel of an image (three 5×5 convolutions) or an additional column of a
+    table. In training, the mean is over the environment's rows in the batch. In prediction, it is over blocks
+    of 256 neighboring rows, and all rows of a block must come from one environment. The released code never
+    trains the context network; here it is trained with the model. Group norm replaces the released code's
     batch norm, so that a context depends only on the rows of its block.
 
     Attributes:
-        trained: Whether to train the context network. False: it keeps its random initial weights.
+        trained: Whether to train the context network instead of keeping its random initial weights.
         width: Width of the context network's hidden layers.
     """
 

@@ -26,12 +26,13 @@ _ADVERSARY, _EMBEDDING = "dann-discriminator", "dann-embedding"
 @final
 @dataclass(frozen=True)
 class DANN(TrainingStep):
-    """min_D L_D, L_D = CE(D(h), e) + γ·GP, in turn with min_θ R − λ·L_D. Ganin et al. 2016; Li et al. 2018.
+    """Alternate min_D L_D and min_θ R − λ·L_D, L_D = CE(D(h), e) + γ·GP. Ganin et al. 2016; Li et al. 2018.
 
-    CDANN adds an embedding of the class to the discriminator's input features, and weights rows so that all
-    classes have equal weight in CE. GP is the mean squared gradient of the discriminator's loss with respect
-    to its input. The model and the discriminator have separate Adam optimizers and are updated alternately,
-    as in DomainBed; the DANN paper updates both at once through a reversed gradient.
+    R is the risk, θ are the parameters of the model, h are features, and CE is the cross-entropy of the
+    discriminator D for the environment e. GP is the mean squared gradient of D's loss with respect to its
+    input. CDANN adds an embedding of the class to the input of D, and weights rows so that all classes have
+    equal weight in CE. The model and D have separate Adam optimizers and are updated alternately, as in
+    DomainBed; the DANN paper updates both at once through a reversed gradient.
 
     Attributes:
         weight: λ, weight of the discriminator's loss.
@@ -128,11 +129,11 @@ class DANN(TrainingStep):
 
 
 def class_weights(targets: Tensor, weights: Tensor, classes: int) -> Tensor:
-    """Return weights `[rows]` that sum to 1/C' in every class present, with C' = largest target + 1.
+    """Return row weights `[rows]` that sum to 1/C' in every class of the batch; C' is the largest target + 1.
 
     Args:
         targets: Classes `[rows]`.
-        weights: Weights of the rows within their class, up to a factor `[rows]`.
+        weights: Relative weights of the rows within their class, `[rows]`.
         classes: Number of classes.
     """
     of_class = targets[:, None] == torch.arange(classes, device=targets.device)

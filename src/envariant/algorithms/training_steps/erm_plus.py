@@ -1,4 +1,4 @@
-"""ERM++: ERM with a warm-up of the head, and averaged weights for prediction."""
+"""ERM++: ERM that first trains only the head, and averages weights for prediction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,15 +19,17 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class ERMPlus(TrainingStep):
-    """R, first minimized over the head only; predictions use averaged weights. Teterwak et al. 2023.
+    """Risk R, first minimized over the head only; predictions use averaged weights. Teterwak et al. 2023.
 
     The first `head_steps` + 1 updates train only the head; later updates train all parameters, with a second
-    Adam optimizer. From update `average_from` on, predictions use the unweighted mean of the iterates,
-    starting with the iterate before that update. Two features of the released code are omitted: the first
-    pass, which selects learning rates on validation data, and LARS, which raises an error in that code.
+    Adam optimizer. From update `average_from` on, predictions use the unweighted mean of the weights after
+    each update, and of the weights before update `average_from`. Two features of the released code are
+    omitted: the first pass, which selects learning rates on validation data, and LARS, which raises an error
+    in the released code.
 
     Attributes:
-        head_steps: n: updates 1 to n + 1 train only the head. Negative: all updates train all parameters.
+        head_steps: The first `head_steps` + 1 updates train only the head; if negative, all updates train all
+            parameters.
         head_rate: Learning rate of the warm-up, as a multiple of the run's learning rate.
         average_from: Update, counted from 1, at which averaging begins.
     """
@@ -75,7 +77,7 @@ class ERMPlus(TrainingStep):
 
 
 def running_mean(mean: Parameters, newest: Parameters, update: int, start: int) -> dict[str, Tensor]:
-    """Return the updated running mean of the weights; before update `start`, return the newest weights."""
+    """Add the newest weights to a running mean; before update `start`, return the newest weights."""
     # Number of earlier iterates in the mean: 0 before update `start`, 1 at it, and so on.
     earlier = torch.clamp(torch.as_tensor(update - start + 1), min=0)
     return {name: mean[name] + (value - mean[name]) / (earlier + 1) for name, value in newest.items()}

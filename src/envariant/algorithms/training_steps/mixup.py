@@ -20,8 +20,9 @@ from envariant.core.step_context import StepContext
 class Mixup(TrainingStep):
     """(1/E) Σ_pairs λ·R(f(x̃), y_i) + (1 − λ)·R(f(x̃), y_j), x̃ = λ·x_i + (1 − λ)·x_j. Yan et al. 2020.
 
-    The environments form a ring in random order, and each is paired with the next. Each pair has one
-    λ ~ Beta(α, α). Rows are paired in batch order, up to the size of the smaller environment.
+    The environments form a ring in random order, and each environment i is paired with the next, j. R is the
+    mean loss of model f on the mixed rows x̃. Each pair has one λ ~ Beta(α, α). Rows are paired in batch
+    order, up to the size of the smaller environment.
 
     Attributes:
         alpha: α > 0, parameter of the Beta distribution. With small values, rows remain nearly unchanged.

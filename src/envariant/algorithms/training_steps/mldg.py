@@ -19,12 +19,13 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MLDG(TrainingStep):
-    """(1/E) Σ_pairs ∇R_i(θ) + β·∇R_j(θ'), θ' after the first step of a new Adam along ∇R_i. Li et al. 2018.
+    """(1/E) Σ_pairs ∇R_i(θ) + β·∇R_j(θ'), θ' = θ after one Adam step along ∇R_i. Li et al. 2018.
 
-    Environments are permuted at random. The last `meta_test_environments` are the meta-test environments j,
-    the others the meta-train environments i, paired in order. As in DomainBed, this is a first-order
-    approximation: ∇R_j is computed at θ' and applied at θ. The paper uses gradient descent as the inner step
-    and differentiates through it. `l2` acts in the inner step too, the run's `weight_decay` does not.
+    R_i is the risk of environment i, and θ are the parameters; Adam starts with cleared moments. Environments
+    are permuted at random. The last `meta_test_environments` are the meta-test environments j, the others the
+    meta-train environments i, paired in order. As in DomainBed, this is a first-order approximation: ∇R_j is
+    computed at θ' and applied at θ. The paper uses gradient descent as the inner step and differentiates
+    through this step. `l2` also applies in the inner step, but the run's `weight_decay` does not.
 
     Attributes:
         beta: β, weight of the meta-test environments.

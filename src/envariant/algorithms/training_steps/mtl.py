@@ -28,9 +28,10 @@ from envariant.core.step_context import StepContext
 class MTL(TrainingStep):
     """Σ_e R_e of a head on [h_i; ε_e], ε_e ← memory·mean_i h_i + (1 − memory)·ε_e. Blanchard et al. 2017.
 
-    The embedding ε_e of an environment is a moving average of its features. In prediction, it is the mean
-    over 256 neighboring rows, which must come from one environment. The released code overwrites the
-    embedding with noise before it reaches the head; here the head receives the embedding.
+    R_e is the risk of environment e, and h_i are the features of its row i. The embedding ε_e is a moving
+    average of the features. In prediction, it is the mean over 256 neighboring rows, which must come from one
+    environment. In the released code, noise overwrites the embedding, so that the head never receives it;
+    here the head receives the embedding.
 
     Attributes:
         memory: Weight of the newest mean in the moving average; 1 uses only the newest mean.

@@ -1,4 +1,4 @@
-"""Batch as a padded array, so that environments of different sizes can be permuted and paired."""
+"""Batches padded so that rows of environments of different sizes can be paired."""
 
 from dataclasses import dataclass
 from typing import final
@@ -13,7 +13,7 @@ from envariant.core.environments import EnvironmentBatch
 @final
 @dataclass(frozen=True, eq=False)
 class PaddedBatch:
-    """Rows of every environment, padded with zeros to the size of the largest.
+    """Rows of every environment, padded with zeros to the size of the largest environment.
 
     Attributes:
         inputs: Inputs `[environments, rows, *input_shape]`.

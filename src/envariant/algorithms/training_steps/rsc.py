@@ -1,4 +1,4 @@
-"""RSC: mask the features that a prediction depends on most."""
+"""RSC: mask the features on which each prediction depends most."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
@@ -18,13 +18,13 @@ from envariant.core.tasks import Binary, Multiclass, Task
 @final
 @dataclass(frozen=True)
 class RSC(TrainingStep):
-    """R of head(h ∘ mask), representation self-challenging. Huang et al. 2020, algorithm 1.
+    """Risk R of head(h ∘ mask), representation self-challenging. Huang et al. 2020, algorithm 1.
 
-    u_i is the gradient of the true class's logit with respect to the features of row i. In each row, the
-    features with the largest entries of u_i are set to 0; `features` is their share. Masks apply only to the
-    rows whose probability of the true class decreases most; `rows` is their share of the batch. Masks have no
-    gradient.
-    Only feature vectors are masked; the paper also masks spatial positions.
+    h are the features, and ∘ is the elementwise product. u_i is the gradient of the true class's logit with
+    respect to the features of row i. In each row, the features with the largest entries of u_i are set to 0;
+    `features` is their share. Masks apply only to the rows whose probability of the true class decreases
+    most; `rows` is their share of the batch. Masks have no gradient. Only feature vectors are masked; the
+    paper also masks spatial positions.
 
     Attributes:
         features: Share of features to mask, in [0, 1].
@@ -65,7 +65,7 @@ class RSC(TrainingStep):
     def feature_mask(
         self, model: Model, params: Parameters, features: Tensor, batch: EnvironmentBatch
     ) -> Tensor:
-        """Return the mask `[rows, width]` before row selection: 0 for the largest entries of u_i, else 1."""
+        """Return the mask `[rows, width]` of all rows: 0 for the largest entries of u_i, 1 for others."""
 
         def true_logits(h: Tensor) -> Tensor:
             return _true_logits(batch.task, model.head(params, h), batch.targets).sum()
@@ -88,7 +88,7 @@ def _true_probability(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _quantile(values: Tensor, share: Any) -> Tensor:
-    """Return the quantile along the last axis, linear between order statistics.
+    """Return the quantile along the last axis, with linear interpolation.
 
     `torch.quantile` rejects more than 16 million numbers, and a full batch of features may exceed this limit.
     """

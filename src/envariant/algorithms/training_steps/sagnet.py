@@ -1,4 +1,4 @@
-"""SagNet: learn the class from content under random style, and make style uninformative."""
+"""SagNet: reduce the influence of style, the mean and variance of each row's features, on predictions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,14 +24,15 @@ _STYLE = "sagnet-style"
 class SagNet(TrainingStep):
     """(1) min R(A(content, mixed style)); (2) min R(S(other content, style)); (3) flatten S. Nam et al. 2021.
 
-    The style of a row is the mean and variance of its features, its content the standardized features. Step
-    (1) trains featurizer and head A on features whose style is mixed with another row's. Step (2) trains a
-    second head S to predict the class from features with another row's content. Step (3) trains the
-    featurizer so that S predicts equal probabilities for all classes. Each network has a separate Adam
-    optimizer. Features are vectors, as in DomainBed; the paper uses convolutional feature maps.
+    R is the risk, and A and S are two heads. Each training step has three parts. The style of a row is the
+    mean and variance of its features; the content is the row's standardized features. Part (1) trains the
+    featurizer and the head A of the model on features whose style is mixed with another row's style. Part (2)
+    trains the second head S to predict the class from the row's style and another row's content. Part (3)
+    trains the featurizer so that S predicts equal probabilities for all classes. Each network has a separate
+    Adam optimizer. Features are vectors, as in DomainBed; the paper uses convolutional feature maps.
 
     Attributes:
-        weight: Weight of step (3).
+        weight: Weight of part (3).
     """
 
     name: ClassVar[str] = "sagnet"
@@ -103,8 +104,8 @@ def with_style_of(features: Tensor, order: Tensor, share: Tensor) -> Tensor:
 
     Args:
         features: Features `[rows, width]`.
-        order: Index of the row to mix with, for each row `[rows]`.
-        share: Weight of the row's original mean and variance `[rows, 1]`.
+        order: For each row, the index of the row to mix it with, `[rows]`.
+        share: Weight of each row's original mean and variance, `[rows, 1]`.
     """
     content, mean, variance = _content_and_style(features)
     mean = share * mean + (1 - share) * mean[order]
@@ -127,7 +128,7 @@ def _content_and_style(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _flatness(logits: Tensor) -> Tensor:
-    """Return −log p `[rows, classes]`, whose mean is the cross-entropy against equal probabilities.
+    """Return −log p of every class, `[rows, classes]`; the mean is smallest for equal probabilities.
 
     A single logit counts as two classes.
     """

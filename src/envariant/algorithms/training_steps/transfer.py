@@ -18,13 +18,15 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class Transfer(TrainingStep):
-    """min R, then min over features of λ·max_{‖a−head‖≤δ} [max_e R_e(a) − min_e R_e(a)]. Zhang et al. 2021.
+    """Alternate min R and min_h λ·max_{‖a−w‖≤δ} [max_e R_e(a) − min_e R_e(a)]. Zhang et al. 2021.
 
-    Each step consists of (1) an update of the model on R, (2) an update of the featurizer on the risk gap of
-    the adversary a from the previous step, and (3) a new adversary: `climbs` steps of gradient ascent on the
-    gap, starting from the head and projected onto a ball of radius δ. With DomainBed's option `gda`, which
-    its random search always enables, gradient descent receives only the adversary's parameters, so the model
-    is not trained. Here `descent` trains the model.
+    R is the risk, h are the features, and w are the weights of the model's head. The adversary a is another
+    head within distance δ of w, and R_e(a) is the risk of environment e with this head. The term in brackets
+    is the risk gap between environments. Each step consists of (1) an update of the model on R, (2) an update
+    of the featurizer on the risk gap of the adversary from the previous step, and (3) a new adversary:
+    `climbs` steps of gradient ascent on the gap, starting from the head and projected onto a ball of radius
+    δ. In DomainBed's random search, the option `gda` is always on; its optimizer then contains only the
+    adversary's parameters, so the model is never trained. Here the optimizer `descent` trains the model.
 
     Attributes:
         weight: λ, weight of the risk gap.
@@ -94,7 +96,7 @@ class Transfer(TrainingStep):
 
 
 def risk_gap(model: Model, adversary: Parameters, features: Tensor, batch: EnvironmentBatch) -> Tensor:
-    """Return max_e R_e − min_e R_e of the adversary's head for features `[rows, width]`."""
+    """Return the adversary's largest minus its smallest environment risk, for features `[rows, width]`."""
     losses = batch.task.losses(model.head(adversary, features), batch.targets)
     risks = batch.per_environment_mean(losses)
     return risks.max() - risks.min()

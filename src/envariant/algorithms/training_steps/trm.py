@@ -24,13 +24,15 @@ _INNER_RATE, _TERMS, _BOUND = 0.1, 10, 10.0
 class TRM(TrainingStep):
     """R + (1/E) Σ_Q [P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩], P_Q = Σ_{i≠Q} α_Qi·R_i(w_Q). Xu & Jaakkola 2021.
 
-    Every environment Q has a linear head w_Q, fitted by gradient descent on fixed features before each step.
-    P_Q is the weighted risk of w_Q in other environments; large risks increase their weights α. The last term
-    accounts for the change of the optimal w_Q with the features; the inverse Hessian H_Q⁻¹ is approximated by
-    a Neumann series. The first `warm_up` steps are ERM. Featurizer and head have separate Adam optimizers;
-    `l2` does not apply to the heads w_Q. The released code has two slips: its series doubles the second term
-    and drops the first, and its weights grow by exp(η·α_Qi·R_i) instead of exp(η·R_i). Here the series is
-    correct, and the weights grow as in the released code.
+    R is the risk, and R_i the risk of environment i. Every environment Q has a linear head w_Q, fitted by
+    gradient descent on fixed features before each step. P_Q is the weighted sum of the risks of w_Q in the
+    other environments; a large risk increases its weight α. ∂ is the derivative with respect to w_Q. The last
+    term accounts for the dependence of the optimal w_Q on the features; the inverse Hessian H_Q⁻¹ of R_Q is
+    approximated by a Neumann series. The first `warm_up` steps are ERM. Featurizer and head have separate
+    Adam optimizers; `l2` does not apply to the heads w_Q. The released code has two errors: it counts the
+    second term of the Neumann series twice and omits the first, and it multiplies the weights by
+    exp(η·α_Qi·R_i) instead of exp(η·R_i). Here the series is correct; the weights are updated as in the
+    released code.
 
     Attributes:
         weight: λ, weight of the last term.
@@ -111,18 +113,25 @@ class TRM(TrainingStep):
 @final
 @dataclass(frozen=True)
 class _Heads:
-    """Risks and gradient steps of the environments' heads w_Q on one batch."""
+    """Risks and gradient steps of the linear heads w_Q of all environments, on one batch."""
 
     model: Model
     batch: EnvironmentBatch
 
     def risk(self, q: int, head: Parameters, i: int, features: Tensor) -> Tensor:
-        """Return R_i of the head w_q, for the features of environment i."""
+        """Return the risk of environment q's head in environment i."""
         task, targets = self.batch.task, self.batch.split(self.batch.targets)[i]
         return task.losses(task.logits(self.model.network(_head(q), head, features)), targets).mean()
 
     def fitted(self, q: int, head: Parameters, features: Tensor, steps: int) -> Parameters:
-        """Return w_q after gradient descent on R_q."""
+        """Return the head of environment q after gradient descent on the risk of environment q.
+
+        Args:
+            q: Number of the environment.
+            head: Parameters of the head before the descent.
+            features: Features of the rows of environment q.
+            steps: Number of steps.
+        """
         for _ in range(steps):
             head = descended(lambda head: self.risk(q, head, q, features), head)
         return head
@@ -136,7 +145,16 @@ class _Heads:
         shares: Tensor,
         weight: Any,
     ) -> Tensor:
-        """Return P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩ for Q = q, given the features of every environment."""
+        """Return the term P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩ of `TRM` for one environment Q.
+
+        Args:
+            q: Number of the environment Q.
+            head: Parameters of w_Q.
+            features: Features of the rows of every environment.
+            fixed: Features of the rows of environment Q, without gradient.
+            shares: Weights α_Qi of all environments i.
+            weight: λ.
+        """
         key, others = f"{_head(q)}.weight", [i for i in range(len(features)) if i != q]
 
         def other_risks(head: Parameters) -> Tensor:
@@ -152,13 +170,15 @@ class _Heads:
 
 
 def descended(risk: Callable[[Parameters], Tensor], head: Parameters) -> dict[str, Tensor]:
-    """Return a head after one step of gradient descent."""
+    """Return the head's parameters after one step of gradient descent on a risk."""
     slope = grad(risk)(head)
     return {name: value - _INNER_RATE * slope[name] for name, value in head.items()}
 
 
 def neumann(risk: Callable[[Tensor], Tensor], weight: Tensor, direction: Tensor) -> Tensor:
-    """Return Σ_{k=0}^{10} (I − H)^k v, stopped after the first k ≥ 1 where an entry of the sum exceeds ±10.
+    """Approximate H⁻¹v by the Neumann series Σ_{k=0}^{10} (I − H)^k v.
+
+    The sum stops after the first k ≥ 1 at which one of its entries exceeds ±10.
 
     Args:
         risk: Function of the weight whose Hessian is H.

@@ -29,10 +29,11 @@ _DISCRIMINATOR = "urm-discriminator"
 @final
 @dataclass(frozen=True)
 class URM(TrainingStep):
-    """R + a·BCE(D(h), 1) for the model; BCE(D(u), 1) + a·BCE(D(h), 0) for D, u uniform. Krishnamachari 2024.
+    """Minimize R + a·BCE(D(h), 1); train D by BCE(D(u), 1) + a·BCE(D(h), 0). Krishnamachari 2024.
 
-    A tanh or ReLU is appended to the featurizer, and u is uniform on [−1, 1] for tanh or on [0, 1] for ReLU.
-    The model and the discriminator D are both updated at every step, with separate Adam optimizers. D is
+    R is the risk, h are features, u are uniform random numbers, and BCE is the binary cross-entropy of the
+    discriminator D. A tanh or ReLU is appended to the featurizer, and u is uniform on [−1, 1] for tanh or on
+    [0, 1] for ReLU. The model and D are both updated at every step, with separate Adam optimizers. D is
     trained on the features before the model's update. Environment labels are not used.
 
     Attributes:
@@ -41,7 +42,8 @@ class URM(TrainingStep):
         layers: Number of hidden layers of D between its first and last layer.
         width: Width of D's hidden layers.
         rate: Learning rate of D, as a multiple of the run's learning rate.
-        smoothing: ς in [0, 1), label smoothing: targets of D are uniform on (1 − ς, 1) and (0, ς).
+        smoothing: ς in [0, 1), label smoothing: the targets 1 and 0 of D are replaced by random numbers
+            uniform on (1 − ς, 1) and (0, ς).
     """
 
     name: ClassVar[str] = "urm"
@@ -81,7 +83,7 @@ class URM(TrainingStep):
         own = adam.part(params, _DISCRIMINATOR)
 
         def entropy(own: Parameters, features: Tensor, uniform: bool, draw: int) -> Tensor:
-            """Return the cross-entropy of D for the target "uniform" or "not uniform", with smoothing."""
+            """Return the cross-entropy of D for target 1 (`uniform`) or 0, with label smoothing."""
             logits = model.network(_DISCRIMINATOR, own, features).flatten()
             smoothing = self.smoothing * context.uniform(len(logits), draw=draw, like=logits)
             goals = 1 - smoothing if uniform else smoothing

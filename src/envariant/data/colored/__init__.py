@@ -1,1 +1,1 @@
-"""Colored MNIST and colored digits: construction, protocols and sources."""
+"""Data sources of colored digits: Colored MNIST in several protocols, and a small data set."""

@@ -20,11 +20,11 @@ CHANNELS = ("red", "green", "blue")
 @final
 @dataclass(frozen=True)
 class ColorChannels(DigitSource):
-    """Colored MNIST, protocol thirds, with one environment per color channel.
+    """Colored MNIST in protocol "thirds", with one training environment per color channel.
 
-    Each environment contains all training rows. In "red", the green and blue channels show only background,
-    and likewise for the other colors; "blue" contains no digits. The test environment is that of the
-    protocol, with all channels.
+    Every training environment contains all training images, with only one channel: in "red", the green and
+    blue channels show background only. No digit is blue, so "blue" shows no digits. The test environment has
+    all channels.
 
     Attributes:
         size: Side of an image in pixels: 28, 14 or 7.

@@ -1,9 +1,9 @@
-"""Construction of colored digits: noisy labels from shapes, misleading colors from labels.
+"""Construct colored digits: noisy labels from the shapes, and misleading colors from the labels.
 
 A digit's shape gives the class s (its group of five digits). The label is y = s ⊕ Bern(label noise), the
-color c = y ⊕ Bern(flip), and c is the channel that holds the digit. Within an environment the color may
-predict the label better than the shape does; only the relation to the shape holds in all environments.
-Arjovsky et al. 2019, section 5.2.
+color c = y ⊕ Bern(flip), and c is the channel that shows the digit; ⊕ is exclusive or, and Bern(p) is 1 with
+probability p. Within an environment, the color may predict the label better than the shape does; only the
+relation between label and shape is the same in all environments. Arjovsky et al. 2019, section 5.2.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ class Theory:
     """Exact accuracies and risks of one environment, for balanced classes.
 
     Attributes:
-        shape_only: Accuracy of the best classifier that uses only the shape, 1 − label noise.
-        color_only: Accuracy of predicting the color, 1 − flip.
+        shape_only: Accuracy of the best classifier that uses only the shape: 1 − label noise.
+        color_only: Accuracy of the classifier that predicts the color as the label: 1 − flip probability.
         bayes: Accuracy of the Bayes classifier of this environment, which uses shape and color.
-        bayes_risk: Risk of the Bayes classifier in nats, the entropy of the label given shape and color.
+        bayes_risk: Risk of the Bayes classifier in nats: the entropy of the label given shape and color.
     """
 
     shape_only: float
@@ -49,7 +49,14 @@ class Theory:
 
 
 def theory(label_noise: float, flip: float) -> Theory:
-    """Return exact accuracies and risks by Bayes' rule; given the label, shape and color are independent."""
+    """Compute the exact accuracies and risks of one environment by Bayes' rule.
+
+    The shape and the color are independent given the label.
+
+    Args:
+        label_noise: Probability that the label differs from the class of the shape.
+        flip: Probability that the color differs from the label.
+    """
     q, e = label_noise, flip
     agree = (1 - q) * (1 - e) + q * e
     # P(c = 1 | s = 1) with P(y = 1 | s = 1, c = 1), then P(c = 0 | s = 1) with P(y = 1 | s = 1, c = 0).
@@ -73,9 +80,14 @@ def entropy(p: float) -> float:
 def names(
     train: Sequence[float], test: Sequence[float], name: Callable[[float], str] = "flip-{:g}".format
 ) -> list[str]:
-    """Return a name for every environment, such as `flip-0.2`.
+    """Return the name of every environment, such as `flip-0.2` for flip probability 0.2.
 
-    If a test environment has the same flip as a training environment, it is named `test-flip-0.2`.
+    A test environment with the flip probability of a training environment is named `test-flip-0.2`.
+
+    Args:
+        train: Color flip probability of each training environment.
+        test: Color flip probability of each test environment.
+        name: Function that returns the name for a flip probability.
     """
     return [*map(name, train), *(f"{'test-' if flip in train else ''}{name(flip)}" for flip in test)]
 
@@ -91,9 +103,16 @@ def colored_environment(
 ) -> Environment:
     """Return an environment of colored digits, with the attributes digit, shape and color.
 
-    Inputs `[rows, 2, height, width]` hold the image (gray values in [0, 1]) in channel c and zeros in the
-    other channel. `shape` is the class s of the digit's shape. The flips are masks of the rows with label
-    noise and with color noise.
+    The inputs, `[rows, 2, height, width]`, contain the image in the channel of its color, and zeros in the
+    other channel.
+
+    Args:
+        name: Name of the environment.
+        images: Gray values in [0, 1].
+        digits: Digit of each image, 0 to 9.
+        shape: Class of each digit's shape.
+        flipped_label: Mask of the rows whose label differs from the class of the shape.
+        flipped_color: Mask of the rows whose color differs from the label.
     """
     label = shape ^ flipped_label
     color = label ^ flipped_color
@@ -104,12 +123,12 @@ def colored_environment(
 
 
 def grayscale(environment: Environment) -> Environment:
-    """Return the environment with its color channels summed, as used for the grayscale oracle."""
+    """Return a copy of an environment without color: the color channels are summed to one channel."""
     return _with_inputs(environment, environment.inputs.sum(dim=1, keepdim=True))
 
 
 def standardized(environment: Environment, mean: float, deviation: float) -> Environment:
-    """Standardize the inputs; two color channels become RGB images with an empty blue channel."""
+    """Standardize the inputs of an environment; if they have two channels, add a third channel of zeros."""
     inputs = (environment.inputs - mean) / deviation
     if inputs.shape[1] == 2:
         inputs = torch.cat([inputs, torch.zeros_like(inputs[:, :1])], dim=1)
@@ -130,8 +149,8 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
 
     Args:
         images: Gray values from 0 to `most`.
-        size: Height and width after taking every k-th row and column.
-        most: Gray value that becomes 1.
+        size: Height and width of the result in pixels; rows and columns are selected at equal intervals.
+        most: Largest possible gray value.
     """
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
@@ -140,15 +159,15 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
 @final
 @dataclass(frozen=True)
 class Facts:
-    """Measured shares of rows in one sampled environment, and its exact accuracies and risks.
+    """Shares of rows measured in one environment, and the environment's exact accuracies and risks.
 
     Attributes:
         environment: Name of the environment.
         role: Default role of the environment, "train" or "test".
         rows: Number of rows.
         label_one: Share of rows with label 1.
-        color_agreement: Share of rows with label equal to the color.
-        shape_agreement: Share of rows with label equal to the class of the shape.
+        color_agreement: Share of rows whose label equals the color.
+        shape_agreement: Share of rows whose label equals the class of the shape.
         theory: Exact accuracies and risks of the environment.
     """
 
@@ -162,7 +181,10 @@ class Facts:
 
 
 class DigitSource(SpecSource):
-    """Base class of digit sources, written as `base:protocol(setting=value, …)` or `base-grayscale(…)`."""
+    """Base class of all sources of colored digits, written as `base:protocol(setting=value, …)`.
+
+    For gray images, `-grayscale` is appended to the base.
+    """
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
@@ -185,13 +207,13 @@ class DigitSource(SpecSource):
 
 @dataclass(frozen=True, kw_only=True)
 class ColoredSource(DigitSource):
-    """Base class of colored-digit sources; every seed gives another shuffle, label noise and colors.
+    """Base class of sources of colored digits whose seed determines order, label noise and colors.
 
     Attributes:
         label_noise: Probability that the label differs from the class of the shape.
-        train_flips: Probability that the color differs from the label, for each training environment.
-        test_flips: Probability that the color differs from the label, for each default test environment.
-        gray: Whether to sum the color channels, as for the grayscale oracle.
+        train_flips: Probability that the color differs from the label, one per training environment.
+        test_flips: Probability that the color differs from the label, one per default test environment.
+        gray: Whether to sum the color channels, so that a model cannot use the color (grayscale oracle).
     """
 
     label_noise: float = 0.25
@@ -227,6 +249,9 @@ class ColoredSource(DigitSource):
     @abstractmethod
     def environments(self, seed: int) -> tuple[Environment, ...]:
         """Return the environments of one data draw, in the order of `flips`.
+
+        Args:
+            seed: Seed of the data draw.
 
         Raises:
             EnvariantError: If the digits are not found and cannot be downloaded.
@@ -271,7 +296,11 @@ class ColoredSource(DigitSource):
         return grayscale(environment) if self.gray else environment
 
     def facts(self, sample: EnvironmentSet) -> Sequence[Facts]:
-        """Return the `Facts` of every environment: measured shares of rows, exact accuracies and risks."""
+        """Return measured shares of rows, and exact accuracies and risks, for every environment.
+
+        Args:
+            sample: Environments returned by `sample`.
+        """
 
         def share(agrees: Tensor) -> float:
             return float(agrees.double().mean())

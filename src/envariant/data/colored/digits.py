@@ -1,9 +1,10 @@
-"""Colored digits: the construction of Colored MNIST on the 1,797 digits of scikit-learn.
+"""Colored digits: the 1,797 digits of scikit-learn, colored like Colored MNIST.
 
-The data set is small and needs no download: 8×8 images, three environments of 599 rows. It is meant for tests
-and first experiments.
+The data set is small and needs no download: 8×8 images in three environments of 599 rows each. It is meant
+for tests and first experiments.
 """
 
+import functools
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,7 @@ from envariant.data.colored import construction
 @final
 @dataclass(frozen=True)
 class ColoredDigits(construction.ColoredSource):
-    """Colored digits of scikit-learn; the settings are those of `ColoredSource`."""
+    """Data source of scikit-learn's digits with added colors; see `ColoredSource` for the settings."""
 
     base: ClassVar[str] = "colored-digits"
 
@@ -53,10 +54,11 @@ class ColoredDigits(construction.ColoredSource):
         )
 
 
+@functools.cache
 def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return images `[1797, 8, 8]` with values from 0 to 16, and their digits `[1797]`, of scikit-learn.
+    """Return scikit-learn's images `[1797, 8, 8]`, with values from 0 to 16, and their digits `[1797]`.
 
-    They are read from the data file directly, because importing scikit-learn takes a second.
+    The data file is read directly if possible, because importing scikit-learn takes a second.
     """
     package = find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or []:

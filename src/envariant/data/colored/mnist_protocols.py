@@ -3,8 +3,8 @@
 `irm` is the protocol of the IRM, REx and Fishr code: 25,000 + 25,000 training rows and 10,000 test rows of
 2×14×14, all from the MNIST training file. `domainbed` splits all 70,000 digits into three environments of
 2×28×28. `thirds` uses three blocks of 20,000 rows in file order as standardized 28×28 RGB images, as many
-course projects do. Random numbers are generated in the order of the published code, so samples are
-bit-identical to those of that code.
+course projects do. Random numbers are generated in the same order as in the published code, so the samples
+are bit-identical.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ class ColoredMNIST(construction.ColoredSource):
 
     Attributes:
         protocol: "irm", "domainbed" or "thirds".
-        size: Side of an image in pixels: 28, 14 or 7; smaller images use every k-th row and column.
+        size: Side of an image in pixels: 28; 14, with every second row and column; or 7, with every fourth.
             Default: the size of the protocol.
         folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
     """
@@ -70,7 +70,15 @@ class ColoredMNIST(construction.ColoredSource):
     def drawn(
         self, name: str, images: np.ndarray, labels: np.ndarray, flip: float, generator: torch.Generator
     ) -> Environment:
-        """Build one environment from MNIST images, with random numbers from a torch generator."""
+        """Build one environment from MNIST images.
+
+        Args:
+            name: Name of the environment.
+            images: Gray values from 0 to 255, `[rows, 28, 28]`.
+            labels: Digit of each image, `[rows]`.
+            flip: Probability that the color differs from the label.
+            generator: Random number generator for label noise and colors.
+        """
         gray = construction.downsampled(images, self.size or 28)
         return self.colored(name, gray, labels, flip, construction.uniforms(len(images), generator))
 
@@ -92,7 +100,7 @@ def _digits(folder: Path | None) -> mnist.MNIST:
 
 
 def _sample_irm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:
-    """Shuffle the first 50,000 digits with NumPy's legacy generator; sample colors with torch (IRM code)."""
+    """Shuffle the first 50,000 digits with NumPy, and sample the colors with torch, as the IRM code does."""
     order = np.random.RandomState(seed).permutation(50_000)
     generator = torch.Generator().manual_seed(seed)
     parts = len(source.train_flips)
@@ -104,7 +112,7 @@ def _sample_irm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterato
 
 
 def _sample_domainbed(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:
-    """Permute all 70,000 digits with torch; environment i takes every k-th row from the i-th."""
+    """Shuffle all 70,000 digits with torch; assign rows i, i + k, i + 2k, … to environment i of k."""
     images = np.concatenate([digits.train_images, digits.test_images])
     labels = np.concatenate([digits.train_labels, digits.test_labels])
     generator = torch.Generator().manual_seed(seed)
@@ -116,12 +124,12 @@ def _sample_domainbed(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> I
 
 
 def _agreement(flip: float) -> str:
-    """Return DomainBed's name: "+90%" if color and label agree in 90 % of rows, "-90%" if they differ."""
+    """Return DomainBed's name: "+90%" if color and label agree in 90 % of rows, "-90%" if 90 % differ."""
     return f"+{100 - 100 * flip:.6g}%" if flip <= 0.5 else f"-{100 * flip:.6g}%"
 
 
 def _sample_thirds(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:
-    """Split the digits into blocks in file order; use two NumPy uniforms per row for label and color."""
+    """Split the digits into equal blocks in file order; sample label noise and colors with NumPy."""
     uniforms = torch.from_numpy(np.random.RandomState(seed).random_sample((60_000, 2)))
     names = [f"train{i + 1}" for i in range(len(source.train_flips))]
     test = len(source.test_flips)

@@ -1,1 +1,1 @@
-"""Image sources: class folders, folders with a metadata file, and WILDS data sets."""
+"""Data sources for images: class folders, folders with a metadata file, and WILDS data sets."""

@@ -1,4 +1,4 @@
-"""Base class of image sources; subclasses list the image files of every environment.
+"""`ImageSource`, the base class of image sources, whose subclasses list the files of each environment.
 
 Reading images takes minutes, so names are checked before any image is read.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from envariant.core import specs
-from envariant.core.conversion import look_alikes, several
+from envariant.core.conversion import MOST_GROUPS, look_alikes, several
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Binary, Multiclass
@@ -28,14 +28,12 @@ from envariant.data.images.decoding import shown, some
 
 HIDDEN = "skipped, hidden"
 """Beginning of the remark on hidden files, about which nobody is warned."""
-# Largest number of groups of look-alike names that are reported.
-_MOST_GROUPS = 5
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ImageGroup:
-    """Image files of one environment: paths relative to the root, and class numbers."""
+    """Image files of one environment: paths relative to the root folder, and class numbers."""
 
     name: str
     files: Sequence[str]
@@ -52,7 +50,7 @@ class Listing:
         classes: Names of the classes, in the order of their numbers.
         test: Names of the default test environments.
         validation: Names of the validation environments.
-        remarks: Lines for the preprocessing log, one for each reason to skip files.
+        remarks: Lines for the preprocessing log about skipped files, empty folders and merged classes.
     """
 
     groups: tuple[ImageGroup, ...]
@@ -62,12 +60,12 @@ class Listing:
     remarks: tuple[str, ...] = ()
 
     def notable(self) -> list[str]:
-        """Return the remarks to warn about: files left out, and names that may mean the same."""
+        """Return the remarks that require a warning, such as skipped files or names that look alike."""
         names = (("class", self.classes), ("environment", [group.name for group in self.groups]))
         lines = [
             f"{what} names {sentence}, and count as different; if they mean the same, rename the folders"
             for what, labels in names
-            for sentence in look_alikes(labels)[:_MOST_GROUPS]
+            for sentence in look_alikes(labels)[:MOST_GROUPS]
         ]
         return [*(remark for remark in self.remarks if not remark.startswith(HIDDEN)), *lines]
 
@@ -95,9 +93,9 @@ class _Shared:
 class ImageSource(SpecSource):
     """Base class of image sources, written as `base('folder', size=64, …)`.
 
-    Images are converted to RGB and resized bilinearly to a square. Much larger JPEGs are first decoded at a
-    reduced scale of at least twice the size. Transparency is dropped, 16-bit values are converted to 8 bits,
-    and EXIF orientation is ignored, as in DomainBed.
+    Images are converted to RGB and resized bilinearly to a square. Much larger JPEG files are first decoded
+    at a reduced scale, at least twice as large as `size`. Transparency is dropped, 16-bit values are
+    converted to 8 bits, and EXIF orientation is ignored, as in DomainBed.
 
     Attributes:
         root: Folder of the images; stored as an absolute path.
@@ -163,7 +161,7 @@ class ImageSource(SpecSource):
         """
 
     def preprocessing_log(self) -> list[str]:
-        """Return the log: one line each for the folder, every environment, and skipped files."""
+        """Return the preprocessing log as lines about the folder, the environments and skipped files."""
         listing = self.listing()
         images = sum(len(group.files) for group in listing.groups)
         counts = f"{len(listing.groups)} environments, {len(listing.classes)} classes, {images:,} images"
@@ -187,7 +185,8 @@ class ImageSource(SpecSource):
             EnvariantError: If the layout is wrong, a file cannot be read, or memory is insufficient.
 
         Warns:
-            EnvariantWarning: If files are left out, names of classes look alike, or images lose information.
+            EnvariantWarning: If files are skipped, names of classes or environments look alike, or images
+                lose information.
         """
         return self._shared.get(self._read)
 

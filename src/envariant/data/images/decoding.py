@@ -1,4 +1,4 @@
-"""Decode image files to bytes, and note what the conversion loses."""
+"""Decode image files to 8-bit RGB, and report the information that is lost."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -18,7 +18,7 @@ NOTES: Mapping[str, str] = {
     "deep": "have 16 bits per color, of which the upper 8 are read",
     "black": "have 16 bits and are nearly black: their values are far below those of the brightest image",
 }
-"""What a conversion to 8-bit RGB changes, by key."""
+"""Messages about images that lose information in the conversion to 8-bit RGB, by key."""
 
 # Files that may have more than 8 bits per value.
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff", ".pgm")
@@ -42,7 +42,7 @@ def pillow() -> Any:
 
 
 def largest_gray(root: Path, files: Sequence[str], pool: Executor) -> int:
-    """Return the largest value of all gray images with more than 8 bits per value; 0 without such images.
+    """Return the largest value in all gray images with more than 8 bits per value; 0 if there are none.
 
     Args:
         root: Folder of the images.
@@ -54,17 +54,17 @@ def largest_gray(root: Path, files: Sequence[str], pool: Executor) -> int:
 
 
 def bits_of(largest: int) -> int:
-    """Return the number of bits per value of images with a given largest value: 8, 10, 12, 14 or 16."""
+    """Return the smallest of 8, 10, 12, 14 and 16 bits that can represent a value, or more if necessary."""
     return next((bits for bits in _DEPTHS if largest < 2**bits), largest.bit_length())
 
 
 def decode(path: Path, size: int, bits: int = 16) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]]:
-    """Return an image as RGB and resized, and keys of `NOTES`.
+    """Decode an image as RGB, resize it to a square, and return it with the applicable keys of `NOTES`.
 
     Args:
-        path: File of the image.
-        size: Side of the image in pixels.
-        bits: Number of bits per value of gray images with more than 8 bits, the same for all images.
+        path: Path of the image file.
+        size: Side of the square in pixels.
+        bits: Number of bits per value of gray images with more than 8 bits; equal for all images of a source.
 
     Raises:
         EnvariantError: If the file is not an image.
@@ -130,6 +130,6 @@ def shown(name: str) -> str:
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """Join names in one line: all names, or the first `most` and the number of omitted names."""
+    """Join names in one line; if there are more than `most`, give the number of omitted names."""
     listed = ", ".join(shown(name) for name in names[:most])
     return listed + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -1,6 +1,6 @@
-"""Images in folders `domain/class/image`, the layout of DomainBed.
+"""Data source for images in folders `domain/class/image`, the layout of DomainBed.
 
-Every domain is an environment. Class numbers are the same in all domains, even if a class is missing in some.
+Every domain is an environment. Class numbers are the same in all domains, even if some domains lack a class.
 """
 
 import os
@@ -25,7 +25,7 @@ _DEEP, _OTHER = "a folder inside a class", "not an image by its suffix"
 class ImageFolders(ImageSource):
     """Data source for images in folders `domain/class/image`; domains and classes are sorted by name.
 
-    With two classes, the task is binary and the second class has target 1; with more, it is multiclass.
+    With two classes, the task is binary and the second class has target 1; otherwise it is multiclass.
     `preprocessing_log` lists missing classes and skipped files.
     """
 
@@ -79,7 +79,7 @@ class ImageFolders(ImageSource):
                 skipped[_DEEP if is_folder else _OTHER].append(path)
 
     def _entries(self, parent: str, skipped: Mapping[str, list[str]]) -> Iterator[tuple[str, bool]]:
-        """Yield name and folder flag of each visible entry of a folder, sorted by name."""
+        """Yield the name of each visible entry of a folder, and whether it is a folder, sorted by name."""
         folder = Path(self.root, parent)
         try:
             # Faster than pathlib, which makes a system call for each of a million files.

@@ -1,4 +1,4 @@
-"""Read image files with several threads, cache them as bytes and convert them to float32.
+"""Read image files in several threads, cache the decoded bytes, and convert them to float32.
 
 Reading takes minutes, so decoded images are cached on disk and memory-mapped.
 """
@@ -55,15 +55,22 @@ def read(
 ) -> Pixels:
     """Return images as uint8, `[rows, 3, size, size]`, from the cache; decode and cache them if necessary.
 
-    Gray images with more than 8 bits per value are scaled by the largest value of all of them, rounded up to
-    10, 12, 14 or 16 bits. Paths in `files` are relative to `root`. `workers` is the number of threads; the
-    default is one per available processor.
+    Gray images with more than 8 bits per value are scaled by a common factor: the largest value in all of
+    them, rounded up to 10, 12, 14 or 16 bits.
+
+    Args:
+        root: Folder of the images.
+        files: Paths relative to the folder.
+        size: Side of an image in pixels.
+        workers: Number of threads. Default: one per available processor.
+        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
 
     Raises:
         EnvariantError: If a file is missing or not an image, or the cache cannot be written.
 
     Warns:
-        EnvariantWarning: For each of `NOTES` that applies to some images.
+        EnvariantWarning: If images lost information when they were decoded; there is one warning per kind of
+            loss in `NOTES`.
     """
     path = cache_folder(cache) / "images" / f"{_key(root, files, size)}.npy"
     shape = (len(files), 3, size, size)
@@ -109,7 +116,12 @@ def to_float(pixels: Pixels, *, normalize: bool) -> Float[Tensor, "rows 3 size s
 
 
 def check_memory(where: str, rows: int, size: int) -> None:
-    """Check that images of a given size fit into memory as float32.
+    """Check that images of a given size fit in memory as float32.
+
+    Args:
+        where: Name of the data source, for the error message.
+        rows: Number of images.
+        size: Side of an image in pixels.
 
     Raises:
         EnvariantError: If memory is insufficient; the message suggests a smaller size.
@@ -159,7 +171,7 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
 
 
 def _cached(path: Path, shape: tuple[int, ...]) -> tuple[Pixels, list[str]] | None:
-    """Return the memory-mapped cached images with notes, or None if the cache is missing or damaged."""
+    """Return the memory-mapped images and notes of a cache file; None if the file is missing or damaged."""
     if not path.is_file():
         # Opening a pipe could wait forever.
         return None
@@ -178,7 +190,7 @@ def _cached(path: Path, shape: tuple[int, ...]) -> tuple[Pixels, list[str]] | No
 
 
 def _seal(rows: Iterable[np.ndarray], notes: bytes) -> bytes:
-    """Return the checksum of rows and notes, which is stored behind them."""
+    """Return the checksum of images and notes, which is stored at the end of a cache file."""
     digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
     for row in rows:
         digest.update(row.tobytes())
@@ -207,7 +219,7 @@ def _store(
 def _decoded(
     root: Path, files: Sequence[str], size: int, workers: int | None, notes: list[str]
 ) -> Generator[np.ndarray]:
-    """Decode images with several threads and yield them in order, each `[3, size, size]`; then add notes."""
+    """Decode images in several threads; yield each in order, `[3, size, size]`; finally extend `notes`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from envariant.core.console import SafeConsole

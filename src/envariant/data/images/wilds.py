@@ -1,7 +1,7 @@
-"""Images with a CSV file of their classes and environments.
+"""Data sources for images whose classes and environments are listed in a CSV file.
 
-`MetadataImages` needs the names of three columns. `Wilds` supports image data sets of WILDS (Koh et al. 2021,
-arXiv 2012.07421), which the user downloads.
+`MetadataImages` is for any such file, given the names of three columns. `Wilds` is for image data sets of
+WILDS (Koh et al. 2021, arXiv 2012.07421), which the user must download.
 """
 
 import re
@@ -27,7 +27,7 @@ ROLES: Mapping[str, str] = {
 @final
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Table of images with path relative to the root, class, environment and (optional) official split."""
+    """Table with the path, class, environment and, optionally, the official split of each image."""
 
     files: Sequence[str]
     labels: Sequence[str]
@@ -44,8 +44,8 @@ class Rows:
             where: Name of the data, for error messages.
 
         Raises:
-            EnvariantError: If a split is unknown, or there are too few classes or environments, or too many
-                classes.
+            EnvariantError: If a split is unknown, the number of classes is too small or too large, or there
+                is only one environment.
         """
         splits = ["train"] * len(self.files) if self.splits is None else [s.lower() for s in self.splits]
         for split in splits:
@@ -83,14 +83,14 @@ class Rows:
 @final
 @dataclass(frozen=True)
 class MetadataImages(ImageSource):
-    """Data source for images in a folder, with a CSV file of one row per image.
+    """Data source for images in a folder, described by a CSV file with one row per image.
 
     Attributes:
-        file: Name of the column of image paths, relative to the folder.
-        label: Name of the column of classes, numbers or text.
-        environment: Name of the column of environments.
-        split: Name of the column of splits: `train`, `val` and `test` (or 0, 1, 2). Default: no splits. Rows
-            for validation or testing become validation or test environments.
+        file: Name of the column with image paths, relative to the folder.
+        label: Name of the column with classes, as numbers or text.
+        environment: Name of the column with environments.
+        split: Name of the column with splits: `train`, `val` and `test` (or 0, 1, 2). Default: no splits.
+            Rows for validation or testing become validation or test environments.
         metadata: Name of the CSV file in the folder.
     """
 

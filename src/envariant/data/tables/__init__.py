@@ -1,1 +1,1 @@
-"""Tables as environment sources: reading, column types and encoding."""
+"""Data sources for tables: read files and data frames, infer column types, and encode inputs."""

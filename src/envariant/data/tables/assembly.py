@@ -1,4 +1,4 @@
-"""Assemble a table from its columns: rows, environments, target and inputs, with a log of all steps."""
+"""Build a table from its columns: select rows, environments, target and inputs, and log every step."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ _MOST_REMARKS = 12
 
 @final
 class Parts(NamedTuple):
-    """Parts of a table; see `Table`."""
+    """Parts from which a `Table` is built; attributes are those of `Table`."""
 
     columns: tuple[Column, ...]
     target: Column
@@ -54,11 +54,11 @@ def assembled(
     """Select the rows and input columns of a table, and log all steps.
 
     Args:
-        loaded: Columns as they were read.
-        columns: Columns with their kinds, by name.
-        role_names: Names of the columns for target, environment and sample weights, by role.
-        task: Prediction task; None: inferred from the target.
-        log: Log so far.
+        loaded: Columns as read from the file or the data frame.
+        columns: Columns with inferred kinds, by name.
+        role_names: Mapping from the roles "target", "environment" and "sample_weight" to column names.
+        task: Prediction task. Default: inferred from the target.
+        log: Preprocessing log, to which entries are appended.
         min_rows: Minimum number of rows of an environment.
 
     Raises:
@@ -94,7 +94,7 @@ def assembled(
 
 
 def remarks(log: Sequence[LogEntry]) -> list[str]:
-    """Return the lines to warn about: notable entries of a log, and all columns left out in one line."""
+    """Return the lines of a log that require a warning, and one line that lists the columns left out."""
     lines = [str(entry) for entry in log if entry.notable]
     columns = [
         f"'{entry.column}' ({entry.what.removeprefix(_LEFT_OUT)})"
@@ -111,7 +111,7 @@ def remarks(log: Sequence[LogEntry]) -> list[str]:
 def _target(
     loaded: LoadedColumns, column: Column, used: NDArray[np.bool_], task: TaskName, log: list[LogEntry]
 ) -> tuple[Column, TargetType]:
-    """Return the target on the used rows, and the type and values of the user's column."""
+    """Return the target column for the used rows, with the original type and values of the target."""
     dtype, chunk = loaded.target_dtype, concatenated(loaded.chunks[column.name])
     texts = None if chunk.kind is not None else replace(chunk, values=chunk.values[used])
     column = column.rows(used)
@@ -136,7 +136,7 @@ def _target(
 
 
 def _input_entries(inputs: Mapping[str, Column], environment: Column) -> list[LogEntry]:
-    """Return the log entries of all input columns; those of unusable columns begin with "left out: "."""
+    """Return the log entries of all input columns; entries on unusable columns begin with "left out: "."""
     entries: list[LogEntry] = []
     order = np.argsort(environment.values, kind="stable")
     for name, column in inputs.items():
@@ -153,7 +153,7 @@ def _input_entries(inputs: Mapping[str, Column], environment: Column) -> list[Lo
 
 
 def _unusable(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return the reason that a column cannot be useful to any model, or "" if there is none."""
+    """Return the reason why a column is useless to any model; "" if there is none."""
     if column.missing.all():
         return "it holds no value"
     if not column.missing.any() and column.values.min() == column.values.max():
@@ -164,7 +164,7 @@ def _unusable(column: Column, environment: Column, order: NDArray[np.int64]) -> 
 
 
 def _index_reason(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return the reason if a column of integers is an index of rows, or "" if it is none."""
+    """Return the reason why a numeric column seems to be a row index; "" if it does not."""
     values = column.values
     if column.missing.any() or len(values) <= MOST_CLASSES or (values % 1).any():
         return ""
@@ -184,7 +184,10 @@ def _index_reason(column: Column, environment: Column, order: NDArray[np.int64])
 
 
 def _constant_outside(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return a log text if a column is constant outside of one environment; `order` sorts rows by it."""
+    """Return a log text if a column is constant in all environments but one, else "".
+
+    `order` sorts the rows by environment.
+    """
     starts = np.searchsorted(environment.values, np.arange(len(environment.categories)), sorter=order)
     # A missing value counts as a value, because it has an indicator input.
     values = np.where(column.missing, -np.inf, column.values)[order]

@@ -45,9 +45,10 @@ class Column:
         values: Values `[rows]`: float64 with NaN for missing values (dates in days since 1970), or int32
             codes of categories with −1 for missing values.
         categories: Categories in the order of their codes; empty for other kinds.
-        notation: Notation of the numbers in text; None: that of programs.
-        remarks: How the texts were read, one sentence each.
-        missing_as: Texts that were read as missing values.
+        notation: Notation of numbers that were read from text; None for the notation of programming
+            languages.
+        remarks: Sentences that explain how ambiguous texts in the column were read.
+        missing_as: Texts of the column that were read as missing values.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Column:
 
     @property
     def type(self) -> ColumnKind:
-        """Kind of the values."""
+        """Kind of the values, as a `ColumnKind`."""
         return KINDS[self.kind]
 
     @property
@@ -80,7 +81,7 @@ class Column:
         return self.type.format(self.values, self.categories)
 
     def fit(self) -> ColumnEncoding | None:
-        """Fit the encoding; return None if the values are constant."""
+        """Fit the column's encoding as network inputs; return None if the values are constant."""
         encoding = self.type.fit(self.name, self.values, self.categories)
         return encoding and replace(encoding, notation=self.notation)
 
@@ -93,14 +94,14 @@ def read_chunk(
     categorical: bool = False,
     is_target: bool = False,
 ) -> ColumnChunk:
-    """Convert consecutive rows of a column to compact form.
+    """Convert consecutive rows of a column to a `ColumnChunk`.
 
     Args:
         name: Name of the column.
-        rows: Rows of the column.
+        rows: Consecutive rows of the column.
         first_row: Number of preceding rows, for error messages.
-        categorical: Whether numbers are categories as well, as they are if the pandas type is categorical.
-        is_target: Whether original values are kept, and integers too large for float64 are kept as text.
+        categorical: Whether numbers are categories too. If the pandas type is categorical, they always are.
+        is_target: Whether to store original values, and integers too large for float64 as text.
 
     Raises:
         EnvariantError: If a number is too large to compute with, or a value is not a scalar.
@@ -128,13 +129,13 @@ def infer_column(
     rule: MissingRule | None = None,
     decimal_comma: bool | None = None,
 ) -> Column:
-    """Join consecutive chunks to a column, and infer its kind from all chunks.
+    """Join the chunks of a column, and infer the kind of the column from all of them.
 
     Args:
         name: Name of the column.
-        chunks: All rows.
-        rule: Rule for words that may be missing values.
-        decimal_comma: Whether the table's numbers have a decimal comma; None: unknown.
+        chunks: Chunks that contain all rows of the column.
+        rule: Rule that decides which texts are missing values.
+        decimal_comma: Whether numbers in the table have a decimal comma; None if unknown.
 
     Raises:
         EnvariantError: If a column of numbers or dates contains a few other texts.
@@ -171,7 +172,7 @@ def infer_column(
 
 
 def _are_codes(words: ColumnChunk, numbers: ColumnChunk) -> bool:
-    """Return whether a target's integers are codes: too large for float64, or few beside a frequent word."""
+    """Return whether integers are class codes: too large for float64, or few and mixed with a common word."""
     if any(re.fullmatch(r"[-+]?\d{16,}", text) for text in words.texts):
         return True
     frequent = [
@@ -184,7 +185,7 @@ def _are_codes(words: ColumnChunk, numbers: ColumnChunk) -> bool:
 
 
 def _numeric_remark(texts: ColumnChunk) -> list[str]:
-    """Return a remark if many texts of a text column begin with a digit, as numbers in a unit do."""
+    """Return a remark if many texts of a text column begin with a digit, as numbers with a unit do."""
     counts = texts.counts
     looks = np.array([bool(_NUMERIC.match(text)) for text in texts.texts], dtype=bool)
     share = counts[looks].sum() / max(1, counts.sum())
@@ -214,9 +215,9 @@ def column_of_kind(
     known: Collection[str] = (),
     declared: frozenset[str] | None = None,
 ) -> Column:
-    """Convert a chunk to a column of a given kind, known from training.
+    """Convert a chunk to a column of the kind that the column had in training.
 
-    Categories may be given as numbers, Booleans as 0 and 1 or as words, numbers and dates as text.
+    Categories may be given as numbers, Booleans as 0 and 1 or as words, and numbers and dates as text.
 
     Args:
         name: Name of the column.
@@ -224,8 +225,9 @@ def column_of_kind(
         kind: Kind of the column in training.
         first_row: Number of preceding rows, for error messages.
         notation: Notation of numbers in the training table.
-        known: Categories in training; they are values even if they are words such as none.
-        declared: Texts declared as missing values in training; None: not declared.
+        known: Categories that occur in training. They are never missing values, even words such as "none".
+        declared: Texts that the user declared as missing values in training. Default: the usual ones, such as
+            NA.
 
     Raises:
         EnvariantError: If a value is not of the given kind.
@@ -270,7 +272,7 @@ def _text_chunk(
 
 
 def _spellings(values: Any, written: Sequence[str]) -> list[tuple[str, str]]:
-    """Return some pairs of different texts that were read as one."""
+    """Return up to three pairs of different texts that were read as the same text."""
     first: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
     for value, text in zip(values, written, strict=True):
@@ -316,7 +318,7 @@ def joined(chunks: Sequence[ColumnChunk]) -> ColumnChunk:
 
 
 def text_of(value: object) -> str:
-    """Return a value as text: equal texts in Unicode's composed form, without invisible signs."""
+    """Return a value as text in Unicode's composed form, without invisible characters; 3.0 becomes "3"."""
     # 3 and 3.0 are the same value, independent of the pandas type of the chunk.
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))

@@ -1,7 +1,7 @@
-"""Encoding of table columns as network inputs.
+"""Encode the columns of a table as network inputs.
 
 Missing numbers are replaced by the median; numbers are standardized; categories are one-hot encoded. All
-parameters are fitted on the training environments only, with scikit-learn, and stored as Python numbers.
+parameters are fitted on the training environments only, and stored as Python numbers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ __all__ = ["MOST_CATEGORIES", "ColumnEncoding", "Encoder", "fit"]
 @final
 @dataclass(frozen=True)
 class Encoder:
-    """Encoding of a table: the encodings of all columns, in the order of the inputs."""
+    """Encoding of a table: the encodings of its columns, in the order of the inputs."""
 
     columns: tuple[ColumnEncoding, ...]
 
@@ -32,12 +32,12 @@ class Encoder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the inputs."""
+        """Names of the network inputs."""
         return tuple(name for column in self.columns for name in _names(column))
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Input positions of each column, by column name."""
+        """Mapping from column name to the range of network inputs that encode the column."""
         ends = [0, *accumulate(len(_names(column)) for column in self.columns)]
         return {column.name: slice(*ends[k : k + 2]) for k, column in enumerate(self.columns)}
 
@@ -54,7 +54,7 @@ class Encoder:
 
 
 def fit(columns: Iterable[Column]) -> Encoder:
-    """Fit an encoder on training rows; constant columns are omitted."""
+    """Fit an encoder on training rows; columns with constant values are omitted."""
     encodings = (column.fit() for column in columns)
     return Encoder(tuple(encoding for encoding in encodings if encoding is not None))
 

@@ -1,4 +1,4 @@
-"""Files of tables other than text: Parquet, Feather, Excel, JSON, Stata, SPSS and SAS, read by pandas."""
+"""Read table files that are not plain text: Parquet, Feather, Excel, JSON, Stata, SPSS and SAS."""
 
 import json
 import re
@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from envariant.core.errors import EnvariantError, first_line, listed
-from envariant.data.expansion import check_size
-from envariant.data.tables.sample import OPENERS, first_bytes
+from envariant.data.expansion import OPENERS, check_size
+from envariant.data.tables.sample import first_bytes
 
 # Kind of a file by its first bytes.
 _MAGIC: Mapping[bytes, str] = {
@@ -47,7 +47,7 @@ _CSV = "save it as CSV or Parquet"
 
 
 def what_it_is(start: bytes) -> str:
-    """Return the kind of a file that is no text of columns, by its first bytes; "" if it may be one."""
+    """Return the format of a file, recognized by its first bytes; "" if it may be a text table."""
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             return kind
@@ -59,7 +59,7 @@ def what_it_is(start: bytes) -> str:
 def opened(
     path: Path, encoding: str, rows: int
 ) -> tuple[Callable[[], Iterator[pd.DataFrame]], list[str]] | None:
-    """Return a function that yields the rows of a file in chunks, and its header; None for text files.
+    """Return a function that yields the rows of a file in chunks, and the column names; None for text files.
 
     Args:
         path: Path of the file; its suffix decides how it is read.
@@ -168,7 +168,7 @@ def _json_text(path: Path, encoding: str) -> str:
 
 
 def _frame_of(content: Any) -> pd.DataFrame:
-    """Convert JSON in any layout of pandas: records, columns, split or table."""
+    """Convert JSON content to a data frame; layouts of pandas are records, columns, split and table."""
     if isinstance(content, dict) and "data" in content and ("columns" in content or "schema" in content):
         names: Sequence[Any] | None = content.get("columns")
         frame = pd.DataFrame(content["data"], columns=names, dtype=object)
@@ -180,7 +180,7 @@ def _frame_of(content: Any) -> pd.DataFrame:
 
 
 def _inferred(frame: pd.DataFrame) -> pd.DataFrame:
-    """Convert columns of objects; with missing values they are kept, because integers would become floats."""
+    """Infer the types of object columns without missing values; in others, integers would become floats."""
     if not frame.columns.is_unique:
         # The caller rejects it.
         return frame
@@ -213,4 +213,4 @@ _READERS: Mapping[str, tuple[str, Reader, str]] = {
     **dict.fromkeys((".sav", ".zsav"), ("SPSS", _of_pandas("read_spss"), "pyreadstat")),
     **dict.fromkeys((".sas7bdat", ".xpt"), ("SAS", _sas, "")),
 }
-"""Name of the format, function that reads it and package that it needs, by suffix."""
+"""Format name, reading function and required package of each file suffix."""

@@ -1,4 +1,4 @@
-"""Load the columns of a table, with one decision for the whole table on its words and numbers."""
+"""Load the columns of a table; infer its decimal sign and its words for missing values."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,14 +30,14 @@ Chunks = dict[str, list[ColumnChunk]]
 @final
 @dataclass(frozen=True, eq=False)
 class LoadedColumns:
-    """Columns of a table in compact form.
+    """Columns of a table in chunks, before their kinds are inferred.
 
     Attributes:
-        table: The table.
-        chunks: Chunks by column name.
+        table: Table that contains the columns.
+        chunks: Chunks of each column, by column name.
         index: Index of the rows.
-        target_dtype: Pandas type of the target column; None in a text file.
-        decimal_comma: Whether numbers have a decimal comma; None: unknown.
+        target_dtype: Pandas type of the target column; None for a text file.
+        decimal_comma: Whether numbers have a decimal comma; None if unknown.
     """
 
     table: TableInput
@@ -50,8 +50,8 @@ class LoadedColumns:
         """Infer the kind of every column.
 
         Args:
-            roles: Names of the target column and the environment column, in which words are values.
-            declared: Texts declared as missing values; None: not declared.
+            roles: Names of the target and environment column, in which words such as "none" are values.
+            declared: Texts that the user declared as missing values. Default: the usual ones, such as NA.
 
         Raises:
             EnvariantError: If a column of numbers or dates contains a few other texts.
@@ -87,15 +87,15 @@ def load(
     environment: str = "",
     declared: frozenset[str] | None = None,
 ) -> LoadedColumns:
-    """Load columns in compact form.
+    """Load the columns of a table in chunks.
 
     Args:
         table: Table to read.
         names: Names of the columns.
-        texts: Names of columns whose values are not converted in a text file.
+        texts: Names of columns of a text file to read as text, without conversion to numbers.
         target: Name of the target column; "" for none.
         environment: Name of the environment column; "" for none.
-        declared: Texts declared as missing values; None: not declared.
+        declared: Texts that the user declared as missing values. Default: the usual ones, such as NA.
 
     Raises:
         EnvariantError: If the data cannot be read, or a value is invalid.
@@ -138,7 +138,7 @@ def load(
 
 
 def _as_text(table: TableInput, names: Sequence[str], chunk: Any) -> Chunks:
-    """Read columns of a text file again, unconverted."""
+    """Read columns of a text file again, without converting texts to numbers."""
     chunks: Chunks = {name: [] for name in names}
     first_row = 0
     for frame in table.chunks(names) if names else ():
@@ -149,7 +149,11 @@ def _as_text(table: TableInput, names: Sequence[str], chunk: Any) -> Chunks:
 
 
 def _decimal_comma(table: TableInput, chunks: Chunks, environment: str) -> tuple[bool | None, list[str]]:
-    """Return whether numbers have a decimal comma, and the columns whose points may separate thousands."""
+    """Return whether numbers in the table have a decimal comma, and columns with points between thousands.
+
+    The first result is None if unknown. The columns may also contain ordinary fractions, so they must be read
+    again as text.
+    """
     signs: set[str] = set()
     doubtful: list[str] = []
     for name, parts in chunks.items():
@@ -185,10 +189,11 @@ def read_columns(
 
     Args:
         data: Path, or data frame of pandas, polars or Arrow.
-        kinds: Kind of each column in training.
-        notations: Notation of the numbers in training, by column.
-        known: Categories in training, by column.
-        declared: Texts declared as missing values in training; None: not declared.
+        kinds: Mapping from column name to the kind of the column in training.
+        notations: Mapping from column name to the notation of its numbers in training.
+        known: Mapping from column name to its categories in training.
+        declared: Texts that the user declared as missing values in training. Default: the usual ones, such as
+            NA.
         encoding: Encoding of a text file.
 
     Yields:

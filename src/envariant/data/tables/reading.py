@@ -1,4 +1,4 @@
-"""Open tables: text files, other files and data frames of pandas, polars and Arrow, read in chunks of rows.
+"""Open tables for reading in chunks of rows: text files, other files, and data frames of any supported type.
 
 Every chunk is a pandas data frame with unique column names.
 """
@@ -21,7 +21,7 @@ from envariant.data.tables.kinds.missing import MISSING_TEXTS
 from envariant.data.tables.sample import ColumnSample, first_bytes, first_records
 
 ROWS_PER_CHUNK = 200_000
-"""Rows of a file that are read at a time: about a few dozen megabytes of text."""
+"""Number of rows of a file to read at a time, typically a few dozen megabytes of text."""
 
 _SEPARATORS = (",", ";", "\t", "|")
 
@@ -34,12 +34,12 @@ class TableInput:
     Attributes:
         label: Name of the table in messages.
         header: Names of the columns.
-        chunks: Function that yields the rows in chunks. Its argument names the columns to read, unconverted
-            if the input is text; None: all columns, with numbers converted.
-        is_text: Whether values are text.
+        chunks: Function that yields the rows in chunks. For text files, the argument lists the columns to
+            read as text; with None, all columns are read, and texts are converted to numbers if possible.
+        is_text: Whether the table is a text file.
         separator: Separator of a text file.
-        samples: First records of each column of a text file.
-        has_index: Whether the rows have an index that predictions keep.
+        samples: Mapping from column to the words for missing values in the first records of a text file.
+        has_index: Whether the rows have a pandas index, which is also the index of predictions.
     """
 
     label: str
@@ -57,7 +57,7 @@ def open_table(data: Any, encoding: str, declared: frozenset[str] | None = None)
     Args:
         data: Path, or data frame of pandas, polars or Arrow.
         encoding: Encoding of a text file.
-        declared: Texts declared as missing values; None: not declared.
+        declared: Texts that the user declared as missing values. Default: the usual ones, such as NA.
 
     Raises:
         EnvariantError: If the data cannot be read, or a column name occurs twice.
@@ -185,14 +185,21 @@ def _single(label: str, header: Sequence[str]) -> None:
 
 
 def labeled(label: str, error: EnvariantError) -> EnvariantError:
-    """Return the error with the name of the table as a prefix."""
+    """Return a copy of an error whose message begins with the name of the table."""
     return error if str(error).startswith(label) else EnvariantError(f"{label}: {error}")
 
 
 def lacking_columns(
     label: str, lacking: Sequence[str], header: Sequence[str], what: str = "column"
 ) -> EnvariantError:
-    """Return the error for required columns that are missing from the header of a table."""
+    """Return the error for required columns that are missing from the header of a table.
+
+    Args:
+        label: Name of the table.
+        lacking: Names of the missing columns.
+        header: Names of all columns of the table.
+        what: Term for such a column in the error message.
+    """
     similar = {name: closest_name(name, header) for name in lacking[:5]}
     quoted = [f"'{k}'" + (f" (did you mean '{known}'?)" if known else "") for k, known in similar.items()]
     more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""

@@ -1,4 +1,4 @@
-"""Preprocessing of the columns that are not inputs: environment, target and sample weights."""
+"""Preprocess the columns that are not inputs: environment, target and sample weights."""
 
 import re
 from collections.abc import Iterable
@@ -8,26 +8,23 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from envariant.core.conversion import in_order, look_alikes
+from envariant.core.conversion import MOST_GROUPS, in_order, look_alikes
 from envariant.core.environments import RESERVED
 from envariant.core.errors import EnvariantError, listed
 from envariant.data.tables.columns import Column, text_of
 from envariant.data.tables.kinds import TaskName
 from envariant.data.tables.kinds.missing import MISSING_TEXTS
 
-# Largest number of groups of look-alike categories that are logged.
-_MOST_GROUPS = 5
-
 
 @final
 @dataclass(frozen=True)
 class LogEntry:
-    """Entry of the preprocessing log for a column, or for the whole table if the column name is "".
+    """Entry of the preprocessing log, for a column or for the whole table.
 
     Attributes:
-        column: Name of the column.
-        what: What was done.
-        notable: Whether to warn about it when the table is read, because rows, columns or values changed.
+        column: Name of the column; "" for the whole table.
+        what: Description of the preprocessing step.
+        notable: Whether to also emit a warning, because rows, columns or values changed.
     """
 
     column: str
@@ -41,7 +38,7 @@ class LogEntry:
 def rows_with_values(
     label: str, target: Column, environment: Column, log: list[LogEntry]
 ) -> NDArray[np.bool_]:
-    """Return the mask of rows with both target and environment, `[rows]`, and log the other rows.
+    """Return the mask of rows that have a target and an environment, `[rows]`, and log the other rows.
 
     Raises:
         EnvariantError: If all targets or all environments are missing.
@@ -61,7 +58,7 @@ def rows_with_values(
 
 
 def words_as_values(column: Column) -> list[LogEntry]:
-    """Return a log entry for each word, such as none, that counts as a value of the column."""
+    """Return a log entry for each word such as "none" that counts as a value, not as a missing value."""
     counts = np.bincount(column.values[column.values >= 0], minlength=len(column.categories))
     return [
         LogEntry(
@@ -76,7 +73,7 @@ def words_as_values(column: Column) -> list[LogEntry]:
 
 
 def named_environments(column: Column) -> Column:
-    """Convert the environment column to one-line names; numbers are sorted by size."""
+    """Convert the environment column to categories with one-line names; numbers are sorted by size."""
     names = [_one_line(category) for category in column.categories]
     ordered = in_order(names)
     code_of = {name: code for code, name in enumerate(ordered)}
@@ -88,6 +85,13 @@ def pool_small(
     label: str, environment: Column, complete: NDArray[np.bool_], min_rows: int, log: list[LogEntry]
 ) -> tuple[Column, NDArray[np.bool_]]:
     """Pool environments with too few complete rows, or omit them if the pool is also too small.
+
+    Args:
+        label: Name of the table, for error messages.
+        environment: Environment column.
+        complete: Mask of the rows with a target and an environment, `[rows]`.
+        min_rows: Minimum number of complete rows of an environment.
+        log: Preprocessing log, to which entries are appended.
 
     Returns:
         The new environment column, and a mask of the used rows, `[rows]`.
@@ -139,7 +143,7 @@ def weights_entry(label: str, weights: Column) -> LogEntry:
 
 
 def as_target(label: str, target: Column, task: TaskName) -> Column:
-    """Convert the target for a task: numbers, Booleans, or categories without unused classes."""
+    """Convert the target for a task: to numbers for regression, else to categories without unused classes."""
     if len(np.unique(target.values)) < 2:
         value = f"'{target.rows(np.array([0])).texts()[0]}' in every row"
         raise EnvariantError(f"{label}: target '{target.name}' is {value}; there is nothing to predict")
@@ -169,7 +173,7 @@ def as_target(label: str, target: Column, task: TaskName) -> Column:
 
 
 def in_declared_order(classes: Column, declared: Iterable[object]) -> Column:
-    """Return the classes in the order of a pandas categorical."""
+    """Sort the classes of a column in a given order, such as the order of a pandas categorical."""
     names = [name for name in dict.fromkeys(map(text_of, declared)) if name in classes.categories]
     codes = np.array([names.index(name) for name in classes.categories], dtype=np.int32)
     return replace(classes, values=codes[classes.values], categories=tuple(names))
@@ -201,21 +205,21 @@ def missing_classes(target: Column, environment: Column, task: TaskName) -> list
 
 
 def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
-    """Return a log entry for categories that differ only in upper and lower case, blanks or character form.
+    """Return log entries for categories that differ only in case, blanks or character form.
 
     Args:
         column: Column of categories.
-        notable: Whether to warn about it, because the column is the target or the environment.
+        notable: Whether to also emit a warning, because the column is the target or the environment.
     """
     remedy = "; if they mean the same, write them alike" if notable else ""
     return [
         LogEntry(column.name, f"{sentence}, and count as different{remedy}", notable)
-        for sentence in look_alikes(column.categories)[:_MOST_GROUPS]
+        for sentence in look_alikes(column.categories)[:MOST_GROUPS]
     ]
 
 
 def as_category(column: Column) -> Column:
-    """Convert a column to a category column; categories keep the order of the values."""
+    """Convert a column to a category column, with categories in the order of the sorted values."""
     if column.type.categorical:
         return column
     distinct, codes = np.unique(column.values[~column.missing], return_inverse=True)
@@ -227,7 +231,7 @@ def as_category(column: Column) -> Column:
 
 
 def _one_line(name: str) -> str:
-    """Convert a name to one line, and change it if it is reserved."""
+    """Convert a name to one line, and change names that are reserved."""
     text = " ".join("".join(character if character.isprintable() else " " for character in name).split())
     # If one value is missing, pandas converts all integers to 1.0, 2.0, ….
     text = text.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", text) else text

@@ -1,26 +1,21 @@
-"""First records of a text file: which words stand in its columns, and which of them are quoted."""
+"""Read the first records of a text file, to find words for missing values and whether they are in quotes."""
 
-import bz2
-import gzip
 import io
 import lzma
 import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, final
+from typing import final
 
+from envariant.data.expansion import OPENERS
 from envariant.data.tables.kinds.missing import MISSING_TEXTS
 
 # Bytes of text that are read.
 _LENGTH = 1 << 18
-OPENERS: Mapping[str, Callable[..., IO[Any]]] = {
-    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
-}  # fmt: skip
-"""Functions that open a compressed file, by suffix."""
 # With fewer other texts, it is not known whether a column quotes its texts.
 _FEWEST_TEXTS = 5
 
@@ -28,27 +23,28 @@ _FEWEST_TEXTS = 5
 @final
 @dataclass(frozen=True, eq=False)
 class ColumnSample:
-    """Words such as NA in the first records of one column.
+    """Words for missing values, such as NA, in the first records of one column.
 
     Attributes:
-        counts: Number of fields by lower-case word and whether it is in quotes; other texts count as "".
+        counts: Mapping from a pair, a lower-case word and whether it is in quotes, to the number of fields.
+            Other texts are counted under "" instead of a word.
     """
 
     counts: Mapping[tuple[str, bool], int]
 
     @property
     def words(self) -> frozenset[str]:
-        """All words."""
+        """Words for missing values that occur in the column."""
         return frozenset(word for word, _ in self.counts if word)
 
     @property
     def quoted_words(self) -> frozenset[str]:
-        """Words in quotes."""
+        """Words for missing values that occur in quotes."""
         return frozenset(word for word, in_quotes in self.counts if word and in_quotes)
 
     @property
     def unquoted_words(self) -> frozenset[str]:
-        """Words without quotes in a column whose other texts are all quoted, as in files written by R."""
+        """Words for missing values without quotes, if all other texts are in quotes, as in files from R."""
         marks = self.counts.get(("", True), 0) >= _FEWEST_TEXTS and ("", False) not in self.counts
         return self.words - self.quoted_words if marks else frozenset()
 
@@ -56,7 +52,14 @@ class ColumnSample:
 def first_records(
     path: Path, encoding: str, separator: str, header: Sequence[str]
 ) -> dict[str, ColumnSample]:
-    """Return the sample of each column; columns are empty if the file cannot be decoded."""
+    """Return the words in the first records of each column; none if the file cannot be decoded.
+
+    Args:
+        path: Path of the text file.
+        encoding: Encoding of the text.
+        separator: Separator of the fields.
+        header: Names of the columns.
+    """
     counts = {name: Counter[tuple[str, bool]]() for name in header}
     records = _records(_beginning(path, encoding), separator)
     next(records, None)
@@ -71,7 +74,7 @@ def first_records(
 
 
 def first_bytes(path: Path, length: int) -> bytes:
-    """Return the first bytes of a file after decompression; none if it cannot be read."""
+    """Return the first `length` bytes of a file after decompression; none if the file cannot be read."""
     try:
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive, archive.open(archive.infolist()[0]) as file:
@@ -92,7 +95,7 @@ def _beginning(path: Path, encoding: str) -> str:
 
 
 def _records(text: str, separator: str) -> Iterator[list[tuple[str, bool]]]:
-    """Yield the fields of each complete record that is not blank: text, and whether it is quoted."""
+    """Yield each complete record that is not blank, as fields: the text, and whether it is in quotes."""
     sign = re.escape(separator)
     one = re.compile(rf'[ ]*(?:"((?:[^"]|"")*)"[ ]*|([^{sign}\r\n]*))({sign}|\r\n|\n|\r)')
     position, record = 0, list[tuple[str, bool]]()

@@ -1,4 +1,4 @@
-"""Tables as environment sources; the encoding is fitted on the training environments only."""
+"""Data source for tables, whose encoding is fitted on the training environments only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,7 +114,12 @@ def _shared_source(table: Table, label: str, test: tuple[str, ...]) -> TableSour
 
 
 def task_of(table: Table, training: NDArray[np.bool_]) -> Task:
-    """Return the task of a table; regression targets are standardized with the rows in `training`."""
+    """Return the prediction task of a table.
+
+    Args:
+        table: Table with the target.
+        training: Mask of the rows used to standardize regression targets, `[rows]`.
+    """
     if table.task != "regression":
         return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
     targets = table.targets()[training]
@@ -155,7 +160,7 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
 def source(
     path: str, target: str | None = None, environment: str | None = None, **settings: Any
 ) -> TableSource:
-    """Return the source specified by `table("patients.csv", target=died, environment=hospital)`.
+    """Create a data source from the settings in `table("patients.csv", target=died, environment=hospital)`.
 
     Args:
         path: Path of a file, or of a folder written by `Table.write`.

@@ -1,7 +1,7 @@
 """Tables with an environment column: typed columns, a target, and a log of all preprocessing.
 
-The input is a CSV or Parquet file, or a data frame of pandas, polars or Arrow. The encoding
-is fitted later, on the training environments.
+The input is a file, such as CSV or Parquet, or a data frame of pandas, polars or Arrow. The encoding is
+fitted later, on the training environments.
 """
 
 import hashlib
@@ -52,8 +52,8 @@ class Table:
         task: Name of the prediction task.
         preprocessing_log: Log entries for each column and for the whole table.
         sample_weight: Column of sampling weights for training; None for equal weights.
-        target_type: Type of the target and the values of its classes, for predictions.
-        missing_values: Texts declared as missing values; None: decided for each column.
+        target_type: Original type of the target and original values of its classes, for predictions.
+        missing_values: Texts that the user declared as missing values; None for the usual ones, such as NA.
     """
 
     columns: tuple[Column, ...]
@@ -99,7 +99,7 @@ class Table:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the task and all columns, independent of the location of the table."""
+        """Hash of the task and of all columns, which does not depend on the location of the table."""
         digest = hashlib.blake2b(self.task.encode(), digest_size=16)
         for column in self.all_columns:
             header = json.dumps([column.name, column.kind, column.categories, str(column.values.dtype)])
@@ -217,8 +217,7 @@ def read(
         min_rows: Minimum number of rows of an environment; smaller environments are pooled or omitted.
         encoding: Encoding of a text file.
         missing_values: Texts that represent a missing value in every column; empty cells always do. Default:
-            words such as NA, where they are rare or stand among numbers, but not in the target and
-            environment column.
+            words such as NA in columns of numbers, and in other input columns if they are rare.
 
     Raises:
         EnvariantError: If the file cannot be read, a column is missing, or values are invalid.

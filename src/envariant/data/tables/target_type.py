@@ -1,4 +1,4 @@
-"""Type and values of a table's target column, so that predictions are what the user's column holds."""
+"""Store the type and values of a target column, so that predictions have the type of the user's column."""
 
 import datetime
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class TargetType:
 
     Attributes:
         dtype: Name of the pandas type; "date" for Python dates; "" for the type that pandas infers.
-        values: Value of each class; empty for a regression.
+        values: Original value of each class; empty for regression.
         categories: All categories of a pandas categorical, in order.
         categories_dtype: Name of the pandas type of the categories.
         ordered: Whether the categories are ordered.
@@ -39,13 +39,13 @@ class TargetType:
     def of(
         cls, dtype: Any, column: Column, texts: ColumnChunk | None, classes: Column | None
     ) -> "TargetType":
-        """Return the type of a target column.
+        """Build the `TargetType` of a column.
 
         Args:
             dtype: Pandas type of the column; None for a text file.
-            column: The column as it was read.
+            column: Target column as read from the file or the data frame.
             texts: Texts of all rows with their original values; None if the column is numeric.
-            classes: Class of each row; None for a regression.
+            classes: Target column as classes; None for regression.
         """
         name = "" if dtype is None else str(dtype)
         if classes is None:
@@ -68,11 +68,11 @@ class TargetType:
         return cls(name, tuple(map(_scalar, originals)))
 
     def decode(self, codes: NDArray[np.int64], classes: Sequence[str]) -> "pd.Series[Any]":
-        """Return the value of each predicted class, `[rows]`.
+        """Return the original value of each predicted class, `[rows]`.
 
         Args:
-            codes: Class of each row.
-            classes: Names of the classes, for targets without original values.
+            codes: Number of the predicted class, `[rows]`.
+            classes: Names of the classes, used if original values were not stored.
         """
         if self.dtype == "category":
             names = _index(self.categories, self.categories_dtype)
@@ -81,7 +81,7 @@ class TargetType:
         return pd.Series(_index(self.values or tuple(classes), self.dtype).take(codes))
 
     def of_numbers(self, numbers: NDArray[np.float64]) -> "pd.Series[Any]":
-        """Return predictions of a regression, `[rows]`; days become dates or durations."""
+        """Convert regression predictions `[rows]` to the target's type; days become dates or durations."""
         if not _is_time(self.dtype):
             return pd.Series(numbers)
         microseconds = np.round(numbers * 86_400e6)
@@ -110,7 +110,7 @@ def _index(values: Sequence[Scalar], dtype: str) -> "pd.Index[Any]":
 
 
 def _scalar(value: Any) -> Scalar:
-    """Convert a value to what JSON can hold; others become text."""
+    """Convert a value to a type that JSON supports; values of other types become text."""
     if isinstance(value, np.generic):
         value = value.item()
     return value if isinstance(value, bool | int | float | str) else str(value)
@@ -125,7 +125,7 @@ def _of_number(number: float, kind: str, dtype: str) -> Scalar:
 
 
 def _as_pandas_reads(originals: Sequence[Any], texts: Sequence[str], column: Column) -> list[Any]:
-    """Convert the texts of a file to the Booleans and numbers that pandas reads from it."""
+    """Convert the texts of a file to Booleans or numbers, as pandas would read them."""
     if column.kind == "boolean" and all(text.lower() in ("true", "false") for text in originals):
         return [text.lower() == "true" for text in originals]
     if column.kind == "number" and column.notation is None:

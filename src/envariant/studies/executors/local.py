@@ -37,9 +37,9 @@ class _Plan:
     Attributes:
         study: Study to train.
         execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per process.
+        memory: Memory limit of a replica stack per process; None for half of the free memory.
         workers: Number of processes.
-        until: Time of `time.monotonic` at which training stops; None: no time limit.
+        until: Time on the clock of `time.monotonic` at which training stops; None for no time limit.
     """
 
     study: Study
@@ -69,17 +69,18 @@ def sweep(
     """Train all planned runs of the study in a folder, and resume unfinished runs.
 
     Several processes may train one study: each trains jobs that no other process is training. The call
-    returns when all runs of the study have ended, those of other processes included.
+    returns when all runs of the study have ended, including those of other processes.
 
     Args:
         folder: Folder of the study.
-        study: Study to train; required if its declaration contains Python objects. Default: the study in the
-            folder.
+        study: Study to train; required if the study was declared with Python objects. Default: the study in
+            the folder.
         execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
         memory: Memory limit of a replica stack per process, such as "8GB". Default: half of the free memory.
         workers: Number of processes; the CPU threads are divided among them.
-        on_progress: Callback after every step of a run in this process.
-        until: Time of `time.monotonic` at which training stops; the next call resumes. Default: no limit.
+        on_progress: Function called after every step of a run in this process.
+        until: Time on the clock of `time.monotonic` at which training stops; the next call resumes. Default:
+            no limit.
 
     Raises:
         EnvariantError: If the store cannot be written, an option is invalid, or `study` is required but
@@ -121,7 +122,7 @@ def sweep(
 
 
 def _start(process: SpawnProcess) -> None:
-    """Start a process that ignores Ctrl-C, which a terminal sends to all processes: the first one ends it."""
+    """Start a worker process that ignores Ctrl-C; the parent process ends the worker instead."""
     masks = hasattr(signal, "pthread_sigmask")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
     try:
@@ -170,7 +171,7 @@ def _apart(folder: Path, plan: _Plan, threads: int) -> None:
 
 
 def _train_if_free(store: Store, job: int, plan: _Plan, on_progress: ProgressCallback) -> bool:
-    """Train a job unless another process is training it; return whether it was trained."""
+    """Train a job and return True; return False if another process trains the job or time is over."""
     recorder = None if plan.is_over else Recorder.open(store, job, lambda r: compared_in(plan.study, r))
     if recorder is None:
         return False

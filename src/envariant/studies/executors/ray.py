@@ -1,4 +1,4 @@
-"""Train the runs of a study on a Ray cluster; only this process writes to the store.
+"""Train the runs of a study on a Ray cluster; only the calling process writes to the store.
 
 If a worker dies, its job is restarted on another node with the same results. The results of a job are stored
 when the whole job has finished.
@@ -44,12 +44,12 @@ def sweep(
 
     Args:
         folder: Folder of the study; workers do not access it.
-        study: Study to train; required if its declaration contains Python objects. Default: the study in the
-            folder.
+        study: Study to train; required if the study was declared with Python objects. Default: the study in
+            the folder.
         address: Address for `ray.init`. Default: the running cluster, or a new one on this machine.
         execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
         memory: Memory limit of a replica stack per worker, such as "8GB". Default: half of the free memory.
-        on_progress: Callback after every finished run.
+        on_progress: Function called after every finished run.
 
     Raises:
         EnvariantError: If Ray is not installed, the cluster cannot be reached, the store cannot be written,
@@ -75,7 +75,7 @@ def sweep(
 
 
 def train(job: Job) -> JobResult:
-    """Train a job from the start, on a worker.
+    """Train a job from the start; workers call this function.
 
     Args:
         job: Runs to train.

@@ -16,14 +16,14 @@ class SelectedRun:
     """Run and step selected by a rule.
 
     Attributes:
-        run: Id of the run in the study.
-        step: Number of updates of the selected model.
+        run: ID of the run in the study.
+        step: Number of updates after which the model was selected.
         algorithm: Name of the algorithm.
         trial: Number of the hyperparameter configuration.
         validation: Mean score on the validation rows of the training environments.
         test: Mean score over test environments.
         test_worst: Score in the worst test environment.
-        p_value: P-value of the invariance test; None if it was not run.
+        p_value: P-value of the invariance test; None if there was no test.
         remark: Comment of the rule on the selection, or "".
     """
 
@@ -55,12 +55,12 @@ class NoSelection:
 
 
 class Selection(ABC):
-    """Base class of selection rules, as frozen dataclasses with the settings as fields.
+    """Base class of rules for model selection: frozen dataclasses whose fields are settings.
 
     Attributes:
         name: Name of the rule on pages, in tables and in JSON.
         uses_test: Whether the rule uses test scores (oracle selection).
-        about: Criterion of the rule, as a phrase.
+        about: Short description of the criterion, for pages.
     """
 
     name: ClassVar[str]
@@ -82,9 +82,9 @@ class Selection(ABC):
 @final
 @dataclass(frozen=True)
 class SelectionResult:
-    """Run selected by a rule for one data set, set of test environments and replica.
+    """Result of a selection rule for one data set, set of test environments and replica.
 
-    Unless algorithms are pooled, each algorithm has its own result.
+    Unless algorithms are pooled, each algorithm has a separate result.
 
     Attributes:
         data: Name of the data set.
@@ -104,8 +104,8 @@ class SelectionResult:
 def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -> tuple[SelectionResult, ...]:
     """Apply a rule to each data set, set of test environments, replica and algorithm of a study.
 
-    If the study has runs with a single test environment, those with several are only used by rules such as
-    leave-one-domain-out and have no result.
+    If the study has runs with a single test environment, runs with several test environments have no result;
+    they are used only by rules such as leave-one-domain-out.
 
     Args:
         table: `Store.table()` of the study.
@@ -157,13 +157,13 @@ def last_steps(candidates: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(candidates: pd.DataFrame, column: str) -> Any:
-    """Return the row with the highest value; ties are resolved by lowest run id, then earliest step."""
+    """Return the row with the highest value in a column; if tied, that with the lowest run ID and step."""
     ordered = candidates.sort_values(["run", "step"], kind="stable")
     return ordered.iloc[int(ordered[column].to_numpy().argmax())]
 
 
 def signed(table: pd.DataFrame, scores: "pd.Series[float]") -> "pd.Series[float]":
-    """Return scores, negated in rows of the table where `higher_is_better` is 0."""
+    """Return scores, negated in rows where lower is better, so that higher is always better."""
     return scores * (2 * table["higher_is_better"].fillna(1).astype(float) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Leave-one-domain-out selection: the best mean score in training environments left out in turn."""
+"""Leave-one-domain-out selection: best mean score when each training environment is left out in turn."""
 
 import json
 import math
@@ -62,5 +62,5 @@ class LeaveOneOut(Selection):
 
 
 def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
-    """Return algorithm, trial and step, by which runs with different test environments are matched."""
+    """Return the key by which runs with different test environments are matched: algorithm, trial, step."""
     return row["algorithm"], row["trial"], row["step"]

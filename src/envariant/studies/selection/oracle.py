@@ -1,4 +1,4 @@
-"""Oracle selection: the best score in the test environments, an upper bound, not a valid method."""
+"""Oracle selection: the best score in the test environments. It is an upper bound, not a valid method."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final

@@ -1,4 +1,4 @@
-"""Read a store: runs, measured values, predictions and records."""
+"""Read stored runs, with their measured values, predictions and records."""
 
 import json
 import os
@@ -9,16 +9,18 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pandas as pd
 
 from envariant.core.errors import EnvariantError
 from envariant.core.paths import check_file
 from envariant.training.history import COLUMNS, FULL, HistoryRow
 from envariant.training.record import Record
 from envariant.training.store.rows import STATES, PlannedRun, Predictions, StoredRun, Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 4
 FILE = "runs.sqlite"
@@ -29,7 +31,7 @@ SEALED = ("facts", "runs", "test_sets", "test_environments", "jobs", "names", "p
 HISTORY_CODE = (
     'run * 1000003 + step * 10007 + environment * 1009 + role * 101 + metric * 31 + kind * 7 + "column"'
 )
-"""SQL expression of the checksum of a measured value's key."""
+"""SQL expression for the checksum of a measured value's key: run, step, environment, metric and so on."""
 
 _TYPES = {"INTEGER": (int,), "REAL": (int, float), "TEXT": (str,), "BLOB": (bytes,)}
 
@@ -44,11 +46,11 @@ _HISTORY = (
 
 
 class StoreReader(ABC):  # noqa: B024
-    """Reader of stored runs; base class of `Store`, which also writes.
+    """Reader of stored runs, and base class of `Store`, which can also write.
 
     Args:
-        folder: Folder of a run, a study or a comparison.
-        verify: Whether to look for damage. Not necessary for a store that was opened a moment ago.
+        folder: Folder that contains the results of a run, a study or a comparison.
+        verify: Whether to check the database for damage first; False saves time if it was just checked.
 
     Raises:
         EnvariantError: If the folder contains no runs, is damaged, or was written by an incompatible version.
@@ -72,7 +74,7 @@ class StoreReader(ABC):  # noqa: B024
             raise
 
     def _verify(self) -> None:
-        """Raise an error if the file is damaged, was not written by envariant, or is of another version."""
+        """Raise an error if the file is damaged, or was not written by this version of envariant."""
         # A view or a trigger of a stranger could run for ever, so no table is read before this check.
         if self._rows("SELECT 1 FROM sqlite_master WHERE type NOT IN ('table', 'index') LIMIT 1"):
             raise self._damaged("it holds views or triggers")
@@ -121,7 +123,7 @@ class StoreReader(ABC):  # noqa: B024
         """Parse a stored JSON text.
 
         Raises:
-            EnvariantError: If it is not the JSON text of a value of type `kind`.
+            EnvariantError: If the text is not JSON, or its value is not of type `kind`.
         """
         try:
             value = json.loads(text)
@@ -142,7 +144,7 @@ class StoreReader(ABC):  # noqa: B024
         self.close()
 
     def fact(self, name: str) -> str | None:
-        """Return a stored text by name, such as the declaration of the study; None if it does not exist."""
+        """Return the text stored under a name, such as the declaration of the study, or None."""
         rows = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
         return rows[0][0] if rows else None
 
@@ -161,7 +163,8 @@ class StoreReader(ABC):  # noqa: B024
         """Return the number of runs in each state.
 
         Args:
-            declares: Function from a data set and an algorithm to whether their runs count. Default: all.
+            declares: Function that returns whether to count runs of a given data set and algorithm. Default:
+                count all runs.
         """
         counts: dict[str, int] = dict.fromkeys(STATES, 0)
         for data, algorithm, state, count in self._rows(
@@ -170,19 +173,19 @@ class StoreReader(ABC):  # noqa: B024
             counts[state] += count if declares(data, algorithm) else 0
         return counts
 
-    def listing(self) -> pd.DataFrame:
-        """Return one row per run: data, algorithm, trial, replica, state, error and time."""
+    def listing(self) -> "pd.DataFrame":
+        """Return a table with one row per run: data, algorithm, hyperparameters, state, error and time."""
         runs = self._frame(
             "SELECT id, data, test_set, algorithm, trial, replica, state, error, seconds, p_value, "
             "hyperparameters, learning_rate FROM runs ORDER BY id"
         )
         return self._with_test_environments(runs)
 
-    def history(self, runs: Sequence[int] | None = None) -> pd.DataFrame:
-        """Return measured values: run, step, environment, role, kind, column, metric, value.
+    def history(self, runs: Sequence[int] | None = None) -> "pd.DataFrame":
+        """Return a table of measured values: run, step, environment, role, kind, column, metric, value.
 
         Args:
-            runs: Numbers of the runs. Default: all runs.
+            runs: IDs of the runs. Default: all runs.
         """
         return self._frame(
             _HISTORY.format(_among(runs)) + "run, step, e.name, r.name, m.name, k.name, c.name"
@@ -195,7 +198,7 @@ class StoreReader(ABC):  # noqa: B024
         return [HistoryRow(*values) for values in measured[list(COLUMNS)].itertuples(index=False, name=None)]
 
     def predictions(self, run: int) -> dict[tuple[str, str], Predictions]:
-        """Return the stored predictions of a finished run, by name and role of the environment."""
+        """Return a mapping from name and role of an environment to the stored predictions of a run."""
         stored: dict[tuple[str, str], Predictions] = {}
         for name, role, rows, targets, logits in self._rows(
             "SELECT e.name, r.name, rows, targets, logits FROM predictions "
@@ -211,7 +214,7 @@ class StoreReader(ABC):  # noqa: B024
             stored[name, role] = Predictions(name, role, rows, z, y)
         return stored
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """Return the scores used for model selection: one row per run and evaluated step.
 
         Runs without evaluations have one row without scores. Columns: run, data, test_environments (tuple of
@@ -219,6 +222,8 @@ class StoreReader(ABC):  # noqa: B024
         (mean of the metric over the validation sets of the training environments), test and test_worst (mean
         and worst over the test environments), and tests (scores by test environment, JSON).
         """
+        import pandas as pd
+
         ids = dict(self._rows("SELECT name, id FROM names"))
         runs = self._frame(
             "SELECT runs.id AS run, data, test_set, algorithm, trial, replica, state, error, p_value, "
@@ -265,7 +270,10 @@ class StoreReader(ABC):  # noqa: B024
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
 
     def networks(self) -> dict[str, tuple[str, ...]]:
-        """Return the models of the runs that have begun, by algorithm; predictors have none."""
+        """Return a mapping from algorithm to the names of the models of its started runs.
+
+        Runs that use a predictor instead of a network are omitted.
+        """
         rows = self._rows(
             "SELECT DISTINCT algorithm, json_extract(j.record, '$.spec.model') "
             "FROM runs JOIN jobs j ON j.id = runs.job "
@@ -274,7 +282,7 @@ class StoreReader(ABC):  # noqa: B024
         return {name: tuple(model for other, model in rows if other == name) for name, _ in rows}
 
     def unfinished(self) -> tuple[int, ...]:
-        """Return the numbers of unfinished jobs."""
+        """Return the IDs of unfinished jobs."""
         return tuple(job for (job,) in self._rows("SELECT id FROM jobs WHERE done = 0 ORDER BY id"))
 
     def members(self, job: int) -> tuple[StoredRun, ...]:
@@ -295,8 +303,10 @@ class StoreReader(ABC):  # noqa: B024
             sets[number] += (name,)
         return sets
 
-    def _with_test_environments(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Replace the numbers of test sets by the names of their environments."""
+    def _with_test_environments(self, table: "pd.DataFrame") -> "pd.DataFrame":
+        """Replace the IDs of sets of test environments by the names of the environments."""
+        import pandas as pd
+
         sets = self._test_sets()
         names = pd.Series([sets[number] for number in table["test_set"]], index=table.index, dtype=object)
         place = list(table.columns).index("test_set")
@@ -304,9 +314,13 @@ class StoreReader(ABC):  # noqa: B024
         table.insert(place, "test_environments", names)
         return table
 
-    def _frame(self, query: str, values: Any = ()) -> pd.DataFrame:
-        with self.errors_as_envariant():
+    def _frame(self, query: str, values: Any = ()) -> "pd.DataFrame":
+        import pandas as pd
+
+        try:
             return pd.read_sql_query(query, self._connection, params=values)
+        except (sqlite3.DatabaseError, pd.errors.DatabaseError) as error:
+            raise self._failed(error.__cause__ or error) from None
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self.errors_as_envariant():
@@ -321,8 +335,8 @@ class StoreReader(ABC):  # noqa: B024
         """
         try:
             yield
-        except (sqlite3.DatabaseError, pd.errors.DatabaseError) as error:
-            raise self._failed(error.__cause__ or error) from None
+        except sqlite3.DatabaseError as error:
+            raise self._failed(error) from None
 
     def _failed(self, error: BaseException) -> EnvariantError:
         # The names of extended codes begin with that of the general one.
@@ -346,7 +360,7 @@ class StoreReader(ABC):  # noqa: B024
 
 
 def checksum(values: Iterable[Any]) -> int:
-    """Return the checksum of the values of a row."""
+    """Return the checksum of the values in a row."""
     return zlib.crc32(b"\0".join(v if isinstance(v, bytes) else str(v).encode() for v in values))
 
 
@@ -360,7 +374,7 @@ _TABLES = "SELECT name, sql FROM sqlite_master ORDER BY name"
 
 
 def _tables() -> list[tuple[Any, ...]]:
-    """Return the name and declaration of every table and index of a sound store."""
+    """Return the name and declaration of every table and index of a new store."""
     with closing(sqlite3.connect(":memory:")) as connection:
         create_tables(connection)
         return connection.execute(_TABLES).fetchall()

@@ -1,4 +1,4 @@
-"""Store a job during training, and resume it."""
+"""Record a job of a store during training, so that the job can be resumed."""
 
 import time
 import warnings
@@ -24,17 +24,17 @@ CHECKPOINT_INTERVAL_S = 10.0
 
 @final
 class Recorder:
-    """Recorder of one job of a store; the job is locked for this process.
+    """Recorder that stores the results of one job while the job is locked for this process.
 
     Args:
         store: Store of the job.
-        job: Number of the job.
+        job: ID of the job.
         lock: Acquired lock of the job.
-        compared_in: Function that returns the metric for comparing runs, and whether higher is better.
-            Default: the metric of the task.
+        compared_in: Function from the record to a pair: the metric used to compare runs, and whether higher
+            values are better. Default: the metric of the task.
 
     Attributes:
-        record: Record of the job, as first stored. None: the job has not begun.
+        record: Record of the job, as first stored; None if the job has not begun.
         rows: Values stored before the job was resumed, up to its last checkpoint.
         other_machine: Whether the job was begun with other versions, threads, device or precision, so that it
             cannot be resumed bit-identically.
@@ -81,11 +81,11 @@ class Recorder:
 
     @property
     def execution(self) -> Execution | None:
-        """Execution of the job. None: the job has not begun."""
+        """How the job is executed; None if the job has not begun."""
         return None if self.record is None else self.record.execution
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
-        """Store the record, or check it against the stored one, and return the checkpoints to resume from.
+        """Store the record, or compare it with the stored record; return the checkpoints to resume from.
 
         Raises:
             EnvariantError: If the job was begun with other options, data or versions.
@@ -128,7 +128,9 @@ class Recorder:
     def add(
         self, event: Stepped | Evaluated, rows: Iterable[HistoryRow] = (), outcomes: Sequence[RunOutcome] = ()
     ) -> None:
-        """Store an event; save a checkpoint when replicas finish or every `CHECKPOINT_INTERVAL_S` seconds.
+        """Store the values of an event, and save a checkpoint if one is due.
+
+        Checkpoints are due when replicas finish and every `CHECKPOINT_INTERVAL_S` seconds.
 
         Args:
             event: Event of the engine.

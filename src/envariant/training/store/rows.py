@@ -20,7 +20,7 @@ class Trial:
     Attributes:
         number: Number of the trial; trial 0 has the default settings of the data set.
         hyperparameters: Hyperparameters that override the defaults, by name.
-        learning_rate: Learning rate, a number or the text of a schedule.
+        learning_rate: Learning rate: a number, or a schedule as a string.
     """
 
     number: int
@@ -36,7 +36,7 @@ class PlannedRun:
     Attributes:
         data: Name of the data source.
         test_environments: Names of the test environments.
-        algorithm: Name or text of the algorithm.
+        algorithm: Algorithm as a string, such as `vrex + and-mask`.
         trial: Hyperparameter configuration.
         replica: Number of the replica; it determines the seeds.
         data_identity: Content hash of the data.
@@ -53,7 +53,7 @@ class PlannedRun:
 
     @property
     def slot(self) -> str:
-        """Unique key of the run in a store: hash of data, test environments, algorithm, trial and replica."""
+        """Unique key of the run: a hash of data, test environments, algorithm, trial and replica."""
         place = [
             self.data_identity or self.data,
             self.test_environments,
@@ -67,7 +67,7 @@ class PlannedRun:
 @final
 @dataclass(frozen=True)
 class StoredRun:
-    """Planned run with its number in the store."""
+    """Planned run with its ID in the store."""
 
     id: int
     run: PlannedRun
@@ -76,12 +76,12 @@ class StoredRun:
 @final
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Predictions of one run for all or a sample of the rows of an environment.
+    """Predictions of one run for all rows of an environment, or for a sample of its rows.
 
     Attributes:
         environment: Name of the environment.
         role: "validation" or "test".
-        of: Total number of rows of the environment.
+        of: Number of rows of the whole environment, which may exceed the number of predictions.
         logits: Predicted logits, `[rows]` or `[rows, classes]`, float32.
         targets: Targets, `[rows]`, float32.
     """
@@ -99,10 +99,10 @@ class RunOutcome:
     """Outcome of a run: success or error, time and predictions.
 
     Attributes:
-        id: Number of the run.
-        error: Reason for the failure. None: the run succeeded.
+        id: ID of the run.
+        error: Reason for the failure; None if the run succeeded.
         seconds: Training time in seconds.
-        p_value: P-value of the invariance test on validation rows. None: no validation rows.
+        p_value: P-value of the invariance test on validation rows; None if there are no such rows.
         predictions: Predictions for validation and test environments.
     """
 

@@ -22,7 +22,7 @@ _JOB = 1
 
 @final
 class SingleRun:
-    """Folder of a single run; `begin` opens it and creates it if necessary.
+    """Folder of a single run; `begin` opens the folder and creates it if necessary.
 
     Args:
         folder: Folder of the run.
@@ -35,10 +35,10 @@ class SingleRun:
 
     @property
     def execution(self) -> Execution | None:
-        """Execution of the stored run. None: nothing is stored yet.
+        """How the stored run is executed; None if nothing is stored yet.
 
         Raises:
-            EnvariantError: If the folder contains other files.
+            EnvariantError: If the folder contains files other than a stored run.
         """
         if not self._is_stored():
             return None
@@ -48,7 +48,7 @@ class SingleRun:
 
     @property
     def record(self) -> Record | None:
-        """Record of the run, as first stored. None: training has not begun."""
+        """Record of the run, as first stored; None if training has not begun."""
         return None if self._recorder is None else self._recorder.record
 
     @property
@@ -91,7 +91,7 @@ class SingleRun:
         return self._recorder.begin(record)
 
     def add(self, event: Stepped | Evaluated) -> None:
-        """Store the measurements of an event, and a checkpoint if one is due."""
+        """Store the measurements of an event, and save a checkpoint if one is due."""
         if self._recorder is not None:
             self._recorder.add(event)
 
@@ -103,7 +103,7 @@ class SingleRun:
             self._store.close()
 
     def _is_stored(self) -> bool:
-        """Return whether the folder contains a store; raise an error if it contains other files."""
+        """Return whether the folder contains a stored run; raise an error if it contains only other files."""
         with writing(self._folder):
             if (self._folder / FILE).exists():
                 return True

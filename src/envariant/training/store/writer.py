@@ -33,11 +33,11 @@ from envariant.training.store.rows import PlannedRun, RunOutcome
 
 @final
 class Store(StoreReader):
-    """Store of runs in a folder, for reading and writing.
+    """Store of runs in a folder, which can be read and written.
 
     Args:
-        folder: Folder of a run, a study or a comparison.
-        verify: Whether to look for damage. Not necessary for a store that was opened a moment ago.
+        folder: Folder that contains the results of a run, a study or a comparison.
+        verify: Whether to check the database for damage first; False saves time if it was just checked.
 
     Raises:
         EnvariantError: If the folder contains no runs, is damaged, or was written by an incompatible version.
@@ -81,7 +81,7 @@ class Store(StoreReader):
                     _insert(execute, run)
 
     def plan_job(self, runs: Sequence[PlannedRun]) -> None:
-        """Add runs as one job; each run's number is that of its replica.
+        """Add all replicas of one run as one job; the ID of each stored run is its replica number.
 
         Args:
             runs: Replicas of one run. The store must be empty.
@@ -104,10 +104,11 @@ class Store(StoreReader):
         Args:
             among: Number of processes that share the work. A job takes at most the fraction 1 / `among` of
                 the planned runs, so that jobs become smaller and all processes end at about the same time.
-            declares: Function from a data set and an algorithm to whether this process can train them.
+            declares: Function that returns whether this process can train runs of a given data set and
+                algorithm.
 
         Returns:
-            Number of the job; None if no such run is planned.
+            ID of the new job; None if no planned run can be trained by this process.
         """
         with self._transaction() as execute:
             planned = execute(
@@ -130,7 +131,7 @@ class Store(StoreReader):
         """Store the record and the metric of a job, before its first step.
 
         Args:
-            job: Number of the job.
+            job: ID of the job.
             record: Record of the run.
             metric: Metric for comparing runs.
             higher_is_better: Whether higher values of `metric` are better.
@@ -143,7 +144,7 @@ class Store(StoreReader):
             self._name(execute, metric)
 
     def add(self, rows: Iterable[HistoryRow], outcomes: Iterable[RunOutcome] = ()) -> None:
-        """Store measured values and outcomes; `HistoryRow.replica` must be the number of the run."""
+        """Store measured values and outcomes; in `rows`, `HistoryRow.replica` is the ID of the run."""
         with self._transaction() as execute:
             stored = [
                 (
@@ -166,9 +167,9 @@ class Store(StoreReader):
         """Discard measurements of a job's unfinished runs after their last checkpoint.
 
         Args:
-            job: Number of the job.
-            reached: Step of the last measurement before the checkpoint, by run number. All measurements of
-                runs that are not listed are discarded.
+            job: ID of the job.
+            reached: Step of the last measurement before the checkpoint, by run ID. All measurements of runs
+                that are not listed are discarded.
         """
         with self._transaction() as execute:
             for stored in self.members(job):
@@ -199,7 +200,7 @@ class Store(StoreReader):
         """Delete the results of runs, and either plan the runs again or delete them too.
 
         Args:
-            runs: Numbers of the runs.
+            runs: IDs of the runs.
             planned: Whether to plan the runs again.
 
         Raises:
@@ -230,12 +231,11 @@ class Store(StoreReader):
             )
 
     def _name(self, execute: Any, name: str) -> int:
-        number = self._names.get(name)
-        if number is None:
-            execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
-            number = execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()[0]
-            self._names[name] = number
-        return number
+        if not self._names:
+            self._names = dict(execute("SELECT name, id FROM names"))
+        if name not in self._names:
+            self._names[name] = execute("INSERT INTO names (name) VALUES (?)", (name,)).lastrowid
+        return self._names[name]
 
     @contextmanager
     def _transaction(self) -> Generator[Any]:
@@ -286,7 +286,7 @@ def _discard(execute: Any, runs: Sequence[int], *, planned: bool) -> None:
 
 
 def _test_set(execute: Any, names: Sequence[str]) -> int:
-    """Return the number of a set of test environments; add the set if it is new."""
+    """Return the ID of a set of test environments; add the set if it is new."""
     digest = hashlib.blake2b(json.dumps(list(names)).encode(), digest_size=16).hexdigest()
     stored = execute("SELECT id FROM test_sets WHERE digest = ?", (digest,)).fetchone()
     if stored is not None:
@@ -301,7 +301,7 @@ def _test_set(execute: Any, names: Sequence[str]) -> int:
 
 
 def _insert(execute: Any, run: PlannedRun) -> int:
-    """Insert a planned run and return its number."""
+    """Insert a planned run and return its ID."""
     return execute(
         "INSERT INTO runs (slot, identity, data, test_set, algorithm, trial, replica, hyperparameters, "
         "learning_rate) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

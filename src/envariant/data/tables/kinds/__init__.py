@@ -1,4 +1,4 @@
-"""Kinds of table columns, registered in `KINDS`."""
+"""Column kinds, such as numbers and dates. `KINDS` lists all kinds."""
 
 from typing import Annotated
 

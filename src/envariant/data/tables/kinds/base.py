@@ -1,4 +1,4 @@
-"""Base classes of column kinds."""
+"""Base classes of column kinds, which define how each type of table column is parsed and encoded."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,8 +8,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, final
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.impute import SimpleImputer
-from sklearn.preprocessing import StandardScaler
 
 from envariant.core.errors import EnvariantError
 from envariant.data.tables.kinds.notation import Notation
@@ -17,10 +15,10 @@ from envariant.data.tables.kinds.notation import Notation
 TaskName = Literal["binary", "multiclass", "regression"]
 
 LARGEST = 1e15
-"""Largest absolute value of a number: up to it, float64 holds every integer."""
+"""Largest absolute value of a number; float64 represents all integers up to this limit exactly."""
 
 MOST_CLASSES = 20
-"""Largest number of distinct integers that are classes; with more, the task is regression."""
+"""Largest number of distinct integers in a classification target; with more, the task is regression."""
 
 # Encoded values are clipped to this many standard deviations.
 _FARTHEST = 10.0
@@ -34,7 +32,7 @@ Categories = tuple[str, ...]
 
 @final
 class Parsed(NamedTuple):
-    """Values of a column and how they were read; see `Column`."""
+    """Result of parsing a column: values, categories and number notation, as in `Column`."""
 
     values: Values
     categories: Categories = ()
@@ -52,9 +50,9 @@ class ColumnChunk:
             missing values.
         texts: Distinct texts, in the order of their codes.
         categorical: Whether texts are always categories, even if they can be read as numbers.
-        spellings: Pairs of different texts that were read as one, because they differ in blanks or invisible
-            signs only.
-        originals: Value of each text before it was converted to text; empty if it was not converted.
+        spellings: Pairs of different texts that were read as the same text because they differ only in blanks
+            or invisible characters.
+        originals: Original value of each text, before conversion to text; empty if not stored.
     """
 
     kind: str | None
@@ -71,14 +69,14 @@ class ColumnChunk:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Number of rows of each text."""
+        """Number of rows that contain each text, `[texts]`."""
         return np.bincount(self.values[self.values >= 0], minlength=len(self.texts))
 
     def without(self, missing: NDArray[np.bool_]) -> "ColumnChunk":
-        """Return the chunk without some of its texts, whose rows become missing values.
+        """Return the chunk with some texts replaced by missing values.
 
         Args:
-            missing: Mask of the texts.
+            missing: Mask of the texts to replace, `[texts]`.
         """
         table = np.append(np.where(missing, -1, np.cumsum(~missing) - 1), -1).astype(np.int32)
         texts = tuple(text for text, absent in zip(self.texts, missing, strict=True) if not absent)
@@ -93,13 +91,14 @@ class ColumnEncoding:
     Attributes:
         name: Name of the column.
         kind: Name of the column kind.
-        fill: Median, which replaces missing numbers.
-        center: Mean after missing numbers are replaced.
-        scale: Standard deviation after missing numbers are replaced.
-        indicator: Whether there is an indicator input for missing values.
-        categories: Categories with a separate input each.
-        other: Whether there is one common input for rare categories.
-        notation: Notation of the numbers in text; None: that of programs.
+        fill: Median of the training values, which replaces missing numbers.
+        center: Mean of the training values after missing numbers are replaced.
+        scale: Standard deviation of the training values after missing numbers are replaced.
+        indicator: Whether an additional input indicates missing values.
+        categories: Categories that each have a separate input.
+        other: Whether rare categories share an additional input.
+        notation: Notation of numbers that were read from text; None for the notation of programming
+            languages.
     """
 
     name: str
@@ -114,7 +113,7 @@ class ColumnEncoding:
 
 
 class ColumnKind(ABC):
-    """Base class of column kinds, which define reading, formatting and encoding of the values.
+    """Base class of column kinds, which define how values are read, formatted and encoded.
 
     A new kind is a final subclass without fields, added to `KINDS`. Values are float64 with NaN for missing
     values, or int32 codes of categories with −1 for missing values.
@@ -125,24 +124,30 @@ class ColumnKind(ABC):
     categorical: ClassVar[bool] = False
     """Whether values are category codes."""
     ordered: ClassVar[bool] = False
-    """Whether values are ordered, so that distribution functions can be compared."""
+    """Whether values have an order, so that cumulative distribution functions can be compared."""
     exclusive: ClassVar[bool] = False
     """Whether columns of the corresponding pandas type cannot be read as another kind."""
     words_are_missing: ClassVar[bool] = False
-    """Whether words such as none are always missing values in a column of this kind."""
+    """Whether words such as "none" are always missing values in a column of this kind."""
 
     @abstractmethod
     def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
-        """Return float64 values if the pandas type corresponds to this kind, else None."""
-
-    @abstractmethod
-    def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed | None:
-        """Return values and categories if a text column is of this kind, else None.
+        """Convert a pandas column to float64 if its type corresponds to this kind; otherwise return None.
 
         Args:
             name: Name of the column.
-            texts: Texts of all rows, without those that represent a missing value.
-            decimal_comma: Whether the table's numbers have a decimal comma; None: unknown.
+            rows: Rows of the column.
+            first_row: Number of preceding rows, for error messages.
+        """
+
+    @abstractmethod
+    def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed | None:
+        """Parse a text column; return None if the column is not of this kind.
+
+        Args:
+            name: Name of the column.
+            texts: All rows of the column; texts that represent a missing value are already removed.
+            decimal_comma: Whether numbers in the table have a decimal comma; None if unknown.
 
         Raises:
             EnvariantError: If most values are of this kind, but a few are not.
@@ -152,11 +157,11 @@ class ColumnKind(ABC):
     def read(
         self, name: str, chunk: ColumnChunk, first_row: int = 0, notation: Notation | None = None
     ) -> Parsed:
-        """Read rows as values of this kind; return values and categories.
+        """Parse rows of a column that was of this kind in training.
 
         Args:
             name: Name of the column.
-            chunk: Rows, without texts that represent a missing value.
+            chunk: Rows to read; texts that represent a missing value are already removed.
             first_row: Number of preceding rows, for error messages.
             notation: Notation of the numbers in the training table.
 
@@ -173,13 +178,13 @@ class ColumnKind(ABC):
         """Format values as readable text, with None for missing values."""
 
     def as_text(self, values: Values) -> ColumnChunk:
-        """Convert numeric values to a text chunk, for columns whose other chunks are text."""
+        """Convert numbers to a text chunk, so that they can be joined with text chunks of the same column."""
         codes, distinct = pd.factorize(values)
         return ColumnChunk(None, codes.astype(np.int32), tuple(map(str, self.format(distinct, ()))))
 
     @abstractmethod
     def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
-        """Fit the encoding on training rows; return None if the values are constant."""
+        """Fit the encoding of a column on training rows; return None if the values are constant."""
 
     @abstractmethod
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
@@ -187,32 +192,32 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def encode(self, encoding: ColumnEncoding, values: Values, categories: Categories, out: Values) -> None:
-        """Encode rows into `out`, `[rows, inputs]`, except for the missing-value indicator."""
+        """Write encoded values to `out`, `[rows, inputs]`, except for the missing-value indicator."""
 
     @abstractmethod
     def describe(self, categories: Categories) -> str:
-        """Return the text for the preprocessing log: the kind and its encoding."""
+        """Describe the kind and the encoding of a column, for the preprocessing log."""
 
     def unusable(self, values: Values) -> str:
-        """Return the reason that a varying column cannot be useful to any model, or "" if there is none."""
+        """Return the reason why a non-constant column is useless to any model; "" if there is none."""
         return ""
 
     def class_names(self, values: Values) -> list[str]:
-        """Return the names of classes of a classification target, by their values."""
+        """Return the class name for each distinct value of a classification target."""
         return [str(text) for text in self.format(values, ())]
 
     @abstractmethod
     def infer_task(self, values: Values) -> TaskName:
-        """Infer the task from the values of a target of this kind."""
+        """Infer the prediction task from the values of a target column of this kind."""
 
 
 class NumericKind(ColumnKind):
-    """Base class of numeric kinds: missing values are replaced by the median, inputs are standardized."""
+    """Base class of numeric kinds, which replace missing values by the median and standardize the inputs."""
 
     correction: ClassVar[str] = "Correct it"
     """Advice on correcting a wrong value, for error messages."""
     min_share: ClassVar[float] = 0.9
-    """Smallest share of valid values with which a text column is of this kind; other values are errors."""
+    """Smallest share of valid values in a text column of this kind; the remaining values are errors."""
 
     words_are_missing: ClassVar[bool] = True
 
@@ -221,7 +226,7 @@ class NumericKind(ColumnKind):
         """Parse texts as numbers; NaN for texts that are not of this kind."""
 
     def notation(self, texts: ColumnChunk, decimal_comma: bool | None) -> Notation | None:
-        """Return the notation of a text column, or None to parse it with `parse`."""
+        """Return the number notation of a text column; None if `parse` reads the column without one."""
         del texts, decimal_comma
         return None
 
@@ -263,7 +268,7 @@ class NumericKind(ColumnKind):
         return Parsed(self.checked(name, values, first_row))
 
     def _known(self, chunk: ColumnChunk, notation: Notation | None) -> NDArray[np.float64]:
-        """Parse texts in the notation of the training table, or in another one that is beyond doubt."""
+        """Parse texts in the notation of the training table, or in another notation if it is unambiguous."""
         parsed = self.parse(chunk.texts) if notation is None else notation.parse(chunk.texts)
         if not np.isfinite(parsed).all() and (other := self.notation(chunk, None)) is not None:
             is_clear = other.agrees_with(notation) and other.is_certain(chunk.texts)
@@ -271,7 +276,7 @@ class NumericKind(ColumnKind):
         return parsed
 
     def accepts(self, chunk: ColumnChunk) -> NDArray[np.bool_]:
-        """Return the mask of numeric values that are valid for this kind, `[rows]`."""
+        """Return the mask of rows whose numeric values are valid for this kind, `[rows]`."""
         return np.full(len(chunk.values), chunk.kind == self.name)
 
     def checked(self, name: str, values: Values, first_row: int = 0) -> NDArray[np.float64]:
@@ -286,17 +291,20 @@ class NumericKind(ColumnKind):
         return np.isnan(values)
 
     def fit(self, name: str, values: Values, categories: Categories) -> ColumnEncoding | None:
-        column = values[:, None]
         missing = self.missing(values)
-        if missing.all():
+        known = values[~missing]
+        if not len(known):
             return None
-        imputer: Any = SimpleImputer(strategy="median").fit(column)
-        scaler: Any = StandardScaler().fit(imputer.transform(column))
-        center, scale = float(scaler.mean_[0]), float(np.sqrt(scaler.var_[0]))
+        # As SimpleImputer and StandardScaler of scikit-learn, whose calls take a millisecond each.
+        fill, indicator = float(np.median(known)), bool(missing.any())
+        filled = np.where(missing, fill, values)
+        center = float(filled.sum() / len(filled))
+        deviations = filled - center
+        variance = (np.square(deviations).sum() - deviations.sum() ** 2 / len(filled)) / len(filled)
+        scale = float(np.sqrt(variance))
         # Smaller deviations are rounding errors; integers have none.
-        least = 0.0 if (column[~missing] % 1 == 0).all() else _ROUNDING * abs(center)
+        least = 0.0 if (known % 1 == 0).all() else _ROUNDING * abs(center)
         varies = scale > max(least, 1e-30)
-        fill, indicator = float(imputer.statistics_[0]), bool(missing.any())
         if not varies and not indicator:
             return None
         center, scale = (center, scale) if varies else (fill, 1.0)
@@ -310,7 +318,7 @@ class NumericKind(ColumnKind):
         out[:, 0] = np.clip((filled - encoding.center) / encoding.scale, -_FARTHEST, _FARTHEST)
 
     def filled(self, encoding: ColumnEncoding, values: Values) -> Values:
-        """Replace missing values by the median."""
+        """Replace missing values by the median of the training values."""
         return np.where(self.missing(values), encoding.fill, values)
 
     def describe(self, categories: Categories) -> str:
@@ -318,6 +326,6 @@ class NumericKind(ColumnKind):
 
 
 def quoted(text: str) -> str:
-    """Shorten a text to one line, for an error message."""
+    """Shorten a text to one line of at most 41 characters, for an error message."""
     line = "".join(character if character.isprintable() else " " for character in text)
     return line if len(line) <= _LONGEST_QUOTE else line[:_LONGEST_QUOTE] + "…"

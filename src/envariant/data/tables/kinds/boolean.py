@@ -1,4 +1,4 @@
-"""Boolean columns."""
+"""Column kind for Boolean columns, including text columns such as yes/no."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _PAIRS = ({"true", "false"}, {"yes", "no"}, {"y", "n"}, {"t", "f"})
 @final
 @dataclass(frozen=True)
 class Boolean(NumericKind):
-    """Boolean values, stored as 1 and 0; in text, exactly one pair of words such as yes and no."""
+    """Boolean values, stored as 1 and 0; a text column is Boolean if it has two words such as yes and no."""
 
     name: ClassVar[str] = "boolean"
     words_are_missing: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Categorical columns."""
+"""Column kind for categories, which is the default for text columns."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -21,7 +21,7 @@ from envariant.data.tables.kinds.base import (
 from envariant.data.tables.kinds.notation import Notation
 
 MOST_CATEGORIES = 32
-"""Largest number of inputs of one column; the last input is for all rarer categories."""
+"""Largest number of inputs of one column; with more categories, the rarest ones share an input."""
 
 # If the number of distinct texts exceeds this share of the rows, the column contains names.
 _NAME_SHARE = 0.5
@@ -30,7 +30,7 @@ _NAME_SHARE = 0.5
 @final
 @dataclass(frozen=True)
 class Category(ColumnKind):
-    """Categories: distinct texts in sorted order, encoded one-hot; the default kind of text columns."""
+    """Categories: distinct texts in sorted order, encoded as one-hot inputs."""
 
     name: ClassVar[str] = "category"
     categorical: ClassVar[bool] = True
@@ -39,7 +39,7 @@ class Category(ColumnKind):
         return None
 
     def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed:
-        """Return codes and categories; every text is a valid category, so all other kinds are tried first."""
+        """Return codes and categories. Other kinds are tried first, because any text can be a category."""
         used = sorted(range(len(texts.texts)), key=lambda k: texts.texts[k])
         table = np.full(len(texts.texts) + 1, -1, dtype=np.int32)
         table[used] = np.arange(len(used), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Texts that represent a missing value, and words such as `none` that may also be values."""
+"""Decide which texts are missing values; words such as `none` may also be values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 _NEVER_VALUES = frozenset({"?", "#n/a", "<na>", "nat", "0000-00-00"})
 CLASS_WORDS = frozenset({"none", "missing", "unknown"})
-"""Words that people, unlike programs, write for a class."""
+"""Words for a missing value that are also used as names of classes."""
 _WORDS = CLASS_WORDS | {"na", "n/a", "null"}
 MISSING_TEXTS = _NEVER_VALUES | _WORDS | {"-", "--", ".", "nan"}
 """Lower-case texts that can represent a missing value; empty texts always do."""
@@ -23,16 +23,17 @@ _FREQUENT, _FEWEST = 0.05, 5
 class MissingRule:
     """Rule that decides which texts of a column are missing values.
 
-    In a column of numbers or dates, all of `MISSING_TEXTS` are. In other columns, a word is a value if it is
-    frequent or was written in quotes unlike other missing values; in the target and environment column, any
-    word is.
+    In a column of numbers or dates, all `MISSING_TEXTS` are missing values. In the target and environment
+    column, words such as "none" are values. In other columns, such a word is a value if it is frequent, or if
+    it is in quotes and not all texts of the file are.
 
     Attributes:
-        declared: Texts that the user declared as missing values, in all columns; None: not declared.
+        declared: Texts that the user declared as missing values in all columns; None if there is no
+            declaration.
         keeps_words: Whether the column is the target or the environment.
-        markers: Words that are missing values in the table's columns of numbers.
-        quoted: Words written in quotes, in a file that quotes only some values.
-        unquoted: Words written without quotes, in a column that quotes all other texts.
+        markers: Words that represent missing values in the numeric columns of the table.
+        quoted: Words that occur in quotes, if only some texts of the file are in quotes.
+        unquoted: Words that occur without quotes, if all other texts of the column are in quotes.
         categorical: Whether the column was declared as categorical, so that all its texts are values.
     """
 
@@ -48,7 +49,8 @@ class MissingRule:
 
         Args:
             texts: Distinct texts.
-            counts: Number of rows of each text; None in a column of numbers, where no word is a value.
+            counts: Number of rows that contain each text; None for a column of numbers, in which no word is a
+                value.
         """
         if counts is None:
             return np.array([self._is_missing(text, None, 0) for text in texts], dtype=bool)

@@ -1,4 +1,4 @@
-"""Notations of numbers in text: decimal comma, groups of digits, percent, currency and units."""
+"""Parse numbers with a decimal comma, thousands separators, percent signs, currencies or units."""
 
 import re
 import unicodedata
@@ -47,18 +47,18 @@ _MANY = 30
 @final
 @dataclass(frozen=True)
 class Notation:
-    """How the numbers of a text column are written.
+    """Notation of the numbers in a text column.
 
     Attributes:
         decimal: Decimal sign, a point or a comma.
-        affix: Text at each number that is not part of it: "%", a currency or a unit; "" for none.
+        affix: Text before or after each number, such as "%", a currency or a unit; "" if there is none.
     """
 
     decimal: str = "."
     affix: str = ""
 
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return the numbers, NaN for texts in another notation; 12% is 0.12."""
+        """Convert texts to numbers; 12% becomes 0.12, and texts in another notation become NaN."""
         return np.array([self._number(text) for text in texts], dtype=np.float64)
 
     def _number(self, text: str) -> float:
@@ -73,18 +73,18 @@ class Notation:
         return (-number if negative else number) / (100 if affix == "%" else 1)
 
     def is_certain(self, texts: Sequence[str]) -> bool:
-        """Return whether the texts cannot be read as other numbers with the other decimal sign."""
+        """Return whether the other decimal sign makes some texts invalid, or gives the same numbers."""
         other = Notation("," if self.decimal == "." else ".", self.affix).parse(texts)
         return not np.isfinite(other).all() or np.array_equal(self.parse(texts), other)
 
     def agrees_with(self, other: "Notation | None") -> bool:
-        """Return whether numbers in both notations have the same unit; currencies may be left out."""
+        """Return whether numbers in both notations have the same unit; currencies count as no unit."""
         affixes = {"" if _is_currency(each.affix) else each.affix for each in (self, other or Notation())}
         return len(affixes) == 1
 
 
 def plain(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Parse numbers in the notation of programming languages, such as -1.5e3; NaN for other texts."""
+    """Convert texts in the notation of programming languages, such as -1.5e3, to numbers; others to NaN."""
     numbers = pd.to_numeric(pd.Series(list(texts), dtype=object), errors="coerce").to_numpy(dtype=np.float64)
     # Unlike pandas, Python rounds to the nearest number.
     return np.array([float(t) if n == n else n for t, n in zip(texts, numbers.tolist(), strict=True)])
@@ -96,9 +96,9 @@ def infer_notation(
     """Return the notation in which most rows of a column are numbers, or None if there is none.
 
     Args:
-        texts: Distinct texts.
-        counts: Number of rows of each text.
-        decimal_comma: Whether the table's numbers have a decimal comma, where the texts do not show it.
+        texts: Distinct texts of the column.
+        counts: Number of rows with each text.
+        decimal_comma: Whether numbers in the table have a decimal comma; used if the texts are ambiguous.
             None: unknown; then a comma before three digits separates thousands.
     """
     parts = [_split(text) for text in texts]
@@ -124,10 +124,10 @@ def infer_notation(
 
 
 def thousands_sign(digits: Sequence[str]) -> str:
-    """Return the point or comma that separates thousands in all numbers of a column, or "" if in doubt.
+    """Return the sign, a point or a comma, that separates thousands in a column, or "" if this is unclear.
 
-    If many numbers have exactly three digits after each sign, and the rest are integers without it, the sign
-    separates thousands.
+    The sign separates thousands if at least 30 numbers contain it, always before three digits, and all other
+    numbers are integers with one to three digits.
     """
     for sign in ".,":
         grouped = re.compile(rf"[-+]?[1-9]\d{{0,2}}(?:{re.escape(sign)}\d{{3}})+")
@@ -145,7 +145,7 @@ def thousands_sign(digits: Sequence[str]) -> str:
 
 
 def decimal_sign(texts: Sequence[str]) -> str:
-    """Return the decimal sign that the numbers of a column show beyond doubt, or ""."""
+    """Return the decimal sign of the numbers in a column, or "" if it is ambiguous."""
     found = [{d for d in ".," if np.isfinite(_value(part[0], d))} for text in texts if (part := _split(text))]
     signs = [next(iter(each)) for each in found if len(each) == 1]
     return signs[0] if signs and len(set(signs)) == 1 and len(found) == len(texts) else ""
@@ -157,13 +157,13 @@ def may_have_grouping_points(texts: Sequence[str]) -> bool:
 
 
 def may_be_thousands(values: NDArray[np.float64]) -> bool:
-    """Return whether numbers may have been written with points between thousands, as 1.234 for 1234."""
+    """Return whether numbers may be misread integers with points between thousands, as 1.234 for 1234."""
     is_small = (np.abs(values) < 1000) & ((np.abs(values) >= 1) | (values == 0))
     return bool((is_small & (np.round(values, 3) == values)).all())
 
 
 def _split(text: str) -> tuple[str, bool, str] | None:
-    """Return digits with their separators, whether the number is negative, and the affix."""
+    """Split a number into its digits with separators, whether it is negative, and its affix."""
     if not text.isascii():
         text = text.translate(_SIGNS)
         text = "".join(str(unicodedata.decimal(c)) if unicodedata.category(c) == "Nd" else c for c in text)

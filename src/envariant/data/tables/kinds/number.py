@@ -1,4 +1,4 @@
-"""Numeric columns, including durations."""
+"""Column kind for numeric columns, including durations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ from envariant.data.tables.kinds.notation import (
 @final
 @dataclass(frozen=True)
 class Number(NumericKind):
-    """Real numbers; durations are converted to days.
+    """Real numbers. Durations are converted to numbers of days.
 
-    In text, all numbers of a column have one notation, such as 1,234.5 or 1.234,5 or 12% or $5.
+    In a text column, all numbers must have the same notation, such as 1,234.5 or 1.234,5 or 12% or $5.
     """
 
     name: ClassVar[str] = "number"

@@ -96,9 +96,7 @@ def replacing(path: Path, remedy: str = "") -> Generator[Path]:
         if not path.name or path.is_dir():
             raise EnvariantError(f"{path}: is a folder; give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        for other in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-            if not _is_running(other.name.split(".")[-3]):
-                other.unlink(missing_ok=True)
+        remove_partial(path.parent, glob.escape(path.name))
         try:
             # Some libraries create files that only their owner can read; this one has the usual permissions.
             part.touch()
@@ -110,6 +108,21 @@ def replacing(path: Path, remedy: str = "") -> Generator[Path]:
                 os.fsync(file.fileno())
             part.replace(path)
         finally:
+            part.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path, names: str = "*") -> None:
+    """Remove the temporary files of killed processes.
+
+    Args:
+        folder: Folder of the files.
+        names: Pattern of the names of the files that were to be written.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    for part in folder.glob(f".{names}.*.partial"):
+        if not _is_running(part.name.split(".")[-3]):
             part.unlink(missing_ok=True)
 
 

@@ -205,6 +205,16 @@ def test_damaged_checkpoint_is_named_and_its_replica_trained_again(tmp_path):
     )
 
 
+def test_partial_files_of_a_killed_process_are_removed_when_a_finished_run_is_repeated(tmp_path):
+    options = {"model": "linear", "steps": 2, "execution": "sequential", "out": tmp_path}
+    envariant.train("colored-digits", "erm", **options)
+    # No process has this number.
+    part = tmp_path / "jobs" / "000001" / ".replica-000.json.99999999.1.partial"
+    part.touch()
+    envariant.train("colored-digits", "erm", **options)
+    assert not part.exists()
+
+
 @pytest.mark.parametrize(
     ("replicas", "tensors"),
     [

@@ -8,7 +8,7 @@ from typing import final
 from filelock import FileLock, Timeout
 
 from envariant.core.errors import EnvariantError, EnvariantWarning
-from envariant.core.files import writing
+from envariant.core.files import remove_partial, writing
 from envariant.training import checkpoint as checkpoints
 from envariant.training.checkpoint import Checkpoint
 from envariant.training.engine import Evaluated, Stepped, is_done
@@ -75,6 +75,8 @@ class Recorder:
                 lock.acquire(timeout=0)
             except Timeout:
                 return None
+            # A resumed job does not write all its files again.
+            remove_partial(folder)
         return cls(store, job, lock, compared_in)
 
     @property

@@ -218,7 +218,8 @@ def _inputs(arrays: Sequence[NDArray[np.generic]], parts: Sequence[slice]) -> tu
     for rows in parts:
         level = scaled[rows].mean(axis=0)
         # Values far from all others would alone determine a slope.
-        scaled[rows] = level + np.clip(scaled[rows] - level, -_FARTHEST, _FARTHEST)
+        within = np.clip(scaled[rows] - level, -_FARTHEST, _FARTHEST)
+        scaled[rows] = within + np.clip(level, -_FARTHEST, _FARTHEST)
     return scaled, [slice(*ends[k : k + 2]) for k in range(len(blocks))]
 
 
@@ -314,6 +315,8 @@ def _scores(
     else:
         draws = generator.choice([-1.0, 1.0], (n, _DRAWS)) * fit.residuals[:, None] / spread
     residuals = np.column_stack([fit.residuals, fit.project(draws)])
+    # The penalty of the intercepts leaves sums of residuals that are not exactly zero.
+    inputs = np.concatenate([inputs[rows] - inputs[rows].mean(axis=0) for rows in fit.parts])
     information = fit.variation(inputs)
     measured = _measured(fit, inputs, information)
     score = np.zeros((inputs.shape[1], _DRAWS + 1))

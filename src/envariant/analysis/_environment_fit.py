@@ -161,6 +161,9 @@ def firth_slopes(
     """
     slopes, errors = (np.zeros((len(parts), columns.shape[1])) for _ in range(2))
     for e, rows in enumerate(parts):
+        if rows.start == rows.stop:
+            slopes[e], errors[e] = np.nan, np.inf
+            continue
         x, y, fixed = columns[rows], targets[rows][:, None], offset[rows]
         a, b, power = (np.zeros(x.shape[1]) for _ in range(3))
         for _ in range(25):

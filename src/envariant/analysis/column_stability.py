@@ -33,7 +33,7 @@ NOTABLE: Mapping[Link, float] = {"identity": 0.15, "logit": 0.3}
 
 # Simulated data sets of the null distribution.
 _DRAWS = 300
-# Rows used, sampled evenly from environments; classes tested one against all others.
+# Rows used, sampled evenly from environments; classes compared.
 _MOST_ROWS, _MOST_CLASSES = 20_000, 10
 # Inputs in the common model: at most this many columns, and at most one term per this many rows.
 _MOST_COMMON, _ROWS_PER_TERM = 60, 15
@@ -127,7 +127,7 @@ def measure_stability(
     Reported slopes: one free slope per environment, while all other columns keep their common slope, or
     their own where they are unstable; by Firth's penalized likelihood (1993) for classes, and least squares
     with HC3 errors (MacKinnon & White 1985) for real targets. Each class of a multiclass target (at most 10)
-    is tested against all others, with Bonferroni's correction.
+    is compared with the most frequent class, with Bonferroni's correction.
 
     Args:
         columns: Values by column name, each `[rows]`, or `[rows, k]` for one-hot encoded categories.
@@ -164,12 +164,13 @@ def measure_stability(
     codes = np.argsort(np.argsort(first))[codes]
     generator = np.random.default_rng(seed)
     rows = _rows_by_environment(codes, len(keys), generator)
-    parts = [
-        slice(int(a), int(b)) for a, b in np.searchsorted(codes[rows], [[k, k + 1] for k in range(len(keys))])
-    ]
+    parts = _parts(codes[rows], len(keys))
     inputs, groups = _inputs([array[rows] for array in arrays.values()], parts)
     outcomes, link = _outcomes(y[rows], parts, n_classes)
-    tests = [_test(inputs, groups, outcome, parts, link, generator) for outcome in outcomes]
+    tests: list[_Test] = []
+    for used, outcome in outcomes:
+        part = _parts(codes[rows][used], len(keys))
+        tests.append(_test(inputs[used], groups, outcome[used], part, link, generator))
     corrected = statistics.holm(
         [min(1.0, len(tests) * min(t.p_values[j] for t in tests)) for j in range(len(groups))]
     )
@@ -208,6 +209,12 @@ def _rows_by_environment(
     return np.concatenate(selected) if selected else np.arange(0)
 
 
+def _parts(codes: NDArray[np.int64], count: int) -> list[slice]:
+    """Return the rows of each environment; rows are sorted by environment."""
+    bounds = np.searchsorted(codes, np.arange(count + 1)).tolist()
+    return [slice(*bounds[k : k + 2]) for k in range(count)]
+
+
 def _inputs(arrays: Sequence[NDArray[np.generic]], parts: Sequence[slice]) -> tuple[Array, list[slice]]:
     """Return all inputs, standardized within environments, and the inputs of each column."""
     blocks = [(a[:, None] if a.ndim == 1 else a).astype(np.float64) for a in arrays]
@@ -218,22 +225,28 @@ def _inputs(arrays: Sequence[NDArray[np.generic]], parts: Sequence[slice]) -> tu
     for rows in parts:
         level = scaled[rows].mean(axis=0)
         # Values far from all others would alone determine a slope.
-        scaled[rows] = level + np.clip(scaled[rows] - level, -_FARTHEST, _FARTHEST)
+        within = np.clip(scaled[rows] - level, -_FARTHEST, _FARTHEST)
+        scaled[rows] = within + np.clip(level, -_FARTHEST, _FARTHEST)
     return scaled, [slice(*ends[k : k + 2]) for k in range(len(blocks))]
 
 
 def _outcomes(
     y: NDArray[np.generic], parts: Sequence[slice], n_classes: int | None
-) -> tuple[list[Array], Link]:
-    """Return the targets of the tests: the target itself, or indicators of the most frequent classes."""
+) -> tuple[list[tuple[NDArray[np.bool_], Array]], Link]:
+    """Return rows and targets of the tests: of all rows, or of each class and the most frequent one."""
     values = y.astype(np.float64)
     if n_classes is not None:
         frequent = np.argsort(-np.bincount(y.astype(np.int64), minlength=n_classes), kind="stable")
-        return [(values == k).astype(np.float64) for k in frequent[:_MOST_CLASSES]], "logit"
+        first, *others = frequent[:_MOST_CLASSES].tolist()
+        # Against all others, slopes would differ wherever frequencies of the classes do.
+        return [
+            ((y == first) | (y == k), (values == k).astype(np.float64)) for k in others or [first]
+        ], "logit"
+    everything = np.ones(len(y), dtype=bool)
     if np.isin(values, (0.0, 1.0)).all():
-        return [values], "logit"
+        return [(everything, values)], "logit"
     spread = math.sqrt(float(np.mean([values[rows].var() for rows in parts])))
-    return [(values - values.mean()) / (spread or 1.0)], "identity"
+    return [(everything, (values - values.mean()) / (spread or 1.0))], "identity"
 
 
 def _test(
@@ -314,6 +327,9 @@ def _scores(
     else:
         draws = generator.choice([-1.0, 1.0], (n, _DRAWS)) * fit.residuals[:, None] / spread
     residuals = np.column_stack([fit.residuals, fit.project(draws)])
+    # The penalty of the intercepts leaves sums of residuals that are not exactly zero.
+    centered = [inputs[r] - inputs[r].mean(axis=0) for r in fit.parts if r.stop > r.start]
+    inputs = np.concatenate(centered)
     information = fit.variation(inputs)
     measured = _measured(fit, inputs, information)
     score = np.zeros((inputs.shape[1], _DRAWS + 1))
@@ -348,11 +364,12 @@ def _measured(fit: EnvironmentFit, inputs: Array, information: Array) -> NDArray
     """Return whether each environment says something about each input's slope, `[environments, inputs]`."""
     measured = np.zeros(information.shape, dtype=bool)
     for e, rows in enumerate(fit.parts):
+        if rows.stop - rows.start < _FEWEST_ROWS:
+            continue
         weights, part = fit.weights[rows][:, None], inputs[rows]
         centered = part - (weights * part).sum(axis=0) / weights.sum()
         largest = (weights * centered**2).max(axis=0)
-        enough = rows.stop - rows.start >= _FEWEST_ROWS
-        measured[e] = enough & (information[e] > 1e-6) & (largest <= _LARGEST_SHARE * information[e])
+        measured[e] = (information[e] > 1e-6) & (largest <= _LARGEST_SHARE * information[e])
     return measured
 
 

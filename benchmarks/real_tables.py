@@ -4,8 +4,8 @@
 
 For each table, every environment is held out in turn. A logistic (or ridge) regression and gradient-boosted
 trees with the defaults of scikit-learn are fitted to the other environments, without code of this library,
-and scored on the held-out one. A bootstrap over its rows gives the noise. The recommended method should not be
-worse on average by more than the noise. `--write` writes real_tables.md.
+and scored on the held-out one. A bootstrap over its rows gives the noise. The recommended method should not
+be worse on average by more than the noise. `--write` writes real_tables.md.
 """
 
 import argparse

@@ -134,13 +134,14 @@ def clock(monkeypatch):
 class Runner:
     """Mark planned runs as done, each after some seconds of the clock, until the deadline."""
 
-    def __init__(self, folder, clock, seconds):
+    def __init__(self, folder, clock, seconds, study=None):
         self.folder, self.clock, self.seconds, self.left = folder, clock, seconds, []
+        self.study = study or STUDY
 
     def __call__(self, left, until):
         self.left.append(left)
         with Store(self.folder) as store:
-            while (job := store.claim(among=1_000, declares=STUDY.declares)) is not None:
+            while (job := store.claim(among=1_000, declares=self.study.declares)) is not None:
                 if until is not None and self.clock.now > until:
                     store.finish(job, "out of time")
                     return
@@ -186,7 +187,7 @@ def test_with_a_deadline_every_method_is_tried_before_replicas_are_added(
     tmp_path, clock, budget, methods, replicas, n_trials, stages
 ):
     study = replace(STUDY, algorithms=("erm", "vrex", "irm"), n_trials=2, replicas=5)
-    run = Runner(tmp_path, clock, 1.0)
+    run = Runner(tmp_path, clock, 1.0, study)
     done = protocol.run_within_budget(tmp_path, study, clock.now + budget, run)
     assert (len(done.algorithms), done.replicas, done.n_trials) == (methods, replicas, n_trials)
     assert run.left == stages
@@ -195,7 +196,7 @@ def test_with_a_deadline_every_method_is_tried_before_replicas_are_added(
 def test_planned_runs_of_another_comparison_do_not_make_this_one_partial(tmp_path, clock):
     begin(tmp_path, replace(STUDY, algorithms=("irm",))).close()
     run = Runner(tmp_path, clock, 1.0)
-    assert protocol.run_within_budget(tmp_path, STUDY, None, run) == 8
+    assert protocol.run_within_budget(tmp_path, STUDY, None, run) == STUDY
     assert run.left == [8]
 
 

@@ -200,7 +200,6 @@ def compare(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
     )  # fmt: skip
-    print_findings(findings := check_data(full))
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
     columns = column_stability(source)
@@ -208,6 +207,7 @@ def compare(
     plan = protocol.plan(
         source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared, measured
     )
+    print_findings(findings := check_data(full))
     _warn(plan.undefined)
     run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
     results, study = _train(folder, plan, deadline, run)
@@ -314,6 +314,8 @@ def _methods(
 ) -> dict[str, Any]:
     """Return the ordinary and the requested methods by name, after a check of metric and settings."""
     given = tuple(algorithms) if isinstance(algorithms, list | tuple) else (algorithms,)
+    ordinary = tuple(name for name in ORDINARY if name not in map(text_of, given))
+    Study(("table",), (*ordinary, *given), **runs)
     methods = {text_of(each): each for each in (*ORDINARY, *given)}
     for name, estimator in candidates.items():
         known = predictor(estimator)

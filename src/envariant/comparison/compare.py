@@ -260,7 +260,10 @@ def _train(
 
 
 def _explained(source: TableSource, results: ComparisonResults, study: Study) -> ComparisonResults:
-    """Add the reasons for the baseline's drops, and measured remedies."""
+    """Add the reasons for the baseline's drops, and measured remedies, unless the table is too large."""
+    if protocol.is_large(source):
+        line = "causes and remedies: not measured, because the table has too many classes or inputs"
+        return replace(results, missing=(*results.missing, line))
     seeds = [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
     folds, share = study.test_environments, study.holdout_fraction
     causes = find_causes(source, results, folds, share, seeds, seed=study.seed)

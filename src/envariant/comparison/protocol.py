@@ -49,6 +49,8 @@ _PREVALENCE_DIFFERENCE, _PREVALENCE_LEVEL = 0.1, 0.01
 # regularized network.
 _WEIGHT_DECAY = 1e-3
 _PASSES, _FEWEST_STEPS = 30, 100
+# Larger tables are large in a way that makes methods, causes and remedies take minutes.
+_MOST_CLASSES, _MOST_INPUTS = 50, 1_000
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 Run = Callable[[int, float | None], None]
@@ -108,6 +110,10 @@ def plan(
     chosen = choose_metric(metric, table, source.task)
     folds = make_folds(table)
     applicable, not_applicable = applicable_algorithms(algorithms, folds, len(table.environments))
+    if (slow := _slow_methods(source)) and "erm" in applicable:
+        names = [name for name in slow if name in applicable]
+        not_applicable += (f"{', '.join(names)}: take minutes on {_size_text(source)}",) if names else ()
+        applicable = tuple(each for each in applicable if each not in slow)
     study = Study(
         # Sources are identified by their content, so that the folder can be moved.
         data=(source,),
@@ -154,6 +160,22 @@ def run_settings(table: Table, options: Mapping[str, Any]) -> dict[str, Any]:
     steps = min(table_source.STEPS, max(_FEWEST_STEPS, math.ceil(_PASSES * len(table) / rows_per_step)))
     chosen = {"steps": steps, "weight_decay": _WEIGHT_DECAY, **options}
     return {"evaluate_every": chosen["steps"] or table_source.STEPS, **chosen}
+
+
+def is_large(source: TableSource) -> bool:
+    """Return whether a table has more than 50 classes, or more than 1,000 inputs once encoded."""
+    return len(source.table.classes) > _MOST_CLASSES or len(source.encoder.names) > _MOST_INPUTS
+
+
+def _slow_methods(source: TableSource) -> tuple[str, ...]:
+    """Return ordinary methods that take minutes: with many classes they solve one problem per class."""
+    if len(source.table.classes) > _MOST_CLASSES:
+        return ("linear", "boosted-trees", "stable-columns")
+    return ("boosted-trees", "stable-columns") if is_large(source) else ()
+
+
+def _size_text(source: TableSource) -> str:
+    return f"{len(source.table.classes)} classes and {len(source.encoder.names):,} inputs"
 
 
 def parse_duration(budget: str | float) -> float:

@@ -82,7 +82,7 @@ def line(argument: str) -> dict[str, Any]:
     """Compare methods on one table and check the recommendation."""
     path, target, environment, *rest = argument.split(":")
     excluded = rest[0].split(",") if rest else []
-    frame = pd.read_csv(path, na_values=["?"])
+    frame = pd.read_csv(path, na_values=["?"]).dropna(subset=[target, environment], ignore_index=True)
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -138,6 +138,8 @@ def test_own_algorithms_and_candidates_are_compared(tmp_path):
     assert comparison.table.notna().all(axis=None)
     with pytest.raises(EnvariantError, match="candidates: mine must be a predictor or a scikit-learn est"):
         compare(table, **roles, candidates={"mine": "linear model"}, **short)
+    with pytest.raises(EnvariantError, match="candidates: 'linear' is the name of another method"):
+        compare(table, **roles, candidates={"linear": LogisticRegression()}, **short)
 
 
 def test_the_recommended_estimator_of_a_user_is_kept_and_served(tmp_path):

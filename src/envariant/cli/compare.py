@@ -36,7 +36,7 @@ def compare(
     json: Json = False,
     **options: Any,
 ) -> None:
-    """Measure how far scores drop in new environments, compare methods with ERM, and recommend one.
+    """Measure how far scores drop in new environments, compare methods, and recommend one.
 
     Every environment of a table is held out in turn. Repeat the command to resume after a stop.
 
@@ -51,7 +51,7 @@ def compare(
     task
         Kind of target; inferred by default.
     algorithms
-        Methods to compare with ERM, such as: irm "vrex + coral(1.0)" boosted-trees.
+        Methods to compare with ordinary models, such as: irm "vrex + coral(1.0)" stable-columns.
     metric
         Metric: accuracy, "balanced accuracy", AUROC, "log loss", "calibration error", RMSE or R2.
     n_trials

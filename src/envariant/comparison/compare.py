@@ -321,6 +321,8 @@ def _methods(
     Study(("table",), (*ordinary, *given), **runs)
     methods = {text_of(each): each for each in (*ORDINARY, *given)}
     for name, estimator in candidates.items():
+        if name in methods:
+            raise EnvariantError(f"compare: candidates: '{name}' is the name of another method; choose one")
         known = predictor(estimator)
         if known is None:
             raise EnvariantError(

@@ -30,6 +30,8 @@ Array = NDArray[np.float64]
 _INVERSE_PENALTIES = tuple(10.0**k for k in range(-3, 3))
 _PENALTIES = np.logspace(-2, 4, 13)
 _FOLDS = 5
+MOST_TESTED = 300
+"""Largest number of inputs whose stability is tested by `stable-columns`."""
 # With more inputs, two folds choose the strength: a fit takes a tenth of a second.
 _MOST_INPUTS_OF_FOLDS = 500
 # Strengths are compared on at most this many rows, sampled at random.
@@ -86,7 +88,10 @@ class FittedLinear(FittedPredictor):
         if self.left_out is None:
             return ""
         if not self.left_out:
-            return f"none of {len(self.weight)} inputs is unstable, so this is the linear model"
+            why = (
+                "is unstable" if len(self.weight) <= MOST_TESTED else "was tested, because there are too many"
+            )
+            return f"none of {len(self.weight)} inputs {why}, so this is the linear model"
         return f"left out as unstable: {', '.join(names[k] for k in self.left_out)}"
 
     def module(self) -> nn.Module:

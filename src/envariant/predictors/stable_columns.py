@@ -18,7 +18,7 @@ from envariant.core import specs
 from envariant.core.environments import EnvironmentSet
 from envariant.core.tasks import Regression
 from envariant.predictors.base import FittedPredictor, Predictor, pooled
-from envariant.predictors.linear import fit_linear
+from envariant.predictors.linear import MOST_TESTED, fit_linear
 
 Array = NDArray[np.float64]
 
@@ -30,7 +30,7 @@ _SMALLEST_SHARE, _FEWEST_ROWS = 0.5, 5.0
 # Unstable slopes have a standard deviation between environments of more than this share of their mean.
 _NOTABLE = 0.5
 # More rows per environment, or more inputs, are not needed to test, or take too long.
-_MOST_ROWS, _MOST_INPUTS = 5_000, 300
+_MOST_ROWS = 5_000
 _MOST_STEPS = 50
 
 
@@ -111,7 +111,7 @@ class _Problem:
         """Return the positions of the inputs to leave out."""
         left: list[int] = []
         used = np.arange(self._x.shape[1])
-        if len(used) > _MOST_INPUTS:
+        if len(used) > MOST_TESTED:
             return ()
         for _ in range(_MOST_STEPS):
             p_values = np.min([np.ones(len(used)), *self._tests(used)], axis=0)

@@ -32,10 +32,9 @@ from envariant.data.tables.source import TableSource
 from envariant.predictors import predictor
 from envariant.saved_model import SavedModel
 from envariant.saved_model.folder import check as check_model
-from envariant.studies.executors import local, ray
 from envariant.studies.permutation_importance import MOST_COLUMNS
+from envariant.studies.running import train_runs
 from envariant.studies.study import Study
-from envariant.training.progress import show_sweep
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import check_objects
 from envariant.training.run_spec import EXECUTION_ONLY, text_of
@@ -339,10 +338,6 @@ def _runner(
     folder: Path, study: Study, execution: Mapping[str, Any], executor: str, address: str | None
 ) -> protocol.Run:
     def run(runs_left: int, deadline: float | None) -> None:
-        with show_sweep(folder.name, runs_left, folder) as on_progress:
-            if executor == "ray":
-                ray.sweep(folder, study, address=address, on_progress=on_progress, **execution)
-            else:
-                local.sweep(folder, study, on_progress=on_progress, until=deadline, **execution)
+        train_runs(study, folder, executor=executor, address=address, until=deadline, **execution)
 
     return run

@@ -39,6 +39,7 @@ class Summary:
     Attributes:
         title: Type and name of the object, or its headline.
         facts: Text by label, such as {"task": "binary"}; empty texts are left out.
+        brief: Facts that are shown in a console only, where there is no table.
         lines: Sentences below the title.
         header: Names of the columns of a table, shown in notebooks only.
         rows: Cells of the table; the first is the name of the row.
@@ -48,6 +49,7 @@ class Summary:
 
     title: str
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
+    brief: Mapping[str, str] = field(default_factory=dict[str, str])
     lines: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
@@ -56,7 +58,7 @@ class Summary:
 
     def text(self) -> str:
         """Return title, sentences and facts as at most eight lines of text."""
-        facts = [f"{label}: {text}" for label, text in self.facts.items() if text]
+        facts = [f"{label}: {text}" for label, text in {**self.brief, **self.facts}.items() if text]
         inner = [*(f"- {line}" for line in self.lines), *facts]
         kept = inner if len(inner) < _MOST_LINES else [*inner[: _MOST_LINES - 2], "…"]
         return "\n".join([one_line(self.title), *(f"  {shortened(line, 2 * _WIDTH)}" for line in kept)])

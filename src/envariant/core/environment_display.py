@@ -76,10 +76,12 @@ def of_set(
     return Summary(
         f"EnvironmentSet '{label}'",
         {
-            "environments": counted({part.name: len(part.targets) for part in parts}),
-            "test environments": named(part.name for part in parts if part.role == "test") or "none",
             "inputs": _inputs(store),
             "task": kind,
+        },
+        {
+            "environments": counted({part.name: len(part.targets) for part in parts}),
+            "test environments": named(part.name for part in parts if part.role == "test") or "none",
         },
         header=(*header, *(() if has_classes else ("targets",))),
         rows=tuple(rows),

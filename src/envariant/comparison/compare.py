@@ -25,6 +25,7 @@ from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.remedies import find_remedies
 from envariant.comparison.results import ORDINARY, ComparisonResults
 from envariant.core import metrics, specs
+from envariant.core.display import Displayed, Summary
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
 from envariant.core.files import as_path
 from envariant.data.tables import table as tables
@@ -48,8 +49,8 @@ _TRAINING_SHARE = 0.75
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Displayed):
     """Result of `compare`.
 
     Attributes:
@@ -116,8 +117,39 @@ class Comparison:
             "seconds": round(self.seconds, 1),
         }
 
-    def _repr_html_(self) -> str:
-        return page.fragment(self.results, self.recommendation)
+    def to_frame(self) -> pd.DataFrame:
+        """Return mean, standard deviation and number of replicas of the out-of-domain scores.
+
+        One row per method; the columns have two levels, as in `ScoreTable.to_frame`. `table` has means only.
+        """
+        return self.results.scores().to_frame()
+
+    def to_markdown(self, **options: Any) -> str:
+        """Return the out-of-domain scores as a Markdown table, as papers print them.
+
+        Args:
+            options: Options of `ScoreTable.to_markdown`: `digits`, `percent`.
+        """
+        return self.results.scores().to_markdown(**options)
+
+    def to_latex(self, **options: Any) -> str:
+        """Return the out-of-domain scores as a LaTeX table, as papers print them.
+
+        Args:
+            options: Options of `ScoreTable.to_latex`: `digits`, `percent`, `caption`, `label`.
+        """
+        return self.results.scores().to_latex(**options)
+
+    def _display(self) -> Summary:
+        table = page.methods_table(self.results)
+        return Summary(
+            self.recommendation.headline,
+            {"page": str(self.page), "model": str(self.folder / "model")},
+            lines=self.recommendation.bullets,
+            header=table.header,
+            rows=table.rows,
+            notes=table.notes,
+        )
 
 
 def compare(

@@ -230,14 +230,17 @@ class TrainingResult(Displayed):
         """
         record = self.record
         scores = {name: self.final(name, record.metric).values for name in record.roles}
-        values = {name: dict(zip(self.finished, each, strict=True)) for name, each in scores.items()}
+        values = {
+            f"{name} ({record.roles[name]})": dict(zip(self.finished, each, strict=True))
+            for name, each in scores.items()
+        }
         return ScoreTable(
             record.metric,
             record.higher_is_better,
             {record.spec.algorithm: values},
-            tuple(record.roles),
-            f"{record.spec.algorithm} on {record.spec.data}",
-            record.test_environments,
+            tuple(values),
+            "Scores by environment",
+            tuple(f"{name} (test)" for name in record.test_environments),
         )
 
     def plot(self) -> Any:

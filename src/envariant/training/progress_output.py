@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from threading import Event, Thread
 from typing import Any, Final, final
@@ -26,7 +26,8 @@ _NOTEBOOK_EVERY_S: Final = 1.0
 Clock = Callable[[], float]
 
 
-@dataclass
+@final
+@dataclass(frozen=True)
 class _Task:
     """State of one bar."""
 
@@ -110,9 +111,9 @@ class _TickedBars(Bars):
         return number
 
     def update(self, task: int, completed: float | None = None, note: str | None = None) -> None:
-        state = self._tasks[task]
-        state.completed = state.completed if completed is None else completed
-        state.note = state.note if note is None else note
+        changes = {"completed": completed, "note": note}
+        known: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+        self._tasks[task] = replace(self._tasks[task], **known)
 
     def remove(self, task: int) -> None:
         del self._tasks[task]

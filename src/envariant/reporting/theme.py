@@ -45,7 +45,8 @@ def method_colors(names: Sequence[str]) -> dict[str, str]:
         {'erm': '#6b7480', 'irm': '#2f7fd6'}
     """
     colors: dict[str, str] = {}
-    for name in dict.fromkeys(names):
+    # Methods with a color of their own come first, so that no other name takes it.
+    for name in sorted(set(names), key=lambda name: (name not in (*_PREFERRED, BASELINE), name)):
         method = _method(name)
         if method == BASELINE and _NEUTRAL not in colors.values():
             colors[name] = _NEUTRAL

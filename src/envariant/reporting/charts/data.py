@@ -108,9 +108,7 @@ def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
     ]  # fmt: skip
     chart: Any = alt.layer(*layers, data=values(data)).properties(width=min(WIDTH, 520), height=380)
     if hidden := len(points) - len(labels):
-        chart = chart.properties(
-            title=alt.Title("", subtitle=f"{hidden} points have no label; hover to see it.")
-        )
+        chart = chart.properties(title=note(f"{hidden} points have no label; hover to see it."))
     ends = "; ".join(f"{n} {number(x)} and {number(y)}" for n, (x, y) in list(points.items())[:8])
     return styled(chart, f"Diversity and correlation shift: {ends}.")
 

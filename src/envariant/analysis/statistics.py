@@ -186,10 +186,10 @@ def signed_rank(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the two-sided p-value of the paired t test; 1 if the values of all pairs are equal.
+    """Return the two-sided p-value of the paired t test.
 
-    Unlike rank tests it can be significant with three pairs. It assumes differences near a normal
-    distribution.
+    Unlike rank tests it can be significant with three pairs. It assumes nearly normal differences. The
+    p-value is 1 if all differences are equal, because their noise is unknown then.
 
     Raises:
         EnvariantError: If `first` and `second` differ in length, or there are fewer than two pairs.
@@ -204,8 +204,9 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
     from scipy import stats
 
     mean, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
-    if not error:
-        return 0.0 if mean else 1.0
+    # Equal differences of rounded scores may differ in the last digit.
+    if error <= 1e-12 * abs(mean):
+        return 1.0
     return float(2 * stats.t.sf(abs(mean) / error, len(differences) - 1))
 
 

@@ -79,11 +79,9 @@ def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]
             if score is not None and math.isfinite(score.mean)
         ]  # fmt: skip
     kinds = [name for name in looks if any(row["name"] == name for row in data)]
-    domain = {"domain": kinds}
-    hue = alt.Color("name:N", title=None, scale=alt.Scale(**domain, range=[looks[k][0] for k in kinds]),
-                    legend=alt.Legend(columns=2))  # fmt: skip
-    shape = alt.Shape("name:N", title=None, scale=alt.Scale(**domain, range=[looks[k][1] for k in kinds]),
-                      legend=alt.Legend(columns=2))  # fmt: skip
+    colors, shapes = (alt.Scale(domain=kinds, range=[looks[k][i] for k in kinds]) for i in (0, 1))
+    hue = alt.Color("name:N", title=None, scale=colors)
+    shape = alt.Shape("name:N", title=None, scale=shapes)
     x: Any = {"title": metric, "scale": alt.Scale(zero=False)}
     pick = picked()
     two = any(row.other is not None for row in rows)

@@ -132,7 +132,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
     groups = indistinguishable(sorted_ranks, distance)
     right = max(len(names), *ranks)
     bars = [
-        {"name": sorted_names[k], "group": g, "position": right + 0.15 * (g + 1)}
+        {"name": sorted_names[k], "group": g, "order": k, "position": right + 0.15 * (g + 1)}
         for g, (first, last) in enumerate(groups)
         for k in range(first, last + 1)
     ]
@@ -155,7 +155,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
     joined = (
         alt.Chart(values(bars))
         .mark_line(strokeWidth=5, opacity=0.45, color="currentColor")
-        .encode(x=alt.X("position:Q", title="mean rank (1 is best)"), y=y, detail="group:N", order="name:N")
+        .encode(x=alt.X("position:Q", title="mean rank (1 is best)"), y=y, detail="group:N", order="order:Q")
     )
     layers = [joined, dots.add_params(pick)] if bars else [dots.add_params(pick)]
     chart = alt.layer(*layers, data=base.data).properties(width=WIDTH, height=_ROW_HEIGHT * len(names))

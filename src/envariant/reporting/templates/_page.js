@@ -7,9 +7,10 @@
 
   // Charts: as wide as the page; panels side by side where there is room.
   function fitted(spec, width) {
-    const narrow = width < 520, columns = Math.min(spec.columns || 3, Math.max(1, Math.floor(width / 270)));
-    spec.config.legend.columns = narrow ? 2 : spec.facet ? 5 : 4;
-    if (narrow) spec.config.axis.labelLimit = 100;
+    const columns = Math.min(spec.columns || 3, Math.max(1, Math.floor(width / 270)));
+    const longest = Math.max(0, ...spec.data.values.map((row) => (row.name || "").length));
+    spec.config.legend.columns = Math.max(1, Math.floor((width - 60) / (7 * Math.min(longest, 36) + 30)));
+    if (width < 520) spec.config.axis.labelLimit = 100;
     const panels = spec.facet ? [spec.spec] : spec.concat;
     if (panels) {
       const panel = Math.floor((width - 60) / columns) - (spec.concat ? 50 : 22);

@@ -69,7 +69,7 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
 
     Args:
         store: Store of the study, which may contain runs of larger studies.
-        study: Study of the results: other methods, trials and replicas in the store are ignored.
+        study: Study whose results are collected; other methods, trials and replicas are ignored.
         tasks: Task by test environment.
         metric: Metric of the scores.
 
@@ -159,7 +159,7 @@ def _models(
 def _second_results(
     chosen: Chosen, stored: StoredPredictions, tasks: Mapping[str, Task], metric: Metric, baseline: str
 ) -> ComparisonResults | None:
-    """Return scores of the stored predictions in a proper score, or in AUROC if the metric is proper."""
+    """Return scores in a second metric: a proper score, or AUROC if the metric itself is proper."""
     if metric.for_regression:
         return None
     second = metrics.METRICS["AUROC" if metric.name == "log loss" else "log loss"]

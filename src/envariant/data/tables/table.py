@@ -54,8 +54,8 @@ class Table:
         sample_weight: Column of sampling weights for training; None for equal weights.
         target_type: Original type of the target and values of its classes, for predictions.
         missing_values: Texts that the user declared as missing values; None: the usual ones, such as NA.
-        texts: Columns of free text, which are no inputs; only predictors that choose columns by name get
-            them.
+        texts: Columns of free text, which are not inputs; only predictors that select columns by name
+            receive them.
     """
 
     columns: tuple[Column, ...]
@@ -240,7 +240,7 @@ def read(
         None if missing_values is None else frozenset(map(str, several(missing_values, "missing_values")))
     )
     source = open_table(data, encoding, declared)
-    # Names of columns may be numbers or tuples; they are known by their text.
+    # Column names may be numbers or tuples; they are identified by their text.
     role_names = {"target": str(target), "environment": str(environment)}
     role_names |= {} if sample_weight is None else {"sample_weight": str(sample_weight)}
     excluded = tuple(dict.fromkeys(map(str, several(exclude, "exclude"))))

@@ -100,7 +100,7 @@ class ColumnEncoding:
         indicator: Whether there is an indicator input for missing values.
         categories: Categories with a separate input each.
         other: Whether there is one common input for rare categories.
-        notation: Notation of the numbers in text; None: that of programs.
+        notation: Notation of the numbers in text; None for the notation of programming languages.
     """
 
     name: str
@@ -273,7 +273,7 @@ class NumericKind(ColumnKind):
         return Parsed(self.checked(name, values, first_row))
 
     def _known(self, chunk: ColumnChunk, notation: Notation | None) -> NDArray[np.float64]:
-        """Parse texts in the notation of the training table, or in another one that is beyond doubt."""
+        """Parse texts in the notation of the training table, or in another notation if it is unambiguous."""
         parsed = self.parse(chunk.texts) if notation is None else notation.parse(chunk.texts)
         if not np.isfinite(parsed).all() and (other := self.notation(chunk, None)) is not None:
             is_clear = other.agrees_with(notation) and other.is_certain(chunk.texts)

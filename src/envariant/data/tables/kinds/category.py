@@ -29,7 +29,7 @@ _NAME_SHARE = 0.5
 @final
 @dataclass(frozen=True)
 class Category(ColumnKind):
-    """Categories: distinct texts in sorted order, encoded as one-hot inputs."""
+    """Categorical values: distinct texts in sorted order, encoded as one-hot inputs."""
 
     name: ClassVar[str] = "category"
     categorical: ClassVar[bool] = True

@@ -124,10 +124,10 @@ def infer_notation(
 
 
 def thousands_sign(digits: Sequence[str]) -> str:
-    """Return the sign, a point or a comma, that separates thousands in a column, or "" if this is unclear.
+    """Return the thousands separator of a column: a point, a comma, or "" if it cannot be determined.
 
-    The sign separates thousands if at least 30 numbers contain it, always before three digits, and all other
-    numbers are integers with one to three digits.
+    A character is the thousands separator if at least 30 numbers contain it, always before three digits,
+    and all other numbers are integers with one to three digits.
     """
     for sign in ".,":
         grouped = re.compile(rf"[-+]?[1-9]\d{{0,2}}(?:{re.escape(sign)}\d{{3}})+")

@@ -273,7 +273,7 @@ def missingness_differences(
 def local_categories(
     columns: Mapping[str, ArrayLike], environments: ArrayLike, *, categorical: Collection[str] = ()
 ) -> tuple[LocalCategories, ...]:
-    """Find categories that occur in one environment only; models trained elsewhere cannot know them.
+    """Find categories that occur in one environment only; models trained elsewhere have never seen them.
 
     A category is reported if chance would place all of its rows in one environment with a probability below
     0.0001. Columns of which no category occurs in two environments are not reported.
@@ -318,7 +318,7 @@ def local_categories(
 def identifiers(
     columns: Mapping[str, ArrayLike], *, categorical: Collection[str] = ()
 ) -> tuple[Identifier, ...]:
-    """Find columns with a distinct value in nearly every row: texts, row numbers, and numeric identifiers.
+    """Find columns with a distinct value in nearly every row: strings, row numbers, and numeric identifiers.
 
     Whole numbers are reported if they number the rows, or if at least 95 % are distinct and the name ends in
     a word such as id, or they all have the same length of at least 6 digits.

@@ -180,7 +180,7 @@ def gain_from_labels(
     for size in sizes:
         if n - size < _FEWEST_ROWS:
             continue
-        # The rank of a random number says whether a row is labeled.
+        # The rank of a random number determines whether a row is labeled.
         order = generator.random((n_resamples, n)).argsort(axis=1).argsort(axis=1)
         labeled = (order < size).astype(np.float64)
         rest = (1 - labeled) / (n - size)

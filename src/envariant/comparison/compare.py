@@ -172,8 +172,8 @@ def compare(
             stop only between two stages. Default: no limit.
         seed: Base random seed.
         encoding: Encoding of a text file.
-        missing_values: Texts that represent a missing value in every column. Default: words such as NA where
-            they are rare or stand among numbers, except in the target and environment column.
+        missing_values: Strings that represent a missing value in every column. Default: words such as NA if
+            they are rare or occur among numbers, except in the target and environment column.
         executor: "local", or "ray" for a Ray cluster.
         address: Address of the Ray cluster.
         out: Folder for the study, the page and the model; an existing study is resumed. Default: a temporary

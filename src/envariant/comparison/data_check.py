@@ -26,7 +26,7 @@ Kind = Literal[
 ]  # fmt: skip
 
 NEAR = 0.97
-"""Smallest score of a near leak, if the next column is far behind."""
+"""Smallest score at which a column is reported as a near leak, if all other columns score far lower."""
 
 # A near leak has at most this share of the error of the best other column.
 _AHEAD = 1 / 3

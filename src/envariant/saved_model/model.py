@@ -63,7 +63,7 @@ class SavedModel:
         reference: Distribution of each column in the training environments.
         about: Provenance by name: data, options, versions, command and date of the run.
         target_type: Type of the target column and the values of its classes, which are predicted.
-        missing_values: Texts declared as missing values in the training table; None: decided for each column.
+        missing_values: Strings declared as missing values in the training table; None: decided by column.
         other_columns: Columns that the predictor needs, but which are not encoded, such as free text.
 
     Example:

@@ -144,7 +144,7 @@ def gain_from_labels(
 ) -> tuple[LabelGain, ...]:
     """Estimate the gain from k labels of an environment by resampling its labeled rows.
 
-    The scores are refitted to k random rows, as in `recalibrate`, and evaluated on the remaining rows. Sizes
+    The scores are recalibrated on k random rows by `recalibrate`, and evaluated on the remaining rows. Sizes
     that leave fewer than 10 rows for evaluation are omitted.
 
     Args:

@@ -84,7 +84,7 @@ class Cause:
 
     @property
     def loss_name(self) -> str:
-        """Name of the loss that is split."""
+        """Name of the loss whose difference is split into parts."""
         return "squared error" if self.regression else "log loss"
 
     @property

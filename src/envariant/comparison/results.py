@@ -123,7 +123,8 @@ class ComparisonResults:
         selected_trials: Trial selected most often over environments and replicas, by method.
         missing: Reasons for absent results.
         n_replicas: Number of replicas.
-        baseline_method: Ordinary method with the best in-domain score, to which all others are compared.
+        baseline_method: Ordinary method to which all others are compared: the simplest one within one
+            standard error of the best in-domain score.
         second: Results for a second metric, a proper score, with the same baseline; None if there is none.
         not_applicable: Reasons why requested methods cannot be run.
         not_tried: Requested methods that the time budget did not allow.

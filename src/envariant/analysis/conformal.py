@@ -137,7 +137,7 @@ def weighted_thresholds(scores: ArrayLike, weights: ArrayLike, new_weights: Arra
 
 
 def pooled_cdf_threshold(scores: ArrayLike, environments: ArrayLike, alpha: float) -> ConformalThreshold:
-    """Return the smallest t for which, averaged over environments, a share 1 − α of scores is at most t.
+    """Return the smallest t such that the share of scores ≤ t, averaged over environments, is ≥ 1 − α.
 
     This is CDF pooling of Dunn, Wasserman & Ramdas 2022 (arXiv 1809.07441), with equal weight for every
     environment.

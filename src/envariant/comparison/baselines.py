@@ -46,7 +46,7 @@ def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> M
 
 
 def baseline_name(metric: Metric) -> str:
-    """Return the name of the constant baseline whose scores `baseline_scores` returns for a metric."""
+    """Return the name of the constant prediction for a metric, such as "majority-class baseline"."""
     if metric.for_regression:
         return "mean-target baseline"
     if metric.name in ("accuracy", "balanced accuracy"):

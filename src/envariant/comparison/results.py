@@ -225,8 +225,9 @@ class ComparisonResults:
     def recommended(self) -> str:
         """Recommended method: the first of `significantly_better`, or the baseline if there is none.
 
-        Methods whose worst and mean scores are less than a relevant difference below the first count as
-        equally good; the earliest of them in the study, which lists ordinary methods first, is recommended.
+        Methods in this list whose worst score is within the relevant difference of the first, and whose mean
+        score is within half of it, count as equally good. Of these, the earliest in the study is recommended;
+        the study lists ordinary methods first.
         """
         if not (better := self.significantly_better):
             return self.baseline_method

@@ -83,7 +83,7 @@ class FittedPredictor(ABC):
     def restore(
         cls, description: Description, tensors: Tensors, task: Task, width: int, trusted: Sequence[str] = ()
     ) -> Self:
-        """Build the predictor from the output of `store`; implementations must check untrusted content.
+        """Build the predictor from the output of `store`, which may come from an untrusted file.
 
         Args:
             description: Description that `store` returned.

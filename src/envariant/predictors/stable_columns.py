@@ -29,7 +29,7 @@ _PRECISION = 1.0
 _SMALLEST_SHARE, _FEWEST_ROWS = 0.5, 5.0
 # Unstable slopes have a standard deviation between environments of more than this share of their mean.
 _NOTABLE = 0.5
-# More rows per environment, or more inputs, are not needed to test, or take too long.
+# Largest number of rows of each environment, and of rounds of tests, to limit the time.
 _MOST_ROWS = 5_000
 _MOST_STEPS = 50
 

@@ -104,7 +104,7 @@ class SavedModel:
             source: Table of the run; test environments are those of the run.
             result: Result of the run.
             replica: Index of the replica to save.
-            about: Additional provenance to store: descriptions by name, such as the date of the run.
+            about: Additional provenance to store, as text by name.
 
         Raises:
             EnvariantError: If the replica does not exist or has not finished, the network's model was not

@@ -106,7 +106,7 @@ def distances(
 
 
 def subsample_rows(codes: Codes, count: int, generator: np.random.Generator) -> Codes:
-    """Return the indices of about `_MOST_ROWS` random rows at most, equally many from each environment."""
+    """Return the indices of at most about `_MOST_ROWS` random rows, the same number per environment."""
     order = generator.permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes, minlength=count)

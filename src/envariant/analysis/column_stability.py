@@ -118,9 +118,9 @@ def measure_stability(
 
     One model of all columns has an intercept for each environment and common slopes, squares, hinges and
     products (as many as rows allow, at most 60 columns; the columns with the strongest association first).
-    The score test of a column's own slopes, Σ_e U_e² / V_e (Cochran's Q for one-step estimates), is compared
-    with simulations of the model: labels drawn from its probabilities, or residuals with random signs (Liu
-    1988). If a column is unstable, it gets one slope per environment in the model, and the other columns are
+    The score statistic for separate slopes of a column, Σ_e U_e² / V_e (Cochran's Q for one-step estimates),
+    is compared with simulations of the model: labels drawn from its probabilities, or residuals with random
+    signs (Liu 1988). If a column is unstable, it gets one slope per environment in the model, and the other columns are
     tested again, so that they do not appear unstable because of it. Neither covariate shift nor a change of
     prevalence makes a column unstable. Interactions of columns that differ between environments are not
     tested.
@@ -201,7 +201,7 @@ class _Test(NamedTuple):
 def _rows_by_environment(
     codes: NDArray[np.int64], count: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return rows sorted by environment, at most `_MOST_ROWS`, from all environments alike."""
+    """Return at most `_MOST_ROWS` rows, sampled evenly from all environments and sorted by environment."""
     sizes = np.bincount(codes, minlength=count)
     most = int(sizes.max(initial=0))
     while most > 1 and np.minimum(sizes, most).sum() > _MOST_ROWS:
@@ -259,7 +259,7 @@ def _test(
     link: Link,
     generator: np.random.Generator,
 ) -> _Test:
-    """Test each column; columns found unstable get own slopes in the model of the others."""
+    """Test each column; a column found unstable gets one slope per environment in later tests."""
     binary = link == "logit"
     columns = np.repeat(np.arange(len(groups)), [g.stop - g.start for g in groups])
     null = fit_environments(
@@ -320,7 +320,7 @@ def _scores(
     generator: np.random.Generator,
     binary: bool,
 ) -> _Scores:
-    """Return the score test of each column's own slopes against simulations of the fitted model."""
+    """Return the score test of one slope per environment for each column, by simulations of the model."""
     n, count = len(y), int(columns.max(initial=-1)) + 1
     spread = np.sqrt(1 - fit.leverage())[:, None]
     if binary:

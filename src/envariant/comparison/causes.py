@@ -326,7 +326,7 @@ def find_causes(
 
 
 def label_of(table: Table, environment: str) -> str:
-    """Return the name of an environment for a sentence; numbers are preceded by the column name."""
+    """Return an environment's name for use in a sentence; a numeric name follows the column name."""
     is_number = environment.replace(".", "", 1).lstrip("-").isdigit()
     return f"{table.environment.name} {environment}" if is_number else environment
 

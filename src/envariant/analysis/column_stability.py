@@ -120,10 +120,10 @@ def measure_stability(
     products (as many as rows allow, at most 60 columns; the columns with the strongest association first).
     The score statistic for separate slopes of a column, Σ_e U_e² / V_e (Cochran's Q for one-step estimates),
     is compared with simulations of the model: labels drawn from its probabilities, or residuals with random
-    signs (Liu 1988). If a column is unstable, it gets one slope per environment in the model, and the other columns are
-    tested again, so that they do not appear unstable because of it. Neither covariate shift nor a change of
-    prevalence makes a column unstable. Interactions of columns that differ between environments are not
-    tested.
+    signs (Liu 1988). If a column is unstable, it gets one slope per environment in the model, and the other
+    columns are tested again, so that they do not appear unstable because of it. Neither covariate shift nor a
+    change of prevalence makes a column unstable. Interactions of columns that differ between environments are
+    not tested.
 
     The reported slopes of a column are estimated separately in each environment, with the slopes of all
     other columns fixed at their estimates in the model. Slopes are fitted by Firth's penalized likelihood

@@ -62,7 +62,7 @@ class Cause:
             sampling of training rows. None with fewer than 10 predictions.
         decomposition: Difference in loss from the validation rows of the training environments, split into
             harder inputs, new inputs and a changed relation (DISDE); None if unknown.
-        shift: Kinds of shift relative to the other environments; None if unknown.
+        shift: Kinds of shift against the other environments; None if unknown.
     """
 
     environment: str

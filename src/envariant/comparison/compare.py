@@ -150,7 +150,7 @@ def compare(
     Every environment is held out in turn (several together if there are more than 12). Replicas of every
     method are trained on the other environments. Hyperparameters are chosen by invariance selection on
     validation rows of the training environments, never on test environments. The baseline is the best
-    ordinary model by in-domain scores (the simplest one within one standard error of the best).
+    ordinary model by in-domain scores.
 
     Args:
         data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow.

@@ -159,7 +159,7 @@ def _models(
 def _second_results(
     chosen: Chosen, stored: StoredPredictions, tasks: Mapping[str, Task], metric: Metric, baseline: str
 ) -> ComparisonResults | None:
-    """Return scores in a second metric: a proper score, or AUROC if the metric itself is proper."""
+    """Return scores of the stored predictions in a proper score, or in AUROC if the metric is proper."""
     if metric.for_regression:
         return None
     second = metrics.METRICS["AUROC" if metric.name == "log loss" else "log loss"]

@@ -49,7 +49,7 @@ _PREVALENCE_DIFFERENCE, _PREVALENCE_LEVEL = 0.1, 0.01
 # regularized network.
 _WEIGHT_DECAY = 1e-3
 _PASSES, _FEWEST_STEPS = 30, 100
-# With more classes or encoded inputs, some methods, causes and remedies would take minutes.
+# Larger tables are large in a way that makes methods, causes and remedies take minutes.
 _MOST_CLASSES, _MOST_INPUTS = 50, 1_000
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 

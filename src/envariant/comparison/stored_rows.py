@@ -83,7 +83,7 @@ class StoredRows:
         return tuple(next(fold for fold in self.folds if environment in fold))
 
     def inputs(self, fold: Sequence[str]) -> Array:
-        """Return the inputs of all table rows, encoded as in training with the fold held out."""
+        """Return the inputs of all rows of the table, encoded without the fold's environments."""
         sample = self.source.with_test_environments(tuple(fold)).sample(0)
         arrays = {each.name: each.inputs.numpy() for each in sample.environments}
         inputs = np.empty((len(self.source.table), *next(iter(arrays.values())).shape[1:]))

@@ -101,7 +101,7 @@ def score_of_rows(
     task: Task, metric: Metric, predictions: Predictions, rows: NDArray[np.int64] | None = None
 ) -> float:
     """Return the score of stored predictions on some of their rows. Default: all rows."""
-    # Indexing copies the stored arrays, which are read-only.
+    # Stored arrays are read-only, and an index makes copies.
     rows = np.arange(len(predictions.targets)) if rows is None else rows
     targets = predictions.targets[rows]
     if predictions.logits.ndim == 2:

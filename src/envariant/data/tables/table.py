@@ -54,8 +54,8 @@ class Table:
         sample_weight: Column of sampling weights for training; None for equal weights.
         target_type: Original type of the target and values of its classes, for predictions.
         missing_values: Strings that the user declared as missing values; None: the usual ones, such as NA.
-        texts: Columns of free text, which are not inputs; only predictors that select columns by name
-            receive them.
+        texts: Columns of free text, not used as inputs; only predictors that select columns by name get
+            them.
     """
 
     columns: tuple[Column, ...]
@@ -224,8 +224,8 @@ def read(
             Default: equal weights.
         min_rows: Minimum number of rows of an environment; smaller environments are pooled or omitted.
         encoding: Encoding of a text file.
-        missing_values: Strings that represent a missing value in every column; empty cells always do.
-            Default: words such as NA in columns of numbers, and in other input columns if they are rare.
+        missing_values: Words that represent a missing value in every column; empty cells always do. Default:
+            words such as NA in columns of numbers, and in other input columns if they are rare.
 
     Raises:
         EnvariantError: If the file cannot be read, a column is missing, or values are invalid.

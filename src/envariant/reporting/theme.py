@@ -16,7 +16,7 @@ MUTED = "#7b8794"
 LINE = "#e4e7eb"
 TEST = "#c2410c"
 """Color of test environments, and of out-of-domain scores of a single method."""
-TRAIN = "#0f8f85"
+TRAINING = "#0f8f85"
 """Color of training and validation environments."""
 DASH = [5, 3]
 BASELINE = "erm"
@@ -68,13 +68,13 @@ def _method(name: str) -> str:
     return found.group().lower() if found else ""
 
 
-OLD_TRAIN = ("#0f766e", "#4f46e5", "#a16207", "#7c3aed", "#15803d", "#475569")
+TRAIN = ("#0f766e", "#4f46e5", "#a16207", "#7c3aed", "#15803d", "#475569")
 DASHED = (0, (5, 3))
 
 
 def colors() -> Iterator[str]:
     """Yield the colors of data series in an endless cycle, the accent color first."""
-    return cycle((TEST, *OLD_TRAIN))
+    return cycle((TEST, *TRAIN))
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:

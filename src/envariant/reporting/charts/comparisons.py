@@ -20,7 +20,7 @@ from envariant.reporting.charts.base import (
     styled,
     values,
 )
-from envariant.reporting.theme import MUTED, TEST, TRAIN, method_colors
+from envariant.reporting.theme import MUTED, TEST, TRAINING, method_colors
 
 _ROW_HEIGHT = 44
 _PARTS = ("level", "slope", "ranking")
@@ -60,7 +60,7 @@ def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]
     """
     inside, outside, other, constant = names
     looks = {
-        inside: (TRAIN, "circle"), outside: (TEST, "circle"),
+        inside: (TRAINING, "circle"), outside: (TEST, "circle"),
         other: (method_colors([other])[other], "diamond"), constant: (MUTED, "stroke"),
     }  # fmt: skip
     data: list[Row] = []
@@ -244,7 +244,7 @@ def column_slopes(rows: Sequence[ColumnRow], unit: str) -> Chart:
             for name, slope in row.slopes.items()
         ] or [{"column": row.column, "name": kind}]
     pick = picked()
-    scale = alt.Scale(domain=["stable", "unstable"], range=[TRAIN, TEST])
+    scale = alt.Scale(domain=["stable", "unstable"], range=[TRAINING, TEST])
     shapes = alt.Scale(domain=["stable", "unstable"], range=["circle", "diamond"])
     x: Any = {"title": unit, "scale": alt.Scale(zero=True)}
     base = alt.Chart().encode(y=_rows("column"))

@@ -22,7 +22,7 @@ from envariant.reporting.charts.base import (
     styled,
     values,
 )
-from envariant.reporting.theme import TEST, TRAIN, baseline_first
+from envariant.reporting.theme import TEST, TRAINING, baseline_first
 
 _ROW_HEIGHT = 30
 # A range of this factor between smallest and largest value is drawn on a logarithmic axis.
@@ -232,7 +232,9 @@ def hyperparameters(values_of: pd.DataFrame, scores: pd.DataFrame, metric: str) 
                 score = scores.loc[index, kind]
                 data.append({"name": kind, "panel": k, "setting": str(column), "x": value, "score": score})
     pick = picked()
-    hue = alt.Color("name:N", title=None, scale=alt.Scale(domain=["validation", "test"], range=[TRAIN, TEST]))
+    hue = alt.Color(
+        "name:N", title=None, scale=alt.Scale(domain=["validation", "test"], range=[TRAINING, TEST])
+    )
     panels: list[alt.Chart] = []
     for k, column in enumerate(values_of):
         known = values_of[column].dropna()

@@ -13,8 +13,10 @@ from importlib.resources import files
 from typing import Any, Literal, final
 from urllib.parse import quote
 
+from matplotlib.figure import Figure
+
 from envariant.core.printable import printable
-from envariant.reporting import html
+from envariant.reporting import figures, html
 from envariant.reporting.charts import base as charts
 from envariant.reporting.tables import NONE, TextTable
 from envariant.reporting.theme import baseline_first, method_colors
@@ -26,7 +28,7 @@ _FOLDERS = re.compile(r"(?<![^\s'\"=(,])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\",()/\\]+[
 
 Kind = Literal[
     "chart", "image", "table", "text", "note", "warning", "definitions", "command", "heading", "claim",
-    "quote",
+    "quote", "list", "svg",
 ]  # fmt: skip
 
 
@@ -49,6 +51,11 @@ class Block:
     def chart(cls, chart: charts.Chart, caption: str) -> "Block":
         """Return a block with an interactive chart, its data as a table, and a download of these data."""
         return cls("chart", chart, caption)
+
+    @classmethod
+    def figure(cls, figure: Figure, caption: str) -> "Block":
+        """Return a block with a matplotlib figure, which is not interactive."""
+        return cls("svg", figures.svg(figure), caption)
 
     @classmethod
     def image(cls, png: bytes, caption: str) -> "Block":

@@ -108,7 +108,7 @@ def render(store: Store) -> str:
             comparison.verdict.removesuffix("."),
             numbers=_numbers(comparison, metric, main),
             bullets=_bullets(pooled, rules, main, failures, metric),
-            figure=_overview(selected[main.name], metric, main),
+            figure=_overview(comparison, selected[main.name], metric, main),
             sections=[section for section in sections if section.blocks],
             methods=list(study["algorithms"]),
         )
@@ -152,13 +152,18 @@ def _bullets(
     return [*bullets, *([f"{len(failures)} failed runs, listed below"] if failures else [])]
 
 
-def _overview(selected: Sequence[SelectionResult], metric: str, rule: Selection) -> Block | None:
-    names = baseline_first([each.algorithm for each in selected])
+def _overview(
+    comparison: Comparison, selected: Sequence[SelectionResult], metric: str, rule: Selection
+) -> Block | None:
+    scores = {row.algorithm: row.test for row in comparison.rows}
     rows = [
         charts.RankingRow(
-            name, [run.test for run in runs_of([e for e in selected if e.algorithm == name])], {}
+            name,
+            [run.test for run in runs_of([e for e in selected if e.algorithm == name])],
+            {},
+            scores[name],
         )
-        for name in names
+        for name in baseline_first(list(scores))
     ]
     rows = [row for row in rows if row.values]
     if not rows:
@@ -166,7 +171,8 @@ def _overview(selected: Sequence[SelectionResult], metric: str, rule: Selection)
     chart = charts.ranking(rows, f"{metric} in the test environments", {}, METRICS[metric].bounds)
     return Block.chart(
         chart,
-        f"Runs selected by {rule.name}, one per set of test environments and replica; mean, 95 % CI.",
+        f"Ticks: runs selected by {rule.name}, one per set of test environments and replica. Bars: mean over "
+        "test environments, 95 % CI over replicas.",
     )
 
 

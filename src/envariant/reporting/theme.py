@@ -29,7 +29,7 @@ _PALETTE = (
 # Methods that are often compared have different colors; other methods get one by their name.
 _PREFERRED = {
     "irm": 0, "vrex": 1, "groupdro": 2, "coral": 3, "and-mask": 4, "linear": 5, "boosted-trees": 6,
-    "stable-columns": 7, "mm-rex": 8,
+    "stable-columns": 7, "mm-rex": 8, "v-rex": 1, "gradient": 6,
 }  # fmt: skip
 _METHOD = re.compile(r"[\w+-]+")
 
@@ -46,7 +46,7 @@ def method_colors(names: Sequence[str]) -> dict[str, str]:
     """
     colors: dict[str, str] = {}
     # Methods with a color of their own come first, so that no other name takes it.
-    for name in sorted(set(names), key=lambda name: (name not in (*_PREFERRED, BASELINE), name)):
+    for name in sorted(set(names), key=lambda name: (_method(name) not in _PREFERRED, len(name), name)):
         method = _method(name)
         if method == BASELINE and _NEUTRAL not in colors.values():
             colors[name] = _NEUTRAL

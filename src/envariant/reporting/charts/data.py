@@ -97,8 +97,8 @@ def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
         marks.encode(y=alt.Y("notable:Q", title=_Y, scale=domain)),
         base.mark_rule(color=TRAINING, opacity=0.5).encode(x=alt.X("diversity_low:Q", title=_X, scale=domain),
                                                         x2="diversity_high:Q", y=y),
-        base.mark_rule(color=TRAINING, opacity=0.5).encode(y=alt.Y("correlation_low:Q", title=_Y, scale=domain),
-                                                        y2="correlation_high:Q", x=x),
+        base.mark_rule(color=TRAINING, opacity=0.5).encode(
+            y=alt.Y("correlation_low:Q", title=_Y, scale=domain), y2="correlation_high:Q", x=x),
         base.mark_rule(opacity=0.35).encode(x=x, y=y, x2="label_x:Q", y2="label_y:Q"),
         base.mark_point(filled=True, size=80, color=TRAINING, opacity=1).encode(x=x, y=y, tooltip=tooltip),
         base.mark_text(align="left", dx=3, baseline="middle").encode(

@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from envariant.analysis.statistics import interval
+from envariant.analysis.statistics import Interval, interval
 from envariant.reporting.charts.base import (
     PANEL_HEIGHT,
     PANEL_WIDTH,
@@ -38,11 +38,13 @@ class RankingRow:
         name: Label of the row.
         values: Score of each replica; empty if there are only published scores.
         published: Mapping from publication to its score for the method.
+        interval: Mean and interval. Default: Student's t interval over the values.
     """
 
     name: str
     values: Sequence[float]
     published: Mapping[str, float]
+    interval: Interval | None = None
 
 
 def ranking(
@@ -61,7 +63,7 @@ def ranking(
     """
     data: list[Row] = []
     for row in rows:
-        score = interval(row.values).clipped(*bounds)
+        score = (row.interval or interval(row.values)).clipped(*bounds)
         several = score.count > 1
         data += [{"name": row.name, "kind": "replica", "score": value} for value in row.values]
         if row.values:

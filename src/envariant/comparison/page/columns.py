@@ -109,8 +109,8 @@ class Columns(PageSection):
         note = (
             f"Loss of {self.results.metric.name}. Shuffled: values permuted among validation rows of "
             f"training environments (in-domain) or among rows of the test environment (out-of-domain). "
-            f"Replaced: values of the test environment replaced by values from training environments; negative "
-            f"if the environment's own values mislead the model."
+            f"Replaced: values of the test environment replaced by values from training environments; "
+            f"negative if the environment's own values mislead the model."
         )
         return TextTable(header, tuple(lines), (note,))
 

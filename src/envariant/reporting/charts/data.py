@@ -92,20 +92,23 @@ def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
                "kind:N"]  # fmt: skip
     base = alt.Chart()
     marks = alt.Chart(values([{"notable": NOTABLE}])).mark_rule(strokeDash=DASH, opacity=0.5)
+    ranges = base.transform_filter("isValid(datum.diversity_low)").mark_rule(color=TRAINING, opacity=0.5)
+    labeled = base.transform_filter("isValid(datum.label_x)")
+    low_x = alt.X("diversity_low:Q", title=_X, scale=domain)
+    low_y = alt.Y("correlation_low:Q", title=_Y, scale=domain)
+    label_x = alt.X("label_x:Q", title=_X, scale=domain)
+    label_y = alt.Y("label_y:Q", title=_Y, scale=domain)
     layers: list[Any] = [
         marks.encode(x=alt.X("notable:Q", title=_X, scale=domain)),
         marks.encode(y=alt.Y("notable:Q", title=_Y, scale=domain)),
-        base.mark_rule(color=TRAINING, opacity=0.5).encode(x=alt.X("diversity_low:Q", title=_X, scale=domain),
-                                                        x2="diversity_high:Q", y=y),
-        base.mark_rule(color=TRAINING, opacity=0.5).encode(
-            y=alt.Y("correlation_low:Q", title=_Y, scale=domain), y2="correlation_high:Q", x=x),
-        base.mark_rule(opacity=0.35).encode(x=x, y=y, x2="label_x:Q", y2="label_y:Q"),
+        ranges.encode(x=low_x, x2="diversity_high:Q", y=y),
+        ranges.encode(y=low_y, y2="correlation_high:Q", x=x),
+        labeled.mark_rule(opacity=0.35).encode(x=x, y=y, x2="label_x:Q", y2="label_y:Q"),
         base.mark_point(filled=True, size=80, color=TRAINING, opacity=1).encode(x=x, y=y, tooltip=tooltip),
-        base.mark_text(align="left", dx=3, baseline="middle").encode(
-            x=alt.X("label_x:Q", title=_X, scale=domain), y=alt.Y("label_y:Q", title=_Y, scale=domain),
-            text="name:N", tooltip=tooltip,
+        labeled.mark_text(align="left", dx=3, baseline="middle").encode(
+            x=label_x, y=label_y, text="name:N", tooltip=tooltip
         ),
-    ]  # fmt: skip
+    ]
     chart: Any = alt.layer(*layers, data=values(data)).properties(width=min(WIDTH, 520), height=380)
     if hidden := len(points) - len(labels):
         chart = chart.properties(title=note(f"{hidden} points have no label; hover to see it."))

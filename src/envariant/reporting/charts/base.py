@@ -1,6 +1,7 @@
 """Style, data and files of charts."""
 
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ Chart = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart | alt.HCon
 WIDTH, HEIGHT = 640, 260
 PANEL_WIDTH, PANEL_HEIGHT = 210, 190
 FADED = 0.12
+_CLIP = re.compile(r"(?<=[\"#]clip)\d+")
 # Text and lines take the color of the surrounding text, so charts follow the page's dark mode.
 _CONFIG: dict[str, Any] = {
     "background": "transparent",
@@ -117,8 +119,11 @@ def data_of(chart: Chart) -> list[Row]:
 
 
 def svg(chart: Chart) -> str:
-    """Return a chart as SVG text, in the colors of a light background."""
-    return vl_convert.vegalite_to_svg(_fixed_ink(chart))
+    """Return a chart as SVG text, in the colors of a light background; equal charts give equal text."""
+    text = vl_convert.vegalite_to_svg(_fixed_ink(chart))
+    # Vega numbers clipping paths over all charts of the process.
+    numbers = {old: str(new) for new, old in enumerate(dict.fromkeys(_CLIP.findall(text)))}
+    return _CLIP.sub(lambda match: numbers[match[0]], text)
 
 
 def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
@@ -133,10 +138,10 @@ def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
         EnvariantError: If the file cannot be written, or is not a picture of this library.
     """
     check_overwrite(path, r"\A<!-- envariant -->|Software\x00envariant")
-    document = _fixed_ink(chart)
     if path.suffix == ".svg":
-        write_bytes(f"<!-- envariant -->\n{vl_convert.vegalite_to_svg(document)}".encode(), path)
+        write_bytes(f"<!-- envariant -->\n{svg(chart)}".encode(), path)
         return
+    document = _fixed_ink(chart)
     if absent := without_font(str(document)):
         warnings.warn(
             f"picture: no installed font has the characters '{absent}'; save it as SVG, or install a font",

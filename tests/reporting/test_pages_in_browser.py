@@ -42,9 +42,7 @@ def show(files, browser):
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else problems.append(r.url))
         page.goto(files[kind].as_uri())
         page.evaluate("document.querySelectorAll('details.section').forEach((each) => (each.open = true))")
-        page.wait_for_function(
-            "[...document.querySelectorAll('.plot')].every((each) => each.querySelector('svg'))"
-        )
+        sync_api.expect(page.locator(".plot:not(:has(svg))")).to_have_count(0)
         return page
 
     yield opened

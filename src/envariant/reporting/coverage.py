@@ -12,6 +12,7 @@ from envariant.core.errors import listed
 from envariant.data.images.base import ImageSource
 from envariant.data.tables.source import TableSource
 from envariant.reporting import charts
+from envariant.reporting.labels import without_folders
 from envariant.reporting.tables import NONE, TextTable
 
 # Largest number of classes with a column of their own.
@@ -84,7 +85,8 @@ class Coverage:
 
     def chart(self) -> charts.Chart:
         """Draw the number of rows of each class in every environment."""
-        return charts.counts(self.environments, self.classes, self.counts, self.name)
+        name = without_folders(self.name)
+        return charts.counts(self.environments, self.classes, self.counts, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts and log as a JSON-compatible dictionary."""

@@ -8,7 +8,8 @@ from envariant.core.files import write_text
 from envariant.data import ColoredSource
 from envariant.reporting import figures, html, tables
 from envariant.reporting.coverage import Coverage
-from envariant.reporting.page import BigNumber, Block, Page, Section, without_folders
+from envariant.reporting.labels import without_folders
+from envariant.reporting.page import BigNumber, Block, Page, Section
 from envariant.reporting.page import render as render_page
 
 _MOST_BULLETS = 4

@@ -5,7 +5,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,8 +22,7 @@ from envariant.reporting.theme import baseline_first, method_colors
 
 # Largest number of rows in the table below a figure; the CSV file has all of them.
 _MOST_ROWS = 200
-# An absolute path up to its last component.
-_FOLDERS = re.compile(r"(?<![^\s'\"=(,])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\",()/\\]+[/\\])+")
+
 
 Kind = Literal[
     "chart", "image", "table", "text", "note", "warning", "definitions", "command", "heading", "claim",
@@ -146,16 +144,6 @@ def render(page: Page) -> str:
     )
     # The script is inserted last: it needs no escaping, and is a thousand times as long as the page.
     return text.replace("<script></script>", f"<script>{script}</script>")
-
-
-def without_folders(text: str) -> str:
-    """Return a text in which absolute paths are cut to file names, because pages are passed on.
-
-    Example:
-        >>> without_folders("envariant train --data 'table(/home/me/x.csv, target=y)'")
-        "envariant train --data 'table(x.csv, target=y)'"
-    """
-    return _FOLDERS.sub("", text)
 
 
 @cache

@@ -11,8 +11,8 @@ from envariant.core.files import write_text
 from envariant.core.metrics import METRICS
 from envariant.data import ColoredSource
 from envariant.reporting import charts, figures, html, tables
-from envariant.reporting.labels import labels, verdict
-from envariant.reporting.page import BigNumber, Block, Page, Section, without_folders
+from envariant.reporting.labels import labels, verdict, without_folders
+from envariant.reporting.page import BigNumber, Block, Page, Section
 from envariant.reporting.page import render as render_page
 from envariant.reporting.tables import TextTable
 from envariant.reporting.theme import BASELINE, baseline_first

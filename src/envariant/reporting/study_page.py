@@ -15,7 +15,8 @@ from envariant.core.errors import EnvariantError
 from envariant.core.files import write_text
 from envariant.core.metrics import METRICS
 from envariant.reporting import charts, html
-from envariant.reporting.page import BigNumber, Block, Page, Section, without_folders
+from envariant.reporting.labels import without_folders
+from envariant.reporting.page import BigNumber, Block, Page, Section
 from envariant.reporting.page import render as render_page
 from envariant.reporting.study_tables import (
     Pooled,

@@ -18,7 +18,8 @@ from envariant.core.errors import unknown_name
 from envariant.core.files import write_bytes, write_text
 from envariant.core.paths import check_overwrite
 from envariant.reporting import charts, figures, html
-from envariant.reporting.page import BigNumber, Block, Page, without_folders
+from envariant.reporting.labels import without_folders
+from envariant.reporting.page import BigNumber, Block, Page
 from envariant.reporting.page import Section as PageSection
 from envariant.reporting.page import render as render_page
 from envariant.reporting.tables import TextTable

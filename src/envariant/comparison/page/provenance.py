@@ -6,7 +6,7 @@ from typing import Any, ClassVar, final
 
 from envariant.comparison.page.base import Block, PageSection
 from envariant.comparison.results import ComparisonResults
-from envariant.reporting.page import without_folders
+from envariant.reporting.labels import without_folders
 
 
 @final

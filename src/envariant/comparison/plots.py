@@ -8,7 +8,8 @@ from envariant.comparison.formatting import method_name
 from envariant.comparison.results import ComparisonResults
 from envariant.reporting.charts.comparisons import DropRow, drops
 
-_MOST_ROWS = 30
+MOST_ROWS = 30
+"""Largest number of environments in the chart."""
 
 
 def drop_chart(results: ComparisonResults, recommended: str) -> Any:
@@ -21,7 +22,7 @@ def drop_chart(results: ComparisonResults, recommended: str) -> Any:
     """
     other = recommended if recommended != results.baseline_method else results.runner_up()
     rows: list[DropRow] = []
-    for name in results.hardest_first()[:_MOST_ROWS]:
+    for name in results.hardest_first()[:MOST_ROWS]:
         cell, second = results.baseline[name], results.cells.get(other, {}).get(name)
         rows.append(
             DropRow(
@@ -32,5 +33,11 @@ def drop_chart(results: ComparisonResults, recommended: str) -> Any:
                 results.data.baseline_scores.get(name, math.nan),
             )
         )
-    names = (method_name(results.baseline_method), method_name(other), baseline_name(results.metric))
-    return drops(rows, results.metric.name, names)
+    baseline = method_name(results.baseline_method)
+    labels = (
+        f"{baseline}, in-domain",
+        f"{baseline}, out-of-domain",
+        f"{method_name(other)}, out-of-domain",
+        baseline_name(results.metric),
+    )
+    return drops(rows, results.metric.name, labels)

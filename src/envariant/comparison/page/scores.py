@@ -4,19 +4,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from envariant.analysis.statistics import Interval
 from envariant.comparison.baselines import baseline_name
 from envariant.comparison.formatting import capitalized, ci, method_name, score, the
-from envariant.comparison.page.base import Block, PageSection, shortened
+from envariant.comparison.page.base import Block, PageSection
+from envariant.comparison.plots import MOST_ROWS, drop_chart
 from envariant.comparison.results import Cell, ComparisonResults
 from envariant.reporting.tables import NONE, TextTable, network_notes
-from envariant.reporting.theme import MUTED, OLD_TRAIN, TEST, legend, name_axes, name_rows, new_axes, quiet
 
-# Largest number of environments in a figure, and in the columns of a table.
-_MOST_ROWS = 30
+# Largest number of environments in the columns of a table.
 _MOST_COLUMNS = 8
 
 
@@ -28,47 +23,24 @@ class Drops(PageSection):
     anchor: ClassVar[str] = "drop"
     title: ClassVar[str] = "Does the score drop in new environments?"
 
-    def render(self) -> tuple[Block, ...]:
-        """Return the figure and the table of the baseline's scores."""
-        hidden = len(self.results.baseline) - _MOST_ROWS
-        more = f" {hidden} environments with better scores are not drawn." if hidden > 0 else ""
-        caption = (
-            "Arrows: from the in-domain score (model trained on other rows of the environment) to the "
-            "out-of-domain score (model not trained on the environment). Bars: 95 % CI over replicas and "
-            f"rows.{more}"
-        )
-        return (
-            Block.figure(self.figure(), caption),
-            Block.table(self.table(), "Scores with and without the environment in training"),
-        )
+    @property
+    def hint(self) -> str:
+        drop = self.results.pooled_drop
+        return "" if drop is None else f"mean drop {score(self.results, drop.mean, signed=True)}"
 
-    def figure(self) -> Figure:
-        """Return a figure of in-domain and out-of-domain scores, one row per environment."""
-        results = self.results
-        other = self.recommended if self.recommended != results.baseline_method else results.runner_up()
-        baseline = method_name(results.baseline_method)
-        names = results.hardest_first()[:_MOST_ROWS]
-        height = (0.5 if len(names) <= 12 else 0.36) * len(names) + 1.5
-        figure, axes = new_axes(7.4, height)
-        for row, name in enumerate(names):
-            _draw_baseline(axes, results, results.baseline[name], row)
-            if (cell := results.cells.get(other, {}).get(name)) is not None:
-                _draw_interval(axes, results.possible(cell.ood_score), row + 0.24, OLD_TRAIN[0])
-                axes.plot([cell.ood_score.mean], [row + 0.24], "D", color=OLD_TRAIN[0], ms=6)
-            if name in results.data.baseline_scores:
-                constant = [results.data.baseline_scores[name]] * 2
-                axes.plot(constant, [row - 0.3, row + 0.36], color=MUTED, lw=1.2, ls=(0, (2, 2)), zorder=1)
-        axes.plot([], [], "o", color=TEST, ms=7, mfc="white", label=f"{baseline}, in-domain")
-        axes.plot([], [], "o", color=TEST, ms=7, label=f"{baseline}, out-of-domain")
-        if other:
-            axes.plot([], [], "D", color=OLD_TRAIN[0], ms=6, label=f"{method_name(other)}, out-of-domain")
-        if any(name in results.data.baseline_scores for name in names):
-            label = baseline_name(results.metric)
-            axes.plot([], [], color=MUTED, lw=1.2, ls=(0, (2, 2)), label=label)
-        style_rows(axes, names)
-        name_axes(axes, results.metric.name)
-        legend(figure)
-        return figure
+    def render(self) -> tuple[Block, ...]:
+        """Return the table of the baseline's scores; its chart is at the top of the page."""
+        return (Block.table(self.table(), "Scores with and without the environment in training"),)
+
+    def chart(self) -> Block:
+        """Return the chart of in-domain and out-of-domain scores, one row per environment."""
+        hidden = len(self.results.baseline) - MOST_ROWS
+        caption = (
+            "A line joins the in-domain score (model trained on other rows of the environment) and the "
+            "out-of-domain score (model not trained on the environment). Pale bars: 95 % CI over replicas "
+            "and rows." + (f" {hidden} environments with better scores are not drawn." if hidden > 0 else "")
+        )
+        return Block.chart(drop_chart(self.results, self.recommended), caption)
 
     def table(self) -> TextTable:
         """Return a table of scores and drops, one row per environment."""
@@ -103,8 +75,8 @@ class Drops(PageSection):
             f"best other method, gain over {the(results.baseline_method)}",
         )  # fmt: skip
         note = (
-            f"Scores are {results.metric.name}; {better} is better. In-domain: held-out rows of the "
-            f"environment, its other rows in training. Brackets: 95 % CI over "
+            f"Scores are {results.metric.name}; {better} is better. In-domain: validation rows of "
+            f"the environment, its other rows in training. Brackets: 95 % CI over "
             f"{results.n_replicas} replicas and the sampled rows, limited to the metric's range. "
             f"n.s.: not significant."
         )
@@ -192,30 +164,6 @@ def methods_table(results: ComparisonResults) -> TextTable:
     notes = (note, *network_notes(results.networks))
     more = () if second is None else (f"mean {second.metric.name}",)
     return TextTable((results.metric.name, *names, "worst", "mean", *more), tuple(lines), notes)
-
-
-def style_rows(axes: Axes, names: list[str]) -> None:
-    """Label the rows of a figure from top to bottom and add a light grid."""
-    quiet(axes)
-    name_rows(axes, [shortened(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(axis="y", color="#f1f3f5", lw=0.8)
-    axes.set_axisbelow(True)
-
-
-def _draw_baseline(axes: Axes, results: ComparisonResults, cell: Cell, row: int) -> None:
-    _draw_interval(axes, results.possible(cell.ood_score), row, TEST)
-    if cell.id_score.count:
-        axes.annotate(
-            "", (cell.ood_score.mean, row), (cell.id_score.mean, row),
-            arrowprops={"arrowstyle": "-|>", "color": TEST, "lw": 1.2, "shrinkA": 5, "shrinkB": 5},
-        )  # fmt: skip
-        axes.plot([cell.id_score.mean], [row], "o", color=TEST, ms=7, mfc="white")
-    axes.plot([cell.ood_score.mean], [row], "o", color=TEST, ms=7)
-
-
-def _draw_interval(axes: Axes, interval: Interval, row: float, color: str) -> None:
-    axes.plot([interval.low, interval.high], [row, row], color=color, lw=2, alpha=0.35, solid_capstyle="butt")
 
 
 def _gain(results: ComparisonResults, cell: Cell) -> str:

@@ -4,7 +4,7 @@ Each function takes results and returns a chart that notebooks show, pages embed
 In every chart, a click on the legend highlights one method.
 """
 
-from envariant.reporting.charts.base import data_of, save, svg
+from envariant.reporting.charts.base import Chart, data_of, save, svg
 from envariant.reporting.charts.comparisons import (
     ColumnRow,
     DropRow,
@@ -26,6 +26,7 @@ from envariant.reporting.charts.studies import (
 )
 
 __all__ = [
+    "Chart",
     "ColumnRow",
     "DropRow",
     "LabelPoint",

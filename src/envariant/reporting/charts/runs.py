@@ -24,7 +24,7 @@ from envariant.reporting.charts.base import (
     values,
 )
 from envariant.reporting.labels import labels
-from envariant.reporting.theme import TEST, TRAIN
+from envariant.reporting.theme import TEST, TRAINING
 from envariant.training.record import Record
 from envariant.training.result import TrainingResult
 
@@ -146,7 +146,7 @@ def sweep(results: Mapping[float, TrainingResult], setting: str, scale: str = "l
     hue = alt.Color(
         "name:N",
         title=None,
-        scale=alt.Scale(domain=names, range=[TEST if name in tests else TRAIN for name in names]),
+        scale=alt.Scale(domain=names, range=[TEST if name in tests else TRAINING for name in names]),
     )
     base = alt.Chart(values(rows)).encode(
         x=alt.X("setting:Q", title=setting, scale=_x_scale(scale, list(results))),

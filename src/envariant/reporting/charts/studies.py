@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from envariant.analysis.statistics import interval
+from envariant.analysis.statistics import Interval, interval
 from envariant.reporting.charts.base import (
     PANEL_HEIGHT,
     PANEL_WIDTH,
@@ -22,7 +22,7 @@ from envariant.reporting.charts.base import (
     styled,
     values,
 )
-from envariant.reporting.theme import TEST, TRAIN, baseline_first
+from envariant.reporting.theme import TEST, TRAINING, baseline_first
 
 _ROW_HEIGHT = 30
 # A range of this factor between smallest and largest value is drawn on a logarithmic axis.
@@ -38,11 +38,13 @@ class RankingRow:
         name: Label of the row.
         values: Score of each replica; empty if there are only published scores.
         published: Mapping from publication to its score for the method.
+        interval: Mean and interval. Default: Student's t interval over the values.
     """
 
     name: str
     values: Sequence[float]
     published: Mapping[str, float]
+    interval: Interval | None = None
 
 
 def ranking(
@@ -61,7 +63,7 @@ def ranking(
     """
     data: list[Row] = []
     for row in rows:
-        score = interval(row.values).clipped(*bounds)
+        score = (row.interval or interval(row.values)).clipped(*bounds)
         several = score.count > 1
         data += [{"name": row.name, "kind": "replica", "score": value} for value in row.values]
         if row.values:
@@ -132,7 +134,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
     groups = indistinguishable(sorted_ranks, distance)
     right = max(len(names), *ranks)
     bars = [
-        {"name": sorted_names[k], "group": g, "position": right + 0.15 * (g + 1)}
+        {"name": sorted_names[k], "group": g, "order": k, "position": right + 0.15 * (g + 1)}
         for g, (first, last) in enumerate(groups)
         for k in range(first, last + 1)
     ]
@@ -155,7 +157,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
     joined = (
         alt.Chart(values(bars))
         .mark_line(strokeWidth=5, opacity=0.45, color="currentColor")
-        .encode(x=alt.X("position:Q", title="mean rank (1 is best)"), y=y, detail="group:N", order="name:N")
+        .encode(x=alt.X("position:Q", title="mean rank (1 is best)"), y=y, detail="group:N", order="order:Q")
     )
     layers = [joined, dots.add_params(pick)] if bars else [dots.add_params(pick)]
     chart = alt.layer(*layers, data=base.data).properties(width=WIDTH, height=_ROW_HEIGHT * len(names))
@@ -232,7 +234,9 @@ def hyperparameters(values_of: pd.DataFrame, scores: pd.DataFrame, metric: str) 
                 score = scores.loc[index, kind]
                 data.append({"name": kind, "panel": k, "setting": str(column), "x": value, "score": score})
     pick = picked()
-    hue = alt.Color("name:N", title=None, scale=alt.Scale(domain=["validation", "test"], range=[TRAIN, TEST]))
+    hue = alt.Color(
+        "name:N", title=None, scale=alt.Scale(domain=["validation", "test"], range=[TRAINING, TEST])
+    )
     panels: list[alt.Chart] = []
     for k, column in enumerate(values_of):
         known = values_of[column].dropna()

@@ -1,0 +1,112 @@
+"use strict";
+(() => {
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const make = (tag, values) => Object.assign(document.createElement(tag), values);
+  const views = new Map();
+  let picked = null;
+
+  // Charts: as wide as the page; panels side by side where there is room.
+  function fitted(spec, width) {
+    const columns = Math.min(spec.columns || 3, Math.max(1, Math.floor(width / 270)));
+    const longest = Math.max(0, ...spec.data.values.map((row) => (row.name || "").length));
+    spec.config.legend.columns = Math.max(1, Math.floor((width - 60) / (7 * Math.min(longest, 36) + 30)));
+    if (width < 520) spec.config.axis.labelLimit = 100;
+    const panels = spec.facet ? [spec.spec] : spec.concat;
+    if (panels) {
+      const panel = Math.floor((width - 60) / columns) - (spec.concat ? 50 : 22);
+      panels.forEach((each) => (each.width = panel));
+      return { ...spec, columns };
+    }
+    return { ...spec, width: Math.min(width, 980), autosize: { type: "fit-x", contains: "padding" } };
+  }
+  async function draw(figure) {
+    const spec = JSON.parse(figure.querySelector("script").textContent);
+    const names = new Set(spec.data.values.map((row) => row.name));
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const options = { renderer: "svg", ast: true, actions: false, tooltip: { theme: dark ? "dark" : "light" } };
+    const width = document.querySelector("main").clientWidth - 2 * parseFloat(getComputedStyle(document.querySelector("main")).paddingLeft);
+    views.get(figure)?.view.finalize();
+    const { view } = await vegaEmbed(figure.querySelector(".plot"), fitted(spec, width), options);
+    views.set(figure, { view, names });
+    view.addEventListener("click", (event, item) => item?.datum && names.has(item.datum.name) && pick(item.datum.name));
+    try { view.addSignalListener("picked_name_legend", (_, name) => name !== picked && (name || picked) && show(name)); } catch { /* one method: no legend */ }
+    if (picked) highlight({ view, names });
+  }
+  const drawn = new Set();
+  const drawOnce = (figure) => drawn.has(figure) || (drawn.add(figure), draw(figure));
+  const shown = (figure) => !figure.closest("details:not([open])");
+  const figures = all("figure.chart");
+  figures.filter(shown).forEach(drawOnce);
+  // Figures of folded sections are drawn later, so that they are there when the section opens or is printed.
+  addEventListener("load", () => setTimeout(() => figures.forEach(drawOnce), 300));
+  let resized;
+  let before = innerWidth;
+  addEventListener("resize", () => {
+    clearTimeout(resized);
+    resized = setTimeout(() => before !== innerWidth && ((before = innerWidth), drawn.forEach(draw)), 150);
+  });
+
+  // One method is highlighted in all charts and tables.
+  function highlight({ view, names }) {
+    const name = names.has(picked) ? picked : null;
+    try { view.signal("picked_name_legend", name).runAsync(); } catch { /* a chart without this selection */ }
+  }
+  function show(name) {
+    picked = name;
+    views.forEach(highlight);
+    all("[data-method]").forEach((each) => each.setAttribute("aria-pressed", String(each.dataset.method === name)));
+    const known = new Set(all("[data-method]").map((each) => each.dataset.method));
+    all("tbody tr").forEach((row) => {
+      const own = row.cells[0].textContent;
+      row.classList.toggle("faded", Boolean(name) && known.has(own) && own !== name);
+    });
+  }
+  const pick = (name) => show(name === picked ? null : name);
+  all(".methods").forEach((bar) => (bar.hidden = false));
+  all("[data-method]").forEach((each) => each.addEventListener("click", () => pick(each.dataset.method)));
+
+  // Tables: a click on a header sorts, a text field filters.
+  const value = (cell) => {
+    const text = cell.textContent.replace(/[,\s]/g, "").replace("−", "-"), number = parseFloat(text.replace(/^[<p=]+/, ""));
+    return Number.isNaN(number) ? text.toLowerCase() : number;
+  };
+  const order = (a, b) => (typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1);
+  all("table").forEach((table) => {
+    const body = table.tBodies[0], rows = [...body.rows];
+    if (rows.length < 3) return;
+    table.tHead.classList.add("sortable");
+    [...table.tHead.rows[0].cells].forEach((head, k) => {
+      const button = make("button", { type: "button", textContent: head.textContent || "name" });
+      head.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const down = head.getAttribute("aria-sort") === "ascending";
+        [...head.parentNode.cells].forEach((each) => each.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        rows.sort((a, b) => (down ? -1 : 1) * order(value(a.cells[k]), value(b.cells[k])));
+        body.append(...rows);
+      });
+    });
+    if (rows.length < 6) return;
+    const field = make("input", { type: "search", placeholder: "Filter rows", ariaLabel: "Filter rows" });
+    field.addEventListener("input", () => rows.forEach((row) => {
+      row.hidden = !row.textContent.toLowerCase().includes(field.value.toLowerCase());
+    }));
+    const tools = make("div", { className: "tools" });
+    tools.append(field);
+    table.parentNode.before(tools);
+  });
+
+  // Commands are copied; a link to a section opens it; all sections are printed.
+  all(".command").forEach((each) => {
+    const button = make("button", { type: "button", textContent: "Copy" });
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(each.querySelector("pre").textContent);
+      button.textContent = "Copied";
+    });
+    each.append(button);
+  });
+  const open = () => location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)))?.setAttribute("open", "");
+  addEventListener("hashchange", open);
+  open();
+  addEventListener("beforeprint", () => all("details.section").forEach((each) => (each.open = true)));
+})();

@@ -44,7 +44,7 @@ def test_means_deviations_and_average_equal_those_of_pandas():
 
 def test_latex_marks_best_and_second_and_escapes_names():
     text = table().to_latex(label="tab:scores")
-    assert r"a\_b & \underline{0.600 $\pm$ 0.283} & 0.100 & 0.350 \\" in text
+    assert r"a\_b & \underline{0.600 $\pm$ 0.283} & 0.100 & \underline{0.350} \\" in text
     assert r"erm & 0.550 $\pm$ 0.071 & \textbf{0.800 $\pm$ 0.141} & \textbf{0.675 $\pm$ 0.106} \\" in text
     assert (
         r"irm & \textbf{0.750 $\pm$ 0.071} & \underline{0.600 $\pm$ 0.000} & \textbf{0.675 $\pm$ 0.035} \\"
@@ -81,7 +81,7 @@ def test_markdown_has_one_cell_per_column_and_marks():
     assert lines[0] == "| accuracy | north | south | average |"
     assert lines[1] == "| --- | ---: | ---: | ---: |"
     assert lines[2] == "| erm | 55.0 ± 7.1 | **80.0 ± 14.1** | **67.5 ± 10.6** |"
-    assert lines[4] == r"| a\_b | <ins>60.0 ± 28.3</ins> | 10.0 | 35.0 |"
+    assert lines[4] == r"| a\_b | <ins>60.0 ± 28.3</ins> | 10.0 | <ins>35.0</ins> |"
     assert "in percent" in lines[-1]
     assert r"a\|b" in table({"a|b": SCORES["erm"]}).to_markdown()
 

@@ -8,7 +8,7 @@ import pytest
 
 import envariant
 from envariant.core.errors import EnvariantError
-from envariant.studies import Study, StudyResults
+from envariant.studies import Study, StudyResults, begin
 from envariant.studies.selection import Oracle, SelectedRun
 
 STUDY = Study(
@@ -111,12 +111,11 @@ def test_unknown_rules_and_folders_are_named(results, tmp_path):
 
 
 def test_a_study_without_finished_runs_says_so(tmp_path):
-    failing = Study(
-        "colored-digits", "erm", replicas=1, settings={"steps": 2, "model": "timm(no-such-model)"}
-    )
-    results = failing.run(tmp_path, progress=False)
-    assert "1 failed" in repr(results)
-    with pytest.raises(EnvariantError, match="study: no run is done; first error"):
+    with begin(tmp_path, Study("colored-digits", "erm", replicas=1)) as store:
+        store.finish(store.claim(), "diverged")
+    results = StudyResults.load(tmp_path)
+    assert repr(results).splitlines()[-1] == "  runs: 1 failed"
+    with pytest.raises(EnvariantError, match="study: no run is done; first error: diverged"):
         results.table()
 
 

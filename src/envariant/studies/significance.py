@@ -85,7 +85,7 @@ class Comparison(Displayed):
             lines=(self.verdict,),
             header=("algorithm", "test score", "gain over ERM", "p (Holm)"),
             rows=tuple(rows),
-            notes=("Brackets: 95 % bootstrap interval over test environments and replicas.",),
+            notes=("Brackets: 95 % interval; t test over replicas, averaged over test environments.",),
         )
 
 

@@ -22,6 +22,7 @@ from envariant.core.console import SafeConsole
 LINE_EVERY_S: Final = 30.0
 """Seconds between two lines in a log file."""
 _NOTEBOOK_EVERY_S: Final = 1.0
+_LONGEST_JOIN_S: Final = 5.0
 
 Clock = Callable[[], float]
 
@@ -227,7 +228,8 @@ def _ticking(bars: _TickedBars, every: float, refresh: Callable[[], None]) -> Ge
         yield bars
     finally:
         is_over.set()
-        thread.join()
+        # A file system that does not answer must not keep the program from ending.
+        thread.join(_LONGEST_JOIN_S)
         bars.close()
 
 

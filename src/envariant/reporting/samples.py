@@ -14,8 +14,9 @@ from envariant.core.image_rows import may_be_images
 from envariant.data import ColoredSource
 from envariant.reporting import figures
 from envariant.reporting.charts.distributions import distributions
+from envariant.reporting.figures import plain_text
 from envariant.reporting.picture import Picture
-from envariant.reporting.theme import INK, MUTED, plain_text
+from envariant.reporting.theme import INK, MUTED
 
 _MOST_ENVIRONMENTS: Final = 12
 _MOST_ROWS: Final = 5_000

@@ -14,6 +14,7 @@ from envariant.reporting.charts.base import (
     Chart,
     Row,
     color,
+    drawn,
     faded,
     number,
     picked,
@@ -96,10 +97,8 @@ def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]
         tooltip=["row:N", "name:N", *(alt.Tooltip(f"{key}:Q", format=".3f")
                                                for key in ("score", "low", "high"))],
     )  # fmt: skip
-    chart = alt.layer(
-        intervals.transform_filter("isValid(datum.low)"), joins.transform_filter("isValid(datum.from)"),
-        points.add_params(pick), data=values(data),
-    ).properties(width=WIDTH, height=_ROW_HEIGHT * len(rows))  # fmt: skip
+    layers = [*drawn(intervals, data, "low"), *drawn(joins, data, "from"), points.add_params(pick)]
+    chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=_ROW_HEIGHT * len(rows))
     ends = "; ".join(
         f"{row.label} {number(row.id_score)} and {number(row.ood_score.mean)}" for row in rows[:8]
     )
@@ -259,7 +258,7 @@ def column_slopes(rows: Sequence[ColumnRow], unit: str) -> Chart:
         tooltip=["column:N", "environment:N", alt.Tooltip("slope:Q", format="+.2f"), "name:N"],
     )  # fmt: skip
     chart = alt.layer(
-        zero, limits.transform_filter("isValid(datum.low)"), points.add_params(pick), data=values(data)
+        zero, *drawn(limits, data, "low"), points.add_params(pick), data=values(data)
     ).properties(width=WIDTH, height=26 * len(rows))
     unstable = ", ".join(row.column for row in rows if row.unstable) or "none"
     return styled(chart, f"Slopes of {len(rows)} columns by environment. Unstable: {unstable}.")

@@ -207,7 +207,8 @@ def lines(
     references = [layer for name, value in (marks or {}).items() for layer in mark_height(value, name)]
     line = base.mark_line(strokeWidth=2).encode(opacity=faded(pick))
     chart = alt.layer(*references, line, points, data=values(rows)).properties(width=WIDTH, height=HEIGHT)
-    return styled(chart, f"{y_label} against {x_label}: {', '.join(series)}.")
+    ends = ", ".join(f"{name} {number(list(ys)[-1])}" for name, (_, ys) in series.items() if len(ys))
+    return styled(chart, f"{y_label} against {x_label}. Last values: {ends}.")
 
 
 def has_shift_scale(results: Sequence[TrainingResult]) -> bool:

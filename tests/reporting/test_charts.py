@@ -51,6 +51,8 @@ def every_chart():
         "plane": charts.shift_plane([Shift("a + b", "c", close(0.2), close(0.5), close(0.0), close(0.1))]),
         "drops": charts.drops([charts.DropRow("a", 0.9, close(0.7), close(0.8), 0.5)], "accuracy",
                               ("in", "out", "irm, out", "constant")),
+        "over_time": charts.over_time([charts.DropRow("2010", 0.9, close(0.7)), charts.DropRow("2011", math.nan, close(0.6), close(0.8))],
+                                      "accuracy", ("in", "out", "irm, out", "constant")),
         "cause_parts": charts.cause_parts({"a": (0.1, 0.0, 0.2)}, {"a": close(0.3)}, "drop"),
         "label_curves": charts.label_curves({"a": [charts.LabelPoint(0, 0.5), charts.LabelPoint(10, 0.7, 0.1)]}, "accuracy"),
         "column_slopes": charts.column_slopes(slopes, "log-odds"),

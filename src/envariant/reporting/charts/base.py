@@ -126,7 +126,7 @@ def styled(chart: Any, description: str) -> Any:
 def spec(chart: Chart) -> dict[str, Any]:
     """Return the Vega-Lite specification of a chart; control characters are escaped."""
     # Rows are checked by the functions that make charts; validating each of them takes seconds.
-    return _mapped(cast("dict[str, Any]", chart.to_dict(validate=False)), printable)
+    return _mapped(chart.to_dict(validate=False), printable)
 
 
 def data_of(chart: Chart) -> list[Row]:

@@ -188,7 +188,7 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Chart:
     """
     names = baseline_first(list(map(str, runs["algorithm"])))
     columns = [key for key in ("trial", "replica", "environments") if key in runs]
-    data = [
+    data: list[Row] = [
         {
             "name": row["algorithm"], "validation": row["validation"], "test": row["test"],
             "p": row["p_value"], "kind": "rejected" if row["p_value"] < level else "not rejected",
@@ -229,10 +229,11 @@ def hyperparameters(values_of: pd.DataFrame, scores: pd.DataFrame, metric: str) 
         metric: Name of the metric.
     """
     data: list[Row] = []
+    by_run: dict[str, Any] = {kind: scores[kind].to_dict() for kind in ("validation", "test")}
     for k, column in enumerate(values_of):
         for index, value in values_of[column].items():
             for kind in ("validation", "test"):
-                score = scores.loc[index, kind]
+                score = by_run[kind][index]
                 data.append({"name": kind, "panel": k, "setting": str(column), "x": value, "score": score})
     pick = picked()
     hue = alt.Color(

@@ -24,29 +24,28 @@
     const names = new Set(spec.data.values.map((row) => row.name));
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
     const options = { renderer: "svg", ast: true, actions: false, tooltip: { theme: dark ? "dark" : "light" } };
-    const width = document.querySelector("main").clientWidth - 2 * parseFloat(getComputedStyle(document.querySelector("main")).paddingLeft);
+    const width = document.querySelector("h1").clientWidth;
     views.get(figure)?.view.finalize();
     const { view } = await vegaEmbed(figure.querySelector(".plot"), fitted(spec, width), options);
     views.set(figure, { view, names });
     view.addEventListener("click", (event, item) => item?.datum && names.has(item.datum.name) && pick(item.datum.name));
-    try { view.addSignalListener("picked_name_legend", (_, name) => name !== picked && (name || picked) && show(name)); } catch { /* one method: no legend */ }
+    const legend = (_, name) => name !== picked && (name || picked) && show(name);
+    try { view.addSignalListener("picked_name_legend", legend); } catch { /* one method: no legend */ }
     if (picked) highlight({ view, names });
   }
-  const drawn = new Set();
-  const drawOnce = (figure) => drawn.has(figure) || (drawn.add(figure), draw(figure));
-  const shown = (figure) => !figure.closest("details:not([open])");
-  const figures = all("figure.chart");
-  figures.filter(shown).forEach(drawOnce);
-  // Figures of folded sections are drawn later, so that they are there when the section opens or is printed.
-  addEventListener("load", () => setTimeout(() => figures.forEach(drawOnce), 300));
-  let resized;
-  let before = innerWidth;
+  const figures = all("figure.chart"), folded = (figure) => figure.closest("details:not([open])");
+  figures.filter((each) => !folded(each)).forEach(draw);
+  // Figures of folded sections are drawn a little later, so that they are there when a section is opened.
+  const later = figures.filter(folded);
+  addEventListener("load", () => setTimeout(() => later.forEach(draw), 300));
+  let resized, before = innerWidth;
   addEventListener("resize", () => {
     clearTimeout(resized);
-    resized = setTimeout(() => before !== innerWidth && ((before = innerWidth), drawn.forEach(draw)), 150);
+    resized = setTimeout(() => before !== innerWidth && ((before = innerWidth), figures.forEach(draw)), 150);
   });
 
   // One method is highlighted in all charts and tables.
+  const buttons = all("[data-method]");
   function highlight({ view, names }) {
     const name = names.has(picked) ? picked : null;
     try { view.signal("picked_name_legend", name).runAsync(); } catch { /* a chart without this selection */ }
@@ -54,8 +53,8 @@
   function show(name) {
     picked = name;
     views.forEach(highlight);
-    all("[data-method]").forEach((each) => each.setAttribute("aria-pressed", String(each.dataset.method === name)));
-    const known = new Set(all("[data-method]").map((each) => each.dataset.method));
+    buttons.forEach((each) => each.setAttribute("aria-pressed", String(each.dataset.method === name)));
+    const known = new Set(buttons.map((each) => each.dataset.method));
     all("tbody tr").forEach((row) => {
       const own = row.cells[0].textContent;
       row.classList.toggle("faded", Boolean(name) && known.has(own) && own !== name);
@@ -63,7 +62,7 @@
   }
   const pick = (name) => show(name === picked ? null : name);
   all(".methods").forEach((bar) => (bar.hidden = false));
-  all("[data-method]").forEach((each) => each.addEventListener("click", () => pick(each.dataset.method)));
+  buttons.forEach((each) => each.addEventListener("click", () => pick(each.dataset.method)));
 
   // Tables: a click on a header sorts, a text field filters.
   const value = (cell) => {
@@ -105,8 +104,7 @@
     });
     each.append(button);
   });
-  const open = () => location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)))?.setAttribute("open", "");
-  addEventListener("hashchange", open);
-  open();
+  const open = () => document.getElementById(decodeURIComponent(location.hash.slice(1)))?.setAttribute("open", "");
+  ["hashchange", "load"].forEach((each) => addEventListener(each, open));
   addEventListener("beforeprint", () => all("details.section").forEach((each) => (each.open = true)));
 })();

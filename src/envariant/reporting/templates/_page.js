@@ -12,12 +12,8 @@
     spec.config.legend.columns = Math.max(1, Math.floor((width - 60) / (7 * Math.min(longest, 36) + 30)));
     if (width < 520) spec.config.axis.labelLimit = 100;
     const panels = spec.facet ? [spec.spec] : spec.concat;
-    if (panels) {
-      const panel = Math.floor((width - 60) / columns) - (spec.concat ? 50 : 22);
-      panels.forEach((each) => (each.width = panel));
-      return { ...spec, columns };
-    }
-    return { ...spec, width: Math.min(width, 980), autosize: { type: "fit-x", contains: "padding" } };
+    panels?.forEach((each) => (each.width = Math.floor((width - 60) / columns) - (spec.concat ? 50 : 22)));
+    return panels ? { ...spec, columns } : { ...spec, width: Math.min(width, 980), autosize: { type: "fit-x", contains: "padding" } };
   }
   async function draw(figure) {
     const spec = JSON.parse(figure.querySelector("script").textContent);
@@ -38,11 +34,9 @@
   // Figures of folded sections are drawn a little later, so that they are there when a section is opened.
   const later = figures.filter(folded);
   addEventListener("load", () => setTimeout(() => later.forEach(draw), 300));
-  let resized, before = innerWidth;
-  addEventListener("resize", () => {
-    clearTimeout(resized);
-    resized = setTimeout(() => before !== innerWidth && ((before = innerWidth), figures.forEach(draw)), 150);
-  });
+  let timer, width = innerWidth;
+  const redraw = () => width !== innerWidth && ((width = innerWidth), figures.forEach(draw));
+  addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(redraw, 150); });
 
   // One method is highlighted in all charts and tables.
   const buttons = all("[data-method]");
@@ -54,11 +48,8 @@
     picked = name;
     views.forEach(highlight);
     buttons.forEach((each) => each.setAttribute("aria-pressed", String(each.dataset.method === name)));
-    const known = new Set(buttons.map((each) => each.dataset.method));
-    all("tbody tr").forEach((row) => {
-      const own = row.cells[0].textContent;
-      row.classList.toggle("faded", Boolean(name) && known.has(own) && own !== name);
-    });
+    const others = new Set(buttons.map((each) => each.dataset.method).filter((each) => name && each !== name));
+    all("tbody tr").forEach((row) => row.classList.toggle("faded", others.has(row.cells[0].textContent)));
   }
   const pick = (name) => show(name === picked ? null : name);
   all(".methods").forEach((bar) => (bar.hidden = false));
@@ -90,9 +81,7 @@
     field.addEventListener("input", () => rows.forEach((row) => {
       row.hidden = !row.textContent.toLowerCase().includes(field.value.toLowerCase());
     }));
-    const tools = make("div", { className: "tools" });
-    tools.append(field);
-    table.parentNode.before(tools);
+    table.parentNode.before(field);
   });
 
   // Commands are copied; a link to a section opens it; all sections are printed.

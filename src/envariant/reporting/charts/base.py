@@ -38,7 +38,7 @@ _CONFIG: dict[str, Any] = {
     "legend": {
         "labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "orient": "top",
         "columns": 4, "title": None, "labelLimit": 260, "symbolStrokeWidth": 2.5,
-        "symbolOpacity": 1,
+        "symbolOpacity": 1, "symbolBaseFillColor": "currentColor", "symbolBaseStrokeColor": "currentColor",
     },
     "header": {
         "labelColor": "currentColor", "labelFontSize": 12, "labelFontWeight": "bold", "labelAnchor": "start",

@@ -78,7 +78,7 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
     [
         (text(""), ["x.csv: is empty"]),
         (text("hospital,age,ward,died\n"), ["x.csv: holds no rows under its header"]),
-        (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "set its encoding, such as latin-1"]),
+        (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "set its encoding, such as utf-16"]),
         (text(GOOD.replace("icu", "ü").encode("latin-1")), ["is not utf-8 text (it holds byte 0xfc)"]),
         (text(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "x.png"), ["x.png: is not utf-8 text", "if it is a text file at all"]),
         (text(b"PK\x03\x04\xff\xfe\x00", "x.xlsx"), ["x.xlsx: cannot be read as Excel", "save it as CSV"]),

@@ -50,8 +50,10 @@ if TYPE_CHECKING:
     from envariant.analysis.drift import ColumnDrift, Drift, measure_drift
     from envariant.analysis.few_labels import (
         Gain,
+        LabelFit,
         LabelGain,
         Recalibration,
+        fit_labels,
         gain_from_labels,
         recalibrate,
     )
@@ -119,7 +121,9 @@ _MODULES = {
     "disde": ("DropDecomposition", "decompose_drop", "measure_disde"),
     "distribution_shift": ("Shift", "measure_shift"),
     "drift": ("ColumnDrift", "Drift", "measure_drift"),
-    "few_labels": ("Gain", "LabelGain", "Recalibration", "gain_from_labels", "recalibrate"),
+    "few_labels": (
+        "Gain", "LabelFit", "LabelGain", "Recalibration", "fit_labels", "gain_from_labels", "recalibrate",
+    ),
     "input_density": ("InputDensity", "fit_density"),
     "invariance_test": ("InvarianceTest", "assess_invariance"),
     "label_free_accuracy": (
@@ -160,6 +164,7 @@ __all__ = [
     "InputDensity",
     "Interval",
     "InvarianceTest",
+    "LabelFit",
     "LabelGain",
     "LeakyColumn",
     "LeakyGroup",
@@ -193,6 +198,7 @@ __all__ = [
     "fit_batch_error",
     "fit_batch_score",
     "fit_density",
+    "fit_labels",
     "fit_temperature",
     "friedman",
     "gain_from_labels",

@@ -217,9 +217,7 @@ def gain_from_labels(
     return tuple(results)
 
 
-def fit_labels(
-    scores: ArrayLike, targets: ArrayLike, *, regression: bool = False, seed: int = 0
-) -> LabelFit:
+def fit_labels(scores: ArrayLike, targets: ArrayLike, *, regression: bool = False, seed: int = 0) -> LabelFit:
     """Refit the intercept to the labels of one environment, or also the slope if that is better.
 
     Refits are those of `recalibrate`. The slope is refitted if there are at least 20 labels and the loss

@@ -20,8 +20,8 @@ from envariant.data.tables.target_type import TargetType
 from envariant.saved_model.serving import Serving, minus_log_probabilities
 
 WITHOUT_SERVING = (
-    "calibration, prediction sets and estimated accuracy: the model was saved without predictions in "
-    "environments that were left out; models of compare have them"
+    "calibrated probabilities, prediction sets and estimated accuracy, because the model was saved without "
+    "predictions in held-out environments (models of compare have them)"
 )
 """Reason for absent results of a model that was not saved by a comparison."""
 
@@ -101,7 +101,7 @@ class Served:
             return f"{line}; for rows like the labeled ones"
         worst = min(self.coverage, key=lambda name: self.coverage[name])
         return (
-            f"{line}; coverage in environments left out: {np.mean(list(self.coverage.values())):.2f} on "
+            f"{line}; coverage in held-out environments: {np.mean(list(self.coverage.values())):.2f} on "
             f"average, {self.coverage[worst]:.2f} at least ({worst})"
         )
 
@@ -121,7 +121,7 @@ class Served:
 _METHODS = {
     "difference of confidences": "from the confidence of its predictions; wrong if Y given X has changed",
     "thresholded confidence": "from the confidence of its predictions; wrong if Y given X has changed",
-    "mean of environments": "mean of environments left out; says nothing on this batch",
+    "mean of environments": "mean of held-out environments; says nothing on this batch",
     "labels": "cross-validated on the labels",
 }
 
@@ -231,19 +231,21 @@ class ServedRows:
         if self.serving is None:
             reasons.append(WITHOUT_SERVING)
         elif not estimated:
-            reasons.append("estimated accuracy: there are no rows")
+            reasons.append("estimated accuracy, because there are no rows")
         if self.serving is not None and self.threshold is None:
             count = self.serving.scores.shape[1]
             reasons.append(
-                f"prediction sets at {_percent(self.level)}: {count} labels allow at most "
+                f"prediction sets at {_percent(self.level)}, because {count} labels allow at most "
                 f"{_percent(count / (count + 1))}"
             )
         if self.density is None:
-            reasons.append("rows unlike the training environments: the model was saved without a density")
+            reasons.append(
+                "flags of unlike rows, because the model was saved without a density of its inputs"
+            )
         elif not math.isfinite(self.density.threshold(self.unlike_level)):
             reasons.append(
-                f"rows unlike the training environments: {len(self.density.distances)} training rows are too "
-                f"few for a level of {_percent(self.unlike_level)}"
+                f"flags of unlike rows, because {len(self.density.distances)} training rows are too few for a "
+                f"level of {_percent(self.unlike_level)}"
             )
         return reasons
 

@@ -331,3 +331,21 @@ def test_the_threshold_of_labels_is_that_of_split_conformal(models):
     threshold, coverage = adapted.serving.threshold(0.1)
     assert threshold.value == split_threshold(adapted.serving.scores[0], 0.1).value
     assert coverage == {}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_onnx_of_a_linear_model_and_of_an_adapted_one(target, models, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    few, new = patients(30, 7, ("new",), shift=3.0), patients(50, 8)
+    for model in (models[target], models[target].adapt(few)):
+        path = tmp_path / f"{model.adaptation is None}.onnx"
+        model.to_onnx(path)
+        ((_, columns),) = model._read(new, "utf-8")
+        outputs = onnxruntime.InferenceSession(path).run(None, {"inputs": model.encoder.encode(columns)})
+        expected = model.predict(new)
+        if target == "days":
+            np.testing.assert_allclose(outputs[0], expected["prediction"], rtol=1e-5)
+        else:
+            np.testing.assert_allclose(outputs[1], expected.filter(like="P("), atol=1e-5)

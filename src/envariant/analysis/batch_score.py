@@ -17,8 +17,8 @@ Method = Literal["difference of confidences", "thresholded confidence", "mean of
 
 # Smallest number of environments for an estimate of the spread between them.
 _FEWEST = 3
-# Significance level of the choice between estimators.
-_SIGNIFICANT = 0.05
+# Ratio of mean squared errors up to which the first estimator is used.
+_ABOUT_AS_GOOD = 2.0
 
 
 @final
@@ -81,7 +81,7 @@ def fit_batch_score(confidences: ArrayLike, correct: ArrayLike, environments: Ar
     """Choose an estimator of the accuracy without labels, and measure its error in environments left out.
 
     The choice is the first of difference of confidences, thresholded confidence and mean of environments
-    that is not significantly worse than the best (paired t-test of squared errors, p < 0.05).
+    whose mean squared error is at most twice the smallest.
 
     Args:
         confidences: Largest class probability of each row, `[rows]`, by models that were not trained on the
@@ -105,13 +105,13 @@ def fit_batch_score(confidences: ArrayLike, correct: ArrayLike, environments: Ar
     parts = [(c[codes == k], right[codes == k]) for k in range(count)]
     accuracies = np.array([float(own.mean()) for _, own in parts])
     noise = np.array([a * (1 - a) / len(own) for a, (_, own) in zip(accuracies, parts, strict=True)])
-    errors: dict[Method, Array] = {}
+    errors: dict[Method, float] = {}
     for method, offset_of in _OFFSETS.items():
         left_out = [offset_of([each for j, each in enumerate(parts) if j != k]) for k in range(count)]
         estimates = [_ESTIMATORS[method](parts[k][0], left_out[k]) for k in range(count)]
-        errors[method] = np.square(np.clip(estimates, 0.0, 1.0) - accuracies)
-    best = _first_about_as_good(errors)
-    spread = math.sqrt(max(0.0, float(errors[best].mean() - noise.mean())))
+        errors[method] = float(np.square(np.clip(estimates, 0.0, 1.0) - accuracies).mean())
+    best = next(method for method, error in errors.items() if error <= _ABOUT_AS_GOOD * min(errors.values()))
+    spread = math.sqrt(max(0.0, errors[best] - float(noise.mean())))
     return BatchScore(best, _OFFSETS[best](parts), spread, count - 1)
 
 
@@ -137,9 +137,14 @@ def fit_batch_error(residuals: ArrayLike, environments: ArrayLike) -> BatchScore
     """
     r, _, codes = _by_environment("fit_batch_error", residuals, residuals, environments)
     count = int(codes.max()) + 1
-    squares = np.bincount(codes, np.square(r)) / np.bincount(codes)
-    logs = 0.5 * np.log(np.maximum(squares, np.finfo(np.float64).tiny))
-    spread = float(logs.std(ddof=1)) * math.sqrt(1 + 1 / count)
+    tiny, rows = np.finfo(np.float64).tiny, np.bincount(codes)
+    squares = np.maximum(np.bincount(codes, np.square(r)) / rows, tiny)
+    logs = 0.5 * np.log(squares)
+    # Variance of the logarithm of each RMSE from the noise of its rows (delta method).
+    variances = np.bincount(codes, r**4) / rows - np.square(squares)
+    noise = float(np.mean(np.maximum(variances, 0.0) / (4 * rows * np.square(squares))))
+    between = max(0.0, float(logs.var(ddof=1)) - noise)
+    spread = math.sqrt(between * (1 + 1 / count) + noise / count)
     return BatchScore("mean of environments", float(logs.mean()), spread, count - 1, regression=True)
 
 
@@ -155,17 +160,6 @@ def _threshold(parts: list[tuple[Array, Array]]) -> float:
     wrong = float(np.sum([1 - right.mean() for _, right in parts]))
     position = int(np.searchsorted(np.cumsum(weights[order]), wrong - 1e-9))
     return float(c[order][min(position, len(c) - 1)]) if wrong else 0.0
-
-
-def _first_about_as_good(errors: Mapping[Method, Array]) -> Method:
-    """Return the first method that is not significantly worse than the best in a paired t-test."""
-    least = min(errors.values(), key=lambda each: float(each.mean()))
-    critical = float(stats.t.isf(_SIGNIFICANT, len(least) - 1)) / math.sqrt(len(least))
-    for method, each in errors.items():
-        difference = each - least
-        if difference.mean() <= critical * difference.std(ddof=1):
-            return method
-    raise AssertionError("the method with the smallest error is among them")
 
 
 _OFFSETS: Mapping[Method, Callable[[list[tuple[Array, Array]]], float]] = {

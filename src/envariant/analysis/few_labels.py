@@ -240,7 +240,7 @@ def fit_labels(scores: ArrayLike, targets: ArrayLike, *, regression: bool = Fals
         >>> y = (z + 3 + rng.logistic(size=60) > 0).astype(int)
         >>> fit = fit_labels(z, y)
         >>> fit.refit, fit.losses.mean(axis=1).round(2).tolist()
-        ('intercept', [1.06, 0.25])
+        ('intercept', [0.7, 0.28])
     """
     z, y, n_classes = checked_scores("fit_labels", scores, targets, regression=regression)
     if len(z) < 2:

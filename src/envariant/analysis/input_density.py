@@ -131,11 +131,11 @@ def _estimate(x: Array, codes: NDArray[np.int64]) -> InputDensity:
     within = x - means[codes]
     if x.shape[1] > _MOST_INPUTS:
         variance = within.var(axis=0)
-        mean = max(float(variance.mean()), np.finfo(np.float64).tiny)
+        mean = float(variance.mean()) or 1.0
         whitening = 1 / np.sqrt((1 - _SHRINKAGE) * variance + _SHRINKAGE * mean)
         return InputDensity(whitening, means * whitening, np.zeros(0))
     covariance = ledoit_wolf(within, assume_centered=True)[0]
-    mean = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
+    mean = float(np.trace(covariance)) / len(covariance) or 1.0
     values, vectors = np.linalg.eigh(covariance)
     whitening = vectors / np.sqrt(np.maximum(values, 0.0) + _RIDGE * mean)
     return InputDensity(whitening, means @ whitening, np.zeros(0))

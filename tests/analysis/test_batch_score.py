@@ -50,7 +50,7 @@ def test_confidence_that_says_nothing_is_not_used():
 @pytest.mark.parametrize(("count", "spread"), [(4, 0.1), (12, 0.1), (12, 0.0)])
 def test_intervals_contain_the_accuracy_of_a_new_environment(count, spread):
     draw, hits = np.random.default_rng(1), []
-    for _ in range(200):
+    for _ in range(100):
         c, right = environments(draw, count + 1, spread=spread)
         reference = fit_batch_score(c[:-1].ravel(), right[:-1].ravel(), np.repeat(range(count), 100))
         hits.append(reference.estimate(c[-1]).contains(right[-1].mean()))

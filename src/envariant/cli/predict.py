@@ -3,16 +3,13 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from envariant.cli.options import Json, Number, Switch
 from envariant.core.errors import EnvariantError
 from envariant.core.printable import one_line
-
-if TYPE_CHECKING:
-    from envariant.analysis.drift import Drift
 
 # Largest number of remarks printed without --check.
 _REMARKS = 5
@@ -86,7 +83,7 @@ def predict(
     if out is not None and predictions is not None:
         with replacing(out) as part:
             predictions.to_csv(part, index=False)
-    _print_remarks(() if served is None else served.summary, drift, everything=check and not json)
+    _print_remarks(() if served is None else served.summary, drift.remarks, everything=check and not json)
     if json:
         answer: dict[str, object] = {"model": loaded.to_dict(), "drift": drift.to_dict()}
         if served is not None:
@@ -109,10 +106,9 @@ def _plain(values: Sequence[Any]) -> list[Any]:
     return [v if isinstance(v, bool | int | float) else str(v) for v in values]
 
 
-def _print_remarks(summary: Sequence[str], drift: "Drift", *, everything: bool) -> None:
+def _print_remarks(summary: Sequence[str], remarks: Sequence[str], *, everything: bool) -> None:
     """Print the summary, and the remarks on the new rows, to standard error."""
-    remarks = list(drift.remarks)
     if not everything and len(remarks) > _REMARKS:
-        remarks[_REMARKS:] = [f"{len(remarks) - _REMARKS} more remarks; --check shows all"]
+        remarks = [*remarks[:_REMARKS], f"{len(remarks) - _REMARKS} more remarks; --check shows all"]
     for remark in (*summary, *remarks):
         sys.stderr.write(one_line(f"envariant: {remark}") + "\n")

@@ -225,7 +225,7 @@ class SavedModel:
             # The first prediction finds what the checks of single fields miss.
             names = [column.name for column in (*model.encoder.columns, *model.other_columns)]
             row = first_row(names, model.reference if columns_of(model.predictor) else ())
-            numbers = model.predict_and_compare(row)[0].select_dtypes("number").to_numpy(dtype=np.float64)
+            numbers = model.serve(row).table.select_dtypes("number").to_numpy(dtype=np.float64)
             if not np.isfinite(numbers).all():
                 raise ValueError("its predictions are not finite")
         except UntrustedTypes as error:
@@ -315,27 +315,10 @@ class SavedModel:
             counter.add(columns)
         return counter.drift(self.environments)
 
-    def predict_and_compare(self, data: Any, *, encoding: str = "utf-8") -> tuple[pd.DataFrame, Drift]:
-        """Return the results of `predict` and `resembles`; the table is read once.
-
-        Args:
-            data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
-            encoding: Encoding of a text file.
-
-        Raises:
-            EnvariantError: If a column is missing, or a value does not have the type of its column.
-        """
-        predict, counter = self._predict(), RowCounter(self.reference)
-        frames: list[pd.DataFrame] = []
-        for index, columns in self._read(data, encoding):
-            counter.add(columns)
-            frames.append(self._frame(self._outputs(predict, columns)[1], index))
-        return pd.concat(frames), counter.drift(self.environments)
-
     def serve(
         self, data: Any, *, level: float = 0.9, unlike_level: float = UNLIKE_LEVEL, encoding: str = "utf-8"
     ) -> Served:
-        """Predict new rows with calibrated probabilities, prediction sets, flags and an estimated accuracy.
+        """Predict new rows with calibrated probabilities, prediction sets, flags and estimated accuracy.
 
         Args:
             data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
@@ -362,9 +345,9 @@ class SavedModel:
     def adapt(self, data: Any, *, encoding: str = "utf-8") -> "SavedModel":
         """Return the model with an intercept, or intercept and slope, fitted to labels of a new environment.
 
-        Both are shrunk towards those of the model, as in `envariant.analysis.recalibrate`. `adaptation` says
-        what was fitted, and how much better it is on the labels by cross-validation. Prediction sets and the
-        estimated accuracy of the adapted model come from the labels. An earlier adaptation is replaced.
+        Both are shrunk, as in `envariant.analysis.recalibrate`. `adaptation` says how much better the model
+        is on the labels, by cross-validation. Its prediction sets and estimated accuracy come from the
+        labels. An earlier adaptation is replaced.
 
         Args:
             data: Path or data frame with the input columns and the target column; rows without a label, or

@@ -244,8 +244,8 @@ class ServedRows:
             )
         elif not math.isfinite(self.density.threshold(self.unlike_level)):
             reasons.append(
-                f"flags of unlike rows, because {len(self.density.distances)} training rows are too few for a "
-                f"level of {_percent(self.unlike_level)}"
+                f"flags of unlike rows, because {len(self.density.distances)} training rows are too few for "
+                f"a level of {_percent(self.unlike_level)}"
             )
         return reasons
 

@@ -175,7 +175,7 @@ def test_an_adapted_model_predicts_better_and_is_that_of_recalibrate(target, mod
     assert facts.n_labels == 40
     assert loaded.adaptation == facts
     assert facts.gain > 2 * facts.gain_error
-    assert facts.summary[0] == f"adapted {facts.refit} to 40 labels"
+    assert facts.summary[0] == f"{facts.refit} fitted to 40 labels"
     # Prediction sets and accuracy come from the labels.
     served = loaded.serve(new, level=0.9)
     assert served.score_method == "labels"

@@ -62,7 +62,7 @@ class Adaptation:
     @property
     def summary(self) -> tuple[str, ...]:
         """What was fitted, to how many labels, and how much better it is: one line each."""
-        lines = [f"adapted {self.refit} to {self.n_labels} labels"]
+        lines = [f"{self.refit} fitted to {self.n_labels} labels"]
         if self.dropped:
             count = sum(self.dropped.values())
             reasons = "; ".join(f"{number} {reason}" for reason, number in self.dropped.items())

@@ -9,8 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from envariant.analysis.conformal import split_threshold
 from envariant.analysis.few_labels import fit_labels, recalibrate
@@ -237,17 +235,17 @@ def test_labels_are_recognized_in_any_notation(values, tmp_path):
     assert (first.n_labels, first.dropped) == (30, {})
 
 
-def test_adaptation_of_a_pipeline_and_of_trees(tmp_path):
+def test_adapted_trees_are_saved_and_better(tmp_path):
     few, new = (patients(n, seed, ("new",), shift=3.0) for n, seed in ((30, 7), (300, 8)))
-    for method in ("boosted-trees", make_pipeline(StandardScaler(), LogisticRegression())):
-        frame = patients().drop(columns=["stage", "days"])
-        model = SavedModel.of_predictor(made(frame, "sick", "site", seeds=SEEDS[:1])[0], predictor(method))
-        adapted = model.adapt(few)
-        adapted.save(tmp_path / "m")
-        accuracies = [
-            (m.predict(new)["prediction"] == new["sick"]).mean() for m in (model, load_model(tmp_path / "m"))
-        ]
-        assert accuracies[1] > accuracies[0] + 0.05
+    frame = patients().drop(columns=["stage", "days"])
+    model = SavedModel.of_predictor(
+        made(frame, "sick", "site", seeds=SEEDS[:1])[0], predictor("boosted-trees")
+    )
+    model.adapt(few).save(tmp_path)
+    before, after = (
+        (each.predict(new)["prediction"] == new["sick"]).mean() for each in (model, load_model(tmp_path))
+    )
+    assert after > before + 0.05
 
 
 def test_cross_validated_refit_prefers_the_slope_where_it_is_better():

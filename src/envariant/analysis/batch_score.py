@@ -110,7 +110,8 @@ def fit_batch_score(confidences: ArrayLike, correct: ArrayLike, environments: Ar
         left_out = [offset_of([each for j, each in enumerate(parts) if j != k]) for k in range(count)]
         estimates = [_ESTIMATORS[method](parts[k][0], left_out[k]) for k in range(count)]
         errors[method] = float(np.square(np.clip(estimates, 0.0, 1.0) - accuracies).mean())
-    best = next(method for method, error in errors.items() if error <= _ABOUT_AS_GOOD * min(errors.values()))
+    most = _ABOUT_AS_GOOD * min(errors.values())
+    best: Method = next(method for method, error in errors.items() if error <= most)
     spread = math.sqrt(max(0.0, errors[best] - float(noise.mean())))
     return BatchScore(best, _OFFSETS[best](parts), spread, count - 1)
 

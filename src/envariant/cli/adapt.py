@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from envariant.cli.options import Json
+from envariant.core.printable import one_line
 
 
 def adapt(
@@ -43,4 +44,4 @@ def adapt(
     if json:
         print_json({"adaptation": adapted.to_dict()["adaptation"], "model": str(out)})
         return
-    print_lines([*adapted.adaptation.summary, f"model: {out}"])
+    print_lines([*map(one_line, adapted.adaptation.summary), f"model: {out}"])

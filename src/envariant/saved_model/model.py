@@ -73,6 +73,8 @@ class SavedModel:
         >>> model = load_model("ward-model")  # doctest: +SKIP
         >>> model.predict("new-patients.csv")  # doctest: +SKIP
         >>> model.resembles("new-patients.csv").verdict  # doctest: +SKIP
+        >>> model.serve("new-patients.csv", level=0.8).summary  # doctest: +SKIP
+        >>> model.adapt("labels.csv").save("ward-model-adapted")  # doctest: +SKIP
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -158,13 +159,13 @@ class ServedRows:
         """Number by which logits are divided."""
         return 1.0 if self.serving is None else self.serving.temperature
 
-    @property
-    def threshold(self) -> ConformalThreshold | None:
-        """Threshold of the prediction sets; None if the level cannot be attained."""
+    @cached_property
+    def _threshold(self) -> tuple[ConformalThreshold | None, Mapping[str, float]]:
+        """Threshold of the prediction sets, None if the level cannot be attained; and held-out coverage."""
         if self.serving is None:
-            return None
-        threshold = self.serving.threshold(1 - self.level)[0]
-        return threshold if math.isfinite(threshold.value) else None
+            return None, {}
+        threshold, coverage = self.serving.threshold(1 - self.level)
+        return (threshold, coverage) if math.isfinite(threshold.value) else (None, {})
 
     def add(
         self,
@@ -183,7 +184,7 @@ class ServedRows:
             task: Prediction task.
             target_type: Type of the target column.
         """
-        z, threshold = logits.astype(np.float64), self.threshold
+        z, threshold = logits.astype(np.float64), self._threshold[0]
         if isinstance(task, Regression):
             z = z * task.scale + task.center
         if self.classes:
@@ -193,7 +194,9 @@ class ServedRows:
         if threshold is not None and self.classes:
             members = minus_log_probabilities(z) <= threshold.value + _ROUNDING
             names = np.array(self.classes, dtype=object)
-            frame = frame.assign(set=[" | ".join(names[row]) for row in members])
+            patterns, pattern = np.unique(members, axis=0, return_inverse=True)
+            texts = np.array([" | ".join(names[each]) for each in patterns], dtype=object)
+            frame = frame.assign(set=texts[pattern.reshape(-1)])
             self._sets.append(members)
         elif threshold is not None:
             for name, ends in (("low", z - threshold.value), ("high", z + threshold.value)):
@@ -208,7 +211,7 @@ class ServedRows:
         Args:
             drift: Comparison of all rows with the training rows.
         """
-        serving, threshold = self.serving, self.threshold
+        serving, (threshold, coverage) = self.serving, self._threshold
         confidences = np.concatenate(self._confidences)
         estimated = serving is not None and len(confidences) > 0
         score = serving.score if serving is not None and estimated else None
@@ -217,7 +220,7 @@ class ServedRows:
             np.concatenate(self._sets) if self._sets else None,
             self.level,
             threshold,
-            {} if serving is None or threshold is None else serving.threshold(1 - self.level)[1],
+            coverage,
             "" if score is None else score.name,
             None if score is None else score.estimate(confidences, LEVEL),
             "" if score is None else score.method,
@@ -232,7 +235,7 @@ class ServedRows:
             reasons.append(WITHOUT_SERVING)
         elif not estimated:
             reasons.append("estimated accuracy, because there are no rows")
-        if self.serving is not None and self.threshold is None:
+        if self.serving is not None and self._threshold[0] is None:
             count = self.serving.scores.shape[1]
             reasons.append(
                 f"prediction sets at {_percent(self.level)}, because {count} labels allow at most "

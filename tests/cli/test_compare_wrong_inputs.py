@@ -78,7 +78,7 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
     [
         (text(""), ["x.csv: is empty"]),
         (text("hospital,age,ward,died\n"), ["x.csv: holds no rows under its header"]),
-        (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "set its encoding, such as latin-1"]),
+        (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "set its encoding, such as utf-16"]),
         (text(GOOD.replace("icu", "ü").encode("latin-1")), ["is not utf-8 text (it holds byte 0xfc)"]),
         (text(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "x.png"), ["x.png: is not utf-8 text", "if it is a text file at all"]),
         (text(b"PK\x03\x04\xff\xfe\x00", "x.xlsx"), ["x.xlsx: cannot be read as Excel", "save it as CSV"]),
@@ -211,7 +211,7 @@ def test_page_escapes_html_in_names(done):
 def test_unseen_category_at_prediction(done):
     model = load_model(done[0] / "model")
     fresh = frame(10).assign(ward="never seen", mixed="two", **{ODD: 0.5})
-    predictions, drift = model.predict_and_compare(fresh)
+    predictions, drift = model.predict(fresh), model.resembles(fresh)
     assert np.isfinite(predictions["P(yes)"]).all()
     assert {c.name: c.unseen for c in drift.columns}["ward"] == {"never seen": 10}
 

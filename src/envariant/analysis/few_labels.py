@@ -27,6 +27,7 @@ SLOPE_SD = 0.5
 
 # Fewest rows on which a refit is evaluated.
 _FEWEST_ROWS = 10
+_FOLDS, _FEWEST_FOR_SLOPE = 10, 20
 
 
 @final
@@ -90,6 +91,28 @@ class LabelGain:
             f"{self.n_labels} labels ({self.refit}): {name} {gain.before:.3f} to {gain.after:.3f} "
             f"± {gain.sd:.3f} (sd, n = {self.n_resamples})"
         )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LabelFit:
+    """Refit to the labels of an environment, and its cross-validated losses on them.
+
+    Attributes:
+        recalibration: Fitted intercepts and slope.
+        refit: Refitted parameters: "intercept", or "intercept and slope".
+        held_out: Adapted scores of each row, by refits without its fold, in the shape of the scores.
+        losses: Log loss (regression: squared error) of each row before and after, `[2, rows]`.
+        errors: Whether each row is predicted wrongly before and after, `[2, rows]`; None for regression.
+        n_folds: Number of folds.
+    """
+
+    recalibration: Recalibration
+    refit: Refit
+    held_out: Array
+    losses: Array
+    errors: Array | None
+    n_folds: int
 
 
 def recalibrate(
@@ -192,6 +215,52 @@ def gain_from_labels(
             accuracy = None if regression else Gain(1 - gains[1].before, 1 - gains[1].after, gains[1].sd)
             results.append(LabelGain(size, refit, gains[0], accuracy, n_resamples))
     return tuple(results)
+
+
+def fit_labels(scores: ArrayLike, targets: ArrayLike, *, regression: bool = False, seed: int = 0) -> LabelFit:
+    """Refit the intercept to the labels of one environment, or also the slope if that is better.
+
+    Refits are those of `recalibrate`. The slope is refitted if there are at least 20 labels and the loss
+    by cross-validation with up to ten folds is lower.
+
+    Args:
+        scores: Logits or predictions in the environment; shapes as in `recalibrate`.
+        targets: Class numbers from 0, or real targets, `[rows]`; at least two rows.
+        regression: Whether targets are real numbers.
+        seed: Seed of the folds.
+
+    Raises:
+        EnvariantError: If lengths differ, values are not finite, targets are not class numbers, or there are
+            fewer than two rows.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> z = rng.normal(size=60)
+        >>> y = (z + 3 + rng.logistic(size=60) > 0).astype(int)
+        >>> fit = fit_labels(z, y)
+        >>> fit.refit, fit.losses.mean(axis=1).round(2).tolist()
+        ('intercept', [0.7, 0.28])
+    """
+    z, y, n_classes = checked_scores("fit_labels", scores, targets, regression=regression)
+    if len(z) < 2:
+        raise EnvariantError("fit_labels: needs at least two labels")
+    raw, values = np.asarray(scores, dtype=np.float64), np.asarray(targets)
+    n_folds = min(_FOLDS, len(z))
+    fold = np.random.default_rng(seed).permutation(np.arange(len(z)) % n_folds)
+    fits: list[LabelFit] = []
+    for refit in REFITS if len(z) >= _FEWEST_FOR_SLOPE else REFITS[:1]:
+        held_out = np.empty_like(raw)
+        for k in range(n_folds):
+            part = recalibrate(raw[fold != k], values[fold != k], refit=refit, regression=regression)
+            held_out[fold == k] = part.apply(raw[fold == k])
+        adapted = checked_scores("fit_labels", held_out, values, regression=regression)[0]
+        losses, *errors = (
+            np.stack(pair) for pair in zip(*(_row_losses(s, y, n_classes) for s in (z, adapted)), strict=True)
+        )
+        fitted = recalibrate(raw, values, refit=refit, regression=regression)
+        fits.append(LabelFit(fitted, refit, held_out, losses, errors[0] if errors else None, n_folds))
+    return min(fits, key=lambda fit: float(fit.losses[1].mean()))
 
 
 def _gain(before: Array, after: Array) -> Gain:

@@ -152,8 +152,8 @@ def shift(
     from envariant.reporting import charts
     from envariant.reporting import shift as reports
 
-    if out is not None:
-        _check_picture(out)
+    if out is not None and out.suffix not in (".png", ".svg"):
+        raise EnvariantError(f"{out}: the name of a picture must end in .png or .svg")
     source = sources.source(name, folder=mnist)
     shifts = pairwise_shifts(
         source, test_environments=test_environments or None, seed=seed, n_trials=n_trials
@@ -169,4 +169,6 @@ def shift(
 
 def _check_picture(path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
-        raise EnvariantError(f"{path}: the name of a picture must end in .png or .svg")
+        raise EnvariantError(
+            f"{path}: the name of a picture must end in .png or .svg, that of a page in .html"
+        )

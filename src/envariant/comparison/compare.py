@@ -25,6 +25,7 @@ from envariant.comparison.plots import drop_chart
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.remedies import find_remedies
 from envariant.comparison.results import ORDINARY, ComparisonResults
+from envariant.comparison.serving import with_serving
 from envariant.core import metrics, specs
 from envariant.core.display import Displayed, Summary
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
@@ -253,7 +254,8 @@ def compare(
     hardest = results.hardest_first()
     data = summarize(source, study.test_environments, plan.baseline_scores, columns, hardest, seed, findings)
     results = _explained(source, replace(results, data=data), study)
-    model = _best_model(results, methods, full, study, source, shared)
+    model, lacking = _best_model(results, methods, full, study, source, shared)
+    results = replace(results, missing=(*results.missing, lacking)) if lacking else results
     recommendation = recommend(results)
     comparison = Comparison(folder, results, recommendation, study, model, time.monotonic() - start)
     page.write(comparison.to_dict(), results, recommendation, folder)
@@ -303,12 +305,16 @@ def _explained(source: TableSource, results: ComparisonResults, study: Study) ->
     if protocol.is_large(source):
         line = "causes and remedies: not measured, because the table has too many classes or inputs"
         return replace(results, missing=(*results.missing, line))
-    seeds = [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
+    seeds = _data_seeds(study)
     folds, share = study.test_environments, study.holdout_fraction
     causes = find_causes(source, results, folds, share, seeds, seed=study.seed)
     results = replace(results, causes=causes)
     remedies = find_remedies(source, results, causes, folds, share, seeds, seed=study.seed)
     return replace(results, remedies=remedies)
+
+
+def _data_seeds(study: Study) -> list[int]:
+    return [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
 
 
 def _best_model(
@@ -318,11 +324,13 @@ def _best_model(
     study: Study,
     source: TableSource,
     options: Mapping[str, Any],
-) -> SavedModel:
-    """Train the recommended method on all rows of the table."""
+) -> tuple[SavedModel, str]:
+    """Train the recommended method on all rows of the table; say what the model lacks for serving."""
     best = results.recommended
     trial = study.trials_of(best, source)[results.selected_trials[best]]
-    return protocol.train_final_model(full, methods[best], trial, study.seed, options)
+    model = protocol.train_final_model(full, methods[best], trial, study.seed, options)
+    folds, share = study.test_environments, study.holdout_fraction
+    return with_serving(model, source, results, folds, share, _data_seeds(study))
 
 
 def _save(model: SavedModel, folder: Path) -> None:

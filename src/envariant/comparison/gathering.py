@@ -188,6 +188,8 @@ def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric:
             those with the largest number of environments.
         metric: Metric of the scores.
     """
+    # Scores of few validation rows may be undefined, such as the AUROC of one class.
+    scores = {m: {name: values for name, values in own.items() if values} for m, own in scores.items()}
     most = max(len(own) for own in scores.values())
     complete = {m: own for m, own in scores.items() if len(own) == most}
     order = [m for m in ORDINARY if m in complete]

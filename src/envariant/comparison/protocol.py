@@ -51,6 +51,8 @@ _WEIGHT_DECAY = 1e-3
 _PASSES, _FEWEST_STEPS = 30, 100
 # Larger tables are large in a way that makes methods, causes and remedies take minutes.
 _MOST_CLASSES, _MOST_INPUTS = 50, 1_000
+# Most environments whose pairs are compared.
+_MOST_PAIRED = 50
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 Run = Callable[[int, float | None], None]
@@ -115,6 +117,10 @@ def plan(
         names = [name for name in slow if name in applicable]
         not_applicable += (f"{', '.join(names)}: take minutes on {_size_text(source)}",) if names else ()
         applicable = tuple(each for each in applicable if each not in slow)
+    if len(table.environments) > _MOST_PAIRED and "erm" in applicable and "coral" in applicable:
+        # It compares every pair of environments in every step.
+        not_applicable += (f"coral: takes minutes and gigabytes on {len(table.environments)} environments",)
+        applicable = tuple(each for each in applicable if each != "coral")
     study = Study(
         # Sources are identified by their content, so that the folder can be moved.
         data=(source,),

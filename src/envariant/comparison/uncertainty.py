@@ -6,6 +6,7 @@ environment is only a sample of rows.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,22 +89,21 @@ def row_standard_error(
     estimates: list[float] = []
     for k, own in enumerate(predictions[:_RESAMPLED_REPLICAS]):
         samples = generator.integers(n_rows, size=(_RESAMPLES, n_rows))
-        values = np.array([score_of_rows(task, metric, own, rows) for rows in samples])
+        values = metric.of_samples(task, *_arrays(own), samples)
         if reference:
-            values = values - np.array([score_of_rows(task, metric, reference[k], rows) for rows in samples])
+            values = values - metric.of_samples(task, *_arrays(reference[k]), samples)
         values = values[np.isfinite(values)]
         estimates.append(float(values.std(ddof=1)) if len(values) > 1 else 0.0)
     # Predictions are stored for at most 1,000 rows; scores use all rows of the environment.
     return float(np.mean(estimates)) * math.sqrt(n_rows / n_total)
 
 
-def score_of_rows(
-    task: Task, metric: Metric, predictions: Predictions, rows: NDArray[np.int64] | None = None
-) -> float:
-    """Return the score of stored predictions on some of their rows. Default: all rows."""
-    # Stored arrays are read-only, and an index makes copies.
-    rows = np.arange(len(predictions.targets)) if rows is None else rows
-    targets = predictions.targets[rows]
-    if predictions.logits.ndim == 2:
-        targets = targets.astype(np.int64)
-    return metric.compute(task, predictions.logits[rows], targets)
+def score_of_rows(task: Task, metric: Metric, predictions: Predictions) -> float:
+    """Return the score of stored predictions."""
+    return metric.compute(task, *_arrays(predictions))
+
+
+def _arrays(predictions: Predictions) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return copies of stored logits and targets, which are read-only."""
+    targets = predictions.targets.astype(np.int64 if predictions.logits.ndim == 2 else np.float32)
+    return predictions.logits.copy(), targets

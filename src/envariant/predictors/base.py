@@ -43,6 +43,11 @@ class FittedPredictor(ABC):
     iterations: int
     columns: tuple[str, ...] = ()
 
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether the logits of a row are known not to depend on the other rows of the same call."""
+        return False
+
     @abstractmethod
     def logits(
         self, inputs: Float[Tensor, "rows *input_shape"], columns: pd.DataFrame | None = None

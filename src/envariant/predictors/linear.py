@@ -79,6 +79,10 @@ class FittedLinear(FittedPredictor):
     left_out: tuple[int, ...] | None = None
     iterations: int = 1
 
+    @property
+    def rows_are_independent(self) -> bool:
+        return True
+
     def logits(self, inputs: Tensor, columns: Any = None) -> Tensor:
         del columns
         raw = (inputs.flatten(1).cpu().double() @ self.weight + self.bias).float().to(inputs.device)

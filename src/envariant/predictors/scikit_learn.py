@@ -127,9 +127,13 @@ class FittedEstimator(FittedPredictor):
         logs = np.log(np.where(predicted, _CERTAINTY, (1 - _CERTAINTY) / (len(self.classes) - 1)))
         return logs[:, 1] - logs[:, 0] if logs.shape[1] == 2 else logs
 
+    @property
+    def rows_are_independent(self) -> bool:
+        # Histogram gradient boosting, which takes milliseconds per call.
+        return hasattr(self.estimator, "_predictors") and not self.columns
+
     def stored_form(self) -> FittedPredictor:
-        own = hasattr(self.estimator, "_predictors") and not self.columns
-        if own and not np.any(self.estimator.is_categorical_):
+        if self.rows_are_independent and not np.any(self.estimator.is_categorical_):
             return FittedTrees.of(self.task, self.classes, self.estimator)
         return self
 

@@ -139,7 +139,6 @@ def render(page: Page) -> str:
         page=page,
         digest=digest,
         colors={name: colors[name] for name in baseline_first(page.methods)},
-        spec=_spec,
         figure_data=_figure_data,
     )
     # The script is inserted last: it needs no escaping, and is a thousand times as long as the page.
@@ -152,19 +151,13 @@ def _script() -> tuple[str, str]:
     import vl_convert
 
     own = files("envariant.reporting").joinpath("templates/_page.js").read_text(encoding="utf-8")
-    script = printable(f"{vl_convert.javascript_bundle()}\n{own}").replace("</script", "<\\/script")
+    script = printable(f"{vl_convert.javascript_bundle(None)}\n{own}").replace("</script", "<\\/script")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return script, f"sha256-{digest}"
 
 
-def _spec(block: Block) -> str:
-    """Return the specification of a chart as JSON that cannot end the script element that contains it."""
-    text = json.dumps(charts.spec(block.content), ensure_ascii=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
 def _figure_data(block: Block) -> dict[str, Any]:
-    """Return description, table and CSV file of the data of a chart."""
+    """Return the specification of a chart, its description, and its data as a table and as a CSV file."""
     document = charts.spec(block.content)
     rows: list[charts.Row] = document["data"]["values"]
     header = [key for key in dict.fromkeys(key for row in rows for key in row) if not key.startswith("_")]
@@ -173,7 +166,12 @@ def _figure_data(block: Block) -> dict[str, Any]:
     writer.writerows([header, *([row.get(key) for key in header] for row in rows)])
     cells = tuple(tuple(_cell(row.get(key)) for key in header) for row in rows[:_MOST_ROWS])
     notes = (f"The first {_MOST_ROWS} of {len(rows)} rows; the CSV file has all.",)
+    # Within JSON, these escapes are equal to the characters, which could end the script element.
+    json_text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    for character in "&<>":
+        json_text = json_text.replace(character, f"\\u{ord(character):04x}")
     return {
+        "json": json_text,
         "description": document["description"],
         "table": TextTable(tuple(header), cells, notes if len(rows) > _MOST_ROWS else ()),
         "csv": f"data:text/csv;charset=utf-8,{quote(text.getvalue())}",

@@ -1,5 +1,6 @@
 """HTML page about runs: the answer, scores, learning curves, data, settings and hardware."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None =
             "not trained.",
             _headline(finished) if finished else "No replica finished",
             numbers=_numbers(finished),
-            bullets=[f"{name}: {verdict(result)}" for name, result in list(named.items())[:_MOST_BULLETS]],
+            bullets=_bullets(named),
             figure=_drops(finished),
             sections=[section for section in _sections(names, ordered, finished, mnist) if section.blocks],
             methods=names,
@@ -160,6 +161,19 @@ def _headline(finished: dict[str, TrainingResult]) -> str:
     if not tested:
         return f"{base}: {metric} {scores[base][0]:.3f} in training, {scores[base][2].mean:.3f} in {where}"
     return f"No run is significantly better than {base} in {where}"
+
+
+def _bullets(named: dict[str, TrainingResult]) -> list[str]:
+    """Return the verdicts on the first run, ERM if there is one, and on the best others."""
+    sign = -1.0 if next(iter(named.values())).record.higher_is_better else 1.0
+
+    def rank(name: str) -> tuple[bool, float]:
+        score = _scores(named[name])[2].mean if named[name].finished else math.nan
+        return math.isnan(score), sign * score
+
+    first, *others = named
+    shown = [first, *sorted(others, key=rank)][:_MOST_BULLETS]
+    return [f"{name}: {verdict(named[name])}" for name in shown]
 
 
 def _by_replica(result: TrainingResult, environment: str) -> dict[int, float]:

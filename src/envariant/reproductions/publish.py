@@ -203,12 +203,12 @@ def _render(result: SectionResult, out: Path) -> list[Block]:
             case CaptionedFigure():
                 stem = out / "figures" / f"{section}-{finding.name}"
                 if isinstance(finding.figure, Figure):
-                    figures.save(finding.figure, stem.with_suffix(".svg"))
+                    write_text(figures.svg(finding.figure), stem.with_suffix(".svg"))
                     pixels = figures.png(finding.figure, 130)
                     write_bytes(pixels, stem.with_suffix(".png"))
                     blocks.append(Block.image(pixels, finding.caption))
                 else:
-                    charts.save(finding.figure, stem.with_suffix(".svg"))
+                    write_text(charts.svg(finding.figure), stem.with_suffix(".svg"))
                     charts.save(finding.figure, stem.with_suffix(".png"))
                     blocks.append(Block.chart(finding.figure, finding.caption))
             case str():

@@ -14,6 +14,7 @@ from envariant.reporting.charts.comparisons import (
     column_slopes,
     drops,
     label_curves,
+    over_time,
 )
 from envariant.reporting.charts.data import counts, shift_plane
 from envariant.reporting.charts.runs import curves, has_shift_scale, lines, shift_curve, sweep
@@ -44,6 +45,7 @@ __all__ = [
     "hyperparameters",
     "label_curves",
     "lines",
+    "over_time",
     "ranking",
     "save",
     "shift_curve",

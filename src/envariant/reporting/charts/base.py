@@ -38,7 +38,7 @@ _CONFIG: dict[str, Any] = {
     "legend": {
         "labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "orient": "top",
         "columns": 4, "title": None, "labelLimit": 260, "symbolStrokeWidth": 2.5,
-        "symbolOpacity": 1,
+        "symbolOpacity": 1, "symbolBaseFillColor": "currentColor", "symbolBaseStrokeColor": "currentColor",
     },
     "header": {
         "labelColor": "currentColor", "labelFontSize": 12, "labelFontWeight": "bold", "labelAnchor": "start",
@@ -90,6 +90,22 @@ def mark_height(value: float, label: str) -> list[alt.Chart]:
     return [line, text]
 
 
+def drawn(layer: Any, rows: Sequence[Mapping[str, Any]], field: str, kind: str = "") -> list[Any]:
+    """Return a layer of the rows that have a value of a field, as a list; empty if there is no such row.
+
+    A layer without rows makes Vega print warnings, and screen readers announce it.
+
+    Args:
+        layer: Layer of a chart.
+        rows: Rows of the chart.
+        field: Field that must be known.
+        kind: Value of the field "kind" of the rows; "" for any.
+    """
+    known = [row for row in rows if _plain(row.get(field)) is not None and kind in ("", row.get("kind"))]
+    is_kind = f" && datum.kind === '{kind}'" if kind else ""
+    return [layer.transform_filter(f"isValid(datum.{field}){is_kind}")] if known else []
+
+
 def note(text: str) -> alt.TitleParams:
     """Return a line of plain text above a chart."""
     return alt.TitleParams(text, fontSize=12, fontWeight="normal")
@@ -110,7 +126,7 @@ def styled(chart: Any, description: str) -> Any:
 def spec(chart: Chart) -> dict[str, Any]:
     """Return the Vega-Lite specification of a chart; control characters are escaped."""
     # Rows are checked by the functions that make charts; validating each of them takes seconds.
-    return _mapped(cast("dict[str, Any]", chart.to_dict(validate=False)), printable)
+    return _mapped(chart.to_dict(validate=False), printable)
 
 
 def data_of(chart: Chart) -> list[Row]:

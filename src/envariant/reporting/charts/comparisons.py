@@ -14,6 +14,7 @@ from envariant.reporting.charts.base import (
     Chart,
     Row,
     color,
+    drawn,
     faded,
     number,
     picked,
@@ -58,6 +59,59 @@ def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]
         names: Names of in-domain and out-of-domain scores, of the other method, and of the constant
             prediction.
     """
+    data, hue, shape = _scores(rows, names)
+    x: Any = {"title": metric, "scale": alt.Scale(zero=False)}
+    pick = picked()
+    two = any(row.other is not None for row in rows)
+    lane = alt.YOffset("_lane:N", scale=alt.Scale(domain=["first", "other"] if two else ["first"]))
+    base = alt.Chart().encode(y=_rows("row"), yOffset=lane)
+    intervals = base.mark_rule(strokeWidth=9).encode(
+        x=alt.X("low:Q", **x), x2="high:Q", color=hue, opacity=faded(pick, 0.25)
+    )
+    joins = base.mark_rule(strokeWidth=1.3, color="currentColor").encode(x=alt.X("from:Q", **x), x2="score:Q")
+    points = base.mark_point(filled=True, size=95, strokeWidth=2).encode(
+        x=alt.X("score:Q", **x), color=hue, shape=shape, opacity=faded(pick),
+        tooltip=["row:N", "name:N", *(alt.Tooltip(f"{key}:Q", format=".3f")
+                                               for key in ("score", "low", "high"))],
+    )  # fmt: skip
+    layers = [*drawn(intervals, data, "low"), *drawn(joins, data, "from"), points.add_params(pick)]
+    chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=_ROW_HEIGHT * len(rows))
+    ends = "; ".join(
+        f"{row.label} {number(row.id_score)} and {number(row.ood_score.mean)}" for row in rows[:8]
+    )
+    return styled(chart, f"{metric}, {names[0]} and {names[1]}: {ends}.")
+
+
+def over_time(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]) -> Chart:
+    """Draw in-domain and out-of-domain scores against ordered environments.
+
+    Args:
+        rows: Environments in the order of time.
+        metric: Name of the metric.
+        names: Names of in-domain and out-of-domain scores, of the other method, and of the constant
+            prediction.
+    """
+    data, hue, shape = _scores(rows, names)
+    y: Any = {"title": metric, "scale": alt.Scale(zero=False)}
+    pick = picked()
+    axis = alt.Axis(labelAngle=-40, labelOverlap=True)
+    base = alt.Chart().encode(x=alt.X("row:O", title=None, sort=None, axis=axis), color=hue)
+    band = base.mark_area().encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=faded(pick, 0.18))
+    line = base.mark_line(strokeWidth=1.6).encode(y=alt.Y("score:Q", **y), opacity=faded(pick))
+    points = base.mark_point(filled=True, size=60).encode(
+        y=alt.Y("score:Q", **y), shape=shape, opacity=faded(pick),
+        tooltip=["row:O", "name:N", *(alt.Tooltip(f"{k}:Q", format=".3f") for k in ("score", "low", "high"))],
+    )  # fmt: skip
+    layers = [*drawn(band, data, "low"), line, points.add_params(pick)]
+    chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=HEIGHT)
+    ends = "; ".join(f"{row.label} {number(row.ood_score.mean)}" for row in rows[-8:])
+    return styled(chart, f"{metric}, {names[1]}, in the order of time: {ends}.")
+
+
+def _scores(
+    rows: Sequence[DropRow], names: tuple[str, str, str, str]
+) -> tuple[list[Row], alt.Color, alt.Shape]:
+    """Return one row per score, with the encodings of kinds of scores by color and shape."""
     inside, outside, other, constant = names
     looks = {
         inside: (TRAINING, "circle"), outside: (TEST, "circle"),
@@ -82,28 +136,7 @@ def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]
     colors, shapes = (alt.Scale(domain=kinds, range=[looks[k][i] for k in kinds]) for i in (0, 1))
     hue = alt.Color("name:N", title=None, scale=colors)
     shape = alt.Shape("name:N", title=None, scale=shapes)
-    x: Any = {"title": metric, "scale": alt.Scale(zero=False)}
-    pick = picked()
-    two = any(row.other is not None for row in rows)
-    lane = alt.YOffset("_lane:N", scale=alt.Scale(domain=["first", "other"] if two else ["first"]))
-    base = alt.Chart().encode(y=_rows("row"), yOffset=lane)
-    intervals = base.mark_rule(strokeWidth=9).encode(
-        x=alt.X("low:Q", **x), x2="high:Q", color=hue, opacity=faded(pick, 0.25)
-    )
-    joins = base.mark_rule(strokeWidth=1.3, color="currentColor").encode(x=alt.X("from:Q", **x), x2="score:Q")
-    points = base.mark_point(filled=True, size=95, strokeWidth=2).encode(
-        x=alt.X("score:Q", **x), color=hue, shape=shape, opacity=faded(pick),
-        tooltip=["row:N", "name:N", *(alt.Tooltip(f"{key}:Q", format=".3f")
-                                               for key in ("score", "low", "high"))],
-    )  # fmt: skip
-    chart = alt.layer(
-        intervals.transform_filter("isValid(datum.low)"), joins.transform_filter("isValid(datum.from)"),
-        points.add_params(pick), data=values(data),
-    ).properties(width=WIDTH, height=_ROW_HEIGHT * len(rows))  # fmt: skip
-    ends = "; ".join(
-        f"{row.label} {number(row.id_score)} and {number(row.ood_score.mean)}" for row in rows[:8]
-    )
-    return styled(chart, f"{metric}, {inside} and {outside}: {ends}.")
+    return data, hue, shape
 
 
 def cause_parts(parts: Mapping[str, Sequence[float]], totals: Mapping[str, Interval], label: str) -> Chart:
@@ -259,7 +292,7 @@ def column_slopes(rows: Sequence[ColumnRow], unit: str) -> Chart:
         tooltip=["column:N", "environment:N", alt.Tooltip("slope:Q", format="+.2f"), "name:N"],
     )  # fmt: skip
     chart = alt.layer(
-        zero, limits.transform_filter("isValid(datum.low)"), points.add_params(pick), data=values(data)
+        zero, *drawn(limits, data, "low"), points.add_params(pick), data=values(data)
     ).properties(width=WIDTH, height=26 * len(rows))
     unstable = ", ".join(row.column for row in rows if row.unstable) or "none"
     return styled(chart, f"Slopes of {len(rows)} columns by environment. Unstable: {unstable}.")
@@ -273,7 +306,7 @@ def column_importance(rows: Sequence[ColumnRow], metric: str, methods: Sequence[
         metric: Name of the metric.
         methods: Names of the methods.
     """
-    data = [
+    data: list[Row] = [
         {"column": row.column, "name": name, "loss": max(0.0, row.importance[name])}
         for row in rows
         for name in methods

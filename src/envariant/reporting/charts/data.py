@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from envariant.analysis.distribution_shift import NOTABLE, Shift
 from envariant.analysis.statistics import Interval
-from envariant.reporting.charts.base import WIDTH, Chart, note, number, styled, values
+from envariant.reporting.charts.base import WIDTH, Chart, drawn, note, number, styled, values
 from envariant.reporting.theme import DASH, TRAINING
 
 _MOST_NAMES = 24
@@ -92,7 +92,7 @@ def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
                "kind:N"]  # fmt: skip
     base = alt.Chart()
     marks = alt.Chart(values([{"notable": NOTABLE}])).mark_rule(strokeDash=DASH, opacity=0.5)
-    ranges = base.transform_filter("isValid(datum.diversity_low)").mark_rule(color=TRAINING, opacity=0.5)
+    ranges = base.mark_rule(color=TRAINING, opacity=0.5, clip=True)
     labeled = base.transform_filter("isValid(datum.label_x)")
     low_x = alt.X("diversity_low:Q", title=_X, scale=domain)
     low_y = alt.Y("correlation_low:Q", title=_Y, scale=domain)
@@ -101,8 +101,8 @@ def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
     layers: list[Any] = [
         marks.encode(x=alt.X("notable:Q", title=_X, scale=domain)),
         marks.encode(y=alt.Y("notable:Q", title=_Y, scale=domain)),
-        ranges.encode(x=low_x, x2="diversity_high:Q", y=y),
-        ranges.encode(y=low_y, y2="correlation_high:Q", x=x),
+        *drawn(ranges.encode(x=low_x, x2="diversity_high:Q", y=y), data, "diversity_low"),
+        *drawn(ranges.encode(y=low_y, y2="correlation_high:Q", x=x), data, "correlation_low"),
         labeled.mark_rule(opacity=0.35).encode(x=x, y=y, x2="label_x:Q", y2="label_y:Q"),
         base.mark_point(filled=True, size=80, color=TRAINING, opacity=1).encode(x=x, y=y, tooltip=tooltip),
         labeled.mark_text(align="left", dx=3, baseline="middle").encode(

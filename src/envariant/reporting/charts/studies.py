@@ -16,6 +16,7 @@ from envariant.reporting.charts.base import (
     Chart,
     Row,
     color,
+    drawn,
     faded,
     number,
     picked,
@@ -81,13 +82,12 @@ def ranking(
         color=color(names, legend=False),
     )
     x = alt.X("score:Q", title=label, scale=alt.Scale(zero=False))
-    means = base.transform_filter("datum.kind === 'mean'")
-    bars = means.mark_rule(strokeWidth=2.5).encode(
+    bars = base.mark_rule(strokeWidth=2.5).encode(
         x=alt.X("low:Q", title=label), x2="high:Q", opacity=faded(pick), tooltip=tooltip
     )
-    dots = means.mark_point(filled=True, size=90).encode(x=x, tooltip=tooltip, opacity=faded(pick))
-    replicas = base.transform_filter("datum.kind === 'replica'").mark_tick(thickness=1.5, size=12)
-    published = base.transform_filter("datum.kind === 'published'").mark_point(size=80, strokeWidth=1.8)
+    dots = base.mark_point(filled=True, size=90).encode(x=x, tooltip=tooltip, opacity=faded(pick))
+    replicas = base.mark_tick(thickness=1.5, size=12)
+    published = base.mark_point(size=80, strokeWidth=1.8)
     sources = list(dict.fromkeys(row["source"] for row in data if "source" in row))
     shape = alt.Shape(
         "source:N",
@@ -95,14 +95,15 @@ def ranking(
         scale=alt.Scale(domain=sources, range=["diamond", "triangle-up", "square", "cross"]),
         legend=alt.Legend(),
     )
+    ticks = replicas.encode(x=x, tooltip=tooltip, opacity=faded(pick, 0.5))
+    hollow = published.encode(x=x, tooltip=tooltip, shape=shape)
     layers: list[Any] = [
         *_vertical(marks),
-        replicas.encode(x=x, tooltip=tooltip, opacity=faded(pick, 0.5)),
-        bars,
-        dots.add_params(pick),
+        *drawn(ticks, data, "score", "replica"),
+        *drawn(bars, data, "low"),
+        *drawn(dots.add_params(pick), data, "score", "mean"),
+        *drawn(hollow, data, "score", "published"),
     ]
-    if sources:
-        layers.append(published.encode(x=x, tooltip=tooltip, shape=shape))
     chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=_ROW_HEIGHT * len(rows))
     ends = "; ".join(f"{r['name']} {number(r['score'])}" for r in data if r["kind"] == "mean")
     return styled(chart, f"{label}, mean and 95 % interval over replicas: {ends or 'published scores only'}.")
@@ -186,12 +187,11 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Chart:
         level: Significance level of the invariance test.
     """
     names = baseline_first(list(map(str, runs["algorithm"])))
-    kept, rejected = "not rejected", f"rejected by the invariance test (level {level:g})"
     columns = [key for key in ("trial", "replica", "environments") if key in runs]
-    data = [
+    data: list[Row] = [
         {
             "name": row["algorithm"], "validation": row["validation"], "test": row["test"],
-            "p": row["p_value"], "invariance": rejected if row["p_value"] < level else kept,
+            "p": row["p_value"], "kind": "rejected" if row["p_value"] < level else "not rejected",
             **{key: row[key] for key in columns},
         }
         for row in runs.to_dict("records")
@@ -203,15 +203,16 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Chart:
         y=alt.Y("test:Q", title=f"{metric} in the test environments", scale=alt.Scale(zero=False)),
         color=color(names), opacity=faded(pick, 0.85),
         tooltip=["name:N", *[f"{key}:N" for key in columns], alt.Tooltip("validation:Q", format=".3f"),
-                 alt.Tooltip("test:Q", format=".3f"), alt.Tooltip("p:Q", format=".2g"), "invariance:N"],
+                 alt.Tooltip("test:Q", format=".3f"), alt.Tooltip("p:Q", format=".2g"),
+                 alt.Tooltip("kind:N", title=f"invariance test, level {level:g}")],
     )  # fmt: skip
-    filled = base.transform_filter(alt.FieldEqualPredicate(field="invariance", equal=kept)).mark_point(
-        filled=True, size=55
-    )
-    hollow = base.transform_filter(alt.FieldEqualPredicate(field="invariance", equal=rejected)).mark_point(
-        size=55, strokeWidth=1.6
-    )
-    chart = alt.layer(hollow, filled.add_params(pick), data=values(data)).properties(width=WIDTH, height=320)
+    filled = base.mark_point(filled=True, size=55)
+    hollow = base.mark_point(size=55, strokeWidth=1.6)
+    layers = [
+        *drawn(hollow, data, "validation", "rejected"), *drawn(filled, data, "validation", "not rejected"),
+    ]  # fmt: skip
+    layers[0] = layers[0].add_params(pick)
+    chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=320)
     best = max(data, key=lambda row: row["validation"], default=None)
     text = (
         f" The best by validation is {best['name']}, with test score {number(best['test'])}." if best else ""
@@ -228,10 +229,11 @@ def hyperparameters(values_of: pd.DataFrame, scores: pd.DataFrame, metric: str) 
         metric: Name of the metric.
     """
     data: list[Row] = []
+    by_run: dict[str, Any] = {kind: scores[kind].to_dict() for kind in ("validation", "test")}
     for k, column in enumerate(values_of):
         for index, value in values_of[column].items():
             for kind in ("validation", "test"):
-                score = scores.loc[index, kind]
+                score = by_run[kind][index]
                 data.append({"name": kind, "panel": k, "setting": str(column), "x": value, "score": score})
     pick = picked()
     hue = alt.Color(

@@ -12,41 +12,34 @@
     spec.config.legend.columns = Math.max(1, Math.floor((width - 60) / (7 * Math.min(longest, 36) + 30)));
     if (width < 520) spec.config.axis.labelLimit = 100;
     const panels = spec.facet ? [spec.spec] : spec.concat;
-    if (panels) {
-      const panel = Math.floor((width - 60) / columns) - (spec.concat ? 50 : 22);
-      panels.forEach((each) => (each.width = panel));
-      return { ...spec, columns };
-    }
-    return { ...spec, width: Math.min(width, 980), autosize: { type: "fit-x", contains: "padding" } };
+    panels?.forEach((each) => (each.width = Math.floor((width - 60) / columns) - (spec.concat ? 50 : 22)));
+    return panels ? { ...spec, columns } : { ...spec, width: Math.min(width, 980), autosize: { type: "fit-x", contains: "padding" } };
   }
   async function draw(figure) {
     const spec = JSON.parse(figure.querySelector("script").textContent);
     const names = new Set(spec.data.values.map((row) => row.name));
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
     const options = { renderer: "svg", ast: true, actions: false, tooltip: { theme: dark ? "dark" : "light" } };
-    const width = document.querySelector("main").clientWidth - 2 * parseFloat(getComputedStyle(document.querySelector("main")).paddingLeft);
+    const width = document.querySelector("h1").clientWidth;
     views.get(figure)?.view.finalize();
     const { view } = await vegaEmbed(figure.querySelector(".plot"), fitted(spec, width), options);
     views.set(figure, { view, names });
     view.addEventListener("click", (event, item) => item?.datum && names.has(item.datum.name) && pick(item.datum.name));
-    try { view.addSignalListener("picked_name_legend", (_, name) => name !== picked && (name || picked) && show(name)); } catch { /* one method: no legend */ }
+    const legend = (_, name) => name !== picked && (name || picked) && show(name);
+    try { view.addSignalListener("picked_name_legend", legend); } catch { /* one method: no legend */ }
     if (picked) highlight({ view, names });
   }
-  const drawn = new Set();
-  const drawOnce = (figure) => drawn.has(figure) || (drawn.add(figure), draw(figure));
-  const shown = (figure) => !figure.closest("details:not([open])");
-  const figures = all("figure.chart");
-  figures.filter(shown).forEach(drawOnce);
-  // Figures of folded sections are drawn later, so that they are there when the section opens or is printed.
-  addEventListener("load", () => setTimeout(() => figures.forEach(drawOnce), 300));
-  let resized;
-  let before = innerWidth;
-  addEventListener("resize", () => {
-    clearTimeout(resized);
-    resized = setTimeout(() => before !== innerWidth && ((before = innerWidth), drawn.forEach(draw)), 150);
-  });
+  const figures = all("figure.chart"), folded = (figure) => figure.closest("details:not([open])");
+  figures.filter((each) => !folded(each)).forEach(draw);
+  // Figures of folded sections are drawn a little later, so that they are there when a section is opened.
+  const later = figures.filter(folded);
+  addEventListener("load", () => setTimeout(() => later.forEach(draw), 300));
+  let timer, width = innerWidth;
+  const redraw = () => width !== innerWidth && ((width = innerWidth), figures.forEach(draw));
+  addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(redraw, 150); });
 
   // One method is highlighted in all charts and tables.
+  const buttons = all("[data-method]");
   function highlight({ view, names }) {
     const name = names.has(picked) ? picked : null;
     try { view.signal("picked_name_legend", name).runAsync(); } catch { /* a chart without this selection */ }
@@ -54,16 +47,13 @@
   function show(name) {
     picked = name;
     views.forEach(highlight);
-    all("[data-method]").forEach((each) => each.setAttribute("aria-pressed", String(each.dataset.method === name)));
-    const known = new Set(all("[data-method]").map((each) => each.dataset.method));
-    all("tbody tr").forEach((row) => {
-      const own = row.cells[0].textContent;
-      row.classList.toggle("faded", Boolean(name) && known.has(own) && own !== name);
-    });
+    buttons.forEach((each) => each.setAttribute("aria-pressed", String(each.dataset.method === name)));
+    const others = new Set(buttons.map((each) => each.dataset.method).filter((each) => name && each !== name));
+    all("tbody tr").forEach((row) => row.classList.toggle("faded", others.has(row.cells[0].textContent)));
   }
   const pick = (name) => show(name === picked ? null : name);
   all(".methods").forEach((bar) => (bar.hidden = false));
-  all("[data-method]").forEach((each) => each.addEventListener("click", () => pick(each.dataset.method)));
+  buttons.forEach((each) => each.addEventListener("click", () => pick(each.dataset.method)));
 
   // Tables: a click on a header sorts, a text field filters.
   const value = (cell) => {
@@ -91,9 +81,7 @@
     field.addEventListener("input", () => rows.forEach((row) => {
       row.hidden = !row.textContent.toLowerCase().includes(field.value.toLowerCase());
     }));
-    const tools = make("div", { className: "tools" });
-    tools.append(field);
-    table.parentNode.before(tools);
+    table.parentNode.before(field);
   });
 
   // Commands are copied; a link to a section opens it; all sections are printed.
@@ -105,8 +93,7 @@
     });
     each.append(button);
   });
-  const open = () => location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)))?.setAttribute("open", "");
-  addEventListener("hashchange", open);
-  open();
+  const open = () => document.getElementById(decodeURIComponent(location.hash.slice(1)))?.setAttribute("open", "");
+  ["hashchange", "load"].forEach((each) => addEventListener(each, open));
   addEventListener("beforeprint", () => all("details.section").forEach((each) => (each.open = true)));
 })();

@@ -42,7 +42,7 @@ PICTURES = {
     "application/vnd.vegalite.v6+json",
 }
 # Numbers, texts and tuples show themselves as text.
-PLAIN = re.compile(r"-?[\d.]+|'[^\n]*'|\w+\(.{0,200}\)", re.DOTALL)
+PLAIN = re.compile(r"""-?[\d.]+|'[^\n]*'|"[^\n]*"|\w+\(.{0,200}\)""", re.DOTALL)
 
 
 def cells(code: str) -> list[str]:

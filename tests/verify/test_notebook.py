@@ -50,7 +50,8 @@ def cells(code: str) -> list[str]:
     found, rest = [], []
     for node in ast.parse(code).body:
         if not isinstance(node, ast.Expr):
-            rest.append(ast.get_source_segment(code, node) or "")
+            first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
+            rest.append("\n".join(code.splitlines()[first - 1 : node.end_lineno]))
             continue
         parts = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
         for part in parts:

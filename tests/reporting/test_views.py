@@ -59,6 +59,7 @@ def test_columns_that_are_not_drawn_are_counted():
 def test_images_are_drawn_as_one_row_per_environment(shape, dtype):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (20, *shape), generator=generator).to(dtype)
+    images = images if dtype == torch.uint8 else images / 255
     each = EnvironmentSet.from_arrays(images, ["cat", "dog"] * 10, ["a$", "<b>"] * 10, test=("<b>",))
     picture = each.plot(most=5)
     assert isinstance(picture, Picture)

@@ -144,7 +144,7 @@ def test_lines_of_a_sweep_count_runs_of_all_processes_and_failures(tmp_path, mon
         counter(1, 3, 6)
         store.claim()
         store.add((), [RunOutcome(run, None, 0.0, None) for run in (2, 3)])
-        store.add((), [RunOutcome(4, None, 0.0, "broken")])
+        store.add((), [RunOutcome(4, "broken", 0.0)])
         bars.tick()
         counter.look(store)
         clock.now += 35

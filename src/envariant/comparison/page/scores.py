@@ -1,6 +1,7 @@
 """Sections on scores: drop of the baseline by environment, and comparison of methods."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final
 
@@ -36,24 +37,8 @@ class Drops(PageSection):
     def chart(self) -> Block:
         """Return the chart of in-domain and out-of-domain scores, one row per environment."""
         results = self.results
-        other = self.recommended if self.recommended != results.baseline_method else _runner_up(results)
-        baseline = method_name(results.baseline_method)
         names = results.hardest_first()
-        others, constants = results.cells.get(other, {}), results.data.baseline_scores
-        rows = [
-            charts.DropRow(
-                name,
-                results.baseline[name].id_score.mean if results.baseline[name].id_score.count else math.nan,
-                results.possible(results.baseline[name].ood_score),
-                results.possible(others[name].ood_score) if name in others else None,
-                constants.get(name, math.nan),
-            )
-            for name in names[:_MOST_ROWS]
-        ]
-        labels = (
-            f"{baseline}, in-domain", f"{baseline}, out-of-domain", f"{method_name(other)}, out-of-domain",
-            baseline_name(results.metric),
-        )  # fmt: skip
+        rows, labels = drop_rows(results, self.recommended, names[:_MOST_ROWS])
         hidden = len(names) - _MOST_ROWS
         caption = (
             "A line joins the in-domain score (model trained on other rows of the environment) and the "
@@ -184,6 +169,32 @@ def methods_table(results: ComparisonResults) -> TextTable:
     notes = (note, *network_notes(results.networks))
     more = () if second is None else (f"mean {second.metric.name}",)
     return TextTable((results.metric.name, *names, "worst", "mean", *more), tuple(lines), notes)
+
+
+def drop_rows(
+    results: ComparisonResults, recommended: str, names: Sequence[str]
+) -> tuple[list[charts.DropRow], tuple[str, str, str, str]]:
+    """Return the scores of the baseline and of one other method in some environments, and their labels.
+
+    The other method is the recommended one, or the best other if the baseline is recommended.
+    """
+    other = recommended if recommended != results.baseline_method else _runner_up(results)
+    others, constants = results.cells.get(other, {}), results.data.baseline_scores
+    rows = [
+        charts.DropRow(
+            name,
+            cell.id_score.mean if cell.id_score.count else math.nan,
+            results.possible(cell.ood_score),
+            results.possible(others[name].ood_score) if name in others else None,
+            constants.get(name, math.nan),
+        )
+        for name, cell in ((name, results.baseline[name]) for name in names)
+    ]
+    baseline, second = method_name(results.baseline_method), method_name(other)
+    return rows, (
+        f"{baseline}, in-domain", f"{baseline}, out-of-domain", f"{second}, out-of-domain",
+        baseline_name(results.metric),
+    )  # fmt: skip
 
 
 def _runner_up(results: ComparisonResults) -> str:

@@ -24,6 +24,7 @@ def compare(
     replicas: Whole = 5,
     exclude: Names = (),
     sample_weight: str | None = None,
+    ordered: Annotated[bool, Parameter(negative="")] = False,
     min_rows: Whole = 50,
     max_rows: Whole = 5_000,
     budget: str | None = None,
@@ -62,6 +63,8 @@ def compare(
         Columns not used as inputs.
     sample_weight
         Column with sampling weights for training; scores are unweighted.
+    ordered
+        Environments follow one another in time, as years do: train on earlier ones, test on the next one.
     min_rows
         Smallest number of rows per environment; smaller environments are pooled.
     max_rows
@@ -98,6 +101,7 @@ def compare(
         replicas=replicas,
         exclude=exclude,
         sample_weight=sample_weight,
+        ordered=ordered,
         min_rows=min_rows,
         max_rows=max_rows,
         budget=budget,

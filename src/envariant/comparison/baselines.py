@@ -42,7 +42,7 @@ def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> M
         prediction: Any = logits[1] - logits[0] if binary else logits
         predictions = np.tile(prediction, len(own) if binary else (len(own), 1))
         scores[environment] = metric.compute(task, predictions, own if binary else own.astype(np.int64))
-    return {name: scores[name] for name in table.environments if np.isfinite(scores[name])}
+    return {name: scores[name] for name in table.environments if np.isfinite(scores.get(name, np.nan))}
 
 
 def baseline_name(metric: Metric) -> str:
@@ -62,7 +62,7 @@ def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple
         environment: tuple(table.classes[int(k)] for k in np.setdiff1d(own, others))
         for environment, own, others in _split(table, folds)
     }
-    return {name: unseen[name] for name in table.environments if unseen[name]}
+    return {name: unseen[name] for name in table.environments if unseen.get(name)}
 
 
 def unpredictable(table: Table, task: Task, folds: Folds) -> dict[str, str]:
@@ -84,5 +84,5 @@ def _split(table: Table, folds: Folds) -> Iterator[tuple[str, Array, Array]]:
     targets, codes = table.targets().astype(np.float64), table.environment.values
     for fold in folds:
         members = [table.environments.index(name) for name in fold]
-        others = targets[~np.isin(codes, members)]
+        others = targets[table.training_rows(fold)]
         yield from ((name, targets[codes == k], others) for name, k in zip(fold, members, strict=True))

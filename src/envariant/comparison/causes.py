@@ -5,6 +5,7 @@ Level, calibration slope and ranking; inputs or relation; label, covariate or co
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
@@ -60,6 +61,7 @@ class Cause:
         decomposition: Harder inputs, changed relation and new inputs as parts of the difference in loss to
             the validation rows of the training environments; None if unknown.
         shift: Kinds of shift against the other environments; None if unknown.
+        elsewhere: Word for the other environments: "elsewhere", or "before" if environments are ordered.
     """
 
     environment: str
@@ -73,6 +75,7 @@ class Cause:
     calibration: Calibration | None
     decomposition: DropDecomposition | None
     shift: EnvironmentShift | None
+    elsewhere: str = "elsewhere"
 
     @property
     def regression(self) -> bool:
@@ -245,7 +248,8 @@ class Cause:
 
     def _levels(self) -> str:
         k = self._level_class
-        shares = f"{self.levels[k]:.0%} of rows, {self.levels_elsewhere[k]:.0%} elsewhere".replace("%", " %")
+        shares = f"{self.levels[k]:.0%} of rows, {self.levels_elsewhere[k]:.0%} {self.elsewhere}"
+        shares = shares.replace("%", " %")
         return f"{self.target} is {self.classes[k]} in {shares}"
 
 
@@ -300,22 +304,22 @@ def find_causes(
         training = stored.training(name, rows.others)
         calibration, split = _calibration(stored, inside, outside, seed)
         own, targets = stored.by_environment[name], source.table.targets()
+        others = targets[source.table.training_rows(fold if source.table.ordered else (name,))]
         causes[name] = Cause(
             name,
             label_of(source.table, name),
             source.table.target.name,
             source.table.classes,
             _levels(source.table, targets[own]),
-            _levels(source.table, np.delete(targets, own)),
+            _levels(source.table, others),
             n_compared,
             split,
             None
             if calibration is None
-            else _with_training_noise(
-                calibration, len(own), (1 - holdout_fraction) * (len(targets) - len(own))
-            ),
+            else _with_training_noise(calibration, len(own), (1 - holdout_fraction) * len(others)),
             _decomposition(inputs[fold], training, outside, n_compared, stored, seed),
             shifts.get(name),
+            "before" if source.table.ordered else "elsewhere",
         )
     return causes
 
@@ -366,15 +370,21 @@ def _decomposition(
 def _shifts(stored: StoredRows, seed: int) -> dict[str, EnvironmentShift]:
     """Return the kinds of shift by environment; empty if they cannot be tested."""
     table = stored.source.table
-    names = np.array(table.environments)[table.environment.values]
-    try:
-        shifts = name_shifts(
-            stored.inputs(()), table.targets(), names, regression=stored.regression, seed=seed,
-            level=LEVEL_OF_TESTS,
-        )  # fmt: skip
-    except EnvariantError:
-        return {}
-    return {each.environment: each for each in shifts}
+    names, inputs = np.array(table.environments)[table.environment.values], stored.inputs(())
+    # An ordered environment is compared with earlier ones only.
+    compared = [(None, np.ones(len(table), dtype=bool))]
+    if table.ordered:
+        codes = table.environment.values
+        compared = [(e, codes <= k) for k, e in enumerate(table.environments) if (e,) in stored.folds]
+    shifts: dict[str, EnvironmentShift] = {}
+    for wanted, rows in compared:
+        with suppress(EnvariantError):
+            tested = name_shifts(
+                inputs[rows], table.targets()[rows], names[rows], regression=stored.regression, seed=seed,
+                level=LEVEL_OF_TESTS,
+            )  # fmt: skip
+            shifts |= {each.environment: each for each in tested if wanted in (None, each.environment)}
+    return shifts
 
 
 def _levels(table: Table, targets: NDArray[Any]) -> tuple[float, ...]:

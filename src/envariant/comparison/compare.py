@@ -134,6 +134,7 @@ def compare(
     replicas: int = 5,
     exclude: Sequence[Any] = (),
     sample_weight: Any = None,
+    ordered: bool = False,
     min_rows: int = 50,
     max_rows: int | None = MAX_ROWS,
     budget: str | float | None = None,
@@ -148,9 +149,9 @@ def compare(
     """Measure how far scores drop in new environments, and whether any method helps.
 
     Every environment is held out in turn (several together if there are more than 12). Replicas of every
-    method are trained on the other environments. Hyperparameters are chosen by invariance selection on
-    validation rows of the training environments, never on test environments. The baseline is the best
-    ordinary model by in-domain scores.
+    method are trained on the other environments; if environments are ordered, on earlier ones.
+    Hyperparameters are chosen by invariance selection on validation rows of the training environments, never
+    on test environments. The baseline is the best ordinary model by in-domain scores.
 
     Args:
         data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow.
@@ -166,6 +167,8 @@ def compare(
         replicas: Number of replicas (independent runs with their own seeds) per trial.
         exclude: Names of columns not used as inputs.
         sample_weight: Name of the column with sampling weights for training; scores are unweighted.
+        ordered: Whether environments follow one another in time, as years do. Models are then trained on
+            earlier environments only, and tested on the next one.
         min_rows: Smallest number of rows per environment; smaller environments are pooled.
         max_rows: Largest number of rows per environment in the comparison, sampled at random; None: all rows.
         budget: Time limit such as "10m", or seconds; trials are added while time remains. Runs on a cluster
@@ -192,13 +195,15 @@ def compare(
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
     folder = _check_out(out)
     _check_arguments(
-        options, min_rows=min_rows, max_rows=max_rows, encoding=encoding, executor=executor, address=address
-    )
+        options, min_rows=min_rows, max_rows=max_rows, encoding=encoding, executor=executor, address=address,
+        ordered=ordered,
+    )  # fmt: skip
     runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed, "settings": shared}
     methods = _methods(algorithms, candidates or {}, metric, runs)
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
+        ordered=ordered,
     )  # fmt: skip
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
@@ -210,7 +215,7 @@ def compare(
     print_findings(findings := check_data(full))
     _warn(plan.undefined)
     run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
-    results, study = _train(folder, plan, deadline, run)
+    results, study = _train(folder, plan, deadline, run, source.table)
     hardest = results.hardest_first()
     data = summarize(source, study.test_environments, plan.baseline_scores, columns, hardest, seed, findings)
     results = _explained(source, replace(results, data=data), study)
@@ -243,12 +248,12 @@ def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) ->
 
 
 def _train(
-    folder: Path, plan: protocol.Plan, deadline: float | None, run: protocol.Run
+    folder: Path, plan: protocol.Plan, deadline: float | None, run: protocol.Run, table: tables.Table
 ) -> tuple[ComparisonResults, Study]:
     """Train what the budget allows; return the results and the study with the completed trials."""
     study = protocol.run_within_budget(folder, plan.study, deadline, run)
     with Store(folder) as store:
-        results = gather(store, study, plan.tasks, plan.metric)
+        results = gather(store, study, plan.tasks, plan.metric, table)
     results = replace(
         results,
         missing=(*plan.undefined, *results.missing),
@@ -300,6 +305,7 @@ _ARGUMENTS: Mapping[str, Any] = {
     "encoding": str,
     "executor": Literal["local", "ray"],
     "address": str | None,
+    "ordered": bool,
 }
 
 

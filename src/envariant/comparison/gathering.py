@@ -17,6 +17,7 @@ from envariant.core import metrics
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
+from envariant.data.tables.table import Table
 from envariant.studies.selection import Invariance, SelectedRun, SelectionResult, select
 from envariant.studies.study import Study
 from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE
@@ -64,7 +65,9 @@ class _ModelScores:
         return [float(np.mean(self.id[replica])) for replica in sorted(self.id)]
 
 
-def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric) -> ComparisonResults:
+def gather(
+    store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric, table: Table
+) -> ComparisonResults:
     """Collect the results of all finished runs.
 
     Args:
@@ -72,15 +75,16 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
         study: Study of the results: other methods, trials and replicas in the store are ignored.
         tasks: Task by test environment.
         metric: Metric of the scores.
+        table: Table of the study.
 
     Raises:
         EnvariantError: If no run of an ordinary method is finished.
     """
-    table = store.table()
+    runs = store.table()
     labels = [text_of(algorithm) for algorithm in study.algorithms]
-    requested = table["data"].isin(list(study.sources)) & table["algorithm"].isin(labels)
-    table = table[requested & (table["trial"] < study.n_trials) & (table["replica"] < study.replicas)]
-    selected = select(table, Invariance())
+    requested = runs["data"].isin(list(study.sources)) & runs["algorithm"].isin(labels)
+    runs = runs[requested & (runs["trial"] < study.n_trials) & (runs["replica"] < study.replicas)]
+    selected = select(runs, Invariance())
     missing = _missing(selected)
     chosen = [(each, each.choice) for each in selected if isinstance(each.choice, SelectedRun)]
     if not any(each.algorithm in ORDINARY for each, _ in chosen):
@@ -94,7 +98,7 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
     def recorded(choice: SelectedRun, name: str, role: str) -> float | None:
         return scores.get(_ScoreKey(choice.run, choice.step, name, role, FULL, ""))
 
-    models = _models(chosen, stored, tasks, recorded)
+    models = _models(chosen, stored, tasks, recorded, table)
     methods = list(dict.fromkeys(each.algorithm for each, _ in chosen))
     baseline = choose_baseline(
         {m: {n: models[m, n].id_scores for n in tasks if (m, n) in models} for m in methods if m in ORDINARY},
@@ -109,7 +113,7 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
         missing,
         max(len(model.ood) for model in models.values()),
         baseline,
-        _second_results(chosen, stored, tasks, metric, baseline),
+        _second_results(chosen, stored, tasks, metric, baseline, table),
         networks={name: each for name, each in store.networks().items() if name in methods},
         rows={
             key: ScoredRows(
@@ -131,11 +135,13 @@ def _models(
     stored: StoredPredictions,
     tasks: Mapping[str, Task],
     score_of: Callable[[SelectedRun, str, str], float | None],
+    table: Table,
 ) -> dict[tuple[str, str], _ModelScores]:
     """Return scores and predictions by method and environment."""
     models: dict[tuple[str, str], _ModelScores] = {}
     for each, choice in chosen:
-        for name in tasks:
+        judged = {*each.test_environments, *table.in_domain_environments(each.test_environments)}
+        for name in (name for name in tasks if name in judged):
             role = "test" if name in each.test_environments else "validation"
             score = score_of(choice, name, role)
             if score is None:
@@ -157,8 +163,9 @@ def _models(
 
 
 def _second_results(
-    chosen: Chosen, stored: StoredPredictions, tasks: Mapping[str, Task], metric: Metric, baseline: str
-) -> ComparisonResults | None:
+    chosen: Chosen, stored: StoredPredictions, tasks: Mapping[str, Task], metric: Metric, baseline: str,
+    table: Table,
+) -> ComparisonResults | None:  # fmt: skip
     """Return scores of the stored predictions in a proper score, or in AUROC if the metric is proper."""
     if metric.for_regression:
         return None
@@ -169,7 +176,7 @@ def _second_results(
         value = np.nan if own is None else score_of_rows(tasks[name], second, own)
         return value if np.isfinite(value) else None
 
-    models = _models(chosen, stored, tasks, computed)
+    models = _models(chosen, stored, tasks, computed, table)
     methods = list(dict.fromkeys(method for method, _ in models))
     if baseline not in methods:
         return None
@@ -224,7 +231,7 @@ def _missing(selected: Sequence[SelectionResult]) -> tuple[str, ...]:
             reasons.setdefault((each.algorithm, each.choice.reason), {})[each.test_environments] = None
     lines: list[str] = []
     for (algorithm, reason), folds in reasons.items():
-        names = "; ".join(", ".join(fold) for fold in list(folds)[:3])
+        names = "; ".join(", ".join(fold) or "none" for fold in list(folds)[:3])
         more = f" and {len(folds) - 3} more" if len(folds) > 3 else ""
         lines.append(f"{algorithm}, test environments {names}{more}: {reason}")
     return tuple(lines)

@@ -85,7 +85,7 @@ def recommend(results: ComparisonResults) -> Recommendation:
 
 
 def _headline(results: ComparisonResults, best: str) -> str:
-    new = f"a new {results.data.environment_column or 'environment'}"
+    new = results.data.new_environment
     if leaky := results.data.leaky_columns:
         return f"Do not use these results yet: {_quoted(leaky)} may leak the target"
     if _is_useless(results, best):

@@ -290,13 +290,14 @@ def _class_shares(tests: _Tests, stored: StoredRows, training: Scores | None, se
 def _collect(tests: _Tests, source: TableSource) -> list[Remedy]:
     """Return the columns that are missing in the environment or elsewhere, but not in both."""
     table = source.table
-    here = table.environment.values == table.environments.index(tests.cause.environment)
-    shares = {c.name: (float(c.missing[here].mean()), float(c.missing[~here].mean())) for c in table.columns}
+    name = tests.cause.environment
+    here, there = table.environment.values == table.environments.index(name), table.training_rows((name,))
+    shares = {c.name: tuple(float(c.missing[rows].mean()) for rows in (here, there)) for c in table.columns}
     absent = tuple(c for c, (own, other) in shares.items() if own >= _MISSING and other <= _PRESENT)
     unknown = tuple(c for c, (own, other) in shares.items() if other >= _MISSING and own <= _PRESENT)
     remedies: list[Remedy] = []
     for columns, place, other, k in (
-        (absent, tests.cause.label, "elsewhere", 0),
+        (absent, tests.cause.label, tests.cause.elsewhere, 0),
         (unknown, "the training environments", f"in {tests.cause.label}", 1),
     ):
         if columns:

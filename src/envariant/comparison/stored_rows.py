@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 
 from envariant.comparison.baselines import Folds
 from envariant.core.tasks import Regression
+from envariant.data.tables.raw import TableStore
 from envariant.data.tables.source import TableSource, task_of
 from envariant.data.validation_split import held_out_rows
 from envariant.studies.permutation_importance import evenly_spaced
@@ -83,12 +84,17 @@ class StoredRows:
         return tuple(next(fold for fold in self.folds if environment in fold))
 
     def inputs(self, fold: Sequence[str]) -> Array:
-        """Return the inputs of all rows of the table, encoded without the fold's environments."""
+        """Return the inputs of all rows, encoded on a fold's training rows; NaN for rows not in the fold."""
         sample = self.source.with_test_environments(tuple(fold)).sample(0)
-        arrays = {each.name: each.inputs.numpy() for each in sample.environments}
-        inputs = np.empty((len(self.source.table), *next(iter(arrays.values())).shape[1:]))
-        for name, rows in self.by_environment.items():
-            inputs[rows] = arrays[name]
+        inputs: Array | None = None
+        for each in sample.environments:
+            arrays, store = each.inputs.numpy(), each.input_store
+            assert isinstance(store, TableStore)
+            inputs = (
+                np.full((len(self.source.table), *arrays.shape[1:]), np.nan) if inputs is None else inputs
+            )
+            inputs[store.rows] = arrays
+        assert inputs is not None
         return inputs
 
     def out_of_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores:
@@ -102,7 +108,10 @@ class StoredRows:
 
     def in_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores | None:
         """Return one in-domain prediction per validation row; None without predictions."""
-        folds = [fold for fold in self.folds if environment not in fold]
+        table = self.source.table
+        folds = [fold for fold in self.folds if environment in table.in_domain_environments(fold)]
+        if not folds:
+            return None
         found: list[Scores] = []
         for each in predictions:
             matches = ((fold, self._held_out(fold, environment, each)) for fold in folds)
@@ -151,11 +160,11 @@ class StoredRows:
     def _splits(self, fold: tuple[str, ...], seed: int) -> Mapping[str, Rows]:
         """Return the validation rows of each training environment."""
         if (fold, seed) not in self._cache:
-            sizes = {name: len(rows) for name, rows in self.by_environment.items() if name not in fold}
+            training = self.source.table.training_rows(fold)
+            rows = {name: own[training[own]] for name, own in self.by_environment.items()}
+            sizes = {name: len(own) for name, own in rows.items() if len(own)}
             held_out = held_out_rows(sizes, self.holdout_fraction, seed)
-            self._cache[fold, seed] = {
-                name: self.by_environment[name][index.numpy()] for name, index in held_out.items()
-            }
+            self._cache[fold, seed] = {name: rows[name][index.numpy()] for name, index in held_out.items()}
         return self._cache[fold, seed]
 
     @cached_property
@@ -163,9 +172,7 @@ class StoredRows:
         return {}
 
     def _task(self, fold: Sequence[str]) -> Any:
-        table = self.source.table
-        codes = [table.environments.index(name) for name in fold]
-        return task_of(table, ~np.isin(table.environment.values, codes))
+        return task_of(self.source.table, self.source.table.training_rows(fold))
 
 
 def _distinct(found: Sequence[Scores]) -> Scores | None:

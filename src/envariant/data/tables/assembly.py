@@ -51,6 +51,8 @@ def assembled(
     task: TaskName | None,
     log: list[LogEntry],
     min_rows: int,
+    *,
+    ordered: bool = False,
 ) -> Parts:
     """Select the rows and input columns of a table, and log all steps.
 
@@ -61,9 +63,11 @@ def assembled(
         task: Prediction task. Default: inferred from the target.
         log: Preprocessing log, to which entries are appended.
         min_rows: Minimum number of rows of an environment.
+        ordered: Whether environments follow one another in time.
 
     Raises:
-        EnvariantError: If there are too few environments, classes or inputs.
+        EnvariantError: If environments have no order in time, or there are too few environments, classes or
+            inputs.
     """
     label, inputs = loaded.table.label, dict(columns)
     target, environment = inputs.pop(role_names["target"]), inputs.pop(role_names["environment"])
@@ -73,7 +77,8 @@ def assembled(
     environment = roles.named_environments(environment)
     complete = roles.rows_with_values(label, target, environment, log)
     log += [*roles.words_as_values(environment), *roles.similar_categories(environment, notable=True)]
-    environment, used = roles.pool_small(label, environment, complete, min_rows, log)
+    environment = roles.in_time_order(label, environment) if ordered else environment
+    environment, used = roles.pool_small(label, environment, complete, min_rows, log, pool=not ordered)
     if not used.all():
         inputs = {name: column.rows(used) for name, column in inputs.items()}
         environment, weights = environment.rows(used), weights and weights.rows(used)

@@ -14,6 +14,7 @@ from envariant.core.errors import EnvariantError, listed
 from envariant.data.tables.columns import Column, text_of
 from envariant.data.tables.kinds import TaskName
 from envariant.data.tables.kinds.missing import MISSING_TEXTS
+from envariant.data.tables.time_order import time_order
 
 
 @final
@@ -81,9 +82,29 @@ def named_environments(column: Column) -> Column:
     return replace(column, kind="category", values=codes, categories=ordered)
 
 
+def in_time_order(label: str, column: Column) -> Column:
+    """Sort the categories of the environment column by time.
+
+    Raises:
+        EnvariantError: If the names have no order in time.
+    """
+    order = time_order(column.categories)
+    if order is None:
+        names = listed([f"'{name}'" for name in column.categories])
+        raise EnvariantError(
+            f"{label}: the order of column '{column.name}' in time is unknown ({names}); name its values by "
+            f"numbers, years, dates or quarters, such as 2021, 2021-03 or 2021-Q1"
+        )
+    new_code = np.empty(len(order) + 1, dtype=np.int32)
+    new_code[[column.categories.index(name) for name in order]] = np.arange(len(order))
+    new_code[-1] = -1
+    return replace(column, values=new_code[column.values], categories=order)
+
+
 def pool_small(
-    label: str, environment: Column, complete: NDArray[np.bool_], min_rows: int, log: list[LogEntry]
-) -> tuple[Column, NDArray[np.bool_]]:
+    label: str, environment: Column, complete: NDArray[np.bool_], min_rows: int, log: list[LogEntry],
+    *, pool: bool = True,
+) -> tuple[Column, NDArray[np.bool_]]:  # fmt: skip
     """Pool environments with too few complete rows, or omit them if the pool is also too small.
 
     Args:
@@ -92,6 +113,7 @@ def pool_small(
         complete: Mask of the rows with a target and an environment, `[rows]`.
         min_rows: Minimum number of complete rows of an environment.
         log: Preprocessing log, to which entries are appended.
+        pool: Whether to pool small environments; otherwise they are omitted.
 
     Returns:
         The new environment column, and a mask of the used rows, `[rows]`.
@@ -107,7 +129,7 @@ def pool_small(
     if small:
         shown = listed([environment.categories[k] for k in small])
         what = f"{len(small)} of {len(present)} environments have fewer than {min_rows} rows ({shown})"
-        if pooled_rows >= min_rows and len(small) > 1:
+        if pool and pooled_rows >= min_rows and len(small) > 1:
             table[small] = len(large)
             names.append(f"{len(small)} small ones")
             what = f"{what}: pooled, {pooled_rows:,} rows together"

@@ -81,7 +81,7 @@ class TableSource(SpecSource):
             model="mlp(hidden=(32, 32))",
             steps=STEPS,
             learning_rate=3e-3,
-            batch_size=batch_size(len(self.table.environments)),
+            batch_size=batch_size(len(self.table.environments_until(self.test))),
             source="the library's defaults for tables",
         )
 
@@ -137,8 +137,7 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
         if name not in table.environments:
             raise unknown_name("environment", name, table.environments, where=label)
     codes = table.environment.values
-    order = np.argsort(codes, kind="stable")
-    training = np.isin(codes, [k for k, name in enumerate(table.environments) if name not in test])
+    training = table.training_rows(test)
     if not training.any():
         raise EnvariantError(f"{label}: all environments are held out; none is left to train on")
     encoder = fit((column.rows(training) for column in table.columns), codes[training])
@@ -149,7 +148,9 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
     if isinstance(task, Regression):
         targets = ((targets - task.center) / task.scale).astype(np.float32)
     weights = table.sample_weight
-    ends = np.cumsum(np.bincount(codes, minlength=len(table.environments)))
+    visible = training | np.isin(codes, [table.environments.index(name) for name in test])
+    order = np.flatnonzero(visible)[np.argsort(codes[visible], kind="stable")]
+    present, starts = np.unique(codes[order], return_index=True)
     environments = [
         # One environment at a time, so that only one copy of the inputs is in memory.
         Environment(
@@ -164,7 +165,9 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
             torch.from_numpy(targets[rows]),
             {} if weights is None else {WEIGHT: torch.from_numpy(weights.values[rows])},
         )
-        for name, rows in zip(table.environments, np.split(order, ends[:-1]), strict=True)
+        for name, rows in zip(
+            (table.environments[code] for code in present), np.split(order, starts[1:]), strict=True
+        )
     ]
     return encoder, EnvironmentSet(label, tuple(environments), task, test=test, classes=table.classes)
 

@@ -56,6 +56,8 @@ class Table:
         missing_values: Texts that the user declared as missing values; None: the usual ones, such as NA.
         texts: Columns of free text, which are no inputs; only predictors that choose columns by name get
             them.
+        ordered: Whether environments follow one another in time. Models are then trained on environments
+            before the test environment only.
     """
 
     columns: tuple[Column, ...]
@@ -67,6 +69,7 @@ class Table:
     target_type: TargetType = field(default_factory=TargetType)
     missing_values: tuple[str, ...] | None = None
     texts: tuple[Column, ...] = ()
+    ordered: bool = False
 
     def __len__(self) -> int:
         return len(self.target)
@@ -101,10 +104,36 @@ class Table:
             texts=tuple(column.rows(index) for column in self.texts),
         )
 
+    def training_rows(self, test: Sequence[str]) -> NDArray[np.bool_]:
+        """Return the mask of the rows that models are trained on, `[rows]`.
+
+        Args:
+            test: Names of the test environments; empty: all rows are training rows.
+        """
+        codes = self.environment.values
+        tested = [self.environments.index(name) for name in test]
+        if self.ordered and tested:
+            return codes < min(tested)
+        return ~np.isin(codes, tested)
+
+    def environments_until(self, test: Sequence[str]) -> tuple[str, ...]:
+        """Return the environments that a model may know: with an order, none after the test environments."""
+        last = max((self.environments.index(name) for name in test), default=-1) if self.ordered else -1
+        return self.environments[: last + 1] or self.environments
+
+    def in_domain_environments(self, test: Sequence[str]) -> tuple[str, ...]:
+        """Return the training environments whose validation rows give in-domain scores.
+
+        With ordered environments, this is the latest one, so that no model knows later rows.
+        """
+        codes = np.unique(self.environment.values[self.training_rows(test)])
+        return tuple(self.environments[code] for code in (codes[-1:] if self.ordered else codes))
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the task and of all columns, which does not depend on the location of the table."""
         digest = hashlib.blake2b(self.task.encode(), digest_size=16)
+        digest.update(b"ordered" if self.ordered else b"")
         for column in self.all_columns:
             header = json.dumps([column.name, column.kind, column.categories, str(column.values.dtype)])
             digest.update(f"{header}\0{len(column)}\0".encode())
@@ -130,6 +159,7 @@ class Table:
             self.target_type,
             self.missing_values,
             len(self.texts),
+            self.ordered,
         )
         tensors = {
             str(k): torch.from_numpy(column.values.copy()) for k, column in enumerate(self.all_columns)
@@ -147,6 +177,7 @@ class _Header:
     target_type: TargetType
     missing_values: tuple[str, ...] | None
     texts: int = 0
+    ordered: bool = False
 
 
 _HEADER = TypeAdapter(_Header)
@@ -186,6 +217,7 @@ def load(folder: Path) -> Table:
         header.target_type,
         header.missing_values,
         tuple(inputs[used:]),
+        header.ordered,
     )
 
 
@@ -210,6 +242,7 @@ def read(
     min_rows: int = MIN_ROWS,
     encoding: str = "utf-8",
     missing_values: Sequence[str] | None = None,
+    ordered: bool = False,
 ) -> Table:
     """Read a table from a file or a data frame.
 
@@ -226,6 +259,8 @@ def read(
         encoding: Encoding of a text file.
         missing_values: Texts that represent a missing value in every column; empty cells always do. Default:
             words such as NA in columns of numbers, and in other input columns if they are rare.
+        ordered: Whether environments follow one another in time, as years do. Small environments are then
+            omitted, not pooled.
 
     Raises:
         EnvariantError: If the file cannot be read, a column is missing, or values are invalid.
@@ -256,11 +291,11 @@ def read(
     except EnvariantError as error:
         raise labeled(source.label, error) from None
     log = [LogEntry(name, "left out, as requested") for name in excluded]
-    parts = assembled(loaded, columns, role_names, task, log, min_rows)
+    parts = assembled(loaded, columns, role_names, task, log, min_rows, ordered=ordered)
     for remark in remarks(parts.preprocessing_log):
         warnings.warn(f"{source.label}: {remark}", EnvariantWarning, stacklevel=2)
     declared_texts = None if declared is None else tuple(sorted(declared))
-    return Table(*parts[:-1], declared_texts, parts.texts)
+    return Table(*parts[:-1], declared_texts, parts.texts, ordered)
 
 
 def _check_roles(

@@ -25,6 +25,7 @@ def compare(
     exclude: Names = (),
     sample_weight: str | None = None,
     ordered: Annotated[bool, Parameter(negative="")] = False,
+    group: str | None = None,
     min_rows: Whole = 50,
     max_rows: Whole = 5_000,
     budget: str | None = None,
@@ -65,6 +66,8 @@ def compare(
         Column with sampling weights for training; scores are unweighted.
     ordered
         Environments follow one another in time, as years do: train on earlier ones, test on the next one.
+    group
+        Column of groups of rows, such as patients, which are never split; not an input.
     min_rows
         Smallest number of rows per environment; smaller environments are pooled.
     max_rows
@@ -102,6 +105,7 @@ def compare(
         exclude=exclude,
         sample_weight=sample_weight,
         ordered=ordered,
+        group=group,
         min_rows=min_rows,
         max_rows=max_rows,
         budget=budget,

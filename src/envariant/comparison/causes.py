@@ -338,8 +338,14 @@ def _calibration(
         return None, None
     if inside is None or len(inside.targets) < _FEWEST_ROWS:
         return measure_calibration(*outside.pair, regression=stored.regression), None
+    groups: Any = stored.groups_of(inside, outside)
     split = split_drop(
-        inside.pair, outside.pair, regression=stored.regression, n_resamples=_RESAMPLES, seed=seed
+        inside.pair,
+        outside.pair,
+        regression=stored.regression,
+        n_resamples=_RESAMPLES,
+        seed=seed,
+        groups=groups,
     )
     return split.calibration, split
 

@@ -135,6 +135,7 @@ def compare(
     exclude: Sequence[Any] = (),
     sample_weight: Any = None,
     ordered: bool = False,
+    group: Any = None,
     min_rows: int = 50,
     max_rows: int | None = MAX_ROWS,
     budget: str | float | None = None,
@@ -169,6 +170,8 @@ def compare(
         sample_weight: Name of the column with sampling weights for training; scores are unweighted.
         ordered: Whether environments follow one another in time, as years do. Models are then trained on
             earlier environments only, and tested on the next one.
+        group: Name of the column of groups of rows, such as patients. Splits keep groups together, and
+            intervals resample groups. The column is not an input.
         min_rows: Smallest number of rows per environment; smaller environments are pooled.
         max_rows: Largest number of rows per environment in the comparison, sampled at random; None: all rows.
         budget: Time limit such as "10m", or seconds; trials are added while time remains. Runs on a cluster
@@ -203,7 +206,7 @@ def compare(
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
-        ordered=ordered,
+        ordered=ordered, group=group,
     )  # fmt: skip
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")

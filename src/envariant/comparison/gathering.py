@@ -4,10 +4,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from envariant.analysis import statistics
 from envariant.analysis.statistics import Interval
@@ -107,7 +108,7 @@ def gather(
     return ComparisonResults(
         metric,
         tuple(tasks),
-        _cells(models, methods, tasks, metric, baseline),
+        _cells(models, methods, tasks, metric, baseline, table),
         _importance(chosen, scores, metric),
         {method: _most_frequent(c.trial for e, c in chosen if e.algorithm == method) for method in methods},
         missing,
@@ -180,7 +181,7 @@ def _second_results(
     methods = list(dict.fromkeys(method for method, _ in models))
     if baseline not in methods:
         return None
-    cells = _cells(models, methods, tasks, second, baseline)
+    cells = _cells(models, methods, tasks, second, baseline, table)
     return ComparisonResults(second, tuple(tasks), cells, {}, {}, (), 1, baseline)
 
 
@@ -249,7 +250,9 @@ def _cells(
     tasks: Mapping[str, Task],
     metric: Metric,
     baseline: str,
+    table: Table,
 ) -> dict[str, dict[str, Cell]]:
+    groups = _groups(table)
     cells: dict[str, dict[str, Cell]] = {}
     gains: dict[tuple[str, str], tuple[Interval, float]] = {}
     for method in methods:
@@ -257,7 +260,8 @@ def _cells(
             own, reference = models.get((method, name)), models.get((baseline, name))
             if own is None or not own.ood:
                 continue
-            row_error = row_standard_error(task, metric, _in_order(own.predictions))
+            group = groups.get(name)
+            row_error = row_standard_error(task, metric, _in_order(own.predictions), groups=group)
             id_score = statistics.interval(own.id_scores)
             cells.setdefault(method, {})[name] = Cell(
                 mean_interval(list(own.ood.values()), row_error), id_score
@@ -268,13 +272,19 @@ def _cells(
                 differences = [metric.gain(own.ood[k], reference.ood[k]) for k in common]
                 both = own.predictions.keys() & reference.predictions.keys()
                 pair = (_in_order(side.predictions, both) for side in (own, reference))
-                row_error = row_standard_error(task, metric, *pair)
+                row_error = row_standard_error(task, metric, *pair, groups=group)
                 gains[method, name] = mean_interval(differences, row_error), p_value(differences, row_error)
     corrected = statistics.holm([p for _, p in gains.values()])
     for ((method, name), (gain, _)), p in zip(gains.items(), corrected, strict=True):
         cell = cells[method][name]
         cells[method][name] = Cell(cell.ood_score, cell.id_score, gain, p)
     return cells
+
+
+def _groups(table: Table) -> dict[str, NDArray[Any]]:
+    """Return the group of each row by environment; empty without groups."""
+    codes, group = table.environment.values, table.group
+    return {} if group is None else {n: group.values[codes == k] for k, n in enumerate(table.environments)}
 
 
 def _in_order(

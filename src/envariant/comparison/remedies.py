@@ -25,6 +25,7 @@ from envariant.comparison.causes import LEVEL_OF_TESTS, Cause, number
 from envariant.comparison.formatting import method_name
 from envariant.comparison.results import ComparisonResults
 from envariant.comparison.stored_rows import Scores, StoredRows
+from envariant.comparison.uncertainty import standard_error
 from envariant.core.errors import listed
 from envariant.core.metrics import probabilities
 from envariant.data.tables.source import TableSource
@@ -134,7 +135,8 @@ def find_remedies(
     for environment, cause in causes.items():
         rows = results.rows[results.baseline_method, environment]
         own = stored.out_of_domain(environment, rows.out_of_domain)
-        tests = _Tests(cause, name, own)
+        (groups,) = stored.groups_of(own) or (None,)
+        tests = _Tests(cause, name, own, groups)
         if len(own.targets) >= _FEWEST_ROWS:
             remedies += tests.labels(seed)
             remedies += _other_methods(tests, results, stored)
@@ -154,16 +156,20 @@ class _Tests:
         cause: Reasons for the drop in the environment.
         score: Name of the score.
         own: Predictions of the baseline.
+        groups: Group of each row, whose rows are not independent; None: rows are independent.
     """
 
     cause: Cause
     score: ScoreName
     own: Scores
+    groups: NDArray[np.int64] | None = None
 
     def labels(self, seed: int) -> list[Remedy]:
         """Return the gain of a few labels: the smallest number with most of the gain of the largest."""
         regression = self.score == "RMSE"
-        gains = gain_from_labels(*self.own.pair, n_resamples=_RESAMPLES, regression=regression, seed=seed)
+        gains = gain_from_labels(
+            *self.own.pair, n_resamples=_RESAMPLES, regression=regression, seed=seed, groups=self.groups
+        )
         sizes = dict.fromkeys(each.n_labels for each in gains)
         curve = tuple(
             min((e for e in gains if e.n_labels == size), key=lambda e: e.loss.after) for size in sizes
@@ -180,6 +186,8 @@ class _Tests:
         # Spread over the choice of labeled rows, and over the rows on which the gain is measured.
         variance = abs(gain) if self.score == "accuracy" else float(losses.var())
         scale = before + after if regression else 1.0
+        if self.groups is not None and (independent := standard_error(losses)) > 0:
+            variance *= (standard_error(losses, self.groups) / independent) ** 2
         error = math.hypot(sd, math.sqrt(variance / len(losses)) / max(scale, 1e-12))
         action, interval = f"{chosen.n_labels} labels", self.interval(gain, error)
         return [self.remedy("labels", action, before, after, interval, curve=curve)]
@@ -188,7 +196,7 @@ class _Tests:
         """Return the score before and after, and the gain with an interval from paired rows."""
         first, second = (_row_losses(each, self.score) for each in (self.own, other))
         before, after = float(first.mean()), float(second.mean())
-        error = float((first - second).std()) / math.sqrt(len(first))
+        error = standard_error(first - second, self.groups)
         if self.score == "accuracy":
             return 1 - before, 1 - after, self.interval(before - after, error, n_methods)
         if self.score == "log loss":

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
@@ -73,6 +74,19 @@ class StoredRows:
         """Positions of the rows of each environment in the table."""
         codes = self.source.table.environment.values
         return {name: np.flatnonzero(codes == k) for k, name in enumerate(self.source.table.environments)}
+
+    @cached_property
+    def groups(self) -> Rows | None:
+        """Group number of each row of the table; None without groups."""
+        group = self.source.table.group
+        return None if group is None else np.unique(group.values, return_inverse=True)[1]
+
+    def groups_of(self, *scores: Scores) -> tuple[Rows, ...] | None:
+        """Return the group numbers of rows; None without groups, or if any rows are unknown."""
+        known = [each.rows for each in scores if each.rows is not None]
+        if self.groups is None or len(known) < len(scores):
+            return None
+        return tuple(self.groups[rows] for rows in known)
 
     @property
     def regression(self) -> bool:
@@ -163,7 +177,11 @@ class StoredRows:
             training = self.source.table.training_rows(fold)
             rows = {name: own[training[own]] for name, own in self.by_environment.items()}
             sizes = {name: len(own) for name, own in rows.items() if len(own)}
-            held_out = held_out_rows(sizes, self.holdout_fraction, seed)
+            groups = {
+                name: None if self.groups is None else torch.from_numpy(self.groups[rows[name]])
+                for name in sizes
+            }
+            held_out = held_out_rows(sizes, self.holdout_fraction, seed, groups)
             self._cache[fold, seed] = {name: rows[name][index.numpy()] for name, index in held_out.items()}
         return self._cache[fold, seed]
 

@@ -5,7 +5,7 @@ environment is only a sample of rows.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from scipy import stats
 from envariant.analysis.statistics import Interval
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
+from envariant.studies.permutation_importance import evenly_spaced
 from envariant.training.store import Predictions
 
 _RESAMPLES = 100
@@ -67,8 +68,25 @@ def p_value(differences: Sequence[float], row_error: float) -> float:
     return math.exp(high)
 
 
+def standard_error(values: NDArray[np.float64], groups: NDArray[np.int64] | None = None) -> float:
+    """Return the standard error of a mean; rows of one group are not independent (cluster-robust).
+
+    Args:
+        values: Values `[rows]`.
+        groups: Group of each row `[rows]`. None: rows are independent.
+    """
+    if groups is None:
+        return float(values.std()) / math.sqrt(len(values))
+    sums = np.bincount(np.unique(groups, return_inverse=True)[1], values - values.mean())
+    return float(np.sqrt(np.square(sums).sum())) / len(values)
+
+
 def row_standard_error(
-    task: Task, metric: Metric, predictions: Sequence[Predictions], reference: Sequence[Predictions] = ()
+    task: Task,
+    metric: Metric,
+    predictions: Sequence[Predictions],
+    reference: Sequence[Predictions] = (),
+    groups: NDArray[np.int64] | None = None,
 ) -> float:
     """Return the standard error of a mean score or mean gain due to the sampling of rows.
 
@@ -77,21 +95,36 @@ def row_standard_error(
         metric: Metric of the scores.
         predictions: Predictions of each replica on the same rows.
         reference: Predictions of the reference method for a gain, one per replica; empty for a score.
+        groups: Group of every row of the environment, `[rows]`; whole groups are resampled. None: rows are
+            resampled.
     """
     if not predictions:
         return 0.0
     generator = np.random.default_rng(0)
     n_rows, n_total = len(predictions[0].targets), predictions[0].of
+    # Predictions are stored for at most 1,000 rows; scores use all rows of the environment.
+    scale = math.sqrt(n_rows / n_total)
+    members: list[NDArray[np.int64]] = []
+    if groups is not None:
+        group = np.unique(groups[evenly_spaced(n_total, n_rows).numpy()], return_inverse=True)[1]
+        members = [np.flatnonzero(group == k) for k in range(int(group.max()) + 1)]
+        scale = math.sqrt(len(members) / len(np.unique(groups)))
     estimates: list[float] = []
     for k, own in enumerate(predictions[:_RESAMPLED_REPLICAS]):
-        samples = generator.integers(n_rows, size=(_RESAMPLES, n_rows))
+        samples: Iterable[NDArray[np.int64]] = (
+            [
+                np.concatenate([members[m] for m in chosen])
+                for chosen in generator.integers(len(members), size=(_RESAMPLES, len(members)))
+            ]
+            if members
+            else generator.integers(n_rows, size=(_RESAMPLES, n_rows))
+        )
         values = np.array([score_of_rows(task, metric, own, rows) for rows in samples])
         if reference:
             values = values - np.array([score_of_rows(task, metric, reference[k], rows) for rows in samples])
         values = values[np.isfinite(values)]
         estimates.append(float(values.std(ddof=1)) if len(values) > 1 else 0.0)
-    # Predictions are stored for at most 1,000 rows; scores use all rows of the environment.
-    return float(np.mean(estimates)) * math.sqrt(n_rows / n_total)
+    return float(np.mean(estimates)) * scale
 
 
 def score_of_rows(

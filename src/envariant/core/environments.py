@@ -24,6 +24,7 @@ from envariant.core.tasks import Task, check_losses
 
 __all__ = [
     "RESERVED",
+    "ROW_GROUP",
     "WEIGHT",
     "DefaultSettings",
     "Environment",
@@ -39,6 +40,9 @@ RESERVED = frozenset({"worst", "*"})
 
 WEIGHT = "weight"
 """Name of the attribute for sampling weights, the relative frequencies of rows in minibatches."""
+
+ROW_GROUP = "row_group"
+"""Name of the attribute for group numbers, such as those of patients; splits keep groups together."""
 
 
 @final
@@ -420,8 +424,9 @@ class EnvironmentSet(EnvironmentSource):
             digest.update(environment.name.encode())
             for chunk in environment.input_store.chunks():
                 digest.update(chunk)
-            weights = [environment.attributes[WEIGHT]] if WEIGHT in environment.attributes else []
-            for part in (environment.targets, *weights):
+            known = environment.attributes
+            extra = [known[name] for name in (WEIGHT, ROW_GROUP) if name in known]
+            for part in (environment.targets, *extra):
                 digest.update(part.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 

@@ -9,7 +9,7 @@ from envariant.comparison.formatting import method_name
 from envariant.comparison.page.base import Block, PageSection, known, shortened
 from envariant.comparison.page.scores import runner_up
 from envariant.comparison.results import ComparisonResults
-from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes, new_axes, quiet
+from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes, new_axes, plain_text, quiet
 
 
 @final
@@ -57,10 +57,10 @@ class OverTime(PageSection):
                       label=f"{method_name(other)}, next environment")  # fmt: skip
         constant = [results.data.baseline_scores.get(name, float("nan")) for name in names]
         axes.plot(places, constant, color=MUTED, lw=1.2, ls=(0, (2, 2)), label="constant prediction")
-        axes.set_xticks(places, [shortened(name, 12) for name in names])
+        axes.set_xticks(places, [plain_text(shortened(name, 10)) for name in names])
         name_axes(axes, results.data.environment_column, results.metric.name)
         quiet(axes)
-        legend(figure)
+        legend(figure, columns=2)
         return figure
 
     def to_dict(self) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Parts(NamedTuple):
     sample_weight: Column | None
     target_type: TargetType
     texts: tuple[Column, ...]
+    group: Column | None
 
 
 def assembled(
@@ -59,7 +60,8 @@ def assembled(
     Args:
         loaded: Columns as read from the file or the data frame.
         columns: Columns with inferred kinds, by name.
-        role_names: Mapping from the roles "target", "environment" and "sample_weight" to column names.
+        role_names: Mapping from the roles "target", "environment", "sample_weight" and "group" to column
+            names.
         task: Prediction task. Default: inferred from the target.
         log: Preprocessing log, to which entries are appended.
         min_rows: Minimum number of rows of an environment.
@@ -71,7 +73,9 @@ def assembled(
     """
     label, inputs = loaded.table.label, dict(columns)
     target, environment = inputs.pop(role_names["target"]), inputs.pop(role_names["environment"])
-    weights = inputs.pop(role_names["sample_weight"]) if "sample_weight" in role_names else None
+    weights, group = (
+        inputs.pop(role_names[role]) if role in role_names else None for role in ("sample_weight", "group")
+    )
     for column in (target, environment):
         log += [LogEntry(column.name, remark, notable=True) for remark in column.remarks]
     environment = roles.named_environments(environment)
@@ -82,8 +86,11 @@ def assembled(
     if not used.all():
         inputs = {name: column.rows(used) for name, column in inputs.items()}
         environment, weights = environment.rows(used), weights and weights.rows(used)
+        group = group and group.rows(used)
     if weights is not None:
         log.append(roles.weights_entry(label, weights))
+    if group is not None:
+        log.append(roles.group_entry(label, group, environment, ordered=ordered))
     task_name = task or target.type.infer_task(target.values[used])
     target, target_type = _target(loaded, target, used, task_name, log)
     log.append(roles.target_entry(target, task_name, inferred=task is None))
@@ -101,7 +108,7 @@ def assembled(
         left_out = ", ".join([*excluded, *inputs]) or "the table has no other column"
         problem = f"no column is left to predict '{target.name}' from"
         raise EnvariantError(f"{label}: {problem} (left out: {left_out})")
-    return Parts(usable, target, environment, task_name, tuple(log), weights, target_type, texts)
+    return Parts(usable, target, environment, task_name, tuple(log), weights, target_type, texts, group)
 
 
 def remarks(log: Sequence[LogEntry]) -> list[str]:

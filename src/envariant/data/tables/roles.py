@@ -164,6 +164,32 @@ def weights_entry(label: str, weights: Column) -> LogEntry:
     return LogEntry(weights.name, "sampling weights for training; evaluation weights all rows equally")
 
 
+def group_entry(label: str, group: Column, environment: Column, *, ordered: bool) -> LogEntry:
+    """Check the column of groups and return its log entry.
+
+    Raises:
+        EnvariantError: If values are missing, or all rows belong to one group.
+    """
+    if missing := int(group.missing.sum()):
+        raise EnvariantError(
+            f"{label}: group '{group.name}' has {missing:,} rows without a value; name the group of every row"
+        )
+    pairs = np.unique(np.stack([group.values, environment.values]), axis=1)
+    n_environments = np.unique(pairs[0], return_counts=True)[1]
+    what = f"groups of rows that are never split; {len(n_environments):,} of them"
+    if spanning := int((n_environments > 1).sum()):
+        what += f", {spanning:,} of them in several environments: "
+        what += (
+            "their past predicts their future"
+            if ordered
+            else (
+                "their rows are left out of training when one of these environments is the test environment"
+            )
+        )
+    what += "; tests of shift and of unstable columns treat rows as independent"
+    return LogEntry(group.name, what, notable=bool(spanning))
+
+
 def as_target(label: str, target: Column, task: TaskName) -> Column:
     """Convert the target for a task: to numbers for regression, else to categories without unused classes."""
     if len(np.unique(target.values)) < 2:

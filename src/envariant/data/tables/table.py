@@ -58,6 +58,8 @@ class Table:
             them.
         ordered: Whether environments follow one another in time. Models are then trained on environments
             before the test environment only.
+        group: Column of groups, such as patients: rows of one group are never on both sides of a split. None:
+            every row is its own group.
     """
 
     columns: tuple[Column, ...]
@@ -70,6 +72,7 @@ class Table:
     missing_values: tuple[str, ...] | None = None
     texts: tuple[Column, ...] = ()
     ordered: bool = False
+    group: Column | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -86,9 +89,9 @@ class Table:
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
-        """All columns: inputs, free text, target, environment, and sample weights if there are any."""
-        weights = [self.sample_weight] if self.sample_weight else []
-        return (*self.columns, *self.texts, self.target, self.environment, *weights)
+        """All columns: inputs, free text, target, environment, and sample weights and groups, if any."""
+        extra = [column for column in (self.sample_weight, self.group) if column]
+        return (*self.columns, *self.texts, self.target, self.environment, *extra)
 
     def rows(self, index: NDArray[Any], *entries: LogEntry) -> "Table":
         """Return the table with the rows selected by an index or mask `[rows]`; add `entries` to the log."""
@@ -102,10 +105,14 @@ class Table:
             preprocessing_log=(*self.preprocessing_log, *entries),
             sample_weight=self.sample_weight and self.sample_weight.rows(index),
             texts=tuple(column.rows(index) for column in self.texts),
+            group=self.group and self.group.rows(index),
         )
 
     def training_rows(self, test: Sequence[str]) -> NDArray[np.bool_]:
         """Return the mask of the rows that models are trained on, `[rows]`.
+
+        Rows of groups that also have rows in a test environment are left out, unless environments are
+        ordered: the future of known groups is then predicted from their past.
 
         Args:
             test: Names of the test environments; empty: all rows are training rows.
@@ -114,7 +121,10 @@ class Table:
         tested = [self.environments.index(name) for name in test]
         if self.ordered and tested:
             return codes < min(tested)
-        return ~np.isin(codes, tested)
+        training = ~np.isin(codes, tested)
+        if self.group is not None and tested:
+            training &= ~np.isin(self.group.values, self.group.values[~training])
+        return training
 
     def environments_until(self, test: Sequence[str]) -> tuple[str, ...]:
         """Return the environments that a model may know: with an order, none after the test environments."""
@@ -134,6 +144,7 @@ class Table:
         """Hash of the task and of all columns, which does not depend on the location of the table."""
         digest = hashlib.blake2b(self.task.encode(), digest_size=16)
         digest.update(b"ordered" if self.ordered else b"")
+        digest.update(b"grouped" if self.group else b"")
         for column in self.all_columns:
             header = json.dumps([column.name, column.kind, column.categories, str(column.values.dtype)])
             digest.update(f"{header}\0{len(column)}\0".encode())
@@ -160,6 +171,7 @@ class Table:
             self.missing_values,
             len(self.texts),
             self.ordered,
+            self.group is not None,
         )
         tensors = {
             str(k): torch.from_numpy(column.values.copy()) for k, column in enumerate(self.all_columns)
@@ -178,6 +190,7 @@ class _Header:
     missing_values: tuple[str, ...] | None
     texts: int = 0
     ordered: bool = False
+    grouped: bool = False
 
 
 _HEADER = TypeAdapter(_Header)
@@ -200,8 +213,11 @@ def load(folder: Path) -> Table:
         raise EnvariantError(f"{folder}: holds a damaged table ({error.errors()[0]['msg']})") from None
     except KeyError:
         raise EnvariantError(f"{folder}: holds no table") from None
-    if len(columns) < 3 + header.weighted or not all(map(_is_sound, columns, repeat(len(columns[0])))):
+    if len(columns) < 3 + header.weighted + header.grouped or not all(
+        map(_is_sound, columns, repeat(len(columns[0])))
+    ):
         raise EnvariantError(f"{folder}: holds a damaged table (its columns do not fit each other)")
+    group = columns.pop() if header.grouped else None
     weights = columns.pop() if header.weighted else None
     *inputs, target, environment = columns
     if not environment.type.categorical or environment.missing.any() or target.missing.any():
@@ -218,6 +234,7 @@ def load(folder: Path) -> Table:
         header.missing_values,
         tuple(inputs[used:]),
         header.ordered,
+        group,
     )
 
 
@@ -243,6 +260,7 @@ def read(
     encoding: str = "utf-8",
     missing_values: Sequence[str] | None = None,
     ordered: bool = False,
+    group: Any = None,
 ) -> Table:
     """Read a table from a file or a data frame.
 
@@ -261,6 +279,7 @@ def read(
             words such as NA in columns of numbers, and in other input columns if they are rare.
         ordered: Whether environments follow one another in time, as years do. Small environments are then
             omitted, not pooled.
+        group: Name of the column of groups, such as patients, whose rows are never split. Default: none.
 
     Raises:
         EnvariantError: If the file cannot be read, a column is missing, or values are invalid.
@@ -277,7 +296,8 @@ def read(
     source = open_table(data, encoding, declared)
     # Names of columns may be numbers or tuples; they are known by their text.
     role_names = {"target": str(target), "environment": str(environment)}
-    role_names |= {} if sample_weight is None else {"sample_weight": str(sample_weight)}
+    optional = {"sample_weight": sample_weight, "group": group}
+    role_names |= {role: str(name) for role, name in optional.items() if name is not None}
     excluded = tuple(dict.fromkeys(map(str, several(exclude, "exclude"))))
     _check_roles(source.label, role_names, source.header, excluded)
     names = [name for name in source.header if name not in excluded]
@@ -295,7 +315,7 @@ def read(
     for remark in remarks(parts.preprocessing_log):
         warnings.warn(f"{source.label}: {remark}", EnvariantWarning, stacklevel=2)
     declared_texts = None if declared is None else tuple(sorted(declared))
-    return Table(*parts[:-1], declared_texts, parts.texts, ordered)
+    return Table(*parts[:-2], declared_texts, parts.texts, ordered, parts.group)
 
 
 def _check_roles(

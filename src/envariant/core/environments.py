@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from envariant.core import conversion, image_rows, specs
+from envariant.core.attributes import ROW_GROUP, WEIGHT
 from envariant.core.batches import EnvironmentBatch, PredictedBatch
 from envariant.core.defaults import DefaultSettings, ReferenceScores
 from envariant.core.errors import EnvariantError, unknown_name
@@ -37,12 +38,6 @@ __all__ = [
 
 RESERVED = frozenset({"worst", "*"})
 """Reserved names that environments cannot have, because tables and histories use them."""
-
-WEIGHT = "weight"
-"""Name of the attribute for sampling weights, the relative frequencies of rows in minibatches."""
-
-ROW_GROUP = "row_group"
-"""Name of the attribute for group numbers, such as those of patients; splits keep groups together."""
 
 
 @final

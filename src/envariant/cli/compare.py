@@ -1,7 +1,7 @@
 """`envariant compare`: compare methods on a table and recommend one."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -9,6 +9,9 @@ from envariant.cli.options import Json, Names, Whole
 from envariant.cli.run_options import given, with_run_options
 from envariant.core.paths import folder_name
 from envariant.training.run_spec import SHARED
+
+if TYPE_CHECKING:
+    from envariant.comparison import Comparison
 
 
 @with_run_options((*SHARED, "execution", "memory"), dict.fromkeys((*SHARED, "execution", "memory")))
@@ -26,6 +29,7 @@ def compare(
     sample_weight: str | None = None,
     ordered: Annotated[bool, Parameter(negative="")] = False,
     group: str | None = None,
+    subgroups: Names = (),
     min_rows: Whole = 50,
     max_rows: Whole = 5_000,
     budget: str | None = None,
@@ -63,11 +67,13 @@ def compare(
     exclude
         Columns not used as inputs.
     sample_weight
-        Column with sampling weights for training; scores are unweighted.
+        Column with case weights for training and scores: a row of weight 2 counts as two rows.
     ordered
         Environments follow one another in time, as years do: train on earlier ones, test on the next one.
     group
         Column of groups of rows, such as patients, which are never split; not an input.
+    subgroups
+        Columns whose values are scored separately, such as sex; inputs unless excluded.
     min_rows
         Smallest number of rows per environment; smaller environments are pooled.
     max_rows
@@ -88,10 +94,8 @@ def compare(
     out
         Folder for the page, the model and all runs; comparisons/NAME by default.
     """
-    from envariant.cli.show import print_json, print_lines, print_table
     from envariant.comparison import ALGORITHMS
     from envariant.comparison import compare as run
-    from envariant.comparison.page import methods_table
 
     comparison = run(
         file,
@@ -106,6 +110,7 @@ def compare(
         sample_weight=sample_weight,
         ordered=ordered,
         group=group,
+        subgroups=subgroups,
         min_rows=min_rows,
         max_rows=max_rows,
         budget=budget,
@@ -117,6 +122,13 @@ def compare(
         out=out or Path("comparisons") / folder_name(file.name.partition(".")[0], "compare: the name"),
         **given(options),
     )
+    _print(comparison, json=json)
+
+
+def _print(comparison: "Comparison", *, json: bool) -> None:
+    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.comparison.page import methods_table
+
     if json:
         print_json(comparison.to_dict())
         return

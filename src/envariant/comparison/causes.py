@@ -303,14 +303,14 @@ def find_causes(
             inputs[fold] = stored.inputs(fold)
         training = stored.training(name, rows.others)
         calibration, split = _calibration(stored, inside, outside, seed)
-        own, targets = stored.by_environment[name], source.table.targets()
-        others = targets[source.table.training_rows(fold if source.table.ordered else (name,))]
+        own = stored.by_environment[name]
+        others = np.flatnonzero(source.table.training_rows(fold if source.table.ordered else (name,)))
         causes[name] = Cause(
             name,
             label_of(source.table, name),
             source.table.target.name,
             source.table.classes,
-            _levels(source.table, targets[own]),
+            _levels(source.table, own),
             _levels(source.table, others),
             n_compared,
             split,
@@ -339,6 +339,7 @@ def _calibration(
     if inside is None or len(inside.targets) < _FEWEST_ROWS:
         return measure_calibration(*outside.pair, regression=stored.regression), None
     groups: Any = stored.groups_of(inside, outside)
+    weights: Any = stored.weights_of(inside, outside)
     split = split_drop(
         inside.pair,
         outside.pair,
@@ -346,6 +347,7 @@ def _calibration(
         n_resamples=_RESAMPLES,
         seed=seed,
         groups=groups,
+        sample_weight=weights,
     )
     return split.calibration, split
 
@@ -393,11 +395,13 @@ def _shifts(stored: StoredRows, seed: int) -> dict[str, EnvironmentShift]:
     return shifts
 
 
-def _levels(table: Table, targets: NDArray[Any]) -> tuple[float, ...]:
-    """Return the share of each class, or the mean target."""
+def _levels(table: Table, rows: NDArray[np.int64]) -> tuple[float, ...]:
+    """Return the share of each class among rows, or their mean target; rows count by their weights."""
+    targets, weights = table.targets()[rows], table.sample_weight and table.sample_weight.values[rows]
     if table.task == "regression":
-        return (float(targets.mean()),)
-    return tuple((np.bincount(targets.astype(int), minlength=len(table.classes)) / len(targets)).tolist())
+        return (float(targets.mean() if weights is None else np.average(targets, weights=weights)),)
+    counts = np.bincount(targets.astype(int), weights, minlength=len(table.classes))
+    return tuple((counts / counts.sum()).tolist())
 
 
 def _exceeds_zero(interval: Interval, n_tests: int) -> bool:

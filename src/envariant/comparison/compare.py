@@ -24,6 +24,7 @@ from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.remedies import find_remedies
 from envariant.comparison.results import ORDINARY, ComparisonResults
+from envariant.comparison.subgroups import find_subgroups
 from envariant.core import metrics, specs
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
 from envariant.core.files import as_path
@@ -136,6 +137,7 @@ def compare(
     sample_weight: Any = None,
     ordered: bool = False,
     group: Any = None,
+    subgroups: Sequence[Any] = (),
     min_rows: int = 50,
     max_rows: int | None = MAX_ROWS,
     budget: str | float | None = None,
@@ -167,11 +169,14 @@ def compare(
         n_trials: Number of trials (sampled hyperparameter configurations) per method.
         replicas: Number of replicas (independent runs with their own seeds) per trial.
         exclude: Names of columns not used as inputs.
-        sample_weight: Name of the column with sampling weights for training; scores are unweighted.
+        sample_weight: Name of the column with case weights, for training and scores: a row of weight 2 counts
+            as two rows. Networks sample rows in proportion to their weights.
         ordered: Whether environments follow one another in time, as years do. Models are then trained on
             earlier environments only, and tested on the next one.
         group: Name of the column of groups of rows, such as patients. Splits keep groups together, and
             intervals resample groups. The column is not an input.
+        subgroups: Names of columns whose values are scored separately, such as sex. They stay inputs unless
+            they are excluded. Numbers are divided at their quartiles.
         min_rows: Smallest number of rows per environment; smaller environments are pooled.
         max_rows: Largest number of rows per environment in the comparison, sampled at random; None: all rows.
         budget: Time limit such as "10m", or seconds; trials are added while time remains. Runs on a cluster
@@ -206,7 +211,7 @@ def compare(
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
-        ordered=ordered, group=group,
+        ordered=ordered, group=group, subgroups=subgroups,
     )  # fmt: skip
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
@@ -269,11 +274,12 @@ def _train(
 
 def _explained(source: TableSource, results: ComparisonResults, study: Study) -> ComparisonResults:
     """Add the reasons for the baseline's drops, and measured remedies, unless the table is too large."""
+    seeds = [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
+    folds, share = study.test_environments, study.holdout_fraction
+    results = replace(results, subgroups=find_subgroups(source, results, folds, share, seeds))
     if protocol.is_large(source):
         line = "causes and remedies: not measured, because the table has too many classes or inputs"
         return replace(results, missing=(*results.missing, line))
-    seeds = [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
-    folds, share = study.test_environments, study.holdout_fraction
     causes = find_causes(source, results, folds, share, seeds, seed=study.seed)
     results = replace(results, causes=causes)
     remedies = find_remedies(source, results, causes, folds, share, seeds, seed=study.seed)

@@ -18,7 +18,9 @@ from envariant.core import metrics
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
+from envariant.data.tables.columns import Column
 from envariant.data.tables.table import Table
+from envariant.studies.permutation_importance import weighted_name
 from envariant.studies.selection import Invariance, SelectedRun, SelectionResult, select
 from envariant.studies.study import Study
 from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE
@@ -93,7 +95,8 @@ def gather(
             f"compare: no run of an ordinary method has finished ({missing[0]}); repeat the call with a "
             f"larger budget"
         )
-    scores = _scores_by_run(store.history(sorted({choice.run for _, choice in chosen})), metric)
+    history = store.history(sorted({choice.run for _, choice in chosen}))
+    scores = _scores_by_run(history, metric.name if table.sample_weight is None else weighted_name(metric))
     stored = {choice.run: store.predictions(choice.run) for _, choice in chosen}
 
     def recorded(choice: SelectedRun, name: str, role: str) -> float | None:
@@ -171,10 +174,13 @@ def _second_results(
     if metric.for_regression:
         return None
     second = metrics.METRICS["AUROC" if metric.name == "log loss" else "log loss"]
+    weights = _by_environment(table, table.sample_weight)
 
     def computed(choice: SelectedRun, name: str, role: str) -> float | None:
         own = stored[choice.run].get((name, role))
-        value = np.nan if own is None else score_of_rows(tasks[name], second, own)
+        # In-domain scores of the second metric are not reported, so they need no weights.
+        weight = weights.get(name) if role == "test" else None
+        value = np.nan if own is None else score_of_rows(tasks[name], second, own, weights=weight)
         return value if np.isfinite(value) else None
 
     models = _models(chosen, stored, tasks, computed, table)
@@ -217,9 +223,9 @@ def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric:
     return best
 
 
-def _scores_by_run(history: pd.DataFrame, metric: Metric) -> Scores:
+def _scores_by_run(history: pd.DataFrame, metric: str) -> Scores:
     """Return the recorded values of the metric by key; no other function depends on the history's layout."""
-    rows = history[history["metric"] == metric.name].dropna(subset=["value"])
+    rows = history[history["metric"] == metric].dropna(subset=["value"])
     keys = rows[list(_ScoreKey._fields)].itertuples(index=False, name=None)
     return dict(zip(map(_ScoreKey._make, keys), rows["value"].astype(float), strict=True))
 
@@ -252,7 +258,7 @@ def _cells(
     baseline: str,
     table: Table,
 ) -> dict[str, dict[str, Cell]]:
-    groups = _groups(table)
+    groups, weights = (_by_environment(table, column) for column in (table.group, table.sample_weight))
     cells: dict[str, dict[str, Cell]] = {}
     gains: dict[tuple[str, str], tuple[Interval, float]] = {}
     for method in methods:
@@ -260,8 +266,8 @@ def _cells(
             own, reference = models.get((method, name)), models.get((baseline, name))
             if own is None or not own.ood:
                 continue
-            group = groups.get(name)
-            row_error = row_standard_error(task, metric, _in_order(own.predictions), groups=group)
+            rows = {"groups": groups.get(name), "weights": weights.get(name)}
+            row_error = row_standard_error(task, metric, _in_order(own.predictions), **rows)
             id_score = statistics.interval(own.id_scores)
             cells.setdefault(method, {})[name] = Cell(
                 mean_interval(list(own.ood.values()), row_error), id_score
@@ -272,7 +278,7 @@ def _cells(
                 differences = [metric.gain(own.ood[k], reference.ood[k]) for k in common]
                 both = own.predictions.keys() & reference.predictions.keys()
                 pair = (_in_order(side.predictions, both) for side in (own, reference))
-                row_error = row_standard_error(task, metric, *pair, groups=group)
+                row_error = row_standard_error(task, metric, *pair, **rows)
                 gains[method, name] = mean_interval(differences, row_error), p_value(differences, row_error)
     corrected = statistics.holm([p for _, p in gains.values()])
     for ((method, name), (gain, _)), p in zip(gains.items(), corrected, strict=True):
@@ -281,10 +287,10 @@ def _cells(
     return cells
 
 
-def _groups(table: Table) -> dict[str, NDArray[Any]]:
-    """Return the group of each row by environment; empty without groups."""
-    codes, group = table.environment.values, table.group
-    return {} if group is None else {n: group.values[codes == k] for k, n in enumerate(table.environments)}
+def _by_environment(table: Table, column: Column | None) -> dict[str, NDArray[Any]]:
+    """Return the values of a column by environment; empty without the column."""
+    codes = table.environment.values
+    return {} if column is None else {n: column.values[codes == k] for k, n in enumerate(table.environments)}
 
 
 def _in_order(

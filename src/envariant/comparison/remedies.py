@@ -135,8 +135,8 @@ def find_remedies(
     for environment, cause in causes.items():
         rows = results.rows[results.baseline_method, environment]
         own = stored.out_of_domain(environment, rows.out_of_domain)
-        (groups,) = stored.groups_of(own) or (None,)
-        tests = _Tests(cause, name, own, groups)
+        (groups,), (weights,) = (part(own) or (None,) for part in (stored.groups_of, stored.weights_of))
+        tests = _Tests(cause, name, own, groups, weights)
         if len(own.targets) >= _FEWEST_ROWS:
             remedies += tests.labels(seed)
             remedies += _other_methods(tests, results, stored)
@@ -157,12 +157,15 @@ class _Tests:
         score: Name of the score.
         own: Predictions of the baseline.
         groups: Group of each row, whose rows are not independent; None: rows are independent.
+        weights: Case weight of each row, for gains that are differences of two predictions; the gain of
+            labels is unweighted. None: equal weights.
     """
 
     cause: Cause
     score: ScoreName
     own: Scores
     groups: NDArray[np.int64] | None = None
+    weights: Array | None = None
 
     def labels(self, seed: int) -> list[Remedy]:
         """Return the gain of a few labels: the smallest number with most of the gain of the largest."""
@@ -195,8 +198,14 @@ class _Tests:
     def paired(self, other: Scores, n_methods: int = 1) -> tuple[float, float, Interval]:
         """Return the score before and after, and the gain with an interval from paired rows."""
         first, second = (_row_losses(each, self.score) for each in (self.own, other))
-        before, after = float(first.mean()), float(second.mean())
-        error = standard_error(first - second, self.groups)
+        if self.weights is not None and self.weights.any():
+            # The standard error is that of a ratio of sums (linearized).
+            share = self.weights / self.weights.mean()
+            before, after = float((share * first).mean()), float((share * second).mean())
+            error = standard_error(share * (first - second - before + after), self.groups)
+        else:
+            before, after = float(first.mean()), float(second.mean())
+            error = standard_error(first - second, self.groups)
         if self.score == "accuracy":
             return 1 - before, 1 - after, self.interval(before - after, error, n_methods)
         if self.score == "log loss":

@@ -83,10 +83,12 @@ class StoredRows:
 
     def groups_of(self, *scores: Scores) -> tuple[Rows, ...] | None:
         """Return the group numbers of rows; None without groups, or if any rows are unknown."""
-        known = [each.rows for each in scores if each.rows is not None]
-        if self.groups is None or len(known) < len(scores):
-            return None
-        return tuple(self.groups[rows] for rows in known)
+        return _values_of(self.groups, scores)
+
+    def weights_of(self, *scores: Scores) -> tuple[Array, ...] | None:
+        """Return the case weights of rows; None without weights, or if any rows are unknown."""
+        weights = self.source.table.sample_weight
+        return _values_of(weights and weights.values, scores)
 
     @property
     def regression(self) -> bool:
@@ -191,6 +193,11 @@ class StoredRows:
 
     def _task(self, fold: Sequence[str]) -> Any:
         return task_of(self.source.table, self.source.table.training_rows(fold))
+
+
+def _values_of(values: NDArray[Any] | None, scores: Sequence[Scores]) -> tuple[NDArray[Any], ...] | None:
+    known = [each.rows for each in scores if each.rows is not None]
+    return None if values is None or len(known) < len(scores) else tuple(values[rows] for rows in known)
 
 
 def _distinct(found: Sequence[Scores]) -> Scores | None:

@@ -87,6 +87,7 @@ def row_standard_error(
     predictions: Sequence[Predictions],
     reference: Sequence[Predictions] = (),
     groups: NDArray[np.int64] | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> float:
     """Return the standard error of a mean score or mean gain due to the sampling of rows.
 
@@ -97,6 +98,8 @@ def row_standard_error(
         reference: Predictions of the reference method for a gain, one per replica; empty for a score.
         groups: Group of every row of the environment, `[rows]`; whole groups are resampled. None: rows are
             resampled.
+        weights: Case weight of every row of the environment, `[rows]`; rows are resampled with their weights.
+            None: equal weights.
     """
     if not predictions:
         return 0.0
@@ -119,21 +122,39 @@ def row_standard_error(
             if members
             else generator.integers(n_rows, size=(_RESAMPLES, n_rows))
         )
-        values = np.array([score_of_rows(task, metric, own, rows) for rows in samples])
+        values = np.array([score_of_rows(task, metric, own, rows, weights) for rows in samples])
         if reference:
-            values = values - np.array([score_of_rows(task, metric, reference[k], rows) for rows in samples])
+            other = [score_of_rows(task, metric, reference[k], rows, weights) for rows in samples]
+            values = values - np.array(other)
         values = values[np.isfinite(values)]
         estimates.append(float(values.std(ddof=1)) if len(values) > 1 else 0.0)
     return float(np.mean(estimates)) * scale
 
 
 def score_of_rows(
-    task: Task, metric: Metric, predictions: Predictions, rows: NDArray[np.int64] | None = None
+    task: Task,
+    metric: Metric,
+    predictions: Predictions,
+    rows: NDArray[np.int64] | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> float:
-    """Return the score of stored predictions on some of their rows. Default: all rows."""
+    """Return the score of stored predictions.
+
+    Args:
+        task: Prediction task.
+        metric: Metric of the score.
+        predictions: Predictions on stored rows.
+        rows: Positions of the rows to score. Default: all stored rows.
+        weights: Case weight of every row of the environment. Default: equal weights.
+    """
     # Stored arrays are read-only, and an index makes copies.
     rows = np.arange(len(predictions.targets)) if rows is None else rows
     targets = predictions.targets[rows]
     if predictions.logits.ndim == 2:
         targets = targets.astype(np.int64)
-    return metric.compute(task, predictions.logits[rows], targets)
+    if weights is None:
+        return metric.compute(task, predictions.logits[rows], targets)
+    stored = weights[evenly_spaced(predictions.of, len(predictions.targets)).numpy()]
+    if not stored[rows].any():
+        return math.nan
+    return metric.compute(task, predictions.logits[rows], targets, stored[rows])

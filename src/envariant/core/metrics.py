@@ -31,8 +31,9 @@ class Metric:
     Attributes:
         name: Name of the metric in tables, figures and options.
         higher_is_better: Whether higher values are better.
-        compute: Function of task, logits (`[rows]` or `[rows, classes]`) and targets (`[rows]`). The value is
-            NaN if the metric is undefined, such as AUROC with a single class.
+        compute: Function of task, logits (`[rows]` or `[rows, classes]`), targets (`[rows]`) and, optionally,
+            case weights (`[rows]`): a row of weight 2 counts as two equal rows. The value is NaN if the
+            metric is undefined, such as AUROC with a single class.
         tasks: Task classes for which the metric is defined.
         bounds: Smallest and largest possible value.
         unit: Unit of the values; "" for dimensionless values.
@@ -43,7 +44,7 @@ class Metric:
 
     name: str
     higher_is_better: bool
-    compute: Callable[[Task, Array, Array], float]
+    compute: Callable[..., float]
     tasks: tuple[type[Task], ...] = (Binary, Multiclass)
     bounds: tuple[float, float] = _POSITIVE
     unit: str = ""
@@ -125,26 +126,46 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
 
 
-def _mean_score(task: Task, logits: Array, targets: Array) -> float:
-    return float(task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).double().mean())
+def _mean(values: Array, weights: Array | None) -> float:
+    return float(values.mean() if weights is None else np.average(values, weights=weights))
 
 
-def _log_loss(task: Task, logits: Array, targets: Array) -> float:
+def _mean_score(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    scores = task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).double()
+    return float(scores.mean()) if weights is None else _mean(scores.numpy(), weights)
+
+
+def _log_loss(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
     # The task may be trained with another loss, such as label smoothing.
     likelihood = Binary() if task.outputs == 1 else Multiclass(task.outputs)
-    return float(likelihood.losses(torch.from_numpy(logits), torch.from_numpy(targets)).double().mean())
+    losses = likelihood.losses(torch.from_numpy(logits), torch.from_numpy(targets)).double()
+    return float(losses.mean()) if weights is None else _mean(losses.numpy(), weights)
 
 
-def _balanced_accuracy(task: Task, logits: Array, targets: Array) -> float:
+def _balanced_accuracy(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
     correct = task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).numpy()
-    recalls = [correct[targets == k].mean() for k in np.unique(targets)]
+    if weights is not None:
+        targets, correct, weights = targets[weights > 0], correct[weights > 0], weights[weights > 0]
+    recalls = [
+        correct[targets == k].mean()
+        if weights is None
+        else _mean(correct[targets == k], weights[targets == k])
+        for k in np.unique(targets)
+    ]
     return float(np.mean(recalls)) if len(recalls) > 1 else np.nan
 
 
-def _auroc(task: Task, logits: Array, targets: Array) -> float:
+def _auroc(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    if weights is not None:
+        logits, targets, weights = logits[weights > 0], targets[weights > 0], weights[weights > 0]
     classes, counts = np.unique(targets, return_counts=True)
     if len(classes) < 2:
         return np.nan
+    if weights is not None:
+        scores = logits[:, None] if logits.ndim == 1 else probabilities(logits)[:, classes.astype(int)]
+        # With two classes, only the second one has a column.
+        columns = zip(scores.T, classes[-scores.shape[1] :], strict=True)
+        return float(np.mean([_weighted_win_share(z, targets == k, weights) for z, k in columns]))
     if logits.ndim == 1:
         return _win_share(logits[targets == classes[1]], logits[targets == classes[0]])
     # One-vs-rest AUROC, averaged over the classes that occur in the targets.
@@ -164,22 +185,33 @@ def _win_share(positive: Array, negative: Array) -> float:
     return float(wins / (len(positive) * len(negative)))
 
 
-def _calibration_error(task: Task, logits: Array, targets: Array) -> float:
+def _weighted_win_share(scores: Array, positive: Array, weights: Array) -> float:
+    """Return the weighted share of pairs in which the positive row has the higher score; ties count half."""
+    if np.isnan(scores).any():
+        return np.nan
+    _, level = np.unique(scores, return_inverse=True)
+    won, lost = (np.bincount(level, weights * side) for side in (positive, ~positive))
+    return float(won @ (np.cumsum(lost) - lost / 2) / (won.sum() * lost.sum()))
+
+
+def _calibration_error(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
     scores = probabilities(logits)
     confidence = scores.max(axis=1)
     correct = scores.argmax(axis=1) == targets
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, correct - confidence, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(targets))
+    w = np.ones(len(targets)) if weights is None else weights
+    gaps = np.bincount(bins, w * (correct - confidence), minlength=_BINS)
+    return float(np.abs(gaps).sum() / w.sum())
 
 
-def _rmse(task: Task, logits: Array, targets: Array) -> float:
-    return float(np.sqrt(_mean_score(task, logits, targets)))
+def _rmse(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    return float(np.sqrt(_mean_score(task, logits, targets, weights)))
 
 
-def _r2(task: Task, logits: Array, targets: Array) -> float:
-    variance = float(np.var(targets.astype(np.float64)))
-    error = float(np.mean(np.square(logits - targets, dtype=np.float64)))
+def _r2(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    y = targets.astype(np.float64)
+    variance = float(np.var(y)) if weights is None else _mean(np.square(y - _mean(y, weights)), weights)
+    error = _mean(np.square(logits - targets, dtype=np.float64), weights)
     return 1 - error / variance if variance else np.nan
 
 

@@ -18,6 +18,7 @@ from envariant.comparison.page.over_time import OverTime
 from envariant.comparison.page.provenance import PreprocessingLog, Settings
 from envariant.comparison.page.scores import Drops, Methods, methods_table
 from envariant.comparison.page.shifts import Shifts
+from envariant.comparison.page.subgroups import Subgroups
 from envariant.comparison.results import ComparisonResults
 from envariant.core.files import write_text
 from envariant.core.paths import check_overwrite
@@ -27,7 +28,7 @@ from envariant.reporting.tables import finite
 __all__ = ["SECTIONS", "Block", "PageSection", "fragment", "methods_table", "render", "to_dict", "write"]
 
 SECTIONS: tuple[type[PageSection], ...] = (
-    DataCheck, Drops, OverTime, Causes, Remedies, Methods, Columns, Shifts, PreprocessingLog, Settings,
+    DataCheck, Drops, OverTime, Causes, Remedies, Methods, Subgroups, Columns, Shifts, PreprocessingLog, Settings,
 )  # fmt: skip
 """Sections of the page in display order."""
 

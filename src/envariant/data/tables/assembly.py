@@ -43,6 +43,7 @@ class Parts(NamedTuple):
     target_type: TargetType
     texts: tuple[Column, ...]
     group: Column | None
+    subgroups: tuple[Column, ...]
 
 
 def assembled(
@@ -54,6 +55,7 @@ def assembled(
     min_rows: int,
     *,
     ordered: bool = False,
+    subgroups: Sequence[str] = (),
 ) -> Parts:
     """Select the rows and input columns of a table, and log all steps.
 
@@ -66,6 +68,7 @@ def assembled(
         log: Preprocessing log, to which entries are appended.
         min_rows: Minimum number of rows of an environment.
         ordered: Whether environments follow one another in time.
+        subgroups: Names of the columns whose values are subgroups.
 
     Raises:
         EnvariantError: If environments have no order in time, or there are too few environments, classes or
@@ -83,6 +86,9 @@ def assembled(
     log += [*roles.words_as_values(environment), *roles.similar_categories(environment, notable=True)]
     environment = roles.in_time_order(label, environment) if ordered else environment
     environment, used = roles.pool_small(label, environment, complete, min_rows, log, pool=not ordered)
+    divided = [inputs[name].rows(used) for name in subgroups]
+    excluded = {entry.column for entry in log if entry.what.startswith("left out, as")}
+    inputs = {name: column for name, column in inputs.items() if name not in excluded}
     if not used.all():
         inputs = {name: column.rows(used) for name, column in inputs.items()}
         environment, weights = environment.rows(used), weights and weights.rows(used)
@@ -104,11 +110,12 @@ def assembled(
         if name in unusable and column.type.categorical and column.type.unusable(column.values)
     )
     if not usable:
-        excluded = [entry.column for entry in log if entry.what.startswith("left out, as")]
         left_out = ", ".join([*excluded, *inputs]) or "the table has no other column"
         problem = f"no column is left to predict '{target.name}' from"
         raise EnvariantError(f"{label}: {problem} (left out: {left_out})")
-    return Parts(usable, target, environment, task_name, tuple(log), weights, target_type, texts, group)
+    return Parts(
+        usable, target, environment, task_name, tuple(log), weights, target_type, texts, group, tuple(divided)
+    )
 
 
 def remarks(log: Sequence[LogEntry]) -> list[str]:

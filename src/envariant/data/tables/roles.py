@@ -161,7 +161,11 @@ def weights_entry(label: str, weights: Column) -> LogEntry:
             f"{label}: sample_weight '{weights.name}' must be a number of at least 0 in every row; fill in "
             f"missing values, or leave those rows out"
         )
-    return LogEntry(weights.name, "sampling weights for training; evaluation weights all rows equally")
+    return LogEntry(
+        weights.name,
+        "weights of rows in training; in a comparison also in scores, intervals and drops, but the data "
+        "check, tests of shift and of unstable columns, calibration and the gain of labels ignore them",
+    )
 
 
 def group_entry(label: str, group: Column, environment: Column, *, ordered: bool) -> LogEntry:

@@ -51,7 +51,7 @@ class Table:
         environment: Environment column: categories without missing values.
         task: Name of the prediction task.
         preprocessing_log: Log entries for each column and for the whole table.
-        sample_weight: Column of sampling weights for training; None for equal weights.
+        sample_weight: Column of case weights; None for equal weights.
         target_type: Original type of the target and values of its classes, for predictions.
         missing_values: Texts that the user declared as missing values; None: the usual ones, such as NA.
         texts: Columns of free text, which are no inputs; only predictors that choose columns by name get
@@ -60,6 +60,7 @@ class Table:
             before the test environment only.
         group: Column of groups, such as patients: rows of one group are never on both sides of a split. None:
             every row is its own group.
+        subgroups: Columns whose values are subgroups with scores of their own; they change no model.
     """
 
     columns: tuple[Column, ...]
@@ -73,6 +74,7 @@ class Table:
     texts: tuple[Column, ...] = ()
     ordered: bool = False
     group: Column | None = None
+    subgroups: tuple[Column, ...] = ()
 
     def __len__(self) -> int:
         return len(self.target)
@@ -106,6 +108,7 @@ class Table:
             sample_weight=self.sample_weight and self.sample_weight.rows(index),
             texts=tuple(column.rows(index) for column in self.texts),
             group=self.group and self.group.rows(index),
+            subgroups=tuple(column.rows(index) for column in self.subgroups),
         )
 
     def training_rows(self, test: Sequence[str]) -> NDArray[np.bool_]:
@@ -261,6 +264,7 @@ def read(
     missing_values: Sequence[str] | None = None,
     ordered: bool = False,
     group: Any = None,
+    subgroups: Sequence[Any] = (),
 ) -> Table:
     """Read a table from a file or a data frame.
 
@@ -271,8 +275,8 @@ def read(
         environment: Name of the environment column.
         task: "binary", "multiclass" or "regression". Default: inferred from the target.
         exclude: Names of columns to exclude from the inputs.
-        sample_weight: Name of the column of sampling weights for training; evaluation ignores them.
-            Default: equal weights.
+        sample_weight: Name of the column of case weights for training; scores ignore them except in a
+            comparison. Default: equal weights.
         min_rows: Minimum number of rows of an environment; smaller environments are pooled or omitted.
         encoding: Encoding of a text file.
         missing_values: Texts that represent a missing value in every column; empty cells always do. Default:
@@ -280,6 +284,8 @@ def read(
         ordered: Whether environments follow one another in time, as years do. Small environments are then
             omitted, not pooled.
         group: Name of the column of groups, such as patients, whose rows are never split. Default: none.
+        subgroups: Names of the columns whose values are subgroups with scores of their own, such as sex.
+            They stay inputs unless they are excluded.
 
     Raises:
         EnvariantError: If the file cannot be read, a column is missing, or values are invalid.
@@ -300,7 +306,14 @@ def read(
     role_names |= {role: str(name) for role, name in optional.items() if name is not None}
     excluded = tuple(dict.fromkeys(map(str, several(exclude, "exclude"))))
     _check_roles(source.label, role_names, source.header, excluded)
-    names = [name for name in source.header if name not in excluded]
+    divided = tuple(dict.fromkeys(map(str, several(subgroups, "subgroups"))))
+    if unknown := [name for name in divided if name not in source.header]:
+        raise lacking_columns(source.label, unknown, source.header, "subgroups column")
+    if taken := [role for role, name in role_names.items() if name in divided]:
+        raise EnvariantError(
+            f"{source.label}: the {taken[0]} column cannot be a subgroup; name another column"
+        )
+    names = [name for name in source.header if name not in excluded or name in divided]
     try:
         loaded = load_columns(
             source, names, target=str(target), environment=str(environment), declared=declared
@@ -311,11 +324,11 @@ def read(
     except EnvariantError as error:
         raise labeled(source.label, error) from None
     log = [LogEntry(name, "left out, as requested") for name in excluded]
-    parts = assembled(loaded, columns, role_names, task, log, min_rows, ordered=ordered)
+    parts = assembled(loaded, columns, role_names, task, log, min_rows, ordered=ordered, subgroups=divided)
     for remark in remarks(parts.preprocessing_log):
         warnings.warn(f"{source.label}: {remark}", EnvariantWarning, stacklevel=2)
     declared_texts = None if declared is None else tuple(sorted(declared))
-    return Table(*parts[:-2], declared_texts, parts.texts, ordered, parts.group)
+    return Table(*parts[:-3], declared_texts, parts.texts, ordered, parts.group, parts.subgroups)
 
 
 def _check_roles(

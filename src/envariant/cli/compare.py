@@ -1,7 +1,7 @@
 """`envariant compare`: compare methods on a table and recommend one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -9,9 +9,6 @@ from envariant.cli.options import Json, Names, Whole
 from envariant.cli.run_options import given, with_run_options
 from envariant.core.paths import folder_name
 from envariant.training.run_spec import SHARED
-
-if TYPE_CHECKING:
-    from envariant.comparison import Comparison
 
 
 @with_run_options((*SHARED, "execution", "memory"), dict.fromkeys((*SHARED, "execution", "memory")))
@@ -125,7 +122,8 @@ def compare(
     _print(comparison, json=json)
 
 
-def _print(comparison: "Comparison", *, json: bool) -> None:
+def _print(comparison: Any, *, json: bool) -> None:
+    """Print the verdict, or all numbers as JSON."""
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.comparison.page import methods_table
 

@@ -229,10 +229,7 @@ def compare(
     results = _explained(source, replace(results, data=data), study)
     model = _best_model(results, methods, full, study, source, shared)
     recommendation = recommend(results)
-    comparison = Comparison(folder, results, recommendation, study, model, time.monotonic() - start)
-    page.write(comparison.to_dict(), results, recommendation, folder)
-    _save(model, folder)
-    return comparison
+    return _written(Comparison(folder, results, recommendation, study, model, time.monotonic() - start))
 
 
 def _warn(lines: Sequence[str]) -> None:
@@ -300,12 +297,14 @@ def _best_model(
     return protocol.train_final_model(full, methods[best], trial, study.seed, options)
 
 
-def _save(model: SavedModel, folder: Path) -> None:
-    """Save the model; a model that cannot be stored is no reason to lose the comparison."""
+def _written(comparison: Comparison) -> Comparison:
+    """Write the page and the model; a model that cannot be stored is no reason to lose the comparison."""
+    page.write(comparison.to_dict(), comparison.results, comparison.recommendation, comparison.folder)
     try:
-        model.save(folder / "model")
+        comparison.best_model.save(comparison.folder / "model")
     except EnvariantError as error:
         warnings.warn(f"compare: the model is not saved: {error}", EnvariantWarning, stacklevel=3)
+    return comparison
 
 
 _ARGUMENTS: Mapping[str, Any] = {

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, final
 
 import numpy as np
@@ -199,7 +200,7 @@ def subgroup_names(column: Column) -> NDArray[Any]:
     )
     labels = [
         f"≤ {ends[0]}",
-        *(f"> {low} to {high}" for low, high in zip(ends, ends[1:], strict=False)),
+        *(f"> {low} to {high}" for low, high in pairwise(ends)),
         f"> {ends[-1]}",
     ]
     names = np.array(labels, dtype=object)[np.searchsorted(cuts, np.nan_to_num(column.values))]

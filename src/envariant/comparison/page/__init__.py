@@ -28,7 +28,8 @@ from envariant.reporting.tables import finite
 __all__ = ["SECTIONS", "Block", "PageSection", "fragment", "methods_table", "render", "to_dict", "write"]
 
 SECTIONS: tuple[type[PageSection], ...] = (
-    DataCheck, Drops, OverTime, Causes, Remedies, Methods, Subgroups, Columns, Shifts, PreprocessingLog, Settings,
+    DataCheck, Drops, OverTime, Causes, Remedies, Methods, Subgroups, Columns, Shifts, PreprocessingLog,
+    Settings,
 )  # fmt: skip
 """Sections of the page in display order."""
 

@@ -47,9 +47,9 @@ class Subgroups(PageSection):
             "p (Holm)",
         )
         note = (
-            f"Rows of all test environments together, at most 1,000 stored rows of each. Brackets: 95 % CI over "
-            f"rows, Bonferroni-corrected over subgroups. No score with fewer than {FEWEST_ROWS} rows. Rows "
-            f"without a value are left out."
+            f"Rows of all test environments together, at most 1,000 stored rows of each. Brackets: 95 % CI "
+            f"over rows, Bonferroni-corrected over subgroups. No score with fewer than {FEWEST_ROWS} rows. "
+            f"Rows without a value are left out."
         )
         return (
             Block.table(TextTable(header, tuple(lines), (note,)), "Out-of-domain score of each subgroup"),

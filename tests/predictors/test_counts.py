@@ -43,7 +43,7 @@ def test_poisson_regressors_are_fitted_to_counts_saved_and_loaded(estimator, tmp
     assert predicted.mean() == pytest.approx(frame["visits"].mean(), rel=0.02)
     model = SavedModel.of_predictor(source, ScikitLearn(estimator, name="poisson"))
     model.save(tmp_path / "model")
-    first, again = (np.asarray(each.predict(frame)) for each in (model, load_model(tmp_path / "model")))
+    first, again = (np.ravel(each.predict(frame)) for each in (model, load_model(tmp_path / "model")))
     assert np.array_equal(first, again)
     assert first.min() > 0
     assert np.allclose(first[order], predicted, rtol=1e-4)

@@ -87,7 +87,7 @@ def assembled(
     environment = roles.in_time_order(label, environment) if ordered else environment
     environment, used = roles.pool_small(label, environment, complete, min_rows, log, pool=not ordered)
     divided = [inputs[name].rows(used) for name in subgroups]
-    excluded = {entry.column for entry in log if entry.what.startswith("left out, as")}
+    excluded = [entry.column for entry in log if entry.what.startswith("left out, as")]
     inputs = {name: column for name, column in inputs.items() if name not in excluded}
     if not used.all():
         inputs = {name: column.rows(used) for name, column in inputs.items()}

@@ -402,7 +402,8 @@ def _shifts(stored: StoredRows, seed: int) -> dict[str, EnvironmentShift]:
 
 def _levels(table: Table, rows: NDArray[np.int64]) -> tuple[float, ...]:
     """Return the share of each class among rows, or their mean target; rows count by their weights."""
-    targets, weights = table.targets()[rows], table.sample_weight and table.sample_weight.values[rows]
+    targets = table.targets()[rows]
+    weights = None if table.sample_weight is None else table.sample_weight.values[rows]
     if table.task == "regression":
         return (float(targets.mean() if weights is None else np.average(targets, weights=weights)),)
     counts = np.bincount(targets.astype(int), weights, minlength=len(table.classes))

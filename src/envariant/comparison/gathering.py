@@ -268,7 +268,7 @@ def _cells(
             own, reference = models.get((method, name)), models.get((baseline, name))
             if own is None or not own.ood:
                 continue
-            rows = {"groups": groups.get(name), "weights": weights.get(name)}
+            rows: dict[str, Any] = {"groups": groups.get(name), "weights": weights.get(name)}
             row_error = row_standard_error(task, metric, _in_order(own.predictions), **rows)
             id_score = statistics.interval(own.id_scores)
             cells.setdefault(method, {})[name] = Cell(
@@ -279,8 +279,8 @@ def _cells(
             if common := sorted(own.ood.keys() & reference.ood):
                 differences = [metric.gain(own.ood[k], reference.ood[k]) for k in common]
                 both = own.predictions.keys() & reference.predictions.keys()
-                pair = (_in_order(side.predictions, both) for side in (own, reference))
-                row_error = row_standard_error(task, metric, *pair, **rows)
+                first, second = (_in_order(side.predictions, both) for side in (own, reference))
+                row_error = row_standard_error(task, metric, first, second, **rows)
                 gains[method, name] = mean_interval(differences, row_error), p_value(differences, row_error)
     corrected = statistics.holm([p for _, p in gains.values()])
     for ((method, name), (gain, _)), p in zip(gains.items(), corrected, strict=True):

@@ -136,7 +136,7 @@ def find_remedies(
     for environment, cause in causes.items():
         rows = results.rows[results.baseline_method, environment]
         own = stored.out_of_domain(environment, rows.out_of_domain)
-        (groups,), (weights,) = (part(own) or (None,) for part in (stored.groups_of, stored.weights_of))
+        (groups,), (weights,) = stored.groups_of(own) or (None,), stored.weights_of(own) or (None,)
         tests = _Tests(cause, name, own, groups, weights)
         if len(own.targets) >= _FEWEST_ROWS:
             remedies += tests.labels(seed)

@@ -88,7 +88,7 @@ class StoredRows:
     def weights_of(self, *scores: Scores) -> tuple[Array, ...] | None:
         """Return the case weights of rows; None without weights, or if any rows are unknown."""
         weights = self.source.table.sample_weight
-        return _values_of(weights and weights.values, scores)
+        return _values_of(None if weights is None else weights.values, scores)
 
     @property
     def regression(self) -> bool:

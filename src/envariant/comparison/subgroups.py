@@ -133,7 +133,8 @@ class _Scored:
         """Return the score on some rows, and its standard error."""
         own = self.predictions
         part = Predictions("", "test", int(chosen.sum()), own.logits[chosen], own.targets[chosen])
-        groups, weights = (None if each is None else each[chosen] for each in (self.groups, self.weights))
+        groups = None if self.groups is None else self.groups[chosen]
+        weights = None if self.weights is None else self.weights[chosen]
         value = score_of_rows(self.task, self.metric, part, weights=weights)
         return value, row_standard_error(self.task, self.metric, [part], groups=groups, weights=weights)
 

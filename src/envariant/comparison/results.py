@@ -134,6 +134,7 @@ class ComparisonResults:
         rows: Stored predictions by method and environment.
         causes: Reasons for the baseline's drop by environment.
         remedies: Measured remedies, the largest gain first.
+        subgroups: Scores of subgroups, if any were requested.
     """
 
     metric: Metric
@@ -153,6 +154,7 @@ class ComparisonResults:
     rows: Mapping[tuple[str, str], ScoredRows] = field(default_factory=dict[tuple[str, str], ScoredRows])
     causes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     remedies: tuple[Any, ...] = ()
+    subgroups: tuple[Any, ...] = ()
 
     @property
     def baseline(self) -> Mapping[str, Cell]:

@@ -40,10 +40,12 @@ class Drops(PageSection):
         names = results.hardest_first()
         rows, labels = drop_rows(results, self.recommended, names[:_MOST_ROWS])
         hidden = len(names) - _MOST_ROWS
+        more = f" {hidden} environments with better scores are not drawn." if hidden > 0 else ""
+        more += " All other training rows are earlier ones." if results.data.ordered else ""
         caption = (
             "A line joins the in-domain score (model trained on other rows of the environment) and the "
             "out-of-domain score (model not trained on the environment). Pale bars: 95 % CI over replicas "
-            "and rows." + (f" {hidden} environments with better scores are not drawn." if hidden > 0 else "")
+            f"and rows.{more}"
         )
         return Block.chart(charts.drops(rows, results.metric.name, labels), caption)
 
@@ -178,7 +180,7 @@ def drop_rows(
 
     The other method is the recommended one, or the best other if the baseline is recommended.
     """
-    other = recommended if recommended != results.baseline_method else _runner_up(results)
+    other = recommended if recommended != results.baseline_method else runner_up(results)
     others, constants = results.cells.get(other, {}), results.data.baseline_scores
     rows = [
         charts.DropRow(
@@ -197,7 +199,7 @@ def drop_rows(
     )  # fmt: skip
 
 
-def _runner_up(results: ComparisonResults) -> str:
+def runner_up(results: ComparisonResults) -> str:
     """Return the method other than the baseline with the best worst score; "" if there is none."""
     others = [m for m in results.cells if m != results.baseline_method and results.is_complete(m)]
     return max(others, key=lambda m: results.metric.sign * results.worst(m)[1].ood_score.mean, default="")

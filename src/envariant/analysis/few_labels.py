@@ -164,6 +164,7 @@ def gain_from_labels(
     regression: bool = False,
     intercept_sd: float = INTERCEPT_SD,
     seed: int = 0,
+    groups: ArrayLike | None = None,
 ) -> tuple[LabelGain, ...]:
     """Estimate the gain from k labels of an environment by resampling its labeled rows.
 
@@ -178,6 +179,8 @@ def gain_from_labels(
         regression: Whether targets are real numbers.
         intercept_sd: Standard deviation of the intercept's prior.
         seed: Seed of the resampling.
+        groups: Group of each row `[rows]`, such as patients. The model is never evaluated on rows of groups
+            with labeled rows. Default: every row is its own group.
 
     Returns:
         One entry per size and refit; none if the environment is too small.
@@ -198,6 +201,8 @@ def gain_from_labels(
     if n_resamples < 1 or any(size < 1 for size in sizes):
         raise EnvariantError("gain_from_labels: n_resamples and sizes must be at least 1")
     n, generator = len(z), np.random.default_rng(seed)
+    group = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    n_groups = 0 if group is None else int(group.max()) + 1
     results: list[LabelGain] = []
     before = _row_losses(z[None], y, n_classes)
     for size in sizes:
@@ -205,8 +210,16 @@ def gain_from_labels(
             continue
         # The rank of a random number determines whether a row is labeled.
         order = generator.random((n_resamples, n)).argsort(axis=1).argsort(axis=1)
+        if group is not None:
+            # Rows are labeled group by group.
+            turn = generator.random((n_resamples, n_groups)).argsort(axis=1).argsort(axis=1)[:, group]
+            order = (turn * n + order).argsort(axis=1).argsort(axis=1)
         labeled = (order < size).astype(np.float64)
         rest = (1 - labeled) / (n - size)
+        if group is not None:
+            rest = _without_labeled_groups(labeled, group, n_groups)
+            if (rest > 0).sum(1).min() < _FEWEST_ROWS:
+                continue
         for refit in REFITS:
             fits = _refit(z, y, labeled, n_classes, intercept_sd, slope=refit != "intercept")
             after = _row_losses(fits[:, None, :-1] + fits[:, None, -1:] * z, y, n_classes)
@@ -261,6 +274,14 @@ def fit_labels(scores: ArrayLike, targets: ArrayLike, *, regression: bool = Fals
         fitted = recalibrate(raw, values, refit=refit, regression=regression)
         fits.append(LabelFit(fitted, refit, held_out, losses, errors[0] if errors else None, n_folds))
     return min(fits, key=lambda fit: float(fit.losses[1].mean()))
+
+
+def _without_labeled_groups(labeled: Array, group: NDArray[np.int64], n_groups: int) -> Array:
+    """Return equal weights of the rows whose group has no labeled row, `[resamples, rows]`."""
+    member = np.zeros((len(group), n_groups))
+    member[np.arange(len(group)), group] = 1
+    rest = (labeled @ member == 0)[:, group].astype(np.float64)
+    return rest / np.maximum(rest.sum(1, keepdims=True), 1)
 
 
 def _gain(before: Array, after: Array) -> Gain:

@@ -138,6 +138,7 @@ class ComparisonResults(Displayed):
         rows: Stored predictions by method and environment.
         causes: Reasons for the baseline's drop by environment.
         remedies: Measured remedies, the largest gain first.
+        subgroups: Scores of subgroups, if any were requested.
     """
 
     metric: Metric
@@ -157,6 +158,7 @@ class ComparisonResults(Displayed):
     rows: Mapping[tuple[str, str], ScoredRows] = field(default_factory=dict[tuple[str, str], ScoredRows])
     causes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     remedies: tuple[Any, ...] = ()
+    subgroups: tuple[Any, ...] = ()
 
     @property
     def baseline(self) -> Mapping[str, Cell]:
@@ -173,11 +175,6 @@ class ComparisonResults(Displayed):
     def worst(self, method: str) -> tuple[str, Cell]:
         """Return the environment with the method's worst out-of-domain score, and its results there."""
         return min(self.cells[method].items(), key=lambda item: self.metric.sign * item[1].ood_score.mean)
-
-    def runner_up(self) -> str:
-        """Return the method other than the baseline with the best worst score; "" if there is none."""
-        others = [m for m in self.cells if m != self.baseline_method and self.is_complete(m)]
-        return max(others, key=lambda m: self.metric.sign * self.worst(m)[1].ood_score.mean, default="")
 
     def hardest_first(self) -> list[str]:
         """Return the environments sorted by the baseline's out-of-domain score, the worst first."""

@@ -32,8 +32,9 @@ class Metric:
     Attributes:
         name: Name of the metric in tables, figures and options.
         higher_is_better: Whether higher values are better.
-        compute: Function of task, logits (`[rows]` or `[rows, classes]`) and targets (`[rows]`). The value is
-            NaN if the metric is undefined, such as AUROC with a single class.
+        compute: Function of task, logits (`[rows]` or `[rows, classes]`), targets (`[rows]`) and, optionally,
+            case weights (`[rows]`): a row of weight 2 counts as two equal rows. The value is NaN if the
+            metric is undefined, such as AUROC with a single class.
         tasks: Task classes for which the metric is defined.
         bounds: Smallest and largest possible value.
         unit: Unit of the values; "" for dimensionless values.
@@ -46,7 +47,7 @@ class Metric:
 
     name: str
     higher_is_better: bool
-    compute: Callable[[Task, Array, Array], float]
+    compute: Callable[..., float]
     tasks: tuple[type[Task], ...] = (Binary, Multiclass)
     bounds: tuple[float, float] = _POSITIVE
     unit: str = ""
@@ -135,12 +136,17 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
 
 
+def _mean(values: Array, weights: Array | None) -> float:
+    return float(values.mean() if weights is None else np.average(values, weights=weights))
+
+
 def _scores(task: Task, logits: Array, targets: Array) -> Tensor:
     return task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).double()
 
 
-def _mean_score(task: Task, logits: Array, targets: Array) -> float:
-    return float(_scores(task, logits, targets).mean())
+def _mean_score(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    scores = _scores(task, logits, targets)
+    return float(scores.mean()) if weights is None else _mean(scores.numpy(), weights)
 
 
 def _mean_scores(task: Task, logits: Array, targets: Array, samples: Array) -> Array:
@@ -153,27 +159,42 @@ def _log_losses(task: Task, logits: Array, targets: Array) -> Tensor:
     return likelihood.losses(torch.from_numpy(logits), torch.from_numpy(targets)).double()
 
 
-def _log_loss(task: Task, logits: Array, targets: Array) -> float:
-    return float(_log_losses(task, logits, targets).mean())
+def _log_loss(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    losses = _log_losses(task, logits, targets)
+    return float(losses.mean()) if weights is None else _mean(losses.numpy(), weights)
 
 
 def _mean_log_losses(task: Task, logits: Array, targets: Array, samples: Array) -> Array:
     return _log_losses(task, logits, targets).numpy()[samples].mean(axis=1)
 
 
-def _balanced_accuracy(task: Task, logits: Array, targets: Array) -> float:
+def _balanced_accuracy(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
     correct = task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).numpy()
-    recalls = [correct[targets == k].mean() for k in np.unique(targets)]
+    if weights is not None:
+        targets, correct, weights = targets[weights > 0], correct[weights > 0], weights[weights > 0]
+    recalls = [
+        correct[targets == k].mean()
+        if weights is None
+        else _mean(correct[targets == k], weights[targets == k])
+        for k in np.unique(targets)
+    ]
     return float(np.mean(recalls)) if len(recalls) > 1 else np.nan
 
 
-def _auroc(task: Task, logits: Array, targets: Array) -> float:
-    if logits.ndim == 1:
+def _auroc(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    if weights is not None:
+        logits, targets, weights = logits[weights > 0], targets[weights > 0], weights[weights > 0]
+    if logits.ndim == 1 and weights is None:
         first, second = (targets == end for end in (targets.min(), targets.max()))
         return np.nan if first.all() else _win_share(logits[second], logits[first])
     classes, counts = np.unique(targets, return_counts=True)
     if len(classes) < 2:
         return np.nan
+    if weights is not None:
+        scores = logits[:, None] if logits.ndim == 1 else probabilities(logits)[:, classes.astype(int)]
+        # With two classes, only the second one has a column.
+        columns = zip(scores.T, classes[-scores.shape[1] :], strict=True)
+        return float(np.mean([_weighted_win_share(z, targets == k, weights) for z, k in columns]))
     # One-vs-rest AUROC, averaged over the classes that occur in the targets.
     positive = targets[:, None] == classes
     ranks = rankdata(probabilities(logits)[:, classes.astype(int)], axis=0)
@@ -210,26 +231,37 @@ def _aurocs(task: Task, logits: Array, targets: Array, samples: Array) -> Array:
     return np.where(pairs > 0, (wins * (below + losses / 2)).sum(axis=1) / np.maximum(pairs, 1), np.nan)
 
 
-def _calibration_error(task: Task, logits: Array, targets: Array) -> float:
+def _weighted_win_share(scores: Array, positive: Array, weights: Array) -> float:
+    """Return the weighted share of pairs in which the positive row has the higher score; ties count half."""
+    if np.isnan(scores).any():
+        return np.nan
+    _, level = np.unique(scores, return_inverse=True)
+    won, lost = (np.bincount(level, weights * side) for side in (positive, ~positive))
+    return float(won @ (np.cumsum(lost) - lost / 2) / (won.sum() * lost.sum()))
+
+
+def _calibration_error(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
     scores = probabilities(logits)
     confidence = scores.max(axis=1)
     correct = scores.argmax(axis=1) == targets
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, correct - confidence, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(targets))
+    w = np.ones(len(targets)) if weights is None else weights
+    gaps = np.bincount(bins, w * (correct - confidence), minlength=_BINS)
+    return float(np.abs(gaps).sum() / w.sum())
 
 
-def _rmse(task: Task, logits: Array, targets: Array) -> float:
-    return float(np.sqrt(_mean_score(task, logits, targets)))
+def _rmse(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    return float(np.sqrt(_mean_score(task, logits, targets, weights)))
 
 
 def _rmses(task: Task, logits: Array, targets: Array, samples: Array) -> Array:
     return np.sqrt(_mean_scores(task, logits, targets, samples))
 
 
-def _r2(task: Task, logits: Array, targets: Array) -> float:
-    variance = float(np.var(targets.astype(np.float64)))
-    error = float(np.mean(np.square(logits - targets, dtype=np.float64)))
+def _r2(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    y = targets.astype(np.float64)
+    variance = float(np.var(y)) if weights is None else _mean(np.square(y - _mean(y, weights)), weights)
+    error = _mean(np.square(logits - targets, dtype=np.float64), weights)
     return 1 - error / variance if variance else np.nan
 
 

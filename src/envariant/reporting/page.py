@@ -151,7 +151,9 @@ def _script() -> tuple[str, str]:
     import vl_convert
 
     own = files("envariant.reporting").joinpath("templates/_page.js").read_text(encoding="utf-8")
-    script = printable(f"{vl_convert.javascript_bundle(None)}\n{own}").replace("</script", "<\\/script")
+    script = printable(f"{vl_convert.javascript_bundle('window.vegaEmbed=vegaEmbed;')}\n{own}").replace(
+        "</script", "<\\/script"
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return script, f"sha256-{digest}"
 

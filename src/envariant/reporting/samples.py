@@ -44,7 +44,7 @@ def plot(source: EnvironmentSource, seed: int, most: int) -> Any:
 
 
 def _are_images(shape: Sequence[int]) -> bool:
-    """Return whether inputs have the shape of images: `[1 to 4 channels, height, width]` or a large matrix."""
+    """Return whether the shape is that of images: `[1 to 4 channels, height, width]` or a large matrix."""
     with_channels = len(shape) == 3 and shape[0] <= _MOST_CHANNELS
     return with_channels or (len(shape) == 2 and min(shape) >= _SMALLEST_IMAGE)
 

@@ -42,7 +42,7 @@ from envariant.studies.selection import (
     select,
 )
 from envariant.studies.selection.base import last_steps
-from envariant.studies.significance import BASELINE, Comparison, compare
+from envariant.studies.significance import BASELINE, LEVEL, Comparison, compare
 from envariant.studies.study_results import evaluated as finished
 from envariant.training.run_spec import RunSpec
 from envariant.training.store import Store
@@ -107,13 +107,31 @@ def render(store: Store) -> str:
             "study",
             f"Study: {study['name']}",
             _lead(store, metric),
-            comparison.verdict.removesuffix("."),
+            _headline(comparison, metric),
             numbers=_numbers(comparison, metric, main),
             bullets=_bullets(pooled, rules, main, failures, metric),
             figure=_overview(comparison, selected[main.name], metric, main),
             sections=[section for section in sections if section.blocks],
             methods=list(study["algorithms"]),
         )
+    )
+
+
+def _headline(comparison: Comparison, metric: str) -> str:
+    """Return which algorithms are significantly better than ERM."""
+    sign = METRICS[metric].sign
+    tested = [(row.algorithm, row.gain.mean, row.p_value) for row in comparison.rows
+              if row.gain is not None and row.p_value is not None]  # fmt: skip
+    if not tested:
+        return comparison.verdict.removesuffix(".")
+    better = [(sign * gain, name) for name, gain, p_value in tested if p_value < LEVEL and sign * gain > 0]
+    if not better:
+        return "No algorithm is significantly better than ERM"
+    gain, best = max(better)
+    if len(better) == 1:
+        return f"{best} is significantly better than ERM, by {gain:.3f} {metric}"
+    return (
+        f"{len(better)} of {len(tested)} algorithms are better than ERM, {best} most: by {gain:.3f} {metric}"
     )
 
 

@@ -1,17 +1,19 @@
 """Sections on scores: drop of the baseline by environment, and comparison of methods."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final
 
 from envariant.comparison.baselines import baseline_name
 from envariant.comparison.formatting import capitalized, ci, method_name, score, the
 from envariant.comparison.page.base import Block, PageSection
-from envariant.comparison.plots import MOST_ROWS, drop_chart
 from envariant.comparison.results import Cell, ComparisonResults
+from envariant.reporting import charts
 from envariant.reporting.tables import NONE, TextTable, network_notes
 
-# Largest number of environments in the columns of a table.
+# Largest number of environments in a figure, and in the columns of a table.
+MOST_ROWS = 30
 _MOST_COLUMNS = 8
 
 
@@ -34,13 +36,18 @@ class Drops(PageSection):
 
     def chart(self) -> Block:
         """Return the chart of in-domain and out-of-domain scores, one row per environment."""
-        hidden = len(self.results.baseline) - MOST_ROWS
+        results = self.results
+        names = results.hardest_first()
+        rows, labels = drop_rows(results, self.recommended, names[:MOST_ROWS])
+        hidden = len(names) - MOST_ROWS
+        more = f" {hidden} environments with better scores are not drawn." if hidden > 0 else ""
+        more += " All other training rows are earlier ones." if results.data.ordered else ""
         caption = (
             "A line joins the in-domain score (model trained on other rows of the environment) and the "
             "out-of-domain score (model not trained on the environment). Pale bars: 95 % CI over replicas "
-            "and rows." + (f" {hidden} environments with better scores are not drawn." if hidden > 0 else "")
+            f"and rows.{more}"
         )
-        return Block.chart(drop_chart(self.results, self.recommended), caption)
+        return Block.chart(charts.drops(rows, results.metric.name, labels), caption)
 
     def table(self) -> TextTable:
         """Return a table of scores and drops, one row per environment."""
@@ -164,6 +171,38 @@ def methods_table(results: ComparisonResults) -> TextTable:
     notes = (note, *network_notes(results.networks))
     more = () if second is None else (f"mean {second.metric.name}",)
     return TextTable((results.metric.name, *names, "worst", "mean", *more), tuple(lines), notes)
+
+
+def drop_rows(
+    results: ComparisonResults, recommended: str, names: Sequence[str]
+) -> tuple[list[charts.DropRow], tuple[str, str, str, str]]:
+    """Return the scores of the baseline and of one other method in some environments, and their labels.
+
+    The other method is the recommended one, or the best other if the baseline is recommended.
+    """
+    other = recommended if recommended != results.baseline_method else runner_up(results)
+    others, constants = results.cells.get(other, {}), results.data.baseline_scores
+    rows = [
+        charts.DropRow(
+            name,
+            cell.id_score.mean if cell.id_score.count else math.nan,
+            results.possible(cell.ood_score),
+            results.possible(others[name].ood_score) if name in others else None,
+            constants.get(name, math.nan),
+        )
+        for name, cell in ((name, results.baseline[name]) for name in names)
+    ]
+    baseline, second = method_name(results.baseline_method), method_name(other)
+    return rows, (
+        f"{baseline}, in-domain", f"{baseline}, out-of-domain", f"{second}, out-of-domain",
+        baseline_name(results.metric),
+    )  # fmt: skip
+
+
+def runner_up(results: ComparisonResults) -> str:
+    """Return the method other than the baseline with the best worst score; "" if there is none."""
+    others = [m for m in results.cells if m != results.baseline_method and results.is_complete(m)]
+    return max(others, key=lambda m: results.metric.sign * results.worst(m)[1].ood_score.mean, default="")
 
 
 def _gain(results: ComparisonResults, cell: Cell) -> str:

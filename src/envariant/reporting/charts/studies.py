@@ -211,8 +211,6 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Chart:
     layers = [
         *drawn(hollow, data, "validation", "rejected"), *drawn(filled, data, "validation", "not rejected"),
     ]  # fmt: skip
-    # Without any validation score, the chart is empty.
-    layers = layers or [filled]
     layers[0] = layers[0].add_params(pick)
     chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=320)
     best = max(data, key=lambda row: row["validation"], default=None)

@@ -47,7 +47,7 @@ def every_chart():
         "critical_difference": charts.critical_difference(["b", "a", "c"], [2.0, 1.2, 2.8], 1.0),
         "candidates": charts.candidates(table, "accuracy", 0.05),
         "hyperparameters": charts.hyperparameters(values, table, "accuracy"),
-        "counts": charts.counts(["a", "b"], ["no", "yes"], np.array([[3, 1], [0, 2]]), "x"),
+        "counts": charts.counts(["a", "b"], ["no", "yes"], np.array([[3, 1], [0, 2]]), "some data"),
         "plane": charts.shift_plane([Shift("a + b", "c", close(0.2), close(0.5), close(0.0), close(0.1))]),
         "drops": charts.drops([charts.DropRow("a", 0.9, close(0.7), close(0.8), 0.5)], "accuracy",
                               ("in", "out", "irm, out", "constant")),

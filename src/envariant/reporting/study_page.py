@@ -70,10 +70,11 @@ def render(store: Store) -> str:
     main = next((rule for rule in rules if runs_of(selected[rule.name])), rules[0])
     comparison = compare(selected[main.name], higher_is_better=higher_is_better)
     failures = [Block("warning", f"{_describe(row)}: {row['error']}") for row in failed.to_dict("records")]
-    candidates = Block.chart(
-        charts.candidates(last, metric, Invariance().alpha),
+    compared = last[last["validation"].notna() & last["test"].notna()]
+    candidates = [Block.chart(
+        charts.candidates(compared, metric, Invariance().alpha),
         "Every run at its last step. Hollow: rejected by the invariance test at level 0.05.",
-    )
+    )] if len(compared) else []  # fmt: skip
     varied = [
         block
         for name, values in _sampled_values(store, last).items()
@@ -96,7 +97,7 @@ def render(store: Store) -> str:
                      higher_is_better=higher_is_better)
             for rule in rules
         ),
-        Section("candidates", "All candidates", (candidates,), f"{len(last)} runs"),
+        Section("candidates", "All candidates", candidates, f"{len(compared)} runs"),
         Section("hyperparameters", "Hyperparameters", varied),
         Section("failures", "Failed runs", failures, str(len(failures))),
         Section("rerun", "Commands to train again", _reruns(study, store, pooled)),

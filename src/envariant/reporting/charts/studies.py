@@ -210,7 +210,7 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Chart:
     hollow = base.mark_point(size=55, strokeWidth=1.6)
     layers = [
         *drawn(hollow, data, "validation", "rejected"), *drawn(filled, data, "validation", "not rejected"),
-    ] or [filled]  # fmt: skip
+    ]  # fmt: skip
     layers[0] = layers[0].add_params(pick)
     chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=320)
     best = max(data, key=lambda row: row["validation"], default=None)

@@ -184,7 +184,7 @@ def test_the_answer_prints_paper_tables_and_draws_a_chart(turned):
     assert {row["environment"] for row in rows} == set(turned.results.environments)
     for value in (turned, turned.results, turned.recommendation, turned.best_model, turned.study):
         assert len(repr(value).splitlines()) <= 8
-        assert "<table" in value._repr_html_()
+        assert 'class="envariant"' in value._repr_html_()
 
 
 def test_the_page_and_the_notebook_escape_names(turned):

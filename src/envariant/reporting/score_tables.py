@@ -28,9 +28,10 @@ def score_table(
 
     Example:
         >>> import envariant
-        >>> runs = [envariant.train("colored-digits", name, steps=20) for name in ("erm", "irm")]
-        >>> list(envariant.score_table(runs).to_frame().index)
-        ['erm', 'irm']
+        >>> erm = envariant.train("colored-digits", "erm", steps=20)
+        >>> groupdro = envariant.train("colored-digits", "groupdro", steps=20)
+        >>> list(envariant.score_table([erm, groupdro]).to_frame().index)
+        ['erm', 'groupdro']
     """
     named = _named(results)
     if not named:

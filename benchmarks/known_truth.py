@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 import envariant
-from envariant.comparison.narrative import significant_drops
+from envariant.comparison.drops import has_drop
 
 HERE = Path(__file__).parent
 # Methods of every comparison: the ordinary ones, one for tables and one penalty.
@@ -153,7 +153,7 @@ def judge(kind: str, seed: int) -> dict[str, Any]:
         )
     results = found.results
     blamed = {c.column for c in results.data.columns if c.unstable}
-    drop = bool(significant_drops(results))
+    drop = has_drop(results)
     named = {column for each in results.data.findings for column in each.columns}
     kinds = {k for cause in results.causes.values() if cause.shift for k in cause.shift.kinds}
     return {

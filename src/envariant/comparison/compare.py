@@ -19,6 +19,7 @@ from envariant.comparison import page, protocol
 from envariant.comparison.causes import find_causes
 from envariant.comparison.data_check import check_data, print_findings
 from envariant.comparison.data_summary import column_stability, summarize
+from envariant.comparison.expected_scores import ExpectedScores, expected_scores
 from envariant.comparison.gathering import gather
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
@@ -27,6 +28,7 @@ from envariant.comparison.results import ORDINARY, ComparisonResults
 from envariant.core import metrics, specs
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
 from envariant.core.files import as_path
+from envariant.core.tasks import Task
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.predictors import predictor
@@ -255,8 +257,17 @@ def _train(
         not_applicable=plan.not_applicable,
         not_tried=tuple(text_of(each) for each in plan.study.algorithms[len(study.algorithms) :]),
         settings=study.to_dict(),
+        expected=_expected(results, plan.tasks, study.holdout_fraction),
     )
     return results, study
+
+
+def _expected(results: ComparisonResults, tasks: Mapping[str, Task], share: float) -> ExpectedScores:
+    """Return the expected scores of the baseline."""
+    rows = {e: results.rows[m, e] for m, e in results.rows if m == results.baseline_method}
+    out_of_domain = {name: own.out_of_domain for name, own in rows.items() if own.out_of_domain}
+    validation = {name: rows[name].others for name in out_of_domain}
+    return expected_scores(results.metric, tasks, out_of_domain, validation, holdout_fraction=share)
 
 
 def _explained(source: TableSource, results: ComparisonResults, study: Study) -> ComparisonResults:

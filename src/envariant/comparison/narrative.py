@@ -5,12 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from scipy import stats
-
 from envariant.analysis.column_stability import ColumnStability
 from envariant.analysis.distribution_shift import NOTABLE
 from envariant.analysis.statistics import Interval
 from envariant.comparison.baselines import baseline_name
+from envariant.comparison.drops import (
+    MATTERS,
+    drops_on_average,
+    has_drop,
+    hidden_drop,
+    in_domain_drops,
+    significant_drops,
+    varies,
+)
 from envariant.comparison.formatting import (
     capitalized,
     ci,
@@ -24,9 +31,8 @@ from envariant.comparison.formatting import (
 from envariant.comparison.remedies import Remedy
 from envariant.comparison.results import ComparisonResults
 
-# Thresholds in units of the relevant difference: column importance, and uncertainty of a drop.
+# Smallest importance of a column that is relied on, in units of the relevant difference.
 _RELIES = 0.25
-_MATTERS = 5.0
 _MOST_BULLETS = 4
 _MOST_REMEDIES = 3
 
@@ -93,39 +99,13 @@ def _headline(results: ComparisonResults, best: str) -> str:
     use = f"Use {the(best)} for {new}"
     if best != results.baseline_method:
         return use
-    if significant_drops(results):
+    if has_drop(results):
         return f"{use}, but expect a drop"
     if hidden_drop(results):
         return f"{use}; a drop cannot be ruled out"
     if not _drop_is_known(results):
         return f"{use}; its drop is unknown"
     return f"{use}: no significant drop"
-
-
-def significant_drops(results: ComparisonResults) -> dict[str, float]:
-    """Return the baseline's significant and relevant drops by environment.
-
-    Intervals are Bonferroni-corrected over environments.
-    """
-    drops = {name: results.drop(cell) for name, cell in results.baseline.items()}
-    widening = float(stats.norm.isf(0.025 / len(drops)) / stats.norm.isf(0.025))
-    return {
-        name: drop.mean
-        for name, drop in drops.items()
-        if drop.mean > widening * drop.half_width and drop.mean >= results.relevant_difference
-    }
-
-
-def hidden_drop(results: ComparisonResults) -> str:
-    """Return the environment with the largest drop that cannot be ruled out.
-
-    Return "" if no such drop is relevant, or if any drop is significant.
-    """
-    upper = {name: results.drop(cell).upper for name, cell in results.baseline.items()}
-    known = {name: most for name, most in upper.items() if math.isfinite(most)}
-    name = max(known, key=known.__getitem__, default="")
-    matters = known and known[name] > _MATTERS * results.relevant_difference
-    return name if matters and not significant_drops(results) else ""
 
 
 def _drop_is_known(results: ComparisonResults) -> bool:
@@ -166,6 +146,14 @@ def _drop(results: ComparisonResults) -> str:
             else f"{len(drops)} of {len(results.baseline)} environments, most at {label}"
         )
         return f"{subject} drops significantly at {where}: {_scores(results, name)}."
+    if varies(results):
+        return _variation(results)
+    if (pooled := results.pooled_drop) is not None and drops_on_average(results):
+        interval = Interval(pooled.mean, pooled.low, pooled.high, pooled.n_environments)
+        return (
+            f"{subject} drops significantly on average over environments: {results.metric.name} by "
+            f"{score(results, pooled.mean)}, 95 % CI {ci(results, interval, difference=True)}."
+        )
     if name := hidden_drop(results):
         drop = results.drop(results.baseline[name])
         most = drop.interval.high
@@ -179,6 +167,18 @@ def _drop(results: ComparisonResults) -> str:
     if not _drop_is_known(results):
         return f"{subject}: drop unknown, because no model was trained on a test environment; {at}"
     return f"{subject} has no significant drop; {at}"
+
+
+def _variation(results: ComparisonResults) -> str:
+    """State that scores differ between environments more than by chance."""
+    each = results.expected.by_environment
+    name = max(each, key=lambda e: each[e].shortfall / each[e].error)
+    return (
+        f"{capitalized(the(results.baseline_method))} falls short in some environments, "
+        f"{p_text(results.expected.p_value)} (Q test); most at {environment_name(results, name)}: "
+        f"{results.metric.name} {score(results, each[name].observed)}, expected "
+        f"{score(results, each[name].expected)}."
+    )
 
 
 def _cause(results: ComparisonResults) -> str:
@@ -224,6 +224,9 @@ def _scores(results: ComparisonResults, environment: str, *, interval: bool = Tr
     cell = results.baseline[environment]
     text = f"{results.metric.name} {score(results, cell.ood_score.mean)}"
     text += f", 95 % CI {ci(results, cell.ood_score)}" if interval else ""
+    if environment in significant_drops(results) and environment not in in_domain_drops(results):
+        expected = results.expected.by_environment[environment]
+        return f"{text}, against {score(results, expected.expected)} expected from the others"
     return text + (f", against {score(results, cell.id_score.mean)} in-domain" if cell.id_score.count else "")
 
 
@@ -358,7 +361,7 @@ def _next_steps(results: ComparisonResults, best: str) -> tuple[str, ...]:
             f"Some rows of {listed(diverse)} resemble none elsewhere (diversity shift). No method is "
             f"reliable there: collect more rows like these."
         )
-    relevant = _MATTERS * results.relevant_difference
+    relevant = MATTERS * results.relevant_difference
     uncertain = [
         environment_name(results, name)
         for name, cell in results.baseline.items()
@@ -375,7 +378,7 @@ def _next_steps(results: ComparisonResults, best: str) -> tuple[str, ...]:
             "Before relying on it, evaluate the saved model on an environment that was not part of this "
             "comparison."
         )
-    elif significant_drops(results):
+    elif has_drop(results):
         steps.append(
             "No tested method removes the drop. Before relying on a model in a new environment, evaluate it "
             "on rows from there, or train on some of them."

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
 from torch import Tensor
 
-from envariant.core.environments import EnvironmentSet, EnvironmentSource
+from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
 from envariant.predictors import FittedPredictor, Predictor
 from envariant.training.checkpoint import Checkpoint
 from envariant.training.column_change import ColumnChange
@@ -32,6 +33,21 @@ class _Fitted:
     ) -> tuple[Tensor, Tensor]:
         """Return logits and targets `[1, rows, …]` of an environment; see `ReplicaStack.answers`."""
         environment = self.sample[name]
+        # The same predictions are used for scores, tests and stored predictions.
+        if change is None and (rows is None or torch.equal(rows, torch.arange(len(environment)))):
+            if name not in self._unchanged:
+                self._unchanged[name] = self._predicted(environment, None, None)
+            return self._unchanged[name]
+        return self._predicted(environment, rows, change)
+
+    @cached_property
+    def _unchanged(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Predictions for all rows by environment."""
+        return {}
+
+    def _predicted(
+        self, environment: Environment, rows: Tensor | None, change: Change | None
+    ) -> tuple[Tensor, Tensor]:
         inputs, targets = environment.rows(rows)
         changed = inputs if change is None else change(inputs)
         if not self.model.columns:

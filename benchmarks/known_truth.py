@@ -149,7 +149,13 @@ def judge(kind: str, seed: int) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = envariant.compare(
-            truth.table, target="y", environment="site", algorithms=METHODS, min_rows=20, seed=seed
+            truth.table,
+            target="y",
+            environment="site",
+            algorithms=METHODS,
+            n_trials=1,
+            min_rows=20,
+            seed=seed,
         )
     results = found.results
     blamed = {c.column for c in results.data.columns if c.unstable}
@@ -203,9 +209,10 @@ def main() -> None:
         for kind in arguments.kinds:
             answers.append(judge(kind, seed))
             print(json.dumps(answers[-1]), flush=True)
+            if arguments.write:
+                text = json.dumps(answers, indent=1) + "\n"
+                (HERE / "known_truth.json").write_text(text, encoding="utf-8")
     print(rates(answers).to_string())
-    if arguments.write:
-        (HERE / "known_truth.json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

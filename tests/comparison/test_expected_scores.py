@@ -152,14 +152,14 @@ def shortfalls(*p_values, p_value=0.5, between=0.1):
 
 
 def test_an_environment_that_falls_short_is_a_drop():
-    short = replace(results(EQUAL), expected=shortfalls(1.0, 0.005, 1.0, 1.0))
+    short = replace(results(EQUAL), expected=shortfalls(1.0, 0.005, 1.0, 1.0, p_value=0.005))
     assert significant_drops(short) == {"s1": 0.2}
     assert recommend(short).bullets[0] == (
         "ERM drops significantly at s1: accuracy 0.800, 95 % CI [0.780, 0.820], against 0.800 expected from the "
         "others."
     )
     assert recommend(short).headline.endswith("but expect a drop")
-    none = replace(results(EQUAL), expected=shortfalls(1.0, 0.02, 1.0, 1.0))
+    none = replace(results(EQUAL), expected=shortfalls(1.0, 0.005, 1.0, 1.0))
     assert not has_drop(none)
 
 

@@ -14,7 +14,10 @@ MATTERS = 5.0
 """Smallest drop that is mentioned although it is not significant, in units of the relevant difference."""
 
 EXPECTED_LEVEL = 0.0125
-"""Level of each of the two tests of expected scores."""
+"""Level of the test that expected scores fall short by different amounts, Cochran's Q."""
+
+SHORTFALL_LEVEL = 0.05
+"""Level of the test of single environments, once Cochran's Q is significant."""
 
 
 def in_domain_drops(results: ComparisonResults) -> dict[str, float]:
@@ -34,14 +37,15 @@ def in_domain_drops(results: ComparisonResults) -> dict[str, float]:
 def significant_drops(results: ComparisonResults) -> dict[str, float]:
     """Return the significant drops from in-domain scores, else the shortfalls of the expected scores.
 
-    P-values of shortfalls are corrected over environments; see `expected_scores`.
+    Shortfalls of single environments are tested only if Cochran's Q shows that they differ at all (a
+    protected test), and their p-values are corrected over environments; see `expected_scores`.
     """
     shortfalls = {
         name: each.shortfall
         for name, each in results.expected.by_environment.items()
-        if each.p_value <= EXPECTED_LEVEL and each.shortfall >= results.relevant_difference
+        if each.p_value <= SHORTFALL_LEVEL and each.shortfall >= results.relevant_difference
     }
-    return shortfalls | in_domain_drops(results)
+    return (shortfalls if varies(results) else {}) | in_domain_drops(results)
 
 
 def varies(results: ComparisonResults) -> bool:

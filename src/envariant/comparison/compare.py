@@ -3,11 +3,13 @@
 The runs are stored as a study in a folder, which can be resumed and inspected.
 """
 
+import math
 import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -23,7 +25,7 @@ from envariant.comparison.expected_scores import ExpectedScores, expected_scores
 from envariant.comparison.gathering import gather
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
-from envariant.comparison.remedies import find_remedies
+from envariant.comparison.remedies import Remedy, ranked, remedies_by_environment
 from envariant.comparison.results import ORDINARY, ComparisonResults
 from envariant.core import metrics, specs
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
@@ -46,8 +48,9 @@ from envariant.training.store import Store
 MAX_ROWS = 5_000
 """Default largest number of rows per environment in a comparison; the saved model is trained on all rows."""
 
-# Share of the time budget for the study; analysis and the final model use the rest.
-_TRAINING_SHARE = 0.75
+# Shares of the time budget after which no run begins, no shift is measured and no drop explained. The rest is
+# for the final model and the page.
+_TRAINING_SHARE, _SHIFTS_SHARE, _EXPLAINING_SHARE = 0.7, 0.77, 0.87
 
 
 @final
@@ -190,7 +193,8 @@ def compare(
         EnvariantError: If the table or an option cannot be used.
     """
     start = time.monotonic()
-    deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
+    limit = math.inf if budget is None else protocol.parse_duration(budget)
+    deadline = None if budget is None else start + _TRAINING_SHARE * limit
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
     folder = _check_out(out)
     _check_arguments(
@@ -213,9 +217,15 @@ def compare(
     _warn(plan.undefined)
     run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
     results, study = _train(folder, plan, deadline, run)
+    if (seconds := time.monotonic() - start) > limit:
+        line = f"the least possible comparison took {seconds:.0f} s, more than the time budget"
+        results = replace(results, missing=(*results.missing, line))
     hardest = results.hardest_first()
-    data = summarize(source, study.test_environments, plan.baseline_scores, columns, hardest, seed, findings)
-    results = _explained(source, replace(results, data=data), study)
+    data = summarize(
+        source, study.test_environments, plan.baseline_scores, columns, hardest, seed, findings,
+        start + _SHIFTS_SHARE * limit,
+    )  # fmt: skip
+    results = _explained(source, replace(results, data=data), study, start + _EXPLAINING_SHARE * limit)
     model = _best_model(results, methods, full, study, source, shared)
     recommendation = recommend(results)
     comparison = Comparison(folder, results, recommendation, study, model, time.monotonic() - start)
@@ -270,17 +280,29 @@ def _expected(results: ComparisonResults, tasks: Mapping[str, Task], share: floa
     return expected_scores(results.metric, tasks, out_of_domain, validation, holdout_fraction=share)
 
 
-def _explained(source: TableSource, results: ComparisonResults, study: Study) -> ComparisonResults:
+def _explained(
+    source: TableSource, results: ComparisonResults, study: Study, until: float
+) -> ComparisonResults:
     """Add the reasons for the baseline's drops, and measured remedies, unless the table is too large."""
     if protocol.is_large(source):
         line = "causes and remedies: not measured, because the table has too many classes or inputs"
         return replace(results, missing=(*results.missing, line))
     seeds = [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
     folds, share = study.test_environments, study.holdout_fraction
-    causes = find_causes(source, results, folds, share, seeds, seed=study.seed)
+    causes = find_causes(source, results, folds, share, seeds, seed=study.seed, until=until)
     results = replace(results, causes=causes)
-    remedies = find_remedies(source, results, causes, folds, share, seeds, seed=study.seed)
-    return replace(results, remedies=remedies)
+    remedies: list[list[Remedy]] = []
+    for each in remedies_by_environment(source, results, causes, folds, share, seeds, seed=study.seed):
+        remedies.append(each)
+        if time.monotonic() > until:
+            break
+    missing = results.missing
+    if time.monotonic() > until:
+        missing += (
+            f"the time budget allowed causes of the drop in {len(causes)}, remedies in {len(remedies)}, and "
+            f"shifts in {len(results.data.shifts)} of {len(results.baseline)} environments",
+        )
+    return replace(results, remedies=ranked(chain.from_iterable(remedies)), missing=missing)
 
 
 def _best_model(

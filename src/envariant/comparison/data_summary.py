@@ -1,5 +1,7 @@
 """Measurements on the data of a comparison that need no trained method: shift, stability and leakage."""
 
+import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -72,6 +74,7 @@ def summarize(
     hardest: Sequence[str],
     seed: int,
     findings: Sequence[Finding] | None = None,
+    until: float = math.inf,
 ) -> DataSummary:
     """Measure shift, column stability and possible target leakage on a table.
 
@@ -83,6 +86,7 @@ def summarize(
         hardest: Environments sorted by the baseline's score, the worst first.
         seed: Base random seed of the shift measures.
         findings: Result of `check_data`. Default: of the table of `source`.
+        until: Time on the clock of `time.monotonic` after which no other shift is measured.
     """
     table = source.table
     # Environments without a score come last.
@@ -95,7 +99,7 @@ def summarize(
         baseline_scores,
         unseen_classes(table, source.task, folds),
         tuple(columns),
-        _shifts_from_others(source, shifts_of, seed),
+        _shifts_from_others(source, shifts_of, seed, until),
         table.preprocessing_log,
         check_data(table) if findings is None else tuple(findings),
     )
@@ -153,11 +157,15 @@ def pairwise_shifts(
     return tuple(Shift.from_trials(*names, estimates) for names, estimates in trials.items())
 
 
-def _shifts_from_others(source: TableSource, names: Collection[str], seed: int) -> dict[str, Shift]:
+def _shifts_from_others(
+    source: TableSource, names: Collection[str], seed: int, until: float
+) -> dict[str, Shift]:
     """Return the shift between environments and all others, without environments that have few rows."""
     drawn = source.sample(0)
     shifts: dict[str, Shift] = {}
     for environment in (drawn[name] for name in drawn.names if name in names):
+        if time.monotonic() > until:
+            break
         others = _samples([each for each in drawn.environments if each is not environment])
         regression = isinstance(drawn.task, Regression)
         with suppress(EnvariantError):

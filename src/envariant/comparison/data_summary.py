@@ -85,7 +85,7 @@ def summarize(
         columns: Result of `column_stability`.
         hardest: Environments sorted by the baseline's score, the worst first.
         seed: Base random seed of the shift measures.
-        findings: Result of `check_data`. Default: of the table of `source`.
+        findings: Result of `check_data`. Default: findings for the table of `source`.
         until: Time on the clock of `time.monotonic` after which no other shift is measured.
     """
     table = source.table
@@ -131,7 +131,7 @@ def pairwise_shifts(
 
     Args:
         source: Data source; each trial uses its own data draw.
-        test_environments: Names of the test environments; Default: those of the source.
+        test_environments: Names of the test environments. Default: those of the source.
         seed: Seed of the first trial.
         n_trials: Number of trials.
 

@@ -145,31 +145,31 @@ def test_cochrans_q_is_the_weighted_sum_of_squares():
 EQUAL = {"erm": {f"s{k}": cell(0.8, 0.8) for k in range(4)}}
 
 
-def shortfalls(*p_values, p_value=0.5, between=0.1):
+def expected(*p_values, p_value=0.5, between=0.1):
     each = {f"s{k}": ExpectedScore(0.8, 0.6, 0.2, 0.05, p) for k, p in enumerate(p_values)}
     pooled = pool_estimates([0.0, 0.0, 2 * between, -2 * between], [0.01] * 4)
     return ExpectedScores(each, p_value, pooled)
 
 
 def test_an_environment_that_falls_short_is_a_drop():
-    short = replace(results(EQUAL), expected=shortfalls(1.0, 0.005, 1.0, 1.0, p_value=0.005))
+    short = replace(results(EQUAL), expected=expected(1.0, 0.005, 1.0, 1.0, p_value=0.005))
     assert significant_drops(short) == {"s1": 0.2}
     assert recommend(short).bullets[0] == (
-        "ERM drops significantly at s1: accuracy 0.800, 95 % CI [0.780, 0.820], against 0.800 expected from the "
+        "ERM falls significantly short at s1: accuracy 0.800, 95 % CI [0.780, 0.820], against 0.800 expected from the "
         "others."
     )
-    assert recommend(short).headline.endswith("but expect a drop")
-    none = replace(results(EQUAL), expected=shortfalls(1.0, 0.005, 1.0, 1.0))
+    assert recommend(short).headline.endswith("but expect lower scores in some")
+    none = replace(results(EQUAL), expected=expected(1.0, 0.005, 1.0, 1.0))
     assert not has_drop(none)
 
 
 def test_scores_that_vary_more_than_by_chance_are_a_drop():
-    varied = replace(results(EQUAL), expected=shortfalls(0.3, 0.3, 0.3, 0.3, p_value=0.005))
+    varied = replace(results(EQUAL), expected=expected(0.3, 0.3, 0.3, 0.3, p_value=0.005))
     assert varies(varied)
     assert recommend(varied).bullets[0] == (
         "ERM falls short in some environments, p = 0.005 (Q test); most at s0: accuracy 0.600, expected 0.800."
     )
-    small = replace(results(EQUAL), expected=shortfalls(0.3, 0.3, 0.3, 0.3, p_value=0.005, between=0.001))
+    small = replace(results(EQUAL), expected=expected(0.3, 0.3, 0.3, 0.3, p_value=0.005, between=0.001))
     assert not has_drop(small)
 
 

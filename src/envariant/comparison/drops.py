@@ -34,18 +34,24 @@ def in_domain_drops(results: ComparisonResults) -> dict[str, float]:
     }
 
 
-def significant_drops(results: ComparisonResults) -> dict[str, float]:
-    """Return the significant drops from in-domain scores, else the shortfalls of the expected scores.
+def shortfalls(results: ComparisonResults) -> dict[str, float]:
+    """Return the significant and relevant shortfalls of expected scores, by environment.
 
-    Shortfalls of single environments are tested only if Cochran's Q shows that they differ at all (a
-    protected test), and their p-values are corrected over environments; see `expected_scores`.
+    Single environments are tested only if Cochran's Q shows that shortfalls differ at all (a protected test),
+    and their p-values are corrected over environments; see `expected_scores`.
     """
-    shortfalls = {
+    if not varies(results):
+        return {}
+    return {
         name: each.shortfall
         for name, each in results.expected.by_environment.items()
         if each.p_value <= SHORTFALL_LEVEL and each.shortfall >= results.relevant_difference
     }
-    return (shortfalls if varies(results) else {}) | in_domain_drops(results)
+
+
+def significant_drops(results: ComparisonResults) -> dict[str, float]:
+    """Return the significant drops from in-domain scores, and the shortfalls of other environments."""
+    return shortfalls(results) | in_domain_drops(results)
 
 
 def varies(results: ComparisonResults) -> bool:

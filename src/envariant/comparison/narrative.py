@@ -15,6 +15,7 @@ from envariant.comparison.drops import (
     has_drop,
     hidden_drop,
     in_domain_drops,
+    shortfalls,
     significant_drops,
     varies,
 )
@@ -99,8 +100,10 @@ def _headline(results: ComparisonResults, best: str) -> str:
     use = f"Use {the(best)} for {new}"
     if best != results.baseline_method:
         return use
-    if has_drop(results):
+    if in_domain_drops(results) or drops_on_average(results):
         return f"{use}, but expect a drop"
+    if varies(results):
+        return f"{use}, but expect lower scores in some"
     if hidden_drop(results):
         return f"{use}; a drop cannot be ruled out"
     if not _drop_is_known(results):
@@ -137,7 +140,8 @@ def _partial(results: ComparisonResults) -> str:
 def _drop(results: ComparisonResults) -> str:
     """State whether the baseline's score drops in new environments, and by how much."""
     subject = capitalized(the(results.baseline_method))
-    if drops := significant_drops(results):
+    dropped = in_domain_drops(results)
+    if drops := dropped or shortfalls(results):
         name = max(drops, key=drops.__getitem__)
         label = environment_name(results, name)
         where = (
@@ -145,7 +149,8 @@ def _drop(results: ComparisonResults) -> str:
             if len(drops) == 1
             else f"{len(drops)} of {len(results.baseline)} environments, most at {label}"
         )
-        return f"{subject} drops significantly at {where}: {_scores(results, name)}."
+        verb = "drops significantly" if dropped else "falls significantly short"
+        return f"{subject} {verb} at {where}: {_scores(results, name, expected=not dropped)}."
     if varies(results):
         return _variation(results)
     if (pooled := results.pooled_drop) is not None and drops_on_average(results):
@@ -219,14 +224,16 @@ def _next_environment(results: ComparisonResults) -> str:
     )
 
 
-def _scores(results: ComparisonResults, environment: str, *, interval: bool = True) -> str:
-    """Return the baseline's out-of-domain and in-domain score in an environment."""
+def _scores(
+    results: ComparisonResults, environment: str, *, interval: bool = True, expected: bool = False
+) -> str:
+    """Return the baseline's out-of-domain and in-domain (or expected) score in an environment."""
     cell = results.baseline[environment]
     text = f"{results.metric.name} {score(results, cell.ood_score.mean)}"
     text += f", 95 % CI {ci(results, cell.ood_score)}" if interval else ""
-    if environment in significant_drops(results) and environment not in in_domain_drops(results):
-        expected = results.expected.by_environment[environment]
-        return f"{text}, against {score(results, expected.expected)} expected from the others"
+    if expected:
+        value = results.expected.by_environment[environment].expected
+        return f"{text}, against {score(results, value)} expected from the others"
     return text + (f", against {score(results, cell.id_score.mean)} in-domain" if cell.id_score.count else "")
 
 

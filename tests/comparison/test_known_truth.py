@@ -16,6 +16,7 @@ LIMITS = {
     "leak missed": 1,
     "naming column missed": 1,
     "shift named wrongly": 3,
+    "shift where there is none": 3,
     "wrong recommendation": 3,
 }
 
@@ -33,6 +34,11 @@ def test_tables_of_known_truth_have_the_columns_that_the_truth_names(kind):
     truth = known_truth.KINDS[kind](np.random.default_rng(0))
     assert truth.unstable | truth.leaks | truth.naming <= set(truth.table)
     assert {"y", "site"} <= set(truth.table)
+
+
+@pytest.mark.parametrize("kind", ["flip", "leak", "naming"])
+def test_analyses_without_training_are_right(kind):
+    assert not [name for name, wrong in known_truth.judge_data(kind, 1).items() if wrong is True]
 
 
 def test_rates_have_counts_and_wilson_intervals():

@@ -75,8 +75,8 @@ def _wagepan() -> pd.DataFrame:
 
 
 def _diabetes() -> pd.DataFrame:
-    frame = datasets.load_diabetes(as_frame=True, scaled=False).frame
-    return frame.assign(sex=frame["sex"].map({1: "one", 2: "two"}))
+    bunch: Any = datasets.load_diabetes(as_frame=True, scaled=False)
+    return bunch.frame.assign(sex=bunch.frame["sex"].map({1: "one", 2: "two"}))
 
 
 PACKAGED: Mapping[str, tuple[Callable[[], pd.DataFrame], str, str]] = {
@@ -177,9 +177,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     rows = list[dict[str, Any]]()
-    packaged = [(n, load(), *names) for n, (load, *names) in PACKAGED.items() if arguments.packaged]
-    for each in [*map(read, arguments.tables), *packaged]:
-        rows.append(line(*each))
+    tables = [read(each) for each in arguments.tables]
+    if arguments.packaged:
+        tables += [(name, load(), target, site) for name, (load, target, site) in PACKAGED.items()]
+    for name, frame, target, environment in tables:
+        rows.append(line(name, frame, target, environment))
         print(rows[-1], flush=True)
     if arguments.write:
         header = list(rows[0])

@@ -11,7 +11,6 @@ be worse on average by more than the noise. `--write` writes real_tables.md.
 """
 
 import argparse
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -147,11 +146,9 @@ def read(argument: str) -> tuple[str, pd.DataFrame, str, str]:
 def line(name: str, frame: pd.DataFrame, target: str, environment: str) -> dict[str, Any]:
     """Compare methods on one table and check the recommendation."""
     frame = frame.dropna(subset=[target, environment], ignore_index=True)
-    started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = envariant.compare(frame, target=target, environment=environment)
-        seconds = time.perf_counter() - started
         results = found.results
         metric = results.metric.name
         checked = independent(frame, target, environment, metric)
@@ -165,7 +162,6 @@ def line(name: str, frame: pd.DataFrame, target: str, environment: str) -> dict[
         "recommended": f"{results.recommended} {own:.3f}",
         **{f"scikit-learn {k}": f"{mean:.3f} ± {2 * error:.3f}" for k, (mean, error) in checked.items()},
         "no worse": "yes" if max(worse) <= 0 else "NO",
-        "seconds": round(seconds, 1),
     }
 
 

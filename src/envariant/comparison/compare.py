@@ -225,7 +225,8 @@ def compare(
         source, study.test_environments, plan.baseline_scores, columns, hardest, seed, findings,
         start + _SHIFTS_SHARE * limit,
     )  # fmt: skip
-    results = _explained(source, replace(results, data=data), study, start + _EXPLAINING_SHARE * limit)
+    end = start + _EXPLAINING_SHARE * limit
+    results = _explained(source, replace(results, data=data), study, plan.tasks, end)
     model = _best_model(results, methods, full, study, source, shared)
     recommendation = recommend(results)
     comparison = Comparison(folder, results, recommendation, study, model, time.monotonic() - start)
@@ -267,7 +268,6 @@ def _train(
         not_applicable=plan.not_applicable,
         not_tried=tuple(text_of(each) for each in plan.study.algorithms[len(study.algorithms) :]),
         settings=study.to_dict(),
-        expected=_expected(results, plan.tasks, study.holdout_fraction),
     )
     return results, study
 
@@ -281,16 +281,22 @@ def _expected(results: ComparisonResults, tasks: Mapping[str, Task], share: floa
 
 
 def _explained(
-    source: TableSource, results: ComparisonResults, study: Study, until: float
+    source: TableSource,
+    results: ComparisonResults,
+    study: Study,
+    tasks: Mapping[str, Task],
+    until: float,
 ) -> ComparisonResults:
-    """Add the reasons for the baseline's drops, and measured remedies, unless the table is too large."""
+    """Add expected scores, reasons for drops and measured remedies, unless the table is too large."""
     if protocol.is_large(source):
-        line = "causes and remedies: not measured, because the table has too many classes or inputs"
+        line = (
+            "expected scores, causes and remedies: not measured, because there are too many classes or inputs"
+        )
         return replace(results, missing=(*results.missing, line))
     seeds = [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
     folds, share = study.test_environments, study.holdout_fraction
     causes = find_causes(source, results, folds, share, seeds, seed=study.seed, until=until)
-    results = replace(results, causes=causes)
+    results = replace(results, causes=causes, expected=_expected(results, tasks, share))
     remedies: list[list[Remedy]] = []
     for each in remedies_by_environment(source, results, causes, folds, share, seeds, seed=study.seed):
         remedies.append(each)

@@ -8,10 +8,12 @@ shows this: it is the score if P(target | prediction) were that of the training 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 from envariant.analysis.few_labels import recalibrate
 from envariant.analysis.random_effects import PooledEstimate, pool_estimates
@@ -27,6 +29,8 @@ _DRAWS, _REPLICAS = 200, 3
 _FEWEST_ROWS = 10
 # Residuals of real targets are those of the validation rows with the nearest predictions.
 _NEIGHBORS = 25
+# Logarithms of the slopes that are tried.
+_LOG_SLOPES = (-4.0, 3.0)
 
 
 @final
@@ -95,11 +99,12 @@ def expected_scores(
 
     The null hypothesis is that P(target | prediction) is that of the training environments, as in the
     invariance test; covariate shift alone does not change it. Predictions are recalibrated (intercept and
-    slope) on validation rows of the training environments. Targets of the environment are then simulated,
+    slope; slope only for more than two classes, Guo et al. 2017) on validation rows of the training
+    environments. Targets of the environment are then simulated,
     and their mean score is the expected score, corrected by the difference between observed and expected
     score on the validation rows. Real targets are predictions plus residuals of validation rows with similar
-    predictions. For AUROC, the level of the probabilities is that of the environment, because AUROC does not
-    depend on the shares of the classes.
+    predictions. For AUROC of two classes, the level of the probabilities is that of the environment, because
+    AUROC does not depend on the shares of the classes.
 
     Single environments are tested by the largest shortfall in standard errors, whose null distribution is
     that of the largest simulated one, which corrects for the number of environments (Westfall & Young 1993).
@@ -201,14 +206,30 @@ def _pooled(predictions: Sequence[Predictions]) -> Predictions:
 _ARRAYS = ("logits", "targets")
 
 
+def _slope(predictions: Predictions) -> float:
+    """Return the slope of the logits of several classes with the smallest log loss (temperature scaling)."""
+    z, rows = predictions.logits.astype(np.float64), np.arange(len(predictions.targets))
+    own = z[rows, predictions.targets.astype(np.int64)]
+
+    def loss(log_slope: float) -> float:
+        slope = math.exp(log_slope)
+        return float((logsumexp(slope * z, axis=1) - slope * own).mean())
+
+    best: Any = minimize_scalar(loss, bounds=_LOG_SLOPES, method="bounded", options={"xatol": 1e-3})
+    return math.exp(float(best.x))
+
+
 def _scores(
     metric: Metric, task: Task, model: Predictions, validation: Sequence[Predictions], uniform: Array
 ) -> Array:
     """Return the scores of simulated targets, `[draws]`, without those that are undefined."""
     known = _pooled(validation)
     regression = isinstance(task, Regression)
-    fit = recalibrate(known.logits, known.targets, refit="intercept and slope", regression=regression)
-    z, known_z = fit.apply(model.logits), fit.apply(known.logits)
+    if known.logits.ndim == 2 and not regression:
+        z = known_z = model.logits * _slope(known)
+    else:
+        fit = recalibrate(known.logits, known.targets, refit="intercept and slope", regression=regression)
+        z, known_z = fit.apply(model.logits), fit.apply(known.logits)
     if regression:
         order = np.argsort(known_z)
         residuals = (known.targets - known_z)[order]
@@ -216,7 +237,7 @@ def _scores(
         steps = np.rint((2 * uniform - 1) * min(_NEIGHBORS, len(residuals) // 4)).astype(np.int64)
         simulated = z + residuals[np.clip(nearest + steps, 0, len(residuals) - 1)]
     else:
-        if metric.name == "AUROC":
+        if metric.name == "AUROC" and z.ndim == 1:
             z = recalibrate(z, model.targets).apply(z)
         limits = probabilities(z).cumsum(axis=1)[:, :-1]
         simulated = (uniform[..., None] > limits).sum(axis=2)

@@ -303,6 +303,13 @@ def report(comparisons: list[dict[str, Any]], analyses: list[dict[str, Any]]) ->
     return "\n".join(lines)
 
 
+def write(answers: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Write all answers, one per line, and their rates."""
+    parts = [f'"{name}": [\n' + ",\n".join(map(json.dumps, own)) + "\n]" for name, own in answers.items()]
+    (HERE / "known_truth.json").write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+    (HERE / "known_truth.md").write_text(report(**answers), encoding="utf-8")
+
+
 def main() -> None:
     """Judge the tables named on the command line and print the rates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -321,10 +328,8 @@ def main() -> None:
                 answers[name].append(function(kind, seed))
                 print(json.dumps(answers[name][-1]), flush=True)
             # Written after every seed, so that an interruption loses little.
-            if arguments.write:
-                (HERE / "known_truth.json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
-                if answers["comparisons"]:
-                    (HERE / "known_truth.md").write_text(report(**answers), encoding="utf-8")
+            if arguments.write and answers["comparisons"]:
+                write(answers)
     for each in filter(None, answers.values()):
         print(rates(each).to_string())
 

@@ -10,6 +10,7 @@ from envariant.analysis.random_effects import pool_estimates
 from envariant.comparison.drops import EXPECTED_LEVEL, has_drop, significant_drops, varies
 from envariant.comparison.expected_scores import ExpectedScore, ExpectedScores, _cochran, expected_scores
 from envariant.comparison.narrative import recommend
+from envariant.comparison.page.scores import Drops
 from envariant.core.metrics import METRICS
 from envariant.core.tasks import Binary, Multiclass, Regression
 from envariant.training.store import Predictions
@@ -159,6 +160,9 @@ def test_an_environment_that_falls_short_is_a_drop():
         "others."
     )
     assert recommend(short).headline.endswith("but expect lower scores in some")
+    drops = Drops(short, "erm")
+    assert drops.table().rows[1][5] == "0.800"
+    assert drops.to_dict()["expected_scores"]["s1"]["p_value"] == 0.005
     none = replace(results(EQUAL), expected=expected(1.0, 0.005, 1.0, 1.0))
     assert not has_drop(none)
 

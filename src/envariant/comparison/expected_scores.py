@@ -194,7 +194,9 @@ def _simulated(
     if not math.isfinite(shortfall) or not math.isfinite(other) or not error > 0:
         return None
     noise = metric.sign * (draws.mean() - draws)
-    return _Simulation(expected, float(np.mean(observed)), shortfall, error, other, noise)
+    # The correction may exceed the range of the metric.
+    possible = float(np.clip(expected, *metric.bounds))
+    return _Simulation(possible, float(np.mean(observed)), shortfall, error, other, noise)
 
 
 def _pooled(predictions: Sequence[Predictions]) -> Predictions:

@@ -148,7 +148,8 @@ def line(name: str, frame: pd.DataFrame, target: str, environment: str) -> dict[
     frame = frame.dropna(subset=[target, environment], ignore_index=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = envariant.compare(frame, target=target, environment=environment)
+        task = "binary" if frame[target].nunique() == 2 else "regression"
+        found = envariant.compare(frame, target=target, environment=environment, task=task)
         results = found.results
         metric = results.metric.name
         checked = independent(frame, target, environment, metric)

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 from pydantic import PositiveInt
 
+from envariant.analysis.column_stability import ColumnStability
 from envariant.comparison import page, protocol
 from envariant.comparison.causes import find_causes
-from envariant.comparison.data_check import check_data, print_findings
+from envariant.comparison.data_check import Finding, check_data, print_findings
 from envariant.comparison.data_summary import column_stability, summarize
 from envariant.comparison.expected_scores import ExpectedScores, expected_scores
 from envariant.comparison.gathering import gather
@@ -217,18 +218,12 @@ def compare(
     _warn(plan.undefined)
     run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
     results, study = _train(folder, plan, deadline, run)
-    hardest = results.hardest_first()
-    data = summarize(
-        source, study.test_environments, plan.baseline_scores, columns, hardest, seed, findings,
-        start + _SHIFTS_SHARE * limit,
-    )  # fmt: skip
-    end = start + _EXPLAINING_SHARE * limit
-    results = _explained(source, replace(results, data=data), study, plan.tasks, end)
+    results = _summarized(source, results, study, plan, columns, findings, start + _SHIFTS_SHARE * limit)
+    results = _explained(source, results, study, plan.tasks, start + _EXPLAINING_SHARE * limit)
     model = _best_model(results, methods, full, study, source, shared)
-    if (seconds := time.monotonic() - start) > limit:
-        lines = (f"time budget of {limit:.3g} s exceeded: this table needs about {seconds:.2g} s at least",)
-        results = replace(results, missing=(*results.missing, *lines))
-        _warn(lines)
+    lines = _exceeded(time.monotonic() - start, limit)
+    _warn(lines)
+    results = replace(results, missing=(*results.missing, *lines))
     recommendation = recommend(results)
     comparison = Comparison(folder, results, recommendation, study, model, time.monotonic() - start)
     page.write(comparison.to_dict(), results, recommendation, folder)
@@ -279,6 +274,36 @@ def _expected(results: ComparisonResults, tasks: Mapping[str, Task], share: floa
     out_of_domain = {name: own.out_of_domain for name, own in rows.items() if own.out_of_domain}
     validation = {name: rows[name].others for name in out_of_domain}
     return expected_scores(results.metric, tasks, out_of_domain, validation, holdout_fraction=share)
+
+
+def _exceeded(seconds: float, limit: float) -> tuple[str, ...]:
+    """Return a line that states the least time, if the time budget is exceeded."""
+    if seconds <= limit:
+        return ()
+    return (f"time budget of {limit:.3g} s exceeded: this table needs about {seconds:.2g} s at least",)
+
+
+def _summarized(
+    source: TableSource,
+    results: ComparisonResults,
+    study: Study,
+    plan: protocol.Plan,
+    columns: Sequence[ColumnStability],
+    findings: Sequence[Finding],
+    until: float,
+) -> ComparisonResults:
+    """Add measurements on the data."""
+    data = summarize(
+        source,
+        study.test_environments,
+        plan.baseline_scores,
+        columns,
+        results.hardest_first(),
+        study.seed,
+        findings,
+        until,
+    )
+    return replace(results, data=data)
 
 
 def _explained(

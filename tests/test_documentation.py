@@ -14,7 +14,7 @@ from envariant.core.schedules import Constant, Schedule
 from envariant.studies.study import read
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/comparisons.md", "docs/serving.md"]
 TRAINING = {"train", "InvariantClassifier", "InvariantRegressor"}
 
 

@@ -166,6 +166,10 @@ def test_the_saved_model_is_trained_on_all_environments_and_predicts(turned):
     predictions = envariant.load_model(turned.folder / "model").predict(new)
     correct = predictions["prediction"] == new["died"]
     assert correct.mean() > 0.6
+    served = envariant.load_model(turned.folder / "model").serve(new)
+    assert set(served.coverage) == set(SITES)
+    assert served.score.contains(correct.mean())
+    assert [name for name in served.table if name not in predictions] == ["set", "unlike"]
 
 
 def test_the_page_and_the_notebook_escape_names(turned):

@@ -177,6 +177,8 @@ def test_the_baseline_is_the_simplest_method_within_one_standard_error_of_the_be
     far = {**close, TREES: {"a": [0.90, 0.93]}}
     assert choose_baseline(far, accuracy) == TREES
     assert choose_baseline({**far, TREES: {}}, accuracy) == "linear"
+    # An environment whose validation rows have no AUROC must not make all means NaN.
+    assert choose_baseline({m: {**own, "small": []} for m, own in far.items()}, accuracy) == TREES
     assert choose_baseline({"linear": {"a": [3.0, 3.1]}, "erm": {"a": [2.0, 2.1]}}, rmse) == "erm"
 
 

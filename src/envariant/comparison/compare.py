@@ -28,6 +28,8 @@ from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.remedies import Remedy, ranked, remedies_by_environment
 from envariant.comparison.results import ORDINARY, ComparisonResults
+from envariant.comparison.serving import with_serving
+from envariant.comparison.subgroups import find_subgroups
 from envariant.core import metrics, specs
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
 from envariant.core.files import as_path
@@ -140,6 +142,9 @@ def compare(
     replicas: int = 5,
     exclude: Sequence[Any] = (),
     sample_weight: Any = None,
+    ordered: bool = False,
+    group: Any = None,
+    subgroups: Sequence[Any] = (),
     min_rows: int = 50,
     max_rows: int | None = MAX_ROWS,
     budget: str | float | None = None,
@@ -154,9 +159,9 @@ def compare(
     """Measure how far scores drop in new environments, and whether any method helps.
 
     Every environment is held out in turn (several together if there are more than 12). Replicas of every
-    method are trained on the other environments. Hyperparameters are chosen by invariance selection on
-    validation rows of the training environments, never on test environments. The baseline is the best
-    ordinary model by in-domain scores.
+    method are trained on the other environments; if environments are ordered, on earlier ones.
+    Hyperparameters are chosen by invariance selection on validation rows of the training environments, never
+    on test environments. The baseline is the best ordinary model by in-domain scores.
 
     Args:
         data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow.
@@ -171,7 +176,14 @@ def compare(
         n_trials: Number of trials (sampled hyperparameter configurations) per method.
         replicas: Number of replicas (independent runs with their own seeds) per trial.
         exclude: Names of columns not used as inputs.
-        sample_weight: Name of the column with sampling weights for training; scores are unweighted.
+        sample_weight: Name of the column with case weights, for training and scores: a row of weight 2 counts
+            as two rows. Networks sample rows in proportion to their weights.
+        ordered: Whether environments follow one another in time, as years do. Models are then trained on
+            earlier environments only, and tested on the next one.
+        group: Name of the column of groups of rows, such as patients. Splits keep groups together, and
+            intervals resample groups. The column is not an input.
+        subgroups: Names of columns whose values are scored separately, such as sex. They stay inputs unless
+            they are excluded. Numbers are divided at their quartiles.
         min_rows: Smallest number of rows per environment; smaller environments are pooled.
         max_rows: Largest number of rows per environment in the comparison, sampled at random; None: all rows.
         budget: Time limit such as "10m", or seconds; trials are added while time remains. Runs on a cluster
@@ -199,13 +211,15 @@ def compare(
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
     folder = _check_out(out)
     _check_arguments(
-        options, min_rows=min_rows, max_rows=max_rows, encoding=encoding, executor=executor, address=address
-    )
+        options, min_rows=min_rows, max_rows=max_rows, encoding=encoding, executor=executor, address=address,
+        ordered=ordered,
+    )  # fmt: skip
     runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed, "settings": shared}
     methods = _methods(algorithms, candidates or {}, metric, runs)
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
+        ordered=ordered, group=group, subgroups=subgroups,
     )  # fmt: skip
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
@@ -217,18 +231,14 @@ def compare(
     print_findings(findings := check_data(full))
     _warn(plan.undefined)
     run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
-    results, study = _train(folder, plan, deadline, run)
+    results, study = _train(folder, plan, deadline, run, source.table)
     results = _summarized(source, results, study, plan, columns, findings, start + _SHIFTS_SHARE * limit)
     results = _explained(source, results, study, plan.tasks, start + _EXPLAINING_SHARE * limit)
-    model = _best_model(results, methods, full, study, source, shared)
-    lines = _exceeded(time.monotonic() - start, limit)
-    _warn(lines)
+    model, lacking = _best_model(results, methods, full, study, source, shared)
+    lines = tuple(filter(None, (lacking, _exceeded(time.monotonic() - start, limit))))
     results = replace(results, missing=(*results.missing, *lines))
     recommendation = recommend(results)
-    comparison = Comparison(folder, results, recommendation, study, model, time.monotonic() - start)
-    page.write(comparison.to_dict(), results, recommendation, folder)
-    _save(model, folder)
-    return comparison
+    return _written(Comparison(folder, results, recommendation, study, model, time.monotonic() - start))
 
 
 def _warn(lines: Sequence[str]) -> None:
@@ -252,12 +262,12 @@ def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) ->
 
 
 def _train(
-    folder: Path, plan: protocol.Plan, deadline: float | None, run: protocol.Run
+    folder: Path, plan: protocol.Plan, deadline: float | None, run: protocol.Run, table: tables.Table
 ) -> tuple[ComparisonResults, Study]:
     """Train what the budget allows; return the results and the study with the completed trials."""
     study = protocol.run_within_budget(folder, plan.study, deadline, run)
     with Store(folder) as store:
-        results = gather(store, study, plan.tasks, plan.metric)
+        results = gather(store, study, plan.tasks, plan.metric, table)
     results = replace(
         results,
         missing=(*plan.undefined, *results.missing),
@@ -276,11 +286,13 @@ def _expected(results: ComparisonResults, tasks: Mapping[str, Task], share: floa
     return expected_scores(results.metric, tasks, out_of_domain, validation, holdout_fraction=share)
 
 
-def _exceeded(seconds: float, limit: float) -> tuple[str, ...]:
-    """Return a line that states the least time, if the time budget is exceeded."""
+def _exceeded(seconds: float, limit: float) -> str:
+    """Warn of an exceeded time budget, with the least time, and return the warning."""
     if seconds <= limit:
-        return ()
-    return (f"time budget of {limit:.3g} s exceeded: this table needs about {seconds:.2g} s at least",)
+        return ""
+    line = f"time budget of {limit:.3g} s exceeded: this table needs about {seconds:.2g} s at least"
+    warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=3)
+    return line
 
 
 def _summarized(
@@ -314,15 +326,19 @@ def _explained(
     until: float,
 ) -> ComparisonResults:
     """Add expected scores, reasons for drops and measured remedies, unless the table is too large."""
+    seeds = _data_seeds(study)
+    folds, share = study.test_environments, study.holdout_fraction
+    results = replace(results, subgroups=find_subgroups(source, results, folds, share, seeds))
     if protocol.is_large(source):
         line = (
             "expected scores, causes and remedies: not measured, because there are too many classes or inputs"
         )
         return replace(results, missing=(*results.missing, line))
-    seeds = [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
-    folds, share = study.test_environments, study.holdout_fraction
     causes = find_causes(source, results, folds, share, seeds, seed=study.seed, until=until)
-    results = replace(results, causes=causes, expected=_expected(results, tasks, share))
+    results = replace(results, causes=causes)
+    # Expected scores assume independent rows.
+    if source.table.group is None:
+        results = replace(results, expected=_expected(results, tasks, share))
     remedies: list[list[Remedy]] = []
     for each in remedies_by_environment(source, results, causes, folds, share, seeds, seed=study.seed):
         remedies.append(each)
@@ -337,6 +353,10 @@ def _explained(
     return replace(results, remedies=ranked(chain.from_iterable(remedies)), missing=missing)
 
 
+def _data_seeds(study: Study) -> list[int]:
+    return [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
+
+
 def _best_model(
     results: ComparisonResults,
     methods: Mapping[str, Any],
@@ -344,19 +364,23 @@ def _best_model(
     study: Study,
     source: TableSource,
     options: Mapping[str, Any],
-) -> SavedModel:
-    """Train the recommended method on all rows of the table."""
+) -> tuple[SavedModel, str]:
+    """Train the recommended method on all rows of the table; say what the model lacks for serving."""
     best = results.recommended
     trial = study.trials_of(best, source)[results.selected_trials[best]]
-    return protocol.train_final_model(full, methods[best], trial, study.seed, options)
+    model = protocol.train_final_model(full, methods[best], trial, study.seed, options)
+    folds, share = study.test_environments, study.holdout_fraction
+    return with_serving(model, source, results, folds, share, _data_seeds(study))
 
 
-def _save(model: SavedModel, folder: Path) -> None:
-    """Save the model; if it cannot be saved, issue a warning, so that the comparison is not lost."""
+def _written(comparison: Comparison) -> Comparison:
+    """Write the page and the model; a model that cannot be stored is no reason to lose the comparison."""
+    page.write(comparison.to_dict(), comparison.results, comparison.recommendation, comparison.folder)
     try:
-        model.save(folder / "model")
+        comparison.best_model.save(comparison.folder / "model")
     except EnvariantError as error:
         warnings.warn(f"compare: the model is not saved: {error}", EnvariantWarning, stacklevel=3)
+    return comparison
 
 
 _ARGUMENTS: Mapping[str, Any] = {
@@ -365,6 +389,7 @@ _ARGUMENTS: Mapping[str, Any] = {
     "encoding": str,
     "executor": Literal["local", "ray"],
     "address": str | None,
+    "ordered": bool,
 }
 
 

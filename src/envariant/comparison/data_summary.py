@@ -43,6 +43,7 @@ class DataSummary:
             there are too few rows.
         preprocessing_log: Preprocessing steps of each column.
         findings: Findings of the data check.
+        ordered: Whether environments follow one another in time.
     """
 
     target: str = ""
@@ -54,6 +55,12 @@ class DataSummary:
     shifts: Mapping[str, Shift] = field(default_factory=dict[str, Shift])
     preprocessing_log: tuple[LogEntry, ...] = ()
     findings: tuple[Finding, ...] = ()
+    ordered: bool = False
+
+    @property
+    def new_environment(self) -> str:
+        """Name of an environment without data, in a sentence: "a new hospital" or "the next year"."""
+        return f"{'the next' if self.ordered else 'a new'} {self.environment_column or 'environment'}"
 
     @property
     def leaks(self) -> tuple[Finding, ...]:
@@ -102,6 +109,7 @@ def summarize(
         _shifts_from_others(source, shifts_of, seed, until),
         table.preprocessing_log,
         check_data(table) if findings is None else tuple(findings),
+        table.ordered,
     )
 
 
@@ -160,13 +168,19 @@ def pairwise_shifts(
 def _shifts_from_others(
     source: TableSource, names: Collection[str], seed: int, until: float
 ) -> dict[str, Shift]:
-    """Return the shift between environments and all others, without environments that have few rows."""
+    """Return the shift between environments and all others, or all earlier ones if they are ordered.
+
+    Environments with few rows are left out.
+    """
     drawn = source.sample(0)
     shifts: dict[str, Shift] = {}
-    for environment in (drawn[name] for name in drawn.names if name in names):
+    for position, environment in enumerate(drawn.environments):
+        if environment.name not in names or (source.table.ordered and not position):
+            continue
         if time.monotonic() > until:
             break
-        others = _samples([each for each in drawn.environments if each is not environment])
+        known = drawn.environments[: position if source.table.ordered else None]
+        others = _samples([each for each in known if each is not environment])
         regression = isinstance(drawn.task, Regression)
         with suppress(EnvariantError):
             shifts[environment.name] = measure_shift(

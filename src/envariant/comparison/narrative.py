@@ -30,7 +30,7 @@ from envariant.comparison.formatting import (
     the,
 )
 from envariant.comparison.remedies import Remedy
-from envariant.comparison.results import ComparisonResults
+from envariant.comparison.results import LEVEL, ComparisonResults
 
 # Smallest importance of a column that is relied on, in units of the relevant difference.
 _RELIES = 0.25
@@ -77,6 +77,7 @@ def recommend(results: ComparisonResults) -> Recommendation:
         _price(results, best),
         _remedy(results),
         _partial(results),
+        _subgroups(results),
         _next_environment(results),
         _columns(results),
         _unseen_classes(results),
@@ -92,7 +93,7 @@ def recommend(results: ComparisonResults) -> Recommendation:
 
 
 def _headline(results: ComparisonResults, best: str) -> str:
-    new = f"a new {results.data.environment_column or 'environment'}"
+    new = results.data.new_environment
     if leaky := results.data.leaky_columns:
         return f"Do not use these results yet: {_quoted(leaky)} may leak the target"
     if _is_useless(results, best):
@@ -199,6 +200,21 @@ def _remedy(results: ComparisonResults) -> str:
     order = {name: k for k, name in enumerate(_explained(results)[:1])}
     found.sort(key=lambda remedy: order.get(remedy.environment, len(order)))
     return found[0].sentence if found else ""
+
+
+def _subgroups(results: ComparisonResults) -> str:
+    """State the subgroup with the worst score of the recommended method, and whether it is significant."""
+    own = [s for s in results.subgroups if s.method == results.recommended and s.score is not None]
+    if not own:
+        return ""
+    worst = min(own, key=lambda each: results.metric.sign * each.score.mean)
+    differs = worst.p_value < LEVEL and results.metric.gain(worst.others, worst.score.mean) > 0
+    rest = f", {score(results, worst.others)} for others" if math.isfinite(worst.others) else ""
+    return (
+        f"Worst subgroup: {worst.name}, {results.metric.name} {score(results, worst.score.mean)} (95 % CI "
+        f"{ci(results, worst.score)}, {worst.n_rows:,} rows){rest}; "
+        f"{'significant' if differs else 'not significant'}, {p_text(worst.p_value)} (Holm)."
+    )
 
 
 def _remedies(results: ComparisonResults) -> list[Remedy]:

@@ -136,6 +136,7 @@ class ComparisonResults:
         causes: Reasons for the baseline's drop by environment.
         remedies: Measured remedies, the largest gain first.
         expected: Expected and observed scores of the baseline by environment.
+        subgroups: Scores of subgroups, if any were requested.
     """
 
     metric: Metric
@@ -156,6 +157,7 @@ class ComparisonResults:
     causes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     remedies: tuple[Any, ...] = ()
     expected: ExpectedScores = field(default_factory=lambda: ExpectedScores({}))
+    subgroups: tuple[Any, ...] = ()
 
     @property
     def baseline(self) -> Mapping[str, Cell]:

@@ -14,9 +14,11 @@ from envariant.comparison.page.base import Block, PageSection
 from envariant.comparison.page.causes import Causes, Remedies
 from envariant.comparison.page.columns import Columns
 from envariant.comparison.page.data_check import DataCheck
+from envariant.comparison.page.over_time import OverTime
 from envariant.comparison.page.provenance import PreprocessingLog, Settings
 from envariant.comparison.page.scores import Drops, Methods, methods_table
 from envariant.comparison.page.shifts import Shifts
+from envariant.comparison.page.subgroups import Subgroups
 from envariant.comparison.results import ComparisonResults
 from envariant.core.files import write_text
 from envariant.core.paths import check_overwrite
@@ -26,7 +28,8 @@ from envariant.reporting.tables import finite
 __all__ = ["SECTIONS", "Block", "PageSection", "fragment", "methods_table", "render", "to_dict", "write"]
 
 SECTIONS: tuple[type[PageSection], ...] = (
-    DataCheck, Drops, Causes, Remedies, Methods, Columns, Shifts, PreprocessingLog, Settings,
+    DataCheck, Drops, OverTime, Causes, Remedies, Methods, Subgroups, Columns, Shifts, PreprocessingLog,
+    Settings,
 )  # fmt: skip
 """Sections of the page in display order."""
 
@@ -49,7 +52,7 @@ def render(results: ComparisonResults, recommendation: Recommendation, folder: P
     data = results.data
     return html.render(
         "comparison.html.j2",
-        heading=f"Predict {data.target} in a new {data.environment_column}",
+        heading=f"Predict {data.target} in {data.new_environment}",
         extent=_extent(results),
         recommendation=recommendation,
         sections=[(s.anchor, s.title, s.render()) for s in sections(results, recommendation.algorithm)],

@@ -32,6 +32,7 @@ class Drops(PageSection):
         """Return the figure and the table of the baseline's scores."""
         hidden = len(self.results.baseline) - _MOST_ROWS
         more = f" {hidden} environments with better scores are not drawn." if hidden > 0 else ""
+        more += " All other training rows are earlier ones." if self.results.data.ordered else ""
         caption = (
             "Arrows: from the in-domain score (model trained on other rows of the environment) to the "
             "out-of-domain score (model not trained on the environment). Bars: 95 % CI over replicas and "
@@ -45,7 +46,7 @@ class Drops(PageSection):
     def figure(self) -> Figure:
         """Return a figure of in-domain and out-of-domain scores, one row per environment."""
         results = self.results
-        other = self.recommended if self.recommended != results.baseline_method else _runner_up(results)
+        other = self.recommended if self.recommended != results.baseline_method else runner_up(results)
         baseline = method_name(results.baseline_method)
         names = results.hardest_first()[:_MOST_ROWS]
         height = (0.5 if len(names) <= 12 else 0.36) * len(names) + 1.5
@@ -223,7 +224,7 @@ def _draw_interval(axes: Axes, interval: Interval, row: float, color: str) -> No
     axes.plot([interval.low, interval.high], [row, row], color=color, lw=2, alpha=0.35, solid_capstyle="butt")
 
 
-def _runner_up(results: ComparisonResults) -> str:
+def runner_up(results: ComparisonResults) -> str:
     """Return the method other than the baseline with the best worst score; "" if there is none."""
     others = [m for m in results.cells if m != results.baseline_method and results.is_complete(m)]
     return max(others, key=lambda m: results.metric.sign * results.worst(m)[1].ood_score.mean, default="")

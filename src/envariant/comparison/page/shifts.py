@@ -27,17 +27,21 @@ class Shifts(PageSection):
         if not shifts:
             return (Block("note", "There are too few rows to measure the shift."),)
         caption = (
-            "Each environment against all others. Right: inputs that do not occur elsewhere. Up: equal "
+            f"Each environment against {self._others}. Right: inputs that do not occur there. Up: equal "
             "inputs with other targets."
         )
         return (
             Block.figure(plane(shifts), caption),
-            Block.table(self.table(), "Shift between each environment and all others"),
+            Block.table(self.table(), f"Shift between each environment and {self._others}"),
         )
+
+    @property
+    def _others(self) -> str:
+        return "all earlier ones" if self.results.data.ordered else "all others"
 
     def table(self) -> TextTable:
         """Return a table of shift measures, one row per environment."""
-        note = "Each environment against all others. Rough estimates if rows are few."
+        note = f"Each environment against {self._others}. Rough estimates if rows are few."
         return shift_table(self.results.data.shifts, "environment", note)
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -17,23 +16,18 @@ import numpy as np
 import pandas as pd
 from pydantic import PositiveInt
 
-from envariant.analysis.column_stability import ColumnStability
 from envariant.comparison import page, protocol
-from envariant.comparison.causes import find_causes
-from envariant.comparison.data_check import Finding, check_data, print_findings
-from envariant.comparison.data_summary import column_stability, summarize
-from envariant.comparison.expected_scores import ExpectedScores, expected_scores
+from envariant.comparison.data_check import check_data, print_findings
+from envariant.comparison.data_summary import column_stability
+from envariant.comparison.explanation import explained, summarized
 from envariant.comparison.gathering import gather
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.protocol import ALGORITHMS
-from envariant.comparison.remedies import Remedy, ranked, remedies_by_environment
 from envariant.comparison.results import ORDINARY, ComparisonResults
 from envariant.comparison.serving import with_serving
-from envariant.comparison.subgroups import find_subgroups
 from envariant.core import metrics, specs
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
 from envariant.core.files import as_path
-from envariant.core.tasks import Task
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.predictors import predictor
@@ -232,8 +226,8 @@ def compare(
     _warn(plan.undefined)
     run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
     results, study = _train(folder, plan, deadline, run, source.table)
-    results = _summarized(source, results, study, plan, columns, findings, start + _SHIFTS_SHARE * limit)
-    results = _explained(source, results, study, plan.tasks, start + _EXPLAINING_SHARE * limit)
+    results = summarized(source, results, study, plan, columns, findings, start + _SHIFTS_SHARE * limit)
+    results = explained(source, results, study, plan.tasks, start + _EXPLAINING_SHARE * limit)
     model, lacking = _best_model(results, methods, full, study, source, shared)
     lines = tuple(filter(None, (lacking, _exceeded(time.monotonic() - start, limit))))
     results = replace(results, missing=(*results.missing, *lines))
@@ -278,14 +272,6 @@ def _train(
     return results, study
 
 
-def _expected(results: ComparisonResults, tasks: Mapping[str, Task], share: float) -> ExpectedScores:
-    """Return the expected scores of the baseline."""
-    rows = {e: results.rows[m, e] for m, e in results.rows if m == results.baseline_method}
-    out_of_domain = {name: own.out_of_domain for name, own in rows.items() if own.out_of_domain}
-    validation = {name: rows[name].others for name in out_of_domain}
-    return expected_scores(results.metric, tasks, out_of_domain, validation, holdout_fraction=share)
-
-
 def _exceeded(seconds: float, limit: float) -> str:
     """Warn of an exceeded time budget, with the least time, and return the warning."""
     if seconds <= limit:
@@ -293,64 +279,6 @@ def _exceeded(seconds: float, limit: float) -> str:
     line = f"time budget of {limit:.3g} s exceeded: this table needs about {seconds:.2g} s at least"
     warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=3)
     return line
-
-
-def _summarized(
-    source: TableSource,
-    results: ComparisonResults,
-    study: Study,
-    plan: protocol.Plan,
-    columns: Sequence[ColumnStability],
-    findings: Sequence[Finding],
-    until: float,
-) -> ComparisonResults:
-    """Add measurements on the data."""
-    data = summarize(
-        source,
-        study.test_environments,
-        plan.baseline_scores,
-        columns,
-        results.hardest_first(),
-        study.seed,
-        findings,
-        until,
-    )
-    return replace(results, data=data)
-
-
-def _explained(
-    source: TableSource,
-    results: ComparisonResults,
-    study: Study,
-    tasks: Mapping[str, Task],
-    until: float,
-) -> ComparisonResults:
-    """Add expected scores, reasons for drops and measured remedies, unless the table is too large."""
-    seeds = _data_seeds(study)
-    folds, share = study.test_environments, study.holdout_fraction
-    results = replace(results, subgroups=find_subgroups(source, results, folds, share, seeds))
-    if protocol.is_large(source):
-        line = (
-            "expected scores, causes and remedies: not measured, because there are too many classes or inputs"
-        )
-        return replace(results, missing=(*results.missing, line))
-    causes = find_causes(source, results, folds, share, seeds, seed=study.seed, until=until)
-    results = replace(results, causes=causes)
-    # Expected scores assume independent rows.
-    if source.table.group is None:
-        results = replace(results, expected=_expected(results, tasks, share))
-    remedies: list[list[Remedy]] = []
-    for each in remedies_by_environment(source, results, causes, folds, share, seeds, seed=study.seed):
-        remedies.append(each)
-        if time.monotonic() > until:
-            break
-    missing = results.missing
-    if time.monotonic() > until:
-        missing += (
-            f"the time budget allowed causes of the drop in {len(causes)}, remedies in {len(remedies)}, and "
-            f"shifts in {len(results.data.shifts)} of {len(results.baseline)} environments",
-        )
-    return replace(results, remedies=ranked(chain.from_iterable(remedies)), missing=missing)
 
 
 def _data_seeds(study: Study) -> list[int]:

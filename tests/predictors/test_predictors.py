@@ -251,9 +251,9 @@ def test_all_folds_at_once_choose_the_strength_of_separate_fits(monkeypatch, str
             )
             separate += log_loss(y[own], model.predict_proba(x[own]), sample_weight=w[own]) * w[own].sum()
         assert together[k] == pytest.approx(separate, rel=1e-4)
-    chosen = linear._strength(x, y, w, np.random.default_rng(0))
+    chosen = linear._strength(x, y, w, np.random.default_rng(0), None)
     monkeypatch.setattr(linear, "_MOST_AT_ONCE", 0)
-    assert linear._strength(x, y, w, np.random.default_rng(0)) == chosen
+    assert linear._strength(x, y, w, np.random.default_rng(0), None) == chosen
 
 
 def test_a_fold_without_one_of_the_classes_in_training_is_left_out():

@@ -201,7 +201,6 @@ def compare(
     """
     start = time.monotonic()
     limit = math.inf if budget is None else protocol.parse_duration(budget)
-    deadline = None if budget is None else start + _TRAINING_SHARE * limit
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
     folder = _check_out(out)
     _check_arguments(
@@ -225,7 +224,7 @@ def compare(
     print_findings(findings := check_data(full))
     _warn(plan.undefined)
     run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
-    results, study = _train(folder, plan, deadline, run, source.table)
+    results, study = _train(folder, plan, start + _TRAINING_SHARE * limit, run, source.table)
     results = summarized(source, results, study, plan, columns, findings, start + _SHIFTS_SHARE * limit)
     results = explained(source, results, study, plan.tasks, start + _EXPLAINING_SHARE * limit)
     model, lacking = _best_model(results, methods, full, study, source, shared)
@@ -256,10 +255,11 @@ def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) ->
 
 
 def _train(
-    folder: Path, plan: protocol.Plan, deadline: float | None, run: protocol.Run, table: tables.Table
+    folder: Path, plan: protocol.Plan, deadline: float, run: protocol.Run, table: tables.Table
 ) -> tuple[ComparisonResults, Study]:
     """Train what the budget allows; return the results and the study with the completed trials."""
-    study = protocol.run_within_budget(folder, plan.study, deadline, run)
+    limit = deadline if math.isfinite(deadline) else None
+    study = protocol.run_within_budget(folder, plan.study, limit, run)
     with Store(folder) as store:
         results = gather(store, study, plan.tasks, plan.metric, table)
     results = replace(

@@ -231,7 +231,7 @@ def _scores(
         z = known_z = model.logits * _slope(known)
     else:
         fit = recalibrate(known.logits, known.targets, refit="intercept and slope", regression=regression)
-        z, known_z = fit.apply(model.logits), fit.apply(known.logits)
+        z, known_z = (fit.apply(each.logits) for each in (model, known))
     if regression:
         order = np.argsort(known_z)
         residuals = (known.targets - known_z)[order]

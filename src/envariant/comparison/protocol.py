@@ -178,13 +178,12 @@ def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[
         first_fold: First test environments. With ordered environments, the number of steps depends only on
             rows before them, so that no model depends on later rows.
     """
-    n_environments, n_rows = len(table.environments_until(first_fold)), len(table)
-    if table.ordered and first_fold:
-        n_rows = int(table.training_rows(first_fold).sum())
+    n_environments = len(table.environments_until(first_fold))
+    known = int(table.training_rows(first_fold).sum()) if table.ordered and first_fold else len(table)
     sizes = np.bincount(table.environment.values)[:n_environments]
     batch_size = min(table_source.batch_size(n_environments), max(_FEWEST_BATCH, int(np.median(sizes))))
     rows_per_step = batch_size * max(1, n_environments - 1)
-    steps = min(table_source.STEPS, max(_FEWEST_STEPS, math.ceil(_PASSES * n_rows / rows_per_step)))
+    steps = min(table_source.STEPS, max(_FEWEST_STEPS, math.ceil(_PASSES * known / rows_per_step)))
     chosen = {"steps": steps, "weight_decay": _WEIGHT_DECAY, "batch_size": batch_size, **options}
     return {"evaluate_every": chosen["steps"] or table_source.STEPS, **chosen}
 

@@ -210,12 +210,13 @@ _ARRAYS = ("logits", "targets")
 
 def _slope(predictions: Predictions) -> float:
     """Return the slope of the logits of several classes with the smallest log loss (temperature scaling)."""
-    z, rows = predictions.logits.astype(np.float64), np.arange(len(predictions.targets))
+    z: Array = predictions.logits.astype(np.float64)
+    rows = np.arange(len(predictions.targets))
     own = z[rows, predictions.targets.astype(np.int64)]
 
     def loss(log_slope: float) -> float:
         slope = math.exp(log_slope)
-        return float((logsumexp(slope * z, axis=1) - slope * own).mean())
+        return float((np.asarray(logsumexp(slope * z, axis=1)) - slope * own).mean())
 
     best: Any = minimize_scalar(loss, bounds=_LOG_SLOPES, method="bounded", options={"xatol": 1e-3})
     return math.exp(float(best.x))

@@ -147,7 +147,7 @@ def test_the_page_section_has_figure_and_table(label_shift):
     section = Remedies(replace(results, remedies=label_shift), "linear")
     assert Remedies.applies(section.results)
     assert not Remedies.applies(results)
-    assert [block.kind for block in section.render()] == ["figure", "table"]
+    assert [block.kind for block in section.render()] == ["chart", "table"]
     table = section.table()
     assert table.header == ("environment", "remedy", "accuracy before", "after", "gain")
     assert [row[0] for row in table.rows][:2] == ["D", "D"]

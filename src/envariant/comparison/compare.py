@@ -22,21 +22,23 @@ from envariant.comparison.data_summary import column_stability
 from envariant.comparison.explanation import explained, summarized
 from envariant.comparison.gathering import gather
 from envariant.comparison.narrative import Recommendation, recommend
+from envariant.comparison.page.scores import MOST_ROWS, drop_rows
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.results import ORDINARY, ComparisonResults
 from envariant.comparison.serving import with_serving
 from envariant.core import metrics, specs
+from envariant.core.display import Displayed, Summary
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
 from envariant.core.files import as_path
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.predictors import predictor
+from envariant.reporting.charts.comparisons import drops
 from envariant.saved_model import SavedModel
 from envariant.saved_model.folder import check as check_model
-from envariant.studies.executors import local, ray
 from envariant.studies.permutation_importance import MOST_COLUMNS
+from envariant.studies.running import train_runs
 from envariant.studies.study import Study
-from envariant.training.progress import show_sweep
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import check_objects
 from envariant.training.run_spec import EXECUTION_ONLY, text_of
@@ -51,8 +53,8 @@ _TRAINING_SHARE, _SHIFTS_SHARE, _EXPLAINING_SHARE = 0.7, 0.77, 0.87
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Displayed):
     """Result of `compare`.
 
     Attributes:
@@ -119,8 +121,48 @@ class Comparison:
             "seconds": round(self.seconds, 1),
         }
 
-    def _repr_html_(self) -> str:
-        return page.fragment(self.results, self.recommendation)
+    def plot(self) -> Any:
+        """Return an Altair chart of in-domain and out-of-domain scores, one row per environment.
+
+        It shows the baseline and the recommended method, or the baseline and the best other method.
+        """
+        shown = self.results.hardest_first()[:MOST_ROWS]
+        rows, labels = drop_rows(self.results, self.recommended, shown)
+        return drops(rows, self.results.metric.name, labels)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return mean, standard deviation and number of replicas of the out-of-domain scores.
+
+        One row per method; the columns have two levels, as in `ScoreTable.to_frame`. `table` has means only.
+        """
+        return self.results.scores().to_frame()
+
+    def to_markdown(self, **options: Any) -> str:
+        """Return the out-of-domain scores as a Markdown table, as papers print them.
+
+        Args:
+            options: Options of `ScoreTable.to_markdown`: `digits`, `percent`.
+        """
+        return self.results.scores().to_markdown(**options)
+
+    def to_latex(self, **options: Any) -> str:
+        """Return the out-of-domain scores as a LaTeX table, as papers print them.
+
+        Args:
+            options: Options of `ScoreTable.to_latex`: `digits`, `percent`, `caption`, `label`.
+        """
+        return self.results.scores().to_latex(**options)
+
+    def _display(self) -> Summary:
+        table = page.methods_table(self.results)
+        return Summary(
+            self.recommendation.headline,
+            {"page": str(self.page), "model": str(self.folder / "model")},
+            lines=self.recommendation.bullets,
+            header=table.header,
+            rows=table.rows,
+            notes=table.notes,
+        )
 
 
 def compare(
@@ -354,13 +396,13 @@ def _methods(
 
 
 def _runner(
-    folder: Path, study: Study, execution: Mapping[str, Any], executor: str, address: str | None
+    folder: Path,
+    study: Study,
+    execution: Mapping[str, Any],
+    executor: Literal["local", "ray"],
+    address: str | None,
 ) -> protocol.Run:
     def run(runs_left: int, deadline: float | None) -> None:
-        with show_sweep(folder.name, runs_left, folder) as on_progress:
-            if executor == "ray":
-                ray.sweep(folder, study, address=address, on_progress=on_progress, **execution)
-            else:
-                local.sweep(folder, study, on_progress=on_progress, until=deadline, **execution)
+        train_runs(study, folder, executor=executor, address=address, until=deadline, **execution)
 
     return run

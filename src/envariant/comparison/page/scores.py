@@ -13,7 +13,7 @@ from envariant.reporting import charts
 from envariant.reporting.tables import NONE, TextTable, network_notes
 
 # Largest number of environments in a figure, and in the columns of a table.
-_MOST_ROWS = 30
+MOST_ROWS = 30
 _MOST_COLUMNS = 8
 
 
@@ -38,8 +38,8 @@ class Drops(PageSection):
         """Return the chart of in-domain and out-of-domain scores, one row per environment."""
         results = self.results
         names = results.hardest_first()
-        rows, labels = drop_rows(results, self.recommended, names[:_MOST_ROWS])
-        hidden = len(names) - _MOST_ROWS
+        rows, labels = drop_rows(results, self.recommended, names[:MOST_ROWS])
+        hidden = len(names) - MOST_ROWS
         more = f" {hidden} environments with better scores are not drawn." if hidden > 0 else ""
         more += " All other training rows are earlier ones." if results.data.ordered else ""
         caption = (

@@ -95,7 +95,7 @@ def test_command_on_the_page_can_be_run(folder, capsys, tmp_path):
 
 def test_page_without_finished_runs_is_rejected_with_the_reason(tmp_path, record):
     with begin(tmp_path, Study(("colored-digits",), ("erm",))) as store:
-        with pytest.raises(EnvariantError, match="report: no run of the study is done"):
+        with pytest.raises(EnvariantError, match="study: no run is done"):
             page.render(store)
         job = store.claim()
         store.begin(job, record, "accuracy", True)

@@ -15,6 +15,7 @@ from torch import nn
 from envariant.analysis.column_sketch import Sketch
 from envariant.analysis.drift import Drift
 from envariant.analysis.input_density import UNLIKE_LEVEL, InputDensity
+from envariant.core.display import Displayed, Summary
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.files import as_path
@@ -34,7 +35,7 @@ from envariant.saved_model.reference import RowCounter, density_of, first_row, r
 from envariant.saved_model.rows import Rows, prediction_frame, read_rows
 from envariant.saved_model.served import Served, ServedRows
 from envariant.saved_model.serving import Serving
-from envariant.saved_model.stored_predictor import Predicting, columns_of, restore, store
+from envariant.saved_model.stored_predictor import Predicting, columns_of, described, restore, store
 from envariant.training import provenance
 from envariant.training.evaluator import Evaluator
 from envariant.training.result import TrainingResult
@@ -44,8 +45,8 @@ Predict = Callable[..., torch.Tensor]
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class SavedModel:
+@dataclass(frozen=True, eq=False, repr=False)
+class SavedModel(Displayed):
     """Trained network or fitted predictor, with the encoding of its input columns and its target.
 
     Attributes:
@@ -394,6 +395,11 @@ class SavedModel:
         """Return a JSON-compatible description of the model, without encoder, reference and density."""
         skipped = ("encoder", "inputs", "reference", "density")
         return {key: value for key, value in self._stored()[0].items() if key not in skipped}
+
+    def _display(self) -> Summary:
+        columns = [column.name for column in (*self.encoder.columns, *self.other_columns)]
+        task = f"{self.target} ({', '.join((self.task, *self.classes))})"
+        return described(self.predictor, task, columns, self.environments, self.about)
 
     def _stored(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return the content of `model.json`, all fields without arrays, and the arrays of the predictor."""

@@ -14,6 +14,7 @@ from envariant.analysis.conformal import ConformalThreshold
 from envariant.analysis.drift import Drift
 from envariant.analysis.input_density import InputDensity
 from envariant.analysis.statistics import LEVEL, Interval
+from envariant.core.display import Displayed, Summary
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import probabilities
 from envariant.core.tasks import Regression, Task
@@ -31,8 +32,8 @@ _ROUNDING = 1e-6
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Served:
+@dataclass(frozen=True, eq=False, repr=False)
+class Served(Displayed):
     """Predictions of a batch of new rows.
 
     Attributes:
@@ -89,6 +90,10 @@ class Served:
             )
         lines.append(self.drift.verdict)
         return (*lines, *(f"not given: {each}" for each in self.not_given))
+
+    def _display(self) -> Summary:
+        columns = ", ".join(map(str, self.table.columns))
+        return Summary(f"Served: {len(self.table):,} rows", {"table": columns}, lines=self.summary)
 
     def _sets_line(self) -> str:
         level = _percent(self.level)

@@ -161,7 +161,7 @@ def _script() -> tuple[str, str]:
 def _figure_data(block: Block) -> dict[str, Any]:
     """Return the specification of a chart, its description, and its data as a table and as a CSV file."""
     document = charts.spec(block.content)
-    rows: list[charts.Row] = document["data"]["values"]
+    rows = charts.rows_of(document)
     header = [key for key in dict.fromkeys(key for row in rows for key in row) if not key.startswith("_")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -131,7 +131,15 @@ def spec(chart: Chart) -> dict[str, Any]:
 
 def data_of(chart: Chart) -> list[Row]:
     """Return the rows that a chart shows, without reference lines."""
-    return cast("list[Row]", spec(chart)["data"]["values"])
+    return rows_of(spec(chart))
+
+
+def rows_of(document: Mapping[str, Any]) -> list[Row]:
+    """Return the rows of the specification of a chart; rows of panels with their own data name the panel."""
+    if "data" in document:
+        return cast("list[Row]", document["data"]["values"])
+    panels: list[dict[str, Any]] = document["concat"]
+    return [{"panel": panel["title"]["text"], **row} for panel in panels for row in panel["data"]["values"]]
 
 
 def svg(chart: Chart) -> str:
@@ -184,9 +192,8 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
 def _fixed_ink(chart: Chart) -> dict[str, Any]:
     """Return the specification of a chart for a file, which has no surrounding text."""
     document = spec(chart)
-    fixed = {k: _mapped(v, lambda text: INK if text == "currentColor" else text) for k, v in document.items()
-             if k != "data"}  # fmt: skip
-    return {**fixed, "data": document["data"], "background": "white"}
+    fixed = _mapped(document, lambda text: INK if text == "currentColor" else text)
+    return {**fixed, "background": "white"}
 
 
 def _with_software(png: bytes) -> bytes:

@@ -148,8 +148,6 @@ def render(page: Page) -> str:
 @cache
 def _script() -> tuple[str, str]:
     """Return the script of all pages, and its digest for the Content-Security-Policy."""
-    import vl_convert
-
     own = files("envariant.reporting").joinpath("templates/_page.js").read_text(encoding="utf-8")
     script = printable(f"{vl_convert.javascript_bundle('window.vegaEmbed=vegaEmbed;')}\n{own}").replace(
         "</script", "<\\/script"

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import altair as alt
-import vl_convert
 
 from envariant.core.errors import EnvariantWarning
 from envariant.core.files import write_bytes
 from envariant.core.paths import check_overwrite
 from envariant.core.printable import printable
+from envariant.reporting.charts import conversion
 from envariant.reporting.fonts import without_font
 from envariant.reporting.theme import INK, baseline_first, method_colors
 
@@ -144,7 +144,7 @@ def rows_of(document: Mapping[str, Any]) -> list[Row]:
 
 def svg(chart: Chart) -> str:
     """Return a chart as SVG text, in the colors of a light background; equal charts give equal text."""
-    text = vl_convert.vegalite_to_svg(_fixed_ink(chart))
+    text = conversion.svg(_fixed_ink(chart))
     # Vega numbers clipping paths over all charts of the process.
     numbers = {old: str(new) for new, old in enumerate(dict.fromkeys(_CLIP.findall(text)))}
     return _CLIP.sub(lambda match: numbers[match[0]], text)
@@ -172,7 +172,7 @@ def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
             EnvariantWarning,
             stacklevel=2,
         )
-    write_bytes(_with_software(vl_convert.vegalite_to_png(document, scale=scale)), path)
+    write_bytes(_with_software(conversion.png(document, scale)), path)
 
 
 def number(value: float) -> str:

@@ -149,9 +149,7 @@ def render(page: Page) -> str:
 def _script() -> tuple[str, str]:
     """Return the script of all pages, and its digest for the Content-Security-Policy."""
     own = files("envariant.reporting").joinpath("templates/_page.js").read_text(encoding="utf-8")
-    script = printable(f"{vl_convert.javascript_bundle('window.vegaEmbed=vegaEmbed;')}\n{own}").replace(
-        "</script", "<\\/script"
-    )
+    script = printable(f"{conversion.bundle()}\n{own}").replace("</script", "<\\/script")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return script, f"sha256-{digest}"
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from envariant.core.printable import printable
 from envariant.reporting import figures, html
 from envariant.reporting.charts import base as charts
+from envariant.reporting.charts import conversion
 from envariant.reporting.tables import NONE, TextTable
 from envariant.reporting.theme import baseline_first, method_colors
 

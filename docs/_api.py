@@ -73,7 +73,14 @@ def write_api_pages(folder: Path) -> None:
             current = part
         index.append(f"   {module}")
         lines = [module, "=" * len(module), "", f".. automodule:: {module}", "   :no-members:", ""]
-        lines += [".. currentmodule:: " + module, "", ".. autosummary::", "   :toctree: generated", "   :nosignatures:", ""]
+        lines += [
+            ".. currentmodule:: " + module,
+            "",
+            ".. autosummary::",
+            "   :toctree: generated",
+            "   :nosignatures:",
+            "",
+        ]
         lines += [f"   {name}" for name in names]
         _write(folder / f"{module}.rst", lines)
     _write(folder / "index.rst", index)

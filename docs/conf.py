@@ -1,4 +1,4 @@
-"""Sphinx configuration: the guides are Markdown, the gallery is executed, the API reference lists `__all__`."""
+"""Sphinx configuration: guides in Markdown, an executed gallery, an API reference from `__all__`."""
 
 import os
 import re
@@ -111,18 +111,28 @@ def _copy_benchmarks():
     target.mkdir(exist_ok=True)
     for picture in (HERE.parent / "benchmarks").glob("*.svg"):
         shutil.copy(picture, target)
-    names = sorted(path.name for path in (HERE.parent / "benchmarks").glob("*.md") if path.name != "README.md")
+    names = sorted(
+        path.name for path in (HERE.parent / "benchmarks").glob("*.md") if path.name != "README.md"
+    )
     for name in ("README.md", *names):
         text = (HERE.parent / "benchmarks" / name).read_text(encoding="utf-8").replace("](../docs/", "](../")
         text = re.sub(r"\[([^]]+)\]\(\w+\.(?:json|py)\)", r"`\1`", text)
         if name == "README.md":
-            text += "\n```{toctree}\n:hidden:\n\n" + "\n".join(other.removesuffix(".md") for other in names) + "\n```\n"
+            text += (
+                "\n```{toctree}\n:hidden:\n\n"
+                + "\n".join(other.removesuffix(".md") for other in names)
+                + "\n```\n"
+            )
         (target / name.replace("README", "index")).write_text(text, encoding="utf-8")
 
 
 def _link_benchmarks(app, docname, source):
     """Let links of the guides to `benchmarks/` lead to the copies in the site."""
-    source[0] = source[0].replace("](../../benchmarks/", "](../benchmarks/").replace("](../benchmarks/", "](benchmarks/")
+    source[0] = (
+        source[0]
+        .replace("](../../benchmarks/", "](../benchmarks/")
+        .replace("](../benchmarks/", "](benchmarks/")
+    )
 
 
 def setup(app):

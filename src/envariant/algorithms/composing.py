@@ -53,6 +53,7 @@ def as_algorithm(
             for a part or an `Algorithm`.
 
     Example:
+        >>> from envariant.algorithms import AndMask
         >>> as_algorithm(AndMask(threshold=0.8)) == as_algorithm("and-mask", {"threshold": 0.8})
         True
     """

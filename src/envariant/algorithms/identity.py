@@ -28,6 +28,7 @@ def identity(algorithm: Algorithm) -> str:
         EnvariantError: If a field has a value that cannot be described, such as an open file.
 
     Example:
+        >>> from envariant.algorithms import Composition, WorstCaseRisk
         >>> identity(Composition(risk_aggregator=WorstCaseRisk())).startswith("Composition(risk_aggregator=")
         True
     """

@@ -1,4 +1,4 @@
-"""Generalized linear model with coefficients common to all environments and some of each environment's own.
+"""Generalized linear model with coefficients shared by all environments and environment-specific ones.
 
 Linear algebra is done by environment, so that its cost is linear in the number of environments.
 """
@@ -27,11 +27,11 @@ class EnvironmentFit:
     """Fitted model; rows are sorted by environment.
 
     Attributes:
-        common: Columns with common coefficients, `[rows, common]`.
-        own: Columns with coefficients of each environment, ones first, `[rows, own]`.
+        common: Columns with shared coefficients, `[rows, common]`.
+        own: Columns with environment-specific coefficients, `[rows, own]`; the first column is all ones.
         parts: Rows of each environment.
-        common_slopes: Common coefficients, `[common]`.
-        own_slopes: Coefficients of each environment, `[environments, own]`.
+        common_slopes: Shared coefficients, `[common]`.
+        own_slopes: Environment-specific coefficients, `[environments, own]`.
         linear: Linear predictor, `[rows]`.
         residuals: Targets minus predictions, `[rows]`; for real targets, divided by the variance.
         weights: Variances of `residuals` under the model, `[rows]`.
@@ -50,7 +50,7 @@ class EnvironmentFit:
     _common_inverse: Array
 
     def project(self, residuals: Array) -> Array:
-        """Remove what a new fit would explain from new residuals, `[rows, draws]`."""
+        """Remove from simulated residuals, `[rows, draws]`, the part that a refit would explain."""
         total = self.common.T @ residuals
         steps: list[Array] = []
         for e, rows in enumerate(self.parts):
@@ -64,7 +64,7 @@ class EnvironmentFit:
         return residuals - self.weights[:, None] * projected
 
     def leverage(self) -> Array:
-        """Return the share of each row in its own prediction, `[rows]`."""
+        """Return the leverage of each row, which is its weight in its own prediction, `[rows]`."""
         shares = np.zeros(len(self.linear))
         for e, rows in enumerate(self.parts):
             own, inverse = self.own[rows], self._own_inverses[e]
@@ -73,7 +73,7 @@ class EnvironmentFit:
         return np.clip(shares * self.weights, 0.0, 0.9)
 
     def variation(self, columns: Array) -> Array:
-        """Return the information on an environment's own slope of each column, `[environments, columns]`."""
+        """Return the information on the slope of each column by environment, `[environments, columns]`."""
         result = np.zeros((len(self.parts), columns.shape[1]))
         for e, rows in enumerate(self.parts):
             part, weights = columns[rows], self.weights[rows][:, None]
@@ -95,11 +95,11 @@ def fit_environments(
     """Fit a penalized logistic (binary) or linear regression by Newton steps.
 
     Args:
-        common: Columns with common coefficients, `[rows, common]`.
-        own: Columns with coefficients of each environment in addition to an intercept, `[rows, own]`.
+        common: Columns with shared coefficients, `[rows, common]`.
+        own: Columns with environment-specific coefficients, without the intercept, `[rows, own]`.
         targets: Targets, `[rows]`.
         parts: Rows of each environment.
-        own_precision: Precision of the prior of own coefficients, around 0, `[own]`.
+        own_precision: Precision of the zero-mean prior of the environment-specific coefficients, `[own]`.
         binary: Whether targets are 0 and 1.
     """
     own = np.column_stack([np.ones(len(targets)), own])
@@ -156,7 +156,7 @@ def firth_slopes(
 ) -> tuple[Array, Array]:
     """Return slope and standard error of every column by environment, `[environments, columns]`.
 
-    Each is fitted alone, with an intercept and a fixed offset `[rows, columns]`, by Firth's penalized
+    Each slope is fitted alone, with an intercept and a fixed offset `[rows, columns]`, by Firth's penalized
     likelihood, whose slopes are finite and nearly unbiased in small samples.
     """
     slopes, errors = (np.zeros((len(parts), columns.shape[1])) for _ in range(2))

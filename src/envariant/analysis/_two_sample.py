@@ -42,7 +42,7 @@ def search_deviating(
         p_values[keep] = p[keep]
         if p[worst] > level or keep.sum() == 2:
             return p_values
-        # Of many, several that deviate by nearly as much are left out at once, which takes less time.
+        # To save time, exclude several environments at once if they deviate by nearly as much.
         removed = np.argsort(-np.where(keep, observed, -1.0))[: max(1, int(keep.sum()) // 4)]
         removed = removed[(p[removed] <= level) & (observed[removed] >= 0.5 * observed[worst])]
         lowest, keep[removed] = float(p[removed].max()), False
@@ -106,7 +106,7 @@ def distances(
 
 
 def subsample_rows(codes: Codes, count: int, generator: np.random.Generator) -> Codes:
-    """Return the indices of about `_MOST_ROWS` random rows at most, equally many from each environment."""
+    """Return the indices of at most about `_MOST_ROWS` random rows, the same number per environment."""
     order = generator.permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes, minlength=count)

@@ -93,7 +93,7 @@ class DropSplit:
 
     Attributes:
         loss: Parts of the difference in log loss (regression: mean squared error).
-        error_rate: Parts of the difference in error rate, which is the lost accuracy; None for regression.
+        error_rate: Parts of the difference in error rate (the loss of accuracy); None for regression.
         calibration: Calibration in the environment.
     """
 

@@ -54,9 +54,9 @@ class ColumnStability:
 
     Attributes:
         column: Name of the column.
-        slopes: Slope by environment, per standard deviation of the column within environments: log-odds of a
-            class, or standard deviations of a real target. Of several inputs or classes: those with the
-            smallest p-value. NaN in environments where it cannot be estimated.
+        slopes: Slope by environment, per standard deviation of the column within environments, in log-odds
+            of a class or standard deviations of a real target. With several inputs or classes, the slopes
+            are those with the smallest p-value. NaN in environments where it cannot be estimated.
         errors: Standard error of each slope.
         p_value: P-value of the test of equal slopes, Holm-corrected over columns.
         pooled: Random-effects mean of the slopes and its prediction interval for the next environment; None
@@ -118,16 +118,18 @@ def measure_stability(
 
     One model of all columns has an intercept for each environment and common slopes, squares, hinges and
     products (as many as rows allow, at most 60 columns; the columns with the strongest association first).
-    The score test of a column's own slopes, Σ_e U_e² / V_e (Cochran's Q for one-step estimates), is compared
-    with simulations of the model: random labels of its probabilities, or residuals with random signs (Liu
-    1988). If a column is unstable, its slopes of each environment enter the model and the others are tested
-    again, so that they are not blamed for it. Neither covariate shift nor a change of prevalence makes a
-    column unstable. Interactions of columns that differ between environments are not tested.
+    The score statistic for separate slopes of a column, Σ_e U_e² / V_e (Cochran's Q for one-step estimates),
+    is compared with simulations of the model: labels drawn from its probabilities, or residuals with random
+    signs (Liu 1988). If a column is unstable, it gets one slope per environment in the model, and the other
+    columns are tested again, so that they do not appear unstable because of it. Neither covariate shift nor a
+    change of prevalence makes a column unstable. Interactions of columns that differ between environments are
+    not tested.
 
-    Reported slopes: one free slope per environment, while all other columns keep their common slope, or
-    their own where they are unstable; by Firth's penalized likelihood (1993) for classes, and least squares
-    with HC3 errors (MacKinnon & White 1985) for real targets. Each class of a multiclass target (at most 10)
-    is compared with the most frequent class, with Bonferroni's correction.
+    The reported slopes of a column are estimated separately in each environment, with the slopes of all
+    other columns fixed at their estimates in the model. Slopes are fitted by Firth's penalized likelihood
+    (1993) for classes, and by least squares with HC3 errors (MacKinnon & White 1985) for real targets. Each
+    class of a multiclass target (at most 10) is compared with the most frequent class, with Bonferroni's
+    correction.
 
     Args:
         columns: Values by column name, each `[rows]`, or `[rows, k]` for one-hot encoded categories.
@@ -199,7 +201,7 @@ class _Test(NamedTuple):
 def _rows_by_environment(
     codes: NDArray[np.int64], count: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return rows sorted by environment, at most `_MOST_ROWS`, from all environments alike."""
+    """Return at most `_MOST_ROWS` rows, sampled evenly from all environments and sorted by environment."""
     sizes = np.bincount(codes, minlength=count)
     most = int(sizes.max(initial=0))
     while most > 1 and np.minimum(sizes, most).sum() > _MOST_ROWS:
@@ -233,12 +235,12 @@ def _inputs(arrays: Sequence[NDArray[np.generic]], parts: Sequence[slice]) -> tu
 def _outcomes(
     y: NDArray[np.generic], parts: Sequence[slice], n_classes: int | None
 ) -> tuple[list[tuple[NDArray[np.bool_], Array]], Link]:
-    """Return rows and targets of the tests: of all rows, or of each class and the most frequent one."""
+    """Return the rows and targets of each test: all rows, or those of one class and of the most frequent."""
     values = y.astype(np.float64)
     if n_classes is not None:
         frequent = np.argsort(-np.bincount(y.astype(np.int64), minlength=n_classes), kind="stable")
         first, *others = frequent[:_MOST_CLASSES].tolist()
-        # Against all others, slopes would differ wherever frequencies of the classes do.
+        # Compared with all other classes, slopes would differ wherever the class frequencies differ.
         return [
             ((y == first) | (y == k), (values == k).astype(np.float64)) for k in others or [first]
         ], "logit"
@@ -257,7 +259,7 @@ def _test(
     link: Link,
     generator: np.random.Generator,
 ) -> _Test:
-    """Test each column; columns found unstable get own slopes in the model of the others."""
+    """Test each column; a column found unstable gets one slope per environment in later tests."""
     binary = link == "logit"
     columns = np.repeat(np.arange(len(groups)), [g.stop - g.start for g in groups])
     null = fit_environments(
@@ -318,7 +320,7 @@ def _scores(
     generator: np.random.Generator,
     binary: bool,
 ) -> _Scores:
-    """Return the score test of each column's own slopes against simulations of the fitted model."""
+    """Return the score test of one slope per environment for each column, by simulations of the model."""
     n, count = len(y), int(columns.max(initial=-1)) + 1
     spread = np.sqrt(1 - fit.leverage())[:, None]
     if binary:
@@ -361,7 +363,7 @@ def _scores(
 
 
 def _measured(fit: EnvironmentFit, inputs: Array, information: Array) -> NDArray[np.bool_]:
-    """Return whether each environment says something about each input's slope, `[environments, inputs]`."""
+    """Return whether each environment has enough information on each slope, `[environments, inputs]`."""
     measured = np.zeros(information.shape, dtype=bool)
     for e, rows in enumerate(fit.parts):
         if rows.stop - rows.start < _FEWEST_ROWS:

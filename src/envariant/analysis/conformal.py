@@ -17,19 +17,19 @@ from envariant.core.errors import EnvariantError
 
 Array = NDArray[np.float64]
 
-# Cumulated weights are compared with a level up to this rounding error.
+# Cumulative weights are compared with a level up to this rounding error.
 _ROUNDING = 1e-12
 
 
 @final
 @dataclass(frozen=True)
 class ConformalThreshold:
-    """Largest score of the target values that a prediction set contains.
+    """Threshold of the non-conformity score: a prediction set contains all targets with scores up to it.
 
     Attributes:
-        value: Threshold; infinite if the level is above `finest_level`.
+        value: Threshold; infinite if `level` is above `finest_level`.
         level: Requested coverage, 1 − α.
-        finest_level: Highest level that the calibration rows can attain.
+        finest_level: Highest coverage that the calibration rows can attain.
         guarantee: Condition under which the coverage holds.
     """
 
@@ -137,7 +137,7 @@ def weighted_thresholds(scores: ArrayLike, weights: ArrayLike, new_weights: Arra
 
 
 def pooled_cdf_threshold(scores: ArrayLike, environments: ArrayLike, alpha: float) -> ConformalThreshold:
-    """Return the smallest t with mean share of scores up to t, over environments, of at least 1 − α.
+    """Return the smallest t such that the share of scores ≤ t, averaged over environments, is ≥ 1 − α.
 
     This is CDF pooling of Dunn, Wasserman & Ramdas 2022 (arXiv 1809.07441), with equal weight for every
     environment.

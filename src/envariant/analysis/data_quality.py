@@ -20,10 +20,10 @@ Array = NDArray[Any]
 
 _CODES = (0, -1, -9, -99, -999, -9999, 9, 88, 98, 99, 999, 9999, 99999, 999999)
 _FEWEST_CODED, _FEWEST_OTHERS = 5, 5
-# An environment is named if this share of its rows is recognized, and of the rows recognized as it, by
-# categories or by intervals of numbers.
+# A column identifies an environment if its values recognize this share of the environment's rows, and this
+# share of the recognized rows is correct. First for categories, then for intervals of numbers.
 _NAMED, _NAMED_BY_NUMBERS = 0.97, 0.99
-# Rows of a value, or of an interval, that names an environment.
+# Smallest number of rows of a value, or of an interval, that identifies an environment.
 _FEWEST_ROWS = 5
 _MOST_ENVIRONMENTS = 200
 # Smallest difference of two shares of missing values, and p-value of the test of equal shares.
@@ -46,7 +46,7 @@ class MissingCode:
     Attributes:
         column: Name of the column.
         code: The number.
-        rows: Number of rows with it, by environment, without environments that have none.
+        rows: Number of rows with the code, by environment; environments without such rows are left out.
     """
 
     column: str
@@ -124,7 +124,7 @@ def missing_codes(columns: Mapping[str, ArrayLike], environments: ArrayLike) -> 
     interquartile ranges from the nearest value. −1 also counts if all other values are 0 or more.
 
     Args:
-        columns: Values by column name, `[rows]`. Columns that are no numbers are ignored.
+        columns: Values by column name, `[rows]`. Non-numeric columns are ignored.
         environments: Environment of each row, `[rows]`.
 
     Raises:
@@ -174,9 +174,9 @@ def naming_columns(
     """Find columns whose values identify environments, such as the device of a hospital.
 
     An environment is identified if values (or, for numbers, intervals) that hold at least five rows each
-    contain at least 97 % of its rows (numbers: 99 %) and hardly any others. Columns that identify at least
-    two environments and half of all are reported. Distributions that are shifted but overlap do not
-    identify an environment.
+    contain at least 97 % of its rows (numbers: 99 %) and hardly any other rows. A column is reported if it
+    identifies at least two environments and at least half of all environments. Distributions that are
+    shifted but overlap do not identify an environment.
 
     Args:
         columns: Values by column name, `[rows]`.
@@ -223,7 +223,7 @@ def _intervals(values: Array, codes: NDArray[np.int64], count: int) -> NDArray[n
     distinct, cells = np.unique(values, return_inverse=True)
     if len(distinct) <= 2 * count:
         return cells
-    # Ranks stand for the values, which may be too large for the tree.
+    # Use ranks instead of the values, which may be too large for the tree.
     ranks = cells[:, None].astype(np.float32)
     tree: Any = DecisionTreeClassifier(
         max_leaf_nodes=4 * count, min_samples_leaf=_FEWEST_ROWS, random_state=0
@@ -273,7 +273,7 @@ def missingness_differences(
 def local_categories(
     columns: Mapping[str, ArrayLike], environments: ArrayLike, *, categorical: Collection[str] = ()
 ) -> tuple[LocalCategories, ...]:
-    """Find categories that occur in one environment only; models trained elsewhere cannot know them.
+    """Find categories that occur in one environment only; models trained elsewhere have never seen them.
 
     A category is reported if chance would place all of its rows in one environment with a probability below
     0.0001. Columns of which no category occurs in two environments are not reported.
@@ -318,7 +318,7 @@ def local_categories(
 def identifiers(
     columns: Mapping[str, ArrayLike], *, categorical: Collection[str] = ()
 ) -> tuple[Identifier, ...]:
-    """Find columns with a distinct value in nearly every row: text, row numbers, and numbers of rows.
+    """Find columns with a distinct value in nearly every row: strings, row numbers, and numeric identifiers.
 
     Whole numbers are reported if they number the rows, or if at least 95 % are distinct and the name ends in
     a word such as id, or they all have the same length of at least 6 digits.

@@ -171,7 +171,7 @@ def estimate_shift(
 
 
 def _sample(samples: Samples, generator: np.random.Generator) -> tuple[Array, Array]:
-    """Sample equally many rows from each environment in random order, and flatten their inputs."""
+    """Sample the same number of rows from each environment in random order, and flatten their inputs."""
     sizes = [len(targets) for _, targets in samples.values()]
     size = min(_MOST_ROWS // len(samples), *sizes, _MOST_ROWS)
     parts: list[tuple[Array, Array]] = []

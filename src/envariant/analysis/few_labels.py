@@ -144,7 +144,7 @@ def gain_from_labels(
 ) -> tuple[LabelGain, ...]:
     """Estimate the gain from k labels of an environment by resampling its labeled rows.
 
-    The scores are refitted to k random rows, as in `recalibrate`, and evaluated on the remaining rows. Sizes
+    The scores are recalibrated on k random rows by `recalibrate`, and evaluated on the remaining rows. Sizes
     that leave fewer than 10 rows for evaluation are omitted.
 
     Args:
@@ -180,7 +180,7 @@ def gain_from_labels(
     for size in sizes:
         if n - size < _FEWEST_ROWS:
             continue
-        # The rank of a random number says whether a row is labeled.
+        # The rank of a random number determines whether a row is labeled.
         order = generator.random((n_resamples, n)).argsort(axis=1).argsort(axis=1)
         labeled = (order < size).astype(np.float64)
         rest = (1 - labeled) / (n - size)

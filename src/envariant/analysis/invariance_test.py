@@ -50,10 +50,10 @@ def assess_invariance(
 ) -> InvarianceTest:
     """Test whether the relation of score and target differs between environments.
 
-    Separate regressions of the target on the score in each environment are compared with a joint regression:
-    by the likelihood ratio 2(Σ_e ℓ_e − ℓ), χ²-distributed, of (multinomial) logistic regressions; or, for
-    real targets, by the F test of least squares (Chow 1960). If there are more than 10 classes, or few rows,
-    rare classes are pooled to one.
+    Separate regressions of the target on the score in each environment are compared with a joint regression.
+    For classes, these are (multinomial) logistic regressions, compared by the χ²-distributed likelihood
+    ratio 2(Σ_e ℓ_e − ℓ). For real targets, they are least-squares fits, compared by an F test (Chow 1960).
+    If there are more than 10 classes, or few rows, rare classes are pooled into one.
 
     Args:
         scores: Logits or predictions, `[rows]` or `[rows, classes]`.

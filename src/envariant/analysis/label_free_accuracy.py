@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 Score = Literal["confidence", "negative entropy"]
 
 _UNCHANGED = "P(Y | X) is unchanged"
-# Agreements outside this range say little, because the probit scale is unbounded.
+# Agreements outside this range carry little information, because the probit scale is unbounded.
 _AGREEMENTS = (0.05, 0.98)
 
 

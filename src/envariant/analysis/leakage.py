@@ -25,7 +25,7 @@ _MOST_BINS = 50
 # A group leaks only if it avoids this share of the error of its best column, and is no larger than this. A
 # larger group is reported if it determines a real target exactly, because it then adds up to the target.
 _AVOIDED, _LARGEST_GROUP, _LARGEST_SUM, _EXACT = 0.75, 4, 40, 0.9999
-# Rows used, and columns of a full fit; of more columns, those of a greedy selection are fitted.
+# Largest numbers of rows and of columns in a full fit; with more columns, a greedy selection is fitted.
 _MOST_ROWS, _MOST_COLUMNS, _SELECTED = 5_000, 100, 12
 
 
@@ -74,9 +74,10 @@ def leaky_columns(
 ) -> tuple[LeakyColumn, ...]:
     """Find columns that nearly determine the target.
 
-    Such a column is often a copy of the target, derived from the target, or known only afterwards. Checks:
-    ranks of numeric columns for binary and real targets (for multiclass targets, the intervals of a
-    tree as categories), categories for all targets, and missing values for binary targets.
+    Such a column is often a copy of the target, derived from the target, or known only afterwards. Numeric
+    columns are checked by their ranks; for multiclass targets, they are divided into the intervals of a
+    tree, which are checked as categories. Categories are checked for all targets, and missing values for
+    binary targets.
 
     Args:
         columns: Values by column name, `[rows]`. NaN, None and negative category codes are missing
@@ -126,12 +127,12 @@ def leaky_group(
 
     An example is two counts whose sum is the target. A linear (logistic) regression is fitted to one half of
     the rows and scored on the other; columns are removed while the score stays above 0.99. A group of more
-    than 4 columns is an ordinary good model, unless a real target is their exact combination. Columns that
-    leak alone should be left out.
+    than 4 columns counts as an ordinary good model, unless it determines a real target exactly. Remove
+    columns that leak alone beforehand.
 
     Args:
-        columns: Values by column name, `[rows]`; missing values are replaced by the mean. Columns that are no
-            numbers are ignored.
+        columns: Values by column name, `[rows]`; missing values are replaced by the mean. Non-numeric
+            columns are ignored.
         targets: 0 and 1, or real numbers, `[rows]`.
         task: Kind of target.
         seed: Seed of the division into halves.
@@ -186,7 +187,7 @@ def _smallest_group(
     best, slopes = score(group)
     if best < THRESHOLD:
         return None
-    # Of two groups, that with the exact combination is the leak.
+    # An exact combination must remain exact when columns are removed.
     lowest = _EXACT if task == "regression" and best >= _EXACT else THRESHOLD
     order = [group[k] for k in np.argsort(np.abs(slopes))]
     for column in order:
@@ -242,7 +243,7 @@ def _rank_correlation(values: Array, targets: Array, threshold: float) -> Leak |
 
 
 def _binned_accuracy(values: Array, targets: Array, threshold: float) -> Leak | None:
-    # Ranks stand for the values, which may be too large for the tree.
+    # Use ranks instead of the values, which may be too large for the tree.
     ranks = np.unique(values, return_inverse=True)[1][:, None].astype(np.float32)
     bins = max(2, min(_MOST_BINS, len(values) // _FEWEST))
     tree: Any = DecisionTreeClassifier(max_leaf_nodes=bins, min_samples_leaf=5, random_state=0)

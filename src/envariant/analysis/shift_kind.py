@@ -1,4 +1,4 @@
-"""Determine whether each environment has a label, covariate or concept shift against the others.
+"""Determine whether each environment has a label, covariate or concept shift relative to the others.
 
 Label shift leaves P(X | Y) unchanged, covariate shift leaves P(Y | X) unchanged, concept shift changes both.
 """
@@ -137,7 +137,7 @@ def _kinds(
     label: float, inputs: float, inputs_given_label: float, intercept: float, slopes: float, *, level: float
 ) -> tuple[Kind, ...]:
     """Derive the kinds of shift from the p-values of the five tests."""
-    # Two tests open the sequence, each at half the level; the others only say which kind it is.
+    # Two tests detect a shift, each at half the level; the other tests only determine its kind.
     if inputs_given_label > level / 2:
         if label > level / 2:
             return ()

@@ -73,7 +73,7 @@ def compare(
     encoding
         Encoding of a text file.
     missing_values
-        Texts that represent a missing value, such as NA. By default, such words are values in the target and
+        Words that represent a missing value, such as NA. By default, such words are values in the target and
         environment columns; in other columns, they are missing values if they are rare. "": only empty cells.
     executor
         Execution of runs: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".

@@ -46,7 +46,7 @@ def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> M
 
 
 def baseline_name(metric: Metric) -> str:
-    """Return the name of the constant prediction of `baseline_scores` for a metric."""
+    """Return the name of the constant prediction for a metric, such as "majority-class baseline"."""
     if metric.for_regression:
         return "mean-target baseline"
     if metric.name in ("accuracy", "balanced accuracy"):
@@ -66,7 +66,10 @@ def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple
 
 
 def unpredictable(table: Table, task: Task, folds: Folds) -> dict[str, str]:
-    """Return the environments too different for a verdict, and why: many rows have untrained classes."""
+    """Return the environments without a verdict, because many rows have classes not seen in training.
+
+    The values are the reasons, as text.
+    """
     if isinstance(task, Regression):
         return {}
     reasons: dict[str, str] = {}

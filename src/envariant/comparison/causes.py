@@ -1,6 +1,7 @@
 """Reasons for the drop of the baseline's score in each new environment.
 
-Level, calibration slope and ranking; inputs or relation; label, covariate or concept shift.
+Each drop is split into level, calibration slope and ranking, and into changed inputs and a changed relation
+between inputs and target. The shift is classified as label, covariate or concept shift.
 """
 
 import math
@@ -43,22 +44,24 @@ _RESAMPLES = 300
 @final
 @dataclass(frozen=True)
 class Cause:
-    """Reasons for the drop of the baseline in one environment; sentences are "" if nothing can be said.
+    """Reasons for the drop of the baseline in one environment.
+
+    Properties that return a sentence return "" if there is nothing to report.
 
     Attributes:
         environment: Name of the environment.
-        label: Name of the environment in a sentence.
+        label: Name of the environment as used in sentences.
         target: Name of the target column.
         classes: Names of the classes; empty for regression.
         levels: Share of each class in the environment; for regression, the mean target.
         levels_elsewhere: The same in all other environments.
         n_compared: Number of environments, for the correction of significance (Bonferroni).
-        split: Level, slope and ranking part of the drop in log loss (regression: squared error) and error
-            rate; None without in-domain predictions.
-        calibration: Calibration of the out-of-domain predictions, with errors of the bias that include the
-            sampling of training rows; None with fewer than 10 of them.
-        decomposition: Harder inputs, changed relation and new inputs as parts of the difference in loss to
-            the validation rows of the training environments; None if unknown.
+        split: Drop in log loss (regression: squared error) and error rate, split into level, slope and
+            ranking; None without in-domain predictions.
+        calibration: Calibration of the out-of-domain predictions; standard errors of the bias include the
+            sampling of training rows. None with fewer than 10 predictions.
+        decomposition: Difference in loss from the validation rows of the training environments, split into
+            harder inputs, new inputs and a changed relation (DISDE); None if unknown.
         shift: Kinds of shift against the other environments; None if unknown.
     """
 
@@ -81,14 +84,15 @@ class Cause:
 
     @property
     def loss_name(self) -> str:
-        """Name of the loss that is split."""
+        """Name of the loss whose difference is split into parts."""
         return "squared error" if self.regression else "log loss"
 
     @property
     def drop(self) -> tuple[str, DropParts] | None:
-        """Significant drop: name of the loss, and its parts; None if there is none.
+        """Name and parts of the loss that increases significantly; None if no loss does.
 
-        Log loss (squared error), else the error rate. Significance is corrected over environments.
+        The log loss (regression: squared error) is tested first, then the error rate. Significance is
+        Bonferroni-corrected over environments.
         """
         if self.split is None:
             return None
@@ -101,7 +105,8 @@ class Cause:
     def shares(self) -> Mapping[Part, float]:
         """Shares of level, slope and ranking in the significant drop; empty if there is none.
 
-        If the slope is negative, the slope part belongs to the ranking, which is then reversed.
+        If the calibration slope is negative, the ranking is reversed, and the slope part is added to the
+        ranking part.
         """
         if self.drop is None:
             return {}
@@ -183,7 +188,7 @@ class Cause:
 
     @property
     def kinds(self) -> str:
-        """Kinds of shift, as a sentence."""
+        """Kinds of shift in the environment, named in a sentence."""
         if self.shift is None:
             return ""
         if not self.shift.kinds:
@@ -192,13 +197,13 @@ class Cause:
 
     @property
     def _level_class(self) -> int:
-        """Class whose share differs most from other environments; the second of two."""
+        """Class whose share differs most from other environments; the second class if there are two."""
         moved = np.abs(np.subtract(self.levels, self.levels_elsewhere))
         return 1 if len(self.classes) == 2 else int(moved.argmax())
 
     @property
     def _bias_class(self) -> int:
-        """Class with the largest bias, but the first."""
+        """Class with the largest bias, excluding the first class."""
         return 1 + (0 if self.calibration is None else int(np.abs(self.calibration.bias).argmax()))
 
     @property
@@ -321,7 +326,7 @@ def find_causes(
 
 
 def label_of(table: Table, environment: str) -> str:
-    """Return the name of an environment for a sentence; numbers are preceded by the column name."""
+    """Return an environment's name for use in a sentence; a numeric name follows the column name."""
     is_number = environment.replace(".", "", 1).lstrip("-").isdigit()
     return f"{table.environment.name} {environment}" if is_number else environment
 
@@ -329,7 +334,7 @@ def label_of(table: Table, environment: str) -> str:
 def _calibration(
     stored: StoredRows, inside: Scores | None, outside: Scores, seed: int
 ) -> tuple[Calibration | None, DropSplit | None]:
-    """Return the calibration in an environment and the split of the drop; None where rows are too few."""
+    """Return the calibration in an environment and the split of the drop; None if there are too few rows."""
     if len(outside.targets) < _FEWEST_ROWS:
         return None, None
     if inside is None or len(inside.targets) < _FEWEST_ROWS:
@@ -343,7 +348,7 @@ def _calibration(
 def _with_training_noise(
     calibration: Calibration | None, n_rows: int, n_training: float
 ) -> Calibration | None:
-    """Return the calibration with errors of the bias that include the sampling of training rows."""
+    """Increase the standard errors of the bias to include the sampling of training rows."""
     if calibration is None:
         return None
     scale = math.sqrt(1 + n_rows / max(1.0, n_training))
@@ -353,7 +358,7 @@ def _with_training_noise(
 def _decomposition(
     inputs: Array, training: Scores | None, outside: Scores, n_compared: int, stored: StoredRows, seed: int
 ) -> DropDecomposition | None:
-    """Return the decomposition of the loss into inputs and relation; None where rows are too few."""
+    """Split the difference in loss into changed inputs and relation; None if there are too few rows."""
     if training is None or training.rows is None or outside.rows is None:
         return None
     sides = [(inputs[each.rows], each.losses(regression=stored.regression)) for each in (training, outside)]
@@ -391,7 +396,7 @@ def _exceeds_zero(interval: Interval, n_tests: int) -> bool:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number with some significant digits, without exponent."""
+    """Format a number with the given number of significant digits, without an exponent."""
     places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:,.{min(places, 6)}f}"
 

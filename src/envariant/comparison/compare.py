@@ -156,7 +156,7 @@ def compare(
         data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow.
         target: Name of the column to predict.
         environment: Name of the column with the environment of each row.
-        task: "binary", "multiclass" or "regression"; Default: inferred from the target.
+        task: "binary", "multiclass" or "regression". Default: inferred from the target.
         algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. Ordinary
             methods are always included: a linear model, boosted trees and a regularized network (ERM).
         candidates: Additional scikit-learn estimators, pipelines or predictors, by a name of your choice.
@@ -172,8 +172,8 @@ def compare(
             stop only between two stages. Default: no limit.
         seed: Base random seed.
         encoding: Encoding of a text file.
-        missing_values: Texts that represent a missing value in every column. Default: words such as NA where
-            they are rare or stand among numbers, except in the target and environment column.
+        missing_values: Strings that represent a missing value in every column. Default: words such as NA if
+            they are rare or occur among numbers, except in the target and environment column.
         executor: "local", or "ray" for a Ray cluster.
         address: Address of the Ray cluster.
         out: Folder for the study, the page and the model; an existing study is resumed. Default: a temporary
@@ -228,7 +228,7 @@ def _warn(lines: Sequence[str]) -> None:
 
 
 def _check_out(out: Path | str | None) -> Path | None:
-    """Return the folder to write to, unless something that Envariant did not write would be lost."""
+    """Return the output folder after checking that only files written by Envariant would be replaced."""
     if out is None:
         return None
     folder = as_path(out, "out")
@@ -287,7 +287,7 @@ def _best_model(
 
 
 def _save(model: SavedModel, folder: Path) -> None:
-    """Save the model; a model that cannot be stored is no reason to lose the comparison."""
+    """Save the model; if it cannot be saved, issue a warning, so that the comparison is not lost."""
     try:
         model.save(folder / "model")
     except EnvariantError as error:

@@ -26,12 +26,12 @@ Kind = Literal[
 ]  # fmt: skip
 
 NEAR = 0.97
-"""Smallest score of a near leak, if the next column is far behind."""
+"""Smallest score at which a column is reported as a near leak, if all other columns score far lower."""
 
 # A near leak has at most this share of the error of the best other column.
 _AHEAD = 1 / 3
 _SMALL = 20
-# Fewer whole numbers are ordinary class numbers.
+# Targets with fewer distinct whole numbers are taken as class numbers without a finding.
 _FEWEST_LEVELS = 5
 _MOST_NAMES = 3
 
@@ -43,9 +43,9 @@ class Finding:
 
     Attributes:
         kind: Kind of the finding.
-        columns: Columns that it is about; environments are named in the sentence.
-        sentence: What was found.
-        action: What to do.
+        columns: Names of the columns concerned; environments are named only in `sentence`.
+        sentence: Description of the finding.
+        action: Suggested action.
     """
 
     kind: Kind

@@ -82,7 +82,7 @@ def summarize(
         columns: Result of `column_stability`.
         hardest: Environments sorted by the baseline's score, the worst first.
         seed: Base random seed of the shift measures.
-        findings: Result of `check_data`. Default: of the table of `source`.
+        findings: Result of `check_data`. Default: findings for the table of `source`.
     """
     table = source.table
     # Environments without a score come last.
@@ -127,7 +127,7 @@ def pairwise_shifts(
 
     Args:
         source: Data source; each trial uses its own data draw.
-        test_environments: Names of the test environments; Default: those of the source.
+        test_environments: Names of the test environments. Default: those of the source.
         seed: Seed of the first trial.
         n_trials: Number of trials.
 

@@ -30,13 +30,13 @@ def capitalized(name: str) -> str:
 
 
 def the(method: str) -> str:
-    """Return the name of a method for a sentence, with an article if it needs one."""
+    """Return the name of a method for use in a sentence, with an article if it needs one."""
     name = method_name(method)
     return f"the {name}" if name.startswith(("linear", "majority")) else name
 
 
 def environment_name(results: ComparisonResults, environment: str) -> str:
-    """Return the name of an environment for a sentence; numbers are preceded by the column name."""
+    """Return an environment's name for use in a sentence; a numeric name follows the column name."""
     is_number = environment.replace(".", "", 1).lstrip("-").isdigit()
     column = results.data.environment_column
     return f"{column} {environment}" if is_number and column else environment

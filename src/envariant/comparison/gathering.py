@@ -69,7 +69,7 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
 
     Args:
         store: Store of the study, which may contain runs of larger studies.
-        study: Study of the results: other methods, trials and replicas in the store are ignored.
+        study: Study whose results are collected; other methods, trials and replicas are ignored.
         tasks: Task by test environment.
         metric: Metric of the scores.
 

@@ -272,7 +272,7 @@ def _price(results: ComparisonResults, best: str) -> str:
 
 
 def _unjudged(results: ComparisonResults) -> str:
-    """State which environments get no verdict, because their classes are new."""
+    """State which environments get no verdict, because many rows have classes not seen in training."""
     classes = _new_classes(results, judged=False)
     return f"No verdict where classes are new: {listed(classes, separator='; ')}." if classes else ""
 

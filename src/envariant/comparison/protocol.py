@@ -42,8 +42,8 @@ _MOST_FOLDS_OF_ONE = 12
 _FOLDS = 10
 # Share of the rarer of two classes below which AUROC replaces accuracy.
 _RARE = 0.2
-# Difference between environments in the share of a class from which on AUROC replaces accuracy, and the
-# significance level of the difference.
+# AUROC replaces accuracy if the share of a class differs between environments by at least this much, and
+# significantly at this level.
 _PREVALENCE_DIFFERENCE, _PREVALENCE_LEVEL = 0.1, 0.01
 # Weight decay, passes over the training rows and bounds of the number of steps of networks, so that ERM is a
 # regularized network.
@@ -65,9 +65,10 @@ class Plan:
     Attributes:
         study: Study with all requested runs.
         metric: Metric of the scores.
-        tasks: Task by test environment; without environments that get no verdict.
+        tasks: Task by test environment; environments that get no verdict are left out.
         baseline_scores: Score of the constant baseline prediction by environment; empty if uninformative.
-        undefined: One line per environment that gets no verdict: the metric is undefined, or classes are new.
+        undefined: One line per environment that gets no verdict, because the metric is undefined or many
+            rows have classes not seen in training.
         not_applicable: Reasons why requested methods cannot be run.
     """
 
@@ -168,7 +169,7 @@ def is_large(source: TableSource) -> bool:
 
 
 def _slow_methods(source: TableSource) -> tuple[str, ...]:
-    """Return ordinary methods that take minutes: with many classes they solve one problem per class."""
+    """Return the ordinary methods that would take minutes, because there are many classes or inputs."""
     if len(source.table.classes) > _MOST_CLASSES:
         return ("linear", "boosted-trees", "stable-columns")
     return ("boosted-trees", "stable-columns") if is_large(source) else ()
@@ -389,7 +390,7 @@ def train_final_model(
     if (known := predictor(algorithm)) is not None:
         return SavedModel.of_predictor(source, known, seed=seed)
     with warnings.catch_warnings():
-        # The study has issued the same remarks on schedules and model.
+        # The study has already issued the same warnings about schedules and model.
         warnings.simplefilter("ignore", EnvariantWarning)
         result = train(
             source,

@@ -1,6 +1,6 @@
-"""Remedies for the drop in each new environment, with their gain on its rows.
+"""Remedies for the drop in each new environment, with the gain measured on rows of that environment.
 
-A few labels, another method, fewer columns, corrected class shares, or a column to collect.
+A remedy is a few labels, another method, fewer columns, corrected class shares, or a column to collect.
 """
 
 import math
@@ -38,9 +38,9 @@ STABLE_COLUMNS = "stable-columns"
 
 # Share of the rarer of two classes below which accuracy hardly changes, so that log loss is reported.
 _RARE = 0.2
-# Share of the largest gain at which more labels are not worth while.
+# Share of the largest gain that suffices: more labels are then not worthwhile.
 _ENOUGH = 0.9
-# Shares of missing values from which on, and up to which, a column counts as missing and as present.
+# A column counts as missing from the first share of missing values on, and as present up to the second.
 _MISSING, _PRESENT = 0.8, 0.5
 _RESAMPLES = 100
 _FEWEST_ROWS = 20
@@ -54,7 +54,7 @@ class Remedy:
 
     Attributes:
         environment: Name of the environment.
-        label: Name of the environment in a sentence.
+        label: Name of the environment as used in sentences.
         kind: "labels" (an intercept, or intercept and slope, from labeled rows), "method" (another method),
             "columns" (without unstable columns), "class shares" (corrected without labels) or "collect" (a
             column that is missing).
@@ -65,7 +65,8 @@ class Remedy:
         gain: Improvement, positive if better, with its interval, corrected over environments and methods.
         method: Method to use instead of the baseline; "" for other kinds.
         columns: Columns to collect.
-        curve: Gains from each number of labels, with the better of the two refits.
+        curve: Gain for each number of labels, with the better of the two refits (intercept, or intercept
+            and slope).
     """
 
     environment: str
@@ -185,7 +186,7 @@ class _Tests:
         return [self.remedy("labels", action, before, after, interval, curve=curve)]
 
     def paired(self, other: Scores, n_methods: int = 1) -> tuple[float, float, Interval]:
-        """Return the score before and after, and the gain with an interval from paired rows."""
+        """Return the scores of the baseline and of `other`, and the gain with its interval (paired rows)."""
         first, second = (_row_losses(each, self.score) for each in (self.own, other))
         before, after = float(first.mean()), float(second.mean())
         error = float((first - second).std()) / math.sqrt(len(first))
@@ -210,7 +211,10 @@ class _Tests:
 
 
 def label_scores(gain: LabelGain, score: ScoreName) -> tuple[float, float, float]:
-    """Return the score before and after, and its standard deviation over choices of the labeled rows."""
+    """Return the score before and after recalibration with labels, and the standard deviation.
+
+    The standard deviation is that of the score after recalibration over random choices of labeled rows.
+    """
     if score == "accuracy" and gain.accuracy is not None:
         return gain.accuracy.before, gain.accuracy.after, gain.accuracy.sd
     before, after, sd = gain.loss.before, gain.loss.after, gain.loss.sd

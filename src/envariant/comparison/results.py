@@ -123,13 +123,14 @@ class ComparisonResults:
         selected_trials: Trial selected most often over environments and replicas, by method.
         missing: Reasons for absent results.
         n_replicas: Number of replicas.
-        baseline_method: Ordinary method with the best in-domain score, to which all others are compared.
+        baseline_method: Ordinary method to which all others are compared: the simplest one within one
+            standard error of the best in-domain score.
         second: Results for a second metric, a proper score, with the same baseline; None if there is none.
         not_applicable: Reasons why requested methods cannot be run.
         not_tried: Requested methods that the time budget did not allow.
         data: Measurements on the data that need no trained method.
         settings: Settings of the study.
-        networks: Models of each method, by the method's name; predictors have none.
+        networks: Names of the network architectures trained by each method; predictors have none.
         rows: Stored predictions by method and environment.
         causes: Reasons for the baseline's drop by environment.
         remedies: Measured remedies, the largest gain first.
@@ -224,8 +225,9 @@ class ComparisonResults:
     def recommended(self) -> str:
         """Recommended method: the first of `significantly_better`, or the baseline if there is none.
 
-        If other such methods are no worse by a relevant difference, in the worst and the mean score, the
-        first in the order of the study is recommended, which begins with the ordinary methods.
+        Methods in this list whose worst score is within the relevant difference of the first, and whose mean
+        score is within half of it, count as equally good. Of these, the earliest in the study is recommended;
+        the study lists ordinary methods first.
         """
         if not (better := self.significantly_better):
             return self.baseline_method
@@ -242,7 +244,7 @@ class ComparisonResults:
 
     @cached_property
     def pooled_p_values(self) -> Mapping[str, float]:
-        """P-values of no mean gain over environments, by method; Holm-corrected over methods."""
+        """P-values of the test of no mean gain over environments, by method; Holm-corrected over methods."""
         others = [m for m in self.cells if m != self.baseline_method and self.is_complete(m)]
         pooled = {m: estimate for m in others if (estimate := self.pooled_gain(m)) is not None}
         corrected = statistics.holm([_two_sided(each) for each in pooled.values()])
@@ -288,6 +290,6 @@ def _pooled(estimates: Sequence[tuple[float, float]]) -> PooledEstimate | None:
 
 
 def _two_sided(estimate: PooledEstimate) -> float:
-    """Return the p-value of a zero mean (Student, one degree of freedom less than environments)."""
+    """Return the p-value of the test of a zero mean (Student's t, n_environments − 1 degrees of freedom)."""
     freedom = estimate.n_environments - 1
     return float(2 * stats.t.sf(abs(estimate.mean) / estimate.error, freedom)) if estimate.error else 1.0

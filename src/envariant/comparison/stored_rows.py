@@ -92,7 +92,7 @@ class StoredRows:
         return inputs
 
     def out_of_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores:
-        """Return one out-of-domain prediction per stored row, by the replicas in turn."""
+        """Return one out-of-domain prediction per stored row, taken from each replica in turn."""
         values, targets = self._scores(self.fold_of(environment), predictions[0])
         turn = np.arange(len(targets)) % len(predictions)
         for k, each in enumerate(predictions):
@@ -111,9 +111,10 @@ class StoredRows:
         return _distinct(found)
 
     def training(self, environment: str, predictions: Sequence[Mapping[str, Predictions]]) -> Scores | None:
-        """Return one prediction per validation row of the training environments, without an environment.
+        """Return one prediction per validation row by models that were not trained on an environment.
 
-        None without predictions, or if their rows cannot be found.
+        The rows are those of the training environments. The result is None if there are no predictions, or
+        if their rows cannot be found.
         """
         fold = self.fold_of(environment)
         found: list[Scores] = []
@@ -134,7 +135,7 @@ class StoredRows:
         return values, targets
 
     def _held_out(self, fold: Sequence[str], environment: str, stored: Predictions) -> Rows | None:
-        """Return the validation rows of an environment that are stored; None if their targets differ."""
+        """Return the validation rows to which stored predictions belong; None if their targets differ."""
         task, targets = self._task(fold), self.source.table.targets()
         for seed in self.seeds:
             rows = self._splits(tuple(fold), seed)[environment]
@@ -169,7 +170,7 @@ class StoredRows:
 
 
 def _distinct(found: Sequence[Scores]) -> Scores | None:
-    """Concatenate predictions, only the first of each row; all of them if rows are unknown."""
+    """Concatenate predictions and keep the first of each row; keep all if the rows are unknown."""
     if not found:
         return None
     values, targets = (np.concatenate(parts) for parts in zip(*(each.pair for each in found), strict=True))

@@ -43,7 +43,7 @@ def half_width(values: Sequence[float], row_error: float, level: float) -> float
     Args:
         values: One value per replica.
         row_error: Standard error of the mean due to the sampling of rows.
-        level: Largest error probability, such as 0.05.
+        level: Error probability of the interval, such as 0.05 for 95 % confidence.
     """
     n = len(values)
     replica_quantile = float(stats.t.ppf(1 - level / 2, max(1, n - 1)))
@@ -53,7 +53,10 @@ def half_width(values: Sequence[float], row_error: float, level: float) -> float
 
 
 def p_value(differences: Sequence[float], row_error: float) -> float:
-    """Return the p-value of a zero mean difference: the level whose interval ends at 0, by bisection."""
+    """Return the p-value of the test of a zero mean difference.
+
+    It is the level whose confidence interval ends at 0, found by bisection.
+    """
     mean = abs(float(np.mean(differences)))
     if mean == 0 or half_width(differences, row_error, _SMALLEST_P) < mean:
         return 1.0 if mean == 0 else _SMALLEST_P

@@ -32,7 +32,7 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(labels), key=key))
 
 
-# Signs without width, which make equal texts different.
+# Zero-width characters, which make strings different that look equal.
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
 _ACCENTS = dict.fromkeys(range(0x300, 0x370))
 MOST_GROUPS = 5
@@ -47,7 +47,7 @@ def clean(text: str) -> str:
 
 
 def look_alikes(labels: Iterable[str]) -> list[str]:
-    """Return one sentence per group of labels that differ only in case, blanks, accents or character form."""
+    """Return one sentence per group of labels that differ only in case, spaces, accents or character form."""
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault(_without_accents(_folded(label)), []).append(label)
@@ -65,7 +65,7 @@ def look_alikes(labels: Iterable[str]) -> list[str]:
 
 
 def _folded(label: str) -> str:
-    """Return a label in one character form, without capitals and blanks."""
+    """Return a label in one character form, in lower case and without spaces."""
     if not label.isascii():
         label = unicodedata.normalize("NFKC", label).translate(_INVISIBLE)
     return "".join(label.casefold().split())
@@ -77,7 +77,7 @@ def _without_accents(label: str) -> str:
 
 
 def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
-    """Warn if labels differ only in case, blanks, accents or the form of characters.
+    """Warn if labels differ only in case, spaces, accents or the form of characters.
 
     Args:
         labels: Labels.
@@ -170,7 +170,7 @@ def coded(column: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str
     """Encode labels as integers; return the code of each row, and the labels in the order of the codes.
 
     Warns:
-        EnvariantWarning: If labels differ only in case, blanks, accents or the form of characters.
+        EnvariantWarning: If labels differ only in case, spaces, accents or the form of characters.
     """
     distinct, inverse = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in distinct]

@@ -94,7 +94,7 @@ def check_overwrite(path: Path, ours: str, inputs: Iterable[Path] = ()) -> None:
     except EnvariantError:
         raise
     except (OSError, ValueError):
-        # It does not exist, or writing it says what is wrong.
+        # The file does not exist, or the attempt to write it gives the reason.
         return
 
 

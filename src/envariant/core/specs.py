@@ -28,7 +28,7 @@ _STRING_OR_PERCENT = re.compile(rf"\b[rR](?:{_STRING})|{_STRING}|%(?=\s*(?:[,)\]
 # Backslashes that are escapes in strings written by `format_value`; in a path, a backslash separates folders.
 _ESCAPES = re.compile(r"""(?:[^\\]|\\[\\'"]|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*""", re.DOTALL)
 
-# Longer or more deeply nested texts exhaust the stack of the parser.
+# Longer or more deeply nested strings exhaust the stack of the parser.
 _MAX_LENGTH, _MAX_DEPTH = 10_000, 30
 
 
@@ -63,7 +63,7 @@ class Spec:
 
 
 def parse(text: str) -> Spec:
-    """Parse `name` or `name(1, key=value, …)`.
+    """Parse a string of the form `name` or `name(1, key=value, …)` to a `Spec`.
 
     Raises:
         EnvariantError: If the text is not a name with optional arguments in parentheses.
@@ -330,7 +330,7 @@ def _declared(cls: type[Any]) -> dict[str, _Declared]:
     try:
         hints = get_type_hints(cls, include_extras=True)
     except (NameError, TypeError):
-        # In other packages, annotations may be texts with names that do not exist at run time.
+        # In other packages, annotations may be strings with names that do not exist at run time.
         return {}
     declared: dict[str, _Declared] = {}
     for each in dataclasses.fields(cls):

@@ -27,7 +27,7 @@ Tensors = Mapping[str, Tensor]
 
 @final
 class UntrustedTypes(Exception):  # noqa: N818
-    """A stored predictor refers to classes or functions that are not trusted."""
+    """Error raised if a stored predictor refers to classes or functions that are not trusted."""
 
 
 class FittedPredictor(ABC):
@@ -65,7 +65,7 @@ class FittedPredictor(ABC):
         return ""
 
     def stored_form(self) -> "FittedPredictor":
-        """Return the predictor that saved models contain; by default, this one."""
+        """Return the predictor to write to saved models; by default, this predictor."""
         return self
 
     def store(self) -> tuple[Description, Tensors]:
@@ -83,18 +83,18 @@ class FittedPredictor(ABC):
     def restore(
         cls, description: Description, tensors: Tensors, task: Task, width: int, trusted: Sequence[str] = ()
     ) -> Self:
-        """Build the predictor from what `store` returned; the content may come from a stranger.
+        """Build the predictor from the output of `store`, which may come from an untrusted file.
 
         Args:
-            description: Description of the predictor.
-            tensors: Arrays by name.
+            description: Description that `store` returned.
+            tensors: Arrays that `store` returned, by name.
             task: Prediction task.
             width: Number of encoded inputs per row.
             trusted: Full names of classes and functions that the content may refer to.
 
         Raises:
             ValueError: If the content is not valid.
-            UntrustedTypes: If it refers to a class or function that is not trusted.
+            UntrustedTypes: If the content refers to a class or function that is not trusted.
         """
         raise NotImplementedError
 
@@ -151,7 +151,7 @@ def numbers_of(tensors: Tensors, name: str, shape: Sequence[int], dtype: torch.d
         dtype: Required type.
 
     Raises:
-        ValueError: If it is missing, of another type or shape, or not finite.
+        ValueError: If the array is missing, has another type or shape, or is not finite.
     """
     value = tensors.get(name)
     if value is None or value.dtype != dtype or tuple(value.shape) != tuple(shape):
@@ -165,7 +165,7 @@ def classes_of(description: Description, task: Task) -> tuple[int, ...]:
     """Return the stored classes of a fitted predictor, after a check; empty for regression.
 
     Raises:
-        ValueError: If they are not increasing class numbers of the task.
+        ValueError: If the stored classes are not increasing class numbers of the task.
     """
     classes: list[int] = description["classes"]
     number = 0 if isinstance(task, Regression) else max(2, task.outputs)

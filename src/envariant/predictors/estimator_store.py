@@ -1,7 +1,7 @@
-"""Storage of scikit-learn estimators and similar objects without pickle, by skops.
+"""Storage of scikit-learn estimators and similar objects with skops instead of pickle.
 
-Files of strangers are checked before anything is built: the types they name, the size of their content, and
-the nodes of decision trees, which compiled code follows without checks.
+Untrusted files are checked before any object is created: the types they name, the size of their content,
+and the nodes of decision trees, which compiled code follows without checks.
 """
 
 import io
@@ -77,7 +77,7 @@ def dump(name: str, estimator: Any) -> Tensor:
 
 
 def load(content: Tensor, trusted: Sequence[str]) -> Any:
-    """Return the estimator stored in bytes.
+    """Load an estimator from the bytes that `dump` returned.
 
     Args:
         content: Bytes, uint8 `[bytes]`.
@@ -86,7 +86,7 @@ def load(content: Tensor, trusted: Sequence[str]) -> Any:
 
     Raises:
         ValueError: If the content is not valid.
-        UntrustedTypes: If it refers to a class or function that is not trusted.
+        UntrustedTypes: If the content refers to a class or function that is not trusted.
     """
     from skops.io import get_untrusted_types, loads
 

@@ -1,4 +1,4 @@
-"""Ridge regression, and L2-regularized logistic regression, with cross-validated strength."""
+"""Ridge regression and L2-regularized logistic regression, with cross-validated penalty strength."""
 
 import warnings
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ _PENALTIES = np.logspace(-2, 4, 13)
 _FOLDS = 5
 MOST_TESTED = 300
 """Largest number of inputs whose stability is tested by `stable-columns`."""
-# With more inputs, two folds choose the strength: a fit takes a tenth of a second.
+# With more inputs, the strength is chosen with two folds only, because each fit takes about 0.1 s.
 _MOST_INPUTS_OF_FOLDS = 500
-# Strengths are compared on at most this many rows, sampled at random.
+# Penalty strengths are compared on at most this many rows, sampled at random.
 _MOST_ROWS = 20_000
 # With more coefficients, Newton steps are slower than L-BFGS.
 _MOST_NEWTON = 300
@@ -45,8 +45,8 @@ _MOST_NEWTON = 300
 class Linear(Predictor):
     """Ridge or L2-regularized logistic regression (multinomial for several classes) on the pooled rows.
 
-    The penalty applies to standardized inputs; inputs with two values are only centered. Its strength has the
-    smallest squared error of leave-one-out predictions, or the smallest log loss in 5-fold stratified
+    The penalty applies to standardized inputs; inputs with two values are only centered. Its strength
+    minimizes the squared error of leave-one-out predictions, or the log loss in 5-fold stratified
     cross-validation over the pooled rows (Hoerl & Kennard 1970; le Cessie & van Houwelingen 1992).
 
     Attributes:
@@ -128,7 +128,7 @@ def fit_linear(
     seed: int,
     left_out: tuple[int, ...] | None = None,
 ) -> FittedLinear:
-    """Fit ridge or logistic regression with cross-validated strength.
+    """Fit ridge or logistic regression with cross-validated penalty strength.
 
     Args:
         task: Prediction task.
@@ -243,5 +243,5 @@ def _strength(x: Array, y: NDArray[Any], w: Array, draw: np.random.Generator) ->
 
 
 def _some_rows(count: int, draw: np.random.Generator) -> NDArray[np.int64]:
-    """Return the rows on which strengths are compared."""
+    """Return the rows on which penalty strengths are compared."""
     return np.arange(count) if count <= _MOST_ROWS else np.sort(draw.choice(count, _MOST_ROWS, replace=False))

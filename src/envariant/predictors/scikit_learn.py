@@ -1,4 +1,4 @@
-"""Adapter that makes any estimator with `fit` and `predict` a predictor: scikit-learn, XGBoost, TabPFN, …."""
+"""Adapter that turns any estimator with `fit` and `predict` into a predictor (scikit-learn, XGBoost, …)."""
 
 import copy
 import inspect
@@ -83,7 +83,7 @@ class FittedEstimator(FittedPredictor):
         estimator: Fitted estimator.
         iterations: Number of boosting rounds or solver iterations; 1 if the estimator does not report it.
         frame_columns: Names of the columns in the data frame of the fit; empty for encoded inputs.
-        columns: Those of them that the estimator uses.
+        columns: Names of the columns in that data frame that the estimator uses.
     """
 
     kind: ClassVar[str] = "estimator"
@@ -211,7 +211,7 @@ def _errors_with_name(name: str) -> Generator[None]:
     """Convert the errors of an estimator to one line with its name."""
     try:
         with warnings.catch_warnings():
-            # Pooled rows are arrays, although some estimators name their columns.
+            # Pooled rows are arrays without column names, although some estimators were fitted with names.
             warnings.filterwarnings("ignore", ".*does not have valid feature names", UserWarning)
             yield
     except EnvariantError:
@@ -223,7 +223,7 @@ def _errors_with_name(name: str) -> Generator[None]:
 
 
 def _seeded(estimator: Any, seed: int) -> Any:
-    """Set `random_state` in an estimator and its parts, where there is one; return the estimator."""
+    """Set `random_state` in an estimator and in its parts that have one; return the estimator."""
     small = seed % _LARGEST_SEED
     own = seed if type(estimator).__module__.startswith("sklearn.") else small
     if hasattr(estimator, "get_params"):

@@ -29,7 +29,7 @@ _PRECISION = 1.0
 _SMALLEST_SHARE, _FEWEST_ROWS = 0.5, 5.0
 # Unstable slopes have a standard deviation between environments of more than this share of their mean.
 _NOTABLE = 0.5
-# More rows per environment, or more inputs, are not needed to test, or take too long.
+# Largest number of rows of each environment, and of rounds of tests, to limit the time.
 _MOST_ROWS = 5_000
 _MOST_STEPS = 50
 
@@ -39,12 +39,13 @@ _MOST_STEPS = 50
 class StableColumns(Predictor):
     """Ridge or logistic regression on the inputs with stable slopes.
 
-    Each training environment has slopes β_e of all inputs together, from linear or logistic regression with
-    the prior N(β, 1) around the slopes β of all environments. Cochran's Q = Σ_e (β_ej − β̄_j)² / v_ej tests
+    In each training environment, the slopes β_e of all inputs are estimated jointly by linear or logistic
+    regression, with the prior N(β, 1) around the slopes β of all environments. Cochran's
+    Q = Σ_e (β_ej − β̄_j)² / v_ej tests
     each input j (Cochran 1954), with Holm's correction over inputs. The most significant input whose slopes
     also vary notably (standard deviation between environments τ > |β̄|/2) is left out, and the others are
     tested again, until none is significant.
-    `linear` is then fitted to the remaining inputs; without unstable inputs, the predictors are equal.
+    `linear` is then fitted to the remaining inputs. If no input is unstable, the result is that of `linear`.
 
     Attributes:
         level: Significance level of the tests.
@@ -75,7 +76,7 @@ class StableColumns(Predictor):
 
 @final
 class _Problem:
-    """Regressions of all environments: one, or one of each class against the most frequent class.
+    """Regressions of all environments: one, or one for each class against the most frequent class.
 
     For several classes, the slopes are those of multinomial regression (Begg & Gray 1984).
 
@@ -149,7 +150,7 @@ class _Problem:
         return results
 
     def _common_slopes(self, x: Array, y: Array, w: Array, members: list[NDArray[Any]]) -> Array:
-        """Return the slopes of all environments together, with one intercept per environment."""
+        """Return the slopes shared by all environments, with one intercept per environment."""
         intercepts = np.zeros((len(y), len(members)))
         for k, rows in enumerate(members):
             intercepts[rows, k] = 1.0
@@ -160,7 +161,8 @@ class _Problem:
     def _slopes(self, x: Array, y: Array, w: Array, center: Array) -> tuple[Array, Array, float]:
         """Return the slopes of one environment, their standard errors, and 1 / degrees of freedom.
 
-        The errors are NaN if slopes are not measured; the degrees of freedom are those of the noise.
+        The standard errors are NaN if there are too few rows to estimate the slopes. The degrees of freedom
+        are those of the noise variance.
         """
         none, inverse_df = np.full(len(center), np.nan), 0.0
         if len(y) < _FEWEST_ROWS or not np.ptp(y):
@@ -215,7 +217,7 @@ def _fit(
         information = design.T @ ((w * np.maximum(p * (1 - p), 1e-6))[:, None] * design)
         gradient = design.T @ (w * (y - p)) - precision * (beta - center)
         step: Any = np.linalg.solve(information + np.diag(precision), gradient)
-        # Standardized slopes never change by more in one sound step.
+        # Limit the step, because a valid step never changes a standardized slope by more than 3.
         beta = beta + step * min(1.0, 3.0 / max(float(np.abs(step).max()), 1e-12))
         if np.abs(step).max() < 1e-6:
             break

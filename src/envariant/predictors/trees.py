@@ -35,7 +35,7 @@ class FittedTrees(FittedPredictor):
         threshold: Threshold of each node: smaller or equal inputs go left, `[nodes]`.
         left, right: Child nodes, `[nodes]`; a leaf is its own child.
         value: Prediction of each leaf, `[nodes]`.
-        roots: Root of each tree, `[trees]`; the outputs take turns.
+        roots: Root of each tree, `[trees]`; consecutive trees belong to successive outputs.
         baseline: Initial prediction, `[outputs]`.
         iterations: Number of trees per output.
     """

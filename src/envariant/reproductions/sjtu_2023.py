@@ -436,7 +436,7 @@ def irm_why(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-best", "The best schedule")
 def irm_best(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that the final schedule converges well, although it is only a numerical estimate."""
+    """Test the claim that the report's last schedule, a numerical estimate, converges well."""
     tried = _tried(runner)
     yield (
         "Once the penalty dominates, every schedule converges near what was learned before. Hence later "

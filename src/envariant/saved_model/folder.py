@@ -47,7 +47,7 @@ def check(folder: Path) -> None:
     """Check that saving a model overwrites only an earlier model.
 
     Raises:
-        EnvariantError: If a file of the folder exists and is no model.
+        EnvariantError: If a file with one of these names exists and is not part of a saved model.
     """
     check_overwrite(folder / TENSORS, r'__metadata__":\{"(checksum|envariant\.model)"')
     check_overwrite(folder / TEXT, OURS)

@@ -63,7 +63,7 @@ class SavedModel:
         reference: Distribution of each column in the training environments.
         about: Provenance by name: data, options, versions, command and date of the run.
         target_type: Type of the target column and the values of its classes, which are predicted.
-        missing_values: Texts declared as missing values in the training table; None: decided for each column.
+        missing_values: Strings declared as missing values in the training table; None: decided by column.
         other_columns: Columns that the predictor needs, but which are not encoded, such as free text.
 
     Example:
@@ -98,17 +98,17 @@ class SavedModel:
         replica: int = 0,
         about: Mapping[str, str] | None = None,
     ) -> "SavedModel":
-        """Return the saved model of one replica of a finished run on a table.
+        """Create a saved model from one replica of a finished run on a table.
 
         Args:
             source: Table of the run; test environments are those of the run.
             result: Result of the run.
             replica: Index of the replica to save.
-            about: Additional provenance to store, by name.
+            about: Additional provenance to store, as text by name.
 
         Raises:
-            EnvariantError: If the replica does not exist or has not finished, the network cannot be rebuilt
-                by name, or the run used another table.
+            EnvariantError: If the replica does not exist or has not finished, the network's model was not
+                given by name, or the run used another table.
         """
         record, settings = result.record, result.record.spec
         if replica in result.checkpoints and replica not in result.finished:
@@ -163,7 +163,7 @@ class SavedModel:
         seed: int = 0,
         about: Mapping[str, str] | None = None,
     ) -> "SavedModel":
-        """Return the saved model of a predictor.
+        """Create a saved model from a predictor, which is fitted first if necessary.
 
         Args:
             source: Table; its test environments are not used.
@@ -257,7 +257,7 @@ class SavedModel:
         description, tensors = files.read(folder)
         try:
             model = cls._of_stored(description, tensors, trusted)
-            # The first prediction finds what the checks of single fields miss.
+            # A trial prediction detects errors that the checks of single fields miss.
             names = [column.name for column in (*model.encoder.columns, *model.other_columns)]
             row = first_row(names, model.reference if columns_of(model.predictor) else ())
             numbers = model.predict_and_compare(row)[0].select_dtypes("number").to_numpy(dtype=np.float64)
@@ -265,7 +265,7 @@ class SavedModel:
                 raise ValueError("its predictions are not finite")
         except UntrustedTypes as error:
             raise EnvariantError(f"{folder}: {error}") from None
-        # A stranger's file can raise anything, and so can the package of a plug-in that it names.
+        # An untrusted file can raise any exception, and so can the package of a plug-in that it names.
         except Exception as error:
             raise files.damaged(folder, error) from error
         return model

@@ -59,7 +59,7 @@ def export(network: nn.Module, task: Task, width: int, path: Path, description: 
 
 
 def _check_overwrite(path: Path, description: str) -> None:
-    """Check that the two files overwrite only two files of an earlier export."""
+    """Check that the two files overwrite only the files of an earlier export."""
     about = path.with_suffix(".json")
     check_overwrite(about, OURS)
     if path.exists() and not about.exists():

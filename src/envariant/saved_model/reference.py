@@ -62,11 +62,11 @@ def recognized(column: Column, sketch: Sketch) -> Column:
 
 
 def first_row(names: Sequence[str], typical: Sequence[Sketch] = ()) -> pd.DataFrame:
-    """Return a row of missing values to try a model on.
+    """Return a row of missing values for a trial prediction.
 
     Args:
         names: Names of the columns.
-        typical: Columns with the median or most frequent training value instead.
+        typical: Sketches of columns that get their median or most frequent training value instead.
     """
     row: dict[str, Any] = dict.fromkeys(names)
     for sketch in typical:

@@ -34,7 +34,7 @@ def restore(
     width: int,
     trusted: Sequence[str],
 ) -> Predicting:
-    """Build a network or predictor from what `store` returned; the content may come from a stranger.
+    """Build a network or predictor from the output of `store`, which may come from an untrusted file.
 
     Args:
         description: Description of the predictor.
@@ -45,7 +45,7 @@ def restore(
 
     Raises:
         ValueError: If the content is not valid.
-        UntrustedTypes: If it refers to a class or function that is not trusted.
+        UntrustedTypes: If the content refers to a class or function that is not trusted.
     """
     if "kind" not in description:
         network = SavedNetwork.from_tensors(description, tensors)

@@ -1,4 +1,4 @@
-"""Checks of a stored model, which may come from a stranger: sizes, numbers and names."""
+"""Checks of the sizes, numbers and names in a stored model, which may come from an untrusted source."""
 
 import math
 import re
@@ -36,10 +36,10 @@ def check_weights(weights: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def limited_to(weights: Mapping[str, Tensor]) -> Generator[None]:
-    """Stop the construction of a network that has far more weights than are stored, before it takes memory.
+    """Stop the construction of a network with far more weights than are stored, before it uses memory.
 
     Raises:
-        ValueError: If twice as many parameters are registered in the block.
+        ValueError: If the network built in the `with` block has more than about twice the stored weights.
     """
     thread = threading.get_ident()
     tensors = 2 * len(weights) + _SPARE_TENSORS
@@ -69,7 +69,7 @@ def check_columns(encoder: Encoder, reference: Sequence[Sketch], environments: S
     """Check the encoding of each column, and its distribution in the training environments.
 
     Raises:
-        ValueError: If a number is not allowed, or the parts do not fit together.
+        ValueError: If a number is invalid, or the encoding and the distributions are inconsistent.
     """
     names = [column.name for column in encoder.columns]
     for what, each in (("columns", names), ("environments", environments)):
@@ -117,7 +117,7 @@ def check_target(
     """Check the classes, the type and the scale of the target.
 
     Raises:
-        ValueError: If they do not fit the task.
+        ValueError: If one of them does not fit the task.
     """
     number = len(classes)
     if not (number == 0 if task == Regression.name else number == 2 if task == "binary" else number > 1):

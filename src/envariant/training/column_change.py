@@ -11,13 +11,13 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, eq=False)
 class ColumnChange:
-    """Function from rows to several copies of them, each with one column changed.
+    """Function that returns several copies of its rows, each with one column changed.
 
     Attributes:
         names: Name of the changed column of each copy.
-        places: Inputs of these columns.
+        places: Positions of each changed column in the inputs.
         order: Order of the rows, for columns that are shuffled.
-        replacements: Training rows whose values replace those of a column; None: the column is shuffled.
+        replacements: For each column, the training rows whose values replace it; None to shuffle the column.
         pooled_inputs: Function that returns the inputs of all training rows.
         pooled_frame: Function that returns the raw columns of all training rows.
     """
@@ -39,7 +39,7 @@ class ColumnChange:
         return copies.flatten(-3, -2)
 
     def of_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return copies of raw columns, one after another.
+        """Return one copy of the raw columns per changed column, concatenated along the rows.
 
         Args:
             frame: Raw columns of the rows.

@@ -20,7 +20,7 @@ from envariant.core import machine
 from envariant.core.errors import EnvariantError
 
 _AMOUNT = TypeAdapter(ByteSize)
-# Assumed where the system does not say how much memory is available.
+# Assumed if the system does not report how much memory is available.
 _UNKNOWN = 4 * 2**30
 
 

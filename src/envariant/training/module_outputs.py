@@ -27,7 +27,7 @@ _UNLIMITED = re.compile(
     r"(Addmm|Mm|Bmm|Mv|Addmv|Dot|Add|Sub|Linear|Convolution|Mean|Sum|LogSoftmax|LeakyRelu|Elu|Gelu|Silu|"
     r"NativeLayerNorm|NativeGroupNorm|NativeBatchNorm|CudnnBatchNorm)\w*Backward\d*"
 )
-# Size of the random inputs for which a network with limited outputs is told from others, and their number.
+# Size and number of the random inputs that distinguish networks with limited outputs from others.
 _WIDE, _TRIES = 10.0, 64
 
 

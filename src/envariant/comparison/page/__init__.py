@@ -76,7 +76,7 @@ def check(folder: Path) -> None:
     """Check that writing the page and the numbers overwrites only those of an earlier comparison.
 
     Raises:
-        EnvariantError: If a file exists and is another one.
+        EnvariantError: If a file with one of these names exists and was not written by a comparison.
     """
     html.check_page(folder / "report.html", "comparison")
     check_overwrite(folder / "comparison.json", r'\A\{\s*"verdict":')

@@ -26,7 +26,7 @@ from envariant.reporting.theme import (
 )
 
 _PART_COLORS = (TEST, TRAIN[2], TRAIN[0])
-# Largest number of curves in the figure of scores over labels.
+# Largest number of curves in the figure of scores by number of labels.
 _MOST_CURVES = 8
 
 
@@ -104,7 +104,7 @@ class Remedies(PageSection):
         return bool(results.remedies)
 
     def render(self) -> tuple[Block, ...]:
-        """Return the figure of scores over numbers of labels, the table, and columns to collect."""
+        """Return the figure of scores by number of labels, the table, and the columns to collect."""
         remedies: tuple[Remedy, ...] = self.results.remedies
         curves = [each for each in remedies if each.curve][:_MOST_CURVES]
         caption = (
@@ -150,7 +150,7 @@ class Remedies(PageSection):
 
 
 def _summary(cause: Cause) -> tuple[str, str]:
-    """Return the environment and the sentences about it, without its name."""
+    """Return the environment, and the sentences about it without the repeated environment name."""
     sentences = [cause.cause or "No significant drop.", cause.bias, cause.relation, cause.kinds]
     texts = (
         s.removeprefix(f"In {cause.label}, ").replace(f" in {cause.label}.", ".") for s in sentences if s
@@ -208,7 +208,7 @@ def _parts_figure(causes: list[Cause]) -> Figure:
 
 
 def _curves_figure(remedies: list[Remedy]) -> Figure:
-    """Return the score over the number of labels, one curve per environment."""
+    """Plot the score against the number of labels, one curve per environment."""
     figure, axes = new_axes(7.4, 3.4)
     sizes = sorted({gain.n_labels for each in remedies for gain in each.curve})
     for k, (each, color) in enumerate(zip(remedies, colors(), strict=False)):

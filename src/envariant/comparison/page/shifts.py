@@ -50,7 +50,7 @@ class Shifts(PageSection):
 
 
 def plane(shifts: Mapping[str, Shift]) -> Figure:
-    """Return a plot of correlation shift over diversity shift, one point per environment.
+    """Plot correlation shift against diversity shift, one point per environment.
 
     Names that would overlap other names are omitted.
     """

@@ -27,7 +27,7 @@ from envariant.data.images import reading
 from envariant.data.images.decoding import shown, some
 
 HIDDEN = "skipped, hidden"
-"""Beginning of the remark on hidden files, about which nobody is warned."""
+"""Beginning of the remark on hidden files, for which no warning is issued."""
 
 
 @final

@@ -28,7 +28,7 @@ from envariant.data.tables.kinds.missing import CLASS_WORDS
 from envariant.data.tables.kinds.notation import plain
 
 _NUMERIC = re.compile(r"\W{0,3}\d")
-# Smallest share of number-like texts in a text column that is reported.
+# Smallest share of number-like strings in a text column that is reported.
 _NUMERIC_SHARE = 0.5
 # Share and number of rows below which observed values are too few to learn from.
 _RARE_SHARE, _RARE_ROWS = 0.05, 100
@@ -49,8 +49,8 @@ class Column:
         categories: Categories in the order of their codes; empty for other kinds.
         notation: Notation of numbers that were read from text; None for the notation of programming
             languages.
-        remarks: Sentences that explain how ambiguous texts in the column were read.
-        missing_as: Texts of the column that were read as missing values.
+        remarks: Sentences that explain how ambiguous strings in the column were read.
+        missing_as: Strings of the column that were read as missing values.
     """
 
     name: str
@@ -150,11 +150,11 @@ def infer_column(
     Args:
         name: Name of the column.
         chunks: Chunks that contain all rows of the column.
-        rule: Rule that decides which texts are missing values.
+        rule: Rule that decides which strings are missing values.
         decimal_comma: Whether numbers in the table have a decimal comma; None if unknown.
 
     Raises:
-        EnvariantError: If a column of numbers or dates contains a few other texts.
+        EnvariantError: If a column of numbers or dates contains a few other strings.
     """
     texts = concatenated(chunks)
     if texts.kind is not None:
@@ -201,7 +201,7 @@ def _are_codes(words: ColumnChunk, numbers: ColumnChunk) -> bool:
 
 
 def _numeric_remark(texts: ColumnChunk) -> list[str]:
-    """Return a remark if many texts of a text column begin with a digit, as numbers with a unit do."""
+    """Return a remark if many strings of a text column begin with a digit, as numbers with a unit do."""
     counts = texts.counts
     looks = np.array([bool(_NUMERIC.match(text)) for text in texts.texts], dtype=bool)
     share = counts[looks].sum() / max(1, counts.sum())
@@ -242,8 +242,8 @@ def column_of_kind(
         first_row: Number of preceding rows, for error messages.
         notation: Notation of numbers in the training table.
         known: Categories that occur in training. They are never missing values, even words such as "none".
-        declared: Texts that the user declared as missing values in training. Default: the usual ones, such as
-            NA.
+        declared: Strings that the user declared as missing values in training. Default: the usual ones,
+            such as NA.
 
     Raises:
         EnvariantError: If a value is not of the given kind.
@@ -280,7 +280,7 @@ def _text_chunk(
     table = np.append(text_codes, -1)[codes].astype(np.int32)
     originals: tuple[Any, ...] = ()
     if keep_originals:
-        # Of equal texts, the value that is its own text, else the first.
+        # If values have equal text, prefer the value that is this text, else the first.
         by_text = dict(zip(reversed(written), reversed(list(values)), strict=True))
         by_text |= {text: value for text, value in zip(written, values, strict=True) if text == value}
         originals = tuple(by_text[text] for text in texts)
@@ -288,7 +288,7 @@ def _text_chunk(
 
 
 def _spellings(values: Any, written: Sequence[str]) -> list[tuple[str, str]]:
-    """Return up to three pairs of different texts that were read as the same text."""
+    """Return up to three pairs of different strings that were read as the same string."""
     first: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
     for value, text in zip(values, written, strict=True):

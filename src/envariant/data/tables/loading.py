@@ -1,4 +1,4 @@
-"""Load the columns of a table; infer its decimal sign and its words for missing values."""
+"""Load the columns of a table; infer its decimal separator and its words for missing values."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from envariant.data.tables.kinds import KINDS, ColumnChunk, Kind, MissingRule, N
 from envariant.data.tables.kinds.notation import decimal_sign, may_be_thousands, plain
 from envariant.data.tables.reading import TableInput, labeled, lacking_columns, open_table
 
-# Largest number of values of a column that are searched for a decimal sign.
+# Largest number of values of a column that are searched for a decimal separator.
 _SHOWN = 10_000
 
 Chunks = dict[str, list[ColumnChunk]]
@@ -51,10 +51,10 @@ class LoadedColumns:
 
         Args:
             roles: Names of the target and environment column, in which words such as "none" are values.
-            declared: Texts that the user declared as missing values. Default: the usual ones, such as NA.
+            declared: Strings that the user declared as missing values. Default: the usual ones, such as NA.
 
         Raises:
-            EnvariantError: If a column of numbers or dates contains a few other texts.
+            EnvariantError: If a column of numbers or dates contains a few other strings.
         """
         samples, columns, rules = self.table.samples, dict[str, Column](), dict[str, MissingRule]()
         for name, chunks in self.chunks.items():
@@ -95,7 +95,7 @@ def load(
         texts: Names of columns of a text file to read as text, without conversion to numbers.
         target: Name of the target column; "" for none.
         environment: Name of the environment column; "" for none.
-        declared: Texts that the user declared as missing values. Default: the usual ones, such as NA.
+        declared: Strings that the user declared as missing values. Default: the usual ones, such as NA.
 
     Raises:
         EnvariantError: If the data cannot be read, or a value is invalid.
@@ -138,7 +138,7 @@ def load(
 
 
 def _as_text(table: TableInput, names: Sequence[str], chunk: Any) -> Chunks:
-    """Read columns of a text file again, without converting texts to numbers."""
+    """Read columns of a text file again, without converting strings to numbers."""
     chunks: Chunks = {name: [] for name in names}
     first_row = 0
     for frame in table.chunks(names) if names else ():
@@ -192,8 +192,8 @@ def read_columns(
         kinds: Mapping from column name to the kind of the column in training.
         notations: Mapping from column name to the notation of its numbers in training.
         known: Mapping from column name to its categories in training.
-        declared: Texts that the user declared as missing values in training. Default: the usual ones, such as
-            NA.
+        declared: Strings that the user declared as missing values in training. Default: the usual ones,
+            such as NA.
         encoding: Encoding of a text file.
 
     Yields:

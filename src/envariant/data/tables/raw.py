@@ -1,4 +1,4 @@
-"""Raw columns of a table as a data frame, for predictors that choose columns by name."""
+"""Raw columns of a table as a data frame, for predictors that select columns by name."""
 
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass

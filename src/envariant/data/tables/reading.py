@@ -36,7 +36,7 @@ class TableInput:
         label: Name of the table in messages.
         header: Names of the columns.
         chunks: Function that yields the rows in chunks. For text files, the argument lists the columns to
-            read as text; with None, all columns are read, and texts are converted to numbers if possible.
+            read as text; with None, all columns are read, and strings are converted to numbers if possible.
         is_text: Whether the table is a text file.
         separator: Separator of a text file.
         samples: Mapping from column to the words for missing values in the first records of a text file.
@@ -58,7 +58,7 @@ def open_table(data: Any, encoding: str, declared: frozenset[str] | None = None)
     Args:
         data: Path, name of a bundled table, or data frame of pandas, polars or Arrow.
         encoding: Encoding of a text file.
-        declared: Texts that the user declared as missing values. Default: the usual ones, such as NA.
+        declared: Strings that the user declared as missing values. Default: the usual ones, such as NA.
 
     Raises:
         EnvariantError: If the data cannot be read, or a column name occurs twice.

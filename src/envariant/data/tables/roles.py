@@ -210,7 +210,7 @@ def missing_classes(target: Column, environment: Column, task: TaskName) -> list
 
 
 def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
-    """Return log entries for categories that differ only in case, blanks or character form.
+    """Return log entries for categories that differ only in case, spaces or character form.
 
     Args:
         column: Column of categories.

@@ -16,7 +16,7 @@ from envariant.data.tables.kinds.missing import MISSING_TEXTS
 
 # Bytes of text that are read.
 _LENGTH = 1 << 18
-# With fewer other texts, it is not known whether a column quotes its texts.
+# With fewer other strings, it is not known whether a column quotes its strings.
 _FEWEST_TEXTS = 5
 
 
@@ -27,7 +27,7 @@ class ColumnSample:
 
     Attributes:
         counts: Mapping from a pair, a lower-case word and whether it is in quotes, to the number of fields.
-            Other texts are counted under "" instead of a word.
+            Other strings are counted under "" instead of a word.
     """
 
     counts: Mapping[tuple[str, bool], int]
@@ -44,7 +44,7 @@ class ColumnSample:
 
     @property
     def unquoted_words(self) -> frozenset[str]:
-        """Words for missing values without quotes, if all other texts are in quotes, as in files from R."""
+        """Words for missing values without quotes, if all other strings are in quotes, as in files from R."""
         marks = self.counts.get(("", True), 0) >= _FEWEST_TEXTS and ("", False) not in self.counts
         return self.words - self.quoted_words if marks else frozenset()
 

@@ -53,8 +53,8 @@ class Table:
         preprocessing_log: Log entries for each column and for the whole table.
         sample_weight: Column of sampling weights for training; None for equal weights.
         target_type: Original type of the target and values of its classes, for predictions.
-        missing_values: Texts that the user declared as missing values; None: the usual ones, such as NA.
-        texts: Columns of free text, which are no inputs; only predictors that choose columns by name get
+        missing_values: Strings that the user declared as missing values; None: the usual ones, such as NA.
+        texts: Columns of free text, not used as inputs; only predictors that select columns by name get
             them.
     """
 
@@ -224,7 +224,7 @@ def read(
             Default: equal weights.
         min_rows: Minimum number of rows of an environment; smaller environments are pooled or omitted.
         encoding: Encoding of a text file.
-        missing_values: Texts that represent a missing value in every column; empty cells always do. Default:
+        missing_values: Words that represent a missing value in every column; empty cells always do. Default:
             words such as NA in columns of numbers, and in other input columns if they are rare.
 
     Raises:
@@ -240,7 +240,7 @@ def read(
         None if missing_values is None else frozenset(map(str, several(missing_values, "missing_values")))
     )
     source = open_table(data, encoding, declared)
-    # Names of columns may be numbers or tuples; they are known by their text.
+    # Column names may be numbers or tuples; they are identified by their text.
     role_names = {"target": str(target), "environment": str(environment)}
     role_names |= {} if sample_weight is None else {"sample_weight": str(sample_weight)}
     excluded = tuple(dict.fromkeys(map(str, several(exclude, "exclude"))))

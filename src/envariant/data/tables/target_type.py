@@ -44,7 +44,7 @@ class TargetType:
         Args:
             dtype: Pandas type of the column; None for a text file.
             column: Target column as read from the file or the data frame.
-            texts: Texts of all rows with their original values; None if the column is numeric.
+            texts: Strings of all rows with their original values; None if the column is numeric.
             classes: Target column as classes; None for regression.
         """
         name = "" if dtype is None else str(dtype)
@@ -125,7 +125,7 @@ def _of_number(number: float, kind: str, dtype: str) -> Scalar:
 
 
 def _as_pandas_reads(originals: Sequence[Any], texts: Sequence[str], column: Column) -> list[Any]:
-    """Convert the texts of a file to Booleans or numbers, as pandas would read them."""
+    """Convert the strings of a file to Booleans or numbers, as pandas would read them."""
     if column.kind == "boolean" and all(text.lower() in ("true", "false") for text in originals):
         return [text.lower() == "true" for text in originals]
     if column.kind == "number" and column.notation is None:

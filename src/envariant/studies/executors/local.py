@@ -25,7 +25,7 @@ from envariant.training.store.recorder import Recorder
 
 MAX_WORKERS = max(64, 2 * (os.cpu_count() or 1))
 """Largest number of worker processes."""
-# Seconds between two looks at the jobs of other processes.
+# Seconds between two checks of the jobs of other processes.
 _WAIT_S = 0.5
 
 

@@ -62,7 +62,7 @@ class StoreReader(ABC):  # noqa: B024
         self._connection, writable = _connect(self.path)
         try:
             with self.errors_as_envariant():
-                # Functions in the schema of a stranger's file are not called.
+                # Do not call functions in the schema of an untrusted file.
                 self._connection.execute("PRAGMA trusted_schema=OFF")
                 if verify:
                     self._verify()
@@ -75,7 +75,7 @@ class StoreReader(ABC):  # noqa: B024
 
     def _verify(self) -> None:
         """Raise an error if the file is damaged, or was not written by this version of envariant."""
-        # A view or a trigger of a stranger could run for ever, so no table is read before this check.
+        # A view or a trigger in an untrusted file could run forever, so no table is read before this check.
         if self._rows("SELECT 1 FROM sqlite_master WHERE type NOT IN ('table', 'index') LIMIT 1"):
             raise self._damaged("it holds views or triggers")
         schema = self.fact("schema")

@@ -51,11 +51,11 @@ class ColumnChunk:
         kind: Name of the kind that corresponds to the pandas type; None for text.
         values: Values `[rows]`: float64 with NaN for missing values; for text, int32 codes with −1 for
             missing values.
-        texts: Distinct texts, in the order of their codes.
-        categorical: Whether texts are always categories, even if they can be read as numbers.
-        spellings: Pairs of different texts that were read as the same text because they differ only in blanks
-            or invisible characters.
-        originals: Original value of each text, before conversion to text; empty if not stored.
+        texts: Distinct strings, in the order of their codes.
+        categorical: Whether strings are always categories, even if they can be read as numbers.
+        spellings: Pairs of different strings that were read as the same string because they differ only in
+            spaces or invisible characters.
+        originals: Original value of each string, before conversion to text; empty if not stored.
     """
 
     kind: str | None
@@ -72,14 +72,14 @@ class ColumnChunk:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Number of rows that contain each text, `[texts]`."""
+        """Number of rows that contain each string, `[texts]`."""
         return np.bincount(self.values[self.values >= 0], minlength=len(self.texts))
 
     def without(self, missing: NDArray[np.bool_]) -> "ColumnChunk":
-        """Return the chunk without some of its texts, whose rows become missing values.
+        """Return the chunk without some of its strings, whose rows become missing values.
 
         Args:
-            missing: Mask of the texts.
+            missing: Mask of the strings.
         """
         table = np.append(np.where(missing, -1, np.cumsum(~missing) - 1), -1).astype(np.int32)
         texts = tuple(text for text, absent in zip(self.texts, missing, strict=True) if not absent)
@@ -100,7 +100,7 @@ class ColumnEncoding:
         indicator: Whether there is an indicator input for missing values.
         categories: Categories with a separate input each.
         other: Whether there is one common input for rare categories.
-        notation: Notation of the numbers in text; None: that of programs.
+        notation: Notation of the numbers in text; None for the notation of programming languages.
     """
 
     name: str
@@ -142,7 +142,7 @@ class ColumnKind(ABC):
 
         Args:
             name: Name of the column.
-            texts: All rows of the column; texts that represent a missing value are already removed.
+            texts: All rows of the column; strings that represent a missing value are already removed.
             decimal_comma: Whether numbers in the table have a decimal comma; None if unknown.
 
         Raises:
@@ -157,7 +157,7 @@ class ColumnKind(ABC):
 
         Args:
             name: Name of the column.
-            chunk: Rows, without texts that represent a missing value.
+            chunk: Rows, without strings that represent a missing value.
             first_row: Number of preceding rows, for error messages.
             notation: Notation of the numbers in the training table.
 
@@ -228,7 +228,7 @@ class NumericKind(ColumnKind):
 
     @abstractmethod
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Parse texts as numbers; NaN for texts that are not of this kind."""
+        """Parse strings as numbers; NaN for strings that are not of this kind."""
 
     def notation(self, texts: ColumnChunk, decimal_comma: bool | None) -> Notation | None:
         """Return the number notation of a text column; None if `parse` reads the column without one."""
@@ -273,7 +273,7 @@ class NumericKind(ColumnKind):
         return Parsed(self.checked(name, values, first_row))
 
     def _known(self, chunk: ColumnChunk, notation: Notation | None) -> NDArray[np.float64]:
-        """Parse texts in the notation of the training table, or in another one that is beyond doubt."""
+        """Parse strings in the notation of the training table, or in another if it is unambiguous."""
         parsed = self.parse(chunk.texts) if notation is None else notation.parse(chunk.texts)
         if not np.isfinite(parsed).all() and (other := self.notation(chunk, None)) is not None:
             is_clear = other.agrees_with(notation) and other.is_certain(chunk.texts)

@@ -22,14 +22,14 @@ from envariant.data.tables.kinds.notation import Notation
 MOST_CATEGORIES = 32
 """Largest number of inputs of one column; with more categories, the rarest ones share an input."""
 
-# If the number of distinct texts exceeds this share of the rows, the column contains names.
+# If the number of distinct strings exceeds this share of the rows, the column contains names.
 _NAME_SHARE = 0.5
 
 
 @final
 @dataclass(frozen=True)
 class Category(ColumnKind):
-    """Categories: distinct texts in sorted order, encoded as one-hot inputs."""
+    """Categorical values: distinct strings in sorted order, encoded as one-hot inputs."""
 
     name: ClassVar[str] = "category"
     categorical: ClassVar[bool] = True

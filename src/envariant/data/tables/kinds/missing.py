@@ -1,4 +1,4 @@
-"""Decide which texts are missing values; words such as `none` may also be values."""
+"""Decide which strings are missing values; words such as `none` may also be values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ CLASS_WORDS = frozenset({"none", "missing", "unknown"})
 """Words for a missing value that are also used as names of classes."""
 _WORDS = CLASS_WORDS | {"na", "n/a", "null"}
 MISSING_TEXTS = _NEVER_VALUES | _WORDS | {"-", "--", ".", "nan"}
-"""Lower-case texts that can represent a missing value; empty texts always do."""
+"""Lower-case strings that can represent a missing value; empty strings always do."""
 
 # Words of at least this share of the rows, and in at least this number of rows, are values.
 _FREQUENT, _FEWEST = 0.05, 5
@@ -21,20 +21,20 @@ _FREQUENT, _FEWEST = 0.05, 5
 @final
 @dataclass(frozen=True)
 class MissingRule:
-    """Rule that decides which texts of a column are missing values.
+    """Rule that decides which strings of a column are missing values.
 
     In a column of numbers or dates, all `MISSING_TEXTS` are missing values. In the target and environment
     column, words such as "none" are values. In other columns, such a word is a value if it is frequent, or if
-    it is in quotes and not all texts of the file are.
+    it is in quotes and not all strings of the file are.
 
     Attributes:
-        declared: Texts that the user declared as missing values in all columns; None if there is no
+        declared: Strings that the user declared as missing values in all columns; None if there is no
             declaration.
         keeps_words: Whether the column is the target or the environment.
         markers: Words that represent missing values in the numeric columns of the table.
-        quoted: Words that occur in quotes, if only some texts of the file are in quotes.
-        unquoted: Words that occur without quotes, if all other texts of the column are in quotes.
-        categorical: Whether the column was declared as categorical, so that all its texts are values.
+        quoted: Words that occur in quotes, if only some strings of the file are in quotes.
+        unquoted: Words that occur without quotes, if all other strings of the column are in quotes.
+        categorical: Whether the column was declared as categorical, so that all its strings are values.
     """
 
     declared: frozenset[str] | None = None
@@ -45,12 +45,12 @@ class MissingRule:
     categorical: bool = False
 
     def mask(self, texts: Sequence[str], counts: NDArray[np.int64] | None) -> NDArray[np.bool_]:
-        """Return the mask of texts that are missing values.
+        """Return the mask of strings that are missing values.
 
         Args:
-            texts: Distinct texts.
-            counts: Number of rows that contain each text; None for a column of numbers, in which no word is a
-                value.
+            texts: Distinct strings.
+            counts: Number of rows that contain each string; None for a column of numbers, in which no word
+                is a value.
         """
         if counts is None:
             return np.array([self._is_missing(text, None, 0) for text in texts], dtype=bool)

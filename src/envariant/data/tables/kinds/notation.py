@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-# The same signs in other scripts and fonts: full width, typographic minus, apostrophes and blanks.
+# The same characters in other scripts and fonts: full width, typographic minus, apostrophes and spaces.
 _SIGNS = {
     **{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)},
     **dict.fromkeys((0x2010, 0x2011, 0x2012, 0x2013, 0x2212, 0xFE63), "-"),
@@ -28,7 +28,7 @@ _TEXT = re.compile(
     r"(?P<digits>[.,]?\d(?:[\d.,' ]*\d)?[.,]?(?:[eE][-+]?\d+)?)\s*"
     r"(?P<after>[^\W\d_]{1,8}|[%‰°][A-Za-z]?|[^\w\s()+-])?\s*(?P<minus>-)?\s*(?P<close>\))?"
 )
-# Digits in groups of three (in India: two, then three), with a point or a comma as decimal sign.
+# Digits in groups of three (in India: two, then three), with a point or a comma as decimal separator.
 _NUMBER = {
     decimal: re.compile(
         rf"(?:[1-9]\d{{0,2}}(?:(?P<sign>[{group}' ])\d{{3}})(?:(?P=sign)\d{{3}})*(?:{re.escape(decimal)}\d*)?"
@@ -38,9 +38,9 @@ _NUMBER = {
     for decimal, group in ((".", ","), (",", "."))
 }
 _GROUPED = re.compile(r"[-+]?(?:[1-9]\d{0,2}(?:\.\d{3})+|\d{1,3})")
-# With at most this number of different texts, numbers with a unit of letters are categories.
+# With at most this number of different strings, numbers with a unit of letters are categories.
 _FEW = 20
-# Smallest number of different texts that show how thousands are written.
+# Smallest number of different strings that show how thousands are written.
 _MANY = 30
 
 
@@ -50,7 +50,7 @@ class Notation:
     """Notation of the numbers in a text column.
 
     Attributes:
-        decimal: Decimal sign, a point or a comma.
+        decimal: Decimal separator, a point or a comma.
         affix: Text before or after each number, such as "%", a currency or a unit; "" if there is none.
     """
 
@@ -58,7 +58,7 @@ class Notation:
     affix: str = ""
 
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Convert texts to numbers; 12% becomes 0.12, and texts in another notation become NaN."""
+        """Convert strings to numbers; 12% becomes 0.12, and strings in another notation become NaN."""
         return np.array([self._number(text) for text in texts], dtype=np.float64)
 
     def _number(self, text: str) -> float:
@@ -73,7 +73,7 @@ class Notation:
         return (-number if negative else number) / (100 if affix == "%" else 1)
 
     def is_certain(self, texts: Sequence[str]) -> bool:
-        """Return whether the other decimal sign would make some texts invalid, or give the same numbers."""
+        """Return whether the other decimal separator would give invalid strings or the same numbers."""
         other = Notation("," if self.decimal == "." else ".", self.affix).parse(texts)
         return not np.isfinite(other).all() or np.array_equal(self.parse(texts), other)
 
@@ -84,7 +84,7 @@ class Notation:
 
 
 def plain(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Convert texts in the notation of programming languages, such as -1.5e3, to numbers; others to NaN."""
+    """Convert strings in the notation of programming languages, such as -1.5e3, to numbers; others to NaN."""
     numbers = pd.to_numeric(pd.Series(list(texts), dtype=object), errors="coerce").to_numpy(dtype=np.float64)
     # Unlike pandas, Python rounds to the nearest number.
     return np.array([float(t) if n == n else n for t, n in zip(texts, numbers.tolist(), strict=True)])
@@ -96,10 +96,10 @@ def infer_notation(
     """Return the notation in which most rows of a column are numbers, or None if there is none.
 
     Args:
-        texts: Distinct texts of the column.
-        counts: Number of rows with each text.
-        decimal_comma: Whether numbers in the table have a decimal comma; used if the texts are ambiguous. If
-            it is None, a comma before three digits separates thousands.
+        texts: Distinct strings of the column.
+        counts: Number of rows with each string.
+        decimal_comma: Whether numbers in the table have a decimal comma; used if the strings are ambiguous.
+            If it is None, a comma before three digits separates thousands.
     """
     parts = [_split(text) for text in texts]
     affixes: Counter[str] = Counter()
@@ -124,10 +124,10 @@ def infer_notation(
 
 
 def thousands_sign(digits: Sequence[str]) -> str:
-    """Return the sign, a point or a comma, that separates thousands in a column, or "" if this is unclear.
+    """Return the thousands separator of a column: a point, a comma, or "" if it cannot be determined.
 
-    The sign separates thousands if at least 30 numbers contain it, always before three digits, and all other
-    numbers are integers with one to three digits.
+    A character is the thousands separator if at least 30 numbers contain it, always before three digits,
+    and all other numbers are integers with one to three digits.
     """
     for sign in ".,":
         grouped = re.compile(rf"[-+]?[1-9]\d{{0,2}}(?:{re.escape(sign)}\d{{3}})+")
@@ -145,7 +145,7 @@ def thousands_sign(digits: Sequence[str]) -> str:
 
 
 def decimal_sign(texts: Sequence[str]) -> str:
-    """Return the decimal sign of the numbers in a column, or "" if it is ambiguous."""
+    """Return the decimal separator of the numbers in a column, or "" if it is ambiguous."""
     found = [{d for d in ".," if np.isfinite(_value(part[0], d))} for text in texts if (part := _split(text))]
     signs = [next(iter(each)) for each in found if len(each) == 1]
     return signs[0] if signs and len(set(signs)) == 1 and len(found) == len(texts) else ""

@@ -111,28 +111,18 @@ def _copy_benchmarks():
     target.mkdir(exist_ok=True)
     for picture in (HERE.parent / "benchmarks").glob("*.svg"):
         shutil.copy(picture, target)
-    names = sorted(
-        path.name for path in (HERE.parent / "benchmarks").glob("*.md") if path.name != "README.md"
-    )
-    for name in ("README.md", *names):
-        text = (HERE.parent / "benchmarks" / name).read_text(encoding="utf-8").replace("](../docs/", "](../")
-        text = re.sub(r"\[([^]]+)\]\(\w+\.(?:json|py)\)", r"`\1`", text)
-        if name == "README.md":
-            text += (
-                "\n```{toctree}\n:hidden:\n\n"
-                + "\n".join(other.removesuffix(".md") for other in names)
-                + "\n```\n"
-            )
-        (target / name.replace("README", "index")).write_text(text, encoding="utf-8")
+    names = sorted(page.stem for page in (HERE.parent / "benchmarks").glob("[!R]*.md"))
+    for name in ("README", *names):
+        text = (HERE.parent / "benchmarks" / f"{name}.md").read_text(encoding="utf-8")
+        text = re.sub(r"\[([^]]+)\]\(\w+\.(?:json|py)\)", r"`\1`", text.replace("](../docs/", "](../"))
+        if name == "README":
+            text += "\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
+        (target / f"{name.replace('README', 'index')}.md").write_text(text, encoding="utf-8")
 
 
 def _link_benchmarks(app, docname, source):
     """Let links of the guides to `benchmarks/` lead to the copies in the site."""
-    source[0] = (
-        source[0]
-        .replace("](../../benchmarks/", "](../benchmarks/")
-        .replace("](../benchmarks/", "](benchmarks/")
-    )
+    source[0] = re.sub(r"\]\(((?:\.\./)*)\.\./benchmarks/", r"](\1benchmarks/", source[0])
 
 
 def setup(app):

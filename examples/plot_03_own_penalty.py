@@ -35,8 +35,7 @@ class MeanLogit(Penalty):
     coefficient: Annotated[Schedule, LogUniform(1e-1, 1e3)] = Step(0.0, 10.0, at=100)
 
     def penalty(self, predicted, state):
-        logits = predicted.logits.flatten(1)
-        means = predicted.batch.per_environment_mean(logits)
+        means = predicted.batch.per_environment_mean(predicted.logits)
         return (means - means.mean(dim=0)).square().mean(), state
 
 

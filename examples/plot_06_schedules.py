@@ -31,7 +31,7 @@ runs = {
     for name, schedule in schedules.items()
 }
 for name, run in runs.items():
-    print(f"{name:22}", run.summary()["accuracy mean"].round(3).to_dict())
+    print(f"{name:22}", run.summary()["accuracy"].round(3).to_dict())
 
 # %%
 

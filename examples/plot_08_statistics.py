@@ -24,7 +24,7 @@ print("probability that mine is better", analysis.probability_of_improvement(min
 
 from scipy import stats
 
-print("signed rank p =", analysis.signed_rank(mine - erm))
+print("signed rank p =", analysis.signed_rank(mine, erm))
 print("paired t    p =", round(float(stats.ttest_rel(mine, erm).pvalue), 4))
 
 # %%

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from envariant.core.errors import EnvariantError
     from envariant.core.tasks import Binary, Multiclass, Regression
     from envariant.estimators import InvariantClassifier, InvariantRegressor
+    from envariant.reporting.score_tables import score_table
     from envariant.saved_model import load_model
+    from envariant.studies import Study
     from envariant.training.result import TrainingResult
     from envariant.training.train import train
 
@@ -40,9 +42,11 @@ _NAMES = {
     "InvariantRegressor": "estimators",
     "Multiclass": "core.tasks",
     "Regression": "core.tasks",
+    "Study": "studies",
     "TrainingResult": "training.result",
     "compare": "comparison",
     "load_model": "saved_model",
+    "score_table": "reporting.score_tables",
     "train": "training.train",
 }
 
@@ -56,6 +60,7 @@ __all__ = [
     "InvariantRegressor",
     "Multiclass",
     "Regression",
+    "Study",
     "TrainingResult",
     "algorithms",
     "analysis",
@@ -66,6 +71,7 @@ __all__ = [
     "published",
     "reporting",
     "schedules",
+    "score_table",
     "studies",
     "tasks",
     "train",

@@ -82,6 +82,7 @@ def sweep(
         Print the number of runs and the estimated time instead of training.
     """
     from envariant.reporting import html
+    from envariant.studies.running import train_runs
     from envariant.studies.study import begin
     from envariant.studies.trackers import BackgroundTracking
 
@@ -111,7 +112,7 @@ def sweep(
         pass
     tracking = None if track is None else BackgroundTracking(folder, track, track_at)
     with tracking or nullcontext():
-        _train(study, folder, executor, address, workers, execution)
+        train_runs(study, folder, executor=executor, address=address, workers=workers, **execution)
     _print_summary(folder, tracking, json)
     if not json and tracking is not None and tracking.problem:
         from envariant.cli.show import print_lines
@@ -162,39 +163,15 @@ def _print_estimate(study: Any, json: bool) -> None:
         print_lines(cost.lines())
 
 
-def _train(
-    study: Any,
-    folder: Path,
-    executor: str,
-    address: str | None,
-    workers: int,
-    execution: dict[str, Any],
-) -> None:
-    """Train the unfinished runs of a study."""
-    from envariant.studies.executors import local
-    from envariant.training.progress import show_sweep
-    from envariant.training.store import Store
-
-    with Store(folder) as store:
-        counts = store.counts()
-    with show_sweep(study.name, counts["planned"] + counts["running"], folder) as on_progress:
-        if executor == "ray":
-            from envariant.studies.executors import ray
-
-            ray.sweep(folder, study, address=address, on_progress=on_progress, **execution)
-        else:
-            local.sweep(folder, study, workers=workers, on_progress=on_progress, **execution)
-
-
 def _print_summary(folder: Path, tracking: Any, json: bool) -> None:
     """Write the page of a study, and print the algorithm scores by selection rule."""
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.reporting import study_page
+    from envariant.studies import StudyResults
     from envariant.training.store import Store
 
-    page = folder / "report.html"
+    page = StudyResults(folder).report()
     with Store(folder) as store:
-        study_page.write(store, page)
         counts = store.counts()
         summary, selections = study_page.overview(store)
     if json:

@@ -25,6 +25,7 @@ from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.remedies import find_remedies
 from envariant.comparison.results import ORDINARY, ComparisonResults
 from envariant.core import metrics, specs
+from envariant.core.display import Displayed, Summary
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
 from envariant.core.files import as_path
 from envariant.data.tables import table as tables
@@ -32,10 +33,9 @@ from envariant.data.tables.source import TableSource
 from envariant.predictors import predictor
 from envariant.saved_model import SavedModel
 from envariant.saved_model.folder import check as check_model
-from envariant.studies.executors import local, ray
 from envariant.studies.permutation_importance import MOST_COLUMNS
+from envariant.studies.running import train_runs
 from envariant.studies.study import Study
-from envariant.training.progress import show_sweep
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import check_objects
 from envariant.training.run_spec import EXECUTION_ONLY, text_of
@@ -49,8 +49,8 @@ _TRAINING_SHARE = 0.75
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Displayed):
     """Result of `compare`.
 
     Attributes:
@@ -117,8 +117,39 @@ class Comparison:
             "seconds": round(self.seconds, 1),
         }
 
-    def _repr_html_(self) -> str:
-        return page.fragment(self.results, self.recommendation)
+    def to_frame(self) -> pd.DataFrame:
+        """Return mean, standard deviation and number of replicas of the out-of-domain scores.
+
+        One row per method; the columns have two levels, as in `ScoreTable.to_frame`. `table` has means only.
+        """
+        return self.results.scores().to_frame()
+
+    def to_markdown(self, **options: Any) -> str:
+        """Return the out-of-domain scores as a Markdown table, as papers print them.
+
+        Args:
+            options: Options of `ScoreTable.to_markdown`: `digits`, `percent`.
+        """
+        return self.results.scores().to_markdown(**options)
+
+    def to_latex(self, **options: Any) -> str:
+        """Return the out-of-domain scores as a LaTeX table, as papers print them.
+
+        Args:
+            options: Options of `ScoreTable.to_latex`: `digits`, `percent`, `caption`, `label`.
+        """
+        return self.results.scores().to_latex(**options)
+
+    def _display(self) -> Summary:
+        table = page.methods_table(self.results)
+        return Summary(
+            self.recommendation.headline,
+            {"page": str(self.page), "model": str(self.folder / "model")},
+            lines=self.recommendation.bullets,
+            header=table.header,
+            rows=table.rows,
+            notes=table.notes,
+        )
 
 
 def compare(
@@ -339,10 +370,6 @@ def _runner(
     folder: Path, study: Study, execution: Mapping[str, Any], executor: str, address: str | None
 ) -> protocol.Run:
     def run(runs_left: int, deadline: float | None) -> None:
-        with show_sweep(folder.name, runs_left, folder) as on_progress:
-            if executor == "ray":
-                ray.sweep(folder, study, address=address, on_progress=on_progress, **execution)
-            else:
-                local.sweep(folder, study, on_progress=on_progress, until=deadline, **execution)
+        train_runs(study, folder, executor=executor, address=address, until=deadline, **execution)
 
     return run

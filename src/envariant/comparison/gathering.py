@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, final
 
 import numpy as np
@@ -253,7 +253,7 @@ def _cells(
             row_error = row_standard_error(task, metric, _in_order(own.predictions))
             id_score = statistics.interval(own.id_scores)
             cells.setdefault(method, {})[name] = Cell(
-                mean_interval(list(own.ood.values()), row_error), id_score
+                mean_interval(list(own.ood.values()), row_error), id_score, ood_values=own.ood
             )
             if reference is None or method == baseline:
                 continue
@@ -265,8 +265,7 @@ def _cells(
                 gains[method, name] = mean_interval(differences, row_error), p_value(differences, row_error)
     corrected = statistics.holm([p for _, p in gains.values()])
     for ((method, name), (gain, _)), p in zip(gains.items(), corrected, strict=True):
-        cell = cells[method][name]
-        cells[method][name] = Cell(cell.ood_score, cell.id_score, gain, p)
+        cells[method][name] = replace(cells[method][name], gain=gain, p_value=p)
     return cells
 
 

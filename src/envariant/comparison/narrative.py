@@ -23,6 +23,7 @@ from envariant.comparison.formatting import (
 )
 from envariant.comparison.remedies import Remedy
 from envariant.comparison.results import ComparisonResults
+from envariant.core.display import Displayed, Summary
 
 # Thresholds in units of the relevant difference: column importance, and uncertainty of a drop.
 _RELIES = 0.25
@@ -32,8 +33,8 @@ _MOST_REMEDIES = 3
 
 
 @final
-@dataclass(frozen=True)
-class Recommendation:
+@dataclass(frozen=True, repr=False)
+class Recommendation(Displayed):
     """Recommended method, with reasons and next steps.
 
     Attributes:
@@ -54,6 +55,11 @@ class Recommendation:
     def text(self) -> str:
         """Headline and bullets as plain text."""
         return "\n".join([self.headline, *(f"- {bullet}" for bullet in self.bullets)])
+
+    def _display(self) -> Summary:
+        more = f"{len(self.further_findings)} further findings" if self.further_findings else ""
+        facts = {"next steps": " ".join(self.next_steps), "not shown": more}
+        return Summary(self.headline, facts, lines=self.bullets)
 
 
 def recommend(results: ComparisonResults) -> Recommendation:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, final
 
@@ -13,7 +13,9 @@ from envariant.analysis import statistics
 from envariant.analysis.random_effects import PooledEstimate, pool_estimates
 from envariant.analysis.statistics import Interval
 from envariant.comparison.data_summary import DataSummary
+from envariant.core.display import Displayed, Summary, named
 from envariant.core.metrics import Metric
+from envariant.core.score_table import ScoreTable
 from envariant.training.store import Predictions
 
 LEVEL = 0.05
@@ -33,12 +35,14 @@ class Cell:
         id_score: In-domain score: mean over replicas trained on the environment, on its validation rows.
         gain: Gain over the baseline, positive if better; None for the baseline and if a score is absent.
         p_value: P-value of the test of no gain, Holm-corrected over all methods and environments.
+        ood_values: Out-of-domain score of each replica.
     """
 
     ood_score: Interval
     id_score: Interval
     gain: Interval | None = None
     p_value: float | None = None
+    ood_values: Mapping[int, float] = field(default_factory=dict[int, float], repr=False)
 
     @property
     def significant(self) -> bool:
@@ -111,8 +115,8 @@ class ScoredRows:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class ComparisonResults:
+@dataclass(frozen=True, eq=False, repr=False)
+class ComparisonResults(Displayed):
     """Scores, drops and gains of all methods, and measurements on the data.
 
     Attributes:
@@ -177,6 +181,29 @@ class ComparisonResults:
     def mean(self, method: str) -> float:
         """Return the method's mean out-of-domain score over environments."""
         return float(np.mean([cell.ood_score.mean for cell in self.cells[method].values()]))
+
+    def scores(self) -> ScoreTable:
+        """Return the out-of-domain scores, as papers print them: one row per method."""
+        values = {
+            m: {name: cell.ood_values for name, cell in cells.items()} for m, cells in self.cells.items()
+        }
+        return ScoreTable(
+            self.metric.name,
+            self.metric.higher_is_better,
+            values,
+            self.environments,
+            "Out-of-domain scores",
+            notes=("Hyperparameters by invariance selection.",),
+        )
+
+    def _display(self) -> Summary:
+        facts = {"baseline": self.baseline_method, "recommended": self.recommended}
+        return replace(
+            self.scores().summary(),
+            title=f"ComparisonResults ({self.metric.name})",
+            brief={"methods": named(self.cells), "environments": named(self.environments)},
+            facts=facts,
+        )
 
     def is_complete(self, method: str) -> bool:
         """Return whether the method has results in every environment."""

@@ -318,3 +318,34 @@ def tensor_of(values: Any, what: str) -> Tensor:
 def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Concatenate tensors along a dimension; a single tensor is returned without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
+
+
+def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -> Tensor:
+    """Concatenate columns of numbers or arrays, so that each row of inputs has the values of all.
+
+    Args:
+        columns: Columns by name.
+        names: Names of the columns to concatenate, in order.
+        label: Name of the data set, for error messages.
+
+    Raises:
+        EnvariantError: If a column does not hold numbers, or the shapes do not fit together.
+    """
+    parts = [tensor_of(columns[name], f"{label}: column '{name}'") for name in names]
+    flat = [part[:, None] if part.dim() == 1 else part for part in parts]
+    try:
+        return joined(flat, dim=1)
+    except (RuntimeError, IndexError):
+        shapes = ", ".join(f"'{name}' {tuple(part.shape)}" for name, part in zip(names, flat, strict=True))
+        raise EnvariantError(f"{label}: columns cannot be concatenated: {shapes}") from None
+
+
+def check_lengths(lengths: Mapping[str, int], label: str) -> None:
+    """Check that inputs, targets and environment labels have as many rows.
+
+    Raises:
+        EnvariantError: If the numbers differ.
+    """
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{length} {what}" for what, length in lengths.items())
+        raise EnvariantError(f"{label}: a row needs one of each; got {counts}")

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from envariant.core import conversion, image_rows, specs
+from envariant.core import conversion, environment_display, image_rows, specs
 from envariant.core.batches import EnvironmentBatch, PredictedBatch
 from envariant.core.defaults import DefaultSettings, ReferenceScores
+from envariant.core.display import Displayed, Summary, views
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.core.input_store import InputStore, image_store, input_store
+from envariant.core.input_store import InputStore, check_compatible, image_store, input_store
 from envariant.core.tasks import Task, check_losses
 
 __all__ = [
@@ -42,8 +43,8 @@ WEIGHT = "weight"
 
 
 @final
-@dataclass(frozen=True, eq=False, init=False)
-class Environment:
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Environment(Displayed):
     """Named set of rows from one distribution.
 
     Args:
@@ -105,6 +106,10 @@ class Environment:
     def __len__(self) -> int:
         return len(self.input_store)
 
+    def _display(self) -> Summary:
+        more = {"attributes": ", ".join(self.attributes), "held out from": self.origin}
+        return environment_display.of_environment(self.name, self.input_store, self.targets, more)
+
     @property
     def inputs(self) -> Float[Tensor, "rows *input_shape"]:
         """All inputs as float32. Stored bytes are decoded again at every access."""
@@ -138,7 +143,7 @@ class Environment:
         )
 
 
-class EnvironmentSource(ABC):
+class EnvironmentSource(Displayed, ABC):
     """Base class of data sources, which return a set of environments for a seed."""
 
     @property
@@ -167,7 +172,6 @@ class EnvironmentSource(ABC):
         Args:
             algorithm: Name of the algorithm.
         """
-        del algorithm
         return DefaultSettings()
 
     def with_test_environments(self, test: Sequence[str] | None) -> "EnvironmentSource":
@@ -179,7 +183,6 @@ class EnvironmentSource(ABC):
         Args:
             test: Names of the test environments. Default: the default test environments of the data.
         """
-        del test
         return self
 
     @property
@@ -187,9 +190,21 @@ class EnvironmentSource(ABC):
         """Mapping from table column to its positions in the inputs; empty if the data are not a table."""
         return {}
 
+    def plot(self, seed: int = 0, most: int = 12) -> Any:
+        """Return a picture of the data: sample images, or the distribution of each column, by environment.
+
+        Args:
+            seed: Seed of the data draw.
+            most: Largest number of images per environment, or of columns.
+        """
+        return views().plot_data(self, seed, most)
+
+    def _display(self) -> Summary:
+        return Summary(type(self).__name__, {"name": self.name, "environments": "see sample(seed), plot()"})
+
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EnvironmentSet(EnvironmentSource):
     """Set of environments with the same task and input shape.
 
@@ -226,18 +241,7 @@ class EnvironmentSet(EnvironmentSource):
             raise EnvariantError(f"{self.label}: has no environments")
         if repeated := {name for name in self.names if self.names.count(name) > 1}:
             raise EnvariantError(f"{self.label}: environment name '{sorted(repeated)[0]}' is used twice")
-        for environment in self.environments:
-            store, first = environment.input_store, self.environments[0].input_store
-            if store.shape != first.shape:
-                raise EnvariantError(
-                    f"{self.label}: environment '{environment.name}' has inputs of shape "
-                    f"{tuple(store.shape)}, '{self.names[0]}' has {tuple(first.shape)}"
-                )
-            if store.encoding != first.encoding:
-                raise EnvariantError(
-                    f"{self.label}: environment '{environment.name}' stores its inputs in another way than "
-                    f"'{self.names[0]}' (type, mean or deviation); give all environments the same"
-                )
+        check_compatible({each.name: each.input_store for each in self.environments}, self.label)
         object.__setattr__(self, "environments", tuple(map(self._cast, self.environments)))
         check_losses(self.task, self.environments[0].targets)
         self.roles(self.test)
@@ -291,11 +295,8 @@ class EnvironmentSet(EnvironmentSource):
         encoded, task, classes = conversion.targets_of(targets, task, label)
         what = f"{label}: environments"
         codes, labels = conversion.coded(conversion.column_of(environments, what), what)
-        count = len(rows) if rows.dim() else 0
-        lengths = {"inputs": count, "targets": len(encoded), "environments": len(codes)}
-        if len(set(lengths.values())) > 1:
-            counts = ", ".join(f"{length} {what}" for what, length in lengths.items())
-            raise EnvariantError(f"{label}: a row needs one of each; got {counts}")
+        n = len(rows) if rows.dim() else 0
+        conversion.check_lengths({"inputs": n, "targets": len(encoded), "environments": len(codes)}, label)
         renamed = {conversion.text_of(key): name for key, name in (names or {}).items()}
         for key in renamed:
             if key not in labels:
@@ -377,13 +378,7 @@ class EnvironmentSet(EnvironmentSource):
         columns = {
             name: conversion.column_of_table(dataset, name, label) for name in (*chosen, target, environment)
         }
-        parts = [conversion.tensor_of(columns[name], f"{label}: column '{name}'") for name in chosen]
-        flat = [part[:, None] if part.dim() == 1 else part for part in parts]
-        try:
-            rows = conversion.joined(flat, dim=1)
-        except (RuntimeError, IndexError):
-            shapes = ", ".join(f"'{name}' {tuple(p.shape)}" for name, p in zip(chosen, flat, strict=True))
-            raise EnvariantError(f"{label}: columns cannot be concatenated: {shapes}") from None
+        rows = conversion.side_by_side(columns, chosen, label)
         return cls.from_arrays(rows, columns[target], columns[environment], task=task, label=label, test=test)
 
     @property
@@ -401,8 +396,12 @@ class EnvironmentSet(EnvironmentSource):
         return self.environments[0].input_store.shape
 
     def sample(self, seed: int) -> "EnvironmentSet":
-        del seed
         return self
+
+    def _display(self) -> Summary:
+        roles, store = self.roles(), self.environments[0].input_store
+        parts = [environment_display.Part(e.name, roles[e.name], e.targets) for e in self.environments]
+        return environment_display.of_set(self.label, self.task, store, parts, self.classes)
 
     def __getitem__(self, name: str) -> Environment:
         for environment in self.environments:

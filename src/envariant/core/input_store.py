@@ -5,7 +5,7 @@ Training on uint8 data therefore never holds all rows as float32.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -232,3 +232,27 @@ def input_store(inputs: Any, where: str) -> InputStore:
             f"(first: row {int(invalid.nonzero()[0])}); fill in or remove them"
         )
     return FloatStore(single_precision(values, f"{where}: inputs"))
+
+
+def check_compatible(stores: Mapping[str, InputStore], label: str) -> None:
+    """Check that environments store inputs of one shape in one way.
+
+    Args:
+        stores: Stores by the name of their environment.
+        label: Name of the data set, for error messages.
+
+    Raises:
+        EnvariantError: If a store differs from the first.
+    """
+    first_name, first = next(iter(stores.items()))
+    for name, store in stores.items():
+        if store.shape != first.shape:
+            raise EnvariantError(
+                f"{label}: environment '{name}' has inputs of shape {tuple(store.shape)}, '{first_name}' has "
+                f"{tuple(first.shape)}"
+            )
+        if store.encoding != first.encoding:
+            raise EnvariantError(
+                f"{label}: environment '{name}' stores its inputs in another way than '{first_name}' (type, "
+                f"mean or deviation); give all environments the same"
+            )

@@ -34,8 +34,8 @@ from envariant.reporting.theme import (
     INK,
     LINE,
     MUTED,
+    OLD_TRAIN,
     TEST,
-    TRAIN,
     colors,
     legend,
     mark_height,
@@ -162,7 +162,7 @@ def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None
     width = 3.7 * columns + 0.4 if columns > 1 else 6.4
     figure, grid = _panels(len(results), width)
     environments = dict.fromkeys(each.label for result in results for each in result.record.environments)
-    hues = dict(zip(environments, cycle(TRAIN), strict=False))
+    hues = dict(zip(environments, cycle(OLD_TRAIN), strict=False))
     handles: dict[str, Line2D] = {}
     for axes, result, label in zip(grid.flat, results, names or labels(results), strict=False):
         handles |= _curve(axes, result, hues)
@@ -215,7 +215,7 @@ def sweep(results: Mapping[float, TrainingResult], setting: str, scale: str = "l
     """
     figure, axes = new_axes(7.4, 3.6)
     record = next(iter(results.values())).record
-    train = cycle(TRAIN)
+    train = cycle(OLD_TRAIN)
     for environment in record.environments:
         color, style = (TEST, "-") if environment.role == "test" else (next(train), ":")
         spreads = {x: result.final(environment.label, record.metric) for x, result in results.items()}
@@ -276,9 +276,9 @@ def ranking(
             axes.plot([score.low, score.high], [y, y], color=TEST, lw=2, solid_capstyle="butt")
         axes.plot([score.mean], [y], "o", color=TEST, ms=7)
         for source, value in row.published.items():
-            axes.plot([value], [y], signs[source], color=TRAIN[1], ms=6, mfc="white")
+            axes.plot([value], [y], signs[source], color=OLD_TRAIN[1], ms=6, mfc="white")
     for source, sign in signs.items():
-        axes.plot([], [], sign, color=TRAIN[1], ms=6, mfc="white", ls="", label=plain_text(source))
+        axes.plot([], [], sign, color=OLD_TRAIN[1], ms=6, mfc="white", ls="", label=plain_text(source))
     axes.plot([], [], "o-", color=TEST, lw=2, label="ours: mean, 95 % interval, replicas")
     # The first mark is labeled on its left and the others on their right, so that two labels do not overlap.
     for (name, value), side in zip(marks.items(), ("right", *("left",) * len(marks)), strict=False):
@@ -315,7 +315,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
     right = max(len(names), max(ranks) + 0.2)
     for k, (first, last) in enumerate(groups):
         x = right + 0.12 * (k + 1)
-        axes.plot([x, x], [first - 0.2, last + 0.2], color=TRAIN[0], lw=3, solid_capstyle="butt")
+        axes.plot([x, x], [first - 0.2, last + 0.2], color=OLD_TRAIN[0], lw=3, solid_capstyle="butt")
     axes.plot([1, 1 + distance], [-1, -1], color=INK, lw=2, solid_capstyle="butt")
     axes.text(1 + distance, -1, f"  critical difference {distance:.2f}", fontsize=8, color=INK, va="center")
     axes.set_ylim(len(names) - 0.4, -1.6)
@@ -397,7 +397,7 @@ def hyperparameters(values: pd.DataFrame, scores: pd.DataFrame, metric: str) -> 
         metric: Name of the metric.
     """
     figure, grid = _panels(values.shape[1], 3.7 * min(3, values.shape[1]) + 0.2, share_y=False)
-    kinds = (("validation", TRAIN[0], "validation"), ("test", TEST, "test environments"))
+    kinds = (("validation", OLD_TRAIN[0], "validation"), ("test", TEST, "test environments"))
     for axes, column in zip(grid.flat, values, strict=False):
         x = values[column]
         for kind, color, _ in kinds:

@@ -6,7 +6,7 @@ from functools import cache
 from warnings import catch_warnings, filterwarnings
 
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, fontManager
+from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
@@ -30,6 +30,13 @@ def fallbacks(figure: Figure) -> Generator[str]:
     with catch_warnings():
         filterwarnings("ignore", r"(?s)Glyph .* missing from")
         yield "".join(sorted(absent))
+
+
+def without_font(text: str) -> str:
+    """Return the characters of a text that no installed font has."""
+    characters = frozenset(filter(str.isprintable, text))
+    missing = characters - _available(findfont(FontProperties()), characters)
+    return "".join(sorted(_families(missing)[1])) if missing else ""
 
 
 @cache

@@ -28,6 +28,7 @@ from envariant.studies.selection import (
 )
 from envariant.studies.selection.base import last_steps
 from envariant.studies.significance import Comparison, compare
+from envariant.studies.study_results import evaluated as finished
 from envariant.training.run_spec import RunSpec
 from envariant.training.store import Store
 
@@ -44,7 +45,7 @@ def render(store: Store) -> str:
         EnvariantError: If no run is finished, or the data sets have different metrics.
     """
     study, table = store.declaration(), store.table()
-    evaluated = _evaluated(table)
+    evaluated = finished(table)
     metric, higher_is_better = str(evaluated["metric"].iloc[0]), bool(evaluated["higher_is_better"].iloc[0])
     rules, networks = [rule() for rule in SELECTIONS.values()], store.networks()
     pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}
@@ -319,22 +320,6 @@ def _numbers(row: Any) -> dict[str, float]:
             except EnvariantError:
                 continue
     return numbers
-
-
-def _evaluated(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of finished runs.
-
-    Raises:
-        EnvariantError: If no run is finished, or the runs have different metrics.
-    """
-    rows = table[(table["state"] == "done") & table["step"].notna()]
-    if rows.empty:
-        errors = table["error"].dropna()
-        first = f"; first error: {errors.iloc[0]}" if len(errors) else ""
-        raise EnvariantError(f"report: no run of the study is done{first}")
-    if rows["metric"].nunique() > 1:
-        raise EnvariantError("report: the data sets have different metrics; make one study for each metric")
-    return rows
 
 
 def _lead(store: Store, metric: str) -> str:

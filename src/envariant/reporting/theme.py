@@ -1,7 +1,9 @@
-"""Style of all figures: colors, axes, legends and reference lines."""
+"""Colors of pages and charts: one color per method on all pages, legible on light and dark backgrounds."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
+from zlib import crc32
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,13 +15,65 @@ INK = "#1f2933"
 MUTED = "#7b8794"
 LINE = "#e4e7eb"
 TEST = "#c2410c"
-TRAIN = ("#0f766e", "#4f46e5", "#a16207", "#7c3aed", "#15803d", "#475569")
+"""Color of test environments, and of out-of-domain scores of a single method."""
+TRAIN = "#0f8f85"
+"""Color of training and validation environments."""
+DASH = [5, 3]
+BASELINE = "erm"
+
+# Contrast of at least 3:1 with white and with the dark page. Gray is the baseline's alone.
+_NEUTRAL = "#6b7480"
+_PALETTE = (
+    "#2f7fd6", "#d9720f", "#139a6b", "#9a52c7", "#e0568f", "#0f97ab", "#a3613a", "#8a8f12", "#d1495b",
+)  # fmt: skip
+# Methods that are often compared have different colors; other methods get one by their name.
+_PREFERRED = {
+    "irm": 0, "vrex": 1, "groupdro": 2, "coral": 3, "and-mask": 4, "linear": 5, "boosted-trees": 6,
+    "stable-columns": 7, "mm-rex": 8,
+}  # fmt: skip
+_METHOD = re.compile(r"[\w+-]+")
+
+
+def method_colors(names: Sequence[str]) -> dict[str, str]:
+    """Return the color of each method or run, the same on every page unless two of the names share it.
+
+    Args:
+        names: Names that begin with the name of an algorithm, such as "irm" or "irm, threshold=0.5".
+
+    Example:
+        >>> method_colors(["erm", "irm"])
+        {'erm': '#6b7480', 'irm': '#2f7fd6'}
+    """
+    colors: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        method = _method(name)
+        if method == BASELINE and _NEUTRAL not in colors.values():
+            colors[name] = _NEUTRAL
+            continue
+        first = _PREFERRED.get(method, crc32(method.encode()) % len(_PALETTE))
+        order = [_PALETTE[(first + k) % len(_PALETTE)] for k in range(len(_PALETTE))]
+        # With more methods than colors, colors repeat.
+        colors[name] = min(order, key=list(colors.values()).count)
+    return colors
+
+
+def baseline_first(names: Sequence[str]) -> list[str]:
+    """Return the names without duplicates, those of ERM first."""
+    return sorted(dict.fromkeys(names), key=lambda name: _method(name) != BASELINE)
+
+
+def _method(name: str) -> str:
+    found = _METHOD.match(name)
+    return found.group().lower() if found else ""
+
+
+OLD_TRAIN = ("#0f766e", "#4f46e5", "#a16207", "#7c3aed", "#15803d", "#475569")
 DASHED = (0, (5, 3))
 
 
 def colors() -> Iterator[str]:
     """Yield the colors of data series in an endless cycle, the accent color first."""
-    return cycle((TEST, *TRAIN))
+    return cycle((TEST, *OLD_TRAIN))
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:

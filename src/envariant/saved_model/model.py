@@ -14,6 +14,7 @@ from torch import nn
 
 from envariant.analysis.column_sketch import Sketch
 from envariant.analysis.drift import Drift
+from envariant.core.display import Displayed, Summary
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.files import as_path
@@ -33,7 +34,7 @@ from envariant.saved_model import onnx_export, validation
 from envariant.saved_model.network import SavedNetwork
 from envariant.saved_model.onnx_export import probabilities
 from envariant.saved_model.reference import RowCounter, first_row, recognized, reference_of
-from envariant.saved_model.stored_predictor import Predicting, columns_of, restore, store
+from envariant.saved_model.stored_predictor import Predicting, columns_of, described, restore, store
 from envariant.training import provenance
 from envariant.training.evaluator import Evaluator
 from envariant.training.result import TrainingResult
@@ -46,8 +47,8 @@ Predict = Callable[..., torch.Tensor]
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class SavedModel:
+@dataclass(frozen=True, eq=False, repr=False)
+class SavedModel(Displayed):
     """Trained network or fitted predictor, with the encoding of its input columns and its target.
 
     Attributes:
@@ -391,6 +392,11 @@ class SavedModel:
         skipped = ("encoder", "inputs", "reference")
         return {key: value for key, value in self._stored()[0].items() if key not in skipped}
 
+    def _display(self) -> Summary:
+        columns = [column.name for column in (*self.encoder.columns, *self.other_columns)]
+        task = f"{self.target} ({', '.join((self.task, *self.classes))})"
+        return described(self.predictor, task, columns, self.environments, self.about)
+
     def _stored(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return the content of `model.json`, all fields without arrays, and the arrays of the predictor."""
         without: dict[str, Any] = {"predictor": True, "reference": {"__all__": set(_ARRAYS)}}
@@ -406,13 +412,12 @@ class SavedModel:
     def _read(self, data: Any, encoding: str) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
         encodings = (*self.encoder.columns, *self.other_columns)
         kinds: dict[str, Kind] = {column.name: column.kind for column in encodings}
-        declared = None if self.missing_values is None else frozenset(self.missing_values)
         blocks = read_columns(
             data,
             kinds,
             notations={column.name: column.notation for column in encodings},
             known={sketch.name: frozenset(sketch.categories) for sketch in self.reference},
-            declared=declared,
+            declared=None if self.missing_values is None else frozenset(self.missing_values),
             encoding=encoding,
         )
         for index, columns in blocks:

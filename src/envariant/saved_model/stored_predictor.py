@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from envariant.core.display import Summary, named
 from envariant.core.tasks import Task
 from envariant.predictors import FORMATS, FittedPredictor
 from envariant.saved_model.network import WEIGHTS, SavedNetwork
@@ -61,3 +62,36 @@ def restore(
 def columns_of(predictor: Predicting) -> tuple[str, ...]:
     """Return the names of the raw columns that a predictor needs; empty for encoded inputs."""
     return predictor.columns if isinstance(predictor, FittedPredictor) else ()
+
+
+def described(
+    predictor: Predicting,
+    target: str,
+    columns: Sequence[str],
+    environments: Sequence[str],
+    about: Mapping[str, str],
+) -> Summary:
+    """Return the description of a saved model for consoles and notebooks.
+
+    Args:
+        predictor: Network or predictor of the model.
+        target: Name and type of the target.
+        columns: Names of the input columns.
+        environments: Names of the training environments.
+        about: Provenance of the model by name.
+    """
+    if isinstance(predictor, SavedNetwork):
+        method = f"{predictor.algorithm}, {predictor.model}"
+    else:
+        method = about.get("method", predictor.kind)
+    return Summary(
+        f"SavedModel: {method}",
+        {
+            "predicts": target,
+            "columns": named(columns, 10),
+            "training environments": named(environments),
+            "data": about.get("data", ""),
+            "trained on": about.get("date", ""),
+            "note": about.get("note", ""),
+        },
+    )

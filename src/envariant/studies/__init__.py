@@ -2,6 +2,7 @@
 
 from envariant.studies.executors.local import sweep
 from envariant.studies.study import Study, begin
+from envariant.studies.study_results import StudyResults
 from envariant.training.store import Store
 
-__all__ = ["Store", "Study", "begin", "sweep"]
+__all__ = ["Store", "Study", "StudyResults", "begin", "sweep"]

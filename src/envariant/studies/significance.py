@@ -11,6 +11,7 @@ from typing import final
 
 from envariant.analysis import statistics
 from envariant.analysis.statistics import Interval, Ranking
+from envariant.core.display import NONE, Displayed, Summary
 from envariant.studies.selection import NoSelection, SelectedRun, SelectionResult
 
 BASELINE = "erm"
@@ -50,8 +51,8 @@ class AlgorithmScores:
 
 
 @final
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Displayed):
     """Comparison of all algorithms of a study under one selection rule.
 
     Attributes:
@@ -64,6 +65,25 @@ class Comparison:
     rows: tuple[AlgorithmScores, ...]
     ranking: Ranking | None
     verdict: str
+
+    def _display(self) -> Summary:
+        rows = [
+            (
+                row.algorithm,
+                str(row.test),
+                NONE if row.gain is None else str(row.gain),
+                NONE if row.p_value is None else f"{row.p_value:.2g}",
+            )
+            for row in self.rows
+        ]
+        return Summary(
+            "Comparison with ERM",
+            brief={name: f"{test}, gain {gain}, p {p}" for name, test, gain, p in rows},
+            lines=(self.verdict,),
+            header=("algorithm", "test score", "gain over ERM", "p (Holm)"),
+            rows=tuple(rows),
+            notes=("Brackets: 95 % bootstrap interval over test environments and replicas.",),
+        )
 
 
 def compare(selected: Sequence[SelectionResult], *, higher_is_better: bool = True) -> Comparison:

@@ -10,15 +10,19 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, Literal, cast, final
 
 from envariant.algorithms import Algorithm
 from envariant.core import metrics
+from envariant.core.display import Displayed, Summary, named
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, first_line, listed, shown, unknown_name
 from envariant.core.paths import check_file
 from envariant.predictors import predictor
+from envariant.studies.option_types import check_types
+from envariant.studies.study_results import StudyResults
 from envariant.studies.trials import SearchSpace, recipe_of
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import (
@@ -44,8 +48,8 @@ _LARGEST_FILE = 10**6
 
 
 @final
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, repr=False)
+class Study(Displayed):
     """Declaration of a study: data, algorithms, trials, replicas, test environments and options.
 
     Attributes:
@@ -96,7 +100,7 @@ class Study:
             if not getattr(self, key):
                 raise EnvariantError(f"study: {key} names nothing; give at least one")
         object.__setattr__(self, "test_environments", _splits(self.test_environments))
-        self._check_types()
+        check_types(self)
         object.__setattr__(self, "importance_columns", tuple(self.importance_columns))
         for key in self.settings:
             if key not in SHARED:
@@ -121,33 +125,56 @@ class Study:
                 f"{self.replicas:,} replicas are {count:,} runs; at most {MAX_RUNS:,} can be planned"
             )
 
-    def _check_types(self) -> None:
-        """Raise an error for values of a wrong type or out of range."""
-        unbounded = float("inf")
-        for key, kind, allowed, lowest, highest in (
-            ("n_trials", int, "a whole number of at least 1", 1, unbounded),
-            ("replicas", int, "a whole number of at least 1", 1, unbounded),
-            ("holdout_fraction", float, "a number above 0 and below 1", 1e-12, 1 - 1e-12),
-            ("lr_range", float, "a number of at least 1", 1, 1e100),
-            ("seed", int, "a whole number in [0, 2³²)", 0, 2**32 - 1),
-        ):
-            number: object = getattr(self, key)
-            is_number = isinstance(number, int if kind is int else (int, float))
-            if isinstance(number, bool) or not is_number or not lowest <= cast("float", number) <= highest:
-                raise EnvariantError(f"study: {key} must be {allowed}; got {shown(number)}")
-        for key, kind, allowed in (
-            ("name", str, "text"),
-            ("metric", str, "the name of a metric"),
-            ("settings", Mapping, "a mapping from options to values"),
-            ("ranges", Mapping, "a mapping from algorithms to ranges"),
-            ("store_predictions", bool, "true or false"),
-            ("importance_columns", (tuple, list), "a list of column names"),
-        ):
-            if not isinstance(value := getattr(self, key), kind):
-                raise EnvariantError(f"study: {key} must be {allowed}; got {shown(value)}")
-        for label, declared in self.ranges.items():
-            if not isinstance(declared, Mapping):
-                raise EnvariantError(f"study: ranges of {label} must be a mapping; got {shown(declared)}")
+    def run(
+        self,
+        out: Path | str | None = None,
+        *,
+        workers: int = 1,
+        executor: Literal["local", "ray"] = "local",
+        address: str | None = None,
+        execution: object = "auto",
+        memory: str | float | None = None,
+        progress: bool | None = None,
+    ) -> StudyResults:
+        """Train all runs and return the results; repeat the call with the same folder to resume.
+
+        A program that uses several processes starts with `if __name__ == "__main__":`, and defines its own
+        classes and functions in another module. A notebook needs only the latter.
+
+        Args:
+            out: Folder for the runs. Default: a temporary folder.
+            workers: Number of processes; they share the processor cores.
+            executor: "local", or "ray" for a Ray cluster.
+            address: Address of the Ray cluster.
+            execution: How replicas are executed; see `RunSpec`.
+            memory: Memory limit of a replica stack per process, such as "8GB". Default: half of what is free.
+            progress: Whether to show progress. Default: a bar on a terminal or in a notebook, else lines.
+
+        Raises:
+            EnvariantError: If an option is invalid, or the folder cannot be written or holds other runs.
+        """
+        # The executors import this module, so they are imported by name when they are used.
+        running: Any = import_module("envariant.studies.running")
+        return running.run_study(
+            self, out, progress, workers=workers, executor=executor, address=address, execution=execution,
+            memory=memory,
+        )  # fmt: skip
+
+    def _display(self) -> Summary:
+        plain = self.to_dict()
+        settings = ", ".join(f"{key}={value}" for key, value in plain["settings"].items())
+        splits = plain["test_environments"]
+        return Summary(
+            f"Study '{self.name}'",
+            {
+                "data": named(plain["data"]),
+                "algorithms": named(plain["algorithms"], 12),
+                "runs of each": f"{self.n_trials} trials × {self.replicas} replicas",
+                "test environments": splits if isinstance(splits, str) else named(map(", ".join, splits)),
+                "metric": self.metric,
+                "settings": settings,
+            },
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the declaration as a dictionary for JSON or TOML; objects are converted to text."""

@@ -1,16 +1,17 @@
-"""Progress bars for single runs and studies, on standard error."""
+"""Progress of single runs and studies, on a terminal, in a notebook and in log files."""
 
-import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import final
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from envariant.core.console import SafeConsole
+from envariant.core.errors import EnvariantError
 from envariant.training.engine import Evaluated, Stepped
+from envariant.training.progress_output import Bars, TerminalBars, shown
 from envariant.training.run import Event, Started
 from envariant.training.store import Store
 
@@ -26,23 +27,23 @@ class RunProgress:
     """Progress bar of one run: steps, remaining time and the latest score in each environment.
 
     Args:
-        bars: Progress display of rich, in which the bar is shown.
+        bars: Output of the progress.
     """
 
-    def __init__(self, bars: Progress) -> None:
+    def __init__(self, bars: Bars) -> None:
         self._bars = bars
-        self._task: TaskID | None = None
+        self._task: int | None = None
         self._steps, self._metric = 1, ""
         self._done: dict[tuple[int, ...], int] = {}
-        self._pretraining: TaskID | None = None
+        self._pretraining: int | None = None
 
     def pretraining(self, replica: int, done: int, of: int) -> None:
         """Show that `done` of `of` pretraining steps of a replica are completed."""
         if self._pretraining is None:
-            self._pretraining = self._bars.add_task("pretraining", total=of, scores="")
-        self._bars.update(self._pretraining, completed=done, scores=f"replica {replica}")
+            self._pretraining = self._bars.add("pretraining", of)
+        self._bars.update(self._pretraining, done, f"replica {replica}")
         if done >= of:
-            self._bars.remove_task(self._pretraining)
+            self._bars.remove(self._pretraining)
             self._pretraining = None
 
     def __call__(self, event: Event) -> None:
@@ -51,23 +52,23 @@ class RunProgress:
             spec = event.record.spec
             self._steps, self._metric = spec.steps or 1, event.record.metric
             label = f"{spec.algorithm} on {spec.data}"
-            self._task = self._bars.add_task(label, total=spec.replicas * self._steps, scores="")
+            self._task = self._bars.add(label, spec.replicas * self._steps)
         elif self._task is not None:
             self._show(self._task, event)
 
-    def _show(self, task: TaskID, event: Stepped | Evaluated) -> None:
+    def _show(self, task: int, event: Stepped | Evaluated) -> None:
         reached = min(event.step, self._steps)
         if isinstance(event, Evaluated):
             newest = max((row.replica for row in event.rows), default=None)
             scores = [row for row in event.rows if row.metric == self._metric and row.replica == newest]
             text = "  ".join(f"{row.environment} {row.value:.3f}" for row in scores)
             if text:
-                self._bars.update(task, scores=f"replica {newest}: {text}")
+                self._bars.update(task, note=f"replica {newest}: {text}")
             if event.finished:
                 # Diverged replicas count as complete.
                 reached = self._steps
         self._done[event.replicas] = reached * len(event.replicas)
-        self._bars.update(task, completed=sum(self._done.values()))
+        self._bars.update(task, sum(self._done.values()))
 
 
 @contextmanager
@@ -75,7 +76,8 @@ def show_run(show: bool | None) -> Generator[RunProgress]:
     """Show the progress of one run.
 
     Args:
-        show: Whether to show progress. Default: only on a terminal.
+        show: Whether to show progress. Default: a bar on a terminal or in a notebook, else a line every 30
+            seconds.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -84,60 +86,96 @@ def show_run(show: bool | None) -> Generator[RunProgress]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[scores]}", style="dim", markup=False),
     )
-    visible = sys.stderr.isatty() if show is None else show
-    with Progress(*columns, console=SafeConsole(stderr=True), disable=not visible) as bars:
+    with shown(columns, "steps", show) as bars:
         yield RunProgress(bars)
 
 
 @contextmanager
-def show_sweep(label: str, runs: int, folder: Path) -> Generator[ProgressCallback]:
-    """Show the progress of all runs of a study, on a terminal only.
+def show_sweep(label: str, runs: int, folder: Path, show: bool | None = None) -> Generator[ProgressCallback]:
+    """Show the progress of all runs of a study.
 
     Args:
         label: Name of the study.
         runs: Number of remaining runs.
         folder: Folder of the study. Runs of other processes are counted when they have ended.
+        show: Whether to show progress. Default: a bar on a terminal or in a notebook, else a line every 30
+            seconds.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.completed:.1f}/{task.total:.0f} runs"),
         TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[scores]}", style="dim", markup=False),
     )
-    visible = sys.stderr.isatty()
-    with (
-        Store(folder, verify=False) as store,
-        Progress(*columns, console=SafeConsole(stderr=True), disable=not visible) as bars,
-    ):
-        yield _SweepProgress(bars, bars.add_task(label, total=runs), store) if visible else ignore
+    with Store(folder, verify=False) as store:
+        progress = SweepProgress(store)
+
+        def refresh() -> None:
+            # While the store cannot be read, the numbers of the last look stay.
+            with suppress(EnvariantError), Store(folder, verify=False) as other:
+                progress.look(other)
+
+        with shown(columns, "runs", show, refresh) as bars:
+            progress.show(bars, bars.add(label, runs))
+            yield progress
 
 
 @final
-class _SweepProgress:
-    """Progress bar of a study, with the steps of this process and the finished runs of all processes."""
+class SweepProgress:
+    """Progress of a study, with the steps of this process and the finished runs of all processes.
 
-    def __init__(self, bars: Progress, task: TaskID, store: Store) -> None:
-        self._bars, self._task, self._store = bars, task, store
-        self._before, self._looked, self._ended = _ended(store), time.monotonic(), 0
+    Args:
+        store: Store of the study, for the calling thread.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._before = store, store.counts()
+        self._looked, self._ended = time.monotonic(), 0
         self._reached: dict[int, float] = {}
         self._own = 0.0
+        self._bar: tuple[Bars, int] | None = None
+        self._lock = Lock()
+
+    def show(self, bars: Bars, task: int) -> None:
+        """Show the progress in a bar from now on."""
+        self._bar = bars, task
 
     def __call__(self, run: int, done: int, of: int) -> None:
-        self._own += done / of - self._reached.get(run, 0.0)
-        self._reached[run] = done / of
-        if time.monotonic() - self._looked > _LOOK_EVERY:
+        """Count a step of this process."""
+        with self._lock:
+            self._own += done / of - self._reached.get(run, 0.0)
+            self._reached[run] = done / of
+            # A background thread looks for the other outputs.
+            on_terminal = self._bar is not None and isinstance(self._bar[0], TerminalBars)
+            is_due = on_terminal and time.monotonic() - self._looked > _LOOK_EVERY
+        if is_due:
+            self.look(self._store)
+        else:
+            self._update()
+
+    def look(self, store: Store) -> None:
+        """Count the finished runs of all processes.
+
+        Args:
+            store: Store of the study, opened in the calling thread.
+        """
+        counts = store.counts()
+        ended = sum(counts[state] - self._before[state] for state in ("done", "failed"))
+        with self._lock:
             # A run is stored before its last step is reported, so finished runs are counted from the store.
-            self._ended, self._looked = _ended(self._store) - self._before, time.monotonic()
+            self._ended, self._looked = ended, time.monotonic()
             self._reached = {run: share for run, share in self._reached.items() if share < 1}
             self._own = sum(self._reached.values())
-        self._bars.update(self._task, completed=self._ended + self._own)
+        failed = counts["failed"] - self._before["failed"]
+        self._update(f"{failed} failed" if failed else None)
+
+    def _update(self, note: str | None = None) -> None:
+        if self._bar is not None:
+            bars, task = self._bar
+            bars.update(task, self._ended + self._own, note)
 
 
 def ignore(run: int, done: int, of: int) -> None:
     """Do nothing; default for callbacks that report progress."""
     del run, done, of
-
-
-def _ended(store: Store) -> int:
-    counts = store.counts()
-    return counts["done"] + counts["failed"]

@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from envariant.core.display import Displayed, Summary, counted
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.training import provenance
@@ -48,8 +49,8 @@ class EnvironmentRecord:
 
 
 @final
-@dataclass(frozen=True)
-class Record:
+@dataclass(frozen=True, repr=False)
+class Record(Displayed):
     """Record of a run: options, data, execution and provenance.
 
     Attributes:
@@ -129,6 +130,21 @@ class Record:
     def training_environments(self) -> tuple[str, ...]:
         """Names of the training environments."""
         return tuple(each.name for each in self.environments if each.role == "train")
+
+    def _display(self) -> Summary:
+        spec = self.spec
+        return Summary(
+            f"Record: {spec.algorithm} on {spec.data}",
+            {
+                "environments": counted(self.sizes),
+                "test environments": ", ".join(self.test_environments) or "none",
+                "inputs": " × ".join(map(str, self.input_shape)) or "one number",
+                "task": f"{self.task}, measured by {self.metric}",
+                "options": ", ".join(f"{key}={value}" for key, value in spec.non_defaults().items()),
+                "execution": f"{spec.replicas} replicas, {spec.device}, {spec.precision}",
+                "remarks": "; ".join(self.remarks),
+            },
+        )
 
     def provenance(self) -> dict[str, Any]:
         """Return the provenance of the run: versions, hardware, precision, execution and command."""

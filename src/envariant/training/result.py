@@ -12,8 +12,10 @@ from torch import nn
 
 from envariant.algorithms import TrainContext, composing
 from envariant.core.counter_rng import private_random_numbers
+from envariant.core.display import NONE, Displayed, Summary, named, views
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.files import as_path
+from envariant.core.score_table import ScoreTable
 from envariant.core.tasks import Task, task_named
 from envariant.models import model_config
 from envariant.training import history
@@ -51,14 +53,19 @@ class Spread:
         """Standard deviation, with divisor n − 1; None for fewer than two values."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
+    def __str__(self) -> str:
+        if not self.values:
+            return NONE
+        return f"{self.mean:.3f}" + ("" if self.sd is None else f" ± {self.sd:.3f}")
+
     def to_dict(self) -> dict[str, Any]:
         """Return mean, standard deviation and values as a JSON-compatible dictionary."""
         return {"mean": self.mean, "sd": self.sd, "values": list(self.values)}
 
 
 @final
-@dataclass(frozen=True)
-class TrainingResult:
+@dataclass(frozen=True, repr=False)
+class TrainingResult(Displayed):
     """Result of a run: measurements, trained models and provenance.
 
     Attributes:
@@ -215,6 +222,53 @@ class TrainingResult:
         frame = pd.DataFrame.from_dict(rows, orient="index")
         frame.index.name = "environment"
         return frame
+
+    def table(self) -> ScoreTable:
+        """Return the final scores by environment, for a paper; `envariant.score_table` compares several runs.
+
+        The average is over the test environments.
+        """
+        record = self.record
+        scores = {name: self.final(name, record.metric).values for name in record.roles}
+        values = {
+            f"{name} ({record.roles[name]})": dict(zip(self.finished, each, strict=True))
+            for name, each in scores.items()
+        }
+        return ScoreTable(
+            record.metric,
+            record.higher_is_better,
+            {record.spec.algorithm: values},
+            tuple(values),
+            "Scores by environment",
+            tuple(f"{name} (test)" for name in record.test_environments),
+        )
+
+    def plot(self) -> Any:
+        """Return a chart of the scores during training, in every environment; each replica is one curve."""
+        return views().plot_runs([self])
+
+    def _display(self) -> Summary:
+        record, metric = self.record, self.record.metric
+        finals = {name: (role, self.final(name, metric)) for name, role in record.roles.items()}
+        scores = (f"{name} {score} ({role})" for name, (role, score) in finals.items())
+        failed = "; ".join(f"{k}: {reason}" for k, reason in self.failures.items())
+        n_diagnoses = len(self.diagnoses)
+        return Summary(
+            f"TrainingResult: {record.spec.algorithm} on {record.spec.data}",
+            {
+                "replicas": f"{len(self.finished)} of {record.spec.replicas} finished, {record.spec.steps} "
+                f"steps, {self.seconds:.1f} s",
+                "diverged replicas": failed,
+                "diagnoses": f"{n_diagnoses}, see .diagnoses" if n_diagnoses else "",
+            },
+            {metric: named(scores)},
+            header=("environment", "role", metric, "loss"),
+            rows=tuple(
+                (name, role, str(score), str(self.final(name, LOSS)))
+                for name, (role, score) in finals.items()
+            ),
+            notes=("Mean ± standard deviation over replicas (divisor n − 1).", *map(str, self.diagnoses)),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return scores, options, provenance and time as a JSON-compatible dictionary."""

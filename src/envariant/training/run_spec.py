@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from envariant.core import specs
+from envariant.core.display import Displayed, Summary
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.training.option_errors import one_line
 
@@ -59,7 +60,7 @@ def _option(default: Any, description: str, **limits: Any) -> Any:
 
 
 @final
-class RunSpec(BaseModel):
+class RunSpec(BaseModel, Displayed):
     """Options of one training run.
 
     Many options accept a name or an object. An option that is None gets the default value of the data set for
@@ -238,6 +239,19 @@ class RunSpec(BaseModel):
     def options(self) -> dict[str, Any]:
         """Return all options by name, without converting objects to text."""
         return {name: getattr(self, name) for name in RunSpec.model_fields}
+
+    def non_defaults(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults, as JSON-compatible values by name."""
+        fields = RunSpec.model_fields
+        return {key: value for key, value in self.to_dict().items() if value != _plain(fields[key].default)}
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        # Also the text of the specification: 25 options would fill a screen.
+        return list(self.non_defaults().items())
+
+    def _display(self) -> Summary:
+        plain = {key: specs.format_value(value) for key, value in self.non_defaults().items()}
+        return Summary("RunSpec", plain, notes=("All other options have their defaults.",))
 
     def flags(self) -> list[str]:
         """Return the command-line flags of the options that differ from their defaults."""

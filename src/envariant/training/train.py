@@ -35,7 +35,8 @@ def train(
         algorithm: A name such as `irm` or `vrex + and-mask(threshold=0.8)`, or an algorithm, recipe, part,
             predictor or scikit-learn estimator.
         out: Folder to store the run in. Repeat the call to resume an interrupted run. Default: not stored.
-        progress: Whether to show progress. Default: only on a terminal.
+        progress: Whether to show progress. Default: a bar on a terminal or in a notebook, else a line every
+            30 seconds.
         options: Any option of `RunSpec`, such as `steps`, `model`, `learning_rate`, `replicas` or `seed`.
 
     Returns:

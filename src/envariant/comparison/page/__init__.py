@@ -23,7 +23,7 @@ from envariant.core.paths import check_overwrite
 from envariant.reporting import html
 from envariant.reporting.tables import finite
 
-__all__ = ["SECTIONS", "Block", "PageSection", "fragment", "methods_table", "render", "to_dict", "write"]
+__all__ = ["SECTIONS", "Block", "PageSection", "methods_table", "render", "to_dict", "write"]
 
 SECTIONS: tuple[type[PageSection], ...] = (
     DataCheck, Drops, Causes, Remedies, Methods, Columns, Shifts, PreprocessingLog, Settings,
@@ -80,12 +80,6 @@ def check(folder: Path) -> None:
     """
     html.check_page(folder / "report.html", "comparison")
     check_overwrite(folder / "comparison.json", r'\A\{\s*"verdict":')
-
-
-def fragment(results: ComparisonResults, recommendation: Recommendation) -> str:
-    """Return the recommendation and the table of methods as HTML for a notebook."""
-    table = methods_table(results)
-    return html.render("comparison_fragment.html.j2", recommendation=recommendation, methods=table)
 
 
 def _extent(results: ComparisonResults) -> str:

@@ -15,8 +15,8 @@ from envariant.comparison.results import ComparisonResults
 from envariant.reporting.tables import NONE, TextTable
 from envariant.reporting.theme import (
     INK,
+    OLD_TRAIN,
     TEST,
-    TRAIN,
     colors,
     legend,
     name_axes,
@@ -25,7 +25,7 @@ from envariant.reporting.theme import (
     quiet,
 )
 
-_PART_COLORS = (TEST, TRAIN[2], TRAIN[0])
+_PART_COLORS = (TEST, OLD_TRAIN[2], OLD_TRAIN[0])
 # Largest number of curves in the figure of scores by number of labels.
 _MOST_CURVES = 8
 

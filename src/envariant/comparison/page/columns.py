@@ -14,7 +14,7 @@ from envariant.comparison.page.base import Block, PageSection, known
 from envariant.comparison.page.scores import style_rows
 from envariant.comparison.results import ComparisonResults
 from envariant.reporting.tables import NONE, TextTable
-from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes
+from envariant.reporting.theme import MUTED, OLD_TRAIN, TEST, legend, name_axes
 
 _MOST_ROWS = 20
 _ABSENT = (math.nan,) * 3
@@ -60,7 +60,7 @@ class Columns(PageSection):
         left.axvline(0, color=MUTED, lw=0.8, zorder=0)
         for row, column in enumerate(columns):
             slopes = list(known(dict(column.slopes)).values())
-            color = TEST if column.unstable else TRAIN[0]
+            color = TEST if column.unstable else OLD_TRAIN[0]
             limits = _next_limits(column)
             if slopes and limits:
                 reach = max(slopes) - min(slopes)
@@ -70,7 +70,7 @@ class Columns(PageSection):
                 left.plot([min(slopes), max(slopes)], [row, row], color=color, lw=2, alpha=0.35)
                 left.plot(slopes, [row] * len(slopes), "o", color=color, ms=5.5, alpha=0.8)
         self._draw_importance(right, [column.column for column in columns])
-        left.plot([], [], "o", color=TRAIN[0], ms=5.5, label="stable (one point per environment)")
+        left.plot([], [], "o", color=OLD_TRAIN[0], ms=5.5, label="stable (one point per environment)")
         left.plot([], [], "o", color=TEST, ms=5.5, label="unstable")
         name_axes(left, _unit(self.results.data.columns))
         name_axes(right, f"loss of {self.results.metric.name} if shuffled")
@@ -86,7 +86,7 @@ class Columns(PageSection):
             importance = self.results.importance.get(method, {})
             losses = [max(0.0, importance[c].in_domain) if c in importance else 0.0 for c in columns]
             rows = [row + (k - (len(self._methods) - 1) / 2) * height for row in range(len(columns))]
-            axes.barh(rows, losses, height * 0.9, color=(MUTED, TRAIN[1])[k], label=method_name(method))
+            axes.barh(rows, losses, height * 0.9, color=(MUTED, OLD_TRAIN[1])[k], label=method_name(method))
 
     def stability_table(self) -> TextTable:
         """Return a table with one row per column: relation, pooled and extreme slopes and p-value."""

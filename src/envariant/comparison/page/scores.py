@@ -13,7 +13,7 @@ from envariant.comparison.formatting import capitalized, ci, method_name, score,
 from envariant.comparison.page.base import Block, PageSection, shortened
 from envariant.comparison.results import Cell, ComparisonResults
 from envariant.reporting.tables import NONE, TextTable, network_notes
-from envariant.reporting.theme import MUTED, TEST, TRAIN, legend, name_axes, name_rows, new_axes, quiet
+from envariant.reporting.theme import MUTED, OLD_TRAIN, TEST, legend, name_axes, name_rows, new_axes, quiet
 
 # Largest number of environments in a figure, and in the columns of a table.
 _MOST_ROWS = 30
@@ -53,15 +53,15 @@ class Drops(PageSection):
         for row, name in enumerate(names):
             _draw_baseline(axes, results, results.baseline[name], row)
             if (cell := results.cells.get(other, {}).get(name)) is not None:
-                _draw_interval(axes, results.possible(cell.ood_score), row + 0.24, TRAIN[0])
-                axes.plot([cell.ood_score.mean], [row + 0.24], "D", color=TRAIN[0], ms=6)
+                _draw_interval(axes, results.possible(cell.ood_score), row + 0.24, OLD_TRAIN[0])
+                axes.plot([cell.ood_score.mean], [row + 0.24], "D", color=OLD_TRAIN[0], ms=6)
             if name in results.data.baseline_scores:
                 constant = [results.data.baseline_scores[name]] * 2
                 axes.plot(constant, [row - 0.3, row + 0.36], color=MUTED, lw=1.2, ls=(0, (2, 2)), zorder=1)
         axes.plot([], [], "o", color=TEST, ms=7, mfc="white", label=f"{baseline}, in-domain")
         axes.plot([], [], "o", color=TEST, ms=7, label=f"{baseline}, out-of-domain")
         if other:
-            axes.plot([], [], "D", color=TRAIN[0], ms=6, label=f"{method_name(other)}, out-of-domain")
+            axes.plot([], [], "D", color=OLD_TRAIN[0], ms=6, label=f"{method_name(other)}, out-of-domain")
         if any(name in results.data.baseline_scores for name in names):
             label = baseline_name(results.metric)
             axes.plot([], [], color=MUTED, lw=1.2, ls=(0, (2, 2)), label=label)

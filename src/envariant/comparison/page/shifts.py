@@ -10,7 +10,7 @@ from envariant.analysis.distribution_shift import MEASURES, NOTABLE, Shift
 from envariant.comparison.page.base import Block, PageSection, shortened
 from envariant.reporting.shift import AXES, shift_table
 from envariant.reporting.tables import TextTable
-from envariant.reporting.theme import DASHED, INK, MUTED, TRAIN, name_axes, new_axes, plain_text, quiet
+from envariant.reporting.theme import DASHED, INK, MUTED, OLD_TRAIN, name_axes, new_axes, plain_text, quiet
 
 
 @final
@@ -62,7 +62,7 @@ def plane(shifts: Mapping[str, Shift]) -> Figure:
     # Bounding boxes of points and names: left, bottom, right, top.
     occupied = [(x - 0.02 * top, y - 0.02 * top, x + 0.02 * top, y + 0.02 * top) for x, y in points.values()]
     for name, (x, y) in sorted(points.items(), key=lambda item: -max(item[1])):
-        axes.plot([x], [y], "o", color=TRAIN[0], ms=6.5, alpha=0.8)
+        axes.plot([x], [y], "o", color=OLD_TRAIN[0], ms=6.5, alpha=0.8)
         text = shortened(name, 20)
         width, height = 0.0195 * top * len(text), 0.045 * top
         # Positions of a name: right, left, above, below.

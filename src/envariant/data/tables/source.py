@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from envariant.core import specs
+from envariant.core.display import Summary
 from envariant.core.environments import WEIGHT, DefaultSettings, Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
@@ -40,7 +41,7 @@ _DEFAULT_HYPERPARAMETERS: dict[str, dict[str, Any]] = {
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TableSource(SpecSource):
     """Data source for a table, written as `table("patients.csv", target=died, environment=hospital)`.
 
@@ -101,6 +102,10 @@ class TableSource(SpecSource):
     def task(self) -> Task:
         """Prediction task; regression targets are standardized on the training environments."""
         return self.sample(0).task
+
+    def _display(self) -> Summary:
+        facts = {**self.table.summary().facts, "log": "", "test environments": ", ".join(self.test)}
+        return Summary(f"TableSource '{self.label}'", facts)
 
     def _encoded(self) -> tuple[Encoder, EnvironmentSet]:
         if not self._sampled:

@@ -21,6 +21,7 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from envariant.core import specs
 from envariant.core.conversion import several
+from envariant.core.display import Displayed, Summary, counted, named
 from envariant.core.errors import EnvariantError, EnvariantWarning, unknown_name
 from envariant.core.files import read_tensors, write_tensors
 from envariant.data.tables.assembly import assembled, remarks
@@ -41,8 +42,8 @@ MIN_ROWS = 50
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Table:
+@dataclass(frozen=True, eq=False, repr=False)
+class Table(Displayed):
     """Table with typed input columns, a target column and an environment column.
 
     Attributes:
@@ -70,6 +71,26 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def summary(self) -> Summary:
+        """Return the description of the table for consoles and notebooks."""
+        counts = np.bincount(self.environment.values, minlength=len(self.environments)).tolist()
+        sizes = dict(zip(self.environments, counts, strict=True))
+        classes = f", {named(self.classes)}" if self.classes else ""
+        return Summary(
+            "Table",
+            {
+                "rows": f"{len(self):,}",
+                "columns": named((column.name for column in self.columns), 10),
+                "free text": named(column.name for column in self.texts),
+                "target": f"{self.target.name} ({self.task}{classes})",
+                "environments": f"{self.environment.name}: {counted(sizes)}",
+                "log": f"{len(self.preprocessing_log)} entries, see .preprocessing_log",
+            },
+        )
+
+    def _display(self) -> Summary:
+        return self.summary()
 
     @property
     def environments(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast, final
 
 import pandas as pd
 
+from envariant.core.display import Displayed, Summary
 from envariant.core.errors import EnvariantError
 
 
@@ -80,8 +81,8 @@ class Selection(ABC):
 
 
 @final
-@dataclass(frozen=True)
-class SelectionResult:
+@dataclass(frozen=True, repr=False)
+class SelectionResult(Displayed):
     """Result of a selection rule for one data set, set of test environments and replica.
 
     Unless algorithms are pooled, each algorithm has a separate result.
@@ -99,6 +100,16 @@ class SelectionResult:
     algorithm: str
     replica: int
     choice: SelectedRun | NoSelection
+
+    def _display(self) -> Summary:
+        test, each = ", ".join(self.test_environments) or "none", self.choice
+        where = f"{self.data}, test {test}, replica {self.replica}"
+        if isinstance(each, NoSelection):
+            return Summary(f"SelectionResult({where}: none, {each.reason})")
+        scores = f"validation {each.validation:.3f}, test {each.test:.3f}"
+        return Summary(
+            f"SelectionResult({where}: {each.algorithm}, trial {each.trial}, step {each.step}, {scores})"
+        )
 
 
 def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -> tuple[SelectionResult, ...]:

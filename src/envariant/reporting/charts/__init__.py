@@ -1,0 +1,52 @@
+"""Interactive charts of runs, studies, comparisons and data, as Altair charts.
+
+Each function takes results and returns a chart that notebooks show, pages embed and `save` writes to a file.
+In every chart, a click on the legend highlights one method.
+"""
+
+from envariant.reporting.charts.base import data_of, save, svg
+from envariant.reporting.charts.comparisons import (
+    ColumnRow,
+    DropRow,
+    LabelPoint,
+    cause_parts,
+    column_importance,
+    column_slopes,
+    drops,
+    label_curves,
+)
+from envariant.reporting.charts.data import counts, shift_plane
+from envariant.reporting.charts.runs import curves, has_shift_scale, lines, shift_curve, sweep
+from envariant.reporting.charts.studies import (
+    RankingRow,
+    candidates,
+    critical_difference,
+    hyperparameters,
+    ranking,
+)
+
+__all__ = [
+    "ColumnRow",
+    "DropRow",
+    "LabelPoint",
+    "RankingRow",
+    "candidates",
+    "cause_parts",
+    "column_importance",
+    "column_slopes",
+    "counts",
+    "critical_difference",
+    "curves",
+    "data_of",
+    "drops",
+    "has_shift_scale",
+    "hyperparameters",
+    "label_curves",
+    "lines",
+    "ranking",
+    "save",
+    "shift_curve",
+    "shift_plane",
+    "svg",
+    "sweep",
+]

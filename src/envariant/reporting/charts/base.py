@@ -1,0 +1,180 @@
+"""Style, data and files of charts."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import altair as alt
+import vl_convert
+
+from envariant.core.errors import EnvariantWarning
+from envariant.core.files import write_bytes
+from envariant.core.paths import check_overwrite
+from envariant.core.printable import printable
+from envariant.reporting.fonts import without_font
+from envariant.reporting.theme import baseline_first, method_colors
+
+Row = dict[str, Any]
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart | alt.HConcatChart
+
+WIDTH, HEIGHT = 640, 260
+PANEL_WIDTH, PANEL_HEIGHT = 210, 190
+FADED = 0.12
+# Text and lines take the color of the surrounding text, so charts follow the page's dark mode.
+_CONFIG: dict[str, Any] = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "currentColor", "titleColor": "currentColor", "tickColor": "currentColor",
+        "domainColor": "currentColor", "gridColor": "currentColor", "gridOpacity": 0.12,
+        "domainOpacity": 0.4, "tickOpacity": 0.4, "labelFontSize": 12, "titleFontSize": 12,
+        "titleFontWeight": "normal", "labelOverlap": True, "labelLimit": 190, "tickCount": 5,
+    },
+    "legend": {
+        "labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "orient": "top",
+        "columns": 4, "title": None, "labelLimit": 260, "symbolStrokeWidth": 2.5,
+        "symbolOpacity": 1,
+    },
+    "header": {
+        "labelColor": "currentColor", "labelFontSize": 12, "labelFontWeight": "bold", "labelAnchor": "start",
+        "title": None,
+    },
+    "title": {
+        "color": "currentColor", "subtitleColor": "currentColor", "anchor": "start", "fontSize": 13,
+        "subtitleFontSize": 12,
+    },
+    "text": {"color": "currentColor", "fontSize": 12},
+    "rule": {"color": "currentColor"},
+}  # fmt: skip
+
+
+def values(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
+    """Return rows as the data of a chart; control characters are escaped, and NaN becomes null."""
+    return alt.Data(values=[{key: _plain(value) for key, value in row.items()} for row in rows])
+
+
+def picked() -> alt.Parameter:
+    """Return the selection that highlights one method: by a click on the legend, or on the chart's marks."""
+    return alt.selection_point(name="picked", fields=["name"], bind="legend")
+
+
+def color(names: Sequence[str], *, legend: bool = True, field: str = "name") -> alt.Color:
+    """Return the encoding of methods by color."""
+    own = method_colors(names)
+    ordered = [printable(name) for name in baseline_first(names)]
+    scale = alt.Scale(domain=ordered, range=[own[name] for name in baseline_first(names)])
+    return alt.Color(
+        f"{field}:N", scale=scale, legend=alt.Legend() if legend and len(own) > 1 else None, title=None
+    )
+
+
+def faded(selection: alt.Parameter, opacity: float = 1.0) -> Any:
+    """Return an opacity that is small for methods that are not highlighted."""
+    return alt.when(selection).then(alt.value(opacity)).otherwise(alt.value(FADED))
+
+
+def mark_height(value: float, label: str) -> list[alt.Chart]:
+    """Return a dashed horizontal reference line and its label, as layers."""
+    # One row of their own; a layer that inherits the rows of the chart would draw them many times.
+    base = alt.Chart(values([{"reference": label, "value": value}]))
+    y = alt.Y("value:Q")
+    line = base.mark_rule(strokeDash=[5, 3], opacity=0.5).encode(y=y, tooltip=["reference:N", "value:Q"])
+    text = base.mark_text(align="right", dy=-6, opacity=0.75, fontSize=11).encode(
+        y=y, x=alt.value("width"), text="reference:N"
+    )
+    return [line, text]
+
+
+def note(text: str) -> alt.TitleParams:
+    """Return a line of plain text above a chart."""
+    return alt.TitleParams(text, fontSize=12, fontWeight="normal")
+
+
+def styled(chart: Any, description: str) -> Any:
+    """Return a chart with the style of all charts.
+
+    Args:
+        chart: Chart without configuration.
+        description: What the chart shows in one or two sentences, for readers who cannot see it.
+    """
+    styled: Any = chart.properties(description=printable(description))
+    styled.config = _CONFIG
+    return styled
+
+
+def spec(chart: Chart) -> dict[str, Any]:
+    """Return the Vega-Lite specification of a chart."""
+    # Rows are checked by the functions that make charts; validating each of them takes seconds.
+    return cast("dict[str, Any]", chart.to_dict(validate=False))
+
+
+def data_of(chart: Chart) -> list[Row]:
+    """Return the rows that a chart shows, without reference lines."""
+    return cast("list[Row]", spec(chart)["data"]["values"])
+
+
+def svg(chart: Chart) -> str:
+    """Return a chart as SVG text, in the colors of a light background."""
+    return vl_convert.vegalite_to_svg(_fixed_ink(chart))
+
+
+def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
+    """Write a chart to a file: as SVG if its name ends in `.svg`, otherwise as PNG on a white background.
+
+    Args:
+        chart: Chart to write.
+        path: File to write.
+        scale: Pixels of a PNG per pixel of the chart.
+
+    Raises:
+        EnvariantError: If the file cannot be written, or is not a picture of this library.
+    """
+    check_overwrite(path, r"\A<!-- envariant -->|Software\x00envariant")
+    document = _fixed_ink(chart)
+    if path.suffix == ".svg":
+        write_bytes(f"<!-- envariant -->\n{vl_convert.vegalite_to_svg(document)}".encode(), path)
+        return
+    if absent := without_font(str(document)):
+        warnings.warn(
+            f"picture: no installed font has the characters '{absent}'; save it as SVG, or install a font",
+            EnvariantWarning,
+            stacklevel=2,
+        )
+    write_bytes(_with_software(vl_convert.vegalite_to_png(document, scale=scale)), path)
+
+
+def number(value: float) -> str:
+    """Format a number for a description."""
+    return f"{value:.3g}" if math.isfinite(value) else "unknown"
+
+
+def _fixed_ink(chart: Chart) -> dict[str, Any]:
+    def fixed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: fixed(inner) for key, inner in cast("dict[str, Any]", value).items()}
+        return "#1f2933" if value == "currentColor" else value
+
+    document = spec(chart)
+    return {**document, "config": {**fixed(document["config"]), "background": "white"}}
+
+
+def _with_software(png: bytes) -> bytes:
+    """Return a PNG with the name of this library in its metadata, by which it is recognized."""
+    from zlib import crc32
+
+    text = b"tEXtSoftware\x00envariant"
+    chunk = (len(text) - 4).to_bytes(4, "big") + text + crc32(text).to_bytes(4, "big")
+    # The header of a PNG has 33 bytes.
+    return png[:33] + chunk + png[33:]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, bool) or value is None:
+        return value
+    number = float(value)
+    return None if not math.isfinite(number) else int(number) if number.is_integer() else number

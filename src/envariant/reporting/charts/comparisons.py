@@ -1,0 +1,310 @@
+"""Charts of comparisons: drops, their parts, gains by labels, and columns."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import altair as alt
+
+from envariant.analysis.statistics import Interval
+from envariant.reporting.charts.base import (
+    HEIGHT,
+    WIDTH,
+    Chart,
+    Row,
+    color,
+    faded,
+    number,
+    picked,
+    styled,
+    values,
+)
+from envariant.reporting.theme import MUTED, TEST, TRAIN, method_colors
+
+_ROW_HEIGHT = 44
+_PARTS = ("level", "slope", "ranking")
+_PART_COLORS = ("#d9720f", "#a3613a", "#2f7fd6")
+
+
+@final
+@dataclass(frozen=True)
+class DropRow:
+    """Scores of one environment, drawn as a row of `drops`.
+
+    Attributes:
+        environment: Name of the environment.
+        id_score: In-domain score of the baseline; NaN if it is not known.
+        ood_score: Out-of-domain score of the baseline, with its interval.
+        other: Out-of-domain score of another method; None if it is not known.
+        constant: Score of the constant prediction; NaN if it is not known.
+    """
+
+    environment: str
+    id_score: float
+    ood_score: Interval
+    other: Interval | None = None
+    constant: float = math.nan
+
+
+def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str]) -> Chart:
+    """Draw in-domain and out-of-domain scores, one row per environment.
+
+    A thin line joins the two scores of the baseline; intervals are wide and pale.
+
+    Args:
+        rows: Environments from top to bottom.
+        metric: Name of the metric.
+        names: Names of the baseline, of the other method, and of the constant prediction.
+    """
+    baseline, other, constant = names
+    inside, outside, second = (
+        f"{baseline}, in-domain",
+        f"{baseline}, out-of-domain",
+        f"{other}, out-of-domain",
+    )
+    looks = {
+        inside: (TRAIN, "circle"), outside: (TEST, "circle"),
+        second: (method_colors([other])[other], "diamond"), constant: (MUTED, "stroke"),
+    }  # fmt: skip
+    data: list[Row] = []
+    for row in rows:
+        marks = {
+            constant: Interval(row.constant, math.nan, math.nan, 1),
+            outside: row.ood_score, inside: Interval(row.id_score, math.nan, math.nan, 1), second: row.other,
+        }  # fmt: skip
+        data += [
+            {
+                "environment": row.environment, "name": name, "score": score.mean, "low": score.low,
+                "high": score.high, "from": row.id_score if name == outside else None,
+                "lane": "other" if name == second else "baseline",
+            }
+            for name, score in marks.items()
+            if score is not None and math.isfinite(score.mean)
+        ]  # fmt: skip
+    kinds = [name for name in looks if any(row["name"] == name for row in data)]
+    domain = {"domain": kinds}
+    hue = alt.Color("name:N", title=None, scale=alt.Scale(**domain, range=[looks[k][0] for k in kinds]),
+                    legend=alt.Legend(columns=2))  # fmt: skip
+    shape = alt.Shape("name:N", title=None, scale=alt.Scale(**domain, range=[looks[k][1] for k in kinds]),
+                      legend=alt.Legend(columns=2))  # fmt: skip
+    x: Any = {"title": metric, "scale": alt.Scale(zero=False)}
+    pick = picked()
+    base = alt.Chart().encode(y=_rows(), yOffset=alt.YOffset("lane:N", sort=["baseline", "other"]))
+    intervals = base.mark_rule(strokeWidth=9).encode(
+        x=alt.X("low:Q", **x), x2="high:Q", color=hue, opacity=faded(pick, 0.25)
+    )
+    joins = base.mark_rule(strokeWidth=1.3, color="currentColor").encode(x=alt.X("from:Q", **x), x2="score:Q")
+    points = base.mark_point(filled=True, size=95, strokeWidth=2).encode(
+        x=alt.X("score:Q", **x), color=hue, shape=shape, opacity=faded(pick),
+        tooltip=["environment:N", "name:N", *(alt.Tooltip(f"{key}:Q", format=".3f")
+                                               for key in ("score", "low", "high"))],
+    )  # fmt: skip
+    chart = alt.layer(
+        intervals.transform_filter("isValid(datum.low)"), joins.transform_filter("isValid(datum.from)"),
+        points.add_params(pick), data=values(data),
+    ).properties(width=WIDTH, height=_ROW_HEIGHT * len(rows))  # fmt: skip
+    worst = rows[0]
+    return styled(
+        chart,
+        f"{metric} of {baseline} with and without the environment in training. In {worst.environment}: "
+        f"{number(worst.id_score)} in-domain, {number(worst.ood_score.mean)} out-of-domain.",
+    )
+
+
+def cause_parts(parts: Mapping[str, Sequence[float]], totals: Mapping[str, Interval], label: str) -> Chart:
+    """Draw the parts of each drop as stacked bars, with the total and its interval.
+
+    Args:
+        parts: Level, slope and ranking part of the drop by environment.
+        totals: Drop by environment, with its interval.
+        label: Label of the horizontal axis.
+    """
+    data: list[Row] = [
+        {"environment": name, "name": part, "value": value}
+        for name, own in parts.items()
+        for part, value in zip(_PARTS, own, strict=True)
+    ]
+    data += [
+        {"environment": k, "name": "total", "value": t.mean, "low": t.low, "high": t.high}
+        for k, t in totals.items()
+    ]
+    pick = picked()
+    hue = alt.Color("name:N", title=None, scale=alt.Scale(domain=list(_PARTS), range=list(_PART_COLORS)))
+    base = alt.Chart().encode(y=_rows())
+    tooltip = ["environment:N", "name:N", *(alt.Tooltip(f"{k}:Q", format="+.3f")
+                                           for k in ("value", "low", "high"))]  # fmt: skip
+    bars = base.transform_filter("datum.name !== 'total'").mark_bar(height=18).encode(
+        x=alt.X("value:Q", title=label), color=hue, opacity=faded(pick, 0.85), tooltip=tooltip
+    )  # fmt: skip
+    total = base.transform_filter("datum.name === 'total'")
+    rule = total.mark_rule(strokeWidth=1.3, color="currentColor").encode(
+        x=alt.X("low:Q", title=label), x2="high:Q"
+    )
+    dot = total.mark_point(filled=True, size=60, color="currentColor", opacity=1).encode(
+        x=alt.X("value:Q", title=label), tooltip=tooltip
+    )
+    chart = alt.layer(bars.add_params(pick), rule, dot, data=values(data))
+    ends = "; ".join(f"{name} {t.mean:+.3f}" for name, t in totals.items())
+    return styled(
+        chart.properties(width=WIDTH, height=34 * len(parts)), f"{label}, total by environment: {ends}."
+    )
+
+
+@final
+@dataclass(frozen=True)
+class LabelPoint:
+    """Score after a model is adapted to some labels.
+
+    Attributes:
+        n_labels: Number of labels.
+        score: Mean score over random choices of the labeled rows.
+        sd: Standard deviation over these choices.
+    """
+
+    n_labels: int
+    score: float
+    sd: float = 0.0
+
+
+def label_curves(series: Mapping[str, Sequence[LabelPoint]], metric: str) -> Chart:
+    """Draw the score against the number of labels from the new environment, one curve per environment.
+
+    Args:
+        series: Points of each curve by environment.
+        metric: Name of the score.
+    """
+    sizes = sorted({point.n_labels for points in series.values() for point in points})
+    data = [
+        {
+            "name": name, "labels": point.n_labels, "score": point.score, "low": point.score - point.sd,
+            # Curves are shifted a little, so that their bars do not overlap.
+            "high": point.score + point.sd, "sd": point.sd, "_x": sizes.index(point.n_labels) + 0.03 * k,
+        }
+        for k, (name, points) in enumerate(series.items())
+        for point in points
+    ]  # fmt: skip
+    pick = picked()
+    axis = alt.Axis(values=list(range(len(sizes))), labelExpr=f"{sizes}[datum.value]", grid=False)
+    base = alt.Chart().encode(
+        x=alt.X("_x:Q", title="labels from the new environment", axis=axis), color=color(list(series))
+    )
+    y: Any = {"title": metric, "scale": alt.Scale(zero=False)}
+    bars = base.mark_rule(strokeWidth=1.2).encode(
+        y=alt.Y("low:Q", **y), y2="high:Q", opacity=faded(pick, 0.6)
+    )
+    line = base.mark_line(point={"size": 45}, strokeWidth=2).encode(
+        y=alt.Y("score:Q", **y), opacity=faded(pick),
+        tooltip=["name:N", "labels:Q", *(alt.Tooltip(f"{key}:Q", format=".3f") for key in ("score", "sd"))],
+    )  # fmt: skip
+    chart = alt.layer(bars, line.add_params(pick), data=values(data)).properties(width=WIDTH, height=HEIGHT)
+    ends = "; ".join(
+        f"{name} {number(points[0].score)} without labels, {number(points[-1].score)} with "
+        f"{points[-1].n_labels}"
+        for name, points in series.items()
+    )
+    return styled(chart, f"{metric} by number of labels: {ends}.")
+
+
+@final
+@dataclass(frozen=True)
+class ColumnRow:
+    """Slopes and importance of one column, drawn as a row of `column_slopes` and `column_importance`.
+
+    Attributes:
+        column: Name of the column.
+        slopes: Slope in each environment where it is known.
+        unstable: Whether the slopes differ significantly.
+        limits: Prediction interval of the slope in the next environment; None if there is none.
+        importance: Loss of score if the column is shuffled, by method.
+    """
+
+    column: str
+    slopes: Mapping[str, float]
+    unstable: bool
+    limits: tuple[float, float] | None
+    importance: Mapping[str, float]
+
+
+def column_slopes(rows: Sequence[ColumnRow], unit: str) -> Chart:
+    """Draw the slope of every column in every environment, with the prediction interval of the next one.
+
+    Args:
+        rows: Columns from top to bottom.
+        unit: Unit of the slopes.
+    """
+    data: list[Row] = []
+    for row in rows:
+        kind = "unstable" if row.unstable else "stable"
+        known = list(row.slopes.values())
+        reach = max(known) - min(known) if known else 0.0
+        if row.limits and known:
+            # An interval far beyond the slopes would hide their differences.
+            ends = {
+                "low": max(row.limits[0], min(known) - reach),
+                "high": min(row.limits[1], max(known) + reach),
+            }
+            data.append({"column": row.column, "name": kind, "environment": "next environment", **ends})
+        data += [
+            {"column": row.column, "name": kind, "environment": name, "slope": slope}
+            for name, slope in row.slopes.items()
+        ] or [{"column": row.column, "name": kind}]
+    pick = picked()
+    scale = alt.Scale(domain=["stable", "unstable"], range=[TRAIN, TEST])
+    shapes = alt.Scale(domain=["stable", "unstable"], range=["circle", "diamond"])
+    x: Any = {"title": unit, "scale": alt.Scale(zero=True)}
+    base = alt.Chart().encode(y=_rows("column"))
+    zero = alt.Chart(values([{"zero": 0}])).mark_rule(opacity=0.5).encode(x=alt.X("zero:Q", **x))
+    limits = base.mark_rule(strokeWidth=1.2, opacity=0.6).encode(
+        x=alt.X("low:Q", **x), x2="high:Q", tooltip=["column:N", "environment:N", "low:Q", "high:Q"]
+    )
+    points = base.mark_point(filled=True, size=65).encode(
+        x=alt.X("slope:Q", **x), opacity=faded(pick, 0.85),
+        color=alt.Color("name:N", scale=scale, title=None),
+        shape=alt.Shape("name:N", scale=shapes, title=None),
+        tooltip=["column:N", "environment:N", alt.Tooltip("slope:Q", format="+.2f"), "name:N"],
+    )  # fmt: skip
+    chart = alt.layer(
+        zero, limits.transform_filter("isValid(datum.low)"), points.add_params(pick), data=values(data)
+    ).properties(width=WIDTH, height=26 * len(rows))
+    unstable = ", ".join(row.column for row in rows if row.unstable) or "none"
+    return styled(chart, f"Slopes of {len(rows)} columns by environment. Unstable: {unstable}.")
+
+
+def column_importance(rows: Sequence[ColumnRow], metric: str, methods: Sequence[str]) -> Chart:
+    """Draw the loss of score if a column is shuffled, one bar per method.
+
+    Args:
+        rows: Columns from top to bottom.
+        metric: Name of the metric.
+        methods: Names of the methods.
+    """
+    data = [
+        {"column": row.column, "name": name, "loss": max(0.0, row.importance[name])}
+        for row in rows
+        for name in methods
+        if name in row.importance
+    ]
+    pick = picked()
+    chart = (
+        alt.Chart(values(data))
+        .mark_bar()
+        .encode(
+            y=_rows("column"),
+            x=alt.X("loss:Q", title=f"loss of {metric} if shuffled"),
+            color=color(list(methods)),
+            yOffset=alt.YOffset("name:N", sort=list(methods)),
+            opacity=faded(pick, 0.85),
+            tooltip=["column:N", "name:N", alt.Tooltip("loss:Q", format=".3f")],
+        )
+        .add_params(pick)
+        .properties(width=WIDTH, height=26 * len(rows))
+    )
+    largest = max(data, key=lambda row: row["loss"], default=None)
+    text = f"; the largest is {number(largest['loss'])} of {largest['column']}" if largest else ""
+    return styled(chart, f"Loss of {metric} if a column is shuffled{text}.")
+
+
+def _rows(field: str = "environment") -> alt.Y:
+    axis = alt.Axis(grid=True, ticks=False, domain=False, labelLimit=150, labelOverlap=False)
+    return alt.Y(f"{field}:N", title=None, sort=None, axis=axis)

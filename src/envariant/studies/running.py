@@ -1,0 +1,65 @@
+"""Train the runs of a study and show the progress; the command line, `Study.run` and `compare` share this."""
+
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from envariant.core.errors import EnvariantError
+from envariant.core.files import as_path
+from envariant.studies.executors import local, ray
+from envariant.studies.study import Study, begin
+from envariant.studies.study_results import StudyResults
+from envariant.training.progress import show_sweep
+from envariant.training.store import Store
+
+
+def run_study(study: Study, out: Path | str | None, progress: bool | None, **options: Any) -> StudyResults:
+    """Plan and train all runs of a study; see `Study.run` for the arguments."""
+    folder = Path(tempfile.mkdtemp(prefix="envariant-")) if out is None else as_path(out, "out")
+    begin(folder, study).close()
+    train_runs(study, folder, progress=progress, **options)
+    return StudyResults(folder)
+
+
+def train_runs(
+    study: Study,
+    folder: Path,
+    *,
+    workers: int = 1,
+    executor: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    until: float | None = None,
+    progress: bool | None = None,
+    execution: object = "auto",
+    memory: str | float | None = None,
+) -> None:
+    """Train the unfinished runs of a study in a folder, and show the progress.
+
+    Args:
+        study: Study whose runs are planned in the folder.
+        folder: Folder of the study.
+        workers: Number of processes on this machine.
+        executor: "local", or "ray" for a Ray cluster.
+        address: Address of the Ray cluster.
+        until: Time on the clock of `time.monotonic` at which training on this machine stops. Default: no
+            limit.
+        progress: Whether to show progress. Default: see `show_sweep`.
+        execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
+        memory: Memory limit of a replica stack per process. Default: half of the free memory.
+
+    Raises:
+        EnvariantError: If an option is invalid, or the store cannot be written.
+    """
+    if executor not in ("local", "ray"):
+        raise EnvariantError(f"executor must be 'local' or 'ray', got {executor!r}")
+    if address is not None and executor != "ray":
+        raise EnvariantError("address needs executor='ray'; leave it out, or set both")
+    with Store(folder) as store:
+        counts = store.counts(study.declares)
+    left = counts["planned"] + counts["running"]
+    how: dict[str, Any] = {"execution": execution, "memory": memory}
+    with show_sweep(study.name, left, folder, progress) as on_progress:
+        if executor == "ray":
+            ray.sweep(folder, study, address=address, on_progress=on_progress, **how)
+        else:
+            local.sweep(folder, study, workers=workers, on_progress=on_progress, until=until, **how)

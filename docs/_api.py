@@ -30,6 +30,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "envariant.studies.selection",
     ),
     "Analysis": ("envariant.analysis",),
+    "Tables and charts": ("envariant.reporting.score_tables", "envariant.reporting.charts"),
     "Extending and checking": (
         "envariant.testing",
         "envariant.reproductions.base",

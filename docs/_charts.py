@@ -1,9 +1,12 @@
 """Save the altair charts of an example as pictures, next to those of matplotlib."""
 
+from pathlib import Path
 from typing import Any
 
 import altair as alt
 from sphinx_gallery.scrapers import figure_rst
+
+from envariant.reporting import charts
 
 
 def save_charts(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
@@ -21,6 +24,6 @@ def save_charts(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, 
         if isinstance(value, alt.TopLevelMixin) and id(value) not in saved:
             saved.add(id(value))
             path = next(block_vars["image_path_iterator"])
-            value.save(path, ppi=144)
+            charts.save(value, Path(path))
             paths.append(path)
     return figure_rst(paths, gallery_conf["src_dir"])

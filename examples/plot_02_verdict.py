@@ -2,8 +2,9 @@
 What a verdict means
 ====================
 
-A drop in a new environment has several possible causes, and the remedies differ. Here are two made tables, one in which a
-column changes its meaning and one in which only the prevalence changes, and what the comparison says about them.
+A drop in a new environment has several possible causes, and the remedies differ. Here are two
+made tables, one in which a column changes its meaning and one in which only the prevalence
+changes, and what the comparison says about them.
 """
 
 # %%
@@ -26,8 +27,8 @@ concept = envariant.compare(flipped, **settings)
 print(concept.verdict)
 
 # %%
-# Site D's score is worse than chance, whatever the method: without rows of D nothing in the training data says that the
-# marker will change. The verdict names the column.
+# Site D's score is worse than chance, whatever the method: without rows of D nothing in the
+# training data says that the marker will change. The verdict names the column.
 
 chart = concept.plot()
 chart
@@ -43,8 +44,8 @@ label = envariant.compare(prevalence, **settings)
 print(label.verdict)
 
 # %%
-# The same numbers from the analysis alone, for scores of your own model: how much of the loss in D is level
-# (prevalence), slope (calibration) and ranking.
+# The same numbers from the analysis alone, for scores of your own model: how much of the loss in D
+# is level (prevalence), slope (calibration) and ranking.
 
 for name, cause in label.results.causes.items():
     print(name, cause.shift.kinds if cause.shift else "no shift found")
@@ -52,5 +53,5 @@ for name, cause in label.results.causes.items():
 # %%
 # .. admonition:: When not
 #
-#    "No significant drop" does not mean "no drop". The verdict states how large a drop cannot be ruled out; with small
-#    environments that can be a lot.
+#    "No significant drop" does not mean "no drop". The verdict states how large a drop cannot be
+#    ruled out; with small environments that can be a lot.

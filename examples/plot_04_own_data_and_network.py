@@ -2,12 +2,13 @@
 Your own data and network in a study
 ====================================
 
-Everything that a study takes by name it also takes as an object: data, network, algorithm, optimizer.
+Everything that a study takes by name it also takes as an object: data, network, algorithm,
+optimizer.
 """
 
 # %%
-# Three sensors measure short signals. The frequency tells the class everywhere. The offset tells it too, but not in the
-# third sensor.
+# Three sensors measure short signals. The frequency tells the class everywhere. The offset tells it
+# too, but not in the third sensor.
 
 import torch
 from torch import nn
@@ -34,7 +35,8 @@ signals = EnvironmentSet(
 signals
 
 # %%
-# The network is any `torch.nn.Module`; pass a function that returns a new one. Its outputs are logits.
+# The network is any `torch.nn.Module`; pass a function that returns a new one. Its outputs are
+# logits.
 
 
 class Recurrent(nn.Module):
@@ -52,7 +54,7 @@ study = Study(
     data=(signals,),
     algorithms=("erm", "vrex", "coral"),
     replicas=2,
-    settings={"model": Recurrent, "steps": 150, "learning_rate": 0.01},
+    settings={"model": Recurrent, "steps": 250},
 )
 results = study.run()
 results.table()
@@ -65,5 +67,6 @@ chart
 # %%
 # .. admonition:: When not
 #
-#    Two training environments in which the offset agrees with the class in 95 % and 80 % of the rows are enough for a
-#    penalty to notice. If both had 95 %, no method could know that the offset is spurious.
+#    Two training environments in which the offset agrees with the class in 95 % and 80 % of the
+#    rows are enough for a penalty to notice. If both had 95 %, no method could know that the offset
+#    is spurious.

@@ -2,14 +2,17 @@
 Penalty schedules, and what goes wrong
 ======================================
 
-A penalty that is strong from the first step keeps the network from learning anything; one that comes too late changes
-nothing. Runs that look wrong are diagnosed, with a likely cause and a remedy.
+A penalty that is strong from the first step keeps the network from learning anything; one that
+comes too late changes nothing. Runs that look wrong are diagnosed, with a likely cause and a
+remedy.
 """
 
 # %%
 # The same method with four schedules of its coefficient.
 
 import envariant
+from envariant.reporting.charts import curves
+from envariant.reporting.score_tables import score_table
 
 digits = envariant.data.colored_digits()
 schedules = {
@@ -30,13 +33,11 @@ runs = {
     )
     for name, schedule in schedules.items()
 }
-for name, run in runs.items():
-    print(f"{name:22}", run.summary()["accuracy"].round(3).to_dict())
+score_table(runs)
 
 # %%
 
-first, *others = runs.values()
-chart = first.plot(*others)
+chart = curves(list(runs.values()), list(runs))
 chart
 
 # %%
@@ -47,10 +48,10 @@ for name, run in runs.items():
         print(f"{name}: {diagnosis}\n")
 
 # %%
-# Switch points can be relative (`at=40%`), so that they stay meaningful when the number of steps changes. An explicit
-# step beyond the end of the run is reported before training.
+# Switch points can be relative (`at=40%`), so that they stay meaningful when the number of steps
+# changes. An explicit step beyond the end of the run is reported before training.
 #
 # .. admonition:: When not
 #
-#    Choosing the switch point by the test accuracy is oracle selection. :doc:`plot_07_selection` shows what is left when
-#    you may not.
+#    Choosing the switch point by the test accuracy is oracle selection. :doc:`plot_07_selection`
+#    shows what is left when you may not.

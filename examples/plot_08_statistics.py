@@ -6,8 +6,8 @@ Three replicas are what most papers have. What can they tell?
 """
 
 # %%
-# Differences between methods are paired: replica k of both has the same data, the same initial weights and the same
-# batches. `envariant.analysis` has the tests as plain functions of arrays.
+# Differences between methods are paired: replica k of both has the same data, the same initial
+# weights and the same batches. `envariant.analysis` has the tests as plain functions of arrays.
 
 import numpy as np
 
@@ -19,8 +19,8 @@ print("mean difference", analysis.difference(mine, erm))
 print("probability that mine is better", analysis.probability_of_improvement(mine, erm))
 
 # %%
-# A signed-rank test of three pairs cannot be significant at 5 %: its smallest p value is 2/2³ = 0.25. A paired t test can,
-# if the differences agree.
+# A signed-rank test of three pairs cannot be significant at 5 %: its smallest p value is 2/2³ =
+# 0.25. A paired t test can, if the differences agree.
 
 from scipy import stats
 
@@ -33,7 +33,8 @@ print("paired t    p =", round(float(stats.ttest_rel(mine, erm).pvalue), 4))
 print(analysis.holm([0.012, 0.03, 0.2]))
 
 # %%
-# How large must a difference be to be found? Simulate: replicas with a standard deviation of 0.02, as in small studies.
+# How large must a difference be to be found? Simulate: replicas with a standard deviation of 0.02,
+# as in small studies.
 
 import matplotlib.pyplot as plt
 
@@ -52,5 +53,5 @@ figure.show()
 # %%
 # .. admonition:: When not
 #
-#    Replicas measure the noise of training, not that of the rows: a small test environment gives the same optimistic
-#    answer three times. `envariant.compare` resamples rows as well.
+#    Replicas measure the noise of training, not that of the rows: a small test environment gives
+#    the same optimistic answer three times. `envariant.compare` resamples rows as well.

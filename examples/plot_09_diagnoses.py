@@ -2,17 +2,18 @@
 Read the diagnoses of a run
 ===========================
 
-A training run can end without an error and still be worthless. `result.diagnoses` lists what looks wrong, with the
-measured values, a likely cause and a remedy.
+A training run can end without an error and still be worthless. `result.diagnoses` lists what
+looks wrong, with the measured values, a likely cause and a remedy.
 """
 
 # %%
-# Three mistakes on purpose: a network that ends in a sigmoid although logits are expected, a penalty that never acts, and a
-# penalty that is far too strong.
+# Three mistakes on purpose: a network that ends in a sigmoid although logits are expected, a
+# penalty that never acts, and a penalty that is far too strong.
 
 import torch
 
 import envariant
+from envariant.reporting.charts import curves
 
 digits = envariant.data.colored_digits()
 inputs = digits.sample(0).input_shape
@@ -40,10 +41,11 @@ for name, run in mistakes.items():
 
 # %%
 
-chart = mistakes["sigmoid"].plot(mistakes["strong"])
+chart = curves(list(mistakes.values()), list(mistakes))
 chart
 
 # %%
 # .. admonition:: When not
 #
-#    A run without a diagnosis is not thereby right: the list knows the mistakes that were seen often.
+#    A run without a diagnosis is not thereby right: the list knows the mistakes that were seen
+#    often.

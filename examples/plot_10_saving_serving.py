@@ -2,8 +2,8 @@
 Save a model, serve it, and watch for drift
 ===========================================
 
-The model that a comparison recommends is stored in a folder, without pickle. Loaded somewhere else, it predicts new
-tables and says whether they still look like the training data.
+The model that a comparison recommends is stored in a folder, without pickle. Loaded somewhere
+else, it predicts new tables and says whether they still look like the training data.
 """
 
 # %%
@@ -37,4 +37,5 @@ model.predict(new.head())
 # %%
 # .. admonition:: When not
 #
-#    Drift of the inputs is neither necessary nor sufficient for a loss of accuracy. A few labels of new rows tell more.
+#    Drift of the inputs is neither necessary nor sufficient for a loss of accuracy. A few labels of
+#    new rows tell more.

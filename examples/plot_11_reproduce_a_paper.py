@@ -2,16 +2,20 @@
 Reproduce published work
 ========================
 
-A reproduction is one file: sections that train runs and state claims. A claim holds or fails by its numbers. The course
-report that this library began with is one of them.
+A reproduction is one file: sections that train runs and state claims. A claim holds or fails by
+its numbers. The course report that this library began with is one of them, run by ``envariant
+reproduce sjtu-2023``: :doc:`its page <../reproductions/sjtu-2023/report>`.
 """
 
 # %%
-# Claims are ordinary objects. This is the shape of a reproduction of your own; `envariant reproduce sjtu-2023` runs the
-# built-in one and writes a page like `this one <../reproductions/sjtu-2023/report.html>`__.
+# A section requests runs by name and yields figures and claims. The docstring states the claim of
+# the source.
+
+import tempfile
+from pathlib import Path
 
 from envariant.reproductions.base import Claim, Reproduction, section
-from envariant.reproductions.runner import Run
+from envariant.reproductions.runner import Run, Runner
 from envariant.reproductions.summaries import gain, show_runs, signed
 
 
@@ -24,21 +28,28 @@ def vrex(runner):
     yield Claim("V-REx is better in the test environment.", difference.low > 0, signed(difference))
 
 
-mine = Reproduction(
-    "mine", "V-REx and ERM", "A small example.", {"quick": "two replicas", "full": "five replicas"}, (vrex,)
-)
+conditions = {"quick": "two replicas, 200 steps", "full": "five replicas, 200 steps"}
+mine = Reproduction("mine", "V-REx and ERM", "A small example.", conditions, (vrex,))
+
+# %%
+# The command line runs it, stores every run and writes the page. From Python, one section is a loop
+# over its findings.
+
+for finding in vrex.find(Runner(Path(tempfile.mkdtemp()), "quick")):
+    print(finding if isinstance(finding, Claim) else type(finding).__name__)
 
 # %%
 # Published figures are loaded from files with their sources, never typed in by hand.
 
 from envariant import published
 
-table = published.table("colored-mnist")
-for row in table.rows[:3]:
-    print(row)
+table = published.table("rfc_colored_mnist")
+print(table.metric, "in", table.unit, "from", published.source(table.source))
+for algorithm, row in table.rows.items():
+    print(f"{algorithm:8}", dict(zip(table.columns, row.mean, strict=True)))
 
 # %%
 # .. admonition:: When not
 #
-#    A figure that differs from the paper is not yet a failed reproduction: compare intervals, and look first at what the
-#    released code does differently (:doc:`../guide/released_code`).
+#    A figure that differs from the paper is not yet a failed reproduction: compare intervals, and
+#    look first at what the released code does differently (:doc:`../guide/released_code`).

@@ -22,8 +22,8 @@ test-domain validation (oracle)                 oracle
 """
 
 # %%
-# A minibatch run as DomainBed would do it: minibatches per environment, a share held out for validation, IRM's estimate of
-# the squared gradient on two halves of the batch.
+# A minibatch run as DomainBed would do it: minibatches per environment, a share held out for
+# validation, IRM's estimate of the squared gradient on two halves of the batch.
 
 import envariant
 
@@ -53,10 +53,10 @@ for name, searched in ranges(envariant.algorithms.recipe("irm").default).items()
     print(name, searched)
 
 # %%
-# The parity of all shared algorithms with DomainBed is tested; what its code does differently from the papers is listed in
-# :doc:`../guide/released_code`.
+# The parity of all shared algorithms with DomainBed is tested; what its code does differently from
+# the papers is listed in :doc:`../guide/released_code`.
 #
 # .. admonition:: When not
 #
-#    DomainBed's image data sets and pretrained ResNets are not part of this library. WILDS folders and image folders are,
-#    with ``timm`` models.
+#    DomainBed's image data sets and pretrained ResNets are not part of this library. WILDS folders
+#    and image folders are, with ``timm`` models.

@@ -23,7 +23,8 @@ def heart_disease() -> "pd.DataFrame":
     The column `hospital` has the environments Cleveland, Hungary, Long Beach and Switzerland. The share of
     patients with the disease differs between them (36 % to 93 %), and several columns were not recorded
     everywhere. Source: Janosi, Steinbrunn, Pfisterer and Detrano (1988), UCI Machine Learning Repository,
-    doi 10.24432/C52P4X, licensed under CC BY 4.0; `disease` is "yes" where the original `num` exceeds 0.
+    doi 10.24432/C52P4X, licensed under CC BY 4.0; `disease` is "yes" where the original `num` exceeds
+    0, and cells with "?" are empty.
     """
     # Importing pandas takes longer than everything else in `import envariant.data`.
     import pandas as pd

@@ -21,6 +21,7 @@ from envariant.comparison.data_check import check_data, print_findings
 from envariant.comparison.data_summary import column_stability, summarize
 from envariant.comparison.gathering import gather
 from envariant.comparison.narrative import Recommendation, recommend
+from envariant.comparison.plots import drop_chart
 from envariant.comparison.protocol import ALGORITHMS
 from envariant.comparison.remedies import find_remedies
 from envariant.comparison.results import ORDINARY, ComparisonResults
@@ -116,6 +117,13 @@ class Comparison(Displayed):
             "page": str(self.page),
             "seconds": round(self.seconds, 1),
         }
+
+    def plot(self) -> Any:
+        """Return an Altair chart of in-domain and out-of-domain scores, one row per environment.
+
+        It shows the baseline and the recommended method, or the baseline and the best other method.
+        """
+        return drop_chart(self.results, self.recommended)
 
     def to_frame(self) -> pd.DataFrame:
         """Return mean, standard deviation and number of replicas of the out-of-domain scores.
@@ -367,7 +375,11 @@ def _methods(
 
 
 def _runner(
-    folder: Path, study: Study, execution: Mapping[str, Any], executor: str, address: str | None
+    folder: Path,
+    study: Study,
+    execution: Mapping[str, Any],
+    executor: Literal["local", "ray"],
+    address: str | None,
 ) -> protocol.Run:
     def run(runs_left: int, deadline: float | None) -> None:
         train_runs(study, folder, executor=executor, address=address, until=deadline, **execution)

@@ -174,6 +174,11 @@ class ComparisonResults(Displayed):
         """Return the environment with the method's worst out-of-domain score, and its results there."""
         return min(self.cells[method].items(), key=lambda item: self.metric.sign * item[1].ood_score.mean)
 
+    def runner_up(self) -> str:
+        """Return the method other than the baseline with the best worst score; "" if there is none."""
+        others = [m for m in self.cells if m != self.baseline_method and self.is_complete(m)]
+        return max(others, key=lambda m: self.metric.sign * self.worst(m)[1].ood_score.mean, default="")
+
     def hardest_first(self) -> list[str]:
         """Return the environments sorted by the baseline's out-of-domain score, the worst first."""
         return sorted(self.baseline, key=lambda name: self.metric.sign * self.baseline[name].ood_score.mean)

@@ -76,16 +76,24 @@ class ScoreTable(Displayed):
             column: Name of an environment, or "average". The average of a method without a score in one of
                 the environments is NaN. Its standard deviation is that of the averages of single replicas.
         """
-        rows = {e: _finite(replicas) for e, replicas in self.values[method].items()}
         if column != AVERAGE or AVERAGE in self.columns:
-            return _score(rows.get(column, {}).values())
-        parts = [rows.get(each, {}) for each in self._averaged]
+            return _score(_finite(self.values[method].get(column, {})).values())
+        parts = self._parts(method)
         if not all(parts):
             return Score(math.nan, None, 0)
-        common = set.intersection(*(set(part) for part in parts))
-        averages = _score([statistics.fmean(part[k] for part in parts) for k in sorted(common)])
+        averages = self.averages(method)
         mean = statistics.fmean(statistics.fmean(part.values()) for part in parts)
-        return Score(mean, averages.sd, len(common))
+        return Score(mean, _score(averages).sd, len(averages))
+
+    def averages(self, method: str) -> tuple[float, ...]:
+        """Return the average over environments of every replica that has a score in all of them.
+
+        Args:
+            method: Name of the method.
+        """
+        parts = self._parts(method)
+        common = sorted(set.intersection(*(set(part) for part in parts))) if parts else []
+        return tuple(statistics.fmean(part[k] for part in parts) for k in common)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return means, standard deviations and numbers of replicas: one row per method.
@@ -186,6 +194,10 @@ class ScoreTable(Displayed):
 
     def _display(self) -> Summary:
         return self.summary()
+
+    def _parts(self, method: str) -> list[dict[int, float]]:
+        """Return the scores of a method in the averaged environments, by replica."""
+        return [_finite(self.values[method].get(column, {})) for column in self._averaged]
 
     @property
     def _averaged(self) -> tuple[str, ...]:

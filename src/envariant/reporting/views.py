@@ -1,9 +1,32 @@
 """Pictures and pages of objects of lower layers, which find this module by name (`core.display.views`)."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from envariant.reporting import study_page
+from envariant.core.environments import EnvironmentSource
+from envariant.core.score_table import ScoreTable
+from envariant.reporting import samples, study_page
+from envariant.reporting.charts.runs import curves
+from envariant.reporting.charts.studies import RankingRow, ranking
+from envariant.training.result import TrainingResult
 from envariant.training.store import Store
+
+
+def plot_data(source: EnvironmentSource, seed: int, most: int) -> Any:
+    """Return a picture of images, or a chart of the distributions of columns; see `samples.plot`."""
+    return samples.plot(source, seed, most)
+
+
+def plot_runs(results: Sequence[TrainingResult]) -> Any:
+    """Return a chart of the scores of runs during training."""
+    return curves(results)
+
+
+def plot_scores(table: ScoreTable) -> Any:
+    """Return a chart of a table of scores: one row per method with the average of each replica."""
+    rows = [RankingRow(method, table.averages(method), {}) for method in table.values]
+    return ranking(rows, f"{table.metric} in the test environments", {})
 
 
 def write_study_page(store: Store, path: Path) -> None:

@@ -243,9 +243,13 @@ class TrainingResult(Displayed):
             tuple(f"{name} (test)" for name in record.test_environments),
         )
 
-    def plot(self) -> Any:
-        """Return a chart of the scores during training, in every environment; each replica is one curve."""
-        return views().plot_runs([self])
+    def plot(self, *others: "TrainingResult") -> Any:
+        """Return an Altair chart of the score during training, one panel per environment.
+
+        Args:
+            others: Results of other runs, drawn in the same panels.
+        """
+        return views().plot_runs([self, *others])
 
     def _display(self) -> Summary:
         record, metric = self.record, self.record.metric

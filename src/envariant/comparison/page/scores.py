@@ -45,7 +45,7 @@ class Drops(PageSection):
     def figure(self) -> Figure:
         """Return a figure of in-domain and out-of-domain scores, one row per environment."""
         results = self.results
-        other = self.recommended if self.recommended != results.baseline_method else _runner_up(results)
+        other = self.recommended if self.recommended != results.baseline_method else results.runner_up()
         baseline = method_name(results.baseline_method)
         names = results.hardest_first()[:_MOST_ROWS]
         height = (0.5 if len(names) <= 12 else 0.36) * len(names) + 1.5
@@ -216,12 +216,6 @@ def _draw_baseline(axes: Axes, results: ComparisonResults, cell: Cell, row: int)
 
 def _draw_interval(axes: Axes, interval: Interval, row: float, color: str) -> None:
     axes.plot([interval.low, interval.high], [row, row], color=color, lw=2, alpha=0.35, solid_capstyle="butt")
-
-
-def _runner_up(results: ComparisonResults) -> str:
-    """Return the method other than the baseline with the best worst score; "" if there is none."""
-    others = [m for m in results.cells if m != results.baseline_method and results.is_complete(m)]
-    return max(others, key=lambda m: results.metric.sign * results.worst(m)[1].ood_score.mean, default="")
 
 
 def _gain(results: ComparisonResults, cell: Cell) -> str:

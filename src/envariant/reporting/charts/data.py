@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from envariant.analysis.distribution_shift import NOTABLE, Shift
 from envariant.analysis.statistics import Interval
-from envariant.reporting.charts.base import WIDTH, Chart, note, number, styled, values
+from envariant.reporting.charts.base import WIDTH, Chart, number, styled, values
 from envariant.reporting.theme import DASH, TRAIN
 
 _MOST_NAMES = 24

@@ -1,0 +1,46 @@
+"""`Picture`: a matplotlib figure that notebooks show, with a text alternative."""
+
+import base64
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from matplotlib.figure import Figure
+
+from envariant.core.files import as_path
+from envariant.core.printable import one_line
+from envariant.reporting import figures
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Picture:
+    """Figure that notebooks show and `save` writes to a file.
+
+    Attributes:
+        figure: Figure of matplotlib, which can be changed.
+        description: What the picture shows in one or two sentences, for readers who cannot see it.
+    """
+
+    figure: Figure
+    description: str
+
+    def save(self, path: Path | str) -> None:
+        """Write the picture to a file: as SVG if its name ends in .svg, otherwise as PNG.
+
+        Args:
+            path: File to write.
+
+        Raises:
+            EnvariantError: If the file cannot be written, or is not a picture of this library.
+        """
+        figures.save(self.figure, as_path(path, "path"))
+
+    def __repr__(self) -> str:
+        return f"Picture({one_line(self.description)})"
+
+    def _repr_html_(self) -> str:
+        encoded = base64.b64encode(figures.png(self.figure, 110)).decode("ascii")
+        text = html.escape(one_line(self.description))
+        return f'<img alt="{text}" style="max-width:100%" src="data:image/png;base64,{encoded}">'

@@ -47,7 +47,7 @@ mine = Composition(penalties=(MeanLogit(),))
 check_algorithm(mine)
 
 # %%
-# A study compares it with ERM and V-REx on the small relative of Colored MNIST, with three trials
+# A study compares it with ERM and V-REx on the small relative of Colored MNIST, with two trials
 # each.
 
 from envariant.studies import Study
@@ -55,9 +55,9 @@ from envariant.studies import Study
 study = Study(
     data=("colored-digits",),
     algorithms=("erm", "vrex", mine),
-    n_trials=3,
+    n_trials=2,
     replicas=3,
-    settings={"model": "mlp(hidden=32)", "steps": 200},
+    settings={"model": "mlp(hidden=32)", "steps": 150},
 )
 results = study.run()
 results.table()

@@ -52,7 +52,7 @@ class Recurrent(nn.Module):
 
 study = Study(
     data=(signals,),
-    algorithms=("erm", "vrex", "coral"),
+    algorithms=("erm", "vrex", "irm"),
     replicas=2,
     settings={"model": Recurrent, "steps": 250},
 )

@@ -13,7 +13,7 @@ from envariant.studies import Study
 study = Study(
     data=("colored-digits",),
     algorithms=("erm", "vrex"),
-    n_trials=6,
+    n_trials=4,
     replicas=2,
     settings={"model": "mlp(hidden=32)", "steps": 200},
 )

@@ -30,9 +30,40 @@ model = envariant.load_model(folder / "model")
 model.predict(new.head())
 
 # %%
-# Do the new rows look like the old ones? The tests are corrected for the number of columns.
+# `serve` adds what one needs before acting on a prediction: calibrated probabilities, a set of
+# classes that contains the true one in 90 % of rows of a new hospital, and a flag for rows that
+# resemble none of the training hospitals.
 
-# SERVING
+served = model.serve(new, level=0.9)
+served.table.head().round(2)
+
+# %%
+# The summary estimates the accuracy of the batch without its labels, and tests each column for
+# drift, corrected for their number.
+
+print("\n".join(served.summary))
+print("true accuracy:", round(float((served.table["prediction"] == new["disease"]).mean()), 3))
+
+# %%
+# Twenty labels of the new hospital adapt the model.
+
+labeled = new.sample(20, random_state=0)
+rest = new.drop(labeled.index)
+adapted = model.adapt(labeled)
+print("\n".join(adapted.adaptation.summary))
+for name, each in {"before": model, "after": adapted}.items():
+    print(name, round(float((each.predict(rest) == rest["disease"]).mean()), 3))
+
+# %%
+# The sizes of the prediction sets: a set of both classes says that the model does not know.
+
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(figsize=(6, 2.5), layout="constrained")
+counts = served.table["set"].replace("", "empty").value_counts()
+axes.barh(list(counts.index), list(counts), color="#0f766e")
+axes.set(xlabel="patients of Long Beach", title="Prediction sets at 90 %")
+figure.show()
 
 # %%
 # .. admonition:: When not

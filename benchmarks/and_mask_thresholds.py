@@ -11,41 +11,15 @@ import sys
 from pathlib import Path
 
 from colored_mnist import conditions, markdown
-from matplotlib.figure import Figure
 
 import envariant
-from envariant.reporting import figures, tables, theme
-from envariant.training.result import TrainingResult
+from envariant.reporting import charts, tables
 
 THRESHOLDS = (0.0, 0.5, 1.0)
 VARIANTS = {
     "unscaled": "mean=arithmetic,inverse_sparsity=false",
     "geometric": "mean=geometric,inverse_sparsity=true",
 }
-
-
-def picture(results: dict[float, TrainingResult]) -> Figure:
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.subplots()
-    record = next(iter(results.values())).record
-    colors = iter(theme.TRAIN)
-    for name, role in record.roles.items():
-        spreads = [result.final(name, "accuracy") for result in results.values()]
-        color, style = (theme.TEST, "o-") if role == "test" else (next(colors), "o:")
-        axes.errorbar(
-            list(results), [s.mean for s in spreads], [s.sd or 0 for s in spreads],
-            fmt=style[0], color=color, capsize=3, label=f"{name} ({role})",
-        )  # fmt: skip
-        # Between two of these thresholds nothing changes: the upper one speaks for the whole stretch.
-        for low, high, spread in zip(THRESHOLDS, THRESHOLDS[1:], spreads[1:], strict=False):
-            axes.hlines(spread.mean, low + 0.01, high, color=color, linestyles=style[1:], lw=2)
-    for value, name in ((record.chance, "chance"), (record.optimum, "optimum")):
-        axes.axhline(value, color=theme.MUTED, lw=0.8, ls=(0, (5, 3)))
-        axes.text(1.02, value, name, fontsize=8, color=theme.MUTED, va="bottom", ha="right")
-    axes.set(xlabel="threshold τ", ylabel="accuracy at the last step", ylim=(0, 1), xticks=THRESHOLDS)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0, 0.32))
-    return figure
 
 
 def main() -> None:
@@ -64,7 +38,7 @@ def main() -> None:
     names = [f"τ = {τ:g}" for τ in THRESHOLDS] + [f"τ = 1, {name}" for name in VARIANTS]
     lines = tuple((name, *line[1:]) for name, line in zip(names, table.rows, strict=True))
     place = Path(__file__)
-    figures.save(picture(swept), place.with_suffix(".svg"))
+    charts.save(charts.sweep(swept, "threshold τ"), place.with_suffix(".svg"))
     text = (
         "# AND-mask on Colored MNIST over thresholds\n\n"
         "`python benchmarks/and_mask_thresholds.py`: ERM's settings (hidden 256, lr 0.001, l2 0.001, 501 "

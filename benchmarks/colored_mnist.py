@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import envariant
-from envariant.reporting import figures, tables
+from envariant.reporting import charts, tables
 from envariant.training.result import TrainingResult
 
 RUNS = (
@@ -51,7 +51,7 @@ def main() -> None:
     Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
     shown = [result for result, (_, algorithm) in zip(results, RUNS, strict=True) if algorithm != "mm-rex"]
     curves = Path(__file__).parent.parent / "docs" / "colored-mnist-curves.svg"
-    figures.save(figures.curves(shown), curves)
+    charts.save(charts.curves(shown), curves)
     print(text)
 
 

@@ -452,6 +452,8 @@ def _stores() -> dict[str, Hostile]:
         "unknown state": sql("UPDATE runs SET state = char(27) || '[2J'"),
         "text that is no Unicode": sql("UPDATE runs SET error = CAST(x'ff1b00' AS TEXT)"),
         "test environments of nobody": sql("UPDATE runs SET test_set = 99"),
+        "test environment of no set": sql("UPDATE test_environments SET test_set = 99"),
+        "scores of unknown environments": sql("UPDATE names SET id = id + 1000"),
         "log that is a folder": directory(f"{name}-wal"),
         "journal that is a folder": directory(f"{name}-journal"),
     }  # fmt: skip
@@ -459,6 +461,7 @@ def _stores() -> dict[str, Hostile]:
         "deep record": sql(f"UPDATE jobs SET record = '{NESTED}'"),
         "record that is no object": sql("UPDATE jobs SET record = '[1]'"),
         "record without fields": sql("UPDATE jobs SET record = '{}'"),
+        "scores of other environments": sql("UPDATE names SET name = name || 'x'"),
         "checkpoint that is a pipe": pipe(weights),
         "checkpoint that is a device": link(weights),
         "checkpoint of NUL bytes": content(weights, bytes(1000)),

@@ -183,7 +183,7 @@ def test_files_are_read_in_chunks(models, tmp_path, monkeypatch):
     fresh = patients(1000, seed=2)
     fresh.to_csv(tmp_path / "new.csv", index=False)
     monkeypatch.setattr(reading, "ROWS_PER_CHUNK", 64)
-    frame, drift = models["died"].predict_and_compare(tmp_path / "new.csv")
+    frame, drift = (f(tmp_path / "new.csv") for f in (models["died"].predict, models["died"].resembles))
     whole = models["died"].predict(fresh)
     assert frame.index.equals(whole.index)
     np.testing.assert_allclose(frame.iloc[:, 1:], whole.iloc[:, 1:], atol=1e-6)
@@ -274,7 +274,7 @@ def test_missing_values_and_unseen_categories_are_counted(models):
     fresh.loc[4, "ward"] = None
     fresh.loc[:9, "stays"] = np.nan
     fresh.loc[10:12, "age"] = 300.0
-    predictions, drift = model.predict_and_compare(fresh)
+    predictions, drift = model.predict(fresh), model.resembles(fresh)
     assert np.isfinite(predictions["P(yes)"]).all()
     columns = {c.name: c for c in drift.columns}
     assert columns["ward"].unseen == {"<script>α</script>": 4}

@@ -82,6 +82,20 @@ def regressor(**settings):
     return InvariantRegressor(**{**SMALL, **settings})
 
 
+class DetachedLoss(Multiclass):
+    """Loss without a derivative."""
+
+    def losses(self, logits, targets):
+        return super().losses(logits.detach(), targets)
+
+
+class FailingLoss(Multiclass):
+    """Loss that raises an error."""
+
+    def losses(self, logits, targets):
+        raise RuntimeError("first\nsecond")
+
+
 class MeanLoss(Task):
     """Loss of the whole batch in place of one per row."""
 
@@ -299,6 +313,8 @@ WRONG = [
     ('EnvironmentSet("x", (A, B), Binary(), test="b")', "x: test environments must be a tuple of names, as in ('b',)"),
     ('EnvironmentSet("x", (A, B), Binary(), test=("a", "b"))', 'x: all environments are held out; none is left to train on'),
     ('EnvironmentSet("x", (A, B), Binary(), test=("b", "b"))', "x: test environment 'b' is named twice; name it once"),
+    ('EnvironmentSet("x", (A, B), DetachedLoss(2))', 'task multiclass: losses must be differentiable in the logits'),
+    ('EnvironmentSet("x", (A, B), FailingLoss(2))', 'task multiclass: losses fails: first'),
     ('EnvironmentSet("x", (A, B), MeanLoss())', 'task mean loss: losses must return one number per row, of shape (2,) for 2 rows; got ()'),
     ('EnvironmentSet(3, (A, B), Binary())', 'EnvironmentSet: label must be a word; got 3'),
     ('SITES["c"]', "sites: unknown environment 'c'; known: a, b"),

@@ -301,6 +301,18 @@ BROKEN = {
     "exit": "raise SystemExit(7)",
     "interrupt": "raise KeyboardInterrupt",
     "not describable": "from envariant.algorithms import Recipe\ngentle = Recipe('gentle', '', None)",
+    "part without a paper": """
+from dataclasses import dataclass
+from envariant.algorithms import Composition, Penalty, Recipe
+
+@dataclass(frozen=True)
+class Silent(Penalty):
+    name = "silent"
+    coefficient: float = 1.0
+    def penalty(self, made, given): return 0.0
+
+gentle = Recipe("gentle", "No paper.", Composition(penalties=(Silent(),)))
+""",
     "no text": "class Odd:\n    def __repr__(self): raise SystemExit(1)\ngentle = Odd()",
 }
 

@@ -8,6 +8,7 @@ import pytest
 from envariant.analysis.conformal import (
     environment_jackknife,
     finest_level,
+    held_out_threshold,
     mondrian_thresholds,
     new_environment_threshold,
     pooled_cdf_threshold,
@@ -156,3 +157,55 @@ def test_wrong_input_is_an_error():
         environment_jackknife([0.1, 0.2], ["a", "b"], {"a": [1.0]}, 0.5)
     with pytest.raises(EnvariantError, match="no negative weight"):
         weighted_thresholds([0.1], [-1.0], [1.0], 0.5)
+
+
+def held_out_by_loops(scores, environments, alpha):
+    """Second implementation: the smallest pooled quantile, found by trying every score."""
+
+    def pooled(values, names):
+        for t in np.sort(values):
+            shares = [np.mean(values[names == name] <= t) for name in np.unique(names)]
+            if np.mean(shares) >= 1 - alpha - 1e-12:
+                return t
+        raise AssertionError
+
+    ratios = np.zeros(len(scores))
+    for name in np.unique(environments):
+        own = environments == name
+        ratios[own] = scores[own] / pooled(scores[~own], environments[~own])
+    return pooled(ratios, environments) * pooled(scores, environments)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.35, 0.6])
+def test_held_out_threshold_is_that_of_loops(alpha):
+    scores = np.array(BY_ENVIRONMENT)
+    threshold, coverage = held_out_threshold(scores, ENVIRONMENTS, alpha)
+    assert threshold.value == pytest.approx(held_out_by_loops(scores, ENVIRONMENTS, alpha), rel=1e-12)
+    assert set(coverage) == {"a", "b", "c"}
+    assert np.mean(list(coverage.values())) >= 1 - alpha - 1e-12
+
+
+@pytest.mark.parametrize(("spread", "location"), [(0.0, 0.0), (0.5, 0.0), (0.3, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("count", [4, 12])
+def test_held_out_threshold_covers_a_new_environment_on_average(count, spread, location):
+    draw, covered, pooled = np.random.default_rng(count), [], []
+    names = np.repeat(np.arange(count), 60)
+    for _ in range(150):
+        scale = np.exp(spread * draw.normal(size=count + 1))
+        center = location * draw.normal(size=count + 1)
+        r = np.abs(center[:, None] + scale[:, None] * draw.normal(size=(count + 1, 60)))
+        threshold = held_out_threshold(r[:count].ravel(), names, 0.1)[0].value
+        covered.append(np.mean(r[count] <= threshold))
+        pooled.append(np.mean(r[count] <= split_threshold(r[:count].ravel(), 0.1).value))
+    error = np.std(covered) / np.sqrt(len(covered))
+    assert np.mean(covered) == pytest.approx(0.9, abs=0.01 + 3 * error)
+    # Split conformal on the pooled rows covers less.
+    assert np.mean(covered) > np.mean(pooled) - 0.005
+
+
+def test_held_out_threshold_needs_two_environments_and_scores_that_are_not_negative():
+    with pytest.raises(EnvariantError, match="held_out_threshold: needs two environments"):
+        held_out_threshold([0.1, 0.2], ["a", "a"], 0.1)
+    with pytest.raises(EnvariantError, match="no negative score"):
+        held_out_threshold([0.1, -0.2], ["a", "b"], 0.1)
+    assert held_out_threshold([0.0, 0.0, 1.0], ["a", "b", "b"], 0.5)[0].value == 0.0

@@ -169,6 +169,11 @@ def test_data_show_counts_rows_of_a_table(here, tmp_path):
         assert done.returncode == 0, done.stderr
         assert ["1", *cells] in [line.split() for line in done.stdout.splitlines()]
         assert f"'{target}': target; " in done.stdout
+        page = tmp_path / f"{target}.html"
+        assert here("data", "show", name, "-o", page).returncode == 0
+        text = page.read_text(encoding="utf-8")
+        assert ("0 has no rows of" in text) == (target == "y")
+        assert str(tmp_path) not in text
 
 
 def test_data_fetch_verifies_digests():

@@ -78,7 +78,7 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
     [
         (text(""), ["x.csv: is empty"]),
         (text("hospital,age,ward,died\n"), ["x.csv: holds no rows under its header"]),
-        (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "set its encoding, such as latin-1"]),
+        (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "set its encoding, such as utf-16"]),
         (text(GOOD.replace("icu", "ü").encode("latin-1")), ["is not utf-8 text (it holds byte 0xfc)"]),
         (text(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "x.png"), ["x.png: is not utf-8 text", "if it is a text file at all"]),
         (text(b"PK\x03\x04\xff\xfe\x00", "x.xlsx"), ["x.xlsx: cannot be read as Excel", "save it as CSV"]),
@@ -128,6 +128,10 @@ def test_unreadable_files(file, words, compare, tmp_path):
         (["--exclude", "hospital"], ["environment column 'hospital' cannot be excluded"]),
         (["--exclude", "wardd"], ["lacks column 'wardd' (did you mean 'ward'?)"]),
         (["--exclude", "age", "ward"], ["no column is left to predict 'died' from (left out: age, ward)"]),
+        (["--ordered"], ["the order of column 'hospital' in time is unknown"]),
+        (["--group", "patiend"], ["lacks group column 'patiend'"]),
+        (["--group", "died"], ["a column can have one role only"]),
+        (["--subgroups", "aje"], ["lacks subgroups column 'aje' (did you mean 'age'?)"]),
         (["--encoding", "klingon"], ["unknown encoding: klingon"]),
         (["--executor", "slurm"], ["slurm"]),
         (["--color", "red"], ["--color"]),
@@ -211,7 +215,7 @@ def test_page_escapes_html_in_names(done):
 def test_unseen_category_at_prediction(done):
     model = load_model(done[0] / "model")
     fresh = frame(10).assign(ward="never seen", mixed="two", **{ODD: 0.5})
-    predictions, drift = model.predict_and_compare(fresh)
+    predictions, drift = model.predict(fresh), model.resembles(fresh)
     assert np.isfinite(predictions["P(yes)"]).all()
     assert {c.name: c.unseen for c in drift.columns}["ward"] == {"never seen": 10}
 

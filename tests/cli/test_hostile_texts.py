@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from envariant.reporting import html
+from envariant.reporting import charts
+from envariant.reporting.page import Block, Page, Section, render
 from envariant.reporting.tables import TextTable
 from envariant.training.store.reader import FILE, checksum
 
@@ -96,8 +97,14 @@ def test_predicted_classes_and_remarks(here, tmp_path):
 
 def test_pages_hold_no_control_characters():
     table = TextTable((CLEAR, "<b>"), (("\udcff\0", "\u202e"),))
-    page = html.render("page.html.j2", heading=TITLE, verdicts=[(CLEAR, "\x9b")], scores=table, curves="",
-                       shift_curve="", overviews=[], settings=table, runs=[])  # fmt: skip
+    chart = charts.lines({f"{CLEAR}</script><b>": ([1, 2], [3, 4])}, "\u202e", "y")
+    blocks = (Block.table(table, ""), Block.chart(chart, CLEAR), Block("definitions", [(CLEAR, "\x9b")]))
+    page = render(
+        Page("runs", TITLE, CLEAR, "\x9b", sections=[Section("a", "\u202e", blocks)], methods=[CLEAR])
+    )
+    page, _, library = page.rpartition("<script>")
+    assert is_printable(library)
+    assert page.count("</script>") == 1, "the data of the chart end where they should"
     assert is_printable(page)
     assert "\\x1b[2J" in page
     page.encode("utf-8")

@@ -7,11 +7,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from envariant.core.errors import EnvariantError
 from envariant.core.paths import check_overwrite
-from envariant.reporting import figures
-from envariant.reporting.theme import new_axes
+from envariant.reporting import charts, figures
 from envariant.saved_model import load_model
 
 MINE = "mine\n"
@@ -140,13 +140,14 @@ def test_demos_and_reproductions_refuse_before_training(here, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_pictures(suffix, tmp_path):
-    figure, _ = new_axes(1, 1)
+    chart = charts.lines({"a": ([1, 2], [3, 4])}, "x", "y")
     path = tmp_path / f"picture{suffix}"
-    for _ in range(2):
-        figures.save(figure, path)
+    for save, picture in ((figures.save, Figure()), (charts.save, chart), (charts.save, chart)):
+        save(picture, path)
     path.write_text(MINE)
-    with pytest.raises(EnvariantError, match="exists and was not written for this purpose"):
-        figures.save(figure, path)
+    for save, picture in ((figures.save, Figure()), (charts.save, chart)):
+        with pytest.raises(EnvariantError, match="exists and was not written for this purpose"):
+            save(picture, path)
     assert path.read_text() == MINE
 
 

@@ -12,6 +12,7 @@ import envariant
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.saved_model import SavedModel
+from envariant.saved_model.served import WITHOUT_SERVING
 
 
 def rows(count=300, seed=0, older=0.0):
@@ -44,10 +45,17 @@ def new(tmp_path):
 def test_predictions_go_to_standard_output_as_csv(model, here, new):
     path = new(rows(50, seed=1).drop(columns=["ill", "site"]))
     done = here("predict", model, path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "envariant: 0 of 50 rows unlike the training environments (0 %; 1 % expected)",
+        "envariant: New rows resemble the training environments",
+        f"envariant: not given: {WITHOUT_SERVING}",
+    ]
     answer = pd.read_csv(io.StringIO(done.stdout))
     expected = envariant.load_model(model).predict(path)
-    assert list(answer.columns) == ["prediction", "P(no)", "P(yes)"] == list(expected.columns)
+    assert (
+        list(answer.columns) == ["prediction", "P(no)", "P(yes)", "unlike"] == [*expected.columns, "unlike"]
+    )
     np.testing.assert_array_equal(answer["P(yes)"].astype(np.float32), expected["P(yes)"])
 
 
@@ -56,7 +64,8 @@ def test_predictions_go_to_a_file_and_remarks_to_standard_error(model, here, new
     frame.loc[0, "ward"] = "<i>new</i>"
     done = here("predict", model, new(frame), "-o", tmp_path / "out" / "predictions.csv")
     assert (done.returncode, done.stdout) == (0, "")
-    first, *others = done.stderr.splitlines()
+    flagged, first, *others = done.stderr.splitlines()
+    assert flagged == "envariant: 21 of 100 rows unlike the training environments (21 %; 1 % expected)"
     assert first.startswith("envariant: New rows differ in age")
     assert any(
         "ward: 1 row with a category that is not in the training data ('<i>new</i>')" in line
@@ -80,7 +89,8 @@ def test_json_is_one_object(model, here, new, tmp_path):
     assert answer["model"]["target"] == "ill"
     assert answer["drift"]["differing"] == ["age"]
     assert len(answer["predictions"]) == 30
-    assert set(answer["predictions"][0]) == {"prediction", "P(no)", "P(yes)"}
+    assert set(answer["predictions"][0]) == {"prediction", "P(no)", "P(yes)", "unlike"}
+    assert answer["serving"]["unlike"]["rows"] == sum(row["unlike"] for row in answer["predictions"])
     assert "predictions" not in json.loads(here("predict", model, path, "--check", "--json").stdout)
     out = tmp_path / "p.csv"
     assert json.loads(here("predict", model, path, "-o", out, "--json").stdout)["predictions"] == str(out)
@@ -88,7 +98,7 @@ def test_json_is_one_object(model, here, new, tmp_path):
 
 def test_empty_table_gives_a_header(model, here, new):
     done = here("predict", model, new(rows(30).iloc[:0]))
-    assert (done.returncode, done.stdout) == (0, "prediction,P(no),P(yes)\n")
+    assert (done.returncode, done.stdout) == (0, "prediction,P(no),P(yes),unlike\n")
 
 
 def test_onnx_is_written(model, here, tmp_path):
@@ -112,6 +122,8 @@ def test_invalid_input_gives_one_line_and_exit_code_2(model, here, new, tmp_path
         ([model], "give a table to predict, or --onnx FILE"),
         ([model, path, "-o", "x.parquet"], "must end in .csv"),
         ([model, "--onnx", tmp_path / "x.onnx"], "pip install onnx onnxscript"),
+        ([model, path, "--level", "1.5"], "serve: level must be between 0 and 1, got 1.5"),
+        ([model, path, "--unlike-level", "0"], "serve: unlike_level must be between 0 and 1, got 0.0"),
         ([model, path, "-o", "/dev/null/x.csv"], "cannot be written"),
     ):
         done = here("predict", *arguments)

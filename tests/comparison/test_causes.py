@@ -177,7 +177,7 @@ def test_the_page_section_has_figure_table_and_sentences():
     assert Causes.applies(section.results)
     assert not Causes.applies(results)
     blocks = section.render()
-    assert [block.kind for block in blocks] == ["definitions", "figure", "table"]
+    assert [block.kind for block in blocks] == ["definitions", "chart", "table"]
     name, text = blocks[0].content[0]
     assert name == "D <& $x$>"
     assert "is prevalence" in text

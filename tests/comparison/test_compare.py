@@ -21,8 +21,8 @@ import processes
 from envariant.algorithms import Composition, VREx
 from envariant.cli import main
 from envariant.comparison import compare
+from envariant.comparison.drops import significant_drops
 from envariant.comparison.formatting import the
-from envariant.comparison.narrative import significant_drops
 from envariant.core.errors import EnvariantError
 from envariant.reporting.tables import finite
 from envariant.studies import Store
@@ -166,6 +166,10 @@ def test_the_saved_model_is_trained_on_all_environments_and_predicts(turned):
     predictions = envariant.load_model(turned.folder / "model").predict(new)
     correct = predictions["prediction"] == new["died"]
     assert correct.mean() > 0.6
+    served = envariant.load_model(turned.folder / "model").serve(new)
+    assert set(served.coverage) == set(SITES)
+    assert served.score.contains(correct.mean())
+    assert [name for name in served.table if name not in predictions] == ["set", "unlike"]
 
 
 def test_the_page_and_the_notebook_escape_names(turned):
@@ -173,7 +177,8 @@ def test_the_page_and_the_notebook_escape_names(turned):
     for text in (page, turned._repr_html_()):
         assert "<b>city" not in text
         assert "&lt;b&gt;city&lt;/b&gt;" in text
-    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    # The last script is the library of the charts.
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page[: page.rindex("<script>")])
     numbers = json.loads((turned.folder / "comparison.json").read_text(encoding="utf-8"))
     expected = finite(turned.to_dict())
     assert {**numbers, "seconds": 0} == {**expected, "seconds": 0}

@@ -16,6 +16,7 @@ from envariant.comparison.narrative import recommend
 from envariant.comparison.page.scores import Drops, Methods
 from envariant.comparison.results import Cell, ColumnImportance, ComparisonResults
 from envariant.core.metrics import METRICS
+from envariant.reporting import charts
 
 NONE = Interval(0.0, 0.0, 0.0, 3)
 TREES = "boosted-trees"
@@ -177,6 +178,8 @@ def test_the_baseline_is_the_simplest_method_within_one_standard_error_of_the_be
     far = {**close, TREES: {"a": [0.90, 0.93]}}
     assert choose_baseline(far, accuracy) == TREES
     assert choose_baseline({**far, TREES: {}}, accuracy) == "linear"
+    # An environment whose validation rows have no AUROC must not make all means NaN.
+    assert choose_baseline({m: {**own, "small": []} for m, own in far.items()}, accuracy) == TREES
     assert choose_baseline({"linear": {"a": [3.0, 3.1]}, "erm": {"a": [2.0, 2.1]}}, rmse) == "erm"
 
 
@@ -264,8 +267,8 @@ def test_every_stated_bound_is_possible(metric):
             assert lowest <= interval["low"] <= interval["high"] <= highest
         assert -largest <= each["gain_over_baseline"]["low"] <= each["gain_over_baseline"]["high"] <= largest
     section = Drops(numbers, "vrex")
-    (axes,) = section.figure().axes
-    drawn = [x for line in axes.lines for x in line.get_xdata()]
+    rows = charts.data_of(section.chart().content)
+    drawn = [row[key] for row in rows for key in ("score", "low", "high") if row[key] is not None]
     assert lowest <= min(drawn) < max(drawn) <= highest
     texts = [text for row in section.table().rows for text in row] + [*facts(recommend(numbers))]
     stated = [float(x) for t in texts for ends in re.findall(r"\[(.*?)\]", t) for x in ends.split(", ")]

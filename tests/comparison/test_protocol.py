@@ -101,6 +101,14 @@ def test_algorithms_that_need_more_environments_are_not_applicable():
         protocol.applicable_algorithms(("irmm",), places, 3)
 
 
+def test_pairs_of_more_than_50_environments_are_not_compared(tmp_path):
+    for count, left_out in ((50, False), (51, True)):
+        source = TableSource(table(sizes=(12,) * count), "t")
+        found = protocol.plan(source, "c", ["erm", "coral"], None, 1, 1, 0, {})
+        assert (found.study.algorithms == ("erm",)) is left_out
+        assert any("coral: takes minutes and gigabytes" in why for why in found.not_applicable) is left_out
+
+
 def test_the_same_table_resumes_and_another_is_rejected(tmp_path):
     def start(own):
         plan = protocol.plan(TableSource(own), "name", ["erm"], None, 1, 1, 0, {})

@@ -2,6 +2,7 @@
 
 import io
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -123,6 +124,18 @@ def test_random_transforms_are_said_and_leave_the_global_generators(draw):
     ):
         EnvironmentSet.from_datasets({"a": Pairs(flip), "b": Pairs()})
     assert draw() == once
+
+
+def test_random_targets_are_said_and_repeated_nan_is_not():
+    class Labels(Pairs):
+        def __getitem__(self, k):
+            return self.rows[k], random.randint(0, 10**9)
+
+    with pytest.warns(EnvariantWarning, match="'a': its transforms are random"):
+        EnvironmentSet.from_datasets({"a": Labels(), "b": Pairs()})
+    with warnings.catch_warnings(record=True) as found, pytest.raises(EnvariantError, match="hold NaN"):
+        EnvironmentSet.from_datasets({"a": Pairs(lambda row: row * float("nan")), "b": Pairs()})
+    assert not found
 
 
 def test_random_transforms_of_streams_are_known_by_name():

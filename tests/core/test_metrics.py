@@ -115,3 +115,20 @@ def test_the_default_metric_of_a_task_agrees_with_the_task(task):
     assert default_metric(task).name == task.metric
     assert default_metric(task).higher_is_better == task.higher_is_better
     assert isinstance(task, default_metric(task).tasks)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_values_of_many_samples_equal_those_of_one_at_a_time(name):
+    draw = np.random.default_rng(0)
+    metric = METRICS[name]
+    tasks = [Regression(2.0, 3.0)] if metric.for_regression else [Binary(), Multiclass(3)]
+    for task in tasks:
+        # Rounded logits are tied; samples of three rows have only one class now and then.
+        logits = draw.normal(size=(12, *task.logits_shape)).round(1).astype(np.float32)
+        kind = np.float32 if logits.ndim == 1 else np.int64
+        targets = draw.integers(max(2, task.outputs), size=12).astype(kind)
+        samples = draw.integers(12, size=(40, 3))
+        one_at_a_time = [metric.compute(task, logits[rows], targets[rows]) for rows in samples]
+        np.testing.assert_allclose(
+            metric.of_samples(task, logits, targets, samples), one_at_a_time, rtol=1e-12
+        )

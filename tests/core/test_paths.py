@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from envariant.core.errors import EnvariantError
+from envariant.core.files import as_path, write_text
 from envariant.core.paths import check_file, folder_name
+from envariant.data import ImageFolders
 
 
 def test_only_regular_files_are_opened(tmp_path, monkeypatch):
@@ -56,3 +58,20 @@ def test_hostile_names_become_no_folders(name):
 def test_ordinary_names_become_folders(name):
     assert folder_name(name, "") == name
     assert Path("studies", name).parent == Path("studies")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_impossible_names_are_one_line(name, tmp_path):
+    uses = (
+        lambda: as_path(name, "out"),
+        lambda: write_text("text", tmp_path / name),
+        lambda: ImageFolders(tmp_path / name),
+    )
+    for use in uses:
+        with pytest.raises(EnvariantError, match="cannot be the name of a file or folder"):
+            use()
+
+
+def test_a_folder_of_images_whose_name_is_too_long_is_one_line(tmp_path):
+    with pytest.raises(EnvariantError, match="cannot list .*[Nn]ame too long"):
+        ImageFolders(tmp_path / ("a" * 300)).listing()

@@ -153,6 +153,22 @@ def test_a_broken_plugin_is_reported_and_harms_nothing_else(package, place, mess
         assert build(good)
 
 
+def test_a_broken_algorithm_is_not_called_a_misspelled_predictor(package):
+    # `mine` is similar to `linear`.
+    package("envariant.algorithms", mine="broken:X")
+    with pytest.raises(
+        EnvariantError, match="algorithm 'mine': broken:X cannot be imported: division by zero"
+    ):
+        envariant.train("colored-digits", "mine", steps=1)
+
+
+def test_an_interruption_while_a_plugin_is_imported_ends_the_command(package, tmp_path):
+    package(models.ENTRY_POINTS, slow="interrupted:X")
+    (tmp_path / "interrupted.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        models.installed_models()
+
+
 def test_a_package_with_damaged_metadata_is_reported_and_harms_nothing_else(package, tmp_path):
     package(models.ENTRY_POINTS, wide="theirs:Wide")
     damaged = tmp_path / "damaged-1.0.dist-info"

@@ -5,15 +5,19 @@ from types import SimpleNamespace
 
 import matplotlib as mpl
 import pytest
+from matplotlib.figure import Figure
 
 from envariant.core.errors import EnvariantWarning
-from envariant.reporting import figures, fonts
+from envariant.reporting import charts, figures, fonts
 
 CHINESE, THAI, EMOJI = "年龄", "ประเทศ", "🏥"
 
 
 def drawing(*names):
-    return figures.ranking([figures.RankingRow(name, (0.5, 0.6), {}) for name in names], "accuracy", {})
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set_yticks(range(len(names)), [figures.plain_text(name) for name in names])
+    return figure
 
 
 @pytest.fixture
@@ -63,3 +67,11 @@ def test_latin_text_keeps_its_font_and_is_outlines():
     figure = drawing("Ünïcødé", "plain")
     assert "<text" not in figures.svg(figure)
     assert {tuple(label.get_fontfamily()) for label in figure.axes[0].get_yticklabels()} == {("sans-serif",)}
+
+
+def test_png_of_a_chart_warns_of_characters_without_a_font(only_bundled, tmp_path):
+    chart = charts.lines({CHINESE: ([1, 2], [3, 4])}, "x", "y")
+    with pytest.warns(EnvariantWarning, match="no installed font has the characters '年龄'"):
+        charts.save(chart, tmp_path / "x.png")
+    charts.save(chart, tmp_path / "x.svg")
+    assert CHINESE in (tmp_path / "x.svg").read_text(encoding="utf-8")

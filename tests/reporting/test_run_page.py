@@ -1,6 +1,9 @@
 """Verdicts, tables, figures and the page of runs: complete, offline and escaped."""
 
+import base64
 import dataclasses
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -12,11 +15,12 @@ from envariant import published
 from envariant.core.environments import Environment, EnvironmentSet, ReferenceScores
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Regression
-from envariant.reporting import figures, published_figures, run_page, tables
+from envariant.reporting import charts, figures, published_figures, run_page, tables
 from envariant.reporting.labels import labels, verdict
 from envariant.training.history import HistoryRow
 from envariant.training.result import TrainingResult
 from envariant.training.run_spec import RunSpec
+from reporting.sample_pages import run
 
 
 @pytest.fixture(scope="module")
@@ -97,25 +101,46 @@ def test_every_listed_published_row_exists():
         assert row in published.table(table).rows
 
 
-class Links(HTMLParser):
+class Elements(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.links = []
-        self.tags = []
+        self.links, self.tags, self.scripts, self.inside = [], [], [], False
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         self.links += [v for k, v in attributes if k in ("src", "href", "xlink:href", "srcset", "data") and v]
+        if tag == "script":
+            self.scripts.append([dict(attributes).get("type", ""), ""])
+        self.inside = tag == "script"
+
+    def handle_data(self, data):
+        if self.inside:
+            self.scripts[-1][1] += data
+
+    def handle_endtag(self, tag):
+        self.inside = False
 
 
-def test_page_loads_nothing_and_runs_no_script(results):
-    parser = Links()
-    text = run_page.render(results, "Title")
+def elements(text):
+    parser = Elements()
     parser.feed(text)
-    assert parser.links
-    assert all(link.startswith(("data:", "#")) for link in parser.links)
-    assert not {"script", "link", "iframe", "object", "embed"} & set(parser.tags)
-    assert not re.search(r"url\((?!#)", text)
+    return parser
+
+
+def test_page_loads_nothing_and_runs_only_the_script_with_the_digest_of_its_policy(results):
+    text = run_page.render(results, "Title")
+    page = elements(text)
+    assert page.links
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
+    *charts, (kind, script) = page.scripts
+    assert {kind for kind, _ in charts} == {"application/json"}
+    assert all(json.loads(content)["data"]["values"] for _, content in charts)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert kind == ""
+    assert f"script-src 'sha256-{digest}'\">" in text
+    assert "default-src 'none'" in text
+    assert not re.search(r"url\((?!#)", text[: text.rindex("<script>")])
     for word in ("flip-0.2", "flip-0.9", "worst", "replicas", "Seeds", "torch", "learning rate", "Bayes"):
         assert word in text
 
@@ -140,7 +165,7 @@ def with_markup_in_names(task) -> EnvironmentSet:
 def test_names_are_escaped_and_every_task_has_a_page(task):
     result = envariant.train(with_markup_in_names(task), "erm", model="linear", steps=3)
     text = run_page.render([result], "<b>heading</b>")
-    assert "<script>" not in text
+    assert text.count("<script>") == 1, "the page's own"
     assert "<img src=x>" not in text
     assert "<b>heading" not in text
     assert "&lt;script&gt;" in text
@@ -170,24 +195,13 @@ def test_page_is_written_or_an_error_is_raised(results, tmp_path):
         run_page.write(results, tmp_path / "new" / "page.html" / "x.html", "Title")
 
 
-def test_curves_draw_test_environments_solid_and_training_environments_dotted(results):
-    figure = figures.curves(results[:1])
-    axes = figure.axes[0]
-    styles = [line.get_linestyle() for line in axes.get_lines()[:3]]
-    assert styles == [":", ":", "-"]
-    measured = results[0].history.query("environment == 'flip-0.9' and metric == 'accuracy'")
-    means = axes.get_lines()[2].get_ydata()
-    assert list(means) == pytest.approx(list(measured.groupby("step")["value"].mean()))
-    assert {text.get_text().strip() for text in axes.texts} == {"chance 50%", "optimum 75%"}
-
-
-def test_validation_rows_have_their_own_curve_and_column():
+def test_validation_rows_have_their_own_panel_and_column():
     result = envariant.train("colored-digits", "erm", steps=4, holdout_fraction=0.2)
-    (axes,) = figures.curves([result]).axes
     history = result.history.query("environment == 'flip-0.1' and metric == 'accuracy'")
-    lines = {line.get_color(): list(line.get_ydata()) for line in axes.get_lines()}
+    rows = charts.data_of(charts.curves([result]))
     for role in ("train", "validation"):
-        assert list(history[history["role"] == role]["value"]) in lines.values()
+        drawn = [row["score"] for row in rows if row["panel"] == f"flip-0.1 ({role})"]
+        assert drawn == pytest.approx(list(history[history["role"] == role]["value"]))
     header = tables.scores([result]).header
     assert header.count("flip-0.1 (train)") == header.count("flip-0.1 (validation)") == 1
 
@@ -224,7 +238,7 @@ def test_dollar_sign_in_a_name_is_not_read_as_a_formula():
     result = envariant.train(
         EnvironmentSet("x", environments, Binary(), test=("b",)), "erm", model="linear", steps=1
     )
-    assert "<svg" in run_page.render([result], "x")
+    assert r"$\frac$ (train)" in run_page.render([result], "x")
 
 
 def test_page_shows_the_remarks_of_a_run():
@@ -232,3 +246,65 @@ def test_page_shows_the_remarks_of_a_run():
     (remark,) = result.record.remarks
     assert "scaled to step(1, 100000, at=1) for 3 steps" in remark
     assert f"irm: {remark}" in run_page.render([result], "One run")
+
+
+def headline(text):
+    return re.search(r'<p class="headline">(.*?)</p>', text)[1]
+
+
+def test_headline_names_a_run_only_if_it_is_significantly_better_than_erm():
+    text = run_page.render([run("irm"), run("vrex"), run("erm")], "Title")
+    assert re.fullmatch(
+        r"In flip-0.9, vrex is better than erm: accuracy 0.68\d against 0.1[45]\d", headline(text)
+    )
+    assert re.findall(r'data-method="(.*?)"', text)[0] == "erm", "ERM first"
+    same = run_page.render([run("erm"), run("coral", final=(0.8, 0.9, 0.151))], "Title")
+    assert headline(same) == "No run is significantly better than erm in flip-0.9"
+    one = run_page.render([run("irm", replicas=1)], "Title")
+    assert re.fullmatch(r"irm: accuracy 0.7\d\d in training, 0.6\d\d in flip-0.9", headline(one))
+
+
+def test_equal_settings_are_folded_and_the_others_compared():
+    text = run_page.render([run("erm"), run("irm", data="other")], "Title")
+    differing, _, equal = text[text.index('id="settings"') :].partition("Equal in all runs")
+    assert 'data-label="irm">other</td>' in differing
+    assert "<dt>steps</dt><dd>10</dd>" in equal
+    assert "batch size" not in differing
+
+
+def test_equal_diagnoses_and_remarks_are_one_paragraph():
+    results = [
+        dataclasses.replace(run(name), rows=run(name, final=(0.5, 0.5, 0.5)).rows) for name in ("erm", "irm")
+    ]
+    remarked = [
+        dataclasses.replace(r, record=dataclasses.replace(r.record, remarks=("something",))) for r in results
+    ]
+    text = run_page.render(remarked, "Title")
+    assert "erm, irm: something" in text
+    assert text.count("something") == 1
+    lines = run_page._diagnoses(["a", "b"], [envariant_diagnosed(), envariant_diagnosed()])
+    assert len(lines) == 1
+    assert lines[0].startswith("a, b: ")
+
+
+def envariant_diagnosed():
+    """Return a run whose test accuracy decays after a peak."""
+    result = run("irm")
+    rows = [
+        HistoryRow(0, step, "flip-0.9", "test", "accuracy", value)
+        for step, value in enumerate([0.5, 0.7, 0.7, 0.7, 0.7, 0.6, 0.55, 0.52, 0.5, 0.5, 0.5])
+    ]
+    assert dataclasses.replace(result, rows=rows).diagnoses
+    return dataclasses.replace(result, rows=rows)
+
+
+def test_absolute_paths_are_cut_to_file_names():
+    command = "envariant train --data 'table(/home/me/my.csv, target=y)' --out runs/a --mnist ~/data/mnist"
+    result = run("erm", data="table('/home/me/my.csv', target=y)")
+    result = dataclasses.replace(result, record=dataclasses.replace(result.record, command=command))
+    text = run_page.render([result], "Title")
+    page = text[: text.rindex("<script>")]
+    assert "/home" not in page
+    assert "~/" not in page
+    assert "my.csv" in page
+    assert "--out runs/a" in page

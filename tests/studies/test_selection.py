@@ -144,3 +144,10 @@ def test_empty_table_and_invalid_level_are_rejected():
         select(THREE_RUNS[:0], Oracle())
     with pytest.raises(EnvariantError, match=r"Invariance: alpha must be in \(0, 1\), got 1"):
         Invariance(alpha=1.0)
+
+
+def test_a_finished_run_without_scores_is_one_line():
+    # As in a damaged store, whose scores are of another metric.
+    table = study_table((("t",), "erm", 0, 0, None, [(1, 0.5, {"t": 0.4})]))
+    with pytest.raises(EnvariantError, match="run 0: has no scores"):
+        list(select(table.assign(step=float("nan")), TrainingValidation()))

@@ -401,9 +401,16 @@ def test_other_outputs_are_not_remarked_on(model, task):
     assert remark(model, task) == ""
 
 
-def test_outputs_that_are_never_negative_are_remarked_on():
+def test_outputs_of_one_sign_are_remarked_on():
     text = remark(after(nn.functional.softplus), Binary())
     assert "never negative where logits are expected, so class 0 is never predicted" in text
+    text = remark(after(nn.functional.logsigmoid), Binary())
+    assert "never positive where logits are expected, so class 1 is never predicted" in text
+
+
+def test_a_model_without_values_is_one_line():
+    with pytest.raises(EnvariantError, match="has parameters without values"):
+        remark(nn.Linear(3, 1, device="meta"), Binary())
 
 
 def sigmoid():

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from envariant.analysis.batch_score import BatchScore, fit_batch_error, fit_batch_score
     from envariant.analysis.calibration import (
         Calibration,
         DropParts,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         ConformalThreshold,
         environment_jackknife,
         finest_level,
+        held_out_threshold,
         mondrian_thresholds,
         new_environment_threshold,
         pooled_cdf_threshold,
@@ -48,11 +50,14 @@ if TYPE_CHECKING:
     from envariant.analysis.drift import ColumnDrift, Drift, measure_drift
     from envariant.analysis.few_labels import (
         Gain,
+        LabelFit,
         LabelGain,
         Recalibration,
+        fit_labels,
         gain_from_labels,
         recalibrate,
     )
+    from envariant.analysis.input_density import InputDensity, fit_density
     from envariant.analysis.invariance_test import InvarianceTest, assess_invariance
     from envariant.analysis.label_free_accuracy import (
         AccuracyEstimate,
@@ -98,14 +103,16 @@ if TYPE_CHECKING:
         signed_rank,
         slope,
     )
+    from envariant.analysis.temperature import fit_temperature
 
 _MODULES = {
+    "batch_score": ("BatchScore", "fit_batch_error", "fit_batch_score"),
     "calibration": ("Calibration", "DropParts", "DropSplit", "measure_calibration", "split_drop"),
     "column_stability": ("ColumnStability", "measure_stability"),
     "conformal": (
-        "ConformalThreshold", "environment_jackknife", "finest_level", "mondrian_thresholds",
-        "new_environment_threshold", "pooled_cdf_threshold", "prediction_intervals", "prediction_sets",
-        "split_threshold", "weighted_thresholds",
+        "ConformalThreshold", "environment_jackknife", "finest_level", "held_out_threshold",
+        "mondrian_thresholds", "new_environment_threshold", "pooled_cdf_threshold", "prediction_intervals",
+        "prediction_sets", "split_threshold", "weighted_thresholds",
     ),
     "data_quality": (
         "Identifier", "LocalCategories", "MissingCode", "MissingShares", "NamingColumn", "identifiers",
@@ -114,7 +121,10 @@ _MODULES = {
     "disde": ("DropDecomposition", "decompose_drop", "measure_disde"),
     "distribution_shift": ("Shift", "measure_shift"),
     "drift": ("ColumnDrift", "Drift", "measure_drift"),
-    "few_labels": ("Gain", "LabelGain", "Recalibration", "gain_from_labels", "recalibrate"),
+    "few_labels": (
+        "Gain", "LabelFit", "LabelGain", "Recalibration", "fit_labels", "gain_from_labels", "recalibrate",
+    ),
+    "input_density": ("InputDensity", "fit_density"),
     "invariance_test": ("InvarianceTest", "assess_invariance"),
     "label_free_accuracy": (
         "AccuracyEstimate", "ExpectedConfusion", "agreement_on_the_line", "average_confidence",
@@ -133,10 +143,12 @@ _MODULES = {
         "Interval", "Ranking", "bootstrap", "difference", "friedman", "holm", "interquartile_mean",
         "interval", "probability_of_improvement", "signed_rank", "slope",
     ),
+    "temperature": ("fit_temperature",),
 }  # fmt: skip
 
 __all__ = [
     "AccuracyEstimate",
+    "BatchScore",
     "Calibration",
     "ColumnDrift",
     "ColumnStability",
@@ -149,8 +161,10 @@ __all__ = [
     "ExpectedConfusion",
     "Gain",
     "Identifier",
+    "InputDensity",
     "Interval",
     "InvarianceTest",
+    "LabelFit",
     "LabelGain",
     "LeakyColumn",
     "LeakyGroup",
@@ -181,8 +195,14 @@ __all__ = [
     "estimate_prior_em",
     "expected_confusion",
     "finest_level",
+    "fit_batch_error",
+    "fit_batch_score",
+    "fit_density",
+    "fit_labels",
+    "fit_temperature",
     "friedman",
     "gain_from_labels",
+    "held_out_threshold",
     "holm",
     "identifiers",
     "interquartile_mean",

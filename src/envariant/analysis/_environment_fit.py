@@ -126,7 +126,9 @@ def fit_environments(
             residuals, weights = (targets - linear) / variances, 1 / variances
         weighted = own * weights[:, None]
         inverses, cross = np.zeros((len(parts), len(precision), len(precision))), []
-        schur = (common.T * weights) @ common + np.diag(np.full(common.shape[1], _RIDGE))
+        root = common * np.sqrt(weights)[:, None]
+        # A product of one array with itself takes half the time.
+        schur = root.T @ root + np.diag(np.full(common.shape[1], _RIDGE))
         gradient = common.T @ residuals - _RIDGE * slopes
         own_steps: list[Array] = []
         for e, rows in enumerate(parts):

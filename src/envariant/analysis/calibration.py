@@ -155,6 +155,8 @@ def split_drop(
     n_resamples: int = 300,
     level: float = LEVEL,
     seed: int = 0,
+    groups: tuple[ArrayLike, ArrayLike] | None = None,
+    sample_weight: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> DropSplit:
     """Split the difference in loss and error rate between one environment and in-domain rows into parts.
 
@@ -172,6 +174,9 @@ def split_drop(
         n_resamples: Number of bootstrap resamples.
         level: Level of the intervals.
         seed: Seed of the resampling.
+        groups: Groups of the rows on both sides, which are resampled as a whole. Default: rows are resampled.
+        sample_weight: Case weights of the rows on both sides; the calibration ignores them. Default: equal
+            weights.
 
     Raises:
         EnvariantError: If lengths differ, values are not finite, or targets are not class numbers.
@@ -187,10 +192,15 @@ def split_drop(
     """
     generator = np.random.default_rng(seed)
     values: list[Array] = []
-    for scores, targets in (in_domain, environment):
+    for side, (scores, targets) in enumerate((in_domain, environment)):
         z, y, n_classes = checked_scores("split_drop", scores, targets, regression=regression)
-        counts = generator.multinomial(len(z), np.full(len(z), 1 / len(z)), n_resamples)
-        weights = np.concatenate([np.ones((1, len(z))), counts]) / len(z)
+        group = np.arange(len(z)) if groups is None else np.unique(groups[side], return_inverse=True)[1]
+        n_groups = int(group.max()) + 1
+        counts = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), n_resamples)[:, group]
+        weights = np.concatenate([np.ones((1, len(z))), counts])
+        if sample_weight is not None:
+            weights = weights * np.asarray(sample_weight[side], dtype=np.float64)
+        weights = weights / np.maximum(weights.sum(1, keepdims=True), 1e-300)
         parts = _loss_parts(z, y, weights, n_classes)
         values.append(np.concatenate([parts.sum(-1, keepdims=True), parts], axis=-1))
     difference = values[1] - values[0]

@@ -6,6 +6,7 @@ If the slope of a column changes sign, models that use the column are misled in 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Literal, NamedTuple, final
 
 import numpy as np
@@ -404,11 +405,18 @@ def _strongest(fit: EnvironmentFit, inputs: Array, count: int) -> NDArray[np.int
 def _curves(x: Array, count: int) -> Array:
     """Return up to `count` squares, hinges and products of columns, in the order of the columns."""
     curved = [k for k in range(x.shape[1]) if len(np.unique(x[:, k])) > 4]
-    terms = [x[:, k] ** 2 for k in curved]
-    for knot in _KNOTS:
-        terms += [np.maximum(x[:, k] - np.quantile(x[:, k], knot), 0.0) for k in curved]
-    pairs = [(a, b) for b in range(x.shape[1]) for a in range(b)]
-    terms += [x[:, a] * x[:, b] for a, b in pairs[: max(0, count - len(terms))]]
-    kept = np.column_stack([np.zeros((len(x), 0)), *terms[: max(0, count)]])
-    spread = kept.std(axis=0)
-    return ((kept - kept.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0))[:, spread > 1e-9]
+    pairs = ((a, b) for b in range(x.shape[1]) for a in range(b))
+    terms = chain(
+        (x[:, k] ** 2 for k in curved),
+        (np.maximum(x[:, k] - np.quantile(x[:, k], knot), 0.0) for knot in _KNOTS for k in curved),
+        (x[:, a] * x[:, b] for a, b in pairs),
+    )
+    every = len(curved) * (1 + len(_KNOTS)) + x.shape[1] * (x.shape[1] - 1) // 2
+    kept = np.empty((len(x), min(max(0, count), every)))
+    # In place: this is the largest array of all.
+    for k, term in enumerate(islice(terms, kept.shape[1])):
+        kept[:, k] = term
+    kept -= kept.mean(axis=0)
+    spread = np.sqrt(np.square(kept).mean(axis=0))
+    kept /= np.where(spread > 1e-9, spread, 1.0)
+    return kept if (spread > 1e-9).all() else kept[:, spread > 1e-9]

@@ -189,6 +189,54 @@ def new_environment_threshold(scores: ArrayLike, environments: ArrayLike, alpha:
     return ConformalThreshold(value, 1 - alpha, finest_level(count), guarantee)
 
 
+def held_out_threshold(
+    scores: ArrayLike, environments: ArrayLike, alpha: float
+) -> tuple[ConformalThreshold, Mapping[str, float]]:
+    """Return a threshold with coverage 1 − α in a new environment on average, estimated by leaving each out.
+
+    q is the threshold of CDF pooling, and q_{−e} the one without environment e. The threshold is c q, where
+    the factor c is the threshold of CDF pooling of the scores r_i / q_{−e(i)}, so that the mean coverage of
+    c q_{−e} in the environments e left out is 1 − α. Unlike `new_environment_threshold`, it is not
+    conservative with few environments, and any level is possible, but the coverage is an estimate without
+    guarantee.
+
+    Args:
+        scores: Scores of the calibration rows, `[m]`, each by a model not trained on the row's environment.
+        environments: Environment of each row, `[m]`; at least two environments.
+        alpha: Share of rows that may be missed, between 0 and 1.
+
+    Returns:
+        The threshold, and the coverage of each environment by the threshold of the others.
+
+    Raises:
+        EnvariantError: If `alpha` is not between 0 and 1, a score is missing or negative, lengths differ, or
+            there is only one environment.
+
+    Example:
+        >>> scores, hospital = [0.1, 0.3, 0.2, 0.4, 0.6, 0.8], ["A", "A", "B", "B", "C", "C"]
+        >>> threshold, coverage = held_out_threshold(scores, hospital, alpha=0.3)
+        >>> print(threshold)
+        1.2 for 70% coverage (a new environment, on average over 3 environments left out in turn)
+        >>> coverage
+        {'A': 1.0, 'B': 1.0, 'C': 0.5}
+    """
+    where = "held_out_threshold"
+    r = _checked(where, scores, alpha)
+    names, codes = _groups(where, environments, len(r))
+    if len(names) < 2 or (r < 0).any():
+        raise EnvariantError(f"{where}: needs two environments, and no negative score")
+    ratios = np.empty_like(r)
+    for k in range(len(names)):
+        others = codes != k
+        pooled = _pooled(where, r[others], codes[others], alpha, extra=0)[0]
+        ratios[~others] = r[~others] / max(pooled, np.finfo(np.float64).tiny)
+    factor = _pooled(where, ratios, codes, alpha, extra=0)[0]
+    value = factor * _pooled(where, r, codes, alpha, extra=0)[0]
+    guarantee = f"a new environment, on average over {len(names)} environments left out in turn"
+    coverage = {name: float((ratios[codes == k] <= factor).mean()) for k, name in enumerate(names)}
+    return ConformalThreshold(value, 1 - alpha, 1.0, guarantee), coverage
+
+
 def environment_jackknife(
     residuals: ArrayLike,
     environments: ArrayLike,

@@ -41,7 +41,9 @@ _FEWEST_ROWS = 40
 # Density ratio below which the smaller density counts as zero.
 _ZERO_DENSITY = 1e-3
 # Number of distances computed at a time.
-_BLOCK = 1_000_000
+_BLOCK = 250_000
+# Largest number of rows whose distance to their neighbors is measured.
+_MOST_NEIGHBORS = 5_000
 # Number of quantile bins for real targets.
 _BINS = 5
 
@@ -218,13 +220,14 @@ def _density_measures(features: list[Array], labels: list[NDArray[np.int64]]) ->
     pooled = np.concatenate(features)
     if not pooled.shape[1]:
         return 0.0, _total_variation(labels)
-    # One bandwidth for all rows: the median distance to the tenth neighbor.
-    neighbors = NearestNeighbors(n_neighbors=10).fit(pooled).kneighbors(pooled)[0][:, -1]
+    # One bandwidth for all rows: the median distance to the tenth neighbor, over evenly spaced rows.
+    some = pooled[np.linspace(0, len(pooled) - 1, min(len(pooled), _MOST_NEIGHBORS)).round().astype(int)]
+    neighbors = NearestNeighbors(n_neighbors=10).fit(pooled).kneighbors(some)[0][:, -1]
     width = max(float(np.median(neighbors)), 1e-6)
     n_classes = int(max(y.max() for y in labels)) + 1
     densities = np.stack(
         [
-            np.stack([_density(pooled, h, y == c, width, side) for c in range(n_classes)])
+            _densities(pooled, h, y, n_classes, width, side)
             for side, (h, y) in enumerate(zip(features, labels, strict=True))
         ]
     )  # [sides, classes, rows]: p(z, y) up to a common factor
@@ -246,36 +249,37 @@ def _density_measures(features: list[Array], labels: list[NDArray[np.int64]]) ->
     return min(1.0, diversity), min(1.0, correlation)
 
 
-def _density(points: Array, features: Array, in_class: NDArray[np.bool_], width: float, side: int) -> Array:
-    """Return the kernel density p(z, y) of one group and class at all points z.
+def _densities(
+    points: Array, features: Array, labels: NDArray[np.int64], n_classes: int, width: float, side: int
+) -> Array:
+    """Return the kernel densities p(z, y) of one group, `[classes, points]`, at all points z.
 
     The kernel of a point is left out of the density at this point.
     """
-    members = features[in_class]
-    density = np.zeros(len(points))
-    if not len(members):
-        return density
-    # Position among `members` of each point that belongs to them, else −1.
-    start = 0 if side == 0 else len(points) - len(features)
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    members = features[order]
+    # Position among `members` of each point that belongs to the group, else −1.
     position = np.full(len(points), -1)
-    position[start : start + len(features)][in_class] = np.arange(len(members))
-    # Blocks of 500 points, and more if the group has few members.
-    blocks = max(1, min(len(points) // 500, len(points) * len(members) // _BLOCK))
-    for block in np.array_split(np.arange(len(points)), blocks):
+    first = 0 if side == 0 else len(points) - len(features)
+    position[first + order] = np.arange(len(order))
+    densities = np.zeros((n_classes, len(points)))
+    for block in np.array_split(np.arange(len(points)), 1 + len(points) * len(members) // _BLOCK):
         own = np.flatnonzero(position[block] >= 0)
-        density[block] = _kernel_sums(points[block], members, width, own, position[block][own])
-    return density / max(1, len(features) - 1)
+        kernels = _kernels(points[block], members, width, own, position[block][own])
+        densities[np.ix_(present, block)] = np.add.reduceat(kernels, starts, axis=1).T
+    return densities / max(1, len(features) - 1)
 
 
-def _kernel_sums(z: Array, members: Array, width: float, own: Array, position: Array) -> Array:
-    """Return the sum of the kernels of `members` at each point in `z`, without kernels `[own, position]`."""
+def _kernels(z: Array, members: Array, width: float, own: Array, position: Array) -> Array:
+    """Return the kernels of `members` at each point in `z`; those at `[own, position]` are 0."""
     # In place: the passes over this matrix take most of the time.
     squared = (z**2).sum(axis=1)[:, None] + (members**2).sum(axis=1)
     squared -= 2 * z @ members.T
     np.clip(squared, 0, None, out=squared)
     squared /= -2 * width**2
     squared[own, position] = -np.inf
-    return np.exp(squared, out=squared).sum(axis=1)
+    return np.exp(squared, out=squared)
 
 
 def _total_variation(labels: list[NDArray[np.int64]]) -> float:

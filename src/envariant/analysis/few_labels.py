@@ -27,6 +27,7 @@ SLOPE_SD = 0.5
 
 # Fewest rows on which a refit is evaluated.
 _FEWEST_ROWS = 10
+_FOLDS, _FEWEST_FOR_SLOPE = 10, 20
 
 
 @final
@@ -92,6 +93,28 @@ class LabelGain:
         )
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class LabelFit:
+    """Refit to the labels of an environment, and its cross-validated losses on them.
+
+    Attributes:
+        recalibration: Fitted intercepts and slope.
+        refit: Refitted parameters: "intercept", or "intercept and slope".
+        held_out: Adapted scores of each row, by refits without its fold, in the shape of the scores.
+        losses: Log loss (regression: squared error) of each row before and after, `[2, rows]`.
+        errors: Whether each row is predicted wrongly before and after, `[2, rows]`; None for regression.
+        n_folds: Number of folds.
+    """
+
+    recalibration: Recalibration
+    refit: Refit
+    held_out: Array
+    losses: Array
+    errors: Array | None
+    n_folds: int
+
+
 def recalibrate(
     scores: ArrayLike,
     targets: ArrayLike,
@@ -141,6 +164,7 @@ def gain_from_labels(
     regression: bool = False,
     intercept_sd: float = INTERCEPT_SD,
     seed: int = 0,
+    groups: ArrayLike | None = None,
 ) -> tuple[LabelGain, ...]:
     """Estimate the gain from k labels of an environment by resampling its labeled rows.
 
@@ -155,6 +179,8 @@ def gain_from_labels(
         regression: Whether targets are real numbers.
         intercept_sd: Standard deviation of the intercept's prior.
         seed: Seed of the resampling.
+        groups: Group of each row `[rows]`, such as patients. The model is never evaluated on rows of groups
+            with labeled rows. Default: every row is its own group.
 
     Returns:
         One entry per size and refit; none if the environment is too small.
@@ -175,6 +201,8 @@ def gain_from_labels(
     if n_resamples < 1 or any(size < 1 for size in sizes):
         raise EnvariantError("gain_from_labels: n_resamples and sizes must be at least 1")
     n, generator = len(z), np.random.default_rng(seed)
+    group = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    n_groups = 0 if group is None else int(group.max()) + 1
     results: list[LabelGain] = []
     before = _row_losses(z[None], y, n_classes)
     for size in sizes:
@@ -182,8 +210,16 @@ def gain_from_labels(
             continue
         # The rank of a random number determines whether a row is labeled.
         order = generator.random((n_resamples, n)).argsort(axis=1).argsort(axis=1)
+        if group is not None:
+            # Rows are labeled group by group.
+            turn = generator.random((n_resamples, n_groups)).argsort(axis=1).argsort(axis=1)[:, group]
+            order = (turn * n + order).argsort(axis=1).argsort(axis=1)
         labeled = (order < size).astype(np.float64)
         rest = (1 - labeled) / (n - size)
+        if group is not None:
+            rest = _without_labeled_groups(labeled, group, n_groups)
+            if (rest > 0).sum(1).min() < _FEWEST_ROWS:
+                continue
         for refit in REFITS:
             fits = _refit(z, y, labeled, n_classes, intercept_sd, slope=refit != "intercept")
             after = _row_losses(fits[:, None, :-1] + fits[:, None, -1:] * z, y, n_classes)
@@ -192,6 +228,60 @@ def gain_from_labels(
             accuracy = None if regression else Gain(1 - gains[1].before, 1 - gains[1].after, gains[1].sd)
             results.append(LabelGain(size, refit, gains[0], accuracy, n_resamples))
     return tuple(results)
+
+
+def fit_labels(scores: ArrayLike, targets: ArrayLike, *, regression: bool = False, seed: int = 0) -> LabelFit:
+    """Refit the intercept to the labels of one environment, or also the slope if that is better.
+
+    Refits are those of `recalibrate`. The slope is refitted if there are at least 20 labels and the loss
+    by cross-validation with up to ten folds is lower.
+
+    Args:
+        scores: Logits or predictions in the environment; shapes as in `recalibrate`.
+        targets: Class numbers from 0, or real targets, `[rows]`; at least two rows.
+        regression: Whether targets are real numbers.
+        seed: Seed of the folds.
+
+    Raises:
+        EnvariantError: If lengths differ, values are not finite, targets are not class numbers, or there are
+            fewer than two rows.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> z = rng.normal(size=60)
+        >>> y = (z + 3 + rng.logistic(size=60) > 0).astype(int)
+        >>> fit = fit_labels(z, y)
+        >>> fit.refit, fit.losses.mean(axis=1).round(2).tolist()
+        ('intercept', [0.7, 0.28])
+    """
+    z, y, n_classes = checked_scores("fit_labels", scores, targets, regression=regression)
+    if len(z) < 2:
+        raise EnvariantError("fit_labels: needs at least two labels")
+    raw, values = np.asarray(scores, dtype=np.float64), np.asarray(targets)
+    n_folds = min(_FOLDS, len(z))
+    fold = np.random.default_rng(seed).permutation(np.arange(len(z)) % n_folds)
+    fits: list[LabelFit] = []
+    for refit in REFITS if len(z) >= _FEWEST_FOR_SLOPE else REFITS[:1]:
+        held_out = np.empty_like(raw)
+        for k in range(n_folds):
+            part = recalibrate(raw[fold != k], values[fold != k], refit=refit, regression=regression)
+            held_out[fold == k] = part.apply(raw[fold == k])
+        adapted = checked_scores("fit_labels", held_out, values, regression=regression)[0]
+        losses, *errors = (
+            np.stack(pair) for pair in zip(*(_row_losses(s, y, n_classes) for s in (z, adapted)), strict=True)
+        )
+        fitted = recalibrate(raw, values, refit=refit, regression=regression)
+        fits.append(LabelFit(fitted, refit, held_out, losses, errors[0] if errors else None, n_folds))
+    return min(fits, key=lambda fit: float(fit.losses[1].mean()))
+
+
+def _without_labeled_groups(labeled: Array, group: NDArray[np.int64], n_groups: int) -> Array:
+    """Return equal weights of the rows whose group has no labeled row, `[resamples, rows]`."""
+    member = np.zeros((len(group), n_groups))
+    member[np.arange(len(group)), group] = 1
+    rest = (labeled @ member == 0)[:, group].astype(np.float64)
+    return rest / np.maximum(rest.sum(1, keepdims=True), 1)
 
 
 def _gain(before: Array, after: Array) -> Gain:

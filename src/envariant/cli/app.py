@@ -23,6 +23,7 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
+from envariant.cli.adapt import adapt
 from envariant.cli.algorithms import algorithms
 from envariant.cli.compare import compare
 from envariant.cli.data import data
@@ -49,6 +50,7 @@ app.command(compare)
 app.command(train)
 app.command(sweep)
 app.command(predict)
+app.command(adapt)
 app.command(runs)
 app.command(report)
 app.command(reproduce)

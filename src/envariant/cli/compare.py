@@ -24,6 +24,9 @@ def compare(
     replicas: Whole = 5,
     exclude: Names = (),
     sample_weight: str | None = None,
+    ordered: Annotated[bool, Parameter(negative="")] = False,
+    group: str | None = None,
+    subgroups: Names = (),
     min_rows: Whole = 50,
     max_rows: Whole = 5_000,
     budget: str | None = None,
@@ -61,7 +64,13 @@ def compare(
     exclude
         Columns not used as inputs.
     sample_weight
-        Column with sampling weights for training; scores are unweighted.
+        Column with case weights for training and scores: a row of weight 2 counts as two rows.
+    ordered
+        Environments follow one another in time, as years do: train on earlier ones, test on the next one.
+    group
+        Column of groups of rows, such as patients, which are never split; not an input.
+    subgroups
+        Columns whose values are scored separately, such as sex; inputs unless excluded.
     min_rows
         Smallest number of rows per environment; smaller environments are pooled.
     max_rows
@@ -82,10 +91,8 @@ def compare(
     out
         Folder for the page, the model and all runs; comparisons/NAME by default.
     """
-    from envariant.cli.show import print_json, print_lines, print_table
     from envariant.comparison import ALGORITHMS
     from envariant.comparison import compare as run
-    from envariant.comparison.page import methods_table
 
     comparison = run(
         file,
@@ -98,6 +105,9 @@ def compare(
         replicas=replicas,
         exclude=exclude,
         sample_weight=sample_weight,
+        ordered=ordered,
+        group=group,
+        subgroups=subgroups,
         min_rows=min_rows,
         max_rows=max_rows,
         budget=budget,
@@ -109,6 +119,14 @@ def compare(
         out=out or Path("comparisons") / folder_name(file.name.partition(".")[0], "compare: the name"),
         **given(options),
     )
+    _print(comparison, json=json)
+
+
+def _print(comparison: Any, *, json: bool) -> None:
+    """Print the verdict, or all numbers as JSON."""
+    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.comparison.page import methods_table
+
     if json:
         print_json(comparison.to_dict())
         return

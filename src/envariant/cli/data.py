@@ -61,13 +61,14 @@ def show(
     seed
         Seed of the data draw.
     out
-        Image file to write, .png or .svg; for colored digits by default the name of the data set with .png.
+        File to write: page (.html) or picture (.png, .svg); for colored digits by default the name of the
+        data set with .png.
     """
     from dataclasses import asdict
 
     from envariant import data as sources
     from envariant.cli.show import print_json, print_lines, print_table
-    from envariant.reporting import figures, tables
+    from envariant.reporting import data_page, figures, tables
 
     source = sources.source(name, folder=mnist)
     if not isinstance(source, sources.ColoredSource):
@@ -76,8 +77,11 @@ def show(
     drawn = source.sample(seed)
     facts = source.facts(drawn)
     path = out or Path(name.partition("(")[0].replace(":", "-") + ".png")
-    _check_picture(path)
-    figures.save(figures.overview(drawn, facts), path)
+    if path.suffix == ".html":
+        data_page.write(source, path, seed)
+    else:
+        _check_picture(path)
+        figures.save(figures.overview(drawn, facts), path)
     if json:
         print_json(
             {
@@ -96,14 +100,16 @@ def show(
 def _show_coverage(source: Any, seed: int, out: Path | None, *, json: bool) -> None:
     """Print the rows of a data set by environment and class, and its preprocessing log."""
     from envariant.cli.show import print_json, print_lines, print_table
-    from envariant.reporting import figures
+    from envariant.reporting import charts, data_page
     from envariant.reporting.coverage import Coverage
 
-    if out is not None:
+    if out is not None and out.suffix != ".html":
         _check_picture(out)
     coverage = Coverage.of(source, seed)
-    if out is not None:
-        figures.save(coverage.figure(), out)
+    if out is not None and out.suffix == ".html":
+        data_page.write(source, out, seed, coverage)
+    elif out is not None:
+        charts.save(coverage.chart(), out)
     if json:
         print_json(coverage.to_dict())
         return
@@ -143,17 +149,17 @@ def shift(
     from envariant import data as sources
     from envariant.cli.show import print_json, print_table
     from envariant.comparison.data_summary import pairwise_shifts
-    from envariant.reporting import figures
+    from envariant.reporting import charts
     from envariant.reporting import shift as reports
 
-    if out is not None:
-        _check_picture(out)
+    if out is not None and out.suffix not in (".png", ".svg"):
+        raise EnvariantError(f"{out}: the name of a picture must end in .png or .svg")
     source = sources.source(name, folder=mnist)
     shifts = pairwise_shifts(
         source, test_environments=test_environments or None, seed=seed, n_trials=n_trials
     )
     if out is not None:
-        figures.save(reports.plane(shifts), out)
+        charts.save(charts.shift_plane(shifts), out)
     if json:
         print_json({"data": source.name, "shifts": [shift.to_dict() for shift in shifts]})
     else:
@@ -163,4 +169,6 @@ def shift(
 
 def _check_picture(path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
-        raise EnvariantError(f"{path}: the name of a picture must end in .png or .svg")
+        raise EnvariantError(
+            f"{path}: the name of a picture must end in .png or .svg, that of a page in .html"
+        )

@@ -1,17 +1,20 @@
 """`envariant predict`: predict the rows of a table with a saved model."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from envariant.cli.options import Json, Switch
+from envariant.cli.options import Json, Number, Switch
 from envariant.core.errors import EnvariantError
 from envariant.core.printable import one_line
 
 # Largest number of remarks printed without --check.
 _REMARKS = 5
+# Regular expression that the beginning of a file of predictions matches.
+_OURS = r'\Aprediction(,"?P\(|,low,high|,unlike|\r?\n)'
 
 
 def predict(
@@ -19,6 +22,8 @@ def predict(
     new: Path | None = None,
     *,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
+    level: Number = 0.9,
+    unlike_level: Number = 0.01,
     check: Switch = False,
     onnx: Path | None = None,
     encoding: str = "utf-8",
@@ -26,7 +31,8 @@ def predict(
 ) -> None:
     """Predict the rows of a new table, and compare them with the training rows of the model.
 
-    Predictions are written to standard output as CSV, remarks to standard error.
+    Predictions are written to standard output as CSV: calibrated probabilities, a prediction set or interval,
+    and whether the row is unlike the training environments. A summary is written to standard error.
 
     Parameters
     ----------
@@ -36,6 +42,10 @@ def predict(
         Table to predict: .csv, .tsv, .txt or .parquet. Columns are matched by name, others ignored.
     out
         CSV file for the predictions, in the order of the rows of the table.
+    level
+        Share of rows whose target is in the prediction set, in a new environment on average.
+    unlike_level
+        Share of rows like the training rows that are flagged as unlike them.
     check
         Print the column-by-column comparison with the training rows instead of predictions.
     onnx
@@ -43,6 +53,8 @@ def predict(
     encoding
         Encoding of a text file.
     """
+    import pandas as pd
+
     from envariant.cli.show import print_json, print_table
     from envariant.core.files import replacing
     from envariant.core.paths import check_overwrite
@@ -54,7 +66,7 @@ def predict(
     if out is not None and out.suffix != ".csv":
         raise EnvariantError(f"{out}: predictions are written as CSV; the file name must end in .csv")
     if out is not None:
-        check_overwrite(out, r'\Aprediction(,"?P\(|\r?\n)', [each for each in (new,) if each is not None])
+        check_overwrite(out, _OURS, [each for each in (new,) if each is not None])
     loaded = load_model(model)
     if onnx is not None:
         loaded.to_onnx(onnx)
@@ -63,24 +75,26 @@ def predict(
             print_json({"model": loaded.to_dict(), "onnx": str(onnx)})
         return
     if check and out is None:
-        predictions, drift = None, loaded.resembles(new, encoding=encoding)
+        served, drift = None, loaded.resembles(new, encoding=encoding)
     else:
-        predictions, drift = loaded.predict_and_compare(new, encoding=encoding)
+        served = loaded.serve(new, level=level, unlike_level=unlike_level, encoding=encoding)
+        drift = served.drift
+    predictions = None if served is None else served.table
     if out is not None and predictions is not None:
         with replacing(out) as part:
             predictions.to_csv(part, index=False)
-    _print_remarks(drift, everything=check and not json)
+    _print_remarks(() if served is None else served.summary, drift.remarks, everything=check and not json)
     if json:
         answer: dict[str, object] = {"model": loaded.to_dict(), "drift": drift.to_dict()}
+        if served is not None:
+            answer["serving"] = served.to_dict()
         if onnx is not None:
             answer["onnx"] = str(onnx)
         if out is not None:
             answer["predictions"] = str(out)
         elif predictions is not None:
-            labels = [
-                v if isinstance(v, bool | int | float) else str(v) for v in predictions["prediction"].tolist()
-            ]
-            answer["predictions"] = predictions.assign(prediction=labels).to_dict(orient="records")
+            columns = {name: _plain(values.tolist()) for name, values in predictions.items()}
+            answer["predictions"] = pd.DataFrame(columns).to_dict(orient="records")
         print_json(answer)
     elif check:
         print_table(drift_table(drift))
@@ -88,13 +102,13 @@ def predict(
         predictions.to_csv(sys.stdout, index=False)
 
 
-def _print_remarks(drift: Any, *, everything: bool) -> None:
-    """Print the remarks on the new rows to standard error."""
-    remarks = list(drift.remarks)
-    if not everything:
-        if drift.kind == "different":
-            remarks.insert(0, drift.verdict)
-        if len(remarks) > _REMARKS:
-            remarks[_REMARKS:] = [f"{len(remarks) - _REMARKS} more remarks; --check shows all"]
-    for remark in remarks:
+def _plain(values: Sequence[Any]) -> list[Any]:
+    return [v if isinstance(v, bool | int | float) else str(v) for v in values]
+
+
+def _print_remarks(summary: Sequence[str], remarks: Sequence[str], *, everything: bool) -> None:
+    """Print the summary, and the remarks on the new rows, to standard error."""
+    if not everything and len(remarks) > _REMARKS:
+        remarks = [*remarks[:_REMARKS], f"{len(remarks) - _REMARKS} more remarks; --check shows all"]
+    for remark in (*summary, *remarks):
         sys.stderr.write(one_line(f"envariant: {remark}") + "\n")

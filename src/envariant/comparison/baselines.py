@@ -30,19 +30,28 @@ def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> M
         folds: Groups of environments, each held out together.
     """
     scores: dict[str, float] = {}
-    for environment, own, others in _split(table, folds):
+    weighted = table.sample_weight is not None
+    weights = _split(table, folds, table.sample_weight.values if table.sample_weight else np.ones(len(table)))
+    for (environment, own, others), (_, own_w, others_w) in zip(_split(table, folds), weights, strict=True):
+        weight = (own_w,) if weighted else ()
+        if not own_w.any():
+            scores[environment] = np.nan
+            continue
         if isinstance(task, Regression):
             own, others = ((part - task.center) / task.scale for part in (own, others))
-            scores[environment] = metric.compute(task, np.full(len(own), others.mean()), own)
+            mean = others.mean() if not weight else np.average(others, weights=others_w)
+            scores[environment] = metric.compute(task, np.full(len(own), mean), own, *weight)
             continue
         # Add one row per class, so that no frequency is 0.
-        frequencies = np.bincount(others.astype(int), minlength=len(table.classes)) + 1.0
+        frequencies = np.bincount(others.astype(int), others_w, minlength=len(table.classes)) + 1.0
         logits = np.log(frequencies / frequencies.sum())
         binary = isinstance(task, Binary)
         prediction: Any = logits[1] - logits[0] if binary else logits
         predictions = np.tile(prediction, len(own) if binary else (len(own), 1))
-        scores[environment] = metric.compute(task, predictions, own if binary else own.astype(np.int64))
-    return {name: scores[name] for name in table.environments if np.isfinite(scores[name])}
+        scores[environment] = metric.compute(
+            task, predictions, own if binary else own.astype(np.int64), *weight
+        )
+    return {name: scores[name] for name in table.environments if np.isfinite(scores.get(name, np.nan))}
 
 
 def baseline_name(metric: Metric) -> str:
@@ -62,7 +71,7 @@ def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple
         environment: tuple(table.classes[int(k)] for k in np.setdiff1d(own, others))
         for environment, own, others in _split(table, folds)
     }
-    return {name: unseen[name] for name in table.environments if unseen[name]}
+    return {name: unseen[name] for name in table.environments if unseen.get(name)}
 
 
 def unpredictable(table: Table, task: Task, folds: Folds) -> dict[str, str]:
@@ -82,10 +91,11 @@ def unpredictable(table: Table, task: Task, folds: Folds) -> dict[str, str]:
     return reasons
 
 
-def _split(table: Table, folds: Folds) -> Iterator[tuple[str, Array, Array]]:
-    """Yield each environment with its targets and the targets of its training environments."""
+def _split(table: Table, folds: Folds, weights: Array | None = None) -> Iterator[tuple[str, Array, Array]]:
+    """Yield each environment with its targets (or weights) and those of its training environments."""
     targets, codes = table.targets().astype(np.float64), table.environment.values
+    targets = targets if weights is None else weights
     for fold in folds:
         members = [table.environments.index(name) for name in fold]
-        others = targets[~np.isin(codes, members)]
+        others = targets[table.training_rows(fold)]
         yield from ((name, targets[codes == k], others) for name, k in zip(fold, members, strict=True))

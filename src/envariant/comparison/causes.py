@@ -5,7 +5,9 @@ between inputs and target. The shift is classified as label, covariate or concep
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
@@ -63,6 +65,7 @@ class Cause:
         decomposition: Difference in loss from the validation rows of the training environments, split into
             harder inputs, new inputs and a changed relation (DISDE); None if unknown.
         shift: Kinds of shift against the other environments; None if unknown.
+        elsewhere: Word for the other environments: "elsewhere", or "before" if environments are ordered.
     """
 
     environment: str
@@ -76,6 +79,7 @@ class Cause:
     calibration: Calibration | None
     decomposition: DropDecomposition | None
     shift: EnvironmentShift | None
+    elsewhere: str = "elsewhere"
 
     @property
     def regression(self) -> bool:
@@ -250,7 +254,8 @@ class Cause:
 
     def _levels(self) -> str:
         k = self._level_class
-        shares = f"{self.levels[k]:.0%} of rows, {self.levels_elsewhere[k]:.0%} elsewhere".replace("%", " %")
+        shares = f"{self.levels[k]:.0%} of rows, {self.levels_elsewhere[k]:.0%} {self.elsewhere}"
+        shares = shares.replace("%", " %")
         return f"{self.target} is {self.classes[k]} in {shares}"
 
 
@@ -273,6 +278,7 @@ def find_causes(
     seeds: Sequence[int],
     *,
     seed: int = 0,
+    until: float = math.inf,
 ) -> dict[str, Cause]:
     """Find the reasons for the drop of the baseline in each environment, the hardest environment first.
 
@@ -283,6 +289,8 @@ def find_causes(
         holdout_fraction: Share of the rows of every training environment that are validation rows.
         seeds: Seed of the data draw of each replica (`Seeds.of(study.seed, replica).data`).
         seed: Seed of resampling.
+        until: Time on the clock of `time.monotonic` after which no other environment is examined; the first
+            one is in any case.
 
     Returns:
         One entry per environment; with more than 12 environments, those with the worst scores.
@@ -294,6 +302,8 @@ def find_causes(
     inputs: dict[tuple[str, ...], Array] = {}
     causes: dict[str, Cause] = {}
     for name in names:
+        if causes and time.monotonic() > until:
+            break
         rows = results.rows[method, name]
         outside, inside = (
             stored.out_of_domain(name, rows.out_of_domain),
@@ -304,23 +314,23 @@ def find_causes(
             inputs[fold] = stored.inputs(fold)
         training = stored.training(name, rows.others)
         calibration, split = _calibration(stored, inside, outside, seed)
-        own, targets = stored.by_environment[name], source.table.targets()
+        own = stored.by_environment[name]
+        others = np.flatnonzero(source.table.training_rows(fold if source.table.ordered else (name,)))
         causes[name] = Cause(
             name,
             label_of(source.table, name),
             source.table.target.name,
             source.table.classes,
-            _levels(source.table, targets[own]),
-            _levels(source.table, np.delete(targets, own)),
+            _levels(source.table, own),
+            _levels(source.table, others),
             n_compared,
             split,
             None
             if calibration is None
-            else _with_training_noise(
-                calibration, len(own), (1 - holdout_fraction) * (len(targets) - len(own))
-            ),
+            else _with_training_noise(calibration, len(own), (1 - holdout_fraction) * len(others)),
             _decomposition(inputs[fold], training, outside, n_compared, stored, seed),
             shifts.get(name),
+            "before" if source.table.ordered else "elsewhere",
         )
     return causes
 
@@ -339,8 +349,16 @@ def _calibration(
         return None, None
     if inside is None or len(inside.targets) < _FEWEST_ROWS:
         return measure_calibration(*outside.pair, regression=stored.regression), None
+    groups: Any = stored.groups_of(inside, outside)
+    weights: Any = stored.weights_of(inside, outside)
     split = split_drop(
-        inside.pair, outside.pair, regression=stored.regression, n_resamples=_RESAMPLES, seed=seed
+        inside.pair,
+        outside.pair,
+        regression=stored.regression,
+        n_resamples=_RESAMPLES,
+        seed=seed,
+        groups=groups,
+        sample_weight=weights,
     )
     return split.calibration, split
 
@@ -371,22 +389,31 @@ def _decomposition(
 def _shifts(stored: StoredRows, seed: int) -> dict[str, EnvironmentShift]:
     """Return the kinds of shift by environment; empty if they cannot be tested."""
     table = stored.source.table
-    names = np.array(table.environments)[table.environment.values]
-    try:
-        shifts = name_shifts(
-            stored.inputs(()), table.targets(), names, regression=stored.regression, seed=seed,
-            level=LEVEL_OF_TESTS,
-        )  # fmt: skip
-    except EnvariantError:
-        return {}
-    return {each.environment: each for each in shifts}
+    names, inputs = np.array(table.environments)[table.environment.values], stored.inputs(())
+    # An ordered environment is compared with earlier ones only.
+    compared = [(None, np.ones(len(table), dtype=bool))]
+    if table.ordered:
+        codes = table.environment.values
+        compared = [(e, codes <= k) for k, e in enumerate(table.environments) if (e,) in stored.folds]
+    shifts: dict[str, EnvironmentShift] = {}
+    for wanted, rows in compared:
+        with suppress(EnvariantError):
+            tested = name_shifts(
+                inputs[rows], table.targets()[rows], names[rows], regression=stored.regression, seed=seed,
+                level=LEVEL_OF_TESTS,
+            )  # fmt: skip
+            shifts |= {each.environment: each for each in tested if wanted in (None, each.environment)}
+    return shifts
 
 
-def _levels(table: Table, targets: NDArray[Any]) -> tuple[float, ...]:
-    """Return the share of each class, or the mean target."""
+def _levels(table: Table, rows: NDArray[np.int64]) -> tuple[float, ...]:
+    """Return the share of each class among rows, or their mean target; rows count by their weights."""
+    targets = table.targets()[rows]
+    weights = None if table.sample_weight is None else table.sample_weight.values[rows]
     if table.task == "regression":
-        return (float(targets.mean()),)
-    return tuple((np.bincount(targets.astype(int), minlength=len(table.classes)) / len(targets)).tolist())
+        return (float(targets.mean() if weights is None else np.average(targets, weights=weights)),)
+    counts = np.bincount(targets.astype(int), weights, minlength=len(table.classes))
+    return tuple((counts / counts.sum()).tolist())
 
 
 def _exceeds_zero(interval: Interval, n_tests: int) -> bool:

@@ -3,6 +3,7 @@
 The runs are stored as a study in a folder, which can be resumed and inspected.
 """
 
+import math
 import tempfile
 import time
 import warnings
@@ -16,15 +17,15 @@ import pandas as pd
 from pydantic import PositiveInt
 
 from envariant.comparison import page, protocol
-from envariant.comparison.causes import find_causes
 from envariant.comparison.data_check import check_data, print_findings
-from envariant.comparison.data_summary import column_stability, summarize
+from envariant.comparison.data_summary import column_stability
+from envariant.comparison.explanation import explained, summarized
 from envariant.comparison.gathering import gather
 from envariant.comparison.narrative import Recommendation, recommend
-from envariant.comparison.plots import drop_chart
+from envariant.comparison.page.scores import MOST_ROWS, drop_rows
 from envariant.comparison.protocol import ALGORITHMS
-from envariant.comparison.remedies import find_remedies
 from envariant.comparison.results import ORDINARY, ComparisonResults
+from envariant.comparison.serving import with_serving
 from envariant.core import metrics, specs
 from envariant.core.display import Displayed, Summary
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
@@ -32,6 +33,7 @@ from envariant.core.files import as_path
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.predictors import predictor
+from envariant.reporting.charts.comparisons import drops
 from envariant.saved_model import SavedModel
 from envariant.saved_model.folder import check as check_model
 from envariant.studies.permutation_importance import MOST_COLUMNS
@@ -45,8 +47,9 @@ from envariant.training.store import Store
 MAX_ROWS = 5_000
 """Default largest number of rows per environment in a comparison; the saved model is trained on all rows."""
 
-# Share of the time budget for the study; analysis and the final model use the rest.
-_TRAINING_SHARE = 0.75
+# Shares of the time budget after which no run begins, no shift is measured and no drop explained. The rest is
+# for the final model and the page.
+_TRAINING_SHARE, _SHIFTS_SHARE, _EXPLAINING_SHARE = 0.7, 0.77, 0.87
 
 
 @final
@@ -123,7 +126,9 @@ class Comparison(Displayed):
 
         It shows the baseline and the recommended method, or the baseline and the best other method.
         """
-        return drop_chart(self.results, self.recommended)
+        shown = self.results.hardest_first()[:MOST_ROWS]
+        rows, labels = drop_rows(self.results, self.recommended, shown)
+        return drops(rows, self.results.metric.name, labels)
 
     def to_frame(self) -> pd.DataFrame:
         """Return mean, standard deviation and number of replicas of the out-of-domain scores.
@@ -173,6 +178,9 @@ def compare(
     replicas: int = 5,
     exclude: Sequence[Any] = (),
     sample_weight: Any = None,
+    ordered: bool = False,
+    group: Any = None,
+    subgroups: Sequence[Any] = (),
     min_rows: int = 50,
     max_rows: int | None = MAX_ROWS,
     budget: str | float | None = None,
@@ -187,9 +195,9 @@ def compare(
     """Measure how far scores drop in new environments, and whether any method helps.
 
     Every environment is held out in turn (several together if there are more than 12). Replicas of every
-    method are trained on the other environments. Hyperparameters are chosen by invariance selection on
-    validation rows of the training environments, never on test environments. The baseline is the best
-    ordinary model by in-domain scores.
+    method are trained on the other environments; if environments are ordered, on earlier ones.
+    Hyperparameters are chosen by invariance selection on validation rows of the training environments, never
+    on test environments. The baseline is the best ordinary model by in-domain scores.
 
     Args:
         data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow.
@@ -204,7 +212,14 @@ def compare(
         n_trials: Number of trials (sampled hyperparameter configurations) per method.
         replicas: Number of replicas (independent runs with their own seeds) per trial.
         exclude: Names of columns not used as inputs.
-        sample_weight: Name of the column with sampling weights for training; scores are unweighted.
+        sample_weight: Name of the column with case weights, for training and scores: a row of weight 2 counts
+            as two rows. Networks sample rows in proportion to their weights.
+        ordered: Whether environments follow one another in time, as years do. Models are then trained on
+            earlier environments only, and tested on the next one.
+        group: Name of the column of groups of rows, such as patients. Splits keep groups together, and
+            intervals resample groups. The column is not an input.
+        subgroups: Names of columns whose values are scored separately, such as sex. They stay inputs unless
+            they are excluded. Numbers are divided at their quartiles.
         min_rows: Smallest number of rows per environment; smaller environments are pooled.
         max_rows: Largest number of rows per environment in the comparison, sampled at random; None: all rows.
         budget: Time limit such as "10m", or seconds; trials are added while time remains. Runs on a cluster
@@ -227,17 +242,19 @@ def compare(
         EnvariantError: If the table or an option cannot be used.
     """
     start = time.monotonic()
-    deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
+    limit = math.inf if budget is None else protocol.parse_duration(budget)
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
     folder = _check_out(out)
     _check_arguments(
-        options, min_rows=min_rows, max_rows=max_rows, encoding=encoding, executor=executor, address=address
-    )
+        options, min_rows=min_rows, max_rows=max_rows, encoding=encoding, executor=executor, address=address,
+        ordered=ordered,
+    )  # fmt: skip
     runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed, "settings": shared}
     methods = _methods(algorithms, candidates or {}, metric, runs)
     full = tables.read(
         data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
+        ordered=ordered, group=group, subgroups=subgroups,
     )  # fmt: skip
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
     source = TableSource(protocol.subsample(full, max_rows, seed), "table")
@@ -249,16 +266,14 @@ def compare(
     print_findings(findings := check_data(full))
     _warn(plan.undefined)
     run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
-    results, study = _train(folder, plan, deadline, run)
-    hardest = results.hardest_first()
-    data = summarize(source, study.test_environments, plan.baseline_scores, columns, hardest, seed, findings)
-    results = _explained(source, replace(results, data=data), study)
-    model = _best_model(results, methods, full, study, source, shared)
+    results, study = _train(folder, plan, start + _TRAINING_SHARE * limit, run, source.table)
+    results = summarized(source, results, study, plan, columns, findings, start + _SHIFTS_SHARE * limit)
+    results = explained(source, results, study, plan.tasks, start + _EXPLAINING_SHARE * limit)
+    model, lacking = _best_model(results, methods, full, study, source, shared)
+    lines = tuple(filter(None, (lacking, _exceeded(time.monotonic() - start, limit))))
+    results = replace(results, missing=(*results.missing, *lines))
     recommendation = recommend(results)
-    comparison = Comparison(folder, results, recommendation, study, model, time.monotonic() - start)
-    page.write(comparison.to_dict(), results, recommendation, folder)
-    _save(model, folder)
-    return comparison
+    return _written(Comparison(folder, results, recommendation, study, model, time.monotonic() - start))
 
 
 def _warn(lines: Sequence[str]) -> None:
@@ -282,12 +297,13 @@ def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) ->
 
 
 def _train(
-    folder: Path, plan: protocol.Plan, deadline: float | None, run: protocol.Run
+    folder: Path, plan: protocol.Plan, deadline: float, run: protocol.Run, table: tables.Table
 ) -> tuple[ComparisonResults, Study]:
     """Train what the budget allows; return the results and the study with the completed trials."""
-    study = protocol.run_within_budget(folder, plan.study, deadline, run)
+    limit = deadline if math.isfinite(deadline) else None
+    study = protocol.run_within_budget(folder, plan.study, limit, run)
     with Store(folder) as store:
-        results = gather(store, study, plan.tasks, plan.metric)
+        results = gather(store, study, plan.tasks, plan.metric, table)
     results = replace(
         results,
         missing=(*plan.undefined, *results.missing),
@@ -298,17 +314,17 @@ def _train(
     return results, study
 
 
-def _explained(source: TableSource, results: ComparisonResults, study: Study) -> ComparisonResults:
-    """Add the reasons for the baseline's drops, and measured remedies, unless the table is too large."""
-    if protocol.is_large(source):
-        line = "causes and remedies: not measured, because the table has too many classes or inputs"
-        return replace(results, missing=(*results.missing, line))
-    seeds = [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
-    folds, share = study.test_environments, study.holdout_fraction
-    causes = find_causes(source, results, folds, share, seeds, seed=study.seed)
-    results = replace(results, causes=causes)
-    remedies = find_remedies(source, results, causes, folds, share, seeds, seed=study.seed)
-    return replace(results, remedies=remedies)
+def _exceeded(seconds: float, limit: float) -> str:
+    """Warn of an exceeded time budget, with the least time, and return the warning."""
+    if seconds <= limit:
+        return ""
+    line = f"time budget of {limit:.3g} s exceeded: this table needs about {seconds:.2g} s at least"
+    warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=3)
+    return line
+
+
+def _data_seeds(study: Study) -> list[int]:
+    return [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
 
 
 def _best_model(
@@ -318,19 +334,23 @@ def _best_model(
     study: Study,
     source: TableSource,
     options: Mapping[str, Any],
-) -> SavedModel:
-    """Train the recommended method on all rows of the table."""
+) -> tuple[SavedModel, str]:
+    """Train the recommended method on all rows of the table; say what the model lacks for serving."""
     best = results.recommended
     trial = study.trials_of(best, source)[results.selected_trials[best]]
-    return protocol.train_final_model(full, methods[best], trial, study.seed, options)
+    model = protocol.train_final_model(full, methods[best], trial, study.seed, options)
+    folds, share = study.test_environments, study.holdout_fraction
+    return with_serving(model, source, results, folds, share, _data_seeds(study))
 
 
-def _save(model: SavedModel, folder: Path) -> None:
-    """Save the model; if it cannot be saved, issue a warning, so that the comparison is not lost."""
+def _written(comparison: Comparison) -> Comparison:
+    """Write the page and the model; a model that cannot be stored is no reason to lose the comparison."""
+    page.write(comparison.to_dict(), comparison.results, comparison.recommendation, comparison.folder)
     try:
-        model.save(folder / "model")
+        comparison.best_model.save(comparison.folder / "model")
     except EnvariantError as error:
         warnings.warn(f"compare: the model is not saved: {error}", EnvariantWarning, stacklevel=3)
+    return comparison
 
 
 _ARGUMENTS: Mapping[str, Any] = {
@@ -339,6 +359,7 @@ _ARGUMENTS: Mapping[str, Any] = {
     "encoding": str,
     "executor": Literal["local", "ray"],
     "address": str | None,
+    "ordered": bool,
 }
 
 

@@ -18,11 +18,12 @@ from envariant.analysis.leakage import leaky_columns, leaky_group
 from envariant.core.console import SafeConsole
 from envariant.data.tables.kinds.base import MOST_CLASSES, MOST_LEVELS
 from envariant.data.tables.table import Table
+from envariant.data.tables.time_order import seems_ordered
 
 Kind = Literal[
     "target leak", "joint target leak", "near leak", "names the environment", "missing by environment",
     "code for missing", "whole-number target", "identifier", "date", "local category", "small environment",
-    "one class",
+    "one class", "ordered environments",
 ]  # fmt: skip
 
 NEAR = 0.97
@@ -289,6 +290,15 @@ def _local(
 def _environments(table: Table) -> list[Finding]:
     sizes = np.bincount(table.environment.values, minlength=len(table.environments))
     findings: list[Finding] = []
+    if not table.ordered and seems_ordered(table.environment.name, table.environments):
+        findings.append(
+            Finding(
+                "ordered environments", (table.environment.name,),
+                f"{table.environment.name} seems to be time, so models are also trained on later rows than "
+                f"those that they are tested on.",
+                "Request ordered environments to train on the past and test on the next one.",
+            )
+        )  # fmt: skip
     small = tuple(n for n, size in zip(table.environments, sizes.tolist(), strict=True) if size < _SMALL)
     if small:
         findings.append(

@@ -4,10 +4,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from envariant.analysis import statistics
 from envariant.analysis.statistics import Interval
@@ -17,6 +18,9 @@ from envariant.core import metrics
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
+from envariant.data.tables.columns import Column
+from envariant.data.tables.table import Table
+from envariant.studies.permutation_importance import weighted_name
 from envariant.studies.selection import Invariance, SelectedRun, SelectionResult, select
 from envariant.studies.study import Study
 from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE
@@ -64,7 +68,9 @@ class _ModelScores:
         return [float(np.mean(self.id[replica])) for replica in sorted(self.id)]
 
 
-def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric) -> ComparisonResults:
+def gather(
+    store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric, table: Table
+) -> ComparisonResults:
     """Collect the results of all finished runs.
 
     Args:
@@ -72,15 +78,16 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
         study: Study whose results are collected; other methods, trials and replicas are ignored.
         tasks: Task by test environment.
         metric: Metric of the scores.
+        table: Table of the study.
 
     Raises:
         EnvariantError: If no run of an ordinary method is finished.
     """
-    table = store.table()
+    runs = store.table()
     labels = [text_of(algorithm) for algorithm in study.algorithms]
-    requested = table["data"].isin(list(study.sources)) & table["algorithm"].isin(labels)
-    table = table[requested & (table["trial"] < study.n_trials) & (table["replica"] < study.replicas)]
-    selected = select(table, Invariance())
+    requested = runs["data"].isin(list(study.sources)) & runs["algorithm"].isin(labels)
+    runs = runs[requested & (runs["trial"] < study.n_trials) & (runs["replica"] < study.replicas)]
+    selected = select(runs, Invariance())
     missing = _missing(selected)
     chosen = [(each, each.choice) for each in selected if isinstance(each.choice, SelectedRun)]
     if not any(each.algorithm in ORDINARY for each, _ in chosen):
@@ -88,13 +95,14 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
             f"compare: no run of an ordinary method has finished ({missing[0]}); repeat the call with a "
             f"larger budget"
         )
-    scores = _scores_by_run(store.history(sorted({choice.run for _, choice in chosen})), metric)
+    history = store.history(sorted({choice.run for _, choice in chosen}))
+    scores = _scores_by_run(history, metric.name if table.sample_weight is None else weighted_name(metric))
     stored = {choice.run: store.predictions(choice.run) for _, choice in chosen}
 
     def recorded(choice: SelectedRun, name: str, role: str) -> float | None:
         return scores.get(_ScoreKey(choice.run, choice.step, name, role, FULL, ""))
 
-    models = _models(chosen, stored, tasks, recorded)
+    models = _models(chosen, stored, tasks, recorded, table)
     methods = list(dict.fromkeys(each.algorithm for each, _ in chosen))
     baseline = choose_baseline(
         {m: {n: models[m, n].id_scores for n in tasks if (m, n) in models} for m in methods if m in ORDINARY},
@@ -103,13 +111,13 @@ def gather(store: Store, study: Study, tasks: Mapping[str, Task], metric: Metric
     return ComparisonResults(
         metric,
         tuple(tasks),
-        _cells(models, methods, tasks, metric, baseline),
+        _cells(models, methods, tasks, metric, baseline, table),
         _importance(chosen, scores, metric),
         {method: _most_frequent(c.trial for e, c in chosen if e.algorithm == method) for method in methods},
         missing,
         max(len(model.ood) for model in models.values()),
         baseline,
-        _second_results(chosen, stored, tasks, metric, baseline),
+        _second_results(chosen, stored, tasks, metric, baseline, table),
         networks={name: each for name, each in store.networks().items() if name in methods},
         rows={
             key: ScoredRows(
@@ -131,11 +139,13 @@ def _models(
     stored: StoredPredictions,
     tasks: Mapping[str, Task],
     score_of: Callable[[SelectedRun, str, str], float | None],
+    table: Table,
 ) -> dict[tuple[str, str], _ModelScores]:
     """Return scores and predictions by method and environment."""
     models: dict[tuple[str, str], _ModelScores] = {}
     for each, choice in chosen:
-        for name in tasks:
+        judged = {*each.test_environments, *table.in_domain_environments(each.test_environments)}
+        for name in (name for name in tasks if name in judged):
             role = "test" if name in each.test_environments else "validation"
             score = score_of(choice, name, role)
             if score is None:
@@ -157,23 +167,27 @@ def _models(
 
 
 def _second_results(
-    chosen: Chosen, stored: StoredPredictions, tasks: Mapping[str, Task], metric: Metric, baseline: str
-) -> ComparisonResults | None:
+    chosen: Chosen, stored: StoredPredictions, tasks: Mapping[str, Task], metric: Metric, baseline: str,
+    table: Table,
+) -> ComparisonResults | None:  # fmt: skip
     """Return scores of the stored predictions in a proper score, or in AUROC if the metric is proper."""
     if metric.for_regression:
         return None
     second = metrics.METRICS["AUROC" if metric.name == "log loss" else "log loss"]
+    weights = _by_environment(table, table.sample_weight)
 
     def computed(choice: SelectedRun, name: str, role: str) -> float | None:
         own = stored[choice.run].get((name, role))
-        value = np.nan if own is None else score_of_rows(tasks[name], second, own)
+        # In-domain scores of the second metric are not reported, so they need no weights.
+        weight = weights.get(name) if role == "test" else None
+        value = np.nan if own is None else score_of_rows(tasks[name], second, own, weights=weight)
         return value if np.isfinite(value) else None
 
-    models = _models(chosen, stored, tasks, computed)
+    models = _models(chosen, stored, tasks, computed, table)
     methods = list(dict.fromkeys(method for method, _ in models))
     if baseline not in methods:
         return None
-    cells = _cells(models, methods, tasks, second, baseline)
+    cells = _cells(models, methods, tasks, second, baseline, table)
     return ComparisonResults(second, tuple(tasks), cells, {}, {}, (), 1, baseline)
 
 
@@ -188,6 +202,8 @@ def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric:
             those with the largest number of environments.
         metric: Metric of the scores.
     """
+    # Scores of few validation rows may be undefined, such as the AUROC of one class.
+    scores = {m: {name: values for name, values in own.items() if values} for m, own in scores.items()}
     most = max(len(own) for own in scores.values())
     complete = {m: own for m, own in scores.items() if len(own) == most}
     order = [m for m in ORDINARY if m in complete]
@@ -209,9 +225,9 @@ def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric:
     return best
 
 
-def _scores_by_run(history: pd.DataFrame, metric: Metric) -> Scores:
+def _scores_by_run(history: pd.DataFrame, metric: str) -> Scores:
     """Return the recorded values of the metric by key; no other function depends on the history's layout."""
-    rows = history[history["metric"] == metric.name].dropna(subset=["value"])
+    rows = history[history["metric"] == metric].dropna(subset=["value"])
     keys = rows[list(_ScoreKey._fields)].itertuples(index=False, name=None)
     return dict(zip(map(_ScoreKey._make, keys), rows["value"].astype(float), strict=True))
 
@@ -224,7 +240,7 @@ def _missing(selected: Sequence[SelectionResult]) -> tuple[str, ...]:
             reasons.setdefault((each.algorithm, each.choice.reason), {})[each.test_environments] = None
     lines: list[str] = []
     for (algorithm, reason), folds in reasons.items():
-        names = "; ".join(", ".join(fold) for fold in list(folds)[:3])
+        names = "; ".join(", ".join(fold) or "none" for fold in list(folds)[:3])
         more = f" and {len(folds) - 3} more" if len(folds) > 3 else ""
         lines.append(f"{algorithm}, test environments {names}{more}: {reason}")
     return tuple(lines)
@@ -242,7 +258,9 @@ def _cells(
     tasks: Mapping[str, Task],
     metric: Metric,
     baseline: str,
+    table: Table,
 ) -> dict[str, dict[str, Cell]]:
+    groups, weights = (_by_environment(table, column) for column in (table.group, table.sample_weight))
     cells: dict[str, dict[str, Cell]] = {}
     gains: dict[tuple[str, str], tuple[Interval, float]] = {}
     for method in methods:
@@ -250,7 +268,8 @@ def _cells(
             own, reference = models.get((method, name)), models.get((baseline, name))
             if own is None or not own.ood:
                 continue
-            row_error = row_standard_error(task, metric, _in_order(own.predictions))
+            rows: dict[str, Any] = {"groups": groups.get(name), "weights": weights.get(name)}
+            row_error = row_standard_error(task, metric, _in_order(own.predictions), **rows)
             id_score = statistics.interval(own.id_scores)
             cells.setdefault(method, {})[name] = Cell(
                 mean_interval(list(own.ood.values()), row_error), id_score, ood_values=own.ood
@@ -260,13 +279,19 @@ def _cells(
             if common := sorted(own.ood.keys() & reference.ood):
                 differences = [metric.gain(own.ood[k], reference.ood[k]) for k in common]
                 both = own.predictions.keys() & reference.predictions.keys()
-                pair = (_in_order(side.predictions, both) for side in (own, reference))
-                row_error = row_standard_error(task, metric, *pair)
+                first, second = (_in_order(side.predictions, both) for side in (own, reference))
+                row_error = row_standard_error(task, metric, first, second, **rows)
                 gains[method, name] = mean_interval(differences, row_error), p_value(differences, row_error)
     corrected = statistics.holm([p for _, p in gains.values()])
     for ((method, name), (gain, _)), p in zip(gains.items(), corrected, strict=True):
         cells[method][name] = replace(cells[method][name], gain=gain, p_value=p)
     return cells
+
+
+def _by_environment(table: Table, column: Column | None) -> dict[str, NDArray[Any]]:
+    """Return the values of a column by environment; empty without the column."""
+    codes = table.environment.values
+    return {} if column is None else {n: column.values[codes == k] for k, n in enumerate(table.environments)}
 
 
 def _in_order(

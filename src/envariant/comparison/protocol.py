@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from envariant.comparison.baselines import Folds, baseline_scores, unpredictable
 from envariant.comparison.results import ORDINARY
 from envariant.core import metrics
-from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.errors import EnvariantError, EnvariantWarning, listed
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
 from envariant.data.tables import source as table_source
@@ -40,6 +41,8 @@ _STACKED_BYTES = 4e8
 # Largest number of environments that are held out one at a time.
 _MOST_FOLDS_OF_ONE = 12
 _FOLDS = 10
+# With more ordered environments, the first test has two training environments, which most methods need.
+_FEW = 3
 # Share of the rarer of two classes below which AUROC replaces accuracy.
 _RARE = 0.2
 # AUROC replaces accuracy if the share of a class differs between environments by at least this much, and
@@ -48,9 +51,11 @@ _PREVALENCE_DIFFERENCE, _PREVALENCE_LEVEL = 0.1, 0.01
 # Weight decay, passes over the training rows and bounds of the number of steps of networks, so that ERM is a
 # regularized network.
 _WEIGHT_DECAY = 1e-3
-_PASSES, _FEWEST_STEPS = 30, 100
+_PASSES, _FEWEST_STEPS, _FEWEST_BATCH = 30, 100, 8
 # Larger tables are large in a way that makes methods, causes and remedies take minutes.
 _MOST_CLASSES, _MOST_INPUTS = 50, 1_000
+# Most environments whose pairs are compared.
+_MOST_PAIRED = 50
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 Run = Callable[[int, float | None], None]
@@ -110,11 +115,17 @@ def plan(
     table = source.table
     chosen = choose_metric(metric, table, source.task)
     folds = make_folds(table)
-    applicable, not_applicable = applicable_algorithms(algorithms, folds, len(table.environments))
+    # The first fold of ordered environments has the fewest training environments.
+    n_environments = len(table.environments_until(folds[0]))
+    applicable, not_applicable = applicable_algorithms(algorithms, folds, n_environments)
     if (slow := _slow_methods(source)) and "erm" in applicable:
         names = [name for name in slow if name in applicable]
         not_applicable += (f"{', '.join(names)}: take minutes on {_size_text(source)}",) if names else ()
         applicable = tuple(each for each in applicable if each not in slow)
+    if len(table.environments) > _MOST_PAIRED and "erm" in applicable and "coral" in applicable:
+        # It compares every pair of environments in every step.
+        not_applicable += (f"coral: takes minutes and gigabytes on {len(table.environments)} environments",)
+        applicable = tuple(each for each in applicable if each != "coral")
     study = Study(
         # Sources are identified by their content, so that the folder can be moved.
         data=(source,),
@@ -124,16 +135,19 @@ def plan(
         replicas=replicas,
         test_environments=folds,
         seed=seed,
-        settings=run_settings(table, options),
+        settings=run_settings(table, options, folds[0]),
         metric=chosen.name,
         store_predictions=True,
         importance_columns=importance_columns,
     )
-    constant = baseline_scores(table, source.task, chosen, folds)
+    constant, untested = (
+        baseline_scores(table, source.task, chosen, folds),
+        untested_environments(table, folds),
+    )
     reasons = {
         name: f"{chosen.name} is undefined, because there is one class only"
         for name in table.environments
-        if name not in constant
+        if name not in constant and name not in untested
     }
     # No model can predict a class that it was not trained on.
     reasons |= unpredictable(table, source.task, folds)
@@ -145,21 +159,32 @@ def plan(
             f"use another metric"
         )
     undefined = tuple(f"{name}: {reasons[name]}" for name in table.environments if name in reasons)
+    if untested:
+        undefined += (f"{listed(list(untested))}: not tested, because models need earlier environments",)
     # A constant prediction is perfectly calibrated and uninformative.
     informative = {} if chosen.name == "calibration error" else constant
     return Plan(study, chosen, tasks, informative, undefined, not_applicable)
 
 
-def run_settings(table: Table, options: Mapping[str, Any]) -> dict[str, Any]:
+def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[str] = ()) -> dict[str, Any]:
     """Return the training options of all runs: those requested, and the defaults of a comparison.
 
-    Networks have weight decay, and make about 30 passes over the rows in 100 to 400 steps. They are evaluated
-    only at the last step.
+    Networks have weight decay, and make about 30 passes over the rows in 100 to 400 steps. A batch has no
+    more rows of an environment than the median environment has. They are evaluated only at the last step.
+
+    Args:
+        table: Table of the comparison.
+        options: Requested training options.
+        first_fold: First test environments. With ordered environments, the number of steps depends only on
+            rows before them, so that no model depends on later rows.
     """
-    n_environments = len(table.environments)
-    rows_per_step = table_source.batch_size(n_environments) * max(1, n_environments - 1)
-    steps = min(table_source.STEPS, max(_FEWEST_STEPS, math.ceil(_PASSES * len(table) / rows_per_step)))
-    chosen = {"steps": steps, "weight_decay": _WEIGHT_DECAY, **options}
+    n_environments = len(table.environments_until(first_fold))
+    known = int(table.training_rows(first_fold).sum()) if table.ordered and first_fold else len(table)
+    sizes = np.bincount(table.environment.values)[:n_environments]
+    batch_size = min(table_source.batch_size(n_environments), max(_FEWEST_BATCH, int(np.median(sizes))))
+    rows_per_step = batch_size * max(1, n_environments - 1)
+    steps = min(table_source.STEPS, max(_FEWEST_STEPS, math.ceil(_PASSES * known / rows_per_step)))
+    chosen = {"steps": steps, "weight_decay": _WEIGHT_DECAY, "batch_size": batch_size, **options}
     return {"evaluate_every": chosen["steps"] or table_source.STEPS, **chosen}
 
 
@@ -213,13 +238,21 @@ def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
     counts = np.bincount(codes)
     if max_rows is None or counts.max() <= max_rows:
         return table
-    order = np.random.default_rng(seed).permutation(len(codes))
+    order = _random_order(codes, seed, independent=table.ordered)
     by_environment = order[np.argsort(codes[order], kind="stable")]
     # Random rank of each row within its environment.
     rank = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
     selected = np.sort(by_environment[rank < max_rows])
     rows = f"{len(selected):,} of {len(codes):,} rows, at most {max_rows:,} per environment"
     return table.rows(selected, LogEntry("", f"methods are compared on {rows}"))
+
+
+def _random_order(codes: NDArray[Any], seed: int, *, independent: bool) -> NDArray[np.int64]:
+    """Return the rows in random order; if independent, an environment's order depends on its rows only."""
+    if not independent:
+        return np.random.default_rng(seed).permutation(len(codes))
+    rows = [np.flatnonzero(codes == code) for code in np.unique(codes)]
+    return np.concatenate([np.random.default_rng((seed, k)).permutation(own) for k, own in enumerate(rows)])
 
 
 def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
@@ -254,8 +287,16 @@ def prevalence_differs(table: Table) -> bool:
 
 
 def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
-    """Build the folds: one environment each, or groups of similar size if there are more than 12."""
+    """Build the folds: one environment each, or groups of similar size if there are more than 12.
+
+    With ordered environments, one of the last 12 each, without the first two (or the first, if there are at
+    most three): models need earlier environments. The last fold tests none; it trains on all environments for
+    the in-domain score of the last one.
+    """
     names = table.environments
+    if table.ordered:
+        first = max(1 if len(names) <= _FEW else 2, len(names) - _MOST_FOLDS_OF_ONE)
+        return (*((name,) for name in names[first:]), ())
     if len(names) <= _MOST_FOLDS_OF_ONE:
         return tuple((name,) for name in names)
     folds: list[list[str]] = [[] for _ in range(min(_FOLDS, len(names) // 2))]
@@ -265,6 +306,12 @@ def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
         round_, position = divmod(k, len(folds))
         folds[position if round_ % 2 == 0 else -1 - position].append(names[code])
     return tuple(tuple(fold) for fold in folds)
+
+
+def untested_environments(table: Table, folds: Folds) -> tuple[str, ...]:
+    """Return the environments that no fold tests, because they are the first in time."""
+    tested = {name for fold in folds for name in fold}
+    return tuple(name for name in table.environments if name not in tested)
 
 
 def applicable_algorithms(
@@ -297,9 +344,8 @@ def tasks_by_environment(table: Table, folds: Folds) -> dict[str, Task]:
 
     Tasks differ for real targets, which are standardized with the statistics of the training environments.
     """
-    codes, names = table.environment.values, table.environments
     return {
-        environment: table_source.task_of(table, ~np.isin(codes, [names.index(name) for name in fold]))
+        environment: table_source.task_of(table, table.training_rows(fold))
         for fold in folds
         for environment in fold
     }
@@ -350,12 +396,10 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
 
 def _stages(study: Study) -> list[Study]:
     """Return growing parts of a study: one replica of more and more methods, then replicas, then trials."""
-    methods = [
-        replace(study, algorithms=study.algorithms[: k + 1], n_trials=1, replicas=1)
-        for k in range(len(study.algorithms))
-    ]
+    names, first = study.algorithms, replace(study, n_trials=1, replicas=1)
+    methods = [replace(first, algorithms=names[:k]) for k in range(1, len(names) + 1)]
     replicas = [replace(study, n_trials=1, replicas=n) for n in (2, study.replicas) if n <= study.replicas]
-    trials = [replace(study, n_trials=n) for n in (2, 4, 8, 16, 32) if n < study.n_trials]
+    trials = (replace(study, n_trials=n) for n in (2, 4, 8, 16, 32) if n < study.n_trials)
     stages = [*methods, *replicas, *trials, study]
     return [stage for k, stage in enumerate(stages) if not k or _size(stage) > _size(stages[k - 1])]
 

@@ -4,7 +4,7 @@ A remedy is a few labels, another method, fewer columns, corrected class shares,
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -25,6 +25,7 @@ from envariant.comparison.causes import LEVEL_OF_TESTS, Cause, number
 from envariant.comparison.formatting import method_name
 from envariant.comparison.results import ComparisonResults
 from envariant.comparison.stored_rows import Scores, StoredRows
+from envariant.comparison.uncertainty import standard_error
 from envariant.core.errors import listed
 from envariant.core.metrics import probabilities
 from envariant.data.tables.source import TableSource
@@ -129,21 +130,46 @@ def find_remedies(
         Remedies with a significant gain, the largest first; then the others with a gain; then columns to
         collect, whose gain is not measured.
     """
+    return ranked(
+        remedy
+        for each in remedies_by_environment(
+            source, results, causes, folds, holdout_fraction, seeds, seed=seed
+        )
+        for remedy in each
+    )
+
+
+def ranked(remedies: Iterable[Remedy]) -> tuple[Remedy, ...]:
+    """Return the remedies without those that make the score worse, in the order of `find_remedies`."""
+    improving = [each for each in remedies if not each.gain.mean <= 0]
+    # Gains that are not measured are NaN.
+    return tuple(sorted(improving, key=lambda each: (not each.significant, -np.nan_to_num(each.gain.mean))))
+
+
+def remedies_by_environment(
+    source: TableSource,
+    results: ComparisonResults,
+    causes: Mapping[str, Cause],
+    folds: Folds,
+    holdout_fraction: float,
+    seeds: Sequence[int],
+    *,
+    seed: int = 0,
+) -> Iterator[list[Remedy]]:
+    """Measure the remedies of one environment after another; arguments as for `find_remedies`."""
     stored = StoredRows(source, folds, holdout_fraction, seeds)
     name = _score_name(source)
-    remedies: list[Remedy] = []
     for environment, cause in causes.items():
         rows = results.rows[results.baseline_method, environment]
         own = stored.out_of_domain(environment, rows.out_of_domain)
-        tests = _Tests(cause, name, own)
+        (groups,), (weights,) = stored.groups_of(own) or (None,), stored.weights_of(own) or (None,)
+        tests = _Tests(cause, name, own, groups, weights)
+        remedies: list[Remedy] = []
         if len(own.targets) >= _FEWEST_ROWS:
             remedies += tests.labels(seed)
             remedies += _other_methods(tests, results, stored)
             remedies += _class_shares(tests, stored, stored.training(environment, rows.others), seed)
-        remedies += _collect(tests, source)
-    improving = [each for each in remedies if not each.gain.mean <= 0]
-    # Gains that are not measured are NaN.
-    return tuple(sorted(improving, key=lambda each: (not each.significant, -np.nan_to_num(each.gain.mean))))
+        yield remedies + _collect(tests, source)
 
 
 @final
@@ -155,16 +181,23 @@ class _Tests:
         cause: Reasons for the drop in the environment.
         score: Name of the score.
         own: Predictions of the baseline.
+        groups: Group of each row, whose rows are not independent; None: rows are independent.
+        weights: Case weight of each row, for gains that are differences of two predictions; the gain of
+            labels is unweighted. None: equal weights.
     """
 
     cause: Cause
     score: ScoreName
     own: Scores
+    groups: NDArray[np.int64] | None = None
+    weights: Array | None = None
 
     def labels(self, seed: int) -> list[Remedy]:
         """Return the gain of a few labels: the smallest number with most of the gain of the largest."""
         regression = self.score == "RMSE"
-        gains = gain_from_labels(*self.own.pair, n_resamples=_RESAMPLES, regression=regression, seed=seed)
+        gains = gain_from_labels(
+            *self.own.pair, n_resamples=_RESAMPLES, regression=regression, seed=seed, groups=self.groups
+        )
         sizes = dict.fromkeys(each.n_labels for each in gains)
         curve = tuple(
             min((e for e in gains if e.n_labels == size), key=lambda e: e.loss.after) for size in sizes
@@ -181,6 +214,8 @@ class _Tests:
         # Spread over the choice of labeled rows, and over the rows on which the gain is measured.
         variance = abs(gain) if self.score == "accuracy" else float(losses.var())
         scale = before + after if regression else 1.0
+        if self.groups is not None and (independent := standard_error(losses)) > 0:
+            variance *= (standard_error(losses, self.groups) / independent) ** 2
         error = math.hypot(sd, math.sqrt(variance / len(losses)) / max(scale, 1e-12))
         action, interval = f"{chosen.n_labels} labels", self.interval(gain, error)
         return [self.remedy("labels", action, before, after, interval, curve=curve)]
@@ -188,8 +223,14 @@ class _Tests:
     def paired(self, other: Scores, n_methods: int = 1) -> tuple[float, float, Interval]:
         """Return the scores of the baseline and of `other`, and the gain with its interval (paired rows)."""
         first, second = (_row_losses(each, self.score) for each in (self.own, other))
-        before, after = float(first.mean()), float(second.mean())
-        error = float((first - second).std()) / math.sqrt(len(first))
+        if self.weights is not None and self.weights.any():
+            # The standard error is that of a ratio of sums (linearized).
+            share = self.weights / self.weights.mean()
+            before, after = float((share * first).mean()), float((share * second).mean())
+            error = standard_error(share * (first - second - before + after), self.groups)
+        else:
+            before, after = float(first.mean()), float(second.mean())
+            error = standard_error(first - second, self.groups)
         if self.score == "accuracy":
             return 1 - before, 1 - after, self.interval(before - after, error, n_methods)
         if self.score == "log loss":
@@ -294,13 +335,14 @@ def _class_shares(tests: _Tests, stored: StoredRows, training: Scores | None, se
 def _collect(tests: _Tests, source: TableSource) -> list[Remedy]:
     """Return the columns that are missing in the environment or elsewhere, but not in both."""
     table = source.table
-    here = table.environment.values == table.environments.index(tests.cause.environment)
-    shares = {c.name: (float(c.missing[here].mean()), float(c.missing[~here].mean())) for c in table.columns}
+    name = tests.cause.environment
+    here, there = table.environment.values == table.environments.index(name), table.training_rows((name,))
+    shares = {c.name: tuple(float(c.missing[rows].mean()) for rows in (here, there)) for c in table.columns}
     absent = tuple(c for c, (own, other) in shares.items() if own >= _MISSING and other <= _PRESENT)
     unknown = tuple(c for c, (own, other) in shares.items() if other >= _MISSING and own <= _PRESENT)
     remedies: list[Remedy] = []
     for columns, place, other, k in (
-        (absent, tests.cause.label, "elsewhere", 0),
+        (absent, tests.cause.label, tests.cause.elsewhere, 0),
         (unknown, "the training environments", f"in {tests.cause.label}", 1),
     ):
         if columns:

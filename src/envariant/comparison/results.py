@@ -13,6 +13,7 @@ from envariant.analysis import statistics
 from envariant.analysis.random_effects import PooledEstimate, pool_estimates
 from envariant.analysis.statistics import Interval
 from envariant.comparison.data_summary import DataSummary
+from envariant.comparison.expected_scores import ExpectedScores
 from envariant.core.display import Displayed, Summary, named
 from envariant.core.metrics import Metric
 from envariant.core.score_table import ScoreTable
@@ -138,6 +139,8 @@ class ComparisonResults(Displayed):
         rows: Stored predictions by method and environment.
         causes: Reasons for the baseline's drop by environment.
         remedies: Measured remedies, the largest gain first.
+        expected: Expected and observed scores of the baseline by environment.
+        subgroups: Scores of subgroups, if any were requested.
     """
 
     metric: Metric
@@ -157,6 +160,8 @@ class ComparisonResults(Displayed):
     rows: Mapping[tuple[str, str], ScoredRows] = field(default_factory=dict[tuple[str, str], ScoredRows])
     causes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     remedies: tuple[Any, ...] = ()
+    expected: ExpectedScores = field(default_factory=lambda: ExpectedScores({}))
+    subgroups: tuple[Any, ...] = ()
 
     @property
     def baseline(self) -> Mapping[str, Cell]:
@@ -173,11 +178,6 @@ class ComparisonResults(Displayed):
     def worst(self, method: str) -> tuple[str, Cell]:
         """Return the environment with the method's worst out-of-domain score, and its results there."""
         return min(self.cells[method].items(), key=lambda item: self.metric.sign * item[1].ood_score.mean)
-
-    def runner_up(self) -> str:
-        """Return the method other than the baseline with the best worst score; "" if there is none."""
-        others = [m for m in self.cells if m != self.baseline_method and self.is_complete(m)]
-        return max(others, key=lambda m: self.metric.sign * self.worst(m)[1].ood_score.mean, default="")
 
     def hardest_first(self) -> list[str]:
         """Return the environments sorted by the baseline's out-of-domain score, the worst first."""

@@ -6,11 +6,13 @@ from functools import cached_property
 from typing import Any, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from envariant.comparison.baselines import Folds
 from envariant.core.tasks import Regression
+from envariant.data.tables.raw import TableStore
 from envariant.data.tables.source import TableSource, task_of
 from envariant.data.validation_split import held_out_rows
 from envariant.studies.permutation_importance import evenly_spaced
@@ -73,6 +75,21 @@ class StoredRows:
         codes = self.source.table.environment.values
         return {name: np.flatnonzero(codes == k) for k, name in enumerate(self.source.table.environments)}
 
+    @cached_property
+    def groups(self) -> Rows | None:
+        """Group number of each row of the table; None without groups."""
+        group = self.source.table.group
+        return None if group is None else np.unique(group.values, return_inverse=True)[1]
+
+    def groups_of(self, *scores: Scores) -> tuple[Rows, ...] | None:
+        """Return the group numbers of rows; None without groups, or if any rows are unknown."""
+        return _values_of(self.groups, scores)
+
+    def weights_of(self, *scores: Scores) -> tuple[Array, ...] | None:
+        """Return the case weights of rows; None without weights, or if any rows are unknown."""
+        weights = self.source.table.sample_weight
+        return _values_of(None if weights is None else weights.values, scores)
+
     @property
     def regression(self) -> bool:
         """Whether targets are real numbers."""
@@ -83,12 +100,17 @@ class StoredRows:
         return tuple(next(fold for fold in self.folds if environment in fold))
 
     def inputs(self, fold: Sequence[str]) -> Array:
-        """Return the inputs of all rows of the table, encoded without the fold's environments."""
+        """Return the inputs of all rows, encoded on a fold's training rows; NaN for rows not in the fold."""
         sample = self.source.with_test_environments(tuple(fold)).sample(0)
-        arrays = {each.name: each.inputs.numpy() for each in sample.environments}
-        inputs = np.empty((len(self.source.table), *next(iter(arrays.values())).shape[1:]))
-        for name, rows in self.by_environment.items():
-            inputs[rows] = arrays[name]
+        inputs: Array | None = None
+        for each in sample.environments:
+            arrays, store = each.inputs.numpy(), each.input_store
+            assert isinstance(store, TableStore)
+            inputs = (
+                np.full((len(self.source.table), *arrays.shape[1:]), np.nan) if inputs is None else inputs
+            )
+            inputs[store.rows] = arrays
+        assert inputs is not None
         return inputs
 
     def out_of_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores:
@@ -102,7 +124,10 @@ class StoredRows:
 
     def in_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores | None:
         """Return one in-domain prediction per validation row; None without predictions."""
-        folds = [fold for fold in self.folds if environment not in fold]
+        table = self.source.table
+        folds = [fold for fold in self.folds if environment in table.in_domain_environments(fold)]
+        if not folds:
+            return None
         found: list[Scores] = []
         for each in predictions:
             matches = ((fold, self._held_out(fold, environment, each)) for fold in folds)
@@ -152,11 +177,15 @@ class StoredRows:
     def _splits(self, fold: tuple[str, ...], seed: int) -> Mapping[str, Rows]:
         """Return the validation rows of each training environment."""
         if (fold, seed) not in self._cache:
-            sizes = {name: len(rows) for name, rows in self.by_environment.items() if name not in fold}
-            held_out = held_out_rows(sizes, self.holdout_fraction, seed)
-            self._cache[fold, seed] = {
-                name: self.by_environment[name][index.numpy()] for name, index in held_out.items()
+            training = self.source.table.training_rows(fold)
+            rows = {name: own[training[own]] for name, own in self.by_environment.items()}
+            sizes = {name: len(own) for name, own in rows.items() if len(own)}
+            groups = {
+                name: None if self.groups is None else torch.from_numpy(self.groups[rows[name]])
+                for name in sizes
             }
+            held_out = held_out_rows(sizes, self.holdout_fraction, seed, groups)
+            self._cache[fold, seed] = {name: rows[name][index.numpy()] for name, index in held_out.items()}
         return self._cache[fold, seed]
 
     @cached_property
@@ -164,9 +193,12 @@ class StoredRows:
         return {}
 
     def _task(self, fold: Sequence[str]) -> Any:
-        table = self.source.table
-        codes = [table.environments.index(name) for name in fold]
-        return task_of(table, ~np.isin(table.environment.values, codes))
+        return task_of(self.source.table, self.source.table.training_rows(fold))
+
+
+def _values_of(values: NDArray[Any] | None, scores: Sequence[Scores]) -> tuple[NDArray[Any], ...] | None:
+    known = [each.rows for each in scores if each.rows is not None]
+    return None if values is None or len(known) < len(scores) else tuple(values[rows] for rows in known)
 
 
 def _distinct(found: Sequence[Scores]) -> Scores | None:

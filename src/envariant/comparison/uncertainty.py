@@ -5,7 +5,8 @@ environment is only a sample of rows.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from scipy import stats
 from envariant.analysis.statistics import Interval
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
+from envariant.studies.permutation_importance import evenly_spaced
 from envariant.training.store import Predictions
 
 _RESAMPLES = 100
@@ -70,8 +72,26 @@ def p_value(differences: Sequence[float], row_error: float) -> float:
     return math.exp(high)
 
 
+def standard_error(values: NDArray[np.float64], groups: NDArray[np.int64] | None = None) -> float:
+    """Return the standard error of a mean; rows of one group are not independent (cluster-robust).
+
+    Args:
+        values: Values `[rows]`.
+        groups: Group of each row `[rows]`. None: rows are independent.
+    """
+    if groups is None:
+        return float(values.std()) / math.sqrt(len(values))
+    sums = np.bincount(np.unique(groups, return_inverse=True)[1], values - values.mean())
+    return float(np.sqrt(np.square(sums).sum())) / len(values)
+
+
 def row_standard_error(
-    task: Task, metric: Metric, predictions: Sequence[Predictions], reference: Sequence[Predictions] = ()
+    task: Task,
+    metric: Metric,
+    predictions: Sequence[Predictions],
+    reference: Sequence[Predictions] = (),
+    groups: NDArray[np.int64] | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> float:
     """Return the standard error of a mean score or mean gain due to the sampling of rows.
 
@@ -80,30 +100,74 @@ def row_standard_error(
         metric: Metric of the scores.
         predictions: Predictions of each replica on the same rows.
         reference: Predictions of the reference method for a gain, one per replica; empty for a score.
+        groups: Group of every row of the environment, `[rows]`; whole groups are resampled. None: rows are
+            resampled.
+        weights: Case weight of every row of the environment, `[rows]`; rows are resampled with their weights.
+            None: equal weights.
     """
     if not predictions:
         return 0.0
     generator = np.random.default_rng(0)
     n_rows, n_total = len(predictions[0].targets), predictions[0].of
+    # Predictions are stored for at most 1,000 rows; scores use all rows of the environment.
+    scale = math.sqrt(n_rows / n_total)
+    members: list[NDArray[np.int64]] = []
+    if groups is not None:
+        group = np.unique(groups[evenly_spaced(n_total, n_rows).numpy()], return_inverse=True)[1]
+        members = [np.flatnonzero(group == k) for k in range(int(group.max()) + 1)]
+        scale = math.sqrt(len(members) / len(np.unique(groups)))
     estimates: list[float] = []
     for k, own in enumerate(predictions[:_RESAMPLED_REPLICAS]):
-        samples = generator.integers(n_rows, size=(_RESAMPLES, n_rows))
-        values = np.array([score_of_rows(task, metric, own, rows) for rows in samples])
-        if reference:
-            values = values - np.array([score_of_rows(task, metric, reference[k], rows) for rows in samples])
+        if not members and weights is None:
+            samples = generator.integers(n_rows, size=(_RESAMPLES, n_rows))
+            values = metric.of_samples(task, *_arrays(own), samples)
+            if reference:
+                values = values - metric.of_samples(task, *_arrays(reference[k]), samples)
+        else:
+            drawn: Iterable[NDArray[np.int64]] = (
+                [
+                    np.concatenate([members[m] for m in chosen])
+                    for chosen in generator.integers(len(members), size=(_RESAMPLES, len(members)))
+                ]
+                if members
+                else generator.integers(n_rows, size=(_RESAMPLES, n_rows))
+            )
+            values = np.array([score_of_rows(task, metric, own, rows, weights) for rows in drawn])
+            if reference:
+                other = [score_of_rows(task, metric, reference[k], rows, weights) for rows in drawn]
+                values = values - np.array(other)
         values = values[np.isfinite(values)]
         estimates.append(float(values.std(ddof=1)) if len(values) > 1 else 0.0)
-    # Predictions are stored for at most 1,000 rows; scores use all rows of the environment.
-    return float(np.mean(estimates)) * math.sqrt(n_rows / n_total)
+    return float(np.mean(estimates)) * scale
 
 
 def score_of_rows(
-    task: Task, metric: Metric, predictions: Predictions, rows: NDArray[np.int64] | None = None
+    task: Task,
+    metric: Metric,
+    predictions: Predictions,
+    rows: NDArray[np.int64] | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> float:
-    """Return the score of stored predictions on some of their rows. Default: all rows."""
-    # Stored arrays are read-only, and an index makes copies.
-    rows = np.arange(len(predictions.targets)) if rows is None else rows
-    targets = predictions.targets[rows]
-    if predictions.logits.ndim == 2:
-        targets = targets.astype(np.int64)
-    return metric.compute(task, predictions.logits[rows], targets)
+    """Return the score of stored predictions.
+
+    Args:
+        task: Prediction task.
+        metric: Metric of the score.
+        predictions: Predictions on stored rows.
+        rows: Positions of the rows to score. Default: all stored rows.
+        weights: Case weight of every row of the environment. Default: equal weights.
+    """
+    logits, targets = _arrays(predictions)
+    rows = np.arange(len(targets)) if rows is None else rows
+    if weights is None:
+        return metric.compute(task, logits[rows], targets[rows])
+    stored = weights[evenly_spaced(predictions.of, len(targets)).numpy()]
+    if not stored[rows].any():
+        return math.nan
+    return metric.compute(task, logits[rows], targets[rows], stored[rows])
+
+
+def _arrays(predictions: Predictions) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return copies of stored logits and targets, which are read-only."""
+    targets = predictions.targets.astype(np.int64 if predictions.logits.ndim == 2 else np.float32)
+    return predictions.logits.copy(), targets

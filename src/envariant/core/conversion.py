@@ -226,6 +226,10 @@ def text_of(value: object) -> str:
     return str(value)
 
 
+def _plain(target: Any) -> Any:
+    return target.item() if isinstance(target, Tensor) and target.numel() == 1 else target
+
+
 def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
     """Read all items of a dataset; return the inputs as one tensor, and the targets.
 
@@ -250,15 +254,16 @@ def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
             shapes = f"{tuple(row.shape)}, those before it {tuple(inputs[0].shape)}"
             raise EnvariantError(f"{where}: item {k} has shape {shapes}")
         inputs.append(row)
-        targets.append(item[1].item() if isinstance(item[1], Tensor) and item[1].numel() == 1 else item[1])
+        targets.append(_plain(item[1]))
     if not inputs:
         raise EnvariantError(f"{where}: has no rows; leave it out")
     rows = torch.stack(inputs)
 
-    def read_again(count: int) -> Tensor:
-        return torch.stack([tensor_of(dataset[k][0], where) for k in range(count)])
+    def read_again(count: int) -> tuple[Tensor, list[Any]]:
+        again = [dataset[k] for k in range(count)]
+        return torch.stack([tensor_of(item[0], where) for item in again]), [_plain(item[1]) for item in again]
 
-    image_rows.check_repeatable(dataset, rows, read_again if has_length else None, where)
+    image_rows.check_repeatable(dataset, rows, targets, read_again if has_length else None, where)
     return image_rows.prepared(rows, where) if rows.dim() > 1 else rows[:, None], targets
 
 
@@ -279,7 +284,9 @@ def column_of_table(table: Any, name: str, label: str) -> Any:
         column = image_rows.pixels_of(list(column), f"{label}: column '{name}'")
     if hasattr(table, "with_transform") and hasattr(table, "select") and not isinstance(column, list):
         values = tensor_of(column, label)
-        image_rows.check_repeatable(table, values, lambda n: _first_rows(table, name, n, label), label)
+        image_rows.check_repeatable(
+            table, values, (), lambda n: (_first_rows(table, name, n, label), ()), label
+        )
     return column
 
 

@@ -22,7 +22,7 @@ _MOST_LINES, _WIDTH = 8, 110
 _STYLE: Final = (
     ".envariant{font:13px/1.45 system-ui,sans-serif;color:inherit;max-width:60em;overflow-x:auto}"
     ".envariant p{margin:.2em 0}.envariant .n{opacity:.75;font-size:.92em}"
-    ".envariant table{border-collapse:collapse;margin:.4em 0;background:none;color:inherit}"
+    ".envariant table{border-collapse:collapse;margin:.4em 0;background:none;color:inherit;font:inherit}"
     ".envariant :is(th,td){padding:.15em .7em .15em 0;text-align:left;vertical-align:top;"
     "background:none;color:inherit;white-space:normal}"
     ".envariant .s :is(th,td):not(:first-child){text-align:right;font-variant-numeric:tabular-nums}"

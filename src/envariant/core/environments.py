@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from envariant.core import conversion, environment_display, image_rows, specs
+from envariant.core.attributes import ROW_GROUP, WEIGHT
 from envariant.core.batches import EnvironmentBatch, PredictedBatch
 from envariant.core.defaults import DefaultSettings, ReferenceScores
 from envariant.core.display import Displayed, Summary, views
@@ -25,6 +26,7 @@ from envariant.core.tasks import Task, check_losses
 
 __all__ = [
     "RESERVED",
+    "ROW_GROUP",
     "WEIGHT",
     "DefaultSettings",
     "Environment",
@@ -37,9 +39,6 @@ __all__ = [
 
 RESERVED = frozenset({"worst", "*"})
 """Reserved names that environments cannot have, because tables and histories use them."""
-
-WEIGHT = "weight"
-"""Name of the attribute for sampling weights, the relative frequencies of rows in minibatches."""
 
 
 @final
@@ -419,8 +418,9 @@ class EnvironmentSet(EnvironmentSource):
             digest.update(environment.name.encode())
             for chunk in environment.input_store.chunks():
                 digest.update(chunk)
-            weights = [environment.attributes[WEIGHT]] if WEIGHT in environment.attributes else []
-            for part in (environment.targets, *weights):
+            known = environment.attributes
+            extra = [known[name] for name in (WEIGHT, ROW_GROUP) if name in known]
+            for part in (environment.targets, *extra):
                 digest.update(part.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 

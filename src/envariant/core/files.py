@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from envariant.core.errors import EnvariantError, shown
 from envariant.core.machine import memory
-from envariant.core.paths import check_file
+from envariant.core.paths import check_file, check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,10 +52,11 @@ def as_path(path: object, what: str) -> Path:
         what: Name of the argument, for the error message.
 
     Raises:
-        EnvariantError: If `path` is neither a path nor text, or an empty text.
+        EnvariantError: If `path` is neither a path nor text, empty, or no possible name.
     """
     if not isinstance(path, str | os.PathLike) or not path:
         raise EnvariantError(f"{what} must be the path of a folder; got {shown(path)}")
+    check_name(path)
     return Path(path)
 
 
@@ -91,6 +92,7 @@ def replacing(path: Path, remedy: str = "") -> Generator[Path]:
     Raises:
         EnvariantError: If the file cannot be written.
     """
+    check_name(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     with writing(path, remedy):
         if not path.name or path.is_dir():

@@ -3,7 +3,7 @@
 import io
 import random
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -98,26 +98,37 @@ def pixels_of(column: list[Any], what: str) -> Any:
 
 
 def check_repeatable(
-    dataset: Any, rows: Tensor, read_again: Callable[[int], Tensor] | None, where: str
+    dataset: Any,
+    rows: Tensor,
+    targets: Sequence[Any],
+    read_again: Callable[[int], tuple[Tensor, Sequence[Any]]] | None,
+    where: str,
 ) -> None:
     """Warn if a dataset has random transforms, which would be applied only once to each row.
 
     Args:
         dataset: Dataset of another library.
         rows: Inputs from the first reading of the dataset, `[rows, …]`.
-        read_again: Function that reads the first rows again; None if they can be read only once.
+        targets: Targets from the first reading.
+        read_again: Function that reads the first inputs and targets again; None if they can be read only
+            once.
         where: Name of the dataset.
 
     Warns:
-        EnvariantWarning: If an input differs when it is read again, or the name of a transform indicates
-            that it is random.
+        EnvariantWarning: If an input or target differs when it is read again, or the name of a transform
+            indicates that it is random.
     """
     names = {name for name in _transforms(dataset, 4) if name.startswith(_RANDOM)}
     changed = read_again is None and bool(names)
     if read_again is not None:
         with _kept_random_states(), suppress(Exception):
-            again = read_again(min(_READ_TWICE, len(rows)))
-            changed = not torch.equal(again.flatten(), rows[: len(again)].flatten())
+            again, labels = read_again(min(_READ_TWICE, len(rows)))
+            first, second = rows[: len(again)].flatten(), again.flatten()
+            # NaN differs from itself.
+            same = (first == second) | ((first != first) & (second != second))
+            changed = not bool(same.all()) or any(
+                str(label) != str(target) for label, target in zip(labels, targets, strict=False)
+            )
     if changed:
         which = f" ({listed(sorted(names))})" if names else ""
         _warn(

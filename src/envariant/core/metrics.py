@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from scipy.stats import rankdata
+from torch import Tensor
 
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
@@ -31,24 +32,28 @@ class Metric:
     Attributes:
         name: Name of the metric in tables, figures and options.
         higher_is_better: Whether higher values are better.
-        compute: Function of task, logits (`[rows]` or `[rows, classes]`) and targets (`[rows]`). The value is
-            NaN if the metric is undefined, such as AUROC with a single class.
+        compute: Function of task, logits (`[rows]` or `[rows, classes]`), targets (`[rows]`) and, optionally,
+            case weights (`[rows]`): a row of weight 2 counts as two equal rows. The value is NaN if the
+            metric is undefined, such as AUROC with a single class.
         tasks: Task classes for which the metric is defined.
         bounds: Smallest and largest possible value.
         unit: Unit of the values; "" for dimensionless values.
         number_format: Python format specification for printed values.
         notable_difference: Smallest difference worth mentioning; None if it depends on the scale of the
             target.
+        compute_samples: Function like `compute` with a further argument, row numbers `[samples, rows]`. It
+            returns the values of all samples of rows at once. None: `compute` is called for each sample.
     """
 
     name: str
     higher_is_better: bool
-    compute: Callable[[Task, Array, Array], float]
+    compute: Callable[..., float]
     tasks: tuple[type[Task], ...] = (Binary, Multiclass)
     bounds: tuple[float, float] = _POSITIVE
     unit: str = ""
     number_format: str = ".3f"
     notable_difference: float | None = 0.01
+    compute_samples: Callable[[Task, Array, Array, Array], Array] | None = None
 
     @property
     def for_regression(self) -> bool:
@@ -64,6 +69,12 @@ class Metric:
     def largest_difference(self) -> float:
         """Largest possible difference between two values."""
         return self.bounds[1] - self.bounds[0]
+
+    def of_samples(self, task: Task, logits: Array, targets: Array, samples: Array) -> Array:
+        """Return the value of each sample of rows, given as row numbers `[samples, rows]`."""
+        if self.compute_samples is not None:
+            return self.compute_samples(task, logits, targets, samples)
+        return np.array([self.compute(task, logits[rows], targets[rows]) for rows in samples])
 
     def gain(self, value: float, reference: float) -> float:
         """Return the improvement of `value` over `reference`; negative if `value` is worse."""
@@ -125,28 +136,65 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
 
 
-def _mean_score(task: Task, logits: Array, targets: Array) -> float:
-    return float(task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).double().mean())
+def _mean(values: Array, weights: Array | None) -> float:
+    return float(values.mean() if weights is None else np.average(values, weights=weights))
 
 
-def _log_loss(task: Task, logits: Array, targets: Array) -> float:
+def _scores(task: Task, logits: Array, targets: Array) -> Tensor:
+    return task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).double()
+
+
+def _mean_score(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    scores = _scores(task, logits, targets)
+    return float(scores.mean()) if weights is None else _mean(scores.numpy(), weights)
+
+
+def _mean_scores(task: Task, logits: Array, targets: Array, samples: Array) -> Array:
+    return _scores(task, logits, targets).numpy()[samples].mean(axis=1)
+
+
+def _log_losses(task: Task, logits: Array, targets: Array) -> Tensor:
     # The task may be trained with another loss, such as label smoothing.
     likelihood = Binary() if task.outputs == 1 else Multiclass(task.outputs)
-    return float(likelihood.losses(torch.from_numpy(logits), torch.from_numpy(targets)).double().mean())
+    return likelihood.losses(torch.from_numpy(logits), torch.from_numpy(targets)).double()
 
 
-def _balanced_accuracy(task: Task, logits: Array, targets: Array) -> float:
+def _log_loss(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    losses = _log_losses(task, logits, targets)
+    return float(losses.mean()) if weights is None else _mean(losses.numpy(), weights)
+
+
+def _mean_log_losses(task: Task, logits: Array, targets: Array, samples: Array) -> Array:
+    return _log_losses(task, logits, targets).numpy()[samples].mean(axis=1)
+
+
+def _balanced_accuracy(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
     correct = task.scores(torch.from_numpy(logits), torch.from_numpy(targets)).numpy()
-    recalls = [correct[targets == k].mean() for k in np.unique(targets)]
+    if weights is not None:
+        targets, correct, weights = targets[weights > 0], correct[weights > 0], weights[weights > 0]
+    recalls = [
+        correct[targets == k].mean()
+        if weights is None
+        else _mean(correct[targets == k], weights[targets == k])
+        for k in np.unique(targets)
+    ]
     return float(np.mean(recalls)) if len(recalls) > 1 else np.nan
 
 
-def _auroc(task: Task, logits: Array, targets: Array) -> float:
+def _auroc(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    if weights is not None:
+        logits, targets, weights = logits[weights > 0], targets[weights > 0], weights[weights > 0]
+    if logits.ndim == 1 and weights is None:
+        first, second = (targets == end for end in (targets.min(), targets.max()))
+        return np.nan if first.all() else _win_share(logits[second], logits[first])
     classes, counts = np.unique(targets, return_counts=True)
     if len(classes) < 2:
         return np.nan
-    if logits.ndim == 1:
-        return _win_share(logits[targets == classes[1]], logits[targets == classes[0]])
+    if weights is not None:
+        scores = logits[:, None] if logits.ndim == 1 else probabilities(logits)[:, classes.astype(int)]
+        # With two classes, only the second one has a column.
+        columns = zip(scores.T, classes[-scores.shape[1] :], strict=True)
+        return float(np.mean([_weighted_win_share(z, targets == k, weights) for z, k in columns]))
     # One-vs-rest AUROC, averaged over the classes that occur in the targets.
     positive = targets[:, None] == classes
     ranks = rankdata(probabilities(logits)[:, classes.astype(int)], axis=0)
@@ -164,38 +212,82 @@ def _win_share(positive: Array, negative: Array) -> float:
     return float(wins / (len(positive) * len(negative)))
 
 
-def _calibration_error(task: Task, logits: Array, targets: Array) -> float:
+def _aurocs(task: Task, logits: Array, targets: Array, samples: Array) -> Array:
+    if logits.ndim > 1 or np.isnan(logits).any():
+        return np.array([_auroc(task, logits[rows], targets[rows]) for rows in samples])
+    # Number of distinct smaller scores, which orders rows as the scores do.
+    rank = np.unique(logits, return_inverse=True)[1]
+    shape, cells = (
+        (len(samples), rank.max() + 1),
+        rank[samples] + np.arange(len(samples))[:, None] * (rank.max() + 1),
+    )
+    positive = targets[samples] == targets.max()
+    wins, losses = (
+        np.bincount(cells[chosen], minlength=shape[0] * shape[1]).reshape(shape)
+        for chosen in (positive, ~positive)
+    )
+    below = np.cumsum(losses, axis=1) - losses
+    pairs = positive.sum(axis=1) * (~positive).sum(axis=1)
+    return np.where(pairs > 0, (wins * (below + losses / 2)).sum(axis=1) / np.maximum(pairs, 1), np.nan)
+
+
+def _weighted_win_share(scores: Array, positive: Array, weights: Array) -> float:
+    """Return the weighted share of pairs in which the positive row has the higher score; ties count half."""
+    if np.isnan(scores).any():
+        return np.nan
+    _, level = np.unique(scores, return_inverse=True)
+    won, lost = (np.bincount(level, weights * side) for side in (positive, ~positive))
+    return float(won @ (np.cumsum(lost) - lost / 2) / (won.sum() * lost.sum()))
+
+
+def _calibration_error(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
     scores = probabilities(logits)
     confidence = scores.max(axis=1)
     correct = scores.argmax(axis=1) == targets
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, correct - confidence, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(targets))
+    w = np.ones(len(targets)) if weights is None else weights
+    gaps = np.bincount(bins, w * (correct - confidence), minlength=_BINS)
+    return float(np.abs(gaps).sum() / w.sum())
 
 
-def _rmse(task: Task, logits: Array, targets: Array) -> float:
-    return float(np.sqrt(_mean_score(task, logits, targets)))
+def _rmse(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    return float(np.sqrt(_mean_score(task, logits, targets, weights)))
 
 
-def _r2(task: Task, logits: Array, targets: Array) -> float:
-    variance = float(np.var(targets.astype(np.float64)))
-    error = float(np.mean(np.square(logits - targets, dtype=np.float64)))
+def _rmses(task: Task, logits: Array, targets: Array, samples: Array) -> Array:
+    return np.sqrt(_mean_scores(task, logits, targets, samples))
+
+
+def _r2(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    y = targets.astype(np.float64)
+    variance = float(np.var(y)) if weights is None else _mean(np.square(y - _mean(y, weights)), weights)
+    error = _mean(np.square(logits - targets, dtype=np.float64), weights)
     return 1 - error / variance if variance else np.nan
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", True, _mean_score, bounds=_UNIT),
+        Metric("accuracy", True, _mean_score, bounds=_UNIT, compute_samples=_mean_scores),
         # Mean recall over the classes that occur in the targets.
         Metric("balanced accuracy", True, _balanced_accuracy, bounds=_UNIT),
         # With more than two classes, the mean of the one-vs-rest AUROCs.
-        Metric("AUROC", True, _auroc, bounds=_UNIT),
-        Metric("log loss", False, _log_loss, unit="nats"),
+        Metric("AUROC", True, _auroc, bounds=_UNIT, compute_samples=_aurocs),
+        Metric("log loss", False, _log_loss, unit="nats", compute_samples=_mean_log_losses),
         # Expected calibration error over 15 equal bins of confidence. Guo et al. 2017.
         Metric("calibration error", False, _calibration_error, bounds=_UNIT),
-        Metric("squared error", False, _mean_score, (Regression,), _POSITIVE, "target unit²", ".4g", None),
-        Metric("RMSE", False, _rmse, (Regression,), _POSITIVE, "target unit", ".4g", None),
+        Metric(
+            "squared error",
+            False,
+            _mean_score,
+            (Regression,),
+            _POSITIVE,
+            "target unit²",
+            ".4g",
+            None,
+            _mean_scores,
+        ),
+        Metric("RMSE", False, _rmse, (Regression,), _POSITIVE, "target unit", ".4g", None, _rmses),
         Metric("R²", True, _r2, (Regression,), (-np.inf, 1.0)),
     )
 }

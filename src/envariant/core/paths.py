@@ -39,6 +39,23 @@ def check_file(path: Path, missing: str = "", kinds: str = "") -> None:
         raise EnvariantError(f"{path}: is a pipe, a socket or a device; save its content to a file first")
 
 
+def check_name(path: object) -> None:
+    """Check that the operating system can have a file or folder of this name.
+
+    Raises:
+        EnvariantError: If the name contains NUL, or half a character.
+    """
+    try:
+        possible = b"\0" not in os.fsencode(str(path))
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise EnvariantError(
+            f"{path}: cannot be the name of a file or folder, because it contains NUL or half a character; "
+            f"choose another name"
+        )
+
+
 def os_reason(error: Exception) -> str:
     """Return the reason for an operating-system error as text, without the path."""
     return getattr(error, "strerror", None) or first_line(error)

@@ -58,6 +58,8 @@ class Plugins(Generic[T]):
         try:
             plugin = entries[name].load()
             problem = "" if self.fits(plugin, name) else f"must be {self.requirement}; got {plugin!r}"
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
             # Importing runs the code of another package, which may raise anything, also SystemExit.
             reason = first_line(error) if isinstance(error, Exception) else repr(error)

@@ -31,6 +31,7 @@ _LATEX: Final = {
 _MARKDOWN: Final = {character: f"\\{character}" for character in "\\`*_{}[]<>#|"}
 
 
+@final
 class Score(NamedTuple):
     """Mean of a score over replicas.
 

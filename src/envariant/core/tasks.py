@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import grad
 
 from envariant.core import specs
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, first_line, unknown_name
 from envariant.core.single_precision import single_precision
 
 
@@ -326,25 +326,36 @@ def _content(value: Any) -> str:
 
 
 def check_losses(task: Task, targets: Tensor) -> None:
-    """Check that a user-defined task returns one loss and one score per row.
+    """Check that a user-defined task returns one loss, with a derivative, and one score per row.
 
     Args:
         task: Prediction task.
         targets: Some targets `[rows, *target_shape]`.
 
     Raises:
-        EnvariantError: If a result has another shape.
+        EnvariantError: If a result has another shape, the loss is not differentiable, or a method fails.
     """
-    if isinstance(task, Binary | Multiclass | Regression):
+    if type(task) in (Binary, Multiclass, Regression):
         return
     few = targets[:2]
-    logits = torch.zeros(len(few), *task.logits_shape, device=few.device)
-    for name, values in (("losses", task.losses(logits, few)), ("scores", task.scores(logits, few))):
+    for name, method in (("losses", task.losses), ("scores", task.scores)):
+        logits = torch.zeros(len(few), *task.logits_shape, device=few.device, requires_grad=name == "losses")
+        try:
+            with torch.enable_grad():
+                values: object = method(logits, few)
+        # A user's method can raise anything.
+        except Exception as error:
+            raise EnvariantError(f"task {task.name}: {name} fails: {first_line(error)}") from error
         if not isinstance(values, Tensor) or tuple(values.shape) != (len(few),):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise EnvariantError(
                 f"task {task.name}: {name} must return one number per row, of shape ({len(few)},) for "
                 f"{len(few)} rows; got {got}"
+            )
+        if name == "losses" and not values.requires_grad:
+            raise EnvariantError(
+                f"task {task.name}: losses must be differentiable in the logits; compute them with PyTorch, "
+                f"without detach or NumPy"
             )
 
 

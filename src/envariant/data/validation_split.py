@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from envariant.core import specs
-from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet, EnvironmentSource
+from envariant.core.environments import (
+    ROW_GROUP,
+    DefaultSettings,
+    Environment,
+    EnvironmentSet,
+    EnvironmentSource,
+)
 from envariant.core.errors import EnvariantError
 
 SUFFIX = " (held-out rows)"
@@ -57,7 +63,8 @@ class ValidationSplit(EnvironmentSource):
         environments = self.source.sample(seed)
         roles = environments.roles(self.test)
         sizes = {e.name: len(e) for e in environments.environments if roles[e.name] == "train"}
-        held_out = held_out_rows(sizes, self.share, seed)
+        groups = {name: environments[name].attributes.get(ROW_GROUP) for name in sizes}
+        held_out = held_out_rows(sizes, self.share, seed, groups)
         parts: list[Environment] = []
         for environment in environments.environments:
             rows = held_out.get(environment.name)
@@ -76,7 +83,8 @@ class ValidationSplit(EnvironmentSource):
         rows = len(environment)
         if not 0 < len(held_out) < rows:
             part = f"{self.share:g} of the {rows} rows of '{environment.name}'"
-            raise EnvariantError(f"holdout_fraction: {part} leaves one part empty")
+            few = "; its rows belong to too few groups" if ROW_GROUP in environment.attributes else ""
+            raise EnvariantError(f"holdout_fraction: {part} leaves one part empty{few}")
         kept = torch.ones(rows, dtype=torch.bool)
         kept[held_out] = False
         name = environment.name
@@ -85,17 +93,49 @@ class ValidationSplit(EnvironmentSource):
         yield environment.select(held_out, name=name + SUFFIX, origin=name)
 
 
-def held_out_rows(sizes: Mapping[str, int], share: float, seed: int) -> dict[str, Tensor]:
+def held_out_rows(
+    sizes: Mapping[str, int], share: float, seed: int, groups: Mapping[str, Tensor | None] | None = None
+) -> dict[str, Tensor]:
     """Return the indices of the held-out rows of every training environment, in ascending order.
+
+    With groups, whole groups are held out, in all environments, and the share is approximate.
 
     Args:
         sizes: Number of rows of each training environment, in the order of the data.
         share: Share of the rows to hold out.
         seed: Seed of the data draw.
+        groups: Group number of each row of each environment; None or without numbers: rows are independent.
     """
     # The random stream differs from that of the data, which starts with the seed itself.
     generator = torch.Generator().manual_seed(seed ^ 0x5EED)
+    known = {name: numbers for name, numbers in (groups or {}).items() if numbers is not None}
+    if len(known) == len(sizes):
+        return _held_out_groups(known, share, generator)
     return {
         name: torch.randperm(rows, generator=generator)[: round(rows * share)].sort().values
         for name, rows in sizes.items()
+    }
+
+
+def _held_out_groups(
+    groups: Mapping[str, Tensor], share: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the rows of random groups, about a share of the rows of every environment."""
+    numbers, row_group = torch.cat([*groups.values()]).unique(return_inverse=True)
+    sizes = [len(each) for each in groups.values()]
+    environment = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    # Rows of each group in each environment.
+    table = torch.zeros(len(numbers), len(sizes), dtype=torch.int64)
+    table.index_put_((row_group, environment), torch.ones_like(row_group), accumulate=True)
+    quota, count = torch.tensor(sizes) * share, torch.zeros(len(sizes), dtype=torch.int64)
+    held_out = torch.zeros(len(numbers), dtype=torch.bool)
+    for group in torch.randperm(len(numbers), generator=generator).tolist():
+        own = table[group]
+        # Every environment needs held-out rows, even if its groups are large.
+        if bool(((count + own <= quota + 0.5) | (count == 0) | (own == 0)).all()):
+            held_out[group] = True
+            count += own
+    return {
+        name: held_out[part].nonzero().flatten()
+        for name, part in zip(groups, row_group.split(sizes), strict=True)
     }

@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envariant.core.environments import WEIGHT, EnvironmentSet
+from envariant.core.environments import ROW_GROUP, WEIGHT, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Regression, Task
 
@@ -42,6 +42,11 @@ class FittedPredictor(ABC):
     kind: ClassVar[str] = ""
     iterations: int
     columns: tuple[str, ...] = ()
+
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether the logits of a row are known not to depend on the other rows of the same call."""
+        return False
 
     @abstractmethod
     def logits(
@@ -202,3 +207,11 @@ def task_logits(task: Task, scores: NDArray[np.float64], classes: Sequence[int])
     if task.outputs > 1:
         return torch.from_numpy(logits).float()
     return torch.from_numpy((logits[:, 1] - logits[:, 0]) / 2).float()
+
+
+def row_groups(environments: EnvironmentSet) -> NDArray[np.int64] | None:
+    """Return the group number of each row of all environments, `[rows]`; None without groups."""
+    attributes: list[Any] = [environment.attributes for environment in environments.environments]
+    if ROW_GROUP not in attributes[0]:
+        return None
+    return torch.cat([each[ROW_GROUP] for each in attributes]).numpy()

@@ -12,7 +12,7 @@ from pydantic import PositiveFloat
 from envariant.core import specs
 from envariant.core.environments import EnvironmentSet
 from envariant.core.tasks import Regression
-from envariant.predictors.base import FittedPredictor, Predictor, pooled
+from envariant.predictors.base import FittedPredictor, Predictor, pooled, row_groups
 from envariant.predictors.scikit_learn import fit_estimator
 
 # With more rows, the number of trees is chosen on 10 % of the rows.
@@ -26,7 +26,8 @@ class BoostedTrees(Predictor):
     """Histogram-based gradient boosting of scikit-learn (Ke et al. 2017, LightGBM).
 
     A leaf has at least 20 rows, or a tenth of all rows if there are fewer than 200. With more than 1,000
-    rows, there are up to 300 trees and early stopping, otherwise 100 trees.
+    rows, there are up to 300 trees and early stopping, otherwise 100 trees. With groups of rows, there are
+    100 trees, because early stopping would split groups.
 
     Attributes:
         learning_rate: Shrinkage of each tree.
@@ -50,6 +51,7 @@ class BoostedTrees(Predictor):
         counts = np.array([rows]) if regression else np.unique(targets.numpy(), return_counts=True)[1]
         # Early stopping needs two rows of each class, and as many held-out rows as classes.
         early_stopping = rows > _EARLY_STOPPING and counts.min() > 1 and 10 * len(counts) <= rows
+        early_stopping = early_stopping and row_groups(environments) is None
         settings: dict[str, Any] = {"early_stopping": bool(early_stopping)}
         estimator = kind(
             learning_rate=self.learning_rate,

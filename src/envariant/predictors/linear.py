@@ -12,6 +12,7 @@ from scipy.linalg import LinAlgWarning
 from scipy.special import logsumexp
 from torch import Tensor, nn
 
+from envariant.analysis._logistic import fit_logistic
 from envariant.core.environments import EnvironmentSet
 from envariant.core.tasks import Regression, Task
 from envariant.predictors.base import (
@@ -22,6 +23,7 @@ from envariant.predictors.base import (
     Tensors,
     numbers_of,
     pooled,
+    row_groups,
 )
 
 Array = NDArray[np.float64]
@@ -34,6 +36,8 @@ MOST_TESTED = 300
 """Largest number of inputs whose stability is tested by `stable-columns`."""
 # With more inputs, the strength is chosen with two folds only, because each fit takes about 0.1 s.
 _MOST_INPUTS_OF_FOLDS = 500
+# All folds of a binary target are fitted at once if rows times squared inputs are not more.
+_MOST_AT_ONCE = 2_000_000
 # Penalty strengths are compared on at most this many rows, sampled at random.
 _MOST_ROWS = 20_000
 # With more coefficients, Newton steps are slower than L-BFGS.
@@ -47,7 +51,8 @@ class Linear(Predictor):
 
     The penalty applies to standardized inputs; inputs with two values are only centered. Its strength
     minimizes the squared error of leave-one-out predictions, or the log loss in 5-fold stratified
-    cross-validation over the pooled rows (Hoerl & Kennard 1970; le Cessie & van Houwelingen 1992).
+    cross-validation over the pooled rows (Hoerl & Kennard 1970; le Cessie & van Houwelingen 1992). With
+    groups of rows, whole groups are left out, in 5 folds.
 
     Attributes:
         name: Name shown in tables.
@@ -58,7 +63,8 @@ class Linear(Predictor):
     def fit(self, environments: EnvironmentSet, seed: int) -> FittedPredictor:
         inputs, targets, weights = pooled(environments)
         w = None if weights is None else weights.double().numpy()
-        return fit_linear(environments.task, inputs.double().numpy(), targets.numpy(), w, seed)
+        groups = row_groups(environments)
+        return fit_linear(environments.task, inputs.double().numpy(), targets.numpy(), w, seed, groups=groups)
 
 
 @final
@@ -78,6 +84,10 @@ class FittedLinear(FittedPredictor):
     bias: Tensor = field(repr=False)
     left_out: tuple[int, ...] | None = None
     iterations: int = 1
+
+    @property
+    def rows_are_independent(self) -> bool:
+        return True
 
     def logits(self, inputs: Tensor, columns: Any = None) -> Tensor:
         del columns
@@ -127,6 +137,7 @@ def fit_linear(
     weights: Array | None,
     seed: int,
     left_out: tuple[int, ...] | None = None,
+    groups: NDArray[np.int64] | None = None,
 ) -> FittedLinear:
     """Fit ridge or logistic regression with cross-validated penalty strength.
 
@@ -137,16 +148,18 @@ def fit_linear(
         weights: Sample weights `[rows]`; None for equal weights.
         seed: Random seed of the folds.
         left_out: Positions of inputs with coefficient 0. None: no input is left out.
+        groups: Group of each row, whose rows are never split between folds `[rows]`; None: single rows.
     """
     w = np.ones(len(inputs)) if weights is None else weights / weights.mean()
     rows = w > 0
     inputs, targets, w = inputs[rows], targets[rows], w[rows]
+    groups = None if groups is None else groups[rows]
     center, scale = _standardization(inputs, w)
     used = np.setdiff1d(np.arange(inputs.shape[1]), np.array(left_out or (), dtype=int))
     x = (inputs[:, used] - center[used]) / scale[used]
     draw = np.random.default_rng(seed)
     fit = _ridge if isinstance(task, Regression) else _logistic
-    coefficients, intercepts = fit(task, x, targets, w, draw)
+    coefficients, intercepts = fit(task, x, targets, w, draw, groups)
     weight = np.zeros((inputs.shape[1], task.outputs))
     weight[used] = coefficients / scale[used, None]
     bias = intercepts - center @ weight
@@ -163,8 +176,9 @@ def _standardization(inputs: Array, w: Array) -> tuple[Array, Array]:
 
 
 def _ridge(
-    task: Task, x: Array, targets: NDArray[Any], w: Array, draw: np.random.Generator
-) -> tuple[Array, Array]:
+    task: Task, x: Array, targets: NDArray[Any], w: Array, draw: np.random.Generator,
+    groups: NDArray[np.int64] | None,
+) -> tuple[Array, Array]:  # fmt: skip
     """Return coefficients `[inputs, 1]` and intercept `[1]` of ridge regression."""
     from sklearn.linear_model import Ridge, RidgeCV
 
@@ -172,7 +186,13 @@ def _ridge(
     if not x.shape[1] or len(y) < 3 or not np.ptp(y):
         return np.zeros((x.shape[1], 1)), np.array([w @ y / w.sum()])
     some = _some_rows(len(y), draw)
-    search: Any = RidgeCV(alphas=_PENALTIES).fit(x[some], y[some], sample_weight=w[some])
+    folds: Any = None
+    if groups is not None and len(np.unique(groups[some])) > 1:
+        fold = _folds_of_groups(groups[some], _FOLDS, draw)
+        folds = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold)]
+    scoring = None if folds is None else "neg_mean_squared_error"
+    search: Any = RidgeCV(alphas=_PENALTIES, cv=folds, scoring=scoring)
+    search.fit(x[some], y[some], sample_weight=w[some])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LinAlgWarning)
         model = Ridge(alpha=float(search.alpha_)).fit(x, y, sample_weight=w)
@@ -180,15 +200,16 @@ def _ridge(
 
 
 def _logistic(
-    task: Task, x: Array, targets: NDArray[Any], w: Array, draw: np.random.Generator
-) -> tuple[Array, Array]:
+    task: Task, x: Array, targets: NDArray[Any], w: Array, draw: np.random.Generator,
+    groups: NDArray[np.int64] | None,
+) -> tuple[Array, Array]:  # fmt: skip
     """Return coefficients `[inputs, outputs]` and intercepts `[outputs]` of logistic regression."""
     present, y = np.unique(targets.astype(np.int64), return_inverse=True)
     if len(present) < 2 or not x.shape[1]:
         shares = np.bincount(y, w) / w.sum()
         coefficients, intercepts = np.zeros((x.shape[1], len(present))), np.log(shares)
     else:
-        coefficients, intercepts = _fit_logistic(x, y, w, _strength(x, y, w, draw))
+        coefficients, intercepts = _fit_logistic(x, y, w, _strength(x, y, w, draw, groups))
     # Classes without training rows have the lowest logit.
     every = np.zeros((x.shape[1], max(2, task.outputs))), np.full(max(2, task.outputs), -LIMIT)
     every[0][:, present], every[1][present] = coefficients, intercepts
@@ -217,16 +238,23 @@ def _fit_logistic(x: Array, y: NDArray[Any], w: Array, inverse_penalty: float) -
     return np.hstack([-coefficients, coefficients]) / 2, np.hstack([-intercepts, intercepts]) / 2
 
 
-def _strength(x: Array, y: NDArray[Any], w: Array, draw: np.random.Generator) -> float:
+def _strength(
+    x: Array, y: NDArray[Any], w: Array, draw: np.random.Generator, groups: NDArray[np.int64] | None
+) -> float:
     """Return the inverse penalty with the smallest log loss in stratified cross-validation."""
     some = _some_rows(len(y), draw)
     x, y, w = x[some], y[some], w[some]
     folds = min(_FOLDS if x.shape[1] <= _MOST_INPUTS_OF_FOLDS else 2, int(np.bincount(y).max()))
-    # Rows of a class are dealt to the folds in turn, in random order.
-    order = draw.permutation(len(y))
-    order = order[np.argsort(y[order], kind="stable")]
-    fold = np.empty(len(y), dtype=int)
-    fold[order] = np.arange(len(y)) % folds
+    if groups is not None:
+        fold = _folds_of_groups(groups[some], folds, draw)
+    else:
+        # Rows of a class are dealt to the folds in turn, in random order.
+        order = draw.permutation(len(y))
+        order = order[np.argsort(y[order], kind="stable")]
+        fold = np.empty(len(y), dtype=int)
+        fold[order] = np.arange(len(y)) % folds
+    if y.max() == 1 and len(y) * (x.shape[1] + 1) ** 2 <= _MOST_AT_ONCE:
+        return _INVERSE_PENALTIES[int(_binary_losses(x, y, w, fold).argmin())]
     losses = np.zeros(len(_INVERSE_PENALTIES))
     for k in range(folds):
         inside, outside = fold != k, fold == k
@@ -240,6 +268,27 @@ def _strength(x: Array, y: NDArray[Any], w: Array, draw: np.random.Generator) ->
             own = logits[np.arange(len(logits)), y[outside]]
             losses[i] += float(w[outside] @ (logsumexp(logits, axis=1) - own))
     return _INVERSE_PENALTIES[int(losses.argmin())]
+
+
+def _binary_losses(x: Array, y: NDArray[Any], w: Array, fold: NDArray[np.int64]) -> Array:
+    """Return the log loss of the folds for every inverse penalty; all folds are fitted at once."""
+    inside = w * (fold != np.unique(fold)[:, None])
+    usable = ((inside > 0) & (y == 0)).any(axis=1) & ((inside > 0) & (y == 1)).any(axis=1)
+    design = np.column_stack([np.ones(len(y)), x])
+    rows = np.flatnonzero(usable[fold])
+    losses: list[float] = []
+    for inverse_penalty in _INVERSE_PENALTIES:
+        precision = np.append(1e-8, np.full(x.shape[1], 1 / inverse_penalty))
+        fits = fit_logistic(design[:, None], y[:, None].astype(np.float64), inside, precision=precision)
+        logits = (design[rows] * fits.coefficients[fold[rows]]).sum(axis=1)
+        losses.append(float(w[rows] @ (np.logaddexp(0.0, logits) - y[rows] * logits)))
+    return np.array(losses)
+
+
+def _folds_of_groups(groups: NDArray[np.int64], folds: int, draw: np.random.Generator) -> NDArray[np.int64]:
+    """Return the fold of each row; groups are dealt to the folds in turn, in random order."""
+    numbers, group = np.unique(groups, return_inverse=True)
+    return (draw.permutation(len(numbers)) % folds)[group]
 
 
 def _some_rows(count: int, draw: np.random.Generator) -> NDArray[np.int64]:

@@ -30,6 +30,9 @@ from envariant.predictors.base import (
 from envariant.predictors.majority_class import FittedConstant
 from envariant.predictors.trees import FittedTrees
 
+# Regressors for counts and other positive targets, which cannot be standardized.
+_POSITIVE = ("PoissonRegressor", "GammaRegressor", "TweedieRegressor")
+_POSITIVE_LOSSES = ("poisson", "gamma", "count:poisson", "reg:gamma", "Poisson")
 _ENVIRONMENTS = ("environments", "environment", "groups", "sample_domain")
 # Probability of the predicted class if an estimator reports no probabilities.
 _CERTAINTY = 0.95
@@ -84,6 +87,8 @@ class FittedEstimator(FittedPredictor):
         iterations: Number of boosting rounds or solver iterations; 1 if the estimator does not report it.
         frame_columns: Names of the columns in the data frame of the fit; empty for encoded inputs.
         columns: Names of the columns in that data frame that the estimator uses.
+        in_unit: Whether the estimator predicts targets in their unit, not standardized ones, because its loss
+            is for positive targets, such as counts.
     """
 
     kind: ClassVar[str] = "estimator"
@@ -95,6 +100,7 @@ class FittedEstimator(FittedPredictor):
     iterations: int = 1
     frame_columns: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    in_unit: bool = False
 
     def logits(self, inputs: Tensor, columns: pd.DataFrame | None = None) -> Tensor:
         rows: Any = inputs.flatten(1).cpu().numpy()
@@ -110,7 +116,8 @@ class FittedEstimator(FittedPredictor):
     def _scores(self, rows: Any) -> NDArray[np.float64]:
         """Return log-odds `[rows]` for two classes, class scores `[rows, classes]`, or predicted targets."""
         if isinstance(self.task, Regression):
-            return np.asarray(self.estimator.predict(rows), dtype=np.float64)
+            predicted = np.asarray(self.estimator.predict(rows), dtype=np.float64)
+            return (predicted - self.task.center) / self.task.scale if self.in_unit else predicted
         if hasattr(self.estimator, "predict_proba") and not hasattr(self.estimator, "_raw_predict"):
             with np.errstate(divide="ignore"):
                 logs = np.log(np.asarray(self.estimator.predict_proba(rows), dtype=np.float64))
@@ -127,9 +134,14 @@ class FittedEstimator(FittedPredictor):
         logs = np.log(np.where(predicted, _CERTAINTY, (1 - _CERTAINTY) / (len(self.classes) - 1)))
         return logs[:, 1] - logs[:, 0] if logs.shape[1] == 2 else logs
 
+    @property
+    def rows_are_independent(self) -> bool:
+        # Histogram gradient boosting, which takes milliseconds per call.
+        return hasattr(self.estimator, "_predictors") and not self.columns
+
     def stored_form(self) -> FittedPredictor:
-        own = hasattr(self.estimator, "_predictors") and not self.columns
-        if own and not np.any(self.estimator.is_categorical_):
+        trees = self.rows_are_independent and not self.in_unit
+        if trees and not np.any(self.estimator.is_categorical_):
             return FittedTrees.of(self.task, self.classes, self.estimator)
         return self
 
@@ -139,6 +151,7 @@ class FittedEstimator(FittedPredictor):
             "classes": list(self.classes),
             "frame_columns": list(self.frame_columns),
             "columns": list(self.columns),
+            "in_unit": self.in_unit,
         }
         return facts, {"estimator": estimator_store.dump(self.name, self.estimator)}
 
@@ -156,6 +169,7 @@ class FittedEstimator(FittedPredictor):
             estimator_store.load(tensors["estimator"], trusted),
             frame_columns=tuple(description["frame_columns"]),
             columns=tuple(description["columns"]),
+            in_unit=bool(description.get("in_unit")),
         )
 
 
@@ -186,6 +200,10 @@ def fit_estimator(
         classes = tuple(present.tolist())
         if len(classes) == 1:
             return FittedConstant(task_logits(task, np.zeros((1, 1)), classes)[0])
+    in_unit = isinstance(task, Regression) and _needs_unit(estimator)
+    if isinstance(task, Regression) and in_unit:
+        # Rounding removes the error of standardizing in float32, which would make a 0 negative.
+        y = np.round(y.astype(np.float64) * task.scale + task.center, 5 - int(np.log10(task.scale)))
     rows: Any = _frame(name, environments) if raw_columns else inputs.numpy()
     options: dict[str, Any] = {}
     if key := _fit_parameter(estimator, _ENVIRONMENTS):
@@ -203,7 +221,7 @@ def fit_estimator(
     iterations = getattr(estimator, "n_iter_", None)
     count = 1 if iterations is None else max(1, int(np.max(iterations)))
     columns = tuple(rows.columns) if raw_columns else ()
-    return FittedEstimator(name, task, classes, estimator, count, columns, _used(estimator, columns))
+    return FittedEstimator(name, task, classes, estimator, count, columns, _used(estimator, columns), in_unit)
 
 
 @contextmanager
@@ -253,6 +271,16 @@ def _fit_parameter(estimator: Any, names: Sequence[str]) -> str:
     passes_on = any(each.kind == inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     inner = getattr(estimator, "estimator", None)
     return _fit_parameter(inner, names) if passes_on and hasattr(inner, "fit") else ""
+
+
+def _needs_unit(estimator: Any) -> bool:
+    """Return whether an estimator, or the last step of a pipeline, has a loss for positive targets."""
+    while steps := getattr(estimator, "steps", None):
+        estimator = steps[-1][1]
+    losses = (getattr(estimator, key, None) for key in ("loss", "objective", "loss_function"))
+    return type(estimator).__name__ in _POSITIVE or any(
+        isinstance(loss, str) and loss in _POSITIVE_LOSSES for loss in losses
+    )
 
 
 def _is_regressor(estimator: Any) -> bool:

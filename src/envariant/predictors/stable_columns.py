@@ -17,7 +17,7 @@ from envariant.analysis.statistics import holm
 from envariant.core import specs
 from envariant.core.environments import EnvironmentSet
 from envariant.core.tasks import Regression
-from envariant.predictors.base import FittedPredictor, Predictor, pooled
+from envariant.predictors.base import FittedPredictor, Predictor, pooled, row_groups
 from envariant.predictors.linear import MOST_TESTED, fit_linear
 
 Array = NDArray[np.float64]
@@ -71,7 +71,8 @@ class StableColumns(Predictor):
         rows = _some_rows(codes, seed)
         case_weights = np.ones(len(x)) if w is None else w
         problem = _Problem(x[rows], y[rows], case_weights[rows], codes[rows], logistic=logistic)
-        return fit_linear(environments.task, x, y, w, seed, problem.unstable(self.level))
+        left_out, groups = problem.unstable(self.level), row_groups(environments)
+        return fit_linear(environments.task, x, y, w, seed, left_out, groups)
 
 
 @final

@@ -54,6 +54,10 @@ class FittedTrees(FittedPredictor):
 
     iterations: int = field(init=False, default=1)
 
+    @property
+    def rows_are_independent(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "iterations", len(self.roots) // len(self.baseline))
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from envariant.core.conversion import in_order
@@ -12,8 +11,9 @@ from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import listed
 from envariant.data.images.base import ImageSource
 from envariant.data.tables.source import TableSource
+from envariant.reporting import charts
+from envariant.reporting.labels import without_folders
 from envariant.reporting.tables import NONE, TextTable
-from envariant.reporting.theme import plain_text
 
 # Largest number of classes with a column of their own.
 _MOST_COLUMNS = 12
@@ -83,19 +83,10 @@ class Coverage:
             rows.append((name, f"{counts.sum():,}", *cells, *absent))
         return TextTable(header, tuple(rows))
 
-    def figure(self) -> Figure:
-        """Draw the share of each class in every environment."""
-        names = self.classes or ("rows",)
-        size = (2.5 + 0.5 * min(len(names), 40), 1.2 + 0.4 * min(len(self.environments), 60))
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
-        axes.imshow(self.counts / self.counts.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, aspect="auto")
-        axes.set_yticks(range(len(self.environments)), list(map(plain_text, self.environments)))
-        axes.set_xticks(range(len(names)), list(map(plain_text, names)), rotation=45, ha="right")
-        if self.counts.size <= 400:
-            for (row, column), count in np.ndenumerate(self.counts):
-                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8)
-        return figure
+    def chart(self) -> charts.Chart:
+        """Draw the number of rows of each class in every environment."""
+        name = without_folders(self.name)
+        return charts.counts(self.environments, self.classes, self.counts, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts and log as a JSON-compatible dictionary."""

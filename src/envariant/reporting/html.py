@@ -31,7 +31,7 @@ def check_page(path: Path, kind: str) -> None:
 
     Args:
         path: HTML file to be written.
-        kind: "runs", "study", "comparison" or "reproduction".
+        kind: "runs", "study", "comparison", "reproduction" or "data".
 
     Raises:
         EnvariantError: If the file exists and is not such a page.

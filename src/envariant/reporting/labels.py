@@ -1,5 +1,6 @@
 """Short texts about runs for tables, figures and pages: names, settings and verdicts."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from envariant.training.result import TrainingResult
 _MAX_LENGTH = 48
 # Smallest reported drop, unless twice the standard deviation over replicas is larger.
 _MIN_DROP = 0.1
+# An absolute path up to its last component.
+_FOLDERS = re.compile(r"(?<![^\s'\"=(,])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\",()/\\]+[/\\])+")
 
 
 def labels(results: Sequence[TrainingResult]) -> list[str]:
@@ -80,6 +83,16 @@ def settings(result: TrainingResult) -> dict[str, str]:
         "source of defaults": record.defaults,
         "changed from defaults": ", ".join(record.changed) or "nothing",
     }
+
+
+def without_folders(text: str) -> str:
+    """Return a text in which absolute paths are cut to file names, because pages are passed on.
+
+    Example:
+        >>> without_folders("envariant train --data 'table(/home/me/x.csv, target=y)'")
+        "envariant train --data 'table(x.csv, target=y)'"
+    """
+    return _FOLDERS.sub("", text)
 
 
 def _text(value: Any) -> str:

@@ -10,16 +10,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
-from envariant.core.image_rows import may_be_images
 from envariant.data import ColoredSource
 from envariant.reporting import figures
 from envariant.reporting.charts.distributions import distributions
+from envariant.reporting.figures import plain_text
 from envariant.reporting.picture import Picture
-from envariant.reporting.theme import INK, MUTED, plain_text
+from envariant.reporting.theme import INK, MUTED
 
 _MOST_ENVIRONMENTS: Final = 12
 _MOST_ROWS: Final = 5_000
 _LONGEST_LABEL: Final = 14
+_MOST_CHANNELS, _SMALLEST_IMAGE = 4, 8
 # A column of text with more distinct values, in more than half of the rows, is free text.
 _MOST_DISTINCT: Final = 30
 
@@ -37,10 +38,15 @@ def plot(source: EnvironmentSource, seed: int, most: int) -> Any:
         facts = source.facts(sample)
         text = f"Digits of {source.name}: one row per environment, with the label below each digit."
         return Picture(figures.overview(sample, facts, most), text)
-    store = sample.environments[0].input_store
-    if may_be_images(store.gather(torch.tensor([0]))) and len(store.shape) > 1:
+    if _are_images(sample.input_shape):
         return _sheet(sample, seed, most)
     return _columns(sample, seed, most)
+
+
+def _are_images(shape: Sequence[int]) -> bool:
+    """Return whether the shape is that of images: `[1 to 4 channels, height, width]` or a large matrix."""
+    with_channels = len(shape) == 3 and shape[0] <= _MOST_CHANNELS
+    return with_channels or (len(shape) == 2 and min(shape) >= _SMALLEST_IMAGE)
 
 
 def _sheet(sample: EnvironmentSet, seed: int, most: int) -> Picture:

@@ -10,29 +10,44 @@ from typing import Any
 
 import pandas as pd
 
-from envariant.analysis.statistics import Interval
 from envariant.core import schedules
 from envariant.core.errors import EnvariantError
 from envariant.core.files import write_text
 from envariant.core.metrics import METRICS
-from envariant.reporting import figures, html
-from envariant.reporting.tables import NONE, TextTable, mean_sd, network_notes
+from envariant.reporting import charts, html
+from envariant.reporting.labels import without_folders
+from envariant.reporting.page import BigNumber, Block, Page, Section
+from envariant.reporting.page import render as render_page
+from envariant.reporting.study_tables import (
+    Pooled,
+    algorithms,
+    choices,
+    environments,
+    interval_text,
+    label,
+    mean,
+    number,
+    p_text,
+    reasons_of,
+    runs_of,
+    summary,
+)
+from envariant.reporting.tables import TextTable
+from envariant.reporting.theme import baseline_first
 from envariant.studies.selection import (
     SELECTIONS,
     Invariance,
-    NoSelection,
-    SelectedRun,
     Selection,
     SelectionResult,
     select,
 )
 from envariant.studies.selection.base import last_steps
-from envariant.studies.significance import Comparison, compare
+from envariant.studies.significance import BASELINE, LEVEL, Comparison, compare
 from envariant.studies.study_results import evaluated as finished
 from envariant.training.run_spec import RunSpec
 from envariant.training.store import Store
 
-Pooled = Mapping[str, Sequence[SelectionResult]]
+_MOST_BULLETS = 4
 
 
 def render(store: Store) -> str:
@@ -49,34 +64,135 @@ def render(store: Store) -> str:
     metric, higher_is_better = str(evaluated["metric"].iloc[0]), bool(evaluated["higher_is_better"].iloc[0])
     rules, networks = [rule() for rule in SELECTIONS.values()], store.networks()
     pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}
+    selected = {rule.name: select(table, rule) for rule in rules}
     last = last_steps(evaluated)
     failed = table[table["state"] == "failed"].drop_duplicates("run")
-    ranking = [
-        figures.RankingRow(_label(rule), [run.test for run in _runs(pooled[rule.name])], {}) for rule in rules
+    main = next((rule for rule in rules if runs_of(selected[rule.name])), rules[0])
+    comparison = compare(selected[main.name], higher_is_better=higher_is_better)
+    failures = [Block("warning", f"{_describe(row)}: {row['error']}") for row in failed.to_dict("records")]
+    candidates = Block.chart(
+        charts.candidates(last, metric, Invariance().alpha),
+        "Every run at its last step. Hollow: rejected by the invariance test at level 0.05.",
+    )
+    varied = [
+        block
+        for name, values in _sampled_values(store, last).items()
+        for block in (
+            Block("heading", name),
+            Block.chart(
+                charts.hyperparameters(values, last.loc[values.index], metric),
+                "Score of every run at its last step; for schedules, against the final value.",
+            ),
+        )
     ]
-    label = f"{metric} in the test environments"
-    return html.render(
-        "study.html.j2",
-        heading=f"Study: {study['name']}",
-        lead=_lead(store, metric),
-        summary=summary(pooled, rules, networks),
-        overview=figures.svg(
-            figures.ranking([row for row in ranking if row.values], label, {}, METRICS[metric].bounds)
+    sections = [
+        Section(
+            "summary", "Scores by selection rule",
+            (Block.table(summary(pooled, rules, networks), "Selected among all algorithms and trials"),),
+            is_open=True,
         ),
-        selections=[
-            _section(
-                rule, select(table, rule), pooled[rule.name], networks, higher_is_better=higher_is_better
-            )
+        *(
+            _section(rule, selected[rule.name], pooled[rule.name], networks, metric, is_open=rule == main,
+                     higher_is_better=higher_is_better)
             for rule in rules
-        ],
-        candidates=figures.svg(figures.candidates(last, metric, Invariance().alpha)),
-        hyperparameters=[
-            (name, figures.svg(figures.hyperparameters(values, last.loc[values.index], metric)))
-            for name, values in _sampled_values(store, last).items()
-        ],
-        failures=[(_describe(row), row["error"]) for row in failed.to_dict("records")],
-        commands=[(name, rerun(study, store, results)) for name, results in pooled.items()],
-        settings=_settings(study),
+        ),
+        Section("candidates", "All candidates", (candidates,), f"{len(last)} runs"),
+        Section("hyperparameters", "Hyperparameters", varied),
+        Section("failures", "Failed runs", failures, str(len(failures))),
+        Section("rerun", "Commands to train again", _reruns(study, store, pooled)),
+        Section("settings", "Declaration of the study", _settings(study)),
+    ]  # fmt: skip
+    return render_page(
+        Page(
+            "study",
+            f"Study: {study['name']}",
+            _lead(store, metric),
+            _headline(comparison, metric),
+            numbers=_numbers(comparison, metric, main),
+            bullets=_bullets(pooled, rules, main, failures, metric),
+            figure=_overview(comparison, selected[main.name], metric, main),
+            sections=[section for section in sections if section.blocks],
+            methods=list(study["algorithms"]),
+        )
+    )
+
+
+def _headline(comparison: Comparison, metric: str) -> str:
+    """Return which algorithms are significantly better than ERM."""
+    sign = METRICS[metric].sign
+    tested = [(row.algorithm, row.gain.mean, row.p_value) for row in comparison.rows
+              if row.gain is not None and row.p_value is not None]  # fmt: skip
+    if not tested:
+        return comparison.verdict.removesuffix(".")
+    better = [(sign * gain, name) for name, gain, p_value in tested if p_value < LEVEL and sign * gain > 0]
+    if not better:
+        return "No algorithm is significantly better than ERM"
+    gain, best = max(better)
+    if len(better) == 1:
+        return f"{best} is significantly better than ERM, by {gain:.3f} {metric}"
+    return (
+        f"{len(better)} of {len(tested)} algorithms are better than ERM, {best} most: by {gain:.3f} {metric}"
+    )
+
+
+def _numbers(comparison: Comparison, metric: str, rule: Selection) -> list[BigNumber]:
+    """Return the test scores of ERM and of the best other algorithm, as selected by one rule."""
+    known = [row for row in comparison.rows if row.test.count]
+    higher = METRICS[metric].higher_is_better
+    others = [row for row in known if row.algorithm != BASELINE]
+    best = (max if higher else min)(others, key=lambda row: row.test.mean, default=None)
+    shown = [row for row in known if row.algorithm == BASELINE or row is best]
+    bounds = METRICS[metric].bounds
+    numbers = [
+        BigNumber(
+            f"{row.algorithm}, test {metric}", f"{row.test.mean:.3f}",
+            f"{interval_text(row.test.clipped(*bounds))} worst environment {number(row.worst)}",
+        )
+        for row in shown
+    ]  # fmt: skip
+    if best is not None and best.gain is not None:
+        p = "" if best.p_value is None else f", p {p_text(best.p_value)}"
+        numbers.append(BigNumber(f"gain of {best.algorithm}", f"{best.gain.mean:+.3f}", f"{rule.name}{p}"))
+    return numbers
+
+
+def _bullets(
+    pooled: Pooled, rules: Sequence[Selection], main: Selection, failures: Sequence[Block], metric: str
+) -> list[str]:
+    """Return what each rule selects among all algorithms, and the number of failed runs."""
+    bullets: list[str] = []
+    for rule in sorted(rules, key=lambda rule: rule != main):
+        runs = runs_of(pooled[rule.name])
+        if runs and len(bullets) < _MOST_BULLETS - bool(failures):
+            often = ", ".join(f"{n} in {k}" for n, k in Counter(run.algorithm for run in runs).most_common(2))
+            bullets.append(
+                f"{label(rule)}: test {metric} {mean([run.test for run in runs]):.3f}; selects {often} of "
+                f"{len(runs)} cases"
+            )
+    return [*bullets, *([f"{len(failures)} failed runs, listed below"] if failures else [])]
+
+
+def _overview(
+    comparison: Comparison, selected: Sequence[SelectionResult], metric: str, rule: Selection
+) -> Block | None:
+    scores = {row.algorithm: row.test for row in comparison.rows}
+    rows = [
+        charts.RankingRow(
+            name,
+            [run.test for run in runs_of([e for e in selected if e.algorithm == name])],
+            {},
+            scores[name],
+        )
+        for name in baseline_first(list(scores))
+    ]
+    rows = [row for row in rows if row.values]
+    if not rows:
+        return None
+    chart = charts.ranking(rows, f"{metric} in the test environments", {}, METRICS[metric].bounds)
+    return Block.chart(
+        chart,
+        f"Ticks: runs selected by {rule.name}, one per set of test environments and replica. Bars: mean over "
+        "test environments, 95 % CI over replicas.",
     )
 
 
@@ -96,9 +212,9 @@ def write(store: Store, path: Path) -> None:
 
 def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
     """Return the runs selected by one rule, with mean and worst test score, as a dictionary for JSON."""
-    runs = _runs(selected)
+    runs = runs_of(selected)
     return {
-        "test": _mean([run.test for run in runs]),
+        "test": mean([run.test for run in runs]),
         "worst": min((run.test_worst for run in runs), default=math.nan),
         "choices": [
             {
@@ -126,151 +242,46 @@ def _section(
     selected: Sequence[SelectionResult],
     pooled: Sequence[SelectionResult],
     networks: Mapping[str, Sequence[str]],
+    metric: str,
     *,
     higher_is_better: bool,
-) -> dict[str, Any]:
-    """Return the values of the page's template that describe one selection rule."""
+    is_open: bool,
+) -> Section:
+    """Return the section about one selection rule."""
+    anchor, title = rule.name.replace(" ", "-"), f"{rule.name[:1].upper()}{rule.name[1:]}"
+    title += " (uses test labels; not a valid choice)" if rule.uses_test else ""
+    about = Block("text", f"Criterion: {rule.about}.")
+    if not runs_of(selected):
+        reasons = dict.fromkeys(f"{text[:1].upper()}{text[1:]}." for text in reasons_of(selected))
+        notes = [Block("note", reason) for reason in reasons]
+        return Section(
+            anchor, title, (about, Block("text", "No run was selected."), *notes), "no run selected"
+        )
     comparison = compare(selected, higher_is_better=higher_is_better)
     names, ranking = [row.algorithm for row in comparison.rows], comparison.ranking
-    return {
-        "rule": rule,
-        "reasons": [] if _runs(selected) else list(dict.fromkeys(_reasons(selected))),
-        "verdict": comparison.verdict,
-        "algorithms": algorithms(comparison, networks),
-        "environments": environments(selected),
-        "choices": choices(pooled),
-        "ranks": ""
-        if ranking is None
-        else figures.svg(figures.critical_difference(names, ranking.ranks, ranking.critical_difference)),
-    }
-
-
-def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, Sequence[str]]) -> TextTable:
-    """Return a table with one row per rule: scores of the runs that it selects among all algorithms.
-
-    Args:
-        pooled: Selected runs, by the name of the rule.
-        rules: Selection rules.
-        networks: Mapping from algorithm to the names of its models.
-    """
-    rows: list[tuple[str, ...]] = []
-    for rule in rules:
-        results = pooled[rule.name]
-        runs = _runs(results)
-        if not runs:
-            rows.append((_label(rule), *(NONE,) * 4, _reasons(results)[0]))
-            continue
-        tests = [run.test for run in runs]
-        rows.append(
-            (
-                _label(rule),
-                f"{_mean([run.validation for run in runs]):.3f}",
-                f"{_mean(tests):.3f}",
-                f"{min(run.test_worst for run in runs):.3f} … {max(run.test_worst for run in runs):.3f}",
-                f"{len(runs)} of {len(results)}",
-                ", ".join(
-                    f"{name} ({n})" for name, n in Counter(run.algorithm for run in runs).most_common()
-                ),
-            )
-        )
-    header = ("selection", "validation", "test environments", "lowest … highest", "selected", "algorithms")
-    note = (
-        "Means over test environments and replicas. For each of them a rule selects one run among all "
-        "algorithms and trials. Oracle selection uses test scores and is no valid choice."
+    ranks = [] if ranking is None else [Block.chart(
+        charts.critical_difference(names, ranking.ranks, ranking.critical_difference),
+        "Mean ranks over sets of test environments. Bars on the right join algorithms that do not differ "
+        "significantly.",
+    )]  # fmt: skip
+    blocks = (
+        about,
+        Block("text", comparison.verdict),
+        Block.table(
+            algorithms(comparison, networks, METRICS[metric]),
+            "Each algorithm with its selected trial and step",
+        ),
+        *ranks,
+        Block.table(environments(selected), "Scores by test environment"),
+        Block.table(choices(pooled), "Selected among all algorithms"),
     )
-    return TextTable(header, tuple(rows), (note, *network_notes(networks)))
-
-
-def algorithms(comparison: Comparison, networks: Mapping[str, Sequence[str]]) -> TextTable:
-    """Return a table with one row per algorithm: test scores under one rule, compared with ERM.
-
-    Args:
-        comparison: Scores of the algorithms under one rule.
-        networks: Mapping from algorithm to the names of its models.
-    """
-    ranking = comparison.ranking
-    rows = tuple(
-        (
-            row.algorithm,
-            _interval(row.test),
-            _number(row.worst),
-            _number(row.interquartile_mean),
-            NONE if row.gain is None else _interval(row.gain, signed=True),
-            NONE if row.improvement is None else f"{row.improvement:.0%}",
-            NONE if row.p_value is None else f"{row.p_value:.2g}",
-            NONE if ranking is None else f"{ranking.ranks[i]:.2f}",
-            str(row.test.count),
-        )
-        for i, row in enumerate(comparison.rows)
-    )
-    notes = [
-        "Scores in the test environments. [a, b]: 95 % bootstrap interval of the mean over test environments "
-        "and replicas. Gain over ERM: paired (same rows, initial weights and batches). p: Wilcoxon "
-        "signed-rank test, Holm-corrected."
-    ]
-    if ranking is not None:
-        notes.append(
-            f"Mean ranks over {ranking.n_datasets} sets of test environments. Two ranks that are at least "
-            f"{ranking.critical_difference:.2f} apart differ significantly (Nemenyi; Friedman p = "
-            f"{ranking.p_value:.2g})."
-        )
-    notes += network_notes(networks)
-    notes += [
-        f"{row.algorithm}: no run selected in {row.n_missing} cases: {row.missing_reason}"
-        for row in comparison.rows
-        if row.n_missing
-    ]
-    header = (
-        "algorithm", "mean", "worst environment", "interquartile mean", "gain over ERM", "better than ERM in",
-        "p", "mean rank", "runs",
-    )  # fmt: skip
-    return TextTable(header, rows, tuple(notes))
-
-
-def environments(selected: Sequence[SelectionResult]) -> TextTable:
-    """Return a table of test scores: one row per algorithm, one column per set of test environments."""
-    columns = list(dict.fromkeys((each.data, each.test_environments) for each in selected))
-    with_data = len({data for data, _ in columns}) > 1
-    labels = [_environments(*column, with_data=with_data) for column in columns]
-    notes: dict[str, None] = {}
-    rows: list[tuple[str, ...]] = []
-    for name in dict.fromkeys(each.algorithm for each in selected):
-        cells = [name]
-        for column, label in zip(columns, labels, strict=True):
-            here = [e for e in selected if e.algorithm == name and (e.data, e.test_environments) == column]
-            tests = pd.Series([run.test for run in _runs(here)], dtype=float)
-            notes |= dict.fromkeys(f"{name}, {label}: {reason}" for reason in _reasons(here))
-            deviation = float(tests.std()) if len(tests) > 1 else None
-            cells.append(
-                f"{mean_sd(_mean(list(tests)), deviation)} ({len(tests)})"
-                if len(tests)
-                else "none, see below"
-            )
-        rows.append(tuple(cells))
-    note = "Mean ± standard deviation over replicas (divisor n − 1); number of replicas in parentheses."
-    return TextTable(("test environment", *labels), tuple(rows), (note, *notes))
-
-
-def choices(selected: Sequence[SelectionResult]) -> TextTable:
-    """Return a table of selected runs: one row per set of test environments and replica."""
-    rows: list[tuple[str, ...]] = []
-    for each in selected:
-        name = f"{_environments(each.data, each.test_environments)}, replica {each.replica}"
-        if isinstance(each.choice, NoSelection):
-            rows.append((name, *(NONE,) * 5, each.choice.reason))
-            continue
-        run = each.choice
-        p_value = NONE if run.p_value is None else f"{run.p_value:.2g}"
-        scores = (f"{run.validation:.3f}", f"{run.test:.3f}", p_value)
-        rows.append((name, f"{run.algorithm}, trial {run.trial}", str(run.step), *scores, run.remark))
-    header = ("test environment", "selected", "step", "validation", "test", "invariance p", "remark")
-    return TextTable(header, tuple(rows))
+    return Section(anchor, title, blocks, is_open=is_open)
 
 
 def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionResult]) -> str:
     """Return the command that retrains the most frequently selected trial; "" if no run was selected."""
     listing = store.listing().set_index("id")
-    runs = [listing.loc[run.run] for run in _runs(selected)]
+    runs = [listing.loc[run.run] for run in runs_of(selected)]
     if not runs:
         return ""
     keys = [
@@ -296,7 +307,7 @@ def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]
     for name, runs in last.groupby("algorithm", sort=False):
         rows = [listing.loc[run] for run in runs["run"]]
         values = pd.DataFrame(
-            [_numbers(row) for row in rows],
+            [_numeric(row) for row in rows],
             index=runs.index,
         )
         varied = values.loc[:, values.nunique() > 1]
@@ -305,7 +316,7 @@ def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]
     return tables
 
 
-def _numbers(row: Any) -> dict[str, float]:
+def _numeric(row: Any) -> dict[str, float]:
     """Return the learning rate and the numeric hyperparameters of a run; schedules give their final value."""
     numbers: dict[str, float] = {}
     values = {"learning rate": json.loads(row["learning_rate"]), **json.loads(row["hyperparameters"])}
@@ -333,17 +344,19 @@ def _lead(store: Store, metric: str) -> str:
     )
 
 
-def _settings(study: Mapping[str, Any]) -> TextTable:
-    rows = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in study.items()]
-    return TextTable(("setting", "value"), tuple(rows))
+def _settings(study: Mapping[str, Any]) -> list[Block]:
+    pairs = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in study.items()]
+    return [Block("definitions", [(key, without_folders(value)) for key, value in pairs])]
 
 
-def _runs(selected: Sequence[SelectionResult]) -> list[SelectedRun]:
-    return [each.choice for each in selected if isinstance(each.choice, SelectedRun)]
-
-
-def _reasons(selected: Sequence[SelectionResult]) -> list[str]:
-    return [each.choice.reason for each in selected if isinstance(each.choice, NoSelection)]
+def _reruns(study: Mapping[str, Any], store: Store, pooled: Pooled) -> list[Block]:
+    blocks = [Block("text", "The trial that each rule selects most often:")]
+    for name, results in pooled.items():
+        command = rerun(study, store, results)
+        blocks.append(Block("heading", name))
+        blocks.append(Block("command", without_folders(command)) if command else
+                      Block("note", "No run was selected."))  # fmt: skip
+    return blocks
 
 
 def _describe(row: dict[Any, Any]) -> str:
@@ -352,29 +365,3 @@ def _describe(row: dict[Any, Any]) -> str:
         f"run {row['run']}: {row['algorithm']}, trial {row['trial']}, replica {row['replica']}, "
         f"test environments {test or 'none'}"
     )
-
-
-def _label(rule: Selection) -> str:
-    return f"{rule.name} (uses test labels)" if rule.uses_test else rule.name
-
-
-def _environments(data: str, names: Sequence[str], *, with_data: bool = False) -> str:
-    test = ", ".join(names) or "none"
-    return f"{data}: {test}" if with_data else test
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else NONE
-
-
-def _interval(interval: Interval, *, signed: bool = False) -> str:
-    shape = "+.3f" if signed else ".3f"
-    if not interval.count:
-        return NONE
-    if interval.count < 2:
-        return f"{interval.mean:{shape}}"
-    return f"{interval.mean:{shape}} [{interval.low:{shape}}, {interval.high:{shape}}]"

@@ -10,6 +10,7 @@ from typing import final
 
 from matplotlib.figure import Figure
 
+from envariant.reporting.charts import Chart
 from envariant.reporting.tables import TextTable
 from envariant.reproductions.runner import Runner
 
@@ -42,15 +43,13 @@ class CaptionedFigure:
 
     Attributes:
         name: Base name of the figure's files, unique within the section.
-        figure: Figure to show.
+        figure: Chart, or a matplotlib figure for sheets of images.
         caption: Text below the figure.
-        as_pixels: Whether the page contains the figure as PNG instead of SVG, for figures made of images.
     """
 
     name: str
-    figure: Figure
+    figure: Chart | Figure
     caption: str
-    as_pixels: bool = False
 
 
 @final

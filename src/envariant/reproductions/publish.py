@@ -4,19 +4,24 @@ The pages are rewritten after each section, so the findings of an interrupted re
 Sections that are not requested are shown if their runs are stored.
 """
 
-import base64
 import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import final
+
+from matplotlib.figure import Figure
 
 from envariant.core.errors import unknown_name
 from envariant.core.files import write_bytes, write_text
 from envariant.core.paths import check_overwrite
-from envariant.reporting import figures, html
+from envariant.reporting import charts, figures, html
+from envariant.reporting.labels import without_folders
+from envariant.reporting.page import BigNumber, Block, Page
+from envariant.reporting.page import Section as PageSection
+from envariant.reporting.page import render as render_page
 from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import (
     CaptionedFigure,
@@ -28,6 +33,16 @@ from envariant.reproductions.base import (
 )
 from envariant.reproductions.runner import Profile, Runner, RunNotStoredError
 from envariant.training.result import TrainingResult
+
+_MOST_BULLETS = 4
+_METHOD = (
+    "Whether a claim is confirmed is computed from the numbers below it. [a, b] is a 95 % interval "
+    "(Student's t) over replicas; differences are paired between replicas of the same number, which "
+    "have the same data. In tables of runs, ± is the standard deviation over replicas (divisor n − 1), "
+    "and “worst” is the score in the worst environment of each replica, averaged over replicas. All "
+    "settings of the papers come from oracle selection, that is, they were chosen by test accuracy. "
+    "Where a setting is chosen here, the section states how."
+)
 
 
 @final
@@ -105,17 +120,61 @@ def perform(
         results[section.name] = result = SectionResult(section, tuple(section.find(runner)), done=True)
         rendered[section.name] = _render(result, out)
         runs = {**archive.runs, **runner.runs}
-        page = html.render(
-            "reproduction.html.j2",
-            reproduction=reproduction,
-            profile=profile,
-            sections=[(each, rendered[name]) for name, each in results.items()],
-            runs=_runs(runs),
-            provenance=_provenance(runs),
-        )
-        write_text(page, out / "report.html")
+        page = _page(reproduction, profile, [(each, rendered[name]) for name, each in results.items()], runs)
+        write_text(render_page(page), out / "report.html")
         write_text(_markdown(reproduction, list(results.values()), profile), out / "report.md")
         yield result
+
+
+def _page(
+    reproduction: Reproduction,
+    profile: Profile,
+    sections: Sequence[tuple[SectionResult, Sequence[Block]]],
+    runs: Mapping[str, TrainingResult],
+) -> Page:
+    """Return the page: which claims are confirmed, and the findings of every section."""
+    claims = [claim for result, _ in sections for claim in result.claims]
+    confirmed, done = sum(claim.holds for claim in claims), sum(result.done for result, _ in sections)
+    failed = [f"Not confirmed: {claim.text} ({claim.numbers})" for claim in claims if not claim.holds]
+    more = len(failed) - _MOST_BULLETS
+    last = [f"{more + 1} more claims are not confirmed; see below"] if more > 0 else []
+    table = "All runs of this page; each folder contains settings, history, seeds and trained weights"
+    return Page(
+        "reproduction",
+        reproduction.title,
+        reproduction.lead,
+        f"{confirmed} of {len(claims)} claims confirmed" if claims else "No claim tested yet",
+        numbers=(
+            BigNumber("claims confirmed", f"{confirmed} of {len(claims)}", "computed from the runs"),
+            BigNumber("sections run", f"{done} of {len(sections)}", f"profile {profile}"),
+        ),
+        bullets=[*failed[: _MOST_BULLETS - len(last)], *last],
+        sections=[
+            *(
+                PageSection(
+                    result.section.name,
+                    result.section.title,
+                    (Block("quote", result.section.statement), *blocks, *_missing(reproduction, result)),
+                    result.count,
+                )
+                for result, blocks in sections
+            ),
+            PageSection("method", "How claims are tested", (
+                Block("text", f"Profile {profile}: {reproduction.conditions[profile]}"),
+                Block("note", _METHOD),
+            )),
+            PageSection("machine", "Runs, machine and versions", (
+                Block.table(_runs(runs), table), *(Block("note", line) for line in _provenance(runs))
+            )),
+        ],
+    )  # fmt: skip
+
+
+def _missing(reproduction: Reproduction, result: SectionResult) -> list[Block]:
+    if result.done:
+        return []
+    command = f"envariant reproduce {reproduction.name} --only {result.section.name}"
+    return [Block("note", "Not run yet:"), Block("command", command)]
 
 
 def _stored(section: Section, archive: Runner) -> SectionResult:
@@ -126,32 +185,35 @@ def _stored(section: Section, archive: Runner) -> SectionResult:
         return SectionResult(section, (), done=False)
 
 
-def _render(result: SectionResult, out: Path) -> list[dict[str, Any]]:
-    """Return a section's findings for the page's template, and write its figures and tables to files.
+def _render(result: SectionResult, out: Path) -> list[Block]:
+    """Return a section's findings for the page, and write its figures and tables to files.
 
     Raises:
         EnvariantError: If a file cannot be written.
     """
-    rendered: list[dict[str, Any]] = []
+    blocks: list[Block] = []
     section = result.section.name
     for finding in result.findings:
         match finding:
             case Claim():
-                rendered.append({"kind": "claim", "claim": finding})
+                blocks.append(Block("claim", finding))
             case CaptionedTable():
                 write_text(_csv(finding.table), out / "tables" / f"{section}-{finding.name}.csv")
-                rendered.append({"kind": "table", "listing": finding})
+                blocks.append(Block.table(finding.table, finding.caption))
             case CaptionedFigure():
-                vector, pixels = figures.svg(finding.figure), figures.png(finding.figure, 130)
                 stem = out / "figures" / f"{section}-{finding.name}"
-                write_text(vector, stem.with_suffix(".svg"))
-                write_bytes(pixels, stem.with_suffix(".png"))
-                data = f"data:image/png;base64,{base64.b64encode(pixels).decode('ascii')}"
-                drawing = {"drawing": data if finding.as_pixels else vector, "caption": finding.caption}
-                rendered.append({"kind": "png" if finding.as_pixels else "svg", **drawing})
+                if isinstance(finding.figure, Figure):
+                    write_text(figures.svg(finding.figure), stem.with_suffix(".svg"))
+                    pixels = figures.png(finding.figure, 130)
+                    write_bytes(pixels, stem.with_suffix(".png"))
+                    blocks.append(Block.image(pixels, finding.caption))
+                else:
+                    write_text(charts.svg(finding.figure), stem.with_suffix(".svg"))
+                    charts.save(finding.figure, stem.with_suffix(".png"))
+                    blocks.append(Block.chart(finding.figure, finding.caption))
             case str():
-                rendered.append({"kind": "text", "text": finding})
-    return rendered
+                blocks.append(Block("text", finding))
+    return blocks
 
 
 def _markdown(reproduction: Reproduction, results: Sequence[SectionResult], profile: Profile) -> str:
@@ -200,7 +262,8 @@ def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
         hyperparameters = ", ".join(f"{key}={value}" for key, value in s.hyperparameters.items())
         numbers = (f"{s.steps:,}", str(s.replicas), str(s.seed))
         optimizer = (s.optimizer, f"{s.learning_rate:.4g}", s.precision)
-        rows.append((name, s.data, s.algorithm, hyperparameters, s.model, *numbers, *optimizer))
+        data = without_folders(s.data)
+        rows.append((name, data, s.algorithm, hyperparameters, s.model, *numbers, *optimizer))
     header = (
         "folder", "data", "algorithm", "hyperparameters", "model", "steps", "replicas", "seed", "optimizer",
         "learning rate", "precision",

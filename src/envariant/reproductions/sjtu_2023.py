@@ -14,7 +14,7 @@ from envariant import published
 from envariant.analysis.statistics import interval
 from envariant.core.schedules import schedule
 from envariant.data import ColoredSource
-from envariant.reporting import figures, tables
+from envariant.reporting import charts, figures, tables
 from envariant.reporting.tables import NONE, TextTable, mean_sd
 from envariant.reproductions import derivations
 from envariant.reproductions.base import (
@@ -96,7 +96,7 @@ def overview(runner: Runner) -> Iterator[Finding]:
         figures.overview(environments, facts),
         "First digits of each environment, above their labels.",
     )
-    yield CaptionedFigure("digits", digits, caption, as_pixels=True)
+    yield CaptionedFigure("digits", digits, caption)
     caption = "Rows of each environment, and accuracies of simple rules"
     yield CaptionedTable("counts", tables.facts(facts), caption)
     # Five standard deviations of a binomial share.
@@ -189,7 +189,7 @@ def derivation(runner: Runner) -> Iterator[Finding]:
         "The distance is the squared gradient.", worst < 1e-10, f"largest relative difference {worst:.1e}"
     )
     best, points, penalties = derivations.penalty_along(seed=0)
-    chart = figures.lines({"D": (points, penalties)}, "w", "D(Φ, w)")
+    chart = charts.lines({"D": (points, penalties)}, "w", "D(Φ, w)")
     yield CaptionedFigure("penalty", chart, f"The penalty as w moves away from the optimum, {best:.3f}.")
     lowest = penalties.index(min(penalties))
     valley = penalties == sorted(penalties[:lowest], reverse=True) + sorted(penalties[lowest:])
@@ -242,7 +242,7 @@ def irm_stuck(runner: Runner) -> Iterator[Finding]:
     losses = {
         name: mean_curve(result, training_environments(result), "loss") for name, result in runs.items()
     }
-    chart = figures.lines(losses, "step", "mean training loss (nats)", marks={"ln 2": LN2})
+    chart = charts.lines(losses, "step", "mean training loss (nats)", marks={"ln 2": LN2})
     yield CaptionedFigure("losses", chart, "ln 2 is the loss of the best constant prediction.")
     yield score_table(runs)
     stuck = runs["from the first step"]
@@ -333,7 +333,7 @@ def irm_growth(runner: Runner) -> Iterator[Finding]:
     results = runner.sweep({name: _irm(runner, text) for name, text in texts.items()})
     steps = list(range(STEPS))
     heights = {name: (steps, [schedule(text)(s) for s in steps]) for name, text in texts.items()}
-    chart = figures.lines(heights, "step", "coefficient", ("linear", "log"))
+    chart = charts.lines(heights, "step", "coefficient", ("linear", "log"))
     yield CaptionedFigure("schedules", chart, "Four schedules that reach 1e5.")
     yield from show_runs(results, "Accuracy with each schedule.")
     gains = {
@@ -391,7 +391,7 @@ def irm_why(runner: Runner) -> Iterator[Finding]:
     variants["λ = 1e3, Adam reset"] = _irm(runner, f"step(1, 1e3, at={SWITCH})", **length, optimizer=reset)
     results = runner.sweep(variants)
     yield CaptionedFigure(
-        "curves", figures.curves(list(results.values()), list(results)), "One change at a time."
+        "curves", charts.curves(list(results.values()), list(results)), "One change at a time."
     )
     soon, late = SWITCH + 50, 2 * SWITCH
     header = (
@@ -562,10 +562,10 @@ def vrex(runner: Runner) -> Iterator[Finding]:
     yield from show_sweep(results, "β", f"β from step {SWITCH} on, 1 before.", scale="symlog")
     shown = {f"β = {short(b)}": results[b] for b in (0.0, runner.pick(quick=1e6, full=1e2), 1e4)}
     yield CaptionedFigure(
-        "curves", figures.curves(list(shown.values()), list(shown)), "Three of them during training."
+        "curves", charts.curves(list(shown.values()), list(shown)), "Three of them during training."
     )
     gaps = {b: risk_gap(result).mean for b, result in results.items()}
-    chart = figures.lines(
+    chart = charts.lines(
         {"gap": (list(gaps), list(gaps.values()))}, "β", "|R₁ − R₂| (nats)", ("symlog", "linear")
     )
     yield CaptionedFigure("risks", chart, "Difference between the risks of the two training environments.")
@@ -640,14 +640,14 @@ def summary(runner: Runner) -> Iterator[Finding]:
         "grayscale oracle": runner.train(Run(GRAY, "erm")),
     }
     rows = [
-        figures.RankingRow(name, result.final(only_test_environment(result), "accuracy").values, {})
+        charts.RankingRow(name, result.final(only_test_environment(result), "accuracy").values, {})
         for name, result in methods.items()
     ]
-    rows += [figures.RankingRow(name, (), {source: score[0]}) for name, source, score in _published()]
+    rows += [charts.RankingRow(name, (), {source: score[0]}) for name, source, score in _published()]
     label, marks = "accuracy in the test environment", {"chance": 0.5, "optimum": BOUND}
     yield CaptionedFigure(
         "ranking",
-        figures.ranking(rows, label, marks, (0.0, 1.0)),
+        charts.ranking(rows, label, marks, (0.0, 1.0)),
         "Every method in the environment it was not trained on.",
     )
     yield CaptionedTable("methods", _method_table(methods), "Accuracy in every environment, and in the worst")

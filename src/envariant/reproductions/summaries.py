@@ -10,7 +10,7 @@ from math import inf
 
 from envariant.analysis.statistics import Interval, difference, interval, slope
 from envariant.core.metrics import METRICS
-from envariant.reporting import figures, tables
+from envariant.reporting import charts, tables
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding
 from envariant.training.result import TrainingResult
 
@@ -112,7 +112,7 @@ def ood_score_at(result: TrainingResult, step: int) -> Interval:
 
 def show_runs(results: Mapping[str, TrainingResult], caption: str, name: str = "runs") -> Iterator[Finding]:
     """Yield a figure of learning curves, one panel per run, and a table of final scores."""
-    yield CaptionedFigure(f"{name}-curves", figures.curves(list(results.values()), list(results)), caption)
+    yield CaptionedFigure(f"{name}-curves", charts.curves(list(results.values()), list(results)), caption)
     yield score_table(results, name)
 
 
@@ -125,7 +125,7 @@ def show_sweep(
     name: str = "sweep",
 ) -> Iterator[Finding]:
     """Yield a chart and a table of the final scores of runs that differ in one setting."""
-    yield CaptionedFigure(f"{name}-chart", figures.sweep(results, setting, scale), caption)
+    yield CaptionedFigure(f"{name}-chart", charts.sweep(results, setting, scale), caption)
     yield score_table({f"{setting} = {short(value)}": result for value, result in results.items()}, name)
 
 

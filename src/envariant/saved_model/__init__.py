@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from envariant.saved_model.adaptation import Adaptation
 from envariant.saved_model.folder import SCHEMA, TENSORS, TEXT
 from envariant.saved_model.model import SavedModel
 from envariant.saved_model.network import SavedNetwork
+from envariant.saved_model.served import Served
 
 
 def load_model(folder: Path | str, *, trusted: Sequence[str] = ()) -> SavedModel:
@@ -23,4 +25,4 @@ def load_model(folder: Path | str, *, trusted: Sequence[str] = ()) -> SavedModel
     return SavedModel.load(folder, trusted=trusted)
 
 
-__all__ = ["SCHEMA", "TENSORS", "TEXT", "SavedModel", "SavedNetwork", "load_model"]
+__all__ = ["SCHEMA", "TENSORS", "TEXT", "Adaptation", "SavedModel", "SavedNetwork", "Served", "load_model"]

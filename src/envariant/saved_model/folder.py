@@ -53,6 +53,24 @@ def check(folder: Path) -> None:
     check_overwrite(folder / TEXT, OURS)
 
 
+def check_adapted(folder: Path, original: Path) -> None:
+    """Check that saving an adapted model overwrites only an earlier adapted model.
+
+    Args:
+        folder: Folder of the adapted model.
+        original: Folder of the model that is adapted.
+
+    Raises:
+        EnvariantError: If the folder is that of the original, or has a model that is not adapted, or another
+            file in the place of one of the model's.
+    """
+    check(folder)
+    if not (folder / TENSORS).exists():
+        return
+    if folder.resolve() == original.resolve() or not read(folder)[0].get("adaptation"):
+        raise EnvariantError(f"{folder}: has a model that was not adapted; choose another folder")
+
+
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the description and the tensors of a saved model.
 

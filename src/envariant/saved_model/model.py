@@ -1,6 +1,6 @@
 """`SavedModel`: a trained network or fitted predictor that predicts the rows of new tables."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 
 from envariant.analysis.column_sketch import Sketch
 from envariant.analysis.drift import Drift
+from envariant.analysis.input_density import UNLIKE_LEVEL, InputDensity
 from envariant.core.display import Displayed, Summary
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
@@ -21,26 +22,23 @@ from envariant.core.files import as_path
 from envariant.core.tasks import Regression, Task, task_named
 from envariant.data.tables.columns import Column
 from envariant.data.tables.encoding import ColumnEncoding, Encoder
-from envariant.data.tables.kinds import KINDS, Kind, TaskName
-from envariant.data.tables.loading import read_columns
+from envariant.data.tables.kinds import KINDS, TaskName
 from envariant.data.tables.raw import frame_of
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.target_type import TargetType
-from envariant.data.validation_split import ValidationSplit
-from envariant.models import model_config
 from envariant.predictors import FittedLinear, FittedPredictor, Predictor, UntrustedTypes
+from envariant.saved_model import arrays, onnx_export, validation
 from envariant.saved_model import folder as files
-from envariant.saved_model import onnx_export, validation
-from envariant.saved_model.network import SavedNetwork
-from envariant.saved_model.onnx_export import probabilities
-from envariant.saved_model.reference import RowCounter, first_row, recognized, reference_of
+from envariant.saved_model.adaptation import Adaptation, Adapted, LabelColumn, fit_adaptation
+from envariant.saved_model.from_run import network_of
+from envariant.saved_model.reference import RowCounter, density_of, first_row, reference_of
+from envariant.saved_model.rows import Rows, prediction_frame, read_rows
+from envariant.saved_model.served import Served, ServedRows
+from envariant.saved_model.serving import Serving
 from envariant.saved_model.stored_predictor import Predicting, columns_of, described, restore, store
 from envariant.training import provenance
 from envariant.training.evaluator import Evaluator
 from envariant.training.result import TrainingResult
-
-# Arrays of a column's sketch, stored as tensors instead of in the description.
-_ARRAYS = ("knots", "counts", "alone")
 
 Predict = Callable[..., torch.Tensor]
 """Function from encoded rows, and raw columns if the predictor needs them, to logits."""
@@ -66,12 +64,18 @@ class SavedModel(Displayed):
         target_type: Type of the target column and the values of its classes, which are predicted.
         missing_values: Strings declared as missing values in the training table; None: decided by column.
         other_columns: Columns that the predictor needs, but which are not encoded, such as free text.
+        density: Density of the inputs in the training environments, to flag rows that are unlike them.
+        serving: Calibration, conformal scores and accuracy from predictions in environments left out; None if
+            the model was saved without them. `compare` adds them to the model that it recommends.
+        adaptation: Intercept and slope fitted to a few labels of a new environment; None if there are none.
 
     Example:
         >>> from envariant import load_model
         >>> model = load_model("ward-model")  # doctest: +SKIP
         >>> model.predict("new-patients.csv")  # doctest: +SKIP
         >>> model.resembles("new-patients.csv").verdict  # doctest: +SKIP
+        >>> model.serve("new-patients.csv", level=0.8).summary  # doctest: +SKIP
+        >>> model.adapt("labels.csv").save("ward-model-adapted")  # doctest: +SKIP
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -90,6 +94,9 @@ class SavedModel(Displayed):
     target_type: TargetType = field(repr=False)
     missing_values: tuple[str, ...] | None = field(repr=False)
     other_columns: tuple[ColumnEncoding, ...] = field(default=(), repr=False)
+    density: InputDensity | None = field(default=None, repr=False)
+    serving: Serving | None = field(default=None, repr=False)
+    adaptation: Adaptation | None = None
 
     @classmethod
     def of(
@@ -111,48 +118,8 @@ class SavedModel(Displayed):
             EnvariantError: If the replica does not exist or has not finished, the network's model was not
                 given by name, or the run used another table.
         """
-        record, settings = result.record, result.record.spec
-        if replica in result.checkpoints and replica not in result.finished:
-            state = result.checkpoints[replica]
-            why = state.failure or f"{state.step} of {settings.steps} steps made"
-            raise EnvariantError(f"replica {replica}: has not finished ({why}); choose a finished replica")
-        network = result.model(replica)
-        try:
-            model_config(settings.model)
-        except EnvariantError:
-            raise EnvariantError(
-                f"model '{settings.model}': is not one of the library's, so a saved model cannot rebuild it; "
-                f"train a named model"
-            ) from None
-        source = source.with_test_environments(settings.test_environments)
-        split = ValidationSplit(source, settings.holdout_fraction) if settings.holdout_fraction else source
-        if split.sample(record.seeds[0].data).fingerprint() != record.fingerprints["data"]:
-            raise EnvariantError(
-                f"{source.label}: is not the table that this run ({settings.data}) was trained on"
-            )
-        saved = SavedNetwork(
-            settings.model,
-            settings.algorithm,
-            settings.hyperparameters,
-            # Clone tensors, because they may be views of the whole replica stack.
-            {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
-        )
-        environments = tuple(name for name in source.table.environments if record.roles[name] == "train")
-        return cls._of_table(
-            source,
-            saved,
-            environments,
-            {
-                "data": settings.data,
-                "test environments": ", ".join(settings.test_environments or ()),
-                "replica": str(replica),
-                "seed": str(settings.seed),
-                "steps": str(settings.steps),
-                "versions": ", ".join(f"{name} {number}" for name, number in record.versions.items()),
-                "command": record.command,
-                **(about or {}),
-            },
-        )
+        source, saved, environments, facts = network_of(source, result, replica)
+        return cls._of_table(source, saved, environments, {**facts, **(about or {})})
 
     @classmethod
     def of_predictor(
@@ -222,6 +189,7 @@ class SavedModel(Displayed):
                 for column in (*table.columns, *table.texts)
                 if column.name in columns_of(predictor) and column.name not in source.encoder.slices
             ),
+            density=density_of(source, environments),
         )
 
     def save(self, folder: Path | str) -> None:
@@ -237,8 +205,7 @@ class SavedModel(Displayed):
             EnvariantError: If the folder cannot be written.
         """
         description, tensors = self._stored()
-        for k, sketch in enumerate(self.reference):
-            tensors |= {f"{name}{k}": torch.from_numpy(getattr(sketch, name)) for name in _ARRAYS}
+        tensors |= arrays.to_tensors(self.reference, {"density": self.density, "serving": self.serving})
         files.write(Path(folder), description, tensors)
 
     @classmethod
@@ -261,7 +228,7 @@ class SavedModel(Displayed):
             # A trial prediction detects errors that the checks of single fields miss.
             names = [column.name for column in (*model.encoder.columns, *model.other_columns)]
             row = first_row(names, model.reference if columns_of(model.predictor) else ())
-            numbers = model.predict_and_compare(row)[0].select_dtypes("number").to_numpy(dtype=np.float64)
+            numbers = model.serve(row).table.select_dtypes("number").to_numpy(dtype=np.float64)
             if not np.isfinite(numbers).all():
                 raise ValueError("its predictions are not finite")
         except UntrustedTypes as error:
@@ -275,17 +242,16 @@ class SavedModel(Displayed):
     def _of_stored(
         cls, description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], trusted: Sequence[str]
     ) -> "SavedModel":
-        fields = {key: value for key, value in description.items() if key not in ("schema", "inputs")}
+        fields = arrays.with_arrays(description, tensors)
         predictor = dict(fields["predictor"])
-        fields["reference"] = [
-            {**sketch, **{name: tensors[f"{name}{k}"].numpy() for name in _ARRAYS}}
-            for k, sketch in enumerate(fields["reference"])
-        ]
         model = _FIELDS.validate_python(fields)
         validation.check_columns(model.encoder, model.reference, model.environments)
         validation.check_other_columns(model.encoder, model.other_columns)
         validation.check_target(model.task, model.classes, model.target_type, model.scale, model.center)
         width = len(model.encoder.names)
+        validation.check_density(model.density, width)
+        validation.check_serving(model.serving, model.task)
+        validation.check_adaptation(model.adaptation, model.task, len(model.classes))
         return replace(model, predictor=restore(predictor, tensors, model._task(), width, trusted))
 
     def network(self) -> nn.Module:
@@ -298,17 +264,20 @@ class SavedModel(Displayed):
                 is unknown to this version of the library.
         """
         if isinstance(self.predictor, FittedLinear):
-            return self.predictor.module()
-        if isinstance(self.predictor, FittedPredictor):
+            module = self.predictor.module()
+        elif isinstance(self.predictor, FittedPredictor):
             method = self.about.get("method", self.predictor.kind)
             raise EnvariantError(f"{method}: is neither a network nor a linear model; use predict instead")
-        return self.predictor.module(self._task(), len(self.encoder.names), self.environments)
+        else:
+            module = self.predictor.module(self._task(), len(self.encoder.names), self.environments)
+        return module if self.adaptation is None else Adapted(module, self.adaptation).eval()
 
     def _predict(self) -> Predict:
         """Return the function that predicts encoded rows."""
-        if isinstance(self.predictor, FittedPredictor):
-            return self.predictor.logits
-        return Evaluator.of_module(self.network(), self._task()).logits
+        if not isinstance(self.predictor, FittedPredictor):
+            return Evaluator.of_module(self.network(), self._task()).logits
+        predict, adaptation = self.predictor.logits, self.adaptation
+        return predict if adaptation is None else lambda *inputs: adaptation.apply(predict(*inputs))
 
     def predict(self, data: Any, *, encoding: str = "utf-8") -> pd.DataFrame:
         """Return a prediction for every row, with the order and index of the input rows.
@@ -331,10 +300,8 @@ class SavedModel(Displayed):
         Raises:
             EnvariantError: If a column is missing, or a value does not have the type of its column.
         """
-        predict = self._predict()
-        return pd.concat(
-            [self._frame(predict, columns, index) for index, columns in self._read(data, encoding)]
-        )
+        predict, rows = self._predict(), self._read(data, encoding)
+        return pd.concat([self._frame(self._outputs(predict, each)[1], index) for index, each in rows])
 
     def resembles(self, data: Any, *, encoding: str = "utf-8") -> Drift:
         """Compare new rows with the training rows, column by column.
@@ -351,22 +318,59 @@ class SavedModel(Displayed):
             counter.add(columns)
         return counter.drift(self.environments)
 
-    def predict_and_compare(self, data: Any, *, encoding: str = "utf-8") -> tuple[pd.DataFrame, Drift]:
-        """Return the results of `predict` and `resembles`; the table is read once.
+    def serve(
+        self, data: Any, *, level: float = 0.9, unlike_level: float = UNLIKE_LEVEL, encoding: str = "utf-8"
+    ) -> Served:
+        """Predict new rows with calibrated probabilities, prediction sets, flags and estimated accuracy.
 
         Args:
             data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
+            level: Share of rows whose target is in the prediction set or interval, in a new environment on
+                average.
+            unlike_level: Share of rows like the training rows that are flagged as unlike them.
             encoding: Encoding of a text file.
 
         Raises:
-            EnvariantError: If a column is missing, or a value does not have the type of its column.
+            EnvariantError: If a level is not between 0 and 1, a column is missing, or a value does not have
+                the type of its column.
         """
+        rows = ServedRows(self.serving, self.density, self.classes, level, unlike_level)
         predict, counter = self._predict(), RowCounter(self.reference)
-        frames: list[pd.DataFrame] = []
         for index, columns in self._read(data, encoding):
             counter.add(columns)
-            frames.append(self._frame(predict, columns, index))
-        return pd.concat(frames), counter.drift(self.environments)
+            inputs, logits = self._outputs(predict, columns)
+            logits = logits / rows.temperature
+            rows.add(
+                self._frame(logits, index), inputs.numpy(), logits.numpy(), self._task(), self.target_type
+            )
+        return rows.result(counter.drift(self.environments))
+
+    def adapt(self, data: Any, *, encoding: str = "utf-8") -> "SavedModel":
+        """Return the model with an intercept, or intercept and slope, fitted to labels of a new environment.
+
+        Both are shrunk, as in `envariant.analysis.recalibrate`. `adaptation` says how much better the model
+        is on the labels, by cross-validation. Its prediction sets and estimated accuracy come from the
+        labels. An earlier adaptation is replaced.
+
+        Args:
+            data: Path or data frame with the input columns and the target column; rows without a label, or
+                with a class that the model does not know, are dropped and counted.
+            encoding: Encoding of a text file.
+
+        Raises:
+            EnvariantError: If a column is missing, a value does not have the type of its column, or fewer
+                than five labels remain.
+        """
+        original = replace(self, adaptation=None)
+        labels, predict = LabelColumn(self.target, self.classes, self.target_type), original._predict()
+        outputs = [
+            (original._outputs(predict, columns)[1].numpy(), labels.read(columns))
+            for _, columns in original._read(data, encoding, labels)
+        ]
+        logits, targets = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+        adaptation, serving = fit_adaptation(logits, targets, labels, self._task())
+        about = {**self.about, "adapted": f"{adaptation.refit}, {adaptation.n_labels} labels"}
+        return replace(original, adaptation=adaptation, serving=serving, about=about)
 
     def to_onnx(self, path: Path | str) -> None:
         """Export a network or linear model to ONNX, with a JSON file on the encoding of its inputs.
@@ -388,8 +392,8 @@ class SavedModel(Displayed):
         onnx_export.export(self.network(), self._task(), len(self.encoder.names), Path(path), description)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-compatible description of the model, without encoder and reference."""
-        skipped = ("encoder", "inputs", "reference")
+        """Return a JSON-compatible description of the model, without encoder, reference and density."""
+        skipped = ("encoder", "inputs", "reference", "density")
         return {key: value for key, value in self._stored()[0].items() if key not in skipped}
 
     def _display(self) -> Summary:
@@ -399,8 +403,7 @@ class SavedModel(Displayed):
 
     def _stored(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return the content of `model.json`, all fields without arrays, and the arrays of the predictor."""
-        without: dict[str, Any] = {"predictor": True, "reference": {"__all__": set(_ARRAYS)}}
-        fields = _FIELDS.dump_python(self, mode="json", exclude=without)
+        fields = _FIELDS.dump_python(self, mode="json", exclude=dict(arrays.EXCLUDED))
         predictor, tensors = store(self.predictor)
         return {
             "schema": files.SCHEMA,
@@ -409,37 +412,26 @@ class SavedModel(Displayed):
             "predictor": predictor,
         }, tensors
 
-    def _read(self, data: Any, encoding: str) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
-        encodings = (*self.encoder.columns, *self.other_columns)
-        kinds: dict[str, Kind] = {column.name: column.kind for column in encodings}
-        blocks = read_columns(
+    def _read(self, data: Any, encoding: str, labels: LabelColumn | None = None) -> Rows:
+        return read_rows(
             data,
-            kinds,
-            notations={column.name: column.notation for column in encodings},
-            known={sketch.name: frozenset(sketch.categories) for sketch in self.reference},
-            declared=None if self.missing_values is None else frozenset(self.missing_values),
-            encoding=encoding,
+            encoding,
+            (*self.encoder.columns, *self.other_columns),
+            self.reference,
+            self.missing_values,
+            {} if labels is None else {labels.name: (labels.kind, labels.classes)},
         )
-        for index, columns in blocks:
-            yield index, columns | {s.name: recognized(columns[s.name], s) for s in self.reference}
 
-    def _frame(self, predict: Predict, columns: Mapping[str, Column], index: "pd.Index[Any]") -> pd.DataFrame:
+    def _outputs(self, predict: Predict, columns: Mapping[str, Column]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the encoded rows and their logits."""
         inputs = torch.from_numpy(self.encoder.encode(columns))
-        task = self._task()
-        logits = predict(inputs, self._frame_of(columns)) if columns_of(self.predictor) else predict(inputs)
-        if isinstance(task, Regression):
-            # Use float64, because targets such as years are large compared with their standard deviation.
-            numbers = self.target_type.of_numbers((logits.double() * task.scale + task.center).numpy())
-            return numbers.set_axis(index).to_frame("prediction")
-        predicted = (logits > 0).long() if logits.dim() == 1 else logits.argmax(dim=1)
-        labels = self.target_type.decode(predicted.numpy(), self.classes).set_axis(index)
-        shares = {f"P({c})": p for c, p in zip(self.classes, probabilities(logits).numpy().T, strict=True)}
-        return pd.DataFrame({"prediction": labels} | shares, index=index)
-
-    def _frame_of(self, columns: Mapping[str, Column]) -> pd.DataFrame:
-        """Return the raw columns that the predictor needs."""
+        if not (raw := columns_of(self.predictor)):
+            return inputs, predict(inputs)
         texts = [column.name for column in self.other_columns if KINDS[column.kind].categorical]
-        return frame_of((columns[name] for name in columns_of(self.predictor)), texts)
+        return inputs, predict(inputs, frame_of((columns[name] for name in raw), texts))
+
+    def _frame(self, logits: torch.Tensor, index: "pd.Index[Any]") -> pd.DataFrame:
+        return prediction_frame(logits, self._task(), self.classes, self.target_type, index)
 
     def _task(self) -> Task:
         if self.task == Regression.name:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from envariant.analysis.column_sketch import Sketch
 from envariant.analysis.drift import Drift
+from envariant.analysis.input_density import InputDensity, fit_density
 from envariant.data.tables.columns import Column
 from envariant.data.tables.source import TableSource
 
@@ -54,6 +55,15 @@ def reference_of(source: TableSource, environments: Sequence[str]) -> tuple[Sket
         )
         for c in encoded
     )  # fmt: skip
+
+
+def density_of(source: TableSource, environments: Sequence[str]) -> InputDensity:
+    """Return the density of the encoded rows in some environments of a table."""
+    used = [each for each in source.sample(0).environments if each.name in environments]
+    return fit_density(
+        np.concatenate([each.inputs.numpy() for each in used]),
+        np.repeat([each.name for each in used], [len(each) for each in used]),
+    )
 
 
 def recognized(column: Column, sketch: Sketch) -> Column:

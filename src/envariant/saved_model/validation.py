@@ -5,21 +5,28 @@ import re
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from envariant.analysis.column_sketch import Sketch
+from envariant.analysis.input_density import MOST_DISTANCES, InputDensity
 from envariant.core.tasks import Regression
 from envariant.data.tables.encoding import Encoder
 from envariant.data.tables.kinds import KINDS, ColumnEncoding
 from envariant.data.tables.target_type import TargetType
+from envariant.saved_model.adaptation import Adaptation
+from envariant.saved_model.serving import FEWEST_ENVIRONMENTS, Serving
 
 # While a network is built, some algorithms register parameters that they replace later.
 _SPARE_TENSORS, _SPARE_ELEMENTS = 100, 1 << 20
 _LARGEST_COUNT = 1 << 40
+# Largest logarithm of an RMSE.
+_LARGEST_OFFSET = 600.0
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
 
 
@@ -131,6 +138,82 @@ def check_target(
     # A type such as S1000000000 takes a gigabyte per value.
     if re.search(r"\d{4}", target_type.dtype + target_type.categories_dtype):
         raise ValueError("target_type: unknown type")
+
+
+def check_density(density: InputDensity | None, width: int) -> None:
+    """Check the density of the training inputs.
+
+    Raises:
+        ValueError: If a number is not allowed, or the sizes do not fit.
+    """
+    if density is None:
+        return
+    whitening, centers, distances = density.whitening, density.centers, density.distances
+    _check_arrays("density", (whitening, centers, distances))
+    if (
+        whitening.shape not in ((width,), (width, width))
+        or centers.ndim != 2
+        or not len(centers)
+        or centers.shape[1] != width
+        or distances.ndim != 1
+        or not 1 <= len(distances) <= MOST_DISTANCES
+        or (np.diff(distances) < 0).any()
+    ):
+        raise ValueError("density: its arrays do not fit the inputs")
+
+
+def check_serving(serving: Serving | None, task: str) -> None:
+    """Check temperature, conformal scores and the reference for the accuracy.
+
+    Raises:
+        ValueError: If a number is not allowed, or the sizes do not fit.
+    """
+    if serving is None:
+        return
+    _check_arrays("serving", (serving.scores,))
+    scores, score, regression = serving.scores, serving.score, task == Regression.name
+    fewest = 1 if serving.same_environment else FEWEST_ENVIRONMENTS
+    if (
+        not _is_finite(serving.temperature, score.offset, score.spread)
+        or serving.temperature <= 0
+        or (regression and serving.temperature != 1)
+        or score.regression != regression
+        or score.spread < 0
+        or score.freedom < 1
+        or abs(score.offset) > _LARGEST_OFFSET
+    ):
+        raise ValueError("serving: its numbers are not possible")
+    if (
+        scores.ndim != 2
+        or len(scores) != len(set(serving.environments))
+        or len(scores) < fewest
+        or (serving.same_environment and len(scores) > 1)
+        or not scores.shape[1]
+        or (scores < 0).any()
+        or (np.diff(scores, axis=1) < 0).any()
+    ):
+        raise ValueError("serving: its scores do not fit")
+
+
+def check_adaptation(adaptation: Adaptation | None, task: str, n_classes: int) -> None:
+    """Check intercept and slope of an adapted model.
+
+    Raises:
+        ValueError: If a number is not finite, or their number does not fit the classes.
+    """
+    if adaptation is None:
+        return
+    if not _is_finite(adaptation.slope, *adaptation.shift) or adaptation.n_labels < 1:
+        raise ValueError("adaptation: its numbers must be finite")
+    if len(adaptation.shift) != (n_classes if task == "multiclass" else 1):
+        raise ValueError("adaptation: must have one number per class")
+    if adaptation.before.keys() != adaptation.after.keys():
+        raise ValueError("adaptation: must have the same scores before and after")
+
+
+def _check_arrays(where: str, arrays: Sequence[NDArray[Any]]) -> None:
+    if not all(each.dtype == np.float64 and np.isfinite(each).all() for each in arrays):
+        raise ValueError(f"{where}: its arrays must be finite numbers")
 
 
 def _is_finite(*numbers: float) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
+from torch import Tensor
 
 from envariant.analysis.invariance_test import assess_invariance
 from envariant.core import metrics
@@ -19,10 +20,14 @@ from envariant.studies.study import Study
 from envariant.training.engine import Evaluated, Stepped
 from envariant.training.history import HistoryRow
 from envariant.training.record import Record
+from envariant.training.replica_stack import Change
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import resolve
 from envariant.training.run import Member, Resumption, Started, run
 from envariant.training.store import RunOutcome, Store, StoredRun
+
+# Answers of environments with at most this many rows are remembered.
+_MOST_ROWS = 200
 
 
 @final
@@ -147,12 +152,13 @@ def _measured(
     """Return metrics that training does not compute, and the outcomes of finished runs."""
     states = event.checkpoint().states()
     sound = {number for number in event.replicas if states[number].failure is None}
-    rows = measurements.scores(event.answers, event.replicas, event.step)
+    predict = _cached(event.answers, measurements)
+    rows = measurements.scores(predict, event.replicas, event.step)
     if not event.finished:
         return _of(rows, sound), ()
-    rows += measurements.importance(event.answers, event.replicas, event.step)
-    p_values = _p_values(event.answers, event.replicas, measurements)
-    predictions = measurements.predictions(event.answers, event.replicas)
+    rows += measurements.importance(predict, event.replicas, event.step)
+    p_values = _p_values(predict, event.replicas, measurements)
+    predictions = measurements.predictions(predict, event.replicas)
     outcomes = [
         RunOutcome(
             number,
@@ -164,6 +170,23 @@ def _measured(
         for k, number in enumerate(event.replicas)
     ]
     return _of(rows, sound), tuple(outcomes)
+
+
+def _cached(predict: Predict, measurements: StudyMeasurements) -> Predict:
+    """Return the same function, which remembers the answers for all rows of small environments."""
+    answers: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def cached(
+        name: str, rows: Tensor | None = None, change: Change | None = None, /
+    ) -> tuple[Tensor, Tensor]:
+        size = len(measurements.sample[name])
+        if change is not None or size > _MOST_ROWS or (rows is not None and len(rows) < size):
+            return predict(name, rows, change)
+        if name not in answers:
+            answers[name] = predict(name)
+        return answers[name]
+
+    return cached
 
 
 def _of(rows: Iterable[HistoryRow], runs: set[int]) -> list[HistoryRow]:

@@ -14,8 +14,10 @@ from typing import Protocol, final
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from envariant.core.attributes import WEIGHT
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.metrics import Metric
 from envariant.training.column_change import ColumnChange
@@ -75,10 +77,23 @@ class StudyMeasurements:
         return [self.sample[name] for name, role in self.roles.items() if role != "train"]
 
     def scores(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the study's metric on all rows; return nothing if training already records this metric."""
-        if self.metric.name == self.sample.task.metric:
-            return []
-        return [row for each in self.untrained for row in self._rows(predict, runs, step, each, FULL)]
+        """Return the study's metric on all rows; return nothing if training already records this metric.
+
+        If predictions are stored and rows have sample weights, the weighted metric is returned, too.
+        """
+        kinds = [] if self.metric.name == self.sample.task.metric else [False]
+        kinds += [True] if self.weighted else []
+        return [
+            row
+            for weighted in kinds
+            for each in self.untrained
+            for row in self._rows(predict, runs, step, each, FULL, weighted=weighted)
+        ]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the weighted metric is measured."""
+        return self.store_predictions and WEIGHT in self.sample.environments[0].attributes
 
     def importance(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
         """Return the metric after each column is shuffled and, in test environments, after it is replaced.
@@ -101,7 +116,8 @@ class StudyMeasurements:
 
         for each in self._some_untrained() if self.store_predictions else []:
             some = evenly_spaced(len(each), _CHANGED_ROWS)
-            rows += self._rows(predict, runs, step, each, SUBSAMPLE, ("",), some)
+            weighted = self.weighted
+            rows += self._rows(predict, runs, step, each, SUBSAMPLE, ("",), some, weighted=weighted)
             order = torch.randperm(len(some), generator=generator)
             # Columns are changed several at a time, in limited memory.
             size = max(1, len(runs) * len(some) * math.prod(self.sample.input_shape))
@@ -112,7 +128,9 @@ class StudyMeasurements:
                     kinds[REPLACED] = [sample_rows(len(some)) for _ in places]
                 for kind, replacements in kinds.items():
                     change = ColumnChange(names, places, order, replacements, pooled_inputs, pooled_frame)
-                    rows += self._rows(predict, runs, step, each, kind, names, some, change)
+                    rows += self._rows(
+                        predict, runs, step, each, kind, names, some, change, weighted=weighted
+                    )
         return rows
 
     def _some_untrained(self) -> list[Environment]:
@@ -149,17 +167,24 @@ class StudyMeasurements:
         columns: Sequence[str] = ("",),
         rows: Tensor | None = None,
         change: Change | None = None,
+        *,
+        weighted: bool = False,
     ) -> list[HistoryRow]:
         """Return the metric of each run for each changed column; see `_with_columns`."""
         name, task = environment.name, self.sample.task
         logits, targets = (part.cpu().numpy() for part in predict(name, rows, change))
         copies = logits.reshape(len(logits), len(columns), -1, *logits.shape[2:])
         place, role, metric = environment.origin or name, self.roles[name], self.metric.name
+        weights: tuple[NDArray[np.float64], ...] = ()
+        if weighted:
+            own_weights = environment.attributes[WEIGHT]
+            weights = ((own_weights if rows is None else own_weights[rows]).double().numpy(),)
+            metric = weighted_name(self.metric)
         return [
             HistoryRow(run, step, place, role, metric, value, kind, column)
             for k, column in enumerate(columns)
             for run, own, y in zip(runs, copies, targets, strict=True)
-            if np.isfinite(value := self.metric.compute(task, own[k], y))
+            if np.isfinite(value := self.metric.compute(task, own[k], y, *weights))
         ]
 
     def _training_rows(self, generator: torch.Generator) -> Callable[[int], Tensor]:
@@ -183,6 +208,11 @@ class StudyMeasurements:
             return rows
 
         return sample_rows
+
+
+def weighted_name(metric: Metric) -> str:
+    """Return the name of the weighted metric in histories."""
+    return f"weighted {metric.name}"
 
 
 def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:

@@ -1,7 +1,9 @@
 """Test whether algorithms differ significantly from ERM after model selection.
 
 Paired runs have the same data set, test environments and replica number. They therefore use the same rows,
-initial weights and batches.
+initial weights and batches. For each replica, the differences from ERM are averaged over test environments;
+these averages are independent, and a t test compares them with zero. It can be significant with three
+replicas, where rank tests cannot. Its conclusion is about these test environments, not about others.
 """
 
 import math
@@ -28,13 +30,14 @@ class AlgorithmScores:
 
     Attributes:
         algorithm: Name of the algorithm.
-        test: Mean score over test environments and replicas, with a 95 % bootstrap interval.
+        test: Mean score over test environments and replicas, with a 95 % interval (t over replicas).
         worst: Mean score over replicas in the set of test environments where this mean is worst.
         interquartile_mean: Interquartile mean of the scores over test environments and replicas.
-        gain: Mean paired difference from the baseline; None for the baseline itself or without pairs.
+        gain: Mean paired difference from the baseline, with an interval that excludes 0 exactly if the
+            corrected p-value is below 0.05; None for the baseline itself or without pairs.
         improvement: Share of pairs in which the algorithm is better than the baseline; None without pairs.
-        p_value: P-value of the Wilcoxon signed-rank test, Holm-corrected over all compared algorithms; None
-            with fewer than two pairs.
+        p_value: P-value of the paired t test, Holm-corrected over all compared algorithms; None with fewer
+            than two pairs.
         n_missing: Number of combinations of test environments and replica for which no run was selected.
         missing_reason: First reason why no run was selected, or "".
     """
@@ -82,7 +85,7 @@ class Comparison(Displayed):
             lines=(self.verdict,),
             header=("algorithm", "test score", "gain over ERM", "p (Holm)"),
             rows=tuple(rows),
-            notes=("Brackets: 95 % bootstrap interval over test environments and replicas.",),
+            notes=("Brackets: 95 % interval; t test over replicas, averaged over test environments.",),
         )
 
 
@@ -96,16 +99,21 @@ def compare(selected: Sequence[SelectionResult], *, higher_is_better: bool = Tru
     sign = 1.0 if higher_is_better else -1.0
     names = list(dict.fromkeys(each.algorithm for each in selected))
     scores = {name: _scores(selected, name) for name in names}
+    base = scores.get(BASELINE, {})
     pairs = {
-        name: [] if name == BASELINE else _pairs(scores[name], scores.get(BASELINE, {})) for name in names
+        name: {key: (score, base[key]) for key, score in scores[name].items() if key in base}
+        for name in names
+        if name != BASELINE
     }
-    tested = [name for name in names if len(pairs[name]) > 1]
-    raw = [statistics.signed_rank(*zip(*pairs[name], strict=True)) for name in tested]
-    p_values = dict(zip(tested, statistics.holm(raw), strict=True))
+    gains = {
+        name: _averages({key: a - b for key, (a, b) in own.items()}) for name, own in pairs.items() if own
+    }
+    tested = [name for name, values in gains.items() if len(values) > 1]
+    raw = {name: statistics.paired_t(gains[name], [0.0] * len(gains[name])) for name in tested}
+    p_values = dict(zip(tested, statistics.holm(list(raw.values())), strict=True))
     rows: list[AlgorithmScores] = []
     for name in names:
-        values, own = list(scores[name].values()), pairs[name]
-        signed = [(sign * a, sign * b) for a, b in own]
+        signed = [(sign * a, sign * b) for a, b in pairs.get(name, {}).values()]
         reasons = [
             each.choice.reason
             for each in selected
@@ -115,17 +123,27 @@ def compare(selected: Sequence[SelectionResult], *, higher_is_better: bool = Tru
         rows.append(
             AlgorithmScores(
                 name,
-                statistics.bootstrap(values),
+                statistics.interval(_averages(scores[name])),
                 sign * min(means) if means else math.nan,
-                statistics.interquartile_mean(values),
-                statistics.bootstrap([a - b for a, b in own]) if own else None,
-                statistics.probability_of_improvement(*zip(*signed, strict=True)) if own else None,
+                statistics.interquartile_mean(list(scores[name].values())),
+                _gain(gains[name], raw.get(name), p_values.get(name)) if name in gains else None,
+                statistics.probability_of_improvement(*zip(*signed, strict=True)) if signed else None,
                 p_values.get(name),
                 len(reasons),
                 reasons[0] if reasons else "",
             )
         )
     return Comparison(tuple(rows), _ranking(scores, sign), _verdict(rows, sign))
+
+
+def _gain(values: Sequence[float], raw: float | None, corrected: float | None) -> Interval:
+    """Return the mean gain and its interval, at the level at which Holm's procedure tests it.
+
+    The interval is infinite if the gain is the same in all replicas, because its noise is unknown then.
+    """
+    if not raw or not corrected or raw == 1.0:
+        return Interval(statistics.interval(values).mean, -math.inf, math.inf, len(values))
+    return statistics.interval(values, 1 - LEVEL * raw / corrected)
 
 
 def _scores(selected: Sequence[SelectionResult], algorithm: str) -> dict[tuple[Unit, int], float]:
@@ -139,10 +157,18 @@ def _scores(selected: Sequence[SelectionResult], algorithm: str) -> dict[tuple[U
     }
 
 
-def _pairs(
-    scores: Mapping[tuple[Unit, int], float], baseline: Mapping[tuple[Unit, int], float]
-) -> list[tuple[float, float]]:
-    return [(score, baseline[key]) for key, score in scores.items() if key in baseline]
+def _averages(values: Mapping[tuple[Unit, int], float]) -> list[float]:
+    """Return the mean over units for each replica, of units with values in all replicas.
+
+    If no unit is complete, all values are averaged. With a single replica, return the value of each unit.
+    """
+    replicas = sorted({replica for _, replica in values})
+    if len(replicas) == 1:
+        return list(values.values())
+    units = dict.fromkeys(unit for unit, _ in values)
+    complete = [unit for unit in units if all((unit, k) in values for k in replicas)] or list(units)
+    each = [[values[unit, k] for unit in complete if (unit, k) in values] for k in replicas]
+    return [sum(own) / len(own) for own in each if own]
 
 
 def _means(scores: Mapping[tuple[Unit, int], float]) -> dict[Unit, float]:
@@ -167,14 +193,6 @@ def _verdict(rows: Sequence[AlgorithmScores], sign: float) -> str:
     ]
     if not tested:
         return "No significance test: it needs ERM, another algorithm and at least two pairs of runs."
-    n_pairs = min(gain.count for _, gain, _ in tested)
-    # If all n pairs have the same sign, the two-sided Wilcoxon test gives 2/2ⁿ; Holm multiplies it.
-    smallest = min(1.0, len(tested) * 2.0 ** (1 - n_pairs))
-    if smallest >= LEVEL:
-        return (
-            f"Too few replicas: with {n_pairs} pairs the smallest possible corrected p-value is "
-            f"{smallest:.2g}, so no difference from ERM can be significant."
-        )
     differences = [
         f"{row.algorithm} is {'better' if sign * gain.mean > 0 else 'worse'} than ERM by "
         f"{abs(gain.mean):.3f} (p = {p_value:.2g}, Holm)"

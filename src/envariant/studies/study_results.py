@@ -154,8 +154,10 @@ class StudyResults(Displayed):
         states = self.runs.drop_duplicates("run")["state"].value_counts()
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
         facts = {"folder": str(self.folder), "runs": counts}
-        if not states.get("done", 0):
-            return Summary("StudyResults", facts)
+        try:
+            evaluated(self.runs)
+        except EnvariantError as error:
+            return Summary("StudyResults", facts, lines=(str(error),))
         verdict = self.compare().verdict
         inner = self.table().summary()
         return replace(inner, title="StudyResults", facts=facts, lines=(verdict,))

@@ -46,8 +46,8 @@ class ReplicaState:
     """
 
     step: int
-    params: Mapping[str, Tensor]
-    buffers: Mapping[str, Tensor]
+    params: Mapping[str, Tensor] = field(repr=False)
+    buffers: Mapping[str, Tensor] = field(repr=False)
     failure: str | None
     seconds: float
 

@@ -22,6 +22,7 @@ _MOVES = re.compile(
 )
 _PROBABILITIES = re.compile(r"(Sigmoid|Softmax|SafeSoftmax|Hardsigmoid)Backward\d*")
 _NEVER_NEGATIVE = re.compile(r"(Softplus|Exp)Backward\d*")
+_NEVER_POSITIVE = re.compile(r"LogSigmoidBackward\d*")
 # Last steps of most networks, whose outputs are not limited.
 _UNLIMITED = re.compile(
     r"(Addmm|Mm|Bmm|Mv|Addmv|Dot|Add|Sub|Linear|Convolution|Mean|Sum|LogSoftmax|LeakyRelu|Elu|Gelu|Silu|"
@@ -108,7 +109,8 @@ def remark_on(module: nn.Module, output: Tensor, task: Task, input_shape: Sequen
         last = last.next_functions[0][0]
     name: str = last.name()
     probabilities = bool(_PROBABILITIES.fullmatch(name))
-    if not probabilities and not _UNLIMITED.fullmatch(name) and not _NEVER_NEGATIVE.fullmatch(name):
+    one_sided = bool(_NEVER_NEGATIVE.fullmatch(name) or _NEVER_POSITIVE.fullmatch(name))
+    if not probabilities and not one_sided and not _UNLIMITED.fullmatch(name):
         probabilities = _within_unit_interval(module, task, input_shape)
     where = f"model {type(module).__name__}"
     if probabilities:
@@ -117,10 +119,11 @@ def remark_on(module: nn.Module, output: Tensor, task: Task, input_shape: Sequen
             f"{where}: its outputs are probabilities in [0, 1], as after a {layer}, {NO_LOGITS}; remove the "
             f"last {layer}, which is part of the loss"
         )
-    if task.outputs == 1 and _NEVER_NEGATIVE.fullmatch(name):
+    if task.outputs == 1 and one_sided:
+        sign, number = ("negative", 0) if _NEVER_NEGATIVE.fullmatch(name) else ("positive", 1)
         return (
-            f"{where}: its outputs are never negative {NO_LOGITS}, so class 0 is never predicted; remove the "
-            f"last {name.partition('Backward')[0].lower()}"
+            f"{where}: its outputs are never {sign} {NO_LOGITS}, so class {number} is never predicted; "
+            f"remove the last {name.partition('Backward')[0].lower()}"
         )
     return ""
 

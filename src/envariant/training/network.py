@@ -97,6 +97,10 @@ class Network:
         needs_features: bool,
         input_shape: Sequence[int],
     ) -> None:
+        if any(value.is_meta for value in (*module.parameters(), *module.buffers())):
+            raise EnvariantError(
+                "model: has parameters without values (on the device 'meta'); build it on the CPU"
+            )
         self.module = module.to(device)
         self.task = task
         self.precision: Precision = precision

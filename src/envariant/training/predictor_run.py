@@ -1,8 +1,10 @@
 """Fit predictors, which have no networks, and yield `Evaluated` events as the engine does for networks."""
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -18,6 +20,9 @@ from envariant.training.replica_stack import Change
 from envariant.training.replicas import Seeds
 from envariant.training.run_config import RunConfig
 
+# Largest number of inputs, or logits, of all environments that are predicted in one call.
+_MOST_NUMBERS = 4_000_000
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -27,12 +32,29 @@ class _Fitted:
     sample: EnvironmentSet
     model: FittedPredictor
 
+    @cached_property
+    def _logits(self) -> Mapping[str, Tensor]:
+        """Logits of all rows by environment; empty if rows cannot be predicted together, or are many.
+
+        Hundreds of small environments are predicted in one call, because a call takes milliseconds.
+        """
+        parts = self.sample.environments
+        width = max(math.prod(self.sample.input_shape), self.sample.task.outputs)
+        if not self.model.rows_are_independent or sum(map(len, parts)) * width > _MOST_NUMBERS:
+            return {}
+        logits = self.model.logits(torch.cat([each.rows()[0] for each in parts]))
+        pieces = logits.split([len(each) for each in parts])
+        return {each.name: own for each, own in zip(parts, pieces, strict=True)}
+
     def predictions(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
     ) -> tuple[Tensor, Tensor]:
         """Return logits and targets `[1, rows, …]` of an environment; see `ReplicaStack.answers`."""
         environment = self.sample[name]
         inputs, targets = environment.rows(rows)
+        if change is None and name in self._logits:
+            logits = self._logits[name]
+            return (logits if rows is None else logits[rows])[None], targets[None]
         changed = inputs if change is None else change(inputs)
         if not self.model.columns:
             return self.model.logits(changed)[None], targets[None]

@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from threading import Event, Thread
 from typing import Any, Final, final
@@ -22,11 +22,13 @@ from envariant.core.console import SafeConsole
 LINE_EVERY_S: Final = 30.0
 """Seconds between two lines in a log file."""
 _NOTEBOOK_EVERY_S: Final = 1.0
+_LONGEST_JOIN_S: Final = 5.0
 
 Clock = Callable[[], float]
 
 
-@dataclass
+@final
+@dataclass(frozen=True)
 class _Task:
     """State of one bar."""
 
@@ -110,9 +112,9 @@ class _TickedBars(Bars):
         return number
 
     def update(self, task: int, completed: float | None = None, note: str | None = None) -> None:
-        state = self._tasks[task]
-        state.completed = state.completed if completed is None else completed
-        state.note = state.note if note is None else note
+        changes = {"completed": completed, "note": note}
+        known: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+        self._tasks[task] = replace(self._tasks[task], **known)
 
     def remove(self, task: int) -> None:
         del self._tasks[task]
@@ -226,7 +228,8 @@ def _ticking(bars: _TickedBars, every: float, refresh: Callable[[], None]) -> Ge
         yield bars
     finally:
         is_over.set()
-        thread.join()
+        # A file system that does not answer must not keep the program from ending.
+        thread.join(_LONGEST_JOIN_S)
         bars.close()
 
 

@@ -185,7 +185,9 @@ def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
             raise EnvariantError(
                 f"{name}: takes no settings as text; pass an object, as in {PREDICTORS[name].__name__}(…)"
             ) from None
-        if closest_name(name, PREDICTORS) is not None:
+        # A name that is registered is not misspelled, though its plug-in may be broken.
+        known = name in RECIPES or name in composing.PLUGINS.names()
+        if not known and closest_name(name, PREDICTORS) is not None:
             raise unknown_name("algorithm", text, (*RECIPES, *PREDICTORS)) from None
         raise
 

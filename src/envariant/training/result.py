@@ -142,6 +142,11 @@ class TrainingResult(Displayed):
             == (requested.name, requested.role, metric, FULL)
             and row.step == self.checkpoints[row.replica].step
         }
+        if missing := [replica for replica in self.finished if replica not in last]:
+            raise EnvariantError(
+                f"replica {missing[0]}: has no {metric} of '{environment}' at its last step; the stored run "
+                "is damaged, train into a new folder"
+            )
         return Spread(tuple(last[replica] for replica in self.finished))
 
     def worst(self) -> tuple[Spread, tuple[str, ...]]:

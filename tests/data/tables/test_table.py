@@ -648,8 +648,7 @@ def test_sample_weights_follow_their_rows_and_are_not_inputs(tmp_path):
     table = tables.read(frame, "y", "site", sample_weight="often")
     assert [column.name for column in table.columns] == ["x"]
     assert any(
-        line.column == "often" and line.what.startswith("sampling weights")
-        for line in table.preprocessing_log
+        line.column == "often" and line.what.startswith("weights of rows") for line in table.preprocessing_log
     )
     table.write(tmp_path)
     for each in (table, tables.load(tmp_path)):

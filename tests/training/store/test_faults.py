@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import envariant
+from benchmarks import hostile
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.files import write_tensors
 from envariant.studies import Store, Study, begin
@@ -245,3 +246,17 @@ def test_folder_of_an_unreadable_store_is_one_line(tmp_path, monkeypatch):
 def test_copy_of_a_store_is_read(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     assert read(tmp_path / "copy") == read(folder)
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("UPDATE test_environments SET test_set = 99", "a test environment belongs to an unknown set"),
+        ("UPDATE names SET id = id + 1000", "unknown environment, role, metric, kind or column"),
+    ],
+)
+def test_references_of_a_stranger_to_nothing_are_noticed(statement, words, folder):
+    # The checksums of the rows are right.
+    hostile.sql(statement, file=FILE)(folder)
+    with pytest.raises(EnvariantError, match=words):
+        Store(folder)

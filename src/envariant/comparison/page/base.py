@@ -1,42 +1,14 @@
-"""Base class of page sections, and the blocks of a section."""
+"""Base class of page sections."""
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
-
-from matplotlib.figure import Figure
+from typing import Any, ClassVar
 
 from envariant.comparison.results import ComparisonResults
-from envariant.reporting import figures
-from envariant.reporting.tables import TextTable
+from envariant.reporting.page import Block
 
-
-@final
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Element of a page section, such as a figure or a table.
-
-    Attributes:
-        kind: Kind of element: "figure", "table", "note", "warning" or "definitions".
-        content: SVG text of a figure, `TextTable` of a table, text of a note or warning, or definitions as
-            pairs of term and text.
-        caption: Caption of a figure or table.
-    """
-
-    kind: Literal["figure", "table", "note", "warning", "definitions"]
-    content: Any
-    caption: str = ""
-
-    @classmethod
-    def figure(cls, figure: Figure, caption: str) -> "Block":
-        """Return a figure block, with the figure as SVG text."""
-        return cls("figure", figures.svg(figure), caption)
-
-    @classmethod
-    def table(cls, table: TextTable, caption: str) -> "Block":
-        """Return a table block."""
-        return cls("table", table, caption)
+__all__ = ["Block", "PageSection", "known", "shortened"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +33,11 @@ class PageSection(ABC):
         """Return whether the results have content for the section."""
         del results
         return True
+
+    @property
+    def hint(self) -> str:
+        """Main result of the section in a few words, shown next to its title while it is folded."""
+        return ""
 
     @abstractmethod
     def render(self) -> tuple[Block, ...]:

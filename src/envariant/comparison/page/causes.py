@@ -4,28 +4,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final
 
-from matplotlib.figure import Figure
-
 from envariant.analysis.statistics import Interval
 from envariant.comparison.causes import MOST_ENVIRONMENTS, PARTS, Cause, number
-from envariant.comparison.page.base import Block, PageSection, shortened
-from envariant.comparison.page.scores import style_rows
+from envariant.comparison.page.base import Block, PageSection
 from envariant.comparison.remedies import Remedy, label_scores, score_text
 from envariant.comparison.results import ComparisonResults
+from envariant.reporting import charts
 from envariant.reporting.tables import NONE, TextTable
-from envariant.reporting.theme import (
-    INK,
-    OLD_TRAIN,
-    TEST,
-    colors,
-    legend,
-    name_axes,
-    new_axes,
-    plain_text,
-    quiet,
-)
 
-_PART_COLORS = (TEST, OLD_TRAIN[2], OLD_TRAIN[0])
 # Largest number of curves in the figure of scores by number of labels.
 _MOST_CURVES = 8
 
@@ -51,7 +37,7 @@ class Causes(PageSection):
             "repaired by an intercept. Slope: by a calibration slope. Ranking: by no recalibration. Dots: "
             "total, 95 % CI."
         )
-        figure = (Block.figure(_parts_figure(split), caption),) if split else ()
+        figure = (Block.chart(_parts_chart(split), caption),) if split else ()
         table = Block.table(self.table(), "Parts of the drop, and kind of shift")
         return (Block("definitions", tuple(map(_summary, causes))), *figure, table)
 
@@ -111,7 +97,7 @@ class Remedies(PageSection):
             "Score on the other rows of the environment after an intercept, or intercept and slope, is "
             "fitted to labeled rows. Bars: standard deviation over random choices of the labeled rows."
         )
-        figure = (Block.figure(_curves_figure(curves), caption),) if curves else ()
+        figure = (Block.chart(_label_chart(curves), caption),) if curves else ()
         measured = any(math.isfinite(each.gain.mean) for each in remedies)
         table = (Block.table(self.table(), "Remedies, significant gains first"),) if measured else ()
         notes = (Block("note", each.sentence) for each in remedies if each.kind == "collect")
@@ -184,43 +170,21 @@ def _interval(interval: Interval, in_unit: bool) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _parts_figure(causes: list[Cause]) -> Figure:
+def _parts_chart(causes: list[Cause]) -> charts.Chart:
     """Return stacked bars of level, slope and ranking, one row per environment."""
-    figure, axes = new_axes(7.4, 0.42 * len(causes) + 1.5)
-    for row, cause in enumerate(causes):
-        assert cause.split is not None
-        ends = {True: 0.0, False: 0.0}
-        for part, color in zip(PARTS, _PART_COLORS, strict=True):
-            mean = getattr(cause.split.loss, part).mean
-            axes.barh(row, mean, left=ends[mean > 0], height=0.55, color=color, alpha=0.75)
-            ends[mean > 0] += mean
-        total = cause.split.loss.total
-        axes.plot([total.low, total.high], [row, row], color=INK, lw=1.2)
-        axes.plot([total.mean], [row], "o", color=INK, ms=5)
-    for part, color in zip(PARTS, _PART_COLORS, strict=True):
-        axes.plot([], [], "s", color=color, alpha=0.75, ms=8, label=part)
-    axes.plot([], [], "o", color=INK, ms=5, label="total")
-    axes.axvline(0, color=INK, lw=0.8)
-    style_rows(axes, [cause.environment for cause in causes])
-    name_axes(axes, f"drop in {causes[0].loss_name} (out of domain − in domain)")
-    legend(figure)
-    return figure
+    splits = {cause.environment: cause.split.loss for cause in causes if cause.split is not None}
+    parts = {name: [getattr(loss, part).mean for part in PARTS] for name, loss in splits.items()}
+    totals = {name: loss.total for name, loss in splits.items()}
+    return charts.cause_parts(parts, totals, f"drop in {causes[0].loss_name} (out of domain − in domain)")
 
 
-def _curves_figure(remedies: list[Remedy]) -> Figure:
-    """Plot the score against the number of labels, one curve per environment."""
-    figure, axes = new_axes(7.4, 3.4)
-    sizes = sorted({gain.n_labels for each in remedies for gain in each.curve})
-    for k, (each, color) in enumerate(zip(remedies, colors(), strict=False)):
-        scores = [label_scores(gain, each.score) for gain in each.curve]
-        # Curves are shifted a little, so that their bars do not overlap.
-        shift = 0.04 * (k - (len(remedies) - 1) / 2)
-        x = [shift, *(1 + sizes.index(gain.n_labels) + shift for gain in each.curve)]
-        y, errors = [each.before, *(after for _, after, _ in scores)], [0.0, *(sd for *_, sd in scores)]
-        name = plain_text(shortened(each.environment))
-        axes.errorbar(x, y, errors, fmt="o-", color=color, lw=1.6, ms=4.5, elinewidth=0.9, label=name)
-    axes.set_xticks(range(len(sizes) + 1), ["0", *map(str, sizes)])
-    name_axes(axes, "number of labels from the new environment", remedies[0].score)
-    legend(figure, columns=4)
-    quiet(axes)
-    return figure
+def _label_chart(remedies: list[Remedy]) -> charts.Chart:
+    """Return the score over the number of labels, one curve per environment."""
+    series = {
+        each.environment: [
+            charts.LabelPoint(0, each.before),
+            *(charts.LabelPoint(gain.n_labels, *label_scores(gain, each.score)[1:]) for gain in each.curve),
+        ]
+        for each in remedies
+    }
+    return charts.label_curves(series, remedies[0].score)

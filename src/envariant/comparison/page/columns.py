@@ -5,16 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from envariant.analysis.column_stability import ColumnStability
-from envariant.comparison.formatting import method_name, p_text, score
+from envariant.comparison.formatting import listed, method_name, p_text, score
 from envariant.comparison.page.base import Block, PageSection, known
-from envariant.comparison.page.scores import style_rows
 from envariant.comparison.results import ComparisonResults
+from envariant.reporting import charts
 from envariant.reporting.tables import NONE, TextTable
-from envariant.reporting.theme import MUTED, OLD_TRAIN, TEST, legend, name_axes
 
 _MOST_ROWS = 20
 _ABSENT = (math.nan,) * 3
@@ -36,57 +32,45 @@ class Columns(PageSection):
         """Return the figure, the stability table and the importance table."""
         hidden = len(self.results.data.columns) - _MOST_ROWS
         more = f" {hidden} columns with a more stable relation are not drawn." if hidden > 0 else ""
-        caption = (
-            "Left: slope of each column in each environment, given the other columns; distant points mean "
-            "that the relation differs. Thin lines: 95 % prediction interval of the next environment. Right: "
-            "importance, as the loss of score if the column is shuffled among held-out rows of training "
-            f"environments.{more}"
+        slopes = (
+            "Slope of each column in each environment, given the other columns; distant points mean that the "
+            f"relation differs. Thin lines: 95 % prediction interval of the next environment.{more}"
         )
+        losses = "Loss of score if the column is shuffled among validation rows of training environments."
+        rows, metric = self.rows(), self.results.metric.name
+        methods = [method_name(name) for name in self._methods]
         return (
-            Block.figure(self.figure(), caption),
+            Block.chart(charts.column_slopes(rows, _unit(self.results.data.columns)), slopes),
             Block.table(self.stability_table(), "Columns, the least stable first"),
+            Block.chart(charts.column_importance(rows, metric, methods), losses),
             Block.table(self.importance_table(), "Importance of each column"),
         )
+
+    @property
+    def hint(self) -> str:
+        unstable = [column.column for column in self.results.data.columns if column.unstable]
+        return listed(unstable) or "none"
 
     @property
     def _methods(self) -> list[str]:
         return list(dict.fromkeys((self.results.baseline_method, self.recommended)))
 
-    def figure(self) -> Figure:
-        """Return a figure of slopes by environment and importance, one row per column."""
-        columns = self.results.data.columns[:_MOST_ROWS]
-        figure = Figure(figsize=(7.4, 0.36 * len(columns) + 1.6), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
-        left.axvline(0, color=MUTED, lw=0.8, zorder=0)
-        for row, column in enumerate(columns):
-            slopes = list(known(dict(column.slopes)).values())
-            color = TEST if column.unstable else OLD_TRAIN[0]
-            limits = _next_limits(column)
-            if slopes and limits:
-                reach = max(slopes) - min(slopes)
-                low, high = max(limits[0], min(slopes) - reach), min(limits[1], max(slopes) + reach)
-                left.plot([low, high], [row, row], color=MUTED, lw=0.8)
-            if slopes:
-                left.plot([min(slopes), max(slopes)], [row, row], color=color, lw=2, alpha=0.35)
-                left.plot(slopes, [row] * len(slopes), "o", color=color, ms=5.5, alpha=0.8)
-        self._draw_importance(right, [column.column for column in columns])
-        left.plot([], [], "o", color=OLD_TRAIN[0], ms=5.5, label="stable (one point per environment)")
-        left.plot([], [], "o", color=TEST, ms=5.5, label="unstable")
-        name_axes(left, _unit(self.results.data.columns))
-        name_axes(right, f"loss of {self.results.metric.name} if shuffled")
-        legend(figure)
-        for axes in (right, left):
-            style_rows(axes, [column.column for column in columns])
-        right.tick_params(axis="y", labelleft=False)
-        return figure
-
-    def _draw_importance(self, axes: Axes, columns: list[str]) -> None:
-        height = 0.7 / len(self._methods)
-        for k, method in enumerate(self._methods):
-            importance = self.results.importance.get(method, {})
-            losses = [max(0.0, importance[c].in_domain) if c in importance else 0.0 for c in columns]
-            rows = [row + (k - (len(self._methods) - 1) / 2) * height for row in range(len(columns))]
-            axes.barh(rows, losses, height * 0.9, color=(MUTED, OLD_TRAIN[1])[k], label=method_name(method))
+    def rows(self) -> list[charts.ColumnRow]:
+        """Return slopes and importance of the columns, the least stable first."""
+        return [
+            charts.ColumnRow(
+                column.column,
+                known(dict(column.slopes)),
+                column.unstable,
+                _next_limits(column),
+                {
+                    method_name(m): own[column.column].in_domain
+                    for m in self._methods
+                    if column.column in (own := self.results.importance.get(m, {}))
+                },
+            )
+            for column in self.results.data.columns[:_MOST_ROWS]
+        ]
 
     def stability_table(self) -> TextTable:
         """Return a table with one row per column: relation, pooled and extreme slopes and p-value."""
@@ -123,10 +107,10 @@ class Columns(PageSection):
         kinds = ("shuffled, in-domain", "shuffled, out-of-domain", "replaced, out-of-domain")
         header = ("column", *(f"{method_name(m)}: {kind}" for m in self._methods for kind in kinds))
         note = (
-            f"Loss of {self.results.metric.name}. Shuffled: values permuted among held-out rows of training "
-            f"environments (in-domain) or among rows of the test environment (out-of-domain). Replaced: "
-            f"values of the test environment replaced by values from training environments; negative if the "
-            f"environment's own values mislead the model."
+            f"Loss of {self.results.metric.name}. Shuffled: values permuted among validation rows of "
+            f"training environments (in-domain) or among rows of the test environment (out-of-domain). "
+            f"Replaced: values of the test environment replaced by values from training environments; "
+            f"negative if the environment's own values mislead the model."
         )
         return TextTable(header, tuple(lines), (note,))
 

@@ -20,6 +20,10 @@ class DataCheck(PageSection):
     def applies(cls, results: ComparisonResults) -> bool:
         return bool(results.data.findings)
 
+    @property
+    def hint(self) -> str:
+        return f"{len(self.results.data.findings)} findings"
+
     def render(self) -> tuple[Block, ...]:
         """Return a table with one row per finding."""
         lines = tuple((f.kind, f.sentence, f.action) for f in self.results.data.findings)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, final
 
 from envariant.comparison.page.base import Block, PageSection
 from envariant.comparison.results import ComparisonResults
-from envariant.reporting.tables import TextTable
+from envariant.reporting.labels import without_folders
 
 
 @final
@@ -20,7 +20,7 @@ class PreprocessingLog(PageSection):
     def render(self) -> tuple[Block, ...]:
         """Return the log entries by column."""
         entries = [(entry.column or "table", entry.what) for entry in self.results.data.preprocessing_log]
-        return (Block("definitions", entries),)
+        return (Block("definitions", [(term, without_folders(text)) for term, text in entries]),)
 
     def to_dict(self) -> dict[str, Any]:
         return {"preprocessing_log": [asdict(entry) for entry in self.results.data.preprocessing_log]}
@@ -39,9 +39,9 @@ class Settings(PageSection):
         return bool(results.settings)
 
     def render(self) -> tuple[Block, ...]:
-        """Return a table with one row per setting."""
-        lines = tuple((key, _text(value)) for key, value in self.results.settings.items())
-        return (Block.table(TextTable(("setting", "value"), lines), "Settings"),)
+        """Return the settings by name."""
+        pairs = [(key, without_folders(_text(value))) for key, value in self.results.settings.items()]
+        return (Block("definitions", pairs),)
 
     def to_dict(self) -> dict[str, Any]:
         return {"settings": dict(self.results.settings)}

@@ -1,22 +1,19 @@
 """Sections on scores: drop of the baseline by environment, and comparison of methods."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from envariant.analysis.statistics import Interval
 from envariant.comparison.baselines import baseline_name
 from envariant.comparison.formatting import capitalized, ci, method_name, score, the
-from envariant.comparison.page.base import Block, PageSection, shortened
+from envariant.comparison.page.base import Block, PageSection
 from envariant.comparison.results import Cell, ComparisonResults
+from envariant.reporting import charts
 from envariant.reporting.tables import NONE, TextTable, network_notes
-from envariant.reporting.theme import MUTED, OLD_TRAIN, TEST, legend, name_axes, name_rows, new_axes, quiet
 
 # Largest number of environments in a figure, and in the columns of a table.
-_MOST_ROWS = 30
+MOST_ROWS = 30
 _MOST_COLUMNS = 8
 
 
@@ -28,52 +25,34 @@ class Drops(PageSection):
     anchor: ClassVar[str] = "drop"
     title: ClassVar[str] = "Does the score drop in new environments?"
 
-    def render(self) -> tuple[Block, ...]:
-        """Return the figure and the table of the baseline's scores."""
-        hidden = len(self.results.baseline) - _MOST_ROWS
-        more = f" {hidden} environments with better scores are not drawn." if hidden > 0 else ""
-        caption = (
-            "Arrows: from the in-domain score (model trained on other rows of the environment) to the "
-            "out-of-domain score (model not trained on the environment). Bars: 95 % CI over replicas and "
-            f"rows.{more}"
-        )
-        return (
-            Block.figure(self.figure(), caption),
-            Block.table(self.table(), "Scores with and without the environment in training"),
-        )
+    @property
+    def hint(self) -> str:
+        drop = self.results.pooled_drop
+        return "" if drop is None else f"mean drop {score(self.results, drop.mean, signed=True)}"
 
-    def figure(self) -> Figure:
-        """Return a figure of in-domain and out-of-domain scores, one row per environment."""
+    def render(self) -> tuple[Block, ...]:
+        """Return the table of the baseline's scores; its chart is at the top of the page."""
+        return (Block.table(self.table(), "Scores with and without the environment in training"),)
+
+    def chart(self) -> Block:
+        """Return the chart of in-domain and out-of-domain scores, one row per environment."""
         results = self.results
-        other = self.recommended if self.recommended != results.baseline_method else results.runner_up()
-        baseline = method_name(results.baseline_method)
-        names = results.hardest_first()[:_MOST_ROWS]
-        height = (0.5 if len(names) <= 12 else 0.36) * len(names) + 1.5
-        figure, axes = new_axes(7.4, height)
-        for row, name in enumerate(names):
-            _draw_baseline(axes, results, results.baseline[name], row)
-            if (cell := results.cells.get(other, {}).get(name)) is not None:
-                _draw_interval(axes, results.possible(cell.ood_score), row + 0.24, OLD_TRAIN[0])
-                axes.plot([cell.ood_score.mean], [row + 0.24], "D", color=OLD_TRAIN[0], ms=6)
-            if name in results.data.baseline_scores:
-                constant = [results.data.baseline_scores[name]] * 2
-                axes.plot(constant, [row - 0.3, row + 0.36], color=MUTED, lw=1.2, ls=(0, (2, 2)), zorder=1)
-        axes.plot([], [], "o", color=TEST, ms=7, mfc="white", label=f"{baseline}, in-domain")
-        axes.plot([], [], "o", color=TEST, ms=7, label=f"{baseline}, out-of-domain")
-        if other:
-            axes.plot([], [], "D", color=OLD_TRAIN[0], ms=6, label=f"{method_name(other)}, out-of-domain")
-        if any(name in results.data.baseline_scores for name in names):
-            label = baseline_name(results.metric)
-            axes.plot([], [], color=MUTED, lw=1.2, ls=(0, (2, 2)), label=label)
-        style_rows(axes, names)
-        name_axes(axes, results.metric.name)
-        legend(figure)
-        return figure
+        names = results.hardest_first()
+        rows, labels = drop_rows(results, self.recommended, names[:MOST_ROWS])
+        hidden = len(names) - MOST_ROWS
+        more = f" {hidden} environments with better scores are not drawn." if hidden > 0 else ""
+        more += " All other training rows are earlier ones." if results.data.ordered else ""
+        caption = (
+            "A line joins the in-domain score (model trained on other rows of the environment) and the "
+            "out-of-domain score (model not trained on the environment). Pale bars: 95 % CI over replicas "
+            f"and rows.{more}"
+        )
+        return Block.chart(charts.drops(rows, results.metric.name, labels), caption)
 
     def table(self) -> TextTable:
         """Return a table of scores and drops, one row per environment."""
         results = self.results
-        rows = results.data.n_rows
+        rows, expected = results.data.n_rows, results.expected.by_environment
         constant = results.data.baseline_scores
         baseline = capitalized(method_name(results.baseline_method))
         lines: list[tuple[str, ...]] = []
@@ -92,6 +71,7 @@ class Drops(PageSection):
                     score(results, constant[name]) if name in constant else NONE,
                     score(results, cell.id_score.mean) if cell.id_score.count else NONE,
                     f"{score(results, cell.ood_score.mean)} {ci(results, cell.ood_score)}",
+                    score(results, expected[name].expected) if name in expected else NONE,
                     drop_text if math.isfinite(drop.mean) else NONE,
                     f"{method_name(best)}: {_gain(results, others[best])}" if best else NONE,
                 )
@@ -99,24 +79,28 @@ class Drops(PageSection):
         better = "higher" if results.metric.higher_is_better else "lower"
         header = (
             results.data.environment_column or "environment", "rows", baseline_name(results.metric),
-            f"{baseline} in-domain", f"{baseline} out-of-domain", "drop (in-domain − out-of-domain)",
+            f"{baseline} in-domain", f"{baseline} out-of-domain", "expected",
+            "drop (in-domain − out-of-domain)",
             f"best other method, gain over {the(results.baseline_method)}",
         )  # fmt: skip
         note = (
-            f"Scores are {results.metric.name}; {better} is better. In-domain: held-out rows of the "
-            f"environment, its other rows in training. Brackets: 95 % CI over "
+            f"Scores are {results.metric.name}; {better} is better. In-domain: validation rows of "
+            f"the environment, its other rows in training. Brackets: 95 % CI over "
             f"{results.n_replicas} replicas and the sampled rows, limited to the metric's range. "
-            f"n.s.: not significant."
+            f"n.s.: not significant. Expected: score if the target depended on the predictions as it does on "
+            f"validation rows of the training environments."
         )
         return TextTable(header, tuple(lines), (note,))
 
     def to_dict(self) -> dict[str, Any]:
-        data = self.results.data
+        data, expected = self.results.data, self.results.expected
         return {
             "n_rows": dict(data.n_rows),
             "baseline": baseline_name(self.results.metric),
             "baseline_scores": dict(data.baseline_scores),
             "unseen_classes": {name: list(classes) for name, classes in data.unseen_classes.items()},
+            "expected_scores": {name: asdict(each) for name, each in expected.by_environment.items()},
+            "expected_scores_p_value": expected.p_value,
         }
 
 
@@ -194,28 +178,36 @@ def methods_table(results: ComparisonResults) -> TextTable:
     return TextTable((results.metric.name, *names, "worst", "mean", *more), tuple(lines), notes)
 
 
-def style_rows(axes: Axes, names: list[str]) -> None:
-    """Label the rows of a figure from top to bottom and add a light grid."""
-    quiet(axes)
-    name_rows(axes, [shortened(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(axis="y", color="#f1f3f5", lw=0.8)
-    axes.set_axisbelow(True)
+def drop_rows(
+    results: ComparisonResults, recommended: str, names: Sequence[str]
+) -> tuple[list[charts.DropRow], tuple[str, str, str, str]]:
+    """Return the scores of the baseline and of one other method in some environments, and their labels.
+
+    The other method is the recommended one, or the best other if the baseline is recommended.
+    """
+    other = recommended if recommended != results.baseline_method else runner_up(results)
+    others, constants = results.cells.get(other, {}), results.data.baseline_scores
+    rows = [
+        charts.DropRow(
+            name,
+            cell.id_score.mean if cell.id_score.count else math.nan,
+            results.possible(cell.ood_score),
+            results.possible(others[name].ood_score) if name in others else None,
+            constants.get(name, math.nan),
+        )
+        for name, cell in ((name, results.baseline[name]) for name in names)
+    ]
+    baseline, second = method_name(results.baseline_method), method_name(other)
+    return rows, (
+        f"{baseline}, in-domain", f"{baseline}, out-of-domain", f"{second}, out-of-domain",
+        baseline_name(results.metric),
+    )  # fmt: skip
 
 
-def _draw_baseline(axes: Axes, results: ComparisonResults, cell: Cell, row: int) -> None:
-    _draw_interval(axes, results.possible(cell.ood_score), row, TEST)
-    if cell.id_score.count:
-        axes.annotate(
-            "", (cell.ood_score.mean, row), (cell.id_score.mean, row),
-            arrowprops={"arrowstyle": "-|>", "color": TEST, "lw": 1.2, "shrinkA": 5, "shrinkB": 5},
-        )  # fmt: skip
-        axes.plot([cell.id_score.mean], [row], "o", color=TEST, ms=7, mfc="white")
-    axes.plot([cell.ood_score.mean], [row], "o", color=TEST, ms=7)
-
-
-def _draw_interval(axes: Axes, interval: Interval, row: float, color: str) -> None:
-    axes.plot([interval.low, interval.high], [row, row], color=color, lw=2, alpha=0.35, solid_capstyle="butt")
+def runner_up(results: ComparisonResults) -> str:
+    """Return the method other than the baseline with the best worst score; "" if there is none."""
+    others = [m for m in results.cells if m != results.baseline_method and results.is_complete(m)]
+    return max(others, key=lambda m: results.metric.sign * results.worst(m)[1].ood_score.mean, default="")
 
 
 def _gain(results: ComparisonResults, cell: Cell) -> str:

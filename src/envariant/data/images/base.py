@@ -21,6 +21,7 @@ from envariant.core import specs
 from envariant.core.conversion import MOST_GROUPS, look_alikes, several
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.paths import check_name
 from envariant.core.tasks import Binary, Multiclass
 from envariant.data.base import SpecSource
 from envariant.data.images import reading
@@ -120,6 +121,7 @@ class ImageSource(SpecSource):
     def __post_init__(self) -> None:
         if not isinstance(self.root, str | Path) or not str(self.root):
             raise EnvariantError(f"{self.base}: root must be the path of a folder; got {self.root!r}")
+        check_name(self.root)
         # The name must identify the same folder from any working directory.
         object.__setattr__(self, "root", os.path.abspath(os.path.expanduser(self.root)))  # noqa: PTH100, PTH111
         object.__setattr__(self, "test", several(self.test, f"{self.base}: test"))

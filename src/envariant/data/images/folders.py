@@ -32,7 +32,7 @@ class ImageFolders(ImageSource):
     base: ClassVar[str] = "image-folders"
 
     def listing(self) -> Listing:
-        if Path(self.root).is_file():
+        if os.path.isfile(self.root):  # noqa: PTH113 - pathlib raises an error for a name that is too long
             raise EnvariantError(
                 f"{self.base}: {self.root} is a file; name the folder that holds domain/class/image"
             )

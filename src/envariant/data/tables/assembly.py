@@ -42,6 +42,8 @@ class Parts(NamedTuple):
     sample_weight: Column | None
     target_type: TargetType
     texts: tuple[Column, ...]
+    group: Column | None
+    subgroups: tuple[Column, ...]
 
 
 def assembled(
@@ -51,34 +53,50 @@ def assembled(
     task: TaskName | None,
     log: list[LogEntry],
     min_rows: int,
+    *,
+    ordered: bool = False,
+    subgroups: Sequence[str] = (),
 ) -> Parts:
     """Select the rows and input columns of a table, and log all steps.
 
     Args:
         loaded: Columns as read from the file or the data frame.
         columns: Columns with inferred kinds, by name.
-        role_names: Mapping from the roles "target", "environment" and "sample_weight" to column names.
+        role_names: Mapping from the roles "target", "environment", "sample_weight" and "group" to column
+            names.
         task: Prediction task. Default: inferred from the target.
         log: Preprocessing log, to which entries are appended.
         min_rows: Minimum number of rows of an environment.
+        ordered: Whether environments follow one another in time.
+        subgroups: Names of the columns whose values are subgroups.
 
     Raises:
-        EnvariantError: If there are too few environments, classes or inputs.
+        EnvariantError: If environments have no order in time, or there are too few environments, classes or
+            inputs.
     """
     label, inputs = loaded.table.label, dict(columns)
     target, environment = inputs.pop(role_names["target"]), inputs.pop(role_names["environment"])
-    weights = inputs.pop(role_names["sample_weight"]) if "sample_weight" in role_names else None
+    weights, group = (
+        inputs.pop(role_names[role]) if role in role_names else None for role in ("sample_weight", "group")
+    )
     for column in (target, environment):
         log += [LogEntry(column.name, remark, notable=True) for remark in column.remarks]
     environment = roles.named_environments(environment)
     complete = roles.rows_with_values(label, target, environment, log)
     log += [*roles.words_as_values(environment), *roles.similar_categories(environment, notable=True)]
-    environment, used = roles.pool_small(label, environment, complete, min_rows, log)
+    environment = roles.in_time_order(label, environment) if ordered else environment
+    environment, used = roles.pool_small(label, environment, complete, min_rows, log, pool=not ordered)
+    divided = [inputs[name].rows(used) for name in subgroups]
+    excluded = [entry.column for entry in log if entry.what.startswith("left out, as")]
+    inputs = {name: column for name, column in inputs.items() if name not in excluded}
     if not used.all():
         inputs = {name: column.rows(used) for name, column in inputs.items()}
         environment, weights = environment.rows(used), weights and weights.rows(used)
+        group = group and group.rows(used)
     if weights is not None:
         log.append(roles.weights_entry(label, weights))
+    if group is not None:
+        log.append(roles.group_entry(label, group, environment, ordered=ordered))
     task_name = task or target.type.infer_task(target.values[used])
     target, target_type = _target(loaded, target, used, task_name, log)
     log.append(roles.target_entry(target, task_name, inferred=task is None))
@@ -92,11 +110,12 @@ def assembled(
         if name in unusable and column.type.categorical and column.type.unusable(column.values)
     )
     if not usable:
-        excluded = [entry.column for entry in log if entry.what.startswith("left out, as")]
         left_out = ", ".join([*excluded, *inputs]) or "the table has no other column"
         problem = f"no column is left to predict '{target.name}' from"
         raise EnvariantError(f"{label}: {problem} (left out: {left_out})")
-    return Parts(usable, target, environment, task_name, tuple(log), weights, target_type, texts)
+    return Parts(
+        usable, target, environment, task_name, tuple(log), weights, target_type, texts, group, tuple(divided)
+    )
 
 
 def remarks(log: Sequence[LogEntry]) -> list[str]:

@@ -3,6 +3,7 @@
 Every chunk is a pandas data frame with unique column names.
 """
 
+import codecs
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,9 +174,11 @@ def _text_chunks(path: Path, encoding: str, options: Mapping[str, Any]) -> Itera
 
 def _unreadable(path: Path, encoding: str, error: Exception) -> EnvariantError:
     if isinstance(error, UnicodeDecodeError):
+        # Bytes that mark the beginning of a text in UTF-16.
+        marked = error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         return EnvariantError(
             f"{path}: is not {encoding} text (it holds byte 0x{error.object[error.start]:02x}); set its "
-            f"encoding, such as latin-1, if it is a text file at all"
+            f"encoding, such as {'utf-16' if marked else 'latin-1'}, if it is a text file at all"
         )
     return EnvariantError(f"{path}: cannot be read as a table ({first_line(error)})")
 

@@ -14,6 +14,7 @@ from envariant.core.errors import EnvariantError, listed
 from envariant.data.tables.columns import Column, text_of
 from envariant.data.tables.kinds import TaskName
 from envariant.data.tables.kinds.missing import MISSING_TEXTS
+from envariant.data.tables.time_order import time_order
 
 
 @final
@@ -81,9 +82,29 @@ def named_environments(column: Column) -> Column:
     return replace(column, kind="category", values=codes, categories=ordered)
 
 
+def in_time_order(label: str, column: Column) -> Column:
+    """Sort the categories of the environment column by time.
+
+    Raises:
+        EnvariantError: If the names have no order in time.
+    """
+    order = time_order(column.categories)
+    if order is None:
+        names = listed([f"'{name}'" for name in column.categories])
+        raise EnvariantError(
+            f"{label}: the order of column '{column.name}' in time is unknown ({names}); name its values by "
+            f"numbers, years, dates or quarters, such as 2021, 2021-03 or 2021-Q1"
+        )
+    new_code = np.empty(len(order) + 1, dtype=np.int32)
+    new_code[[column.categories.index(name) for name in order]] = np.arange(len(order))
+    new_code[-1] = -1
+    return replace(column, values=new_code[column.values], categories=order)
+
+
 def pool_small(
-    label: str, environment: Column, complete: NDArray[np.bool_], min_rows: int, log: list[LogEntry]
-) -> tuple[Column, NDArray[np.bool_]]:
+    label: str, environment: Column, complete: NDArray[np.bool_], min_rows: int, log: list[LogEntry],
+    *, pool: bool = True,
+) -> tuple[Column, NDArray[np.bool_]]:  # fmt: skip
     """Pool environments with too few complete rows, or omit them if the pool is also too small.
 
     Args:
@@ -92,6 +113,7 @@ def pool_small(
         complete: Mask of the rows with a target and an environment, `[rows]`.
         min_rows: Minimum number of complete rows of an environment.
         log: Preprocessing log, to which entries are appended.
+        pool: Whether to pool small environments; otherwise they are omitted.
 
     Returns:
         The new environment column, and a mask of the used rows, `[rows]`.
@@ -107,7 +129,7 @@ def pool_small(
     if small:
         shown = listed([environment.categories[k] for k in small])
         what = f"{len(small)} of {len(present)} environments have fewer than {min_rows} rows ({shown})"
-        if pooled_rows >= min_rows and len(small) > 1:
+        if pool and pooled_rows >= min_rows and len(small) > 1:
             table[small] = len(large)
             names.append(f"{len(small)} small ones")
             what = f"{what}: pooled, {pooled_rows:,} rows together"
@@ -139,7 +161,37 @@ def weights_entry(label: str, weights: Column) -> LogEntry:
             f"{label}: sample_weight '{weights.name}' must be a number of at least 0 in every row; fill in "
             f"missing values, or leave those rows out"
         )
-    return LogEntry(weights.name, "sampling weights for training; evaluation weights all rows equally")
+    return LogEntry(
+        weights.name,
+        "weights of rows in training; in a comparison also in scores, intervals and drops, but the data "
+        "check, tests of shift and of unstable columns, calibration and the gain of labels ignore them",
+    )
+
+
+def group_entry(label: str, group: Column, environment: Column, *, ordered: bool) -> LogEntry:
+    """Check the column of groups and return its log entry.
+
+    Raises:
+        EnvariantError: If values are missing, or all rows belong to one group.
+    """
+    if missing := int(group.missing.sum()):
+        raise EnvariantError(
+            f"{label}: group '{group.name}' has {missing:,} rows without a value; name the group of every row"
+        )
+    pairs = np.unique(np.stack([group.values, environment.values]), axis=1)
+    n_environments = np.unique(pairs[0], return_counts=True)[1]
+    what = f"groups of rows that are never split; {len(n_environments):,} of them"
+    if spanning := int((n_environments > 1).sum()):
+        what += f", {spanning:,} of them in several environments: "
+        what += (
+            "their past predicts their future"
+            if ordered
+            else (
+                "their rows are left out of training when one of these environments is the test environment"
+            )
+        )
+    what += "; tests of shift and of unstable columns treat rows as independent"
+    return LogEntry(group.name, what, notable=bool(spanning))
 
 
 def as_target(label: str, target: Column, task: TaskName) -> Column:

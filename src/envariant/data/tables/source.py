@@ -9,11 +9,12 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from envariant.core import specs
 from envariant.core.display import Summary
-from envariant.core.environments import WEIGHT, DefaultSettings, Environment, EnvironmentSet
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.environments import ROW_GROUP, WEIGHT, DefaultSettings, Environment, EnvironmentSet
+from envariant.core.errors import EnvariantError, listed, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 from envariant.data.base import SpecSource
 from envariant.data.tables.encoding import Encoder, fit
@@ -82,7 +83,7 @@ class TableSource(SpecSource):
             model="mlp(hidden=(32, 32))",
             steps=STEPS,
             learning_rate=3e-3,
-            batch_size=batch_size(len(self.table.environments)),
+            batch_size=batch_size(len(self.table.environments_until(self.test))),
             source="the library's defaults for tables",
         )
 
@@ -142,10 +143,10 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
         if name not in table.environments:
             raise unknown_name("environment", name, table.environments, where=label)
     codes = table.environment.values
-    order = np.argsort(codes, kind="stable")
-    training = np.isin(codes, [k for k, name in enumerate(table.environments) if name not in test])
+    training = table.training_rows(test)
     if not training.any():
-        raise EnvariantError(f"{label}: all environments are held out; none is left to train on")
+        lost = "" if table.group is None else f" (every {table.group.name} has rows in {listed(list(test))})"
+        raise EnvariantError(f"{label}: all environments are held out; none is left to train on{lost}")
     encoder = fit((column.rows(training) for column in table.columns), codes[training])
     if not encoder.columns:
         raise EnvariantError(f"{label}: no column varies in the training environments")
@@ -153,8 +154,10 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
     task = task_of(table, training)
     if isinstance(task, Regression):
         targets = ((targets - task.center) / task.scale).astype(np.float32)
-    weights = table.sample_weight
-    ends = np.cumsum(np.bincount(codes, minlength=len(table.environments)))
+    attributes = _attributes(table)
+    visible = training | np.isin(codes, [table.environments.index(name) for name in test])
+    order = np.flatnonzero(visible)[np.argsort(codes[visible], kind="stable")]
+    present, starts = np.unique(codes[order], return_index=True)
     environments = [
         # One environment at a time, so that only one copy of the inputs is in memory.
         Environment(
@@ -167,11 +170,23 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
                 rows,
             ),
             torch.from_numpy(targets[rows]),
-            {} if weights is None else {WEIGHT: torch.from_numpy(weights.values[rows])},
+            {name: values[torch.from_numpy(rows)] for name, values in attributes.items()},
         )
-        for name, rows in zip(table.environments, np.split(order, ends[:-1]), strict=True)
+        for name, rows in zip(
+            (table.environments[code] for code in present), np.split(order, starts[1:]), strict=True
+        )
     ]
     return encoder, EnvironmentSet(label, tuple(environments), task, test=test, classes=table.classes)
+
+
+def _attributes(table: Table) -> dict[str, Tensor]:
+    """Return sample weights and group numbers of all rows, where the table has them."""
+    attributes: dict[str, Tensor] = {}
+    if table.sample_weight is not None:
+        attributes[WEIGHT] = torch.from_numpy(table.sample_weight.values)
+    if table.group is not None:
+        attributes[ROW_GROUP] = torch.from_numpy(np.unique(table.group.values, return_inverse=True)[1])
+    return attributes
 
 
 def source(

@@ -52,11 +52,16 @@ class Table(Displayed):
         environment: Environment column: categories without missing values.
         task: Name of the prediction task.
         preprocessing_log: Log entries for each column and for the whole table.
-        sample_weight: Column of sampling weights for training; None for equal weights.
+        sample_weight: Column of case weights; None for equal weights.
         target_type: Original type of the target and values of its classes, for predictions.
         missing_values: Strings that the user declared as missing values; None: the usual ones, such as NA.
         texts: Columns of free text, not used as inputs; only predictors that select columns by name get
             them.
+        ordered: Whether environments follow one another in time. Models are then trained on environments
+            before the test environment only.
+        group: Column of groups, such as patients: rows of one group are never on both sides of a split. None:
+            every row is its own group.
+        subgroups: Columns whose values are subgroups with scores of their own; they change no model.
     """
 
     columns: tuple[Column, ...]
@@ -68,6 +73,9 @@ class Table(Displayed):
     target_type: TargetType = field(default_factory=TargetType)
     missing_values: tuple[str, ...] | None = None
     texts: tuple[Column, ...] = ()
+    ordered: bool = False
+    group: Column | None = None
+    subgroups: tuple[Column, ...] = ()
 
     def __len__(self) -> int:
         return len(self.target)
@@ -104,9 +112,9 @@ class Table(Displayed):
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
-        """All columns: inputs, free text, target, environment, and sample weights if there are any."""
-        weights = [self.sample_weight] if self.sample_weight else []
-        return (*self.columns, *self.texts, self.target, self.environment, *weights)
+        """All columns: inputs, free text, target, environment, and sample weights and groups, if any."""
+        extra = [column for column in (self.sample_weight, self.group) if column]
+        return (*self.columns, *self.texts, self.target, self.environment, *extra)
 
     def rows(self, index: NDArray[Any], *entries: LogEntry) -> "Table":
         """Return the table with the rows selected by an index or mask `[rows]`; add `entries` to the log."""
@@ -120,12 +128,47 @@ class Table(Displayed):
             preprocessing_log=(*self.preprocessing_log, *entries),
             sample_weight=self.sample_weight and self.sample_weight.rows(index),
             texts=tuple(column.rows(index) for column in self.texts),
+            group=self.group and self.group.rows(index),
+            subgroups=tuple(column.rows(index) for column in self.subgroups),
         )
+
+    def training_rows(self, test: Sequence[str]) -> NDArray[np.bool_]:
+        """Return the mask of the rows that models are trained on, `[rows]`.
+
+        Rows of groups that also have rows in a test environment are left out, unless environments are
+        ordered: the future of known groups is then predicted from their past.
+
+        Args:
+            test: Names of the test environments; empty: all rows are training rows.
+        """
+        codes = self.environment.values
+        tested = [self.environments.index(name) for name in test]
+        if self.ordered and tested:
+            return codes < min(tested)
+        training = ~np.isin(codes, tested)
+        if self.group is not None and tested:
+            training &= ~np.isin(self.group.values, self.group.values[~training])
+        return training
+
+    def environments_until(self, test: Sequence[str]) -> tuple[str, ...]:
+        """Return the environments that a model may know: with an order, none after the test environments."""
+        last = max((self.environments.index(name) for name in test), default=-1) if self.ordered else -1
+        return self.environments[: last + 1] or self.environments
+
+    def in_domain_environments(self, test: Sequence[str]) -> tuple[str, ...]:
+        """Return the training environments whose validation rows give in-domain scores.
+
+        With ordered environments, this is the latest one, so that no model knows later rows.
+        """
+        codes = np.unique(self.environment.values[self.training_rows(test)])
+        return tuple(self.environments[code] for code in (codes[-1:] if self.ordered else codes))
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the task and of all columns, which does not depend on the location of the table."""
         digest = hashlib.blake2b(self.task.encode(), digest_size=16)
+        digest.update(b"ordered" if self.ordered else b"")
+        digest.update(b"grouped" if self.group else b"")
         for column in self.all_columns:
             header = json.dumps([column.name, column.kind, column.categories, str(column.values.dtype)])
             digest.update(f"{header}\0{len(column)}\0".encode())
@@ -151,6 +194,8 @@ class Table(Displayed):
             self.target_type,
             self.missing_values,
             len(self.texts),
+            self.ordered,
+            self.group is not None,
         )
         tensors = {
             str(k): torch.from_numpy(column.values.copy()) for k, column in enumerate(self.all_columns)
@@ -168,6 +213,8 @@ class _Header:
     target_type: TargetType
     missing_values: tuple[str, ...] | None
     texts: int = 0
+    ordered: bool = False
+    grouped: bool = False
 
 
 _HEADER = TypeAdapter(_Header)
@@ -190,8 +237,11 @@ def load(folder: Path) -> Table:
         raise EnvariantError(f"{folder}: holds a damaged table ({error.errors()[0]['msg']})") from None
     except KeyError:
         raise EnvariantError(f"{folder}: holds no table") from None
-    if len(columns) < 3 + header.weighted or not all(map(_is_sound, columns, repeat(len(columns[0])))):
+    if len(columns) < 3 + header.weighted + header.grouped or not all(
+        map(_is_sound, columns, repeat(len(columns[0])))
+    ):
         raise EnvariantError(f"{folder}: holds a damaged table (its columns do not fit each other)")
+    group = columns.pop() if header.grouped else None
     weights = columns.pop() if header.weighted else None
     *inputs, target, environment = columns
     if not environment.type.categorical or environment.missing.any() or target.missing.any():
@@ -207,6 +257,8 @@ def load(folder: Path) -> Table:
         header.target_type,
         header.missing_values,
         tuple(inputs[used:]),
+        header.ordered,
+        group,
     )
 
 
@@ -231,6 +283,9 @@ def read(
     min_rows: int = MIN_ROWS,
     encoding: str = "utf-8",
     missing_values: Sequence[str] | None = None,
+    ordered: bool = False,
+    group: Any = None,
+    subgroups: Sequence[Any] = (),
 ) -> Table:
     """Read a table from a file or a data frame.
 
@@ -241,12 +296,17 @@ def read(
         environment: Name of the environment column.
         task: "binary", "multiclass" or "regression". Default: inferred from the target.
         exclude: Names of columns to exclude from the inputs.
-        sample_weight: Name of the column of sampling weights for training; evaluation ignores them.
-            Default: equal weights.
+        sample_weight: Name of the column of case weights for training; scores ignore them except in a
+            comparison. Default: equal weights.
         min_rows: Minimum number of rows of an environment; smaller environments are pooled or omitted.
         encoding: Encoding of a text file.
         missing_values: Words that represent a missing value in every column; empty cells always do. Default:
             words such as NA in columns of numbers, and in other input columns if they are rare.
+        ordered: Whether environments follow one another in time, as years do. Small environments are then
+            omitted, not pooled.
+        group: Name of the column of groups, such as patients, whose rows are never split. Default: none.
+        subgroups: Names of the columns whose values are subgroups with scores of their own, such as sex.
+            They stay inputs unless they are excluded.
 
     Raises:
         EnvariantError: If the file cannot be read, a column is missing, or values are invalid.
@@ -263,10 +323,18 @@ def read(
     source = open_table(data, encoding, declared)
     # Column names may be numbers or tuples; they are identified by their text.
     role_names = {"target": str(target), "environment": str(environment)}
-    role_names |= {} if sample_weight is None else {"sample_weight": str(sample_weight)}
+    optional = {"sample_weight": sample_weight, "group": group}
+    role_names |= {role: str(name) for role, name in optional.items() if name is not None}
     excluded = tuple(dict.fromkeys(map(str, several(exclude, "exclude"))))
     _check_roles(source.label, role_names, source.header, excluded)
-    names = [name for name in source.header if name not in excluded]
+    divided = tuple(dict.fromkeys(map(str, several(subgroups, "subgroups"))))
+    if unknown := [name for name in divided if name not in source.header]:
+        raise lacking_columns(source.label, unknown, source.header, "subgroups column")
+    if taken := [role for role, name in role_names.items() if name in divided]:
+        raise EnvariantError(
+            f"{source.label}: the {taken[0]} column cannot be a subgroup; name another column"
+        )
+    names = [name for name in source.header if name not in excluded or name in divided]
     try:
         loaded = load_columns(
             source, names, target=str(target), environment=str(environment), declared=declared
@@ -277,11 +345,11 @@ def read(
     except EnvariantError as error:
         raise labeled(source.label, error) from None
     log = [LogEntry(name, "left out, as requested") for name in excluded]
-    parts = assembled(loaded, columns, role_names, task, log, min_rows)
+    parts = assembled(loaded, columns, role_names, task, log, min_rows, ordered=ordered, subgroups=divided)
     for remark in remarks(parts.preprocessing_log):
         warnings.warn(f"{source.label}: {remark}", EnvariantWarning, stacklevel=2)
     declared_texts = None if declared is None else tuple(sorted(declared))
-    return Table(*parts[:-1], declared_texts, parts.texts)
+    return Table(*parts[:-3], declared_texts, parts.texts, ordered, parts.group, parts.subgroups)
 
 
 def _check_roles(

@@ -4,7 +4,7 @@ Each function takes results and returns a chart that notebooks show, pages embed
 In every chart, a click on the legend highlights one method.
 """
 
-from envariant.reporting.charts.base import data_of, save, svg
+from envariant.reporting.charts.base import Chart, data_of, save, svg
 from envariant.reporting.charts.comparisons import (
     ColumnRow,
     DropRow,
@@ -14,6 +14,7 @@ from envariant.reporting.charts.comparisons import (
     column_slopes,
     drops,
     label_curves,
+    over_time,
 )
 from envariant.reporting.charts.data import counts, shift_plane
 from envariant.reporting.charts.runs import curves, has_shift_scale, lines, shift_curve, sweep
@@ -26,6 +27,7 @@ from envariant.reporting.charts.studies import (
 )
 
 __all__ = [
+    "Chart",
     "ColumnRow",
     "DropRow",
     "LabelPoint",
@@ -43,6 +45,7 @@ __all__ = [
     "hyperparameters",
     "label_curves",
     "lines",
+    "over_time",
     "ranking",
     "save",
     "shift_curve",

@@ -1,8 +1,9 @@
 """Style, data and files of charts."""
 
 import math
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from envariant.core.files import write_bytes
 from envariant.core.paths import check_overwrite
 from envariant.core.printable import printable
 from envariant.reporting.fonts import without_font
-from envariant.reporting.theme import baseline_first, method_colors
+from envariant.reporting.theme import INK, baseline_first, method_colors
 
 Row = dict[str, Any]
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart | alt.HConcatChart
@@ -22,6 +23,7 @@ Chart = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart | alt.HCon
 WIDTH, HEIGHT = 640, 260
 PANEL_WIDTH, PANEL_HEIGHT = 210, 190
 FADED = 0.12
+_CLIP = re.compile(r"(?<=[\"#]clip)\d+")
 # Text and lines take the color of the surrounding text, so charts follow the page's dark mode.
 _CONFIG: dict[str, Any] = {
     "background": "transparent",
@@ -36,7 +38,7 @@ _CONFIG: dict[str, Any] = {
     "legend": {
         "labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "orient": "top",
         "columns": 4, "title": None, "labelLimit": 260, "symbolStrokeWidth": 2.5,
-        "symbolOpacity": 1,
+        "symbolOpacity": 1, "symbolBaseFillColor": "currentColor", "symbolBaseStrokeColor": "currentColor",
     },
     "header": {
         "labelColor": "currentColor", "labelFontSize": 12, "labelFontWeight": "bold", "labelAnchor": "start",
@@ -88,6 +90,22 @@ def mark_height(value: float, label: str) -> list[alt.Chart]:
     return [line, text]
 
 
+def drawn(layer: Any, rows: Sequence[Mapping[str, Any]], field: str, kind: str = "") -> list[Any]:
+    """Return a layer of the rows that have a value of a field, as a list; empty if there is no such row.
+
+    A layer without rows makes Vega print warnings, and screen readers announce it.
+
+    Args:
+        layer: Layer of a chart.
+        rows: Rows of the chart.
+        field: Field that must be known.
+        kind: Value of the field "kind" of the rows; "" for any.
+    """
+    known = [row for row in rows if _plain(row.get(field)) is not None and kind in ("", row.get("kind"))]
+    is_kind = f" && datum.kind === '{kind}'" if kind else ""
+    return [layer.transform_filter(f"isValid(datum.{field}){is_kind}")] if known else []
+
+
 def note(text: str) -> alt.TitleParams:
     """Return a line of plain text above a chart."""
     return alt.TitleParams(text, fontSize=12, fontWeight="normal")
@@ -106,9 +124,9 @@ def styled(chart: Any, description: str) -> Any:
 
 
 def spec(chart: Chart) -> dict[str, Any]:
-    """Return the Vega-Lite specification of a chart."""
+    """Return the Vega-Lite specification of a chart; control characters are escaped."""
     # Rows are checked by the functions that make charts; validating each of them takes seconds.
-    return cast("dict[str, Any]", chart.to_dict(validate=False))
+    return _mapped(chart.to_dict(validate=False), printable)
 
 
 def data_of(chart: Chart) -> list[Row]:
@@ -117,8 +135,11 @@ def data_of(chart: Chart) -> list[Row]:
 
 
 def svg(chart: Chart) -> str:
-    """Return a chart as SVG text, in the colors of a light background."""
-    return vl_convert.vegalite_to_svg(_fixed_ink(chart))
+    """Return a chart as SVG text, in the colors of a light background; equal charts give equal text."""
+    text = vl_convert.vegalite_to_svg(_fixed_ink(chart))
+    # Vega numbers clipping paths over all charts of the process.
+    numbers = {old: str(new) for new, old in enumerate(dict.fromkeys(_CLIP.findall(text)))}
+    return _CLIP.sub(lambda match: numbers[match[0]], text)
 
 
 def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
@@ -133,10 +154,10 @@ def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
         EnvariantError: If the file cannot be written, or is not a picture of this library.
     """
     check_overwrite(path, r"\A<!-- envariant -->|Software\x00envariant")
-    document = _fixed_ink(chart)
     if path.suffix == ".svg":
-        write_bytes(f"<!-- envariant -->\n{vl_convert.vegalite_to_svg(document)}".encode(), path)
+        write_bytes(f"<!-- envariant -->\n{svg(chart)}".encode(), path)
         return
+    document = _fixed_ink(chart)
     if absent := without_font(str(document)):
         warnings.warn(
             f"picture: no installed font has the characters '{absent}'; save it as SVG, or install a font",
@@ -151,14 +172,21 @@ def number(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "unknown"
 
 
-def _fixed_ink(chart: Chart) -> dict[str, Any]:
-    def fixed(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: fixed(inner) for key, inner in cast("dict[str, Any]", value).items()}
-        return "#1f2933" if value == "currentColor" else value
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a document with changed texts."""
+    if isinstance(value, dict):
+        return {key: _mapped(inner, change) for key, inner in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_mapped(inner, change) for inner in cast("list[Any]", value)]
+    return change(value) if isinstance(value, str) else value
 
+
+def _fixed_ink(chart: Chart) -> dict[str, Any]:
+    """Return the specification of a chart for a file, which has no surrounding text."""
     document = spec(chart)
-    return {**document, "config": {**fixed(document["config"]), "background": "white"}}
+    fixed = {k: _mapped(v, lambda text: INK if text == "currentColor" else text) for k, v in document.items()
+             if k != "data"}  # fmt: skip
+    return {**fixed, "data": document["data"], "background": "white"}
 
 
 def _with_software(png: bytes) -> bytes:

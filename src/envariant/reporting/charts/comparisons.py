@@ -14,13 +14,14 @@ from envariant.reporting.charts.base import (
     Chart,
     Row,
     color,
+    drawn,
     faded,
     number,
     picked,
     styled,
     values,
 )
-from envariant.reporting.theme import MUTED, TEST, TRAIN, method_colors
+from envariant.reporting.theme import MUTED, TEST, TRAINING, method_colors
 
 _ROW_HEIGHT = 44
 _PARTS = ("level", "slope", "ranking")
@@ -30,86 +31,112 @@ _PART_COLORS = ("#d9720f", "#a3613a", "#2f7fd6")
 @final
 @dataclass(frozen=True)
 class DropRow:
-    """Scores of one environment, drawn as a row of `drops`.
+    """Scores in one environment or of one run, drawn as a row of `drops`.
 
     Attributes:
-        environment: Name of the environment.
-        id_score: In-domain score of the baseline; NaN if it is not known.
-        ood_score: Out-of-domain score of the baseline, with its interval.
+        label: Label of the row.
+        id_score: In-domain score; NaN if it is not known.
+        ood_score: Out-of-domain score, with its interval.
         other: Out-of-domain score of another method; None if it is not known.
         constant: Score of the constant prediction; NaN if it is not known.
     """
 
-    environment: str
+    label: str
     id_score: float
     ood_score: Interval
     other: Interval | None = None
     constant: float = math.nan
 
 
-def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str]) -> Chart:
-    """Draw in-domain and out-of-domain scores, one row per environment.
+def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]) -> Chart:
+    """Draw in-domain and out-of-domain scores, one row per environment or run.
 
-    A thin line joins the two scores of the baseline; intervals are wide and pale.
+    A thin line joins the two scores; intervals are wide and pale.
 
     Args:
-        rows: Environments from top to bottom.
+        rows: Rows from top to bottom.
         metric: Name of the metric.
-        names: Names of the baseline, of the other method, and of the constant prediction.
+        names: Names of in-domain and out-of-domain scores, of the other method, and of the constant
+            prediction.
     """
-    baseline, other, constant = names
-    inside, outside, second = (
-        f"{baseline}, in-domain",
-        f"{baseline}, out-of-domain",
-        f"{other}, out-of-domain",
-    )
-    looks = {
-        inside: (TRAIN, "circle"), outside: (TEST, "circle"),
-        second: (method_colors([other])[other], "diamond"), constant: (MUTED, "stroke"),
-    }  # fmt: skip
-    data: list[Row] = []
-    for row in rows:
-        marks = {
-            constant: Interval(row.constant, math.nan, math.nan, 1),
-            outside: row.ood_score, inside: Interval(row.id_score, math.nan, math.nan, 1), second: row.other,
-        }  # fmt: skip
-        data += [
-            {
-                "environment": row.environment, "name": name, "score": score.mean, "low": score.low,
-                "high": score.high, "from": row.id_score if name == outside else None,
-                "lane": "other" if name == second else "baseline",
-            }
-            for name, score in marks.items()
-            if score is not None and math.isfinite(score.mean)
-        ]  # fmt: skip
-    kinds = [name for name in looks if any(row["name"] == name for row in data)]
-    domain = {"domain": kinds}
-    hue = alt.Color("name:N", title=None, scale=alt.Scale(**domain, range=[looks[k][0] for k in kinds]),
-                    legend=alt.Legend(columns=2))  # fmt: skip
-    shape = alt.Shape("name:N", title=None, scale=alt.Scale(**domain, range=[looks[k][1] for k in kinds]),
-                      legend=alt.Legend(columns=2))  # fmt: skip
+    data, hue, shape = _scores(rows, names)
     x: Any = {"title": metric, "scale": alt.Scale(zero=False)}
     pick = picked()
-    base = alt.Chart().encode(y=_rows(), yOffset=alt.YOffset("lane:N", sort=["baseline", "other"]))
+    two = any(row.other is not None for row in rows)
+    lane = alt.YOffset("_lane:N", scale=alt.Scale(domain=["first", "other"] if two else ["first"]))
+    base = alt.Chart().encode(y=_rows("row"), yOffset=lane)
     intervals = base.mark_rule(strokeWidth=9).encode(
         x=alt.X("low:Q", **x), x2="high:Q", color=hue, opacity=faded(pick, 0.25)
     )
     joins = base.mark_rule(strokeWidth=1.3, color="currentColor").encode(x=alt.X("from:Q", **x), x2="score:Q")
     points = base.mark_point(filled=True, size=95, strokeWidth=2).encode(
         x=alt.X("score:Q", **x), color=hue, shape=shape, opacity=faded(pick),
-        tooltip=["environment:N", "name:N", *(alt.Tooltip(f"{key}:Q", format=".3f")
+        tooltip=["row:N", "name:N", *(alt.Tooltip(f"{key}:Q", format=".3f")
                                                for key in ("score", "low", "high"))],
     )  # fmt: skip
-    chart = alt.layer(
-        intervals.transform_filter("isValid(datum.low)"), joins.transform_filter("isValid(datum.from)"),
-        points.add_params(pick), data=values(data),
-    ).properties(width=WIDTH, height=_ROW_HEIGHT * len(rows))  # fmt: skip
-    worst = rows[0]
-    return styled(
-        chart,
-        f"{metric} of {baseline} with and without the environment in training. In {worst.environment}: "
-        f"{number(worst.id_score)} in-domain, {number(worst.ood_score.mean)} out-of-domain.",
+    layers = [*drawn(intervals, data, "low"), *drawn(joins, data, "from"), points.add_params(pick)]
+    chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=_ROW_HEIGHT * len(rows))
+    ends = "; ".join(
+        f"{row.label} {number(row.id_score)} and {number(row.ood_score.mean)}" for row in rows[:8]
     )
+    return styled(chart, f"{metric}, {names[0]} and {names[1]}: {ends}.")
+
+
+def over_time(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]) -> Chart:
+    """Draw in-domain and out-of-domain scores against ordered environments.
+
+    Args:
+        rows: Environments in the order of time.
+        metric: Name of the metric.
+        names: Names of in-domain and out-of-domain scores, of the other method, and of the constant
+            prediction.
+    """
+    data, hue, shape = _scores(rows, names)
+    y: Any = {"title": metric, "scale": alt.Scale(zero=False)}
+    pick = picked()
+    axis = alt.Axis(labelAngle=-40, labelOverlap=True)
+    base = alt.Chart().encode(x=alt.X("row:O", title=None, sort=None, axis=axis), color=hue)
+    band = base.mark_area().encode(y=alt.Y("low:Q", **y), y2="high:Q", opacity=faded(pick, 0.18))
+    line = base.mark_line(strokeWidth=1.6).encode(y=alt.Y("score:Q", **y), opacity=faded(pick))
+    points = base.mark_point(filled=True, size=60).encode(
+        y=alt.Y("score:Q", **y), shape=shape, opacity=faded(pick),
+        tooltip=["row:O", "name:N", *(alt.Tooltip(f"{k}:Q", format=".3f") for k in ("score", "low", "high"))],
+    )  # fmt: skip
+    layers = [*drawn(band, data, "low"), line, points.add_params(pick)]
+    chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=HEIGHT)
+    ends = "; ".join(f"{row.label} {number(row.ood_score.mean)}" for row in rows[-8:])
+    return styled(chart, f"{metric}, {names[1]}, in the order of time: {ends}.")
+
+
+def _scores(
+    rows: Sequence[DropRow], names: tuple[str, str, str, str]
+) -> tuple[list[Row], alt.Color, alt.Shape]:
+    """Return one row per score, with the encodings of kinds of scores by color and shape."""
+    inside, outside, other, constant = names
+    looks = {
+        inside: (TRAINING, "circle"), outside: (TEST, "circle"),
+        other: (method_colors([other])[other], "diamond"), constant: (MUTED, "stroke"),
+    }  # fmt: skip
+    data: list[Row] = []
+    for row in rows:
+        marks = {
+            constant: Interval(row.constant, math.nan, math.nan, 1),
+            outside: row.ood_score, inside: Interval(row.id_score, math.nan, math.nan, 1), other: row.other,
+        }  # fmt: skip
+        data += [
+            {
+                "row": row.label, "name": name, "score": score.mean, "low": score.low,
+                "high": score.high, "from": row.id_score if name == outside else None,
+                "_lane": "other" if name == other else "first",
+            }
+            for name, score in marks.items()
+            if score is not None and math.isfinite(score.mean)
+        ]  # fmt: skip
+    kinds = [name for name in looks if any(row["name"] == name for row in data)]
+    colors, shapes = (alt.Scale(domain=kinds, range=[looks[k][i] for k in kinds]) for i in (0, 1))
+    hue = alt.Color("name:N", title=None, scale=colors)
+    shape = alt.Shape("name:N", title=None, scale=shapes)
+    return data, hue, shape
 
 
 def cause_parts(parts: Mapping[str, Sequence[float]], totals: Mapping[str, Interval], label: str) -> Chart:
@@ -250,7 +277,7 @@ def column_slopes(rows: Sequence[ColumnRow], unit: str) -> Chart:
             for name, slope in row.slopes.items()
         ] or [{"column": row.column, "name": kind}]
     pick = picked()
-    scale = alt.Scale(domain=["stable", "unstable"], range=[TRAIN, TEST])
+    scale = alt.Scale(domain=["stable", "unstable"], range=[TRAINING, TEST])
     shapes = alt.Scale(domain=["stable", "unstable"], range=["circle", "diamond"])
     x: Any = {"title": unit, "scale": alt.Scale(zero=True)}
     base = alt.Chart().encode(y=_rows("column"))
@@ -265,7 +292,7 @@ def column_slopes(rows: Sequence[ColumnRow], unit: str) -> Chart:
         tooltip=["column:N", "environment:N", alt.Tooltip("slope:Q", format="+.2f"), "name:N"],
     )  # fmt: skip
     chart = alt.layer(
-        zero, limits.transform_filter("isValid(datum.low)"), points.add_params(pick), data=values(data)
+        zero, *drawn(limits, data, "low"), points.add_params(pick), data=values(data)
     ).properties(width=WIDTH, height=26 * len(rows))
     unstable = ", ".join(row.column for row in rows if row.unstable) or "none"
     return styled(chart, f"Slopes of {len(rows)} columns by environment. Unstable: {unstable}.")
@@ -279,7 +306,7 @@ def column_importance(rows: Sequence[ColumnRow], metric: str, methods: Sequence[
         metric: Name of the metric.
         methods: Names of the methods.
     """
-    data = [
+    data: list[Row] = [
         {"column": row.column, "name": name, "loss": max(0.0, row.importance[name])}
         for row in rows
         for name in methods

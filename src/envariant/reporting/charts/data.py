@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from envariant.analysis.distribution_shift import NOTABLE, Shift
 from envariant.analysis.statistics import Interval
-from envariant.reporting.charts.base import WIDTH, Chart, number, styled, values
-from envariant.reporting.theme import DASH, TRAIN
+from envariant.reporting.charts.base import WIDTH, Chart, drawn, note, number, styled, values
+from envariant.reporting.theme import DASH, TRAINING
 
 _MOST_NAMES = 24
 # Width and height of a character of a label as shares of the plane, on a phone.
@@ -48,7 +48,7 @@ def counts(environments: Sequence[str], classes: Sequence[str], rows: NDArray[np
         f"{e} {int(n):,}" for e, n in list(zip(environments, rows.sum(axis=1), strict=True))[:12]
     )
     if not classes:
-        bars: Any = alt.Chart(values(data)).mark_bar(color=TRAIN).encode(
+        bars: Any = alt.Chart(values(data)).mark_bar(color=TRAINING).encode(
             y=y, x=alt.X("rows:Q", title="rows"), tooltip=tooltip
         )  # fmt: skip
         return styled(bars.properties(width=WIDTH, height=height), f"{text}.")
@@ -56,7 +56,7 @@ def counts(environments: Sequence[str], classes: Sequence[str], rows: NDArray[np
         y=y, x=alt.X("class:N", title=None, sort=None, axis=alt.Axis(labelAngle=-40, orient="bottom"))
     )
     # Opacity instead of a color scale, so that the chart fits light and dark pages.
-    cells: Any = base.mark_rect(color=TRAIN).encode(
+    cells: Any = base.mark_rect(color=TRAINING).encode(
         opacity=alt.Opacity("share:Q", title="share of the environment", legend=alt.Legend(format=".0%"),
                             scale=alt.Scale(domain=[0, float(shares.max())], range=[0.03, 0.9])),
         tooltip=tooltip,
@@ -92,25 +92,26 @@ def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
                "kind:N"]  # fmt: skip
     base = alt.Chart()
     marks = alt.Chart(values([{"notable": NOTABLE}])).mark_rule(strokeDash=DASH, opacity=0.5)
+    ranges = base.mark_rule(color=TRAINING, opacity=0.5, clip=True)
+    labeled = base.transform_filter("isValid(datum.label_x)")
+    low_x = alt.X("diversity_low:Q", title=_X, scale=domain)
+    low_y = alt.Y("correlation_low:Q", title=_Y, scale=domain)
+    label_x = alt.X("label_x:Q", title=_X, scale=domain)
+    label_y = alt.Y("label_y:Q", title=_Y, scale=domain)
     layers: list[Any] = [
         marks.encode(x=alt.X("notable:Q", title=_X, scale=domain)),
         marks.encode(y=alt.Y("notable:Q", title=_Y, scale=domain)),
-        base.mark_rule(color=TRAIN, opacity=0.5).encode(x=alt.X("diversity_low:Q", title=_X, scale=domain),
-                                                        x2="diversity_high:Q", y=y),
-        base.mark_rule(color=TRAIN, opacity=0.5).encode(y=alt.Y("correlation_low:Q", title=_Y, scale=domain),
-                                                        y2="correlation_high:Q", x=x),
-        base.mark_rule(opacity=0.35).encode(x=x, y=y, x2="label_x:Q", y2="label_y:Q"),
-        base.mark_point(filled=True, size=80, color=TRAIN, opacity=1).encode(x=x, y=y, tooltip=tooltip),
-        base.mark_text(align="left", dx=3, baseline="middle").encode(
-            x=alt.X("label_x:Q", title=_X, scale=domain), y=alt.Y("label_y:Q", title=_Y, scale=domain),
-            text="name:N", tooltip=tooltip,
+        *drawn(ranges.encode(x=low_x, x2="diversity_high:Q", y=y), data, "diversity_low"),
+        *drawn(ranges.encode(y=low_y, y2="correlation_high:Q", x=x), data, "correlation_low"),
+        labeled.mark_rule(opacity=0.35).encode(x=x, y=y, x2="label_x:Q", y2="label_y:Q"),
+        base.mark_point(filled=True, size=80, color=TRAINING, opacity=1).encode(x=x, y=y, tooltip=tooltip),
+        labeled.mark_text(align="left", dx=3, baseline="middle").encode(
+            x=label_x, y=label_y, text="name:N", tooltip=tooltip
         ),
-    ]  # fmt: skip
+    ]
     chart: Any = alt.layer(*layers, data=values(data)).properties(width=min(WIDTH, 520), height=380)
     if hidden := len(points) - len(labels):
-        chart = chart.properties(
-            title=alt.Title("", subtitle=f"{hidden} points have no label; hover to see it.")
-        )
+        chart = chart.properties(title=note(f"{hidden} points have no label; hover to see it."))
     ends = "; ".join(f"{n} {number(x)} and {number(y)}" for n, (x, y) in list(points.items())[:8])
     return styled(chart, f"Diversity and correlation shift: {ends}.")
 

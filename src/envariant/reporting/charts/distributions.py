@@ -45,6 +45,8 @@ def distributions(frames: Mapping[str, pd.DataFrame], name: str, more: Sequence[
         parts = {e: frame[column].dropna() for e, frame in frames.items()}
         rows, is_number = _shares(parts)
         panels.append(_panel(str(column), rows, environments, is_number=is_number, pick=pick))
+    # The selection of the first panel holds for all.
+    panels[0] = panels[0].add_params(pick)
     chart: Any = alt.concat(*panels, columns=3).resolve_scale(
         x="independent", y="independent", xOffset="independent", color="shared"
     )
@@ -69,7 +71,7 @@ def _panel(
         offset = alt.XOffset("name:N", sort=list(environments))
         marks = base.mark_bar().encode(x=x, xOffset=offset, opacity=faded(pick))
     titled = alt.TitleParams(title, fontSize=12, anchor="start")
-    return marks.add_params(pick).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT * 0.7, title=titled)
+    return marks.properties(width=PANEL_WIDTH, height=PANEL_HEIGHT * 0.7, title=titled)
 
 
 def _shares(parts: Mapping[str, "pd.Series[Any]"]) -> tuple[list[Row], bool]:

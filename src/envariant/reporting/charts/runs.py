@@ -24,7 +24,7 @@ from envariant.reporting.charts.base import (
     values,
 )
 from envariant.reporting.labels import labels
-from envariant.reporting.theme import TEST, TRAIN
+from envariant.reporting.theme import TEST, TRAINING
 from envariant.training.record import Record
 from envariant.training.result import TrainingResult
 
@@ -146,7 +146,7 @@ def sweep(results: Mapping[float, TrainingResult], setting: str, scale: str = "l
     hue = alt.Color(
         "name:N",
         title=None,
-        scale=alt.Scale(domain=names, range=[TEST if name in tests else TRAIN for name in names]),
+        scale=alt.Scale(domain=names, range=[TEST if name in tests else TRAINING for name in names]),
     )
     base = alt.Chart(values(rows)).encode(
         x=alt.X("setting:Q", title=setting, scale=_x_scale(scale, list(results))),
@@ -154,7 +154,7 @@ def sweep(results: Mapping[float, TrainingResult], setting: str, scale: str = "l
         tooltip=["name:N", alt.Tooltip("setting:Q", title="value"), alt.Tooltip("score:Q", format=".3f"),
                  alt.Tooltip("mean:Q", format=".3f")],
     )  # fmt: skip
-    y = {"title": record.metric, "scale": _score_scale(record)}
+    y: Any = {"title": record.metric, "scale": _score_scale(record)}
     shape = alt.Shape("name:N", title=None, scale=alt.Scale(domain=names))
     lines = base.mark_line(strokeWidth=2).encode(
         y=alt.Y("mean(score):Q", **y), detail="name:N", opacity=faded(pick),
@@ -189,7 +189,7 @@ def lines(
         scales: Scales of the horizontal and vertical axes: "linear", "log" or "symlog".
         marks: Heights of horizontal reference lines by name.
     """
-    rows = [
+    rows: list[Row] = [
         {"name": name, "x": x, "y": y}
         for name, (xs, ys) in series.items()
         for x, y in zip(xs, ys, strict=True)
@@ -207,7 +207,8 @@ def lines(
     references = [layer for name, value in (marks or {}).items() for layer in mark_height(value, name)]
     line = base.mark_line(strokeWidth=2).encode(opacity=faded(pick))
     chart = alt.layer(*references, line, points, data=values(rows)).properties(width=WIDTH, height=HEIGHT)
-    return styled(chart, f"{y_label} against {x_label}: {', '.join(series)}.")
+    ends = ", ".join(f"{name} {number(list(ys)[-1])}" for name, (_, ys) in series.items() if len(ys))
+    return styled(chart, f"{y_label} against {x_label}. Last values: {ends}.")
 
 
 def has_shift_scale(results: Sequence[TrainingResult]) -> bool:
@@ -247,7 +248,8 @@ def shift_curve(results: Sequence[TrainingResult], names: Sequence[str] | None =
                 {"name": name, "environment": environment, "role": role, "shift": x, "score": value}
                 for value in spread.values
             ]
-    pick, y = picked(), {"title": record.metric, "scale": _score_scale(record)}
+    pick = picked()
+    y: Any = {"title": record.metric, "scale": _score_scale(record)}
     base = alt.Chart(values(rows)).encode(
         x=alt.X("shift:Q", title=_SCALES[word], scale=alt.Scale(zero=False), axis=alt.Axis(format="~g")),
         color=color(names),

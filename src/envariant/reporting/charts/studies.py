@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from envariant.analysis.statistics import interval
+from envariant.analysis.statistics import Interval, interval
 from envariant.reporting.charts.base import (
     PANEL_HEIGHT,
     PANEL_WIDTH,
@@ -16,13 +16,14 @@ from envariant.reporting.charts.base import (
     Chart,
     Row,
     color,
+    drawn,
     faded,
     number,
     picked,
     styled,
     values,
 )
-from envariant.reporting.theme import TEST, TRAIN, baseline_first
+from envariant.reporting.theme import TEST, TRAINING, baseline_first
 
 _ROW_HEIGHT = 30
 # A range of this factor between smallest and largest value is drawn on a logarithmic axis.
@@ -38,11 +39,13 @@ class RankingRow:
         name: Label of the row.
         values: Score of each replica; empty if there are only published scores.
         published: Mapping from publication to its score for the method.
+        interval: Mean and interval. Default: Student's t interval over the values.
     """
 
     name: str
     values: Sequence[float]
     published: Mapping[str, float]
+    interval: Interval | None = None
 
 
 def ranking(
@@ -61,7 +64,7 @@ def ranking(
     """
     data: list[Row] = []
     for row in rows:
-        score = interval(row.values).clipped(*bounds)
+        score = (row.interval or interval(row.values)).clipped(*bounds)
         several = score.count > 1
         data += [{"name": row.name, "kind": "replica", "score": value} for value in row.values]
         if row.values:
@@ -79,13 +82,12 @@ def ranking(
         color=color(names, legend=False),
     )
     x = alt.X("score:Q", title=label, scale=alt.Scale(zero=False))
-    means = base.transform_filter("datum.kind === 'mean'")
-    bars = means.mark_rule(strokeWidth=2.5).encode(
+    bars = base.mark_rule(strokeWidth=2.5).encode(
         x=alt.X("low:Q", title=label), x2="high:Q", opacity=faded(pick), tooltip=tooltip
     )
-    dots = means.mark_point(filled=True, size=90).encode(x=x, tooltip=tooltip, opacity=faded(pick))
-    replicas = base.transform_filter("datum.kind === 'replica'").mark_tick(thickness=1.5, size=12)
-    published = base.transform_filter("datum.kind === 'published'").mark_point(size=80, strokeWidth=1.8)
+    dots = base.mark_point(filled=True, size=90).encode(x=x, tooltip=tooltip, opacity=faded(pick))
+    replicas = base.mark_tick(thickness=1.5, size=12)
+    published = base.mark_point(size=80, strokeWidth=1.8)
     sources = list(dict.fromkeys(row["source"] for row in data if "source" in row))
     shape = alt.Shape(
         "source:N",
@@ -93,14 +95,15 @@ def ranking(
         scale=alt.Scale(domain=sources, range=["diamond", "triangle-up", "square", "cross"]),
         legend=alt.Legend(),
     )
+    ticks = replicas.encode(x=x, tooltip=tooltip, opacity=faded(pick, 0.5))
+    hollow = published.encode(x=x, tooltip=tooltip, shape=shape)
     layers: list[Any] = [
         *_vertical(marks),
-        replicas.encode(x=x, tooltip=tooltip, opacity=faded(pick, 0.5)),
-        bars,
-        dots.add_params(pick),
+        *drawn(ticks, data, "score", "replica"),
+        *drawn(bars, data, "low"),
+        *drawn(dots.add_params(pick), data, "score", "mean"),
+        *drawn(hollow, data, "score", "published"),
     ]
-    if sources:
-        layers.append(published.encode(x=x, tooltip=tooltip, shape=shape))
     chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=_ROW_HEIGHT * len(rows))
     ends = "; ".join(f"{r['name']} {number(r['score'])}" for r in data if r["kind"] == "mean")
     return styled(chart, f"{label}, mean and 95 % interval over replicas: {ends or 'published scores only'}.")
@@ -132,7 +135,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
     groups = indistinguishable(sorted_ranks, distance)
     right = max(len(names), *ranks)
     bars = [
-        {"name": sorted_names[k], "group": g, "position": right + 0.15 * (g + 1)}
+        {"name": sorted_names[k], "group": g, "order": k, "position": right + 0.15 * (g + 1)}
         for g, (first, last) in enumerate(groups)
         for k in range(first, last + 1)
     ]
@@ -155,7 +158,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
     joined = (
         alt.Chart(values(bars))
         .mark_line(strokeWidth=5, opacity=0.45, color="currentColor")
-        .encode(x=alt.X("position:Q", title="mean rank (1 is best)"), y=y, detail="group:N", order="name:N")
+        .encode(x=alt.X("position:Q", title="mean rank (1 is best)"), y=y, detail="group:N", order="order:Q")
     )
     layers = [joined, dots.add_params(pick)] if bars else [dots.add_params(pick)]
     chart = alt.layer(*layers, data=base.data).properties(width=WIDTH, height=_ROW_HEIGHT * len(names))
@@ -184,12 +187,11 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Chart:
         level: Significance level of the invariance test.
     """
     names = baseline_first(list(map(str, runs["algorithm"])))
-    kept, rejected = "not rejected", f"rejected by the invariance test (level {level:g})"
     columns = [key for key in ("trial", "replica", "environments") if key in runs]
-    data = [
+    data: list[Row] = [
         {
             "name": row["algorithm"], "validation": row["validation"], "test": row["test"],
-            "p": row["p_value"], "invariance": rejected if row["p_value"] < level else kept,
+            "p": row["p_value"], "kind": "rejected" if row["p_value"] < level else "not rejected",
             **{key: row[key] for key in columns},
         }
         for row in runs.to_dict("records")
@@ -201,15 +203,18 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Chart:
         y=alt.Y("test:Q", title=f"{metric} in the test environments", scale=alt.Scale(zero=False)),
         color=color(names), opacity=faded(pick, 0.85),
         tooltip=["name:N", *[f"{key}:N" for key in columns], alt.Tooltip("validation:Q", format=".3f"),
-                 alt.Tooltip("test:Q", format=".3f"), alt.Tooltip("p:Q", format=".2g"), "invariance:N"],
+                 alt.Tooltip("test:Q", format=".3f"), alt.Tooltip("p:Q", format=".2g"),
+                 alt.Tooltip("kind:N", title=f"invariance test, level {level:g}")],
     )  # fmt: skip
-    filled = base.transform_filter(alt.FieldEqualPredicate(field="invariance", equal=kept)).mark_point(
-        filled=True, size=55
-    )
-    hollow = base.transform_filter(alt.FieldEqualPredicate(field="invariance", equal=rejected)).mark_point(
-        size=55, strokeWidth=1.6
-    )
-    chart = alt.layer(hollow, filled.add_params(pick), data=values(data)).properties(width=WIDTH, height=320)
+    filled = base.mark_point(filled=True, size=55)
+    hollow = base.mark_point(size=55, strokeWidth=1.6)
+    layers = [
+        *drawn(hollow, data, "validation", "rejected"), *drawn(filled, data, "validation", "not rejected"),
+    ]  # fmt: skip
+    # Without any validation score, the chart is empty.
+    layers = layers or [filled]
+    layers[0] = layers[0].add_params(pick)
+    chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=320)
     best = max(data, key=lambda row: row["validation"], default=None)
     text = (
         f" The best by validation is {best['name']}, with test score {number(best['test'])}." if best else ""
@@ -226,13 +231,16 @@ def hyperparameters(values_of: pd.DataFrame, scores: pd.DataFrame, metric: str) 
         metric: Name of the metric.
     """
     data: list[Row] = []
+    by_run: dict[str, Any] = {kind: scores[kind].to_dict() for kind in ("validation", "test")}
     for k, column in enumerate(values_of):
         for index, value in values_of[column].items():
             for kind in ("validation", "test"):
-                score = scores.loc[index, kind]
+                score = by_run[kind][index]
                 data.append({"name": kind, "panel": k, "setting": str(column), "x": value, "score": score})
     pick = picked()
-    hue = alt.Color("name:N", title=None, scale=alt.Scale(domain=["validation", "test"], range=[TRAIN, TEST]))
+    hue = alt.Color(
+        "name:N", title=None, scale=alt.Scale(domain=["validation", "test"], range=[TRAINING, TEST])
+    )
     panels: list[alt.Chart] = []
     for k, column in enumerate(values_of):
         known = values_of[column].dropna()

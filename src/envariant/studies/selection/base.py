@@ -152,6 +152,7 @@ def _apply(
             & (table["test_set"] != group["test_set"])
         ]
         done = candidates[candidates["state"] == "done"]
+        _check_scores(done)
         choice = NoSelection(_why_none(candidates)) if done.empty else selection.choose(done, others)
         yield SelectionResult(
             str(group["data"]),
@@ -164,7 +165,15 @@ def _apply(
 
 def last_steps(candidates: pd.DataFrame) -> pd.DataFrame:
     """Return the row of the last evaluated step of every run."""
+    _check_scores(candidates)
     return candidates.loc[candidates.groupby("run")["step"].idxmax()]
+
+
+def _check_scores(runs: pd.DataFrame) -> None:
+    """Raise an error if a finished run has no scores, as in a damaged store."""
+    counts = runs.groupby("run")["step"].count()
+    if len(lacking := counts[counts == 0]):
+        raise EnvariantError(f"run {lacking.index[0]}: has no scores; retry it, or use another folder")
 
 
 def best(candidates: pd.DataFrame, column: str) -> Any:

@@ -93,6 +93,12 @@ class StoreReader(ABC):  # noqa: B024
         changed = f"copy IS NOT value OR code IS NOT {HISTORY_CODE} OR typeof(value) NOT IN ('real', 'null')"
         if self._rows(f"SELECT run FROM history WHERE {changed} LIMIT 1"):
             raise self._damaged("a measured value differs from its checksum")
+        unnamed = " OR ".join(
+            f'"{each}" NOT IN (SELECT id FROM names)'
+            for each in ("environment", "role", "metric", "kind", "column")
+        )
+        if self._rows(f"SELECT run FROM history WHERE {unnamed} LIMIT 1"):
+            raise self._damaged("a measured value has an unknown environment, role, metric, kind or column")
         self._check_runs()
 
     def _verify_rows(self, table: str) -> None:
@@ -300,6 +306,8 @@ class StoreReader(ABC):  # noqa: B024
         for number, name in self._rows(
             "SELECT test_set, name FROM test_environments ORDER BY test_set, position"
         ):
+            if number not in sets:
+                raise self._damaged("a test environment belongs to an unknown set")
             sets[number] += (name,)
         return sets
 

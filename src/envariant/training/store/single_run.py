@@ -127,7 +127,12 @@ def load_run(folder: Path) -> tuple[Record, list[HistoryRow], dict[int, ReplicaS
     """
     with Store(folder) as store:
         record = store.record(_JOB)
-        if record is None or store.fact("study") is not None:
+        if store.fact("study") is not None:
+            raise EnvariantError(
+                f"{folder}: holds a study of many runs, whose page is its report.html; give the folder of a "
+                "run"
+            )
+        if record is None:
             raise EnvariantError(f"{folder}: holds no run that has begun; give the folder of a run")
         members = [stored.id for stored in store.members(_JOB)]
         rows = store.history_rows(members)

@@ -1,0 +1,51 @@
+"""What the recommended model needs to serve, from predictions in environments left out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from envariant.comparison.baselines import Folds
+from envariant.comparison.results import ComparisonResults
+from envariant.comparison.stored_rows import StoredRows
+from envariant.core.errors import EnvariantError
+from envariant.data.tables.source import TableSource
+from envariant.saved_model import SavedModel
+from envariant.saved_model.serving import fit_serving
+
+
+def with_serving(
+    model: SavedModel,
+    source: TableSource,
+    results: ComparisonResults,
+    folds: Folds,
+    holdout_fraction: float,
+    seeds: Sequence[int],
+) -> tuple[SavedModel, str]:
+    """Add calibration, conformal scores and accuracy of the recommended method to its model.
+
+    Args:
+        model: Model of the recommended method.
+        source: Table of the study.
+        results: Results of a study, with stored predictions.
+        folds: Groups of environments, each held out together.
+        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        seeds: Seed of the data draw of each replica.
+
+    Returns:
+        The model, and "" or the reason why nothing could be added.
+    """
+    stored = StoredRows(source, folds, holdout_fraction, seeds)
+    rows = {
+        environment: stored.out_of_domain(environment, each.out_of_domain)
+        for (method, environment), each in results.rows.items()
+        if method == results.recommended and each.out_of_domain
+    }
+    try:
+        serving = fit_serving(
+            [each.values for each in rows.values()],
+            [each.targets for each in rows.values()],
+            list(rows),
+            regression=stored.regression,
+        )
+    except EnvariantError as error:
+        return model, f"prediction sets and estimated accuracy of the saved model: {error}"
+    return replace(model, serving=serving), ""

@@ -1,0 +1,208 @@
+"""Scores of subgroups, such as women and men, in environments that models were not trained on."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from envariant.analysis import statistics
+from envariant.analysis.statistics import LEVEL, Interval
+from envariant.comparison.baselines import Folds
+from envariant.comparison.causes import number
+from envariant.comparison.results import ComparisonResults
+from envariant.comparison.stored_rows import Scores, StoredRows
+from envariant.comparison.uncertainty import row_standard_error, score_of_rows
+from envariant.core.metrics import Metric
+from envariant.core.tasks import Regression, Task
+from envariant.data.tables.columns import Column
+from envariant.data.tables.source import TableSource
+from envariant.training.store import Predictions
+
+FEWEST_ROWS = 20
+"""Smallest number of rows of a subgroup with a score."""
+
+# Numbers with more values are divided at their quartiles.
+_MOST_VALUES = 8
+
+
+@final
+@dataclass(frozen=True)
+class SubgroupScore:
+    """Out-of-domain score of one method on the rows of one subgroup, over all test environments.
+
+    Attributes:
+        column: Name of the column.
+        value: Value of the subgroup, or range of numbers.
+        method: Name of the method.
+        n_rows: Number of scored rows.
+        score: Score with its interval, Bonferroni-corrected over subgroups; None if there are too few rows,
+            or the metric is undefined.
+        others: Score on the rows with other values of the column.
+        p_value: P-value of no difference to the other rows, Holm-corrected over subgroups.
+    """
+
+    column: str
+    value: str
+    method: str
+    n_rows: int
+    score: Interval | None = None
+    others: float = math.nan
+    p_value: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Subgroup as text, such as `sex = f`."""
+        return f"{self.column} {self.value}" if self.value[:1] in "≤>" else f"{self.column} = {self.value}"
+
+
+def find_subgroups(
+    source: TableSource,
+    results: ComparisonResults,
+    folds: Folds,
+    holdout_fraction: float,
+    seeds: Sequence[int],
+) -> tuple[SubgroupScore, ...]:
+    """Score the baseline and the recommended method on each subgroup, in test environments.
+
+    Args:
+        source: Table of the study, with its columns of subgroups.
+        results: Results of a study, with stored predictions.
+        folds: Groups of environments, each held out together.
+        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        seeds: Seed of the data draw of each replica.
+    """
+    table = source.table
+    stored = StoredRows(source, folds, holdout_fraction, seeds)
+    task: Task = Regression() if stored.regression else source.task
+    methods = dict.fromkeys([results.baseline_method, results.recommended])
+    scores: list[SubgroupScore] = []
+    for method in methods if table.subgroups else ():
+        rows = [
+            stored.out_of_domain(name, results.rows[method, name].out_of_domain)
+            for name in results.environments
+            if (method, name) in results.rows and results.rows[method, name].out_of_domain
+        ]
+        if rows:
+            own = _Scored.of(stored, rows, task, results.metric)
+            found = [each for column in table.subgroups for each in _scores(own, column, method)]
+            scores += _corrected(found)
+    return tuple(scores)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """Predictions of rows of all test environments, with their position, group and weight.
+
+    Attributes:
+        predictions: Logits, or predictions in the target's unit, and targets.
+        rows: Position of each row in the table.
+        groups, weights: Group and case weight of each row; None without.
+        task: Prediction task.
+        metric: Metric of the scores.
+    """
+
+    predictions: Predictions
+    rows: NDArray[np.int64]
+    groups: NDArray[Any] | None
+    weights: NDArray[np.float64] | None
+    task: Task
+    metric: Metric
+
+    @classmethod
+    def of(cls, stored: StoredRows, parts: Sequence[Scores], task: Task, metric: Metric) -> "_Scored":
+        """Return the rows of several environments together."""
+        values, targets = (np.concatenate(each) for each in zip(*(part.pair for part in parts), strict=True))
+        rows = np.concatenate([part.rows for part in parts if part.rows is not None])
+        weight, groups = stored.source.table.sample_weight, stored.groups
+        return cls(
+            Predictions("", "test", len(rows), values, targets),
+            rows,
+            None if groups is None else groups[rows],
+            None if weight is None else weight.values[rows],
+            task,
+            metric,
+        )
+
+    def score(self, chosen: NDArray[np.bool_]) -> tuple[float, float]:
+        """Return the score on some rows, and its standard error."""
+        own = self.predictions
+        part = Predictions("", "test", int(chosen.sum()), own.logits[chosen], own.targets[chosen])
+        groups = None if self.groups is None else self.groups[chosen]
+        weights = None if self.weights is None else self.weights[chosen]
+        value = score_of_rows(self.task, self.metric, part, weights=weights)
+        return value, row_standard_error(self.task, self.metric, [part], groups=groups, weights=weights)
+
+
+def _scores(own: _Scored, column: Column, method: str) -> Iterator[SubgroupScore]:
+    """Yield the score of each subgroup of a column; intervals are not corrected yet."""
+    names = subgroup_names(column)[own.rows]
+    for value in dict.fromkeys(sorted(name for name in names.tolist() if name)):
+        inside = names == value
+        others = (names != value) & (names != "")
+        count = int(inside.sum())
+        result = SubgroupScore(column.name, value, method, count)
+        if count < FEWEST_ROWS:
+            yield result
+            continue
+        score, error = own.score(inside)
+        if not math.isfinite(score):
+            yield result
+            continue
+        half, p_value, rest = float(stats.norm.isf(LEVEL_TAIL)) * error, 1.0, math.nan
+        if others.sum() >= FEWEST_ROWS:
+            rest, rest_error = own.score(others)
+            spread = math.hypot(error, rest_error)
+            if math.isfinite(rest) and spread > 0:
+                p_value = float(2 * stats.norm.sf(abs(score - rest) / spread))
+        interval = Interval(score, score - half, score + half, count)
+        yield replace(result, score=interval, others=rest, p_value=p_value)
+
+
+LEVEL_TAIL = (1 - LEVEL) / 2
+"""Probability beyond one end of an uncorrected interval."""
+
+
+def _corrected(scores: Sequence[SubgroupScore]) -> list[SubgroupScore]:
+    """Correct intervals (Bonferroni) and p-values (Holm) for the number of subgroups."""
+    tested = [each for each in scores if each.score is not None]
+    if not tested:
+        return list(scores)
+    widening = float(stats.norm.isf(LEVEL_TAIL / len(tested)) / stats.norm.isf(LEVEL_TAIL))
+    p_values = iter(statistics.holm([each.p_value for each in tested]))
+    corrected: list[SubgroupScore] = []
+    for each in scores:
+        if (score := each.score) is not None:
+            low, high = (score.mean + widening * (end - score.mean) for end in (score.low, score.high))
+            wide = Interval(score.mean, low, high, score.count)
+            corrected.append(replace(each, score=wide, p_value=next(p_values)))
+        else:
+            corrected.append(each)
+    return corrected
+
+
+def subgroup_names(column: Column) -> NDArray[Any]:
+    """Return the subgroup of each row as text, `[rows]`; "" for missing values.
+
+    Numbers and dates with more than 8 values are divided at their quartiles.
+    """
+    texts = np.array([text or "" for text in column.texts()], dtype=object)
+    values = column.values[~column.missing]
+    if column.type.categorical or len(np.unique(values)) <= _MOST_VALUES:
+        return texts
+    cuts = np.unique(np.quantile(values, [0.25, 0.5, 0.75]))
+    ends = (
+        replace(column, values=cuts).texts() if column.kind == "date" else [number(c) for c in cuts.tolist()]
+    )
+    labels = [
+        f"≤ {ends[0]}",
+        *(f"> {low} to {high}" for low, high in pairwise(ends)),
+        f"> {ends[-1]}",
+    ]
+    names = np.array(labels, dtype=object)[np.searchsorted(cuts, np.nan_to_num(column.values))]
+    return np.where(column.missing, "", names)

@@ -1,0 +1,7 @@
+"""Names of the attributes of rows that the library uses."""
+
+WEIGHT = "weight"
+"""Sampling weights, the relative frequencies of rows in minibatches."""
+
+ROW_GROUP = "row_group"
+"""Group numbers, such as those of patients; splits keep the rows of a group together."""

@@ -1,0 +1,92 @@
+"""HTML page about a data set before training: rows by environment and class, pictures, preprocessing."""
+
+from pathlib import Path
+
+from envariant.core.environments import EnvironmentSource
+from envariant.core.errors import listed
+from envariant.core.files import write_text
+from envariant.data import ColoredSource
+from envariant.reporting import figures, html, tables
+from envariant.reporting.coverage import Coverage
+from envariant.reporting.labels import without_folders
+from envariant.reporting.page import BigNumber, Block, Page, Section
+from envariant.reporting.page import render as render_page
+
+_MOST_BULLETS = 4
+
+
+def render(source: EnvironmentSource, seed: int = 0, coverage: Coverage | None = None) -> str:
+    """Return a page about a data set as HTML text.
+
+    Args:
+        source: Data source.
+        seed: Seed of the data draw.
+        coverage: Number of rows by environment and class, if it is known already.
+    """
+    coverage = coverage or Coverage.of(source, seed)
+    rows = coverage.counts.sum(axis=1)
+    sizes = {name: int(count) for name, count in zip(coverage.environments, rows, strict=True)}
+    smallest = min(sizes, key=lambda name: sizes[name])
+    total = sum(sizes.values())
+    numbers = [
+        BigNumber("environments", str(len(sizes))),
+        BigNumber("rows", f"{total:,}", f"fewest: {sizes[smallest]:,} in {smallest}"),
+    ]
+    if coverage.classes:
+        numbers.append(BigNumber("classes", str(len(coverage.classes))))
+    absent = [
+        f"{name} has no rows of {listed(classes)}" for name, classes in coverage.absent.items() if classes
+    ]
+    more = len(absent) - _MOST_BULLETS
+    bullets = (
+        absent if more <= 0 else [*absent[: _MOST_BULLETS - 1], f"{more + 1} more environments lack classes"]
+    )
+    log = [Block("definitions", [(str(k), without_folders(line)) for k, line in enumerate(coverage.log, 1)])]
+    sections = [
+        *_pictures(source, seed),
+        Section("rows", "Rows by environment", (Block.table(coverage.table(), "Rows"),), is_open=True),
+        Section(
+            "preprocessing", "Preprocessing log", log if coverage.log else (), f"{len(coverage.log)} entries"
+        ),
+    ]
+    name = without_folders(coverage.name)
+    kind = "classes in every environment" if coverage.classes else "environments"
+    return render_page(
+        Page(
+            "data",
+            f"Data: {name}",
+            "Rows that training and evaluation use, before any model is trained.",
+            "Some environments lack classes"
+            if absent
+            else f"{len(sizes)} environments, {sum(sizes.values()):,} rows",
+            numbers=numbers,
+            bullets=bullets,
+            figure=Block.chart(coverage.chart(), f"Number of rows of the {kind}."),
+            sections=[section for section in sections if section.blocks],
+        )
+    )
+
+
+def write(source: EnvironmentSource, path: Path, seed: int = 0, coverage: Coverage | None = None) -> None:
+    """Write a page about a data set to a file atomically; see `render` for the arguments.
+
+    Raises:
+        EnvariantError: If the file cannot be written, or is another page.
+    """
+    html.check_page(path, "data")
+    write_text(render(source, seed, coverage), path)
+
+
+def _pictures(source: EnvironmentSource, seed: int) -> list[Section]:
+    """Return pictures and theoretical accuracies of colored digits."""
+    if not isinstance(source, ColoredSource):
+        return []
+    environments = source.sample(seed)
+    facts = source.facts(environments)
+    sheet = Block.image(
+        figures.png(figures.overview(environments, facts), 110),
+        "Sample digits of every environment in their colors. The label below each digit has the color that "
+        "agrees with it.",
+    )
+    table = Block.table(tables.facts(facts), "Accuracies of simple rules")
+    return [Section("pictures", "Pictures", (sheet, table), is_open=True)]

@@ -1,0 +1,111 @@
+"""What a saved model needs to serve: a temperature, conformal scores and a reference for the accuracy."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from envariant.analysis.batch_score import BatchScore, fit_batch_error, fit_batch_score
+from envariant.analysis.conformal import ConformalThreshold, held_out_threshold, split_threshold
+from envariant.analysis.temperature import fit_temperature
+from envariant.core.errors import EnvariantError
+from envariant.core.metrics import probabilities
+
+Array = NDArray[np.float64]
+
+FEWEST_ENVIRONMENTS = 3
+"""Smallest number of environments left out in turn for a statement on a new environment."""
+
+QUANTILES = 200
+"""Number of stored conformal scores per environment."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """Calibration, conformal scores and accuracy, from predictions by models without the row's environment.
+
+    Attributes:
+        temperature: Number by which logits are divided; 1 for regression and if no other is better.
+        environments: Names of the environments that were left out in turn, or one name for labeled rows of
+            the new environment itself.
+        scores: Quantiles of the conformal scores of each environment, `[environments, quantiles]`: −log of
+            the probability of the true class, or |target − prediction|. All scores of labeled rows.
+        score: Reference for the accuracy or RMSE of a batch.
+        same_environment: Whether the scores are those of labeled rows of the new environment.
+    """
+
+    temperature: float
+    environments: tuple[str, ...]
+    scores: Array = field(repr=False)
+    score: BatchScore
+    same_environment: bool = False
+
+    def threshold(self, alpha: float) -> tuple[ConformalThreshold, Mapping[str, float]]:
+        """Return the largest score in a prediction set, and the coverage of each environment left out.
+
+        Args:
+            alpha: Share of rows that may be missed.
+        """
+        if self.same_environment:
+            return split_threshold(self.scores[0], alpha), {}
+        names = np.repeat(self.environments, self.scores.shape[1])
+        return held_out_threshold(self.scores.ravel(), names, alpha)
+
+
+def fit_serving(
+    scores: Sequence[Array], targets: Sequence[Array], environments: Sequence[str], *, regression: bool
+) -> Serving:
+    """Compute what serving needs from predictions by models that were not trained on the row's environment.
+
+    Args:
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`, of each
+            environment.
+        targets: Class numbers, or real targets, `[rows]`, of each environment.
+        environments: Name of each environment.
+        regression: Whether targets are real numbers.
+
+    Raises:
+        EnvariantError: If there are fewer than three environments.
+    """
+    if len(environments) < FEWEST_ENVIRONMENTS:
+        raise EnvariantError(
+            f"needs predictions in at least {FEWEST_ENVIRONMENTS} environments that were left out; got "
+            f"{len(environments)}"
+        )
+    z, y = np.concatenate(scores), np.concatenate(targets)
+    codes = np.repeat(np.arange(len(environments)), [len(each) for each in targets])
+    temperature = 1.0 if regression else fit_temperature(z, y, codes)
+    r = nonconformity(z / temperature, y, regression=regression)
+    levels = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    parts = [r[codes == k] for k in range(len(environments))]
+    quantiles = np.stack([np.quantile(part, levels, method="inverted_cdf") for part in parts])
+    if regression:
+        score = fit_batch_error(y - z, codes)
+    else:
+        p = probabilities(z / temperature)
+        score = fit_batch_score(p.max(axis=1), p.argmax(axis=1) == y, codes)
+    return Serving(temperature, tuple(environments), quantiles, score)
+
+
+def nonconformity(scores: Array, targets: Array, *, regression: bool) -> Array:
+    """Return −log of the probability of the true class, or |target − prediction|, of each row.
+
+    Args:
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
+        targets: Class numbers, or real targets, `[rows]`.
+        regression: Whether targets are real numbers.
+    """
+    if regression:
+        return np.abs(targets - scores)
+    return minus_log_probabilities(scores)[np.arange(len(targets)), targets.astype(np.int64)]
+
+
+def minus_log_probabilities(logits: Array) -> Array:
+    """Return −log p of every class, `[rows, classes]`, from logits `[rows]` or `[rows, classes]`."""
+    if logits.ndim == 1:
+        return np.logaddexp(0.0, np.stack([logits, -logits], axis=1))
+    return np.asarray(logsumexp(logits, axis=1))[:, None] - logits

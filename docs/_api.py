@@ -34,6 +34,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "Tables and charts": ("envariant.reporting.score_tables", "envariant.reporting.charts"),
     "Extending and checking": (
         "envariant.testing",
+        "envariant.reproductions",
         "envariant.reproductions.base",
         "envariant.published",
         "envariant.core.errors",

@@ -52,7 +52,7 @@ rest = new.drop(labeled.index)
 adapted = model.adapt(labeled)
 print("\n".join(adapted.adaptation.summary))
 for name, each in {"before": model, "after": adapted}.items():
-    print(name, round(float((each.predict(rest) == rest["disease"]).mean()), 3))
+    print(name, round(float((each.predict(rest)["prediction"] == rest["disease"]).mean()), 3))
 
 # %%
 # The sizes of the prediction sets: a set of both classes says that the model does not know.

@@ -14,7 +14,7 @@ reproduce sjtu-2023``: :doc:`its page <../reproductions/sjtu-2023/report>`.
 import tempfile
 from pathlib import Path
 
-from envariant.reproductions.base import Claim, Reproduction, section
+from envariant.reproductions.base import CaptionedFigure, Claim, Reproduction, section
 from envariant.reproductions.runner import Run, Runner
 from envariant.reproductions.summaries import gain, show_runs, signed
 
@@ -35,8 +35,15 @@ mine = Reproduction("mine", "V-REx and ERM", "A small example.", conditions, (vr
 # The command line runs it, stores every run and writes the page. From Python, one section is a loop
 # over its findings.
 
-for finding in vrex.find(Runner(Path(tempfile.mkdtemp()), "quick")):
-    print(finding if isinstance(finding, Claim) else type(finding).__name__)
+findings = list(vrex.find(Runner(Path(tempfile.mkdtemp()), "quick")))
+for claim in findings:
+    if isinstance(claim, Claim):
+        print("confirmed" if claim.holds else "not confirmed", "|", claim.text, "|", claim.evidence)
+
+# %%
+
+chart = next(finding.figure for finding in findings if isinstance(finding, CaptionedFigure))
+chart
 
 # %%
 # Published figures are loaded from files with their sources, never typed in by hand.

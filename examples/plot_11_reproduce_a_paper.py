@@ -38,7 +38,7 @@ mine = Reproduction("mine", "V-REx and ERM", "A small example.", conditions, (vr
 findings = list(vrex.find(Runner(Path(tempfile.mkdtemp()), "quick")))
 for claim in findings:
     if isinstance(claim, Claim):
-        print("confirmed" if claim.holds else "not confirmed", "|", claim.text, "|", claim.evidence)
+        print(claim.verdict, "|", claim.text, "|", claim.numbers)
 
 # %%
 

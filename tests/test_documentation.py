@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 import envariant
 from envariant.algorithms import RECIPES, Composition, catalogue, recipe
+from envariant.core.errors import EnvariantWarning
 from envariant.core.schedules import Constant, Schedule
 from envariant.studies.study import read
 
@@ -44,8 +46,11 @@ def python_blocks(page: str) -> list[str]:
 
 def run_blocks(blocks: list[str], page: str) -> dict[str, object]:
     namespace: dict[str, object] = {"__name__": "documentation"}
-    for block in blocks:
-        exec(compile(block, page, "exec"), namespace)
+    with warnings.catch_warnings():
+        # Remarks to the user, such as environments without a test, are part of an example.
+        warnings.simplefilter("ignore", EnvariantWarning)
+        for block in blocks:
+            exec(compile(block, page, "exec"), namespace)
     return namespace
 
 

@@ -28,9 +28,12 @@ def score_table(
 
     Example:
         >>> import envariant
-        >>> runs = [envariant.train("colored-digits", name, steps=20) for name in ("erm", "irm")]
+        >>> runs = [
+        ...     envariant.train("colored-digits", "erm", steps=20),
+        ...     envariant.train("colored-digits", "coral", steps=20),
+        ... ]
         >>> list(envariant.score_table(runs).to_frame().index)
-        ['erm', 'irm']
+        ['erm', 'coral']
     """
     named = _named(results)
     if not named:

@@ -172,6 +172,21 @@ def test_the_saved_model_is_trained_on_all_environments_and_predicts(turned):
     assert [name for name in served.table if name not in predictions] == ["set", "unlike"]
 
 
+def test_the_answer_prints_paper_tables_and_draws_a_chart(turned):
+    frame = turned.to_frame()
+    for environment in turned.results.environments:
+        for method, mean in turned.table[environment].items():
+            assert frame.loc[method, (environment, "mean")] == pytest.approx(mean)
+            assert frame.loc[method, (environment, "replicas")] == turned.results.n_replicas
+    assert turned.to_latex(label="tab:a").count(r"\midrule") == 1
+    assert turned.to_markdown(percent=True).startswith("| accuracy |")
+    rows = turned.plot().to_dict(validate=False)["data"]["values"]
+    assert {row["environment"] for row in rows} == set(turned.results.environments)
+    for value in (turned, turned.results, turned.recommendation, turned.best_model, turned.study):
+        assert len(repr(value).splitlines()) <= 8
+        assert 'class="envariant"' in value._repr_html_()
+
+
 def test_the_page_and_the_notebook_escape_names(turned):
     page = turned.page.read_text(encoding="utf-8")
     for text in (page, turned._repr_html_()):

@@ -28,12 +28,10 @@ def score_table(
 
     Example:
         >>> import envariant
-        >>> runs = [
-        ...     envariant.train("colored-digits", "erm", steps=20),
-        ...     envariant.train("colored-digits", "coral", steps=20),
-        ... ]
-        >>> list(envariant.score_table(runs).to_frame().index)
-        ['erm', 'coral']
+        >>> erm = envariant.train("colored-digits", "erm", steps=20)
+        >>> groupdro = envariant.train("colored-digits", "groupdro", steps=20)
+        >>> list(envariant.score_table([erm, groupdro]).to_frame().index)
+        ['erm', 'groupdro']
     """
     named = _named(results)
     if not named:

@@ -34,10 +34,10 @@ class StudyResults(Displayed):
 
     Example:
         >>> from envariant.studies import Study
-        >>> study = Study("colored-digits", ("erm", "irm"), replicas=2, settings={"steps": 20})
+        >>> study = Study("colored-digits", ("erm", "groupdro"), replicas=2, settings={"steps": 20})
         >>> results = study.run()
         >>> list(results.table().to_frame().index)
-        ['erm', 'irm']
+        ['erm', 'groupdro']
     """
 
     folder: Path

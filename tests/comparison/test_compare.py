@@ -21,8 +21,8 @@ import processes
 from envariant.algorithms import Composition, VREx
 from envariant.cli import main
 from envariant.comparison import compare
+from envariant.comparison.drops import significant_drops
 from envariant.comparison.formatting import the
-from envariant.comparison.narrative import significant_drops
 from envariant.core.errors import EnvariantError
 from envariant.reporting.tables import finite
 from envariant.studies import Store

@@ -6,6 +6,7 @@ import pytest
 
 import envariant
 from envariant.comparison import compare
+from envariant.core.errors import EnvariantWarning
 from envariant.studies import Store
 
 SMALL = {"algorithms": (), "n_trials": 1, "replicas": 2, "steps": 4, "memory": "1GB", "weight_decay": 0.01}
@@ -49,3 +50,16 @@ def test_unknown_option_of_compare_suggests_the_closest(tmp_path):
     )
     with pytest.raises(envariant.EnvariantError, match="unknown setting 'stesp'; did you mean 'steps'"):
         compare(frame, target="y", environment="s", out=tmp_path, stesp=3)
+
+
+def test_a_budget_below_the_least_time_is_reported_with_that_time():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"x": rng.normal(size=80), "site": np.repeat(["a", "b"], 40)})
+    table["y"] = table["x"] + rng.normal(size=80)
+    with pytest.warns(
+        EnvariantWarning, match=r"time budget of 0.01 s exceeded: this table needs about .* s at least"
+    ):
+        comparison = compare(table, target="y", environment="site", budget=0.01, min_rows=20, **SMALL)
+    assert list(comparison.results.cells) == ["linear"]
+    assert comparison.results.causes
+    assert "time budget" in comparison.page.read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from envariant.comparison.causes import find_causes
+from envariant.comparison.data_summary import summarize
 from envariant.comparison.page.causes import Remedies
 from envariant.comparison.remedies import find_remedies
 from envariant.reporting.tables import finite
@@ -27,6 +28,12 @@ def remedies_of(source, results, folds):
 def only(remedies, environment, kind):
     (remedy,) = [each for each in remedies if (each.environment, each.kind) == (environment, kind)]
     return remedy
+
+
+def test_after_the_time_limit_only_the_hardest_environment_is_examined():
+    source, results, folds = made_shifted("label", 3)
+    assert list(find_causes(source, results, folds, SHARE, SEEDS, until=0.0)) == ["D"]
+    assert not summarize(source, folds, {}, (), ["D"], seed=0, until=0.0).shifts
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import envariant
 from envariant.core.environments import WEIGHT, Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass, Regression
-from envariant.predictors import BoostedTrees, MajorityClass, ScikitLearn, predictor
+from envariant.predictors import BoostedTrees, MajorityClass, ScikitLearn, linear, predictor
 from envariant.studies import Store, Study, begin, sweep
 from envariant.studies.selection import Invariance, Oracle, SelectedRun, TrainingValidation, select
 
@@ -233,3 +233,30 @@ def test_selection_rules_select_predictors(study, rule):
     selected = select(study.table(), rule)
     chosen = {each.algorithm for each in selected if isinstance(each.choice, SelectedRun)}
     assert chosen == {"erm", "majority-class", "boosted-trees", "LogisticRegression"}
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 3.0])
+def test_all_folds_at_once_choose_the_strength_of_separate_fits(monkeypatch, strength):
+    rng = np.random.default_rng(int(10 * strength))
+    x, w = rng.normal(size=(90, 3)), rng.uniform(0.5, 2.0, 90)
+    y = (strength * x[:, 0] + rng.logistic(size=90) > 0).astype(int)
+    fold = np.arange(90) % 5
+    together = linear._binary_losses(x, y, w, fold)
+    for k, inverse_penalty in enumerate(linear._INVERSE_PENALTIES):
+        separate = 0.0
+        for held in range(5):
+            own = fold == held
+            model = LogisticRegression(C=inverse_penalty, tol=1e-8).fit(
+                x[~own], y[~own], sample_weight=w[~own]
+            )
+            separate += log_loss(y[own], model.predict_proba(x[own]), sample_weight=w[own]) * w[own].sum()
+        assert together[k] == pytest.approx(separate, rel=1e-4)
+    chosen = linear._strength(x, y, w, np.random.default_rng(0), None)
+    monkeypatch.setattr(linear, "_MOST_AT_ONCE", 0)
+    assert linear._strength(x, y, w, np.random.default_rng(0), None) == chosen
+
+
+def test_a_fold_without_one_of_the_classes_in_training_is_left_out():
+    y = np.array([1, 0, 0, 0, 0, 0])
+    losses = linear._binary_losses(np.arange(6.0)[:, None], y, np.ones(6), np.array([0, 0, 1, 1, 2, 2]))
+    assert np.isfinite(losses).all()

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import processes
 from envariant.analysis.distribution_shift import Shift, ShiftEstimate
 from envariant.analysis.statistics import Interval, interval
 from envariant.core.errors import EnvariantError
@@ -206,3 +207,21 @@ def test_lines_of_drops_are_distinct_from_intervals(every_chart):
     assert [rule["strokeWidth"] for rule in rules] == [9, 1.3]
     outside = next(row for row in charts.data_of(every_chart["drops"]) if row["name"] == "out")
     assert (outside["from"], outside["score"], outside["low"]) == pytest.approx((0.9, 0.7, 0.6))
+
+
+def save_both(folder):
+    chart = charts.lines({"a": ([0, 1], [1, 2])}, "x", "y")
+    for ending in ("svg", "png"):
+        charts.save(chart, folder / f"x.{ending}")
+
+
+def test_charts_are_saved_in_a_copy_of_a_process_that_saved_charts(tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    save_both(tmp_path / "here")
+    process = processes.start(save_both, tmp_path / "there")
+    process.join(60)
+    assert process.exitcode == 0, "a call in the copy would wait forever for a thread of this process"
+    for ending in ("svg", "png"):
+        own, other = ((tmp_path / name / f"x.{ending}").read_bytes() for name in ("here", "there"))
+        assert own == other

@@ -46,7 +46,7 @@ def compare(
     Parameters
     ----------
     file
-        Table: .csv, .parquet, .xlsx, .json or another format that pandas reads.
+        Table: .csv, .parquet, .xlsx, .json or another format that pandas reads; or heart-disease, an example.
     target
         Column to predict.
     environment

@@ -5,6 +5,7 @@ between inputs and target. The shift is classified as label, covariate or concep
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -277,6 +278,7 @@ def find_causes(
     seeds: Sequence[int],
     *,
     seed: int = 0,
+    until: float = math.inf,
 ) -> dict[str, Cause]:
     """Find the reasons for the drop of the baseline in each environment, the hardest environment first.
 
@@ -287,6 +289,8 @@ def find_causes(
         holdout_fraction: Share of the rows of every training environment that are validation rows.
         seeds: Seed of the data draw of each replica (`Seeds.of(study.seed, replica).data`).
         seed: Seed of resampling.
+        until: Time on the clock of `time.monotonic` after which no other environment is examined; the first
+            one is in any case.
 
     Returns:
         One entry per environment; with more than 12 environments, those with the worst scores.
@@ -298,6 +302,8 @@ def find_causes(
     inputs: dict[tuple[str, ...], Array] = {}
     causes: dict[str, Cause] = {}
     for name in names:
+        if causes and time.monotonic() > until:
+            break
         rows = results.rows[method, name]
         outside, inside = (
             stored.out_of_domain(name, rows.out_of_domain),

@@ -3,6 +3,7 @@
 The runs are stored as a study in a folder, which can be resumed and inspected.
 """
 
+import math
 import tempfile
 import time
 import warnings
@@ -16,17 +17,15 @@ import pandas as pd
 from pydantic import PositiveInt
 
 from envariant.comparison import page, protocol
-from envariant.comparison.causes import find_causes
 from envariant.comparison.data_check import check_data, print_findings
-from envariant.comparison.data_summary import column_stability, summarize
+from envariant.comparison.data_summary import column_stability
+from envariant.comparison.explanation import explained, summarized
 from envariant.comparison.gathering import gather
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.page.scores import MOST_ROWS, drop_rows
 from envariant.comparison.protocol import ALGORITHMS
-from envariant.comparison.remedies import find_remedies
 from envariant.comparison.results import ORDINARY, ComparisonResults
 from envariant.comparison.serving import with_serving
-from envariant.comparison.subgroups import find_subgroups
 from envariant.core import metrics, specs
 from envariant.core.display import Displayed, Summary
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
@@ -48,8 +47,9 @@ from envariant.training.store import Store
 MAX_ROWS = 5_000
 """Default largest number of rows per environment in a comparison; the saved model is trained on all rows."""
 
-# Share of the time budget for the study; analysis and the final model use the rest.
-_TRAINING_SHARE = 0.75
+# Shares of the time budget after which no run begins, no shift is measured and no drop explained. The rest is
+# for the final model and the page.
+_TRAINING_SHARE, _SHIFTS_SHARE, _EXPLAINING_SHARE = 0.7, 0.77, 0.87
 
 
 @final
@@ -242,7 +242,7 @@ def compare(
         EnvariantError: If the table or an option cannot be used.
     """
     start = time.monotonic()
-    deadline = None if budget is None else start + _TRAINING_SHARE * protocol.parse_duration(budget)
+    limit = math.inf if budget is None else protocol.parse_duration(budget)
     shared = {key: value for key, value in options.items() if key not in EXECUTION_ONLY}
     folder = _check_out(out)
     _check_arguments(
@@ -266,12 +266,12 @@ def compare(
     print_findings(findings := check_data(full))
     _warn(plan.undefined)
     run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
-    results, study = _train(folder, plan, deadline, run, source.table)
-    hardest = results.hardest_first()
-    data = summarize(source, study.test_environments, plan.baseline_scores, columns, hardest, seed, findings)
-    results = _explained(source, replace(results, data=data), study)
+    results, study = _train(folder, plan, start + _TRAINING_SHARE * limit, run, source.table)
+    results = summarized(source, results, study, plan, columns, findings, start + _SHIFTS_SHARE * limit)
+    results = explained(source, results, study, plan.tasks, start + _EXPLAINING_SHARE * limit)
     model, lacking = _best_model(results, methods, full, study, source, shared)
-    results = replace(results, missing=(*results.missing, lacking)) if lacking else results
+    lines = tuple(filter(None, (lacking, _exceeded(time.monotonic() - start, limit))))
+    results = replace(results, missing=(*results.missing, *lines))
     recommendation = recommend(results)
     return _written(Comparison(folder, results, recommendation, study, model, time.monotonic() - start))
 
@@ -297,10 +297,11 @@ def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) ->
 
 
 def _train(
-    folder: Path, plan: protocol.Plan, deadline: float | None, run: protocol.Run, table: tables.Table
+    folder: Path, plan: protocol.Plan, deadline: float, run: protocol.Run, table: tables.Table
 ) -> tuple[ComparisonResults, Study]:
     """Train what the budget allows; return the results and the study with the completed trials."""
-    study = protocol.run_within_budget(folder, plan.study, deadline, run)
+    limit = deadline if math.isfinite(deadline) else None
+    study = protocol.run_within_budget(folder, plan.study, limit, run)
     with Store(folder) as store:
         results = gather(store, study, plan.tasks, plan.metric, table)
     results = replace(
@@ -313,18 +314,13 @@ def _train(
     return results, study
 
 
-def _explained(source: TableSource, results: ComparisonResults, study: Study) -> ComparisonResults:
-    """Add the reasons for the baseline's drops, and measured remedies, unless the table is too large."""
-    seeds = _data_seeds(study)
-    folds, share = study.test_environments, study.holdout_fraction
-    results = replace(results, subgroups=find_subgroups(source, results, folds, share, seeds))
-    if protocol.is_large(source):
-        line = "causes and remedies: not measured, because the table has too many classes or inputs"
-        return replace(results, missing=(*results.missing, line))
-    causes = find_causes(source, results, folds, share, seeds, seed=study.seed)
-    results = replace(results, causes=causes)
-    remedies = find_remedies(source, results, causes, folds, share, seeds, seed=study.seed)
-    return replace(results, remedies=remedies)
+def _exceeded(seconds: float, limit: float) -> str:
+    """Warn of an exceeded time budget, with the least time, and return the warning."""
+    if seconds <= limit:
+        return ""
+    line = f"time budget of {limit:.3g} s exceeded: this table needs about {seconds:.2g} s at least"
+    warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=3)
+    return line
 
 
 def _data_seeds(study: Study) -> list[int]:

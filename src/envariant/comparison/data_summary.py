@@ -1,5 +1,7 @@
 """Measurements on the data of a comparison that need no trained method: shift, stability and leakage."""
 
+import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -79,6 +81,7 @@ def summarize(
     hardest: Sequence[str],
     seed: int,
     findings: Sequence[Finding] | None = None,
+    until: float = math.inf,
 ) -> DataSummary:
     """Measure shift, column stability and possible target leakage on a table.
 
@@ -90,6 +93,7 @@ def summarize(
         hardest: Environments sorted by the baseline's score, the worst first.
         seed: Base random seed of the shift measures.
         findings: Result of `check_data`. Default: findings for the table of `source`.
+        until: Time on the clock of `time.monotonic` after which no other shift is measured.
     """
     table = source.table
     # Environments without a score come last.
@@ -102,7 +106,7 @@ def summarize(
         baseline_scores,
         unseen_classes(table, source.task, folds),
         tuple(columns),
-        _shifts_from_others(source, shifts_of, seed),
+        _shifts_from_others(source, shifts_of, seed, until),
         table.preprocessing_log,
         check_data(table) if findings is None else tuple(findings),
         table.ordered,
@@ -161,7 +165,9 @@ def pairwise_shifts(
     return tuple(Shift.from_trials(*names, estimates) for names, estimates in trials.items())
 
 
-def _shifts_from_others(source: TableSource, names: Collection[str], seed: int) -> dict[str, Shift]:
+def _shifts_from_others(
+    source: TableSource, names: Collection[str], seed: int, until: float
+) -> dict[str, Shift]:
     """Return the shift between environments and all others, or all earlier ones if they are ordered.
 
     Environments with few rows are left out.
@@ -171,6 +177,8 @@ def _shifts_from_others(source: TableSource, names: Collection[str], seed: int) 
     for position, environment in enumerate(drawn.environments):
         if environment.name not in names or (source.table.ordered and not position):
             continue
+        if time.monotonic() > until:
+            break
         known = drawn.environments[: position if source.table.ordered else None]
         others = _samples([each for each in known if each is not environment])
         regression = isinstance(drawn.task, Regression)

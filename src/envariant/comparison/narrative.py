@@ -5,12 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from scipy import stats
-
 from envariant.analysis.column_stability import ColumnStability
 from envariant.analysis.distribution_shift import NOTABLE
 from envariant.analysis.statistics import Interval
 from envariant.comparison.baselines import baseline_name
+from envariant.comparison.drops import (
+    MATTERS,
+    drops_on_average,
+    has_drop,
+    hidden_drop,
+    in_domain_drops,
+    shortfalls,
+    significant_drops,
+    varies,
+)
 from envariant.comparison.formatting import (
     capitalized,
     ci,
@@ -25,9 +33,8 @@ from envariant.comparison.remedies import Remedy
 from envariant.comparison.results import LEVEL, ComparisonResults
 from envariant.core.display import Displayed, Summary
 
-# Thresholds in units of the relevant difference: column importance, and uncertainty of a drop.
+# Smallest importance of a column that is relied on, in units of the relevant difference.
 _RELIES = 0.25
-_MATTERS = 5.0
 _MOST_BULLETS = 4
 _MOST_REMEDIES = 3
 
@@ -100,39 +107,15 @@ def _headline(results: ComparisonResults, best: str) -> str:
     use = f"Use {the(best)} for {new}"
     if best != results.baseline_method:
         return use
-    if significant_drops(results):
+    if in_domain_drops(results) or drops_on_average(results):
         return f"{use}, but expect a drop"
+    if varies(results):
+        return f"{use}, but expect lower scores in some"
     if hidden_drop(results):
         return f"{use}; a drop cannot be ruled out"
     if not _drop_is_known(results):
         return f"{use}; its drop is unknown"
     return f"{use}: no significant drop"
-
-
-def significant_drops(results: ComparisonResults) -> dict[str, float]:
-    """Return the baseline's significant and relevant drops by environment.
-
-    Intervals are Bonferroni-corrected over environments.
-    """
-    drops = {name: results.drop(cell) for name, cell in results.baseline.items()}
-    widening = float(stats.norm.isf(0.025 / len(drops)) / stats.norm.isf(0.025))
-    return {
-        name: drop.mean
-        for name, drop in drops.items()
-        if drop.mean > widening * drop.half_width and drop.mean >= results.relevant_difference
-    }
-
-
-def hidden_drop(results: ComparisonResults) -> str:
-    """Return the environment with the largest drop that cannot be ruled out.
-
-    Return "" if no such drop is relevant, or if any drop is significant.
-    """
-    upper = {name: results.drop(cell).upper for name, cell in results.baseline.items()}
-    known = {name: most for name, most in upper.items() if math.isfinite(most)}
-    name = max(known, key=known.__getitem__, default="")
-    matters = known and known[name] > _MATTERS * results.relevant_difference
-    return name if matters and not significant_drops(results) else ""
 
 
 def _drop_is_known(results: ComparisonResults) -> bool:
@@ -164,7 +147,8 @@ def _partial(results: ComparisonResults) -> str:
 def _drop(results: ComparisonResults) -> str:
     """State whether the baseline's score drops in new environments, and by how much."""
     subject = capitalized(the(results.baseline_method))
-    if drops := significant_drops(results):
+    dropped = in_domain_drops(results)
+    if drops := dropped or shortfalls(results):
         name = max(drops, key=drops.__getitem__)
         label = environment_name(results, name)
         where = (
@@ -172,7 +156,16 @@ def _drop(results: ComparisonResults) -> str:
             if len(drops) == 1
             else f"{len(drops)} of {len(results.baseline)} environments, most at {label}"
         )
-        return f"{subject} drops significantly at {where}: {_scores(results, name)}."
+        verb = "drops significantly" if dropped else "falls significantly short"
+        return f"{subject} {verb} at {where}: {_scores(results, name, expected=not dropped)}."
+    if varies(results):
+        return _variation(results)
+    if (pooled := results.pooled_drop) is not None and drops_on_average(results):
+        interval = Interval(pooled.mean, pooled.low, pooled.high, pooled.n_environments)
+        return (
+            f"{subject} drops significantly on average over environments: {results.metric.name} by "
+            f"{score(results, pooled.mean)}, 95 % CI {ci(results, interval, difference=True)}."
+        )
     if name := hidden_drop(results):
         drop = results.drop(results.baseline[name])
         most = drop.interval.high
@@ -186,6 +179,18 @@ def _drop(results: ComparisonResults) -> str:
     if not _drop_is_known(results):
         return f"{subject}: drop unknown, because no model was trained on a test environment; {at}"
     return f"{subject} has no significant drop; {at}"
+
+
+def _variation(results: ComparisonResults) -> str:
+    """State that scores differ between environments more than by chance."""
+    each = results.expected.by_environment
+    name = max(each, key=lambda e: each[e].shortfall / each[e].error)
+    return (
+        f"{capitalized(the(results.baseline_method))} falls short in some environments, "
+        f"{p_text(results.expected.p_value)} (Q test); most at {environment_name(results, name)}: "
+        f"{results.metric.name} {score(results, each[name].observed)}, expected "
+        f"{score(results, each[name].expected)}."
+    )
 
 
 def _cause(results: ComparisonResults) -> str:
@@ -241,11 +246,16 @@ def _next_environment(results: ComparisonResults) -> str:
     )
 
 
-def _scores(results: ComparisonResults, environment: str, *, interval: bool = True) -> str:
-    """Return the baseline's out-of-domain and in-domain score in an environment."""
+def _scores(
+    results: ComparisonResults, environment: str, *, interval: bool = True, expected: bool = False
+) -> str:
+    """Return the baseline's out-of-domain and in-domain (or expected) score in an environment."""
     cell = results.baseline[environment]
     text = f"{results.metric.name} {score(results, cell.ood_score.mean)}"
     text += f", 95 % CI {ci(results, cell.ood_score)}" if interval else ""
+    if expected:
+        value = results.expected.by_environment[environment].expected
+        return f"{text}, against {score(results, value)} expected from the others"
     return text + (f", against {score(results, cell.id_score.mean)} in-domain" if cell.id_score.count else "")
 
 
@@ -380,7 +390,7 @@ def _next_steps(results: ComparisonResults, best: str) -> tuple[str, ...]:
             f"Some rows of {listed(diverse)} resemble none elsewhere (diversity shift). No method is "
             f"reliable there: collect more rows like these."
         )
-    relevant = _MATTERS * results.relevant_difference
+    relevant = MATTERS * results.relevant_difference
     uncertain = [
         environment_name(results, name)
         for name, cell in results.baseline.items()
@@ -397,7 +407,7 @@ def _next_steps(results: ComparisonResults, best: str) -> tuple[str, ...]:
             "Before relying on it, evaluate the saved model on an environment that was not part of this "
             "comparison."
         )
-    elif significant_drops(results):
+    elif has_drop(results):
         steps.append(
             "No tested method removes the drop. Before relying on a model in a new environment, evaluate it "
             "on rows from there, or train on some of them."

@@ -51,7 +51,7 @@ _PREVALENCE_DIFFERENCE, _PREVALENCE_LEVEL = 0.1, 0.01
 # Weight decay, passes over the training rows and bounds of the number of steps of networks, so that ERM is a
 # regularized network.
 _WEIGHT_DECAY = 1e-3
-_PASSES, _FEWEST_STEPS = 30, 100
+_PASSES, _FEWEST_STEPS, _FEWEST_BATCH = 30, 100, 8
 # Larger tables are large in a way that makes methods, causes and remedies take minutes.
 _MOST_CLASSES, _MOST_INPUTS = 50, 1_000
 # Most environments whose pairs are compared.
@@ -169,8 +169,8 @@ def plan(
 def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[str] = ()) -> dict[str, Any]:
     """Return the training options of all runs: those requested, and the defaults of a comparison.
 
-    Networks have weight decay, and make about 30 passes over the rows in 100 to 400 steps. They are evaluated
-    only at the last step.
+    Networks have weight decay, and make about 30 passes over the rows in 100 to 400 steps. A batch has no
+    more rows of an environment than the median environment has. They are evaluated only at the last step.
 
     Args:
         table: Table of the comparison.
@@ -178,12 +178,13 @@ def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[
         first_fold: First test environments. With ordered environments, the number of steps depends only on
             rows before them, so that no model depends on later rows.
     """
-    n_environments, n_rows = len(table.environments_until(first_fold)), len(table)
-    if table.ordered and first_fold:
-        n_rows = int(table.training_rows(first_fold).sum())
-    rows_per_step = table_source.batch_size(n_environments) * max(1, n_environments - 1)
-    steps = min(table_source.STEPS, max(_FEWEST_STEPS, math.ceil(_PASSES * n_rows / rows_per_step)))
-    chosen = {"steps": steps, "weight_decay": _WEIGHT_DECAY, **options}
+    n_environments = len(table.environments_until(first_fold))
+    known = int(table.training_rows(first_fold).sum()) if table.ordered and first_fold else len(table)
+    sizes = np.bincount(table.environment.values)[:n_environments]
+    batch_size = min(table_source.batch_size(n_environments), max(_FEWEST_BATCH, int(np.median(sizes))))
+    rows_per_step = batch_size * max(1, n_environments - 1)
+    steps = min(table_source.STEPS, max(_FEWEST_STEPS, math.ceil(_PASSES * known / rows_per_step)))
+    chosen = {"steps": steps, "weight_decay": _WEIGHT_DECAY, "batch_size": batch_size, **options}
     return {"evaluate_every": chosen["steps"] or table_source.STEPS, **chosen}
 
 

@@ -4,7 +4,7 @@ A remedy is a few labels, another method, fewer columns, corrected class shares,
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -130,22 +130,46 @@ def find_remedies(
         Remedies with a significant gain, the largest first; then the others with a gain; then columns to
         collect, whose gain is not measured.
     """
+    return ranked(
+        remedy
+        for each in remedies_by_environment(
+            source, results, causes, folds, holdout_fraction, seeds, seed=seed
+        )
+        for remedy in each
+    )
+
+
+def ranked(remedies: Iterable[Remedy]) -> tuple[Remedy, ...]:
+    """Return the remedies without those that make the score worse, in the order of `find_remedies`."""
+    improving = [each for each in remedies if not each.gain.mean <= 0]
+    # Gains that are not measured are NaN.
+    return tuple(sorted(improving, key=lambda each: (not each.significant, -np.nan_to_num(each.gain.mean))))
+
+
+def remedies_by_environment(
+    source: TableSource,
+    results: ComparisonResults,
+    causes: Mapping[str, Cause],
+    folds: Folds,
+    holdout_fraction: float,
+    seeds: Sequence[int],
+    *,
+    seed: int = 0,
+) -> Iterator[list[Remedy]]:
+    """Measure the remedies of one environment after another; arguments as for `find_remedies`."""
     stored = StoredRows(source, folds, holdout_fraction, seeds)
     name = _score_name(source)
-    remedies: list[Remedy] = []
     for environment, cause in causes.items():
         rows = results.rows[results.baseline_method, environment]
         own = stored.out_of_domain(environment, rows.out_of_domain)
         (groups,), (weights,) = stored.groups_of(own) or (None,), stored.weights_of(own) or (None,)
         tests = _Tests(cause, name, own, groups, weights)
+        remedies: list[Remedy] = []
         if len(own.targets) >= _FEWEST_ROWS:
             remedies += tests.labels(seed)
             remedies += _other_methods(tests, results, stored)
             remedies += _class_shares(tests, stored, stored.training(environment, rows.others), seed)
-        remedies += _collect(tests, source)
-    improving = [each for each in remedies if not each.gain.mean <= 0]
-    # Gains that are not measured are NaN.
-    return tuple(sorted(improving, key=lambda each: (not each.significant, -np.nan_to_num(each.gain.mean))))
+        yield remedies + _collect(tests, source)
 
 
 @final

@@ -13,6 +13,7 @@ from envariant.analysis import statistics
 from envariant.analysis.random_effects import PooledEstimate, pool_estimates
 from envariant.analysis.statistics import Interval
 from envariant.comparison.data_summary import DataSummary
+from envariant.comparison.expected_scores import ExpectedScores
 from envariant.core.display import Displayed, Summary, named
 from envariant.core.metrics import Metric
 from envariant.core.score_table import ScoreTable
@@ -138,6 +139,7 @@ class ComparisonResults(Displayed):
         rows: Stored predictions by method and environment.
         causes: Reasons for the baseline's drop by environment.
         remedies: Measured remedies, the largest gain first.
+        expected: Expected and observed scores of the baseline by environment.
         subgroups: Scores of subgroups, if any were requested.
     """
 
@@ -158,6 +160,7 @@ class ComparisonResults(Displayed):
     rows: Mapping[tuple[str, str], ScoredRows] = field(default_factory=dict[tuple[str, str], ScoredRows])
     causes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     remedies: tuple[Any, ...] = ()
+    expected: ExpectedScores = field(default_factory=lambda: ExpectedScores({}))
     subgroups: tuple[Any, ...] = ()
 
     @property

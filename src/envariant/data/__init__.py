@@ -14,6 +14,7 @@ from envariant.data.colored.digits import ColoredDigits
 from envariant.data.colored.mnist_protocols import ColoredMNIST
 from envariant.data.images.folders import ImageFolders
 from envariant.data.images.wilds import MetadataImages, Wilds
+from envariant.data.tables.bundled import heart_disease
 
 ENTRY_POINTS = "envariant.data"
 """Entry-point group of data sources from other packages: `name = "module:Class"`.
@@ -111,6 +112,7 @@ __all__ = [
     "Wilds",
     "colored_digits",
     "colored_mnist",
+    "heart_disease",
     "installed_sources",
     "source",
 ]

@@ -12,6 +12,7 @@ from scipy.linalg import LinAlgWarning
 from scipy.special import logsumexp
 from torch import Tensor, nn
 
+from envariant.analysis._logistic import fit_logistic
 from envariant.core.environments import EnvironmentSet
 from envariant.core.tasks import Regression, Task
 from envariant.predictors.base import (
@@ -35,6 +36,8 @@ MOST_TESTED = 300
 """Largest number of inputs whose stability is tested by `stable-columns`."""
 # With more inputs, the strength is chosen with two folds only, because each fit takes about 0.1 s.
 _MOST_INPUTS_OF_FOLDS = 500
+# All folds of a binary target are fitted at once if rows times squared inputs are not more.
+_MOST_AT_ONCE = 2_000_000
 # Penalty strengths are compared on at most this many rows, sampled at random.
 _MOST_ROWS = 20_000
 # With more coefficients, Newton steps are slower than L-BFGS.
@@ -250,6 +253,8 @@ def _strength(
         order = order[np.argsort(y[order], kind="stable")]
         fold = np.empty(len(y), dtype=int)
         fold[order] = np.arange(len(y)) % folds
+    if y.max() == 1 and len(y) * (x.shape[1] + 1) ** 2 <= _MOST_AT_ONCE:
+        return _INVERSE_PENALTIES[int(_binary_losses(x, y, w, fold).argmin())]
     losses = np.zeros(len(_INVERSE_PENALTIES))
     for k in range(folds):
         inside, outside = fold != k, fold == k
@@ -263,6 +268,21 @@ def _strength(
             own = logits[np.arange(len(logits)), y[outside]]
             losses[i] += float(w[outside] @ (logsumexp(logits, axis=1) - own))
     return _INVERSE_PENALTIES[int(losses.argmin())]
+
+
+def _binary_losses(x: Array, y: NDArray[Any], w: Array, fold: NDArray[np.int64]) -> Array:
+    """Return the log loss of the folds for every inverse penalty; all folds are fitted at once."""
+    inside = w * (fold != np.unique(fold)[:, None])
+    usable = ((inside > 0) & (y == 0)).any(axis=1) & ((inside > 0) & (y == 1)).any(axis=1)
+    design = np.column_stack([np.ones(len(y)), x])
+    rows = np.flatnonzero(usable[fold])
+    losses: list[float] = []
+    for inverse_penalty in _INVERSE_PENALTIES:
+        precision = np.append(1e-8, np.full(x.shape[1], 1 / inverse_penalty))
+        fits = fit_logistic(design[:, None], y[:, None].astype(np.float64), inside, precision=precision)
+        logits = (design[rows] * fits.coefficients[fold[rows]]).sum(axis=1)
+        losses.append(float(w[rows] @ (np.logaddexp(0.0, logits) - y[rows] * logits)))
+    return np.array(losses)
 
 
 def _folds_of_groups(groups: NDArray[np.int64], folds: int, draw: np.random.Generator) -> NDArray[np.int64]:

@@ -6,13 +6,15 @@ from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import listed
 from envariant.core.files import write_text
 from envariant.data import ColoredSource
-from envariant.reporting import figures, html, tables
+from envariant.reporting import figures, html, samples, tables
 from envariant.reporting.coverage import Coverage
 from envariant.reporting.labels import without_folders
 from envariant.reporting.page import BigNumber, Block, Page, Section
 from envariant.reporting.page import render as render_page
+from envariant.reporting.picture import Picture
 
 _MOST_BULLETS = 4
+_MOST_PANELS = 12
 
 
 def render(source: EnvironmentSource, seed: int = 0, coverage: Coverage | None = None) -> str:
@@ -78,15 +80,13 @@ def write(source: EnvironmentSource, path: Path, seed: int = 0, coverage: Covera
 
 
 def _pictures(source: EnvironmentSource, seed: int) -> list[Section]:
-    """Return pictures and theoretical accuracies of colored digits."""
-    if not isinstance(source, ColoredSource):
-        return []
-    environments = source.sample(seed)
-    facts = source.facts(environments)
-    sheet = Block.image(
-        figures.png(figures.overview(environments, facts), 110),
-        "Sample digits of every environment in their colors. The label below each digit has the color that "
-        "agrees with it.",
-    )
-    table = Block.table(tables.facts(facts), "Accuracies of simple rules")
-    return [Section("pictures", "Pictures", (sheet, table), is_open=True)]
+    """Return sample images, or distributions of columns; for colored digits also theoretical accuracies."""
+    drawn = samples.plot(source, seed, _MOST_PANELS)
+    if not isinstance(drawn, Picture):
+        caption = "Click an environment to highlight it. Missing values are not drawn."
+        return [Section("columns", "Columns by environment", (Block.chart(drawn, caption),), is_open=True)]
+    blocks = [Block.image(figures.png(drawn.figure, 110), drawn.description)]
+    if isinstance(source, ColoredSource):
+        facts = tables.facts(source.facts(source.sample(seed)))
+        blocks.append(Block.table(facts, "Accuracies of simple rules"))
+    return [Section("pictures", "Pictures", blocks, is_open=True)]

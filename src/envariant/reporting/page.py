@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from envariant.core.printable import printable
 from envariant.reporting import figures, html
 from envariant.reporting.charts import base as charts
+from envariant.reporting.charts import conversion
 from envariant.reporting.tables import NONE, TextTable
 from envariant.reporting.theme import baseline_first, method_colors
 
@@ -148,12 +149,8 @@ def render(page: Page) -> str:
 @cache
 def _script() -> tuple[str, str]:
     """Return the script of all pages, and its digest for the Content-Security-Policy."""
-    import vl_convert
-
     own = files("envariant.reporting").joinpath("templates/_page.js").read_text(encoding="utf-8")
-    script = printable(f"{vl_convert.javascript_bundle('window.vegaEmbed=vegaEmbed;')}\n{own}").replace(
-        "</script", "<\\/script"
-    )
+    script = printable(f"{conversion.bundle()}\n{own}").replace("</script", "<\\/script")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return script, f"sha256-{digest}"
 
@@ -161,7 +158,7 @@ def _script() -> tuple[str, str]:
 def _figure_data(block: Block) -> dict[str, Any]:
     """Return the specification of a chart, its description, and its data as a table and as a CSV file."""
     document = charts.spec(block.content)
-    rows: list[charts.Row] = document["data"]["values"]
+    rows = charts.rows_of(document)
     header = [key for key in dict.fromkeys(key for row in rows for key in row) if not key.startswith("_")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

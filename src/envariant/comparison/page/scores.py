@@ -52,7 +52,7 @@ class Drops(PageSection):
     def table(self) -> TextTable:
         """Return a table of scores and drops, one row per environment."""
         results = self.results
-        rows = results.data.n_rows
+        rows, expected = results.data.n_rows, results.expected.by_environment
         constant = results.data.baseline_scores
         baseline = capitalized(method_name(results.baseline_method))
         lines: list[tuple[str, ...]] = []
@@ -71,6 +71,7 @@ class Drops(PageSection):
                     score(results, constant[name]) if name in constant else NONE,
                     score(results, cell.id_score.mean) if cell.id_score.count else NONE,
                     f"{score(results, cell.ood_score.mean)} {ci(results, cell.ood_score)}",
+                    score(results, expected[name].expected) if name in expected else NONE,
                     drop_text if math.isfinite(drop.mean) else NONE,
                     f"{method_name(best)}: {_gain(results, others[best])}" if best else NONE,
                 )
@@ -78,24 +79,28 @@ class Drops(PageSection):
         better = "higher" if results.metric.higher_is_better else "lower"
         header = (
             results.data.environment_column or "environment", "rows", baseline_name(results.metric),
-            f"{baseline} in-domain", f"{baseline} out-of-domain", "drop (in-domain − out-of-domain)",
+            f"{baseline} in-domain", f"{baseline} out-of-domain", "expected",
+            "drop (in-domain − out-of-domain)",
             f"best other method, gain over {the(results.baseline_method)}",
         )  # fmt: skip
         note = (
             f"Scores are {results.metric.name}; {better} is better. In-domain: validation rows of "
             f"the environment, its other rows in training. Brackets: 95 % CI over "
             f"{results.n_replicas} replicas and the sampled rows, limited to the metric's range. "
-            f"n.s.: not significant."
+            f"n.s.: not significant. Expected: score if the target depended on the predictions as it does on "
+            f"validation rows of the training environments."
         )
         return TextTable(header, tuple(lines), (note,))
 
     def to_dict(self) -> dict[str, Any]:
-        data = self.results.data
+        data, expected = self.results.data, self.results.expected
         return {
             "n_rows": dict(data.n_rows),
             "baseline": baseline_name(self.results.metric),
             "baseline_scores": dict(data.baseline_scores),
             "unseen_classes": {name: list(classes) for name, classes in data.unseen_classes.items()},
+            "expected_scores": {name: asdict(each) for name, each in expected.by_environment.items()},
+            "expected_scores_p_value": expected.p_value,
         }
 
 

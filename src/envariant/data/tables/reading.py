@@ -17,6 +17,7 @@ import pandas as pd
 from envariant.core.errors import EnvariantError, closest_name, first_line, listed
 from envariant.core.paths import check_file
 from envariant.data.expansion import check_expansion
+from envariant.data.tables import bundled
 from envariant.data.tables.formats import opened, what_it_is
 from envariant.data.tables.kinds.missing import MISSING_TEXTS
 from envariant.data.tables.sample import ColumnSample, first_bytes, first_records
@@ -56,7 +57,7 @@ def open_table(data: Any, encoding: str, declared: frozenset[str] | None = None)
     """Open a file or a data frame.
 
     Args:
-        data: Path, or data frame of pandas, polars or Arrow.
+        data: Path, name of a bundled table, or data frame of pandas, polars or Arrow.
         encoding: Encoding of a text file.
         declared: Strings that the user declared as missing values. Default: the usual ones, such as NA.
 
@@ -69,7 +70,7 @@ def open_table(data: Any, encoding: str, declared: frozenset[str] | None = None)
         _single("data frame", header)
         frame = whole.set_axis(header, axis=1)
         return TableInput("data frame", header, lambda _: iter([frame]), has_index=whole is data)
-    path = Path(data)
+    path = bundled.find(Path(data))
     check_file(path, kinds=" (.csv or .parquet)")
     check_expansion(path)
     if (table := opened(path, encoding, ROWS_PER_CHUNK)) is not None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import altair as alt
-import vl_convert
 
 from envariant.core.errors import EnvariantWarning
 from envariant.core.files import write_bytes
 from envariant.core.paths import check_overwrite
 from envariant.core.printable import printable
+from envariant.reporting.charts import conversion
 from envariant.reporting.fonts import without_font
 from envariant.reporting.theme import INK, baseline_first, method_colors
 
@@ -131,12 +131,20 @@ def spec(chart: Chart) -> dict[str, Any]:
 
 def data_of(chart: Chart) -> list[Row]:
     """Return the rows that a chart shows, without reference lines."""
-    return cast("list[Row]", spec(chart)["data"]["values"])
+    return rows_of(spec(chart))
+
+
+def rows_of(document: Mapping[str, Any]) -> list[Row]:
+    """Return the rows of the specification of a chart; rows of panels with their own data name the panel."""
+    if "data" in document:
+        return cast("list[Row]", document["data"]["values"])
+    panels: list[dict[str, Any]] = document["concat"]
+    return [{"panel": panel["title"]["text"], **row} for panel in panels for row in panel["data"]["values"]]
 
 
 def svg(chart: Chart) -> str:
     """Return a chart as SVG text, in the colors of a light background; equal charts give equal text."""
-    text = vl_convert.vegalite_to_svg(_fixed_ink(chart))
+    text = conversion.svg(_fixed_ink(chart))
     # Vega numbers clipping paths over all charts of the process.
     numbers = {old: str(new) for new, old in enumerate(dict.fromkeys(_CLIP.findall(text)))}
     return _CLIP.sub(lambda match: numbers[match[0]], text)
@@ -164,7 +172,7 @@ def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
             EnvariantWarning,
             stacklevel=2,
         )
-    write_bytes(_with_software(vl_convert.vegalite_to_png(document, scale=scale)), path)
+    write_bytes(_with_software(conversion.png(document, scale)), path)
 
 
 def number(value: float) -> str:
@@ -184,9 +192,8 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
 def _fixed_ink(chart: Chart) -> dict[str, Any]:
     """Return the specification of a chart for a file, which has no surrounding text."""
     document = spec(chart)
-    fixed = {k: _mapped(v, lambda text: INK if text == "currentColor" else text) for k, v in document.items()
-             if k != "data"}  # fmt: skip
-    return {**fixed, "data": document["data"], "background": "white"}
+    fixed = _mapped(document, lambda text: INK if text == "currentColor" else text)
+    return {**fixed, "background": "white"}
 
 
 def _with_software(png: bytes) -> bytes:

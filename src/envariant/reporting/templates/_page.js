@@ -2,22 +2,22 @@
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const make = (tag, values) => Object.assign(document.createElement(tag), values);
-  const views = new Map();
-  let picked = null;
+  const rows = (spec) => spec.data?.values ?? spec.concat.flatMap((panel) => panel.data.values);
+  let picked = null, views = new Map();
 
   // Charts: as wide as the page; panels side by side where there is room.
   function fitted(spec, width) {
     const columns = Math.min(spec.columns || 3, Math.max(1, Math.floor(width / 270)));
-    const longest = Math.max(0, ...spec.data.values.map((row) => (row.name || "").length));
+    const longest = Math.max(0, ...rows(spec).map((row) => (row.name || "").length));
     spec.config.legend.columns = Math.max(1, Math.floor((width - 60) / (7 * Math.min(longest, 36) + 30)));
     if (width < 520) spec.config.axis.labelLimit = 100;
     const panels = spec.facet ? [spec.spec] : spec.concat;
-    panels?.forEach((each) => (each.width = Math.floor((width - 60) / columns) - (spec.concat ? 50 : 22)));
+    panels?.forEach((each) => (each.width = Math.floor((width - 60) / columns) - (spec.concat ? 58 : 22)));
     return panels ? { ...spec, columns } : { ...spec, width: Math.min(width, 980), autosize: { type: "fit-x", contains: "padding" } };
   }
   async function draw(figure) {
     const spec = JSON.parse(figure.querySelector("script").textContent);
-    const names = new Set(spec.data.values.map((row) => row.name));
+    const names = new Set(rows(spec).map((row) => row.name));
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
     const options = { renderer: "svg", ast: true, actions: false, tooltip: { theme: dark ? "dark" : "light" } };
     const width = document.querySelector("h1").clientWidth;

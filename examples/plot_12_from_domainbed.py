@@ -1,0 +1,62 @@
+"""
+Coming from DomainBed
+=====================
+
+The same algorithms, search ranges and selection rules; other names. This page translates.
+
+==============================================  ======================================================
+DomainBed                                       Envariant
+==============================================  ======================================================
+``--algorithm IRM``                             ``"irm"``
+``--hparams '{"irm_lambda": 100}'``             ``hyperparameters={"coefficient": 100}``
+``--hparams_seed``                              trial
+``--trial_seed``                                replica (data, initialization and order have own seeds)
+``--holdout_fraction 0.2``                      ``holdout_fraction=0.2``
+``--test_envs 0``                               ``test_environments=("name",)``
+``sweep.py launch``                             ``Study(...).run()`` or ``envariant sweep study.toml``
+``collect_results.py``                          the page of the study, ``results.table()``
+training-domain validation                      training-domain validation
+leave-one-domain-out                            leave-one-domain-out
+test-domain validation (oracle)                 oracle
+==============================================  ======================================================
+"""
+
+# %%
+# A minibatch run as DomainBed would do it: minibatches per environment, a share held out for
+# validation, IRM's estimate of the squared gradient on two halves of the batch.
+
+import envariant
+
+result = envariant.train(
+    "colored-digits",
+    "irm",
+    hyperparameters={"coefficient": "step(1, 100, at=100)", "form": "halves"},
+    model="mlp(hidden=32)",
+    batch_size=32,
+    steps=300,
+    holdout_fraction=0.2,
+    replicas=3,
+)
+result.summary().round(3)
+
+# %%
+
+chart = result.plot()
+chart
+
+# %%
+# Search ranges of every algorithm are declared with it:
+
+from envariant.core.search_space import ranges
+
+for name, searched in ranges(envariant.algorithms.recipe("irm").default).items():
+    print(name, searched)
+
+# %%
+# The parity of all shared algorithms with DomainBed is tested; what its code does differently from
+# the papers is listed in :doc:`../guide/released_code`.
+#
+# .. admonition:: When not
+#
+#    DomainBed's image data sets and pretrained ResNets are not part of this library. WILDS folders
+#    and image folders are, with ``timm`` models.

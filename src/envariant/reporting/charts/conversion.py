@@ -1,0 +1,51 @@
+"""Conversion of charts by vl-convert, also in a process that was forked after its first use."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import vl_convert
+
+_IN_A_NEW_PROCESS = """
+import json, sys, vl_convert
+name, arguments, options = json.load(sys.stdin)
+result = getattr(vl_convert, name)(*arguments, **options)
+sys.stdout.buffer.write(result if isinstance(result, bytes) else result.encode())
+"""
+
+
+def svg(document: dict[str, Any]) -> str:
+    """Return a Vega-Lite specification as SVG text."""
+    return _call("vegalite_to_svg", document).decode()
+
+
+def png(document: dict[str, Any], scale: float) -> bytes:
+    """Return a Vega-Lite specification as PNG."""
+    return _call("vegalite_to_png", document, scale=scale)
+
+
+@cache
+def bundle() -> str:
+    """Return the JavaScript libraries that draw charts in a browser, as `window.vegaEmbed`."""
+    return _call("javascript_bundle", "window.vegaEmbed=vegaEmbed;").decode()
+
+
+@cache
+def _first_process() -> int:
+    return os.getpid()
+
+
+def _call(name: str, *arguments: Any, **options: Any) -> bytes:
+    """Call a function of vl-convert, and return its result as bytes.
+
+    Its thread does not exist in a copy of the process that used it first, where a call would wait forever.
+    """
+    if _first_process() == os.getpid():
+        result: str | bytes = getattr(vl_convert, name)(*arguments, **options)
+        return result if isinstance(result, bytes) else result.encode()
+    request = json.dumps([name, arguments, options]).encode()
+    command = [sys.executable, "-c", _IN_A_NEW_PROCESS]
+    return subprocess.run(command, input=request, capture_output=True, check=True).stdout

@@ -37,7 +37,8 @@ def plot(source: EnvironmentSource, seed: int, most: int) -> Any:
     sample = source.sample(seed)
     if isinstance(source, ColoredSource):
         facts = source.facts(sample)
-        text = f"Digits of {without_folders(source.name)}: one row per environment, with the label below each digit."
+        name = without_folders(source.name)
+        text = f"Digits of {name}: one row per environment, with the label below each digit."
         return Picture(figures.overview(sample, facts, most), text)
     if _are_images(sample.input_shape):
         return _sheet(sample, seed, most)
@@ -58,11 +59,11 @@ def _sheet(sample: EnvironmentSet, seed: int, most: int) -> Picture:
     for panels, environment in zip(grid, shown, strict=True):
         for axes in panels:
             axes.set_axis_off()
-        label = {"transform": panels[0].transAxes, "va": "center", "ha": "left"}
+        place = {"transform": panels[0].transAxes, "va": "center", "ha": "left"}
         name = plain_text(environment.name)
-        panels[0].text(0, 0.65, name, fontsize=11, fontweight="bold", color=INK, wrap=True, **label)
+        panels[0].text(0, 0.65, name, fontsize=11, fontweight="bold", color=INK, wrap=True, **place)
         facts = f"{roles[environment.name]}, {len(environment):,} rows"
-        panels[0].text(0, 0.3, facts, fontsize=9, color=MUTED, **label)
+        panels[0].text(0, 0.3, facts, fontsize=9, color=MUTED, **place)
         index = _chosen(len(environment), most, seed)
         images = _images(environment, index)
         for axes, image, target in zip(panels[1:], images, environment.targets[index].tolist(), strict=False):

@@ -14,6 +14,7 @@ from envariant.data import ColoredSource
 from envariant.reporting import figures
 from envariant.reporting.charts.distributions import distributions
 from envariant.reporting.figures import plain_text
+from envariant.reporting.labels import without_folders
 from envariant.reporting.picture import Picture
 from envariant.reporting.theme import INK, MUTED
 
@@ -36,7 +37,8 @@ def plot(source: EnvironmentSource, seed: int, most: int) -> Any:
     sample = source.sample(seed)
     if isinstance(source, ColoredSource):
         facts = source.facts(sample)
-        text = f"Digits of {source.name}: one row per environment, with the label below each digit."
+        name = without_folders(source.name)
+        text = f"Digits of {name}: one row per environment, with the label below each digit."
         return Picture(figures.overview(sample, facts, most), text)
     if _are_images(sample.input_shape):
         return _sheet(sample, seed, most)
@@ -57,11 +59,11 @@ def _sheet(sample: EnvironmentSet, seed: int, most: int) -> Picture:
     for panels, environment in zip(grid, shown, strict=True):
         for axes in panels:
             axes.set_axis_off()
-        label = {"transform": panels[0].transAxes, "va": "center", "ha": "left"}
+        place = {"transform": panels[0].transAxes, "va": "center", "ha": "left"}
         name = plain_text(environment.name)
-        panels[0].text(0, 0.65, name, fontsize=11, fontweight="bold", color=INK, wrap=True, **label)
+        panels[0].text(0, 0.65, name, fontsize=11, fontweight="bold", color=INK, wrap=True, **place)
         facts = f"{roles[environment.name]}, {len(environment):,} rows"
-        panels[0].text(0, 0.3, facts, fontsize=9, color=MUTED, **label)
+        panels[0].text(0, 0.3, facts, fontsize=9, color=MUTED, **place)
         index = _chosen(len(environment), most, seed)
         images = _images(environment, index)
         for axes, image, target in zip(panels[1:], images, environment.targets[index].tolist(), strict=False):
@@ -70,7 +72,9 @@ def _sheet(sample: EnvironmentSet, seed: int, most: int) -> Picture:
     hidden = len(sample.environments) - len(shown)
     more = f" {hidden} more environments are not drawn." if hidden else ""
     names = ", ".join(environment.name for environment in shown)
-    return Picture(figure, f"Images of {sample.label} in {names}, with the target below each.{more}")
+    return Picture(
+        figure, f"Images of {without_folders(sample.label)} in {names}, with the target below each.{more}"
+    )
 
 
 def _images(environment: Environment, index: torch.Tensor) -> list[NDArray[np.float64]]:
@@ -118,7 +122,7 @@ def _columns(sample: EnvironmentSet, seed: int, most: int) -> Any:
     more = [f"{count:,} more {what} are not drawn." for count, what in remarks if count > 0]
     largest = max(map(len, sample.environments))
     more += [f"At most {_MOST_ROWS:,} random rows per environment."] if largest > _MOST_ROWS else []
-    return distributions(frames, sample.label, more)
+    return distributions(frames, without_folders(sample.label), more)
 
 
 def _raw(environment: Environment, index: torch.Tensor) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from importlib import metadata
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -13,6 +14,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from _api import write_api_pages  # noqa: E402
 from _charts import save_charts  # noqa: E402
+
+# Examples show what a warning says, not the path of the file that issued it.
+warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
 
 project = "Envariant"
 author = "The Envariant developers"
@@ -31,6 +35,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "auto_examples/*.ipynb", "auto_examples/README.rst"]
 nitpicky = False
+default_role = "code"
 suppress_warnings = ["ref.python", "config.cache"]  # attributes of the same name in several classes
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]

@@ -2,13 +2,14 @@
 What a verdict means
 ====================
 
-A drop in a new environment has several possible causes, and the remedies differ. Here are two
-made tables, one in which a column changes its meaning and one in which only the prevalence
-changes, and what the comparison says about them.
+A drop in a new environment has several possible causes, and the remedies differ. Here
+are two made tables, one in which a column changes its meaning and one in which only
+the prevalence changes, and what the comparison says about them.
 """
 
 # %%
-# In the first table `marker` follows from the target. In the last site its sign is reversed.
+# In the first table `marker` follows from the target. In the last site its sign is
+# reversed.
 
 import numpy as np
 import pandas as pd
@@ -20,32 +21,42 @@ site = np.repeat(["A", "B", "C", "D"], 400)
 age, noise = rng.normal(size=(2, 1600))
 y = (rng.random(1600) < 1 / (1 + np.exp(-1.2 * age))).astype(int)
 marker = np.where(site == "D", -1, 1) * (2 * y - 1) * 0.9 + rng.normal(size=1600)
-flipped = pd.DataFrame({"age": age, "noise": noise, "marker": marker, "y": y, "site": site})
+flipped = pd.DataFrame(
+    {"age": age, "noise": noise, "marker": marker, "y": y, "site": site}
+)
 
-settings = {"target": "y", "environment": "site", "algorithms": ("stable-columns",), "replicas": 3}
+settings = {
+    "target": "y",
+    "environment": "site",
+    "algorithms": ("stable-columns",),
+    "replicas": 3,
+}
 concept = envariant.compare(flipped, **settings)
 print(concept.verdict)
 
 # %%
-# Site D's score is worse than chance, whatever the method: without rows of D nothing in the
-# training data says that the marker will change. The verdict names the column.
+# Site D's score is worse than chance, whatever the method: without rows of D nothing in
+# the training data says that the marker will change. The verdict names the column.
 
 chart = concept.plot()
 chart
 
 # %%
-# In the second table the positive class is more frequent in site D, and nothing else differs.
+# In the second table the positive class is more frequent in site D, and nothing else
+# differs.
 
 y = (rng.random(1600) < np.where(site == "D", 0.85, 0.4)).astype(int)
 columns = rng.normal(size=(3, 1600)) + np.outer([0.7, 0.4, 0.0], 2 * y - 1)
-prevalence = pd.DataFrame({"a": columns[0], "b": columns[1], "c": columns[2], "y": y, "site": site})
+prevalence = pd.DataFrame(
+    {"a": columns[0], "b": columns[1], "c": columns[2], "y": y, "site": site}
+)
 
 label = envariant.compare(prevalence, **settings)
 print(label.verdict)
 
 # %%
-# The same numbers from the analysis alone, for scores of your own model: how much of the loss in D
-# is level (prevalence), slope (calibration) and ranking.
+# The same numbers from the analysis alone, for scores of your own model: how much of
+# the loss in D is level (prevalence), slope (calibration) and ranking.
 
 for name, cause in label.results.causes.items():
     print(name, cause.shift.kinds if cause.shift else "no shift found")
@@ -53,5 +64,5 @@ for name, cause in label.results.causes.items():
 # %%
 # .. admonition:: When not
 #
-#    "No significant drop" does not mean "no drop". The verdict states how large a drop cannot be
-#    ruled out; with small environments that can be a lot.
+#    "No significant drop" does not mean "no drop". The verdict states how large a drop
+#    cannot be ruled out; with small environments that can be a lot.

@@ -3,14 +3,15 @@ Write a penalty and study it
 ============================
 
 A method is one small class. This one penalizes the variance of the mean logit between
-environments. Studies, selection without test labels and statistics work with it as with any
-other.
+environments. Studies, selection without test labels and statistics work with it as
+with any other.
 """
 
 # %%
-# A penalty is a frozen dataclass whose fields are hyperparameters with their search ranges.
-# `penalty` returns a number that is 0 when the environments agree. It must not branch in Python on
-# the value of a hyperparameter, because replicas with different values train in one stack.
+# A penalty is a frozen dataclass whose fields are hyperparameters with their search
+# ranges. `penalty` returns a number that is 0 when the environments agree. It must not
+# branch in Python on the value of a hyperparameter, because replicas with different
+# values train in one stack.
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -40,15 +41,15 @@ class MeanLogit(Penalty):
 
 
 # %%
-# `check_algorithm` runs the tests that every algorithm of the library passes: purity, stacked
-# replicas, resumption, environments of different sizes, and others.
+# `check_algorithm` runs the tests that every algorithm of the library passes: purity,
+# stacked replicas, resumption, environments of different sizes, and others.
 
 mine = Composition(penalties=(MeanLogit(),))
 check_algorithm(mine)
 
 # %%
-# A study compares it with ERM and V-REx on the small relative of Colored MNIST, with two trials
-# each.
+# A study compares it with ERM and V-REx on the small relative of Colored MNIST, with
+# two trials each.
 
 from envariant.studies import Study
 
@@ -70,6 +71,6 @@ chart
 # %%
 # .. admonition:: When not
 #
-#    The mean logit can agree between environments although the network relies on the color, so do
-#    not expect much of this penalty. A study with few trials and three replicas can tell large
-#    differences from chance, not small ones.
+#    The mean logit can agree between environments although the network relies on the
+#    color, so do not expect much of this penalty. A study with few trials and three
+#    replicas can tell large differences from chance, not small ones.

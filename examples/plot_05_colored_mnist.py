@@ -2,15 +2,16 @@
 Colored MNIST: the example that started it
 ==========================================
 
-Label digits by whether they are below five, flip a quarter of the labels, and color each digit so
-that the color agrees with the label in 80 % and 90 % of the training rows, but in 10 % of the
-test rows. A network that looks at the color is wrong in the test environment.
+Label digits by whether they are below five, flip a quarter of the labels, and color
+each digit so that the color agrees with the label in 80 % and 90 % of the training
+rows, but in 10 % of the test rows. A network that looks at the color is wrong in the
+test environment.
 """
 
 # %%
-# To keep this page quick and offline, it makes the same data from the 1,797 digits of scikit-learn,
-# each moved by up to one pixel in every direction. `envariant.data.colored_mnist("irm")` is the
-# original, with 60,000 digits.
+# To keep this page quick and offline, it makes the same data from the 1,797 digits of
+# scikit-learn, each moved by up to one pixel in every direction.
+# `envariant.data.colored_mnist("irm")` is the original, with 60,000 digits.
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -31,7 +32,9 @@ digit, environment = np.tile(digit, 9), np.tile(environment, 9)
 
 label = (digit < 5) ^ (rng.random(len(digit)) < 0.25)
 green = label ^ (rng.random(len(digit)) < np.array([0.2, 0.1, 0.9])[environment])
-colored = np.stack([images * ~green[:, None, None], images * green[:, None, None]], axis=1)
+colored = np.stack(
+    [images * ~green[:, None, None], images * green[:, None, None]], axis=1
+)
 
 digits = EnvironmentSet.from_arrays(
     colored.astype("float32"),
@@ -43,15 +46,24 @@ figure = digits.plot()
 figure
 
 # %%
-# ERM uses the color. IRM and V-REx switch on a penalty at 40 % of the run, and their accuracy in
-# the test environment rises.
+# ERM uses the color. IRM and V-REx switch on a penalty at 40 % of the run, and their
+# accuracy in the test environment rises.
 
-settings = {"model": "mlp(hidden=64)", "steps": 300, "learning_rate": 0.002, "replicas": 2}
+settings = {
+    "model": "mlp(hidden=64)",
+    "steps": 300,
+    "learning_rate": 0.002,
+    "replicas": 2,
+}
 switch = "step(1, 1e4, at=40%)"
 runs = {
     "ERM": envariant.train(digits, "erm", hyperparameters={"l2": 5e-4}, **settings),
-    "IRM": envariant.train(digits, "irm", hyperparameters={"l2": 5e-4, "coefficient": switch}, **settings),
-    "V-REx": envariant.train(digits, "vrex", hyperparameters={"l2": 5e-4, "coefficient": switch}, **settings),
+    "IRM": envariant.train(
+        digits, "irm", hyperparameters={"l2": 5e-4, "coefficient": switch}, **settings
+    ),
+    "V-REx": envariant.train(
+        digits, "vrex", hyperparameters={"l2": 5e-4, "coefficient": switch}, **settings
+    ),
 }
 score_table(runs)
 
@@ -61,11 +73,12 @@ chart = curves(list(runs.values()), list(runs))
 chart
 
 # %%
-# On the original digits the same methods reach 0.17 (ERM), 0.67 (IRM) and 0.66 (V-REx) over ten
-# replicas, with the hyperparameters of their papers; :doc:`../colored_mnist` has every algorithm.
+# On the original digits the same methods reach 0.17 (ERM), 0.67 (IRM) and 0.66 (V-REx)
+# over ten replicas, with the hyperparameters of their papers; :doc:`../colored_mnist`
+# has every algorithm.
 #
 # .. admonition:: When not
 #
-#    A method that wins here has shown that it can drop one strong feature whose strength differs
-#    between two large training environments, with hyperparameters chosen by looking at the test
-#    environment. Real data are seldom like this.
+#    A method that wins here has shown that it can drop one strong feature whose
+#    strength differs between two large training environments, with hyperparameters
+#    chosen by looking at the test environment. Real data are seldom like this.

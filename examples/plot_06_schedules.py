@@ -2,9 +2,9 @@
 Penalty schedules, and what goes wrong
 ======================================
 
-A penalty that is strong from the first step keeps the network from learning anything; one that
-comes too late changes nothing. Runs that look wrong are diagnosed, with a likely cause and a
-remedy.
+A penalty that is strong from the first step keeps the network from learning anything;
+one that comes too late changes nothing. Runs that look wrong are diagnosed, with a
+likely cause and a remedy.
 """
 
 # %%
@@ -48,10 +48,11 @@ for name, run in runs.items():
         print(f"{name}: {diagnosis}\n")
 
 # %%
-# Switch points can be relative (`at=40%`), so that they stay meaningful when the number of steps
-# changes. An explicit step beyond the end of the run is reported before training.
+# Switch points can be relative (`at=40%`), so that they stay meaningful when the number
+# of steps changes. An explicit step beyond the end of the run is reported before
+# training.
 #
 # .. admonition:: When not
 #
-#    Choosing the switch point by the test accuracy is oracle selection. :doc:`plot_07_selection`
-#    shows what is left when you may not.
+#    Choosing the switch point by the test accuracy is oracle selection.
+#    :doc:`plot_07_selection` shows what is left when you may not.

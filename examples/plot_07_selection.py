@@ -2,8 +2,9 @@
 Choose hyperparameters without test labels
 ==========================================
 
-A study of two methods with several trials, and four rules that choose among the trials. Only the
-last one looks at the test environment, which nobody can do in practice.
+A study of two methods with several trials, and four rules that choose among the
+trials. Only the last one looks at the test environment, which nobody can do in
+practice.
 """
 
 # %%
@@ -26,11 +27,11 @@ chart = results.plot()
 chart
 
 # %%
-# Training-domain validation prefers the trial that uses the color, because the color helps on held-
-# out training rows. Invariance selection asks first whether the target given the prediction depends
-# on the environment. The oracle is an upper bound.
+# Training-domain validation prefers the trial that uses the color, because the color
+# helps on held- out training rows. Invariance selection asks first whether the target
+# given the prediction depends on the environment. The oracle is an upper bound.
 #
 # .. admonition:: When not
 #
-#    Invariance selection needs enough held-out rows to notice a dependence. With few rows every
-#    trial passes, and the rule is the same as training-domain validation.
+#    Invariance selection needs enough held-out rows to notice a dependence. With few
+#    rows every trial passes, and the rule is the same as training-domain validation.

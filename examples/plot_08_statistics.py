@@ -6,8 +6,9 @@ Three replicas are what most papers have. What can they tell?
 """
 
 # %%
-# Differences between methods are paired: replica k of both has the same data, the same initial
-# weights and the same batches. `envariant.analysis` has the tests as plain functions of arrays.
+# Differences between methods are paired: replica k of both has the same data, the same
+# initial weights and the same batches. `envariant.analysis` has the tests as plain
+# functions of arrays.
 
 import numpy as np
 
@@ -19,8 +20,8 @@ print("mean difference", analysis.difference(mine, erm))
 print("probability that mine is better", analysis.probability_of_improvement(mine, erm))
 
 # %%
-# A signed-rank test of three pairs cannot be significant at 5 %: its smallest p value is 2/2³ =
-# 0.25. A paired t test can, if the differences agree.
+# A signed-rank test of three pairs cannot be significant at 5 %: its smallest p value
+# is 2/2³ = 0.25. A paired t test can, if the differences agree.
 
 from scipy import stats
 
@@ -28,13 +29,14 @@ print("signed rank p =", analysis.signed_rank(mine, erm))
 print("paired t    p =", round(float(stats.ttest_rel(mine, erm).pvalue), 4))
 
 # %%
-# With several methods, p values are corrected together. Holm's correction of three of them:
+# With several methods, p values are corrected together. Holm's correction of three of
+# them:
 
 print(analysis.holm([0.012, 0.03, 0.2]))
 
 # %%
-# How large must a difference be to be found? Simulate: replicas with a standard deviation of 0.02,
-# as in small studies.
+# How large must a difference be to be found? Simulate: replicas with a standard
+# deviation of 0.02, as in small studies.
 
 import matplotlib.pyplot as plt
 
@@ -43,7 +45,10 @@ effects = np.linspace(0, 0.12, 13)
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
 for count in (3, 5, 10):
     noise = rng.normal(scale=0.02 * np.sqrt(2), size=(2000, count))
-    power = [(stats.ttest_1samp(noise + effect, 0, axis=1).pvalue < 0.05).mean() for effect in effects]
+    power = [
+        (stats.ttest_1samp(noise + effect, 0, axis=1).pvalue < 0.05).mean()
+        for effect in effects
+    ]
     axes.plot(effects, power, label=f"{count} replicas")
 axes.axhline(0.05, color="gray", lw=0.8, ls="--")
 axes.set(xlabel="true difference in accuracy", ylabel="share of studies that find it")
@@ -53,5 +58,6 @@ figure.show()
 # %%
 # .. admonition:: When not
 #
-#    Replicas measure the noise of training, not that of the rows: a small test environment gives
-#    the same optimistic answer three times. `envariant.compare` resamples rows as well.
+#    Replicas measure the noise of training, not that of the rows: a small test
+#    environment gives the same optimistic answer three times. `envariant.compare`
+#    resamples rows as well.

@@ -2,13 +2,13 @@
 Read the diagnoses of a run
 ===========================
 
-A training run can end without an error and still be worthless. `result.diagnoses` lists what
-looks wrong, with the measured values, a likely cause and a remedy.
+A training run can end without an error and still be worthless. `result.diagnoses`
+lists what looks wrong, with the measured values, a likely cause and a remedy.
 """
 
 # %%
-# Three mistakes on purpose: a network that ends in a sigmoid although logits are expected, a
-# penalty that never acts, and a penalty that is far too strong.
+# Three mistakes on purpose: a network that ends in a sigmoid although logits are
+# expected, a penalty that never acts, and a penalty that is far too strong.
 
 import torch
 
@@ -22,17 +22,28 @@ inputs = digits.sample(0).input_shape
 def squashed():
     width = int(torch.tensor(inputs).prod())
     return torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(width, 1), torch.nn.Sigmoid(), torch.nn.Flatten(0)
+        torch.nn.Flatten(),
+        torch.nn.Linear(width, 1),
+        torch.nn.Sigmoid(),
+        torch.nn.Flatten(0),
     )
 
 
 mistakes = {
     "sigmoid": envariant.train(digits, "erm", model=squashed, steps=150),
     "late": envariant.train(
-        digits, "vrex", hyperparameters={"coefficient": "step(0, 100, at=500)"}, model="linear", steps=100
+        digits,
+        "vrex",
+        hyperparameters={"coefficient": "step(0, 100, at=500)"},
+        model="linear",
+        steps=100,
     ),
     "strong": envariant.train(
-        digits, "irm", hyperparameters={"coefficient": 1e6}, model="mlp(hidden=32)", steps=150
+        digits,
+        "irm",
+        hyperparameters={"coefficient": 1e6},
+        model="mlp(hidden=32)",
+        steps=150,
     ),
 }
 for name, run in mistakes.items():
@@ -47,5 +58,5 @@ chart
 # %%
 # .. admonition:: When not
 #
-#    A run without a diagnosis is not thereby right: the list knows the mistakes that were seen
-#    often.
+#    A run without a diagnosis is not thereby right: the list knows the mistakes that
+#    were seen often.

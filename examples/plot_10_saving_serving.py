@@ -2,8 +2,9 @@
 Save a model, serve it, and watch for drift
 ===========================================
 
-The model that a comparison recommends is stored in a folder, without pickle. Loaded somewhere
-else, it predicts new tables and says whether they still look like the training data.
+The model that a comparison recommends is stored in a folder, without pickle. Loaded
+somewhere else, it predicts new tables and says whether they still look like the
+training data.
 """
 
 # %%
@@ -19,7 +20,12 @@ new = patients[patients["hospital"] == "Long Beach"]
 
 folder = Path(tempfile.mkdtemp()) / "heart"
 answer = envariant.compare(
-    known, target="disease", environment="hospital", algorithms=("stable-columns",), replicas=2, out=folder
+    known,
+    target="disease",
+    environment="hospital",
+    algorithms=("stable-columns",),
+    replicas=2,
+    out=folder,
 )
 sorted(path.name for path in (folder / "model").iterdir())
 
@@ -30,19 +36,22 @@ model = envariant.load_model(folder / "model")
 model.predict(new.head())
 
 # %%
-# `serve` adds what one needs before acting on a prediction: calibrated probabilities, a set of
-# classes that contains the true one in 90 % of rows of a new hospital, and a flag for rows that
-# resemble none of the training hospitals.
+# `serve` adds what one needs before acting on a prediction: calibrated probabilities, a
+# set of classes that contains the true one in 90 % of rows of a new hospital, and a
+# flag for rows that resemble none of the training hospitals.
 
 served = model.serve(new, level=0.9)
 served.table.head().round(2)
 
 # %%
-# The summary estimates the accuracy of the batch without its labels, and tests each column for
-# drift, corrected for their number.
+# The summary estimates the accuracy of the batch without its labels, and tests each
+# column for drift, corrected for their number.
 
 print("\n".join(served.summary))
-print("true accuracy:", round(float((served.table["prediction"] == new["disease"]).mean()), 3))
+print(
+    "true accuracy:",
+    round(float((served.table["prediction"] == new["disease"]).mean()), 3),
+)
 
 # %%
 # Twenty labels of the new hospital adapt the model.
@@ -52,10 +61,14 @@ rest = new.drop(labeled.index)
 adapted = model.adapt(labeled)
 print("\n".join(adapted.adaptation.summary))
 for name, each in {"before": model, "after": adapted}.items():
-    print(name, round(float((each.predict(rest)["prediction"] == rest["disease"]).mean()), 3))
+    print(
+        name,
+        round(float((each.predict(rest)["prediction"] == rest["disease"]).mean()), 3),
+    )
 
 # %%
-# The sizes of the prediction sets: a set of both classes says that the model does not know.
+# The sizes of the prediction sets: a set of both classes says that the model does not
+# know.
 
 import matplotlib.pyplot as plt
 
@@ -68,5 +81,5 @@ figure.show()
 # %%
 # .. admonition:: When not
 #
-#    Drift of the inputs is neither necessary nor sufficient for a loss of accuracy. A few labels of
-#    new rows tell more.
+#    Drift of the inputs is neither necessary nor sufficient for a loss of accuracy. A
+#    few labels of new rows tell more.

@@ -2,14 +2,15 @@
 Reproduce published work
 ========================
 
-A reproduction is one file: sections that train runs and state claims. A claim holds or fails by
-its numbers. The course report that this library began with is one of them, run by ``envariant
-reproduce sjtu-2023``: :doc:`its page <../reproductions/sjtu-2023/report>`.
+A reproduction is one file: sections that train runs and state claims. A claim holds
+or fails by its numbers. The course report that this library began with is one of
+them, run by ``envariant reproduce sjtu-2023``: :doc:`its page
+<../reproductions/sjtu-2023/report>`.
 """
 
 # %%
-# A section requests runs by name and yields figures and claims. The docstring states the claim of
-# the source.
+# A section requests runs by name and yields figures and claims. The docstring states
+# the claim of the source.
 
 import tempfile
 from pathlib import Path
@@ -22,18 +23,24 @@ from envariant.reproductions.summaries import gain, show_runs, signed
 @section("vrex", "V-REx against ERM")
 def vrex(runner):
     """V-REx is more accurate than ERM in the test environment."""
-    runs = runner.sweep({name: Run("colored-digits", name, {"steps": 200}) for name in ("erm", "vrex")})
+    runs = runner.sweep(
+        {name: Run("colored-digits", name, {"steps": 200}) for name in ("erm", "vrex")}
+    )
     yield from show_runs(runs, "Accuracy during training.")
     difference = gain(runs["vrex"], over=runs["erm"])
-    yield Claim("V-REx is better in the test environment.", difference.low > 0, signed(difference))
+    yield Claim(
+        "V-REx is better in the test environment.",
+        difference.low > 0,
+        signed(difference),
+    )
 
 
 conditions = {"quick": "two replicas, 200 steps", "full": "five replicas, 200 steps"}
 mine = Reproduction("mine", "V-REx and ERM", "A small example.", conditions, (vrex,))
 
 # %%
-# The command line runs it, stores every run and writes the page. From Python, one section is a loop
-# over its findings.
+# The command line runs it, stores every run and writes the page. From Python, one
+# section is a loop over its findings.
 
 findings = list(vrex.find(Runner(Path(tempfile.mkdtemp()), "quick")))
 for claim in findings:
@@ -42,7 +49,9 @@ for claim in findings:
 
 # %%
 
-chart = next(finding.figure for finding in findings if isinstance(finding, CaptionedFigure))
+chart = next(
+    finding.figure for finding in findings if isinstance(finding, CaptionedFigure)
+)
 chart
 
 # %%
@@ -58,5 +67,6 @@ for algorithm, row in table.rows.items():
 # %%
 # .. admonition:: When not
 #
-#    A figure that differs from the paper is not yet a failed reproduction: compare intervals, and
-#    look first at what the released code does differently (:doc:`../guide/released_code`).
+#    A figure that differs from the paper is not yet a failed reproduction: compare
+#    intervals, and look first at what the released code does differently
+#    (:doc:`../guide/released_code`).

@@ -2,28 +2,29 @@
 Coming from DomainBed
 =====================
 
-The same algorithms, search ranges and selection rules; other names. This page translates.
+The same algorithms, search ranges and selection rules; other names. This page
+translates.
 
-==============================================  ======================================================
-DomainBed                                       Envariant
-==============================================  ======================================================
-``--algorithm IRM``                             ``"irm"``
-``--hparams '{"irm_lambda": 100}'``             ``hyperparameters={"coefficient": 100}``
-``--hparams_seed``                              trial
-``--trial_seed``                                replica (data, initialization and order have own seeds)
-``--holdout_fraction 0.2``                      ``holdout_fraction=0.2``
-``--test_envs 0``                               ``test_environments=("name",)``
-``sweep.py launch``                             ``Study(...).run()`` or ``envariant sweep study.toml``
-``collect_results.py``                          the page of the study, ``results.table()``
-training-domain validation                      training-domain validation
-leave-one-domain-out                            leave-one-domain-out
-test-domain validation (oracle)                 oracle
-==============================================  ======================================================
+====================================  ==========================================
+DomainBed                             Envariant
+====================================  ==========================================
+``--algorithm IRM``                   ``"irm"``
+``--hparams '{"irm_lambda": 100}'``   ``hyperparameters={"coefficient": 100}``
+``--hparams_seed``                    trial
+``--trial_seed``                      replica; three separate seeds
+``--holdout_fraction 0.2``            ``holdout_fraction=0.2``
+``--test_envs 0``                     ``test_environments=("name",)``
+``sweep.py launch``                   ``Study(...).run()``
+``collect_results.py``                ``results.table()``, ``results.report()``
+training-domain validation            training-domain validation
+leave-one-domain-out                  leave-one-domain-out
+test-domain validation                oracle
+====================================  ==========================================
 """
 
 # %%
-# A minibatch run as DomainBed would do it: minibatches per environment, a share held out for
-# validation, IRM's estimate of the squared gradient on two halves of the batch.
+# A minibatch run as DomainBed would do it: minibatches per environment, a share held
+# out for validation, IRM's estimate of the squared gradient on two halves of the batch.
 
 import envariant
 
@@ -53,10 +54,10 @@ for name, searched in ranges(envariant.algorithms.recipe("irm").default).items()
     print(name, searched)
 
 # %%
-# The parity of all shared algorithms with DomainBed is tested; what its code does differently from
-# the papers is listed in :doc:`../guide/released_code`.
+# The parity of all shared algorithms with DomainBed is tested; what its code does
+# differently from the papers is listed in :doc:`../guide/released_code`.
 #
 # .. admonition:: When not
 #
-#    DomainBed's image data sets and pretrained ResNets are not part of this library. WILDS folders
-#    and image folders are, with ``timm`` models.
+#    DomainBed's image data sets and pretrained ResNets are not part of this library.
+#    WILDS folders and image folders are, with ``timm`` models.

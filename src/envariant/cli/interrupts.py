@@ -7,7 +7,6 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-
 # Commands that store what they have completed, so that the same command resumes.
 _RESUMING = ("train", "sweep", "compare", "reproduce", "demo")
 

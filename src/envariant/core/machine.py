@@ -62,9 +62,9 @@ def require_memory(
         EnvariantError: If less memory is available.
     """
     if needed > _SMALL and (free := available()) is not None and needed > free:
+        size = f"{needed / 1e9:{'.3g' if needed < 1e12 else ',.0f'}}"
         raise EnvariantError(
-            f"memory: {what} would need at least {needed / 1e9:,.3g} GB, and {free / 1e9:.3g} GB are free; "
-            f"{remedy}"
+            f"memory: {what} would need at least {size} GB, and {free / 1e9:.3g} GB are free; {remedy}"
         )
 
 

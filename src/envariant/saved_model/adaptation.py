@@ -133,8 +133,8 @@ class LabelColumn:
             names = listed(sorted(self.environments), 5)
             warnings.warn(
                 f"adapt: the labels come from {len(self.environments)} environments (column "
-                f"'{self.environment}': {names}), and one intercept is fitted to all; adapt the model to each "
-                f"environment separately",
+                f"'{self.environment}': {names}), and one intercept is fitted to all; adapt the model to "
+                f"each environment separately",
                 EnvariantWarning,
                 stacklevel=3,
             )

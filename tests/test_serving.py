@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from envariant.analysis.conformal import split_threshold
 from envariant.analysis.few_labels import fit_labels, recalibrate
 from envariant.comparison.serving import with_serving
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.files import read_tensors, write_tensors
 from envariant.predictors import predictor
 from envariant.saved_model import TENSORS, SavedModel, load_model
@@ -217,6 +217,21 @@ def test_dropped_labels_are_counted(models):
         models["sick"].adapt(few.drop(columns="x"))
 
 
+def test_labels_of_several_environments_are_said(models, tmp_path, recwarn):
+    few = patients(20, 7, ("new",))
+    models["sick"].adapt(few)
+    models["sick"].adapt(few.drop(columns="site"))
+    assert not recwarn.list
+    several = patients(9, 7, ("A", "old", "new"))
+    several.loc[several["site"] == "old", "sick"] = None
+    several.to_csv(tmp_path / "few.csv", index=False)
+    for table in (several, tmp_path / "few.csv"):
+        with pytest.warns(EnvariantWarning, match=r"from 2 environments \(column 'site': A, new\)"):
+            models["sick"].adapt(table)
+    with pytest.warns(EnvariantWarning, match="from 3 environments"):
+        models["days"].adapt(several)
+
+
 def test_labels_without_gain_are_said(models):
     few = patients(12, 11, ("new",))
     facts = models["sick"].adapt(few).adaptation
@@ -229,8 +244,9 @@ def test_labels_are_recognized_in_any_notation(values, tmp_path):
     frame = patients().drop(columns=["stage", "days"])
     frame["sick"] = np.array(values)[(frame["sick"] == "yes").to_numpy().astype(int)]
     model = SavedModel.of_predictor(made(frame, "sick", "site", seeds=SEEDS[:1])[0], predictor("linear"))
-    frame.iloc[::25].to_csv(tmp_path / "few.csv", index=False)
-    first = model.adapt(frame.iloc[::25]).adaptation
+    few = frame.iloc[::25].drop(columns="site")
+    few.to_csv(tmp_path / "few.csv", index=False)
+    first = model.adapt(few).adaptation
     assert model.adapt(tmp_path / "few.csv").adaptation == first
     assert (first.n_labels, first.dropped) == (30, {})
 

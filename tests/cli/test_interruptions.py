@@ -12,7 +12,7 @@ import pytest
 from envariant.cli import app
 from envariant.cli.interrupts import interruptible
 
-LINE = "envariant: interrupted; the same command resumes what is stored in its output folder\n"
+RESUMES = "; the same command resumes what is stored in its output folder"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -29,8 +29,21 @@ def test_signal_ends_a_command_with_one_line(here, monkeypatch, number, code):
         done = here("algorithms", "--markdown")
     finally:
         signal.signal(signal.SIGINT, inherited)
-    assert (done.returncode, done.stderr) == (code, LINE)
+    assert (done.returncode, done.stderr) == (code, "envariant: interrupted\n")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("command", "resumes"),
+    [
+        *((name, RESUMES) for name in ("train", "sweep", "compare", "reproduce", "demo")),
+        *((name, "") for name in ("predict", "adapt", "runs", "report", "algorithms", "data", "--help")),
+    ],
+)
+def test_only_commands_that_resume_say_so(capsys, command, resumes):
+    with pytest.raises(SystemExit), interruptible([command, "x"]):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == f"envariant: interrupted{resumes}\n"
 
 
 def test_other_threads_run_commands_without_handlers():

@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from envariant.analysis.calibration import split_drop
+from envariant.analysis.calibration import measure_calibration, split_drop
+from envariant.analysis.disde import measure_disde
 from envariant.analysis.few_labels import gain_from_labels
-from envariant.comparison.stored_rows import StoredRows
+from envariant.comparison import causes
+from envariant.comparison.stored_rows import Scores, StoredRows
 from envariant.comparison.uncertainty import row_standard_error, standard_error
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import METRICS
@@ -135,6 +137,48 @@ def test_intervals_of_the_parts_of_a_drop_resample_groups():
     ignored = split_drop(*pair).loss.total
     assert grouped.high - grouped.low == pytest.approx(once.high - once.low, rel=0.2)
     assert ignored.high - ignored.low < 0.6 * (once.high - once.low)
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_errors_of_the_bias_and_of_disde_are_those_of_groups(regression):
+    rng = np.random.default_rng(0)
+    z, noise = rng.normal(size=(2, 300)), rng.logistic(size=(2, 300))
+    y = z + np.array([[0], [1]]) + noise
+    y = y if regression else (y > 0).astype(int)
+    who, (z5, y5) = np.repeat(np.arange(300), 5), (np.repeat(part, 5, axis=1) for part in (z, y))
+    once = split_drop((z[0], y[0]), (z[1], y[1]), regression=regression).calibration
+    pair = [(z5[k], y5[k]) for k in (0, 1)]
+    grouped = split_drop(*pair, groups=(who, who), regression=regression).calibration
+    assert grouped.bias_errors == pytest.approx(once.bias_errors, rel=0.01)
+    assert measure_calibration(*pair[1], regression=regression).bias_errors[0] < 0.5 * once.bias_errors[0]
+    sides = [(each[k][:, None], (each[k] - other[k]) ** 2) for each, other in ((z5, y5),) for k in (0, 1)]
+    single = measure_disde(*((x[::5], loss[::5]) for x, loss in sides))
+    clustered = measure_disde(*sides, groups=(who, who))
+    assert clustered.errors == pytest.approx(single.errors, rel=0.15)
+    assert clustered.changed_relation.mean == pytest.approx(single.changed_relation.mean, abs=0.02)
+    assert measure_disde(*sides).errors[1] < 0.6 * single.errors[1]
+    resampled = measure_disde(*sides, groups=(who, who), n_resamples=30).errors[1]
+    expected = measure_disde(*((x[::5], loss[::5]) for x, loss in sides), n_resamples=30).errors[1]
+    assert resampled == pytest.approx(expected, rel=0.4)
+    with pytest.raises(EnvariantError, match="at least 5 groups on each side; got 300 and 3"):
+        measure_disde(*sides, groups=(who, who % 3))
+
+
+def test_causes_use_the_groups_of_the_table(monkeypatch):
+    with pytest.warns(UserWarning, match="in several environments"):
+        source = TableSource(read(visits(), "y", "site", min_rows=5, group="patient"))
+    stored = StoredRows(source, tuple((s,) for s in SITES), 0.2, (5,))
+    rows, inputs = (np.flatnonzero(source.table.environment.values == k) for k in (0, 1)), np.zeros((999, 1))
+    z = np.random.default_rng(0).normal(size=999)
+    north, east = (Scores(z[each], source.table.targets()[each], each) for each in rows)
+    given = []
+    monkeypatch.setattr(causes, "measure_disde", lambda *_, groups, **__: given.append(groups))
+    causes._decomposition(inputs, north, east, 3, stored, 0)
+    assert [each.tolist() for each in given[0]] == [stored.groups[s.rows].tolist() for s in (north, east)]
+    alone, _ = causes._calibration(stored, None, east, 0)
+    both, _ = causes._calibration(stored, north, east, 0)
+    assert alone.bias_errors == both.bias_errors
+    assert alone.bias_errors != measure_calibration(*east.pair).bias_errors
 
 
 def test_labeled_groups_are_not_evaluated(monkeypatch):

@@ -14,6 +14,7 @@ from envariant.comparison.formatting import ci, p_text, score
 from envariant.comparison.gathering import choose_baseline
 from envariant.comparison.narrative import recommend
 from envariant.comparison.page.scores import Drops, Methods
+from envariant.comparison.remedies import Remedy
 from envariant.comparison.results import Cell, ColumnImportance, ComparisonResults
 from envariant.core.metrics import METRICS
 from envariant.reporting import charts
@@ -297,6 +298,17 @@ def test_a_drop_without_remedy_has_a_next_step():
     steps = recommendation({name: DROPS[name] for name in ("erm", "coral")}, columns=(STABLE,)).next_steps
     assert [s for s in steps if s.startswith("No tested method removes the drop.")]
     assert not any("Nothing calls for more" in s for s in steps)
+
+
+def test_labels_that_help_are_a_next_step():
+    fix = Remedy("city", "city", "labels", "20 labels", "accuracy", 0.6, 0.92, about(0.32))
+    numbers = replace(results({"erm": DROPS["erm"]}), remedies=(fix,))
+    found = recommendation(numbers)
+    assert "20 labels bring city from 0.60 to 0.92 accuracy." in facts(found)
+    step = "Label 20 rows of a new hospital and adapt the saved model to them (`SavedModel.adapt`)."
+    assert step in found.next_steps
+    without = replace(numbers, remedies=(replace(fix, gain=about(0.01)),))
+    assert not any("adapt" in each for each in recommendation(without).next_steps)
 
 
 def test_trees_that_are_not_significantly_better_are_not_recommended():

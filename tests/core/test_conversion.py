@@ -212,6 +212,24 @@ def test_invalid_datasets_are_rejected(datasets, message):
     assert refusal(EnvironmentSet.from_datasets, datasets) == message
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_items_larger_than_memory_are_one_line(count):
+    huge = torch.zeros(1).expand(10**12)
+    message = refusal(EnvironmentSet.from_datasets, {"x": [(huge, k % 2) for k in range(count)]})
+    items = "1 item" if count == 1 else "4 items"
+    start = (
+        f"memory: datasets: 'x': {items} of shape 1000000000000 would need at least {count * 4},000 GB, and "
+    )
+    assert message.startswith(start)
+    assert message.endswith(" GB are free; give smaller or fewer items")
+
+
+def test_iterables_larger_than_memory_are_one_line():
+    part = torch.zeros(1).expand(10**9)
+    message = refusal(EnvironmentSet.from_datasets, {"x": ((part, k % 2) for k in range(1000))})
+    assert message.startswith("memory: datasets: 'x': 1,000 items of shape 1000000000 would need")
+
+
 def test_images_need_a_transform():
     image = pytest.importorskip("PIL.Image").new("RGB", (4, 4))
     assert refusal(EnvironmentSet.from_datasets, {"x": [(image, 0)]}) == (

@@ -2,6 +2,7 @@
 
 import collections
 import random
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -438,3 +439,42 @@ def test_single_rows_and_integers_are_no_logits():
     module = nn.Linear(3, 1)
     assert logits_of((torch.zeros(1, 1), torch.zeros(1, 1).long()), 1, Binary(), module).shape == (1, 1)
     assert remark_on(module, torch.zeros(2, 1), Binary(), (3,)) == ""
+
+
+class Changed(nn.Module):
+    """Linear network with an operation before its last layer."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.first, self.last = change, nn.Linear(3, 8), nn.Linear(8, 1)
+
+    def forward(self, inputs):
+        return self.last(self.change(self.first(inputs)))
+
+
+def test_outputs_that_are_nan_before_training_are_not_blamed_on_the_learning_rate():
+    result = envariant.train(FLAT, "erm", model=Changed(torch.log), **QUICK)
+    assert result.failures[0].startswith(
+        "outputs of the network are infinite or NaN in 'a' before the first update; usual causes: operations "
+        "such as log"
+    )
+    assert "learning rate" not in result.failures[0]
+
+
+def test_gradient_that_is_nan_at_the_first_step_is_not_blamed_on_the_learning_rate():
+    result = envariant.train(FLAT, "erm", model=Changed(lambda hidden: (hidden - hidden).sqrt()), **QUICK)
+    assert result.failures[0].startswith("the gradient became infinite or NaN at step 0")
+    assert "learning rate" not in result.failures[0]
+
+
+def test_warning_about_slow_operations_is_not_shown(recwarn):
+    def slow(hidden):
+        warnings.warn("of the user", UserWarning, stacklevel=1)
+        return torch.renorm(hidden, 2, 0, 1.0)
+
+    warnings.simplefilter("default")
+    before = list(warnings.filters)
+    stacked = Execution("stacked", 2, "")
+    envariant.train(FLAT, "erm", model=Changed(slow), replicas=2, execution=stacked, **QUICK)
+    assert [str(each.message) for each in recwarn] == ["of the user"]
+    assert warnings.filters == before

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from envariant.analysis._groups import group_numbers, group_sums
 from envariant.analysis._logistic import (
     LogisticFits,
     checked_scores,
@@ -102,7 +103,9 @@ class DropSplit:
     calibration: Calibration
 
 
-def measure_calibration(scores: ArrayLike, targets: ArrayLike, *, regression: bool = False) -> Calibration:
+def measure_calibration(
+    scores: ArrayLike, targets: ArrayLike, *, regression: bool = False, groups: ArrayLike | None = None
+) -> Calibration:
     """Estimate calibration intercept and slope with standard errors (Cox 1958).
 
     The intercept a is fitted in logit p = z + a for scores z, and the slope b in logit p = a + b z. With
@@ -113,6 +116,8 @@ def measure_calibration(scores: ArrayLike, targets: ArrayLike, *, regression: bo
         scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
         targets: Class numbers from 0, or real targets, `[rows]`.
         regression: Whether targets are real numbers.
+        groups: Group of each row; standard errors of the bias are then cluster-robust. All other errors and
+            p-values treat rows as independent. Default: rows are independent.
 
     Raises:
         EnvariantError: If lengths differ, values are not finite, or targets are not class numbers.
@@ -130,7 +135,7 @@ def measure_calibration(scores: ArrayLike, targets: ArrayLike, *, regression: bo
     """
     z, y, n_classes = checked_scores("measure_calibration", scores, targets, regression=regression)
     if not n_classes:
-        return _linear_calibration(z[:, 0], y[:, 0])
+        return _linear_calibration(z[:, 0], y[:, 0], groups)
     level, both = _fit(z, y, np.ones((1, len(z))))
     raw, adjusted, recalibrated = (
         float(logistic_loss(logits, y).sum())
@@ -143,7 +148,7 @@ def measure_calibration(scores: ArrayLike, targets: ArrayLike, *, regression: bo
         float(both.coefficients[0, -1]), float(both.errors[0, -1]),
         float(stats.chi2.sf(max(0.0, 2 * (raw - adjusted)), n_classes - 1)),
         float(stats.chi2.sf(max(0.0, 2 * (adjusted - recalibrated)), 1)),
-        tuple(difference.mean(0).tolist()), tuple((difference.std(0) / np.sqrt(len(z))).tolist()),
+        tuple(difference.mean(0).tolist()), tuple(_mean_errors(difference, groups).tolist()),
     )  # fmt: skip
 
 
@@ -194,7 +199,7 @@ def split_drop(
     values: list[Array] = []
     for side, (scores, targets) in enumerate((in_domain, environment)):
         z, y, n_classes = checked_scores("split_drop", scores, targets, regression=regression)
-        group = np.arange(len(z)) if groups is None else np.unique(groups[side], return_inverse=True)[1]
+        group = group_numbers(None if groups is None else groups[side], len(z))
         n_groups = int(group.max()) + 1
         counts = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), n_resamples)[:, group]
         weights = np.concatenate([np.ones((1, len(z))), counts])
@@ -210,8 +215,16 @@ def split_drop(
     for m in range(difference.shape[1]):
         ends = zip(difference[0, m].tolist(), low[m].tolist(), high[m].tolist(), strict=True)
         results.append(DropParts(*(Interval(mean, bottom, top, n) for mean, bottom, top in ends)))
-    calibration = measure_calibration(*environment, regression=regression)
+    own_groups = None if groups is None else groups[1]
+    calibration = measure_calibration(*environment, regression=regression, groups=own_groups)
     return DropSplit(results[0], None if regression else results[1], calibration)
+
+
+def _mean_errors(values: Array, groups: ArrayLike | None) -> Array:
+    """Return the standard errors of the means of values `[rows, columns]`."""
+    if groups is None:
+        return values.std(0) / np.sqrt(len(values))
+    return np.sqrt(np.square(group_sums(values - values.mean(0), groups)).sum(0)) / len(values)
 
 
 def _too(bias: float) -> str:
@@ -277,7 +290,7 @@ def _linear_losses(z: Array, y: Array, weights: Array) -> Array:
     return np.stack([raw, raw - (mean_y - mean_z) ** 2, var_y - covariance**2 / var_z, var_y], axis=-1)
 
 
-def _linear_calibration(z: Array, y: Array) -> Calibration:
+def _linear_calibration(z: Array, y: Array, groups: ArrayLike | None) -> Calibration:
     """Return the calibration of predictions of real targets, by least squares."""
     n, residual = len(z), y - z
     error = float(residual.std(ddof=1)) / np.sqrt(n) if n > 1 else float("inf")
@@ -296,6 +309,6 @@ def _linear_calibration(z: Array, y: Array) -> Calibration:
         p_values[0],
         p_values[1],
         (bias,),
-        (float(error),),
+        (float(error if groups is None else _mean_errors(residual[:, None], groups)[0]),),
         regression=True,
     )

@@ -15,6 +15,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from envariant.analysis._groups import group_numbers, group_sums
 from envariant.analysis._two_sample import varying_columns, with_squares
 from envariant.analysis.statistics import LEVEL, Interval
 from envariant.core.errors import EnvariantError
@@ -82,6 +83,7 @@ def measure_disde(
     n_resamples: int = 0,
     level: float = LEVEL,
     seed: int = 0,
+    groups: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> DropDecomposition:
     """Decompose the difference in mean loss between target and source rows (arXiv 2303.02011, eq. 4).
 
@@ -102,6 +104,8 @@ def measure_disde(
         n_resamples: Number of bootstrap resamples; 0 for plug-in standard errors.
         level: Level of the intervals.
         seed: Seed of folds and resampling.
+        groups: Groups of the rows on both sides, such as patients. They stay in one fold, are resampled as a
+            whole, and standard errors are cluster-robust. Default: rows are independent.
 
     Raises:
         EnvariantError: If inputs and losses differ in length, or a side has fewer rows than folds.
@@ -120,13 +124,21 @@ def measure_disde(
     x, side = np.concatenate([x_p, x_q]), np.repeat([0, 1], [len(r_p), len(r_q)])
     if classifier is None:
         x, classifier = with_squares(varying_columns(x)), LogisticRegression(C=1.0, max_iter=200)
-    folds = np.concatenate([generator.permutation(len(r)) % n_folds for r in (r_p, r_q)])
+    numbers = [group_numbers(None if groups is None else groups[k], len(r)) for k, r in enumerate((r_p, r_q))]
+    counted = [int(number.max()) + 1 for number in numbers]
+    if min(counted) < max(2, n_folds):
+        least, sizes = max(2, n_folds), f"{counted[0]} and {counted[1]}"
+        raise EnvariantError(f"measure_disde: needs at least {least} groups on each side; got {sizes}")
+    folds = np.concatenate(
+        [generator.permutation(n)[number] % n_folds for n, number in zip(counted, numbers, strict=True)]
+    )
     estimates: list[DropDecomposition] = []
     for resample in range(n_resamples + 1):
         counts = np.ones(len(x))
         if resample:
-            draws = [generator.multinomial(len(r), np.full(len(r), 1 / len(r))) for r in (r_p, r_q)]
-            counts = np.concatenate(draws).astype(np.float64)
+            draws = [generator.multinomial(n, np.full(n, 1 / n)) for n in counted]
+            copies = [draw[number] for draw, number in zip(draws, numbers, strict=True)]
+            counts = np.concatenate(copies).astype(np.float64)
         pi = np.empty(len(x))
         for fold in range(n_folds):
             train = (folds != fold) & (counts > 0)
@@ -135,8 +147,11 @@ def measure_disde(
             pi[folds == fold] = model.predict_proba(x[folds == fold])[:, 1]
         split = np.split(np.repeat(np.arange(len(x)), counts.astype(np.int64)), [len(r_p)])
         p, q = split
+        pairs = None if groups is None else (numbers[0][p], numbers[1][q - len(r_p)])
         estimates.append(
-            decompose_drop(pi[p], r_p[p], pi[q], r_q[q - len(r_p)], density=density, level=level)
+            decompose_drop(
+                pi[p], r_p[p], pi[q], r_q[q - len(r_p)], density=density, level=level, groups=pairs
+            )
         )
     return estimates[0] if n_resamples < 2 else _bootstrapped(estimates, level)
 
@@ -149,6 +164,7 @@ def decompose_drop(
     *,
     density: Density = "harmonic",
     level: float = LEVEL,
+    groups: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> DropDecomposition:
     """Decompose a drop, given the probability π that a row comes from the target.
 
@@ -164,6 +180,8 @@ def decompose_drop(
         target_losses: Loss of each target row, `[rows]`.
         density: Density of S: "harmonic" or "minimum".
         level: Level of the intervals.
+        groups: Groups of the source and target rows, for cluster-robust standard errors. Default: rows are
+            independent.
 
     Raises:
         EnvariantError: If probabilities and losses differ in length, or a side is empty.
@@ -194,10 +212,14 @@ def decompose_drop(
         ),
         strict=True,
     )
+
+    def norm(influence: Array, side: int) -> float:
+        return float(np.linalg.norm(influence if groups is None else group_sums(influence, groups[side])))
+
     errors = (
-        float(np.linalg.norm(influences[1] - influences[0])),
-        math.hypot(float(np.linalg.norm(influences[1])), float(np.linalg.norm(influences[2]))),
-        float(np.linalg.norm(influences[3] - influences[2])),
+        norm(influences[1] - influences[0], 0),
+        math.hypot(norm(influences[1], 0), norm(influences[2], 1)),
+        norm(influences[3] - influences[2], 1),
     )
     half = float(stats.norm.isf((1 - level) / 2))
     parts = [

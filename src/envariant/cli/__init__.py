@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Command-line arguments. Default: the arguments of the process.
     """
-    with interruptible():
+    with interruptible(arguments):
         limit_threads()
         # Only now, because imports take a while and can be interrupted as well.
         from envariant.cli.app import main as run

@@ -130,7 +130,8 @@ def _print(comparison: Any, *, json: bool) -> None:
     if json:
         print_json(comparison.to_dict())
         return
-    steps = comparison.recommendation.next_steps
+    command = f"envariant adapt {comparison.folder / 'model'} labels.csv"
+    steps = [step.replace("SavedModel.adapt", command) for step in comparison.recommendation.next_steps]
     print_table(methods_table(comparison.results))
     print_lines(["", comparison.verdict, "", "Next steps", *(f"- {step}" for step in steps)])
     paths = f"page: {comparison.page}; model: {comparison.folder / 'model'}"

@@ -3,16 +3,22 @@
 import signal
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+# Commands that store what they have completed, so that the same command resumes.
+_RESUMING = ("train", "sweep", "compare", "reproduce", "demo")
+
 
 @contextmanager
-def interruptible() -> Generator[None]:
+def interruptible(arguments: Sequence[str] | None = None) -> Generator[None]:
     """Exit with a one-line message and code 130 after Ctrl-C, or code 143 after SIGTERM.
 
     Both signals raise `KeyboardInterrupt` in the block, so that open files and processes are closed.
+
+    Args:
+        arguments: Command-line arguments, the command first. Default: the arguments of the process.
     """
     previous = None
     # Only the main thread may set handlers.
@@ -22,9 +28,9 @@ def interruptible() -> Generator[None]:
         yield
     except KeyboardInterrupt as interruption:
         number = int(interruption.args[0]) if interruption.args else signal.SIGINT
-        sys.stderr.write(
-            "envariant: interrupted; the same command resumes what is stored in its output folder\n"
-        )
+        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        resumes = "; the same command resumes what is stored in its output folder"
+        sys.stderr.write(f"envariant: interrupted{resumes if command in _RESUMING else ''}\n")
         sys.exit(128 + number)
     finally:
         if previous is not None:

@@ -348,7 +348,8 @@ def _calibration(
     if len(outside.targets) < _FEWEST_ROWS:
         return None, None
     if inside is None or len(inside.targets) < _FEWEST_ROWS:
-        return measure_calibration(*outside.pair, regression=stored.regression), None
+        (own,) = stored.groups_of(outside) or (None,)
+        return measure_calibration(*outside.pair, regression=stored.regression, groups=own), None
     groups: Any = stored.groups_of(inside, outside)
     weights: Any = stored.weights_of(inside, outside)
     split = split_drop(
@@ -380,8 +381,9 @@ def _decomposition(
     if training is None or training.rows is None or outside.rows is None:
         return None
     sides = [(inputs[each.rows], each.losses(regression=stored.regression)) for each in (training, outside)]
+    groups: Any = stored.groups_of(training, outside)
     try:
-        return measure_disde(*sides, level=1 - (1 - LEVEL) / n_compared, seed=seed)
+        return measure_disde(*sides, level=1 - (1 - LEVEL) / n_compared, seed=seed, groups=groups)
     except EnvariantError:
         return None
 

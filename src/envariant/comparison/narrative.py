@@ -201,11 +201,16 @@ def _cause(results: ComparisonResults) -> str:
 
 
 def _remedy(results: ComparisonResults) -> str:
-    """State the measured remedy with the largest gain, for the environment with the largest drop if known."""
+    best = _best_remedy(results)
+    return best.sentence if best is not None else ""
+
+
+def _best_remedy(results: ComparisonResults) -> Remedy | None:
+    """Return the remedy with the largest gain, for the environment with the largest drop if known."""
     found = _remedies(results)
     order = {name: k for k, name in enumerate(_explained(results)[:1])}
     found.sort(key=lambda remedy: order.get(remedy.environment, len(order)))
-    return found[0].sentence if found else ""
+    return found[0] if found else None
 
 
 def _subgroups(results: ComparisonResults) -> str:
@@ -383,6 +388,11 @@ def _next_steps(results: ComparisonResults, best: str) -> tuple[str, ...]:
         steps.append(
             f"Find out why the relation of {_quoted(changing)} with the target changes sign between "
             f"environments. If no model should use it, exclude it and compare again."
+        )
+    if (fix := _best_remedy(results)) is not None and fix.kind == "labels":
+        steps.append(
+            f"Label {fix.action.removesuffix(' labels')} rows of {results.data.new_environment} and adapt "
+            f"the saved model to them (`SavedModel.adapt`)."
         )
     shifts = results.data.shifts.items()
     if diverse := [environment_name(results, name) for name, s in shifts if s.diversity.mean >= NOTABLE]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envariant.core import image_rows
+from envariant.core import image_rows, machine
 from envariant.core.errors import EnvariantError, EnvariantWarning, listed, shown, unknown_name
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
@@ -253,10 +253,13 @@ def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
         if inputs and row.shape != inputs[0].shape:
             shapes = f"{tuple(row.shape)}, those before it {tuple(inputs[0].shape)}"
             raise EnvariantError(f"{where}: item {k} has shape {shapes}")
+        if not k:
+            _require_memory(row, len(dataset) if has_length else 1, where)
         inputs.append(row)
         targets.append(_plain(item[1]))
     if not inputs:
         raise EnvariantError(f"{where}: has no rows; leave it out")
+    _require_memory(inputs[0], len(inputs), where)
     rows = torch.stack(inputs)
 
     def read_again(count: int) -> tuple[Tensor, list[Any]]:
@@ -265,6 +268,15 @@ def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
 
     image_rows.check_repeatable(dataset, rows, targets, read_again if has_length else None, where)
     return image_rows.prepared(rows, where) if rows.dim() > 1 else rows[:, None], targets
+
+
+def _require_memory(row: Tensor, count: int, where: str) -> None:
+    shape = "×".join(map(str, row.shape)) or "one number"
+    machine.require_memory(
+        row.numel() * row.element_size() * count,
+        f"{where}: {count:,} {'item' if count == 1 else 'items'} of shape {shape}",
+        "give smaller or fewer items",
+    )
 
 
 def column_of_table(table: Any, name: str, label: str) -> Any:

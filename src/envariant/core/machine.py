@@ -3,11 +3,16 @@
 import math
 import os
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
+
+from envariant.core.errors import EnvariantError
 
 _GROUPS = Path("/sys/fs/cgroup")
 """Folder of the control groups, by which Linux limits the processes of a container."""
+
+# Bytes that are not worth the time of reading the available memory, which takes about 0.1 ms.
+_SMALL = 1 << 24
 
 
 def cores() -> int:
@@ -40,6 +45,27 @@ def memory() -> int | None:
                 free = int(numbers[0]) - int(numbers[1])
                 known.append(max(0, free + _amounts(folder / "memory.stat").get(cached, 0)))
     return min(known) if known else None
+
+
+def require_memory(
+    needed: float, what: str, remedy: str, available: Callable[[], int | None] = memory
+) -> None:
+    """Check that an amount of memory is available, before it is allocated.
+
+    Args:
+        needed: Lower bound of the required bytes.
+        what: Computation or object that requires the memory, for the error message.
+        remedy: Advice on how to reduce the memory, for the error message.
+        available: Function that returns the available bytes; None if they are unknown.
+
+    Raises:
+        EnvariantError: If less memory is available.
+    """
+    if needed > _SMALL and (free := available()) is not None and needed > free:
+        size = f"{needed / 1e9:{'.3g' if needed < 1e12 else ',.0f'}}"
+        raise EnvariantError(
+            f"memory: {what} would need at least {size} GB, and {free / 1e9:.3g} GB are free; {remedy}"
+        )
 
 
 def limit_threads(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -1,5 +1,6 @@
 """Adaptation of a saved model to a new environment with a few labels."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from envariant.analysis.batch_score import BatchScore
 from envariant.analysis.column_sketch import Sketch
 from envariant.analysis.few_labels import Refit, fit_labels
-from envariant.core.errors import EnvariantError, listed
+from envariant.core.errors import EnvariantError, EnvariantWarning, listed
 from envariant.core.tasks import Regression, Task
 from envariant.data.tables.columns import Column
 from envariant.data.tables.kinds import Kind
@@ -98,13 +99,17 @@ class LabelColumn:
         name: Name of the column.
         classes: Class labels of the model; empty for regression.
         target_type: Type of the target column in training.
+        environment: Name of the environment column, which a table with labels may lack.
         unknown: Number of rows by class that the model does not know, counted by `read`.
+        environments: Environments of the rows with a label, collected by `read`.
     """
 
     name: str
     classes: tuple[str, ...]
     target_type: TargetType
+    environment: str
     unknown: dict[str, int] = field(default_factory=dict[str, int])
+    environments: set[str] = field(default_factory=set[str])
 
     @property
     def kind(self) -> Kind:
@@ -114,7 +119,27 @@ class LabelColumn:
 
     def read(self, columns: Mapping[str, Column]) -> NDArray[np.float64]:
         """Return class numbers or real targets, `[rows]`; NaN for missing values and unknown classes."""
-        column = columns[self.name]
+        targets = self._targets(columns[self.name])
+        if (environment := columns.get(self.environment)) is not None and environment.categories:
+            codes = np.unique(environment.values[np.isfinite(targets)])
+            self.environments.update(
+                environment.categories[k] for k in codes if k < len(environment.categories)
+            )
+        return targets
+
+    def warn_of_environments(self) -> None:
+        """Warn if the labels that were read come from several environments."""
+        if len(self.environments) > 1:
+            names = listed(sorted(self.environments), 5)
+            warnings.warn(
+                f"adapt: the labels come from {len(self.environments)} environments (column "
+                f"'{self.environment}': {names}), and one intercept is fitted to all; adapt the model to "
+                f"each environment separately",
+                EnvariantWarning,
+                stacklevel=3,
+            )
+
+    def _targets(self, column: Column) -> NDArray[np.float64]:
         if not self.classes:
             return column.values.astype(np.float64)
         none = np.zeros((0, 0), dtype=np.int64)

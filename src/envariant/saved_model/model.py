@@ -360,14 +360,22 @@ class SavedModel(Displayed):
         Raises:
             EnvariantError: If a column is missing, a value does not have the type of its column, or fewer
                 than five labels remain.
+
+        Warns:
+            EnvariantWarning: If the environment column is present and the labels come from several
+                environments.
         """
         original = replace(self, adaptation=None)
-        labels, predict = LabelColumn(self.target, self.classes, self.target_type), original._predict()
+        labels, predict = (
+            LabelColumn(self.target, self.classes, self.target_type, self.environment),
+            original._predict(),
+        )
         outputs = [
             (original._outputs(predict, columns)[1].numpy(), labels.read(columns))
             for _, columns in original._read(data, encoding, labels)
         ]
         logits, targets = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+        labels.warn_of_environments()
         adaptation, serving = fit_adaptation(logits, targets, labels, self._task())
         about = {**self.about, "adapted": f"{adaptation.refit}, {adaptation.n_labels} labels"}
         return replace(original, adaptation=adaptation, serving=serving, about=about)
@@ -420,6 +428,7 @@ class SavedModel(Displayed):
             self.reference,
             self.missing_values,
             {} if labels is None else {labels.name: (labels.kind, labels.classes)},
+            () if labels is None else (labels.environment,),
         )
 
     def _outputs(self, predict: Predict, columns: Mapping[str, Column]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,6 +27,7 @@ def read_rows(
     reference: Sequence[Sketch],
     missing_values: Sequence[str] | None,
     target: Mapping[str, tuple[Kind, Sequence[str]]],
+    optional: Sequence[str] = (),
 ) -> Rows:
     """Read the columns of a model in chunks of rows, with categories spelled as in training.
 
@@ -37,6 +38,7 @@ def read_rows(
         reference: Distribution of each encoded column in training.
         missing_values: Texts declared as missing values in the training table; None: decided for each column.
         target: Kind and classes of the target column, by its name; empty if it is not needed.
+        optional: Names of columns of categories that are read if the table has them.
 
     Raises:
         EnvariantError: If a column is missing, or a value does not have the type of its column.
@@ -45,11 +47,14 @@ def read_rows(
     known = {sketch.name: frozenset(sketch.categories) for sketch in reference}
     blocks = read_columns(
         data,
-        kinds | {name: kind for name, (kind, _) in target.items()},
+        dict[str, Kind].fromkeys(optional, "category")
+        | kinds
+        | {name: kind for name, (kind, _) in target.items()},
         notations={column.name: column.notation for column in encodings},
         known=known | {name: frozenset(classes) for name, (_, classes) in target.items()},
         declared=None if missing_values is None else frozenset(missing_values),
         encoding=encoding,
+        optional=[name for name in optional if name not in kinds],
     )
     for index, columns in blocks:
         yield index, columns | {s.name: recognized(columns[s.name], s) for s in reference}

@@ -122,10 +122,6 @@ class _Tally(TorchDispatchMode):
         self.live -= size
 
 
-# Bytes that are not worth the time of reading the available memory, which takes about 0.1 ms.
-_SMALL = 1 << 24
-
-
 def available(device: torch.device) -> int:
     """Return the available memory of a device in bytes.
 
@@ -150,11 +146,7 @@ def require(needed: float, device: torch.device, what: str, remedy: str) -> None
     Raises:
         EnvariantError: If less memory is available.
     """
-    if needed > _SMALL and needed > (there := available(device)):
-        raise EnvariantError(
-            f"memory: {what} would need at least {needed / 1e9:,.3g} GB, and {there / 1e9:.3g} GB are free; "
-            f"{remedy}"
-        )
+    machine.require_memory(needed, what, remedy, lambda: available(device))
 
 
 def is_out_of_memory(error: Exception) -> bool:

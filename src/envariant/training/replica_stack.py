@@ -357,21 +357,27 @@ class ReplicaStack:
         self, k: int, failed_at: int, rows: Sequence[HistoryRow], metrics: Mapping[str, float]
     ) -> None:
         """Freeze a replica whose gradient, training loss or training score is infinite or NaN."""
-        causes = "usual causes: the learning rate or a coefficient is too large"
         index = self._replicas[k].index
         diverged = [row for row in rows if row.role == "train" and not math.isfinite(row.value)]
         if failed_at >= 0:
             values = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
             where = f" ({values})" if values else ""
             self._failures[index] = Failure(
-                failed_at, f"the gradient became infinite or NaN at step {failed_at}{where}; {causes}"
+                failed_at,
+                f"the gradient became infinite or NaN at step {failed_at}{where}; {_causes(failed_at)}",
             )
         elif diverged:
             row = diverged[0]
-            self._failures[index] = Failure(
-                row.step,
-                f"{row.metric} of '{row.environment}' became {row.value} by step {row.step}; {causes}",
-            )
+            reason = f"{row.metric} of '{row.environment}' became {row.value} by step {row.step}"
+            if not row.step:
+                outputs = any(each.metric == OUTPUT_SD for each in diverged)
+                what = (
+                    "outputs of the network are infinite or NaN"
+                    if outputs
+                    else f"{row.metric} is {row.value}"
+                )
+                reason = f"{what} in '{row.environment}' before the first update"
+            self._failures[index] = Failure(row.step, f"{reason}; {_causes(row.step)}")
             self._alive[k] = False
 
     def _load(self, saved: Checkpoint) -> None:
@@ -402,3 +408,13 @@ class ReplicaStack:
         self.step, self.measured = saved.step, saved.measured
         self._spent, self._started = saved.seconds, time.perf_counter()
         self._ended = self._started
+
+
+def _causes(step: int) -> str:
+    """Return the usual causes of a divergence; before the first update, the learning rate is none."""
+    if step:
+        return "usual causes: the learning rate or a coefficient is too large"
+    return (
+        "usual causes: operations such as log, sqrt or a division in the network or loss, initial weights or "
+        "a coefficient that are too large, or inputs that are not scaled"
+    )

@@ -6,8 +6,11 @@ Python, with bit-identical results.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, final
+import re
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -250,7 +253,13 @@ def over_replicas(function: Function, axes: tuple[Axis, ...], replicas: int) -> 
         replicas: Number of replicas; `vmap` is not used for a single replica.
     """
     if replicas > 1:
-        return vmap(function, in_dims=axes)
+        stacked = vmap(function, in_dims=axes)
+
+        def together(*arguments: Any) -> Any:
+            with _quiet_fallback():
+                return stacked(*arguments)
+
+        return together
 
     def alone(*arguments: Any) -> Any:
         single = (
@@ -260,6 +269,23 @@ def over_replicas(function: Function, axes: tuple[Axis, ...], replicas: int) -> 
         return _each(_stack_of_one, function(*single))
 
     return alone
+
+
+# Slow operations of a user's network are not an error, and the user cannot change them.
+_FALLBACK = ("ignore", re.compile("There is a performance drop because we have not"), UserWarning, None, 0)
+
+
+@contextmanager
+def _quiet_fallback() -> Generator[None]:
+    """Ignore PyTorch's warning about operations that `vmap` runs one replica at a time."""
+    # `catch_warnings` would make Python repeat, at every step, warnings that are shown only once.
+    filters = cast("list[Any]", warnings.filters)
+    filters.insert(0, _FALLBACK)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            filters.remove(_FALLBACK)
 
 
 def _each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:

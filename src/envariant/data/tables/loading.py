@@ -184,6 +184,7 @@ def read_columns(
     known: Mapping[str, Collection[str]] | None = None,
     declared: frozenset[str] | None = None,
     encoding: str = "utf-8",
+    optional: Collection[str] = (),
 ) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
     """Read columns of given kinds in chunks of rows; other columns are ignored.
 
@@ -195,6 +196,7 @@ def read_columns(
         declared: Strings that the user declared as missing values in training. Default: the usual ones,
             such as NA.
         encoding: Encoding of a text file.
+        optional: Names of the columns in `kinds` that are left out if the table lacks them.
 
     Yields:
         The index of the rows (that of a pandas data frame, else row numbers from 0) and the columns by name.
@@ -206,6 +208,7 @@ def read_columns(
     """
     notations, known = notations or {}, known or {}
     table = open_table(data, encoding, declared)
+    kinds = {name: kind for name, kind in kinds.items() if name not in optional or name in table.header}
     if lacking := [name for name in kinds if name not in table.header]:
         raise lacking_columns(table.label, lacking, table.header)
     texts = [name for name, kind in kinds.items() if KINDS[kind].categorical or notations.get(name)]

@@ -1,0 +1,19 @@
+"""Rows in groups, such as patients, which are not independent within a group."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def group_numbers(groups: ArrayLike | None, n_rows: int) -> NDArray[np.int64]:
+    """Return the number of each row's group, from 0; without groups, every row is a group."""
+    return np.arange(n_rows) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+
+
+def group_sums(values: NDArray[np.float64], groups: ArrayLike | None) -> NDArray[np.float64]:
+    """Return the sum of values `[rows, …]` over each group, `[groups, …]`."""
+    numbers = group_numbers(groups, len(values))
+    sums: NDArray[Any] = np.zeros((int(numbers.max(initial=-1)) + 1, *values.shape[1:]))
+    np.add.at(sums, numbers, values)
+    return sums

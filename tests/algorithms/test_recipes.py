@@ -299,7 +299,6 @@ BROKEN = {
     "any exception": "raise RuntimeError('no licence\\nfound')",
     "invalid part": "from envariant.algorithms import Composition\nComposition(l2=-1)",
     "exit": "raise SystemExit(7)",
-    "interrupt": "raise KeyboardInterrupt",
     "not describable": "from envariant.algorithms import Recipe\ngentle = Recipe('gentle', '', None)",
     "part without a paper": """
 from dataclasses import dataclass

@@ -45,8 +45,18 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def few(tmp_path):
-    rows(30, 1, shift=3.0).to_csv(tmp_path / "few.csv", index=False)
+    rows(30, 1, shift=3.0).assign(site="new").to_csv(tmp_path / "few.csv", index=False)
     return tmp_path / "few.csv"
+
+
+def test_labels_of_several_environments_are_one_line(folder, here, tmp_path):
+    rows(30, 1, shift=3.0).to_csv(tmp_path / "few.csv", index=False)
+    done = here("adapt", folder, tmp_path / "few.csv", "--out", tmp_path / "adapted")
+    assert done.returncode == 0
+    assert done.stderr.startswith(
+        "envariant: adapt: the labels come from 3 environments (column 'site': a, b, c)"
+    )
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_adapted_model_is_written_and_what_was_done_is_said(folder, few, here, tmp_path):

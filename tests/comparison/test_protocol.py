@@ -5,12 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LinearRegression
 
 from envariant.comparison import protocol
+from envariant.comparison.gathering import gather
 from envariant.core.errors import EnvariantError
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
+from envariant.saved_model import load_model
 from envariant.studies import Store, Study, begin
+from envariant.studies.executors import local
 from envariant.training.store import RunOutcome
 
 
@@ -226,3 +230,33 @@ def test_an_environment_whose_classes_are_new_gets_no_verdict():
         EnvariantError, match=r"no site can be judged \(s00: no verdict, .* write classes alike"
     ):
         protocol.plan(TableSource(alone), "name", ["erm"], None, 1, 1, 0, {})
+
+
+def test_networks_and_methods_may_be_linear(tmp_path):
+    """With `model="linear"`, log-odds are linear, and V-REx makes the risks of environments more equal."""
+    rng, flips = np.random.default_rng(0), (0.05, 0.35, 0.2)
+    site, x = np.repeat(["a", "b", "c"], 300), rng.normal(size=900)
+    y = x + 0.9 * rng.normal(size=900) > 0
+    marker = np.where(rng.random(900) < np.repeat(flips, 300), ~y, y) + 0.3 * rng.normal(size=900)
+    frame = pd.DataFrame({"x": x, "marker": marker, "y": y.astype(int), "site": site})
+    source = TableSource(tables.read(frame, "y", "site", min_rows=10), "table")
+    options = {"model": "linear", "steps": 20}
+    plan = protocol.plan(source, "linear", ("erm", "vrex(coefficient=100)"), "accuracy", 1, 1, 0, options)
+    begin(tmp_path, plan.study).close()
+    local.sweep(tmp_path, plan.study, execution="sequential")
+    with Store(tmp_path) as store:
+        results = gather(store, plan.study, plan.tasks, plan.metric, source.table)
+    assert results.networks == {"erm": ("linear",), "vrex(coefficient=100)": ("linear",)}
+    assert all(results.is_complete(method) for method in results.networks)
+    spread = {}
+    for method in results.networks:
+        trial = replace(plan.study.trials_of(method, source)[0], learning_rate=0.3)
+        model = protocol.train_final_model(source.table, method, trial, 0, {**options, "steps": 60})
+        model.save(tmp_path / "model")
+        predicted = load_model(tmp_path / "model").predict(frame)
+        log_odds = np.log(predicted["P(1)"] / predicted["P(0)"]).to_numpy()
+        fit = LinearRegression().fit(frame[["x", "marker"]], log_odds)
+        assert fit.score(frame[["x", "marker"]], log_odds) == pytest.approx(1, abs=1e-5)
+        losses = np.log1p(np.exp(np.where(y, -log_odds, log_odds)))
+        spread[method] = np.ptp([losses[site == name].mean() for name in "abc"])
+    assert spread["vrex(coefficient=100)"] < 0.7 * spread["erm"]

@@ -253,6 +253,6 @@ def check_compatible(stores: Mapping[str, InputStore], label: str) -> None:
             )
         if store.encoding != first.encoding:
             raise EnvariantError(
-                f"{label}: environment '{name}' stores its inputs in another way than '{first_name}' (type, "
-                f"mean or deviation); give all environments the same"
+                f"{label}: environment '{name}' stores its inputs differently from '{first_name}' "
+                f"(type, mean or standard deviation); store all environments in the same way"
             )

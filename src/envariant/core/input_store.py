@@ -235,7 +235,7 @@ def input_store(inputs: Any, where: str) -> InputStore:
 
 
 def check_compatible(stores: Mapping[str, InputStore], label: str) -> None:
-    """Check that environments store inputs of one shape in one way.
+    """Check that all environments store inputs of the same shape in the same way.
 
     Args:
         stores: Stores by the name of their environment.

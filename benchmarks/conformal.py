@@ -2,7 +2,7 @@
 
     python benchmarks/conformal.py [--tables 20] [--json] [--write]
 
-Each made table has environments whose intercepts, slopes, input means and noise vary by a known spread.
+Each synthetic table has environments whose intercepts, slopes, input means and noise vary by a known spread.
 `envariant.compare` trains on them and keeps its recommended model, which serves new environments drawn in the
 same way, and new rows of the training environments (no shift). `--write` writes the rates to conformal.md.
 """
@@ -138,7 +138,7 @@ def page(results: list[dict[str, Any]], means: dict[str, float]) -> str:
     lines = [
         "# Serving at new environments",
         "",
-        f"{len(results)} made tables; each model of `envariant.compare` serves {NEW_ENVIRONMENTS} new "
+        f"{len(results)} synthetic tables; each model of `envariant.compare` serves {NEW_ENVIRONMENTS} new "
         f"environments of {NEW_ROWS} rows, and as many batches without shift (30 new rows of each training "
         "environment). Intercepts of environments have the standard deviation *spread*; slopes, input means "
         "and noise vary in proportion. Written by `python benchmarks/conformal.py --write`.",

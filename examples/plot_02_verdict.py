@@ -3,8 +3,8 @@ What a verdict means
 ====================
 
 A drop in a new environment has several possible causes, and the remedies differ. Here
-are two made tables, one in which a column changes its meaning and one in which only
-the prevalence changes, and what the comparison says about them.
+are two synthetic tables, one in which a column changes its meaning and one in which
+only the prevalence changes, and what the comparison says about them.
 """
 
 # %%
@@ -36,7 +36,13 @@ print(concept.verdict)
 
 # %%
 # Site D's score is worse than chance, whatever the method: without rows of D nothing in
-# the training data says that the marker will change. The verdict names the column.
+# the training data says that the marker will change. The verdict says that predictions
+# are reversed there, and the next steps name the column.
+
+print(concept.recommendation.next_steps[0])
+
+# %%
+# The chart shows the drop at every site.
 
 chart = concept.plot()
 chart
@@ -55,11 +61,10 @@ label = envariant.compare(prevalence, **settings)
 print(label.verdict)
 
 # %%
-# The same numbers from the analysis alone, for scores of your own model: how much of
-# the loss in D is level (prevalence), slope (calibration) and ranking.
+# The results also hold the kinds of shift found at every site.
 
 for name, cause in label.results.causes.items():
-    print(name, cause.shift.kinds if cause.shift else "no shift found")
+    print(name, (cause.shift.kinds if cause.shift else None) or "no shift found")
 
 # %%
 # .. admonition:: When not

@@ -2,9 +2,9 @@
 Choose hyperparameters without test labels
 ==========================================
 
-A study of two methods with several trials, and four rules that choose among the
-trials. Only the last one looks at the test environment, which nobody can do in
-practice.
+A study of two methods with several trials, and three rules that choose among the
+trials: training-domain validation, invariance selection and the oracle. Only the
+oracle looks at the test environment, which nobody can do in practice.
 """
 
 # %%

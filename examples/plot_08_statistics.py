@@ -2,7 +2,7 @@
 Statistics with three seeds
 ===========================
 
-Three replicas are what most papers have. What can they tell?
+Many papers report three replicas. What can be concluded from them?
 """
 
 # %%
@@ -29,8 +29,8 @@ print("signed rank p =", analysis.signed_rank(mine, erm))
 print("paired t    p =", round(float(stats.ttest_rel(mine, erm).pvalue), 4))
 
 # %%
-# With several methods, p values are corrected together. Holm's correction of three of
-# them:
+# With several methods, p values must be corrected for multiple testing, here by Holm's
+# method:
 
 print(analysis.holm([0.012, 0.03, 0.2]))
 

@@ -58,5 +58,4 @@ chart
 # %%
 # .. admonition:: When not
 #
-#    A run without a diagnosis is not thereby right: the list knows the mistakes that
-#    were seen often.
+#    A run without a diagnosis may still be wrong: only common mistakes are recognized.

@@ -30,14 +30,14 @@ answer = envariant.compare(
 sorted(path.name for path in (folder / "model").iterdir())
 
 # %%
-# Anybody can load the folder. Files are checked against their checksums first.
+# Anyone can load the folder. Files are checked against their checksums first.
 
 model = envariant.load_model(folder / "model")
 model.predict(new.head())
 
 # %%
 # `serve` adds what one needs before acting on a prediction: calibrated probabilities, a
-# set of classes that contains the true one in 90 % of rows of a new hospital, and a
+# set of classes meant to contain the true one in 90 % of rows of a new hospital, and a
 # flag for rows that resemble none of the training hospitals.
 
 served = model.serve(new, level=0.9)

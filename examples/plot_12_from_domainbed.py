@@ -2,8 +2,8 @@
 Coming from DomainBed
 =====================
 
-The same algorithms, search ranges and selection rules; other names. This page
-translates.
+The same algorithms and selection rules under other names: this page translates. Most
+search ranges are the same; those of IRM and V-REx start at a coefficient of 100.
 
 ====================================  ==========================================
 DomainBed                             Envariant
@@ -54,8 +54,9 @@ for name, searched in ranges(envariant.algorithms.recipe("irm").default).items()
     print(name, searched)
 
 # %%
-# The parity of all shared algorithms with DomainBed is tested; what its code does
-# differently from the papers is listed in :doc:`../guide/released_code`.
+# Every algorithm is tested against an independent second implementation. What
+# DomainBed's code does differently from the papers is listed in
+# :doc:`../guide/released_code`.
 #
 # .. admonition:: When not
 #

@@ -92,7 +92,7 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
         (text(GOOD.replace(",yes", ",no")), ["target 'died' is 'no' in every row; there is nothing to predict"]),
         (text(GOOD.replace(",yes", ",").replace(",no\n", ",\n")), ["target 'died' holds no value at all"]),
         (text(GOOD.replace("north,", ",").replace("south,", "?,")), ["environment 'hospital' holds no value at all"]),
-        (text(GOOD.replace("north,1", "north,one", 1)), ["column 'age': 1 of 120 values are no numbers (the first: 'one' in row 1)"]),
+        (text(GOOD.replace("north,1", "north,one", 1)), ["column 'age': 1 of 120 values are not numbers (the first: 'one' in row 1)"]),
         (text(GOOD.replace("north,1", "north,1e308", 1)), ["column 'age': holds 1e+308 in row 1, too large"]),
         (text(GOOD.replace("south,2", "south,inf", 1)), ["column 'age': holds inf in row 2, too large"]),
         (text(GOOD.replace("south,2", "south,2,3", 1)), ["Expected 4 fields in line 3, saw 5"]),

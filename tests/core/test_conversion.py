@@ -118,7 +118,7 @@ def test_a_given_task_keeps_numbers_and_encodes_words():
          "(first: row 2); fill in or remove them"),
         ({"environments": ["a", None, "b", "a", math.nan, "b"]}, "arrays: environments are missing in 2 of 6 "
          "rows (first: row 1); fill in or remove them"),
-        ({"environments": X}, "arrays: environments must hold one number or word per row; got shape (6, 3)"),
+        ({"environments": X}, "arrays: environments must hold one number or string per row; got shape (6, 3)"),
         ({"environments": []}, "arrays: environments hold no rows"),
         ({"targets": list("abcdef"), "task": Binary()}, "arrays: binary targets must be at most 2 classes; got "
          "a, b, c, d, e, …"),
@@ -139,7 +139,7 @@ def test_as_many_words_as_rows_are_rejected():
     words = [f"patient {k}" for k in range(30)]
     said = refusal(EnvironmentSet.from_arrays, np.zeros((30, 1)), words, ["a", "b"] * 15)
     assert said == (
-        "arrays: targets hold 30 different words in 30 rows; use numbers, or set task=Multiclass(30) if they "
+        "arrays: targets hold 30 different strings in 30 rows; use numbers, or set task=Multiclass(30) if they "
         "are classes"
     )
 

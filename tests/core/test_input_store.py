@@ -153,7 +153,7 @@ def test_fingerprints_tell_encodings_apart():
                 ),
                 Binary(),
             ),
-            "mixed: environment 'b' stores its inputs in another way than 'a'",
+            "mixed: environment 'b' stores its inputs differently from 'a'",
         ),
     ],
 )

@@ -92,7 +92,7 @@ def test_sound_predictor_passes():
         ("finite", "logits must be finite"),
         ("dtype", "logits must be float32"),
         ("seed", "one seed must give bit-identical logits"),
-        ("rows", "must not depend on the rows beside it"),
+        ("rows", "must not depend on the other rows"),
     ],
 )
 def test_each_violated_property_is_named(fault, message):

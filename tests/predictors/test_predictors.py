@@ -150,7 +150,7 @@ def test_scikit_learn_estimator_in_train_equals_scikit_learn(own):
     assert result.record.spec.algorithm == "LogisticRegression"
     assert result.finished == (0, 1)
     assert not hasattr(getattr(own, "estimator", own), "coef_"), "a copy is fitted"
-    with pytest.raises(EnvariantError, match="is no network"):
+    with pytest.raises(EnvariantError, match="is not a network"):
         result.model()
 
 

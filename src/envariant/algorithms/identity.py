@@ -36,8 +36,8 @@ def identity(algorithm: Algorithm) -> str:
         return _describe(algorithm)
     except (TypeError, RecursionError) as error:
         raise EnvariantError(
-            f"{algorithm.name}: has a value without a content to compare ({error}); "
-            f"make it a frozen dataclass of numbers and words"
+            f"{algorithm.name}: contains a value that cannot be compared by content ({error}); "
+            f"make it a frozen dataclass of numbers and strings"
         ) from None
 
 

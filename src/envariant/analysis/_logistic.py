@@ -104,7 +104,8 @@ def checked_scores(
     z, y = np.asarray(scores, dtype=np.float64), np.asarray(targets)
     if not len(y) or y.ndim != 1 or z.ndim not in (1, 2) or len(z) != len(y):
         raise EnvariantError(
-            f"{where}: needs one row of scores per target and at least one; got {z.shape}, {y.shape}"
+            f"{where}: needs at least one target, and one row of scores per target; got shapes "
+            f"{z.shape} and {y.shape}"
         )
     if not np.isfinite(z).all() or not np.isfinite(y.astype(np.float64)).all():
         raise EnvariantError(f"{where}: scores and targets must be finite")

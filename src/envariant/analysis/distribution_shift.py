@@ -147,7 +147,7 @@ def _as_arrays(samples: Samples) -> Samples:
         EnvariantError: If there are no environments, or an environment does not have one target per row.
     """
     if not samples:
-        raise EnvariantError("measure_shift: a group has no environments")
+        raise EnvariantError("measure_shift: each of the two groups needs at least one environment")
     arrays = {name: (np.asarray(inputs), np.asarray(targets)) for name, (inputs, targets) in samples.items()}
     for name, (inputs, targets) in arrays.items():
         if len(inputs) != len(targets):

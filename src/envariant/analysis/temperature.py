@@ -1,4 +1,4 @@
-"""Temperature of classification scores for a new environment, chosen by leaving environments out."""
+"""Temperature scaling of classification scores for new environments, validated by leaving each one out."""
 
 import math
 from typing import Any

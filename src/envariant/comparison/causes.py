@@ -128,7 +128,7 @@ class Cause:
 
     @property
     def main_part(self) -> Part | None:
-        """Part with at least 60 % of the significant drop; None if there is none."""
+        """Level, slope or ranking, if it causes at least 60 % of the significant drop; otherwise None."""
         shares = self.shares
         part = max(shares, key=lambda each: shares[each], default=None)
         return part if part is not None and shares[part] >= _MAIN_SHARE else None

@@ -115,7 +115,7 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
             raise EnvariantError(f"{label}: all targets are {value}; there is nothing to predict")
         if words and different > max(_MOST_CLASSES, len(column) // 2):
             raise EnvariantError(
-                f"{label}: targets hold {different} different words in {len(column)} rows; use numbers, or "
+                f"{label}: targets hold {different} different strings in {len(column)} rows; use numbers, or "
                 f"set task=Multiclass({different}) if they are classes"
             )
         task = Regression() if not classes else Binary() if different == 2 else Multiclass(different)
@@ -154,7 +154,7 @@ def column_of(values: Any, what: str) -> NDArray[Any]:
     if column.ndim == 2 and column.shape[1] == 1:
         column = column[:, 0]
     if column.ndim != 1 or column.dtype.kind == "c":
-        raise EnvariantError(f"{what} must hold one number or word per row; got shape {column.shape}")
+        raise EnvariantError(f"{what} must hold one number or string per row; got shape {column.shape}")
     if not len(column):
         raise EnvariantError(f"{what} hold no rows")
     if len(missing := np.flatnonzero(pd.isna(column))):

@@ -235,7 +235,7 @@ def input_store(inputs: Any, where: str) -> InputStore:
 
 
 def check_compatible(stores: Mapping[str, InputStore], label: str) -> None:
-    """Check that environments store inputs of one shape in one way.
+    """Check that all environments store inputs of the same shape in the same way.
 
     Args:
         stores: Stores by the name of their environment.
@@ -253,6 +253,6 @@ def check_compatible(stores: Mapping[str, InputStore], label: str) -> None:
             )
         if store.encoding != first.encoding:
             raise EnvariantError(
-                f"{label}: environment '{name}' stores its inputs in another way than '{first_name}' (type, "
-                f"mean or deviation); give all environments the same"
+                f"{label}: environment '{name}' stores its inputs differently from '{first_name}' "
+                f"(type, mean or standard deviation); store all environments in the same way"
             )

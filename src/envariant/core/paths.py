@@ -40,7 +40,7 @@ def check_file(path: Path, missing: str = "", kinds: str = "") -> None:
 
 
 def check_name(path: object) -> None:
-    """Check that the operating system can have a file or folder of this name.
+    """Check that the operating system accepts this name for a file or folder.
 
     Raises:
         EnvariantError: If the name contains NUL, or half a character.

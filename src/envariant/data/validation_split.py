@@ -84,7 +84,9 @@ class ValidationSplit(EnvironmentSource):
         if not 0 < len(held_out) < rows:
             part = f"{self.share:g} of the {rows} rows of '{environment.name}'"
             few = "; its rows belong to too few groups" if ROW_GROUP in environment.attributes else ""
-            raise EnvariantError(f"holdout_fraction: {part} leaves one part empty{few}")
+            raise EnvariantError(
+                f"holdout_fraction: {part} leaves no rows for training or for validation{few}"
+            )
         kept = torch.ones(rows, dtype=torch.bool)
         kept[held_out] = False
         name = environment.name

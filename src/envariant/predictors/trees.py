@@ -1,4 +1,4 @@
-"""Boosted trees as plain arrays, which can be stored, checked, and read by every version of the packages."""
+"""Boosted trees as plain arrays, so that saved models do not depend on the version of scikit-learn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

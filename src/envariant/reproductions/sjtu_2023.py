@@ -375,7 +375,7 @@ def irm_power(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-why", "Causes of stall and decay")
 def irm_why(runner: Runner) -> Iterator[Finding]:
-    """Examine why test accuracy decays, reaches a plateau or stalls, which the report leaves open."""
+    """Examine why IRM's test accuracy decays, reaches a plateau or stalls; the course report does not say."""
     reset = f"adam(reset={SWITCH})"
     optimizers: dict[str, dict[str, Any]] = {
         "unchanged": {},

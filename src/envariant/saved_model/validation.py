@@ -163,10 +163,10 @@ def check_density(density: InputDensity | None, width: int) -> None:
 
 
 def check_serving(serving: Serving | None, task: str) -> None:
-    """Check temperature, conformal scores and the reference for the accuracy.
+    """Check the temperature, the conformal scores and the reference accuracy (or RMSE) of a saved model.
 
     Raises:
-        ValueError: If a number is not allowed, or the sizes do not fit.
+        ValueError: If a number is not allowed, or array shapes do not match.
     """
     if serving is None:
         return

@@ -98,7 +98,7 @@ class Study(Displayed):
         for key in ("data", "algorithms"):
             object.__setattr__(self, key, _several(getattr(self, key)))
             if not getattr(self, key):
-                raise EnvariantError(f"study: {key} names nothing; give at least one")
+                raise EnvariantError(f"study: {key} is empty; give at least one")
         object.__setattr__(self, "test_environments", _splits(self.test_environments))
         check_types(self)
         object.__setattr__(self, "importance_columns", tuple(self.importance_columns))
@@ -192,7 +192,7 @@ class Study(Displayed):
 
     @cached_property
     def sources(self) -> Mapping[str, EnvironmentSource]:
-        """Mapping from label to data source."""
+        """Data sources by label."""
         return {label: source_of(data) for label, data in self._labeled("data").items()}
 
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -381,7 +381,7 @@ def read(path: Path) -> Study:
         raise EnvariantError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         # A TOMLDecodeError and a UnicodeDecodeError are ValueErrors; deep nesting exhausts the stack.
-        raise EnvariantError(f"{path}: is no TOML: {first_line(error)}") from None
+        raise EnvariantError(f"{path}: is not valid TOML: {first_line(error)}") from None
     return of(declared, str(path))
 
 

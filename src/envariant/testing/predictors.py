@@ -59,7 +59,7 @@ def _check_task(predictor: Predictor, task: Task) -> None:
     single = torch.cat([first.logits(row[None]) for row in inputs[:5]])
     require(
         torch.allclose(single, logits[:5], rtol=1e-4, atol=1e-5),
-        f"{where}: the logits of a row must not depend on the rows beside it",
+        f"{where}: the logits of a row must not depend on the other rows",
     )
 
 

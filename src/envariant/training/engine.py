@@ -173,7 +173,7 @@ def _built(
         if checkpoint is not None:
             raise EnvariantError(
                 f"memory: a stack of {count} replicas, which this run was begun with, no longer fits; free "
-                f"memory, or train into a new folder"
+                f"memory, or choose a new folder"
             ) from error
     else:
         return stack

@@ -99,12 +99,12 @@ class Record(Displayed):
 
     @property
     def roles(self) -> dict[str, str]:
-        """Mapping from label of an environment to its role."""
+        """Role of each environment, by environment label."""
         return {each.label: each.role for each in self.environments}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Mapping from label of an environment to its number of rows."""
+        """Number of rows of each environment, by environment label."""
         return {each.label: each.rows for each in self.environments}
 
     @property
@@ -118,7 +118,7 @@ class Record(Displayed):
 
     @property
     def constant_loss(self) -> dict[str, float]:
-        """Mapping from label of an environment to the mean loss of its best constant prediction."""
+        """Mean loss of the best constant prediction in each environment, by environment label."""
         return {each.label: each.constant_loss for each in self.environments}
 
     @property
@@ -175,7 +175,7 @@ class Record(Displayed):
             return _STORED.validate_json(text)
         except (ValidationError, EnvariantError) as error:
             reason = str(error).splitlines()[0]
-            raise EnvariantError(f"{where}: is damaged ({reason}); train into another folder") from None
+            raise EnvariantError(f"{where}: is damaged ({reason}); choose another folder") from None
 
 
 def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[EnvironmentRecord, ...]:

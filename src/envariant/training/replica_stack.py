@@ -384,7 +384,7 @@ class ReplicaStack:
         shapes = {name: value.shape for name, value in self._views.items()}
         if {name: value.shape for name, value in saved.params.items()} != shapes:
             raise EnvariantError(
-                f"replica {saved.replicas[0]}: the checkpoint holds another model; train into a new folder"
+                f"replica {saved.replicas[0]}: the checkpoint holds another model; choose a new folder"
             )
         for name, view in self._views.items():
             view.copy_(saved.params[name])
@@ -397,7 +397,7 @@ class ReplicaStack:
             self._failures, self._failed_at = dict(saved.failures), watch["failed_at"]
         except (KeyError, AttributeError) as error:
             raise EnvariantError(
-                f"replica {saved.replicas[0]}: the checkpoint lacks {error}; train into a new folder"
+                f"replica {saved.replicas[0]}: the checkpoint lacks {error}; choose a new folder"
             ) from None
         self._metrics, self._gradient_rms = watch.get("metrics"), watch.get("gradient_rms")
         self._metric_names = saved.metrics

@@ -145,7 +145,7 @@ class TrainingResult(Displayed):
         if missing := [replica for replica in self.finished if replica not in last]:
             raise EnvariantError(
                 f"replica {missing[0]}: has no {metric} of '{environment}' at its last step; the stored run "
-                "is damaged, train into a new folder"
+                "is damaged, choose a new folder"
             )
         return Spread(tuple(last[replica] for replica in self.finished))
 
@@ -171,7 +171,7 @@ class TrainingResult(Displayed):
             raise EnvariantError(f"replica {replica}: is not in this run; it has {len(self.checkpoints)}")
         record, spec = self.record, self.record.spec
         if not saved.params:
-            raise EnvariantError(f"{spec.algorithm}: is no network; it cannot be taken out of the run")
+            raise EnvariantError(f"{spec.algorithm}: is not a network, so it has no module to return")
         if self.build_model is not None:
             module = self.build_model()
         else:

@@ -83,5 +83,5 @@ def test_pipes_and_folders_are_not_opened(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "device.png").symlink_to("/dev/zero")
     for name in ("pipe.png", "folder.png", "device.png"):
-        with pytest.raises(EnvariantError, match=f"'{name}' is no regular file"):
+        with pytest.raises(EnvariantError, match=f"'{name}' is not a regular file"):
             read(tmp_path, [name], 8, cache=tmp_path / "cache")

@@ -136,9 +136,9 @@ def test_a_time_zone_does_not_change_local_time():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["1"] * 20 + ["old"], "column 'x': 1 of 21 values are no numbers (the first: 'old' in row 21); correct them"),
-        (["1"] * 20 + ["inf"], "1 of 21 values are no numbers (the first: 'inf' in row 21)"),
-        (["2020-01-01"] * 20 + ["2020-02-31"], "1 of 21 values are no dates (the first: '2020-02-31' in row 21)"),
+        (["1"] * 20 + ["old"], "column 'x': 1 of 21 values are not numbers (the first: 'old' in row 21); correct them"),
+        (["1"] * 20 + ["inf"], "1 of 21 values are not numbers (the first: 'inf' in row 21)"),
+        (["2020-01-01"] * 20 + ["2020-02-31"], "1 of 21 values are not dates (the first: '2020-02-31' in row 21)"),
         ([1.0, np.inf], "column 'x': holds inf in row 2, too large to compute with (the limit is 1e+15). Correct it"),
         ([1, -1e308], "column 'x': holds -1e+308 in row 2, too large"),
         (["1", "1e308"], "column 'x': holds 1e+308 in row 2, too large"),

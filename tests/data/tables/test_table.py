@@ -546,7 +546,7 @@ def test_trailing_commas_are_ignored(tmp_path):
         (HEADER + "\n" + BODY + "\n1,2,3,4,5", "cannot be read as a table .*Expected 4 fields in line 122, saw 5"),
         (HEADER.replace("y", "Y").replace("site", "SITE") + "\n" + BODY, r"lacks target column 'y' \(did you mean 'Y'\?\)"),
         ("a,b,sites,y\n" + BODY, r"x.csv: lacks environment column 'site' \(did you mean 'sites'\?\); it holds a, b, sites, y"),
-        (HEADER + "\n" + BODY.replace("16,", "sixteen,", 1), "x.csv: column 'a': 1 of 120 values are no numbers .*'sixteen' in row 5"),
+        (HEADER + "\n" + BODY.replace("16,", "sixteen,", 1), "x.csv: column 'a': 1 of 120 values are not numbers .*'sixteen' in row 5"),
         ('a,b,site,y\n"1,2,0,1\n', "cannot be read as a table|holds no rows|no value"),
     ],
 )  # fmt: skip
@@ -607,7 +607,7 @@ def test_unsupported_data_are_rejected(tmp_path, monkeypatch):
 
 def test_damaged_parquet(tmp_path):
     pytest.importorskip("pyarrow")
-    with pytest.raises(EnvariantError, match="is no Parquet file"):
+    with pytest.raises(EnvariantError, match="is not a Parquet file"):
         read(csv(tmp_path / "x.parquet", "PAR1 no"), "y", "site")
     path = tmp_path / "y.parquet"
     frame().to_parquet(path)

@@ -235,7 +235,7 @@ def test_folder_in_use_by_another_process_is_rejected(tmp_path):
     envariant.train("colored-digits", "erm", steps=2, out=tmp_path)
     with Store(tmp_path) as store:
         held = Recorder.open(store, 1)
-    with pytest.raises(EnvariantError, match="another process is training into it"):
+    with pytest.raises(EnvariantError, match="another process is using this folder"):
         envariant.train("colored-digits", "erm", steps=2, out=tmp_path)
     held.close()
     envariant.train("colored-digits", "erm", steps=2, out=tmp_path)

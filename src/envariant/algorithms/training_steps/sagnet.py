@@ -48,7 +48,7 @@ class SagNet(TrainingStep):
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         if context.features < 2:
             raise EnvariantError(
-                "sagnet: needs features of width 2 or more, because a single one has no style"
+                "sagnet: needs features of width 2 or more, because a single feature has no style"
             )
         return {_STYLE: nn.Linear(context.features, context.task.outputs)}
 

@@ -29,7 +29,7 @@ class Causes(PageSection):
         return bool(results.causes)
 
     def render(self) -> tuple[Block, ...]:
-        """Return a summary of each environment, the figure of the parts, and the table."""
+        """Return the blocks of the section: a summary per environment, a chart of the drops, and a table."""
         causes: list[Cause] = list(self.results.causes.values())
         split = [cause for cause in causes if cause.split is not None]
         caption = (

@@ -140,7 +140,7 @@ def _with_inputs(environment: Environment, inputs: Tensor) -> Environment:
 
 
 def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return uniform numbers in [0, 1) for label noise and for colors, in the order of the IRM code."""
+    """Draw uniform numbers in [0, 1), for label noise and then for colors, as the IRM authors' code does."""
     return torch.rand(rows, generator=generator), torch.rand(rows, generator=generator)
 
 

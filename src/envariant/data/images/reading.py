@@ -163,7 +163,7 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
         else:
             # Opening a pipe could wait forever.
             if not stat.S_ISREG(states[-1][1].st_mode):
-                raise EnvariantError(f"{root}: '{shown(file)}' is no regular file; remove it")
+                raise EnvariantError(f"{root}: '{shown(file)}' is not a regular file; remove it")
     if missing:
         count = f"{len(missing):,} of {len(files):,}"
         raise EnvariantError(f"{root}: {count} images are missing: {some(missing, 3)}")

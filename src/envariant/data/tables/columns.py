@@ -311,7 +311,7 @@ def concatenated(chunks: Sequence[ColumnChunk]) -> ColumnChunk:
 
 
 def joined(chunks: Sequence[ColumnChunk]) -> ColumnChunk:
-    """Join consecutive chunks of a column to one text chunk."""
+    """Join consecutive chunks of a column into one text chunk."""
     parts = [_as_text(chunk) for chunk in chunks]
     if len(parts) == 1:
         return parts[0]

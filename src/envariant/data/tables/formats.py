@@ -118,7 +118,7 @@ def _parquet(path: Path, rows: int) -> tuple[Callable[[], Iterator[pd.DataFrame]
     except EnvariantError:
         raise
     except Exception as error:
-        raise EnvariantError(f"{path}: is no Parquet file ({first_line(error)})") from None
+        raise EnvariantError(f"{path}: is not a Parquet file ({first_line(error)})") from None
     # An unnamed index is not a column.
     return batches, [name for name in names if not re.fullmatch(r"__index_level_\d+__", name)]
 

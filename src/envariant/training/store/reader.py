@@ -81,7 +81,7 @@ class StoreReader(ABC):  # noqa: B024
         schema = self.fact("schema")
         if schema != str(SCHEMA):
             raise EnvariantError(
-                f"{self.path}: has schema {schema}, this version reads {SCHEMA}; train into another folder"
+                f"{self.path}: has schema {schema}, this version reads {SCHEMA}; choose another folder"
             )
         if self._rows(_TABLES) != _tables():
             raise self._damaged("tables were added or changed")

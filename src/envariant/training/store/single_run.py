@@ -69,7 +69,7 @@ class SingleRun:
         self._recorder = Recorder.open(store, _JOB)
         if self._recorder is None:
             raise EnvariantError(
-                f"{self._folder}: another process is training into it; wait for it, or choose another folder"
+                f"{self._folder}: another process is using this folder; wait for it, or choose another folder"
             )
         stored = store.members(_JOB)
         if not stored:

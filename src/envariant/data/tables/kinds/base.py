@@ -247,7 +247,7 @@ class NumericKind(ColumnKind):
         if len(wrong := np.flatnonzero(~valid)):
             row = int(np.flatnonzero(texts.values == wrong[0])[0]) + 1
             raise EnvariantError(
-                f"column '{name}': {counts[wrong].sum()} of {counts.sum()} values are no {self.name}s (the "
+                f"column '{name}': {counts[wrong].sum()} of {counts.sum()} values are not {self.name}s (the "
                 f"first: '{quoted(texts.texts[wrong[0]])}' in row {row}); correct them, leave them empty, or "
                 f"exclude the column"
             )

@@ -366,10 +366,8 @@ class SavedModel(Displayed):
                 environments.
         """
         original = replace(self, adaptation=None)
-        labels, predict = (
-            LabelColumn(self.target, self.classes, self.target_type, self.environment),
-            original._predict(),
-        )
+        predict = original._predict()
+        labels = LabelColumn(self.target, self.classes, self.target_type, self.environment)
         outputs = [
             (original._outputs(predict, columns)[1].numpy(), labels.read(columns))
             for _, columns in original._read(data, encoding, labels)

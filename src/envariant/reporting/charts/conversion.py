@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import vl_convert
@@ -19,12 +19,18 @@ sys.stdout.buffer.write(result if isinstance(result, bytes) else result.encode()
 
 def svg(document: dict[str, Any]) -> str:
     """Return a Vega-Lite specification as SVG text."""
-    return _call("vegalite_to_svg", document).decode()
+    return _converted("vegalite_to_svg", json.dumps(document)).decode()
 
 
 def png(document: dict[str, Any], scale: float) -> bytes:
     """Return a Vega-Lite specification as PNG."""
-    return _call("vegalite_to_png", document, scale=scale)
+    return _converted("vegalite_to_png", json.dumps(document), scale=scale)
+
+
+@lru_cache(maxsize=128)
+def _converted(name: str, document: str, **options: float) -> bytes:
+    """Convert a chart once; a reproduction writes its page, with all charts so far, after every section."""
+    return _call(name, document, **options)
 
 
 @cache

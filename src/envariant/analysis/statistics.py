@@ -196,7 +196,7 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
 
     Example:
         >>> round(paired_t([0.61, 0.66, 0.64], [0.17, 0.20, 0.19]), 5)
-        0.00011
+        0.00016
     """
     differences = [a - b for a, b in _pairs("paired_t", first, second)]
     if len(differences) < 2:

@@ -255,5 +255,8 @@ def test_identity_of_attributes_is_that_of_their_content(one, same, other):
 
 
 def test_a_value_without_content_is_rejected(tmp_path):
-    with (tmp_path / "file").open("w") as file, pytest.raises(EnvariantError, match="stateless: contains a value"):
+    with (
+        (tmp_path / "file").open("w") as file,
+        pytest.raises(EnvariantError, match="stateless: contains a value"),
+    ):
         identity(Stateless(file))

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+import envariant
 from envariant.analysis.calibration import measure_calibration, split_drop
 from envariant.analysis.disde import measure_disde
 from envariant.analysis.few_labels import gain_from_labels
@@ -179,6 +180,16 @@ def test_causes_use_the_groups_of_the_table(monkeypatch):
     both, _ = causes._calibration(stored, north, east, 0)
     assert alone.bias_errors == both.bias_errors
     assert alone.bias_errors != measure_calibration(*east.pair).bias_errors
+
+
+@pytest.mark.filterwarnings("ignore::envariant.core.errors.EnvariantWarning")
+def test_comparison_says_that_expected_scores_are_not_computed():
+    results = envariant.compare(
+        visits(), target="y", environment="site", group="patient", min_rows=5,
+        algorithms=[], n_trials=1, replicas=1, steps=2,
+    ).results  # fmt: skip
+    assert "expected scores: not computed, because rows of a group are not independent" in results.missing
+    assert not results.expected.by_environment
 
 
 def test_labeled_groups_are_not_evaluated(monkeypatch):

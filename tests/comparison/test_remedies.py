@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from envariant.comparison.causes import find_causes
 from envariant.comparison.data_summary import summarize
 from envariant.comparison.page.causes import Remedies
-from envariant.comparison.remedies import find_remedies
+from envariant.comparison.remedies import ranked, remedies_by_environment
 from envariant.reporting.tables import finite
 from tests.comparison.made import SEEDS, SHARE, made, made_shifted, shifted
 
@@ -22,7 +23,7 @@ HEART = Path(__file__).parent / "heart.csv"
 
 def remedies_of(source, results, folds):
     causes = find_causes(source, results, folds, SHARE, SEEDS)
-    return find_remedies(source, results, causes, folds, SHARE, SEEDS)
+    return ranked(chain.from_iterable(remedies_by_environment(source, results, causes, folds, SHARE, SEEDS)))
 
 
 def only(remedies, environment, kind):

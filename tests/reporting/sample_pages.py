@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from envariant.comparison import page as comparison_page
 from envariant.comparison.causes import find_causes
 from envariant.comparison.data_summary import column_stability, summarize
 from envariant.comparison.narrative import recommend
-from envariant.comparison.remedies import find_remedies
+from envariant.comparison.remedies import ranked, remedies_by_environment
 from envariant.comparison.results import ColumnImportance
 from envariant.data import ColoredDigits
 from envariant.reporting import charts, data_page, run_page, study_page
@@ -120,7 +121,12 @@ def compared():
     seeds = [11, 12, 13]
     causes = find_causes(source, results, folds, 0.2, seeds, seed=0)
     results = replace(results, causes=causes)
-    return replace(results, remedies=find_remedies(source, results, causes, folds, 0.2, seeds, seed=0))
+    return replace(
+        results,
+        remedies=ranked(
+            chain.from_iterable(remedies_by_environment(source, results, causes, folds, 0.2, seeds))
+        ),
+    )
 
 
 def comparison_text() -> str:

@@ -61,9 +61,11 @@ def explained(
         return replace(results, missing=(*results.missing, line))
     causes = find_causes(source, results, folds, share, seeds, seed=study.seed, until=until)
     results = replace(results, causes=causes)
-    # Expected scores assume independent rows.
     if source.table.group is None:
         results = replace(results, expected=_expected(results, tasks, share))
+    else:
+        line = "expected scores: not computed, because rows of a group are not independent"
+        results = replace(results, missing=(*results.missing, line))
     remedies: list[list[Remedy]] = []
     for each in remedies_by_environment(source, results, causes, folds, share, seeds, seed=study.seed):
         remedies.append(each)

@@ -105,42 +105,8 @@ def score_text(score: ScoreName, value: float) -> str:
     return number(value) if score == "RMSE" else f"{value:.2f}"
 
 
-def find_remedies(
-    source: TableSource,
-    results: ComparisonResults,
-    causes: Mapping[str, Cause],
-    folds: Folds,
-    holdout_fraction: float,
-    seeds: Sequence[int],
-    *,
-    seed: int = 0,
-) -> tuple[Remedy, ...]:
-    """Measure what would improve the baseline in each environment.
-
-    Args:
-        source: Table of the study.
-        results: Results of a study, with stored predictions.
-        causes: Result of `find_causes`; remedies are sought for its environments.
-        folds: Groups of environments, each held out together.
-        holdout_fraction: Share of the rows of every training environment that are validation rows.
-        seeds: Seed of the data draw of each replica.
-        seed: Seed of resampling.
-
-    Returns:
-        Remedies with a significant gain, the largest first; then the others with a gain; then columns to
-        collect, whose gain is not measured.
-    """
-    return ranked(
-        remedy
-        for each in remedies_by_environment(
-            source, results, causes, folds, holdout_fraction, seeds, seed=seed
-        )
-        for remedy in each
-    )
-
-
 def ranked(remedies: Iterable[Remedy]) -> tuple[Remedy, ...]:
-    """Return the remedies without those that make the score worse, in the order of `find_remedies`."""
+    """Return the remedies without those that make the score worse, significant gains first, then by gain."""
     improving = [each for each in remedies if not each.gain.mean <= 0]
     # Gains that are not measured are NaN.
     return tuple(sorted(improving, key=lambda each: (not each.significant, -np.nan_to_num(each.gain.mean))))
@@ -156,7 +122,20 @@ def remedies_by_environment(
     *,
     seed: int = 0,
 ) -> Iterator[list[Remedy]]:
-    """Measure the remedies of one environment after another; arguments as for `find_remedies`."""
+    """Measure what would improve the baseline, one environment after another.
+
+    Args:
+        source: Table of the study.
+        results: Results of a study, with stored predictions.
+        causes: Result of `find_causes`; remedies are sought for its environments.
+        folds: Groups of environments, each held out together.
+        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        seeds: Seed of the data draw of each replica.
+        seed: Seed of resampling.
+
+    Yields:
+        The remedies of each environment; `ranked` orders them. Collecting a column has no measured gain.
+    """
     stored = StoredRows(source, folds, holdout_fraction, seeds)
     name = _score_name(source)
     for environment, cause in causes.items():

@@ -26,7 +26,7 @@ from envariant.comparison.formatting import the
 from envariant.core.errors import EnvariantError
 from envariant.reporting.tables import finite
 from envariant.studies import Store
-from envariant.training.run_spec import text_of
+from envariant.training.option_text import text_of
 
 SITES = ("north", "east", "south", "<b>city</b>")
 TURNS = (0.05, 0.35, 0.2, 0.9)

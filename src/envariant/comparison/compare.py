@@ -39,9 +39,10 @@ from envariant.saved_model.folder import check as check_model
 from envariant.studies.permutation_importance import MOST_COLUMNS
 from envariant.studies.running import train_runs
 from envariant.studies.study import Study
+from envariant.training.option_text import text_of
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import check_objects
-from envariant.training.run_spec import EXECUTION_ONLY, text_of
+from envariant.training.run_spec import EXECUTION_ONLY
 from envariant.training.store import Store
 
 MAX_ROWS = 5_000

@@ -24,7 +24,7 @@ from envariant.studies.permutation_importance import weighted_name
 from envariant.studies.selection import Invariance, SelectedRun, SelectionResult, select
 from envariant.studies.study import Study
 from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE
-from envariant.training.run_spec import text_of
+from envariant.training.option_text import text_of
 from envariant.training.store import Predictions, Store
 
 

@@ -26,7 +26,7 @@ from envariant.saved_model import SavedModel
 from envariant.studies.study import Study, begin
 from envariant.studies.trials import recipe_of
 from envariant.training.execution import Execution
-from envariant.training.run_spec import text_of
+from envariant.training.option_text import text_of
 from envariant.training.store import Store, Trial
 from envariant.training.train import train
 

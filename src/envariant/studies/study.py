@@ -24,6 +24,7 @@ from envariant.predictors import predictor
 from envariant.studies.option_types import check_types
 from envariant.studies.study_results import StudyResults
 from envariant.studies.trials import SearchSpace, recipe_of
+from envariant.training.option_text import text_of
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import (
     algorithm_identity,
@@ -35,7 +36,7 @@ from envariant.training.resolution import (
     source_of,
 )
 from envariant.training.run_config import network
-from envariant.training.run_spec import SHARED, RunSpec, text_of
+from envariant.training.run_spec import SHARED, RunSpec
 from envariant.training.store import PlannedRun, Store, Trial
 
 MAX_RUNS = 1_000_000

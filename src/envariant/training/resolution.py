@@ -32,10 +32,11 @@ from envariant.training.execution import Execution, execution_request
 from envariant.training.memory_budget import parse as memory_in_bytes
 from envariant.training.model_builder import model_builder, wrong_type
 from envariant.training.optimizers import OptimizerConfig, optimizer_config
+from envariant.training.option_text import text_of
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
-from envariant.training.run_spec import RunSpec, text_of
+from envariant.training.run_spec import RunSpec
 from envariant.training.schedule_notes import idle_schedules, scaling_notes
 
 

@@ -4,8 +4,6 @@
 Importing this module does not import PyTorch, so `--help` stays fast.
 """
 
-import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -29,6 +27,7 @@ from envariant.core import specs
 from envariant.core.display import Displayed, Summary
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.training.option_errors import one_line
+from envariant.training.option_text import plain
 
 
 def _whole(value: object) -> object:
@@ -243,7 +242,7 @@ class RunSpec(BaseModel, Displayed):
     def non_defaults(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, as JSON-compatible values by name."""
         fields = RunSpec.model_fields
-        return {key: value for key, value in self.to_dict().items() if value != _plain(fields[key].default)}
+        return {key: value for key, value in self.to_dict().items() if value != plain(fields[key].default)}
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         # Also the text of the specification: 25 options would fill a screen.
@@ -262,14 +261,14 @@ class RunSpec(BaseModel, Displayed):
                 words += [word for key, each in value.items() for word in ("--set", f"{key}={each}")]
             elif value is True:
                 words.append(flag)
-            elif value != _plain(RunSpec.model_fields[name].default):
+            elif value != plain(RunSpec.model_fields[name].default):
                 each = value if isinstance(value, list) else [value]
                 words += [word for one in each for word in (flag, str(one))]
         return words
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a JSON-compatible dictionary; objects become text."""
-        return {key: _plain(value) for key, value in self.options().items()}
+        return {key: plain(value) for key, value in self.options().items()}
 
     def described(self) -> "RunSpec":
         """Return a copy with every object replaced by its text, as stored in records."""
@@ -282,7 +281,7 @@ class RunSpec(BaseModel, Displayed):
             identities: Content hashes of options that are not fully described by their text, by name.
         """
         meaning = {
-            key: identities.get(key, _plain(value))
+            key: identities.get(key, plain(value))
             for key, value in self.options().items()
             if key not in EXECUTION_ONLY
         }
@@ -351,7 +350,7 @@ def difference(spec: RunSpec, reference: RunSpec) -> tuple[str, ...]:
         spec: Options of a run, with defaults filled in.
         reference: Options of the run to compare with, with defaults filled in.
     """
-    return tuple(key for key in _CONDITIONS if _plain(getattr(spec, key)) != _plain(getattr(reference, key)))
+    return tuple(key for key in _CONDITIONS if plain(getattr(spec, key)) != plain(getattr(reference, key)))
 
 
 def _learning_rate(value: object) -> object:
@@ -378,62 +377,3 @@ def _learning_rate(value: object) -> object:
     if not 0 < rate < float("inf"):
         raise ValueError("must be a finite number above 0")
     return rate
-
-
-def _plain(value: Any) -> Any:
-    """Return a JSON-compatible value; objects become text."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in cast("Mapping[Any, Any]", value).items()}
-    if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in cast("Sequence[Any]", value)]
-    return text_of(value)
-
-
-def text_of(value: Any) -> str:
-    """Represent an object as text for records and tables, identically in every process.
-
-    For classes and functions, this is the qualified name; for dataclasses, the name and all settings that
-    differ from their defaults, as in "sgd(momentum=0.9)"; for other objects, the attribute `name` or the
-    class name.
-    """
-    if isinstance(value, str):
-        return value
-    if isinstance(value, functools.partial):
-        partial = cast("functools.partial[Any]", value)
-        arguments = tuple(_setting(each) for each in partial.args)
-        keywords = {key: _setting(each) for key, each in partial.keywords.items()}
-        return str(specs.Spec(text_of(partial.func), arguments, keywords))
-    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        return value.__qualname__
-    name = getattr(value, "name", None)
-    name = name if isinstance(name, str) and name else type(value).__name__
-    if not dataclasses.is_dataclass(value):
-        return name
-    if type(value).__str__ is not object.__str__:
-        return str(value)
-    # A name computed from the fields, as in sources and compositions, already contains the settings.
-    computed = isinstance(getattr(type(value), "name", None), property)
-    return name if computed else str(specs.Spec(name, (), _settings(value)))
-
-
-def _settings(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that differ from their defaults, as values for a `Spec`."""
-    settings: dict[str, Any] = {}
-    for field in dataclasses.fields(value):
-        if not field.compare or field.name == "name":
-            continue
-        factory: Any = field.default_factory
-        default = field.default if factory is dataclasses.MISSING else factory()
-        if (current := _setting(getattr(value, field.name))) != _setting(default):
-            settings[field.name] = current
-    return settings
-
-
-def _setting(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, tuple | list):
-        return tuple(_setting(each) for each in cast("Sequence[Any]", value))
-    return specs.Spec(text_of(value))

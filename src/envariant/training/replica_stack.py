@@ -29,6 +29,7 @@ from envariant.training.history import BATCH, GRADIENT_RMS, LOSS, OUTPUT_SD, His
 from envariant.training.initial_weights import initial_weights, restored, stacked
 from envariant.training.network import constants
 from envariant.training.optimizers import SGD, StackedOptimizer
+from envariant.training.parameter_groups import segmented
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig, network
 from envariant.training.schedule_table import ScheduleTable
@@ -297,13 +298,15 @@ class ReplicaStack:
         ones, zeros = [1.0] * len(self._replicas), [0.0] * len(self._replicas)
         if self._algorithm.returns_updates:
             return StackedOptimizer(SGD(), self._params, ones, zeros)
-        return StackedOptimizer(
-            self._config.optimizer,
-            self._params,
-            [replica.learning_rate for replica in self._replicas],
-            [replica.weight_decay for replica in self._replicas],
-            [value.shape[1:] for value in self._views.values()],
+        net = self.network
+        rates, decays, segments = segmented(
+            [
+                r.groups.assigned(net.module, net.params, net.auxiliary, r.learning_rate, r.weight_decay)
+                for r in self._replicas
+            ]
         )
+        shapes = [value.shape[1:] for value in self._views.values()]
+        return StackedOptimizer(self._config.optimizer, self._params, rates, decays, shapes, segments)
 
     def _find_program(self, programs: dict[Any, StepProgram]) -> StepProgram:
         sizes, axes, count = self._batches.sizes, self._batches.axes, len(self._replicas)

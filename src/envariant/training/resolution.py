@@ -253,6 +253,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         raise EnvariantError(
             f"evaluate_every must be at most the number of steps, {steps}; got {requested.evaluate_every}"
         )
+    if requested.accumulate > 1 and requested.augmentation is None and not fitted:
+        _check_batches(requested.batch_size or suggested["batch_size"])
     left_open = {key: value for key, value in suggested.items() if getattr(requested, key) is None}
     complete = requested.but(**{**left_open, "steps": steps})
     named = {"data": source.name, "algorithm": algorithm.name}
@@ -296,6 +298,8 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
         compiled=complete.compile,
         freeze=complete.freeze,
         adapt=complete.adapt,
+        clip=complete.clip,
+        accumulate=complete.accumulate,
     )
 
 
@@ -313,12 +317,21 @@ def remarks(
     return (*algorithm.scaled, *idle_schedules(algorithm.trained, learning_rate, steps, optimizer))
 
 
+def _check_batches(batch_size: object) -> None:
+    if batch_size == "full":
+        raise EnvariantError(
+            'accumulate: batch_size is "full", so all batches of an update would be equal; set a batch_size'
+        )
+
+
 def _check_own_updates(name: str, requested: RunSpec) -> None:
     """Check that no option of the optimizer is given for an algorithm that updates the weights itself."""
     given = {
         "optimizer": requested.optimizer is not None,
         "weight_decay": requested.weight_decay or requested.decay_weights_only,
         "learning rates by group": isinstance(requested.learning_rate, ByGroup),
+        "clip": requested.clip is not None,
+        "accumulate": requested.accumulate > 1,
     }
     if any(given.values()):
         out = list(dict.fromkeys(["optimizer", "weight_decay", *(key for key in given if given[key])]))

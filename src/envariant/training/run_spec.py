@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 from envariant.core import specs
 from envariant.core.display import Displayed, Summary
 from envariant.core.errors import unknown_name
+from envariant.training.clipping import clipping
 from envariant.training.option_errors import one_line
 from envariant.training.option_text import plain
 from envariant.training.option_values import learning_rate, weight_decay
@@ -124,6 +125,17 @@ class RunSpec(BaseModel, Displayed):
         None,
         "Optimizer: adam, adamw or sgd(momentum=0.9); in Python also an OptimizerConfig or a torch.optim "
         "class.",
+    )
+    clip: Any = _option(
+        None,
+        "Gradient clipping of each replica, after the gradient aggregator: a number or norm(1.0) for the "
+        "largest norm over all parameters, value(0.5) for the largest entry.",
+    )
+    accumulate: Whole = _option(
+        1,
+        "Number of batches whose mean gradient makes one update; each batch has its own penalties.",
+        ge=1,
+        le=100_000,
     )
     precision: Literal["auto", "float32", "bfloat16", "tf32"] = _option(
         "auto",
@@ -232,6 +244,11 @@ class RunSpec(BaseModel, Displayed):
     def _decay(cls, value: object) -> object:
         return weight_decay(value)
 
+    @field_validator("clip")
+    @classmethod
+    def _clip(cls, value: object) -> object:
+        return clipping(value)
+
     @model_validator(mode="after")
     def _freeze_needs_init(self) -> Self:
         if self.freeze is not None and self.init is None:
@@ -313,6 +330,8 @@ _CONDITIONS = (
     "learning_rate",
     "weight_decay",
     "decay_weights_only",
+    "clip",
+    "accumulate",
     "augmentation",
     "init",
     "freeze",

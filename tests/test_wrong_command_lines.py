@@ -57,7 +57,7 @@ WRONG = [
     (f"{TRAIN} --lr 'step(1e-3, -1e-4, at=1)'", "learning_rate must be at least 0 at every step"),
     (f"{TRAIN} --lr 'linear(0, 0, until=1)'", "learning_rate must be at least 0 at every step, and not always 0"),
     (f"{TRAIN} --weight-decay -1", "weight_decay must be at least 0; got -1.0"),
-    (f"{TRAIN} --weight-decay nan", "--weight-decay: expected a number; got 'nan'"),
+    (f"{TRAIN} --weight-decay nan", "weight_decay must be a number; got nan"),
     (f"{TRAIN} --weight-decay none", "--weight-decay: expected a number; got 'none'"),
     (f"{TRAIN} --weight-decay 1e400", "--weight-decay: expected a number; got '1e400'"),
     (f"{TRAIN} --holdout-fraction 1", "holdout_fraction must lie below 1; got 1.0"),

@@ -18,8 +18,6 @@ from envariant.core.specs import Spec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from envariant.training.run_spec import RunSpec
-
 NAME = "groups"
 """Name of the text form."""
 
@@ -130,19 +128,22 @@ class ParameterGroups:
         return [(rates.get(name, rate), cast("float", decays.get(name, decay))) for name in params]
 
 
-def grouped(spec: "RunSpec", default: float, steps: int) -> tuple[Value, ParameterGroups]:
+def grouped(
+    rate: Value | ByGroup, decay: float | ByGroup, default: float, steps: int, *, weights_only: bool
+) -> tuple[Value, ParameterGroups]:
     """Return the learning rate of parameters in no group, and the values by parameter group.
 
     Args:
-        spec: Options of the run.
+        rate: Learning rate of the run.
+        decay: Weight decay of the run.
         default: Learning rate of the data set, for parameters of auxiliary networks.
         steps: Length of the run, for switch points relative to it.
+        weights_only: Whether biases and parameters of normalization layers have no weight decay.
     """
-    rate, decay = spec.learning_rate, spec.weight_decay
     by_name = rate.resolve(steps) if isinstance(rate, ByGroup) else None
     if isinstance(rate, ByGroup):
         rate = default if rate.others is None else rate.others
-    groups = ParameterGroups(by_name, decay if isinstance(decay, ByGroup) else None, spec.decay_weights_only)
+    groups = ParameterGroups(by_name, decay if isinstance(decay, ByGroup) else None, weights_only)
     return rate.resolve(steps) if isinstance(rate, Schedule) else rate, groups
 
 

@@ -264,7 +264,10 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         evaluate_every=complete.evaluate_every or max(1, round(steps / 25)),
     ).described()
     share, test = requested.holdout_fraction, requested.test_environments
-    rate, groups = grouped(complete, defaults.learning_rate, steps)
+    rate, groups = grouped(
+        complete.learning_rate, complete.weight_decay, defaults.learning_rate, steps,
+        weights_only=complete.decay_weights_only,
+    )  # fmt: skip
     return ResolvedRun(
         spec,
         RunSpec(**named, hyperparameters=algorithm.suggested, **suggested),

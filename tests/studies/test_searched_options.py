@@ -1,10 +1,13 @@
 """Training options in a random search: schedules, parameter groups, clipping and weights."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from envariant.core.errors import EnvariantError
 from envariant.core.search_space import search_range
+from envariant.reporting import study_page
 from envariant.studies import Store, Study
 from envariant.training.run_spec import RunSpec
 
@@ -44,23 +47,25 @@ def test_a_given_learning_rate_is_that_of_the_first_trial_and_scaled_in_the_othe
     assert all(0.25 <= trial.learning_rate <= 1 for trial in numbers)
 
 
-def test_options_with_a_range_are_trained_in_jobs_of_their_own(tmp_path):
+def test_options_with_a_range_are_trained_in_jobs_of_their_own(tmp_path, monkeypatch):
     ranges = {"erm": {"clip": ["norm(0.1)", "value(0.2)"], "weight_decay": "loguniform(1e-4, 1e-2)"}}
     study = Study(
         **QUICK, ranges=ranges, settings={"steps": 3, "model": "linear", "learning_rate": "cosine(0.1)"}
     )
-    results = study.run(tmp_path / "study", progress=False)
-    with Store(tmp_path / "study") as store:
+    study.run(tmp_path, progress=False)
+    monkeypatch.setattr(study_page, "runs_of", lambda selected: [SimpleNamespace(run=selected[0])])
+    with Store(tmp_path) as store:
         listing = store.listing()
+        command = study_page.rerun(study.to_dict(), store, [int(listing["id"][1])])
     assert list(listing["state"]) == ["done"] * 3
+    assert " --clip " in command
+    assert "--learning-rate 'cosine(0." in command
     specs = [study.spec_of(run) for run in study.runs()]
     assert specs[0].clip is None
     assert specs[0].weight_decay == 0
     assert {str(spec.clip) for spec in specs[1:]} <= {"norm(0.1)", "value(0.2)"}
     assert all(1e-4 <= spec.weight_decay <= 1e-2 for spec in specs[1:])
     assert all(not spec.hyperparameters for spec in specs)
-    results.report(tmp_path / "page.html")
-    assert "--learning-rate" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

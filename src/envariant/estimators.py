@@ -274,10 +274,8 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
             fifth of the steps.
         batch_size: Number of rows per environment and step, sampled with replacement. "full": all rows.
             "auto": all rows of tables with at most 5,000 rows, otherwise 256 per environment.
-        learning_rate: Learning rate of the optimizer: a number, a schedule such as "cosine(1e-3)", or a
-            mapping from parameter group to one of these.
-        weight_decay: L2 coefficient applied by the optimizer: a number, or a mapping from parameter group to
-            number.
+        learning_rate: Number, schedule such as "cosine(1e-3)", or mapping from parameter group to these.
+        weight_decay: L2 coefficient applied by the optimizer, or mapping from parameter group to these.
         optimizer: `adam`, `adamw`, `sgd(momentum=0.9)`, `OptimizerConfig` or `torch.optim` class. Default:
             adam, unless the algorithm computes parameter updates itself.
         precision: Precision of matrix products in training: "float32", "bfloat16" or "auto". Predictions are
@@ -351,10 +349,8 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
         model: Name, `ModelConfig`, function that returns a new module, or module.
         steps: Number of optimizer updates.
         batch_size: Rows of each environment per step, "full" or "auto".
-        learning_rate: Learning rate of the optimizer: a number, a schedule such as "cosine(1e-3)", or a
-            mapping from parameter group to one of these.
-        weight_decay: L2 coefficient applied by the optimizer: a number, or a mapping from parameter group to
-            number.
+        learning_rate: Number, schedule such as "cosine(1e-3)", or mapping from parameter group to these.
+        weight_decay: L2 coefficient applied by the optimizer, or mapping from parameter group to these.
         optimizer: Name, `OptimizerConfig` or `torch.optim` class.
         precision: Precision of matrix products in training.
         device: Device to train on.

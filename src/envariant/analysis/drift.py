@@ -17,6 +17,7 @@ from envariant.analysis._columns import typed
 from envariant.analysis.column_sketch import Sketch, homogeneity_p_value
 from envariant.analysis.statistics import holm
 from envariant.core.errors import EnvariantError
+from envariant.core.printable import number_of
 
 Standing = Literal["alike", "within", "further"]
 """Result of a comparison of new rows with the training rows.
@@ -99,18 +100,18 @@ class ColumnDrift:
             names = [f"'{name}'" for name in list(self.unseen)[:3]]
             more = ", …" if len(self.unseen) > 3 else ""
             remarks.append(
-                f"{self.name}: {_rows(sum(self.unseen.values()))} with a category that is not in the "
-                f"training data ({', '.join(names)}{more})"
+                f"{self.name}: {number_of(sum(self.unseen.values()), 'row')} with a category that is not in "
+                f"the training data ({', '.join(names)}{more})"
             )
         if self.outside is not None and self.outside > _EXPECTED_OUTSIDE * self.rows:
             remarks.append(
-                f"{self.name}: {_rows(self.outside)} outside the training range "
+                f"{self.name}: {number_of(self.outside, 'row')} outside the training range "
                 f"{' … '.join(self.training_range)}"
             )
         if self.missing and not self.missing_trained:
             count = round(self.missing * self.rows)
             remarks.append(
-                f"{self.name}: {_rows(count)} with a missing value, which training rows never have"
+                f"{self.name}: {number_of(count, 'row')} with a missing value, which training rows never have"
             )
         return remarks
 
@@ -189,7 +190,8 @@ class Drift:
     def verdict(self) -> str:
         """Overall result in one sentence."""
         if self.kind == "too few rows":
-            return f"{_rows(self.rows)}: too few to compare with the training rows (at least {FEWEST_ROWS})"
+            few = number_of(self.rows, "row")
+            return f"{few}: too few to compare with the training rows (at least {FEWEST_ROWS})"
         if self.kind == "alike":
             within = [c.name for c in self.columns if c.standing == "within"]
             note = f"; differences in {_listed(within)} are no larger than between training environments"
@@ -321,10 +323,6 @@ def _missing_share(counts: NDArray[np.int64]) -> float:
 
 def _largest(values: Iterable[float]) -> float:
     return max((value for value in values if not math.isnan(value)), default=math.nan)
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row" + ("" if count == 1 else "s")
 
 
 def _listed(names: Sequence[str]) -> str:

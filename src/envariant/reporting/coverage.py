@@ -74,12 +74,17 @@ class Coverage:
         """Return a table of the counts with one row per environment."""
         are_few = len(self.classes) <= _MOST_COLUMNS
         columns = self.classes if are_few else ("classes",)
-        header = ("environment", "rows", *columns, *(("without rows",) if self.classes else ()))
+        header = (
+            "environment",
+            "rows",
+            *columns,
+            *(("absent classes",) if any(self.absent.values()) else ()),
+        )
         rows: list[tuple[str, ...]] = []
         for name, counts in zip(self.environments, self.counts, strict=True):
             cells = [f"{count:,}" for count in counts] if are_few else [str(int((counts > 0).sum()))]
             cells = cells if self.classes else []
-            absent = (listed(self.absent[name]) or NONE,) if self.classes else ()
+            absent = (listed(self.absent[name]) or NONE,) if some_absent else ()
             rows.append((name, f"{counts.sum():,}", *cells, *absent))
         return TextTable(header, tuple(rows))
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
+from envariant.core.printable import number_of
 from envariant.data import ColoredSource
 from envariant.reporting import figures
 from envariant.reporting.charts.distributions import distributions
@@ -70,7 +71,7 @@ def _sheet(sample: EnvironmentSet, seed: int, most: int) -> Picture:
             axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(plain_text(_target(sample, target)), fontsize=8, color=MUTED, y=-0.3)
     hidden = len(sample.environments) - len(shown)
-    more = f" {hidden} more environments are not drawn." if hidden else ""
+    more = f" Not drawn: {number_of(hidden, 'environment')}." if hidden else ""
     names = ", ".join(environment.name for environment in shown)
     return Picture(
         figure, f"Images of {without_folders(sample.label)} in {names}, with the target below each.{more}"
@@ -116,10 +117,10 @@ def _columns(sample: EnvironmentSet, seed: int, most: int) -> Any:
         for each in shown
     }
     remarks: Sequence[tuple[int, str]] = (
-        (len(columns) - most, "columns"),
-        (len(sample.environments) - len(frames), "environments"),
+        (len(columns) - most, "column"),
+        (len(sample.environments) - len(frames), "environment"),
     )
-    more = [f"{count:,} more {what} are not drawn." for count, what in remarks if count > 0]
+    more = [f"Not drawn: {number_of(count, what)}." for count, what in remarks if count > 0]
     largest = max(map(len, sample.environments))
     more += [f"At most {_MOST_ROWS:,} random rows per environment."] if largest > _MOST_ROWS else []
     return distributions(frames, without_folders(sample.label), more)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from envariant.core.errors import unknown_name
 from envariant.core.files import write_bytes, write_text
 from envariant.core.paths import check_overwrite
+from envariant.core.printable import number_of
 from envariant.reporting import charts, figures, html
 from envariant.reporting.labels import without_folders
 from envariant.reporting.page import BigNumber, Block, Page
@@ -280,4 +281,4 @@ def _provenance(runs: Mapping[str, TrainingResult]) -> list[str]:
             f"{key} {value}" for key, value in (*record.hardware.items(), *record.versions.items())
         )
         counts[line] = counts.get(line, 0) + 1
-    return [f"{line}: {count} run{'s' if count > 1 else ''}." for line, count in counts.items()]
+    return [f"{line}: {number_of(count, 'run')}." for line, count in counts.items()]

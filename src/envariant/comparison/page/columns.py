@@ -9,6 +9,7 @@ from envariant.analysis.column_stability import ColumnStability
 from envariant.comparison.formatting import listed, method_name, p_text, score
 from envariant.comparison.page.base import Block, PageSection, known
 from envariant.comparison.results import ComparisonResults
+from envariant.core.printable import number_of
 from envariant.reporting import charts
 from envariant.reporting.tables import NONE, TextTable
 
@@ -31,7 +32,7 @@ class Columns(PageSection):
     def render(self) -> tuple[Block, ...]:
         """Return the figure, the stability table and the importance table."""
         hidden = len(self.results.data.columns) - _MOST_ROWS
-        more = f" {hidden} columns with a more stable relation are not drawn." if hidden > 0 else ""
+        more = f" Not drawn: {number_of(hidden, 'column')} with a more stable relation." if hidden > 0 else ""
         slopes = (
             "Slope of each column in each environment, given the other columns; distant points mean that the "
             f"relation differs. Thin lines: 95 % prediction interval of the next environment.{more}"

@@ -9,6 +9,7 @@ from envariant.comparison.baselines import baseline_name
 from envariant.comparison.formatting import capitalized, ci, method_name, score, the
 from envariant.comparison.page.base import Block, PageSection
 from envariant.comparison.results import Cell, ComparisonResults
+from envariant.core.printable import number_of
 from envariant.reporting import charts
 from envariant.reporting.tables import NONE, TextTable, network_notes
 
@@ -40,7 +41,7 @@ class Drops(PageSection):
         names = results.hardest_first()
         rows, labels = drop_rows(results, self.recommended, names[:MOST_ROWS])
         hidden = len(names) - MOST_ROWS
-        more = f" {hidden} environments with better scores are not drawn." if hidden > 0 else ""
+        more = f" Not drawn: {number_of(hidden, 'environment')} with better scores." if hidden > 0 else ""
         more += " All other training rows are earlier ones." if results.data.ordered else ""
         caption = (
             "A line joins the in-domain score (model trained on other rows of the environment) and the "

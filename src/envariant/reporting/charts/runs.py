@@ -7,6 +7,7 @@ from typing import Any
 import altair as alt
 
 from envariant.core.errors import EnvariantError
+from envariant.core.printable import number_of
 from envariant.reporting.charts.base import (
     HEIGHT,
     PANEL_HEIGHT,
@@ -78,7 +79,7 @@ def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None
     )
     notes = [f"Dashed: {', '.join(label for _, label in references_of(record))}."] if references else []
     if hidden := len(panels) - len(shown):
-        notes.append(f"{hidden} environments are not drawn.")
+        notes.append(f"Not drawn: {number_of(hidden, 'environment')}.")
     if notes:
         chart = chart.properties(title=note(" ".join(notes)))
     last = ", ".join(

@@ -1,4 +1,4 @@
-"""Sections on provenance: the preprocessing log and the settings of the study."""
+"""Report sections on provenance: the preprocessing log and the settings of the study."""
 
 import json
 from dataclasses import asdict, dataclass

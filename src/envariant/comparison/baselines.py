@@ -75,7 +75,7 @@ def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple
 
 
 def unpredictable(table: Table, task: Task, folds: Folds) -> dict[str, str]:
-    """Return environments without a verdict, because many rows have unseen classes, and the reasons as text."""
+    """Return the reasons why environments have no verdict: many rows have classes unseen in training."""
     if isinstance(task, Regression):
         return {}
     reasons: dict[str, str] = {}

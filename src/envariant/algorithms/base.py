@@ -1,4 +1,4 @@
-"""Base classes of algorithms and their parts, and `TrainContext`, their description of a training run.
+"""Base classes of algorithms and their parts, and `TrainContext`, a description of the training run.
 
 An algorithm is a pure function from a minibatch to gradients. It has no mutable state, takes random numbers
 only from its context, and never branches in Python on a hyperparameter's value, because the engine replaces
@@ -130,7 +130,7 @@ class Algorithm(ABC):
     @property
     @abstractmethod
     def needs_features(self) -> bool:
-        """Whether the algorithm uses the inputs of the head (the features); if not, they get width 0."""
+        """Whether the algorithm uses the features (the inputs of the head); if not, features have width 0."""
 
     @property
     def stochastic(self) -> bool:
@@ -213,7 +213,7 @@ class Part(ABC):
         name: Name in specifications such as `vrex + and-mask`.
         paper: Authors, year, and arXiv number or venue.
         minimum_environments: Smallest number of training environments for which the part is meaningful.
-        needs_features: Whether the part uses the inputs of the head (the features).
+        needs_features: Whether the part uses the features (the inputs of the head).
         needs_linear_head: Whether the head must be one linear layer.
         needs_classes: Whether the part is undefined for regression.
         stochastic: Whether the part uses random numbers.
@@ -318,7 +318,7 @@ class Penalty(_WithCoefficient):
 
     @abstractmethod
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the penalty, without the coefficient, and the new state.
+        """Return the penalty, before it is multiplied by its coefficient, and the new state.
 
         Args:
             predicted: Batch with predictions, losses, and risks of all environments.
@@ -334,7 +334,7 @@ class GradientPenalty(_WithCoefficient):
 
     @abstractmethod
     def penalty(self, gradients: Mapping[str, Tensor], state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the penalty, without the coefficient, and the new state.
+        """Return the penalty, before it is multiplied by its coefficient, and the new state.
 
         Args:
             gradients: Gradients of the environments' risks by parameter name, `[environments, *shape]`.

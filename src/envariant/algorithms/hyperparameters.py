@@ -27,7 +27,7 @@ def numbers(algorithm: object) -> tuple[Number, ...]:
 
 
 def structure(algorithm: object) -> Hashable:
-    """Return a key that is equal for algorithms that differ only in numbers and can run as one program."""
+    """Return a key that is equal for algorithms that differ only in numbers, and so can share a program."""
     if isinstance(algorithm, Schedule):
         return "number"
     if isinstance(algorithm, tuple):

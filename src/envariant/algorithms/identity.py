@@ -95,7 +95,7 @@ def _origin(cls: type[Any]) -> str:
 
 
 def _source(code: Any) -> str:
-    """Return a hash of source code, or of compiled code for lambdas and if there is no source."""
+    """Return a hash of the source code; for lambdas, or without source, a hash of the compiled code."""
     try:
         if code.__name__ != "<lambda>":
             return _digest(inspect.getsource(code))

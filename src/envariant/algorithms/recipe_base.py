@@ -68,7 +68,7 @@ class Recipe:
 
     @property
     def hyperparameters(self) -> tuple[Hyperparameter, ...]:
-        """All hyperparameters, with defaults and search ranges."""
+        """All hyperparameters of the recipe, with defaults and search ranges."""
         parts = [part for part in self.parts if part not in RISK_AGGREGATORS.values()]
         fields = [(part, f.name) for part in parts for f in dataclasses.fields(cast("Any", part))]
         counts = Counter(name for _, name in fields)

@@ -73,7 +73,7 @@ class EnvironmentFit:
         return np.clip(shares * self.weights, 0.0, 0.9)
 
     def variation(self, columns: Array) -> Array:
-        """Return the information about each column's slope by environment, `[environments, columns]`."""
+        """Return the Fisher information on the slope of each column, `[environments, columns]`."""
         result = np.zeros((len(self.parts), columns.shape[1]))
         for e, rows in enumerate(self.parts):
             part, weights = columns[rows], self.weights[rows][:, None]

@@ -22,7 +22,7 @@ _LARGEST = 5.0
 def search_deviating(
     statistics: Callable[[NDArray[np.bool_]], tuple[Array, Array]], count: int, level: float
 ) -> Array:
-    """Return a corrected p-value for each environment: does it deviate from the others?
+    """Test which environments deviate from the others; return one p-value per environment.
 
     While environments deviate significantly, the most deviating ones are excluded and the others are tested
     again. P-values are corrected for the number of environments.

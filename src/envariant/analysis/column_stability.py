@@ -63,7 +63,7 @@ class ColumnStability:
         pooled: Random-effects mean of the slopes, and prediction interval of the slope in the next
             environment; None if fewer than two slopes could be estimated.
         measured: Whether the slope could be estimated in at least two environments.
-        link: "logit" for classes, "identity" for real targets.
+        link: Scale of the slopes: "logit" (log-odds) for classes, "identity" for real targets.
     """
 
     column: str

@@ -77,16 +77,16 @@ class ColumnDrift:
 
     @property
     def values_standing(self) -> Standing:
-        """Result for the values.
+        """Result of the comparison of values: "alike", "within" or "further".
 
-        "alike": no significant difference of at least 0.1. "within": no larger than the differences between
-        training environments. "further": larger than these.
+        "alike": no significant difference of at least 0.1. "within": a difference no larger than between
+        training environments. "further": a larger difference, reported as drift.
         """
         return _standing(self.distance, self.between, self.p_value)
 
     @property
     def missing_standing(self) -> Standing:
-        """Result for the shares of missing values: "alike", "within" or "further"; see `values_standing`."""
+        """Result of the comparison of shares of missing values, with the levels of `values_standing`."""
         return _standing(abs(self.missing - self.missing_trained), self.missing_between, self.missing_p_value)
 
     @property

@@ -54,7 +54,7 @@ class Recalibration:
 @final
 @dataclass(frozen=True)
 class Gain:
-    """Score before and after a refit, averaged over random choices of the labeled rows.
+    """Score before and after recalibration, averaged over random choices of the labeled rows.
 
     Attributes:
         before: Mean score of the unchanged model on rows whose labels were not used.

@@ -75,7 +75,10 @@ def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple
 
 
 def unpredictable(table: Table, task: Task, folds: Folds) -> dict[str, str]:
-    """Return the reasons why environments have no verdict: many rows have classes unseen in training."""
+    """Find environments without a verdict, because many rows have classes not seen in training.
+
+    The values are the reasons, as text.
+    """
     if isinstance(task, Regression):
         return {}
     reasons: dict[str, str] = {}

@@ -108,7 +108,7 @@ class Cause:
 
     @property
     def shares(self) -> Mapping[Part, float]:
-        """Share of the significant drop due to level, slope and ranking; empty without significant drop.
+        """Share of a significant drop due to level, slope and ranking; empty if there is no such drop.
 
         If the calibration slope is negative, the ranking is reversed; the slope part is then added to the
         ranking part.
@@ -336,7 +336,7 @@ def find_causes(
 
 
 def label_of(table: Table, environment: str) -> str:
-    """Return an environment's name for use in a sentence; a number is preceded by the column name."""
+    """Return an environment's name for use in a sentence, such as "hospital 3" for the name 3."""
     is_number = environment.replace(".", "", 1).lstrip("-").isdigit()
     return f"{table.environment.name} {environment}" if is_number else environment
 

@@ -51,7 +51,10 @@ def shortfalls(results: ComparisonResults) -> dict[str, float]:
 
 
 def significant_drops(results: ComparisonResults) -> dict[str, float]:
-    """Return the significant drop of each environment; without such a drop, the significant shortfall."""
+    """Return the significant drop of each environment or, without such a drop, the significant shortfall.
+
+    A shortfall is expected minus observed score.
+    """
     return shortfalls(results) | in_domain_drops(results)
 
 

@@ -36,7 +36,7 @@ def the(method: str) -> str:
 
 
 def environment_name(results: ComparisonResults, environment: str) -> str:
-    """Return an environment's name for use in a sentence; a number is preceded by the column name."""
+    """Return an environment's name for use in a sentence, such as "hospital 3" for the name 3."""
     is_number = environment.replace(".", "", 1).lstrip("-").isdigit()
     column = results.data.environment_column
     return f"{column} {environment}" if is_number and column else environment

@@ -71,8 +71,7 @@ class Plan:
         study: Study with all requested runs.
         metric: Metric of the scores.
         tasks: Prediction task by test environment; environments without a verdict are omitted.
-        baseline_scores: Score of a constant prediction by environment; empty for calibration error, where
-            it is uninformative.
+        baseline_scores: Score of a constant prediction by environment; empty for calibration error.
         undefined: One line per environment without a verdict, with the reason: the metric is undefined, or
             many rows have classes not seen in training.
         not_applicable: Reasons why requested methods cannot be run.
@@ -170,9 +169,8 @@ def plan(
 def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[str] = ()) -> dict[str, Any]:
     """Return the training options of all runs: the requested options, and the defaults of a comparison.
 
-    By default, networks are trained with weight decay and a small number of steps: at least 100, and about 30
-    passes over the rows. The number of rows per environment in a batch is at most the median size of the
-    environments. Networks are evaluated only after the last step.
+    By default, networks are trained with weight decay, for at least 100 steps and about 30 passes over the
+    rows. The number of rows per environment in a batch is at most the median size of the environments.
 
     Args:
         table: Table of the comparison.

@@ -313,7 +313,7 @@ def _class_shares(tests: _Tests, stored: StoredRows, training: Scores | None, se
 
 
 def _collect(tests: _Tests, source: TableSource) -> list[Remedy]:
-    """Suggest to collect columns that are missing either in the environment or elsewhere, but not both."""
+    """Suggest collecting columns that are missing either in the environment or elsewhere, but not both."""
     table = source.table
     name = tests.cause.environment
     here, there = table.environment.values == table.environments.index(name), table.training_rows((name,))

@@ -73,7 +73,7 @@ class Drop:
 
     @property
     def interval(self) -> Interval:
-        """Confidence interval of the drop, clipped to possible drops."""
+        """Confidence interval of the drop, clipped to the range of possible drops."""
         return Interval(self.mean, self.mean - self.half_width, self.upper, 2).clipped(*self.limits)
 
 
@@ -285,7 +285,7 @@ class ComparisonResults(Displayed):
 
     @cached_property
     def _significant(self) -> frozenset[str]:
-        """Methods with a significant gain in the baseline's worst environment or in the mean (Holm)."""
+        """Methods with a significant gain in the baseline's worst environment or on average."""
         others = [m for m in self.cells if m != self.baseline_method and self.is_complete(m)]
         hardest, _ = self.worst(self.baseline_method)
         there = {m: self.cells[m][hardest] for m in others}

@@ -114,7 +114,7 @@ class StoredRows:
         return inputs
 
     def out_of_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores:
-        """Return one out-of-domain prediction per stored row, from the replicas in turn."""
+        """Return one out-of-domain prediction per stored row; the rows are divided among the replicas."""
         values, targets = self._scores(self.fold_of(environment), predictions[0])
         turn = np.arange(len(targets)) % len(predictions)
         for k, each in enumerate(predictions):
@@ -136,10 +136,9 @@ class StoredRows:
         return _distinct(found)
 
     def training(self, environment: str, predictions: Sequence[Mapping[str, Predictions]]) -> Scores | None:
-        """Return one prediction per validation row of the training environments of an environment's fold.
+        """Return one prediction per validation row of the training environments, if `environment` is tested.
 
-        The models are not trained on `environment`. The result is None if there are no predictions, or if
-        their rows cannot be found.
+        The result is None if there are no predictions, or if their rows cannot be found.
         """
         fold = self.fold_of(environment)
         found: list[Scores] = []

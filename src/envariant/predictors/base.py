@@ -69,7 +69,7 @@ class FittedPredictor(ABC):
         return ""
 
     def stored_form(self) -> "FittedPredictor":
-        """Return the predictor to write to saved models. Default: this predictor."""
+        """Return the predictor to write to saved models instead of this one. Default: this predictor."""
         return self
 
     def store(self) -> tuple[Description, Tensors]:

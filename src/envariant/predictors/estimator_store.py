@@ -132,7 +132,7 @@ def _parts(root: Any) -> Iterator[Any]:
 
 
 def _check_trees(part: Any) -> None:
-    """Check the decision trees of an estimator: paths must end in leaves, and only its inputs be used.
+    """Check that all paths of an estimator's decision trees end in leaves, and only its inputs are used.
 
     Raises:
         ValueError: If a node is out of range.

@@ -105,7 +105,7 @@ class FittedLinear(FittedPredictor):
         return f"left out as unstable: {', '.join(names[k] for k in self.left_out)}"
 
     def module(self) -> nn.Module:
-        """Return the model as a linear layer in float32."""
+        """Convert the model to a linear layer of PyTorch in float32."""
         width, outputs = self.weight.shape
         layer = nn.Linear(width, outputs)
         state = {"weight": self.weight.T.float().contiguous(), "bias": self.bias.float()}

@@ -78,7 +78,7 @@ class ScikitLearn(Predictor):
 @final
 @dataclass(frozen=True, eq=False)
 class FittedEstimator(FittedPredictor):
-    """Fitted estimator with logits as outputs.
+    """Fitted scikit-learn estimator whose outputs are converted to logits.
 
     Attributes:
         name: Name of the predictor, for error messages.
@@ -304,7 +304,7 @@ def _has_column_transformer(estimator: Any) -> bool:
 
 
 def _frame(name: str, environments: EnvironmentSet) -> pd.DataFrame:
-    """Return the raw columns of all rows."""
+    """Return the raw columns of all rows as a data frame."""
     frames = [each.input_store.frame() for each in environments.environments]
     known = [frame for frame in frames if frame is not None]
     if len(known) < len(frames):

@@ -1,4 +1,4 @@
-"""RSC: train with the features masked on which predictions depend most."""
+"""RSC: mask the most predictive features during training."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final

@@ -208,7 +208,7 @@ class ColumnKind(ABC):
         return ""
 
     def class_names(self, values: Values) -> list[str]:
-        """Return the class names of a classification target from the distinct values."""
+        """Format the distinct values of a classification target as class names."""
         return [str(text) for text in self.format(values, ())]
 
     @abstractmethod

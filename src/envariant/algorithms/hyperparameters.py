@@ -27,7 +27,10 @@ def numbers(algorithm: object) -> tuple[Number, ...]:
 
 
 def structure(algorithm: object) -> Hashable:
-    """Return a key that is equal for algorithms that differ only in numbers, and so can share a program."""
+    """Return a key that is equal for two algorithms if they differ only in numbers.
+
+    Such algorithms can run as one program.
+    """
     if isinstance(algorithm, Schedule):
         return "number"
     if isinstance(algorithm, tuple):

@@ -1,4 +1,4 @@
-"""Numbers and sums of groups of dependent rows, such as all rows of one patient."""
+"""Number groups of dependent rows, such as all rows of one patient, and sum values within groups."""
 
 from typing import Any
 

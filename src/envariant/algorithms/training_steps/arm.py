@@ -23,10 +23,10 @@ class ARM(TrainingStep):
 
     The input of the model f is row x_i together with the mean output of a context network c, which computes
     an additional channel of an image (by three 5×5 convolutions) or an additional column of a table. In
-    training, the mean is over the environment's rows in the batch. In prediction, it is over blocks of 256
-    neighboring rows, and all rows of a block must come from one environment. The context network is trained
-    with the model; the released code never trains it. Group norm replaces the released code's batch norm, so
-    that the context depends only on the rows of a block.
+    training, the mean is over the environment's rows in the batch. In prediction, the mean is over blocks of
+    256 neighboring rows, and all rows of a block must come from one environment. The context network is
+    trained with the model; the released code never trains it. Group norm replaces the released code's batch
+    norm, so that the context depends only on the rows of a block.
 
     Attributes:
         trained: Whether to train the context network instead of keeping its random initial weights.

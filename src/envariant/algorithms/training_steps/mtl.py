@@ -72,7 +72,7 @@ class MTL(TrainingStep):
 
 @final
 class _ContextHead(nn.Module):
-    """Linear head on features and context. If no context is given, it is the mean over neighboring rows."""
+    """Linear head on features and context; without context, the mean over neighboring rows is used."""
 
     def __init__(self, head: Any) -> None:
         super().__init__()

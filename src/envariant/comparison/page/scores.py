@@ -140,7 +140,7 @@ class Methods(PageSection):
 def methods_table(results: ComparisonResults) -> TextTable:
     """Return a table of scores, one row per method and one column per environment.
 
-    With many environments, only those with the worst scores of the baseline have a column.
+    If there are many environments, only the environments with the baseline's worst scores have a column.
     """
     hardest = results.hardest_first()[:_MOST_COLUMNS]
     total = len(results.environments)
@@ -205,7 +205,7 @@ def drop_rows(
 
 
 def runner_up(results: ComparisonResults) -> str:
-    """Return the best other method than the baseline, judged by its worst score; "" if there is none."""
+    """Return the method, other than the baseline, whose worst score is best; "" if there is none."""
     others = [m for m in results.cells if m != results.baseline_method and results.is_complete(m)]
     return max(others, key=lambda m: results.metric.sign * results.worst(m)[1].ood_score.mean, default="")
 

@@ -58,7 +58,7 @@ class Notation:
     affix: str = ""
 
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Convert strings to numbers, 12% to 0.12; strings in another notation become NaN."""
+        """Convert strings to numbers; NaN for strings in another notation. Percentages become fractions."""
         return np.array([self._number(text) for text in texts], dtype=np.float64)
 
     def _number(self, text: str) -> float:

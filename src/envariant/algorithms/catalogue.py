@@ -95,7 +95,7 @@ class Description:
 
 
 def describe(recipe: Recipe) -> Description:
-    """Describe the algorithm of a recipe."""
+    """Describe the algorithm of a recipe, based on the docstrings of its parts."""
     texts = {part.name: _docstring(part) for part in recipe.parts}
     meanings = {name: text[2] for name, text in texts.items()} | {LOSS: _docstring(recipe.default)[2]}
     settings = tuple(

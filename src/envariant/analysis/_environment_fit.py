@@ -1,6 +1,6 @@
 """Linear and logistic regression with shared coefficients and environment-specific coefficients.
 
-Each environment is solved separately, so the cost grows only linearly with the number of environments.
+The equations are reduced one environment at a time, so the cost is linear in the number of environments.
 """
 
 from collections.abc import Sequence

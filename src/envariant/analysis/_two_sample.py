@@ -53,8 +53,8 @@ def mean_statistics(
 ) -> tuple[Array, Array]:
     """Measure the distance of each environment's means from the overall means, also after permutations.
 
-    The deviation is the larger of the two statistics of `distances`, and at least 0. Each statistic is first
-    standardized by its mean and standard deviation over permutations.
+    The result is the larger of the two distances of `distances`, and at least 0. Each distance is first
+    standardized by the mean and standard deviation over permutations.
 
     Args:
         values: Features of the rows, `[rows, features]`.

@@ -1,6 +1,6 @@
 """Estimate accuracy or RMSE on a batch without labels, with a prediction interval.
 
-The width of the interval includes differences between environments.
+The interval accounts for differences between environments.
 """
 
 import math

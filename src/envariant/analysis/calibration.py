@@ -75,8 +75,8 @@ class DropParts:
         total: Difference in log loss, error rate or squared error: the sum of the four parts.
         level: Part removed by adjusting the intercept, for example after a change of prevalence.
         slope: Further part removed by also adjusting the calibration slope.
-        ranking: Part that no recalibration removes, because the recalibrated model is less superior to a
-            constant prediction in the environment.
+        ranking: Part that no recalibration removes: the recalibrated model improves less on a constant
+            prediction than it does on in-domain rows.
         outcome: Difference in the loss of the best constant prediction: entropy, share of the other classes,
             or variance of the target.
     """

@@ -167,9 +167,9 @@ def new_environment_threshold(scores: ArrayLike, environments: ArrayLike, alpha:
     """Return a threshold for rows of a new environment (HCP; Lee, Barber & Willett 2023).
 
     The threshold is the smallest t with Σ_e (share of scores ≤ t in environment e) / (E+1) ≥ 1 − α, for E
-    environments. This is CDF pooling with one more environment, whose scores are infinite. The
-    coverage is guaranteed for any E if the environments are exchangeable with the new one, and each
-    environment is scored by a model that was not trained on it. The highest possible coverage is E / (E+1).
+    environments. This is CDF pooling with one more environment, whose scores are infinite. The coverage is
+    guaranteed for any E if the environments are exchangeable with the new one, and each environment is scored
+    by a model that was not trained on it. The highest possible coverage is E / (E+1).
 
     Args:
         scores: Scores of the calibration rows, `[m]`, each by a model not trained on the row's environment.

@@ -192,7 +192,7 @@ class Drift:
 
     @property
     def verdict(self) -> str:
-        """Overall result in one sentence."""
+        """Overall result for all columns, as a sentence."""
         if self.kind == "too few rows":
             return f"{_rows(self.rows)}: too few to compare with the training rows (at least {FEWEST_ROWS})"
         if self.kind == "alike":

@@ -104,9 +104,9 @@ class LabelFit:
         refit: Refitted parameters: "intercept", or "intercept and slope".
         held_out: Cross-validated scores: each row is recalibrated by a fit without the row's fold. Same
             shape as the original scores.
-        losses: Log loss (regression: squared error) of each row before and after, `[2, rows]`.
-        errors: 1 for each row with a wrong prediction, else 0, before and after, `[2, rows]`; None for
-            regression.
+        losses: Log loss (regression: squared error) of each row before and after recalibration, `[2, rows]`.
+        errors: 1 for each row with a wrong prediction, else 0, before and after recalibration, `[2, rows]`;
+            None for regression.
         n_folds: Number of cross-validation folds.
     """
 

@@ -34,7 +34,7 @@ class InvarianceTest:
     Attributes:
         p_value: P-value between 0 and 1; 1 if the hypothesis cannot be tested.
         statistic: Likelihood ratio (classes) or F statistic (regression); NaN if not tested.
-        degrees_of_freedom: `(numerator,)` of the χ² distribution, or `(numerator, denominator)` of F.
+        degrees_of_freedom: One number for the χ² distribution; numerator and denominator for F.
     """
 
     p_value: float

@@ -120,8 +120,8 @@ def difference_of_confidences(
     labeled and target rows are not.
 
     Args:
-        source_scores: Confidence of each labeled row, which the model was not trained on, `[rows]`.
-        source_correct: Whether the model is right in each labeled row, `[rows]`.
+        source_scores: Confidence for each labeled row, by a model not trained on these rows, `[rows]`.
+        source_correct: Whether the prediction for each labeled row is right, `[rows]`.
         target_scores: Confidence of each row without label, `[target rows]`.
 
     Raises:
@@ -148,8 +148,8 @@ def thresholded_confidence(
     counts one row too many).
 
     Args:
-        source_scores: Score of each labeled row, which the model was not trained on, `[rows]`.
-        source_correct: Whether the model is right in each labeled row, `[rows]`.
+        source_scores: Score of each labeled row, by a model not trained on these rows, `[rows]`.
+        source_correct: Whether the prediction for each labeled row is right, `[rows]`.
         target_scores: Score of each row without label, `[target rows]`.
 
     Raises:

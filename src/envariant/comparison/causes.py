@@ -290,7 +290,7 @@ def find_causes(
         holdout_fraction: Share of each training environment's rows that are used for validation.
         seeds: Seed of the data draw of each replica (`Seeds.of(study.seed, replica).data`).
         seed: Seed of resampling.
-        until: Deadline, as a value of `time.monotonic`. No environment after the first is examined later.
+        until: Deadline, as a value of `time.monotonic`; the first environment is always examined.
 
     Returns:
         Reasons by environment; with more than 12 environments, only for the 12 with the worst scores.

@@ -59,8 +59,8 @@ class Comparison(Displayed):
     """Result of `compare`.
 
     Attributes:
-        folder: Folder of the study, the page and the saved model.
-        results: Scores, drops and gains of all methods, and measurements on the data.
+        folder: Folder of the study, the HTML report and the saved model.
+        results: Scores, drops and gains of all methods, and properties of the table.
         recommendation: Headline, facts and next steps.
         study: Study with the settings of all runs.
         best_model: Model of the recommended method, trained on all environments and rows.

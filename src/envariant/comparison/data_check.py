@@ -43,7 +43,7 @@ class Finding:
     """Finding of the data check.
 
     Attributes:
-        kind: Kind of problem.
+        kind: Kind of the finding, such as "target leak" or "identifier".
         columns: Names of the affected columns; environments are named only in `sentence`.
         sentence: Description of the finding.
         action: Suggested action.

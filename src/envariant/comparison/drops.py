@@ -1,8 +1,8 @@
 """Test whether the score of the baseline drops in new environments.
 
 Three tests detect three kinds of drops: a large drop in a single environment, different drops in many small
-environments, and a small drop in all environments. For tables without a drop, at least one of the tests
-rejects in about 5 % of tables at most.
+environments, and a small drop in all environments. For a table without a drop, the probability that any test
+rejects is at most about 5 %.
 """
 
 import math
@@ -79,12 +79,12 @@ def drops_on_average(results: ComparisonResults) -> bool:
 
 
 def has_drop(results: ComparisonResults) -> bool:
-    """Return whether any of the three tests detects a drop of the baseline's score."""
+    """Return whether the baseline's score drops in single environments, in some of many, or on average."""
     return bool(significant_drops(results)) or varies(results) or drops_on_average(results)
 
 
 def hidden_drop(results: ComparisonResults) -> str:
-    """Return the environment where the largest drop cannot be ruled out, if no drop was detected.
+    """Return the environment with the largest drop that cannot be ruled out, if no drop was detected.
 
     Return "" if a drop was detected, or if the largest possible drop is not relevant.
     """

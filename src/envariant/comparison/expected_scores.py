@@ -39,7 +39,7 @@ class ExpectedScore:
     """Expected and observed score of a method in one environment.
 
     Attributes:
-        expected: Expected score, from the targets of validation rows of the training environments.
+        expected: Score expected if P(target | prediction) is the same as in the training environments.
         observed: Observed score in the environment.
         shortfall: Expected minus observed score, positive if the observed score is worse.
         error: Standard error of the shortfall.

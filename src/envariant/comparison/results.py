@@ -118,7 +118,7 @@ class ScoredRows:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class ComparisonResults(Displayed):
-    """Scores, drops and gains of all methods, and measurements on the data.
+    """Scores, drops and gains of all methods, and properties of the table.
 
     Attributes:
         metric: Metric of the scores.

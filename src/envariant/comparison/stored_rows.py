@@ -136,7 +136,7 @@ class StoredRows:
         return _distinct(found)
 
     def training(self, environment: str, predictions: Sequence[Mapping[str, Predictions]]) -> Scores | None:
-        """Return one prediction per validation row of the training environments, if `environment` is tested.
+        """Return one prediction per validation row of the environments used to train for `environment`.
 
         The result is None if there are no predictions, or if their rows cannot be found.
         """

@@ -99,8 +99,8 @@ def row_standard_error(
         task: Prediction task.
         metric: Metric of the scores.
         predictions: Predictions of each replica on the same rows.
-        reference: Predictions of the reference method for each replica, if a gain is wanted; empty for a
-            score.
+        reference: Predictions of the reference method for each replica, for the error of a mean gain; empty
+            for the error of a mean score.
         groups: Group of every row of the environment, `[rows]`; whole groups are resampled. None: rows are
             resampled.
         weights: Case weight of every row of the environment, `[rows]`. None: equal weights.

@@ -27,7 +27,7 @@ Tensors = Mapping[str, Tensor]
 
 @final
 class UntrustedTypes(Exception):  # noqa: N818
-    """Error: a stored predictor refers to classes or functions that are not trusted."""
+    """Error for stored predictors that refer to untrusted classes or functions."""
 
 
 class FittedPredictor(ABC):
@@ -146,11 +146,11 @@ def pooled(
 
 
 def numbers_of(tensors: Tensors, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Check the type, shape and values of a stored array, and return it.
+    """Return a stored array after checking its type, shape and values.
 
     Args:
-        tensors: Arrays by name.
-        name: Name of the array.
+        tensors: Stored arrays by name.
+        name: Name of the array to return.
         shape: Required shape.
         dtype: Required type.
 

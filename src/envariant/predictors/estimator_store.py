@@ -1,7 +1,7 @@
 """Store scikit-learn estimators and similar objects with skops instead of pickle.
 
-Untrusted files are checked. Before any object is created, the types named in the file and the size of its
-content are checked; then the nodes of decision trees, which compiled code follows without checks.
+Files may be untrusted. The types named in a file and the size of its content are checked before any object
+is created. The nodes of decision trees are checked too, because compiled code follows them without checks.
 """
 
 import io

@@ -60,7 +60,7 @@ def step(
 
 
 def decayed(params: Parameters, gradients: Parameters, context: StepContext) -> dict[str, Tensor]:
-    """Add weight decay times parameter, the gradient of the l2 term, to each gradient."""
+    """Add the gradient of L2 weight decay, `context.weight_decay` times the parameter, to each gradient."""
     return {k: g + context.weight_decay * params[k] for k, g in gradients.items()}
 
 

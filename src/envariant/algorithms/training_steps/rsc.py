@@ -21,10 +21,9 @@ class RSC(TrainingStep):
     """Risk R of head(h ∘ mask), representation self-challenging. Huang et al. 2020, algorithm 1.
 
     h are the features, and ∘ is the elementwise product. u_i is the gradient of the true class's logit with
-    respect to the features of row i. For each row, the share `features` of features with the largest entries
-    of u_i would be masked. Only the share `rows` of rows whose probability of the true class would decrease
-    most is actually masked. Masks have no gradient. Only feature vectors are masked; the paper also masks
-    spatial positions.
+    respect to the features of row i. The mask sets the features with the largest entries of u_i to 0. It is
+    applied only to the rows whose probability of the true class it decreases most. Masks have no gradient.
+    Only feature vectors are masked; the paper also masks spatial positions.
 
     Attributes:
         features: Share of features to mask in a masked row, in [0, 1].

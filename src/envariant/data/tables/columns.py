@@ -152,7 +152,7 @@ def infer_column(
     Args:
         name: Name of the column.
         chunks: Chunks that contain all rows of the column.
-        rule: Rule that decides which strings are missing values. Default: the general rule.
+        rule: Rule that decides which strings are missing values. Default: the rule for input columns.
         decimal_comma: Whether numbers in the table have a decimal comma; None if unknown.
 
     Raises:

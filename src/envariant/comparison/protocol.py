@@ -205,7 +205,7 @@ def _size_text(source: TableSource) -> str:
 
 
 def parse_duration(budget: str | float) -> float:
-    """Convert a duration such as `90s`, `10m` or `1.5h` to seconds; without a unit, it is in seconds.
+    """Convert a duration such as `90s`, `10m` or `1.5h` to seconds; numbers without a unit are seconds.
 
     Raises:
         EnvariantError: If `budget` is not a positive duration.

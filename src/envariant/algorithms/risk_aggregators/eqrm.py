@@ -61,7 +61,7 @@ class EQRM(RiskAggregator):
         return torch.where(torch.as_tensor(predicted.context.step) < self.burn_in, mean, quantile), state
 
     def of_risks(self, risks: Tensor) -> Tensor:
-        """Return the quantile of the risks, `[environments]`; the mean risk if all are equal."""
+        """Return the quantile k of given risks, `[environments]`; the mean risk if all risks are equal."""
         if len(risks) == 1:
             return risks.mean()
         # The quantile and its slopes are computed without autograd, which cannot differentiate a bisection.

@@ -177,7 +177,7 @@ class ComparisonResults(Displayed):
         return 0.02
 
     def worst(self, method: str) -> tuple[str, Cell]:
-        """Return the environment with the method's worst out-of-domain score, and the method's results there."""
+        """Return the environment with a method's worst out-of-domain score, and the results there."""
         return min(self.cells[method].items(), key=lambda item: self.metric.sign * item[1].ood_score.mean)
 
     def hardest_first(self) -> list[str]:

@@ -82,11 +82,11 @@ class StoredRows:
         return None if group is None else np.unique(group.values, return_inverse=True)[1]
 
     def groups_of(self, *scores: Scores) -> tuple[Rows, ...] | None:
-        """Return the group numbers of the rows of each argument; None if there are none or rows are unknown."""
+        """Return the group numbers of the rows of each argument; None if absent or rows are unknown."""
         return _values_of(self.groups, scores)
 
     def weights_of(self, *scores: Scores) -> tuple[Array, ...] | None:
-        """Return the case weights of the rows of each argument; None if there are none or rows are unknown."""
+        """Return the case weights of the rows of each argument; None if absent or rows are unknown."""
         weights = self.source.table.sample_weight
         return _values_of(None if weights is None else weights.values, scores)
 

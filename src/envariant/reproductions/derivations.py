@@ -126,7 +126,7 @@ class WorkedExample:
     kept: tuple[tuple[int, ...], ...]
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
-        """Return a row of text per gradient entry: position, three gradients, mean sign, `mask` and `kept`."""
+        """Return one row of text per entry: position, three gradients, mean sign, `mask` and `kept`."""
         return tuple(
             (
                 f"({row + 1}, {column + 1})",

@@ -1,4 +1,4 @@
-"""Checks for algorithms, data sources and predictors from other packages; the library's tests use them too.
+"""Checks with which tests of other packages verify their algorithms, data sources and predictors.
 
 Call the checks in your tests:
 

@@ -1,4 +1,4 @@
-"""Checks of the properties that training and studies require of a data source."""
+"""Checks of data sources: properties that training and studies require."""
 
 import copy
 from collections.abc import Sequence

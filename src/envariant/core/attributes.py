@@ -1,4 +1,4 @@
-"""Names of the attributes of rows that the library uses."""
+"""Names of row attributes with a meaning for the library."""
 
 WEIGHT = "weight"
 """Sampling weights, the relative frequencies of rows in minibatches."""

@@ -280,7 +280,7 @@ def _require_memory(row: Tensor, count: int, where: str) -> None:
 
 
 def column_of_table(table: Any, name: str, label: str) -> Any:
-    """Return the column of a table that has a given name.
+    """Return the column with a given name from a table.
 
     Raises:
         EnvariantError: If the table has no column of that name.
@@ -340,7 +340,7 @@ def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -> Tensor:
-    """Concatenate columns of numbers or arrays, so that each row of inputs has the values of all.
+    """Concatenate columns of numbers or arrays to one tensor of inputs, `[rows, …]`.
 
     Args:
         columns: Columns by name.
@@ -348,7 +348,7 @@ def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -
         label: Name of the data set, for error messages.
 
     Raises:
-        EnvariantError: If a column does not hold numbers, or the shapes do not fit together.
+        EnvariantError: If a column contains values other than numbers, or the numbers of rows differ.
     """
     parts = [tensor_of(columns[name], f"{label}: column '{name}'") for name in names]
     flat = [part[:, None] if part.dim() == 1 else part for part in parts]
@@ -360,7 +360,7 @@ def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -
 
 
 def check_lengths(lengths: Mapping[str, int], label: str) -> None:
-    """Check that inputs, targets and environment labels have as many rows.
+    """Check that inputs, targets and environment labels have the same number of rows.
 
     Raises:
         EnvariantError: If the numbers differ.

@@ -36,9 +36,9 @@ def of_environment(name: str, store: InputStore, targets: Tensor, more: Mapping[
 
     Args:
         name: Name of the environment.
-        store: Inputs.
+        store: Inputs of the environment.
         targets: Targets `[rows, …]`.
-        more: Other facts by label.
+        more: Additional facts by label.
     """
     facts = {"rows": f"{len(targets):,}", "inputs": _inputs(store), "targets": _range(targets)}
     return Summary(f"Environment '{name}'", {**facts, **more})

@@ -130,7 +130,7 @@ class Environment(Displayed):
 
         Args:
             index: Row numbers.
-            name: Name of the new environment. Default: the same name.
+            name: Name of the new environment. Default: the name of this environment.
             origin: Name of the environment from which the rows are held out. Default: the same origin.
         """
         return Environment(

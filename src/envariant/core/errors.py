@@ -99,7 +99,7 @@ def listed(names: Sequence[object], most: int = 5, separator: str = ", ") -> str
 
 
 def _message(text: str) -> str:
-    """Return a message in one printable line: it quotes names in data and files, which may hold anything."""
+    """Return a message as one printable line; quoted names from data and files may contain any character."""
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
     return one_line(text)

@@ -52,7 +52,7 @@ def as_path(path: object, what: str) -> Path:
         what: Name of the argument, for the error message.
 
     Raises:
-        EnvariantError: If `path` is neither a path nor text, empty, or no possible name.
+        EnvariantError: If `path` is neither a path nor text, is empty, or is not allowed as a name.
     """
     if not isinstance(path, str | os.PathLike) or not path:
         raise EnvariantError(f"{what} must be the path of a folder; got {shown(path)}")
@@ -118,7 +118,7 @@ def remove_partial(folder: Path, names: str = "*") -> None:
 
     Args:
         folder: Folder of the files.
-        names: Pattern of the names of the files that were to be written.
+        names: Pattern of the names of the files that the killed processes were writing.
 
     Raises:
         OSError: If the folder cannot be written.

@@ -204,7 +204,7 @@ def _auroc(task: Task, logits: Array, targets: Array, weights: Array | None = No
 
 
 def _win_share(positive: Array, negative: Array) -> float:
-    """Return the share of pairs in which the positive row has the higher score; ties count half."""
+    """Return the share of positive–negative pairs where the positive row scores higher; ties count half."""
     if np.isnan(positive).any() or np.isnan(negative).any():
         return np.nan
     ordered = np.sort(negative)

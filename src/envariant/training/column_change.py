@@ -11,7 +11,7 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, eq=False)
 class ColumnChange:
-    """Function that returns several copies of its rows, each with one column changed.
+    """Function that returns several copies of the given rows, each with one column changed.
 
     Attributes:
         names: Name of the changed column of each copy.

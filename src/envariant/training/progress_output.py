@@ -1,7 +1,7 @@
 """Outputs of progress: a bar of rich on a terminal, HTML in a notebook, and lines in log files.
 
-Notebooks and log files are written by a background thread, so that they show signs of life also during a step
-of many minutes.
+A background thread writes to notebooks and log files, so that they are updated even during steps of many
+minutes.
 """
 
 import html
@@ -39,7 +39,7 @@ class _Task:
 
 
 class Bars(ABC):
-    """Base class of the outputs of progress; each has one bar per task."""
+    """Base class of progress outputs, which show one bar per task."""
 
     @abstractmethod
     def add(self, label: str, total: float) -> int:
@@ -192,7 +192,7 @@ def shown(
     show: bool | None,
     refresh: Callable[[], None] = lambda: None,
 ) -> Generator[Bars]:
-    """Show progress where it suits the output.
+    """Show progress in the form that suits the output: a terminal, a notebook or a log file.
 
     Args:
         columns: Columns of the bar on a terminal.

@@ -78,7 +78,7 @@ class Resumption(Protocol):
 
     @property
     def execution(self) -> Execution | None:
-        """How the stored run is executed; None if nothing is stored yet."""
+        """Execution mode and stack size of the stored run; None if nothing is stored yet."""
         ...
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:

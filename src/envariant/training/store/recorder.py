@@ -81,7 +81,7 @@ class Recorder:
 
     @property
     def execution(self) -> Execution | None:
-        """How the job is executed; None if the job has not begun."""
+        """Execution mode and stack size of the job; None if the job has not begun."""
         return None if self.record is None else self.record.execution
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:

@@ -47,7 +47,7 @@ def clean(text: str) -> str:
 
 
 def look_alikes(labels: Iterable[str]) -> list[str]:
-    """Return one sentence per group of labels that differ only in case, spaces, accents or character form."""
+    """Return one sentence per group of labels that differ only in case, spaces, accents or Unicode form."""
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault(_without_accents(_folded(label)), []).append(label)
@@ -65,7 +65,7 @@ def look_alikes(labels: Iterable[str]) -> list[str]:
 
 
 def _folded(label: str) -> str:
-    """Return a label in one character form, in lower case and without spaces."""
+    """Return a label in a standard Unicode form, in lower case and without spaces."""
     if not label.isascii():
         label = unicodedata.normalize("NFKC", label).translate(_INVISIBLE)
     return "".join(label.casefold().split())
@@ -77,7 +77,7 @@ def _without_accents(label: str) -> str:
 
 
 def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
-    """Warn if labels differ only in case, spaces, accents or the form of characters.
+    """Warn if labels differ only in case, spaces, accents or Unicode form.
 
     Args:
         labels: Labels.

@@ -71,7 +71,7 @@ class Metric:
         return self.bounds[1] - self.bounds[0]
 
     def of_samples(self, task: Task, logits: Array, targets: Array, samples: Array) -> Array:
-        """Return the value of each sample of rows, given as row numbers `[samples, rows]`."""
+        """Return the metric of each sample of rows; samples are given by row numbers, `[samples, rows]`."""
         if self.compute_samples is not None:
             return self.compute_samples(task, logits, targets, samples)
         return np.array([self.compute(task, logits[rows], targets[rows]) for rows in samples])

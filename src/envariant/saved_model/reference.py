@@ -17,7 +17,7 @@ from envariant.data.tables.source import TableSource
 
 @final
 class RowCounter:
-    """Counter of new rows, by column and bin of the column's sketch."""
+    """Counter of new rows, in the bins of each column's stored distribution."""
 
     def __init__(self, sketches: tuple[Sketch, ...]) -> None:
         self._sketches = sketches

@@ -1,4 +1,4 @@
-"""`Serving`: the temperature, conformal scores and accuracy estimate with which a model is served."""
+"""`Serving`: temperature, conformal scores and accuracy estimate, which are stored with a model to serve it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

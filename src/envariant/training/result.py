@@ -100,7 +100,7 @@ class TrainingResult(Displayed):
 
     @property
     def failures(self) -> dict[int, str]:
-        """Mapping from diverged replica to the reason for its divergence."""
+        """Reason for the divergence of each diverged replica, by number of the replica."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property

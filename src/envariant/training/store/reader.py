@@ -276,7 +276,7 @@ class StoreReader(ABC):  # noqa: B024
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
 
     def networks(self) -> dict[str, tuple[str, ...]]:
-        """Return a mapping from algorithm to the names of the models of its started runs.
+        """Return the names of the models of all started runs, by algorithm.
 
         Runs that use a predictor instead of a network are omitted.
         """

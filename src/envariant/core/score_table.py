@@ -75,7 +75,8 @@ class ScoreTable(Displayed):
         Args:
             method: Name of the method.
             column: Name of an environment, or "average". The average is NaN if the method lacks a score in an
-                averaged environment; its standard deviation is that of the replicas' averages.
+                averaged environment. The standard deviation of the average is computed from the averages of
+                the replicas.
         """
         if column != AVERAGE or AVERAGE in self.columns:
             return _score(_finite(self.values[method].get(column, {})).values())

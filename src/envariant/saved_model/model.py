@@ -62,8 +62,8 @@ class SavedModel(Displayed):
         reference: Distribution of each column in the training environments.
         about: Mapping with the provenance: data, options, versions, command and date of the run.
         target_type: Data type of the target column and of its class labels; predictions have the same type.
-        missing_values: Strings that the training table declared as missing values. None: decided for each
-            column.
+        missing_values: Strings that the training table declared as missing values. None: missing values were
+            recognized in each column separately.
         other_columns: Columns that the predictor needs in raw form, such as free text.
         density: Density of the inputs in the training environments, to flag unusual rows.
         serving: Calibration, conformal scores and accuracy, computed from predictions for left-out

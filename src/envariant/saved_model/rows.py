@@ -36,8 +36,8 @@ def read_rows(
         encoding: Encoding of a text file.
         encodings: Encodings of the columns.
         reference: Distribution of each encoded column in training.
-        missing_values: Strings that the training table declared as missing values. None: decided for each
-            column.
+        missing_values: Strings that the training table declared as missing values. None: missing values are
+            recognized in each column separately.
         target: Mapping from the name of the target column to its kind and classes; empty if the target is not
             read.
         optional: Names of categorical columns that are read if the table has them.

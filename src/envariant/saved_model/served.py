@@ -37,10 +37,11 @@ class Served(Displayed):
     """Predictions for a batch of new rows, with prediction sets, flags and an estimated score.
 
     Attributes:
-        table: Data frame with one row per input row and its index. Column `prediction`; for classification,
-            `P(…)` with the calibrated probability of each class, and `set` with the classes of the prediction
-            set, separated by " | "; for regression, `low` and `high`, the ends of the prediction interval;
-            `unlike`, whether the row is unlike the training rows. Columns in `not_given` are absent.
+        table: Data frame with one row per input row and the same index. Columns: `prediction`; for
+            classification, `P(…)` with the calibrated probability of each class, and `set` with the classes
+            of the prediction set, separated by " | "; for regression, `low` and `high`, the ends of the
+            prediction interval; `unlike`, whether the row is unlike the training rows. Results that are
+            missing have no column.
         sets: Whether each class is in the prediction set of each row, `[rows, classes]`; None without
             prediction sets.
         level: Requested coverage of the prediction sets, on average over new environments.

@@ -1,4 +1,4 @@
-"""`Serving`: temperature, conformal scores and accuracy estimate, which are stored with a model to serve it."""
+"""`Serving`: temperature, conformal scores and accuracy estimate, stored with a model to serve it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -31,7 +31,7 @@ class AlgorithmScores:
     Attributes:
         algorithm: Name of the algorithm.
         test: Mean score over test environments and replicas, with a 95 % interval (t over replicas).
-        worst: Worst score of a set of test environments, as a mean over replicas.
+        worst: Score in the worst set of test environments, as a mean over replicas.
         interquartile_mean: Interquartile mean of the scores over test environments and replicas.
         gain: Mean paired difference from the baseline, with an interval that excludes 0 exactly if the
             corrected p-value is below 0.05. None for the baseline, or without pairs.

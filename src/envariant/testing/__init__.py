@@ -1,4 +1,4 @@
-"""Checks with which tests of other packages verify their algorithms, data sources and predictors.
+"""Checks of algorithms, data sources and predictors, for use in the tests of other packages.
 
 Call the checks in your tests:
 

@@ -62,7 +62,7 @@ class Bars(ABC):
 
 @final
 class TerminalBars(Bars):
-    """Bars on a terminal.
+    """Progress bars on a terminal.
 
     Args:
         bars: Progress display of rich, with a field "scores" for notes.
@@ -84,7 +84,7 @@ class TerminalBars(Bars):
 
 @final
 class NoBars(Bars):
-    """Output that shows nothing."""
+    """Progress output that shows nothing."""
 
     def add(self, label: str, total: float) -> int:
         return 0
@@ -139,7 +139,7 @@ class _TickedBars(Bars):
 
 @final
 class LogBars(_TickedBars):
-    """Lines on standard error, for log files.
+    """Progress output for log files: lines on standard error, written at regular intervals.
 
     Args:
         unit: Unit of the bars, such as "steps".
@@ -161,7 +161,7 @@ class LogBars(_TickedBars):
 
 @final
 class NotebookBars(_TickedBars):
-    """Bars in the output of a notebook cell, from the first tick on."""
+    """Progress bars in the output of a notebook cell, shown from the first tick on."""
 
     def __init__(self, unit: str, clock: Clock) -> None:
         super().__init__(unit, clock)

@@ -80,7 +80,7 @@ def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
     """Warn if labels differ only in case, spaces, accents or Unicode form.
 
     Args:
-        labels: Labels.
+        labels: Labels of classes or environments.
         what: Data set and role of the labels, such as "arrays: targets".
 
     Warns:
@@ -343,7 +343,7 @@ def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -
     """Concatenate columns of numbers or arrays to one tensor of inputs, `[rows, …]`.
 
     Args:
-        columns: Columns by name.
+        columns: Mapping from name to column.
         names: Names of the columns to concatenate, in order.
         label: Name of the data set, for error messages.
 

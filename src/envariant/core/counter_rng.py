@@ -48,7 +48,7 @@ def integers(
     less than 10⁻¹².
 
     Args:
-        keys: Keys from `step_keys`.
+        keys: Keys returned by `step_keys`.
         stream: Number of the stream; different streams have independent numbers.
         below: Exclusive upper bounds of the integers.
     """
@@ -59,7 +59,7 @@ def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tenso
     """Return `count` random numbers in [0, 1) for every key; all are multiples of 2⁻²⁴.
 
     Args:
-        keys: Keys from `step_keys`.
+        keys: Keys returned by `step_keys`.
         stream: Number of the stream; different streams have independent numbers.
         count: Number of values per key.
     """

@@ -42,7 +42,7 @@ class Summary:
         brief: Facts shown only in consoles, which do not show the table.
         lines: Sentences below the title.
         header: Names of the columns of a table, shown in notebooks only.
-        rows: Cells of the table; the first is the name of the row.
+        rows: Cells of each row of the table; the first cell is the name of the row.
         notes: Explanations below the table, shown in notebooks only.
         marks: HTML tag of highlighted cells, "b" (bold) or "u" (underlined), by row and column number.
     """

@@ -23,7 +23,7 @@ class EnvariantError(ValueError):
     It is a `ValueError`, as scikit-learn expects for invalid arguments.
 
     Args:
-        message: One sentence.
+        message: Error message, one sentence.
         retryable: Whether the cause is the machine and not the input, such as a full disk, so that the same
             call can succeed later.
     """

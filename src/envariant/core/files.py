@@ -30,7 +30,7 @@ def cannot_write(path: Path, error: Exception, remedy: str = "") -> EnvariantErr
     """Return the error for a file or folder that cannot be written.
 
     Args:
-        path: File or folder.
+        path: File or folder that cannot be written.
         error: Error of the operating system, or of a library.
         remedy: Advice for the user. Default: advice for the cause of the error.
     """
@@ -152,7 +152,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[st
 
     Args:
         path: File to write.
-        tensors: Tensors by name.
+        tensors: Tensors to write, by name.
         texts: Metadata strings by name, stored in the header of the file.
 
     Raises:

@@ -21,7 +21,7 @@ def render(source: EnvironmentSource, seed: int = 0, coverage: Coverage | None =
     """Return a page about a data set as HTML text.
 
     Args:
-        source: Data source.
+        source: Data source that the page describes.
         seed: Seed of the data draw.
         coverage: Row counts of the data source. Default: counted here.
     """

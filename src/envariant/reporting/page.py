@@ -37,7 +37,7 @@ class Block:
     """Element of a page, such as a chart or a table.
 
     Attributes:
-        kind: Kind of element.
+        kind: Kind of element, such as "chart", "table" or "text".
         content: Chart, `data:` URL of an image, `TextTable`, text, or pairs of term and text.
         caption: Caption of a chart, image or table; for a claim, the supporting numbers.
     """
@@ -74,7 +74,7 @@ class Section:
 
     Attributes:
         anchor: Identifier of the section in the page's URL.
-        title: Heading.
+        title: Heading of the section.
         blocks: Elements from top to bottom.
         hint: Short text next to the heading, such as the main result of the section.
         is_open: Whether the section is open at first.
@@ -116,7 +116,7 @@ class Page:
         numbers: The decisive numbers, from left to right.
         bullets: At most four facts.
         figure: Chart next to the answer.
-        sections: Folded sections.
+        sections: Sections below the answer, which readers can fold and unfold.
         methods: Names of methods that readers can highlight in all charts and tables.
     """
 

@@ -21,7 +21,7 @@ def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, S
 
     Args:
         pooled: Mapping from the name of a rule to its selections among all algorithms.
-        rules: Selection rules.
+        rules: Selection rules, one per row of the table.
         networks: Mapping from algorithm to the names of its models.
     """
     rows: list[tuple[str, ...]] = []

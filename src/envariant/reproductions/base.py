@@ -59,7 +59,7 @@ class CaptionedTable:
 
     Attributes:
         name: Base name of the table's file, unique within the section.
-        table: Table to show.
+        table: Content of the table.
         caption: Text above the table.
     """
 

@@ -65,8 +65,8 @@ def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
     """Compute D of `LeastSquares` at w = 1 for random data in three ways, in float64.
 
     Args:
-        rows: Number of rows.
-        features: Number of features.
+        rows: Number of rows of the random data.
+        features: Number of features of the random data.
         seed: Seed of the random data.
     """
     phi, y = _linear(rows, features, seed)

@@ -87,7 +87,7 @@ def perform(
     Args:
         reproduction: Reproduction to run.
         out: Folder for runs, page, tables and figures; stored runs in it are reused or resumed.
-        profile: "quick" or "full".
+        profile: Size of the experiments: "quick" or "full".
         only: Names of the requested sections. Default: all sections.
         mnist: Folder of the MNIST files. Default: download to the cache.
         report: Function called with a line of text before each section and each run, to report progress.

@@ -57,7 +57,7 @@ class Runner:
 
     Args:
         folder: Folder of the runs.
-        profile: "quick" or "full".
+        profile: Size of the experiments: "quick" or "full".
         mnist: Folder of the MNIST files. Default: download to the cache.
         stored_only: Whether runs are only loaded, never trained. If a run is missing, `RunNotStoredError` is
             raised.

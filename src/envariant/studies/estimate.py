@@ -22,7 +22,7 @@ class JobEstimate:
         data: Name of the data source.
         test_environments: Names of the test environments.
         algorithm: Name of the algorithm.
-        runs: Number of runs.
+        runs: Number of runs of the job.
         steps: Number of updates per run; None if the time could not be measured.
         seconds: Total time of the runs, one after another; None if the time could not be measured.
         problem: Reason why the time could not be measured; None if there was no problem.

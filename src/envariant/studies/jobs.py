@@ -93,7 +93,7 @@ def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]
     """Train the runs of a job, or resume them from checkpoints, and yield their progress.
 
     Args:
-        job: Runs to train.
+        job: Job with the runs to train.
         resumption: Stored state of the job, including checkpoints. Default: train from the start.
 
     Raises:

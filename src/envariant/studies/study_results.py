@@ -183,7 +183,7 @@ def evaluated(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def environments_label(each: SelectionResult, *, with_data: bool) -> str:
-    """Return the test environments of a selection as text, after the name of the data set if needed."""
+    """Return the test environments of a selection as text, preceded by the data set's name if needed."""
     names: Sequence[str] = each.test_environments
     test = ", ".join(names) or "none"
     return f"{each.data}: {test}" if with_data else test

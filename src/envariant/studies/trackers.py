@@ -154,7 +154,7 @@ def track(folder: Path, tracker: str, destination: str | None = None) -> tuple[i
 
     Args:
         folder: Folder of the study.
-        tracker: "tensorboard" or "mlflow".
+        tracker: Kind of tracker: "tensorboard" or "mlflow".
         destination: For TensorBoard, the log directory (default: in the study's folder). For MLflow, the
             tracking address (default: `MLFLOW_TRACKING_URI`).
 
@@ -178,7 +178,7 @@ class BackgroundTracking:
 
     Args:
         folder: Folder of the study.
-        tracker: "tensorboard" or "mlflow".
+        tracker: Kind of tracker: "tensorboard" or "mlflow".
         destination: For TensorBoard, the log directory (default: in the study's folder). For MLflow, the
             tracking address (default: `MLFLOW_TRACKING_URI`).
         interval_s: Seconds between two checks for finished runs.

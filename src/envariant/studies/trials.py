@@ -80,7 +80,7 @@ class SearchSpace:
 
         Args:
             source: Data source that suggests default settings.
-            seed: Base random seed.
+            seed: Base random seed of the trials.
             n_trials: Number of trials; the first has the default settings of the data set.
             lr_range: Factor r ≥ 1: learning rates are sampled from [η/r, η·r], where η is the default.
             steps: Number of steps per run, to which suggested schedules are scaled. Default: the number of

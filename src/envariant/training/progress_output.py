@@ -99,7 +99,7 @@ class _TickedBars(Bars):
 
     Args:
         unit: Unit of the bars, such as "steps".
-        clock: Clock in seconds.
+        clock: Function that returns the current time in seconds.
     """
 
     def __init__(self, unit: str, clock: Clock) -> None:
@@ -143,7 +143,7 @@ class LogBars(_TickedBars):
 
     Args:
         unit: Unit of the bars, such as "steps".
-        clock: Clock in seconds.
+        clock: Function that returns the current time in seconds.
         console: Console to print to. Default: standard error.
     """
 
@@ -239,7 +239,7 @@ def tick_until(is_over: Callable[[float], bool], every: float, tick: Callable[[]
     Args:
         is_over: Function that waits for a number of seconds and returns whether the work is over.
         every: Interval in seconds.
-        tick: Function to call.
+        tick: Function to call at each interval.
     """
     while not is_over(every):
         tick()

@@ -70,7 +70,7 @@ class TrainingResult(Displayed):
 
     Attributes:
         record: Options, data and provenance of the run.
-        rows: All measured values.
+        rows: All measured values, one `HistoryRow` each.
         checkpoints: Mapping from replica to its last state.
         build_model: Function that builds the first replica's network with initial weights. Default: build the
             network from its name.

@@ -1,4 +1,4 @@
-"""Charts of data: rows by environment and class, and the plane of distribution shift."""
+"""Charts of data: number of rows by environment and class; correlation shift against diversity shift."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -78,7 +78,7 @@ def train(job: Job) -> JobResult:
     """Train a job from the start on a worker.
 
     Args:
-        job: Runs to train.
+        job: Job with the runs to train.
 
     Raises:
         EnvariantError: If the runs cannot be trained.

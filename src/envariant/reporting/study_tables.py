@@ -141,12 +141,12 @@ def choices(selected: Sequence[SelectionResult]) -> TextTable:
 
 
 def runs_of(selected: Sequence[SelectionResult]) -> list[SelectedRun]:
-    """Return the runs that were selected, without the cases in which no run was selected."""
+    """Return the selected runs; cases in which no run was selected are left out."""
     return [each.choice for each in selected if isinstance(each.choice, SelectedRun)]
 
 
 def reasons_of(selected: Sequence[SelectionResult]) -> list[str]:
-    """Return the reasons of the cases in which no run was selected."""
+    """Return the reasons why no run was selected, one per case."""
     return [each.choice.reason for each in selected if isinstance(each.choice, NoSelection)]
 
 

@@ -62,7 +62,7 @@ class LeastSquares:
 
 
 def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
-    """Compute D of `LeastSquares` at w = 1 for random data in three ways, in float64.
+    """Compute D = ‖ΦᵀY − ΦᵀΦw‖² at w = 1 for random data in three ways, in float64; see `LeastSquares`.
 
     Args:
         rows: Number of rows of the random data.
@@ -116,7 +116,7 @@ class WorkedExample:
     """Example of AND-mask in the course report: one value for each entry of a 3×3 gradient.
 
     Attributes:
-        agreement: Mean over the three environments of the sign of each gradient entry, `[3, 3]`.
+        agreement: Mean sign of each gradient entry over the three environments, `[3, 3]`.
         mask: 1 if |agreement| is at least the threshold, else 0, `[3, 3]`.
         kept: 1 if the entry is not 0 after masking by this library, else 0, `[3, 3]`.
     """

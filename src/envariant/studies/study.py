@@ -140,8 +140,9 @@ class Study(Displayed):
     ) -> StudyResults:
         """Train all runs of the study and return the results; call again with the same folder to resume.
 
-        With several processes, a script must call this function below `if __name__ == "__main__":`. Scripts
-        and notebooks must then import the classes and functions that the study uses from a module.
+        With several processes, a script must call this function below `if __name__ == "__main__":`. Classes
+        and functions that the study uses must then be defined in an importable module, not in the script or
+        notebook itself.
 
         Args:
             out: Folder for the runs. Default: a temporary folder.

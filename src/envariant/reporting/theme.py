@@ -37,7 +37,7 @@ def method_colors(names: Sequence[str]) -> dict[str, str]:
 
     Example:
         >>> method_colors(["erm", "irm"])
-        {'erm': '#6b7480', 'irm': '#2f7fd6'}
+        {'irm': '#2f7fd6', 'erm': '#6b7480'}
     """
     colors: dict[str, str] = {}
     # Methods with a color of their own come first, so that no other name takes it.

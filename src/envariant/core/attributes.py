@@ -1,4 +1,4 @@
-"""Names of row attributes with a meaning for the library."""
+"""Names of the row attributes that the library uses: sampling weights and group numbers."""
 
 WEIGHT = "weight"
 """Sampling weights, the relative frequencies of rows in minibatches."""

@@ -277,10 +277,11 @@ class EnvironmentSet(EnvironmentSource):
         Environments are sorted by number if all labels are numbers, else by text.
 
         Args:
-            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Images are scaled.
+            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Byte images are scaled to
+                [0, 1].
             targets: Targets `[rows]`. Two distinct values give a binary task. Text, and whole numbers with
                 at most 20 distinct values, are classes. Other targets give a regression task. Classes are
-                numbered in order; `classes` of the set holds their labels.
+                numbered in order; the attribute `classes` of the set contains their labels.
             environments: Environment label of each row `[rows]`, of any type.
             task: Prediction task. Default: inferred from the targets. With a given task, numeric targets are
                 used unchanged.

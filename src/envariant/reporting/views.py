@@ -1,4 +1,4 @@
-"""Plots and pages for classes of other packages, which do not import matplotlib and Altair.
+"""Plots and pages of objects from packages that do not import matplotlib and Altair themselves.
 
 `core.display.views` imports this module when a plot is requested.
 """

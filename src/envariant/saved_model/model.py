@@ -137,8 +137,8 @@ class SavedModel(Displayed):
 
         Args:
             source: Table with the training rows; its test environments are not used.
-            predictor: Predictor, which is fitted to all training rows of `source`, or a predictor already
-                fitted to them.
+            predictor: Predictor of the model. An unfitted predictor is fitted to all training rows of
+                `source`.
             name: Name of the method, stored in `about`. Default: name of the predictor.
             seed: Random seed of the fit.
             about: Additional provenance to store: mapping from name to text.

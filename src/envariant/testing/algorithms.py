@@ -1,4 +1,4 @@
-"""Checks of algorithms: properties that training and studies require."""
+"""Checks that an algorithm has the properties required by training and studies."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Checks of predictors: properties that training and studies require."""
+"""Checks that a predictor has the properties required by training and studies."""
 
 from collections.abc import Sequence
 

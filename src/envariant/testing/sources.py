@@ -1,4 +1,4 @@
-"""Checks of data sources: properties that training and studies require."""
+"""Checks that a data source has the properties required by training and studies."""
 
 import copy
 from collections.abc import Sequence

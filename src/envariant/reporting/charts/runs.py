@@ -1,4 +1,4 @@
-"""Charts of runs: scores during training, over a setting, and over a shift."""
+"""Charts of runs: scores during training, by value of a setting, and by size of a shift."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -150,7 +150,7 @@ class StoreReader(ABC):  # noqa: B024
         self.close()
 
     def fact(self, name: str) -> str | None:
-        """Return the text stored under a name, such as the declaration of the study, or None."""
+        """Return a text that was stored under a name, such as "study"; None if there is none."""
         rows = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
         return rows[0][0] if rows else None
 

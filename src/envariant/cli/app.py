@@ -2,7 +2,7 @@
 
 Commands import slow packages such as PyTorch only when they run. Results are written to standard output,
 progress and remarks to standard error. Invalid input is reported in one line, with exit code 2. Any other
-exception is a bug and shown with its traceback.
+exception is a bug and is shown with its traceback.
 """
 
 import os

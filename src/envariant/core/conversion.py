@@ -84,7 +84,7 @@ def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
         what: Data set and role of the labels, such as "arrays: targets".
 
     Warns:
-        EnvariantWarning: For each of the first groups of such labels.
+        EnvariantWarning: For the first groups of such labels, one warning per group.
     """
     for sentence in look_alikes(dict.fromkeys(labels))[:MOST_GROUPS]:
         text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"

@@ -64,7 +64,7 @@ class Summary:
         return "\n".join([one_line(self.title), *(f"  {shortened(line, 2 * _WIDTH)}" for line in kept)])
 
     def html(self) -> str:
-        """Return the whole description as HTML with its own style; all text is escaped."""
+        """Return the whole description as HTML with an embedded style sheet; all text is escaped."""
         facts = [(label, text) for label, text in self.facts.items() if text]
         body = [f"<p><strong>{_escaped(self.title)}</strong></p>"]
         if self.lines:

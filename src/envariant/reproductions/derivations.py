@@ -188,7 +188,7 @@ def hessians(size: int, spread: float, seed: int) -> Hessians:
 
 
 def largest_ratio(count: int, seed: int) -> float:
-    """Return the largest `both` / `mean` over random pairs of Hessians; it would be 1 if A equals B.
+    """Return the largest ratio `both` / `mean` of random `Hessians`; the ratio is 1 if A equals B.
 
     Args:
         count: Number of random pairs, with sizes from 1 to 20.

@@ -40,7 +40,7 @@ class RowCounter:
 
 
 def reference_of(source: TableSource, environments: Sequence[str]) -> tuple[Sketch, ...]:
-    """Return a sketch of the distribution of each encoded column in some environments of a table."""
+    """Return a `Sketch` per encoded column: its distribution in the given environments of a table."""
     table = source.table
     positions = np.full(len(table.environments), -1)
     positions[[table.environments.index(name) for name in environments]] = np.arange(len(environments))
@@ -58,7 +58,7 @@ def reference_of(source: TableSource, environments: Sequence[str]) -> tuple[Sket
 
 
 def density_of(source: TableSource, environments: Sequence[str]) -> InputDensity:
-    """Estimate the density of the encoded rows in some environments of a table."""
+    """Estimate the density of the encoded rows in the given environments of a table."""
     used = [each for each in source.sample(0).environments if each.name in environments]
     return fit_density(
         np.concatenate([each.inputs.numpy() for each in used]),

@@ -1,4 +1,4 @@
-"""Small batch and network for checks of algorithms."""
+"""`Problem`: a small batch and a small network, with which algorithms are checked."""
 
 import itertools
 from collections.abc import Mapping, Sequence

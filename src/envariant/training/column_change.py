@@ -1,4 +1,4 @@
-"""Change of table columns in the rows of an environment, for permutation importance."""
+"""`ColumnChange`: change table columns in the rows of an environment, for permutation importance."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

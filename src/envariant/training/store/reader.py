@@ -204,7 +204,7 @@ class StoreReader(ABC):  # noqa: B024
         return [HistoryRow(*values) for values in measured[list(COLUMNS)].itertuples(index=False, name=None)]
 
     def predictions(self, run: int) -> dict[tuple[str, str], Predictions]:
-        """Return a mapping from name and role of an environment to the stored predictions of a run."""
+        """Return the stored predictions of a run, by name and role of the environment."""
         stored: dict[tuple[str, str], Predictions] = {}
         for name, role, rows, targets, logits in self._rows(
             "SELECT e.name, r.name, rows, targets, logits FROM predictions "

@@ -170,7 +170,7 @@ def coded(column: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str
     """Encode labels as integers; return the code of each row, and the labels in the order of the codes.
 
     Warns:
-        EnvariantWarning: If labels differ only in case, spaces, accents or the form of characters.
+        EnvariantWarning: If labels differ only in case, spaces, accents or Unicode form.
     """
     distinct, inverse = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in distinct]

@@ -88,7 +88,7 @@ class ScoreTable(Displayed):
         return Score(mean, _score(averages).sd, len(averages))
 
     def averages(self, method: str) -> tuple[float, ...]:
-        """Return the average over environments of each replica that has a score in all of them.
+        """Return each replica's average over environments, for replicas with a score in every environment.
 
         Args:
             method: Name of the method.

@@ -93,7 +93,7 @@ class BigNumber:
     """Number at the top of a page.
 
     Attributes:
-        label: What the number is.
+        label: Description of the number.
         value: The number as text.
         detail: Interval, or a short remark on the number.
     """

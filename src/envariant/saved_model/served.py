@@ -212,7 +212,7 @@ class ServedRows:
         self._frames.append(frame)
 
     def result(self, drift: Drift) -> Served:
-        """Combine all chunks.
+        """Return the `Served` of all rows added so far.
 
         Args:
             drift: Comparison of all rows with the training rows.

@@ -1,4 +1,4 @@
-"""Validation of a stored model's sizes, numbers and names; its files may come from an untrusted source."""
+"""Validation of the sizes, numbers and names in a stored model, which may be from an untrusted source."""
 
 import math
 import re

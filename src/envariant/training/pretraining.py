@@ -53,7 +53,7 @@ class Fitted:
 
 
 class Fit(Protocol):
-    """Function that trains a new model of the run's architecture."""
+    """Function that trains a new model with the run's architecture."""
 
     def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
         """Train a new model on all environments.
@@ -89,7 +89,7 @@ class Initializer(ABC):
 
         Args:
             environments: Training environments.
-            fit: Function that trains a model of the run's architecture.
+            fit: Function that trains a model with the run's architecture.
             seed: Seed of all random numbers except those for weights and batches.
 
         Raises:

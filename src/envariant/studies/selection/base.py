@@ -181,7 +181,7 @@ def best(candidates: pd.DataFrame, column: str) -> Any:
 
 
 def signed(table: pd.DataFrame, scores: "pd.Series[float]") -> "pd.Series[float]":
-    """Return scores so that higher is better: scores of metrics where lower is better are negated."""
+    """Return scores with the sign changed where lower is better, so that higher is always better."""
     return scores * (2 * table["higher_is_better"].fillna(1).astype(float) - 1)
 
 

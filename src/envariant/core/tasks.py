@@ -116,7 +116,7 @@ class Task(ABC):
     def scores(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return each row's score: 1 or 0 for a right or wrong class, the squared error for regression."""
+        """Return each row's score: 1 or 0 for a correct or wrong class; for regression, the squared error."""
 
     def constant_loss(self, targets: Shaped[Tensor, "rows *target_shape"]) -> float:
         """Return the mean loss of the best constant prediction: entropy of the classes, or variance.
@@ -330,7 +330,7 @@ def check_losses(task: Task, targets: Tensor) -> None:
 
     Args:
         task: Prediction task.
-        targets: Some targets `[rows, *target_shape]`.
+        targets: Example targets, `[rows, *target_shape]`.
 
     Raises:
         EnvariantError: If a result has another shape, the loss is not differentiable, or a method fails.

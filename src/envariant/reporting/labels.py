@@ -87,7 +87,7 @@ def settings(result: TrainingResult) -> dict[str, str]:
 
 
 def without_folders(text: str) -> str:
-    """Return a text in which absolute paths are cut to file names, because pages are passed on.
+    """Shorten absolute paths in a text to file names, because pages may be shared with other people.
 
     Example:
         >>> without_folders("envariant train --data 'table(/home/me/x.csv, target=y)'")

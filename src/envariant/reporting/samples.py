@@ -28,12 +28,12 @@ _MOST_DISTINCT: Final = 30
 
 
 def plot(source: EnvironmentSource, seed: int, most: int) -> Any:
-    """Return a `Picture` of images, or an Altair chart of the distributions of columns, by environment.
+    """Draw sample images (a `Picture`) or distributions of columns (an Altair chart), by environment.
 
     Args:
-        source: Data to draw.
-        seed: Seed of the data draw, and of the choice of rows.
-        most: Largest number of images per environment, or of columns.
+        source: Data source to draw.
+        seed: Seed of the data sample, and of the choice of rows.
+        most: Maximum number of images per environment, or of columns.
     """
     sample = source.sample(seed)
     if isinstance(source, ColoredSource):
@@ -47,13 +47,13 @@ def plot(source: EnvironmentSource, seed: int, most: int) -> Any:
 
 
 def _are_images(shape: Sequence[int]) -> bool:
-    """Return whether the shape is that of images: `[1 to 4 channels, height, width]` or a large matrix."""
+    """Return whether a shape is that of images: `[1 to 4 channels, height, width]` or a large matrix."""
     with_channels = len(shape) == 3 and shape[0] <= _MOST_CHANNELS
     return with_channels or (len(shape) == 2 and min(shape) >= _SMALLEST_IMAGE)
 
 
 def _sheet(sample: EnvironmentSet, seed: int, most: int) -> Picture:
-    """Draw random images of every environment in one row, with the target below each."""
+    """Draw random images, one row of images per environment, with the target below each image."""
     shown, roles = sample.environments[:_MOST_ENVIRONMENTS], sample.roles()
     figure = Figure(figsize=(0.85 * most + 1.9, 1.1 * len(shown) + 0.2), layout="constrained")
     grid: Any = figure.subplots(len(shown), most + 1, width_ratios=[1.9] + [1] * most, squeeze=False)
@@ -79,7 +79,7 @@ def _sheet(sample: EnvironmentSet, seed: int, most: int) -> Picture:
 
 
 def _images(environment: Environment, index: torch.Tensor) -> list[NDArray[np.float64]]:
-    """Return images `[height, width]` or `[height, width, 3]` with values between 0 and 1."""
+    """Return images as arrays `[height, width]` or `[height, width, 3]` with values between 0 and 1."""
     inputs = environment.rows(index)[0].double().cpu()
     low, high = float(inputs.min()), float(inputs.max())
     scaled = ((inputs - low) / ((high - low) or 1.0)).numpy()
@@ -104,7 +104,7 @@ def _target(sample: EnvironmentSet, target: Any) -> str:
 
 
 def _columns(sample: EnvironmentSet, seed: int, most: int) -> Any:
-    """Draw the distributions of the target and of the first columns."""
+    """Draw the distributions of the target and of the first `most` columns."""
     shown = sample.environments[:_MOST_ENVIRONMENTS]
     chosen = {environment.name: _chosen(len(environment), _MOST_ROWS, seed) for environment in shown}
     raws = {environment.name: _raw(environment, chosen[environment.name]) for environment in shown}
@@ -127,7 +127,7 @@ def _columns(sample: EnvironmentSet, seed: int, most: int) -> Any:
 
 
 def _raw(environment: Environment, index: torch.Tensor) -> pd.DataFrame:
-    """Return the raw columns of some rows, or the inputs as columns."""
+    """Return the original columns of some rows; if there are none, the inputs as columns."""
     raw = environment.input_store.frame(index)
     if raw is not None:
         return raw.reset_index(drop=True)
@@ -141,7 +141,7 @@ def _is_free_text(column: "pd.Series[Any]") -> bool:
 
 
 def _targets(sample: EnvironmentSet, environment: Environment, index: torch.Tensor) -> "pd.DataFrame":
-    """Return the targets as a column with the labels of the classes."""
+    """Return the targets as a column; classes are given by their names."""
     targets = environment.targets[index].cpu()
     if targets.dim() > 1:
         return pd.DataFrame(index=range(len(targets)))
@@ -151,7 +151,7 @@ def _targets(sample: EnvironmentSet, environment: Environment, index: torch.Tens
 
 
 def _chosen(rows: int, most: int, seed: int) -> torch.Tensor:
-    """Return the numbers of at most `most` random rows, in order."""
+    """Return the sorted indices of at most `most` random rows."""
     generator = np.random.default_rng(seed)
     chosen = generator.choice(rows, size=min(rows, most), replace=False)
     return torch.from_numpy(np.sort(chosen))

@@ -35,7 +35,7 @@ class SingleRun:
 
     @property
     def execution(self) -> Execution | None:
-        """How the stored run is executed; None if nothing is stored yet.
+        """Execution mode and stack size of the stored run; None if nothing is stored yet.
 
         Raises:
             EnvariantError: If the folder contains files other than a stored run.

@@ -86,10 +86,7 @@ def test_colored_digits_keep_their_colors_and_are_saved(tmp_path):
 
 def test_more_environments_than_fit_are_counted():
     parts = tuple(Environment(f"e{k}", torch.rand(2, 1, 4, 4), torch.tensor([0.0, 1.0])) for k in range(15))
-    assert (
-        "Not drawn: 3 environments"
-        in EnvironmentSet("many", parts, Binary()).plot(most=2).description
-    )
+    assert "Not drawn: 3 environments" in EnvironmentSet("many", parts, Binary()).plot(most=2).description
 
 
 def test_runs_are_drawn_in_one_chart():

@@ -29,6 +29,14 @@ def _number(_type: object, tokens: Sequence[Token]) -> float:
     return number
 
 
+def _number_or_text(_type: object, tokens: Sequence[Token]) -> float | str:
+    """Convert an argument to a number if it is one, or return the text."""
+    try:
+        return float(tokens[0].value)
+    except ValueError:
+        return tokens[0].value
+
+
 def _whole_or_full(_type: object, tokens: Sequence[Token]) -> int | str:
     """Convert an argument to an integer, or return "full"."""
     return tokens[0].value if tokens[0].value == "full" else _whole(_type, tokens)
@@ -46,6 +54,7 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 WholeOrNone = Annotated[int | None, Parameter(converter=_whole)]
 Number = Annotated[float, Parameter(converter=_number)]
 NumberOrNone = Annotated[float | None, Parameter(converter=_number)]
+NumberOrText = Annotated[float | str | None, Parameter(converter=_number_or_text)]
 Batch = Annotated[int | Literal["full"] | None, Parameter(converter=_whole_or_full)]
 Names = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True, show_default=False)]
 Switch = Annotated[bool, Parameter(negative="")]

@@ -10,6 +10,7 @@ import dataclasses
 import keyword
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal, TypeVar, cast, final, get_args, get_origin, get_type_hints
@@ -98,11 +99,9 @@ def parse_value(text: str) -> Any:
         EnvariantError: If the text is not a valid value.
     """
     match = _CALL.fullmatch(_bounded(text))
-    try:
+    with suppress(SyntaxError):
         if match is None or match["name"].isidentifier():
             return _value(_syntax_tree(text.strip()), text)
-    except SyntaxError:
-        pass
     # Not a Python name: "mm-rex" would be a difference.
     spec = parse(text)
     return spec if spec.positional or spec.keywords else spec.name
@@ -190,8 +189,7 @@ def fill(
         if key in arguments:
             raise EnvariantError(f"{spec.name}: '{key}' is given twice")
         arguments[key] = value
-    unset = dataclasses.MISSING
-    required = {f.name for f in fields if f.default is unset and f.default_factory is unset}
+    required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     if missing := sorted(required - arguments.keys()):
         raise EnvariantError(f"{spec.name}: needs {', '.join(missing)}, as in {spec.name}({missing[0]}=…)")
     return checked(cls, arguments, spec.name)
@@ -396,8 +394,7 @@ def _bounded(text: str) -> str:
     if not isinstance(text, str):
         raise EnvariantError(f"expected text such as name or name(key=value, …); got {shown(text)}")
     if len(text) > _MAX_LENGTH:
-        expected = f"at most {_MAX_LENGTH:,} characters, and it has {len(text):,}"
-        raise _unreadable(text, expected)
+        raise _unreadable(text, f"at most {_MAX_LENGTH:,} characters, and it has {len(text):,}")
     return text
 
 
@@ -436,6 +433,9 @@ def _value(node: ast.expr, text: str, depth: int = 0) -> Any:
             return {"true": True, "false": False, "none": None, "inf": float("inf")}.get(name, name)
         case ast.BinOp(ast.Constant(value=int() | float() as value), ast.Mod(), ast.Name(id="_")):
             return Percent(value)
+        case ast.BinOp(ast.Name(id=first), ast.Sub(), ast.Call(func=ast.Name()) as call):
+            spec = cast("Spec", _value(call, text, depth))
+            return dataclasses.replace(spec, name=f"{first}-{spec.name}")
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_value(item, text, depth) for item in items)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):

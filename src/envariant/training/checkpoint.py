@@ -66,7 +66,8 @@ class Checkpoint:
         optimizer: Tensors of the optimizer's state, with PyTorch's names.
         algorithm: State of the algorithm, as nested mappings of tensors.
         watch: Tensors by name: "metrics" of the last step; "gradient_rms", the root mean square of the
-            gradient; and "failed_at", the step at which each replica diverged, or −1.
+            gradient; "clipped", the number of clipped gradients since the last measurement; and "failed_at",
+            the step at which each replica diverged, or −1.
         metrics: Names of the columns of `watch["metrics"]`.
         failures: Mapping from replica to its divergence, if reported.
         seconds: Training time of the stack, in seconds.

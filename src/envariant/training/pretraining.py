@@ -352,7 +352,8 @@ def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = l
     """
 
     def fit(environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
-        alone = replace(replica, algorithm=algorithm, weight_decay=0.0, prepared=None)
+        groups = replace(replica.groups, decays=None)
+        alone = replace(replica, algorithm=algorithm, weight_decay=0.0, prepared=None, groups=groups)
         own_config = replace(
             config, steps=steps, test=(), freeze=None, evaluate_every=steps, compiled=False, adapt=None
         )

@@ -22,13 +22,15 @@ from envariant.core.environments import EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.models import FeaturizerAndHead
 from envariant.training import precision
+from envariant.training.accumulation import accumulated
 from envariant.training.batch_sampler import BatchSampler, Rows, StackingError
 from envariant.training.checkpoint import Checkpoint, Failure
 from envariant.training.evaluator import Evaluator
-from envariant.training.history import BATCH, GRADIENT_RMS, LOSS, OUTPUT_SD, HistoryRow
+from envariant.training.history import BATCH, CLIP_SHARE, GRADIENT_RMS, LOSS, OUTPUT_SD, HistoryRow
 from envariant.training.initial_weights import initial_weights, restored, stacked
 from envariant.training.network import constants
 from envariant.training.optimizers import SGD, StackedOptimizer
+from envariant.training.parameter_groups import segmented
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig, network
 from envariant.training.schedule_table import ScheduleTable
@@ -104,6 +106,8 @@ class ReplicaStack:
         self._metrics: Tensor | None = None
         self._gradient_rms: Tensor | None = None
         self._metric_names: tuple[str, ...] = ()
+        # Number of clipped gradients since the last measurement.
+        self._clipped = torch.zeros(len(replicas), dtype=torch.int64, device=device)
         self.step, self.measured = 0, -1
         # `_ended` is the time of the last step or measurement, so that two checkpoints of one state agree.
         self._started = self._ended = time.perf_counter()
@@ -128,12 +132,9 @@ class ReplicaStack:
 
     def advance(self) -> None:
         """Run one training step on every replica that has not diverged."""
-        step = self.step
-        # A stochastic module is never stacked, so the seed of the first replica is enough.
-        seed = self._replicas[0].seeds.at(step)
-        drawing = private_random_numbers(seed, self.device) if self.network.stochastic else nullcontext()
-        with drawing, precision.multiplying(self.network.precision, self.device):
-            outputs = self._program(self._step_inputs(step))
+        step, count = self.step, self._config.accumulate
+        batches = range(step * count, (step + 1) * count)
+        outputs = accumulated(self._run, lambda batch: self._step_inputs(step, batch), batches)
         with torch.no_grad():
             # A replica that diverges keeps the metrics of the failing step.
             previous = self._metrics
@@ -170,6 +171,7 @@ class ReplicaStack:
         scores = {name: self._measured(name).tolist() for name in self._names}
         metrics = [] if self._metrics is None else self._metrics.tolist()
         gradient_rms = [] if self._gradient_rms is None else self._gradient_rms.tolist()
+        clipped: list[int] = self._clipped.tolist()
         rows: list[HistoryRow] = []
         for k, replica in enumerate(self._replicas):
             if replica.index in self._failures:
@@ -196,6 +198,8 @@ class ReplicaStack:
                 if failed_at[k] < 0:
                     # Metrics of a failing step are part of the reason; they do not belong to this state.
                     reported |= {GRADIENT_RMS: gradient_rms[k]} if gradient_rms else {}
+                    if self._config.clip is not None and step > 0:
+                        reported[CLIP_SHARE] = clipped[k] / (step - max(0, self.measured))
                     rows += [
                         HistoryRow(
                             replica=replica.index,
@@ -208,6 +212,7 @@ class ReplicaStack:
                         for name, value in reported.items()
                     ]
         self.measured, self._ended = self.step, time.perf_counter()
+        self._clipped = torch.zeros_like(self._clipped)
         return tuple(rows)
 
     def measured_at_once(self, replicas: int) -> float:
@@ -255,6 +260,7 @@ class ReplicaStack:
         The next step changes the tensors of this checkpoint; to keep them, use `Checkpoint.clone`.
         """
         watch = {"metrics": self._metrics, "gradient_rms": self._gradient_rms, "failed_at": self._failed_at}
+        watch |= {} if self._config.clip is None else {"clipped": self._clipped}
         eval_params = self._eval_params()
         return Checkpoint(
             replicas=self.replicas,
@@ -297,13 +303,15 @@ class ReplicaStack:
         ones, zeros = [1.0] * len(self._replicas), [0.0] * len(self._replicas)
         if self._algorithm.returns_updates:
             return StackedOptimizer(SGD(), self._params, ones, zeros)
-        return StackedOptimizer(
-            self._config.optimizer,
-            self._params,
-            [replica.learning_rate for replica in self._replicas],
-            [replica.weight_decay for replica in self._replicas],
-            [value.shape[1:] for value in self._views.values()],
+        net = self.network
+        rates, decays, segments = segmented(
+            [
+                r.groups.assigned(net.module, net.params, net.auxiliary, r.learning_rate, r.weight_decay)
+                for r in self._replicas
+            ]
         )
+        shapes = [value.shape[1:] for value in self._views.values()]
+        return StackedOptimizer(self._config.optimizer, self._params, rates, decays, shapes, segments)
 
     def _find_program(self, programs: dict[Any, StepProgram]) -> StepProgram:
         sizes, axes, count = self._batches.sizes, self._batches.axes, len(self._replicas)
@@ -315,7 +323,7 @@ class ReplicaStack:
                 sizes,
                 axes,
                 count,
-                self._config.steps,
+                self._config.steps * self._config.accumulate,
                 compiled=self._config.compiled,
             )
         return programs[key]
@@ -332,8 +340,15 @@ class ReplicaStack:
         inputs, targets = self._rows.of([name])
         return self._evaluator().measure(inputs, targets, self._rows.axis, self._rows.decode)
 
-    def _step_inputs(self, step: int) -> StepInputs:
-        inputs, targets = self._batches.at(step)
+    def _run(self, batch: int, inputs: StepInputs) -> StepOutputs:
+        # A stochastic module is never stacked, so the seed of the first replica is enough.
+        seed = self._replicas[0].seeds.at(batch)
+        drawing = private_random_numbers(seed, self.device) if self.network.stochastic else nullcontext()
+        with drawing, precision.multiplying(self.network.precision, self.device):
+            return self._program(inputs)
+
+    def _step_inputs(self, step: int, batch: int) -> StepInputs:
+        inputs, targets = self._batches.at(batch)
         return StepInputs(
             params=self._views,
             buffers=self._buffers,
@@ -341,7 +356,7 @@ class ReplicaStack:
             inputs=inputs,
             targets=targets,
             numbers=self._hyperparameters.at(step),
-            keys=self._batches.keys(step) if self._algorithm.stochastic else self._no_keys,
+            keys=self._batches.keys(batch) if self._algorithm.stochastic else self._no_keys,
             rates=self._rates.at(step)[:, 0],
             alive=self._alive,
             failed_at=self._failed_at,
@@ -349,7 +364,11 @@ class ReplicaStack:
         )
 
     def _take(self, outputs: StepOutputs) -> None:
-        self._optimizer.apply(outputs.gradients, outputs.alive, self.step)
+        gradients = outputs.gradients
+        if self._config.clip is not None:
+            gradients, clipped = self._config.clip(gradients)
+            self._clipped = self._clipped + clipped
+        self._optimizer.apply(gradients, outputs.alive, self.step)
         self._buffers = {**self._buffers, **outputs.buffers}
         self._state, self._alive, self._failed_at = outputs.state, outputs.alive, outputs.failed_at
 
@@ -400,6 +419,7 @@ class ReplicaStack:
                 f"replica {saved.replicas[0]}: the checkpoint lacks {error}; choose a new folder"
             ) from None
         self._metrics, self._gradient_rms = watch.get("metrics"), watch.get("gradient_rms")
+        self._clipped = watch.get("clipped", torch.zeros_like(self._failed_at))
         self._metric_names = saved.metrics
         self._alive = self._failed_at < 0
         for k, index in enumerate(self.replicas):

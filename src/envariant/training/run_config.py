@@ -14,6 +14,7 @@ from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, first_line
 from envariant.training import precision
 from envariant.training.augmentation import RandomAffine
+from envariant.training.clipping import Clipping
 from envariant.training.evaluator import Adapt
 from envariant.training.memory_budget import is_out_of_memory, require
 from envariant.training.network import ModelBuilder, Network
@@ -40,6 +41,8 @@ class RunConfig:
         compiled: Whether to compile each step program.
         freeze: "features" to train only the head; None to train all parameters.
         adapt: Function that adapts the model to an environment before prediction, or None.
+        clip: Gradient clipping, or None.
+        accumulate: Number of batches whose mean gradient makes one update.
     """
 
     model: ModelBuilder
@@ -54,6 +57,8 @@ class RunConfig:
     compiled: bool = False
     freeze: str | None = None
     adapt: Adapt | None = None
+    clip: Clipping | None = None
+    accumulate: int = 1
 
     def measures_at(self, step: int) -> bool:
         """Return whether all environments are evaluated at a step.

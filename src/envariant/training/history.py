@@ -14,6 +14,9 @@ LOSS, OUTPUT_SD, GRADIENT_RMS = "loss", "output sd", "gradient rms"
 """Metrics of all networks: mean loss; standard deviation of the outputs over rows (root mean square over
 several outputs); root mean square of the gradient over all trained parameters."""
 
+CURRENT_LOSS = "validation loss of the current weights"
+"""Metric of runs whose averaging rule uses it: mean over training environments, without averaging."""
+
 FULL, SUBSAMPLE, SHUFFLED, REPLACED = "full", "subsample", "shuffled", "replaced"
 """Kinds of measurement: on all rows; on some rows; on the same rows with one column shuffled within the
 environment; on the same rows with one column replaced by values from training environments."""

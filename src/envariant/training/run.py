@@ -9,6 +9,7 @@ from typing import Protocol, cast, final
 
 import torch
 
+from envariant.algorithms import Algorithm
 from envariant.core.environments import EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.predictors import Predictor
@@ -16,6 +17,8 @@ from envariant.training import engine, predictor_run, provenance
 from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.engine import Evaluated, Stepped
 from envariant.training.execution import SEQUENTIAL, Execution, choose, execution_request
+from envariant.training.history import LOSS
+from envariant.training.keep_rules import KeepBest
 from envariant.training.memory_budget import parse as memory_in_bytes
 from envariant.training.memory_budget import require
 from envariant.training.network import Network
@@ -92,7 +95,9 @@ class Resumption(Protocol):
 
 def members_of(spec: RunSpec) -> tuple[Member, ...]:
     """Return one `Member` for each replica of a run, with the replica's number, options and seeds."""
-    return tuple(Member(k, spec, Seeds.of(spec.seed, k)) for k in range(spec.replicas))
+    return tuple(
+        Member(k, spec, Seeds.of(spec.seed, k, shared_init=spec.shared_init)) for k in range(spec.replicas)
+    )
 
 
 def _unheard(replica: int, done: int, of: int) -> None:
@@ -138,6 +143,7 @@ def run(
             first.source, [(m.index, m.seeds, p) for m, p in fits], first.config, resume
         )
         return
+    _check_validation(first.config, sample.task.metric, roles)
     replicas = [r.replica(m.index, m.seeds) for r, m in zip(resolved, members, strict=True)]
     net, context = network(sample, replicas[0], first.config)
     _check_memory(net, sum(context.environment_sizes), context.environments, first.config)
@@ -175,6 +181,29 @@ def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[R
         if differing:
             raise EnvariantError(f"run: replicas trained together must agree in {', '.join(differing)}")
     return [by_id[id(member.spec)] for member in members]
+
+
+def _check_validation(config: RunConfig, metric: str, roles: Mapping[str, str]) -> None:
+    """Check that rules that use validation metrics have validation rows and a metric that is measured.
+
+    Raises:
+        EnvariantError: If there are no validation rows, or the metric is not measured during training.
+    """
+    rules: dict[str, tuple[object, str]] = {}
+    if config.average is not None and config.average.needs_validation:
+        rules["average"] = config.average, LOSS
+    if isinstance(config.keep, KeepBest):
+        rules["keep"] = config.keep, config.keep.metric or metric
+    if config.stop_early is not None:
+        rules["stop_early"] = config.stop_early, config.stop_early.metric
+    for option, (rule, used) in rules.items():
+        if "validation" not in roles.values():
+            raise EnvariantError(
+                f"{option}: {rule} needs validation rows of the training environments; set holdout_fraction, "
+                f"for example to 0.2"
+            )
+        if used not in (LOSS, metric):
+            raise EnvariantError(f"{option}: the metric must be {metric} or {LOSS}; got '{used}'")
 
 
 def _check_memory(net: Network, rows: int, environments: int, config: RunConfig) -> None:
@@ -235,7 +264,11 @@ def _record(
         fingerprints=fingerprints if net is None else {**fingerprints, "model": net.fingerprint()},
         seeds=tuple(member.seeds for member in members),
         hardware=provenance.hardware(config.device),
-        remarks=(*resolved.remarks(), *([net.remark] if net is not None and net.remark else [])),
+        remarks=(
+            *resolved.remarks(),
+            *([net.remark] if net is not None and net.remark else []),
+            *(() if net is None else _averaging_remarks(resolved, net, len(members))),
+        ),
     )
     unseen = tuple(
         f"test environment '{name}': {share:.0%} of its rows have classes that no training environment has, "
@@ -243,3 +276,25 @@ def _record(
         for name, share in record.unpredictable.items()
     )
     return replace(record, remarks=(*record.remarks, *unseen))
+
+
+def _averaging_remarks(resolved: ResolvedRun, net: Network, replicas: int) -> list[str]:
+    """Return remarks on options of weight averaging that have an effect other than expected."""
+    algorithm, config = cast("Algorithm", resolved.algorithm.trained), resolved.config
+    remarks: list[str] = []
+    if config.average is not None and algorithm.predicts_with_own_weights:
+        remarks.append(
+            f"{resolved.algorithm.name}: predicts with the average {resolved.spec.average} of the trained "
+            f"weights, instead of its own average"
+        )
+    has_order = config.batch_size is not None or config.augmentation is not None
+    if (
+        resolved.spec.shared_init
+        and replicas > 1
+        and not (has_order or algorithm.stochastic or net.stochastic)
+    ):
+        remarks.append(
+            "shared_init: replicas with full batches have equal results; set batch_size, so that they differ "
+            "by the order of their batches"
+        )
+    return remarks

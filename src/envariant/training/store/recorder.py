@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.files import remove_partial, writing
 from envariant.training import checkpoint as checkpoints
-from envariant.training.checkpoint import Checkpoint
+from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.engine import Evaluated, Stepped, is_done
 from envariant.training.execution import Execution
 from envariant.training.history import HistoryRow
@@ -144,11 +144,17 @@ class Recorder:
                     for number, state in event.checkpoint().states().items()
                 ]
             self._store.add((*event.rows, *rows), outcomes)
+            if event.keep:
+                checkpoints.save_kept(event.checkpoint(), self._folder)
         # Measurements first, so that those up to a checkpoint are always stored.
         done = isinstance(event, Evaluated) and event.finished
         if done or time.monotonic() - self._saved > CHECKPOINT_INTERVAL_S:
             checkpoints.save(event.checkpoint(), self._folder)
             self._saved = time.monotonic()
+
+    def kept(self) -> dict[int, dict[int, ReplicaState]]:
+        """Return the kept states by step and replica, up to the last measurement of each replica."""
+        return checkpoints.kept_states(self._folder, {(row.replica, row.step) for row in self.rows})
 
     def finish(self, error: str | None = None) -> None:
         """Mark the job as finished, and its unfinished runs as failed for the given reason."""

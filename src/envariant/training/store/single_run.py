@@ -56,6 +56,11 @@ class SingleRun:
         """Values stored before the run was resumed, up to the last checkpoint."""
         return [] if self._recorder is None else self._recorder.rows
 
+    @property
+    def kept(self) -> dict[int, dict[int, ReplicaState]]:
+        """States that the option `keep` kept before the run was resumed, by step and replica."""
+        return {} if self._recorder is None else self._recorder.kept()
+
     def begin(self, record: Record) -> Sequence[Checkpoint]:
         """Open the folder, and return the checkpoints to resume from.
 
@@ -116,8 +121,10 @@ class SingleRun:
         return False
 
 
-def load_run(folder: Path) -> tuple[Record, list[HistoryRow], dict[int, ReplicaState]]:
-    """Read a stored run: record, measured values and the last stored state of each replica.
+def load_run(
+    folder: Path,
+) -> tuple[Record, list[HistoryRow], dict[int, ReplicaState], dict[int, dict[int, ReplicaState]]]:
+    """Read a stored run: record, measured values, last state of each replica, and kept states by step.
 
     Args:
         folder: Folder of the run.
@@ -136,12 +143,14 @@ def load_run(folder: Path) -> tuple[Record, list[HistoryRow], dict[int, ReplicaS
             raise EnvariantError(f"{folder}: holds no run that has begun; give the folder of a run")
         members = [stored.id for stored in store.members(_JOB)]
         rows = store.history_rows(members)
+        measured = {(row.replica, row.step) for row in rows}
         saved = checkpoints.load(store.checkpoints(_JOB))
-    measured = {(row.replica, row.step) for row in rows}
+        kept = checkpoints.kept_states(store.checkpoints(_JOB), measured)
     states = {
         number: state
         for each in saved
         if all((number, each.reached(number)) in measured for number in each.replicas)
         for number, state in each.states().items()
     }
-    return record, ordered(rows, [(each.name, each.role) for each in record.environments]), states
+    places = [(each.name, each.role) for each in record.environments]
+    return record, ordered(rows, places), states, kept

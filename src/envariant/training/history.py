@@ -62,7 +62,7 @@ def ordered(rows: Iterable[HistoryRow], environments: Sequence[tuple[str, str]])
         environments: Name and role of every environment, in order.
     """
     position = {environment: number for number, environment in enumerate(environments)}
-    rank = {LOSS: 0, OUTPUT_SD: 2, GRADIENT_RMS: 3}
+    rank = {LOSS: 0, OUTPUT_SD: 2, GRADIENT_RMS: 3, CURRENT_LOSS: 4}
 
     def key(row: HistoryRow) -> tuple[int, int, int, int]:
         place = position.get((row.environment, row.role), len(position))

@@ -246,12 +246,11 @@ class ReplicaStack:
 
     def _note_stop(self, k: int, rows: Sequence[HistoryRow]) -> None:
         """Keep the weights if they are the best, and stop a replica if a rule of the run says so."""
-        index, last = self._replicas[k].index, self.step >= self._config.steps
         reason = self._watch.observe(k, self.step, rows, self._eval_weights)
         if self._average is not None:
             reason = self._average.rule.ended(self._average.state, k) or reason
-        if reason is not None and not last:
-            self._stops[index] = Stop(self.step, reason)
+        if reason is not None:
+            self._stops[self._replicas[k].index] = Stop(self.step, reason)
             self._alive[k] = False
 
     def measured_at_once(self, replicas: int) -> float:

@@ -184,7 +184,7 @@ class TrainingResult(Displayed):
         if step not in self.kept and not last:
             steps = sorted({*self.kept, *(state.step for state in self.checkpoints.values())})
             raise EnvariantError(
-                f"step {step}: its weights were not kept; those of steps {listed(map(str, steps))} were (the "
+                f"step {step}: its weights were not kept; those of steps {listed(steps)} were (the "
                 f"option keep, for example every(100), keeps more)"
             )
         states = {

@@ -5,7 +5,8 @@ Steps: resolve the options, load the data, pretrain the models, choose the execu
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast, final
+from functools import cache
+from typing import Any, Protocol, cast, final
 
 import torch
 
@@ -23,8 +24,9 @@ from envariant.training.memory_budget import parse as memory_in_bytes
 from envariant.training.memory_budget import require
 from envariant.training.network import Network
 from envariant.training.pretraining import prepared
+from envariant.training.raised_steps import check_raised_steps
 from envariant.training.record import Record, environments_of
-from envariant.training.replicas import Seeds
+from envariant.training.replicas import Replica, Seeds, Start
 from envariant.training.resolution import ResolvedRun, check_environments, resolve, source_of
 from envariant.training.run_config import RunConfig, network
 from envariant.training.run_spec import RunSpec, difference
@@ -80,8 +82,8 @@ class Resumption(Protocol):
     """Stored state of an interrupted or finished run, from which the run can be resumed."""
 
     @property
-    def execution(self) -> Execution | None:
-        """How the stored run is executed; None if nothing is stored yet."""
+    def record(self) -> Record | None:
+        """Record of the stored run; None if nothing is stored yet."""
         ...
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
@@ -124,7 +126,11 @@ def run(
     request = how if isinstance(how, Execution) else execution_request(how)
     budget = memory_in_bytes(members[0].spec.memory)
     source = source_of(members[0].spec.data)
+    stored = None if resumption is None else resumption.record
     resolved = _resolve_all(members, source)
+    if stored is not None and (stored.spec.steps or 0) < resolved[0].config.steps:
+        members = _continued(members, stored, source, resolved[0].config.steps)
+        resolved = _resolve_all(members, source)
     first = resolved[0]
     sample: object = first.source.sample(members[0].seeds.data)
     if not isinstance(sample, EnvironmentSet):
@@ -148,10 +154,8 @@ def run(
     net, context = network(sample, replicas[0], first.config)
     _check_memory(net, sum(context.environment_sizes), context.environments, first.config)
     config = replace(first.config, precision=net.precision)
-    replicas = [
-        prepared(replica, first.source, config, first.pretraining, on_pretraining) for replica in replicas
-    ]
-    execution = None if resumption is None else resumption.execution
+    replicas = _prepared(replicas, first, config, on_pretraining)
+    execution = None if stored is None else stored.execution
     if execution is None:
         is_known = isinstance(request, Execution)
         execution = request if is_known else choose(request, first.source, replicas, config, budget)
@@ -181,6 +185,49 @@ def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[R
         if differing:
             raise EnvariantError(f"run: replicas trained together must agree in {', '.join(differing)}")
     return [by_id[id(member.spec)] for member in members]
+
+
+def _prepared(
+    replicas: Sequence[Replica], first: ResolvedRun, config: RunConfig, on_pretraining: Progress
+) -> list[Replica]:
+    """Return the replicas with their pretraining; with shared initial weights, they share it as well."""
+    if not first.spec.shared_init:
+        return [
+            prepared(replica, first.source, config, first.pretraining, on_pretraining) for replica in replicas
+        ]
+    starts: dict[Any, Callable[[], Start] | None] = {}
+    seeds = Seeds.of(first.spec.seed, 0)
+    for replica in replicas:
+        key = (replica.learning_rate, replica.algorithm.environment_inference)
+        if key not in starts:
+            shared = replace(replica, seeds=seeds)
+            start = prepared(shared, first.source, config, first.pretraining, on_pretraining).prepared
+            starts[key] = None if start is None else cache(start)
+    return [replace(r, prepared=starts[r.learning_rate, r.algorithm.environment_inference]) for r in replicas]
+
+
+def _continued(
+    members: Sequence[Member], stored: Record, source: EnvironmentSource, steps: int
+) -> Sequence[Member]:
+    """Check that a stored run can be continued to more steps, and return its members.
+
+    Unless the requested evaluations are given, those of the stored run are continued.
+
+    Args:
+        members: Requested replicas.
+        stored: Record of the stored run.
+        source: Data source of the run.
+        steps: Requested number of steps.
+
+    Raises:
+        EnvariantError: If a schedule depends on the number of steps.
+    """
+    requested = members[0].spec
+    check_raised_steps(requested, source, stored.spec.steps or 0, steps)
+    if requested.evaluate_every is not None:
+        return members
+    spec = requested.but(evaluate_every=stored.spec.evaluate_every)
+    return [replace(member, spec=spec) for member in members]
 
 
 def _check_validation(config: RunConfig, metric: str, roles: Mapping[str, str]) -> None:

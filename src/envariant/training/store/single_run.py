@@ -9,7 +9,6 @@ from envariant.core.files import writing
 from envariant.training import checkpoint as checkpoints
 from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.engine import Evaluated, Stepped
-from envariant.training.execution import Execution
 from envariant.training.history import HistoryRow, ordered
 from envariant.training.record import Record
 from envariant.training.store.reader import FILE
@@ -34,22 +33,18 @@ class SingleRun:
         self._recorder: Recorder | None = None
 
     @property
-    def execution(self) -> Execution | None:
-        """How the stored run is executed; None if nothing is stored yet.
+    def record(self) -> Record | None:
+        """Record of the stored run; None if training has not begun.
 
         Raises:
             EnvariantError: If the folder contains files other than a stored run.
         """
+        if self._recorder is not None:
+            return self._recorder.record
         if not self._is_stored():
             return None
         with Store(self._folder) as store:
-            record = store.record(_JOB)
-        return None if record is None else record.execution
-
-    @property
-    def record(self) -> Record | None:
-        """Record of the run, as first stored; None if training has not begun."""
-        return None if self._recorder is None else self._recorder.record
+            return store.record(_JOB)
 
     @property
     def rows(self) -> list[HistoryRow]:
@@ -93,6 +88,7 @@ class SingleRun:
                 f"{self._folder}: holds a run with other settings (replicas {len(stored)}, not "
                 f"{record.spec.replicas}); choose another folder"
             )
+        self._recorder.raise_steps(record)
         return self._recorder.begin(record)
 
     def add(self, event: Stepped | Evaluated) -> None:

@@ -18,7 +18,8 @@ from envariant.training.step_program import Axis, over_replicas
 
 MOST_BATCHES = 500
 """Largest number of batches from which BatchNorm statistics are computed."""
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Layers with running statistics of their inputs."""
 
 
 @final
@@ -122,7 +123,7 @@ def batch_statistics(
         batches: Inputs of training batches.
         axis: Axis of the replicas in the inputs: 0, or None if all replicas share them.
     """
-    norms = {name: part for name, part in network.module.named_modules() if isinstance(part, _BATCH_NORMS)}
+    norms = {name: part for name, part in network.module.named_modules() if isinstance(part, BATCH_NORMS)}
     names = [
         f"{name}.{key}"
         for name in norms

@@ -91,9 +91,9 @@ def keep_rule(requested: object) -> KeepRule:
         raise EnvariantError(f"keep must be last, best(…) or every(…); got {shown(requested)}")
     # A metric may be two words, which are no Python value.
     if (best := _BEST.fullmatch(requested)) is not None:
-        kind, _, metric = best[1].strip(" '\"").rpartition(" ")
-        if kind in ("", "validation"):
-            return KeepBest(metric.partition("=")[2].strip(" '\"") if "=" in metric else metric)
+        metric = best[1].strip().removeprefix("metric=").strip(" '\"").removeprefix("validation").strip()
+        if metric.partition(" ")[0] not in ("test", "train", "training"):
+            return KeepBest(metric)
         raise EnvariantError(
             f"keep: the best step is chosen on validation rows, as in best(validation accuracy); got "
             f"{requested}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from envariant.reporting.score_tables import score_table
     from envariant.saved_model import load_model
     from envariant.studies import Study
+    from envariant.studies.soups import soup
     from envariant.training.result import TrainingResult
     from envariant.training.train import train
 
@@ -47,6 +48,7 @@ _NAMES = {
     "compare": "comparison",
     "load_model": "saved_model",
     "score_table": "reporting.score_tables",
+    "soup": "studies.soups",
     "train": "training.train",
 }
 
@@ -72,6 +74,7 @@ __all__ = [
     "reporting",
     "schedules",
     "score_table",
+    "soup",
     "studies",
     "tasks",
     "train",

@@ -147,6 +147,11 @@ class Algorithm(ABC):
         """Whether `gradients` returns parameter updates, applied as θ ← θ − update without an optimizer."""
         return False
 
+    @property
+    def predicts_with_own_weights(self) -> bool:
+        """Whether `eval_params` returns other weights than the trained ones."""
+        return type(self).eval_params is not Algorithm.eval_params
+
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
         """Adapt the model to the algorithm before training. Default: return it unchanged.
 

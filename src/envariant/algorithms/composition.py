@@ -200,6 +200,10 @@ class Composition(Algorithm):
     def depends_on_sizes(self) -> bool:
         return any(part.depends_on_sizes for part in self.parts)
 
+    @property
+    def predicts_with_own_weights(self) -> bool:
+        return any(type(part).eval_params is not Part.eval_params for part in self.parts)
+
     def schedules(self) -> Mapping[str, Schedule]:
         """Return all schedules of the parts, by names such as "vrex coefficient"."""
         return {

@@ -32,6 +32,7 @@ from envariant.cli.predict import predict
 from envariant.cli.report import report
 from envariant.cli.reproduce import reproduce
 from envariant.cli.runs import runs
+from envariant.cli.soup import soup
 from envariant.cli.sweep import sweep
 from envariant.cli.train import train
 from envariant.core.console import SafeConsole, safe_output
@@ -49,6 +50,7 @@ app.command(demo)
 app.command(compare)
 app.command(train)
 app.command(sweep)
+app.command(soup)
 app.command(predict)
 app.command(adapt)
 app.command(runs)

@@ -29,7 +29,7 @@ def network_of(
     record, settings = result.record, result.record.spec
     if replica in result.checkpoints and replica not in result.finished:
         state = result.checkpoints[replica]
-        why = state.failure or f"{state.step} of {settings.steps} steps made"
+        why = state.failure or f"{state.trained or state.step} of {settings.steps} steps made"
         raise EnvariantError(f"replica {replica}: has not finished ({why}); choose a finished replica")
     network = result.model(replica)
     try:
@@ -62,7 +62,7 @@ def network_of(
             "test environments": ", ".join(settings.test_environments or ()),
             "replica": str(replica),
             "seed": str(settings.seed),
-            "steps": str(settings.steps),
+            "steps": str(result.checkpoints[replica].step),
             "versions": ", ".join(f"{name} {number}" for name, number in record.versions.items()),
             "command": record.command,
         },

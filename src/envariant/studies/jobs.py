@@ -53,9 +53,10 @@ class Job:
         specs = {
             stored.run.trial.number: self.study.spec_of(stored.run).but(**shared) for stored in self.runs
         }
+        chosen = ((stored, specs[stored.run.trial.number]) for stored in self.runs)
         return tuple(
-            Member(s.id, specs[s.run.trial.number], Seeds.of(self.study.seed, s.run.replica))
-            for s in self.runs
+            Member(s.id, spec, Seeds.of(self.study.seed, s.run.replica, shared_init=spec.shared_init))
+            for s, spec in chosen
         )
 
     def steps(self) -> int:

@@ -4,6 +4,7 @@ The rows of all environments are concatenated in one tensor of their storage typ
 share one copy. One gather operation per step selects the rows for all replicas and environments.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import final
@@ -132,6 +133,7 @@ class BatchSampler:
     Attributes:
         sizes: Number of rows of each training environment in a batch.
         axes: Axis of the replicas in the inputs and in the targets: 0, or None if all replicas share them.
+        of_a_pass: Number of batches with as many rows as all training environments.
 
     Raises:
         EnvariantError: If rows have sampling weights and `batch_size` is None.
@@ -169,6 +171,7 @@ class BatchSampler:
             raise EnvariantError(
                 "environments: rows have weights, which minibatches follow; set a batch size"
             )
+        self.of_a_pass = math.ceil(sum(sizes) / sum(self.sizes))
         self._first, self._keys = -1, torch.empty(0)
         self._drawn: Tensor | None = None
 

@@ -32,6 +32,7 @@ from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Regression, Task
 from envariant.models.base import xavier
+from envariant.training.keep_rules import KeepLast
 from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica, Start
 from envariant.training.run_config import RunConfig
@@ -355,7 +356,16 @@ def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = l
         groups = replace(replica.groups, decays=None)
         alone = replace(replica, algorithm=algorithm, weight_decay=0.0, prepared=None, groups=groups)
         own_config = replace(
-            config, steps=steps, test=(), freeze=None, evaluate_every=steps, compiled=False, adapt=None
+            config,
+            steps=steps,
+            test=(),
+            freeze=None,
+            evaluate_every=steps,
+            compiled=False,
+            adapt=None,
+            average=None,
+            keep=KeepLast(),
+            stop_early=None,
         )
         stack = ReplicaStack(environments, (alone,), own_config)
         for _ in range(steps):

@@ -28,7 +28,10 @@ from envariant.core.schedules import Schedule
 from envariant.data.validation_split import ValidationSplit
 from envariant.predictors import PREDICTORS, Predictor, predictor
 from envariant.training.augmentation import RandomAffine, augmentation
+from envariant.training.averaging import averaging
+from envariant.training.early_stopping import stop_rule
 from envariant.training.execution import Execution, execution_request
+from envariant.training.keep_rules import keep_rule
 from envariant.training.memory_budget import parse as memory_in_bytes
 from envariant.training.model_builder import model_builder, wrong_type
 from envariant.training.optimizers import OptimizerConfig, optimizer_config
@@ -214,6 +217,9 @@ def check_objects(options: Mapping[str, Any]) -> None:
         "augmentation": _augmentation,
         "device": device_named,
         "memory": memory_in_bytes,
+        "average": averaging,
+        "keep": keep_rule,
+        "stop_early": stop_rule,
     }
     for key, convert in converters.items():
         if options.get(key) is not None:
@@ -288,10 +294,11 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
         complete: Options with defaults filled in, which may be objects.
         spec: The same options with objects replaced by text.
     """
+    average, steps = averaging(complete.average), cast("int", spec.steps)
     return RunConfig(
         model=model_builder(complete.model),
         optimizer=optimizer_config(complete.optimizer),
-        steps=cast("int", spec.steps),
+        steps=steps,
         batch_size=None if complete.batch_size == "full" else complete.batch_size,
         evaluate_every=cast("int", spec.evaluate_every),
         precision=complete.precision,
@@ -303,6 +310,9 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
         adapt=complete.adapt,
         clip=complete.clip,
         accumulate=complete.accumulate,
+        average=None if average is None else average.resolve(steps),
+        keep=keep_rule(complete.keep),
+        stop_early=stop_rule(complete.stop_early),
     )
 
 
@@ -414,7 +424,7 @@ def _identities(
         "algorithm": algorithm_identity(algorithm.trained),
         "hyperparameters": "",
     }
-    for key in ("model", "optimizer", "init", "augmentation", "adapt"):
+    for key in ("model", "optimizer", "init", "augmentation", "adapt", "average", "keep", "stop_early"):
         value = getattr(requested, key)
         if value is not None and not isinstance(value, str):
             identities[key] = content_hash(value)

@@ -1,7 +1,7 @@
 """Settings shared by all replicas of a run, and each replica's initial network."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -14,8 +14,11 @@ from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, first_line
 from envariant.training import precision
 from envariant.training.augmentation import RandomAffine
+from envariant.training.averaging.base import Averaging
 from envariant.training.clipping import Clipping
+from envariant.training.early_stopping import Patience
 from envariant.training.evaluator import Adapt
+from envariant.training.keep_rules import KeepLast, KeepRule
 from envariant.training.memory_budget import is_out_of_memory, require
 from envariant.training.network import ModelBuilder, Network
 from envariant.training.optimizers import OptimizerConfig
@@ -43,6 +46,9 @@ class RunConfig:
         adapt: Function that adapts the model to an environment before prediction, or None.
         clip: Gradient clipping, or None.
         accumulate: Number of batches whose mean gradient makes one update.
+        average: Averaging rule of the weights used for prediction, with step numbers; or None.
+        keep: Rule for the steps whose weights are kept.
+        stop_early: Rule for early stopping, or None.
     """
 
     model: ModelBuilder
@@ -59,6 +65,9 @@ class RunConfig:
     adapt: Adapt | None = None
     clip: Clipping | None = None
     accumulate: int = 1
+    average: Averaging | None = None
+    keep: KeepRule = field(default=KeepLast())
+    stop_early: Patience | None = None
 
     def measures_at(self, step: int) -> bool:
         """Return whether all environments are evaluated at a step.
@@ -66,7 +75,7 @@ class RunConfig:
         Args:
             step: Number of completed updates.
         """
-        return step % self.evaluate_every == 0 or step == self.steps
+        return step % self.evaluate_every == 0 or step == self.steps or self.keep.keeps(step)
 
 
 def network(

@@ -151,6 +151,21 @@ class RunSpec(BaseModel, Displayed):
         ge=0,
         lt=1,
     )
+    average: Any = _option(
+        None,
+        "Average of the weights, which is evaluated, predicted with and saved: ema(0.99), ma(start=100), "
+        '"swa(start=75%)" or swad, with any algorithm; in Python also an Averaging.',
+    )
+    keep: Any = _option(
+        "last",
+        'Steps whose weights are kept: last, "best(validation accuracy)", or every(100) for every 100th '
+        "step besides the last.",
+    )
+    stop_early: Any = _option(
+        None,
+        "Rule to stop a replica early: patience(10) stops it after 10 evaluations without a lower validation "
+        'loss, "patience(10, metric=accuracy)" without a better score.',
+    )
     evaluate_every: Whole | None = _option(
         None, "Number of steps between evaluations; by default about 25 evaluations per run.", ge=1
     )
@@ -189,6 +204,12 @@ class RunSpec(BaseModel, Displayed):
         "Number of replicas: independent runs, each with its own data, initialization and batch-order seeds.",
         ge=1,
         le=100_000,
+    )
+    shared_init: bool = _option(
+        False,
+        "Start all replicas from the same initial weights and data, so that they differ only by the order of "
+        "their batches, and their weights can be averaged (soup).",
+        strict=True,
     )
     seed: Whole = _option(0, "Base random seed.", ge=0, lt=2**32)
 
@@ -336,6 +357,10 @@ _CONDITIONS = (
     "init",
     "freeze",
     "adapt",
+    "average",
+    "keep",
+    "stop_early",
+    "shared_init",
     "holdout_fraction",
     "test_environments",
 )

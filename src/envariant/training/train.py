@@ -61,6 +61,7 @@ def train(
     folder = None if out is None else SingleRun(as_path(out, "out"))
     rows: list[HistoryRow] = []
     states: dict[int, ReplicaState] = {}
+    kept: dict[int, dict[int, ReplicaState]] = {}
     started: Started | None = None
     try:
         with show_run(progress) as shown:
@@ -72,12 +73,15 @@ def train(
                         warnings.warn(remark, EnvariantWarning, stacklevel=2)
                     if folder is not None:
                         rows += folder.rows
+                        kept |= folder.kept
                     states |= event.states
                     continue
                 if isinstance(event, Evaluated):
                     rows += event.rows
                     for note in event.notes:
                         warnings.warn(note, EnvariantWarning, stacklevel=2)
+                    if event.keep:
+                        kept.setdefault(event.step, {}).update(event.kept_states())
                     if event.finished:
                         states |= event.checkpoint().states()
                 if folder is not None:
@@ -88,7 +92,9 @@ def train(
     assert started is not None
     record = started.record if folder is None or folder.record is None else folder.record
     places = [(each.name, each.role) for each in record.environments]
-    return TrainingResult(record, ordered(rows, places), states, started.build_model)
+    return TrainingResult(
+        record, ordered(rows, places), states, started.build_model, dict(sorted(kept.items())), started.sample
+    )
 
 
 def _check_used(spec: RunSpec) -> None:
@@ -115,6 +121,10 @@ _GRADIENT_OPTIONS = (
     "augmentation",
     "init",
     "freeze",
+    "average",
+    "keep",
+    "stop_early",
+    "shared_init",
 )
 
 

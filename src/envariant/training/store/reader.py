@@ -275,6 +275,11 @@ class StoreReader(ABC):  # noqa: B024
         rows = self._rows("SELECT job FROM runs WHERE id = ?", (run,))
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
 
+    def jobs_of(self, runs: Sequence[int]) -> dict[int, int]:
+        """Return a mapping from run to its job, for the runs that belong to a job."""
+        rows = self._rows("SELECT id, job FROM runs WHERE job IS NOT NULL")
+        return {run: job for run, job in rows if run in set(runs)}
+
     def networks(self) -> dict[str, tuple[str, ...]]:
         """Return the names of the models of all started runs, by algorithm.
 

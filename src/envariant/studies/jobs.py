@@ -197,7 +197,7 @@ def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurem
     """Return each run's p-value of the invariance test on validation rows; None without such rows."""
     names = [name for name, role in measurements.roles.items() if role == "validation"]
     answers = [tuple(part.cpu().numpy() for part in predict(name)) for name in names]
-    if not names:
+    if not names or measurements.sample.task.target_shape:
         return [None] * len(runs)
     environments = np.repeat(np.arange(len(names)), [y.shape[1] for _, y in answers])
     regression = isinstance(measurements.sample.task, Regression)

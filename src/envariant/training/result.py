@@ -15,8 +15,9 @@ from envariant.core.counter_rng import private_random_numbers
 from envariant.core.display import NONE, Displayed, Summary, named, views
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.files import as_path
+from envariant.core.multi_target import task_named
 from envariant.core.score_table import ScoreTable
-from envariant.core.tasks import Task, task_named
+from envariant.core.tasks import Task
 from envariant.models import model_config
 from envariant.training import history
 from envariant.training.checkpoint import ReplicaState

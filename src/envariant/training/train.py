@@ -109,6 +109,7 @@ _GRADIENT_OPTIONS = (
     "learning_rate",
     "weight_decay",
     "optimizer",
+    "loss",
     "augmentation",
     "init",
     "freeze",

@@ -17,6 +17,7 @@ from envariant.core.errors import EnvariantWarning
 from envariant.core.tasks import Regression
 from envariant.studies.permutation_importance import Predict, StudyMeasurements
 from envariant.studies.study import Study
+from envariant.training.callbacks import RunLabel, run_label
 from envariant.training.engine import Evaluated, Stepped
 from envariant.training.history import HistoryRow
 from envariant.training.record import Record
@@ -58,6 +59,10 @@ class Job:
             for s in self.runs
         )
 
+    def labels(self) -> dict[int, RunLabel]:
+        """Return the name and settings of each run, for callbacks."""
+        return {stored.id: RunLabel(run_label(stored.id), _settings(stored)) for stored in self.runs}
+
     def steps(self) -> int:
         """Return the number of updates of each run.
 
@@ -87,6 +92,13 @@ class Update:
     step: int = 0
     runs: tuple[int, ...] = ()
     event: Stepped | Evaluated | None = field(default=None, compare=False)
+
+
+def _settings(stored: StoredRun) -> dict[str, str]:
+    run, trial = stored.run, stored.run.trial
+    plain = {"data": run.data, "algorithm": run.algorithm, "trial": trial.number, "replica": run.replica}
+    plain |= {"learning_rate": trial.learning_rate, "test_environments": ", ".join(run.test_environments)}
+    return {key: str(value) for key, value in (plain | dict(trial.hyperparameters)).items()}
 
 
 def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]:
